@@ -1,0 +1,1 @@
+"""What the operator told us: YAML and environment, as one frozen Config."""

@@ -1,0 +1,1 @@
+"""From frame to row: entry, spool, decode, batch, writer."""

@@ -1,0 +1,1 @@
+"""SQL: tables and views, the idempotent write, and the questions that commands ask."""
