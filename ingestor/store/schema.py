@@ -1,0 +1,291 @@
+"""The tables, as SQLAlchemy Core metadata. Knows nothing of engines; ``migrations/`` builds what stands here.
+
+No table has foreign keys. On the hot ones (samples, revisions, payloads) each check would cost a probe per row;
+on the others they would order the writes of one transaction without adding truth, since ids are interned and
+committed before they are used. ``ingestor audit`` looks for orphans instead.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+from sqlalchemy import (
+    BigInteger,
+    Column,
+    DateTime,
+    Dialect,
+    Double,
+    Identity,
+    Index,
+    Integer,
+    MetaData,
+    PrimaryKeyConstraint,
+    String,
+    Table,
+    Text,
+    TypeDecorator,
+    UniqueConstraint,
+    text,
+)
+
+KEY_LENGTH = 64  # characters of a feed, metric, ticker or user_id
+PATH_LENGTH = 255  # characters
+PARAMS_LENGTH = 512  # characters of canonical JSON; with the path it still fits the key of any database
+
+
+class UtcDateTime(TypeDecorator[datetime]):
+    """An aware instant, in UTC on both ways. SQLite keeps it as text, ``YYYY-MM-DD HH:MM:SS.ffffff``.
+
+    Raises ValueError for a naive datetime: whose midnight it means is nobody's to guess.
+    """
+
+    impl = DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        if value is None:
+            return None
+        if value.tzinfo is None:
+            raise ValueError(f"naive datetime {value.isoformat()}: give it a time zone")
+        return value.astimezone(UTC)
+
+    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        if value is None:
+            return None
+        # SQLite's text has no zone, and it is UTC that was written there.
+        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+
+
+metadata = MetaData(
+    naming_convention={
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "pk": "pk_%(table_name)s",
+    }
+)
+
+
+def _id(name: str) -> Column[int]:
+    return Column(name, Integer, Identity(), primary_key=True)
+
+
+def _key(name: str) -> Column[str]:
+    return Column(name, String(KEY_LENGTH), nullable=False, server_default="")
+
+
+def _word(name: str) -> Column[str]:
+    # One of our own words: a source, a state, a kind.
+    return Column(name, String(KEY_LENGTH), nullable=False)
+
+
+def _text(name: str) -> Column[str]:
+    return Column(name, Text, nullable=False, server_default="")
+
+
+def _int(name: str) -> Column[int]:
+    return Column(name, Integer, nullable=False, autoincrement=False)
+
+
+def _count(name: str) -> Column[int]:
+    return Column(name, Integer, nullable=False, server_default=text("0"))
+
+
+def _big(name: str) -> Column[int]:
+    return Column(name, BigInteger, nullable=False, autoincrement=False)
+
+
+def _at(name: str, *, nullable: bool = False) -> Column[datetime]:
+    return Column(name, UtcDateTime, nullable=nullable)
+
+
+def _value_columns() -> tuple[Column[Any], ...]:
+    # Four-byte columns stand in pairs: PostgreSQL would pad each to eight, a tenth of the row.
+    return (
+        _int("series_id"),
+        _count("revision"),
+        _at("ts"),
+        Column("value", Double, nullable=False),
+        _at("received_at"),
+        _at("published_at", nullable=True),
+        _big("seq"),
+        _int("instance_id"),
+        _word("source"),
+    )
+
+
+series = Table(
+    "series",
+    metadata,
+    _id("series_id"),
+    _key("feed"),
+    _key("metric"),
+    _key("ticker"),
+    _key("user_id"),
+    _at("first_seen_at"),
+    UniqueConstraint("feed", "metric", "ticker", "user_id"),
+)
+
+# The current value of a series at a ts; `revision` counts the other values that were recorded for it.
+samples = Table(
+    "samples",
+    metadata,
+    *_value_columns(),
+    PrimaryKeyConstraint("series_id", "ts"),
+    sqlite_with_rowid=False,
+)
+
+# Every value that is not current.
+sample_revisions = Table(
+    "sample_revisions",
+    metadata,
+    *_value_columns(),
+    PrimaryKeyConstraint("series_id", "ts", "revision"),
+    sqlite_with_rowid=False,
+)
+
+payloads = Table(
+    "payloads",
+    metadata,
+    _int("instance_id"),
+    _big("seq"),
+    _key("connection_id"),
+    _word("source"),
+    _text("event"),
+    _text("path"),
+    _text("params"),
+    _at("received_at"),
+    _at("published_at", nullable=True),
+    _count("row_count"),
+    _text("body"),
+    PrimaryKeyConstraint("instance_id", "seq"),
+)
+
+dead_letters = Table(
+    "dead_letters",
+    metadata,
+    Column("dead_letter_id", BigInteger().with_variant(Integer, "sqlite"), Identity(), primary_key=True),
+    _int("instance_id"),
+    _big("seq"),
+    Column("row_index", Integer),  # NULL: the whole frame
+    _at("received_at"),
+    _word("stage"),
+    _text("reason"),
+    _text("detail"),
+    _text("body"),
+    _at("retried_at", nullable=True),
+    UniqueConstraint("instance_id", "seq", "row_index"),
+)
+# To a unique constraint no two NULLs are equal, and NULLS NOT DISTINCT is PostgreSQL 15's.
+Index(
+    "uq_dead_letters_frame",
+    dead_letters.c.instance_id,
+    dead_letters.c.seq,
+    unique=True,
+    sqlite_where=dead_letters.c.row_index.is_(None),
+    postgresql_where=dead_letters.c.row_index.is_(None),
+)
+
+subscriptions = Table(
+    "subscriptions",
+    metadata,
+    _id("subscription_id"),
+    _key("feed"),
+    Column("path", String(PATH_LENGTH), nullable=False),
+    _word("method"),
+    Column("params", String(PARAMS_LENGTH), nullable=False),
+    _key("ticker"),
+    _at("first_seen_at"),
+    UniqueConstraint("path", "params"),
+)
+
+coverage = Table(
+    "coverage",
+    metadata,
+    _int("subscription_id"),
+    _int("instance_id"),
+    _big("start_seq"),
+    _at("started_at"),
+    _at("ended_at", nullable=True),
+    _word("state"),
+    _text("reason"),
+    PrimaryKeyConstraint("subscription_id", "instance_id", "start_seq"),
+)
+# The writer closes what is open with every change of state, however long the history has grown.
+Index(
+    "ix_coverage_open",
+    coverage.c.instance_id,
+    coverage.c.subscription_id,
+    sqlite_where=coverage.c.ended_at.is_(None),
+    postgresql_where=coverage.c.ended_at.is_(None),
+)
+
+repairs = Table(
+    "repairs",
+    metadata,
+    _id("repair_id"),
+    _int("subscription_id"),
+    _at("from_ts"),
+    _at("to_ts"),
+    _word("kind"),
+    _word("state"),
+    _text("cursor"),
+    _count("attempts"),
+    _count("new_rows"),
+    _text("error"),
+    _at("created_at"),
+    _at("finished_at", nullable=True),
+    UniqueConstraint("subscription_id", "from_ts", "to_ts"),
+)
+
+events = Table(
+    "events",
+    metadata,
+    _int("instance_id"),
+    _big("seq"),
+    _at("at"),
+    _word("kind"),
+    _text("detail"),
+    PrimaryKeyConstraint("instance_id", "seq"),
+)
+
+batches = Table(
+    "batches",
+    metadata,
+    _int("instance_id"),
+    _big("first_seq"),
+    _big("last_seq"),
+    _at("committed_at"),
+    _count("frames"),
+    _count("facts"),
+    _count("row_count"),
+    _count("new_rows"),
+    _count("revised_rows"),
+    _count("duplicate_rows"),
+    _count("dead_frames"),
+    _count("dead_rows"),
+    PrimaryKeyConstraint("instance_id", "first_seq"),
+)
+
+instances = Table(
+    "instances",
+    metadata,
+    _id("instance_id"),
+    Column("spool_id", String(KEY_LENGTH), nullable=False),
+    _text("name"),
+    Column("position", BigInteger, nullable=False, server_default=text("0")),  # the last seq committed
+    _text("version"),
+    _text("config_sha256"),
+    _at("started_at"),
+    _at("heartbeat_at", nullable=True),
+    UniqueConstraint("spool_id"),
+)
+
+leases = Table(
+    "leases",
+    metadata,
+    _word("name"),
+    _int("instance_id"),
+    _at("until"),
+    PrimaryKeyConstraint("name"),
+)
