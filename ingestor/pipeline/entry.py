@@ -1,4 +1,4 @@
-"""What the spool holds: frames (what the provider sent) and facts (what happened to us). Knows nothing of either's meaning."""
+"""What the spool holds: frames (what the provider sent) and facts (what happened to us). Knows neither's meaning."""
 
 from __future__ import annotations
 

@@ -1,0 +1,243 @@
+"""The durable first-in-first-out store between socket and database: append, sync, read, ack, depth.
+
+The event loop appends and never waits. A thread of its own writes and fsyncs what has come together (group commit), at
+most ``sync_every`` after the first of it arrived. The writer reads and acknowledges from its thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import os
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from queue import Empty, SimpleQueue
+from typing import NamedTuple
+
+from ingestor.errors import Held, SpoolFailed
+from ingestor.pipeline.chunks import ChunkFile, ChunkReader, SpoolUnreadable, pack
+from ingestor.pipeline.entry import Entry, Fact, Frame
+
+CHUNK_ENTRIES = 1_000
+CHUNK_BYTES = 1 << 20
+READ_BYTES = 8 << 20
+UNSYNCED_BYTES = 32 << 20  # what a power cut may take; more than this and reading pauses
+_ENTRY_OVERHEAD_BYTES = 120  # an entry's names, roughly: bounds need no exact figure
+
+
+class _Chunk(NamedTuple):
+    first_seq: int
+    entries: list[Frame | Fact]
+    size: int
+
+
+class _Beat(NamedTuple):
+    at_us: int
+    seq: int
+
+
+class Spool:
+    """One spool, held by this process. ``append``, ``durable`` and ``room`` are the loop's, ``read`` and ``ack`` the writer's."""
+
+    def __init__(self, folder: Path, *, max_bytes: int, sync_every_seconds: float) -> None:
+        """Open or create, and check head and tail.
+
+        Raises Held if another process has it. A spool that cannot be read is set aside, see ``set_aside``.
+        """
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._lock = _hold(folder / "lock")
+        self.set_aside: Path | None = None  # the unreadable spool that this one replaces
+        self._file = self._open(folder / "spool.db")
+        self._reader = ChunkReader(self._file.path)
+        head = self._file.head
+        self.spool_id = head.spool_id
+        self.last_heartbeat_us = head.heartbeat_us  # of the run before this one
+        self.max_bytes = max_bytes
+        self.head = head.next_seq - 1  # the newest seq given out
+        self.synced = self.head  # the newest seq that survives a power cut
+        self.acked = head.acked
+        self._sync_every = sync_every_seconds
+        self._pending: list[Frame | Fact] = []
+        self._pending_bytes = 0
+        self._unsynced_bytes = 0
+        self._timer: asyncio.TimerHandle | None = None
+        self._queue: SimpleQueue[_Chunk | _Beat | None] = SimpleQueue()
+        self._progress = asyncio.Event()  # replaced at each sync: wakes all who wait for it
+        self._arrived = threading.Condition()
+        self._thread = threading.Thread(target=self._run, name="spool", daemon=True)
+        self._on_failure: Callable[[SpoolFailed], None] = lambda _: None
+        self.failure: SpoolFailed | None = None
+        self.synced_at = time.monotonic()  # when the thread last came round: the watchdog looks at it
+
+    def _open(self, path: Path) -> ChunkFile:
+        try:
+            return ChunkFile(path)
+        except SpoolUnreadable:
+            self.set_aside = path.with_name(f"unreadable-{time.time_ns()}")
+            self.set_aside.mkdir()
+            for part in path.parent.glob(f"{path.name}*"):
+                part.rename(self.set_aside / part.name)
+            return ChunkFile(path)
+
+    def start(self, on_failure: Callable[[SpoolFailed], None]) -> None:
+        """Begin to sync. ``on_failure`` is called in the loop if the disk fails: nothing counts from then on."""
+        self._loop = asyncio.get_running_loop()
+        self._on_failure = on_failure
+        self._thread.start()
+
+    # -- the loop's side
+
+    def append(self, what: Frame | Fact) -> int:
+        """Take an entry and return its seq, at once. It is received when ``durable(seq)`` returns, not before."""
+        self.head += 1
+        if not self._pending:
+            self._timer = self._loop.call_later(self._sync_every, self._hand_over)
+        self._pending.append(what)
+        self._pending_bytes += _ENTRY_OVERHEAD_BYTES + (len(what.text) if type(what) is Frame else 0)
+        if self._pending_bytes >= CHUNK_BYTES or len(self._pending) >= CHUNK_ENTRIES:
+            self._hand_over()
+        return self.head
+
+    def _hand_over(self) -> None:
+        if not self._pending:
+            return
+        if self._timer:
+            self._timer.cancel()
+        chunk = _Chunk(self.head - len(self._pending) + 1, self._pending, self._pending_bytes)
+        self._pending, self._pending_bytes = [], 0
+        self._unsynced_bytes += chunk.size
+        self._queue.put(chunk)
+
+    @property
+    def congested(self) -> bool:
+        """Too much is unsynced: who reads from outside should wait for ``room``."""
+        return self._unsynced_bytes > UNSYNCED_BYTES
+
+    async def room(self) -> None:
+        while self.congested:
+            await self._next_sync()
+
+    async def durable(self, seq: int) -> None:
+        """Return when ``seq`` is on the disk. Raises SpoolFailed if it never will be."""
+        while self.synced < seq:
+            await self._next_sync()
+
+    async def _next_sync(self) -> None:
+        if self.failure:
+            raise self.failure
+        await self._progress.wait()
+
+    def beat(self, at_us: int) -> None:
+        """State that all received before ``at_us`` has been appended."""
+        self._hand_over()
+        self._queue.put(_Beat(at_us, self.head))
+
+    async def close(self) -> None:
+        """Sync what is pending, stop the thread, release the lock."""
+        self._hand_over()
+        self._queue.put(None)
+        await asyncio.to_thread(self._thread.join)
+        self._reader.close()
+        self._file.close()
+        os.close(self._lock)
+
+    # -- the thread's side
+
+    def _run(self) -> None:
+        try:
+            while self._sync(self._take()):
+                pass
+        except SpoolFailed as failure:
+            self.failure = failure
+            self._loop.call_soon_threadsafe(self._failed, failure)
+
+    def _take(self) -> list[_Chunk | _Beat | None]:
+        """Wait for work, then take all that has come together: one transaction, one fsync."""
+        work = [self._queue.get()]
+        try:
+            while True:
+                work.append(self._queue.get_nowait())
+        except Empty:
+            return work
+
+    def _sync(self, work: list[_Chunk | _Beat | None]) -> bool:
+        chunks = [item for item in work if isinstance(item, _Chunk)]
+        beats = [item for item in work if isinstance(item, _Beat)]
+        self._file.write(
+            [pack(chunk.first_seq, chunk.entries) for chunk in chunks],
+            acked=self.acked,
+            heartbeat=beats[-1] if beats else None,
+        )
+        self.synced_at = time.monotonic()
+        with self._arrived:
+            self.synced = self._file.head.next_seq - 1
+            self._arrived.notify_all()
+        self._loop.call_soon_threadsafe(self._synced, sum(chunk.size for chunk in chunks))
+        return None not in work
+
+    def _synced(self, size: int) -> None:
+        self._unsynced_bytes -= size
+        self._progress.set()
+        self._progress = asyncio.Event()
+
+    def _failed(self, failure: SpoolFailed) -> None:
+        self._progress.set()
+        self._on_failure(failure)
+
+    # -- the writer's side
+
+    def wait(self, after: int, timeout_seconds: float) -> bool:
+        """Block until an entry past ``after`` is durable, or the time is up. Say whether there is one."""
+        with self._arrived:
+            return self._arrived.wait_for(lambda: self.synced > after, timeout_seconds)
+
+    def wake(self) -> None:
+        """Let ``wait`` look again: the writer is wanted elsewhere."""
+        with self._arrived:
+            self._arrived.notify_all()
+
+    def read(self, after: int, *, max_entries: int) -> list[Entry]:
+        return self._reader.read(after, max_entries=max_entries, max_bytes=READ_BYTES)
+
+    def first_seq(self) -> int:
+        """The oldest entry still held, or the next one to come."""
+        return self._reader.first_seq() or self.synced + 1
+
+    def ack(self, seq: int) -> None:
+        """All up to ``seq`` is in the database. It is forgotten with the next sync: the database's own position rules."""
+        self.acked = max(self.acked, seq)
+
+    # -- what status shows
+
+    @property
+    def entries(self) -> int:
+        return self.head - self.acked
+
+    @property
+    def live_bytes(self) -> int:
+        return self._file.head.live_bytes + self._unsynced_bytes
+
+    @property
+    def heartbeat(self) -> tuple[int, int] | None:
+        """(µs, seq) of the newest durable heartbeat."""
+        head = self._file.head
+        if head.heartbeat_us is None or head.heartbeat_seq is None:
+            return None
+        return head.heartbeat_us, head.heartbeat_seq
+
+
+def _hold(path: Path) -> int:
+    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        holder = os.read(handle, 32).decode("ascii", "replace").strip() or "unknown"
+        os.close(handle)
+        raise Held(
+            f"{path.parent}: the spool is held by process {holder}; stop it, or give this one its own spool.path"
+        ) from None
+    os.ftruncate(handle, 0)
+    os.pwrite(handle, f"{os.getpid()}\n".encode(), 0)
+    return handle
