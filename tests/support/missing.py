@@ -1,0 +1,17 @@
+"""What a test needs and the machine lacks: skipped loudly, an error where everything is required."""
+
+from __future__ import annotations
+
+import os
+from typing import NoReturn
+
+import pytest
+
+LOUD = "NOT TESTED: "
+
+
+def missing(what: str) -> NoReturn:
+    """Skip the test; with INGESTOR_TEST_REQUIRE=1 fail it. ``what`` says what is missing and how to get it."""
+    if os.environ.get("INGESTOR_TEST_REQUIRE") == "1":
+        pytest.fail(f"{what} (INGESTOR_TEST_REQUIRE=1)", pytrace=False)
+    pytest.skip(LOUD + what)
