@@ -1,6 +1,6 @@
 """The tables, as SQLAlchemy Core metadata. Knows nothing of engines; ``migrations/`` builds what stands here.
 
-No table has foreign keys. On the hot ones (samples, revisions, payloads) each check would cost a probe per row;
+No table has foreign keys. On the hot ones (samples, revisions, payloads) each check would cost a probe a row;
 on the others they would order the writes of one transaction without adding truth, since ids are interned and
 committed before they are used. ``ingestor audit`` looks for orphans instead.
 """
