@@ -1,0 +1,182 @@
+"""What Prometheus sees. Nearly all of it is read from the status when scraped, so that receiving pays nothing for it.
+
+Only what a snapshot cannot hold is counted as it happens: facts, the time a batch takes, errors that nobody caught.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections import Counter as Tally
+from collections.abc import Callable, Iterator
+from typing import get_args
+
+from prometheus_client import CollectorRegistry, Counter, Histogram
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from ingestor.ops.status import Connection, Status
+from ingestor.pipeline.entry import Fact, State
+
+OTHER = "other"
+LOGIN_OUTCOMES = ("ok", "refused", "unavailable")
+PROVIDER_EVENTS = ("err", "error", OTHER)
+
+# First match wins. A reason is free text, partly the server's; as a label it would have no bound.
+_REASONS = (
+    ("silence", ("nothing heard", "silen", "no data")),
+    ("refused", ("refused the token", "token", "unauthorized", "401", "403")),
+    ("timeout", ("timeout", "timed out", "did not answer", "in time")),
+    ("server", ("server", "transport close", "closed by", "kick", "disconnect packet")),
+    ("network", ("connect", "reset", "network", "unreachable", "resolve", "tls", "ssl", "transport")),
+)
+REASONS = (*(name for name, _ in _REASONS), OTHER)
+
+# A commit takes some milliseconds; a database in trouble, up to the statement timeout.
+_BATCH_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+
+
+class Metrics:
+    """Every metric of one daemon, in a registry of its own. ``snapshot`` is called at each scrape."""
+
+    def __init__(self, snapshot: Callable[[], Status]) -> None:
+        self.registry = CollectorRegistry()
+        self.registry.register(_FromStatus(snapshot))
+        self._reconnects = self._counter("reconnects", "Sockets lost", "reason", REASONS)
+        self._provider_errors = self._counter(
+            "provider_errors", "Error events from the provider", "event", PROVIDER_EVENTS
+        )
+        self._logins = self._counter("logins", "Tokens asked for", "outcome", LOGIN_OUTCOMES)
+        self._uncaught = Counter("ingestor_uncaught_errors", "Errors that no task caught", registry=self.registry)
+        self._batch_seconds = Histogram(
+            "ingestor_batch_seconds",
+            "From the batch being due to its commit",
+            buckets=_BATCH_BUCKETS,
+            registry=self.registry,
+        )
+
+    def listen(self, fact: Fact) -> None:
+        """Count a fact, if it is of a kind that is counted."""
+        match fact.kind:
+            case "disconnected":
+                self._reconnects.labels(reason_class(str(fact.detail.get("reason", "")))).inc()
+            case "provider_error":
+                event = fact.detail.get("event")
+                self._provider_errors.labels(event if event in PROVIDER_EVENTS else OTHER).inc()
+            case "token_renewed":
+                self._logins.labels("ok").inc()
+            case "token_failed":
+                outcome = "refused" if fact.detail.get("outcome") == "refused" else "unavailable"
+                self._logins.labels(outcome).inc()
+
+    def batch(self, seconds: float) -> None:
+        """A batch was committed. May be called from the writer's thread."""
+        self._batch_seconds.observe(seconds)
+
+    def uncaught(self) -> None:
+        """An error reached the event loop's exception handler."""
+        self._uncaught.inc()
+
+    def _counter(self, name: str, text: str, label: str, values: tuple[str, ...]) -> Counter:
+        counter = Counter(f"ingestor_{name}", text, [label], registry=self.registry)
+        for value in values:
+            counter.labels(value)  # there from the start, at 0: a rate over an absent series is no rate
+        return counter
+
+
+def reason_class(reason: str) -> str:
+    """The label for a reason: one of ``REASONS``."""
+    lowered = reason.lower()
+    return next((name for name, words in _REASONS if any(word in lowered for word in words)), OTHER)
+
+
+class _FromStatus(Collector):
+    def __init__(self, snapshot: Callable[[], Status]) -> None:
+        self._snapshot = snapshot
+
+    def collect(self) -> Iterator[Metric]:
+        status = self._snapshot()
+        yield from _received(status)
+        yield from _written(status)
+        yield from _waiting(status)
+        yield from _connected(status)
+        yield from _daemon(status)
+
+    def describe(self) -> list[Metric]:
+        return []  # else registering would take a snapshot, of a daemon that is still being built
+
+
+def _received(status: Status) -> Iterator[Metric]:
+    known = {subscription.feed for subscription in status.subscriptions}
+    frames = CounterMetricFamily("ingestor_frames_received", "Frames received", labels=["feed"])
+    last = GaugeMetricFamily(
+        "ingestor_last_frame_timestamp_seconds", "When the last frame was received", labels=["feed"]
+    )
+    for feed, connections in _by_feed(status.connections, known).items():
+        frames.add_metric([feed], sum(one.frames for one in connections))
+        stamps = [one.last_frame_at.timestamp() for one in connections if one.last_frame_at]
+        if stamps:
+            last.add_metric([feed], max(stamps))
+    yield frames
+    yield last
+
+
+def _by_feed(connections: tuple[Connection, ...], known: set[str]) -> dict[str, list[Connection]]:
+    # The path with the prefix and the bare stream name are one feed, and a label may stand only once.
+    feeds: dict[str, list[Connection]] = {}
+    for connection in connections:
+        feeds.setdefault(connection.feed if connection.feed in known else OTHER, []).append(connection)
+    return feeds
+
+
+def _written(status: Status) -> Iterator[Metric]:
+    rows = CounterMetricFamily("ingestor_rows", "Rows decoded, by what became of them", labels=["outcome"])
+    for outcome in ("new", "revised", "duplicate", "dead"):
+        rows.add_metric([outcome], getattr(status.rows, outcome))
+    letters = CounterMetricFamily("ingestor_dead_letters", "Dead letters written", labels=["stage"])
+    for stage in ("decode", "insert"):
+        letters.add_metric([stage], getattr(status.dead_letters, stage))
+    yield rows
+    yield letters
+
+
+def _waiting(status: Status) -> Iterator[Metric]:
+    spool, database = status.spool, status.database
+    yield GaugeMetricFamily("ingestor_spool_entries", "Entries in the spool", spool.entries)
+    yield GaugeMetricFamily("ingestor_spool_bytes", "Size of the entries in the spool", spool.bytes)
+    yield GaugeMetricFamily("ingestor_spool_limit_bytes", "spool.max_bytes", spool.limit_bytes)
+    yield GaugeMetricFamily("ingestor_commit_lag_seconds", "How long the oldest entry has waited", database.lag_seconds)
+    yield GaugeMetricFamily("ingestor_database_up", "1 if the last try reached it", database.up)
+
+
+def _connected(status: Status) -> Iterator[Metric]:
+    connected = GaugeMetricFamily("ingestor_connected", "1 if every connection of the path is up", labels=["path"])
+    paths: dict[str, bool] = {}
+    for one in status.connections:
+        paths[one.path] = paths.get(one.path, True) and one.connected
+    for path, up in paths.items():
+        connected.add_metric([path], up)
+    subscriptions = GaugeMetricFamily("ingestor_subscriptions", "Subscriptions by state", labels=["state"])
+    states = Tally(one.state for one in status.subscriptions)
+    for state in get_args(State):
+        subscriptions.add_metric([state], states[state])
+    yield connected
+    yield subscriptions
+
+
+def _daemon(status: Status) -> Iterator[Metric]:
+    if status.token.expires_at:
+        yield GaugeMetricFamily(
+            "ingestor_token_expires_timestamp_seconds",
+            "When the token ends",
+            status.token.expires_at.timestamp(),
+        )
+    yield GaugeMetricFamily(
+        "ingestor_config_last_reload_successful",
+        "0 after a reload that was refused",
+        status.config_reload_successful,
+    )
+    yield InfoMetricFamily(
+        "ingestor_build",
+        "What runs here",
+        {"version": status.version, "python": platform.python_version()},
+    )
