@@ -150,7 +150,7 @@ class ChunkFile:
             )
             self._db.execute("COMMIT")
         except sqlite3.Error as error:
-            # No retry on this handle: after a failed fsync the kernel may have dropped the pages, and say yes next time.
+            # No retry on this handle: after a failed fsync the kernel may drop the pages and say yes the next time.
             raise _translated(error, self.path) from error
         self.head = head
 

@@ -7,7 +7,6 @@ most ``sync_every`` after the first of it arrived. The writer reads and acknowle
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import os
 import threading
 import time
@@ -16,7 +15,8 @@ from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import NamedTuple
 
-from ingestor.errors import Held, SpoolFailed
+from ingestor.errors import SpoolFailed
+from ingestor.lock import hold
 from ingestor.pipeline.chunks import ChunkFile, ChunkReader, SpoolUnreadable, pack
 from ingestor.pipeline.entry import Entry, Fact, Frame
 
@@ -39,7 +39,7 @@ class _Beat(NamedTuple):
 
 
 class Spool:
-    """One spool, held by this process. ``append``, ``durable`` and ``room`` are the loop's, ``read`` and ``ack`` the writer's."""
+    """One spool, held by this process. The loop appends and awaits ``durable``; the writer reads and acknowledges."""
 
     def __init__(self, folder: Path, *, max_bytes: int, sync_every_seconds: float) -> None:
         """Open or create, and check head and tail.
@@ -47,7 +47,7 @@ class Spool:
         Raises Held if another process has it. A spool that cannot be read is set aside, see ``set_aside``.
         """
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._lock = _hold(folder / "lock")
+        self._lock = hold(folder / "lock", "stop it, or give this daemon a spool.path of its own")
         self.set_aside: Path | None = None  # the unreadable spool that this one replaces
         self._file = self._open(folder / "spool.db")
         self._reader = ChunkReader(self._file.path)
@@ -206,7 +206,7 @@ class Spool:
         return self._reader.first_seq() or self.synced + 1
 
     def ack(self, seq: int) -> None:
-        """All up to ``seq`` is in the database. It is forgotten with the next sync: the database's own position rules."""
+        """All up to ``seq`` is in the database: forget it with the next sync. The database's own position rules."""
         self.acked = max(self.acked, seq)
 
     # -- what status shows
@@ -226,18 +226,3 @@ class Spool:
         if head.heartbeat_us is None or head.heartbeat_seq is None:
             return None
         return head.heartbeat_us, head.heartbeat_seq
-
-
-def _hold(path: Path) -> int:
-    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        holder = os.read(handle, 32).decode("ascii", "replace").strip() or "unknown"
-        os.close(handle)
-        raise Held(
-            f"{path.parent}: the spool is held by process {holder}; stop it, or give this one its own spool.path"
-        ) from None
-    os.ftruncate(handle, 0)
-    os.pwrite(handle, f"{os.getpid()}\n".encode(), 0)
-    return handle

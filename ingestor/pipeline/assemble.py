@@ -1,0 +1,80 @@
+"""From entries to what the store is given: decode each, and sort what it says into one batch. Pure."""
+
+from __future__ import annotations
+
+import json
+
+from ingestor.pipeline.decode import Decoder
+from ingestor.pipeline.entry import Entry, Fact, Frame, SubscriptionKey
+from ingestor.store.batch import Batch, DeadLetter, Event, Payload, Row, Subscription, Transition
+
+
+class Assembly:
+    """A batch in the making: entries in seq order go in one by one."""
+
+    def __init__(self, first_seq: int, decoder: Decoder, *, keep_payloads: bool = True) -> None:
+        self.batch = Batch(first_seq=first_seq, last_seq=first_seq - 1)
+        self.units = 0  # rows and entries: what bounds a batch
+        self._decoder = decoder
+        self._keep_payloads = keep_payloads
+
+    def add(self, entry: Entry) -> None:
+        seq, what = entry
+        self.batch.last_seq = seq
+        if isinstance(what, Frame):
+            self._add_frame(seq, what)
+        else:
+            self._add_fact(seq, what)
+
+    def _add_frame(self, seq: int, frame: Frame) -> None:
+        decoded = self._decoder.decode(frame)
+        batch = self.batch
+        batch.frames += 1
+        published_us, received_us, source = decoded.published_us, frame.received_us, frame.source
+        batch.rows += [
+            Row(series, ts_us, value, published_us, received_us, source, seq, index)
+            for series, ts_us, value, index in decoded.observations
+        ]
+        batch.dead += [
+            DeadLetter(seq, dead.row_index, received_us, "decode", dead.reason, dead.detail, storable(dead.body))
+            for dead in decoded.dead
+        ]
+        if self._keep_payloads and decoded.dead_frame is None:
+            batch.payloads.append(
+                Payload(
+                    seq,
+                    frame.connection_id,
+                    source,
+                    decoded.event,
+                    frame.path,
+                    frame.params,
+                    received_us,
+                    published_us,
+                    decoded.rows,
+                    storable(decoded.body),
+                )
+            )
+        self.units += 1 + len(decoded.observations)
+
+    def _add_fact(self, seq: int, fact: Fact) -> None:
+        batch = self.batch
+        batch.facts += 1
+        batch.events.append(Event(seq, fact.at_us, fact.kind, json.dumps(fact.detail)))
+        if fact.state is not None:
+            since_us = fact.at_us if fact.since_us is None else fact.since_us
+            reason = storable(str(fact.detail.get("reason", "")))
+            named = [self._subscription(key) for key in fact.subscriptions]
+            batch.transitions.append(Transition(seq, since_us, fact.state, reason, named))
+        self.units += 1 + len(fact.subscriptions)
+
+    def _subscription(self, key: SubscriptionKey) -> Subscription:
+        path, method, params = key
+        names: dict[str, str] = json.loads(params)
+        return Subscription(path, method, params, self._decoder.feed_name(path, names), names.get("ticker", ""))
+
+
+def storable(text: str) -> str:
+    """Text that every database takes: NUL as ``\\u0000``, lone surrogates as their escapes."""
+    if text.isascii() and "\0" not in text:
+        return text
+    return text.replace("\0", "\\u0000").encode("utf-8", "backslashreplace").decode()

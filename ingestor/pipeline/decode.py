@@ -1,0 +1,298 @@
+"""From the raw text of a frame to observations. Pure: no clock, no file, no database, and no exception for any input.
+
+It refuses what a database would refuse (length, NUL, range), so that a rejected insert is the exception.
+What cannot be read is set aside with its reason, row by row where the rows can be told apart.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any, TypeAlias
+
+import msgspec
+
+from ingestor.pipeline.entry import Frame
+
+SeriesKey: TypeAlias = tuple[str, str, str, str]  # (feed, metric, ticker, user_id)
+# (series, ts, value, row index); ts: µs since the epoch (UTC), the provider's bucket
+Observation: TypeAlias = tuple[SeriesKey, int, float, int]
+
+KEY_CHARACTERS = 64  # of a feed, metric, ticker or user_id
+DEAD_ROWS_PER_FRAME = 1_000  # more, and the frame is one dead letter
+TIMES_REMEMBERED = 20_000
+_DECIMAL = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?", re.ASCII)
+_KEY_FIELDS = frozenset({"ts", "ticker", "user_id"})
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_LATEST_US = (datetime(9999, 1, 1, tzinfo=UTC) - _EPOCH).total_seconds() * 1e6
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeadRow:
+    """A row (or, with no ``row_index``, the whole frame) that could not be read: why, and its own text."""
+
+    reason: str  # a few fixed words, to be counted
+    detail: str  # what exactly
+    body: str
+    row_index: int | None = None
+
+
+@dataclass(slots=True, kw_only=True)
+class Decoded:
+    """What one frame says."""
+
+    event: str
+    body: str  # the provider's own text: the event's argument, or the REST answer
+    feed: str = ""
+    observations: list[Observation] = field(default_factory=list)
+    rows: int = 0  # rows of the response, dead ones included
+    published_us: int | None = None  # the envelope's stamp: not to be trusted
+    dead: list[DeadRow] = field(default_factory=list)
+    unknown_fields: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def dead_frame(self) -> DeadRow | None:
+        return next((row for row in self.dead if row.row_index is None), None)
+
+
+class _Bad(Exception):
+    """A row or frame that cannot be stored. Never leaves this module."""
+
+    def __init__(self, reason: str, detail: object = "") -> None:
+        super().__init__(reason, detail)
+        self.reason = reason
+        # repr: what came from outside may hold anything, and a detail is read by people
+        self.detail = (
+            detail if isinstance(detail, str) and detail.isascii() and detail.isprintable() else _short(detail)
+        )
+
+
+class Decoder:
+    """Reads frames. ``metrics_of(path)``: field → metric of a documented path; ``feed_name``: its feed."""
+
+    def __init__(
+        self,
+        metrics_of: Callable[[str], Mapping[str, str] | None],
+        feed_name: Callable[[str, Mapping[str, str]], str],
+    ) -> None:
+        self._metrics_of = metrics_of
+        self.feed_name = feed_name
+        self._times: dict[str, int] = {}  # stamps recur: a rolling window repeats each some sixty times
+
+    def decode(self, frame: Frame) -> Decoded:
+        event, body = split(frame)
+        decoded = Decoded(event=event, body=body)
+        try:
+            self._read(frame, decoded)
+        except _Bad as bad:
+            decoded.observations.clear()
+            decoded.dead = [DeadRow(reason=bad.reason, detail=bad.detail, body=body)]
+        return decoded
+
+    def _read(self, frame: Frame, decoded: Decoded) -> None:
+        if not frame.event:
+            raise _Bad("not an event", "the text is not a Socket.IO event that can be read")
+        payload = _loads(decoded.body)
+        path, params = frame.path, _params(frame.params)
+        if isinstance(payload, dict) and "results" in payload:
+            path, params = _attribution(payload, path, params)
+            decoded.published_us = self._published(payload.get("timestamp"))
+            payload = payload["results"]
+        elif isinstance(payload, dict):
+            payload = [payload]
+        if not isinstance(payload, list):
+            raise _Bad("not a list of rows", f"found {type(payload).__name__}")
+        decoded.feed = _key("feed", self.feed_name(path, params))
+        decoded.rows = len(payload)
+        self._read_rows(payload, self._metrics_of(path), decoded)
+
+    def _read_rows(self, rows: list[Any], metrics: Mapping[str, str] | None, decoded: Decoded) -> None:
+        bad: list[tuple[int, _Bad]] = []
+        for index, row in enumerate(rows):
+            try:
+                decoded.observations += self._row(index, row, metrics, decoded)
+            except _Bad as error:
+                bad.append((index, error))
+        if len(bad) > DEAD_ROWS_PER_FRAME:
+            raise _Bad("too many bad rows", f"{len(bad)} of {len(rows)}, the first: {bad[0][1].reason}")
+        if bad:
+            texts = _row_texts(decoded.body, rows)
+            decoded.dead = [
+                DeadRow(reason=error.reason, detail=error.detail, body=texts(index), row_index=index)
+                for index, error in bad
+            ]
+
+    def _row(self, index: int, row: Any, metrics: Mapping[str, str] | None, decoded: Decoded) -> list[Observation]:
+        if not isinstance(row, dict):
+            raise _Bad("not an object", f"found {type(row).__name__}")
+        ts = self._time(row.get("ts"))
+        ticker = _key("ticker", row.get("ticker"))
+        user_id = _user(row.get("user_id"))
+        found: dict[str, float] = {}
+        for name, value in row.items():
+            if name in _KEY_FIELDS:
+                continue
+            metric = metrics.get(name) if metrics is not None else _generic(name, value)
+            if metric is None:
+                decoded.unknown_fields[name[:KEY_CHARACTERS]] += 1
+            elif value is not None:
+                found[metric] = _number(name, value)
+        if not found:
+            raise _Bad("no value", f"fields: {', '.join(map(_short, row))}")
+        feed = decoded.feed
+        return [((feed, metric, ticker, user_id), ts, value, index) for metric, value in found.items()]
+
+    def _time(self, text: Any) -> int:
+        if not isinstance(text, str):
+            raise _Bad("no ts" if text is None else "ts is not text", text)
+        known = self._times.get(text)
+        if known is not None:
+            return known
+        stamp = _instant(text)
+        if len(self._times) >= TIMES_REMEMBERED:
+            self._times.clear()
+        self._times[text] = stamp
+        return stamp
+
+    def _published(self, text: Any) -> int | None:
+        # Printed samples are hours off, so an unreadable one costs nothing: NULL, and the rows count.
+        try:
+            return self._time(text)
+        except _Bad:
+            return None
+
+
+def split(frame: Frame) -> tuple[str, str]:
+    """(event, body): the argument's own text of ``42["event",body]``; a REST answer is its own body."""
+    if frame.source != "stream" or not frame.event:
+        return frame.event, frame.text
+    prefix = f'42["{frame.event}",'
+    if not (frame.text.startswith(prefix) and frame.text.endswith("]")):
+        return frame.event, frame.text
+    return frame.event, frame.text[len(prefix) : -1]
+
+
+def _loads(body: str) -> Any:
+    try:
+        return msgspec.json.decode(body)
+    except (msgspec.DecodeError, RecursionError, ValueError):
+        pass  # NaN, lone surrogates and numbers of thousands of digits: the standard library is more lenient
+    try:
+        return json.loads(body, parse_int=_integer)
+    except RecursionError:
+        raise _Bad("nested too deep") from None
+    except ValueError as error:
+        # More than one argument, or none, is what a body without brackets looks like here.
+        raise _Bad("not JSON", str(error)) from None
+
+
+def _integer(digits: str) -> int | float:
+    # The interpreter refuses to read thousands of digits; one such value must not cost the frame's other rows.
+    return int(digits) if len(digits) <= 400 else math.inf
+
+
+def _row_texts(body: str, rows: list[Any]) -> Callable[[int], str]:
+    """Each row's own text, by index; written anew where the body is not strictly JSON (NaN) or is one row."""
+    try:
+        payload: Any = msgspec.json.decode(body, type=dict[str, msgspec.Raw] | list[msgspec.Raw])
+        raw = msgspec.json.decode(payload["results"], type=list[msgspec.Raw]) if isinstance(payload, dict) else payload
+        if len(raw) == len(rows):
+            return lambda index: bytes(raw[index]).decode()
+    except (msgspec.MsgspecError, KeyError, ValueError, RecursionError):
+        pass  # fall through to writing it anew
+    return lambda index: json.dumps(rows[index])
+
+
+def _params(text: str) -> Mapping[str, str]:
+    params: Mapping[str, str] = msgspec.json.decode(text) if text else {}
+    return params
+
+
+def _attribution(payload: dict[str, Any], path: str, params: Mapping[str, str]) -> tuple[str, Mapping[str, str]]:
+    """An envelope's own path and params; the connection's where it names none."""
+    own = payload.get("path")
+    if not isinstance(own, str) or not own:
+        return path, params
+    mine = payload.get("params")
+    if not isinstance(mine, dict):
+        return own, {}
+    return own, {name: value if isinstance(value, str) else json.dumps(value) for name, value in mine.items()}
+
+
+def _generic(name: str, value: Any) -> str | None:
+    """The metric of an undocumented path's field: its own name, if the value is a number."""
+    if isinstance(value, bool) or len(name) > KEY_CHARACTERS or _unstorable(name):
+        return None
+    numeric = isinstance(value, int | float) or (isinstance(value, str) and _DECIMAL.fullmatch(value))
+    return name if numeric else None
+
+
+def _key(name: str, text: Any) -> str:
+    if not isinstance(text, str) or not text:
+        raise _Bad(f"no {name}" if text in (None, "") else f"{name} is not text", text)
+    if len(text) > KEY_CHARACTERS:
+        raise _Bad(f"{name} too long", f"{len(text)} characters, {KEY_CHARACTERS} fit")
+    if _unstorable(text):
+        raise _Bad(f"{name} has characters that cannot be stored", text)
+    return text
+
+
+def _unstorable(text: str) -> bool:
+    # NUL is refused by PostgreSQL, a lone surrogate by both databases.
+    return "\0" in text or (not text.isascii() and any("\ud800" <= c <= "\udfff" for c in text))
+
+
+def _user(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, int) and not isinstance(value, bool):
+        value = _digits(value)
+    return _key("user_id", value)
+
+
+def _digits(value: int) -> str:
+    try:
+        return str(value)
+    except ValueError:  # more digits than the interpreter prints
+        raise _Bad("user_id too long") from None
+
+
+def _number(name: str, value: Any) -> float:
+    if isinstance(value, str) and len(value) <= 400 and _DECIMAL.fullmatch(value):
+        number = float(value)
+    elif isinstance(value, int | float) and not isinstance(value, bool):
+        try:
+            number = float(value)
+        except OverflowError:
+            raise _Bad("value out of range", name) from None
+    else:
+        raise _Bad("value is not a number", f"{_short(name)}: {_short(value)}")
+    if not math.isfinite(number):
+        raise _Bad("value is not finite", f"{_short(name)}: {_short(value)}")
+    return number
+
+
+def _instant(text: str) -> int:
+    try:
+        stamp = datetime.fromisoformat(text)
+        if stamp.tzinfo is None:
+            stamp = stamp.replace(tzinfo=UTC)  # the documentation says UTC
+        delta = stamp - _EPOCH
+    except (ValueError, OverflowError):
+        raise _Bad("ts is not a time", text) from None
+    microseconds = (delta.days * 86_400 + delta.seconds) * 1_000_000 + delta.microseconds
+    if not 0 <= microseconds <= _LATEST_US:
+        raise _Bad("ts out of range", text)
+    return microseconds
+
+
+def _short(value: object) -> str:
+    if isinstance(value, int) and value.bit_length() > 1_000:
+        return f"an integer of {value.bit_length()} bits"
+    text = ascii(value)
+    return text if len(text) <= 200 else f"{text[:200]}… ({len(text)} characters)"

@@ -1,0 +1,212 @@
+"""From spool to database: read, decode, commit, acknowledge. Retries what may pass. Runs in a thread of its own."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import tenacity
+
+from ingestor.errors import DatabaseUnavailable, PositionMoved
+from ingestor.pipeline.assemble import Assembly
+from ingestor.pipeline.batch import BatchPolicy
+from ingestor.pipeline.decode import Decoder
+from ingestor.pipeline.entry import Entry
+from ingestor.pipeline.spool import Spool
+from ingestor.store.batch import Batch, Written
+from ingestor.store.database import Database, Instance
+
+IDLE_SECONDS = 1.0  # how often an idle writer comes round: the watchdog looks at it
+BACKOFF_SECONDS = 15.0
+
+
+@dataclass(slots=True)
+class WriterStatus:
+    """What the writer has done; read by other threads, so every field is replaced whole."""
+
+    position: int = 0
+    batches: int = 0
+    new: int = 0
+    revised: int = 0
+    duplicate: int = 0
+    dead: int = 0
+    dead_letters: dict[str, int] = field(default_factory=dict)  # by stage
+    database_up: bool = False
+    error: str | None = None
+    committed_at: float | None = None  # time.time()
+    commit_lag_seconds: float | None = None  # from the receipt of the newest entry to its commit
+    batch_seconds: float | None = None
+    advanced_at: float = 0.0  # time.monotonic(): when it last came round
+
+
+class Writer:
+    """Moves entries into the database until stopped. Acknowledges only what the database has committed."""
+
+    def __init__(
+        self,
+        spool: Spool,
+        database: Database,
+        decoder: Decoder,
+        policy: BatchPolicy,
+        instance: Instance,
+        *,
+        prepare: Callable[[], None],
+        keep_payloads: bool = True,
+        on_batch: Callable[[Batch, Written, float], None] = lambda _batch, _written, _seconds: None,
+        on_outage: Callable[[str, float], None] = lambda _error, _delay_seconds: None,
+    ) -> None:
+        """``prepare`` brings the schema up to date before the first write; it may raise DatabaseUnavailable."""
+        self._spool = spool
+        self._database = database
+        self._decoder = decoder
+        self._policy = policy
+        self._instance = instance
+        self._prepare = prepare
+        self._keep_payloads = keep_payloads
+        self._on_batch = on_batch
+        self._on_outage = on_outage
+        self._waiting: deque[Entry] = deque()  # read, not yet in a batch
+        self._published_us = 0
+        self._stop = threading.Event()
+        self._draining = threading.Event()
+        self.status = WriterStatus()
+
+    # -- its life
+
+    def run(self) -> None:
+        """Write until ``stop``. Returns early only by an error that no retry can mend."""
+        if not self._retry(self._begin):
+            return
+        while not self._stop.is_set():
+            self.status.advanced_at = time.monotonic()
+            self.step()
+            if self._draining.is_set() and self.drained:
+                return
+
+    def drain(self) -> None:
+        """Write what is there without waiting for company, then return from ``run``."""
+        self._draining.set()
+        self._spool.wake()
+
+    def stop(self) -> None:
+        """Return from ``run`` after the transaction under way."""
+        self._stop.set()
+        self._spool.wake()
+
+    @property
+    def drained(self) -> bool:
+        return self.status.position >= self._spool.synced
+
+    # -- one round
+
+    def step(self) -> None:
+        """Gather a batch, write it, publish the heartbeat."""
+        assembly = self._gather()
+        if assembly.units and self._retry(lambda: self._write(assembly.batch)):
+            self._acknowledge()
+        self._retry(self._publish)
+
+    def _gather(self) -> Assembly:
+        """Entries until the batch is due: full, or its oldest has waited long enough."""
+        assembly = Assembly(self.status.position + 1, self._decoder, keep_payloads=self._keep_payloads)
+        since = time.monotonic()
+        while True:
+            age = time.monotonic() - since
+            patience = self._policy.patience_seconds(rows=assembly.units, age_seconds=age, idle_seconds=IDLE_SECONDS)
+            if self._hurried:
+                patience = 0.0
+            if not self._refill(assembly.batch.last_seq, patience):
+                return assembly
+            if not assembly.units:
+                since = time.monotonic()
+            while self._waiting and not self._policy.full(assembly.units):
+                assembly.add(self._waiting.popleft())
+            if self._policy.full(assembly.units) or self._hurried:
+                return assembly
+
+    @property
+    def _hurried(self) -> bool:
+        return self._stop.is_set() or self._draining.is_set()
+
+    def _refill(self, after: int, patience_seconds: float) -> bool:
+        if not self._waiting and self._spool.wait(after, patience_seconds):
+            self._waiting.extend(self._spool.read(after, max_entries=self._policy.max_rows))
+        return bool(self._waiting)
+
+    def _write(self, batch: Batch) -> None:
+        started = time.monotonic()
+        try:
+            written = self._database.write(batch)
+        except PositionMoved:
+            self._begin()  # an earlier try did commit: go on from where it left the position
+            return
+        self._count(batch, written, time.monotonic() - started)
+
+    def _count(self, batch: Batch, written: Written, seconds: float) -> None:
+        status = self.status
+        status.position = batch.last_seq
+        status.batches += 1
+        status.new += written.new
+        status.revised += written.revised
+        status.duplicate += written.duplicate
+        status.dead += written.dead_rows + written.dead_frames
+        status.batch_seconds = seconds
+        status.committed_at = time.time()
+        newest_us = batch.rows[-1].received_us if batch.rows else None
+        if newest_us is not None:
+            status.commit_lag_seconds = max(status.committed_at - newest_us / 1e6, 0.0)
+        self._on_batch(batch, written, seconds)
+
+    def _acknowledge(self) -> None:
+        self._spool.ack(self.status.position)
+
+    def _begin(self) -> None:
+        """Introduce this spool to the database and take up the position that it has committed."""
+        self._prepare()
+        self.status.position = self._database.register(self._instance)
+        self._waiting.clear()
+        self._spool.ack(self.status.position)
+
+    def _publish(self) -> None:
+        beat = self._spool.heartbeat
+        if beat and beat[1] <= self.status.position and beat[0] != self._published_us:
+            self._database.heartbeat(beat[0])
+            self._published_us = beat[0]
+
+    # -- outages
+
+    def _retry(self, attempt: Callable[[], None]) -> bool:
+        """Try until it passes; False if told to stop meanwhile. Only DatabaseUnavailable is tried again."""
+        tries = tenacity.Retrying(
+            retry=tenacity.retry_if_exception_type(DatabaseUnavailable),
+            wait=tenacity.wait_random_exponential(multiplier=0.25, max=BACKOFF_SECONDS),
+            stop=lambda _: self._stop.is_set(),
+            sleep=self._pause,
+            before_sleep=self._outage,
+            reraise=True,
+        )
+        try:
+            tries(attempt)
+        except DatabaseUnavailable as error:
+            self._note(error)
+            return False
+        self.status.database_up = True
+        return True
+
+    def _pause(self, seconds: float) -> None:
+        """Sleep, but come round for the watchdog, and wake for a stop."""
+        until = time.monotonic() + seconds
+        while (left := until - time.monotonic()) > 0 and not self._stop.wait(min(left, IDLE_SECONDS)):
+            self.status.advanced_at = time.monotonic()
+
+    def _outage(self, state: tenacity.RetryCallState) -> None:
+        error = state.outcome.exception() if state.outcome else None
+        self._note(error)
+        self._on_outage(str(error), state.next_action.sleep if state.next_action else 0.0)
+
+    def _note(self, error: BaseException | None) -> None:
+        self.status.database_up = False
+        self.status.error = str(error)

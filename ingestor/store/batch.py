@@ -1,0 +1,105 @@
+"""What the store is given to write, in one transaction: plain rows, no engine. Stamps are µs since the epoch, UTC."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple, TypeAlias
+
+SeriesKey: TypeAlias = tuple[str, str, str, str]  # (feed, metric, ticker, user_id)
+
+
+class Row(NamedTuple):
+    """One observation with where it came from."""
+
+    series: SeriesKey
+    ts_us: int
+    value: float
+    published_us: int | None
+    received_us: int
+    source: str
+    seq: int
+    row_index: int
+
+
+class Payload(NamedTuple):
+    """A frame as it was received."""
+
+    seq: int
+    connection_id: str
+    source: str
+    event: str
+    path: str
+    params: str
+    received_us: int
+    published_us: int | None
+    row_count: int
+    body: str
+
+
+class Event(NamedTuple):
+    """A fact."""
+
+    seq: int
+    at_us: int
+    kind: str
+    detail: str  # JSON
+
+
+class Subscription(NamedTuple):
+    """A subscription's names, as they are interned."""
+
+    path: str
+    method: str
+    params: str  # canonical JSON
+    feed: str
+    ticker: str
+
+
+class Transition(NamedTuple):
+    """From ``since_us`` on, these subscriptions were in this state. None named: all that were not stopped."""
+
+    seq: int
+    since_us: int
+    state: str
+    reason: str
+    subscriptions: Sequence[Subscription]
+
+
+class DeadLetter(NamedTuple):
+    """A row (with ``row_index``) or a frame that could not be read, or that the database refused."""
+
+    seq: int
+    row_index: int | None
+    received_us: int
+    stage: str  # decode | insert
+    reason: str
+    detail: str
+    body: str
+
+
+@dataclass(slots=True, kw_only=True)
+class Batch:
+    """Whole entries, gapless: what one transaction writes."""
+
+    first_seq: int
+    last_seq: int
+    rows: list[Row] = field(default_factory=list)
+    payloads: list[Payload] = field(default_factory=list)
+    events: list[Event] = field(default_factory=list)
+    transitions: list[Transition] = field(default_factory=list)
+    dead: list[DeadLetter] = field(default_factory=list)
+    frames: int = 0
+    facts: int = 0
+    known_rows: int = 0  # duplicates that were not sent again
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Written:
+    """What became of a batch's rows: rows decoded = new + revised + duplicate + dead."""
+
+    new: int
+    revised: int
+    duplicate: int
+    dead_rows: int
+    dead_frames: int

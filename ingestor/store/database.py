@@ -1,0 +1,269 @@
+"""The idempotent write: one batch, one transaction, however often it is tried.
+
+The position moves by compare-and-set in the batch's first statement: a batch that an earlier try did commit, perhaps
+late and unseen, changes nothing.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from types import ModuleType
+from typing import Any
+
+from sqlalchemy import Connection, Engine, insert, select, update
+from sqlalchemy.dialects import postgresql as pg_dialect
+from sqlalchemy.dialects import sqlite as sqlite_dialect
+
+from ingestor.errors import BatchRejected, PositionMoved
+from ingestor.store import coverage, postgres, records, schema, sqlite
+from ingestor.store.batch import Batch, DeadLetter, SeriesKey, Subscription, Written
+from ingestor.store.engine import translated
+from ingestor.store.names import Names
+from ingestor.store.times import moment
+from ingestor.store.values import Folded, SampleKey, Value, fold
+
+SERIES_REMEMBERED = 200_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Instance:
+    """One spool's life, as it introduces itself to a database."""
+
+    spool_id: str
+    name: str
+    version: str
+    config_sha256: str
+    started_us: int
+
+
+@dataclass(slots=True)
+class _Tally:
+    """What became of rows, summed over the parts of a halved batch."""
+
+    new: int = 0
+    revised: int = 0
+    duplicate: int = 0
+    dead: list[DeadLetter] = field(default_factory=list)
+
+
+class Database:
+    """What one daemon writes. Not for two threads. Raises DatabaseUnavailable, BatchRejected, PositionMoved."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._bulk: ModuleType = postgres if engine.dialect.name == "postgresql" else sqlite
+        self._series: Names[SeriesKey] = Names(
+            schema.series, ("feed", "metric", "ticker", "user_id"), SERIES_REMEMBERED
+        )
+        self._subscriptions: Names[tuple[str, str]] = Names(schema.subscriptions, ("path", "params"), SERIES_REMEMBERED)
+        self.instance_id = 0
+
+    def register(self, instance: Instance) -> int:
+        """Make the instance known, and return its position: the last seq that is committed."""
+        table = schema.instances
+        introduction = {
+            "name": instance.name,
+            "version": instance.version,
+            "config_sha256": instance.config_sha256,
+            "started_at": moment(instance.started_us),
+        }
+        self._series.forget()
+        self._subscriptions.forget()
+        with translated(), self._engine.begin() as connection:
+            new = self._insert_new(connection, schema.instances)
+            connection.execute(new, [{"spool_id": instance.spool_id, "position": 0, **introduction}])
+            mine = table.c.spool_id == instance.spool_id
+            connection.execute(update(table).where(mine).values(**introduction))
+            row = connection.execute(select(table.c.instance_id, table.c.position).where(mine)).one()
+        self.instance_id = row.instance_id
+        position: int = row.position
+        return position
+
+    def heartbeat(self, at_us: int) -> None:
+        """Publish: what was received before this stamp is in the tables."""
+        mine = schema.instances.c.instance_id == self.instance_id
+        with translated(), self._engine.begin() as connection:
+            connection.execute(update(schema.instances).where(mine).values(heartbeat_at=moment(at_us)))
+
+    def write(self, batch: Batch) -> Written:
+        """Commit a batch, whole. PositionMoved: somebody did already; nothing was changed."""
+        with translated():
+            ids = self._series.ids(self._engine, (row.series for row in batch.rows), _series_columns)
+            subscriptions = self._intern_subscriptions(batch)
+            with self._engine.begin() as connection:
+                self._advance(connection, batch)
+                tally = self._write_rows(connection, batch, ids)
+                letters = batch.dead + tally.dead
+                written = Written(
+                    new=tally.new,
+                    revised=tally.revised,
+                    duplicate=tally.duplicate + batch.known_rows,
+                    dead_rows=sum(letter.row_index is not None for letter in letters),
+                    dead_frames=sum(letter.row_index is None for letter in letters),
+                )
+                self._write_journal(connection, batch, letters, subscriptions, written)
+        return written
+
+    def close(self) -> None:
+        self._engine.dispose()
+
+    # -- one batch
+
+    def _advance(self, connection: Connection, batch: Batch) -> None:
+        table = schema.instances
+        mine = (table.c.instance_id == self.instance_id, table.c.position == batch.first_seq - 1)
+        moved = connection.execute(update(table).where(*mine).values(position=batch.last_seq))
+        if moved.rowcount != 1:
+            raise PositionMoved(f"entries {batch.first_seq} to {batch.last_seq} were written already")
+
+    def _write_rows(self, connection: Connection, batch: Batch, ids: dict[SeriesKey, int]) -> _Tally:
+        names = {id_: key for key, id_ in ids.items()}
+        me = self.instance_id
+        folded = fold(
+            [
+                (
+                    (ids[row.series], row.ts_us),
+                    Value(row.value, row.published_us, row.received_us, row.source, me, row.seq, row.row_index),
+                )
+                for row in batch.rows
+            ]
+        )
+        tally = _Tally(duplicate=folded.duplicates)
+        keys = sorted(folded.first)  # two daemons that take locks in different order would deadlock
+        self._place(connection, folded, keys, tally, lambda key: names[key[0]])
+        return tally
+
+    def _place(
+        self,
+        connection: Connection,
+        folded: Folded,
+        keys: list[SampleKey],
+        tally: _Tally,
+        name: Callable[[SampleKey], SeriesKey],
+    ) -> None:
+        """Write the values of ``keys``; if the database refuses one, halve until it stands alone."""
+        if not keys:
+            return
+        try:
+            with connection.begin_nested(), translated():
+                part = self._place_all(connection, folded, keys)
+        except BatchRejected as refusal:
+            if len(keys) == 1:
+                values = [folded.first[keys[0]], *folded.more.get(keys[0], ())]
+                tally.dead += [_letter(name(keys[0]), keys[0], value, str(refusal)) for value in values]
+                return
+            middle = len(keys) // 2
+            self._place(connection, folded, keys[:middle], tally, name)
+            self._place(connection, folded, keys[middle:], tally, name)
+            return
+        tally.new += part.new
+        tally.revised += part.revised
+        tally.duplicate += part.duplicate
+
+    def _place_all(self, connection: Connection, folded: Folded, keys: list[SampleKey]) -> _Tally:
+        rows = [(key, folded.first[key]) for key in keys]
+        new = self._bulk.insert_samples(connection, self.instance_id, rows)
+        disputed = {key for key in keys if key in folded.more}
+        if new < len(rows):
+            # Only now: looking for differing values in every batch costs three times the insert.
+            disputed.update(self._bulk.conflicts(connection, self.instance_id, rows))
+        tally = _Tally(new=new, duplicate=len(rows) - new)
+        if disputed:
+            self._settle(connection, folded, sorted(disputed), tally)
+        return tally
+
+    def _settle(self, connection: Connection, folded: Folded, keys: list[SampleKey], tally: _Tally) -> None:
+        """Bring differing values in order: which is current, and which are revisions."""
+        known = records.load(connection, keys)
+        for key in keys:
+            record, first = known[key], folded.first[key]
+            offers = list(folded.more.get(key, ()))
+            if (record.current.instance_id, record.current.seq) != (self.instance_id, first.seq):
+                offers.insert(0, first)
+                tally.duplicate -= 1  # counted as one when it did not go in
+            revised = sum(record.offer(value) for value in offers)
+            tally.revised += revised
+            tally.duplicate += len(offers) - revised
+        records.save(connection, known)
+
+    def _write_journal(
+        self,
+        connection: Connection,
+        batch: Batch,
+        letters: Sequence[DeadLetter],
+        subscriptions: dict[Subscription, int],
+        written: Written,
+    ) -> None:
+        me = {"instance_id": self.instance_id}
+        if batch.payloads:
+            self._bulk.insert_payloads(connection, self.instance_id, batch.payloads)
+        if batch.events:
+            events = [
+                me | {"seq": e.seq, "at": moment(e.at_us), "kind": e.kind, "detail": e.detail} for e in batch.events
+            ]
+            connection.execute(insert(schema.events), events)
+        if letters:
+            dead = [me | letter._asdict() | {"received_at": moment(letter.received_us)} for letter in letters]
+            for row in dead:
+                del row["received_us"]
+            connection.execute(self._insert_new(connection, schema.dead_letters), dead)
+        if batch.transitions:
+            timeline = coverage.load(connection, self.instance_id)
+            for transition in batch.transitions:
+                timeline.apply(transition, subscriptions)
+            coverage.save(connection, self.instance_id, timeline)
+        connection.execute(insert(schema.batches), [me | _ledger(batch, written)])
+
+    def _intern_subscriptions(self, batch: Batch) -> dict[Subscription, int]:
+        wanted = {(s.path, s.params): s for t in batch.transitions for s in t.subscriptions}
+        ids = self._subscriptions.ids(self._engine, wanted, lambda key: _subscription_columns(wanted[key]))
+        return {s: ids[s.path, s.params] for t in batch.transitions for s in t.subscriptions}
+
+    @staticmethod
+    def _insert_new(connection: Connection, table: Any) -> Any:
+        dialect = pg_dialect if connection.dialect.name == "postgresql" else sqlite_dialect
+        return dialect.insert(table).on_conflict_do_nothing()
+
+
+def _series_columns(key: SeriesKey) -> dict[str, Any]:
+    feed, metric, ticker, user_id = key
+    return {"feed": feed, "metric": metric, "ticker": ticker, "user_id": user_id, "first_seen_at": datetime.now(UTC)}
+
+
+def _subscription_columns(subscription: Subscription) -> dict[str, Any]:
+    return subscription._asdict() | {"first_seen_at": datetime.now(UTC)}
+
+
+def _ledger(batch: Batch, written: Written) -> dict[str, Any]:
+    return {
+        "first_seq": batch.first_seq,
+        "last_seq": batch.last_seq,
+        "committed_at": datetime.now(UTC),
+        "frames": batch.frames,
+        "facts": batch.facts,
+        "row_count": written.new + written.revised + written.duplicate + written.dead_rows,
+        "new_rows": written.new,
+        "revised_rows": written.revised,
+        "duplicate_rows": written.duplicate,
+        "dead_frames": written.dead_frames,
+        "dead_rows": written.dead_rows,
+    }
+
+
+def _letter(series: SeriesKey, key: SampleKey, value: Value, refusal: str) -> DeadLetter:
+    _, metric, ticker, user_id = series
+    row = {"ts": moment(key[1]).isoformat(), "ticker": ticker, metric: value.value}
+    if user_id:
+        row["user_id"] = user_id
+    return DeadLetter(
+        seq=value.seq,
+        row_index=value.row_index,
+        received_us=value.received_us,
+        stage="insert",
+        reason="refused by the database",
+        detail=refusal,
+        body=json.dumps(row),
+    )

@@ -1,0 +1,102 @@
+"""The engine: what differs between databases before the first row, and what their errors mean to us."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Engine, create_engine, event, exc, make_url
+from sqlalchemy.pool import QueuePool
+
+from ingestor.errors import BatchRejected, DatabaseUnavailable
+
+STATEMENT_TIMEOUT_SECONDS = 60  # a hung query must not stop the writer for ever
+LOCK_TIMEOUT_SECONDS = 15
+CONNECT_TIMEOUT_SECONDS = 10
+_POSTGRES_OPTIONS = (
+    f"-c statement_timeout={STATEMENT_TIMEOUT_SECONDS}s -c lock_timeout={LOCK_TIMEOUT_SECONDS}s -c timezone=UTC"
+    " -c default_transaction_isolation=read\\ committed"
+)
+_SQLITE_REJECTS = (sqlite3.SQLITE_CONSTRAINT, sqlite3.SQLITE_MISMATCH, sqlite3.SQLITE_TOOBIG)
+
+
+def connect(url: str, *, read_only: bool = False) -> Engine:
+    """An engine for the writer (default) or for a command that only reads. Connects when first used."""
+    parsed = make_url(url)
+    if parsed.get_backend_name() == "sqlite":
+        return _sqlite(url, Path(parsed.database or ""), read_only=read_only)
+    arguments = {
+        "connect_timeout": CONNECT_TIMEOUT_SECONDS,
+        "options": _POSTGRES_OPTIONS,
+        "application_name": "ingestor",
+        # A peer that vanished without a word is noticed within a minute, also in the midst of a statement.
+        "keepalives_idle": 20,
+        "keepalives_interval": 10,
+        "keepalives_count": 3,
+        "tcp_user_timeout": 50_000,
+    }
+    # One connection, and no check before use: the writer retries a batch whose connection turns out to be dead.
+    return create_engine(url, pool_size=1, max_overflow=2, hide_parameters=True, connect_args=arguments)
+
+
+def _sqlite(url: str, path: Path, *, read_only: bool) -> Engine:
+    target = f"{path.absolute().as_uri()}?mode={'ro' if read_only else 'rwc'}"
+
+    def connection() -> sqlite3.Connection:
+        return sqlite3.connect(target, uri=True, timeout=5, isolation_level=None, check_same_thread=False)
+
+    engine = create_engine(url, creator=connection, poolclass=QueuePool, pool_size=1, hide_parameters=True)
+    event.listen(engine, "connect", _pragmas_to_read if read_only else _pragmas_to_write)
+    # The driver's own BEGIN comes late and is DEFERRED: two writers would meet in the middle of their transactions.
+    event.listen(engine, "begin", lambda c: c.exec_driver_sql("BEGIN" if read_only else "BEGIN IMMEDIATE"))
+    return engine
+
+
+def _pragmas_to_write(connection: sqlite3.Connection, _: Any) -> None:
+    connection.execute("PRAGMA journal_mode=WAL")
+    connection.execute("PRAGMA synchronous=FULL")  # the spool forgets what was committed: it must be on the disk
+    connection.execute("PRAGMA wal_autocheckpoint=4000")
+    _pragmas_to_read(connection, _)
+
+
+def _pragmas_to_read(connection: sqlite3.Connection, _: Any) -> None:
+    connection.execute("PRAGMA temp_store=MEMORY")
+    connection.execute("PRAGMA cache_size=-65536")
+
+
+@contextmanager
+def translated() -> Iterator[None]:
+    """Turn what drivers raise into DatabaseUnavailable (try again) or BatchRejected (a row is at fault).
+
+    Whatever is not surely the row's fault counts as unavailable: a batch tried in vain can be tried again, a good row
+    set aside is lost to its reader.
+    """
+    try:
+        yield
+    except exc.DBAPIError as error:
+        raise _meaning(error.orig or error) from None  # SQLAlchemy's text carries the statement: long, and no help
+    except exc.SQLAlchemyError as error:
+        raise DatabaseUnavailable(_line(error)) from None
+    except (OverflowError, UnicodeEncodeError) as error:
+        raise BatchRejected(_line(error)) from None
+    except Exception as error:
+        if type(error).__module__.partition(".")[0] in ("psycopg", "sqlite3"):
+            raise _meaning(error) from None  # COPY goes past SQLAlchemy
+        raise
+
+
+def _meaning(error: BaseException) -> DatabaseUnavailable | BatchRejected:
+    state = getattr(error, "sqlstate", None)  # PostgreSQL; class 22 is data, 23 integrity, 54 a limit of the program
+    code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+    if (state and state[:2] in ("22", "23", "54")) or code in _SQLITE_REJECTS:
+        return BatchRejected(_line(error))
+    if isinstance(error, OverflowError | UnicodeEncodeError):
+        return BatchRejected(_line(error))
+    return DatabaseUnavailable(_line(error))
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

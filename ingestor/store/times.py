@@ -1,0 +1,25 @@
+"""Stamps between their two forms: µs since the epoch inside, aware datetimes (or SQLite's text) at the database."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND = timedelta(microseconds=1)
+
+
+def moment(us: int) -> datetime:
+    return EPOCH + timedelta(microseconds=us)
+
+
+def optional_moment(us: int | None) -> datetime | None:
+    return None if us is None else moment(us)
+
+
+def microseconds(at: datetime) -> int:
+    return (at - EPOCH) // _MICROSECOND
+
+
+def text_time(us: int | None) -> str | None:
+    """``YYYY-MM-DD HH:MM:SS.ffffff``, UTC: how SQLite keeps a time."""
+    return None if us is None else moment(us).replace(tzinfo=None).isoformat(" ", "microseconds")

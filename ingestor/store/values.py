@@ -1,0 +1,86 @@
+"""Which of several values of one series and ts is current, and which are revisions. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import NamedTuple, TypeAlias
+
+SampleKey: TypeAlias = tuple[int, int]  # (series_id, ts in µs since the epoch)
+
+
+class Value(NamedTuple):
+    """One value as it was received. Stamps are µs since the epoch, UTC."""
+
+    value: float
+    published_us: int | None
+    received_us: int
+    source: str
+    instance_id: int
+    seq: int
+    row_index: int = -1  # its place in the frame; not stored
+
+    def later_than(self, other: Value) -> bool:
+        """Within an instance what came off the socket is ordered by seq: its clock may have been set back.
+
+        Between instances, and for REST answers (as old as their question, which was asked at ``received_us``), the
+        stamp decides.
+        """
+        if self.instance_id == other.instance_id and self.source == other.source == "stream":
+            return self.seq >= other.seq  # of two in one frame the last one counts
+        mine, theirs = (self.received_us, self.instance_id, self.seq), (other.received_us, other.instance_id, other.seq)
+        return mine >= theirs
+
+
+@dataclass(slots=True)
+class Record:
+    """What is recorded of one series at one ts: the current value and every other, numbered in order of arrival."""
+
+    current: Value
+    revision: int = 0  # how many others there are
+    others: set[float] = field(default_factory=set)
+    added: list[tuple[int, Value]] = field(default_factory=list)  # (revision, value) not yet stored
+    changed: bool = False
+
+    def offer(self, value: Value) -> bool:
+        """Take a value in; False if it says nothing new.
+
+        A later value becomes current and the one before it a revision, even if the same number was current once: it is
+        so again. A late one never becomes current, and is a revision if that number was not recorded yet.
+        """
+        if value.value == self.current.value:
+            return False
+        if value.later_than(self.current):
+            value, self.current = self.current, value
+        elif value.value in self.others:
+            return False
+        self.added.append((self.revision, value))
+        self.others.add(value.value)
+        self.revision += 1
+        self.changed = True
+        return True
+
+
+class Folded(NamedTuple):
+    """A batch's rows by key: the first value of each, and those that followed where they differ."""
+
+    first: dict[SampleKey, Value]
+    more: dict[SampleKey, list[Value]]
+    duplicates: int
+
+
+def fold(rows: list[tuple[SampleKey, Value]]) -> Folded:
+    """Bring a batch's rows together by key, in seq order."""
+    first: dict[SampleKey, Value] = {}
+    more: dict[SampleKey, list[Value]] = {}
+    duplicates = 0
+    for key, value in rows:
+        known = first.setdefault(key, value)
+        if known is value:
+            continue
+        if key in more:
+            more[key].append(value)
+        elif known.value == value.value:
+            duplicates += 1
+        else:
+            more[key] = [value]
+    return Folded(first, more, duplicates)
