@@ -9,6 +9,7 @@ import base64
 import json
 import re
 import threading
+from collections import Counter
 from urllib.parse import quote, quote_plus
 
 MASK = "***"
@@ -31,6 +32,7 @@ class Redactor:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._forms: dict[str, tuple[str, ...]] = {}
+        self._uses: Counter[str] = Counter()
         self._needles: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
@@ -38,16 +40,21 @@ class Redactor:
 
     def add(self, secret: str) -> None:
         """Mask ``secret`` from now on, in every spelling. Shorter than 4 characters: ignored."""
-        if len(secret) >= SHORTEST:
-            with self._lock:
-                self._forms[secret] = _forms(secret)
-                self._sort()
+        if len(secret) < SHORTEST:
+            return
+        with self._lock:
+            self._uses[secret] += 1
+            self._forms[secret] = _forms(secret)
+            self._sort()
 
     def forget(self, secret: str) -> None:
-        """Mask ``secret`` by value no longer: a year of ended tokens must not pile up."""
+        """Take one ``add`` back, so that a year of ended tokens does not pile up."""
         with self._lock:
-            self._forms.pop(secret, None)
-            self._sort()
+            self._uses[secret] -= 1
+            if self._uses[secret] <= 0:  # nobody else holds it: a token's claims repeat the API key
+                del self._uses[secret]
+                self._forms.pop(secret, None)
+                self._sort()
 
     def scrub(self, text: str) -> str:
         """``text`` with every secret replaced by ``***``."""

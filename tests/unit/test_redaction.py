@@ -78,6 +78,12 @@ def test_a_forgotten_secret_is_no_longer_masked_by_value(scrub: Redactor) -> Non
     assert scrub.scrub(KEY) == KEY
 
 
+def test_a_secret_added_twice_stays_masked_until_both_have_forgotten_it(scrub: Redactor) -> None:
+    scrub.add(KEY)
+    scrub.forget(KEY)
+    assert scrub.scrub(KEY) == "***"
+
+
 def test_a_secret_of_three_characters_is_not_masked_by_value(scrub: Redactor) -> None:
     scrub.add("abc")
     assert scrub.scrub("abcdef") == "abcdef"
