@@ -1,0 +1,173 @@
+from __future__ import annotations
+
+import asyncio
+import os
+import sqlite3
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from ingestor.errors import Held, SpoolFailed
+from ingestor.pipeline.spool import CHUNK_ENTRIES, Spool
+from tests.support.entries import fact, frame
+
+
+def _unexpected(failure: SpoolFailed) -> None:
+    raise failure
+
+
+@asynccontextmanager
+async def opened(folder: Path, *, sync_every_seconds: float = 0.005) -> AsyncIterator[Spool]:
+    spool = Spool(folder, max_bytes=1 << 30, sync_every_seconds=sync_every_seconds)
+    spool.start(_unexpected)
+    try:
+        yield spool
+    finally:
+        await spool.close()
+
+
+async def test_what_goes_in_comes_out_in_order_under_gapless_seqs(tmp_path: Path) -> None:
+    entries = [frame([], received_us=i) if i % 3 else fact(at_us=i) for i in range(2 * CHUNK_ENTRIES + 7)]
+    async with opened(tmp_path) as spool:
+        assert [spool.append(entry) for entry in entries] == list(range(1, len(entries) + 1))
+        await spool.durable(len(entries))
+        got = []
+        while len(got) < len(entries):
+            got += spool.read(len(got), max_entries=500)
+    assert got == list(enumerate(entries, 1))
+
+
+async def test_reading_is_bounded_but_one_chunk_always_fits(tmp_path: Path) -> None:
+    async with opened(tmp_path) as spool:
+        for _ in range(3 * CHUNK_ENTRIES):
+            spool.append(fact())
+        await spool.durable(3 * CHUNK_ENTRIES)
+        assert len(spool.read(0, max_entries=1)) == CHUNK_ENTRIES
+        assert spool.read(CHUNK_ENTRIES + 10, max_entries=1)[0][0] == CHUNK_ENTRIES + 11
+
+
+async def test_seqs_go_on_after_a_restart_even_when_all_was_acknowledged(tmp_path: Path) -> None:
+    async with opened(tmp_path) as spool:
+        spool_id = spool.spool_id
+        seq = [spool.append(fact()) for _ in range(5)][-1]
+        await spool.durable(seq)
+        spool.ack(seq)
+    async with opened(tmp_path) as spool:
+        assert (spool.spool_id, spool.entries, spool.read(0, max_entries=9)) == (spool_id, 0, [])
+        assert spool.append(fact()) == seq + 1
+
+
+async def test_an_acknowledged_chunk_is_forgotten_and_its_room_is_free(tmp_path: Path) -> None:
+    async with opened(tmp_path) as spool:
+        await spool.durable(spool.append(frame("x" * 5000)))
+        assert spool.live_bytes > 5000
+        spool.ack(1)
+        await spool.durable(spool.append(fact()))
+        assert spool.live_bytes < 5000
+        assert [seq for seq, _ in spool.read(0, max_entries=9)] == [2]
+
+
+async def test_the_sync_waits_for_company_but_not_longer_than_told(tmp_path: Path) -> None:
+    async with opened(tmp_path, sync_every_seconds=3600) as spool:
+        seq = spool.append(fact())
+        await asyncio.sleep(0)
+        assert spool.synced == 0
+        for _ in range(CHUNK_ENTRIES):
+            spool.append(fact())
+        await spool.durable(seq)  # a full chunk does not wait for the hour
+
+
+async def test_too_much_unsynced_asks_the_reader_to_pause(tmp_path: Path) -> None:
+    async with opened(tmp_path) as spool:
+        for _ in range(34):
+            spool.append(frame("x" * (1 << 20)))
+        assert spool.congested
+        await spool.room()
+        assert not spool.congested
+
+
+async def test_a_heartbeat_says_up_to_where_all_was_received(tmp_path: Path) -> None:
+    async with opened(tmp_path) as spool:
+        spool.append(fact())
+        spool.beat(1234)
+        await spool.durable(1)
+        await spool.durable(spool.append(fact()))
+        assert spool.heartbeat == (1234, 1)
+    async with opened(tmp_path) as spool:
+        assert spool.last_heartbeat_us == 1234
+
+
+async def test_a_second_process_is_told_who_holds_the_spool(tmp_path: Path) -> None:
+    async with opened(tmp_path):
+        with pytest.raises(Held, match=f"process {os.getpid()}"):
+            Spool(tmp_path, max_bytes=1, sync_every_seconds=1)
+
+
+async def test_the_folder_is_nobody_elses(tmp_path: Path) -> None:
+    async with opened(tmp_path / "spool"):
+        assert (tmp_path / "spool").stat().st_mode & 0o777 == 0o700
+
+
+@pytest.mark.parametrize("damage", ["header", "body", "counter", "format"])
+async def test_an_unreadable_spool_is_set_aside_and_a_new_one_begins(tmp_path: Path, damage: str) -> None:
+    async with opened(tmp_path) as spool:
+        old = spool.spool_id
+        await spool.durable(spool.append(frame("x" * 100)))
+    path = tmp_path / "spool.db"
+    if damage == "header":
+        path.write_bytes(b"not a database" * 1000)
+    else:
+        statement = {
+            "body": "UPDATE chunks SET body = zeroblob(length(body))",
+            "counter": "UPDATE head SET next_seq = 99",
+            "format": "UPDATE head SET format = 99",
+        }[damage]
+        with sqlite3.connect(path) as db:
+            db.execute(statement)
+        db.close()
+    async with opened(tmp_path) as spool:
+        assert spool.spool_id != old
+        assert spool.set_aside is not None
+        assert (spool.set_aside / "spool.db").exists()
+        assert spool.append(fact()) == 1
+
+
+async def test_a_disk_that_fails_acknowledges_nothing_more(tmp_path: Path) -> None:
+    failures: list[SpoolFailed] = []
+    spool = Spool(tmp_path, max_bytes=1 << 30, sync_every_seconds=0.005)
+    spool.start(failures.append)
+    with sqlite3.connect(tmp_path / "spool.db") as db:
+        db.execute("DROP TABLE chunks")
+    db.close()
+    with pytest.raises(SpoolFailed, match="nothing after the last sync counts"):
+        await spool.durable(spool.append(fact()))
+    assert len(failures) == 1
+    assert spool.synced == 0
+    await spool.close()
+
+
+async def test_every_entry_that_was_durable_survives_a_kill(tmp_path: Path) -> None:
+    script = (
+        "import asyncio, os, signal, sys\n"
+        "from pathlib import Path\n"
+        "from ingestor.pipeline.spool import Spool\n"
+        "from tests.support.entries import fact\n"
+        "async def main():\n"
+        "    spool = Spool(Path(sys.argv[1]), max_bytes=1 << 30, sync_every_seconds=0.001)\n"
+        "    spool.start(print)\n"
+        "    for _ in range(400): await spool.durable(spool.append(fact()))\n"
+        "    spool.append(fact())\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+        "asyncio.run(main())\n"
+    )
+    done = await asyncio.to_thread(
+        subprocess.run, [sys.executable, "-c", script, str(tmp_path)], check=False, cwd=Path(__file__).parents[3]
+    )
+    assert done.returncode == -9
+    async with opened(tmp_path) as spool:
+        assert spool.set_aside is None
+        assert spool.synced in (400, 401)

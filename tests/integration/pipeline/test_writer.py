@@ -1,0 +1,220 @@
+"""Spool, writer and a real database together: what is in the tables afterwards."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import Engine, text
+
+from ingestor.errors import SpoolFailed
+from ingestor.pipeline.batch import BatchPolicy
+from ingestor.pipeline.entry import Fact, Frame
+from ingestor.pipeline.spool import Spool
+from ingestor.pipeline.writer import Writer
+from ingestor.store import migrate
+from ingestor.store.database import Database, Instance
+from ingestor.store.engine import connect
+from tests.support.entries import T0, decoder, fact, frame, row
+
+MINUTE = 60_000_000
+
+
+def _unexpected(failure: SpoolFailed) -> None:
+    raise failure
+
+
+@pytest.fixture
+def engine(database_url: str) -> Iterator[Engine]:
+    engine = connect(database_url.replace("postgresql://", "postgresql+psycopg://"))
+    migrate.upgrade(engine)
+    yield engine
+    engine.dispose()
+
+
+@pytest.fixture
+async def spool(tmp_path: Path) -> AsyncIterator[Spool]:
+    spool = Spool(tmp_path / "spool", max_bytes=1 << 30, sync_every_seconds=0.001)
+    spool.start(_unexpected)
+    yield spool
+    await spool.close()
+
+
+def writer(spool: Spool, engine: Engine, *, max_rows: int = 5000, keep_payloads: bool = True) -> Writer:
+    instance = Instance(spool_id=spool.spool_id, name="test", version="0", config_sha256="", started_us=T0)
+    policy = BatchPolicy(max_rows=max_rows, max_wait_seconds=0)
+    made = Writer(
+        spool, Database(engine), decoder(), policy, instance, prepare=lambda: None, keep_payloads=keep_payloads
+    )
+    made.drain()
+    return made
+
+
+async def put(spool: Spool, *entries: Frame | Fact) -> None:
+    for entry in entries:
+        spool.append(entry)
+    await spool.durable(spool.head)
+
+
+def query(engine: Engine, sql: str) -> list[tuple[Any, ...]]:
+    with engine.connect() as connection:
+        return [tuple(row) for row in connection.execute(text(sql))]
+
+
+OBSERVATIONS = "SELECT ticker, value, revision, source, seq FROM observations ORDER BY ticker, ts"
+LEDGER = "SELECT sum(row_count), sum(new_rows), sum(revised_rows), sum(duplicate_rows), sum(dead_rows) FROM batches"
+
+
+async def test_rows_reach_the_table_once_however_often_they_come(spool: Spool, engine: Engine) -> None:
+    await put(spool, frame([row("A"), row("B")]), frame([row("A"), row("B"), row("C")]))
+    writer(spool, engine).run()
+    await put(spool, frame([row("A"), row("C")]))
+    writer(spool, engine).run()
+    assert query(engine, OBSERVATIONS) == [
+        ("A", 0.5, 0, "stream", 1),
+        ("B", 0.5, 0, "stream", 1),
+        ("C", 0.5, 0, "stream", 2),
+    ]
+    assert query(engine, LEDGER) == [(7, 3, 0, 4, 0)]
+
+
+@pytest.mark.parametrize("together", [True, False], ids=["in one batch", "in three"])
+async def test_a_restated_value_becomes_current_and_the_others_are_kept(
+    spool: Spool, engine: Engine, together: bool
+) -> None:
+    for number in (1, 2, 2, 3):
+        await put(spool, frame([row(value=number)]))
+        if not together:
+            writer(spool, engine).run()
+    writer(spool, engine).run()
+    assert query(engine, OBSERVATIONS) == [("AAPL", 3.0, 2, "stream", 4)]
+    assert query(engine, "SELECT value, revision, seq FROM revisions ORDER BY revision") == [(1.0, 0, 1), (2.0, 1, 2)]
+    assert query(engine, LEDGER) == [(4, 1, 2, 1, 0)]
+
+
+async def test_a_slow_answer_never_replaces_a_newer_value(spool: Spool, engine: Engine) -> None:
+    await put(spool, frame([row(value=2)], received_us=T0 + 10))
+    writer(spool, engine).run()
+    await put(spool, frame([row(value=1)], received_us=T0 + 5, source="snapshot"))
+    writer(spool, engine).run()
+    assert query(engine, OBSERVATIONS) == [("AAPL", 2.0, 1, "stream", 1)]
+    assert query(engine, "SELECT value, revision, source FROM revisions") == [(1.0, 0, "snapshot")]
+
+
+async def test_a_batch_that_did_commit_unseen_is_not_written_again(spool: Spool, engine: Engine) -> None:
+    await put(spool, frame([row("A")]), frame([row("B")]))
+    stale = writer(spool, engine)
+    stale._begin()  # it has read its position …
+    writer(spool, engine).run()  # … when an earlier try's commit comes through
+    stale.step()
+    stale.step()
+    assert stale.status.position == 2
+    assert query(engine, "SELECT count(*) FROM batches") == [(1,)]
+    assert query(engine, "SELECT count(*) FROM payloads") == [(2,)]
+
+
+async def test_dead_rows_stand_beside_the_living(spool: Spool, engine: Engine) -> None:
+    await put(spool, frame([row("A"), {"ticker": "B"}, row("C")]), frame("{bad"), frame([]))
+    writer(spool, engine).run()
+    assert [ticker for ticker, *_ in query(engine, OBSERVATIONS)] == ["A", "C"]
+    letters = query(engine, "SELECT seq, row_index, stage, reason, body FROM dead_letters ORDER BY seq")
+    assert letters == [(1, 1, "decode", "no ts", '{"ticker": "B"}'), (2, None, "decode", "not JSON", "{bad")]
+    assert query(engine, "SELECT seq, row_count FROM payloads ORDER BY seq") == [(1, 3), (3, 0)]
+    assert query(engine, "SELECT frames, dead_frames, dead_rows FROM batches") == [(3, 1, 1)]
+
+
+@pytest.mark.parametrize("bad", [[0], [2], [4], [1, 2], [0, 1, 2, 3, 4]], ids=str)
+async def test_a_row_that_the_database_refuses_stands_alone(spool: Spool, engine: Engine, bad: list[int]) -> None:
+    _refuse(engine, 666.0)
+    await put(spool, frame([row("T", minute, 666.0 if minute in bad else 1.0) for minute in range(5)]))
+    writer(spool, engine).run()
+    assert query(engine, "SELECT count(*) FROM samples") == [(5 - len(bad),)]
+    letters = query(engine, "SELECT row_index, stage, body FROM dead_letters ORDER BY row_index")
+    assert [(index, stage) for index, stage, _ in letters] == [(index, "insert") for index in bad]
+    assert all(json.loads(body)["crowd_sentiment"] == 666.0 for *_, body in letters)
+    assert query(engine, "SELECT position FROM instances") == [(1,)]
+
+
+def _refuse(engine: Engine, value: float) -> None:
+    """Let the database refuse one value, as an analyst's constraint would."""
+    with engine.begin() as connection:
+        if engine.dialect.name == "postgresql":
+            connection.execute(text(f"ALTER TABLE samples ADD CHECK (value <> {value})"))
+        else:
+            connection.execute(
+                text(
+                    f"CREATE TRIGGER refuse BEFORE INSERT ON samples WHEN new.value = {value} BEGIN"
+                    " SELECT raise(ABORT, 'refused'); END"
+                )
+            )
+
+
+HOSTILE = ["O'Brien\"; DROP TABLE samples;--", "%s%(x)s", ":x", "a\nb", "\x1b[31m", "\u202eLPAA", "{}[]\\", "π€😀"]
+
+
+async def test_hostile_tickers_are_text_like_any_other(spool: Spool, engine: Engine) -> None:
+    await put(spool, frame([row(ticker) for ticker in HOSTILE]))
+    writer(spool, engine).run()
+    assert sorted(ticker for ticker, *_ in query(engine, OBSERVATIONS)) == sorted(HOSTILE)
+
+
+async def test_nul_and_lone_surrogates_in_a_body_are_kept_as_escapes(spool: Spool, engine: Engine) -> None:
+    await put(spool, frame('["\0\ud800"]', source="backfill"))
+    writer(spool, engine).run()
+    assert query(engine, "SELECT body FROM dead_letters") == [('["\\u0000\\ud800"]',)]
+
+
+async def test_facts_become_events_and_coverage(spool: Spool, engine: Engine) -> None:
+    await put(
+        spool,
+        fact("pending", at_us=T0, state="pending", tickers=["A", "B"]),
+        fact("subscribed", at_us=T0 + 2 * MINUTE, state="live", tickers=["A"]),
+        fact("disconnected", at_us=T0 + 9 * MINUTE, since_us=T0 + 5 * MINUTE, state="disconnected", tickers=["A"]),
+    )
+    writer(spool, engine).run()
+    assert query(engine, "SELECT seq, kind FROM events ORDER BY seq") == [
+        (1, "pending"),
+        (2, "subscribed"),
+        (3, "disconnected"),
+    ]
+    rows = query(
+        engine,
+        "SELECT ticker, start_seq, state, ended_at IS NULL FROM coverage JOIN subscriptions USING (subscription_id)"
+        " ORDER BY ticker, start_seq",
+    )
+    assert [(ticker, seq, state, bool(still)) for ticker, seq, state, still in rows] == [
+        ("A", 1, "pending", False),
+        ("A", 2, "live", False),
+        ("A", 3, "disconnected", True),
+        ("B", 1, "pending", True),
+    ]
+
+
+async def test_batches_are_bounded_and_gapless(spool: Spool, engine: Engine) -> None:
+    await put(spool, *(frame([row(minute=i)]) for i in range(50)))
+    writer(spool, engine, max_rows=10).run()
+    batches = query(engine, "SELECT first_seq, last_seq FROM batches ORDER BY first_seq")
+    assert len(batches) > 5
+    assert [first for first, _ in batches] == [1, *(last + 1 for _, last in batches[:-1])]
+
+
+async def test_without_payload_retention_no_payload_is_kept(spool: Spool, engine: Engine) -> None:
+    await put(spool, frame([row()]))
+    writer(spool, engine, keep_payloads=False).run()
+    assert query(engine, "SELECT count(*) FROM payloads") == [(0,)]
+    assert query(engine, "SELECT count(*) FROM samples") == [(1,)]
+
+
+async def test_the_heartbeat_is_published_once_all_before_it_is_committed(spool: Spool, engine: Engine) -> None:
+    await put(spool, frame([row()]))
+    spool.beat(T0 + MINUTE)
+    await put(spool, frame([row()]))
+    made = writer(spool, engine)
+    made._begin()
+    made._publish()
+    assert query(engine, "SELECT heartbeat_at FROM instances") == [(None,)]
+    made.step()
+    assert query(engine, "SELECT heartbeat_at IS NOT NULL FROM instances") in ([(True,)], [(1,)])

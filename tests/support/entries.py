@@ -1,0 +1,41 @@
+"""Frames and facts as tests write them."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from ingestor.pipeline.decode import Decoder
+from ingestor.pipeline.entry import Fact, Frame, Source, State
+from ingestor.provider import catalog
+
+CROWD = "/real-time/crowd-sentiment"
+T0 = 1_767_225_600_000_000  # 2026-01-01 00:00 UTC, µs
+
+
+def decoder() -> Decoder:
+    return Decoder(catalog.metrics_of, catalog.feed_name)
+
+
+def row(ticker: str = "AAPL", minute: int = 0, value: Any = 0.5, field: str = "average_sentiment") -> dict[str, Any]:
+    return {"ts": f"2026-01-01T{minute // 60:02}:{minute % 60:02}:00.000Z", "ticker": ticker, field: value}
+
+
+def frame(
+    payload: Any,
+    *,
+    received_us: int = T0,
+    event: str = "res",
+    path: str = CROWD,
+    source: Source = "stream",
+    params: str = "{}",
+) -> Frame:
+    """A frame of a payload (JSON-able, or already text)."""
+    body = payload if isinstance(payload, str) else json.dumps(payload)
+    text = f'42["{event}",{body}]' if source == "stream" else body
+    return Frame(received_us, "c0ffee000001", source, event, path, params, text)
+
+
+def fact(kind: str = "connected", *, at_us: int = T0, state: State | None = None, **more: Any) -> Fact:
+    subscriptions = tuple((CROWD, "get", json.dumps({"ticker": t})) for t in more.pop("tickers", ()))
+    return Fact(kind, at_us, more.pop("detail", {}), state, subscriptions, more.pop("since_us", None))
