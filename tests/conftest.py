@@ -3,13 +3,29 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AsyncExitStack
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from ingestor.provider.simulator import Simulator
+
 from .support import postgres as pg
 from .support.missing import LOUD, missing
+from .support.proxy import Proxy
+
+# A minute of data every 20 ms, ten minutes in each answer, and a clock that is the same in every run.
+PACE: dict[str, Any] = {
+    "seed": 7,
+    "interval_seconds": 0.02,
+    "step_seconds": 60,
+    "window_seconds": 600,
+    "started_at": datetime(2026, 1, 5, 14, 30, tzinfo=UTC).timestamp(),
+    "record_limit": 1_000_000,
+}
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
@@ -61,3 +77,32 @@ def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
         return f"sqlite:///{tmp_path / 'ingestor.db'}"
     url: str = request.getfixturevalue("postgres_url")
     return url
+
+
+@pytest.fixture
+async def make_simulator() -> AsyncIterator[Callable[..., Any]]:
+    """`await make_simulator(**knobs)`: a running simulator at the tests' pace, with the knobs that differ."""
+    async with AsyncExitStack() as running:
+
+        async def make(**knobs: Any) -> Simulator:
+            return await running.enter_async_context(Simulator(**{**PACE, **knobs}))
+
+        yield make
+
+
+@pytest.fixture
+async def simulator(make_simulator: Callable[..., Any]) -> Simulator:
+    """A running simulator at the tests' pace."""
+    made: Simulator = await make_simulator()
+    return made
+
+
+@pytest.fixture
+async def tcp_proxy() -> AsyncIterator[Callable[[str], Any]]:
+    """`await tcp_proxy(url)`: a proxy before that server, with faults to switch on."""
+    async with AsyncExitStack() as running:
+
+        async def make(upstream_url: str) -> Proxy:
+            return await running.enter_async_context(Proxy(upstream_url))
+
+        yield make

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+from urllib.parse import urlsplit
+
 import psycopg
 import pytest
 
 from ..support.postgres import Postgres
+from ..support.proxy import Direction
 
 
 @pytest.mark.postgres
@@ -43,3 +50,90 @@ def test_a_paused_server_answers_nobody_until_it_is_resumed(postgres: Postgres) 
 
 def test_each_kind_of_database_is_offered(database_url: str) -> None:
     assert database_url.startswith(("sqlite:////", "postgresql://"))
+
+
+async def exchange(url: str, question: bytes, answer_bytes: int) -> bytes:
+    """What comes back within half a second; fewer bytes than asked for if the rest does not come."""
+    parts = urlsplit(url)
+    reader, writer = await asyncio.open_connection(parts.hostname, parts.port)
+    try:
+        writer.write(question)
+        async with asyncio.timeout(0.5):
+            return await reader.readexactly(answer_bytes)
+    except asyncio.IncompleteReadError as end:
+        return end.partial
+    finally:
+        writer.close()
+
+
+@pytest.fixture
+async def echo_url() -> AsyncIterator[str]:
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            while data := await reader.read(1024):
+                writer.write(data)
+        except ConnectionResetError:
+            pass  # what a cut looks like from here
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    async with server:
+        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+
+
+async def test_a_proxy_passes_everything_on(tcp_proxy: Callable[[str], Any], echo_url: str) -> None:
+    proxy = await tcp_proxy(echo_url)
+    assert await exchange(proxy.url, b"hello", 5) == b"hello"
+    assert proxy.accepted == 1
+
+
+async def test_a_slow_proxy_takes_its_time(tcp_proxy: Callable[[str], Any], echo_url: str) -> None:
+    proxy = await tcp_proxy(echo_url)
+    proxy.delay_seconds = 0.05
+    proxy.bytes_per_second = 100
+    began = time.monotonic()
+    assert await exchange(proxy.url, b"hello", 5) == b"hello"
+    assert time.monotonic() - began >= 0.2
+
+
+@pytest.mark.parametrize("fault", ["half_open", "paused"])
+async def test_a_proxy_that_swallows_or_holds_back_lets_nothing_through(
+    tcp_proxy: Callable[[str], Any], echo_url: str, fault: str
+) -> None:
+    proxy = await tcp_proxy(echo_url)
+    if fault == "half_open":
+        proxy.half_open = True
+    else:
+        proxy.pause()
+    with pytest.raises(TimeoutError):
+        await exchange(proxy.url, b"hello", 5)
+
+
+@pytest.mark.parametrize(("direction", "arrives"), [("to_client", b"one two"), ("to_server", b"")])
+async def test_a_proxy_cuts_after_a_pattern(
+    tcp_proxy: Callable[[str], Any], echo_url: str, direction: Direction, arrives: bytes
+) -> None:
+    proxy = await tcp_proxy(echo_url)
+    proxy.cut_after(direction, b"two")
+    try:
+        found = await exchange(proxy.url, b"one two three", 13)
+    except ConnectionResetError:
+        found = b""
+    assert found in (arrives, b"")
+    assert await exchange(proxy.url, b"one two three", 13) == b"one two three", "once"
+
+
+async def test_a_cut_ends_open_connections_and_refusing_ends_new_ones(
+    tcp_proxy: Callable[[str], Any], echo_url: str
+) -> None:
+    proxy = await tcp_proxy(echo_url)
+    reader, writer = await asyncio.open_connection("127.0.0.1", proxy.port)
+    writer.write(b"x")
+    assert await reader.readexactly(1) == b"x"
+    proxy.cut()
+    with pytest.raises(ConnectionResetError):
+        await reader.read()
+    writer.close()
+    proxy.refusing = True
+    with pytest.raises(ConnectionResetError):
+        await exchange(proxy.url, b"x", 1)
