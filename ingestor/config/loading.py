@@ -1,0 +1,103 @@
+"""Find the file, read it, put environment and secrets over it, check it: one Config, or every problem at once."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+from collections.abc import Mapping
+from pathlib import Path
+
+from pydantic import SecretStr, ValidationError
+
+from ingestor.config.complaints import complaints
+from ingestor.config.document import MAX_BYTES, parse
+from ingestor.config.draft import Draft
+from ingestor.config.environment import FILE_VARIABLE, override
+from ingestor.config.model import Config, Settings
+from ingestor.config.secrets import API_KEY, KEY_PLACES, LOCS, place_secrets
+from ingestor.config.subscriptions import Written, expand
+from ingestor.errors import ConfigError, Problem
+
+SYSTEM_FILE = Path("/etc/ingestor/config.yaml")
+LOCAL_FILE = Path("config.yaml")
+
+
+def load(path: Path | None = None, env: Mapping[str, str] | None = None) -> Config:
+    """The configuration, from ``path`` or where ``find`` says, under this environment (default: the process's).
+
+    Raises ConfigError with every problem found; SecretExposed if the only ones are secrets that others can read.
+    """
+    env = os.environ if env is None else env
+    source = find(path, env)
+    raw, file_is_private = _read(source)
+    draft = Draft(parse(raw, str(source)))
+    base = base_folder(source, env)
+    override(draft, env, LOCS)
+    place_secrets(draft, env, base, file_is_private=file_is_private)
+    subscriptions = expand(draft.value.pop("subscriptions", None), draft.where, draft.complain)
+    settings = _settings(draft, base)
+    draft.check()
+    assert settings is not None  # noqa: S101  # check has raised otherwise
+    return Config(
+        **{name: getattr(settings, name) for name in Settings.model_fields},
+        subscriptions=subscriptions,
+        source=source.absolute(),
+        sha256=hashlib.sha256(raw).hexdigest(),
+    )
+
+
+def find(path: Path | None, env: Mapping[str, str]) -> Path:
+    """The file to read: the one asked for, ``$INGESTOR_CONFIG``, ``./config.yaml``, ``/etc/ingestor/config.yaml``.
+
+    One that was asked for is not searched any further. Raises ConfigError that names what was looked for.
+    """
+    if path is not None:
+        return path
+    if named := env.get(FILE_VARIABLE):
+        return Path(named)
+    places = (LOCAL_FILE, SYSTEM_FILE)
+    found = next((place for place in places if place.exists()), None)
+    if found is None:
+        looked = f"looked for --config, ${FILE_VARIABLE}, {', '.join(map(str, places))}"
+        raise ConfigError([Problem("", "", f"there is no configuration ({looked}); `ingestor init` writes one")])
+    return found
+
+
+def base_folder(source: Path, env: Mapping[str, str]) -> Path:
+    """Where relative paths begin: the first of ``$STATE_DIRECTORY``, else the configuration's own folder."""
+    state = env.get("STATE_DIRECTORY", "").partition(":")[0]
+    return Path(state) if state else source.absolute().parent
+
+
+def require_api_key(config: Config) -> SecretStr:
+    """The API key of a configuration that is about to be used. Raises ConfigError that says where to put one."""
+    if config.provider.api_key is None:
+        raise ConfigError([Problem(str(config.source), ".".join(API_KEY.loc), f"there is none; {KEY_PLACES}")])
+    return config.provider.api_key
+
+
+def _read(source: Path) -> tuple[bytes, bool]:
+    """The file's bytes (one more than may be, if there are), and whether only its owner can read it."""
+    try:
+        with source.open("rb") as file:
+            mode = os.fstat(file.fileno()).st_mode
+            raw = file.read(MAX_BYTES + 1)
+    except FileNotFoundError:
+        message = "there is no such file; name another with --config, or write one with `ingestor init`"
+    except OSError as error:
+        message = f"cannot be read ({os.strerror(error.errno or 0)}); mend the path or the permissions"
+    else:
+        return raw, not mode & (stat.S_IRWXG | stat.S_IRWXO)
+    raise ConfigError([Problem(str(source), "", message)])
+
+
+def _settings(draft: Draft, base: Path) -> Settings | None:
+    """All but the subscriptions; None if the draft has got complaints instead."""
+    try:
+        return Settings.model_validate(draft.value, context={"base": base})
+    except ValidationError as error:
+        found = list(complaints(error, Written))
+    for complaint in found:
+        draft.complain(complaint)
+    return None

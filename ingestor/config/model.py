@@ -1,0 +1,239 @@
+"""The configuration's nouns, in the order, with the names and with the defaults of ``config.yaml``. All frozen."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    PlainValidator,
+    SecretStr,
+    ValidationInfo,
+    WithJsonSchema,
+    field_validator,
+    model_validator,
+)
+from pydantic.json_schema import SkipJsonSchema
+from pydantic_core import PydanticCustomError
+
+from ingestor.config import urls, values
+from ingestor.config.values import Listen, duration, size
+
+_CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+
+# Editors read an unquoted 007 or TRUE as a number or a boolean; here all three are text.
+ANY_SCALAR = {"type": ["string", "number", "boolean"]}
+Text = Annotated[str, BeforeValidator(values.text)]
+Ticker = Annotated[str, BeforeValidator(values.ticker), WithJsonSchema({**ANY_SCALAR, "maxLength": 64})]
+AbsolutePath = Annotated[Path, BeforeValidator(values.absolute), WithJsonSchema({"type": "string"})]
+
+
+def key(default: Any, description: str) -> Any:
+    """A key of ``config.yaml``: its default as it would be written there, and what an editor shows."""
+    return Field(default=default, validate_default=True, description=description)
+
+
+class Section(BaseModel):
+    """A mapping of the document. Unknown keys are refused; one whose keys are all commented out is its default."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _nothing_is_written(cls, data: Any) -> Any:
+        return {} if data is None else data
+
+
+class TokenLife(Section):
+    """How long a token is used."""
+
+    lifetime: Annotated[float, duration("1s", "365d")] = key("5h", "Life of a token that does not name its own end")
+    renew_before: Annotated[float, duration("0s", "30d")] = key("10m", "How long before its end a token is renewed")
+    timeout: Annotated[float, duration("100ms", "1h")] = key(
+        "120s", "Deadline of a whole token request; answers of 36s are documented"
+    )
+
+    @field_validator("renew_before")
+    @classmethod
+    def _within_the_life(cls, seconds: float, info: ValidationInfo) -> float:
+        if seconds >= info.data.get("lifetime", float("inf")):
+            raise ValueError("must be shorter than provider.token.lifetime")
+        return seconds
+
+
+class Provider(Section):
+    """Where the data comes from, and how it is asked for."""
+
+    url: Annotated[str, BeforeValidator(values.text), AfterValidator(urls.provider_url)] = key(
+        "https://open.marketprophit.com", "Root URL of the provider, https://…"
+    )
+    token_path: Annotated[str, BeforeValidator(values.url_path)] = key(
+        "/jwt", "Path under the root that hands out tokens"
+    )
+    api_key_file: AbsolutePath | None = key(
+        None,
+        "File that holds the API key, mode 0600; or systemd credential api_key, or INGESTOR_PROVIDER__API_KEY",
+    )
+    # Never from the document: secrets puts it here, and nothing that is shown includes it.
+    api_key: SkipJsonSchema[Annotated[SecretStr, AfterValidator(values.api_key)] | None] = Field(
+        default=None, exclude=True
+    )
+    protocol: Annotated[Literal["auto", "4", "3"], WithJsonSchema({"enum": ["auto", "4", "3", 4, 3]})] = key(
+        "auto", "Socket.IO generation: auto asks the server, 4 is 3.x-4.x, 3 is 1.x-2.x"
+    )
+    events: Annotated[tuple[Text, ...], Field(min_length=1)] = key(
+        ["res", "data"], "Names of the events that carry data"
+    )
+    token: TokenLife = key({}, "How long a token is used")
+    renewal: Literal["overlap", "reconnect"] = key(
+        "overlap", "On a new token: overlap opens the new connection before the old is closed"
+    )
+    silence: Annotated[float, duration("100ms", "30d")] = key(
+        "10m", "A ticker without data for this long is asked for again"
+    )
+    ca_file: AbsolutePath | None = key(None, "File of CA certificates (PEM) to trust in place of the system's")
+    allow_insecure: bool = key(False, "Allow http:// to a host other than this machine")
+
+    @field_validator("ca_file")
+    @classmethod
+    def _is_there(cls, path: Path | None) -> Path | None:
+        if path is not None and not path.is_file():
+            raise ValueError(f"there is no file {path}; name a PEM file, or remove the line")
+        return path
+
+    @field_validator("allow_insecure")
+    @classmethod
+    def _no_secrets_in_plain_text(cls, allowed: bool, info: ValidationInfo) -> bool:
+        host = urls.plain_text_host(info.data.get("url", ""))
+        if host and not allowed:
+            message = (
+                f'http:// would send the key and all data readable to "{host}"; write https://, '
+                "or set provider.allow_insecure: true if that network is yours"
+            )
+            raise PydanticCustomError("sibling", "{message}", {"message": message, "sibling": "url"})
+        return allowed
+
+
+class Batch(Section):
+    """When entries are written."""
+
+    max_rows: Annotated[int, Field(ge=1, le=1_000_000)] = key(5000, "Rows that are written at once at most")
+    max_wait: Annotated[float, duration("0s", "60s")] = key("100ms", "How long an entry may wait for company")
+
+
+class Retention(Section):
+    """How long is kept what is not a sample. Seconds; 0.0 keeps nothing, None keeps for ever."""
+
+    payloads: Annotated[float | None, duration("1s", "36500d", none=0.0, forever=None)] = key(
+        "24h", "Raw text of what was received: a duration, none or forever"
+    )
+    samples: Annotated[float | None, duration("1s", "36500d", forever=None)] = key(
+        "forever", "Samples and their revisions: a duration or forever"
+    )
+    journal: Annotated[float | None, duration("1s", "36500d", forever=None)] = key(
+        "90d", "Events and the ledger of batches: a duration or forever"
+    )
+
+
+def _normalised(value: Any, info: ValidationInfo) -> str:
+    written = values.text(value.get_secret_value() if isinstance(value, SecretStr) else value)
+    return urls.database_url(written, values.base_of(info))
+
+
+class Database(Section):
+    """Where the data goes."""
+
+    url: Annotated[SecretStr, BeforeValidator(_normalised), WithJsonSchema({"type": "string"})] = key(
+        "sqlite:///ingestor.db",
+        "sqlite:///file or postgresql://user@host/database; with a password, see url_file",
+    )
+    url_file: AbsolutePath | None = key(
+        None, "File that holds a URL with a password, mode 0600; or systemd credential database_url"
+    )
+    migrate: Literal["auto", "never"] = key("auto", "Whether the daemon brings the tables up to date by itself")
+    batch: Batch = key({}, "When entries are written")
+    retention: Retention = key({}, "How long data is kept")
+
+
+class Spool(Section):
+    """The durable store between socket and database."""
+
+    path: AbsolutePath = key("spool", "Folder of the spool")
+    max_bytes: Annotated[int, size("64KiB", "64TiB")] = key("1GiB", "Beyond this, connections are closed on purpose")
+    sync_every: Annotated[float, duration("1ms", "10s")] = key("20ms", "A sync begins at most this long after arrival")
+
+
+class Http(Section):
+    """Health, metrics and status."""
+
+    listen: Annotated[
+        Listen,
+        PlainValidator(values.listen),
+        PlainSerializer(str, when_used="json"),
+        WithJsonSchema({"type": "string", "pattern": r"^(\[[0-9A-Fa-f:.%]+\]|[^\s:/@\[\]]+):[0-9]{1,5}$"}),
+    ] = key("127.0.0.1:8642", "Address of /healthz, /readyz, /metrics and /status.json")
+
+
+class Log(Section):
+    """What is said on stderr."""
+
+    level: Literal["debug", "info", "warning", "error"] = key("info", "The least that is said")
+    format: Literal["auto", "console", "json"] = key("auto", "auto: console on a terminal, else json")
+
+
+def canonical(params: Mapping[str, str]) -> str:
+    """Params as the one JSON text that names them wherever they are stored: sorted, no blanks."""
+    return _CANONICAL.encode(dict(params))
+
+
+@dataclass(frozen=True, slots=True)
+class Subscription:
+    """One path, method and params that the operator asked for. Equal to another if it asks for the same."""
+
+    path: str = field(compare=False)
+    method: str = field(default="get", compare=False)  # lower case
+    params: Mapping[str, str] = field(default_factory=dict, compare=False)
+    where: str = field(default="", compare=False, repr=False)  # file:line:column of its path
+    entry: str = field(default="", compare=False, repr=False)  # "subscriptions.2", which may stand for many tickers
+    key: tuple[str, str, str] = field(init=False, repr=False)  # path, method, canonical params
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "params", MappingProxyType(dict(self.params)))
+        object.__setattr__(self, "key", (self.path, self.method, canonical(self.params)))
+
+    @property
+    def ticker(self) -> str:
+        """The ticker asked for; empty for all."""
+        return self.params.get("ticker", "")
+
+
+class Settings(Section):
+    """What the document says, apart from its subscriptions."""
+
+    instance: Annotated[str, BeforeValidator(values.text), Field(max_length=64)] | None = key(
+        None, "Label of this daemon in the database; default: the host's name"
+    )
+    provider: Provider = key({}, "Where the data comes from")
+    database: Database = key({}, "Where the data goes")
+    spool: Spool = key({}, "The durable store between socket and database")
+    http: Http = key({}, "Health, metrics and status over HTTP")
+    log: Log = key({}, "What is said on stderr")
+    watch: bool = key(False, "Reload when the file changes")
+
+
+class Config(Settings):
+    """Everything the operator told us, checked and complete."""
+
+    subscriptions: tuple[Subscription, ...]
+    source: Path  # the file it was read from, absolute
+    sha256: str  # of that file's bytes, hexadecimal

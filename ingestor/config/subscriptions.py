@@ -1,0 +1,134 @@
+"""From the list that was written to the subscriptions it stands for. Whether an endpoint exists is not known here."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, Field, ValidationError, WithJsonSchema
+
+from ingestor.config import values
+from ingestor.config.complaints import Complaint, complaints
+from ingestor.config.document import Loc
+from ingestor.config.model import ANY_SCALAR, Section, Settings, Subscription, Text, Ticker
+
+MAX_PATH = 76  # "/historical/" and a feed's name of 64 characters, the longest that the database takes
+VERBS = ("get", "post", "put", "patch", "delete")
+MAX_PARAMS = 512  # characters of canonical JSON
+
+Report = Callable[[Complaint], None]
+Where = Callable[[Loc], str]
+
+
+def _path(value: Any) -> str:
+    path = values.text(value)
+    if "://" in path:
+        raise ValueError("must be the path alone, without the server: /real-time/crowd-sentiment")
+    if re.search(r"[\s?#]", path):
+        raise ValueError("must have no blanks, ? or #; what follows a ? belongs into params")
+    if len(path) > MAX_PATH:
+        raise ValueError(f"has {len(path)} characters; at most {MAX_PATH} can be stored")
+    return path
+
+
+def _method(value: Any) -> str:
+    verb = values.text(value).lower()
+    if verb not in VERBS:
+        raise ValueError(f"must be one of {', '.join(VERBS)}")
+    return verb
+
+
+class Entry(Section):
+    """One item of ``subscriptions``, which may stand for several."""
+
+    path: Annotated[str, BeforeValidator(_path), WithJsonSchema({"type": "string", "maxLength": MAX_PATH})] = Field(
+        description="Endpoint, such as /real-time/crowd-sentiment"
+    )
+    method: Annotated[
+        str,
+        BeforeValidator(_method),
+        WithJsonSchema({"enum": [*VERBS, *map(str.upper, VERBS)]}),
+    ] = Field(default="get", description="HTTP verb that the endpoint is asked with")
+    params: dict[Text, Annotated[Text, WithJsonSchema(ANY_SCALAR)]] = Field(
+        default={}, description="Parameters of the endpoint"
+    )
+    ticker: Ticker = Field(default="", description="Short for params: {ticker: …}")
+    tickers: Annotated[list[Ticker], Field(min_length=1)] = Field(
+        default=[], description="Short for one subscription each"
+    )
+
+
+class Written(Settings):
+    """The whole document as it is written: what the JSON Schema describes."""
+
+    subscriptions: Annotated[list[Entry], Field(min_length=1)] = Field(description="What is collected")
+
+
+def expand(written: Any, where: Where, report: Report) -> tuple[Subscription, ...]:
+    """Every subscription that the list stands for, in its order; what is wrong with an item goes to ``report``."""
+    if not written:
+        report(Complaint(("subscriptions",), "there is nothing to do; name at least one: - {path: /real-time/…}"))
+        return ()
+    if not isinstance(written, list):
+        report(Complaint(("subscriptions",), 'must be a list; begin each item with "- path:"'))
+        return ()
+    first: dict[Subscription, Loc] = {}
+    for index, item in enumerate(written):
+        loc: Loc = ("subscriptions", index)
+        for place, subscription in _of_item(item, loc, where, report):
+            if subscription in first:
+                report(Complaint(place, f"asks for the same as {where(first[subscription])}; keep one"))
+            else:
+                first[subscription] = place
+    return tuple(first)
+
+
+def _of_item(item: Any, loc: Loc, where: Where, report: Report) -> Iterator[tuple[Loc, Subscription]]:
+    try:
+        entry = Entry.model_validate(item)
+    except ValidationError as error:
+        for complaint in complaints(error, Entry, at=loc):
+            report(complaint)
+        return
+    problems = [*_contradictions(entry, loc), *_misnamed(entry, loc)]
+    for problem in problems:
+        report(problem)
+    if not problems:
+        yield from _each(entry, loc, where((*loc, "path")), report)
+
+
+def _each(entry: Entry, loc: Loc, place: str, report: Report) -> Iterator[tuple[Loc, Subscription]]:
+    name = ".".join(map(str, loc))
+    for at, params in _params(entry, loc):
+        subscription = Subscription(entry.path, entry.method, params, where=place, entry=name)
+        if len(subscription.key[2]) > MAX_PARAMS:
+            report(Complaint((*loc, "params"), f"is longer than {MAX_PARAMS} characters as JSON; shorten it"))
+            return
+        yield at, subscription
+
+
+def _params(entry: Entry, loc: Loc) -> Iterator[tuple[Loc, Mapping[str, str]]]:
+    for index, name in enumerate(entry.tickers):
+        yield (*loc, "tickers", index), {**entry.params, "ticker": name}
+    if entry.ticker:
+        yield (*loc, "ticker"), {**entry.params, "ticker": entry.ticker}
+    elif not entry.tickers:
+        yield loc, entry.params
+
+
+def _contradictions(entry: Entry, loc: Loc) -> Iterator[Complaint]:
+    """What is wrong between keys of one item that are right by themselves."""
+    given = {"params": "ticker" in entry.params, "ticker": bool(entry.ticker), "tickers": bool(entry.tickers)}
+    named = [key for key, is_given in given.items() if is_given]
+    if len(named) > 1:
+        yield Complaint((*loc, named[-1]), f'names tickers, and so does "{named[0]}"; keep one of the two')
+
+
+def _misnamed(entry: Entry, loc: Loc) -> Iterator[Complaint]:
+    for name, check in (("ticker", values.ticker), ("user_id", values.user_id)):
+        if name in entry.params:
+            try:
+                check(entry.params[name])
+            except ValueError as error:
+                yield Complaint((*loc, "params", name), str(error))

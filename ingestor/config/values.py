@@ -1,0 +1,158 @@
+"""What a single value may be: durations and sizes within sane ranges, addresses, paths, names.
+
+The ValueErrors raised here are messages for the operator; ``loading`` puts file, line and column before them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler, SecretStr, ValidationInfo
+from pydantic_core import core_schema
+
+from ingestor.config import units
+
+MAX_KEY = 64  # characters of a text key in the database
+_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+
+
+def text(value: Any) -> str:
+    """One text without control characters. Raises ValueError for anything else a document can hold."""
+    if value is None:
+        raise ValueError("has no value; write one, or remove the line")
+    if not isinstance(value, str):
+        raise ValueError("must be one text, not a list or a mapping")  # noqa: TRY004  # pydantic expects this
+    if not value.strip():
+        raise ValueError("is empty; write a value, or remove the line")
+    if _CONTROL.search(value):
+        raise ValueError("holds a control character; remove it")
+    return value
+
+
+def url_path(value: Any) -> str:
+    """A path under the provider's root, without query. Raises ValueError."""
+    path = text(value)
+    if not path.startswith("/") or re.search(r"[\s?#]", path):
+        raise ValueError("must be a path alone that begins with /, such as /jwt")
+    return path
+
+
+def ticker(value: Any) -> str:
+    """A ticker as the operator spells it: the provider has such as ``6E_F`` and ``EURAUD``, so little is refused."""
+    return _key_text(value, "a ticker")
+
+
+def user_id(value: Any) -> str:
+    """A user's id, of which nothing is known but that it must fit the database."""
+    return _key_text(value, "a user_id")
+
+
+def _key_text(value: Any, noun: str) -> str:
+    name = text(value)
+    if re.search(r"\s", name):
+        raise ValueError(f"{noun} has no blanks; write several as a list: [AAPL, TSLA]")
+    if len(name) > MAX_KEY:
+        raise ValueError(f"{noun} has at most {MAX_KEY} characters, this has {len(name)}")
+    return name
+
+
+@dataclass(frozen=True, slots=True)
+class Measure:
+    """Marks a number that is written as text with a unit. ``words`` may be written in its place."""
+
+    minimum: str
+    maximum: str
+    parse: Callable[[str], float]
+    format: Callable[[Any], str]
+    pattern: str
+    words: dict[str, float | None] = field(default_factory=dict)
+
+    def read(self, value: Any) -> float | None:
+        """A number from its text; a number (from code) only has its range checked."""
+        if isinstance(value, str) and value in self.words:
+            return self.words[value]
+        number = value if isinstance(value, int | float) else self.parse(text(value))
+        if not self.parse(self.minimum) <= number <= self.parse(self.maximum):
+            shown = self.format(number) if isinstance(value, int | float) else value
+            raise ValueError(f'"{shown}" is out of range; write {self.minimum} to {self.maximum}')
+        return number
+
+    def written(self, number: float | None) -> str:
+        """The text that ``read`` takes for this number."""
+        words = {meant: word for word, meant in self.words.items()}
+        return words[number] if number in words else self.format(number)
+
+    def __get_pydantic_core_schema__(self, _: Any, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
+        shown = core_schema.plain_serializer_function_ser_schema(self.written, when_used="json")
+        return core_schema.no_info_plain_validator_function(self.read, serialization=shown)
+
+    def __get_pydantic_json_schema__(self, _: Any, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        pattern = "|".join([self.pattern, *(f"^{word}$" for word in self.words)])
+        # Editors read a bare 0 as a number; the bounds let no other number pass.
+        return {"type": ["string", "integer"], "pattern": pattern, "minimum": 0, "maximum": 0}
+
+
+def duration(minimum: str, maximum: str, **words: float | None) -> Measure:
+    """Seconds, written ``1h30m``."""
+    return Measure(minimum, maximum, units.parse_duration, units.format_duration, units.DURATION_PATTERN, words)
+
+
+def size(minimum: str, maximum: str) -> Measure:
+    """Bytes, written ``512MiB``."""
+    return Measure(minimum, maximum, units.parse_size, units.format_size, units.SIZE_PATTERN)
+
+
+class Listen(NamedTuple):
+    """Where HTTP is answered. An IPv6 address has no brackets here; port 0 means any free one."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+def listen(value: Any) -> Listen:
+    """``127.0.0.1:8642`` or ``[::1]:8642``. Raises ValueError."""
+    if isinstance(value, Listen):
+        return value
+    host, _, port = text(value).rpartition(":")
+    bare = host[1:-1] if host.startswith("[") and host.endswith("]") else host
+    bracketed = bare != host
+    if not bare or bracketed != (":" in bare) or re.search(r"[\s/@\[\]]", bare):
+        raise ValueError("must be host:port; write 127.0.0.1:8642, or [::1]:8642 with brackets round IPv6")
+    if not re.fullmatch(r"[0-9]{1,5}", port) or int(port) > 65_535:
+        raise ValueError("must end in a port from 0 to 65535; write for example 127.0.0.1:8642")
+    return Listen(bare, int(port))
+
+
+def absolute(value: Any, info: ValidationInfo) -> Path:
+    """A path, a relative one being taken from the validation's context."""
+    return resolve(value, base_of(info))
+
+
+def base_of(info: ValidationInfo) -> Path:
+    """The absolute folder that relative paths are taken from; the current one outside of ``load``."""
+    base: Path = (info.context or {}).get("base", Path())
+    return base.absolute()
+
+
+def resolve(value: Any, base: Path) -> Path:
+    """A path from its text: absolute, from the home with ``~``, else below ``base``. Raises ValueError."""
+    path = value if isinstance(value, Path) else Path(text(value))
+    try:
+        return base / path.expanduser()
+    except RuntimeError:
+        raise ValueError("begins with ~ and the name of a user who is not there; write the whole path") from None
+
+
+def api_key(secret: SecretStr) -> SecretStr:
+    """One word of printable ASCII, as it travels in an HTTP header. Raises ValueError, without the key."""
+    word = secret.get_secret_value()
+    if not word.isascii() or not word.isprintable() or " " in word:
+        raise ValueError("must be one word of ASCII; it holds blanks, line breaks or other characters")
+    return secret
