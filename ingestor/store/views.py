@@ -1,0 +1,95 @@
+"""The views, as what they are read by: names and typed columns. Their SQL is in ``migrations/``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    ColumnClause,
+    Date,
+    Double,
+    Integer,
+    TableClause,
+    Text,
+    column,
+    table,
+)
+from sqlalchemy.types import TypeEngine
+
+from ingestor.store.schema import UtcDateTime
+
+_INTEGERS = {"subscription_id", "instance_id", "revision", "samples"}
+_BIG_INTEGERS = {"seq", "start_seq"}
+_TEXTS = {
+    "feed", "metric", "ticker", "user_id", "path", "params", "source", "state", "states", "reason",
+}  # fmt: skip
+
+
+def _type(name: str) -> TypeEngine[Any]:
+    # Names mean the same in every view, so a column's type is its name's; what is not listed is a measured number.
+    if name == "ts" or name.endswith("_at"):
+        return UtcDateTime()
+    if name in _TEXTS:
+        return Text()
+    if name in _INTEGERS:
+        return Integer()
+    if name in _BIG_INTEGERS:
+        return BigInteger()
+    others: dict[str, TypeEngine[Any]] = {"day": Date(), "is_final": Boolean()}
+    return others.get(name, Double())
+
+
+def _view(name: str, columns: str) -> TableClause:
+    clauses: list[ColumnClause[Any]] = [column(each, _type(each)) for each in columns.split()]
+    return table(name, *clauses)
+
+
+_ORIGIN = "revision published_at received_at source"
+_OBSERVATION = f"feed metric ticker user_id ts value {_ORIGIN} instance_id seq"
+_SUBSCRIPTION = "subscription_id feed path params ticker"
+_SPAN = "from_at to_at"
+_CANDLE = "ticker bucket_at open high low close mean samples covered_minutes coverage_percent is_final"
+
+
+def _feed(name: str, metrics: str, key: str = "ticker") -> TableClause:
+    return _view(name, f"ts {key} {metrics} {_ORIGIN}")
+
+
+def _chart(name: str, metric: str) -> TableClause:
+    forms = ("", "_moving_average", "_z_score", "_z_score_moving_average")
+    return _feed(name, " ".join(f"{metric}{form}" for form in forms) + " volume buzz")
+
+
+observations = _view("observations", _OBSERVATION)
+revisions = _view("revisions", _OBSERVATION)
+latest = _view("latest", _OBSERVATION)
+
+crowd_sentiment = _feed("crowd_sentiment", "sentiment")
+crowd_sentiment_moving_average = _feed("crowd_sentiment_moving_average", "moving_average")
+crowd_sentiment_z_score = _feed("crowd_sentiment_z_score", "z_score")
+crowd_sentiment_z_score_moving_average = _feed("crowd_sentiment_z_score_moving_average", "moving_average")
+market_prophit_sentiment = _feed("market_prophit_sentiment", "sentiment")
+market_prophit_sentiment_moving_average = _feed("market_prophit_sentiment_moving_average", "moving_average")
+market_prophit_sentiment_z_score = _feed("market_prophit_sentiment_z_score", "z_score")
+market_prophit_sentiment_z_score_moving_average = _feed(
+    "market_prophit_sentiment_z_score_moving_average", "moving_average"
+)
+tweet_volume = _feed("tweet_volume", "volume")
+tweet_buzz = _feed("tweet_buzz", "buzz")
+user_sentiment = _feed("user_sentiment", "sentiment user_score", key="ticker user_id")
+user_sentiment_last_minute = _feed("user_sentiment_last_minute", "sentiment user_score", key="ticker user_id")
+crowd_sentiment_chart_data = _chart("crowd_sentiment_chart_data", "crowd_sentiment")
+market_prophit_sentiment_chart_data = _chart("market_prophit_sentiment_chart_data", "mp_sentiment")
+
+coverage_intervals = _view("coverage_intervals", f"subscription_id instance_id start_seq state reason {_SPAN}")
+wanted = _view("wanted", f"subscription_id {_SPAN}")
+covered = _view("covered", f"subscription_id {_SPAN}")
+gaps = _view("gaps", f"{_SUBSCRIPTION} {_SPAN} seconds states reason")
+coverage_daily = _view("coverage_daily", f"{_SUBSCRIPTION} day wanted_seconds covered_seconds percent")
+crowd_sentiment_hourly = _view("crowd_sentiment_hourly", _CANDLE)
+crowd_sentiment_daily = _view("crowd_sentiment_daily", _CANDLE)
+ingest_lag = _view("ingest_lag", "feed metric ticker user_id ts received_at source lag_seconds")
+
+VIEWS = tuple(each for each in list(globals().values()) if isinstance(each, TableClause))

@@ -1,0 +1,89 @@
+"""Rows made by hand, short enough to be read in a table."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from sqlalchemy import Engine, TableClause, insert, select
+
+from ingestor.store import schema
+
+DAY = datetime(2024, 3, 10, tzinfo=UTC)
+
+
+def at(clock: str) -> datetime:
+    """``10:00``, ``10:00:30``, ``10:00:30.5`` of the day; ``+1 10:00`` of the next, ``-1 10:00`` of the one before."""
+    days, _, clock = clock.rpartition(" ")
+    hours, minutes, seconds = (*clock.split(":"), "0")[:3]
+    return DAY + timedelta(days=int(days or 0), hours=int(hours), minutes=int(minutes), seconds=float(seconds))
+
+
+class Database:
+    """Puts rows into tables, with everything that a test does not care about filled in."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self._series: dict[tuple[str, ...], int] = {}
+        self._seq = 0
+
+    def read(self, view: TableClause, *columns: str, **where: Any) -> list[tuple[Any, ...]]:
+        """The rows of a view, sorted; ``columns`` or all."""
+        wanted = [view.c[name] for name in columns] or list(view.c)
+        query = select(*wanted).where(*(view.c[name] == value for name, value in where.items()))
+        with self.engine.connect() as connection:
+            return sorted(tuple(row) for row in connection.execute(query.order_by(*wanted)))
+
+    def add(self, table: str, **columns: Any) -> None:
+        with self.engine.begin() as connection:
+            connection.execute(insert(schema.metadata.tables[table]), columns)
+
+    def instance(self, instance_id: int, heartbeat: str | None, **columns: Any) -> None:
+        heartbeat_at = at(heartbeat) if heartbeat else None
+        defaults = {"spool_id": f"spool-{instance_id}", "started_at": at("-1 00:00"), "heartbeat_at": heartbeat_at}
+        self.add("instances", instance_id=instance_id, **(defaults | columns))
+
+    def subscription(self, subscription_id: int, ticker: str = "", **columns: Any) -> None:
+        params = f'{{"ticker":"{ticker}"}}' if ticker else "{}"
+        defaults = {"feed": "crowd-sentiment", "path": "/real-time/crowd-sentiment", "method": "get", "params": params}
+        row = defaults | {"ticker": ticker, "first_seen_at": at("00:00")} | columns
+        self.add("subscriptions", subscription_id=subscription_id, **row)
+
+    def state(
+        self, subscription_id: int, instance_id: int, state: str, start: str, end: str | None, reason: str = ""
+    ) -> None:
+        """One interval of coverage; without ``end`` it is open."""
+        self.add(
+            "coverage",
+            subscription_id=subscription_id,
+            instance_id=instance_id,
+            start_seq=self._next(),
+            started_at=at(start),
+            ended_at=at(end) if end else None,
+            state=state,
+            reason=reason,
+        )
+
+    def repair(self, subscription_id: int, start: str, end: str, state: str = "done") -> None:
+        made = {"kind": "historical", "state": state, "created_at": at("12:00")}
+        self.add("repairs", subscription_id=subscription_id, from_ts=at(start), to_ts=at(end), **made)
+
+    def sample(
+        self, feed: str, metric: str, ticker: str, ts: str, value: float, user_id: str = "", **columns: Any
+    ) -> None:
+        """A current value, or with ``table="sample_revisions"`` another one."""
+        table = columns.pop("table", "samples")
+        series_id = self._series_id((feed, metric, ticker, user_id))
+        defaults = {"received_at": at(ts), "seq": self._next(), "instance_id": 1, "source": "stream"}
+        self.add(table, series_id=series_id, ts=at(ts), value=value, **(defaults | columns))
+
+    def _series_id(self, key: tuple[str, ...]) -> int:
+        if key not in self._series:
+            self._series[key] = len(self._series) + 1
+            names = dict(zip(("feed", "metric", "ticker", "user_id"), key, strict=True))
+            self.add("series", series_id=self._series[key], first_seen_at=at("00:00"), **names)
+        return self._series[key]
+
+    def _next(self) -> int:
+        self._seq += 1
+        return self._seq

@@ -1,0 +1,141 @@
+"""From an empty database to the schema, once, whoever starts at the same time."""
+
+from __future__ import annotations
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from alembic import command
+from sqlalchemy import Engine, insert, inspect, select, text
+from sqlalchemy.exc import IntegrityError
+
+from ingestor.errors import IngestorError, SchemaNewer, SchemaOlder
+from ingestor.store import migrate, views
+from ingestor.store.engine import connect
+from ingestor.store.schema import dead_letters, leases, metadata
+
+from .rows import at
+
+URL_OF_DRIVER = ("postgresql://", "postgresql+psycopg://")
+
+
+def test_an_empty_database_gets_every_table_and_view(empty_engine: Engine) -> None:
+    migrate.upgrade(empty_engine)
+    found = inspect(empty_engine)
+    assert set(found.get_table_names()) == {*metadata.tables, "alembic_version"}
+    assert set(found.get_view_names()) == {view.name for view in views.VIEWS}
+    assert migrate.current(empty_engine) == migrate.head()
+
+
+def test_each_view_has_the_columns_that_it_is_read_by(engine: Engine) -> None:
+    found = inspect(engine)
+    described = {view.name: [column.name for column in view.columns] for view in views.VIEWS}
+    assert {name: [column["name"] for column in found.get_columns(name)] for name in described} == described
+
+
+def test_each_view_of_nothing_is_empty(engine: Engine) -> None:
+    with engine.connect() as connection:
+        assert {view.name: connection.execute(select(view)).all() for view in views.VIEWS} == {
+            view.name: [] for view in views.VIEWS
+        }
+
+
+def test_metadata_and_migrations_describe_the_same_schema(engine: Engine) -> None:
+    migrate.check(engine)
+
+
+def test_a_column_that_no_migration_made_is_found(engine: Engine) -> None:
+    with engine.begin() as connection:
+        connection.execute(text("ALTER TABLE leases ADD COLUMN surprise INTEGER"))
+    with pytest.raises(IngestorError, match="surprise"):
+        migrate.check(engine)
+
+
+def test_an_upgrade_keeps_what_is_there(engine: Engine) -> None:
+    row = {"name": "heal", "instance_id": 7, "until": at("10:00")}
+    with engine.begin() as connection:
+        connection.execute(insert(leases), row)
+    migrate.upgrade(engine)
+    with engine.connect() as connection:
+        assert connection.execute(select(leases)).mappings().all() == [row]
+
+
+def test_of_several_that_start_together_one_migrates_and_the_others_wait(database_url: str) -> None:
+    engines = [connect(database_url.replace(*URL_OF_DRIVER)) for _ in range(4)]
+    for engine in engines:
+        engine.connect().close()  # SQLite switches to WAL here, and does not wait for another that does so too
+    together = threading.Barrier(len(engines))
+
+    def start(engine: Engine) -> str | None:
+        together.wait()
+        migrate.upgrade(engine)
+        return migrate.current(engine)
+
+    with ThreadPoolExecutor(len(engines)) as pool:
+        assert list(pool.map(start, engines)) == [migrate.head()] * len(engines)
+    for engine in engines:
+        engine.dispose()
+
+
+def test_a_migration_that_fails_leaves_nothing_behind(empty_engine: Engine) -> None:
+    with empty_engine.begin() as connection:
+        connection.execute(text("CREATE TABLE observations (in_the_way INTEGER)"))
+    with pytest.raises(Exception, match="observations"):
+        migrate.upgrade(empty_engine)
+    assert inspect(empty_engine).get_table_names() == ["observations"]
+
+
+def test_a_database_of_a_newer_program_is_refused_untouched(engine: Engine) -> None:
+    with engine.begin() as connection:
+        connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
+    for call in (migrate.upgrade, migrate.verify):
+        with pytest.raises(SchemaNewer, match=f"9999.*{migrate.head()}.*install the newer"):
+            call(engine)
+    assert migrate.current(engine) == "9999"
+
+
+def test_an_empty_database_is_older_than_the_program(empty_engine: Engine) -> None:
+    with pytest.raises(SchemaOlder, match=r"no tables yet.*ingestor db upgrade"):
+        migrate.verify(empty_engine)
+
+
+def test_a_database_behind_the_program_is_older_and_an_upgrade_mends_it(engine: Engine) -> None:
+    migrate.verify(engine)
+    with engine.begin() as connection:
+        for view in reversed(views.VIEWS):  # those that read others come last
+            connection.execute(text(f"DROP VIEW {view.name}"))
+        connection.execute(text("UPDATE alembic_version SET version_num = '0001'"))
+    with pytest.raises(SchemaOlder, match=f"schema 0001 .* needs schema {migrate.head()}"):
+        migrate.verify(engine)
+    migrate.upgrade(engine)
+    migrate.verify(engine)
+
+
+def test_there_is_no_way_down(engine: Engine) -> None:
+    with engine.connect() as connection, pytest.raises(NotImplementedError, match="restore a backup"):
+        command.downgrade(migrate._config(connection), "base")
+
+
+@pytest.mark.parametrize("row_index", [0, None])
+def test_a_dead_letter_cannot_be_written_twice(engine: Engine, row_index: int | None) -> None:
+    row = {"instance_id": 1, "seq": 5, "row_index": row_index, "received_at": at("10:00"), "stage": "decode"}
+    with engine.begin() as connection:
+        connection.execute(insert(dead_letters), row)
+        connection.execute(insert(dead_letters), {**row, "row_index": 1})
+    with pytest.raises(IntegrityError), engine.begin() as connection:
+        connection.execute(insert(dead_letters), row)
+
+
+def test_times_are_read_as_they_were_written_to_the_microsecond(engine: Engine) -> None:
+    until = at("23:59:59.999999")
+    with engine.begin() as connection:
+        connection.execute(insert(leases), {"name": "heal", "instance_id": 1, "until": until})
+    with engine.connect() as connection:
+        assert connection.scalar(select(leases.c.until)) == until
+
+
+def test_a_time_without_zone_is_refused(engine: Engine) -> None:
+    row = {"name": "heal", "instance_id": 1, "until": at("10:00").replace(tzinfo=None)}
+    with pytest.raises(Exception, match="naive datetime 2024-03-10T10:00:00"), engine.begin() as connection:
+        connection.execute(insert(leases), row)

@@ -1,0 +1,499 @@
+"""What analysts read, from rows made by hand. Each case is a small table and what must come of it."""
+
+from __future__ import annotations
+
+from datetime import date, timedelta
+
+import pytest
+from sqlalchemy import Engine, insert, text
+
+from ingestor.store import schema, views
+
+from .rows import Database, at
+
+CROWD = ("crowd-sentiment", "crowd_sentiment")
+
+SINGLE_FEEDS = [
+    ("crowd-sentiment", "crowd_sentiment", views.crowd_sentiment, "sentiment"),
+    ("crowd-sentiment-moving-average", "moving_average", views.crowd_sentiment_moving_average, "moving_average"),
+    ("crowd-sentiment-z-score", "z_score", views.crowd_sentiment_z_score, "z_score"),
+    (
+        "crowd-sentiment-z-score-moving-average",
+        "moving_average",
+        views.crowd_sentiment_z_score_moving_average,
+        "moving_average",
+    ),
+    ("market-prophit-sentiment", "mp_sentiment", views.market_prophit_sentiment, "sentiment"),
+    (
+        "market-prophit-sentiment-moving-average",
+        "moving_average",
+        views.market_prophit_sentiment_moving_average,
+        "moving_average",
+    ),
+    ("market-prophit-sentiment-z-score", "z_score", views.market_prophit_sentiment_z_score, "z_score"),
+    (
+        "market-prophit-sentiment-z-score-moving-average",
+        "moving_average",
+        views.market_prophit_sentiment_z_score_moving_average,
+        "moving_average",
+    ),
+    ("tweet-volume", "volume", views.tweet_volume, "volume"),
+    ("tweet-buzz", "buzz", views.tweet_buzz, "buzz"),
+]
+
+
+@pytest.fixture
+def db(engine: Engine) -> Database:
+    return Database(engine)
+
+
+def test_observations_are_samples_with_their_names(db: Database) -> None:
+    db.sample(*CROWD, "ON", "10:00", 0.25, revision=1, published_at=at("05:00"), received_at=at("10:00:02.5"), seq=7)
+    db.sample(*CROWD, "ON", "10:00", 0.5, table="sample_revisions", received_at=at("10:00:01"), seq=3)
+    origin = ("stream", 1)
+    assert db.read(views.observations) == [
+        (*CROWD, "ON", "", at("10:00"), 0.25, 1, at("05:00"), at("10:00:02.5"), *origin, 7)
+    ]
+    assert db.read(views.revisions) == [(*CROWD, "ON", "", at("10:00"), 0.5, 0, None, at("10:00:01"), *origin, 3)]
+
+
+def test_each_feed_has_a_view_of_its_own_rows_only(db: Database) -> None:
+    for number, (feed, metric, _, _) in enumerate(SINGLE_FEEDS):
+        db.sample(feed, metric, "AAPL", "10:00", float(number))
+        db.sample(f"{feed}?period=30", metric, "AAPL", "10:00", -1.0)
+    found = [db.read(view, "ts", "ticker", column) for _, _, view, column in SINGLE_FEEDS]
+    assert found == [[(at("10:00"), "AAPL", float(number))] for number in range(len(SINGLE_FEEDS))]
+
+
+def test_a_feed_shows_where_a_value_came_from(db: Database) -> None:
+    db.sample(*CROWD, "AAPL", "10:00", 0.5, revision=2, published_at=at("05:00"), received_at=at("10:01"))
+    assert db.read(views.crowd_sentiment) == [
+        (at("10:00"), "AAPL", 0.5, 2, at("05:00"), at("10:01"), "stream"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("feed", "view"),
+    [
+        ("user-sentiment", views.user_sentiment),
+        ("user-sentiment-last-minute", views.user_sentiment_last_minute),
+    ],
+)
+def test_a_users_sentiment_and_score_stand_in_one_row(db: Database, feed: str, view) -> None:
+    db.sample(feed, "sentiment", "AAPL", "10:00:01", 0.5, user_id="7", received_at=at("10:00:02"))
+    db.sample(feed, "user_score", "AAPL", "10:00:01", 3.0, user_id="7", received_at=at("10:00:03"))
+    db.sample(feed, "sentiment", "AAPL", "10:00:01", 0.1, user_id="8", source="backfill", revision=1)
+    ts = at("10:00:01")
+    assert db.read(view) == [
+        (ts, "AAPL", "7", 0.5, 3.0, 0, None, at("10:00:03"), "stream"),
+        (ts, "AAPL", "8", 0.1, None, 1, None, ts, "backfill"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("feed", "metric", "view"),
+    [
+        ("crowd-sentiment-chart-data", "crowd_sentiment", views.crowd_sentiment_chart_data),
+        ("market-prophit-sentiment-chart-data", "mp_sentiment", views.market_prophit_sentiment_chart_data),
+    ],
+)
+def test_chart_data_has_one_row_per_moment_and_ticker(db: Database, feed: str, metric: str, view) -> None:
+    forms = [metric, f"{metric}_moving_average", f"{metric}_z_score", f"{metric}_z_score_moving_average"]
+    for value, name in enumerate([*forms, "volume", "buzz"]):
+        db.sample(feed, name, "AAPL", "10:00", float(value), revision=1)
+    db.sample(feed, "buzz", "TSLA", "10:00", 9.0)
+    db.sample(feed, "volume", "TSLA", "10:00", 8.0, source="backfill")
+    ts = at("10:00")
+    assert db.read(view) == [
+        (ts, "AAPL", 0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6, None, ts, "stream"),
+        (ts, "TSLA", None, None, None, None, 8.0, 9.0, 0, None, ts, "mixed"),
+    ]
+
+
+def test_latest_is_the_newest_moment_of_each_series_not_the_last_to_arrive(db: Database) -> None:
+    db.sample(*CROWD, "AAPL", "10:01", 0.2, received_at=at("10:01"))
+    db.sample(*CROWD, "AAPL", "10:00", 0.1, received_at=at("11:00"))
+    db.sample(*CROWD, "TSLA", "09:00", 0.3)
+    assert db.read(views.latest, "ticker", "ts", "value") == [("AAPL", at("10:01"), 0.2), ("TSLA", at("09:00"), 0.3)]
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        "latest",
+        "observations WHERE ticker = 'AAPL'",
+        "crowd_sentiment WHERE ticker = 'AAPL'",
+        "user_sentiment WHERE ticker = 'AAPL'",
+        "ingest_lag WHERE ticker = 'AAPL'",
+        "crowd_sentiment_hourly WHERE ticker = 'AAPL'",
+    ],
+)
+def test_no_question_about_a_ticker_reads_every_sample(db: Database, query: str) -> None:
+    _fill(db.engine, tickers=100, samples_each=200)
+    word = "EXPLAIN" if db.engine.dialect.name == "postgresql" else "EXPLAIN QUERY PLAN"
+    with db.engine.connect() as connection:
+        plan = "\n".join(str(line) for line in connection.execute(text(f"{word} SELECT * FROM {query}")))
+    assert "Seq Scan on samples" not in plan
+    assert "SCAN m'" not in plan
+    assert "Index" in plan or "SEARCH m USING PRIMARY KEY" in plan
+
+
+@pytest.mark.parametrize(
+    ("ts", "received", "seconds"),
+    [
+        pytest.param("10:00", "10:00:02.5", 2.5, id="a fraction"),
+        pytest.param("10:00:59.9996", "10:01:00.0001", 0.0005, id="across a minute, within a millisecond"),
+        pytest.param("23:59:59", "+1 00:00:01", 2.0, id="across midnight"),
+        pytest.param("10:00:01", "10:00", -1.0, id="the provider's clock is ahead"),
+    ],
+)
+def test_lag_is_exact_to_the_microsecond(db: Database, ts: str, received: str, seconds: float) -> None:
+    db.sample(*CROWD, "AAPL", ts, 0.5, received_at=at(received))
+    assert db.read(views.ingest_lag, "lag_seconds") == [(pytest.approx(seconds, abs=1e-7),)]
+
+
+# A case is: intervals (subscription, instance, state, start, end), heartbeats of instances, expected gaps of
+# subscription 1 (start, end, states).
+GAPS = [
+    pytest.param([(1, 1, "live", "10:00", "11:00")], {1: "11:00"}, [], id="always live"),
+    pytest.param(
+        [(1, 1, "pending", "10:00", "10:01"), (1, 1, "live", "10:01", None)],
+        {1: "12:00"},
+        [("10:00", "10:01", "pending")],
+        id="until the first answer",
+    ),
+    pytest.param(
+        [
+            (1, 1, "live", "10:00", "11:00"),
+            (1, 1, "disconnected", "11:00", "11:05"),
+            (1, 1, "pending", "11:05", "11:06"),
+            (1, 1, "live", "11:06", None),
+        ],
+        {1: "12:00"},
+        [("11:00", "11:06", "disconnected, pending")],
+        id="one gap, its states in order",
+    ),
+    pytest.param([(1, 1, "live", "10:00", None)], {1: "12:00"}, [], id="open live is capped, and no gap after"),
+    pytest.param(
+        [(1, 1, "live", "10:00", "11:00"), (1, 1, "disconnected", "11:00", None)],
+        {1: "12:00"},
+        [("11:00", "12:00", "disconnected")],
+        id="an open gap lasts until the heartbeat",
+    ),
+    pytest.param([(1, 1, "live", "10:00", None)], {1: None}, [], id="open without a heartbeat counts for nothing"),
+    pytest.param(
+        [(1, 1, "live", "10:00", None)], {1: "09:00"}, [], id="a heartbeat before the start counts for nothing"
+    ),
+    pytest.param(
+        [
+            (1, 1, "live", "10:00", "10:30"),
+            (1, 1, "crashed", "10:30", "11:00"),
+            (1, 1, "live", "11:00", None),
+        ],
+        {1: "12:00"},
+        [("10:30", "11:00", "crashed")],
+        id="a crash and a restart",
+    ),
+    pytest.param(
+        [
+            (1, 1, "live", "10:00", "10:30"),
+            (1, 1, "stopped", "10:30", "11:00"),
+            (1, 1, "live", "11:00", None),
+        ],
+        {1: "12:00"},
+        [("10:30", "11:00", "stopped")],
+        id="stopped and started again",
+    ),
+    pytest.param(
+        [(1, 1, "live", "10:00", "10:30"), (1, 1, "stopped", "10:30", None)],
+        {1: "12:00"},
+        [],
+        id="no longer asked for",
+    ),
+    pytest.param(
+        [(1, 1, "live", "10:00", "11:00"), (1, 2, "live", "10:30", None)],
+        {1: "11:00", 2: "12:00"},
+        [],
+        id="two instances overlap",
+    ),
+    pytest.param(
+        [(1, 1, "live", "10:00", None), (1, 2, "live", "10:30", "10:45"), (1, 2, "disconnected", "10:45", None)],
+        {1: "12:00", 2: "12:00"},
+        [],
+        id="one instance is away while the other listens",
+    ),
+    pytest.param(
+        [
+            (1, 1, "live", "10:00", "11:00"),
+            (1, 1, "disconnected", "11:00", None),
+            (1, 2, "live", "10:00", "10:30"),
+            (1, 2, "refused", "10:30", "11:30"),
+            (1, 2, "live", "11:30", None),
+        ],
+        {1: "12:00", 2: "12:00"},
+        [("11:00", "11:30", "refused, disconnected")],
+        id="both away: the reasons of both",
+    ),
+    pytest.param(
+        [(1, 1, "live", "10:00", None), (1, 2, "live", "11:00", None)],
+        {1: "10:30", 2: "12:00"},
+        [("10:30", "11:00", "unknown")],
+        id="killed and never seen again, another came later",
+    ),
+    pytest.param(
+        [
+            (1, 1, "live", "10:00", "12:00"),
+            (1, 2, "live", "10:10", "10:20"),
+            (1, 2, "live", "10:30", "10:40"),
+            (1, 1, "silent", "12:00", "12:30"),
+        ],
+        {1: "12:30", 2: "12:30"},
+        [("12:00", "12:30", "silent")],
+        id="short ones inside a long one do not hide its end",
+    ),
+    pytest.param(
+        [(1, 1, "live", "10:00", "10:30"), (1, 1, "live", "10:30", "11:00")],
+        {1: "11:00"},
+        [],
+        id="intervals that touch",
+    ),
+    pytest.param(
+        [(1, 1, "live", "10:00", "10:00:00.000001"), (1, 1, "disconnected", "10:00:00.000001", "10:00:00.000002")],
+        {1: "11:00"},
+        [("10:00:00.000001", "10:00:00.000002", "disconnected")],
+        id="a microsecond counts",
+    ),
+    pytest.param(
+        [(2, 1, "live", "09:00", None), (1, 1, "refused", "10:00", "11:00"), (1, 1, "live", "11:30", "11:40")],
+        {1: "12:00"},
+        [],
+        id="the subscription without ticker covers every ticker",
+    ),
+    pytest.param(
+        [(2, 1, "live", "10:15", "10:30"), (1, 1, "refused", "10:00", "11:00")],
+        {1: "12:00"},
+        [("10:00", "10:15", "refused"), ("10:30", "11:00", "refused")],
+        id="as long as it listens",
+    ),
+    pytest.param(
+        [(3, 1, "live", "09:00", None), (1, 1, "refused", "10:00", "11:00")],
+        {1: "12:00"},
+        [("10:00", "11:00", "refused")],
+        id="another ticker covers nothing",
+    ),
+    pytest.param(
+        [(4, 1, "live", "09:00", None), (1, 1, "refused", "10:00", "11:00")],
+        {1: "12:00"},
+        [("10:00", "11:00", "refused")],
+        id="one user's rows cover nothing",
+    ),
+    pytest.param(
+        [(5, 1, "live", "09:00", None), (1, 1, "refused", "10:00", "11:00")],
+        {1: "12:00"},
+        [("10:00", "11:00", "refused")],
+        id="another feed covers nothing",
+    ),
+    pytest.param(
+        [(6, 1, "live", "09:00", None), (1, 1, "refused", "10:00", "11:00")],
+        {1: "12:00"},
+        [],
+        id="another path to the same feed and ticker covers it",
+    ),
+]
+
+
+@pytest.fixture
+def watched(db: Database) -> Database:
+    """Subscription 1 is the one looked at; the others differ from it in one thing each."""
+    db.subscription(1, "AAPL")
+    db.subscription(2)
+    db.subscription(3, "TSLA")
+    db.subscription(4, params='{"user_id":"7"}')
+    db.subscription(5, feed="tweet-volume", path="/real-time/tweet-volume")
+    db.subscription(6, "AAPL", path="crowd-sentiment")
+    return db
+
+
+@pytest.mark.parametrize(("intervals", "heartbeats", "expected"), GAPS)
+def test_gaps_are_the_wanted_time_in_which_nobody_listened(
+    watched: Database,
+    intervals: list[tuple[int, int, str, str, str | None]],
+    heartbeats: dict[int, str | None],
+    expected: list[tuple[str, str, str]],
+) -> None:
+    for instance_id, heartbeat in heartbeats.items():
+        watched.instance(instance_id, heartbeat)
+    for interval in intervals:
+        watched.state(*interval)
+    found = watched.read(views.gaps, "from_at", "to_at", "states", "seconds", subscription_id=1)
+    assert found == [
+        (at(start), at(end), states, pytest.approx((at(end) - at(start)).total_seconds(), abs=1e-7))
+        for start, end, states in expected
+    ]
+
+
+@pytest.mark.parametrize(
+    ("repairs", "expected"),
+    [
+        pytest.param([(1, "11:00", "11:06", "done")], [], id="whole"),
+        pytest.param([(1, "11:00", "11:06", "open")], [("11:00", "11:06")], id="not yet"),
+        pytest.param([(1, "11:00", "11:06", "failed")], [("11:00", "11:06")], id="failed"),
+        pytest.param([(1, "11:02", "11:04", "done")], [("11:00", "11:02"), ("11:04", "11:06")], id="the middle"),
+        pytest.param([(1, "10:30", "11:03", "done"), (1, "11:03", "11:30", "done")], [], id="two that touch"),
+        pytest.param([(2, "11:00", "11:06", "done")], [], id="of the subscription without ticker"),
+        pytest.param([(3, "11:00", "11:06", "done")], [("11:00", "11:06")], id="of another ticker"),
+        pytest.param([(1, "08:00", "09:00", "done")], [("11:00", "11:06")], id="of a time before it was wanted"),
+    ],
+)
+def test_what_was_repaired_is_no_gap(
+    watched: Database, repairs: list[tuple[int, str, str, str]], expected: list[tuple[str, str]]
+) -> None:
+    watched.instance(1, "12:00")
+    watched.state(1, 1, "live", "10:00", "11:00")
+    watched.state(1, 1, "disconnected", "11:00", "11:06")
+    watched.state(1, 1, "live", "11:06", None)
+    for repair in repairs:
+        watched.repair(*repair)
+    found = watched.read(views.gaps, "from_at", "to_at", subscription_id=1)
+    assert found == [(at(start), at(end)) for start, end in expected]
+
+
+def test_a_gap_names_its_subscription_and_each_reason_once(watched: Database) -> None:
+    watched.instance(1, "12:00")
+    watched.state(1, 1, "refused", "10:00", "10:10", "no such ticker")
+    watched.state(1, 1, "pending", "10:10", "10:11")
+    watched.state(1, 1, "refused", "10:11", "10:20", "no such ticker")
+    watched.state(1, 1, "disconnected", "10:20", "10:30", "100 % gone: %s")
+    assert watched.read(views.gaps, "feed", "path", "params", "ticker", "states", "reason") == [
+        (
+            "crowd-sentiment",
+            "/real-time/crowd-sentiment",
+            '{"ticker":"AAPL"}',
+            "AAPL",
+            "refused, pending, disconnected",
+            "no such ticker, 100 % gone: %s",
+        )
+    ]
+
+
+def test_coverage_by_day_counts_what_was_wanted_and_what_was_had(watched: Database) -> None:
+    watched.instance(1, "+1 06:00")
+    watched.state(1, 1, "live", "-1 18:00", "18:00")
+    watched.state(1, 1, "disconnected", "18:00", "+1 03:00")
+    watched.state(1, 1, "live", "+1 03:00", None)
+    watched.repair(1, "18:00", "21:00")
+    hour = 3600
+    assert watched.read(views.coverage_daily, "day", "wanted_seconds", "covered_seconds", "percent") == [
+        (date(2024, 3, 9), 6 * hour, 6 * hour, 100),
+        (date(2024, 3, 10), 24 * hour, 21 * hour, 87.5),
+        (date(2024, 3, 11), 6 * hour, 3 * hour, 50),
+    ]
+
+
+def test_a_day_is_a_utc_day_whatever_the_session_thinks(watched: Database) -> None:
+    watched.instance(1, "+1 00:00")
+    watched.state(1, 1, "live", "00:00", None)
+    # In New York the tenth of March 2024 has 23 hours.
+    watched.engine = _in_new_york(watched.engine)
+    assert watched.read(views.coverage_daily, "day", "wanted_seconds") == [(date(2024, 3, 10), 86400)]
+
+
+def test_candles_have_first_highest_lowest_and_last(watched: Database) -> None:
+    for ts, value in [("10:00", 0.3), ("10:01", 0.9), ("10:58", -0.4), ("10:59", 0.2), ("11:00", 0.5)]:
+        watched.sample(*CROWD, "AAPL", ts, value)
+    watched.sample(*CROWD, "TSLA", "10:00", 0.7)
+    watched.sample("crowd-sentiment-z-score", "z_score", "AAPL", "10:00", 99.0)
+    columns = ("ticker", "bucket_at", "open", "high", "low", "close", "mean", "samples")
+    assert watched.read(views.crowd_sentiment_hourly, *columns) == [
+        ("AAPL", at("10:00"), 0.3, 0.9, -0.4, 0.2, pytest.approx(0.25), 4),
+        ("AAPL", at("11:00"), 0.5, 0.5, 0.5, 0.5, 0.5, 1),
+        ("TSLA", at("10:00"), 0.7, 0.7, 0.7, 0.7, 0.7, 1),
+    ]
+    assert watched.read(views.crowd_sentiment_daily, *columns, ticker="AAPL") == [
+        ("AAPL", at("00:00"), 0.3, 0.9, -0.4, 0.5, pytest.approx(0.3), 5),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("ticker", "intervals", "minutes"),
+    [
+        pytest.param("AAPL", [], 0, id="nobody listened"),
+        pytest.param("AAPL", [(1, 1, "live", "09:00", "12:00")], 60, id="all the time"),
+        pytest.param(
+            "AAPL", [(1, 1, "live", "09:50", "10:15"), (1, 2, "live", "10:10", "10:30")], 30, id="two instances"
+        ),
+        pytest.param("AAPL", [(2, 1, "live", "10:30", "11:30")], 30, id="by the one without ticker"),
+        pytest.param("ELSE", [(2, 1, "live", "10:30", "11:30")], 30, id="a ticker with no subscription of its own"),
+        pytest.param("ELSE", [(1, 1, "live", "09:00", "12:00")], 0, id="somebody else's"),
+    ],
+)
+def test_candles_say_how_much_of_them_was_heard(
+    watched: Database, ticker: str, intervals: list[tuple[int, int, str, str, str]], minutes: float
+) -> None:
+    watched.sample(*CROWD, ticker, "10:00", 0.5)
+    for interval in intervals:
+        watched.state(*interval)
+    columns = ("covered_minutes", "coverage_percent")
+    assert watched.read(views.crowd_sentiment_hourly, *columns) == [(minutes, pytest.approx(minutes / 0.6))]
+    day = watched.read(views.crowd_sentiment_daily, "covered_minutes", "coverage_percent")
+    assert day == [
+        (pytest.approx(_minutes_of(intervals, ticker)), pytest.approx(_minutes_of(intervals, ticker) / 14.4))
+    ]
+
+
+@pytest.mark.parametrize(
+    ("heartbeat", "repair", "final"),
+    [
+        pytest.param(None, None, False, id="nothing is known"),
+        pytest.param("11:59", None, False, id="the provider may still restate"),
+        pytest.param("12:00", None, True, id="over for an hour"),
+        pytest.param("13:00", (1, "10:59", "11:30", "open"), False, id="a repair is under way"),
+        pytest.param("13:00", (3, "10:59", "11:30", "open"), True, id="of another ticker"),
+        pytest.param("13:00", (1, "11:00", "11:30", "open"), True, id="of another hour"),
+        pytest.param("13:00", (1, "10:00", "11:30", "done"), True, id="done"),
+    ],
+)
+def test_a_candle_is_final_when_nothing_will_change_it(
+    watched: Database, heartbeat: str | None, repair: tuple[int, str, str, str] | None, final: bool
+) -> None:
+    watched.instance(1, heartbeat)
+    watched.sample(*CROWD, "AAPL", "10:00", 0.5)
+    if repair:
+        watched.repair(*repair)
+    assert watched.read(views.crowd_sentiment_hourly, "is_final") == [(final,)]
+    assert watched.read(views.crowd_sentiment_daily, "is_final") == [(False,)]
+
+
+def _fill(engine: Engine, tickers: int, samples_each: int) -> None:
+    start, minute = at("-1 00:00"), timedelta(minutes=1)
+    names = [
+        {"series_id": i, "feed": feed, "metric": metric, "ticker": f"T{i}", "first_seen_at": start}
+        for i in range(tickers)
+        for feed, metric in [CROWD]
+    ]
+    values = [
+        {"series_id": i, "ts": start + j * minute, "value": 0.5, "received_at": start, "seq": 1, "instance_id": 1}
+        for i in range(tickers)
+        for j in range(samples_each)
+    ]
+    with engine.begin() as connection:
+        connection.execute(insert(schema.series), names)
+        connection.execute(insert(schema.samples).values(source="stream"), values)
+        if engine.dialect.name == "postgresql":
+            connection.execute(text("ANALYZE"))
+
+
+def _in_new_york(engine: Engine) -> Engine:
+    if engine.dialect.name == "sqlite":
+        return engine
+    with engine.begin() as connection:
+        connection.execute(text("SET TIME ZONE 'America/New_York'"))
+    return engine
+
+
+def _minutes_of(intervals: list[tuple[int, int, str, str, str]], ticker: str) -> float:
+    mine = [(at(i[3]), at(i[4])) for i in intervals if i[0] == 2 or ticker == "AAPL"]
+    if not mine:
+        return 0
+    # The cases have no holes.
+    return (max(end for _, end in mine) - min(start for start, _ in mine)).total_seconds() / 60
