@@ -18,18 +18,10 @@ from ingestor.ops.status import Connection, Status
 from ingestor.pipeline.entry import Fact, State
 
 OTHER = "other"
-LOGIN_OUTCOMES = ("ok", "refused", "unavailable")
+LOGIN_OUTCOMES = ("ok", "refused", "unavailable", "nonsense")
+# Why a socket was lost, as the disconnected fact's `cause` has it; its `reason` is free text, and has no bound.
+CAUSES = ("kicked", "closed", "lost", "mute", "paused", "renewed", "silent", "refused", OTHER)
 PROVIDER_EVENTS = ("err", "error", OTHER)
-
-# First match wins. A reason is free text, partly the server's; as a label it would have no bound.
-_REASONS = (
-    ("silence", ("nothing heard", "silen", "no data")),
-    ("refused", ("refused the token", "token", "unauthorized", "401", "403")),
-    ("timeout", ("timeout", "timed out", "did not answer", "in time")),
-    ("server", ("server", "transport close", "closed by", "kick", "disconnect packet")),
-    ("network", ("connect", "reset", "network", "unreachable", "resolve", "tls", "ssl", "transport")),
-)
-REASONS = (*(name for name, _ in _REASONS), OTHER)
 
 # A commit takes some milliseconds; a database in trouble, up to the statement timeout.
 _BATCH_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
@@ -41,11 +33,10 @@ class Metrics:
     def __init__(self, snapshot: Callable[[], Status]) -> None:
         self.registry = CollectorRegistry()
         self.registry.register(_FromStatus(snapshot))
-        self._reconnects = self._counter("reconnects", "Sockets lost", "reason", REASONS)
+        self._reconnects = self._counter("reconnects", "Sockets lost", "reason", CAUSES)
         self._provider_errors = self._counter(
             "provider_errors", "Error events from the provider", "event", PROVIDER_EVENTS
         )
-        self._logins = self._counter("logins", "Tokens asked for", "outcome", LOGIN_OUTCOMES)
         self._uncaught = Counter("ingestor_uncaught_errors", "Errors that no task caught", registry=self.registry)
         self._batch_seconds = Histogram(
             "ingestor_batch_seconds",
@@ -58,15 +49,9 @@ class Metrics:
         """Count a fact, if it is of a kind that is counted."""
         match fact.kind:
             case "disconnected":
-                self._reconnects.labels(reason_class(str(fact.detail.get("reason", "")))).inc()
+                self._reconnects.labels(_bounded(fact.detail.get("cause"), CAUSES)).inc()
             case "provider_error":
-                event = fact.detail.get("event")
-                self._provider_errors.labels(event if event in PROVIDER_EVENTS else OTHER).inc()
-            case "token_renewed":
-                self._logins.labels("ok").inc()
-            case "token_failed":
-                outcome = "refused" if fact.detail.get("outcome") == "refused" else "unavailable"
-                self._logins.labels(outcome).inc()
+                self._provider_errors.labels(_bounded(fact.detail.get("event"), PROVIDER_EVENTS)).inc()
 
     def batch(self, seconds: float) -> None:
         """A batch was committed. May be called from the writer's thread."""
@@ -83,10 +68,8 @@ class Metrics:
         return counter
 
 
-def reason_class(reason: str) -> str:
-    """The label for a reason: one of ``REASONS``."""
-    lowered = reason.lower()
-    return next((name for name, words in _REASONS if any(word in lowered for word in words)), OTHER)
+def _bounded(label: object, known: tuple[str, ...]) -> str:
+    return label if isinstance(label, str) and label in known else OTHER
 
 
 class _FromStatus(Collector):
@@ -164,6 +147,10 @@ def _connected(status: Status) -> Iterator[Metric]:
 
 
 def _daemon(status: Status) -> Iterator[Metric]:
+    logins = CounterMetricFamily("ingestor_logins", "Tokens asked for, by the answer", labels=["outcome"])
+    for outcome in LOGIN_OUTCOMES:
+        logins.add_metric([outcome], status.token.logins.get(outcome, 0))
+    yield logins
     if status.token.expires_at:
         yield GaugeMetricFamily(
             "ingestor_token_expires_timestamp_seconds",

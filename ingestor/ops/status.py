@@ -7,7 +7,7 @@ Knows nothing of who fills it (the service) or shows it (web, metrics, cli).
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Literal
@@ -25,6 +25,7 @@ _SEVERITY: dict[str, Severity] = {
     "disconnected": "warning",
     "token_failed": "warning",
     "provider_error": "warning",
+    "paused": "warning",
     "clock_stepped": "warning",
     "crashed": "warning",
     "spool_full": "error",
@@ -112,6 +113,7 @@ class Token:
 
     expires_at: datetime | None = None
     life_seconds: float | None = None
+    logins: Mapping[str, int] = field(default_factory=dict)  # by outcome: ok, refused, unavailable, nonsense
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -17,6 +17,7 @@ from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
 from prometheus_client.aiohttp import make_aiohttp_handler
 
+from ingestor.config import Listen
 from ingestor.ops.metrics import Metrics
 from ingestor.ops.status import Status, Verdict, healthy, ready
 
@@ -36,11 +37,11 @@ _HOST = re.compile(r"(?:\[([0-9a-f:.]+)\]|([^\[\]:@/\s]+))(?::\d{1,5})?")
 class Web:
     """An HTTP server for as long as the block lasts. ``url`` is None if the port could not be had."""
 
-    def __init__(self, host: str, port: int, *, snapshot: Callable[[], Status], metrics: Metrics) -> None:
+    def __init__(self, listen: Listen, *, snapshot: Callable[[], Status], metrics: Metrics) -> None:
         self.url: str | None = None
-        self._host, self._port = host, port
+        self._listen = listen
         pages = _Pages(snapshot)
-        app = web.Application(middlewares=[_guard(host)], client_max_size=1024)
+        app = web.Application(middlewares=[_guard(listen.host)], client_max_size=1024)
         app.on_response_prepare.append(_harden)
         app.add_routes(
             [
@@ -63,11 +64,11 @@ class Web:
     async def __aenter__(self) -> Web:
         await self._runner.setup()
         try:
-            await web.TCPSite(self._runner, self._host, self._port).start()
-        except OSError as error:
+            await web.TCPSite(self._runner, *self._listen).start()
+        except (OSError, UnicodeError) as error:  # the latter for a host that cannot be a name
             self._tell_closed(error)
         else:
-            self.url = f"http://{address(*self._runner.addresses[0][:2])}"
+            self.url = f"http://{Listen(*self._runner.addresses[0][:2])}"
             self._warn_if_open()
         return self
 
@@ -76,20 +77,22 @@ class Web:
     ) -> None:
         await self._runner.cleanup()
 
-    def _tell_closed(self, error: OSError) -> None:
+    def _tell_closed(self, error: OSError | UnicodeError) -> None:
+        # asyncio wraps the system's words in its own
+        number = error.errno if isinstance(error, OSError) else None
         log.error(
             "http.listen: %s cannot be had (%s): going on without /metrics and /status.json; "
             "free the port or set http.listen to another one, and restart",
-            address(self._host, self._port),
-            os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror,
+            self._listen,
+            os.strerror(number) if number and number > 0 else error,
         )
 
     def _warn_if_open(self) -> None:
-        if not is_loopback(self._host):
+        if not is_loopback(self._listen.host):
             log.warning(
                 "http.listen: %s can be reached from other machines, and asks nobody who they are; "
                 "127.0.0.1 with a proxy in front is safer",
-                address(self._host, self._port),
+                self._listen,
             )
 
 
@@ -136,11 +139,6 @@ def host_allowed(header: str, listen_host: str) -> bool:
     except ValueError:
         return False
     return True
-
-
-def address(host: str, port: int) -> str:
-    """``host:port``, with brackets round an IPv6 host."""
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def page(status: Status) -> str:

@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 import aiohttp
 import pytest
 
+from ingestor.config import Listen
 from ingestor.ops.metrics import Metrics
 from ingestor.ops.status import Connection, Database, Pulse, Status
 from ingestor.ops.web import Web
@@ -37,7 +38,7 @@ class Daemon:
         return self.status
 
     def web(self, host: str = "127.0.0.1", port: int = 0) -> Web:
-        return Web(host, port, snapshot=self.snapshot, metrics=Metrics(self.snapshot))
+        return Web(Listen(host, port), snapshot=self.snapshot, metrics=Metrics(self.snapshot))
 
 
 @pytest.fixture
@@ -126,11 +127,17 @@ async def test_another_sites_name_for_us_is_refused(client: aiohttp.ClientSessio
         assert "desk" not in await response.text()
 
 
-async def test_two_host_headers_are_refused(daemon: Daemon) -> None:
+@pytest.mark.parametrize(
+    "request_",
+    [
+        pytest.param(b"GET / HTTP/1.1\r\nHost: localhost\r\nHost: rebound.example\r\n\r\n", id="two"),
+        pytest.param(b"GET / HTTP/1.0\r\n\r\n", id="none"),
+    ],
+)
+async def test_a_request_names_its_host_once(daemon: Daemon, request_: bytes) -> None:
     async with daemon.web() as web:
         assert web.url
-        port = int(web.url.rpartition(":")[2])
-        answer = await exchange(port, b"GET / HTTP/1.1\r\nHost: localhost\r\nHost: rebound.example\r\n\r\n")
+        answer = await exchange(int(web.url.rpartition(":")[2]), request_)
     assert answer.split()[1] in {b"400", b"403"}
 
 
@@ -164,6 +171,12 @@ async def test_a_port_that_is_taken_costs_the_page_and_not_the_daemon(
     (record,) = caplog.records
     assert record.levelname == "ERROR"
     assert record.getMessage().startswith(f"http.listen: 127.0.0.1:{port} cannot be had (Address already in use)")
+
+
+async def test_a_host_that_cannot_be_a_name_costs_no_more(daemon: Daemon, caplog: pytest.LogCaptureFixture) -> None:
+    async with daemon.web(host="not..a.name", port=8642) as web:
+        assert web.url is None
+    assert caplog.messages[0].startswith("http.listen: not..a.name:8642 cannot be had")
 
 
 async def test_nobody_is_warned_of_loopback(daemon: Daemon, caplog: pytest.LogCaptureFixture) -> None:

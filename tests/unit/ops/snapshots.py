@@ -39,7 +39,7 @@ GOOD = Status(
     database=Database(up=True, kind="sqlite", position=7, last_commit_at=NOON, lag_seconds=0.25),
     rows=Rows(new=5, revised=1, duplicate=2, dead=1),
     batches=2,
-    token=Token(expires_at=NOON, life_seconds=3600.0),
+    token=Token(expires_at=NOON, life_seconds=3600.0, logins={"ok": 3}),
     pulses=(Pulse(name="event loop", age_seconds=0.1, limit_seconds=30.0),),
 )
 

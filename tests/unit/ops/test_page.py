@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from ingestor.ops.web import address, host_allowed, is_loopback, page
+from ingestor.ops.web import host_allowed, is_loopback, page
 
 from .snapshots import SENTIMENT, status
 
@@ -48,10 +48,6 @@ def test_other_names_are_not_answered(header: str) -> None:
 )
 def test_only_this_machine_is_loopback(host: str, expected: bool) -> None:
     assert is_loopback(host) is expected
-
-
-def test_an_ipv6_address_is_written_in_brackets() -> None:
-    assert [address("::1", 80), address("127.0.0.1", 80)] == ["[::1]:80", "127.0.0.1:80"]
 
 
 def test_the_page_escapes_what_comes_from_outside() -> None:

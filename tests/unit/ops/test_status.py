@@ -103,7 +103,7 @@ def test_good_news_is_no_trouble() -> None:
         pytest.param(Fact("connected", 0, {}), "info", id="good news"),
         pytest.param(Fact("subscribed", 0, {}, "live"), "info", id="good news with a state"),
         pytest.param(Fact("refused", 0, {}, "refused"), "warning", id="known kind"),
-        pytest.param(Fact("paused", 0, {}, "spool_full"), "error", id="unknown kind, bad state"),
+        pytest.param(Fact("resting", 0, {}, "spool_full"), "error", id="unknown kind, bad state"),
     ],
 )
 def test_a_fact_is_as_severe_as_its_kind_or_else_its_state(fact: Fact, expected: str) -> None:
