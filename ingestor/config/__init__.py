@@ -1,9 +1,11 @@
 """What the operator told us: YAML and environment, as one frozen Config.
 
-document       YAML as text with places          units, values, urls   what a single value may be
-environment    INGESTOR_ variables over it       secrets               where key and database URL come from
-model          the nouns                         subscriptions         the list, and what it stands for
-draft, complaints, loading   put together, with every problem at once        showing   JSON Schema and `config show`
+document                     YAML as text, with places
+units, values, urls          what a single value may be
+model, subscriptions         the nouns, and the list of what is collected
+environment, secrets         what comes from elsewhere
+draft, complaints, loading   put together, with every problem at once
+showing                      JSON Schema, and `config show`
 """
 
 from ingestor.config.loading import load, require_api_key

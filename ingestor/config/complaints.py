@@ -44,7 +44,8 @@ def complaints(error: ValidationError, model: type[BaseModel], at: Loc = ()) -> 
     for found in error.errors(include_url=False):
         loc = (*at, *found["loc"])
         if found["type"] == "extra_forbidden":
-            yield Complaint(loc, _unknown_key(str(found["loc"][-1]), _keys(model, found["loc"][:-1])), key=True)
+            *above, name = found["loc"]
+            yield Complaint(loc, f"unknown key{did_you_mean(str(name), _keys(model, above))}", key=True)
         elif found["type"] == "sibling":
             yield Complaint((*loc[:-1], found["ctx"]["sibling"]), found["msg"])
         else:
@@ -66,7 +67,8 @@ def _message(found: ErrorDetails) -> str:
         return str(context["error"])
     if kind == "literal_error":
         choices = [part.strip("'") for part in context["expected"].replace(" or ", ", ").split(", ")]
-        return f"{_quoted(found['input'])} is not one of the choices{did_you_mean(str(found['input']), choices)}"
+        hint = did_you_mean(str(found["input"]), choices)
+        return f"{_quoted(found['input'])} is not one of the choices{hint}"
     if kind in ("greater_than_equal", "less_than_equal"):
         return f"must be at {'least' if 'ge' in context else 'most'} {context.get('ge', context.get('le')):,}"
     if kind == "string_too_long":
@@ -78,11 +80,7 @@ def _quoted(value: Any) -> str:
     return f'"{value[:40]}"' if isinstance(value, str) else "a list or mapping"
 
 
-def _unknown_key(name: str, known: list[str]) -> str:
-    return f"unknown key{did_you_mean(name, known)}"
-
-
-def _keys(model: type[BaseModel], loc: Loc) -> list[str]:
+def _keys(model: type[BaseModel], loc: Iterable[str | int]) -> list[str]:
     """The keys that may stand at this place of the model."""
     for part in loc:
         annotation = model.model_fields[str(part)].annotation

@@ -22,13 +22,14 @@ MAX_BYTES = 16 * 1024 * 1024
 MAX_DEPTH = 16  # the configuration itself is four deep
 MAX_VALUES = 1_000_000  # after aliases are followed: a few lines of them can stand for billions
 
-_LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the C parser is five times as fast, if it was built in
+# The C parser is five times as fast, where it was built in.
+_LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _NULLS = frozenset({"", "~", "null"})  # NULL and Null stay text, as a ticker may be spelled so
 _UNPRINTABLE = re.compile("[^\t\n\r\x20-\x7e\x85\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
-_PLAIN_TAGS = frozenset({None, "!", "tag:yaml.org,2002:str", "tag:yaml.org,2002:seq", "tag:yaml.org,2002:map"})
+_PLAIN_TAGS = frozenset({None, "!", *(f"tag:yaml.org,2002:{kind}" for kind in ("str", "seq", "map"))})
 
-# What the parser complains of → what to do about it. Never its own words where they could quote the file: a text that
-# begins with * or ! may be a secret.
+# What the parser complains of → what to do about it. Never its own words where they could quote the file: a
+# text that begins with * or ! may be a secret.
 _REMEDIES = (
     ("cannot start any token", 'a text cannot begin with this character; put it in quotes: "…"'),
     (
@@ -56,7 +57,7 @@ _REMEDIES = (
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """One value and where it stands, counted from 1. A mapping keeps the node of each key beside its value's."""
+    """One value and where it stands, from 1. A mapping keeps the node of each key beside its value's."""
 
     line: int
     column: int
@@ -65,7 +66,7 @@ class Node:
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """What one YAML file says, and where. ``problems`` holds what was wrong without hiding the rest of the file."""
+    """What one YAML file says, and where. ``problems`` is what was wrong and did not hide the rest of it."""
 
     name: str  # the file as the operator knows it
     root: Node
@@ -73,7 +74,7 @@ class Document:
     problems: list[Problem] = field(default_factory=list)
 
     def where(self, loc: Loc, *, key: bool = False) -> str:
-        """``file:line:column`` of a value (or of its key); of the nearest thing around it if it is not written."""
+        """``file:line:column`` of a value (or its key); or of what is nearest around it."""
         node = self.root
         for depth, part in enumerate(loc, start=1):
             content = node.content
@@ -200,13 +201,11 @@ class _Reader:
             elif text == "<<":
                 self._report(event, "merge keys (<<) are not used here; write the keys out")
             elif text in pairs:
-                self._report(event, f'the key "{text}" stands here a second time; {self._first_time(pairs[text])}')
+                line = pairs[text][0].line
+                self._report(event, f'the key "{text}" stands already in line {line}; keep one of the two')
             else:
                 pairs[text] = (key, value)
         return pairs
-
-    def _first_time(self, pair: tuple[Node, Node]) -> str:
-        return f"the first is in line {pair[0].line}; keep one"
 
     def _aliased(self, event: yaml.AliasEvent) -> Node:
         node = self._anchors.get(event.anchor or "")

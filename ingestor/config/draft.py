@@ -1,4 +1,4 @@
-"""The document with what environment and secrets add to it, where each was written, and what is wrong so far."""
+"""The document and what environment and secrets add to it: values, their places, and what is wrong so far."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ingestor.errors import ConfigError, Problem, SecretExposed
 
 
 class Draft:
-    """A configuration while it is put together. Problems gather here until ``check`` raises them all at once."""
+    """A configuration while it is put together. Problems gather until ``check`` raises them all at once."""
 
     def __init__(self, document: Document) -> None:
         self._document = document
@@ -61,7 +61,7 @@ class Draft:
         (self._exposed if exposed else self._problems).append(problem)
 
     def check(self) -> None:
-        """Raise every problem in the order of the file: SecretExposed if nothing else is wrong, else ConfigError."""
+        """Raise all problems in the file's order: SecretExposed if nothing else is wrong, else ConfigError."""
         if self._problems:
             raise ConfigError(sorted(self._problems + self._exposed, key=_order))
         if self._exposed:

@@ -1,4 +1,4 @@
-"""``INGESTOR_<SECTION>__<KEY>`` variables over the document. One that is not known is a mistake, and is said to be."""
+"""``INGESTOR_<SECTION>__<KEY>`` variables over the document. An unknown one is a mistake."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def variable(*loc: str) -> str:
 
 
 def override(draft: Draft, env: Mapping[str, str], secrets: frozenset[tuple[str, str]]) -> None:
-    """Put every known variable over the document's value. ``secrets`` are left to who weighs their sources."""
+    """Put each known variable over the document's value. ``secrets`` are left to who weighs their sources."""
     known = {variable(*loc): (loc, is_list) for loc, is_list in _places(Settings)}
     for name, text in sorted(env.items()):
         if name not in known:

@@ -1,4 +1,4 @@
-"""Find the file, read it, put environment and secrets over it, check it: one Config, or every problem at once."""
+"""Find the file, read it, put environment and secrets over it: one Config, or every problem at once."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ LOCAL_FILE = Path("config.yaml")
 
 
 def load(path: Path | None = None, env: Mapping[str, str] | None = None) -> Config:
-    """The configuration, from ``path`` or where ``find`` says, under this environment (default: the process's).
+    """The configuration, from ``path`` or where ``find`` says; ``env`` is the process's unless given.
 
-    Raises ConfigError with every problem found; SecretExposed if the only ones are secrets that others can read.
+    Raises ConfigError with every problem; SecretExposed if the only ones are secrets that others can read.
     """
     env = os.environ if env is None else env
     source = find(path, env)
@@ -48,7 +48,7 @@ def load(path: Path | None = None, env: Mapping[str, str] | None = None) -> Conf
 
 
 def find(path: Path | None, env: Mapping[str, str]) -> Path:
-    """The file to read: the one asked for, ``$INGESTOR_CONFIG``, ``./config.yaml``, ``/etc/ingestor/config.yaml``.
+    """The file to read: asked for, ``$INGESTOR_CONFIG``, ``./config.yaml``, ``/etc/ingestor/config.yaml``.
 
     One that was asked for is not searched any further. Raises ConfigError that names what was looked for.
     """
@@ -60,7 +60,8 @@ def find(path: Path | None, env: Mapping[str, str]) -> Path:
     found = next((place for place in places if place.exists()), None)
     if found is None:
         looked = f"looked for --config, ${FILE_VARIABLE}, {', '.join(map(str, places))}"
-        raise ConfigError([Problem("", "", f"there is no configuration ({looked}); `ingestor init` writes one")])
+        message = f"there is no configuration ({looked}); `ingestor init` writes one"
+        raise ConfigError([Problem("", "", message)])
     return found
 
 
@@ -71,9 +72,10 @@ def base_folder(source: Path, env: Mapping[str, str]) -> Path:
 
 
 def require_api_key(config: Config) -> SecretStr:
-    """The API key of a configuration that is about to be used. Raises ConfigError that says where to put one."""
+    """The API key of a configuration that will connect. Raises ConfigError that says where to put one."""
     if config.provider.api_key is None:
-        raise ConfigError([Problem(str(config.source), ".".join(API_KEY.loc), f"there is none; {KEY_PLACES}")])
+        path = ".".join(API_KEY.loc)
+        raise ConfigError([Problem(str(config.source), path, f"there is none; {KEY_PLACES}")])
     return config.provider.api_key
 
 

@@ -1,4 +1,4 @@
-"""The configuration's nouns, in the order, with the names and with the defaults of ``config.yaml``. All frozen."""
+"""The configuration's nouns, with the order, names and defaults of ``config.yaml``. All frozen."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def key(default: Any, description: str) -> Any:
 
 
 class Section(BaseModel):
-    """A mapping of the document. Unknown keys are refused; one whose keys are all commented out is its default."""
+    """A mapping of the document. Unknown keys are refused; with every key commented out it is its default."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
@@ -57,8 +57,8 @@ class Section(BaseModel):
 class TokenLife(Section):
     """How long a token is used."""
 
-    lifetime: Annotated[float, duration("1s", "365d")] = key("5h", "Life of a token that does not name its own end")
-    renew_before: Annotated[float, duration("0s", "30d")] = key("10m", "How long before its end a token is renewed")
+    lifetime: Annotated[float, duration("1s", "365d")] = key("5h", "Life of a token that names no end")
+    renew_before: Annotated[float, duration("0s", "30d")] = key("10m", "How long before its end to renew")
     timeout: Annotated[float, duration("100ms", "1h")] = key(
         "120s", "Deadline of a whole token request; answers of 36s are documented"
     )
@@ -82,7 +82,7 @@ class Provider(Section):
     )
     api_key_file: AbsolutePath | None = key(
         None,
-        "File that holds the API key, mode 0600; or systemd credential api_key, or INGESTOR_PROVIDER__API_KEY",
+        "File with the API key, mode 0600; or systemd credential api_key, or INGESTOR_PROVIDER__API_KEY",
     )
     # Never from the document: secrets puts it here, and nothing that is shown includes it.
     api_key: SkipJsonSchema[Annotated[SecretStr, AfterValidator(values.api_key)] | None] = Field(
@@ -101,7 +101,7 @@ class Provider(Section):
     silence: Annotated[float, duration("100ms", "30d")] = key(
         "10m", "A ticker without data for this long is asked for again"
     )
-    ca_file: AbsolutePath | None = key(None, "File of CA certificates (PEM) to trust in place of the system's")
+    ca_file: AbsolutePath | None = key(None, "CA certificates (PEM) to trust in place of the system's")
     allow_insecure: bool = key(False, "Allow http:// to a host other than this machine")
 
     @field_validator("ca_file")
@@ -160,7 +160,7 @@ class Database(Section):
     url_file: AbsolutePath | None = key(
         None, "File that holds a URL with a password, mode 0600; or systemd credential database_url"
     )
-    migrate: Literal["auto", "never"] = key("auto", "Whether the daemon brings the tables up to date by itself")
+    migrate: Literal["auto", "never"] = key("auto", "Whether run brings the tables up to date itself")
     batch: Batch = key({}, "When entries are written")
     retention: Retention = key({}, "How long data is kept")
 
@@ -169,8 +169,8 @@ class Spool(Section):
     """The durable store between socket and database."""
 
     path: AbsolutePath = key("spool", "Folder of the spool")
-    max_bytes: Annotated[int, size("64KiB", "64TiB")] = key("1GiB", "Beyond this, connections are closed on purpose")
-    sync_every: Annotated[float, duration("1ms", "10s")] = key("20ms", "A sync begins at most this long after arrival")
+    max_bytes: Annotated[int, size("64KiB", "64TiB")] = key("1GiB", "Beyond it, connections are closed")
+    sync_every: Annotated[float, duration("1ms", "10s")] = key("20ms", "Longest wait before a sync")
 
 
 class Http(Section):
@@ -204,7 +204,7 @@ class Subscription:
     method: str = field(default="get", compare=False)  # lower case
     params: Mapping[str, str] = field(default_factory=dict, compare=False)
     where: str = field(default="", compare=False, repr=False)  # file:line:column of its path
-    entry: str = field(default="", compare=False, repr=False)  # "subscriptions.2", which may stand for many tickers
+    entry: str = field(default="", compare=False, repr=False)  # "subscriptions.2", which may be many tickers
     key: tuple[str, str, str] = field(init=False, repr=False)  # path, method, canonical params
 
     def __post_init__(self) -> None:

@@ -1,4 +1,4 @@
-"""Where API key and database URL come from, the most trusted source first: systemd credential, file, environment.
+"""Where API key and database URL come from, by trust: systemd credential, file, environment.
 
 A secret's text is in no message, and no exception that could quote it survives here.
 """
@@ -84,7 +84,7 @@ def place_secrets(draft: Draft, env: Mapping[str, str], base: Path, *, file_is_p
 
 
 def read_secret(path: Path, *, others_may_read: bool = False) -> SecretStr | Refusal:
-    """The text of a secret's file without its last line break. Its mode is taken from the file that is read."""
+    """The text of a secret's file without its last line break. The mode is that of the file which is read."""
     try:
         # Without O_NONBLOCK, opening a pipe would wait for its writer.
         with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
@@ -110,8 +110,9 @@ def _text(raw: bytes) -> SecretStr | Refusal:
 
 def _found(draft: Draft, slot: Slot, env: Mapping[str, str], base: Path) -> Source | None:
     """The first source that has the secret."""
-    folder = env.get("CREDENTIALS_DIRECTORY")
-    if folder and os.path.exists(credential := Path(folder) / slot.credential):  # noqa: PTH110  # never raises
+    credential = Path(env.get("CREDENTIALS_DIRECTORY", ""), slot.credential)
+    # Unlike Path.exists, this does not raise for a folder that may not be searched.
+    if env.get("CREDENTIALS_DIRECTORY") and os.path.exists(credential):  # noqa: PTH110
         content = read_secret(credential, others_may_read=True)
         return Source(f"credential {slot.credential}", slot.loc, content)
     if path := _named_file(draft.get(*slot.file_loc), base):

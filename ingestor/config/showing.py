@@ -25,7 +25,7 @@ def render(config: Config) -> dict[str, Any]:
     shown["provider"]["api_key"] = "***" if config.provider.api_key else None
     shown["database"]["url"] = masked(config.database.url.get_secret_value())
     shown["subscriptions"] = [
-        {"path": wanted.path, "method": wanted.method, "params": dict(wanted.params)} for wanted in config.subscriptions
+        {"path": one.path, "method": one.method, "params": dict(one.params)} for one in config.subscriptions
     ]
     return shown
 
@@ -39,8 +39,13 @@ def _without_noise(node: Any) -> Any:
     kept = {
         name: value if name == "default" else _without_noise(value)
         for name, value in node.items()
-        if not (name == "title" and isinstance(value, str)) and not (name == "default" and value in ({}, [], "", None))
+        if not _is_noise(name, value)
     }
     if "properties" in kept:
         kept.pop("description", None)
     return kept
+
+
+def _is_noise(name: str, value: Any) -> bool:
+    # A property may be called "title" or "default", but then its value is a schema of its own.
+    return (name == "title" and isinstance(value, str)) or (name == "default" and value in ({}, [], "", None))

@@ -1,4 +1,4 @@
-"""From the list that was written to the subscriptions it stands for. Whether an endpoint exists is not known here."""
+"""From the list that was written to the subscriptions it stands for. Knows no endpoints."""
 
 from __future__ import annotations
 
@@ -42,9 +42,11 @@ def _method(value: Any) -> str:
 class Entry(Section):
     """One item of ``subscriptions``, which may stand for several."""
 
-    path: Annotated[str, BeforeValidator(_path), WithJsonSchema({"type": "string", "maxLength": MAX_PATH})] = Field(
-        description="Endpoint, such as /real-time/crowd-sentiment"
-    )
+    path: Annotated[
+        str,
+        BeforeValidator(_path),
+        WithJsonSchema({"type": "string", "maxLength": MAX_PATH}),
+    ] = Field(description="Endpoint, such as /real-time/crowd-sentiment")
     method: Annotated[
         str,
         BeforeValidator(_method),
@@ -66,9 +68,9 @@ class Written(Settings):
 
 
 def expand(written: Any, where: Where, report: Report) -> tuple[Subscription, ...]:
-    """Every subscription that the list stands for, in its order; what is wrong with an item goes to ``report``."""
+    """Every subscription that the list stands for, in its order; what is wrong goes to ``report``."""
     if not written:
-        report(Complaint(("subscriptions",), "there is nothing to do; name at least one: - {path: /real-time/…}"))
+        report(Complaint(("subscriptions",), "nothing to do; name at least one: - {path: /real-time/…}"))
         return ()
     if not isinstance(written, list):
         report(Complaint(("subscriptions",), 'must be a list; begin each item with "- path:"'))

@@ -1,4 +1,4 @@
-"""Durations and sizes as people write them, ``1h30m`` and ``512MiB``. Knows nothing of YAML or of what they are for."""
+"""Durations and sizes as people write them, ``1h30m`` and ``512MiB``. Knows nothing of what they are for."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def format_duration(seconds: float) -> str:
 
 
 def parse_size(text: str) -> int:
-    """``512MiB``, ``10MB``, ``0`` → bytes, rounded down. Raises ValueError with a message for the operator."""
+    """``512MiB``, ``10MB``, ``0`` → bytes, rounded down. Raises ValueError, a message for the operator."""
     if not re.fullmatch(SIZE_PATTERN, text):
         raise ValueError(_not_a_size(text))
     number, unit = re.fullmatch(r"([0-9.]+)(.*)", text).groups("B")  # type: ignore[union-attr]  # it matched

@@ -55,7 +55,7 @@ def database_url(text: str, base: Path) -> str:
     """
     scheme, separator, rest = text.partition("://")
     if not separator or not re.fullmatch(r"[a-z0-9+]+", scheme):
-        raise ValueError("is not a database URL; write sqlite:///ingestor.db or postgresql://user@host/database")
+        raise ValueError("is no database URL; write sqlite:///ingestor.db or postgresql://user@host/database")
     if scheme in _SQLITE_NAMES:
         return _sqlite_url(rest, base)
     if scheme in _POSTGRES_NAMES:

@@ -42,7 +42,7 @@ def url_path(value: Any) -> str:
 
 
 def ticker(value: Any) -> str:
-    """A ticker as the operator spells it: the provider has such as ``6E_F`` and ``EURAUD``, so little is refused."""
+    """A ticker as the operator spells it. The provider has such as ``6E_F``: little is refused."""
     return _key_text(value, "a ticker")
 
 
@@ -98,7 +98,8 @@ class Measure:
 
 def duration(minimum: str, maximum: str, **words: float | None) -> Measure:
     """Seconds, written ``1h30m``."""
-    return Measure(minimum, maximum, units.parse_duration, units.format_duration, units.DURATION_PATTERN, words)
+    parse, written = units.parse_duration, units.format_duration
+    return Measure(minimum, maximum, parse, written, units.DURATION_PATTERN, words)
 
 
 def size(minimum: str, maximum: str) -> Measure:
@@ -147,7 +148,7 @@ def resolve(value: Any, base: Path) -> Path:
     try:
         return base / path.expanduser()
     except RuntimeError:
-        raise ValueError("begins with ~ and the name of a user who is not there; write the whole path") from None
+        raise ValueError("begins with ~ and a user who is not there; write the whole path") from None
 
 
 def api_key(secret: SecretStr) -> SecretStr:
