@@ -276,6 +276,11 @@ class TokenSupply:
         self._last_error = ""
         self._masked: deque[frozenset[str]] = deque()
 
+    @property
+    def current(self) -> Token | None:
+        """The newest token that was not refused; it may have ended."""
+        return self._token
+
     async def get(self, *, fresh: bool = False) -> Token:
         """The current token, or with ``fresh`` a new one. Waits its turn after failures.
 

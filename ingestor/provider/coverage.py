@@ -1,0 +1,69 @@
+"""Which state each subscription is in, and since when. Every change becomes a fact, and nothing else does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from ingestor.pipeline.entry import Fact, State, SubscriptionKey
+from ingestor.provider.clock import wall_us
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """What can be said of one subscription now."""
+
+    state: State
+    since_us: int  # our wall clock
+    reason: str = ""
+
+
+class Coverage:
+    """The standings of all subscriptions of this daemon."""
+
+    def __init__(self, record: Callable[[Fact], object]) -> None:
+        self._record = record
+        self._standings: dict[SubscriptionKey, Standing] = {}
+
+    def __getitem__(self, key: SubscriptionKey) -> Standing | None:
+        return self._standings.get(key)
+
+    def are(self, state: State, keys: Iterable[SubscriptionKey]) -> list[SubscriptionKey]:
+        """Those of ``keys`` that are in ``state``."""
+        return [key for key in keys if (standing := self._standings.get(key)) and standing.state == state]
+
+    def change(
+        self,
+        kind: str,
+        state: State,
+        keys: Iterable[SubscriptionKey],
+        detail: dict[str, Any],
+        since_us: int | None = None,
+    ) -> None:
+        """Record that ``keys`` are in ``state`` since ``since_us`` (default: now); those already in it stay.
+
+        The fact is recorded even if no state changed: it did happen. Where ``since_us`` lies before the state that it
+        ends (a connection that was lost before anything more was heard), the change counts from now.
+        """
+        now = wall_us()
+        changed = [key for key in keys if (at := self._standings.get(key)) is None or at.state != state]
+        later = [key for key in changed if since_us is not None and self._since(key) > since_us]
+        first = [key for key in changed if key not in set(later)] if later else changed
+        reason = str(detail.get("reason", ""))
+        for part, since in ((first, since_us), (later, None)):
+            for key in part:
+                self._standings[key] = Standing(state, now if since is None else since, reason)
+        if first or not later:
+            self._record(Fact(kind, now, detail, state if first else None, tuple(first), since_us if first else None))
+        if later:
+            self._record(Fact(kind, now, detail, state, tuple(later)))
+
+    def forget(self, keys: Iterable[SubscriptionKey]) -> None:
+        """These are no longer asked for."""
+        for key in keys:
+            self._standings.pop(key, None)
+
+    def _since(self, key: SubscriptionKey) -> int:
+        standing = self._standings.get(key)
+        return standing.since_us if standing else 0

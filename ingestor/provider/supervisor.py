@@ -1,0 +1,132 @@
+"""The set of connections that the config wants: one group for each path and its other params."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, cast
+from urllib.parse import urlsplit
+
+from ingestor.config.model import Provider, Subscription
+from ingestor.errors import IngestorError
+from ingestor.pipeline.entry import Fact, SubscriptionKey
+from ingestor.provider.catalog import KEY_PARAMS
+from ingestor.provider.client import known_release
+from ingestor.provider.clock import wall_us
+from ingestor.provider.connection import Line, Sink, outside
+from ingestor.provider.coverage import Coverage, Standing
+from ingestor.provider.dialect import Dialects, tls
+from ingestor.provider.group import Group, GroupStatus, Surroundings
+from ingestor.provider.token import Token, TokenSupply
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """The receive side as status and metrics show it."""
+
+    groups: tuple[GroupStatus, ...]
+    subscriptions: Mapping[SubscriptionKey, Standing]
+    complaints: Mapping[str, int]  # errors that the provider reported, by event
+
+
+def shared_params(subscription: Subscription) -> str:
+    """The params that a connection's subscriptions have in common, canonical JSON: those that rows do not name."""
+    rest = {name: value for name, value in subscription.params.items() if name not in KEY_PARAMS}
+    return json.dumps(rest, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+
+
+def grouped(subscriptions: Iterable[Subscription]) -> dict[tuple[str, str], tuple[Subscription, ...]]:
+    """(path, shared params) → subscriptions. A bare list names neither, so a connection carries one of each only."""
+    groups: dict[tuple[str, str], list[Subscription]] = {}
+    for one in subscriptions:
+        groups.setdefault((one.path, shared_params(one)), []).append(one)
+    return {name: tuple(members) for name, members in groups.items()}
+
+
+class Supervisor:
+    """Keeps every subscription subscribed, and says in facts when one is not."""
+
+    def __init__(
+        self,
+        provider: Provider,
+        subscriptions: Iterable[Subscription],
+        tokens: TokenSupply,
+        sink: Sink,
+        record: Callable[[Fact], object],
+    ) -> None:
+        """Must be made inside the running loop. Reads the CA file."""
+        self._record = record
+        self._tokens = tokens
+        self._subscriptions = tuple(subscriptions)
+        self._coverage = Coverage(record)
+        self._complaints: Counter[str] = Counter()
+        self._tasks: list[asyncio.Task[None]] = []
+        verification = tls(provider.ca_file) if urlsplit(provider.url).scheme == "https" else None
+        around = Surroundings(
+            tokens=tokens,
+            dialects=Dialects(provider.url, provider.protocol, verification),
+            sink=sink,
+            coverage=self._coverage,
+            record=record,
+            complaints=self._complaints,
+            renewal=provider.renewal,
+            silence_seconds=provider.silence,
+        )
+        self._groups = [
+            Group(
+                Line(url=provider.url, path=path, params=params, events=provider.events, verification=verification),
+                members,
+                around,
+            )
+            for (path, params), members in grouped(self._subscriptions).items()
+        ]
+
+    async def run(self) -> None:
+        """Until ``stop`` or cancelled. Raises what the sink raised."""
+        self._tokens.renewed.append(self._on_renewed)
+        self._tokens.failed.append(self._on_token_failed)
+        if not known_release():
+            self._record(Fact("plain_client", wall_us(), {"reason": "an untested release of the Socket.IO library"}))
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                self._tasks = [tasks.create_task(group.run(), name="connection group") for group in self._groups]
+        except BaseExceptionGroup as errors:
+            raise _first(errors) from None  # the others fell with it
+        finally:
+            self._tokens.renewed.remove(self._on_renewed)
+            self._tokens.failed.remove(self._on_token_failed)
+
+    async def stop(self) -> None:
+        """Close every connection; returns when the last fact is recorded, within some seconds."""
+        for task in self._tasks:
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+
+    def status(self) -> Status:
+        """A snapshot."""
+        standings = {one.key: self._coverage[one.key] for one in self._subscriptions}
+        return Status(
+            groups=tuple(group.status() for group in self._groups),
+            subscriptions=MappingProxyType({key: at for key, at in standings.items() if at is not None}),
+            complaints=MappingProxyType(dict(self._complaints)),
+        )
+
+    def _on_renewed(self, token: Token) -> None:
+        self._record(Fact("token_renewed", wall_us(), {"life_seconds": round(token.life_seconds)}))
+        for group in self._groups:
+            group.wake()
+
+    def _on_token_failed(self, error: IngestorError, retry_in_seconds: float) -> None:
+        detail: dict[str, Any] = {"reason": outside(error), "retry_in_seconds": round(retry_in_seconds, 1)}
+        unheard = [key for group in self._groups if not group.connected for key in group.keys]
+        self._coverage.change("token_failed", "token_failed", unheard, detail)
+
+
+def _first(errors: BaseExceptionGroup[BaseException]) -> BaseException:
+    first = errors.exceptions[0]
+    return _first(cast("BaseExceptionGroup[BaseException]", first)) if isinstance(first, BaseExceptionGroup) else first
