@@ -346,37 +346,37 @@ def covered_seconds(sql: Sql, start: str, end: str) -> str:
 
 def candles(name: str, sql: Sql, bucket: str, hours: int) -> None:
     # Each step is read once and groups by the ticker, so that a question about one ticker reads only its rows.
-    bucket_columns = ["series_id", "ticker", "subscription_id", "from_at"]
-    sample_columns = ["first_ts", "last_ts", "high", "low", "mean", "samples"]
-    columns = ", ".join(f"b.{column}" for column in bucket_columns + sample_columns)
+    columns = (
+        "b.series_id, b.ticker, b.from_at, b.to_at, b.settled_at,"
+        " b.first_ts, b.last_ts, b.high, b.low, b.mean, b.samples"
+    )
     view(
         name,
         "Crowd sentiment by UTC bucket. Covered: listened or repaired, also where the feed was quiet."
         " Final: over for an hour, the window in which the provider restates, and no repair is under way.",
         f"""
-        WITH watched AS (
-            SELECT n.series_id, n.ticker, COALESCE(
-                (SELECT MIN(s.subscription_id) FROM subscriptions s
-                 WHERE s.feed = n.feed AND s.ticker = n.ticker AND s.{EVERY_USER}),
-                (SELECT MIN(s.subscription_id) FROM subscriptions s
-                 WHERE s.feed = n.feed AND s.ticker = '' AND s.{EVERY_USER})) AS subscription_id
-            FROM series n WHERE n.feed = 'crowd-sentiment' AND n.metric = 'crowd_sentiment'
-        ), buckets AS (
-            SELECT w.series_id, w.ticker, w.subscription_id, {bucket.format("m.ts")} AS from_at,
-                MIN(m.ts) AS first_ts, MAX(m.ts) AS last_ts, MAX(m.value) AS high, MIN(m.value) AS low,
-                AVG(m.value) AS mean, COUNT(*) AS samples
-            FROM watched w {sql.join} samples m ON m.series_id = w.series_id
-            GROUP BY w.series_id, w.ticker, w.subscription_id, {bucket.format("m.ts")}
+        WITH buckets AS (
+            SELECT n.series_id, n.ticker, {bucket.format("m.ts")} AS from_at, MIN(m.ts) AS first_ts,
+                MAX(m.ts) AS last_ts, MAX(m.value) AS high, MIN(m.value) AS low, AVG(m.value) AS mean,
+                COUNT(*) AS samples
+            FROM series n {sql.join} samples m ON m.series_id = n.series_id
+            WHERE n.feed = 'crowd-sentiment' AND n.metric = 'crowd_sentiment'
+            GROUP BY n.series_id, n.ticker, {bucket.format("m.ts")}
+        ), listeners AS (
+            SELECT ticker, MIN(subscription_id) AS subscription_id
+            FROM subscriptions WHERE feed = 'crowd-sentiment' AND {EVERY_USER} GROUP BY ticker
         ), ended AS (
-            SELECT {columns}, {sql.later.format("b.from_at", hours)} AS to_at,
+            SELECT b.*, COALESCE(own.subscription_id, every.subscription_id) AS subscription_id,
+                {sql.later.format("b.from_at", hours)} AS to_at,
                 {sql.later.format("b.from_at", hours + 1)} AS settled_at
             FROM buckets b
+                LEFT JOIN listeners own ON own.ticker = b.ticker
+                LEFT JOIN listeners every ON every.ticker = ''
         ), filled AS (
-            SELECT {columns}, b.to_at, settled_at,
-                {covered_seconds(sql, "b.from_at", "b.to_at")} AS covered_seconds
+            SELECT {columns}, {covered_seconds(sql, "b.from_at", "b.to_at")} AS covered_seconds
             FROM ended b LEFT JOIN covered c ON c.subscription_id = b.subscription_id
                 AND c.from_at < b.to_at AND c.to_at > b.from_at
-            GROUP BY {columns}, b.to_at, settled_at
+            GROUP BY {columns}
         )
         SELECT b.ticker, b.from_at AS bucket_at, {value_at("b.first_ts")} AS open, b.high, b.low,
             {value_at("b.last_ts")} AS close, b.mean, b.samples, b.covered_seconds / 60 AS covered_minutes,

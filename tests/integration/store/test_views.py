@@ -415,30 +415,33 @@ def test_candles_have_first_highest_lowest_and_last(watched: Database) -> None:
 
 
 @pytest.mark.parametrize(
-    ("ticker", "intervals", "minutes"),
+    ("ticker", "intervals", "hour_minutes", "day_minutes"),
     [
-        pytest.param("AAPL", [], 0, id="nobody listened"),
-        pytest.param("AAPL", [(1, 1, "live", "09:00", "12:00")], 60, id="all the time"),
+        pytest.param("AAPL", [], 0, 0, id="nobody listened"),
+        pytest.param("AAPL", [(1, 1, "live", "09:00", "12:00")], 60, 180, id="all the time"),
         pytest.param(
-            "AAPL", [(1, 1, "live", "09:50", "10:15"), (1, 2, "live", "10:10", "10:30")], 30, id="two instances"
+            "AAPL", [(1, 1, "live", "09:50", "10:15"), (1, 2, "live", "10:10", "10:30")], 30, 40, id="two instances"
         ),
-        pytest.param("AAPL", [(2, 1, "live", "10:30", "11:30")], 30, id="by the one without ticker"),
-        pytest.param("ELSE", [(2, 1, "live", "10:30", "11:30")], 30, id="a ticker with no subscription of its own"),
-        pytest.param("ELSE", [(1, 1, "live", "09:00", "12:00")], 0, id="somebody else's"),
+        pytest.param("AAPL", [(2, 1, "live", "10:30", "11:30")], 30, 60, id="by the one without ticker"),
+        pytest.param("ELSE", [(2, 1, "live", "10:30", "11:30")], 30, 60, id="a ticker with no subscription of its own"),
+        pytest.param("ELSE", [(1, 1, "live", "09:00", "12:00")], 0, 0, id="somebody else's"),
     ],
 )
 def test_candles_say_how_much_of_them_was_heard(
-    watched: Database, ticker: str, intervals: list[tuple[int, int, str, str, str]], minutes: float
+    watched: Database,
+    ticker: str,
+    intervals: list[tuple[int, int, str, str, str]],
+    hour_minutes: float,
+    day_minutes: float,
 ) -> None:
     watched.sample(*CROWD, ticker, "10:00", 0.5)
     for interval in intervals:
         watched.state(*interval)
     columns = ("covered_minutes", "coverage_percent")
-    assert watched.read(views.crowd_sentiment_hourly, *columns) == [(minutes, pytest.approx(minutes / 0.6))]
-    day = watched.read(views.crowd_sentiment_daily, "covered_minutes", "coverage_percent")
-    assert day == [
-        (pytest.approx(_minutes_of(intervals, ticker)), pytest.approx(_minutes_of(intervals, ticker) / 14.4))
-    ]
+    hours = watched.read(views.crowd_sentiment_hourly, *columns)
+    days = watched.read(views.crowd_sentiment_daily, *columns)
+    assert hours == [(hour_minutes, pytest.approx(hour_minutes / 60 * 100))]
+    assert days == [(day_minutes, pytest.approx(day_minutes / 1440 * 100))]
 
 
 @pytest.mark.parametrize(
@@ -489,11 +492,3 @@ def _in_new_york(engine: Engine) -> Engine:
     with engine.begin() as connection:
         connection.execute(text("SET TIME ZONE 'America/New_York'"))
     return engine
-
-
-def _minutes_of(intervals: list[tuple[int, int, str, str, str]], ticker: str) -> float:
-    mine = [(at(i[3]), at(i[4])) for i in intervals if i[0] == 2 or ticker == "AAPL"]
-    if not mine:
-        return 0
-    # The cases have no holes.
-    return (max(end for _, end in mine) - min(start for start, _ in mine)).total_seconds() / 60
