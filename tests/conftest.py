@@ -15,6 +15,7 @@ from ingestor.provider.simulator import Simulator
 
 from .support import postgres as pg
 from .support.missing import LOUD, missing
+from .support.peer import Peer
 from .support.proxy import Proxy
 
 # A minute of data every 20 ms, ten minutes in each answer, and a clock that is the same in every run.
@@ -104,5 +105,16 @@ async def tcp_proxy() -> AsyncIterator[Callable[[str], Any]]:
 
         async def make(upstream_url: str) -> Proxy:
             return await running.enter_async_context(Proxy(upstream_url))
+
+        yield make
+
+
+@pytest.fixture
+async def socketio_peer() -> AsyncIterator[Callable[..., Any]]:
+    """`await socketio_peer("2", **settings)`: a running Node server of socket.io 1.x, 2.x or 4.x."""
+    async with AsyncExitStack() as running:
+
+        async def make(generation: str, **settings: Any) -> Peer:
+            return await running.enter_async_context(Peer(generation, **settings))
 
         yield make

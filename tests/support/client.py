@@ -102,6 +102,7 @@ class OldClient(_Listener):
         super().__init__()
         self._target = f"{url}/socket.io/?EIO=3&transport=websocket&token={token}"
         self._asked = 0
+        self._acknowledged: dict[int, Any] = {}
 
     async def __aenter__(self) -> Self:
         self._session = aiohttp.ClientSession()
@@ -125,8 +126,8 @@ class OldClient(_Listener):
         number, self._asked = self._asked, self._asked + 1
         wanted = {"path": path, "method": "get", "params": params}
         await self._socket.send_str(f"42{number}{json.dumps([event, wanted])}")
-        await self.until(lambda: any(name == f"ack {number}" for name, _ in self.events))
-        return next(said[0] for name, said in self.events if name == f"ack {number}")
+        await self.until(lambda: number in self._acknowledged)
+        return self._acknowledged.pop(number)
 
     async def _open(self) -> None:
         self._socket = await self._session.ws_connect(self._target)
@@ -145,9 +146,10 @@ class OldClient(_Listener):
                 self._heard(*json.loads(text[2:]))
             elif text.startswith("43"):
                 number, _, rest = text[2:].partition("[")
-                self._heard(f"ack {number}", json.loads("[" + rest))
-            else:
-                self._heard(f"packet {text}", None)
+                self._acknowledged[int(number)] = json.loads("[" + rest)[0]
+            elif text == "41":
+                self._ended("server disconnect")
+            self._news.set()
         self._ended(self._socket.close_code)
 
     async def _ping(self) -> None:
