@@ -14,7 +14,7 @@ import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import msgspec
 
@@ -55,8 +55,22 @@ class Head:
 
 
 def pack(first_seq: int, entries: Sequence[Frame | Fact]) -> ChunkRow:
-    body = _encode(entries)
+    try:
+        body = _encode(entries)
+    except UnicodeEncodeError:  # a lone surrogate, which no UTF-8 can hold
+        body = _encode(_encodable(msgspec.to_builtins(entries)))
     return first_seq, first_seq + len(entries) - 1, len(body), zlib.crc32(body), body
+
+
+def _encodable(value: Any) -> Any:
+    """The same with every lone surrogate as its escape, ``\\ud800``."""
+    if isinstance(value, str):
+        return value.encode("utf-8", "backslashreplace").decode()
+    if isinstance(value, list | tuple):
+        return [_encodable(item) for item in value]
+    if isinstance(value, dict):
+        return {_encodable(key): _encodable(item) for key, item in value.items()}
+    return value
 
 
 def unpack(row: ChunkRow) -> list[Entry]:

@@ -149,7 +149,9 @@ class Spool:
         try:
             while self._sync(self._take()):
                 pass
-        except SpoolFailed as failure:
+        except Exception as error:
+            # Whatever it is: without this thread nothing becomes durable any more, and nobody may wait for it in vain.
+            failure = error if isinstance(error, SpoolFailed) else SpoolFailed(f"the spool's thread: {error!r}")
             self.failure = failure
             self._loop.call_soon_threadsafe(self._failed, failure)
 

@@ -150,6 +150,15 @@ async def test_a_disk_that_fails_acknowledges_nothing_more(tmp_path: Path) -> No
     await spool.close()
 
 
+async def test_text_that_is_not_unicode_is_kept_as_its_escapes(tmp_path: Path) -> None:
+    async with opened(tmp_path) as spool:
+        spool.append(frame('"\ud800"'))
+        await spool.durable(spool.append(fact(detail={"\udfff": ["\ud800"]})))
+        (_, kept), (_, told) = spool.read(0, max_entries=9)
+    assert kept == frame('"\\ud800"')
+    assert told == fact(detail={"\\udfff": ["\\ud800"]})
+
+
 async def test_every_entry_that_was_durable_survives_a_kill(tmp_path: Path) -> None:
     script = (
         "import asyncio, os, signal, sys\n"
