@@ -9,8 +9,24 @@ from pathlib import Path
 from ingestor.errors import Held
 
 
-def hold(path: Path, remedy: str) -> int:
-    """Lock ``path`` until the returned descriptor is closed. Raises Held, naming the holder and the ``remedy``."""
+class Lock:
+    """Held until ``release``. ``abandoned``: its last holder ended without releasing it."""
+
+    def __init__(self, path: Path, remedy: str) -> None:
+        """Take the lock, or raise Held, which names the holder and the ``remedy``."""
+        self._handle = _lock(path, remedy)
+        self.abandoned = bool(os.pread(self._handle, 1, 0))
+        os.ftruncate(self._handle, 0)
+        os.pwrite(self._handle, f"{os.getpid()}\n".encode(), 0)
+
+    def release(self, *, clean: bool = True) -> None:
+        """Let the next one in; unless ``clean``, it will find the lock ``abandoned``."""
+        if clean:
+            os.ftruncate(self._handle, 0)
+        os.close(self._handle)
+
+
+def _lock(path: Path, remedy: str) -> int:
     handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -18,6 +34,4 @@ def hold(path: Path, remedy: str) -> int:
         holder = os.read(handle, 32).decode("ascii", "replace").strip() or "unknown"
         os.close(handle)
         raise Held(f"{path}: held by process {holder}; {remedy}") from None
-    os.ftruncate(handle, 0)
-    os.pwrite(handle, f"{os.getpid()}\n".encode(), 0)
     return handle

@@ -7,7 +7,6 @@ most ``sync_every`` after the first of it arrived. The writer reads and acknowle
 from __future__ import annotations
 
 import asyncio
-import os
 import threading
 import time
 from collections.abc import Callable
@@ -16,7 +15,7 @@ from queue import Empty, SimpleQueue
 from typing import NamedTuple
 
 from ingestor.errors import SpoolFailed
-from ingestor.lock import hold
+from ingestor.lock import Lock
 from ingestor.pipeline.chunks import ChunkFile, ChunkReader, SpoolUnreadable, pack
 from ingestor.pipeline.entry import Entry, Fact, Frame
 
@@ -47,7 +46,8 @@ class Spool:
         Raises Held if another process has it. A spool that cannot be read is set aside, see ``set_aside``.
         """
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._lock = hold(folder / "lock", "stop it, or give this daemon a spool.path of its own")
+        self._lock = Lock(folder / "lock", "stop it, or give this daemon a spool.path of its own")
+        self.crashed = self._lock.abandoned  # the run before this one did not end by itself
         self.set_aside: Path | None = None  # the unreadable spool that this one replaces
         self._file = self._open(folder / "spool.db")
         self._reader = ChunkReader(self._file.path)
@@ -141,7 +141,7 @@ class Spool:
         await asyncio.to_thread(self._thread.join)
         self._reader.close()
         self._file.close()
-        os.close(self._lock)
+        self._lock.release(clean=self.failure is None)
 
     # -- the thread's side
 

@@ -6,7 +6,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import tenacity
 
@@ -14,12 +14,12 @@ from ingestor.errors import DatabaseUnavailable, PositionMoved
 from ingestor.pipeline.assemble import Assembly
 from ingestor.pipeline.batch import BatchPolicy
 from ingestor.pipeline.decode import Decoder
-from ingestor.pipeline.entry import Entry
+from ingestor.pipeline.entry import Entry, Frame
 from ingestor.pipeline.spool import Spool
 from ingestor.store.batch import Batch, Written
 from ingestor.store.database import Database, Instance
 
-IDLE_SECONDS = 1.0  # how often an idle writer comes round: the watchdog looks at it
+IDLE_SECONDS = 1.0  # how often an idle writer comes round, to publish the heartbeat
 BACKOFF_SECONDS = 15.0
 
 
@@ -32,14 +32,12 @@ class WriterStatus:
     new: int = 0
     revised: int = 0
     duplicate: int = 0
-    dead: int = 0
-    dead_letters: dict[str, int] = field(default_factory=dict)  # by stage
+    dead_at_decode: int = 0
+    dead_at_insert: int = 0
     database_up: bool = False
     error: str | None = None
     committed_at: float | None = None  # time.time()
-    commit_lag_seconds: float | None = None  # from the receipt of the newest entry to its commit
-    batch_seconds: float | None = None
-    advanced_at: float = 0.0  # time.monotonic(): when it last came round
+    oldest_us: int | None = None  # receipt of the oldest entry that waits for its commit; None if none is known to
 
 
 class Writer:
@@ -55,7 +53,7 @@ class Writer:
         *,
         prepare: Callable[[], None],
         keep_payloads: bool = True,
-        on_batch: Callable[[Batch, Written, float], None] = lambda _batch, _written, _seconds: None,
+        on_batch: Callable[[float], None] = lambda _seconds: None,
         on_outage: Callable[[str, float], None] = lambda _error, _delay_seconds: None,
     ) -> None:
         """``prepare`` brings the schema up to date before the first write; it may raise DatabaseUnavailable."""
@@ -81,7 +79,6 @@ class Writer:
         if not self._retry(self._begin):
             return
         while not self._stop.is_set():
-            self.status.advanced_at = time.monotonic()
             self.step()
             if self._draining.is_set() and self.drained:
                 return
@@ -122,6 +119,7 @@ class Writer:
                 return assembly
             if not assembly.units:
                 since = time.monotonic()
+                self.status.oldest_us = _received_us(self._waiting[0])
             while self._waiting and not self._policy.full(assembly.units):
                 assembly.add(self._waiting.popleft())
             if self._policy.full(assembly.units) or self._hurried:
@@ -152,16 +150,14 @@ class Writer:
         status.new += written.new
         status.revised += written.revised
         status.duplicate += written.duplicate
-        status.dead += written.dead_rows + written.dead_frames
-        status.batch_seconds = seconds
+        status.dead_at_decode += len(batch.dead)
+        status.dead_at_insert += written.dead_rows + written.dead_frames - len(batch.dead)
         status.committed_at = time.time()
-        newest_us = batch.rows[-1].received_us if batch.rows else None
-        if newest_us is not None:
-            status.commit_lag_seconds = max(status.committed_at - newest_us / 1e6, 0.0)
-        self._on_batch(batch, written, seconds)
+        self._on_batch(seconds)
 
     def _acknowledge(self) -> None:
         self._spool.ack(self.status.position)
+        self.status.oldest_us = _received_us(self._waiting[0]) if self._waiting else None
 
     def _begin(self) -> None:
         """Introduce this spool to the database and take up the position that it has committed."""
@@ -197,10 +193,7 @@ class Writer:
         return True
 
     def _pause(self, seconds: float) -> None:
-        """Sleep, but come round for the watchdog, and wake for a stop."""
-        until = time.monotonic() + seconds
-        while (left := until - time.monotonic()) > 0 and not self._stop.wait(min(left, IDLE_SECONDS)):
-            self.status.advanced_at = time.monotonic()
+        self._stop.wait(seconds)
 
     def _outage(self, state: tenacity.RetryCallState) -> None:
         error = state.outcome.exception() if state.outcome else None
@@ -210,3 +203,8 @@ class Writer:
     def _note(self, error: BaseException | None) -> None:
         self.status.database_up = False
         self.status.error = str(error)
+
+
+def _received_us(entry: Entry) -> int:
+    what = entry[1]
+    return what.received_us if isinstance(what, Frame) else what.at_us

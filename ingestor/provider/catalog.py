@@ -11,9 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
-KEY_PARAMS = frozenset(
-    {"ticker", "user_id"}
-)  # they are columns of their own; every other param is part of the feed
+KEY_PARAMS = frozenset({"ticker", "user_id"})  # they are columns of their own; every other param is part of the feed
 KEY_FIELDS = frozenset({"ts", "ticker", "user_id"})
 
 
@@ -31,9 +29,7 @@ class Feed:
 
 def _feed(name: str, cadence_seconds: int, fields: str, **more: object) -> Feed:
     # "metric" or "field=metric", separated by blanks
-    metrics = {
-        field: metric or field for field, _, metric in (item.partition("=") for item in fields.split())
-    }
+    metrics = {field: metric or field for field, _, metric in (item.partition("=") for item in fields.split())}
     more.setdefault("historical", f"/historical/{name}")
     return Feed(name=name, cadence_seconds=cadence_seconds, metrics=MappingProxyType(metrics), **more)  # type: ignore[arg-type]
 
@@ -81,8 +77,11 @@ FEEDS: Mapping[str, Feed] = MappingProxyType(
 )
 
 # Paths that may be subscribed to: the documented /real-time/ endpoints, and the bare stream names that came later.
-STREAMS = ("crowd-sentiment", "user-sentiment", "market-prophit-sentiment") + tuple(
-    feed.name for feed in FEEDS.values() if feed.stream_only
+STREAMS = (
+    "crowd-sentiment",
+    "user-sentiment",
+    "market-prophit-sentiment",
+    *(feed.name for feed in FEEDS.values() if feed.stream_only),
 )
 PATHS = tuple(f"/real-time/{feed.name}" for feed in FEEDS.values() if not feed.stream_only) + STREAMS
 
@@ -98,7 +97,7 @@ def base_name(path: str) -> str:
 
 
 def feed_name(path: str, params: Mapping[str, str]) -> str:
-    """The canonical name of what a path delivers: ``name``, or ``name?period=30`` with params besides ticker and user."""
+    """The canonical name of what a path delivers: ``name``; with params besides ticker and user, ``name?period=30``."""
     rest = "&".join(f"{key}={value}" for key, value in sorted(params.items()) if key not in KEY_PARAMS)
     return f"{base_name(path)}?{rest}" if rest else base_name(path)
 

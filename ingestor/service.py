@@ -1,0 +1,281 @@
+"""Builds everything once, owns every task and signal, and drains in order.
+
+Start: locks, spool recovered, READY; database and provider may be away for hours. Stop: connections closed, spool
+synced, what is in it written for up to ten seconds; a second signal stops at once, which is safe as well.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable, Coroutine
+from contextlib import AsyncExitStack
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from apscheduler.schedulers.asyncio import AsyncIOScheduler
+from pydantic import SecretStr
+from sqlalchemy import make_url
+
+from ingestor import __version__, snapshot
+from ingestor.config import Config
+from ingestor.errors import SpoolFailed
+from ingestor.lock import Lock
+from ingestor.ops import logs
+from ingestor.ops.metrics import Metrics
+from ingestor.ops.notify import Systemd, feed_watchdog, watchdog_seconds
+from ingestor.ops.status import Status, Troubles, healthy
+from ingestor.ops.web import Web
+from ingestor.pipeline.batch import BatchPolicy
+from ingestor.pipeline.decode import Decoder
+from ingestor.pipeline.entry import Fact
+from ingestor.pipeline.spool import Spool
+from ingestor.pipeline.writer import Writer
+from ingestor.provider import catalog
+from ingestor.provider.clock import boottime, wall_us
+from ingestor.provider.supervisor import Supervisor
+from ingestor.provider.token import TokenSupply
+from ingestor.store import migrate
+from ingestor.store.database import Database, Instance
+from ingestor.store.engine import connect, translated
+
+HEARTBEAT_SECONDS = 5.0
+DRAIN_SECONDS = 10.0
+CLOCK_STEP_SECONDS = 1.0  # slewing moves a clock by half a millisecond a second: this is no slew
+
+log = logging.getLogger(__name__)
+
+
+class Service:
+    """One daemon. Made outside the loop: what it cannot have (locks, spool) it says before it starts."""
+
+    def __init__(self, config: Config, api_key: SecretStr) -> None:
+        """Take the locks and recover the spool. Raises Held, SpoolFailed, OSError."""
+        self._config = config
+        self._api_key = api_key
+        self._started_at = datetime.now(UTC)
+        self._systemd = Systemd()
+        self._database_lock = _lock_database(config.database.url.get_secret_value())
+        self._spool = Spool(
+            config.spool.path, max_bytes=config.spool.max_bytes, sync_every_seconds=config.spool.sync_every
+        )
+        self._engine = connect(config.database.url.get_secret_value())
+        self._troubles = Troubles()
+        self._metrics = Metrics(self.status)
+        self._listeners: list[Callable[[Fact], None]] = [logs.log_fact, self._metrics.listen, self._troubles.listen]
+        self._name = config.instance or socket.gethostname()
+        self._writer = self._make_writer()
+        self._thread = threading.Thread(target=self._write, name="writer", daemon=True)
+        self._failure: BaseException | None = None
+        self._tasks: list[asyncio.Task[None]] = []
+        self.url: str | None = None  # of the status port, once it is open
+
+    def _make_writer(self) -> Writer:
+        database, retention = self._config.database, self._config.database.retention
+        instance = Instance(
+            spool_id=self._spool.spool_id,
+            name=self._name,
+            version=__version__,
+            config_sha256=self._config.sha256,
+            started_us=wall_us(),
+        )
+        return Writer(
+            self._spool,
+            Database(self._engine),
+            Decoder(catalog.metrics_of, catalog.feed_name),
+            BatchPolicy(max_rows=database.batch.max_rows, max_wait_seconds=database.batch.max_wait),
+            instance,
+            prepare=self._prepare_database,
+            keep_payloads=retention.payloads != 0.0,
+            on_batch=self._metrics.batch,
+            on_outage=_warn_of_outage,
+        )
+
+    def _prepare_database(self) -> None:
+        with translated():
+            if self._config.database.migrate == "auto":
+                migrate.upgrade(self._engine)
+            else:
+                migrate.verify(self._engine)
+
+    # -- its life
+
+    async def run(self) -> None:
+        """Until SIGTERM or SIGINT. Raises what ended it otherwise: SpoolFailed, SchemaNewer, …"""
+        self._loop = asyncio.get_running_loop()
+        self._loop.set_exception_handler(logs.loop_errors(self._metrics.uncaught))
+        self._stopping, self._hurry = asyncio.Event(), asyncio.Event()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._loop.add_signal_handler(number, self._on_signal)
+        async with AsyncExitStack() as stack:
+            self._build(stack)
+            web = await stack.enter_async_context(
+                Web(self._config.http.listen, snapshot=self.status, metrics=self._metrics)
+            )
+            self.url = web.url
+            self._thread.start()
+            self._systemd.ready("receiving")
+            self._start_tasks()
+            await self._stopping.wait()
+            self._systemd.stopping()
+            await self._shut_down()
+        if self._failure is not None:
+            raise self._failure
+
+    def stop(self) -> None:
+        """What SIGTERM does; the second time without waiting for the database."""
+        self._on_signal()
+
+    def _build(self, stack: AsyncExitStack) -> None:
+        self._spool.start(self._fail)
+        self._tell_of_the_past()
+        scheduler = AsyncIOScheduler(timezone=UTC)
+        scheduler.start()
+        stack.callback(scheduler.shutdown, wait=False)
+        provider = self._config.provider
+        self._tokens = TokenSupply(
+            provider.url + provider.token_path, self._api_key, provider.token, scheduler, ca_file=provider.ca_file
+        )
+        stack.push_async_callback(self._tokens.close)
+        self._supervisor = Supervisor(provider, self._config.subscriptions, self._tokens, self._spool, self._record)
+        self._parts = snapshot.Parts(
+            config=self._config,
+            instance=self._name,
+            started_at=self._started_at,
+            database_kind=self._engine.dialect.name,
+            spool=self._spool,
+            writer=self._writer.status,
+            receive=self._supervisor.status,
+            tokens=self._tokens.status,
+            troubles=self._troubles,
+        )
+
+    def _tell_of_the_past(self) -> None:
+        spool = self._spool
+        if spool.set_aside:
+            reason = f"the spool could not be read; it is kept in {spool.set_aside}"
+            self._record(Fact("lost", wall_us(), {"reason": reason}))
+        elif spool.crashed and spool.head:
+            reason = "the run before this one ended without a word"
+            self._record(Fact("crashed", wall_us(), {"reason": reason}, "crashed", (), spool.last_heartbeat_us))
+        self._record(Fact("started", wall_us(), {"version": __version__, "config_sha256": self._config.sha256}))
+
+    def _start_tasks(self) -> None:
+        self._start(self._supervisor.run(), "supervisor")
+        self._start(self._beat(), "heartbeat")
+        self._start(self._watch_clock(), "clock")
+        seconds = watchdog_seconds()
+        if seconds:
+            self._start(feed_watchdog(self._systemd, seconds, lambda: healthy(self.status()).ok), "watchdog")
+
+    def _start(self, work: Coroutine[Any, Any, None], name: str) -> None:
+        task = self._loop.create_task(work, name=name)
+        task.add_done_callback(self._task_done)
+        self._tasks.append(task)
+
+    def _task_done(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and task.exception():
+            self._fail(task.exception())
+
+    def _fail(self, failure: BaseException | None) -> None:
+        """End the daemon: the first failure is its exit code. systemd starts it anew."""
+        if self._failure is None:
+            self._failure = failure
+            log.critical("stopping: %s", failure, exc_info=failure)
+        self._stopping.set()
+
+    def _on_signal(self) -> None:
+        if self._stopping.is_set():
+            self._hurry.set()
+            self._writer.stop()
+        self._stopping.set()
+
+    # -- the end
+
+    async def _shut_down(self) -> None:
+        """Close the connections, sync the spool, let the writer drain."""
+        await self._supervisor.stop()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._spool.failure is None:
+            self._record(Fact("stopped", wall_us(), {"reason": "stopped by us"}))
+            self._spool.beat(wall_us())
+            try:
+                await self._spool.durable(self._spool.head)
+            except SpoolFailed as failure:
+                self._fail(failure)
+        await self._drain()
+        await self._spool.close()
+        self._engine.dispose()
+        if self._database_lock:
+            self._database_lock.release()
+
+    async def _drain(self) -> None:
+        if self._spool.failure is None:
+            self._writer.drain()
+            await self._first_of(asyncio.to_thread(self._thread.join, DRAIN_SECONDS), self._hurry.wait())
+        self._writer.stop()
+        await asyncio.to_thread(self._thread.join, DRAIN_SECONDS)
+        left = self._spool.synced - self._writer.status.position
+        if left > 0:
+            log.warning("%d entries stay in the spool; they are written at the next start", left)
+
+    async def _first_of(self, *waits: Coroutine[Any, Any, Any]) -> None:
+        tasks = [self._loop.create_task(wait) for wait in waits]
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in tasks:
+            task.cancel()
+
+    # -- what it does all the time
+
+    def _record(self, fact: Fact) -> int:
+        """State a fact once: it goes through the spool, and whoever listens is told."""
+        seq = self._spool.append(fact)
+        for listen in self._listeners:
+            listen(fact)
+        return seq
+
+    def _write(self) -> None:
+        try:
+            self._writer.run()
+        except Exception as error:
+            self._loop.call_soon_threadsafe(self._fail, error)
+
+    async def _beat(self) -> None:
+        while True:
+            self._spool.beat(wall_us())
+            await asyncio.sleep(HEARTBEAT_SECONDS)
+
+    async def _watch_clock(self) -> None:
+        """APScheduler follows the wall clock: where that steps, every job is armed anew."""
+        offset = time.time() - boottime()
+        while True:
+            await asyncio.sleep(1)
+            step, offset = time.time() - boottime() - offset, time.time() - boottime()
+            if abs(step) >= CLOCK_STEP_SECONDS:
+                self._record(Fact("clock_stepped", wall_us(), {"seconds": round(step, 3)}))
+                self._tokens.rearm()
+
+    def status(self) -> Status:
+        """The daemon now. Called in the loop, once ``run`` has begun."""
+        return snapshot.take(self._parts)
+
+
+def _lock_database(url: str) -> Lock | None:
+    """A SQLite file is written by one daemon; PostgreSQL takes several."""
+    parsed = make_url(url)
+    if parsed.get_backend_name() != "sqlite" or not parsed.database:
+        return None
+    path = Path(parsed.database)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return Lock(path.with_name(path.name + ".lock"), "stop it, or give this daemon a database of its own")
+
+
+def _warn_of_outage(error: str, delay_seconds: float) -> None:
+    log.warning("the database cannot be reached, next try in %.1f s: %s", delay_seconds, error)
