@@ -1,4 +1,4 @@
-"""What can go wrong, each named for what its caller does next. A library's own exceptions end at the door of its room."""
+"""What can go wrong, each named for what its caller does next. Libraries' exceptions end at the door of their room."""
 
 from __future__ import annotations
 

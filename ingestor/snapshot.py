@@ -126,7 +126,7 @@ def _token(token: TokenStatus, now: datetime) -> ops.Token:
     return ops.Token(
         expires_at=None if ends is None else now + timedelta(seconds=ends),
         life_seconds=token.life_seconds,
-        logins=token.logins,
+        logins=dict(token.logins),
     )
 
 
