@@ -76,6 +76,8 @@ class Client(_Listener):
         try:
             await self._client.connect(self._target, transports=["websocket"], wait_timeout=TIMEOUT_SECONDS)
         except socketio.exceptions.ConnectionError:
+            if self._client.eio.http:  # left open by the library where the handshake was no websocket's
+                await self._client.eio.http.close()
             raise Refused(*self.endings) from None
         return self
 
