@@ -71,8 +71,6 @@ def _message(found: ErrorDetails) -> str:
         return f"{_quoted(found['input'])} is not one of the choices{hint}"
     if kind in ("greater_than_equal", "less_than_equal"):
         return f"must be at {'least' if 'ge' in context else 'most'} {context.get('ge', context.get('le')):,}"
-    if kind == "string_too_long":
-        return f"has more than {context['max_length']} characters; shorten it"
     return _MESSAGES.get(kind, found["msg"])
 
 

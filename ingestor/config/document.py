@@ -28,30 +28,23 @@ _NULLS = frozenset({"", "~", "null"})  # NULL and Null stay text, as a ticker ma
 _UNPRINTABLE = re.compile("[^\t\n\r\x20-\x7e\x85\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 _PLAIN_TAGS = frozenset({None, "!", *(f"tag:yaml.org,2002:{kind}" for kind in ("str", "seq", "map"))})
 
+_INDENTATION = "the indentation does not fit the lines above; keys of one level begin in one column"
+_NO_ANCHOR = "an alias (*name) without its anchor (&name); put a text that begins with * in quotes"
+_NO_TAGS = "YAML tags (!name) are not used here; remove it, or put the text in quotes"
+
 # What the parser complains of → what to do about it. Never its own words where they could quote the file: a
 # text that begins with * or ! may be a secret.
 _REMEDIES = (
     ("cannot start any token", 'a text cannot begin with this character; put it in quotes: "…"'),
-    (
-        "undefined alias",
-        "an alias (*name) without its anchor (&name); put a text that begins with * in quotes",
-    ),
-    ("tag", "YAML tags (!name) are not used here; put a text that begins with ! in quotes"),
-    (
-        "mapping values are not allowed",
-        'a ":" is not expected here; put the text in quotes, or mend the indentation',
-    ),
+    ("undefined alias", _NO_ANCHOR),
+    ("tag", _NO_TAGS),
+    ("mapping values are not allowed", 'a ":" is not expected here; quote the text, or mend the indentation'),
     ("expected ':'", 'this is not "key: value"; add the colon and a blank, or mend the indentation'),
     ("expected ',' or", "the brackets are not closed, or a comma is missing before this place"),
     ("end of stream", "a quote is opened and not closed"),
-    (
-        "expected <block end>",
-        "the indentation does not fit the lines above; keys of one level begin in one column",
-    ),
-    (
-        "expected '<block end>'",
-        "the indentation does not fit the lines above; keys of one level begin in one column",
-    ),
+    ("expected key", _INDENTATION),
+    ("expected '-' indicator", _INDENTATION),
+    ("expected <block end>", _INDENTATION),
 )
 
 
@@ -169,7 +162,7 @@ class _Reader:
         mark: Any = event.start_mark
         node = Node(mark.line + 1, mark.column + 1, self._content(event, depth))
         if getattr(event, "tag", None) not in _PLAIN_TAGS:
-            self._report(event, "YAML tags (!name) are not used here; remove it, or put the text in quotes")
+            self._report(event, _NO_TAGS)
         if getattr(event, "anchor", None):
             # Known from here on only: an alias inside its own anchor would never end.
             self._anchors[event.anchor] = node  # type: ignore[attr-defined]
@@ -209,7 +202,7 @@ class _Reader:
 
     def _aliased(self, event: yaml.AliasEvent) -> Node:
         node = self._anchors.get(event.anchor or "")
-        return node or self._fail(event, dict(_REMEDIES)["undefined alias"])
+        return node or self._fail(event, _NO_ANCHOR)
 
     def _report(self, event: yaml.Event, message: str) -> None:
         self.problems.append(Problem(self._at(event.start_mark), "", message))

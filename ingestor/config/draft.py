@@ -61,7 +61,7 @@ class Draft:
         (self._exposed if exposed else self._problems).append(problem)
 
     def check(self) -> None:
-        """Raise all problems in the file's order: SecretExposed if nothing else is wrong, else ConfigError."""
+        """Raise all problems in the file's order: SecretExposed if nothing else is wrong, or ConfigError."""
         if self._problems:
             raise ConfigError(sorted(self._problems + self._exposed, key=_order))
         if self._exposed:

@@ -33,6 +33,7 @@ _CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_asci
 
 # Editors read an unquoted 007 or TRUE as a number or a boolean; here all three are text.
 ANY_SCALAR = {"type": ["string", "number", "boolean"]}
+LABEL = WithJsonSchema({"type": "string", "maxLength": values.MAX_KEY})
 Text = Annotated[str, BeforeValidator(values.text)]
 Ticker = Annotated[str, BeforeValidator(values.ticker), WithJsonSchema({**ANY_SCALAR, "maxLength": 64})]
 AbsolutePath = Annotated[Path, BeforeValidator(values.absolute), WithJsonSchema({"type": "string"})]
@@ -220,7 +221,7 @@ class Subscription:
 class Settings(Section):
     """What the document says, apart from its subscriptions."""
 
-    instance: Annotated[str, BeforeValidator(values.text), Field(max_length=64)] | None = key(
+    instance: Annotated[str, BeforeValidator(values.label), LABEL] | None = key(
         None, "Label of this daemon in the database; default: the host's name"
     )
     provider: Provider = key({}, "Where the data comes from")

@@ -33,6 +33,14 @@ def text(value: Any) -> str:
     return value
 
 
+def label(value: Any) -> str:
+    """A name for people that fits the database. Raises ValueError."""
+    name = text(value)
+    if len(name) > MAX_KEY:
+        raise ValueError(f"has {len(name)} characters; at most {MAX_KEY} can be stored")
+    return name
+
+
 def url_path(value: Any) -> str:
     """A path under the provider's root, without query. Raises ValueError."""
     path = text(value)

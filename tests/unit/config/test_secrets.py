@@ -1,0 +1,170 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from ingestor.config import require_api_key
+from ingestor.config.secrets import MAX_BYTES, Refusal, read_secret
+from ingestor.errors import ConfigError, SecretExposed
+
+from .conftest import ONE, Loaded, Refused
+
+KEY_FILE = ONE + "provider: {api_key_file: key}\n"
+
+
+def put(path: Path, text: str | bytes, mode: int = 0o600) -> Path:
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(text.encode() if isinstance(text, str) else text)
+    path.chmod(mode)
+    return path
+
+
+def test_the_key_comes_from_the_source_that_is_trusted_most(folder: Path, loaded: Loaded) -> None:
+    def key(text: str, **env: str) -> str:
+        return require_api_key(loaded(text, env)).get_secret_value()
+
+    put(folder / "key", "from-file\n")
+    put(folder / "credentials" / "api_key", "from-credential\n", 0o444)
+    credentials = str(folder / "credentials")
+    from_env = {"INGESTOR_PROVIDER__API_KEY": "from-env"}
+    assert key(ONE, **from_env) == "from-env"
+    assert key(KEY_FILE, **from_env) == "from-file"
+    assert key(KEY_FILE, CREDENTIALS_DIRECTORY=credentials, **from_env) == "from-credential"
+
+
+def test_the_database_url_comes_from_the_source_that_is_trusted_most(folder: Path, loaded: Loaded) -> None:
+    def url(text: str, **env: str) -> str:
+        return loaded(text, env).database.url.get_secret_value()
+
+    put(folder / "url", "postgres://u:p@h/file\r\n")
+    put(folder / "credentials" / "database_url", "postgres://u:p@h/credential", 0o444)
+    credentials = str(folder / "credentials")
+    from_env = {"INGESTOR_DATABASE__URL": "postgres://u:p@h/env"}
+    in_yaml = ONE + "database:\n  url: postgres://u@h/yaml\n"
+    with_file = in_yaml + "  url_file: url\n"
+    assert url(ONE) == f"sqlite:///{folder}/ingestor.db"
+    assert url(in_yaml) == "postgresql+psycopg://u@h/yaml"
+    assert url(in_yaml, **from_env) == "postgresql+psycopg://u:p@h/env"
+    assert url(with_file, **from_env) == "postgresql+psycopg://u:p@h/file"
+    assert url(with_file, CREDENTIALS_DIRECTORY=credentials) == "postgresql+psycopg://u:p@h/credential"
+
+
+@pytest.mark.parametrize("mode", [0o640, 0o604, 0o644, 0o620, 0o602])
+def test_a_secret_file_that_others_reach_is_refused_with_the_command_that_mends_it(
+    folder: Path, loaded: Loaded, mode: int
+) -> None:
+    key = put(folder / "key", "hunter2", mode)
+    with pytest.raises(SecretExposed) as raised:
+        loaded(KEY_FILE)
+    assert raised.value.exit_code == 77
+    assert f"run: chmod 600 {key}" in str(raised.value)
+    assert str(raised.value).startswith("config.yaml:2:26: provider.api_key_file: ")
+    key.chmod(0o600)
+    assert require_api_key(loaded(KEY_FILE)).get_secret_value() == "hunter2", "the command did mend it"
+
+
+def test_the_command_that_mends_it_can_be_pasted(tmp_path: Path) -> None:
+    refusal = read_secret(put(tmp_path / "my key; rm x", "hunter2", 0o644))
+    assert isinstance(refusal, Refusal)
+    assert refusal.message.endswith(f"chmod 600 '{tmp_path}/my key; rm x'")
+
+
+def test_an_exposed_secret_beside_a_mistake_is_one_more_mistake(folder: Path, refused: Refused) -> None:
+    put(folder / "key", "hunter2", 0o644)
+    first, second = refused(KEY_FILE + "watch: perhaps\n")
+    assert "chmod 600" in first
+    assert second.startswith("config.yaml:3:8: watch")
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        pytest.param("", "is empty", id="empty"),
+        pytest.param("\n", "is empty", id="a line break alone"),
+        pytest.param("hunter2 hunter2", "must be one word", id="a blank inside"),
+        pytest.param("hunter2\nhunter2\n", "must be one word", id="two lines"),
+        pytest.param("hünter2", "must be one word", id="beyond ASCII"),
+        pytest.param(b"hunter2\xff", "must be one word", id="not UTF-8"),
+        pytest.param(b"hunter2\0", "must be one word", id="NUL"),
+        pytest.param(b"h" * (MAX_BYTES + 1), "is larger than 64 KiB", id="huge"),
+    ],
+)
+def test_a_key_file_that_holds_no_key_is_refused_without_quoting_it(
+    folder: Path, refused: Refused, content: str | bytes, says: str
+) -> None:
+    put(folder / "key", content)
+    (problem,) = refused(KEY_FILE)
+    assert problem.startswith("config.yaml:2:26: provider.api_key")
+    assert says in problem
+    assert "hunter" not in problem
+
+
+def test_what_is_not_there_is_not_quoted_since_it_may_be_the_key_itself(refused: Refused) -> None:
+    (problem,) = refused(ONE + "provider: {api_key_file: hunter2}\n")
+    assert "No such file or directory" in problem
+    assert "hunter2" not in problem
+
+
+def test_a_pipe_or_a_folder_is_no_secret_file(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    refusal = read_secret(tmp_path / "pipe")
+    assert refusal == Refusal("is not a plain file; name the file that holds the secret")
+    assert isinstance(read_secret(tmp_path), Refusal)
+
+
+def test_a_key_in_the_document_is_refused_with_the_three_places_and_not_shown(refused: Refused) -> None:
+    (problem,) = refused(ONE + "provider: {api_key: hunter2}\n")
+    assert problem.startswith("config.yaml:2:12: provider.api_key: does not belong")
+    for place in ("provider.api_key_file", "systemd credential api_key", "INGESTOR_PROVIDER__API_KEY"):
+        assert place in problem
+    assert "hunter2" not in problem
+
+
+def test_a_missing_key_is_a_problem_only_to_who_needs_it(loaded: Loaded) -> None:
+    config = loaded(ONE)
+    assert config.provider.api_key is None
+    with pytest.raises(ConfigError, match=r"provider.api_key: there is none; put it into a file"):
+        require_api_key(config)
+
+
+def test_an_empty_variable_is_not_a_key(refused: Refused) -> None:
+    assert refused(ONE, {"INGESTOR_PROVIDER__API_KEY": ""}) == [
+        "INGESTOR_PROVIDER__API_KEY: provider.api_key: is empty; set it or unset it"
+    ]
+
+
+def test_a_password_in_the_document_needs_a_private_document(loaded: Loaded, refused: Refused) -> None:
+    text = ONE + 'database: {url: "postgresql://u:hunter2@h/d"}\n'
+    (problem,) = refused(text)
+    assert problem.startswith("config.yaml:2:17: database.url: holds a password in a file")
+    assert "database.url_file" in problem
+    assert "hunter2" not in problem
+    assert loaded(text, mode=0o600).database.url.get_secret_value() == "postgresql+psycopg://u:hunter2@h/d"
+
+
+@pytest.mark.parametrize("url", ["mysql://u:hunter2@h/d", "postgresql://u:hunter2#@h/d", "hunter2"])
+def test_a_bad_url_is_placed_at_the_variable_and_not_quoted(refused: Refused, url: str) -> None:
+    (problem,) = refused(ONE, {"INGESTOR_DATABASE__URL": url})
+    assert problem.startswith("INGESTOR_DATABASE__URL: database.url: ")
+    assert "hunter2" not in problem
+
+
+def test_secrets_are_in_no_text_of_a_configuration(folder: Path, loaded: Loaded) -> None:
+    config = loaded(
+        ONE, {"INGESTOR_PROVIDER__API_KEY": "hunter2", "INGESTOR_DATABASE__URL": "postgres://u:hunter2@h/d"}
+    )
+    for text in (
+        repr(config),
+        str(config),
+        f"{config.provider}",
+        config.model_dump_json(exclude={"subscriptions"}),
+    ):
+        assert "hunter2" not in text
+
+
+def test_no_secret_hides_in_the_error_that_is_raised(loaded: Loaded) -> None:
+    with pytest.raises(ConfigError) as raised:
+        loaded(ONE + "watch: perhaps\n", {"INGESTOR_PROVIDER__API_KEY": "hunter2"})
+    assert raised.value.__context__ is None, "pydantic's own error quotes its input"

@@ -1,0 +1,68 @@
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from ingestor.config import load, render, schema
+
+from .conftest import ONE, Loaded
+
+TOP = Path(__file__).parents[3]
+
+
+def test_the_shipped_configuration_is_valid_and_says_where_its_schema_is() -> None:
+    shipped = TOP / "config.yaml"
+    assert shipped.read_text().splitlines()[0] == "# yaml-language-server: $schema=./config.schema.json"
+    assert {one.ticker for one in load(shipped, {}).subscriptions} == {"AAPL", "TSLA", "ON", "6E_F"}
+
+
+def test_what_the_shipped_configuration_comments_out_is_the_default(folder: Path, loaded: Loaded) -> None:
+    text = (TOP / "config.yaml").read_text()
+    on = re.sub(r"(?m)^( *)# ([a-z_]+: \S.*)$", r"\1\2", text)
+    assert on.count("\n# instance") == 0, "the comments were not taken away"
+    plain, spelled_out = loaded(text), loaded(on)
+    assert render(plain) == render(spelled_out)
+
+
+def test_the_shipped_schema_is_the_one_that_the_program_prints() -> None:
+    shipped = json.loads((TOP / "config.schema.json").read_text())
+    assert shipped == schema(), "write it again: ingestor config schema > config.schema.json"
+
+
+def test_the_schema_names_and_explains_every_key_and_refuses_all_others() -> None:
+    definitions = schema()["$defs"]
+    for name, section in [*definitions.items(), ("", schema())]:
+        assert section["additionalProperties"] is False, name
+        for key, value in section["properties"].items():
+            assert value.get("description"), f"{name}.{key}"
+    assert "api_key" not in definitions["Provider"]["properties"]
+    assert definitions["TokenLife"]["properties"]["lifetime"]["default"] == "5h"
+
+
+def test_the_schema_takes_what_editors_read_as_numbers_and_booleans() -> None:
+    entry = schema()["$defs"]["Entry"]["properties"]
+    assert entry["tickers"]["items"]["type"] == ["string", "number", "boolean"]
+    assert 4 in schema()["$defs"]["Provider"]["properties"]["protocol"]["enum"]
+
+
+def test_a_configuration_is_shown_as_it_is_written_and_its_secrets_are_not(loaded: Loaded) -> None:
+    env = {"INGESTOR_PROVIDER__API_KEY": "hunter2", "INGESTOR_DATABASE__URL": "postgres://u:hunter2@h/d"}
+    shown: dict[str, Any] = render(loaded(ONE + "database: {retention: {payloads: none}}", env))
+    assert shown["provider"]["api_key"] == "***"
+    assert shown["provider"]["token"] == {"lifetime": "5h", "renew_before": "10m", "timeout": "2m"}
+    assert shown["database"]["url"] == "postgresql+psycopg://u:***@h/d"
+    assert shown["database"]["retention"] == {"payloads": "none", "samples": "forever", "journal": "90d"}
+    assert shown["spool"]["max_bytes"] == "1GiB"
+    assert shown["http"]["listen"] == "127.0.0.1:8642"
+    assert shown["subscriptions"] == [{"path": "/real-time/crowd-sentiment", "method": "get", "params": {}}]
+    assert "hunter2" not in json.dumps(shown)
+
+
+def test_what_is_shown_can_be_loaded_again(loaded: Loaded) -> None:
+    config = loaded(ONE + "provider: {events: [a, b]}\nspool: {sync_every: 5ms}\n")
+    shown = render(config)
+    del shown["provider"]["api_key"]
+    again = loaded(json.dumps(shown))
+    assert render(again) == render(config)

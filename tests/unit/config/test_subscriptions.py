@@ -1,0 +1,141 @@
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from ingestor.config import Subscription
+
+from .conftest import Loaded, Refused
+
+
+def wanted(loaded: Loaded, items: str) -> list[tuple[str, str, str]]:
+    return [one.key for one in loaded(f"subscriptions: [{items}]").subscriptions]
+
+
+def test_tickers_are_short_for_one_subscription_each(loaded: Loaded) -> None:
+    items = "{path: /a, tickers: [X, ON], params: {period: 030}}, {path: b, ticker: Y, method: GET}"
+    assert wanted(loaded, items) == [
+        ("/a", "get", '{"period":"030","ticker":"X"}'),
+        ("/a", "get", '{"period":"030","ticker":"ON"}'),
+        ("b", "get", '{"ticker":"Y"}'),
+    ]
+
+
+def test_the_key_is_one_however_params_are_written(loaded: Loaded) -> None:
+    (key,) = wanted(loaded, "{path: /a, params: {z: é, a: 'x \"y'}}")
+    assert key == ("/a", "get", '{"a":"x \\"y","z":"é"}')
+
+
+def test_a_subscription_is_what_it_asks_for_wherever_it_was_written() -> None:
+    one = Subscription("/a", "get", {"ticker": "X", "p": "1"}, where="c.yaml:1:1")
+    other = Subscription("/a", "get", {"p": "1", "ticker": "X"}, where="c.yaml:9:9")
+    assert one == other
+    assert len({one, other}) == 1
+    assert one != Subscription("/a", "get", {"ticker": "Y", "p": "1"})
+    assert one.ticker == "X"
+    assert Subscription("/a").ticker == ""
+
+
+def test_nothing_can_be_changed_afterwards() -> None:
+    params = {"ticker": "X"}
+    one = Subscription("/a", "get", params)
+    params["ticker"] = "Y"
+    assert one.ticker == "X"
+    with pytest.raises(TypeError):
+        one.params["ticker"] = "Y"  # type: ignore[index]
+    with pytest.raises(AttributeError):
+        one.path = "/b"  # type: ignore[misc]
+
+
+def test_each_knows_where_its_path_was_written(loaded: Loaded) -> None:
+    read = loaded("subscriptions:\n  - path: /a\n    tickers: [X, Y]\n  - {path: /b}\n").subscriptions
+    assert [(one.where, one.entry) for one in read] == [
+        ("config.yaml:2:11", "subscriptions.0"),
+        ("config.yaml:2:11", "subscriptions.0"),
+        ("config.yaml:4:12", "subscriptions.1"),
+    ]
+
+
+@pytest.mark.parametrize("ticker", ["6E", "6E_F", "EURAUD", "BRK.B", "^GSPC", "ΑΒΓ", "';DROP", "x" * 64])
+def test_tickers_are_taken_as_the_operator_writes_them(loaded: Loaded, ticker: str) -> None:
+    read = loaded(f'subscriptions: [{{path: /a, ticker: "{ticker}"}}]')
+    assert read.subscriptions[0].ticker == ticker
+
+
+@pytest.mark.parametrize(
+    ("item", "expected"),
+    [
+        ("{path: /a, ticker: A B}", "1:36: subscriptions.0.ticker: a ticker has no blanks"),
+        ('{path: /a, ticker: "A\\n"}', "ticker: holds a control character"),
+        ('{path: /a, ticker: "A\\e[1m"}', "ticker: holds a control character"),
+        ("{path: /a, ticker: ''}", "ticker: is empty"),
+        ("{path: /a, ticker: }", "ticker: has no value"),
+        (f"{{path: /a, ticker: {'x' * 65}}}", "ticker: a ticker has at most 64 characters, this has 65"),
+        ("{path: /a, tickers: []}", "tickers: is empty; name at least one"),
+        ("{path: /a, tickers: }", "tickers: has no value"),
+        ("{path: /a, tickers: A}", "tickers: must be a list"),
+        ("{path: /a, tickers: [A, ~]}", "1:41: subscriptions.0.tickers.1: has no value"),
+        ("{path: /a, tickers: [[A]]}", "tickers.0: must be one text"),
+        ("{path: /a, ticker: A, tickers: [B]}", 'tickers: names tickers, and so does "ticker"'),
+        ("{path: /a, ticker: A, params: {ticker: B}}", 'ticker: names tickers, and so does "params"'),
+        ("{path: /a, params: {ticker: A B}}", "1:45: subscriptions.0.params.ticker: a ticker has no blanks"),
+        (f"{{path: /a, params: {{user_id: {'9' * 65}}}}}", "params.user_id: a user_id has at most 64"),
+        ("{path: /a, params: {p: [1]}}", "params.p: must be one text"),
+        ("{path: /a, params: {p: }}", "params.p: has no value"),
+        ("{path: /a, params: x}", "params: must be a mapping"),
+        (f"{{path: /a, params: {{p: {'x' * 510}}}}}", "params: is longer than 512 characters"),
+        ("{ticker: A}", "1:17: subscriptions.0.path: is missing"),
+        ("{path: }", "path: has no value"),
+        ("{path: /a b}", "path: must have no blanks"),
+        ("{path: '/a?ticker=X'}", "what follows a ? belongs into params"),
+        ("{path: 'https://h/a'}", "path: must be the path alone"),
+        (f"{{path: /{'a' * 80}}}", "path: has 81 characters; at most 76"),
+        ("{path: /a, method: fetch}", "method: must be one of get, post"),
+        ("{pth: /a, path: /a}", 'pth: unknown key; did you mean "path"?'),
+        ("/a", "subscriptions.0: must be a mapping"),
+        ("~", "subscriptions.0.path: is missing"),
+    ],
+)
+def test_a_mistake_is_said_with_its_place(refused: Refused, item: str, expected: str) -> None:
+    (problem,) = refused(f"subscriptions: [{item}]")
+    assert problem.startswith("config.yaml:1:")
+    assert expected in problem
+
+
+def test_the_same_asked_for_twice_names_both_lines(refused: Refused) -> None:
+    assert refused(
+        "subscriptions:\n"
+        "  - {path: /a, tickers: [X, Y, X]}\n"
+        "  - {path: /a, params: {ticker: Y}}\n"
+        "  - {path: /a, method: post, ticker: Y}\n"
+        "  - {path: /b}\n"
+        "  - {path: /b, method: GET, params: {}}\n"
+    ) == [
+        "config.yaml:2:32: subscriptions.0.tickers.2: asks for the same as config.yaml:2:26; keep one",
+        "config.yaml:3:5: subscriptions.1: asks for the same as config.yaml:2:29; keep one",
+        "config.yaml:6:5: subscriptions.4: asks for the same as config.yaml:5:5; keep one",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("provider: {}", "nothing to do"),
+        ("subscriptions:", "nothing to do"),
+        ("subscriptions: []", "nothing to do"),
+        ("subscriptions: {path: /a}", "must be a list"),
+        ("subscriptions: /a", "must be a list"),
+    ],
+)
+def test_without_subscriptions_there_is_nothing_to_do(refused: Refused, text: str, says: str) -> None:
+    (problem,) = refused(text)
+    assert "subscriptions: " in problem
+    assert says in problem
+
+
+def test_ten_thousand_subscriptions_load_in_no_time(loaded: Loaded) -> None:
+    items = "".join(f"  - {{path: /a, params: {{ticker: T{n}}}}}\n" for n in range(10_000))
+    began = time.process_time()
+    assert len(loaded("subscriptions:\n" + items).subscriptions) == 10_000
+    assert time.process_time() - began < 5, "it takes half a second; quadratic work takes minutes"

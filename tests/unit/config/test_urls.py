@@ -1,0 +1,155 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from ingestor.config.urls import (
+    database_url,
+    has_password,
+    is_loopback,
+    masked,
+    plain_text_host,
+    provider_url,
+)
+
+BASE = Path("/var/lib/ingestor")
+
+
+@pytest.mark.parametrize(
+    ("written", "url"),
+    [
+        ("https://open.example.com", "https://open.example.com"),
+        ("https://open.example.com/", "https://open.example.com"),
+        ("https://open.example.com:8443/api/", "https://open.example.com:8443/api"),
+        ("http://[::1]:8080", "http://[::1]:8080"),
+    ],
+)
+def test_a_provider_url_loses_its_trailing_slash(written: str, url: str) -> None:
+    assert provider_url(written) == url
+
+
+@pytest.mark.parametrize(
+    ("written", "says"),
+    [
+        pytest.param("wss://example.com", "write https://", id="socket scheme"),
+        pytest.param("ftp://example.com", "write https://", id="other scheme"),
+        pytest.param("example.com", "is not a URL", id="no scheme"),
+        pytest.param("https://", "is not a URL", id="no host"),
+        pytest.param("https://example.com:99999", "is not a URL", id="port"),
+        pytest.param("https://[::1", "is not a URL", id="bracket"),
+        pytest.param("https://exa mple.com", "is not a URL", id="blank"),
+        pytest.param("https://example.com/?token=hunter2", "must end before", id="query"),
+        pytest.param("https://example.com/#hunter2", "must end before", id="fragment"),
+        pytest.param("https://hunter2@example.com", "must not hold a user name or key", id="user"),
+        pytest.param("https://u:hunter2@example.com", "must not hold a user name or key", id="password"),
+        pytest.param("https://u:hunter2@exam ple:x", "must not hold", id="unreadable and a password"),
+    ],
+)
+def test_a_provider_url_that_will_not_do_is_refused_without_quoting_it(written: str, says: str) -> None:
+    with pytest.raises(ValueError, match=says) as raised:
+        provider_url(written)
+    assert "hunter2" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("host", "expected"),
+    [
+        ("localhost", True),
+        ("127.0.0.1", True),
+        ("127.8.9.10", True),
+        ("::1", True),
+        ("example.com", False),
+        ("localhost.example.com", False),
+        ("127.0.0.1.example.com", False),
+        ("10.0.0.1", False),
+        ("0.0.0.0", False),
+    ],
+)
+def test_loopback_is_this_machine_and_nothing_else(host: str, expected: bool) -> None:
+    assert is_loopback(host) is expected
+
+
+@pytest.mark.parametrize(
+    ("url", "host"),
+    [
+        ("https://example.com", None),
+        ("http://127.0.0.1:1", None),
+        ("http://[::1]:1", None),
+        ("http://example.com:1", "example.com"),
+        ("http://[2001:db8::1]", "2001:db8::1"),
+    ],
+)
+def test_plain_http_is_named_with_its_host_unless_it_stays_here(url: str, host: str | None) -> None:
+    assert plain_text_host(url) == host
+
+
+@pytest.mark.parametrize(
+    ("written", "url"),
+    [
+        ("sqlite:///ingestor.db", "sqlite:////var/lib/ingestor/ingestor.db"),
+        ("sqlite:////srv/x.db", "sqlite:////srv/x.db"),
+        ("sqlite+pysqlite:///x.db?timeout=5", "sqlite:////var/lib/ingestor/x.db?timeout=5"),
+        ("postgres://u@h/d", "postgresql+psycopg://u@h/d"),
+        ("postgresql://u:p%40@h:5432/d", "postgresql+psycopg://u:p%40@h:5432/d"),
+        ("postgresql+psycopg:///d?host=/run/postgresql", "postgresql+psycopg:///d?host=/run/postgresql"),
+    ],
+)
+def test_a_database_url_gets_the_driver_that_is_shipped(written: str, url: str) -> None:
+    assert database_url(written, BASE) == url
+
+
+@pytest.mark.parametrize(
+    ("written", "says"),
+    [
+        pytest.param("ingestor.db", "is no database URL", id="a path"),
+        pytest.param("hunter2", "is no database URL", id="a secret alone"),
+        pytest.param("Hun ter2://x", "is no database URL", id="no scheme"),
+        pytest.param("mysql://u:hunter2@h/d", '"mysql" is not supported', id="MySQL"),
+        pytest.param("postgresql+psycopg2://u:hunter2@h/d", "psycopg 3 is what we ship", id="driver"),
+        pytest.param("postgresql://u:hunter2@h", "names no database", id="no database"),
+        pytest.param("postgresql://u:hun#ter2@h/d", "%23 for #", id="# in the password"),
+        pytest.param("postgresql://u:hunter2/x@h/d", "%2F for /", id="/ in the password"),
+        pytest.param("sqlite://", "must name a file|three slashes", id="nothing"),
+        pytest.param("sqlite:///:memory:", "must name a file", id="memory"),
+        pytest.param("sqlite:///file:x?uri=true", "must name a file", id="URI"),
+        pytest.param("sqlite://x.db", "three slashes", id="two slashes"),
+    ],
+)
+def test_a_database_url_that_will_not_do_is_refused_without_quoting_it(written: str, says: str) -> None:
+    with pytest.raises(ValueError, match=says) as raised:
+        database_url(written, BASE)
+    assert not {"hunter2", "hun#", "ter2"} & set(str(raised.value).replace('"', " ").split())
+    assert "hunter2" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("url", "expected"),
+    [
+        ("sqlite:///x.db", False),
+        ("postgresql://u@h/d", False),
+        ("postgresql://u@[::1]:5432/d", False),
+        ("postgresql://u@h/d?options=a:b", False),
+        ("postgresql://u:p@h/d", True),
+        ("postgresql://u:p#a@h/d", True),
+        ("postgresql://u@h/d?password=p", True),
+        ("postgresql://u@h/d?sslpassword=p", True),
+    ],
+)
+def test_a_password_is_found_wherever_it_stands(url: str, expected: bool) -> None:
+    assert has_password(url) is expected
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("sqlite:////srv/x.db", "sqlite:////srv/x.db"),
+        ("postgresql+psycopg://u@h/d", "postgresql+psycopg://u@h/d"),
+        ("postgresql+psycopg://u:hunter2@h:1/d", "postgresql+psycopg://u:***@h:1/d"),
+        ("postgresql+psycopg://u:hunter2@[::1]:1/d", "postgresql+psycopg://u:***@[::1]:1/d"),
+        ("postgresql+psycopg://u@h/d?password=hunter2&x=y", "postgresql+psycopg://u@h/d?password=***&x=***"),
+        ("postgresql+psycopg://u:hunter2@[h/d", "***"),
+    ],
+)
+def test_a_database_url_is_shown_without_its_password(url: str, shown: str) -> None:
+    assert masked(url) == shown
