@@ -1,0 +1,106 @@
+"""What ``status`` and ``tail`` read. Changes nothing, and works on an engine that may not."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+from typing import Any, TypeAlias
+
+from sqlalchemy import Connection, Engine, Select, func, select
+
+from ingestor.store import schema, views
+from ingestor.store.engine import translated
+
+Record: TypeAlias = dict[str, Any]  # column → value; times are aware, UTC
+
+# The provider's rolling window: what arrives live is about the last hour.
+_WINDOW = timedelta(hours=1)
+_LEDGER_COUNTS = tuple(
+    schema.batches.c[name]
+    for name in (
+        "frames",
+        "facts",
+        "row_count",
+        "new_rows",
+        "revised_rows",
+        "duplicate_rows",
+        "dead_frames",
+        "dead_rows",
+    )
+)
+
+
+def status(engine: Engine) -> dict[str, list[Record]]:
+    """What a database knows of its daemons, each a list of records.
+
+    ``instances`` with the sums of their ledgers, ``feeds`` with their newest sample, ``states`` of subscriptions by
+    instance, ``dead`` letters by stage that nobody has tried again. Counts are of the ledger that is kept
+    (``retention.journal``). Raises DatabaseUnavailable.
+    """
+    parts = {"instances": _instances(), "feeds": _feeds(), "states": _states(), "dead": _dead()}
+    with translated(), engine.connect() as connection:
+        return {name: _records(connection, query) for name, query in parts.items()}
+
+
+def tail(engine: Engine, *, limit: int, ticker: str = "", after: datetime | None = None) -> list[Record]:
+    """The last ``limit`` observations in the order of their arrival, of one ticker or all.
+
+    Shows what came live: values of the newest hour. ``after``: only what was received since; to follow, give the
+    ``received_at`` of the last one seen. Raises DatabaseUnavailable.
+    """
+    with translated(), engine.connect() as connection:
+        newest = connection.scalar(_newest(ticker))
+        if newest is None:
+            return []
+        return _records(connection, _arrivals(newest - _WINDOW, ticker, after).limit(limit))[::-1]
+
+
+def _instances() -> Select[Any]:
+    i, b = schema.instances.c, schema.batches.c
+    sums = [func.coalesce(func.sum(count), 0).label(count.name) for count in _LEDGER_COUNTS]
+    columns = (i.instance_id, i.name, i.version, i.position, i.started_at, i.heartbeat_at)
+    return (
+        select(*columns, func.max(b.committed_at).label("committed_at"), *sums)
+        .select_from(schema.instances.outerjoin(schema.batches, i.instance_id == b.instance_id))
+        .group_by(*columns)
+        .order_by(i.instance_id)
+    )
+
+
+def _feeds() -> Select[Any]:
+    c = views.latest.c
+    columns = (func.count().label("series"), func.max(c.ts).label("ts"), func.max(c.received_at).label("received_at"))
+    return select(c.feed, *columns).group_by(c.feed).order_by(c.feed)
+
+
+def _states() -> Select[Any]:
+    c = schema.coverage.c
+    columns = (c.instance_id, c.state)
+    query = select(*columns, func.count().label("subscriptions")).where(c.ended_at.is_(None))
+    return query.group_by(*columns).order_by(*columns)
+
+
+def _dead() -> Select[Any]:
+    c = schema.dead_letters.c
+    return select(c.stage, func.count().label("letters")).where(c.retried_at.is_(None)).group_by(c.stage)
+
+
+def _newest(ticker: str) -> Select[Any]:
+    c = views.latest.c
+    # A row from the future would hide the present.
+    query = select(func.max(c.ts)).where(c.ts <= c.received_at)
+    return query.where(c.ticker == ticker) if ticker else query
+
+
+def _arrivals(since: datetime, ticker: str, after: datetime | None) -> Select[Any]:
+    c = views.observations.c
+    query = select(views.observations).where(c.ts > since)
+    if ticker:
+        query = query.where(c.ticker == ticker)
+    if after is not None:
+        query = query.where(c.received_at > after)
+    # Descending, so that the limit keeps the newest.
+    return query.order_by(*(column.desc() for column in (c.received_at, c.seq, c.ts, c.feed, c.metric, c.ticker)))
+
+
+def _records(connection: Connection, query: Select[Any]) -> list[Record]:
+    return [dict(row) for row in connection.execute(query).mappings()]
