@@ -21,7 +21,7 @@ from ingestor.config.model import (
     Subscription,
     TokenLife,
 )
-from ingestor.config.showing import render, schema
+from ingestor.config.showing import outline, render, render_yaml, schema, secrets_of
 from ingestor.config.values import Listen
 
 __all__ = [
@@ -37,7 +37,10 @@ __all__ = [
     "Subscription",
     "TokenLife",
     "load",
+    "outline",
     "render",
+    "render_yaml",
     "require_api_key",
     "schema",
+    "secrets_of",
 ]

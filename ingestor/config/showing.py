@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
+
+import yaml
 
 from ingestor.config.model import Config
 from ingestor.config.subscriptions import Written
-from ingestor.config.urls import masked
+from ingestor.config.urls import masked, passwords
 
 
 def schema() -> dict[str, Any]:
@@ -28,6 +31,47 @@ def render(config: Config) -> dict[str, Any]:
         {"path": one.path, "method": one.method, "params": dict(one.params)} for one in config.subscriptions
     ]
     return shown
+
+
+def render_yaml(config: Config) -> str:
+    """What ``render`` gives, as YAML that names its file first."""
+    shown = yaml.safe_dump(
+        render(config),
+        sort_keys=False,
+        allow_unicode=True,
+        default_flow_style=None,
+        width=110,
+    )
+    return f"# {config.source}\n{shown.rstrip()}"
+
+
+def outline() -> Iterator[str]:
+    """A line for every key of the document: its place, its default as it is written, and what it is for."""
+    body = schema()
+    for place, default, about in _keys(body, body["$defs"], ""):
+        yield f"{place:<30} {default:<32} {about}"
+
+
+def secrets_of(config: Config) -> tuple[str, ...]:
+    """The texts that must not be shown: the API key, and the database's password as written and as meant."""
+    key = config.provider.api_key.get_secret_value() if config.provider.api_key else ""
+    return tuple(secret for secret in (key, *passwords(config.database.url.get_secret_value())) if secret)
+
+
+def _keys(node: Any, definitions: Any, prefix: str) -> Iterator[tuple[str, str, str]]:
+    for name, value in node["properties"].items():
+        section = value.get("$ref") or value.get("items", {}).get("$ref")
+        if section is None:
+            yield f"{prefix}{name}", _written(value.get("default")), value["description"]
+        else:
+            below = f"{prefix}{name}[]." if "items" in value else f"{prefix}{name}."
+            yield from _keys(definitions[section.rpartition("/")[2]], definitions, below)
+
+
+def _written(default: Any) -> str:
+    if isinstance(default, list):
+        return f"[{', '.join(default)}]"
+    return str(default).lower() if isinstance(default, bool) else str("" if default is None else default)
 
 
 def _without_noise(node: Any) -> Any:

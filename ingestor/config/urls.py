@@ -8,7 +8,7 @@ from __future__ import annotations
 import ipaddress
 import re
 from pathlib import Path
-from urllib.parse import SplitResult, parse_qsl, urlsplit, urlunsplit
+from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit, urlunsplit
 
 POSTGRES = "postgresql+psycopg"  # the one driver that we ship
 _POSTGRES_NAMES = frozenset({"postgres", "postgresql", POSTGRES})
@@ -91,6 +91,16 @@ def has_password(url: str) -> bool:
     """Whether a database URL carries a password, be it readable otherwise or not."""
     options = parse_qsl(url.partition("?")[2])
     return bool(_PASSWORD.search(url)) or any(name in _SECRET_OPTIONS for name, _ in options)
+
+
+def passwords(url: str) -> set[str]:
+    """Every password of a normalised database URL, as written and as meant."""
+    parts = _split(url)
+    if parts is None:
+        return set()
+    options = [value for name, value in parse_qsl(parts.query) if name in _SECRET_OPTIONS]
+    written = [parts.password or "", *options]
+    return {form for text in written for form in (text, unquote(text)) if form}
 
 
 def masked(url: str) -> str:
