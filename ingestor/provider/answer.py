@@ -6,6 +6,7 @@ elsewhere; and its exceptions' text holds the URL. None of these gets out of her
 
 from __future__ import annotations
 
+import os
 import ssl
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -191,7 +192,9 @@ def reason(error: BaseException) -> str:
             return f"the server's certificate was not accepted: {link.verify_message}"
     for link in reversed(links):
         if isinstance(link, OSError) and link.strerror:
-            return redactor.scrub(link.strerror.lower())
+            # asyncio and the resolver put words of their own there, with addresses; the number is the system's
+            words = os.strerror(link.errno) if link.errno and link.errno > 0 else link.strerror
+            return redactor.scrub(words.lower())
     return "no answer in time" if isinstance(error, requests.Timeout) else type(links[-1]).__name__
 
 

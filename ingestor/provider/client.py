@@ -66,6 +66,39 @@ class Listener(Protocol):
         """The socket is over; only the first call counts."""
 
 
+class Door:
+    """What the library takes for its HTTP session: ours, which keeps the websocket that the library forgets when the
+    greeting fails, and the reason why there is none, which it hides.
+    """
+
+    def __init__(self, session: aiohttp.ClientSession) -> None:
+        self.failure: aiohttp.ClientError | None = None
+        self._session = session
+        self._socket: aiohttp.ClientWebSocketResponse | None = None
+
+    @property
+    def closed(self) -> bool:
+        return self._session.closed
+
+    async def ws_connect(self, url: str, **options: Any) -> aiohttp.ClientWebSocketResponse:
+        try:
+            self._socket = await self._session.ws_connect(url, **options)
+        except aiohttp.ClientError as failure:
+            self.failure = failure
+            raise
+        return self._socket
+
+    async def close(self, seconds: float) -> None:
+        """Close the websocket in order if the other side answers within ``seconds``, else cut it."""
+        try:
+            async with asyncio.timeout(seconds):
+                if self._socket is not None:
+                    await self._socket.close()
+        except TimeoutError:
+            pass  # cut by now: aiohttp drops the transport of a close that is cancelled
+        await self._session.close()
+
+
 def known_release() -> bool:
     """Whether the installed libraries are among those that the lean client was tested with."""
     return version("python-engineio").startswith(TESTED_ENGINEIO) and version("python-socketio").startswith(
@@ -73,12 +106,10 @@ def known_release() -> bool:
     )
 
 
-def client_for(
-    dialect: Dialect, listener: Listener, events: Iterable[str], session: aiohttp.ClientSession
-) -> LeanClient | PlainClient:
-    """A fresh client for one connection. ``session`` stays the caller's to close."""
+def client_for(dialect: Dialect, listener: Listener, events: Iterable[str], door: Door) -> LeanClient | PlainClient:
+    """A fresh client for one connection. ``door`` stays the caller's to close."""
     chosen = _CLIENTS[dialect, known_release()]
-    return chosen(listener, tuple(events), session)
+    return chosen(listener, tuple(events), door)
 
 
 def raw_text(data: str | bytes) -> str:
@@ -217,8 +248,8 @@ class LeanClient(socketio.AsyncClient):  # type: ignore[misc]
     engine: type[LeanEngine] = LeanEngine
     _binary_packet: Any
 
-    def __init__(self, listener: Listener, events: tuple[str, ...], session: aiohttp.ClientSession) -> None:
-        super().__init__(**_options(session))
+    def __init__(self, listener: Listener, events: tuple[str, ...], door: Door) -> None:
+        super().__init__(**_options(door))
         self.eio.listener = listener
         self.eio.fast = prefixes(events)
         self._listener = listener
@@ -300,8 +331,8 @@ class PlainClient(socketio.AsyncClient):  # type: ignore[misc]
 
     engine: type[engineio.AsyncClient] = engineio.AsyncClient
 
-    def __init__(self, listener: Listener, events: tuple[str, ...], session: aiohttp.ClientSession) -> None:
-        super().__init__(**_options(session))
+    def __init__(self, listener: Listener, events: tuple[str, ...], door: Door) -> None:
+        super().__init__(**_options(door))
         self._listener = listener
         self.on("*", self._on_event)
         self.on("connect_error", listener.refused)
@@ -338,12 +369,12 @@ _CLIENTS: dict[tuple[Dialect, bool], type[LeanClient] | type[PlainClient]] = {
 }
 
 
-def _options(session: aiohttp.ClientSession) -> dict[str, Any]:
+def _options(door: Door) -> dict[str, Any]:
     return {
         "reconnection": False,  # it does not come back from a kick, and gives up for good on others; see supervisor
         "handle_sigint": False,
         "logger": _silence,
         "engineio_logger": _silence,
-        "http_session": session,
+        "http_session": door,
         "websocket_extra_options": {"max_msg_size": MAX_MESSAGE_BYTES},
     }

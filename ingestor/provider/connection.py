@@ -23,7 +23,7 @@ from ingestor.config.model import Subscription
 from ingestor.errors import ConnectionFailed, ConnectionRefused, IngestorError
 from ingestor.pipeline.entry import Fact, Frame
 from ingestor.provider.answer import reason
-from ingestor.provider.client import LeanClient, PlainClient, client_for, forget
+from ingestor.provider.client import Door, LeanClient, PlainClient, client_for, forget
 from ingestor.provider.clock import boottime, wall_us
 from ingestor.provider.dialect import REFUSING, Dialect, Redirected, http_session, socketio_path
 from ingestor.provider.token import Token
@@ -32,7 +32,8 @@ from ingestor.redaction import redactor
 OPEN_SECONDS = 30.0  # from the first packet to the server's CONNECT
 ACK_SECONDS = 10.0
 IN_FLIGHT = 200  # subscriptions asked for and not yet answered
-CLOSE_SECONDS = 2.0  # for saying goodbye; then the socket is cut
+CLOSE_SECONDS = 2.0  # for the other side to answer our closing; then the socket is cut
+CUT_SECONDS = 0.1  # the same where it has gone already, or seems to
 GRACE_SECONDS = 0.25  # before a silence counts: after a stop of the whole process, the timer runs before the reader
 TEXT_CHARACTERS = 500  # of what the provider says about an error
 
@@ -107,7 +108,7 @@ class Connection:
         self._sink = sink
         self._record = record
         self._append = sink.append
-        self._session: aiohttp.ClientSession | None = None
+        self._door: Door | None = None
         self._client: LeanClient | PlainClient | None = None
         self._end: asyncio.Future[Ended] = asyncio.get_running_loop().create_future()
         self._refusal: str | None = None
@@ -154,17 +155,15 @@ class Connection:
         return not self._end.done()
 
     async def close(self, cause: str, reason: str) -> None:
-        """Say goodbye if there is somebody to hear it, then cut the socket. Safe to call more than once."""
+        """Close in order if there is somebody to answer, else cut. Safe to call more than once."""
         polite = self.alive and self.opened_at is not None
         self.ended(cause, reason)
         client, self._client = self._client, None
         if client is not None:
-            if polite:
-                await _goodbye(client)
             await _abandon(client, self._beat)
-        session, self._session = self._session, None
-        if session is not None:
-            await session.close()
+        door, self._door = self._door, None
+        if door is not None:
+            await door.close(CLOSE_SECONDS if polite else CUT_SECONDS)
         if not self._end.cancelled():
             self._end.exception()  # whoever closes need not ask why
 
@@ -222,8 +221,8 @@ class Connection:
     # --- opening ---
 
     async def _connect(self, token: Token) -> None:
-        self._session = http_session(self._line.verification)
-        self._client = client_for(self.dialect, self, self._line.events, self._session)
+        self._door = Door(http_session(self._line.verification))
+        self._client = client_for(self.dialect, self, self._line.events, self._door)
         # The library waits for the server's OPEN without a limit, and for its CONNECT even when the socket has ended.
         attempt = asyncio.create_task(self._handshake(self._client, token))
         try:
@@ -255,12 +254,13 @@ class Connection:
             raise ConnectionRefused(f"the server refused the token: {self._refusal}")
         if error is None:
             return
-        status = _status(error)
+        failure = self._door.failure if self._door is not None else None
+        status = failure.status if isinstance(failure, aiohttp.WSServerHandshakeError) else None
         if status in REFUSING:
             raise ConnectionRefused(f"HTTP {status}: the server refused the token")
-        if status is not None:
+        if status not in (None, 101):
             raise ConnectionFailed(f"HTTP {status} where a websocket was asked for")
-        raise ConnectionFailed(_why(error))  # without its cause, whose text may hold the token
+        raise ConnectionFailed(_why(failure or error))  # without its cause, whose text may hold the token
 
     def _guard(self) -> None:
         client = self._client
@@ -321,31 +321,17 @@ def _answer(subscription: Subscription, answered: Answered, heard: asyncio.Event
     answered(subscription, None if error in (None, False, "") else complaint_text(error))
 
 
-async def _goodbye(client: socketio.AsyncClient) -> None:
-    try:
-        async with asyncio.timeout(CLOSE_SECONDS):
-            await client.disconnect()
-    except Exception:
-        return  # the other side is past politeness; the socket is cut next, which does not ask it
-
-
 async def _abandon(client: socketio.AsyncClient, beat: asyncio.Task[None] | None) -> None:
+    # Not by its own disconnect(), which waits on a server that may have gone and never gets to send its packets.
     engine = client.eio
+    engine.state = (
+        "disconnected"  # its write loop may swallow the cancellation (a race of wait_for), and looks here next
+    )
     tasks = [task for task in (engine.read_loop_task, engine.write_loop_task, beat) if task is not None]
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
     forget(engine)
-
-
-def _status(error: BaseException) -> int | None:
-    """The HTTP status that the handshake was answered with, from under the library's own exceptions."""
-    link: BaseException | None = error
-    while link is not None:
-        if isinstance(link, aiohttp.WSServerHandshakeError):
-            return link.status if link.status != 101 else None
-        link = link.__cause__ or link.__context__
-    return None
 
 
 def _why(error: BaseException) -> str:

@@ -59,11 +59,6 @@ class Coverage:
         if later:
             self._record(Fact(kind, now, detail, state, tuple(later)))
 
-    def forget(self, keys: Iterable[SubscriptionKey]) -> None:
-        """These are no longer asked for."""
-        for key in keys:
-            self._standings.pop(key, None)
-
     def _since(self, key: SubscriptionKey) -> int:
         standing = self._standings.get(key)
         return standing.since_us if standing else 0

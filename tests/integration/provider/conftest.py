@@ -1,0 +1,52 @@
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack
+from typing import Any
+
+import pytest
+
+from ingestor.provider.clock import boottime
+from ingestor.provider.connection import Connection, Line
+from ingestor.provider.dialect import Dialect
+from ingestor.provider.token import Token
+
+from .raw import Memory, RawServer
+
+TOKEN = "eyJhbGciOiJIUzI1NiJ9.eyJhcGkiOiJzZWNyZXQifQ.c2lnbmF0dXJlLW9mLXRoaXM"
+
+
+@pytest.fixture
+async def memory() -> Memory:
+    return Memory()
+
+
+@pytest.fixture
+def token() -> Token:
+    return Token(value=TOKEN, fetched_at=boottime(), life_seconds=3600)
+
+
+@pytest.fixture
+async def raw_server() -> AsyncIterator[Callable[..., Any]]:
+    """`await raw_server(talk, **settings)`: a running server that speaks Engine.IO by hand."""
+    async with AsyncExitStack() as running:
+
+        async def make(*args: Any, **settings: Any) -> RawServer:
+            return await running.enter_async_context(RawServer(*args, **settings))
+
+        yield make
+
+
+@pytest.fixture
+async def make_connection(memory: Memory) -> AsyncIterator[Callable[..., Connection]]:
+    """`make_connection(url)`: a connection that hands over to ``memory``; closed at the end."""
+    made: list[Connection] = []
+
+    def make(url: str, dialect: Dialect = Dialect.SOCKET_IO_4) -> Connection:
+        line = Line(url=url, path="/real-time/crowd-sentiment", params="{}", events=("res", "data"))
+        made.append(Connection(line, dialect, memory, memory.append))
+        return made[-1]
+
+    yield make
+    for connection in made:
+        await connection.close("stopped", "the test is over")

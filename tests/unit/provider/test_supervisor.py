@@ -1,0 +1,24 @@
+from __future__ import annotations
+
+from ingestor.config.model import Subscription
+from ingestor.provider.supervisor import grouped, shared_params
+
+
+def test_a_connection_carries_one_path_and_one_set_of_other_params_only() -> None:
+    asked = [
+        Subscription("/real-time/tweet-buzz", "get", {"ticker": "AAPL"}),
+        Subscription("/real-time/tweet-buzz", "get", {"ticker": "TSLA"}),
+        Subscription("/real-time/tweet-buzz", "get", {"ticker": "AAPL", "period": "30"}),
+        Subscription("/real-time/user-sentiment", "get", {"user_id": "7"}),
+        Subscription("/real-time/user-sentiment", "get", {}),
+    ]
+    assert {name: len(members) for name, members in grouped(asked).items()} == {
+        ("/real-time/tweet-buzz", "{}"): 2,
+        ("/real-time/tweet-buzz", '{"period":"30"}'): 1,
+        ("/real-time/user-sentiment", "{}"): 2,
+    }
+
+
+def test_shared_params_are_canonical_json() -> None:
+    one = Subscription("/p", "get", {"z": "ü", "ticker": "AAPL", "a": "1"})
+    assert shared_params(one) == '{"a":"1","z":"ü"}'

@@ -1,0 +1,122 @@
+from __future__ import annotations
+
+import base64
+import json
+from typing import Any
+
+import pytest
+
+from ingestor.provider.token import Token, claims_of, life, renew_at, retry_after, secrets_of
+
+CONFIGURED = 18_000.0
+DATE = "Mon, 09 Jun 2014 20:00:00 GMT"
+DATE_EPOCH = 1_402_344_000
+
+
+def jwt(claims: Any) -> str:
+    def part(content: Any) -> str:
+        return base64.urlsafe_b64encode(json.dumps(content).encode()).decode().rstrip("=")
+
+    return f"{part({'alg': 'HS256'})}.{part(claims)}.c2lnbmF0dXJl"
+
+
+@pytest.mark.parametrize(
+    ("claims", "date", "seconds"),
+    [
+        pytest.param({"iat": 1000, "exp": 4600}, None, 3600, id="exp less iat, as was once printed"),
+        pytest.param({"iat": 1000, "exp": 4600}, DATE, 3600, id="exp less iat, whatever the server's clock says"),
+        pytest.param({"exp": DATE_EPOCH + 60}, DATE, 60, id="exp less the reply's date"),
+        pytest.param({"exp": DATE_EPOCH + 60}, None, CONFIGURED, id="exp, but no date"),
+        pytest.param({"exp": DATE_EPOCH + 60}, "yesterday", CONFIGURED, id="exp, but no date that can be read"),
+        pytest.param({"iat": 1000}, DATE, CONFIGURED, id="iat only"),
+        pytest.param({}, DATE, CONFIGURED, id="neither"),
+        pytest.param({"iat": 1000, "exp": 1000}, DATE, CONFIGURED, id="no life at all"),
+        pytest.param({"iat": 4600, "exp": 1000}, DATE, CONFIGURED, id="ends before it begins"),
+        pytest.param({"iat": 0, "exp": 10**11}, DATE, CONFIGURED, id="longer than a year"),
+        pytest.param({"iat": "1000", "exp": "4600"}, None, CONFIGURED, id="texts"),
+        pytest.param({"iat": True, "exp": 4600}, None, CONFIGURED, id="a truth"),
+        pytest.param({"iat": 1000, "exp": float("nan")}, None, CONFIGURED, id="not a number"),
+        pytest.param({"iat": 1000, "exp": 10**400}, None, CONFIGURED, id="beyond floats"),
+        pytest.param({"iat": 1000.5, "exp": 4600.5}, None, 3600, id="fractions"),
+    ],
+)
+def test_a_token_lives_as_long_as_it_says(claims: dict[str, object], date: str | None, seconds: float) -> None:
+    assert life(claims, date, CONFIGURED) == seconds
+
+
+@pytest.mark.parametrize(
+    ("life_seconds", "before", "due"),
+    [
+        pytest.param(18_000, 600, 117_400, id="ten minutes before the end"),
+        pytest.param(3_600, 600, 103_000, id="ten minutes before the end of an hour"),
+        pytest.param(600, 600, 100_300, id="not before half its life"),
+        pytest.param(60, 600, 100_030, id="a margin longer than the life"),
+        pytest.param(1_000, 0, 101_000, id="no margin"),
+    ],
+)
+def test_it_is_renewed_before_its_end_but_never_in_its_first_half(
+    life_seconds: float, before: float, due: float
+) -> None:
+    assert renew_at(100_000.0, life_seconds, before) == due
+
+
+@pytest.mark.parametrize(
+    ("headers", "seconds"),
+    [
+        ({"Retry-After": "17"}, 17.0),
+        ({"Retry-After": " 17 "}, 17.0),
+        ({"Retry-After": "999999"}, 3600.0),
+        ({"Retry-After": "-5"}, None),
+        ({"Retry-After": "²"}, None),
+        ({"Retry-After": "soon"}, None),
+        ({}, None),
+        ({"Retry-After": "Mon, 09 Jun 2014 20:01:30 GMT", "Date": DATE}, 90.0),
+        ({"Retry-After": "Mon, 09 Jun 2014 19:00:00 GMT", "Date": DATE}, 0.0),
+        ({"Retry-After": "Mon, 09 Jun 2014 20:01:30 GMT"}, None),
+    ],
+)
+def test_retry_after_is_understood_in_both_its_forms(headers: dict[str, str], seconds: float | None) -> None:
+    assert retry_after(headers) == seconds
+
+
+def test_claims_are_read_without_asking_for_a_valid_signature() -> None:
+    assert claims_of(jwt({"exp": 1, "api": "k"})) == {"exp": 1, "api": "k"}
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "",
+        "opaque",
+        "a.b",
+        "a.b.c",
+        "a.!!!.c",
+        jwt([1]),
+        jwt("text"),
+        "x." + base64.b64encode(b"[" * 9000).decode() + ".y",
+    ],
+)
+def test_a_token_that_is_no_jwt_has_no_claims(value: str) -> None:
+    assert claims_of(value) == {}
+
+
+def test_what_a_token_holds_is_secret_but_for_what_is_harmless() -> None:
+    claims = {
+        "api": "the-key",
+        "email": "me@example",
+        "password": {"hash": "letmeinletmein", "salt": "na-cl"},
+        "nick": "S3cret-nick",
+        "plan": "premium plan",
+        "tickers": ["AAPL-LONG-NAME"],
+        "endpoint_paths": ["/real-time/crowd-sentiment"],
+        "exp": 12,
+    }
+    value = jwt(claims)
+    hidden = secrets_of(value, claims)
+    assert {value, "the-key", "me@example", "letmeinletmein", "na-cl", "S3cret-nick"} <= hidden
+    assert not hidden & {"premium plan", "AAPL-LONG-NAME", "/real-time/crowd-sentiment"}
+    assert value.split(".")[1] in hidden, "half a token is a secret as well"
+
+
+def test_a_token_shows_nothing_of_itself() -> None:
+    assert "s3cret" not in repr(Token(value="s3cret", fetched_at=1.0, life_seconds=2.0))
