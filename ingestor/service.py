@@ -32,6 +32,7 @@ from ingestor.ops.notify import Systemd, feed_watchdog, watchdog_seconds
 from ingestor.ops.status import Status, Troubles, healthy
 from ingestor.ops.web import Web
 from ingestor.pipeline.batch import BatchPolicy
+from ingestor.pipeline.chunks import SpoolUnreadable
 from ingestor.pipeline.decode import Decoder
 from ingestor.pipeline.entry import Fact
 from ingestor.pipeline.spool import Spool
@@ -94,6 +95,7 @@ class Service:
             keep_payloads=retention.payloads != 0.0,
             on_batch=self._metrics.batch,
             on_outage=_warn_of_outage,
+            on_lost=self._tell_of_loss,
         )
 
     def _prepare_database(self) -> None:
@@ -245,7 +247,15 @@ class Service:
         try:
             self._writer.run()
         except Exception as error:
+            if isinstance(error, SpoolUnreadable):
+                self._spool.condemn()
             self._loop.call_soon_threadsafe(self._fail, error)
+
+    def _tell_of_loss(self, position: int) -> None:
+        """In the writer's thread: the database and the spool do not fit together any more."""
+        reason = f"the database's position {position} does not fit the spool: one of them is an older copy"
+        detail = {"reason": reason, "position": position, "first_seq": self._spool.first_seq()}
+        self._loop.call_soon_threadsafe(self._record, Fact("lost", wall_us(), detail))
 
     async def _beat(self) -> None:
         while True:

@@ -140,8 +140,15 @@ class ChunkFile:
         if newest != next_seq - 1:
             raise SpoolUnreadable(f"{self.path}: newest entry is {newest}, its counter says {next_seq - 1}")
 
-    def write(self, chunks: Iterable[ChunkRow], *, acked: int, heartbeat: tuple[int, int] | None = None) -> None:
-        """Add chunks, forget what was acknowledged, and move the counters, all or nothing."""
+    def write(
+        self,
+        chunks: Iterable[ChunkRow],
+        *,
+        acked: int,
+        heartbeat: tuple[int, int] | None = None,
+        spool_id: str | None = None,
+    ) -> None:
+        """Add chunks, forget what was acknowledged, move the counters and change the name, all or nothing."""
         rows = list(chunks)
         head = self.head
         added = sum(row[2] for row in rows)
@@ -152,6 +159,7 @@ class ChunkFile:
             freed = self._forget(head.acked, acked)
             head = replace(
                 head,
+                spool_id=spool_id or head.spool_id,
                 next_seq=rows[-1][1] + 1 if rows else head.next_seq,
                 acked=max(acked, head.acked),
                 live_bytes=head.live_bytes + added - freed,
@@ -159,8 +167,9 @@ class ChunkFile:
                 heartbeat_seq=heartbeat_seq,
             )
             self._db.execute(
-                "UPDATE head SET next_seq = ?, acked = ?, live_bytes = ?, heartbeat_us = ?, heartbeat_seq = ?",
-                (head.next_seq, head.acked, head.live_bytes, heartbeat_us, heartbeat_seq),
+                "UPDATE head SET spool_id = ?, next_seq = ?, acked = ?, live_bytes = ?, heartbeat_us = ?,"
+                " heartbeat_seq = ?",
+                (head.spool_id, head.next_seq, head.acked, head.live_bytes, heartbeat_us, heartbeat_seq),
             )
             self._db.execute("COMMIT")
         except sqlite3.Error as error:

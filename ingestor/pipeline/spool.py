@@ -7,12 +7,13 @@ most ``sync_every`` after the first of it arrived. The writer reads and acknowle
 from __future__ import annotations
 
 import asyncio
+import secrets
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 from queue import Empty, SimpleQueue
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 from ingestor.errors import SpoolFailed
 from ingestor.lock import Lock
@@ -22,6 +23,7 @@ from ingestor.pipeline.entry import Entry, Fact, Frame
 CHUNK_ENTRIES = 1_000
 CHUNK_BYTES = 1 << 20
 READ_BYTES = 8 << 20
+CONDEMNED = "condemned"  # the file that says so, in the spool's folder
 UNSYNCED_BYTES = 32 << 20  # what a power cut may take; more than this and reading pauses
 _ENTRY_OVERHEAD_BYTES = 120  # an entry's names, roughly: bounds need no exact figure
 
@@ -35,6 +37,13 @@ class _Chunk(NamedTuple):
 class _Beat(NamedTuple):
     at_us: int
     seq: int
+
+
+class _Name(NamedTuple):
+    spool_id: str
+
+
+_Work: TypeAlias = _Chunk | _Beat | _Name | None  # None: the end
 
 
 class Spool:
@@ -63,7 +72,7 @@ class Spool:
         self._pending_bytes = 0
         self._unsynced_bytes = 0
         self._timer: asyncio.TimerHandle | None = None
-        self._queue: SimpleQueue[_Chunk | _Beat | None] = SimpleQueue()
+        self._queue: SimpleQueue[_Work] = SimpleQueue()
         self._progress = asyncio.Event()  # replaced at each sync: wakes all who wait for it
         self._arrived = threading.Condition()
         self._thread = threading.Thread(target=self._run, name="spool", daemon=True)
@@ -72,14 +81,18 @@ class Spool:
         self.synced_at = time.monotonic()  # when the thread last came round: the watchdog looks at it
 
     def _open(self, path: Path) -> ChunkFile:
+        condemned = path.with_name(CONDEMNED)
         try:
-            return ChunkFile(path)
+            if not condemned.exists():
+                return ChunkFile(path)
         except SpoolUnreadable:
-            self.set_aside = path.with_name(f"unreadable-{time.time_ns()}")
-            self.set_aside.mkdir()
-            for part in path.parent.glob(f"{path.name}*"):
-                part.rename(self.set_aside / part.name)
-            return ChunkFile(path)
+            pass  # set aside below, and told of by whoever looks at ``set_aside``
+        self.set_aside = path.with_name(f"unreadable-{time.time_ns()}")
+        self.set_aside.mkdir()
+        for part in path.parent.glob(f"{path.name}*"):
+            part.rename(self.set_aside / part.name)
+        condemned.unlink(missing_ok=True)
+        return ChunkFile(path)
 
     def start(self, on_failure: Callable[[SpoolFailed], None]) -> None:
         """Begin to sync. ``on_failure`` is called in the loop if the disk fails: nothing counts from then on."""
@@ -152,10 +165,12 @@ class Spool:
         except Exception as error:
             # Whatever it is: without this thread nothing becomes durable any more, and nobody may wait for it in vain.
             failure = error if isinstance(error, SpoolFailed) else SpoolFailed(f"the spool's thread: {error!r}")
-            self.failure = failure
+            with self._arrived:
+                self.failure = failure
+                self._arrived.notify_all()
             self._loop.call_soon_threadsafe(self._failed, failure)
 
-    def _take(self) -> list[_Chunk | _Beat | None]:
+    def _take(self) -> list[_Work]:
         """Wait for work, then take all that has come together: one transaction, one fsync."""
         work = [self._queue.get()]
         try:
@@ -164,17 +179,20 @@ class Spool:
         except Empty:
             return work
 
-    def _sync(self, work: list[_Chunk | _Beat | None]) -> bool:
+    def _sync(self, work: list[_Work]) -> bool:
         chunks = [item for item in work if isinstance(item, _Chunk)]
         beats = [item for item in work if isinstance(item, _Beat)]
+        names = [item.spool_id for item in work if isinstance(item, _Name)]
         self._file.write(
             [pack(chunk.first_seq, chunk.entries) for chunk in chunks],
             acked=self.acked,
             heartbeat=beats[-1] if beats else None,
+            spool_id=names[-1] if names else None,
         )
         self.synced_at = time.monotonic()
         with self._arrived:
             self.synced = self._file.head.next_seq - 1
+            self.spool_id = self._file.head.spool_id
             self._arrived.notify_all()
         self._loop.call_soon_threadsafe(self._synced, sum(chunk.size for chunk in chunks))
         return None not in work
@@ -206,6 +224,19 @@ class Spool:
     def first_seq(self) -> int:
         """The oldest entry still held, or the next one to come."""
         return self._reader.first_seq() or self.synced + 1
+
+    def begin_anew(self) -> None:
+        """Take a new ``spool_id``, with what is held: to a database this is another instance. Durable on return."""
+        spool_id = secrets.token_hex(16)
+        self._queue.put(_Name(spool_id))
+        with self._arrived:
+            self._arrived.wait_for(lambda: self.spool_id == spool_id or self.failure is not None)
+        if self.failure:
+            raise self.failure
+
+    def condemn(self) -> None:
+        """What was read is not what was written: the next start sets this spool aside."""
+        (self._file.path.parent / CONDEMNED).touch()
 
     def ack(self, seq: int) -> None:
         """All up to ``seq`` is in the database: forget it with the next sync. The database's own position rules."""

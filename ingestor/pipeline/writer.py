@@ -6,7 +6,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import tenacity
 
@@ -55,6 +55,7 @@ class Writer:
         keep_payloads: bool = True,
         on_batch: Callable[[float], None] = lambda _seconds: None,
         on_outage: Callable[[str, float], None] = lambda _error, _delay_seconds: None,
+        on_lost: Callable[[int], None] = lambda _position: None,
     ) -> None:
         """``prepare`` brings the schema up to date before the first write; it may raise DatabaseUnavailable."""
         self._spool = spool
@@ -66,6 +67,7 @@ class Writer:
         self._keep_payloads = keep_payloads
         self._on_batch = on_batch
         self._on_outage = on_outage
+        self._on_lost = on_lost
         self._waiting: deque[Entry] = deque()  # read, not yet in a batch
         self._published_us = 0
         self._stop = threading.Event()
@@ -162,9 +164,20 @@ class Writer:
     def _begin(self) -> None:
         """Introduce this spool to the database and take up the position that it has committed."""
         self._prepare()
-        self.status.position = self._database.register(self._instance)
+        position = self._register()
+        if not self._spool.first_seq() - 1 <= position <= self._spool.synced:
+            # One of the two is an older copy: going on would leave a hole unseen, or take new entries for old ones.
+            self._on_lost(position)
+            self._database.abandon(time.time_ns() // 1000)
+            self._spool.begin_anew()
+            position = self._register()
+        self.status.position = position
         self._waiting.clear()
         self._spool.ack(self.status.position)
+
+    def _register(self) -> int:
+        instance = replace(self._instance, spool_id=self._spool.spool_id)
+        return self._database.register(instance, self._spool.first_seq())
 
     def _publish(self) -> None:
         beat = self._spool.heartbeat

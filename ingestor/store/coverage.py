@@ -38,6 +38,11 @@ class Timeline:
         for subscription_id in named or self._not_stopped():
             self._enter(subscription_id, transition)
 
+    def end(self, at_us: int) -> None:
+        """Close what is open, with nothing to follow: this instance says no more."""
+        for interval in self._open.values():
+            interval.ended_us = max(at_us, interval.started_us)
+
     def _not_stopped(self) -> list[int]:
         return [key for key, interval in self._open.items() if interval.state != "stopped"]
 

@@ -17,12 +17,12 @@ from sqlalchemy import Connection, Engine, insert, select, update
 from sqlalchemy.dialects import postgresql as pg_dialect
 from sqlalchemy.dialects import sqlite as sqlite_dialect
 
-from ingestor.errors import BatchRejected, PositionMoved
+from ingestor.errors import BatchRejected, DatabaseUnavailable, PositionMoved
 from ingestor.store import coverage, postgres, records, schema, sqlite
-from ingestor.store.batch import Batch, DeadLetter, SeriesKey, Subscription, Written
+from ingestor.store.batch import Batch, DeadLetter, Row, SeriesKey, Subscription, Transition, Written
 from ingestor.store.engine import translated
 from ingestor.store.names import Names
-from ingestor.store.times import moment
+from ingestor.store.times import microseconds, moment
 from ingestor.store.values import Folded, SampleKey, Value, fold
 
 SERIES_REMEMBERED = 200_000
@@ -61,8 +61,11 @@ class Database:
         self._subscriptions: Names[tuple[str, str]] = Names(schema.subscriptions, ("path", "params"), SERIES_REMEMBERED)
         self.instance_id = 0
 
-    def register(self, instance: Instance) -> int:
-        """Make the instance known, and return its position: the last seq that is committed."""
+    def register(self, instance: Instance, first_seq: int) -> int:
+        """Make the instance known, and return its position: the last seq that is committed.
+
+        To an instance that this database has not met, that is the one before its spool's ``first_seq``.
+        """
         table = schema.instances
         introduction = {
             "name": instance.name,
@@ -74,13 +77,25 @@ class Database:
         self._subscriptions.forget()
         with translated(), self._engine.begin() as connection:
             new = self._insert_new(connection, schema.instances)
-            connection.execute(new, [{"spool_id": instance.spool_id, "position": 0, **introduction}])
+            connection.execute(new, [{"spool_id": instance.spool_id, "position": first_seq - 1, **introduction}])
             mine = table.c.spool_id == instance.spool_id
             connection.execute(update(table).where(mine).values(**introduction))
             row = connection.execute(select(table.c.instance_id, table.c.position).where(mine)).one()
         self.instance_id = row.instance_id
         position: int = row.position
         return position
+
+    def abandon(self, now_us: int) -> None:
+        """What this instance received since its last heartbeat here is not to be had any more: close its coverage."""
+        table = schema.instances
+        with translated(), self._engine.begin() as connection:
+            row = connection.execute(select(table).where(table.c.instance_id == self.instance_id)).one()
+            since_us = now_us if row.heartbeat_at is None else microseconds(row.heartbeat_at)
+            timeline = coverage.load(connection, self.instance_id)
+            reason = "the database does not hold what was written after this"
+            timeline.apply(Transition(row.position + 1, since_us, "lost", reason, ()), {})
+            timeline.end(now_us)
+            coverage.save(connection, self.instance_id, timeline)
 
     def heartbeat(self, at_us: int) -> None:
         """Publish: what was received before this stamp is in the tables."""
@@ -90,13 +105,13 @@ class Database:
 
     def write(self, batch: Batch) -> Written:
         """Commit a batch, whole. PositionMoved: somebody did already; nothing was changed."""
+        ids, refusals = self._intern_series({row.series for row in batch.rows})
         with translated():
-            ids = self._series.ids(self._engine, (row.series for row in batch.rows), _series_columns)
             subscriptions = self._intern_subscriptions(batch)
             with self._engine.begin() as connection:
                 self._advance(connection, batch)
                 tally = self._write_rows(connection, batch, ids)
-                letters = batch.dead + tally.dead
+                letters = batch.dead + tally.dead + _unnamed(batch.rows, refusals)
                 written = Written(
                     new=tally.new,
                     revised=tally.revised,
@@ -129,6 +144,7 @@ class Database:
                     Value(row.value, row.published_us, row.received_us, row.source, me, row.seq, row.row_index),
                 )
                 for row in batch.rows
+                if row.series in ids
             ]
         )
         tally = _Tally(duplicate=folded.duplicates)
@@ -152,8 +168,9 @@ class Database:
                 part = self._place_all(connection, folded, keys)
         except BatchRejected as refusal:
             if len(keys) == 1:
+                _prove_well(connection, self.instance_id)
                 values = [folded.first[keys[0]], *folded.more.get(keys[0], ())]
-                tally.dead += [_letter(name(keys[0]), keys[0], value, str(refusal)) for value in values]
+                tally.dead += [_letter(_row(name(keys[0]), keys[0], value), str(refusal)) for value in values]
                 return
             middle = len(keys) // 2
             self._place(connection, folded, keys[:middle], tally, name)
@@ -217,6 +234,19 @@ class Database:
             coverage.save(connection, self.instance_id, timeline)
         connection.execute(insert(schema.batches), [me | _ledger(batch, written)])
 
+    def _intern_series(self, keys: set[SeriesKey]) -> tuple[dict[SeriesKey, int], dict[SeriesKey, str]]:
+        """The ids of ``keys``, and why the database refuses some of them (an encoding that lacks a character)."""
+        try:
+            with translated():
+                return self._series.ids(self._engine, keys, _series_columns), {}
+        except BatchRejected as refusal:
+            if len(keys) == 1:
+                return {}, dict.fromkeys(keys, str(refusal))
+        ordered = sorted(keys)
+        ids, refusals = self._intern_series(set(ordered[: len(ordered) // 2]))
+        more_ids, more_refusals = self._intern_series(set(ordered[len(ordered) // 2 :]))
+        return ids | more_ids, refusals | more_refusals
+
     def _intern_subscriptions(self, batch: Batch) -> dict[Subscription, int]:
         wanted = {(s.path, s.params): s for t in batch.transitions for s in t.subscriptions}
         ids = self._subscriptions.ids(self._engine, wanted, lambda key: _subscription_columns(wanted[key]))
@@ -253,17 +283,45 @@ def _ledger(batch: Batch, written: Written) -> dict[str, Any]:
     }
 
 
-def _letter(series: SeriesKey, key: SampleKey, value: Value, refusal: str) -> DeadLetter:
-    _, metric, ticker, user_id = series
-    row = {"ts": moment(key[1]).isoformat(), "ticker": ticker, metric: value.value}
+def _prove_well(connection: Connection, instance_id: int) -> None:
+    """Write something harmless and take it back. A row is set aside only if that works: else it is not the row."""
+    canary = {
+        "instance_id": instance_id,
+        "seq": -1,
+        "received_at": datetime.now(UTC),
+        "stage": "canary",
+        "reason": "",
+        "detail": "",
+        "body": "",
+    }
+    try:
+        with translated():
+            attempt = connection.begin_nested()
+            connection.execute(insert(schema.dead_letters), [canary])
+            attempt.rollback()
+    except BatchRejected as refusal:
+        raise DatabaseUnavailable(f"it refuses rows, and dead letters too: {refusal}") from None
+
+
+def _row(series: SeriesKey, key: SampleKey, v: Value) -> Row:
+    return Row(series, key[1], v.value, v.published_us, v.received_us, v.source, v.seq, v.row_index)
+
+
+def _unnamed(rows: Sequence[Row], refusals: dict[SeriesKey, str]) -> list[DeadLetter]:
+    return [_letter(row, refusals[row.series]) for row in rows if row.series in refusals]
+
+
+def _letter(row: Row, refusal: str) -> DeadLetter:
+    _, metric, ticker, user_id = row.series
+    body = {"ts": moment(row.ts_us).isoformat(), "ticker": ticker, metric: row.value}
     if user_id:
-        row["user_id"] = user_id
+        body["user_id"] = user_id
     return DeadLetter(
-        seq=value.seq,
-        row_index=value.row_index,
-        received_us=value.received_us,
+        seq=row.seq,
+        row_index=row.row_index,
+        received_us=row.received_us,
         stage="insert",
         reason="refused by the database",
         detail=refusal,
-        body=json.dumps(row),
+        body=json.dumps(body),
     )

@@ -136,6 +136,27 @@ async def test_an_unreadable_spool_is_set_aside_and_a_new_one_begins(tmp_path: P
         assert spool.append(fact()) == 1
 
 
+async def test_a_condemned_spool_is_set_aside_at_the_next_start(tmp_path: Path) -> None:
+    async with opened(tmp_path) as spool:
+        await spool.durable(spool.append(fact()))
+        spool.condemn()
+    async with opened(tmp_path) as spool:
+        assert spool.set_aside is not None
+        assert spool.synced == 0
+    async with opened(tmp_path) as spool:
+        assert spool.set_aside is None
+
+
+async def test_a_new_name_lasts(tmp_path: Path) -> None:
+    async with opened(tmp_path) as spool:
+        old = spool.spool_id
+        spool.begin_anew()
+        name = spool.spool_id
+        assert name != old
+    async with opened(tmp_path) as spool:
+        assert spool.spool_id == name
+
+
 async def test_a_disk_that_fails_acknowledges_nothing_more(tmp_path: Path) -> None:
     failures: list[SpoolFailed] = []
     spool = Spool(tmp_path, max_bytes=1 << 30, sync_every_seconds=0.005)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sqlite3
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,9 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine, text
 
-from ingestor.errors import SpoolFailed
+from ingestor.errors import DatabaseUnavailable, SpoolFailed
 from ingestor.pipeline.batch import BatchPolicy
+from ingestor.pipeline.chunks import SpoolUnreadable
 from ingestor.pipeline.entry import Fact, Frame
 from ingestor.pipeline.spool import Spool
 from ingestor.pipeline.writer import Writer
@@ -150,6 +152,85 @@ def _refuse(engine: Engine, value: float) -> None:
                     " SELECT raise(ABORT, 'refused'); END"
                 )
             )
+
+
+async def test_a_name_that_the_database_refuses_costs_only_its_own_rows(spool: Spool, engine: Engine) -> None:
+    with engine.begin() as connection:
+        if engine.dialect.name == "postgresql":
+            connection.execute(text("ALTER TABLE series ADD CHECK (ticker <> 'BAD')"))
+        else:
+            connection.execute(
+                text(
+                    "CREATE TRIGGER refuse BEFORE INSERT ON series WHEN new.ticker = 'BAD' BEGIN"
+                    " SELECT raise(ABORT, 'refused'); END"
+                )
+            )
+    await put(spool, frame([row("A"), row("BAD"), row("C")]), frame([row("BAD", 1)]))
+    writer(spool, engine).run()
+    assert [ticker for ticker, *_ in query(engine, OBSERVATIONS)] == ["A", "C"]
+    letters = query(engine, "SELECT seq, row_index, stage FROM dead_letters ORDER BY seq")
+    assert letters == [(1, 1, "insert"), (2, 0, "insert")]
+
+
+async def test_a_database_that_takes_no_dead_letters_is_not_well(spool: Spool, engine: Engine) -> None:
+    _refuse(engine, 666.0)
+    with engine.begin() as connection:
+        if engine.dialect.name == "postgresql":
+            connection.execute(text("ALTER TABLE dead_letters ADD CHECK (seq > 1000)"))
+        else:
+            connection.execute(
+                text("CREATE TRIGGER full BEFORE INSERT ON dead_letters BEGIN SELECT raise(ABORT, 'full'); END")
+            )
+    await put(spool, frame([row(value=666.0)]))
+    made = writer(spool, engine)
+    made._begin()
+    assembly = made._gather()
+    with pytest.raises(DatabaseUnavailable, match="dead letters too"):
+        made._database.write(assembly.batch)
+    assert query(engine, "SELECT position FROM instances") == [(0,)]
+
+
+async def test_a_database_restored_from_an_older_copy_is_met_as_another_instance(spool: Spool, engine: Engine) -> None:
+    await put(spool, fact("subscribed", state="live", tickers=["A"]), frame([row("A")]))
+    writer(spool, engine).run()
+    await put(spool, frame([row("B")]))
+    writer(spool, engine).run()
+    await put(spool, fact())  # with this sync the spool forgets what was acknowledged
+    with engine.begin() as connection:
+        connection.execute(text("UPDATE instances SET position = 1"))
+        connection.execute(text("DELETE FROM batches WHERE first_seq > 1"))
+    await put(spool, frame([row("C")]))
+    lost: list[int] = []
+    made = writer(spool, engine)
+    made._on_lost = lost.append
+    made.run()
+    assert lost == [1]
+    assert query(engine, "SELECT count(*) FROM instances") == [(2,)]
+    assert "C" in [ticker for ticker, *_ in query(engine, OBSERVATIONS)]
+    states = query(engine, "SELECT state, ended_at IS NULL FROM coverage ORDER BY start_seq")
+    assert [(state, bool(still)) for state, still in states] == [("live", False), ("lost", False)]
+
+
+async def test_a_spool_older_than_the_database_does_not_have_its_new_entries_taken_for_old(
+    spool: Spool, engine: Engine
+) -> None:
+    await put(spool, frame([row("A")]))
+    writer(spool, engine).run()
+    with engine.begin() as connection:
+        connection.execute(text("UPDATE instances SET position = 1000"))
+    await put(spool, frame([row("B")]))
+    writer(spool, engine).run()
+    assert [ticker for ticker, *_ in query(engine, OBSERVATIONS)] == ["A", "B"]
+
+
+async def test_a_chunk_that_cannot_be_read_condemns_the_spool(tmp_path: Path, spool: Spool, engine: Engine) -> None:
+    for ticker in "ABC":
+        await put(spool, frame([row(ticker)]))
+    with sqlite3.connect(tmp_path / "spool" / "spool.db") as db:
+        db.execute("UPDATE chunks SET body = zeroblob(length(body)) WHERE first_seq = 2")
+    db.close()
+    with pytest.raises(SpoolUnreadable, match="entries 2 to 2"):
+        writer(spool, engine).run()
 
 
 HOSTILE = ["O'Brien\"; DROP TABLE samples;--", "%s%(x)s", ":x", "a\nb", "\x1b[31m", "\u202eLPAA", "{}[]\\", "π€😀"]
