@@ -26,6 +26,7 @@ LEVELS = {
     "service": 4,
     "demo": 5,
     "cli": 6,
+    "__main__": 7,
 }
 
 # What rooms of one level may know of each other.
