@@ -15,12 +15,10 @@ import time
 from collections.abc import Callable, Coroutine
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 from apscheduler.schedulers.asyncio import AsyncIOScheduler
 from pydantic import SecretStr
-from sqlalchemy import make_url
 
 from ingestor import __version__, snapshot
 from ingestor.config import Config
@@ -43,7 +41,7 @@ from ingestor.provider.supervisor import Supervisor
 from ingestor.provider.token import TokenSupply
 from ingestor.store import migrate
 from ingestor.store.database import Database, Instance
-from ingestor.store.engine import connect, translated
+from ingestor.store.engine import connect, sqlite_path, translated
 
 HEARTBEAT_SECONDS = 5.0
 DRAIN_SECONDS = 10.0
@@ -279,10 +277,9 @@ class Service:
 
 def _lock_database(url: str) -> Lock | None:
     """A SQLite file is written by one daemon; PostgreSQL takes several."""
-    parsed = make_url(url)
-    if parsed.get_backend_name() != "sqlite" or not parsed.database:
+    path = sqlite_path(url)
+    if path is None:
         return None
-    path = Path(parsed.database)
     path.parent.mkdir(parents=True, exist_ok=True)
     return Lock(path.with_name(path.name + ".lock"), "stop it, or give this daemon a database of its own")
 

@@ -42,6 +42,17 @@ def connect(url: str, *, read_only: bool = False) -> Engine:
     return create_engine(url, pool_size=1, max_overflow=2, hide_parameters=True, connect_args=arguments)
 
 
+def sqlite_path(url: str) -> Path | None:
+    """The file of a SQLite database; None for a server's."""
+    parsed = make_url(url)
+    return Path(parsed.database) if parsed.get_backend_name() == "sqlite" and parsed.database else None
+
+
+def shown(url: str) -> str:
+    """A URL as people may see it."""
+    return make_url(url).render_as_string(hide_password=True)
+
+
 def _sqlite(url: str, path: Path, *, read_only: bool) -> Engine:
     target = f"{path.absolute().as_uri()}?mode={'ro' if read_only else 'rwc'}"
 

@@ -54,6 +54,14 @@ def tail(engine: Engine, *, limit: int, ticker: str = "", after: datetime | None
         return _records(connection, _arrivals(newest - _WINDOW, ticker, after).limit(limit))[::-1]
 
 
+def rows_by_ticker(engine: Engine, feed: str) -> dict[str, int]:
+    """How many samples each ticker of a feed has. Reads them all. Raises DatabaseUnavailable."""
+    c = views.observations.c
+    query = select(c.ticker, func.count().label("rows")).where(c.feed == feed).group_by(c.ticker)
+    with translated(), engine.connect() as connection:
+        return {row.ticker: row.rows for row in connection.execute(query)}
+
+
 def _instances() -> Select[Any]:
     i, b = schema.instances.c, schema.batches.c
     sums = [func.coalesce(func.sum(count), 0).label(count.name) for count in _LEDGER_COUNTS]

@@ -1,0 +1,65 @@
+"""The only place that parses arguments, prints and exits. Data on stdout, all else on stderr.
+
+Every command imports what it needs when it runs: `--help` loads no database or Socket.IO library.
+
+    output    what every command shares
+    setup     init, config, service
+    daemon    run, simulate, demo
+    looking   check, status, db
+"""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from typing import Annotated
+
+import typer
+
+from ingestor import __version__
+from ingestor.cli import daemon, looking, setup
+from ingestor.cli.output import say
+from ingestor.errors import IngestorError
+from ingestor.redaction import redactor
+
+app = typer.Typer(
+    help="Market Prophit's crowd sentiment to SQL: complete, once, gaps on record.",
+    pretty_exceptions_enable=False,  # its tracebacks print local variables, and with them secrets
+    no_args_is_help=True,
+    add_completion=False,
+)
+for command in (daemon.run, daemon.demo, daemon.simulate, looking.check, looking.status, setup.init):
+    app.command()(command)
+for name, group in (("config", setup.config_app), ("service", setup.service_app), ("db", looking.db_app)):
+    app.add_typer(group, name=name, no_args_is_help=True)
+
+
+def main() -> None:
+    """Run the command. Errors end the process with their own exit code, in plain words, without secrets."""
+    try:
+        app(prog_name="ingestor")
+    except IngestorError as error:
+        _exit_with(str(error), error.exit_code)
+    except Exception:
+        _exit_with(f"{traceback.format_exc()}This is a mistake in the ingestor.", IngestorError.exit_code)
+
+
+def _exit_with(message: str, code: int) -> None:
+    print(redactor.scrub(message), file=sys.stderr)
+    sys.exit(code)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        say(f"ingestor {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version."),
+    ] = False,
+) -> None:
+    """Nothing is done before the command itself."""

@@ -1,0 +1,97 @@
+"""What every command shares: the options that recur, the configuration, and how results reach stdout."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ingestor.errors import ConfigError, Problem
+from ingestor.redaction import redactor
+
+if TYPE_CHECKING:
+    from ingestor.config import Config
+
+_PACKAGE = Path(__file__).parent.parent
+
+
+class Output(StrEnum):
+    """How a command shows what it has read."""
+
+    TEXT = "text"
+    JSON = "json"
+
+
+ConfigOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--config",
+        help="Default: $INGESTOR_CONFIG, ./config.yaml, /etc/ingestor/config.yaml",
+        show_default=False,
+    ),
+]
+OutputOption = Annotated[Output, typer.Option("--output", help="For people, or for programs.")]
+
+
+def say(text: str) -> None:
+    """Print data. Ends the command in peace if whoever read it has seen enough."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        # The interpreter flushes once more at its end, and would complain.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise typer.Exit from None
+
+
+def load_config(path: Path | None) -> Config:
+    """The configuration, its secrets known to the redactor, unknown endpoints said once each on stderr."""
+    from ingestor.config import load, secrets_of
+
+    config = load(path)
+    for secret in secrets_of(config):
+        redactor.add(secret)
+    _warn_of_unknown_endpoints(config)
+    return config
+
+
+def _warn_of_unknown_endpoints(config: Config) -> None:
+    from ingestor.provider.catalog import unknown_path_warning
+
+    places = {one.where: one for one in config.subscriptions}  # a list of tickers stands at one place
+    for where, one in places.items():
+        if warning := unknown_path_warning(one.path):
+            print(Problem(where, f"{one.entry}.path", warning), file=sys.stderr)
+
+
+def print_as(output: Output, data: Any, text: Callable[[], str]) -> None:
+    say(as_json(data) if output is Output.JSON else text())
+
+
+def as_json(data: Any) -> str:
+    return json.dumps(data, indent=2, ensure_ascii=False)
+
+
+def shipped(name: str) -> str:
+    """The text of a file that ships with us: ``_name`` in the package, else ``name`` in a checkout."""
+    packaged = _PACKAGE / f"_{name}"
+    return (packaged if packaged.exists() else _PACKAGE.parent / name).read_text(encoding="utf-8")
+
+
+def write_new(path: Path, text: str) -> None:
+    """Write a file that is not there yet. Raises ConfigError, with nothing changed, if it is or cannot be."""
+    try:
+        with path.open("x", encoding="utf-8") as file:
+            file.write(text)
+    except FileExistsError:
+        message = "is there already, and is left as it is; remove it, or name another file"
+    except OSError as error:
+        message = f"cannot be written ({os.strerror(error.errno or 0)}); name a file in a folder of yours"
+    else:
+        return
+    raise ConfigError([Problem(str(path), "", message)])

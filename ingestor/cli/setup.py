@@ -1,0 +1,67 @@
+"""Commands around the configuration and the unit: init, config, service."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ingestor.cli.output import (
+    ConfigOption,
+    Output,
+    OutputOption,
+    as_json,
+    load_config,
+    print_as,
+    say,
+    shipped,
+    write_new,
+)
+
+config_app = typer.Typer(help="Look at the configuration.")
+service_app = typer.Typer(help="Run under systemd.")
+
+
+def init(
+    path: Annotated[Path, typer.Argument(help="The file to write.")] = Path("config.yaml"),
+) -> None:
+    """Write a commented config.yaml, and its schema for editors, and say what comes next."""
+    from ingestor.config import schema
+
+    write_new(path, shipped("config.yaml"))
+    schema_path = path.parent / "config.schema.json"
+    if not schema_path.exists():
+        write_new(schema_path, as_json(schema()) + "\n")
+    option = "" if path == Path("config.yaml") else f" --config {path}"
+    say(
+        f"{path} is written. Next:\n"
+        f"  1. install -m 600 /dev/stdin {path.parent / 'api_key'}    paste the key, end with Ctrl-D;\n"
+        f"     name the file in {path}: provider.api_key_file: api_key\n"
+        f"  2. ingestor check{option}    says everything that is wrong, with line and column\n"
+        f"  3. ingestor run{option}\n"
+        "Without an account: ingestor demo"
+    )
+
+
+@config_app.command("show")
+def config_show(config: ConfigOption = None, output: OutputOption = Output.TEXT) -> None:
+    """Show the configuration as it is understood: file, environment and defaults; secrets as ***."""
+    from ingestor.config import render, render_yaml
+
+    loaded = load_config(config)
+    print_as(output, render(loaded), lambda: render_yaml(loaded))
+
+
+@config_app.command("schema")
+def config_schema(output: OutputOption = Output.JSON) -> None:
+    """Print the JSON Schema of config.yaml; as text, every key with its default and meaning."""
+    from ingestor.config import outline, schema
+
+    print_as(output, schema(), lambda: "\n".join(outline()))
+
+
+@service_app.command("print")
+def service_print() -> None:
+    """Print the systemd unit: ingestor service print | sudo tee /etc/systemd/system/ingestor.service"""
+    say(shipped("systemd/ingestor.service").rstrip())
