@@ -38,6 +38,10 @@ _decode = msgspec.msgpack.Decoder(list[Frame | Fact]).decode
 ChunkRow: TypeAlias = tuple[int, int, int, int, bytes]
 
 
+class DiskFull(SpoolFailed):
+    """There is no room for this write, and nothing of it was done. Free some and try the same again."""
+
+
 class SpoolUnreadable(SpoolFailed):
     """What is in the file is not what was written. Set it aside (never delete it) and begin a new spool."""
 
@@ -173,8 +177,11 @@ class ChunkFile:
             )
             self._db.execute("COMMIT")
         except sqlite3.Error as error:
-            # No retry on this handle: after a failed fsync the kernel may drop the pages and say yes the next time.
-            raise _translated(error, self.path) from error
+            failure = _translated(error, self.path)
+            if isinstance(failure, DiskFull) and self._db.in_transaction:
+                self._db.execute("ROLLBACK")
+            # Else no retry on this handle: after a failed fsync the kernel may drop the pages and say yes next time.
+            raise failure from error
         self.head = head
 
     def _forget(self, known: int, acked: int) -> int:
@@ -229,6 +236,8 @@ def _translated(error: sqlite3.Error, path: Path) -> SpoolFailed:
     code = getattr(error, "sqlite_errorcode", 0) & 0xFF
     if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
         return SpoolUnreadable(f"{path}: {error}")
+    if code == sqlite3.SQLITE_FULL:
+        return DiskFull(f"{path}: the disk is full")
     return SpoolFailed(
         f"{path}: {error}. Look at the disk (space, health, permissions); nothing after the last sync counts"
     )

@@ -17,7 +17,8 @@ from typing import NamedTuple, TypeAlias
 
 from ingestor.errors import SpoolFailed
 from ingestor.lock import Lock
-from ingestor.pipeline.chunks import ChunkFile, ChunkReader, SpoolUnreadable, pack
+from ingestor.pipeline.ballast import Ballast
+from ingestor.pipeline.chunks import ChunkFile, ChunkReader, ChunkRow, DiskFull, SpoolUnreadable, pack
 from ingestor.pipeline.entry import Entry, Fact, Frame
 
 CHUNK_ENTRIES = 1_000
@@ -25,6 +26,8 @@ CHUNK_BYTES = 1 << 20
 READ_BYTES = 8 << 20
 CONDEMNED = "condemned"  # the file that says so, in the spool's folder
 UNSYNCED_BYTES = 32 << 20  # what a power cut may take; more than this and reading pauses
+FULL_RETRY_SECONDS = 0.5
+FULL_PATIENCE_SECONDS = 5.0  # of a stop: what could not be synced by then was never received
 _ENTRY_OVERHEAD_BYTES = 120  # an entry's names, roughly: bounds need no exact figure
 
 
@@ -60,6 +63,7 @@ class Spool:
         self.set_aside: Path | None = None  # the unreadable spool that this one replaces
         self._file = self._open(folder / "spool.db")
         self._reader = ChunkReader(self._file.path)
+        self._ballast = Ballast(folder / "ballast")
         head = self._file.head
         self.spool_id = head.spool_id
         self.last_heartbeat_us = head.heartbeat_us  # of the run before this one
@@ -76,6 +80,8 @@ class Spool:
         self._progress = asyncio.Event()  # replaced at each sync: wakes all who wait for it
         self._arrived = threading.Condition()
         self._thread = threading.Thread(target=self._run, name="spool", daemon=True)
+        self._closing = threading.Event()
+        self._close_by = 0.0
         self._on_failure: Callable[[SpoolFailed], None] = lambda _: None
         self.failure: SpoolFailed | None = None
         self.synced_at = time.monotonic()  # when the thread last came round: the watchdog looks at it
@@ -150,6 +156,8 @@ class Spool:
     async def close(self) -> None:
         """Sync what is pending, stop the thread, release the lock."""
         self._hand_over()
+        self._close_by = time.monotonic() + FULL_PATIENCE_SECONDS
+        self._closing.set()
         self._queue.put(None)
         await asyncio.to_thread(self._thread.join)
         self._reader.close()
@@ -183,12 +191,8 @@ class Spool:
         chunks = [item for item in work if isinstance(item, _Chunk)]
         beats = [item for item in work if isinstance(item, _Beat)]
         names = [item.spool_id for item in work if isinstance(item, _Name)]
-        self._file.write(
-            [pack(chunk.first_seq, chunk.entries) for chunk in chunks],
-            acked=self.acked,
-            heartbeat=beats[-1] if beats else None,
-            spool_id=names[-1] if names else None,
-        )
+        rows = [pack(chunk.first_seq, chunk.entries) for chunk in chunks]
+        self._write(rows, beats[-1] if beats else None, names[-1] if names else None)
         self.synced_at = time.monotonic()
         with self._arrived:
             self.synced = self._file.head.next_seq - 1
@@ -196,6 +200,37 @@ class Spool:
             self._arrived.notify_all()
         self._loop.call_soon_threadsafe(self._synced, sum(chunk.size for chunk in chunks))
         return None not in work
+
+    def _write(self, rows: list[ChunkRow], beat: _Beat | None, spool_id: str | None) -> None:
+        """One durable transaction. On a full disk: drop the ballast, forget what was acknowledged, wait for room."""
+        while True:
+            try:
+                self._file.write(rows, acked=self.acked, heartbeat=beat, spool_id=spool_id)
+                break
+            except DiskFull:
+                self.synced_at = time.monotonic()
+                self._make_room()
+        if not self._ballast.held:
+            self._ballast.take_up()
+
+    def _make_room(self) -> None:
+        """Drop the ballast; if that was done before, wait for others to free some. Acknowledged chunks may go now."""
+        if self._ballast.held:
+            self._ballast.drop()
+        elif self._closing.wait(FULL_RETRY_SECONDS) and not self._patient():
+            raise SpoolFailed("the disk is still full: what was not synced is given up, as it was never received")
+        try:
+            self._file.write([], acked=self.acked)
+        except DiskFull:
+            pass  # the caller tries again
+
+    def _patient(self) -> bool:
+        time.sleep(FULL_RETRY_SECONDS)
+        return time.monotonic() < self._close_by
+
+    @property
+    def disk_full(self) -> bool:
+        return not self._ballast.held
 
     def _synced(self, size: int) -> None:
         self._unsynced_bytes -= size
