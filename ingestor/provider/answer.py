@@ -188,7 +188,8 @@ def reason(error: BaseException) -> str:
     """What failed, in words, from the innermost cause that has some: the outer ones quote URLs."""
     links = list(_chain(error))
     for link in links:
-        if isinstance(link, ssl.SSLCertVerificationError):
+        # aiohttp's own error is an instance too, without the words
+        if isinstance(link, ssl.SSLCertVerificationError) and hasattr(link, "verify_message"):
             return f"the server's certificate was not accepted: {link.verify_message}"
     for link in reversed(links):
         if isinstance(link, OSError) and link.strerror:

@@ -59,6 +59,15 @@ class Coverage:
         if later:
             self._record(Fact(kind, now, detail, state, tuple(later)))
 
+    def restate(self) -> None:
+        """Record every standing once more, as of now: one fact for each state."""
+        now = wall_us()
+        by_state: dict[State, list[SubscriptionKey]] = {}
+        for key, standing in self._standings.items():
+            by_state.setdefault(standing.state, []).append(key)
+        for state, keys in by_state.items():
+            self._record(Fact("restated", now, {"reason": "said again for a new instance"}, state, tuple(keys)))
+
     def _since(self, key: SubscriptionKey) -> int:
         standing = self._standings.get(key)
         return standing.since_us if standing else 0

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Literal
 
 from ingestor.config.model import Subscription
 from ingestor.errors import ConnectionFailed, ConnectionRefused, IngestorError, TokenRefused, TokenUnavailable
-from ingestor.pipeline.entry import Fact, SubscriptionKey
+from ingestor.pipeline.entry import Fact, State, SubscriptionKey
 from ingestor.provider.backoff import Backoff, chance
 from ingestor.provider.clock import boottime, wall_us
 from ingestor.provider.connection import Connection, Ended, Line, Sink, outside
@@ -54,6 +54,7 @@ class Surroundings:
     complaints: Counter[str]  # by event, counted here for all groups
     renewal: Literal["overlap", "reconnect"]
     silence_seconds: float
+    gate: asyncio.Event  # set: connections may be opened
 
 
 class Session:
@@ -141,9 +142,17 @@ class Group:
         self._around.coverage.change("pending", "pending", self.keys, self._detail(reason="not yet connected"))
         try:
             while True:
+                await self._around.gate.wait()
                 await self._once()
         finally:
             await self._stop()
+
+    async def hang_up(self, reason: str) -> None:
+        """Close what is open, since the spool is full; nothing is opened again before the gate is."""
+        for session in list(self._sessions):
+            await session.close("spool_full", reason)
+        if not self._sessions:
+            self._around.coverage.change("spool_full", "spool_full", self.keys, self._detail(reason=reason))
 
     async def _once(self) -> None:
         try:
@@ -156,9 +165,7 @@ class Group:
             return
         session = self._begin(connection)
         self._install(session)
-        ended = await self._serve(session)
-        if ended.cause != "renewed":
-            await asyncio.sleep(RECONNECT.full_jitter(self._failures, chance()))
+        await self._serve(session)
 
     async def _open(self) -> Connection:
         around = self._around
@@ -174,6 +181,9 @@ class Group:
         except ConnectionFailed:
             around.dialects.forget()
             raise
+        if not around.gate.is_set():  # closed while this one was on its way
+            await connection.close("spool_full", "the spool is full")
+            raise ConnectionFailed("the spool is full")
         around.record(Fact("connected", wall_us(), self._detail(connection=connection.id, dialect=dialect.value)))
         return connection
 
@@ -181,7 +191,8 @@ class Group:
         wait = self._next_wait()
         detail = self._detail(reason=outside(error), attempt=self._failures, retry_in_seconds=round(wait, 1))
         self._last_error = outside(error)
-        self._around.coverage.change("connect_failed", "disconnected", self.keys, detail)
+        if self._around.gate.is_set():
+            self._around.coverage.change("connect_failed", "disconnected", self.keys, detail)
         await asyncio.sleep(wait)
 
     def _next_wait(self) -> float:
@@ -219,43 +230,40 @@ class Group:
     def _missing(self, session: Session) -> list[Subscription]:
         return [one for one in self._subscriptions if one.key not in session.acknowledged]
 
-    async def _serve(self, session: Session) -> Ended:
-        """Hold the session until it ends; where it can, a successor takes over before."""
+    async def _serve(self, session: Session) -> None:
+        """Hold the session until it ends, or its successors do; where it can, a successor takes over before."""
         while True:
             await self._until_due(session)
             if not session.connection.alive:
-                return await self._lost(session)
+                await self._lost(session)
+                break
             if boottime() < self._due(session):
                 continue
             if not self._stale(session):
                 self._say_silent(session)
             if self._around.renewal == "reconnect":
                 await session.close("renewed", "closed first, as provider.renewal says")
-                return await self._lost(session)
-            session = await self._succeed(session)
+                await self._lost(session)
+                return
+            successor = await self._succeed(session)
+            if successor is None:
+                break
+            session = successor
+        await asyncio.sleep(RECONNECT.full_jitter(self._failures, chance()))
 
     async def _until_due(self, session: Session) -> None:
-        """Wait for the session's end, a new token, or the time to replace it."""
-        waits: list[asyncio.Future[Any]] = [
-            asyncio.ensure_future(session.connection.closed()),
-            asyncio.ensure_future(self._wake.wait()),
-        ]
-        if session.keeper is not None and not session.keeper.done():
-            waits.append(session.keeper)
-        try:
-            left = max(0.0, self._due(session) - boottime())
-            await asyncio.wait(waits, timeout=left, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            for wait in waits[:2]:
-                wait.cancel()
-            await asyncio.gather(*waits[:2], return_exceptions=True)
+        """Wait for the session's end, a new token, or the time to replace it. Raises what ended the asking."""
+        keeper = session.keeper
+        asking = [keeper] if keeper is not None and not keeper.done() else []
+        left = max(0.0, self._due(session) - boottime())
+        await _first(asking, session.connection.closed(), self._wake.wait(), seconds=left)
         self._wake.clear()
-        if session.keeper is not None and session.keeper.done():
-            session.keeper.result()
+        if keeper is not None and keeper.done():
+            keeper.result()
 
     def _stale(self, session: Session) -> bool:
-        current = self._around.tokens.current
-        return current is not None and current != session.connection.token
+        # Also if there is none at the moment: then the newest was refused, and a fresh one is to be had.
+        return self._around.tokens.current != session.connection.token
 
     def _due(self, session: Session) -> float:
         """Boottime at which this session needs a successor."""
@@ -268,43 +276,42 @@ class Group:
         detail = self._detail(connection=session.connection.id, reason=f"no data for {seconds} s; renewing")
         self._around.record(Fact("silent", wall_us(), detail))
 
-    async def _succeed(self, old: Session) -> Session:
+    async def _succeed(self, old: Session) -> Session | None:
         """Connect and subscribe anew first, then close the old: nothing is missed, and what comes twice is known.
 
-        Returns the session that counts from now on: the old one if there is no other.
+        Returns the session that counts from now on: the old one if there is no other, None if that has ended as well.
         """
+        attempt = asyncio.create_task(self._prepare(), name="successor")
         try:
-            new = self._begin(await self._open())
+            await _first([attempt], old.connection.closed())
+            if not old.connection.alive:
+                await self._lost(old)  # told at once, not when the attempt is over
+            new = await attempt
         except (ConnectionFailed, TokenRefused, TokenUnavailable) as error:
             self._put_off(error)
-            return old
-        await self._settled(new)
-        if not new.connection.alive:
-            await self._retire(new)
-            self._put_off(ConnectionFailed("the successor did not last"))
-            return old
-        self._retry_at = 0.0
-        if old.connection.alive:
-            self._install(new)
-            self._take_over(old, new)
-            await self._retire(old, "renewed", "its successor has taken over")
-        else:
-            await self._lost(old)
-            self._install(new)
-        self._failures = 0
+            return old if self._session is old else None
+        finally:
+            attempt.cancel()
+            await asyncio.gather(attempt, return_exceptions=True)
+        await self._hand_over(old, new)
         return new
 
-    async def _settled(self, session: Session) -> None:
-        ends: list[asyncio.Future[Any]] = [
-            asyncio.ensure_future(session.settled.wait()),
-            asyncio.ensure_future(session.connection.closed()),
-        ]
-        try:
-            await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            for end in ends:
-                end.cancel()
-            await asyncio.gather(*ends, return_exceptions=True)
+    async def _prepare(self) -> Session:
+        """A session that has been answered, while the other one still counts."""
+        session = self._begin(await self._open())
+        await _first([], session.settled.wait(), session.connection.closed())
+        if not session.connection.alive:
+            await self._retire(session)
+            raise ConnectionFailed("the successor did not last")
+        return session
+
+    async def _hand_over(self, old: Session, new: Session) -> None:
+        self._retry_at = 0.0
+        self._failures = 0
+        self._install(new)
+        if old in self._sessions:
+            self._take_over(old, new)
+            await self._retire(old, "renewed", "its successor has taken over")
 
     def _put_off(self, error: IngestorError) -> None:
         wait = self._next_wait()
@@ -313,8 +320,8 @@ class Group:
         self._last_error = outside(error)
         self._around.record(Fact("connect_failed", wall_us(), detail))
 
-    async def _lost(self, session: Session) -> Ended:
-        """State why and since when nothing is heard, and clear up."""
+    async def _lost(self, session: Session) -> None:
+        """State why and since when nothing is heard, and clear up. Raises what the sink raised, if that was the end."""
         connection = session.connection
         self._publish()
         self._session = None
@@ -325,8 +332,8 @@ class Group:
             await self._retire(session)
         self._count(connection, ended)
         detail = self._detail(connection=connection.id, cause=ended.cause, reason=ended.reason)
-        self._around.coverage.change("disconnected", "disconnected", self.keys, detail, connection.last_heard_us)
-        return ended
+        state: State = "spool_full" if ended.cause == "spool_full" else "disconnected"
+        self._around.coverage.change("disconnected", state, self.keys, detail, connection.last_heard_us)
 
     def _count(self, connection: Connection, ended: Ended) -> None:
         lived = boottime() - connection.opened_at if connection.opened_at is not None else 0.0
@@ -403,6 +410,17 @@ class Group:
             self._last_complaint = (fact.detail["text"], boottime())
             self._last_error = fact.detail["text"]
         self._around.record(fact)
+
+
+async def _first(tasks: list[asyncio.Task[Any]], *more: Coroutine[Any, Any, Any], seconds: float | None = None) -> None:
+    """Wait for one of them. ``tasks`` go on, the coroutines are ended; their outcomes are for others to look at."""
+    own = [asyncio.ensure_future(one) for one in more]
+    try:
+        await asyncio.wait([*tasks, *own], timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for one in own:
+            one.cancel()
+        await asyncio.gather(*own, return_exceptions=True)
 
 
 def _by_reason(refused: Mapping[SubscriptionKey, str]) -> dict[str, list[SubscriptionKey]]:

@@ -65,6 +65,8 @@ class Supervisor:
         self._coverage = Coverage(record)
         self._complaints: Counter[str] = Counter()
         self._tasks: list[asyncio.Task[None]] = []
+        self._gate = asyncio.Event()
+        self._gate.set()
         verification = tls(provider.ca_file) if urlsplit(provider.url).scheme == "https" else None
         around = Surroundings(
             tokens=tokens,
@@ -75,6 +77,7 @@ class Supervisor:
             complaints=self._complaints,
             renewal=provider.renewal,
             silence_seconds=provider.silence,
+            gate=self._gate,
         )
         self._groups = [
             Group(
@@ -106,6 +109,19 @@ class Supervisor:
             task.cancel()
         if self._tasks:
             await asyncio.wait(self._tasks)
+
+    async def hang_up(self, reason: str) -> None:
+        """The spool is full: close every connection, in state ``spool_full``, until ``resume``."""
+        self._gate.clear()
+        await asyncio.gather(*(group.hang_up(reason) for group in self._groups))
+
+    def resume(self) -> None:
+        """There is room again."""
+        self._gate.set()
+
+    def restate(self) -> None:
+        """Say again which state every subscription is in: whoever reads the facts begins anew."""
+        self._coverage.restate()
 
     def status(self) -> Status:
         """A snapshot."""

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
 from typing import Any
 
 import pytest
+from apscheduler.schedulers.asyncio import AsyncIOScheduler
 
 from ingestor.provider.clock import boottime
 from ingestor.provider.connection import Connection, Line
@@ -12,6 +14,7 @@ from ingestor.provider.dialect import Dialect
 from ingestor.provider.token import Token
 
 from .raw import Memory, RawServer
+from .web import WebServer
 
 TOKEN = "eyJhbGciOiJIUzI1NiJ9.eyJhcGkiOiJzZWNyZXQifQ.c2lnbmF0dXJlLW9mLXRoaXM"
 
@@ -35,6 +38,27 @@ async def raw_server() -> AsyncIterator[Callable[..., Any]]:
             return await running.enter_async_context(RawServer(*args, **settings))
 
         yield make
+
+
+@pytest.fixture
+async def web_server() -> AsyncIterator[Callable[..., Any]]:
+    """`await web_server(reply, …)`: a running HTTP server that says what it is told to."""
+    async with AsyncExitStack() as running:
+
+        async def make(*args: Any, **settings: Any) -> WebServer:
+            return await running.enter_async_context(WebServer(*args, **settings))
+
+        yield make
+
+
+@pytest.fixture
+async def scheduler() -> AsyncIterator[AsyncIOScheduler]:
+    """The service's, running."""
+    made = AsyncIOScheduler()
+    made.start()
+    yield made
+    made.shutdown(wait=False)
+    await asyncio.sleep(0)  # it shuts down in the loop's next step
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import ssl
 from collections.abc import Awaitable, Callable
 from typing import Any, Self
 
@@ -95,7 +96,9 @@ class RawServer:
         ping_timeout_seconds: float = 20,
         status: int | None = None,
         headers: dict[str, str] | None = None,
+        tls: ssl.SSLContext | None = None,
     ) -> None:
+        self._tls = tls
         self.visitors: list[Visitor] = []
         self.probes = 0
         self.status = status  # answers every websocket with this instead
@@ -115,11 +118,12 @@ class RawServer:
     async def __aenter__(self) -> Self:
         app = web.Application()
         app.router.add_get("/socket.io/", self._serve)
+        app.router.add_post("/jwt", self._login)
         self._runner = web.AppRunner(app, shutdown_timeout=0.1, max_line_size=65536)
         await self._runner.setup()
-        site = web.TCPSite(self._runner, "127.0.0.1", 0)
+        site = web.TCPSite(self._runner, "127.0.0.1", 0, ssl_context=self._tls)
         await site.start()
-        self.url = f"http://127.0.0.1:{self._runner.addresses[0][1]}"
+        self.url = f"{'https' if self._tls else 'http'}://127.0.0.1:{self._runner.addresses[0][1]}"
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -135,6 +139,9 @@ class RawServer:
                 await asyncio.sleep(0.005)
         return self.visitors[number - 1]
 
+    async def _login(self, _: web.Request) -> web.Response:
+        return web.json_response({"token": "any"})
+
     async def _serve(self, request: web.Request) -> web.StreamResponse:
         if request.query.get("transport") == "polling":
             self.probes += 1
@@ -149,7 +156,7 @@ class RawServer:
         listening = asyncio.create_task(visitor.listen())
         try:
             if self.greets:
-                await self._greet(visitor)
+                await self.greet(visitor)
             if self._talk is not None:
                 await self._talk(visitor)
             await visitor.gone.wait()
@@ -160,7 +167,8 @@ class RawServer:
             await asyncio.gather(listening, return_exceptions=True)
         return socket
 
-    async def _greet(self, visitor: Visitor) -> None:
+    async def greet(self, visitor: Visitor) -> None:
+        """OPEN and CONNECT as this generation has them."""
         await visitor.say(f"0{self._open}")
         if self._generation == "3":
             await visitor.say("40")

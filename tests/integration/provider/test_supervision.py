@@ -1,0 +1,457 @@
+"""What the supervisor makes of every fault, against the simulator: states, reconnects, renewals, and no frame lost."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import pytest
+from pydantic import SecretStr
+
+from ingestor.config.model import Provider, Subscription
+from ingestor.errors import SpoolFailed
+from ingestor.provider import client, connection, group, token
+from ingestor.provider.backoff import Backoff
+from ingestor.provider.simulator import Simulator
+from ingestor.provider.simulator.http import Fault
+from ingestor.provider.supervisor import Supervisor
+from ingestor.provider.token import TokenSupply
+
+from .raw import Memory
+
+CROWD = "/real-time/crowd-sentiment"
+AAPL = Subscription(CROWD, "get", {"ticker": "AAPL"})
+TSLA = Subscription(CROWD, "get", {"ticker": "TSLA"})
+BUZZ = Subscription("/real-time/tweet-buzz", "get", {"ticker": "AAPL"})
+Run = Callable[..., Awaitable["Running"]]
+
+
+class Running:
+    """A supervisor at work, and what it has told."""
+
+    def __init__(self, supervisor: Supervisor, tokens: TokenSupply, memory: Memory) -> None:
+        self.supervisor = supervisor
+        self.tokens = tokens
+        self.memory = memory
+        self.task = asyncio.create_task(supervisor.run())
+
+    def states(self, one: Subscription) -> list[str]:
+        """Every state the subscription was in, in order."""
+        return [str(fact.state) for fact in self.memory.facts() if fact.state and one.key in fact.subscriptions]
+
+    def in_state(self, state: str, *subscriptions: Subscription) -> bool:
+        return all(self.states(one)[-1:] == [state] for one in subscriptions)
+
+    async def until(self, state: str, *subscriptions: Subscription) -> None:
+        await self.memory.until(lambda: self.in_state(state, *subscriptions))
+
+    async def stop(self) -> None:
+        await self.supervisor.stop()
+        await asyncio.gather(self.task, return_exceptions=True)
+        await self.tokens.close()
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(group, "RECONNECT", Backoff(first_seconds=0.05, cap_seconds=0.2))
+    monkeypatch.setattr(group, "RESUBSCRIBE", Backoff(first_seconds=0.1, cap_seconds=0.2))
+    monkeypatch.setattr(token, "UNAVAILABLE", Backoff(first_seconds=0.1, cap_seconds=0.2))
+    monkeypatch.setattr(token, "REFUSED", Backoff(first_seconds=0.1, cap_seconds=0.2))
+    monkeypatch.setattr(connection, "ACK_SECONDS", 0.3)
+
+
+@pytest.fixture
+async def run(scheduler: Any, memory: Memory) -> AsyncIterator[Run]:
+    """`await run(url, api_key, subscriptions, **provider_settings)`"""
+    started: list[Running] = []
+
+    async def start(url: str, api_key: str, subscriptions: list[Subscription], **settings: Any) -> Running:
+        provider = Provider.model_validate({"url": url, **settings})
+        tokens = TokenSupply(f"{url}/jwt", SecretStr(api_key), provider.token, scheduler, spacing_seconds=0.05)
+        started.append(Running(Supervisor(provider, subscriptions, tokens, memory, memory.append), tokens, memory))
+        return started[-1]
+
+    yield start
+    for one in started:
+        await one.stop()
+
+
+async def run_simulated(run: Run, simulator: Simulator, *subscriptions: Subscription, **settings: Any) -> Running:
+    running = await run(simulator.url, simulator.api_key, list(subscriptions), **settings)
+    await running.until("live", *subscriptions)
+    return running
+
+
+# --- the ordinary day ---
+
+
+async def test_every_subscription_goes_from_pending_to_live_to_stopped(run: Run, simulator: Simulator) -> None:
+    running = await run_simulated(run, simulator, AAPL, TSLA, BUZZ)
+    await running.supervisor.stop()
+    for one in (AAPL, TSLA, BUZZ):
+        assert running.states(one) == ["pending", "live", "stopped"]
+    assert simulator.logins == 1
+    assert simulator.handshakes == 2
+
+
+async def test_acknowledgements_that_come_together_make_one_fact_and_none_claims_to_be_live_too_early(
+    run: Run, simulator: Simulator, memory: Memory
+) -> None:
+    await run_simulated(run, simulator, AAPL, TSLA)
+    (fact,) = memory.facts("subscribed")
+    (connected,) = memory.facts("connected")
+    assert set(fact.subscriptions) == {AAPL.key, TSLA.key}
+    assert fact.since_us is not None
+    assert connected.at_us < fact.since_us <= fact.at_us
+
+
+async def test_a_stop_counts_from_the_last_byte_heard(run: Run, simulator: Simulator, memory: Memory) -> None:
+    running = await run_simulated(run, simulator, AAPL)
+    await memory.until(lambda: len(memory.frames) > 5)
+    await running.supervisor.stop()
+    (stopped,) = memory.facts("stopped")
+    assert stopped.since_us == memory.frames[-1].received_us
+
+
+async def test_frames_carry_the_path_and_params_of_their_connection(
+    run: Run, simulator: Simulator, memory: Memory
+) -> None:
+    special = Subscription(CROWD, "get", {"ticker": "AAPL", "period": "30"})
+    await run_simulated(run, simulator, AAPL, special, BUZZ)
+    await memory.until(lambda: len({(frame.path, frame.params) for frame in memory.frames}) == 3)
+    assert {(frame.path, frame.params) for frame in memory.frames} == {
+        (CROWD, "{}"),
+        (CROWD, '{"period":"30"}'),
+        (BUZZ.path, "{}"),
+    }
+
+
+async def test_the_status_says_who_is_connected_and_who_is_live(run: Run, simulator: Simulator, memory: Memory) -> None:
+    running = await run_simulated(run, simulator, AAPL, BUZZ)
+    await memory.until(lambda: len(memory.frames) > 3)
+    status = running.supervisor.status()
+    assert [one.path for one in status.groups] == [CROWD, BUZZ.path]
+    for one in status.groups:
+        assert one.connected
+        assert len(one.connection_id) == 12
+        assert (one.dialect, one.last_error, dict(one.reconnects)) == ("4", "", {})
+    assert sum(one.frames for one in status.groups) == len(memory.frames)
+    assert max(one.last_frame_us or 0 for one in status.groups) == memory.frames[-1].received_us
+    assert {key: standing.state for key, standing in status.subscriptions.items()} == {
+        AAPL.key: "live",
+        BUZZ.key: "live",
+    }
+    await running.supervisor.stop()
+    after = running.supervisor.status()
+    assert sum(one.frames for one in after.groups) == len(memory.frames)
+    assert not any(one.connected for one in after.groups)
+
+
+# --- connections that end ---
+
+
+@pytest.mark.parametrize(
+    ("end", "cause"),
+    [
+        pytest.param(lambda simulator: simulator.kick(), "kicked", id="41"),
+        pytest.param(lambda simulator: simulator.close_transport(), "closed", id="1"),
+        pytest.param(lambda simulator: simulator.close_transport("reset"), "lost", id="RST"),
+    ],
+)
+async def test_after_every_end_all_are_subscribed_again_and_the_gap_is_known(
+    run: Run,
+    simulator: Simulator,
+    memory: Memory,
+    end: Callable[[Simulator], Awaitable[None]],
+    cause: str,
+) -> None:
+    running = await run_simulated(run, simulator, AAPL, TSLA)
+    await memory.until(lambda: memory.frames)
+    await end(simulator)
+    await memory.until(lambda: memory.facts("disconnected"))
+    await running.until("live", AAPL, TSLA)
+    (lost,) = memory.facts("disconnected")
+    first_id = memory.facts("connected")[0].detail["connection"]
+    last = max(frame.received_us for frame in memory.frames if frame.connection_id == first_id)
+    assert lost.detail["cause"] == cause
+    assert lost.since_us is not None
+    assert last <= lost.since_us <= lost.at_us
+    assert running.states(AAPL) == ["pending", "live", "disconnected", "pending", "live"]
+    assert dict(running.supervisor.status().groups[0].reconnects) == {cause: 1}
+
+
+async def test_a_server_that_restarts_is_found_again(run: Run, simulator: Simulator, memory: Memory) -> None:
+    running = await run_simulated(run, simulator, AAPL)
+    await simulator.stop()
+    await memory.until(lambda: len(memory.facts("connect_failed")) >= 2)
+    assert all("connection refused" in fact.detail["reason"] for fact in memory.facts("connect_failed")[1:])
+    await simulator.start()
+    await running.until("live", AAPL)
+    states = running.states(AAPL)
+    assert states == ["pending", "live", "disconnected", "pending", "live"], "a failed try changes no state"
+
+
+async def test_a_server_that_kicks_at_once_is_left_alone_for_longer_each_time(
+    run: Run, raw_server: Any, memory: Memory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(group, "RECONNECT", Backoff(first_seconds=0.01, cap_seconds=60))
+    failures: list[int] = []
+    monkeypatch.setattr(Backoff, "full_jitter", lambda self, count, _: failures.append(count) or 0.0)  # type: ignore[func-returns-value]
+    server = await raw_server(lambda visitor: visitor.say("41"))
+    await run(server.url, "key", [AAPL], protocol="4")
+    await memory.until(lambda: len(memory.facts("disconnected", "connect_failed")) >= 4)
+    assert failures[:4] == [1, 2, 3, 4]
+
+
+async def test_a_half_open_connection_is_noticed_and_its_gap_begins_with_the_last_byte(
+    run: Run, make_simulator: Any, memory: Memory, tcp_proxy: Any
+) -> None:
+    simulator = await make_simulator(ping_interval_seconds=1, ping_timeout_seconds=1)
+    proxy = await tcp_proxy(simulator.url)
+    running = await run(proxy.url, simulator.api_key, [AAPL])
+    await running.until("live", AAPL)
+    proxy.half_open = True
+    await memory.until(lambda: memory.facts("disconnected"))
+    (lost,) = memory.facts("disconnected")
+    assert lost.detail["cause"] == "mute"
+    assert lost.since_us is not None
+    assert lost.at_us - lost.since_us > 1_900_000
+    assert lost.since_us >= memory.frames[-1].received_us
+    proxy.half_open = False
+    proxy.cut()
+    await running.until("live", AAPL)
+
+
+# --- subscriptions that are not confirmed ---
+
+
+async def test_a_refused_subscription_is_asked_for_again_on_the_same_connection(
+    run: Run, simulator: Simulator, memory: Memory
+) -> None:
+    simulator.refuse("TSLA", "not yours")
+    running = await run(simulator.url, simulator.api_key, [AAPL, TSLA])
+    await running.until("live", AAPL)
+    await running.until("refused", TSLA)
+    (refused,) = memory.facts("refused")
+    assert "not yours" in refused.detail["reason"]
+    simulator.allow("TSLA")
+    await running.until("live", TSLA)
+    assert len(memory.facts("connected")) == 1
+    assert running.states(AAPL) == ["pending", "live"]
+    assert running.states(TSLA) == ["pending", "refused", "live"]
+
+
+async def test_a_subscription_that_is_never_answered_stays_pending_and_is_asked_for_again(
+    run: Run, simulator: Simulator, memory: Memory
+) -> None:
+    simulator.unanswered.add("TSLA")
+    running = await run(simulator.url, simulator.api_key, [AAPL, TSLA])
+    await running.until("live", AAPL)
+    await asyncio.sleep(0.5)
+    assert running.in_state("pending", TSLA)
+    simulator.unanswered.clear()
+    await running.until("live", TSLA)
+    assert len(memory.facts("connected")) == 1
+
+
+async def test_errors_that_the_provider_reports_are_recorded_once_and_counted_always(
+    run: Run, simulator: Simulator, memory: Memory
+) -> None:
+    running = await run_simulated(run, simulator, AAPL)
+    for _ in range(3):
+        await simulator.send_event("err", {"type": "api_error", "message": "overloaded"})
+    await simulator.send_event("error", {"message": "other"})
+    await memory.until(lambda: dict(running.supervisor.status().complaints) == {"err": 3, "error": 1}, seconds=5)
+    assert [fact.detail["text"] for fact in memory.facts("provider_error")] == ["api_error: overloaded", "other"]
+    assert running.in_state("live", AAPL)
+
+
+# --- tokens ---
+
+
+async def test_a_token_that_is_refused_is_replaced_by_one_fresh_one(
+    run: Run, simulator: Simulator, memory: Memory
+) -> None:
+    running = await run_simulated(run, simulator, AAPL)
+    simulator.refusal = "token revoked"
+    await simulator.kick()
+    await memory.until(lambda: memory.facts("connect_failed"))
+    simulator.refusal = None
+    await running.until("live", AAPL)
+    assert "token revoked" in memory.facts("connect_failed")[0].detail["reason"]
+    assert simulator.logins >= 2
+
+
+async def test_without_a_token_the_subscriptions_say_so(run: Run, simulator: Simulator, memory: Memory) -> None:
+    simulator.login_fault = Fault(status=503)
+    running = await run(simulator.url, simulator.api_key, [AAPL, BUZZ])
+    await running.until("token_failed", AAPL, BUZZ)
+    first = memory.facts("token_failed")[0]
+    assert set(first.subscriptions) == {AAPL.key, BUZZ.key}
+    assert "503" in first.detail["reason"]
+    await memory.until(lambda: len(memory.facts("token_failed")) >= 3)
+    assert running.states(AAPL) == ["pending", "token_failed"], "the same failure again is a fact, but no new state"
+    simulator.login_fault = None
+    await running.until("live", AAPL, BUZZ)
+
+
+async def test_a_failed_renewal_leaves_a_live_connection_alone(run: Run, make_simulator: Any, memory: Memory) -> None:
+    simulator = await make_simulator(token_lifetime_seconds=1)
+    running = await run_simulated(run, simulator, AAPL)
+    simulator.login_fault = Fault(status=503)
+    await memory.until(lambda: memory.facts("token_failed"))
+    assert memory.facts("token_failed")[0].state is None
+    assert running.in_state("live", AAPL)
+
+
+async def test_a_renewal_by_overlap_has_no_gap_and_loses_no_frame(
+    run: Run, make_simulator: Any, memory: Memory
+) -> None:
+    simulator = await make_simulator(token_lifetime_seconds=2, kick_expired=True)
+    running = await run_simulated(run, simulator, AAPL, TSLA)
+    await memory.until(lambda: len(memory.facts("connected")) >= 4)
+    await running.supervisor.stop()
+    assert running.states(AAPL) == ["pending", "live", "stopped"]
+    assert memory.facts("disconnected", "connect_failed") == []
+    received = [json.dumps(json.loads(text[2:])) for text in memory.texts]
+    sent = [json.dumps([emission.event, emission.rows]) for emission in simulator.emitted]
+    until_stopped = sent[: len(sent) - sent[::-1].index(received[-1])]
+    assert set(until_stopped) - set(received) == set()
+
+
+async def test_a_renewal_by_reconnect_closes_first_and_says_so(run: Run, make_simulator: Any, memory: Memory) -> None:
+    simulator = await make_simulator(token_lifetime_seconds=2)
+    running = await run_simulated(run, simulator, AAPL, renewal="reconnect")
+    await memory.until(lambda: len(memory.facts("connected")) >= 2)
+    await running.until("live", AAPL)
+    assert memory.facts("disconnected")[0].detail["cause"] == "renewed"
+    assert running.states(AAPL) == ["pending", "live", "disconnected", "pending", "live"]
+
+
+async def test_a_successor_that_cannot_be_had_leaves_the_old_connection_in_place(
+    run: Run, make_simulator: Any, memory: Memory
+) -> None:
+    simulator = await make_simulator(token_lifetime_seconds=2)
+    running = await run_simulated(run, simulator, AAPL)
+    simulator.refusal = "no more connections"
+    await memory.until(lambda: memory.facts("connect_failed"))
+    seen = len(memory.frames)
+    await memory.until(lambda: len(memory.frames) > seen + 5)
+    assert running.in_state("live", AAPL)
+    simulator.refusal = None
+    await memory.until(lambda: len(memory.facts("connected")) >= 2)
+    assert running.states(AAPL) == ["pending", "live"]
+
+
+async def test_an_end_while_the_successor_is_on_its_way_is_told_at_once(
+    run: Run, raw_server: Any, memory: Memory
+) -> None:
+    server = await raw_server(lambda visitor: visitor.acknowledge())
+    running = await run(server.url, "key", [AAPL], protocol="4", token={"lifetime": "2s", "renew_before": "1s"})
+    await running.until("live", AAPL)
+    server.greets = False
+    second = await server.visitor(2)
+    server.visitors[0].cut()
+    await running.until("disconnected", AAPL)
+    await server.greet(second)
+    await running.until("live", AAPL)
+    assert running.states(AAPL) == ["pending", "live", "disconnected", "live"]
+
+
+async def test_what_the_successor_was_not_confirmed_is_pending_again(
+    run: Run, make_simulator: Any, memory: Memory
+) -> None:
+    simulator = await make_simulator(token_lifetime_seconds=2)
+    running = await run_simulated(run, simulator, AAPL, TSLA)
+    simulator.unanswered.add("TSLA")
+    await running.until("pending", TSLA)
+    simulator.unanswered.clear()
+    await running.until("live", TSLA)
+    assert running.states(AAPL) == ["pending", "live"]
+
+
+async def test_a_connection_without_data_is_renewed_though_it_pings(
+    run: Run, simulator: Simulator, memory: Memory
+) -> None:
+    running = await run_simulated(run, simulator, AAPL, silence="500ms")
+    simulator.mute("AAPL")
+    await memory.until(lambda: len(memory.facts("silent")) >= 2)
+    assert len(memory.facts("connected")) >= 2
+    assert "no data" in memory.facts("silent")[0].detail["reason"]
+    assert running.states(AAPL) == ["pending", "live"]
+
+
+async def test_empty_lists_are_data_and_no_silence(run: Run, simulator: Simulator, memory: Memory) -> None:
+    await run_simulated(run, simulator, AAPL, silence="500ms")
+    simulator.quiet.add("AAPL")
+    await asyncio.sleep(1.2)
+    assert memory.facts("silent") == []
+
+
+# --- a full spool ---
+
+
+async def test_a_full_spool_closes_every_connection_until_there_is_room(
+    run: Run, simulator: Simulator, memory: Memory
+) -> None:
+    running = await run_simulated(run, simulator, AAPL, BUZZ)
+    await running.supervisor.hang_up("the spool is full")
+    await running.until("spool_full", AAPL, BUZZ)
+    seen = len(memory.frames)
+    await asyncio.sleep(0.4)
+    assert len(memory.frames) == seen
+    assert simulator.connections == []
+    running.supervisor.resume()
+    await running.until("live", AAPL, BUZZ)
+    assert running.states(AAPL) == ["pending", "live", "spool_full", "pending", "live"]
+    assert {fact.detail["cause"] for fact in memory.facts("disconnected")} == {"spool_full"}
+
+
+async def test_a_connection_that_was_on_its_way_when_the_spool_filled_is_not_used(
+    run: Run, raw_server: Any, memory: Memory
+) -> None:
+    server = await raw_server(lambda visitor: visitor.acknowledge(), greets=False)
+    running = await run(server.url, "key", [AAPL], protocol="4")
+    visitor = await server.visitor()
+    await running.supervisor.hang_up("the spool is full")
+    await server.greet(visitor)
+    async with asyncio.timeout(5):
+        await visitor.gone.wait()
+    assert visitor.asked("subscribe") == []
+    assert running.states(AAPL) == ["pending", "spool_full"]
+    server.greets = True
+    running.supervisor.resume()
+    await running.until("live", AAPL)
+
+
+# --- the end, and the unknown ---
+
+
+async def test_a_spool_that_fails_ends_the_supervisor_with_its_error(
+    run: Run, simulator: Simulator, memory: Memory
+) -> None:
+    running = await run_simulated(run, simulator, AAPL, BUZZ)
+    memory.fault = SpoolFailed("disk gone")
+    with pytest.raises(SpoolFailed):
+        async with asyncio.timeout(5):
+            await running.task
+
+
+async def test_stopping_while_connecting_is_quick_and_leaves_nothing(run: Run, raw_server: Any, memory: Memory) -> None:
+    server = await raw_server(greets=False)
+    running = await run(server.url, "key", [AAPL], protocol="4")
+    await server.visitor()
+    async with asyncio.timeout(2):
+        await running.supervisor.stop()
+    assert running.states(AAPL) == ["pending", "stopped"]
+
+
+async def test_an_untested_release_of_the_library_is_told(
+    run: Run, simulator: Simulator, memory: Memory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(client, "TESTED_SOCKETIO", ("0.0.",))
+    await run_simulated(run, simulator, AAPL)
+    assert memory.facts("plain_client")
+    await memory.until(lambda: len(memory.frames) > 5)
