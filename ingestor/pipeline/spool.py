@@ -79,6 +79,7 @@ class Spool:
         self._queue: SimpleQueue[_Work] = SimpleQueue()
         self._progress = asyncio.Event()  # replaced at each sync: wakes all who wait for it
         self._arrived = threading.Condition()
+        self._woken = False
         self._thread = threading.Thread(target=self._run, name="spool", daemon=True)
         self._closing = threading.Event()
         self._close_by = 0.0
@@ -244,13 +245,16 @@ class Spool:
     # -- the writer's side
 
     def wait(self, after: int, timeout_seconds: float) -> bool:
-        """Block until an entry past ``after`` is durable, or the time is up. Say whether there is one."""
+        """Block until an entry past ``after`` is durable, the time is up, or ``wake``. Say whether there is one."""
         with self._arrived:
-            return self._arrived.wait_for(lambda: self.synced > after, timeout_seconds)
+            self._arrived.wait_for(lambda: self._woken or self.synced > after, timeout_seconds)
+            self._woken = False
+            return self.synced > after
 
     def wake(self) -> None:
-        """Let ``wait`` look again: the writer is wanted elsewhere."""
+        """End the ``wait`` under way, or else the next one: the writer is wanted elsewhere."""
         with self._arrived:
+            self._woken = True
             self._arrived.notify_all()
 
     def read(self, after: int, *, max_entries: int) -> list[Entry]:

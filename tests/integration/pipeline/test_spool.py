@@ -90,6 +90,14 @@ async def test_too_much_unsynced_asks_the_reader_to_pause(tmp_path: Path) -> Non
         assert not spool.congested
 
 
+async def test_who_waits_for_entries_can_be_called_away(tmp_path: Path) -> None:
+    async with opened(tmp_path) as spool:
+        waiting = asyncio.create_task(asyncio.to_thread(spool.wait, 0, 5))
+        await asyncio.sleep(0.05)
+        spool.wake()
+        assert await asyncio.wait_for(waiting, 2) is False
+
+
 async def test_a_heartbeat_says_up_to_where_all_was_received(tmp_path: Path) -> None:
     async with opened(tmp_path) as spool:
         spool.append(fact())
