@@ -33,6 +33,7 @@ from ingestor.pipeline.batch import BatchPolicy
 from ingestor.pipeline.chunks import SpoolUnreadable
 from ingestor.pipeline.decode import Decoder
 from ingestor.pipeline.entry import Fact
+from ingestor.pipeline.limits import Fill, fill
 from ingestor.pipeline.spool import Spool
 from ingestor.pipeline.writer import Writer
 from ingestor.provider import catalog
@@ -45,6 +46,7 @@ from ingestor.store.engine import connect, sqlite_path, translated
 
 HEARTBEAT_SECONDS = 5.0
 DRAIN_SECONDS = 10.0
+SPOOL_LOOK_SECONDS = 0.25
 CLOCK_STEP_SECONDS = 1.0  # slewing moves a clock by half a millisecond a second: this is no slew
 
 log = logging.getLogger(__name__)
@@ -169,6 +171,7 @@ class Service:
         self._start(self._supervisor.run(), "supervisor")
         self._start(self._beat(), "heartbeat")
         self._start(self._watch_clock(), "clock")
+        self._start(self._watch_spool(), "spool level")
         seconds = watchdog_seconds()
         if seconds:
             self._start(feed_watchdog(self._systemd, seconds, lambda: healthy(self.status()).ok), "watchdog")
@@ -254,6 +257,7 @@ class Service:
         reason = f"the database's position {position} does not fit the spool: one of them is an older copy"
         detail = {"reason": reason, "position": position, "first_seq": self._spool.first_seq()}
         self._loop.call_soon_threadsafe(self._record, Fact("lost", wall_us(), detail))
+        self._loop.call_soon_threadsafe(self._supervisor.restate)
 
     async def _beat(self) -> None:
         while True:
@@ -269,6 +273,25 @@ class Service:
             if abs(step) >= CLOCK_STEP_SECONDS:
                 self._record(Fact("clock_stepped", wall_us(), {"seconds": round(step, 3)}))
                 self._tokens.rearm()
+
+    async def _watch_spool(self) -> None:
+        """Warn while it fills; when it is full close the connections on purpose, rather than drop what comes."""
+        level = Fill.FINE
+        while True:
+            before, used = level, 100 * self._spool.live_bytes / self._spool.max_bytes
+            level = fill(before, used_percent=used, disk_full=self._spool.disk_full)
+            if level is not before:
+                await self._on_fill(before, level, round(used, 1))
+            await asyncio.sleep(SPOOL_LOOK_SECONDS)
+
+    async def _on_fill(self, before: Fill, level: Fill, used_percent: float) -> None:
+        what = "the disk under the spool is full" if self._spool.disk_full else "the spool fills"
+        detail = {"reason": what, "level": level.name.lower(), "used_percent": used_percent}
+        self._record(Fact("spool_full" if level is Fill.FULL else "spool_level", wall_us(), detail))
+        if level is Fill.FULL:
+            await self._supervisor.hang_up(what)
+        elif before is Fill.FULL:
+            self._supervisor.resume()
 
     def status(self) -> Status:
         """The daemon now. Called in the loop, once ``run`` has begun."""

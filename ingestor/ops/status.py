@@ -28,6 +28,7 @@ _SEVERITY: dict[str, Severity] = {
     "paused": "warning",
     "clock_stepped": "warning",
     "crashed": "warning",
+    "spool_level": "warning",
     "spool_full": "error",
     "lost": "error",
 }

@@ -1,0 +1,90 @@
+"""The socket through which commands ask the running daemon: one JSON object a line, one answer each.
+
+It lies in the spool's folder, which is nobody else's, and is 0600 besides.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import socket
+from collections.abc import Awaitable, Callable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, TypeAlias
+
+from ingestor.errors import IngestorError
+
+NAME = "control.sock"
+LINE_BYTES = 1 << 20
+ANSWER_SECONDS = 60.0
+
+Answer: TypeAlias = dict[str, Any]
+Handler: TypeAlias = Callable[[dict[str, Any]], Awaitable[Answer]]
+
+
+class ControlFailed(IngestorError):
+    """The daemon is there, and cannot do what was asked; the message is its own."""
+
+    exit_code = 69
+
+
+class Control:
+    """The daemon's end, for as long as the block lasts. ``handlers`` by the word that stands in ``do``."""
+
+    def __init__(self, folder: Path, handlers: Mapping[str, Handler]) -> None:
+        self._path = folder / NAME
+        self._handlers = handlers
+
+    async def __aenter__(self) -> Control:
+        self._path.unlink(missing_ok=True)  # of a run that was killed; the spool's lock is ours
+        mask = os.umask(0o177)
+        try:
+            self._server = await asyncio.start_unix_server(self._serve, self._path, limit=LINE_BYTES)
+        finally:
+            os.umask(mask)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._server.close()
+        self._path.unlink(missing_ok=True)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            line = await asyncio.wait_for(reader.readline(), ANSWER_SECONDS)
+            writer.write(json.dumps(await self._answer(line)).encode() + b"\n")
+            await writer.drain()
+        except (OSError, ValueError, TimeoutError):
+            pass  # whoever asked has gone, or asked for more than a line
+        finally:
+            writer.close()
+
+    async def _answer(self, line: bytes) -> Answer:
+        try:
+            asked = json.loads(line)
+            handler = self._handlers[asked["do"]]
+        except (ValueError, KeyError, TypeError):
+            return {"error": f"unknown request; this daemon knows: {', '.join(self._handlers)}"}
+        try:
+            return await handler(asked)
+        except IngestorError as error:
+            return {"error": str(error)}
+
+
+def ask(folder: Path, do: str, **more: Any) -> Answer | None:
+    """What the daemon answers; None if there is none. Raises ControlFailed with the daemon's own words."""
+    with socket.socket(socket.AF_UNIX) as line:
+        line.settimeout(ANSWER_SECONDS)
+        try:
+            line.connect(str(folder / NAME))
+        except (FileNotFoundError, ConnectionRefusedError):
+            return None
+        line.sendall(json.dumps({"do": do, **more}).encode() + b"\n")
+        with line.makefile() as answers:
+            answer: Answer = json.loads(answers.readline() or '{"error": "the daemon hung up"}')
+    if "error" in answer:
+        raise ControlFailed(answer["error"])
+    return answer
