@@ -6,16 +6,20 @@ import json
 
 from ingestor.pipeline.decode import Decoder
 from ingestor.pipeline.entry import Entry, Fact, Frame, SubscriptionKey
+from ingestor.pipeline.known import KnownValues
 from ingestor.store.batch import Batch, DeadLetter, Event, Payload, Row, Subscription, Transition
 
 
 class Assembly:
     """A batch in the making: entries in seq order go in one by one."""
 
-    def __init__(self, first_seq: int, decoder: Decoder, *, keep_payloads: bool = True) -> None:
+    def __init__(
+        self, first_seq: int, decoder: Decoder, known: KnownValues | None = None, *, keep_payloads: bool = True
+    ) -> None:
         self.batch = Batch(first_seq=first_seq, last_seq=first_seq - 1)
         self.units = 0  # rows and entries: what bounds a batch
         self._decoder = decoder
+        self._known = known or KnownValues()
         self._keep_payloads = keep_payloads
 
     def add(self, entry: Entry) -> None:
@@ -31,10 +35,14 @@ class Assembly:
         batch = self.batch
         batch.frames += 1
         published_us, received_us, source = decoded.published_us, frame.received_us, frame.source
-        batch.rows += [
+        knows = self._known.knows
+        news = [
             Row(series, ts_us, value, published_us, received_us, source, seq, index)
             for series, ts_us, value, index in decoded.observations
+            if not knows(series, ts_us, value)
         ]
+        batch.rows += news
+        batch.known_rows += len(decoded.observations) - len(news)
         batch.dead += [
             DeadLetter(seq, dead.row_index, received_us, "decode", dead.reason, dead.detail, storable(dead.body))
             for dead in decoded.dead
@@ -54,7 +62,7 @@ class Assembly:
                     storable(decoded.body),
                 )
             )
-        self.units += 1 + len(decoded.observations)
+        self.units += 1 + len(news)
 
     def _add_fact(self, seq: int, fact: Fact) -> None:
         batch = self.batch

@@ -15,6 +15,7 @@ from ingestor.pipeline.assemble import Assembly
 from ingestor.pipeline.batch import BatchPolicy
 from ingestor.pipeline.decode import Decoder
 from ingestor.pipeline.entry import Entry, Frame
+from ingestor.pipeline.known import KnownValues
 from ingestor.pipeline.spool import Spool
 from ingestor.store.batch import Batch, Written
 from ingestor.store.database import Database, Instance
@@ -70,6 +71,7 @@ class Writer:
         self._on_lost = on_lost
         self._waiting: deque[Entry] = deque()  # read, not yet in a batch
         self._published_us = 0
+        self._known = KnownValues()
         self._stop = threading.Event()
         self._draining = threading.Event()
         self.status = WriterStatus()
@@ -110,7 +112,7 @@ class Writer:
 
     def _gather(self) -> Assembly:
         """Entries until the batch is due: full, or its oldest has waited long enough."""
-        assembly = Assembly(self.status.position + 1, self._decoder, keep_payloads=self._keep_payloads)
+        assembly = Assembly(self.status.position + 1, self._decoder, self._known, keep_payloads=self._keep_payloads)
         since = time.monotonic()
         while True:
             age = time.monotonic() - since
@@ -143,6 +145,10 @@ class Writer:
         except PositionMoved:
             self._begin()  # an earlier try did commit: go on from where it left the position
             return
+        except BaseException:
+            self._known.forget()
+            raise
+        self._known.learn(batch.rows, written.disputed, time.monotonic())
         self._count(batch, written, time.monotonic() - started)
 
     def _count(self, batch: Batch, written: Written, seconds: float) -> None:
@@ -173,6 +179,7 @@ class Writer:
             position = self._register()
         self.status.position = position
         self._waiting.clear()
+        self._known.forget()
         self._spool.ack(self.status.position)
 
     def _register(self) -> int:

@@ -103,3 +103,4 @@ class Written:
     duplicate: int
     dead_rows: int
     dead_frames: int
+    disputed: frozenset[tuple[SeriesKey, int]] = frozenset()  # (series, ts) for which differing values met

@@ -47,6 +47,7 @@ class _Tally:
     revised: int = 0
     duplicate: int = 0
     dead: list[DeadLetter] = field(default_factory=list)
+    disputed: list[SampleKey] = field(default_factory=list)
 
 
 class Database:
@@ -106,11 +107,12 @@ class Database:
     def write(self, batch: Batch) -> Written:
         """Commit a batch, whole. PositionMoved: somebody did already; nothing was changed."""
         ids, refusals = self._intern_series({row.series for row in batch.rows})
+        names = {id_: series for series, id_ in ids.items()}
         with translated():
             subscriptions = self._intern_subscriptions(batch)
             with self._engine.begin() as connection:
                 self._advance(connection, batch)
-                tally = self._write_rows(connection, batch, ids)
+                tally = self._write_rows(connection, batch, ids, names)
                 letters = batch.dead + tally.dead + _unnamed(batch.rows, refusals)
                 written = Written(
                     new=tally.new,
@@ -118,6 +120,10 @@ class Database:
                     duplicate=tally.duplicate + batch.known_rows,
                     dead_rows=sum(letter.row_index is not None for letter in letters),
                     dead_frames=sum(letter.row_index is None for letter in letters),
+                    disputed=frozenset(
+                        [(names[id_], ts_us) for id_, ts_us in tally.disputed]
+                        + [(row.series, row.ts_us) for row in batch.rows if row.series in refusals]
+                    ),
                 )
                 self._write_journal(connection, batch, letters, subscriptions, written)
         return written
@@ -134,8 +140,9 @@ class Database:
         if moved.rowcount != 1:
             raise PositionMoved(f"entries {batch.first_seq} to {batch.last_seq} were written already")
 
-    def _write_rows(self, connection: Connection, batch: Batch, ids: dict[SeriesKey, int]) -> _Tally:
-        names = {id_: key for key, id_ in ids.items()}
+    def _write_rows(
+        self, connection: Connection, batch: Batch, ids: dict[SeriesKey, int], names: dict[int, SeriesKey]
+    ) -> _Tally:
         me = self.instance_id
         folded = fold(
             [
@@ -170,6 +177,7 @@ class Database:
             if len(keys) == 1:
                 _prove_well(connection, self.instance_id)
                 values = [folded.first[keys[0]], *folded.more.get(keys[0], ())]
+                tally.disputed += keys
                 tally.dead += [_letter(_row(name(keys[0]), keys[0], value), str(refusal)) for value in values]
                 return
             middle = len(keys) // 2
@@ -179,6 +187,7 @@ class Database:
         tally.new += part.new
         tally.revised += part.revised
         tally.duplicate += part.duplicate
+        tally.disputed += part.disputed
 
     def _place_all(self, connection: Connection, folded: Folded, keys: list[SampleKey]) -> _Tally:
         rows = [(key, folded.first[key]) for key in keys]
@@ -188,6 +197,7 @@ class Database:
             # Only now: looking for differing values in every batch costs three times the insert.
             disputed.update(self._bulk.conflicts(connection, self.instance_id, rows))
         tally = _Tally(new=new, duplicate=len(rows) - new)
+        tally.disputed = list(disputed)
         if disputed:
             self._settle(connection, folded, sorted(disputed), tally)
         return tally
