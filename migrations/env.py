@@ -6,7 +6,7 @@ The daemon comes the first way (``ingestor.store.migrate``), a developer's ``ale
 from __future__ import annotations
 
 from alembic import context
-from sqlalchemy import Connection, create_engine
+from sqlalchemy import Connection
 
 from ingestor.store.schema import metadata
 
@@ -27,10 +27,12 @@ def migrate(connection: Connection) -> None:
 def migrate_configured() -> None:
     """Open the database that the operator's config names."""
     from ingestor.config import load
+    from ingestor.store.engine import connect
 
-    engine = create_engine(load().database.url.get_secret_value())
+    engine = connect(load().database.url.get_secret_value())
     with engine.connect() as connection:
         migrate(connection)
+    engine.dispose()
 
 
 connection = context.config.attributes.get("connection")

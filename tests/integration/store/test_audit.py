@@ -18,7 +18,10 @@ NOW_US = microseconds(at("10:00"))
 
 
 def batch(first_seq: int, value: float) -> Batch:
-    """Four entries: a fact, a frame of two rows, a frame with a dead row, a dead frame. ``value`` is for one same key."""
+    """Four entries: a fact, a frame of two rows, a frame with a dead row, a dead frame.
+
+    One of the rows is new; the other, with the value given, is of the same moment in every batch.
+    """
     fact, good, half, dead = range(first_seq, first_seq + 4)
     received = {"published_us": None, "received_us": NOW_US, "source": "stream"}
     state = "live" if first_seq % 8 == 1 else "disconnected"

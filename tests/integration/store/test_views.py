@@ -358,6 +358,19 @@ def test_what_was_repaired_is_no_gap(
     assert found == [(at(start), at(end)) for start, end in expected]
 
 
+def test_covered_is_one_interval_where_live_ones_touch_overlap_or_are_the_same(watched: Database) -> None:
+    watched.state(1, 1, "live", "10:00", "10:30")
+    watched.state(1, 2, "live", "10:00", "10:30")
+    watched.state(1, 3, "live", "10:30", "10:40")
+    watched.state(1, 4, "live", "11:00", "11:10")
+    watched.state(1, 5, "live", "11:05", "11:20")
+    watched.state(1, 6, "live", "11:30", "11:30")
+    assert watched.read(views.covered, "from_at", "to_at", subscription_id=1) == [
+        (at("10:00"), at("10:40")),
+        (at("11:00"), at("11:20")),
+    ]
+
+
 def test_a_gap_names_its_subscription_and_each_reason_once(watched: Database) -> None:
     watched.instance(1, "12:00")
     watched.state(1, 1, "refused", "10:00", "10:10", "no such ticker")
