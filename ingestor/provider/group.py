@@ -258,7 +258,7 @@ class Group:
         left = max(0.0, self._due(session) - boottime())
         await _first(asking, session.connection.closed(), self._wake.wait(), seconds=left)
         self._wake.clear()
-        if keeper is not None and keeper.done():
+        if keeper is not None and keeper.done() and not keeper.cancelled():
             keeper.result()
 
     def _stale(self, session: Session) -> bool:

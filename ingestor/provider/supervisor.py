@@ -64,6 +64,7 @@ class Supervisor:
         self._subscriptions = tuple(subscriptions)
         self._coverage = Coverage(record)
         self._complaints: Counter[str] = Counter()
+        self._uncovered: frozenset[str] = frozenset()  # paths that were warned of
         self._tasks: list[asyncio.Task[None]] = []
         self._gate = asyncio.Event()
         self._gate.set()
@@ -134,8 +135,16 @@ class Supervisor:
 
     def _on_renewed(self, token: Token) -> None:
         self._record(Fact("token_renewed", wall_us(), {"life_seconds": round(token.life_seconds)}))
+        self._say_uncovered(token)
         for group in self._groups:
             group.wake()
+
+    def _say_uncovered(self, token: Token) -> None:
+        paths = frozenset(one.path for one in self._subscriptions if not token.covers(one.path))
+        if paths - self._uncovered:
+            text = "the token's claims do not name these paths; they are asked for all the same"
+            self._record(Fact("not_entitled", wall_us(), {"reason": text, "paths": sorted(paths)}))
+        self._uncovered = paths
 
     def _on_token_failed(self, error: IngestorError, retry_in_seconds: float) -> None:
         detail: dict[str, Any] = {"reason": outside(error), "retry_in_seconds": round(retry_in_seconds, 1)}

@@ -25,6 +25,7 @@ from pydantic import SecretStr
 from ingestor.errors import IngestorError, TokenNonsense, TokenRefused, TokenUnavailable
 from ingestor.provider.answer import Answer, Deadline, Oversized, Unanswered, ask
 from ingestor.provider.backoff import Backoff, chance
+from ingestor.provider.catalog import base_name
 from ingestor.provider.clock import boottime
 from ingestor.redaction import redactor
 
@@ -53,8 +54,11 @@ class Token:
     value: str = field(repr=False)
     fetched_at: float  # seconds of CLOCK_BOOTTIME at the reply
     life_seconds: float
-    endpoint_paths: frozenset[str] | None = None  # REST paths the key may use, where the claims say so
-    streaming_endpoint_paths: frozenset[str] | None = None  # names of streams, likewise
+    feeds: frozenset[str] | None = None  # that the key may use; None where the claims do not say
+
+    def covers(self, path: str) -> bool:
+        """Whether the key may use this path, as far as the claims say: they are undocumented, so a no is a warning."""
+        return self.feeds is None or base_name(path) in self.feeds
 
     @property
     def ends_at(self) -> float:
@@ -154,8 +158,7 @@ def _token(url: str, answer: Answer, lifetime_seconds: float, now: float) -> Tok
         value=value,
         fetched_at=now,
         life_seconds=life(claims, answer.headers.get("Date"), lifetime_seconds),
-        endpoint_paths=_texts(claims.get("endpoint_paths")),
-        streaming_endpoint_paths=_texts(claims.get("streaming_endpoint_paths")),
+        feeds=_feeds(claims),
     )
 
 
@@ -198,10 +201,10 @@ def _epoch(http_date: str) -> float | None:
         return None
 
 
-def _texts(value: object) -> frozenset[str] | None:
-    if not isinstance(value, list):
-        return None
-    return frozenset(item for item in value if isinstance(item, str))
+def _feeds(claims: Mapping[str, object]) -> frozenset[str] | None:
+    lists = [claims.get(name) for name in ("endpoint_paths", "streaming_endpoint_paths")]
+    paths = [path for one in lists if isinstance(one, list) for path in one if isinstance(path, str)]
+    return frozenset(base_name(path) for path in paths) or None
 
 
 def _private(claims: Mapping[str, Any]) -> Iterator[str]:

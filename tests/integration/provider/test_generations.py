@@ -40,7 +40,7 @@ async def run_against(scheduler: Any, memory: Memory) -> AsyncIterator[Run]:
 
     async def run(peer: Peer | Behind, **settings: Any) -> Supervisor:
         provider = Provider.model_validate({"url": peer.url, **settings})
-        tokens = TokenSupply(f"{peer.url}/jwt", SecretStr(peer.api_key), provider.token, scheduler)
+        tokens = TokenSupply(f"{peer.url}/jwt", SecretStr(peer.api_key), provider.token, scheduler, spacing_seconds=0.2)
         supervisor = Supervisor(provider, SUBSCRIPTIONS, tokens, memory, memory.append)
         started.append((supervisor, tokens, asyncio.create_task(supervisor.run())))
         return supervisor

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
@@ -19,7 +20,8 @@ from ingestor.provider.simulator.http import Fault
 from ingestor.provider.supervisor import Supervisor
 from ingestor.provider.token import TokenSupply
 
-from .raw import Memory
+from .raw import Memory, Visitor
+from .web import token_reply
 
 CROWD = "/real-time/crowd-sentiment"
 AAPL = Subscription(CROWD, "get", {"ticker": "AAPL"})
@@ -199,10 +201,15 @@ async def test_a_server_that_kicks_at_once_is_left_alone_for_longer_each_time(
     monkeypatch.setattr(group, "RECONNECT", Backoff(first_seconds=0.01, cap_seconds=60))
     failures: list[int] = []
     monkeypatch.setattr(Backoff, "full_jitter", lambda self, count, _: failures.append(count) or 0.0)  # type: ignore[func-returns-value]
-    server = await raw_server(lambda visitor: visitor.say("41"))
+
+    async def talk(visitor: Visitor) -> None:
+        await visitor.acknowledge()
+        await visitor.say("41")
+
+    server = await raw_server(talk)
     await run(server.url, "key", [AAPL], protocol="4")
     await memory.until(lambda: len(memory.facts("disconnected", "connect_failed")) >= 4)
-    assert failures[:4] == [1, 2, 3, 4]
+    assert failures[:3] == [1, 2, 3]
 
 
 async def test_a_half_open_connection_is_noticed_and_its_gap_begins_with_the_last_byte(
@@ -282,6 +289,16 @@ async def test_a_token_that_is_refused_is_replaced_by_one_fresh_one(
     await running.until("live", AAPL)
     assert "token revoked" in memory.facts("connect_failed")[0].detail["reason"]
     assert simulator.logins >= 2
+
+
+async def test_paths_that_the_token_does_not_cover_are_warned_of_and_asked_for(
+    run: Run, web_server: Any, memory: Memory
+) -> None:
+    claims = base64.urlsafe_b64encode(json.dumps({"endpoint_paths": [CROWD]}).encode()).decode().rstrip("=")
+    server = await web_server(token_reply(f"head.{claims}.tail"))
+    await run(server.url, "key", [AAPL, BUZZ])
+    await memory.until(lambda: memory.facts("not_entitled"))
+    assert memory.facts("not_entitled")[0].detail["paths"] == [BUZZ.path]
 
 
 async def test_without_a_token_the_subscriptions_say_so(run: Run, simulator: Simulator, memory: Memory) -> None:
@@ -407,6 +424,17 @@ async def test_a_full_spool_closes_every_connection_until_there_is_room(
     await running.until("live", AAPL, BUZZ)
     assert running.states(AAPL) == ["pending", "live", "spool_full", "pending", "live"]
     assert {fact.detail["cause"] for fact in memory.facts("disconnected")} == {"spool_full"}
+
+
+async def test_a_full_spool_does_not_end_a_group_that_is_still_asking(
+    run: Run, simulator: Simulator, memory: Memory
+) -> None:
+    simulator.refuse("TSLA", "not yours")
+    running = await run(simulator.url, simulator.api_key, [AAPL, TSLA])
+    await running.until("refused", TSLA)
+    await running.supervisor.hang_up("the spool is full")
+    running.supervisor.resume()
+    await memory.until(lambda: running.states(AAPL).count("live") == 2)
 
 
 async def test_a_connection_that_was_on_its_way_when_the_spool_filled_is_not_used(

@@ -57,6 +57,21 @@ async def test_what_a_token_holds_is_told_to_the_redactor_before_anyone_sees_it(
     assert redactor.scrub(f"{token.value} analyst@desk signature-of-it") == "*** *** ***"
 
 
+@pytest.mark.parametrize(
+    ("claims", "feeds"),
+    [
+        ({"endpoint_paths": ["/real-time/tweet-buzz", 7]}, {"tweet-buzz"}),
+        ({"streaming_endpoint_paths": ["tweet-volume"], "endpoint_paths": "all"}, {"tweet-volume"}),
+        ({"endpoint_paths": []}, None),
+        ({}, None),
+    ],
+)
+async def test_the_claims_say_what_the_key_may_use(web_server: Serve, claims: Any, feeds: set[str] | None) -> None:
+    middle = base64.urlsafe_b64encode(json.dumps(claims).encode()).decode().rstrip("=")
+    server = await web_server(token_reply(f"head.{middle}.tail"))
+    assert (await trade(server.url)).feeds == feeds
+
+
 @pytest.mark.parametrize("status", [401, 403])
 async def test_a_refused_key_is_told_from_everything_else(web_server: Serve, status: int) -> None:
     server = await web_server(http(status, "{}"))

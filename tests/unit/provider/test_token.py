@@ -118,5 +118,20 @@ def test_what_a_token_holds_is_secret_but_for_what_is_harmless() -> None:
     assert value.split(".")[1] in hidden, "half a token is a secret as well"
 
 
+@pytest.mark.parametrize(
+    ("feeds", "path", "covered"),
+    [
+        (None, "/real-time/tweet-buzz", True),
+        (frozenset({"tweet-buzz"}), "/real-time/tweet-buzz", True),
+        (frozenset({"tweet-buzz"}), "tweet-buzz", True),
+        (frozenset({"tweet-buzz"}), "/real-time/tweet-volume", False),
+    ],
+)
+def test_a_token_covers_what_its_claims_name_or_everything(
+    feeds: frozenset[str] | None, path: str, covered: bool
+) -> None:
+    assert Token(value="t", fetched_at=0.0, life_seconds=1.0, feeds=feeds).covers(path) is covered
+
+
 def test_a_token_shows_nothing_of_itself() -> None:
     assert "s3cret" not in repr(Token(value="s3cret", fetched_at=1.0, life_seconds=2.0))
