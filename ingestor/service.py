@@ -12,7 +12,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime
 from typing import Any
@@ -22,6 +22,7 @@ from pydantic import SecretStr
 
 from ingestor import __version__, snapshot
 from ingestor.config import Config
+from ingestor.control import Control
 from ingestor.errors import SpoolFailed
 from ingestor.lock import Lock
 from ingestor.ops import logs
@@ -34,15 +35,16 @@ from ingestor.pipeline.chunks import SpoolUnreadable
 from ingestor.pipeline.decode import Decoder
 from ingestor.pipeline.entry import Fact
 from ingestor.pipeline.limits import Fill, fill
+from ingestor.pipeline.retry import frame_of
 from ingestor.pipeline.spool import Spool
 from ingestor.pipeline.writer import Writer
 from ingestor.provider import catalog
 from ingestor.provider.clock import boottime, wall_us
 from ingestor.provider.supervisor import Supervisor
 from ingestor.provider.token import TokenSupply
-from ingestor.store import migrate
+from ingestor.store import migrate, query
 from ingestor.store.database import Database, Instance
-from ingestor.store.engine import connect, sqlite_path, translated
+from ingestor.store.engine import Engine, connect, sqlite_path, translated
 
 HEARTBEAT_SECONDS = 5.0
 DRAIN_SECONDS = 10.0
@@ -61,7 +63,7 @@ class Service:
         self._api_key = api_key
         self._started_at = datetime.now(UTC)
         self._systemd = Systemd()
-        self._database_lock = _lock_database(config.database.url.get_secret_value())
+        self._database_lock = lock_database(config.database.url.get_secret_value())
         self._spool = Spool(
             config.spool.path, max_bytes=config.spool.max_bytes, sync_every_seconds=config.spool.sync_every
         )
@@ -69,41 +71,18 @@ class Service:
         self._troubles = Troubles()
         self._metrics = Metrics(self.status)
         self._listeners: list[Callable[[Fact], None]] = [logs.log_fact, self._metrics.listen, self._troubles.listen]
-        self._name = config.instance or socket.gethostname()
-        self._writer = self._make_writer()
-        self._thread = threading.Thread(target=self._write, name="writer", daemon=True)
-        self._failure: BaseException | None = None
-        self._tasks: list[asyncio.Task[None]] = []
-        self.url: str | None = None  # of the status port, once it is open
-
-    def _make_writer(self) -> Writer:
-        database, retention = self._config.database, self._config.database.retention
-        instance = Instance(
-            spool_id=self._spool.spool_id,
-            name=self._name,
-            version=__version__,
-            config_sha256=self._config.sha256,
-            started_us=wall_us(),
-        )
-        return Writer(
+        self._writer = build_writer(
+            config,
             self._spool,
-            Database(self._engine),
-            Decoder(catalog.metrics_of, catalog.feed_name),
-            BatchPolicy(max_rows=database.batch.max_rows, max_wait_seconds=database.batch.max_wait),
-            instance,
-            prepare=self._prepare_database,
-            keep_payloads=retention.payloads != 0.0,
+            self._engine,
             on_batch=self._metrics.batch,
             on_outage=_warn_of_outage,
             on_lost=self._tell_of_loss,
         )
-
-    def _prepare_database(self) -> None:
-        with translated():
-            if self._config.database.migrate == "auto":
-                migrate.upgrade(self._engine)
-            else:
-                migrate.verify(self._engine)
+        self._thread = threading.Thread(target=self._write, name="writer", daemon=True)
+        self._failure: BaseException | None = None
+        self._tasks: list[asyncio.Task[None]] = []
+        self.url: str | None = None  # of the status port, once it is open
 
     # -- its life
 
@@ -120,6 +99,7 @@ class Service:
                 Web(self._config.http.listen, snapshot=self.status, metrics=self._metrics)
             )
             self.url = web.url
+            await stack.enter_async_context(Control(self._config.spool.path, {"retry": self._retry_letters}))
             self._thread.start()
             self._systemd.ready("receiving")
             self._start_tasks()
@@ -147,7 +127,7 @@ class Service:
         self._supervisor = Supervisor(provider, self._config.subscriptions, self._tokens, self._spool, self._record)
         self._parts = snapshot.Parts(
             config=self._config,
-            instance=self._name,
+            instance=instance_name(self._config),
             started_at=self._started_at,
             database_kind=self._engine.dialect.name,
             spool=self._spool,
@@ -235,6 +215,11 @@ class Service:
         for task in tasks:
             task.cancel()
 
+    # -- what it is asked to do
+
+    async def _retry_letters(self, asked: dict[str, Any]) -> dict[str, Any]:
+        return {"retried": await retry_letters(self._spool, self._engine, asked.get("ids") or [])}
+
     # -- what it does all the time
 
     def _record(self, fact: Fact) -> int:
@@ -298,7 +283,49 @@ class Service:
         return snapshot.take(self._parts)
 
 
-def _lock_database(url: str) -> Lock | None:
+async def retry_letters(spool: Spool, engine: Engine, ids: Sequence[int]) -> int:
+    """Append the named dead letters (none: all that nobody tried again) as frames. Returns how many, durable."""
+    count, after = 0, 0
+    while letters := await asyncio.to_thread(query.dead_letters, engine, ids=ids, after=after):
+        for letter in letters:
+            spool.append(frame_of(letter))
+        await spool.durable(spool.head)
+        count, after = count + len(letters), letters[-1]["dead_letter_id"]
+    return count
+
+
+def instance_name(config: Config) -> str:
+    return config.instance or socket.gethostname()
+
+
+def build_writer(config: Config, spool: Spool, engine: Engine, **hooks: Any) -> Writer:
+    """The writer of one spool into the configured database; ``hooks`` are its ``on_…`` arguments."""
+    database = config.database
+    instance = Instance(
+        spool_id=spool.spool_id,
+        name=instance_name(config),
+        version=__version__,
+        config_sha256=config.sha256,
+        started_us=wall_us(),
+    )
+
+    def prepare() -> None:
+        with translated():
+            (migrate.upgrade if database.migrate == "auto" else migrate.verify)(engine)
+
+    return Writer(
+        spool,
+        Database(engine),
+        Decoder(catalog.metrics_of, catalog.feed_name),
+        BatchPolicy(max_rows=database.batch.max_rows, max_wait_seconds=database.batch.max_wait),
+        instance,
+        prepare=prepare,
+        keep_payloads=database.retention.payloads != 0.0,
+        **hooks,
+    )
+
+
+def lock_database(url: str) -> Lock | None:
     """A SQLite file is written by one daemon; PostgreSQL takes several."""
     path = sqlite_path(url)
     if path is None:

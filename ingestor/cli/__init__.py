@@ -6,6 +6,7 @@ Every command imports what it needs when it runs: `--help` loads no database or 
     setup     init, config, service
     daemon    run, simulate, demo
     looking   check, status, db
+    books     audit, dead-letters
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import Annotated
 import typer
 
 from ingestor import __version__
-from ingestor.cli import daemon, looking, setup
+from ingestor.cli import books, daemon, looking, setup
 from ingestor.cli.output import say
 from ingestor.errors import IngestorError
 from ingestor.redaction import redactor
@@ -28,9 +29,14 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
 )
-for command in (daemon.run, daemon.demo, daemon.simulate, looking.check, looking.status, setup.init):
+for command in (daemon.run, daemon.demo, daemon.simulate, looking.check, looking.status, books.audit, setup.init):
     app.command()(command)
-for name, group in (("config", setup.config_app), ("service", setup.service_app), ("db", looking.db_app)):
+for name, group in (
+    ("config", setup.config_app),
+    ("service", setup.service_app),
+    ("db", looking.db_app),
+    ("dead-letters", books.letters_app),
+):
     app.add_typer(group, name=name, no_args_is_help=True)
 
 

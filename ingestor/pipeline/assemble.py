@@ -7,7 +7,7 @@ import json
 from ingestor.pipeline.decode import Decoder
 from ingestor.pipeline.entry import Entry, Fact, Frame, SubscriptionKey
 from ingestor.pipeline.known import KnownValues
-from ingestor.store.batch import Batch, DeadLetter, Event, Payload, Row, Subscription, Transition
+from ingestor.store.batch import Batch, DeadLetter, Event, Origin, Payload, Row, Subscription, Transition
 
 
 class Assembly:
@@ -39,7 +39,7 @@ class Assembly:
         news = [
             Row(series, ts_us, value, published_us, received_us, source, seq, index)
             for series, ts_us, value, index in decoded.observations
-            if not knows(series, ts_us, value)
+            if frame.letter is not None or not knows(series, ts_us, value)
         ]
         batch.rows += news
         batch.known_rows += len(decoded.observations) - len(news)
@@ -47,21 +47,15 @@ class Assembly:
             DeadLetter(seq, dead.row_index, received_us, "decode", dead.reason, dead.detail, storable(dead.body))
             for dead in decoded.dead
         ]
+        origin = Origin(frame.connection_id, source, decoded.event, frame.path, frame.params)
+        # A row's letter goes by the path that its envelope named; a frame's has the envelope in it.
+        attributed = decoded.path is not frame.path and decoded.dead_frame is None
+        batch.origins[seq] = origin._replace(path=decoded.path, params=decoded.params) if attributed else origin
+        if frame.letter is not None:
+            batch.retries[seq] = frame.letter
         if self._keep_payloads and decoded.dead_frame is None:
-            batch.payloads.append(
-                Payload(
-                    seq,
-                    frame.connection_id,
-                    source,
-                    decoded.event,
-                    frame.path,
-                    frame.params,
-                    received_us,
-                    published_us,
-                    decoded.rows,
-                    storable(decoded.body),
-                )
-            )
+            body = storable(decoded.body)
+            batch.payloads.append(Payload(seq, origin, received_us, published_us, decoded.rows, body))
         self.units += 1 + len(news)
 
     def _add_fact(self, seq: int, fact: Fact) -> None:

@@ -48,6 +48,8 @@ class Decoded:
 
     event: str
     body: str  # the provider's own text: the event's argument, or the REST answer
+    path: str = ""  # whose rows these are: the envelope's, else the frame's
+    params: str = ""
     feed: str = ""
     observations: list[Observation] = field(default_factory=list)
     rows: int = 0  # rows of the response, dead ones included
@@ -86,7 +88,7 @@ class Decoder:
 
     def decode(self, frame: Frame) -> Decoded:
         event, body = split(frame)
-        decoded = Decoded(event=event, body=body)
+        decoded = Decoded(event=event, body=body, path=frame.path, params=frame.params)
         try:
             self._read(frame, decoded)
         except _Bad as bad:
@@ -101,6 +103,7 @@ class Decoder:
         path, params = frame.path, _params(frame.params)
         if isinstance(payload, dict) and "results" in payload:
             path, params = _attribution(payload, path, params)
+            decoded.path, decoded.params = path, json.dumps(dict(params))
             decoded.published_us = self._published(payload.get("timestamp"))
             payload = payload["results"]
         elif isinstance(payload, dict):

@@ -22,15 +22,21 @@ class Row(NamedTuple):
     row_index: int
 
 
-class Payload(NamedTuple):
-    """A frame as it was received."""
+class Origin(NamedTuple):
+    """Where a frame came from."""
 
-    seq: int
     connection_id: str
     source: str
     event: str
     path: str
     params: str
+
+
+class Payload(NamedTuple):
+    """A frame as it was received."""
+
+    seq: int
+    origin: Origin
     received_us: int
     published_us: int | None
     row_count: int
@@ -92,6 +98,8 @@ class Batch:
     frames: int = 0
     facts: int = 0
     known_rows: int = 0  # duplicates that were not sent again
+    origins: dict[int, Origin] = field(default_factory=dict)  # of each frame, by seq
+    retries: dict[int, int] = field(default_factory=dict)  # seq of a frame → the dead letter that it tries again
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

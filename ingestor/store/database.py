@@ -13,13 +13,13 @@ from datetime import UTC, datetime
 from types import ModuleType
 from typing import Any
 
-from sqlalchemy import Connection, Engine, insert, select, update
+from sqlalchemy import Connection, Engine, bindparam, insert, select, update
 from sqlalchemy.dialects import postgresql as pg_dialect
 from sqlalchemy.dialects import sqlite as sqlite_dialect
 
 from ingestor.errors import BatchRejected, DatabaseUnavailable, PositionMoved
 from ingestor.store import coverage, postgres, records, schema, sqlite
-from ingestor.store.batch import Batch, DeadLetter, Row, SeriesKey, Subscription, Transition, Written
+from ingestor.store.batch import Batch, DeadLetter, Origin, Row, SeriesKey, Subscription, Transition, Written
 from ingestor.store.engine import translated
 from ingestor.store.names import Names
 from ingestor.store.times import microseconds, moment
@@ -148,7 +148,16 @@ class Database:
             [
                 (
                     (ids[row.series], row.ts_us),
-                    Value(row.value, row.published_us, row.received_us, row.source, me, row.seq, row.row_index),
+                    Value(
+                        row.value,
+                        row.published_us,
+                        row.received_us,
+                        row.source,
+                        me,
+                        row.seq,
+                        row.row_index,
+                        row.seq in batch.retries,
+                    ),
                 )
                 for row in batch.rows
                 if row.series in ids
@@ -233,10 +242,12 @@ class Database:
             ]
             connection.execute(insert(schema.events), events)
         if letters:
-            dead = [me | letter._asdict() | {"received_at": moment(letter.received_us)} for letter in letters]
-            for row in dead:
-                del row["received_us"]
+            dead = [me | _letter_columns(letter, batch.origins[letter.seq]) for letter in letters]
             connection.execute(self._insert_new(connection, schema.dead_letters), dead)
+        if batch.retries:
+            table = schema.dead_letters
+            mark = update(table).where(table.c.dead_letter_id == bindparam("id_")).values(retried_at=datetime.now(UTC))
+            connection.execute(mark, [{"id_": letter_id} for letter_id in batch.retries.values()])
         if batch.transitions:
             timeline = coverage.load(connection, self.instance_id)
             for transition in batch.transitions:
@@ -275,6 +286,12 @@ def _series_columns(key: SeriesKey) -> dict[str, Any]:
 
 def _subscription_columns(subscription: Subscription) -> dict[str, Any]:
     return subscription._asdict() | {"first_seen_at": datetime.now(UTC)}
+
+
+def _letter_columns(letter: DeadLetter, origin: Origin) -> dict[str, Any]:
+    columns = letter._asdict() | origin._asdict() | {"received_at": moment(letter.received_us)}
+    del columns["received_us"]
+    return columns
 
 
 def _ledger(batch: Batch, written: Written) -> dict[str, Any]:

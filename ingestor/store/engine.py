@@ -8,7 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Engine, create_engine, event, exc, make_url
+from sqlalchemy import Engine as Engine
+from sqlalchemy import create_engine, event, exc, make_url
 from sqlalchemy.pool import QueuePool
 
 from ingestor.errors import BatchRejected, DatabaseUnavailable

@@ -106,5 +106,4 @@ _PAYLOAD = struct.Struct(">hiiiqiqii")
 
 def _payload(instance_id: int, payload: Payload) -> bytes:
     head = _PAYLOAD.pack(11, 4, instance_id, 8, payload.seq, 8, payload.received_us - _2000_US, 4, payload.row_count)
-    names = (payload.connection_id, payload.source, payload.event, payload.path, payload.params, payload.body)
-    return b"".join((head, _stamp(payload.published_us), *map(_text, names)))
+    return b"".join((head, _stamp(payload.published_us), *map(_text, payload.origin), _text(payload.body)))

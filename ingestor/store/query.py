@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Any, TypeAlias
 
@@ -52,6 +53,23 @@ def tail(engine: Engine, *, limit: int, ticker: str = "", after: datetime | None
         if newest is None:
             return []
         return _records(connection, _arrivals(newest - _WINDOW, ticker, after).limit(limit))[::-1]
+
+
+def dead_letters(
+    engine: Engine, *, ids: Sequence[int] = (), after: int = 0, limit: int = 500, all_: bool = False
+) -> list[Record]:
+    """Dead letters past ``after`` in the order of their ids: those named, else those nobody has tried again, else all.
+
+    Raises DatabaseUnavailable.
+    """
+    c = schema.dead_letters.c
+    query = select(schema.dead_letters).where(c.dead_letter_id > after).order_by(c.dead_letter_id).limit(limit)
+    if ids:
+        query = query.where(c.dead_letter_id.in_(ids))
+    elif not all_:
+        query = query.where(c.retried_at.is_(None))
+    with translated(), engine.connect() as connection:
+        return _records(connection, query)
 
 
 def rows_by_ticker(engine: Engine, feed: str) -> dict[str, int]:

@@ -173,6 +173,12 @@ dead_letters = Table(
     _text("reason"),
     _text("detail"),
     _text("body"),
+    # Of the frame it was in: without them a letter could not be tried again.
+    _key("connection_id"),
+    _text("source"),
+    _text("event"),
+    _text("path"),
+    _text("params"),
     _at("retried_at", nullable=True),
     UniqueConstraint("instance_id", "seq", "row_index"),
 )

@@ -61,12 +61,9 @@ def conflicts(connection: Connection, instance_id: int, rows: Sequence[tuple[Sam
 
 def insert_payloads(connection: Connection, instance_id: int, payloads: Iterable[Payload]) -> None:
     values = [
-        (
-            instance_id, p.seq, p.connection_id, p.source, p.event, p.path, p.params,
-            text_time(p.received_us), text_time(p.published_us), p.row_count, p.body,
-        )
+        (instance_id, p.seq, *p.origin, text_time(p.received_us), text_time(p.published_us), p.row_count, p.body)
         for p in payloads
-    ]  # fmt: skip
+    ]
     if values:
         connection.exec_driver_sql(_PAYLOAD, values)
 

@@ -18,14 +18,15 @@ class Value(NamedTuple):
     instance_id: int
     seq: int
     row_index: int = -1  # its place in the frame; not stored
+    retried: bool = False  # off a dead letter: its seq says nothing of when it was received; not stored
 
     def later_than(self, other: Value) -> bool:
         """Within an instance what came off the socket is ordered by seq: its clock may have been set back.
 
-        Between instances, and for REST answers (as old as their question, which was asked at ``received_us``), the
-        stamp decides.
+        Between instances, for REST answers (as old as their question, which was asked at ``received_us``) and for what
+        is tried again, the stamp decides.
         """
-        if self.instance_id == other.instance_id and self.source == other.source == "stream":
+        if self.instance_id == other.instance_id and self.source == other.source == "stream" and not self.retried:
             return self.seq >= other.seq  # of two in one frame the last one counts
         mine, theirs = (self.received_us, self.instance_id, self.seq), (other.received_us, other.instance_id, other.seq)
         return mine >= theirs

@@ -134,6 +134,8 @@ def frames() -> None:
         required("received_at", AT),
         required("stage", KEY),
         *(words(name) for name in ("reason", "detail", "body")),
+        words("connection_id", KEY),
+        *(words(name) for name in ("source", "event", "path", "params")),
         optional("retried_at", AT),
         primary("dead_letters", "dead_letter_id"),
         unique("dead_letters", "instance_id", "seq", "row_index"),

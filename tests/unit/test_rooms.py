@@ -23,8 +23,10 @@ LEVELS = {
     "ops": 2,
     "snapshot": 3,
     "checking": 4,
+    "control": 3,
     "service": 4,
     "demo": 5,
+    "offline": 5,
     "cli": 6,
     "__main__": 7,
 }

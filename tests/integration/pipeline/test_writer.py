@@ -17,7 +17,9 @@ from ingestor.pipeline.chunks import SpoolUnreadable
 from ingestor.pipeline.entry import Fact, Frame
 from ingestor.pipeline.spool import Spool
 from ingestor.pipeline.writer import Writer
+from ingestor.service import retry_letters
 from ingestor.store import migrate
+from ingestor.store.audit import audit
 from ingestor.store.database import Database, Instance
 from ingestor.store.engine import connect
 from tests.support.entries import T0, decoder, fact, frame, row
@@ -299,3 +301,38 @@ async def test_the_heartbeat_is_published_once_all_before_it_is_committed(spool:
     assert query(engine, "SELECT heartbeat_at FROM instances") == [(None,)]
     made.step()
     assert query(engine, "SELECT heartbeat_at IS NOT NULL FROM instances") in ([(True,)], [(1,)])
+
+
+async def test_a_dead_row_that_can_be_stored_now_goes_in_under_the_stamp_of_its_receipt(
+    spool: Spool, engine: Engine
+) -> None:
+    _refuse(engine, 666.0)
+    envelope = {"path": "crowd-sentiment", "params": {}, "results": [row("A", value=666.0), row("B")]}
+    await put(spool, frame(envelope, received_us=T0, path="other"))
+    writer(spool, engine).run()
+    await put(spool, frame([row("A", value=2.0)], received_us=T0 + MINUTE))
+    writer(spool, engine).run()
+    with engine.begin() as connection:
+        drop = "ALTER TABLE samples DROP CONSTRAINT samples_value_check"
+        connection.execute(text(drop if engine.dialect.name == "postgresql" else "DROP TRIGGER refuse"))
+    assert await retry_letters(spool, engine, []) == 1
+    writer(spool, engine).run()
+    assert [(ticker, value) for ticker, value, *_ in query(engine, OBSERVATIONS)] == [("A", 2.0), ("B", 0.5)]
+    assert query(engine, "SELECT ticker, value FROM revisions") == [("A", 666.0)]
+    assert query(engine, "SELECT count(*) FROM dead_letters WHERE retried_at IS NULL") == [(0,)]
+    assert audit(engine) == []
+
+
+async def test_a_dead_frame_goes_the_whole_way_again(spool: Spool, engine: Engine) -> None:
+    await put(spool, frame("{bad"), Frame(T0, "c", "stream", "", "p", "{}", "42[]"))
+    writer(spool, engine).run()
+    assert await retry_letters(spool, engine, [1]) == 1
+    writer(spool, engine).run()
+    letters = query(engine, "SELECT dead_letter_id, seq, body, retried_at IS NULL FROM dead_letters ORDER BY 1")
+    assert [(n, seq, body, bool(new)) for n, seq, body, new in letters] == [
+        (1, 1, "{bad", False),
+        (2, 2, "42[]", True),
+        (3, 3, "{bad", True),
+    ]
+    assert await retry_letters(spool, engine, []) == 2
+    assert audit(engine) == []
