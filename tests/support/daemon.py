@@ -1,0 +1,223 @@
+"""The daemon as the thing that is tested: from a config file, before real servers, over a real database."""
+
+from __future__ import annotations
+
+import asyncio
+import http.client
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Self, TypeVar
+
+import aiohttp
+from pydantic import SecretStr
+
+from ingestor.config import load
+from ingestor.ops.status import Status
+from ingestor.service import Service
+
+from .books import Books
+from .postgres import free_port
+
+COMMAND = Path(sys.executable).with_name("ingestor")
+TIMEOUT_SECONDS = 20
+POLL_SECONDS = 0.02
+
+T = TypeVar("T")
+
+
+async def until(true: Callable[[], T], timeout_seconds: float = TIMEOUT_SECONDS) -> T:
+    """Wait until it holds, and return what it said. Raises TimeoutError."""
+    deadline = time.monotonic() + timeout_seconds
+    while not (found := true()):
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"not within {timeout_seconds} s")
+        await asyncio.sleep(POLL_SECONDS)
+    return found
+
+
+def write_config(
+    folder: Path,
+    *,
+    url: str,
+    database_url: str,
+    subscriptions: Mapping[str, Sequence[str]],
+    **sections: Mapping[str, Any],
+) -> Path:
+    """A config file in ``folder``, where the spool will be too; ``subscriptions``: path → tickers."""
+    document: dict[str, Any] = {
+        "provider": {"url": url},
+        "database": {"url": database_url},
+        "http": {"listen": f"127.0.0.1:{free_port()}"},
+        "subscriptions": [{"path": path, "tickers": list(tickers)} for path, tickers in subscriptions.items()],
+    }
+    for name, section in sections.items():
+        document[name] = {**document.get(name, {}), **section}
+    file = folder / "config.yaml"
+    file.write_text(json.dumps(document, indent=1))  # which is YAML as well
+    return file
+
+
+class Resident:
+    """The daemon in the test's own process: ``async with Resident(config, api_key) as daemon``. At the end it is
+    stopped as by SIGTERM, and its books must balance.
+    """
+
+    def __init__(self, config_file: Path, api_key: str) -> None:
+        config = load(config_file, env={})
+        self._service = Service(config, SecretStr(api_key))
+        document = json.loads(config_file.read_text())
+        self.books = Books(document["database"]["url"])
+
+    async def __aenter__(self) -> Self:
+        self._task = asyncio.create_task(self._service.run())
+        await until(lambda: self._task.done() or (self._service.url and self.status.database.up))
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        await self.stop()
+        if kind is None:
+            self.books.check()
+
+    async def stop(self) -> None:
+        """Stop, drained. Raises what the daemon fell over."""
+        if not self._task.done():
+            self._service.stop()
+        await self._task
+
+    @property
+    def status(self) -> Status:
+        return self._service.status()
+
+    @property
+    def states(self) -> list[str]:
+        """Of each subscription, in the order of the config."""
+        return [one.state for one in self.status.subscriptions]
+
+    @property
+    def connection_ids(self) -> list[str | None]:
+        """Of each connection, in the order of the config; None without one."""
+        return [one.id if one.connected else None for one in self.status.connections]
+
+    async def live(self) -> list[str | None]:
+        """Wait until all that is wanted is subscribed; returns the ids of the connections."""
+        await until(lambda: set(self.states) == {"live"})
+        return self.connection_ids
+
+    async def metrics(self) -> str:
+        """What Prometheus would read."""
+        async with aiohttp.ClientSession() as session, session.get(f"{self._service.url}/metrics") as answer:
+            return await answer.text()
+
+    async def holds(self, wanted: Callable[[], object]) -> None:
+        """Wait until the books hold exactly these samples: ``{Key: value}``, asked for anew each time."""
+        await until(lambda: self.books.current() == wanted())
+
+
+class Program:
+    """The installed command as a process: ``async with Program("run", "--config", file) as program``. Killed at the end
+    if it still runs. What it says is in ``stdout`` and ``stderr``. Warnings are errors in it, and the settings of the
+    ingestor in our own environment are kept from it.
+    """
+
+    def __init__(self, *arguments: str | Path, folder: Path, **environment: str) -> None:
+        clean = {name: value for name, value in os.environ.items() if not name.startswith(("INGESTOR_", "NOTIFY_"))}
+        self._environment = clean | {"PYTHONWARNINGS": "error"} | environment
+        self._command = [COMMAND, *arguments]
+        self._folder = folder
+        self._process: subprocess.Popen[bytes] | None = None
+
+    async def __aenter__(self) -> Self:
+        self.start()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self.kill()
+
+    def start(self) -> None:
+        """Start it, or start it again."""
+        with self._said("stdout").open("ab") as stdout, self._said("stderr").open("ab") as stderr:
+            self._process = subprocess.Popen(
+                self._command, stdin=subprocess.DEVNULL, stdout=stdout, stderr=stderr, env=self._environment
+            )
+
+    def kill(self) -> None:
+        """SIGKILL, if it still runs."""
+        assert self._process is not None
+        self._process.kill()
+        self._process.wait()
+
+    async def ended(self, timeout_seconds: float = TIMEOUT_SECONDS) -> int:
+        """Wait for its end; the exit code."""
+        await until(lambda: self._process is not None and self._process.poll() is not None, timeout_seconds)
+        assert self._process is not None
+        return int(self._process.returncode)
+
+    async def terminate(self, timeout_seconds: float = 10) -> int:
+        """SIGTERM, and wait for its end; the exit code."""
+        os.kill(self.pid, signal.SIGTERM)
+        return await self.ended(timeout_seconds)
+
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
+    @property
+    def stdout(self) -> str:
+        return self._said("stdout").read_text()
+
+    @property
+    def stderr(self) -> str:
+        return self._said("stderr").read_text()
+
+    def _said(self, stream: str) -> Path:
+        return self._folder / f"{id(self)}.{stream}"
+
+
+class Daemon(Program):
+    """``ingestor run`` as a process, with its status port and its database."""
+
+    def __init__(self, config_file: Path, api_key: str, **environment: str) -> None:
+        environment = {"INGESTOR_PROVIDER__API_KEY": api_key, **environment}
+        super().__init__("run", "--config", config_file, folder=config_file.parent, **environment)
+        document = json.loads(config_file.read_text())
+        self._listen = document["http"]["listen"]
+        self.books = Books(environment.get("INGESTOR_DATABASE__URL", document["database"]["url"]))
+
+    def get(self, path: str) -> tuple[int, str]:
+        """Status and body of a page of its port. Raises OSError where nobody listens."""
+        connection = http.client.HTTPConnection(self._listen, timeout=5)
+        try:
+            connection.request("GET", path)
+            answer = connection.getresponse()
+            return answer.status, answer.read().decode()
+        finally:
+            connection.close()
+
+    @property
+    def status(self) -> dict[str, Any]:
+        """status.json; empty where nobody listens yet, or any more."""
+        try:
+            found: dict[str, Any] = json.loads(self.get("/status.json")[1])
+        except (OSError, http.client.HTTPException):
+            return {}
+        return found
+
+    async def live(self) -> None:
+        """Wait until all that is wanted is subscribed and can be stored."""
+        await until(lambda: self._is_live(self.status))
+
+    async def holds(self, wanted: Callable[[], object]) -> None:
+        """Wait until the books hold exactly these samples: ``{Key: value}``, asked for anew each time."""
+        await until(lambda: self.books.current() == wanted())
+
+    @staticmethod
+    def _is_live(status: dict[str, Any]) -> bool:
+        states = {one["state"] for one in status.get("subscriptions", ())}
+        return states == {"live"} and bool(status["database"]["up"])
