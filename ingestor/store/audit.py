@@ -46,10 +46,23 @@ _CHECKS: Sequence[_Check] = (
         "ledger",
         "instance {instance_id}: its position is {position}, but its ledger ends at {last_seq}",
         """
-        SELECT i.instance_id, i.position, COALESCE(MAX(b.last_seq), 0) AS last_seq
-        FROM instances i LEFT JOIN batches b ON b.instance_id = i.instance_id
-        GROUP BY i.instance_id, i.position HAVING i.position <> COALESCE(MAX(b.last_seq), 0)
-        ORDER BY i.instance_id
+        SELECT i.instance_id, i.position, MAX(b.last_seq) AS last_seq
+        FROM instances i JOIN batches b ON b.instance_id = i.instance_id
+        GROUP BY i.instance_id, i.position HAVING i.position <> MAX(b.last_seq) ORDER BY i.instance_id
+        """,
+    ),
+    _Check(
+        "ledger",
+        "instance {instance_id}: it has entries up to {seq}, but its ledger ends at {last_seq}",
+        """
+        SELECT instance_id, MAX(seq) AS seq, last_seq FROM (
+            SELECT i.instance_id, n.seq, COALESCE(
+                (SELECT MAX(b.last_seq) FROM batches b WHERE b.instance_id = i.instance_id), 0) AS last_seq
+            FROM instances i JOIN (
+                SELECT instance_id, MAX(seq) AS seq FROM events GROUP BY instance_id
+                UNION ALL SELECT instance_id, MAX(seq) FROM payloads GROUP BY instance_id
+            ) n ON n.instance_id = i.instance_id) newest
+        WHERE seq > last_seq GROUP BY instance_id, last_seq ORDER BY instance_id
         """,
     ),
     _Check(
@@ -111,6 +124,7 @@ _CHECKS: Sequence[_Check] = (
         ORDER BY instance_id, first_seq
         """,
     ),
+    # Only while every ledger is whole: a part that retention took knew of samples that are still there.
     _Check(
         "rows",
         "{found} {what} are in the tables, and the ledger knows of {expected}",
@@ -122,7 +136,8 @@ _CHECKS: Sequence[_Check] = (
             SELECT 'revisions', (SELECT COUNT(*) FROM sample_revisions),
                 (SELECT COALESCE(SUM(revised_rows), 0) FROM batches)) counted
         WHERE found <> expected AND NOT EXISTS (
-            SELECT 1 FROM batches GROUP BY instance_id HAVING MIN(first_seq) > 1)
+            SELECT 1 FROM instances i LEFT JOIN batches b ON b.instance_id = i.instance_id
+            WHERE i.position > 0 GROUP BY i.instance_id HAVING COUNT(b.first_seq) = 0 OR MIN(b.first_seq) > 1)
         """,
         all_samples=True,
     ),

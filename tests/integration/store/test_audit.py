@@ -5,16 +5,12 @@ from __future__ import annotations
 import pytest
 from sqlalchemy import Engine, text
 
+from ingestor.pipeline.assemble import Assembly
 from ingestor.store.audit import audit
-from ingestor.store.batch import Batch, DeadLetter, Event, Payload, Row, Subscription, Transition
+from ingestor.store.batch import Batch
 from ingestor.store.database import Database, Instance
-from ingestor.store.times import microseconds
 
-from .rows import at
-
-SERIES = ("crowd-sentiment", "crowd_sentiment", "AAPL", "")
-AAPL = Subscription("/real-time/crowd-sentiment", "get", '{"ticker":"AAPL"}', "crowd-sentiment", "AAPL")
-NOW_US = microseconds(at("10:00"))
+from ...support.entries import T0, decoder, fact, frame, row
 
 
 def batch(first_seq: int, value: float) -> Batch:
@@ -22,27 +18,17 @@ def batch(first_seq: int, value: float) -> Batch:
 
     One of the rows is new; the other, with the value given, is of the same moment in every batch.
     """
-    fact, good, half, dead = range(first_seq, first_seq + 4)
-    received = {"published_us": None, "received_us": NOW_US, "source": "stream"}
     state = "live" if first_seq % 8 == 1 else "disconnected"
-    letter = {"received_us": NOW_US, "stage": "decode", "reason": "no ts", "detail": "", "body": "{}"}
-    return Batch(
-        first_seq=fact,
-        last_seq=dead,
-        rows=[
-            Row(SERIES, NOW_US, value, seq=good, row_index=0, **received),
-            Row(SERIES, NOW_US + first_seq, 1.0, seq=good, row_index=1, **received),
-        ],
-        payloads=[
-            Payload(seq, "c0ffee", "stream", "res", AAPL.path, "{}", NOW_US, None, rows, "[]")
-            for seq, rows in ((good, 2), (half, 1))
-        ],
-        events=[Event(fact, NOW_US, state, "{}")],
-        transitions=[Transition(fact, NOW_US + first_seq, state, "", [AAPL])],
-        dead=[DeadLetter(half, 0, **letter), DeadLetter(dead, None, **letter)],
-        frames=3,
-        facts=1,
-    )
+    entries = [
+        fact(state, at_us=T0 + first_seq, state=state, tickers=["AAPL"]),
+        frame([row(value=value), row(minute=first_seq)]),
+        frame([{"ticker": "AAPL", "average_sentiment": 0.5}]),
+        frame("{nonsense"),
+    ]
+    assembly = Assembly(first_seq, decoder())
+    for entry in enumerate(entries, first_seq):
+        assembly.add(entry)
+    return assembly.batch
 
 
 @pytest.fixture
@@ -50,7 +36,7 @@ def sound(engine: Engine) -> Engine:
     """Two instances, three batches each: new, revised, duplicate and dead rows, two states of coverage."""
     for name in ("one", "two"):
         database = Database(engine)
-        database.register(Instance(spool_id=name, name=name, version="1", config_sha256="", started_us=NOW_US))
+        database.register(Instance(spool_id=name, name=name, version="1", config_sha256="", started_us=T0), 1)
         for first_seq, value in ((1, 0.1), (5, 0.2), (9, 0.2)):
             database.write(batch(first_seq, value))
     return engine
@@ -87,8 +73,14 @@ def test_what_the_writer_wrote_balances(sound: Engine) -> None:
         pytest.param(
             "DELETE FROM batches",
             "ledger",
-            "instance 1: its position is 12, but its ledger ends at 0",
+            "instance 1: it has entries up to 11, but its ledger ends at 0",
             id="no ledger",
+        ),
+        pytest.param(
+            "UPDATE events SET seq = 13 WHERE instance_id = 1 AND seq = 9",
+            "ledger",
+            "instance 1: it has entries up to 13, but its ledger ends at 12",
+            id="an entry that no batch wrote",
         ),
         pytest.param(
             "UPDATE batches SET frames = 4, dead_frames = 2 WHERE instance_id = 1 AND first_seq = 5",
@@ -173,6 +165,20 @@ def test_the_audit_finds(sound: Engine, statement: str, check: str, message: str
 def test_what_retention_takes_is_no_finding(sound: Engine, statement: str) -> None:
     harm(sound, statement)
     assert audit(sound) == []
+
+
+def test_an_instance_whose_journal_is_all_gone_is_no_finding(sound: Engine) -> None:
+    for table in ("batches", "events", "payloads", "dead_letters"):
+        harm(sound, f"DELETE FROM {table} WHERE instance_id = 1")
+    assert audit(sound) == []
+
+
+def test_a_spool_older_than_its_database_is_no_finding(engine: Engine) -> None:
+    database = Database(engine)
+    database.register(Instance(spool_id="one", name="one", version="1", config_sha256="", started_us=T0), 5)
+    assert audit(engine) == []
+    database.write(batch(5, 0.1))
+    assert audit(engine) == []
 
 
 def test_samples_that_retention_takes_are_not_counted(sound: Engine) -> None:
