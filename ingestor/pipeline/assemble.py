@@ -43,6 +43,7 @@ class Assembly:
         ]
         batch.rows += news
         batch.known_rows += len(decoded.observations) - len(news)
+        batch.row_count += len(decoded.observations) + sum(dead.row_index is not None for dead in decoded.dead)
         batch.dead += [
             DeadLetter(seq, dead.row_index, received_us, "decode", dead.reason, dead.detail, storable(dead.body))
             for dead in decoded.dead

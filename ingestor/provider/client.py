@@ -76,9 +76,8 @@ class Door:
         self._session = session
         self._socket: aiohttp.ClientWebSocketResponse | None = None
 
-    @property
-    def closed(self) -> bool:
-        return self._session.closed
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._session, name)  # whatever else a release may ask of a session
 
     async def ws_connect(self, url: str, **options: Any) -> aiohttp.ClientWebSocketResponse:
         try:

@@ -97,6 +97,7 @@ class Batch:
     dead: list[DeadLetter] = field(default_factory=list)
     frames: int = 0
     facts: int = 0
+    row_count: int = 0  # rows decoded: those below, those known already, and dead ones
     known_rows: int = 0  # duplicates that were not sent again
     origins: dict[int, Origin] = field(default_factory=dict)  # of each frame, by seq
     retries: dict[int, int] = field(default_factory=dict)  # seq of a frame → the dead letter that it tries again
@@ -111,4 +112,5 @@ class Written:
     duplicate: int
     dead_rows: int
     dead_frames: int
+    dead_together: int = 0  # values refused beside another of their row: with it they are one dead row
     disputed: frozenset[tuple[SeriesKey, int]] = frozenset()  # (series, ts) for which differing values met

@@ -113,13 +113,15 @@ class Database:
             with self._engine.begin() as connection:
                 self._advance(connection, batch)
                 tally = self._write_rows(connection, batch, ids, names)
-                letters = batch.dead + tally.dead + _unnamed(batch.rows, refusals)
+                refused = _by_row(tally.dead + _unnamed(batch.rows, refusals))
+                letters = batch.dead + refused
                 written = Written(
                     new=tally.new,
                     revised=tally.revised,
                     duplicate=tally.duplicate + batch.known_rows,
                     dead_rows=sum(letter.row_index is not None for letter in letters),
                     dead_frames=sum(letter.row_index is None for letter in letters),
+                    dead_together=len(tally.dead) + sum(row.series in refusals for row in batch.rows) - len(refused),
                     disputed=frozenset(
                         [(names[id_], ts_us) for id_, ts_us in tally.disputed]
                         + [(row.series, row.ts_us) for row in batch.rows if row.series in refusals]
@@ -301,7 +303,7 @@ def _ledger(batch: Batch, written: Written) -> dict[str, Any]:
         "committed_at": datetime.now(UTC),
         "frames": batch.frames,
         "facts": batch.facts,
-        "row_count": written.new + written.revised + written.duplicate + written.dead_rows,
+        "row_count": batch.row_count - written.dead_together,
         "new_rows": written.new,
         "revised_rows": written.revised,
         "duplicate_rows": written.duplicate,
@@ -336,6 +338,16 @@ def _row(series: SeriesKey, key: SampleKey, v: Value) -> Row:
 
 def _unnamed(rows: Sequence[Row], refusals: dict[SeriesKey, str]) -> list[DeadLetter]:
     return [_letter(row, refusals[row.series]) for row in rows if row.series in refusals]
+
+
+def _by_row(letters: Sequence[DeadLetter]) -> list[DeadLetter]:
+    """One letter for a row of the provider's, though several of its values were refused."""
+    rows: dict[tuple[int, int | None], DeadLetter] = {}
+    for letter in letters:
+        before = rows.get((letter.seq, letter.row_index))
+        body = json.dumps(json.loads(before.body) | json.loads(letter.body)) if before else letter.body
+        rows[letter.seq, letter.row_index] = letter._replace(body=body)
+    return list(rows.values())
 
 
 def _letter(row: Row, refusal: str) -> DeadLetter:

@@ -142,6 +142,17 @@ async def test_a_row_that_the_database_refuses_stands_alone(spool: Spool, engine
     assert query(engine, "SELECT position FROM instances") == [(1,)]
 
 
+async def test_a_row_whose_values_are_all_refused_is_one_letter(spool: Spool, engine: Engine) -> None:
+    _refuse(engine, 666.0)
+    chart = {"ts": "2026-01-01T00:00:00.000Z", "ticker": "A", "crowd_sentiment": 666, "volume": 666, "buzz": 1}
+    await put(spool, frame([chart], path="crowd-sentiment-chart-data"))
+    writer(spool, engine).run()
+    assert query(engine, "SELECT metric, value FROM observations") == [("buzz", 1.0)]
+    [(body,)] = query(engine, "SELECT body FROM dead_letters")
+    assert (json.loads(body)["crowd_sentiment"], json.loads(body)["volume"]) == (666.0, 666.0)
+    assert audit(engine) == []
+
+
 def _refuse(engine: Engine, value: float) -> None:
     """Let the database refuse one value, as an analyst's constraint would."""
     with engine.begin() as connection:
