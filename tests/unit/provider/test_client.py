@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from ingestor.provider.client import event_text, prefixes, raw_text
+from ingestor.provider.client import Door, event_text, prefixes, raw_text
+from ingestor.provider.dialect import http_session
 
 
 def test_the_prefix_of_an_event_is_what_a_server_writes_before_its_payload() -> None:
@@ -25,3 +26,12 @@ def test_binary_takes_the_form_that_engine_io_gives_it_in_text() -> None:
 
 def test_a_parsed_event_becomes_the_text_of_a_message_again() -> None:
     assert event_text("res", ["ü", {"a": b"\x01"}]) == '42["res","ü",{"a":{"base64":"AQ=="}}]'
+
+
+async def test_a_door_is_a_session_to_whoever_asks_for_more_than_a_websocket() -> None:
+    session = http_session(None)
+    door = Door(session)
+    assert door.cookie_jar is session.cookie_jar
+    assert not door.closed
+    await door.close(seconds=1)
+    assert door.closed
