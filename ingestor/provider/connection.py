@@ -62,7 +62,7 @@ class Sink(Protocol):
 class Ended:
     """Why a connection is over."""
 
-    cause: str  # kicked, closed, lost, mute, paused, renewed, silent, stopped: for counting
+    cause: str  # kicked, closed, lost, mute, renewed, spool_full, stopped: for counting
     reason: str  # for people; scrubbed
 
 

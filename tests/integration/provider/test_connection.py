@@ -104,6 +104,15 @@ async def test_whatever_comes_is_kept_and_the_connection_lasts(
     assert one.alive
 
 
+async def test_an_attachment_that_never_came_takes_nothing_else_with_it(
+    memory: Memory, raw_server: Serve, make_connection: Make, token: Token
+) -> None:
+    server = await raw_server(lambda visitor: visitor.say(HEADER, '42["other",1]', END))
+    await make_connection(server.url).open(token)
+    await hear(memory, 3)
+    assert memory.texts == [HEADER, '42["other",1]', END]
+
+
 async def test_what_the_library_parses_keeps_its_place_among_the_rest(
     memory: Memory, raw_server: Serve, make_connection: Make, token: Token
 ) -> None:
