@@ -136,15 +136,19 @@ async def test_sigterm_ends_it_in_order_with_everything_received_committed(
         tmp_path,
         url=simulator.url,
         database_url=database_url,
-        database={"batch": {"max_rows": 1_000_000, "max_wait": "60s"}},
+        database={"batch": {"max_rows": 50}},
         subscriptions={CROWD: ["AAPL", "ON"]},
     )
     async with Daemon(config, simulator.api_key) as daemon:
-        await until(lambda: len(simulator.emitted) > 20)
-        simulator.interval_seconds = None
-        await everything_durable(daemon, simulator)
-        assert daemon.books.current() == {}
-        assert await daemon.terminate(timeout_seconds=10) == 0
+        await daemon.live()
+        with daemon.books.held():  # so that many batches wait
+            already = len(simulator.emitted)
+            await until(lambda: len(simulator.emitted) > already + 40)
+            simulator.interval_seconds = None
+            await everything_durable(daemon, simulator)
+            daemon.ask_to_end()
+            await until(lambda: "stopped by us" in daemon.stderr)
+        assert await daemon.ended(timeout_seconds=10) == 0
     assert daemon.books.current() == expected.current(simulator.emitted)
     daemon.books.check()
     assert daemon.books.states("ON") == ["pending", "live", "stopped"]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import sqlite3
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
-from contextlib import closing
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from datetime import UTC, datetime
 from itertools import pairwise
 from typing import Any
@@ -65,6 +65,18 @@ class Books:
     def gaps(self, ticker: str) -> list[Row]:
         """When it was not listened to, and why."""
         return self.rows(f"SELECT states, reason, from_at, to_at FROM gaps WHERE ticker = '{ticker}' ORDER BY from_at")
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Until the end of the block nobody else can write."""
+        if self._sqlite_file is None:
+            with psycopg.connect(self.url) as connection:
+                connection.execute("LOCK TABLE instances IN ACCESS EXCLUSIVE MODE")
+                yield
+            return
+        with closing(sqlite3.connect(self._sqlite_file, isolation_level=None)) as database:
+            database.execute("BEGIN IMMEDIATE")
+            yield
 
     def check(self) -> None:
         """Assert that nothing was dropped and nothing is there twice. Only while no daemon writes."""

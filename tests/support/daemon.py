@@ -158,9 +158,13 @@ class Program:
         assert self._process is not None
         return int(self._process.returncode)
 
+    def ask_to_end(self) -> None:
+        """SIGTERM."""
+        os.kill(self.pid, signal.SIGTERM)
+
     async def terminate(self, timeout_seconds: float = 10) -> int:
         """SIGTERM, and wait for its end; the exit code."""
-        os.kill(self.pid, signal.SIGTERM)
+        self.ask_to_end()
         return await self.ended(timeout_seconds)
 
     @property
