@@ -110,7 +110,7 @@ async def test_an_attachment_that_never_came_takes_nothing_else_with_it(
     server = await raw_server(lambda visitor: visitor.say(HEADER, '42["other",1]', END))
     await make_connection(server.url).open(token)
     await hear(memory, 3)
-    assert memory.texts == [HEADER, '42["other",1]', END]
+    assert [(one.event, one.text) for one in memory.frames] == [("", HEADER), ("other", '42["other",1]'), ("res", END)]
 
 
 async def test_what_the_library_parses_keeps_its_place_among_the_rest(
