@@ -15,6 +15,7 @@ from pydantic import SecretStr
 from ingestor.config import load
 from ingestor.errors import DatabaseUnavailable
 from ingestor.provider.simulator import Simulator
+from ingestor.redaction import redactor
 from ingestor.service import Service
 from ingestor.store import query
 from ingestor.store.engine import connect
@@ -65,6 +66,7 @@ async def run(seconds: float | None, show: Callable[[View], None]) -> Path:
     folder = Path(tempfile.mkdtemp(prefix="ingestor-demo-"))
     # A minute's bucket each second, so that there is something to see.
     async with Simulator(cadence_seconds=1, window_seconds=60, restate_every=7) as simulator:
+        redactor.add(simulator.api_key)
         path = folder / "config.yaml"
         path.write_text(_CONFIG.format(url=simulator.url, tickers=", ".join(TICKERS)))
         config = load(path, env={})

@@ -20,7 +20,7 @@ from ingestor.pipeline.entry import Fact, State
 OTHER = "other"
 LOGIN_OUTCOMES = ("ok", "refused", "unavailable", "nonsense")
 # Why a socket was lost, as the disconnected fact's `cause` has it; its `reason` is free text, and has no bound.
-CAUSES = ("kicked", "closed", "lost", "mute", "paused", "renewed", "silent", "refused", OTHER)
+CAUSES = ("kicked", "closed", "lost", "mute", "paused", "renewed", "silent", "refused", "spool_full", OTHER)
 PROVIDER_EVENTS = ("err", "error", OTHER)
 
 # A commit takes some milliseconds; a database in trouble, up to the statement timeout.

@@ -29,6 +29,9 @@ _SEVERITY: dict[str, Severity] = {
     "clock_stepped": "warning",
     "crashed": "warning",
     "spool_level": "warning",
+    "connect_failed": "warning",
+    "not_entitled": "warning",
+    "plain_client": "warning",
     "spool_full": "error",
     "lost": "error",
 }
