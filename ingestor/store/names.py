@@ -42,8 +42,8 @@ class Names(Generic[Key]):
     def _make_room(self, count: int, wanted: set[Key]) -> None:
         # The oldest half goes: a dict keeps the order of entry, and no bookkeeping per look-up pays here.
         if len(self._ids) + count > self._capacity:
-            stale = list(self._ids)[: len(self._ids) // 2]
-            self._ids = {key: id_ for key, id_ in self._ids.items() if key in wanted or key not in set(stale)}
+            stale = set(list(self._ids)[: len(self._ids) // 2]) - wanted
+            self._ids = {key: id_ for key, id_ in self._ids.items() if key not in stale}
 
     def _select(self, connection: Connection, keys: Sequence[Key]) -> dict[Key, int]:
         found: dict[Key, int] = {}
