@@ -205,10 +205,12 @@ def own_server(binaries: Path, *, fsync: bool = False) -> Iterator[Postgres]:
 
 
 @contextmanager
-def fresh_database(server_url: str) -> Iterator[str]:
-    """The URL of a new, empty database; dropped at the end, whoever is still connected to it."""
+def fresh_database(server_url: str, template_url: str = "") -> Iterator[str]:
+    """The URL of a new database, empty or a copy of another; dropped at the end, whoever is still connected to it."""
     name = f"t_{uuid.uuid4().hex[:12]}"
-    _execute(server_url, sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
+    template = conninfo_to_dict(template_url)["dbname"] if template_url else "template1"
+    create = sql.SQL("CREATE DATABASE {} TEMPLATE {} STRATEGY file_copy")
+    _execute(server_url, create.format(sql.Identifier(name), sql.Identifier(str(template))))
     try:
         yield _with_database(server_url, name)
     finally:

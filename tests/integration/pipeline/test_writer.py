@@ -18,7 +18,6 @@ from ingestor.pipeline.entry import Fact, Frame
 from ingestor.pipeline.spool import Spool
 from ingestor.pipeline.writer import Writer
 from ingestor.service import retry_letters
-from ingestor.store import migrate
 from ingestor.store.audit import audit
 from ingestor.store.database import Database, Instance
 from ingestor.store.engine import connect
@@ -32,9 +31,8 @@ def _unexpected(failure: SpoolFailed) -> None:
 
 
 @pytest.fixture
-def engine(database_url: str) -> Iterator[Engine]:
-    engine = connect(database_url.replace("postgresql://", "postgresql+psycopg://"))
-    migrate.upgrade(engine)
+def engine(migrated_url: str) -> Iterator[Engine]:
+    engine = connect(migrated_url.replace("postgresql://", "postgresql+psycopg://"))
     yield engine
     engine.dispose()
 

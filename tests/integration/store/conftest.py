@@ -8,7 +8,6 @@ import pytest
 from sqlalchemy import Engine
 
 from ingestor.store.engine import connect
-from ingestor.store.migrate import upgrade
 
 
 @pytest.fixture
@@ -20,7 +19,8 @@ def empty_engine(database_url: str) -> Iterator[Engine]:
 
 
 @pytest.fixture
-def engine(empty_engine: Engine) -> Engine:
+def engine(migrated_url: str) -> Iterator[Engine]:
     """The tables and views, without rows."""
-    upgrade(empty_engine)
-    return empty_engine
+    engine = connect(migrated_url.replace("postgresql://", "postgresql+psycopg://"))
+    yield engine
+    engine.dispose()

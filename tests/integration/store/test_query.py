@@ -108,8 +108,8 @@ def test_a_database_that_is_not_there_is_unavailable(tmp_path: Path) -> None:
         status(connect(f"sqlite:///{tmp_path / 'none.db'}", read_only=True))
 
 
-def test_what_reads_needs_no_right_to_write(flowing: Database, database_url: str) -> None:
-    reader = connect(database_url.replace("postgresql://", "postgresql+psycopg://"), read_only=True)
+def test_what_reads_needs_no_right_to_write(flowing: Database, migrated_url: str) -> None:
+    reader = connect(migrated_url.replace("postgresql://", "postgresql+psycopg://"), read_only=True)
     if reader.dialect.name == "postgresql":
         with reader.begin() as connection:
             connection.execute(text("SET SESSION CHARACTERISTICS AS TRANSACTION READ ONLY"))
