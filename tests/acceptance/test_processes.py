@@ -257,9 +257,9 @@ async def test_without_its_database_it_is_ready_and_receives_and_writes_all_once
     async with Daemon(config, simulator.api_key, NOTIFY_SOCKET=notifications.getsockname()) as daemon:
         said = await until(lambda: received(notifications))
         assert b"READY=1" in said
-        earlier = await until(lambda: daemon.status and daemon.status["spool"]["entries"])
+        await until(lambda: daemon.status and daemon.get("/readyz") == (503, UNREACHABLE))
         assert daemon.get("/healthz")[0] == 200
-        assert daemon.get("/readyz") == (503, '{"ok":false,"reasons":["the database cannot be reached"]}')
+        earlier = daemon.status["spool"]["entries"]
         await until(lambda: daemon.status["spool"]["entries"] > earlier + 20)
         simulator.interval_seconds = None
         postgres.start()
@@ -267,6 +267,9 @@ async def test_without_its_database_it_is_ready_and_receives_and_writes_all_once
         assert await daemon.terminate() == 0
     assert daemon.books.current() == expected.current(simulator.emitted)
     daemon.books.check()
+
+
+UNREACHABLE = '{"ok":false,"reasons":["the database cannot be reached"]}'
 
 
 @pytest.fixture

@@ -26,7 +26,7 @@ from .postgres import free_port
 
 COMMAND = Path(sys.executable).with_name("ingestor")
 TIMEOUT_SECONDS = 20
-POLL_SECONDS = 0.02
+POLL_SECONDS = 0.05
 
 T = TypeVar("T")
 
