@@ -17,7 +17,7 @@ from typing import Any, TypeAlias
 from ingestor.errors import IngestorError
 
 NAME = "control.sock"
-LINE_BYTES = 1 << 20
+LINE_BYTES = 1 << 20  # of a question; an answer may be longer
 ANSWER_SECONDS = 60.0
 
 Answer: TypeAlias = dict[str, Any]
@@ -80,8 +80,8 @@ def ask(folder: Path, do: str, **more: Any) -> Answer | None:
         line.settimeout(ANSWER_SECONDS)
         try:
             line.connect(str(folder / NAME))
-        except (FileNotFoundError, ConnectionRefusedError):
-            return None
+        except (FileNotFoundError, ConnectionRefusedError, PermissionError):
+            return None  # nobody there, or not for this user
         line.sendall(json.dumps({"do": do, **more}).encode() + b"\n")
         with line.makefile() as answers:
             answer: Answer = json.loads(answers.readline() or '{"error": "the daemon hung up"}')

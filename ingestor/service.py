@@ -22,7 +22,7 @@ from pydantic import SecretStr
 
 from ingestor import __version__, snapshot
 from ingestor.config import Config
-from ingestor.control import Control
+from ingestor.control import Control, Handler
 from ingestor.errors import SpoolFailed
 from ingestor.lock import Lock
 from ingestor.ops import logs
@@ -99,7 +99,7 @@ class Service:
                 Web(self._config.http.listen, snapshot=self.status, metrics=self._metrics)
             )
             self.url = web.url
-            await stack.enter_async_context(Control(self._config.spool.path, {"retry": self._retry_letters}))
+            await stack.enter_async_context(Control(self._config.spool.path, self._handlers()))
             self._thread.start()
             self._systemd.ready("receiving")
             self._start_tasks()
@@ -216,6 +216,12 @@ class Service:
             task.cancel()
 
     # -- what it is asked to do
+
+    def _handlers(self) -> dict[str, Handler]:
+        return {"status": self._tell_status, "retry": self._retry_letters}
+
+    async def _tell_status(self, _asked: dict[str, Any]) -> dict[str, Any]:
+        return {"status": self.status().to_json().decode()}
 
     async def _retry_letters(self, asked: dict[str, Any]) -> dict[str, Any]:
         return {"retried": await retry_letters(self._spool, self._engine, asked.get("ids") or [])}

@@ -46,19 +46,11 @@ def status(config: ConfigOption = None, output: OutputOption = Output.TEXT) -> N
 
 
 def _ask_daemon(config: Config) -> Status | None:
-    import http.client
-
+    from ingestor import control
     from ingestor.ops.status import Status
 
-    listen = config.http.listen
-    connection = http.client.HTTPConnection(listen.host, listen.port, timeout=5)
-    try:
-        connection.request("GET", "/status.json")
-        return Status.from_json(connection.getresponse().read())
-    except (OSError, ValueError, http.client.HTTPException):
-        return None  # nobody there, or somebody else
-    finally:
-        connection.close()
+    answer = control.ask(config.spool.path, "status")
+    return Status.from_json(answer["status"].encode()) if answer else None
 
 
 def _ask_database(config: Config) -> dict[str, list[dict[str, Any]]]:

@@ -1,0 +1,68 @@
+from __future__ import annotations
+
+import asyncio
+import socket
+import stat
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ingestor.control import NAME, Control, ControlFailed, ask
+from ingestor.errors import DatabaseUnavailable
+
+
+async def _echo(asked: dict[str, Any]) -> dict[str, Any]:
+    return {"echo": asked["word"]}
+
+
+async def _fail(_asked: dict[str, Any]) -> dict[str, Any]:
+    raise DatabaseUnavailable("away")
+
+
+async def test_a_command_is_answered(tmp_path: Path) -> None:
+    async with Control(tmp_path, {"echo": _echo}):
+        assert await asyncio.to_thread(ask, tmp_path, "echo", word="π") == {"echo": "π"}
+
+
+async def test_nobody_else_may_ask(tmp_path: Path) -> None:
+    async with Control(tmp_path, {}):
+        assert stat.S_IMODE((tmp_path / NAME).stat().st_mode) == 0o600
+
+
+async def test_a_failure_is_told_in_the_daemons_own_words(tmp_path: Path) -> None:
+    async with Control(tmp_path, {"fail": _fail}):
+        with pytest.raises(ControlFailed, match="away"):
+            await asyncio.to_thread(ask, tmp_path, "fail")
+
+
+async def test_an_unknown_word_is_told_which_are_known(tmp_path: Path) -> None:
+    async with Control(tmp_path, {"echo": _echo}):
+        with pytest.raises(ControlFailed, match="knows: echo"):
+            await asyncio.to_thread(ask, tmp_path, "dance")
+
+
+async def test_without_a_daemon_there_is_no_answer(tmp_path: Path) -> None:
+    assert ask(tmp_path, "echo") is None
+    async with Control(tmp_path, {"echo": _echo}):
+        pass
+    assert ask(tmp_path, "echo") is None
+
+
+async def test_the_socket_of_a_killed_daemon_is_in_nobodys_way(tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as stale:
+        stale.bind(str(tmp_path / NAME))
+    assert ask(tmp_path, "echo") is None
+    async with Control(tmp_path, {"echo": _echo}):
+        assert await asyncio.to_thread(ask, tmp_path, "echo", word="a") == {"echo": "a"}
+
+
+async def test_garbage_does_not_stop_it(tmp_path: Path) -> None:
+    async with Control(tmp_path, {"echo": _echo}):
+        for garbage in (b"\n", b"[]\n", b"\xff\n", b"{"):
+            reader, writer = await asyncio.open_unix_connection(tmp_path / NAME)
+            writer.write(garbage)
+            writer.write_eof()
+            await reader.read()
+            writer.close()
+        assert await asyncio.to_thread(ask, tmp_path, "echo", word="a") == {"echo": "a"}
