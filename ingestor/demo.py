@@ -35,7 +35,7 @@ subscriptions:
 """
 QUERIES = (
     "SELECT ts, ticker, sentiment FROM crowd_sentiment ORDER BY ts DESC LIMIT 10",
-    "SELECT ticker, state, from_at, to_at, reason FROM gaps ORDER BY from_at",
+    "SELECT ticker, states, from_at, to_at, reason FROM gaps ORDER BY from_at",
 )
 
 

@@ -47,7 +47,8 @@ from ingestor.store.database import Database, Instance
 from ingestor.store.engine import Engine, connect, sqlite_path, translated
 
 HEARTBEAT_SECONDS = 5.0
-DRAIN_SECONDS = 10.0
+DRAIN_SECONDS = 9.0
+LAST_WORD_SECONDS = 1.0  # for the transaction under way; what hangs longer is left to the database to roll back
 SPOOL_LOOK_SECONDS = 0.25
 CLOCK_STEP_SECONDS = 1.0  # slewing moves a clock by half a millisecond a second: this is no slew
 
@@ -204,7 +205,7 @@ class Service:
             self._writer.drain()
             await self._first_of(asyncio.to_thread(self._thread.join, DRAIN_SECONDS), self._hurry.wait())
         self._writer.stop()
-        await asyncio.to_thread(self._thread.join, DRAIN_SECONDS)
+        await asyncio.to_thread(self._thread.join, LAST_WORD_SECONDS)
         left = self._spool.synced - self._writer.status.position
         if left > 0:
             log.warning("%d entries stay in the spool; they are written at the next start", left)

@@ -10,7 +10,7 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, TypeAlias
@@ -27,6 +27,7 @@ KEY_CHARACTERS = 64  # of a feed, metric, ticker or user_id
 DEAD_ROWS_PER_FRAME = 1_000  # more, and the frame is one dead letter
 TIMES_REMEMBERED = 20_000
 _DECIMAL = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?", re.ASCII)
+_BLANK = re.compile(r"[ \t\n\r]*")
 _KEY_FIELDS = frozenset({"ts", "ticker", "user_id"})
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _LATEST_US = (datetime(9999, 1, 1, tzinfo=UTC) - _EPOCH).total_seconds() * 1e6
@@ -186,7 +187,7 @@ def _loads(body: str) -> Any:
     except (msgspec.DecodeError, RecursionError, ValueError):
         pass  # NaN, lone surrogates and numbers of thousands of digits: the standard library is more lenient
     try:
-        return json.loads(body, parse_int=_integer)
+        return _LENIENT.decode(body)
     except RecursionError:
         raise _Bad("nested too deep") from None
     except ValueError as error:
@@ -199,16 +200,56 @@ def _integer(digits: str) -> int | float:
     return int(digits) if len(digits) <= 400 else math.inf
 
 
+# Takes NaN, lone surrogates and integers of any length, as long as nobody asks what they mean.
+_LENIENT = json.JSONDecoder(parse_int=_integer)
+
+
 def _row_texts(body: str, rows: list[Any]) -> Callable[[int], str]:
-    """Each row's own text, by index; written anew where the body is not strictly JSON (NaN) or is one row."""
+    """Each row's own text, by index."""
     try:
-        payload: Any = msgspec.json.decode(body, type=dict[str, msgspec.Raw] | list[msgspec.Raw])
-        raw = msgspec.json.decode(payload["results"], type=list[msgspec.Raw]) if isinstance(payload, dict) else payload
-        if len(raw) == len(rows):
-            return lambda index: bytes(raw[index]).decode()
-    except (msgspec.MsgspecError, KeyError, ValueError, RecursionError):
-        pass  # fall through to writing it anew
+        spans = _row_spans(body)
+        if len(spans) == len(rows):
+            return lambda index: body[slice(*spans[index])]
+    except (ValueError, RecursionError):
+        pass  # read by a parser that takes more than this one: written anew
     return lambda index: json.dumps(rows[index])
+
+
+def _row_spans(body: str) -> list[tuple[int, int]]:
+    """(start, end) of each row in a list, in an envelope's ``results``, or of the one that stands alone."""
+    start = _blank(body, 0)
+    if body[start] == "{":
+        results = _value_of("results", body, start)
+        if results is None:
+            return [(start, _LENIENT.raw_decode(body, start)[1])]
+        start = results
+    return [(first, last) for first, last, _ in _items(body, start)]
+
+
+def _value_of(key: str, body: str, start: int) -> int | None:
+    """Where the value of an object's key begins; of equal keys the last counts, as it does for parsers."""
+    found, wanted = None, False
+    for first, last, end in _items(body, start):
+        if end == ":":
+            wanted = json.loads(body[first:last]) == key
+        elif wanted:
+            found, wanted = first, False
+    return found
+
+
+def _items(body: str, start: int) -> Iterator[tuple[int, int, str]]:
+    """(start, end, delimiter behind it) of what a list holds, or of an object's keys and values by turns."""
+    at = _blank(body, start + 1)
+    while body[at] not in "]}":
+        _, end = _LENIENT.raw_decode(body, at)
+        behind = _blank(body, end)
+        yield at, end, body[behind]
+        at = _blank(body, behind + 1) if body[behind] in ",:" else behind
+
+
+def _blank(body: str, start: int) -> int:
+    found = _BLANK.match(body, start)
+    return found.end() if found else start
 
 
 def _params(text: str) -> Mapping[str, str]:

@@ -262,7 +262,8 @@ class Spool:
 
     def first_seq(self) -> int:
         """The oldest entry still held, or the next one to come."""
-        return self._reader.first_seq() or self.synced + 1
+        synced = self.synced  # before looking: what is synced meanwhile is held, not gone
+        return self._reader.first_seq() or synced + 1
 
     def begin_anew(self) -> None:
         """Take a new ``spool_id``, with what is held: to a database this is another instance. Durable on return."""

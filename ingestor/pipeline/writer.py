@@ -22,6 +22,7 @@ from ingestor.store.database import Database, Instance
 
 IDLE_SECONDS = 1.0  # how often an idle writer comes round, to publish the heartbeat
 BACKOFF_SECONDS = 15.0
+HURRY_SECONDS = 0.5  # between tries while draining
 
 
 @dataclass(slots=True)
@@ -213,7 +214,10 @@ class Writer:
         return True
 
     def _pause(self, seconds: float) -> None:
-        self._stop.wait(seconds)
+        until = time.monotonic() + seconds
+        while (left := until - time.monotonic()) > 0 and not self._stop.wait(min(left, HURRY_SECONDS)):
+            if self._draining.is_set():
+                return  # there is not much time left: no long breaks
 
     def _outage(self, state: tenacity.RetryCallState) -> None:
         error = state.outcome.exception() if state.outcome else None

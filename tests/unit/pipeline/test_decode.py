@@ -199,9 +199,24 @@ def test_thousands_of_bad_rows_are_one_letter() -> None:
     assert decoded.observations == []
 
 
-def test_a_dead_row_keeps_its_own_text_to_the_letter() -> None:
-    text = '{"ts":  "x",\t"ticker":"\\u0041"}'
-    assert decode(f'{{"results":[{text}]}}').dead[0].body == text
+@pytest.mark.parametrize(
+    "text", ['{"ts":  "x",\t"ticker":"\\u0041"}', '{"ts": NaN}', '{"a": ' + "9" * 5000 + "}", '"\\ud800"', " 1e999 "]
+)
+@pytest.mark.parametrize(
+    "around",
+    [
+        "[%s]",
+        '{"results":[%s]}',
+        ' { "path" : "x" , "results": [1], "results" :\n[ %s ] , "timestamp": null}',
+        "[ {},%s , {}]",
+    ],
+)
+def test_a_dead_row_keeps_its_own_text_to_the_letter(text: str, around: str) -> None:
+    assert text.strip() in [dead.body for dead in decode(around % text).dead]
+
+
+def test_a_row_that_stands_alone_is_its_own_text() -> None:
+    assert decode(' {"ticker": NaN}  ').dead[0].body == '{"ticker": NaN}'
 
 
 json_values = st.recursive(
