@@ -109,6 +109,24 @@ async def test_a_heartbeat_says_up_to_where_all_was_received(tmp_path: Path) -> 
         assert spool.last_heartbeat_us == 1234
 
 
+async def test_an_entry_synced_while_the_oldest_is_looked_for_does_not_count_as_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with opened(tmp_path) as spool:
+        look, loop = spool._reader.first_seq, asyncio.get_running_loop()
+
+        async def sync_one() -> None:
+            await spool.durable(spool.append(fact()))
+
+        def look_just_before() -> int | None:
+            found = look()
+            asyncio.run_coroutine_threadsafe(sync_one(), loop).result(5)
+            return found
+
+        monkeypatch.setattr(spool._reader, "first_seq", look_just_before)
+        assert await asyncio.to_thread(spool.first_seq) == 1
+
+
 async def test_a_second_process_is_told_who_holds_the_spool(tmp_path: Path) -> None:
     async with opened(tmp_path):
         with pytest.raises(Held, match=f"process {os.getpid()}"):
