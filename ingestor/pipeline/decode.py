@@ -26,6 +26,7 @@ Observation: TypeAlias = tuple[SeriesKey, int, float, int]
 KEY_CHARACTERS = 64  # of a feed, metric, ticker or user_id
 DEAD_ROWS_PER_FRAME = 1_000  # more, and the frame is one dead letter
 TIMES_REMEMBERED = 20_000
+FEEDS_REMEMBERED = 1_000
 _DECIMAL = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 _BLANK = re.compile(r"[ \t\n\r]*")
 _KEY_FIELDS = frozenset({"ts", "ticker", "user_id"})
@@ -85,6 +86,7 @@ class Decoder:
     ) -> None:
         self._metrics_of = metrics_of
         self.feed_name = feed_name
+        self._feeds: dict[tuple[str, str], tuple[str, Mapping[str, str] | None]] = {}
         self._times: dict[str, int] = {}  # stamps recur: a rolling window repeats each some sixty times
 
     def decode(self, frame: Frame) -> Decoded:
@@ -101,19 +103,26 @@ class Decoder:
         if not frame.event:
             raise _Bad("not an event", "the text is not a Socket.IO event that can be read")
         payload = _loads(decoded.body)
-        path, params = frame.path, _params(frame.params)
         if isinstance(payload, dict) and "results" in payload:
-            path, params = _attribution(payload, path, params)
-            decoded.path, decoded.params = path, json.dumps(dict(params))
+            decoded.path, decoded.params = _attribution(payload, frame)
             decoded.published_us = self._published(payload.get("timestamp"))
             payload = payload["results"]
         elif isinstance(payload, dict):
             payload = [payload]
         if not isinstance(payload, list):
             raise _Bad("not a list of rows", f"found {type(payload).__name__}")
-        decoded.feed = _key("feed", self.feed_name(path, params))
+        decoded.feed, metrics = self._feed(decoded.path, decoded.params)
         decoded.rows = len(payload)
-        self._read_rows(payload, self._metrics_of(path), decoded)
+        self._read_rows(payload, metrics, decoded)
+
+    def _feed(self, path: str, params: str) -> tuple[str, Mapping[str, str] | None]:
+        known = self._feeds.get((path, params))
+        if known is None:
+            if len(self._feeds) >= FEEDS_REMEMBERED:  # an envelope may name anything
+                self._feeds.clear()
+            name = _key("feed", self.feed_name(path, json.loads(params or "{}")))
+            known = self._feeds[path, params] = (name, self._metrics_of(path))
+        return known
 
     def _read_rows(self, rows: list[Any], metrics: Mapping[str, str] | None, decoded: Decoded) -> None:
         bad: list[tuple[int, _Bad]] = []
@@ -252,20 +261,16 @@ def _blank(body: str, start: int) -> int:
     return found.end() if found else start
 
 
-def _params(text: str) -> Mapping[str, str]:
-    params: Mapping[str, str] = msgspec.json.decode(text) if text else {}
-    return params
-
-
-def _attribution(payload: dict[str, Any], path: str, params: Mapping[str, str]) -> tuple[str, Mapping[str, str]]:
-    """An envelope's own path and params; the connection's where it names none."""
+def _attribution(payload: dict[str, Any], frame: Frame) -> tuple[str, str]:
+    """An envelope's own path and params (JSON); the connection's where it names none."""
     own = payload.get("path")
     if not isinstance(own, str) or not own:
-        return path, params
+        return frame.path, frame.params
     mine = payload.get("params")
     if not isinstance(mine, dict):
-        return own, {}
-    return own, {name: value if isinstance(value, str) else json.dumps(value) for name, value in mine.items()}
+        return own, "{}"
+    texts = {name: value if isinstance(value, str) else json.dumps(value) for name, value in mine.items()}
+    return own, json.dumps(texts, sort_keys=True)
 
 
 def _generic(name: str, value: Any) -> str | None:
