@@ -1,0 +1,44 @@
+"""Run a state machine of hypothesis for a number of steps: so many in the default run, more by INGESTOR_TEST_STEPS."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+from hypothesis import HealthCheck, settings
+from hypothesis.stateful import RuleBasedStateMachine, invariant, run_state_machine_as_test
+
+STEPS_PER_RUN = 50
+_TMPFS = Path("/dev/shm")
+
+
+class Counted(RuleBasedStateMachine):
+    """A machine that counts its steps, over all its runs."""
+
+    steps = 0
+
+    @invariant()
+    def one_more_step(self) -> None:
+        type(self).steps += 1
+
+
+def run_for(machine: type[Counted], steps: int) -> None:
+    """Run until ``steps`` (or INGESTOR_TEST_STEPS) steps are done, in runs that each begin with nothing."""
+    wanted = int(os.environ.get("INGESTOR_TEST_STEPS", steps))
+    machine.steps = 0
+    while machine.steps < wanted:
+        run_state_machine_as_test(
+            machine,
+            settings=settings(
+                max_examples=max((wanted - machine.steps) // STEPS_PER_RUN, 1),
+                stateful_step_count=STEPS_PER_RUN,
+                deadline=None,
+                suppress_health_check=list(HealthCheck),
+            ),
+        )
+
+
+def fast_folder() -> Path:
+    """A new folder, in memory where the system has such: tens of thousands of fsyncs are not what a model is about."""
+    return Path(tempfile.mkdtemp(prefix="ingestor-", dir=_TMPFS if os.access(_TMPFS, os.W_OK) else None))
