@@ -16,8 +16,11 @@ class Lock:
         """Take the lock, or raise Held, which names the holder and the ``remedy``."""
         self._handle = _lock(path, remedy)
         self.abandoned = bool(os.pread(self._handle, 1, 0))
-        os.ftruncate(self._handle, 0)
-        os.pwrite(self._handle, f"{os.getpid()}\n".encode(), 0)
+        name = f"{os.getpid()}\n".encode()
+        # Never empty in between, and on the disk: a kill or a power cut must find it as it leaves it, held.
+        os.pwrite(self._handle, name, 0)
+        os.ftruncate(self._handle, len(name))
+        os.fsync(self._handle)
 
     def release(self, *, clean: bool = True) -> None:
         """Let the next one in; unless ``clean``, it will find the lock ``abandoned``."""
