@@ -32,6 +32,10 @@ PACE: dict[str, Any] = {
 }
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--kills", type=int, default=15, help="How many random kills of the daemon, on each database.")
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Say what could not be tested here, once each, where nobody overlooks it."""
     places = [report.longrepr for report in terminalreporter.stats.get("skipped", [])]

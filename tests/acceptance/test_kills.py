@@ -1,0 +1,153 @@
+"""The daemon killed at any instant, also while it recovers: what it had received is in the tables, once."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import signal
+from collections import Counter
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from ..support.daemon import until, write_config
+from ..support.feed import KEY, PATH, TICKERS, Feed
+from ..support.nursery import ForkedDaemon, ForkedProgram, Nursery
+from ..support.reckoning import assert_complete, assert_no_life_after_death
+from ..support.strace import Cut, counting, killing
+
+KILLS_OF_A_ROUND = 15
+LIFE_SECONDS = 1.2
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "round_" in metafunc.fixturenames:
+        rounds = max(metafunc.config.getoption("kills") // KILLS_OF_A_ROUND, 1)
+        metafunc.parametrize("round_", range(rounds))
+
+
+@pytest.fixture(scope="module")
+def nursery() -> Iterator[Nursery]:
+    with Nursery() as running:
+        yield running
+
+
+@pytest.fixture
+def sqlite_url(tmp_path: Path) -> str:
+    return f"sqlite:///{tmp_path / 'ingestor.db'}"
+
+
+async def recover(daemon: ForkedDaemon, nursery: Nursery, config: Path) -> None:
+    """Let it live long enough to be live again, end it in order, and have it audit itself."""
+    daemon.start()
+    await daemon.live()
+    assert await daemon.terminate(timeout_seconds=20) == 0
+    audit = ForkedProgram(nursery, "audit", "--config", config, folder=config.parent)
+    async with audit:
+        assert await audit.ended() == 0, audit.stdout
+
+
+async def test_killed_at_random_it_loses_nothing_and_writes_nothing_twice(
+    round_: int, nursery: Nursery, database_url: str, tmp_path: Path
+) -> None:
+    pick = random.Random(round_)
+    killed = []
+    async with Feed(rate=300) as feed:
+        config = write_config(tmp_path, url=feed.url, database_url=database_url, subscriptions={PATH: TICKERS})
+        daemon = ForkedDaemon(nursery, config, KEY)
+        for _ in range(KILLS_OF_A_ROUND):
+            daemon.start()
+            # A third of them while it recovers.
+            await asyncio.sleep(pick.choice((pick.uniform(0, 0.3), pick.uniform(0.3, 0.9), pick.uniform(0.3, 0.9))))
+            killed.append(datetime.now(UTC))
+            daemon.kill()
+        feed.rate = 0
+        await recover(daemon, nursery, config)
+        print(assert_complete(feed, daemon.books, tmp_path / "spool"))
+        assert_no_life_after_death(daemon.books, killed)
+
+
+# At chosen system calls. What a random kill hits once in a thousand times is hit every time.
+
+
+async def test_killed_at_a_chosen_write_or_sync_it_loses_nothing_and_writes_nothing_twice(
+    nursery: Nursery, database_url: str, tmp_path: Path, pytestconfig: pytest.Config
+) -> None:
+    pick = random.Random(0)
+    killed = []
+    async with Feed(rate=300) as feed:
+        config = write_config(tmp_path, url=feed.url, database_url=database_url, subscriptions={PATH: TICKERS})
+        daemon = ForkedDaemon(nursery, config, KEY)
+        cuts = sampled(await reference(daemon, nursery), pick, pytestconfig.getoption("kills"))
+        for cut in cuts:
+            with killing(nursery.pid, cut):
+                daemon.start()
+                fired = await died(daemon)
+            killed += [datetime.now(UTC)] * fired
+            daemon.kill()
+        feed.rate = 0
+        await recover(daemon, nursery, config)
+        assert len(killed) > len(cuts) / 2
+        print(len(killed), "directed kills;", assert_complete(feed, daemon.books, tmp_path / "spool"))
+        assert_no_life_after_death(daemon.books, killed)
+
+
+@pytest.mark.parametrize(
+    ("file", "call", "number"),
+    [
+        ("lock", "pwrite64", 1),
+        ("spool.db", "pwrite64", 1),
+        ("spool.db-wal", "pwrite64", 2),
+        ("spool.db-wal", "fdatasync", 3),
+    ],
+)
+async def test_killed_while_it_makes_its_spool_it_begins_again(
+    file: str, call: str, number: int, nursery: Nursery, sqlite_url: str, tmp_path: Path
+) -> None:
+    async with Feed(rate=300) as feed:
+        config = write_config(tmp_path, url=feed.url, database_url=sqlite_url, subscriptions={PATH: TICKERS})
+        daemon = ForkedDaemon(nursery, config, KEY)
+        with killing(nursery.pid, Cut(call, number, tmp_path / "spool" / file)):
+            daemon.start()
+            assert await died(daemon)
+        daemon.start()
+        await until(lambda: feed.acknowledged)
+        await daemon.terminate(timeout_seconds=20)
+        await recover(daemon, nursery, config)
+        assert_complete(feed, daemon.books, tmp_path / "spool")
+        assert daemon.books.column("SELECT kind FROM events WHERE kind = 'lost'") == []
+
+
+async def reference(daemon: ForkedDaemon, nursery: Nursery) -> Counter[tuple[str, str]]:
+    """What a daemon calls that finds another's spool, in its first second or so. It is killed too."""
+    await live_and_die(daemon)
+    with counting(nursery.pid, daemon.folder / "calls") as counts:
+        await live_and_die(daemon)
+    return counts
+
+
+async def live_and_die(daemon: ForkedDaemon) -> None:
+    daemon.start()
+    await daemon.live()
+    await asyncio.sleep(LIFE_SECONDS / 4)
+    daemon.kill()
+
+
+def sampled(counts: Counter[tuple[str, str]], pick: random.Random, number: int) -> list[Cut]:
+    """Calls of every kind on every file in turn; early ones more often than late ones, for recovery's sake."""
+    kinds = sorted(kind for kind in counts if not kind[1].endswith("-shm"))
+    chosen = [kinds[index % len(kinds)] for index in range(number)]
+    return [
+        Cut(call, round(counts[call, where] ** pick.random()), None if where == "socket" else Path(where))
+        for call, where in chosen
+    ]
+
+
+async def died(daemon: ForkedDaemon) -> bool:
+    """Whether it ends by itself within a second or so."""
+    try:
+        return await daemon.ended(LIFE_SECONDS) == -signal.SIGKILL
+    except TimeoutError:
+        return False

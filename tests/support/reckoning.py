@@ -1,0 +1,109 @@
+"""After whatever happened: what the feed knows to be received against what spool, tables and dead letters hold."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from datetime import datetime
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from . import expected
+from .books import Books
+from .feed import PATH, TICKERS, Feed, number_of
+
+
+@dataclass(frozen=True, slots=True)
+class Reckoning:
+    """The figures of a run. ``lost`` and ``duplicated`` name events; both must be empty."""
+
+    sent: int
+    acknowledged: int
+    stored: int  # payloads, of all instances
+    lost: frozenset[int]
+    duplicated: frozenset[int]
+
+    def __str__(self) -> str:
+        return (
+            f"{self.sent} events sent, {self.acknowledged} acknowledged, {self.stored} stored,"
+            f" {len(self.lost)} lost, {len(self.duplicated)} duplicated"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Event:
+    """A payload that is in the database."""
+
+    instance_id: int
+    number: int
+    rows: list[dict[str, Any]]
+    path: str = PATH
+
+
+def reckon(feed: Feed, books: Books) -> Reckoning:
+    """Count, and assert that the tables say what the payloads say, and the ledger too. No daemon may be writing."""
+    events = _events(books)
+    assert books.column("SELECT body FROM dead_letters") == []
+    assert max((event.number for event in events), default=-1) < feed.count
+    _compare(events, books)
+    books.check()
+    times = Counter((event.instance_id, event.number) for event in events)
+    return Reckoning(
+        sent=feed.count,
+        acknowledged=len(feed.acknowledged),
+        stored=len(events),
+        lost=frozenset(feed.acknowledged - {event.number for event in events}),
+        duplicated=frozenset(number for (_, number), count in times.items() if count > 1),
+    )
+
+
+def assert_complete(feed: Feed, books: Books, spool: Path) -> Reckoning:
+    """Nothing that was acknowledged is missing, nothing is there twice, and nothing is left in the spool."""
+    assert books.column(f"SELECT position FROM instances WHERE spool_id = '{spool_head(spool)['spool_id']}'") == [
+        spool_head(spool)["next_seq"] - 1
+    ]
+    found = reckon(feed, books)
+    assert found.acknowledged, "nothing was acknowledged: this has tested nothing"
+    assert (found.lost, found.duplicated) == (frozenset(), frozenset())
+    return found
+
+
+def spool_head(folder: Path) -> dict[str, Any]:
+    """The counters of a spool. Reads the file as it is; no daemon may have it."""
+    with closing(sqlite3.connect(f"file:{folder / 'spool.db'}?mode=ro", uri=True)) as database:
+        database.row_factory = sqlite3.Row
+        return dict(database.execute("SELECT * FROM head").fetchone())
+
+
+def assert_no_life_after_death(books: Books, killed: Sequence[datetime]) -> None:
+    """Coverage has neither holes nor overlaps, and at the moment of each kill it claims nothing. One instance only."""
+    for ticker in TICKERS:
+        intervals = books.coverage(ticker)
+        assert [one["ended_at"] for one in intervals[:-1]] == [two["started_at"] for two in intervals[1:]]
+        for one, two in pairwise(intervals):
+            assert one["state"] != two["state"], intervals
+        for moment in killed:
+            states = {one["state"] for one in intervals[:-1] if one["started_at"] <= moment < one["ended_at"]}
+            assert states <= {"crashed"}, (moment, intervals)
+
+
+def _events(books: Books) -> list[_Event]:
+    query = "SELECT instance_id, body FROM payloads ORDER BY instance_id, seq"
+    bodies = [(row["instance_id"], json.loads(row["body"])) for row in books.rows(query)]
+    return [_Event(instance_id, number_of(rows), rows) for instance_id, rows in bodies]
+
+
+def _compare(events: Sequence[_Event], books: Books) -> None:
+    """The samples are those that follow from the payloads; of one instance, in their order."""
+    given, current, revisions = expected.values(events), books.current(), books.revisions()
+    assert current.keys() == given.keys()
+    for key, values in given.items():
+        recorded = [*revisions.get(key, ()), current[key]]
+        assert sorted(recorded) == sorted(set(values)), key
+        if len({event.instance_id for event in events}) == 1:
+            assert current[key] == values[-1], key

@@ -1,0 +1,70 @@
+"""Kills at a chosen system call: the process dies in place of the call, and what that would have done is not done."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from .missing import missing
+
+CALLS = ("pwrite64", "fdatasync", "fsync", "ftruncate", "sendto")
+ATTACH_SECONDS = 10
+_CALL = re.compile(r"^\d+ +(\w+)\(\d+<([^>]*)>", re.MULTILINE)
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """The ``number``-th such call of a thread; ``path``: only those on this file."""
+
+    call: str
+    number: int
+    path: Path | None = None
+
+    @property
+    def options(self) -> list[str]:
+        where = [] if self.path is None else ["-P", str(self.path)]
+        return [*where, "-e", f"inject={self.call}:signal=SIGKILL:when={self.number}"]
+
+
+@contextmanager
+def killing(pid: int, cut: Cut) -> Iterator[None]:
+    """Whatever process ``pid`` forks meanwhile is killed at the cut."""
+    with _attached(pid, "-e", f"trace={cut.call}", *cut.options, "-o", "/dev/null"):
+        yield
+
+
+@contextmanager
+def counting(pid: int, log: Path) -> Iterator[Counter[tuple[str, str]]]:
+    """The calls of whatever ``pid`` forks meanwhile, by (call, file or ``socket``); filled at the end of the block."""
+    counts: Counter[tuple[str, str]] = Counter()
+    with _attached(pid, "-y", "-e", f"trace={','.join(CALLS)}", "-o", str(log)):
+        yield counts
+    for call, where in _CALL.findall(log.read_text(errors="replace")):
+        counts[call, "socket" if where.startswith("socket:") else where] += 1
+
+
+@contextmanager
+def _attached(pid: int, *options: str) -> Iterator[None]:
+    if not shutil.which("strace"):
+        missing("directed kills: install strace")
+    with subprocess.Popen(["strace", "-f", "-qq", *options, "-p", str(pid)], stderr=subprocess.PIPE) as tracer:
+        try:
+            _wait_for_tracer(pid, tracer)
+            yield
+        finally:
+            tracer.terminate()  # it detaches
+
+
+def _wait_for_tracer(pid: int, tracer: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + ATTACH_SECONDS
+    while f"TracerPid:\t{tracer.pid}\n" not in Path(f"/proc/{pid}/status").read_text():
+        if tracer.poll() is not None or time.monotonic() > deadline:
+            missing("directed kills: strace may not attach to a process of ours (ptrace is forbidden here)")
+        time.sleep(0.01)
