@@ -73,6 +73,7 @@ _CHECKS: Sequence[_Check] = (
         WHERE last_seq - first_seq + 1 <> frames + facts ORDER BY instance_id, first_seq
         """,
     ),
+    # Retention takes the events of a batch with its row of the ledger: all that end before the oldest event are folded.
     _Check(
         "facts",
         "instance {instance_id}, entries {first_seq} to {last_seq}: {found} events for {expected} facts",
@@ -81,7 +82,8 @@ _CHECKS: Sequence[_Check] = (
             SELECT b.instance_id, b.first_seq, b.last_seq, b.facts AS expected,
                 (SELECT COUNT(*) FROM events e
                  WHERE e.instance_id = b.instance_id AND e.seq BETWEEN b.first_seq AND b.last_seq) AS found
-            FROM batches b) counted
+            FROM batches b
+            WHERE b.last_seq >= (SELECT MIN(e.seq) FROM events e WHERE e.instance_id = b.instance_id)) counted
         WHERE found <> expected ORDER BY instance_id, first_seq
         """,
     ),
