@@ -14,8 +14,8 @@ import pytest
 
 from ..support.daemon import until, write_config
 from ..support.feed import KEY, PATH, TICKERS, Feed
-from ..support.nursery import ForkedDaemon, ForkedProgram, Nursery
-from ..support.reckoning import assert_complete, assert_no_life_after_death
+from ..support.nursery import ForkedDaemon, Nursery
+from ..support.reckoning import assert_complete, assert_no_life_after_death, assert_recovers
 from ..support.strace import Cut, counting, killing
 
 KILLS_OF_A_ROUND = 15
@@ -39,16 +39,6 @@ def sqlite_url(tmp_path: Path) -> str:
     return f"sqlite:///{tmp_path / 'ingestor.db'}"
 
 
-async def recover(daemon: ForkedDaemon, nursery: Nursery, config: Path) -> None:
-    """Let it live long enough to be live again, end it in order, and have it audit itself."""
-    daemon.start()
-    await daemon.live()
-    assert await daemon.terminate(timeout_seconds=20) == 0
-    audit = ForkedProgram(nursery, "audit", "--config", config, folder=config.parent)
-    async with audit:
-        assert await audit.ended() == 0, audit.stdout
-
-
 async def test_killed_at_random_it_loses_nothing_and_writes_nothing_twice(
     round_: int, nursery: Nursery, database_url: str, tmp_path: Path
 ) -> None:
@@ -64,8 +54,8 @@ async def test_killed_at_random_it_loses_nothing_and_writes_nothing_twice(
             killed.append(datetime.now(UTC))
             daemon.kill()
         feed.rate = 0
-        await recover(daemon, nursery, config)
-        print(assert_complete(feed, daemon.books, tmp_path / "spool"))
+        await assert_recovers(daemon, nursery)
+        print(assert_complete(daemon.books, tmp_path / "spool", feed.count, feed.acknowledged))
         assert_no_life_after_death(daemon.books, killed)
 
 
@@ -88,9 +78,13 @@ async def test_killed_at_a_chosen_write_or_sync_it_loses_nothing_and_writes_noth
             killed += [datetime.now(UTC)] * fired
             daemon.kill()
         feed.rate = 0
-        await recover(daemon, nursery, config)
+        await assert_recovers(daemon, nursery)
         assert len(killed) > len(cuts) / 2
-        print(len(killed), "directed kills;", assert_complete(feed, daemon.books, tmp_path / "spool"))
+        print(
+            len(killed),
+            "directed kills;",
+            assert_complete(daemon.books, tmp_path / "spool", feed.count, feed.acknowledged),
+        )
         assert_no_life_after_death(daemon.books, killed)
 
 
@@ -115,8 +109,8 @@ async def test_killed_while_it_makes_its_spool_it_begins_again(
         daemon.start()
         await until(lambda: feed.acknowledged)
         await daemon.terminate(timeout_seconds=20)
-        await recover(daemon, nursery, config)
-        assert_complete(feed, daemon.books, tmp_path / "spool")
+        await assert_recovers(daemon, nursery)
+        assert_complete(daemon.books, tmp_path / "spool", feed.count, feed.acknowledged)
         assert daemon.books.column("SELECT kind FROM events WHERE kind = 'lost'") == []
 
 

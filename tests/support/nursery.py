@@ -111,6 +111,7 @@ class ForkedDaemon(_Forked, Daemon):
     def __init__(self, nursery: Nursery, config_file: Path, api_key: str, **environment: str) -> None:
         super().__init__(config_file, api_key, **environment)
         self.nursery = nursery
+        self.config_file = config_file
 
 
 # The process that forks.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from contextlib import closing
 from dataclasses import dataclass
 from datetime import datetime
@@ -15,7 +15,8 @@ from typing import Any
 
 from . import expected
 from .books import Books
-from .feed import PATH, TICKERS, Feed, number_of
+from .feed import PATH, TICKERS, number_of
+from .nursery import ForkedDaemon, ForkedProgram, Nursery
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,29 +46,43 @@ class _Event:
     path: str = PATH
 
 
-def reckon(feed: Feed, books: Books) -> Reckoning:
-    """Count, and assert that the tables say what the payloads say, and the ledger too. No daemon may be writing."""
+def reckon(books: Books, sent: int, acknowledged: Set[int]) -> Reckoning:
+    """Count, and assert that the tables say what the payloads say. No daemon may be writing."""
     events = _events(books)
     assert books.column("SELECT body FROM dead_letters") == []
-    assert max((event.number for event in events), default=-1) < feed.count
+    assert max((event.number for event in events), default=-1) < sent
     _compare(events, books)
-    books.check()
     times = Counter((event.instance_id, event.number) for event in events)
     return Reckoning(
-        sent=feed.count,
-        acknowledged=len(feed.acknowledged),
+        sent=sent,
+        acknowledged=len(acknowledged),
         stored=len(events),
-        lost=frozenset(feed.acknowledged - {event.number for event in events}),
+        lost=frozenset(acknowledged - {event.number for event in events}),
         duplicated=frozenset(number for (_, number), count in times.items() if count > 1),
     )
 
 
-def assert_complete(feed: Feed, books: Books, spool: Path) -> Reckoning:
+async def assert_recovers(daemon: ForkedDaemon, nursery: Nursery) -> None:
+    """It starts, is live again, ends in order, and its audit balances."""
+    daemon.start()
+    await daemon.live()
+    assert await daemon.terminate(timeout_seconds=20) == 0
+    await assert_balances(daemon, nursery)
+
+
+async def assert_balances(daemon: ForkedDaemon, nursery: Nursery) -> None:
+    """``ingestor audit`` finds nothing."""
+    async with ForkedProgram(nursery, "audit", "--config", daemon.config_file, folder=daemon.folder) as audit:
+        assert await audit.ended() == 0, audit.stdout + audit.stderr
+
+
+def assert_complete(books: Books, spool: Path, sent: int, acknowledged: Set[int]) -> Reckoning:
     """Nothing that was acknowledged is missing, nothing is there twice, and nothing is left in the spool."""
-    assert books.column(f"SELECT position FROM instances WHERE spool_id = '{spool_head(spool)['spool_id']}'") == [
-        spool_head(spool)["next_seq"] - 1
-    ]
-    found = reckon(feed, books)
+    head = spool_head(spool)
+    position = books.one(f"SELECT position FROM instances WHERE spool_id = '{head['spool_id']}'")
+    assert position == head["next_seq"] - 1
+    books.check()
+    found = reckon(books, sent, acknowledged)
     assert found.acknowledged, "nothing was acknowledged: this has tested nothing"
     assert (found.lost, found.duplicated) == (frozenset(), frozenset())
     return found

@@ -1,0 +1,70 @@
+"""The power cut while data flows: what was acknowledged is on the disk, and a fresh daemon finds it."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from ..support.daemon import write_config
+from ..support.disk import CuttableDisk, cuttable_disk, ext4
+from ..support.feed import KEY, PATH, TICKERS, Feed
+from ..support.nursery import ForkedDaemon, Nursery
+from ..support.reckoning import Reckoning, assert_complete, assert_no_life_after_death, assert_recovers
+
+CUTS = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """A cut: what the disk held then, and what had been acknowledged before."""
+
+    image: Path
+    acknowledged: frozenset[int]
+    at: datetime
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[CuttableDisk]:
+    with cuttable_disk(tmp_path) as made:
+        yield made
+
+
+async def test_after_a_power_cut_everything_acknowledged_is_there_once(disk: CuttableDisk, tmp_path: Path) -> None:
+    pick = random.Random(0)
+    moments = []
+    with Nursery() as nursery:
+        async with Feed(rate=400) as feed:
+            daemon = ForkedDaemon(nursery, config_on(disk.folder, feed), KEY)
+            async with daemon:
+                await daemon.live()
+                for number in range(CUTS):
+                    await asyncio.sleep(pick.uniform(0.2, 1))
+                    moments.append(cut(disk, feed, tmp_path / f"cut-{number}"))
+            feed.rate = 0
+            for moment in moments:
+                print(await resurrected(nursery, feed, moment))
+
+
+def config_on(folder: Path, feed: Feed) -> Path:
+    url = f"sqlite:///{folder / 'ingestor.db'}"
+    return write_config(folder, url=feed.url, database_url=url, subscriptions={PATH: TICKERS})
+
+
+def cut(disk: CuttableDisk, feed: Feed, image: Path) -> Moment:
+    acknowledged = frozenset(feed.acknowledged)
+    disk.cut(image)
+    return Moment(image, acknowledged, datetime.now(UTC))
+
+
+async def resurrected(nursery: Nursery, feed: Feed, moment: Moment) -> Reckoning:
+    with ext4(moment.image, moment.image.with_suffix(".mounted")) as folder:
+        daemon = ForkedDaemon(nursery, config_on(folder, feed), KEY)
+        await assert_recovers(daemon, nursery)
+        assert_no_life_after_death(daemon.books, [moment.at])
+        return assert_complete(daemon.books, folder / "spool", feed.count, moment.acknowledged)
