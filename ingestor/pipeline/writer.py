@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections import deque
@@ -10,7 +11,7 @@ from dataclasses import dataclass, replace
 
 import tenacity
 
-from ingestor.errors import DatabaseUnavailable, PositionMoved
+from ingestor.errors import BatchRejected, DatabaseUnavailable, PositionMoved
 from ingestor.pipeline.assemble import Assembly
 from ingestor.pipeline.batch import BatchPolicy
 from ingestor.pipeline.decode import Decoder
@@ -19,10 +20,14 @@ from ingestor.pipeline.known import KnownValues
 from ingestor.pipeline.spool import Spool
 from ingestor.store.batch import Batch, Written
 from ingestor.store.database import Database, Instance
+from ingestor.store.retention import Retention, Step
 
 IDLE_SECONDS = 1.0  # how often an idle writer comes round, to publish the heartbeat
 BACKOFF_SECONDS = 15.0
 HURRY_SECONDS = 0.5  # between tries while draining
+PRUNE_PAUSE_SECONDS = 0.05  # between steps of retention where nothing is to be written: the disk has other users
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
@@ -55,6 +60,7 @@ class Writer:
         *,
         prepare: Callable[[], None],
         keep_payloads: bool = True,
+        retention: Retention | None = None,
         on_batch: Callable[[float], None] = lambda _seconds: None,
         on_outage: Callable[[str, float], None] = lambda _error, _delay_seconds: None,
         on_lost: Callable[[int], None] = lambda _position: None,
@@ -67,6 +73,7 @@ class Writer:
         self._instance = instance
         self._prepare = prepare
         self._keep_payloads = keep_payloads
+        self._retention = retention
         self._on_batch = on_batch
         self._on_outage = on_outage
         self._on_lost = on_lost
@@ -75,6 +82,7 @@ class Writer:
         self._known = KnownValues()
         self._stop = threading.Event()
         self._draining = threading.Event()
+        self._pruning = threading.Event()
         self.status = WriterStatus()
 
     # -- its life
@@ -98,6 +106,11 @@ class Writer:
         self._stop.set()
         self._spool.wake()
 
+    def prune(self) -> None:
+        """Let retention take what is too old, in small steps while no batch is due. Returns at once."""
+        self._pruning.set()
+        self._spool.wake()
+
     @property
     def drained(self) -> bool:
         return self.status.position >= self._spool.synced
@@ -105,19 +118,22 @@ class Writer:
     # -- one round
 
     def step(self) -> None:
-        """Gather a batch, write it, publish the heartbeat."""
+        """Gather a batch, write it, publish the heartbeat; unless the next batch is due, take a step of retention."""
         assembly = self._gather()
         if assembly.units and self._retry(lambda: self._write(assembly.batch)):
             self._acknowledge()
         self._retry(self._publish)
+        if self._pruning.is_set() and not (self._hurried or self._policy.full(assembly.units)):
+            self._prune()
 
     def _gather(self) -> Assembly:
         """Entries until the batch is due: full, or its oldest has waited long enough."""
         assembly = Assembly(self.status.position + 1, self._decoder, self._known, keep_payloads=self._keep_payloads)
         since = time.monotonic()
+        idle = PRUNE_PAUSE_SECONDS if self._pruning.is_set() else IDLE_SECONDS
         while True:
             age = time.monotonic() - since
-            patience = self._policy.patience_seconds(rows=assembly.units, age_seconds=age, idle_seconds=IDLE_SECONDS)
+            patience = self._policy.patience_seconds(rows=assembly.units, age_seconds=age, idle_seconds=idle)
             if self._hurried:
                 patience = 0.0
             if not self._refill(assembly.batch.last_seq, patience):
@@ -192,6 +208,23 @@ class Writer:
         if beat and beat[1] <= self.status.position and beat[0] != self._published_us:
             self._database.heartbeat(beat[0])
             self._published_us = beat[0]
+
+    def _prune(self) -> None:
+        step = self._prune_step()
+        if step.samples:
+            self._known.forget()
+        if not step.more:
+            self._pruning.clear()
+
+    def _prune_step(self) -> Step:
+        """What keeps retention from its work keeps nobody else from theirs: it is asked for again."""
+        if self._retention is None:
+            return Step()
+        try:
+            return self._retention.step(self._database.instance_id, time.time_ns() // 1000)
+        except (DatabaseUnavailable, BatchRejected) as error:
+            log.warning("what is older than database.retention could not be taken; it will be tried again: %s", error)
+            return Step()
 
     # -- outages
 
