@@ -44,20 +44,14 @@ class Coverage:
         """Record that ``keys`` are in ``state`` since ``since_us`` (default: now); those already in it stay.
 
         The fact is recorded even if no state changed: it did happen. Where ``since_us`` lies before the state that it
-        ends (a connection that was lost before anything more was heard), the change counts from now.
+        ends (a connection on which nothing more was heard), that state has lasted no time at all.
         """
         now = wall_us()
         changed = [key for key in keys if (at := self._standings.get(key)) is None or at.state != state]
-        later = [key for key in changed if since_us is not None and self._since(key) > since_us]
-        first = [key for key in changed if key not in set(later)] if later else changed
-        reason = str(detail.get("reason", ""))
-        for part, since in ((first, since_us), (later, None)):
-            for key in part:
-                self._standings[key] = Standing(state, now if since is None else since, reason)
-        if first or not later:
-            self._record(Fact(kind, now, detail, state if first else None, tuple(first), since_us if first else None))
-        if later:
-            self._record(Fact(kind, now, detail, state, tuple(later)))
+        for key in changed:
+            since = now if since_us is None else max(since_us, self._since(key))
+            self._standings[key] = Standing(state, since, str(detail.get("reason", "")))
+        self._record(Fact(kind, now, detail, state if changed else None, tuple(changed), since_us if changed else None))
 
     def restate(self) -> None:
         """Record every standing once more, as of now: one fact for each state."""

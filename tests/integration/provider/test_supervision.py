@@ -231,6 +231,19 @@ async def test_a_half_open_connection_is_noticed_and_its_gap_begins_with_the_las
     await running.until("live", AAPL)
 
 
+async def test_a_connection_on_which_nothing_followed_the_acknowledgement_was_live_for_no_time(
+    run: Run, raw_server: Any, memory: Memory
+) -> None:
+    settings = {"ping_interval_seconds": 0.3, "ping_timeout_seconds": 0.2}
+    server = await raw_server(lambda visitor: visitor.acknowledge(), **settings)
+    await run(server.url, "key", [AAPL], protocol="4")
+    await memory.until(lambda: memory.facts("disconnected"))
+    (subscribed,), (lost, *_) = memory.facts("subscribed"), memory.facts("disconnected")
+    assert subscribed.since_us is not None
+    assert lost.since_us is not None
+    assert lost.since_us <= subscribed.since_us
+
+
 # --- subscriptions that are not confirmed ---
 
 
