@@ -13,7 +13,7 @@ from ingestor.config.model import Subscription
 from ingestor.errors import ConnectionFailed, ConnectionRefused, IngestorError, TokenRefused, TokenUnavailable
 from ingestor.pipeline.entry import Fact, State, SubscriptionKey
 from ingestor.provider.backoff import Backoff, chance
-from ingestor.provider.clock import boottime, wall_us
+from ingestor.provider.clock import Tick, boottime, tick, wall_us
 from ingestor.provider.connection import Connection, Ended, Line, Sink, outside
 from ingestor.provider.coverage import Coverage
 from ingestor.provider.dialect import Dialects
@@ -24,6 +24,7 @@ RESUBSCRIBE = Backoff(first_seconds=5.0, cap_seconds=3600.0)
 HEALTHY_SECONDS = 30.0  # a shorter session counts as another failure: a server that kicks must not be hammered
 FLUSH_SECONDS = 0.1  # acknowledgements that come this close together make one fact
 REPEAT_SECONDS = 60.0  # the same complaint again within this is only counted
+DOUBT_SECONDS = 0.1  # between looks whether a doubted connection is heard again
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,6 +86,15 @@ class Session:
         await self.connection.close(cause, reason)
 
 
+@dataclass(frozen=True, slots=True)
+class Doubt:
+    """After an interruption nobody knows whether the connection still lives, until something is heard on it."""
+
+    session: Session
+    keys: tuple[SubscriptionKey, ...]  # that were live on it
+    since: Tick  # when we could listen again
+
+
 class Group:
     """Keeps one connection for its subscriptions, until cancelled."""
 
@@ -96,6 +106,7 @@ class Group:
         self._sessions: set[Session] = set()  # with the one that is to follow it
         self._wake = asyncio.Event()
         self._flush: asyncio.TimerHandle | None = None
+        self._doubt: Doubt | None = None
         self._failures = 0
         self._retry_at = 0.0  # boottime of the next try of a succession
         self._frames = 0
@@ -118,6 +129,19 @@ class Group:
     def wake(self) -> None:
         """There is a new token: see whether the connection needs a successor."""
         self._wake.set()
+
+    def doubt(self) -> None:
+        """We did not listen for a while. What is live here is so again, from now on, once something is heard.
+
+        To be called before these subscriptions are said to be silent.
+        """
+        self._wake.set()  # what became due meanwhile is due now, not when a timer that stood still as well has run out
+        session = self._session
+        if session is None:
+            return
+        keys = (*self._doubted(session), *self._around.coverage.are("live", self.keys))
+        self._doubt = Doubt(session, keys, tick())
+        self._listen_again(self._doubt)
 
     def status(self) -> GroupStatus:
         """A snapshot."""
@@ -380,6 +404,7 @@ class Group:
         if asked:
             coverage.change("pending", "pending", asked, {**detail, "reason": "asked, not yet acknowledged"})
         live = set(coverage.are("live", session.acknowledged))
+        live.update(self._doubted(session))
         fresh = {key: at for key, at in session.acknowledged.items() if key not in live}
         if fresh:
             # From the last of them on: a state may be claimed late, never early.
@@ -388,6 +413,25 @@ class Group:
             refused = [key for key in keys if (at := coverage[key]) is None or at.state != "refused"]
             if refused:
                 coverage.change("refused", "refused", refused, {**detail, "reason": reason})
+
+    def _doubted(self, session: Session) -> tuple[SubscriptionKey, ...]:
+        return self._doubt.keys if self._doubt and self._doubt.session is session else ()
+
+    def _listen_again(self, doubt: Doubt) -> None:
+        """End the doubt when something was heard; a connection that ends, or has a successor, ends it as well."""
+        connection = doubt.session.connection
+        if self._doubt is not doubt:
+            return
+        if doubt.session is not self._session or not connection.alive:
+            self._doubt = None
+        elif connection.last_heard_at <= doubt.since.boottime:
+            asyncio.get_running_loop().call_later(DOUBT_SECONDS, self._listen_again, doubt)
+        else:
+            self._doubt = None
+            if silent := self._around.coverage.are("silent", doubt.keys):
+                detail = self._detail(connection=connection.id)
+                self._around.coverage.change("heard_again", "live", silent, detail, doubt.since.wall_us)
+            self._publish()
 
     def _take_over(self, old: Session, new: Session) -> None:
         """What the old connection listened to and the new one does not yet is pending since the old was last heard."""

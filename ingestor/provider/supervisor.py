@@ -120,6 +120,16 @@ class Supervisor:
         """There is room again."""
         self._gate.set()
 
+    def interrupt(self, kind: str, detail: dict[str, Any], from_us: int) -> None:
+        """Nobody can vouch for the time from ``from_us`` (our wall clock) until now: what was live was silent.
+
+        It is live again from now on, once its connection is heard. ``detail`` gives the ``reason``.
+        """
+        for group in self._groups:
+            group.doubt()
+        live = self._coverage.are("live", (one.key for one in self._subscriptions))
+        self._coverage.change(kind, "silent", live, detail, from_us)
+
     def restate(self) -> None:
         """Say again which state every subscription is in: whoever reads the facts begins anew."""
         self._coverage.restate()

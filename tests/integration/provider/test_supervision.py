@@ -15,6 +15,7 @@ from ingestor.config.model import Provider, Subscription
 from ingestor.errors import SpoolFailed
 from ingestor.provider import client, connection, group, token
 from ingestor.provider.backoff import Backoff
+from ingestor.provider.clock import tick
 from ingestor.provider.simulator import Simulator
 from ingestor.provider.simulator.http import Fault
 from ingestor.provider.supervisor import Supervisor
@@ -242,6 +243,79 @@ async def test_a_connection_on_which_nothing_followed_the_acknowledgement_was_li
     assert subscribed.since_us is not None
     assert lost.since_us is not None
     assert lost.since_us <= subscribed.since_us
+
+
+# --- times that nobody can vouch for ---
+
+
+async def test_after_an_interruption_what_is_heard_again_is_live_from_its_end_on(
+    run: Run, simulator: Simulator, memory: Memory
+) -> None:
+    running = await run_simulated(run, simulator, AAPL, TSLA, BUZZ)
+    before = tick()
+    await memory.until(lambda: len(memory.frames) > 5)
+    running.supervisor.interrupt("stood_still", {"reason": "slept"}, before.wall_us)
+    ended = tick()
+    await running.until("live", AAPL, TSLA, BUZZ)
+    (slept,) = memory.facts("stood_still")
+    assert (slept.state, slept.since_us, set(slept.subscriptions)) == (
+        "silent",
+        before.wall_us,
+        {AAPL.key, TSLA.key, BUZZ.key},
+    )
+    for again in memory.facts("heard_again"):
+        assert again.since_us == pytest.approx(ended.wall_us, abs=20_000)
+        assert again.since_us <= again.at_us
+    assert running.states(TSLA) == ["pending", "live", "silent", "live"]
+    assert len(memory.facts("connected")) == 2
+
+
+async def test_a_connection_that_did_not_survive_an_interruption_is_not_live_after_it(
+    run: Run, make_simulator: Any, memory: Memory, tcp_proxy: Any
+) -> None:
+    simulator = await make_simulator(ping_interval_seconds=0.5, ping_timeout_seconds=0.5)
+    proxy = await tcp_proxy(simulator.url)
+    running = await run(proxy.url, simulator.api_key, [AAPL])
+    await running.until("live", AAPL)
+    proxy.half_open = True
+    await asyncio.sleep(0.05)
+    running.supervisor.interrupt("stood_still", {"reason": "slept"}, memory.frames[-1].received_us)
+    running.supervisor.interrupt("clock_stepped", {"reason": "set"}, memory.frames[-1].received_us)
+    await running.until("disconnected", AAPL)
+    assert running.states(AAPL) == ["pending", "live", "silent", "disconnected"]
+    proxy.half_open = False
+    proxy.cut()
+    await running.until("live", AAPL)
+    assert memory.facts("heard_again") == []
+
+
+async def test_after_two_interruptions_in_a_row_the_later_one_counts(run: Run, raw_server: Any, memory: Memory) -> None:
+    server = await raw_server(lambda visitor: visitor.acknowledge())
+    running = await run(server.url, "key", [AAPL], protocol="4")
+    await running.until("live", AAPL)
+    running.supervisor.interrupt("stood_still", {"reason": "slept"}, tick().wall_us)
+    await asyncio.sleep(0.01)
+    later = tick()
+    running.supervisor.interrupt("stood_still", {"reason": "slept"}, tick().wall_us)
+    await (await server.visitor()).say("2")
+    await running.until("live", AAPL)
+    (again,) = memory.facts("heard_again")
+    assert again.since_us is not None
+    assert again.since_us >= later.wall_us
+
+
+async def test_a_connection_that_takes_over_during_an_interruptions_doubt_is_live_at_once(
+    run: Run, raw_server: Any, memory: Memory
+) -> None:
+    server = await raw_server(lambda visitor: visitor.acknowledge())
+    running = await run(server.url, "key", [AAPL], protocol="4")
+    await running.until("live", AAPL)
+    running.supervisor.interrupt("stood_still", {"reason": "slept"}, tick().wall_us)
+    await running.tokens.get(fresh=True)
+    await running.until("live", AAPL)
+    assert running.states(AAPL) == ["pending", "live", "silent", "live"]
+    assert len(memory.facts("connected")) == 2
+    assert memory.facts("heard_again") == []
 
 
 # --- subscriptions that are not confirmed ---
