@@ -25,6 +25,7 @@ SEEN_CHARACTERS = 60  # of an answer we cannot read, in the message about it
 REFUSING = frozenset({400, 401, 403})
 
 _GENERATION_3 = re.compile(rb"\d+:0\{|\x00[\x00-\x09]+\xff0\{")  # text framing of 2.x, binary framing of 1.x
+_SID = re.compile(rb'"sid":"([^"]{1,200})"')
 
 
 class Dialect(Enum):
@@ -74,13 +75,30 @@ async def probe(url: str, token: str, verification: ssl.SSLContext | None = None
             http_session(verification) as session,
             session.get(address) as answer,
         ):
-            return classify(answer.status, await _head(answer))
+            head = await _head(answer)
+            dialect = classify(answer.status, head)
+            await _hang_up(session, address, dialect, head)
+            return dialect
     except TimeoutError:
         raise ConnectionFailed(f"{url}: no answer within {PROBE_SECONDS:g} s") from None
     except Redirected as error:
         raise ConnectionFailed(f"{url}: {error}") from None
     except (aiohttp.ClientError, OSError, ValueError) as error:
         raise ConnectionFailed(f"{url}: {reason(error)}") from None  # the cause's text holds the token
+
+
+async def _hang_up(session: aiohttp.ClientSession, address: str, dialect: Dialect, head: bytes) -> None:
+    """End the session that the probe began: to 1.x and 2.x it is a client like any other, until its pings run out."""
+    sid = _SID.search(head)
+    if sid is None:
+        return
+    close = b"1" if dialect is Dialect.SOCKET_IO_4 else b"1:1"  # in 1.x and 2.x a packet has its length before it
+    headers = {"Content-Type": "text/plain;charset=UTF-8"}
+    try:
+        async with session.post(f"{address}&sid={quote(sid[1], safe='')}", data=close, headers=headers) as answer:
+            await _head(answer)
+    except (aiohttp.ClientError, OSError):
+        pass  # then it ends by itself
 
 
 class Dialects:

@@ -11,6 +11,7 @@ import pytest
 from ingestor.errors import ConnectionFailed, ConnectionRefused, DialectUnsupported
 from ingestor.provider import dialect
 from ingestor.provider.dialect import Dialect, Dialects, probe
+from tests.support.client import login
 
 from .conftest import TOKEN
 from .raw import RawServer
@@ -107,3 +108,11 @@ async def test_what_the_config_says_is_not_asked_about(protocol: Any, chosen: Di
     dialects = Dialects("http://127.0.0.1:9", protocol, None)
     dialects.forget()
     assert await dialects.of(TOKEN) is chosen
+
+
+@pytest.mark.node
+@pytest.mark.parametrize("generation", ["1", "2"])
+async def test_the_probe_leaves_nobody_behind(generation: str, socketio_peer: Callable[..., Any]) -> None:
+    peer = await socketio_peer(generation)  # whose pings would run out after three quarters of a minute
+    await probe(peer.url, (await login(peer.url, peer.api_key)), None)
+    await peer.until(lambda: peer.count("connected") == peer.count("disconnected") == 1)
