@@ -165,7 +165,7 @@ class Database:
                 if row.series in ids
             ]
         )
-        tally = _Tally(duplicate=folded.duplicates)
+        tally = _Tally()
         keys = sorted(folded.first)  # two daemons that take locks in different order would deadlock
         self._place(connection, folded, keys, tally, lambda key: names[key[0]])
         return tally
@@ -203,11 +203,12 @@ class Database:
     def _place_all(self, connection: Connection, folded: Folded, keys: list[SampleKey]) -> _Tally:
         rows = [(key, folded.first[key]) for key in keys]
         new = self._bulk.insert_samples(connection, self.instance_id, rows)
-        disputed = {key for key in keys if key in folded.more}
+        disputed = folded.restated.intersection(keys)
         if new < len(rows):
             # Only now: looking for differing values in every batch costs three times the insert.
             disputed.update(self._bulk.conflicts(connection, self.instance_id, rows))
-        tally = _Tally(new=new, duplicate=len(rows) - new)
+        repeated = sum(len(folded.more[key]) for key in keys if key in folded.more and key not in disputed)
+        tally = _Tally(new=new, duplicate=len(rows) - new + repeated)
         tally.disputed = list(disputed)
         if disputed:
             self._settle(connection, folded, sorted(disputed), tally)

@@ -62,26 +62,26 @@ class Record:
 
 
 class Folded(NamedTuple):
-    """A batch's rows by key: the first value of each, and those that followed where they differ."""
+    """A batch's rows by key: the first value of each, those that followed, and the keys whose values differ."""
 
     first: dict[SampleKey, Value]
     more: dict[SampleKey, list[Value]]
-    duplicates: int
+    restated: set[SampleKey]
 
 
 def fold(rows: list[tuple[SampleKey, Value]]) -> Folded:
-    """Bring a batch's rows together by key, in seq order."""
+    """Bring a batch's rows together by key, in seq order.
+
+    A repetition is kept as well: it may be later than what another instance said after the first.
+    """
     first: dict[SampleKey, Value] = {}
     more: dict[SampleKey, list[Value]] = {}
-    duplicates = 0
+    restated: set[SampleKey] = set()
     for key, value in rows:
         known = first.setdefault(key, value)
         if known is value:
             continue
-        if key in more:
-            more[key].append(value)
-        elif known.value == value.value:
-            duplicates += 1
-        else:
-            more[key] = [value]
-    return Folded(first, more, duplicates)
+        more.setdefault(key, []).append(value)
+        if known.value != value.value:
+            restated.add(key)
+    return Folded(first, more, restated)

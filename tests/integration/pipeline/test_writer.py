@@ -106,6 +106,21 @@ async def test_a_slow_answer_never_replaces_a_newer_value(spool: Spool, engine: 
     assert query(engine, "SELECT value, revision, source FROM revisions") == [(1.0, 0, "snapshot")]
 
 
+async def test_a_value_said_again_after_another_instance_restated_it_is_current_again(
+    tmp_path: Path, spool: Spool, engine: Engine
+) -> None:
+    other = Spool(tmp_path / "other", max_bytes=1 << 30, sync_every_seconds=0.001)
+    other.start(_unexpected)
+    await put(other, frame([row(value=2)], received_us=T0 + 20))
+    writer(other, engine).run()
+    await other.close()
+    await put(spool, frame([row(value=1)], received_us=T0 + 10), frame([row(value=1)], received_us=T0 + 30))
+    writer(spool, engine).run()
+    assert query(engine, OBSERVATIONS) == [("AAPL", 1.0, 2, "stream", 2)]
+    assert query(engine, "SELECT value, revision FROM revisions ORDER BY revision") == [(1.0, 0), (2.0, 1)]
+    assert audit(engine) == []
+
+
 async def test_a_batch_that_did_commit_unseen_is_not_written_again(spool: Spool, engine: Engine) -> None:
     await put(spool, frame([row("A")]), frame([row("B")]))
     stale = writer(spool, engine)

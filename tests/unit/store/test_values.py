@@ -76,10 +76,10 @@ def test_whatever_the_order_of_arrival_the_latest_is_current_and_no_number_is_fo
     assert [revision for revision, _ in record.added] == list(range(record.revision))
 
 
-def test_folding_keeps_the_first_of_a_key_and_what_differs_from_it() -> None:
-    key = (1, 60)
-    rows = [(key, value(1.0)), (key, value(1.0)), (key, value(2.0)), (key, value(1.0)), ((2, 60), value(7.0))]
-    folded = fold(rows)
-    assert {k: v.value for k, v in folded.first.items()} == {key: 1.0, (2, 60): 7.0}
-    assert {k: [v.value for v in more] for k, more in folded.more.items()} == {key: [2.0, 1.0]}
-    assert folded.duplicates == 1
+def test_folding_brings_the_values_of_a_key_together_and_says_which_differ() -> None:
+    key, steady = (1, 60), (2, 60)
+    given = [(key, 1.0), (key, 1.0), (key, 2.0), (key, 1.0), (steady, 7.0), (steady, 7.0), ((3, 60), 7.0)]
+    folded = fold([(of, value(number)) for of, number in given])
+    assert {k: v.value for k, v in folded.first.items()} == {key: 1.0, steady: 7.0, (3, 60): 7.0}
+    assert {k: [v.value for v in more] for k, more in folded.more.items()} == {key: [1.0, 2.0, 1.0], steady: [7.0]}
+    assert folded.restated == {key}
