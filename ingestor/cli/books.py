@@ -19,20 +19,21 @@ AllOption = Annotated[bool, typer.Option("--all", help="Also those that were tri
 
 
 def audit(config: ConfigOption = None, output: OutputOption = Output.TEXT) -> None:
-    """Prove that every entry is accounted for and that the rows balance; exit 1 if not."""
+    """Prove that every entry is accounted for and that the rows balance; exit 1 if not. Tells of losses as well."""
     from ingestor.store.audit import audit as find
+    from ingestor.store.audit import losses
 
     loaded = load_config(config)
     engine = _reader(loaded)
     try:
         findings = find(engine, samples_pruned=loaded.database.retention.samples is not None)
+        notes = losses(engine)
     finally:
         engine.dispose()
-    print_as(
-        output,
-        {"balanced": not findings, "findings": [asdict(finding) for finding in findings]},
-        lambda: "\n".join(f"✗ {finding.check}: {finding.message}" for finding in findings) or "✓ everything balances",
-    )
+    told = [f"! {note.check}: {note.message}" for note in notes]
+    told += [f"✗ {finding.check}: {finding.message}" for finding in findings] or ["✓ everything balances"]
+    found = {"findings": [asdict(finding) for finding in findings], "notes": [asdict(note) for note in notes]}
+    print_as(output, {"balanced": not findings, **found}, lambda: "\n".join(told))
     if findings:
         raise typer.Exit(1)
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from sqlalchemy import Connection, Engine, text
+from sqlalchemy import Connection, Engine, func, select, text
 
 from ingestor.store.engine import translated
+from ingestor.store.schema import coverage, instances
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,3 +195,29 @@ def audit(engine: Engine, *, samples_pruned: bool = False) -> list[Finding]:
 def _findings(connection: Connection, check: _Check) -> list[Finding]:
     rows = connection.execute(text(check.query)).mappings().fetchmany(_AT_MOST)
     return [Finding(check.name, check.message.format(**row)) for row in rows]
+
+
+def losses(engine: Engine) -> list[Finding]:
+    """What was received and is not to be had any more: an unreadable spool, a database restored from an older copy.
+
+    The books balance all the same, since they know of it. The newest hundred. Raises DatabaseUnavailable.
+    """
+    c, i = coverage.c, instances.c
+    end = func.max(func.coalesce(c.ended_at, i.heartbeat_at, c.started_at)).label("ended_at")
+    names = (c.instance_id, i.name, c.start_seq, c.started_at, c.reason)
+    query = (
+        select(*names, end, func.count().label("subscriptions"))
+        .select_from(coverage.outerjoin(instances, c.instance_id == i.instance_id))
+        .where(c.state == "lost")
+        .group_by(*names)
+        .order_by(c.started_at.desc(), c.instance_id)
+        .limit(_AT_MOST)
+    )
+    with translated(), engine.connect() as connection:
+        return [Finding("lost", _loss(row)) for row in connection.execute(query)]
+
+
+def _loss(row: Any) -> str:
+    span = f"from {row.started_at:%Y-%m-%d %H:%M:%S} to {row.ended_at:%Y-%m-%d %H:%M:%S} UTC"
+    where = f"instance {row.instance_id} ({row.name}): {row.subscriptions} subscriptions"
+    return f"{where} may lack what was received {span}: {row.reason}"

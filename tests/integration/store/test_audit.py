@@ -6,7 +6,7 @@ import pytest
 from sqlalchemy import Engine, text
 
 from ingestor.pipeline.assemble import Assembly
-from ingestor.store.audit import audit
+from ingestor.store.audit import audit, losses
 from ingestor.store.batch import Batch
 from ingestor.store.database import Database, Instance
 
@@ -192,3 +192,13 @@ def test_one_kind_of_harm_fills_no_more_than_a_hundred_lines(engine: Engine) -> 
     columns = "(subscription_id, instance_id, start_seq, started_at, state)"
     harm(engine, f"INSERT INTO coverage {columns} {count} SELECT i, 1, i, CURRENT_TIMESTAMP, 'live' FROM n")
     assert len(audit(engine)) == 100
+
+
+def test_a_loss_that_the_books_know_of_is_told_and_is_no_finding(sound: Engine) -> None:
+    assert losses(sound) == []
+    harm(sound, "UPDATE coverage SET state = 'lost', reason = 'a bad disk' WHERE instance_id = 2 AND start_seq = 1")
+    assert audit(sound) == []
+    (loss,) = losses(sound)
+    assert loss.check == "lost"
+    span = "from 2026-01-01 00:00:00 to 2026-01-01 00:00:00 UTC"
+    assert loss.message == f"instance 2 (two): 1 subscriptions may lack what was received {span}: a bad disk"
