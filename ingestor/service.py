@@ -11,10 +11,9 @@ import logging
 import signal
 import socket
 import threading
-import time
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from apscheduler.schedulers.asyncio import AsyncIOScheduler
@@ -39,18 +38,21 @@ from ingestor.pipeline.retry import frame_of
 from ingestor.pipeline.spool import Spool
 from ingestor.pipeline.writer import Writer
 from ingestor.provider import catalog
-from ingestor.provider.clock import boottime, wall_us
+from ingestor.provider.clock import interruption, tick, wall_us
 from ingestor.provider.supervisor import Supervisor
 from ingestor.provider.token import TokenSupply
 from ingestor.store import migrate, query
 from ingestor.store.database import Database, Instance
 from ingestor.store.engine import Engine, connect, sqlite_path, translated
+from ingestor.store.retention import Retention
 
 HEARTBEAT_SECONDS = 5.0
 DRAIN_SECONDS = 9.0
 LAST_WORD_SECONDS = 1.0  # for the transaction under way; what hangs longer is left to the database to roll back
 SPOOL_LOOK_SECONDS = 0.25
-CLOCK_STEP_SECONDS = 1.0  # slewing moves a clock by half a millisecond a second: this is no slew
+CLOCK_LOOK_SECONDS = 1.0
+RETENTION_SECONDS = 600.0  # between sweeps
+FIRST_RETENTION_SECONDS = 60.0  # after the start, and after a step of the clock: what waits there is more urgent
 
 log = logging.getLogger(__name__)
 
@@ -117,9 +119,10 @@ class Service:
     def _build(self, stack: AsyncExitStack) -> None:
         self._spool.start(self._fail)
         self._tell_of_the_past()
-        scheduler = AsyncIOScheduler(timezone=UTC)
+        self._scheduler = scheduler = AsyncIOScheduler(timezone=UTC)
         scheduler.start()
         stack.callback(scheduler.shutdown, wait=False)
+        self._arm_retention()
         provider = self._config.provider
         self._tokens = TokenSupply(
             provider.url + provider.token_path, self._api_key, provider.token, scheduler, ca_file=provider.ca_file
@@ -142,7 +145,9 @@ class Service:
         spool = self._spool
         if spool.set_aside:
             reason = f"the spool could not be read; it is kept in {spool.set_aside}"
-            self._record(Fact("lost", wall_us(), {"reason": reason}))
+            wanted = tuple(one.key for one in self._config.subscriptions)
+            since_us = max(part.stat().st_mtime_ns for part in spool.set_aside.iterdir()) // 1000
+            self._record(Fact("lost", wall_us(), {"reason": reason}, "lost", wanted, since_us))
         elif spool.crashed and spool.head:
             reason = "the run before this one ended without a word"
             self._record(Fact("crashed", wall_us(), {"reason": reason}, "crashed", (), spool.last_heartbeat_us))
@@ -150,8 +155,9 @@ class Service:
 
     def _start_tasks(self) -> None:
         self._start(self._supervisor.run(), "supervisor")
+        self._ticked = tick()
         self._start(self._beat(), "heartbeat")
-        self._start(self._watch_clock(), "clock")
+        self._start(self._watch_clocks(), "clocks")
         self._start(self._watch_spool(), "spool level")
         seconds = watchdog_seconds()
         if seconds:
@@ -183,6 +189,7 @@ class Service:
 
     async def _shut_down(self) -> None:
         """Close the connections, sync the spool, let the writer drain."""
+        self._look_at_clocks()
         await self._supervisor.stop()
         for task in self._tasks:
             task.cancel()
@@ -253,18 +260,39 @@ class Service:
 
     async def _beat(self) -> None:
         while True:
+            self._look_at_clocks()  # first: a heartbeat must not vouch for a time in which nothing ran
             self._spool.beat(wall_us())
             await asyncio.sleep(HEARTBEAT_SECONDS)
 
-    async def _watch_clock(self) -> None:
-        """APScheduler follows the wall clock: where that steps, every job is armed anew."""
-        offset = time.time() - boottime()
+    async def _watch_clocks(self) -> None:
         while True:
-            await asyncio.sleep(1)
-            step, offset = time.time() - boottime() - offset, time.time() - boottime()
-            if abs(step) >= CLOCK_STEP_SECONDS:
-                self._record(Fact("clock_stepped", wall_us(), {"seconds": round(step, 3)}))
-                self._tokens.rearm()
+            await asyncio.sleep(CLOCK_LOOK_SECONDS)
+            self._look_at_clocks()
+
+    def _look_at_clocks(self) -> None:
+        """Where time went by unseen, say so in coverage, and arm every job anew: APScheduler follows the wall clock."""
+        before, self._ticked = self._ticked, tick()
+        found = interruption(before, self._ticked)
+        if found is None:
+            return
+        kind = "clock_stepped" if found.set_by else "stood_still"
+        detail = {"reason": found.reason, "seconds": round(found.set_by or found.stood_still, 3)}
+        self._supervisor.interrupt(kind, detail, before.wall_us)
+        self._tokens.rearm()
+        self._arm_retention()
+
+    def _arm_retention(self) -> None:
+        self._scheduler.add_job(
+            self._writer.prune,
+            "interval",
+            seconds=RETENTION_SECONDS,
+            next_run_time=datetime.now(UTC) + timedelta(seconds=FIRST_RETENTION_SECONDS),
+            id="retention",
+            replace_existing=True,
+            max_instances=1,
+            misfire_grace_time=None,
+            coalesce=True,
+        )
 
     async def _watch_spool(self) -> None:
         """Warn while it fills; when it is full close the connections on purpose, rather than drop what comes."""
@@ -277,7 +305,9 @@ class Service:
             await asyncio.sleep(SPOOL_LOOK_SECONDS)
 
     async def _on_fill(self, before: Fill, level: Fill, used_percent: float) -> None:
-        what = "the disk under the spool is full" if self._spool.disk_full else "the spool fills"
+        what = "the spool fills" if level > before else "the spool drains"
+        if self._spool.disk_full:
+            what = "the disk under the spool is full"
         detail = {"reason": what, "level": level.name.lower(), "used_percent": used_percent}
         self._record(Fact("spool_full" if level is Fill.FULL else "spool_level", wall_us(), detail))
         if level is Fill.FULL:
@@ -328,6 +358,7 @@ def build_writer(config: Config, spool: Spool, engine: Engine, **hooks: Any) -> 
         instance,
         prepare=prepare,
         keep_payloads=database.retention.payloads != 0.0,
+        retention=Retention(engine, database.retention),
         **hooks,
     )
 
