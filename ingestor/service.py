@@ -146,7 +146,7 @@ class Service:
         if spool.set_aside:
             reason = f"the spool could not be read; it is kept in {spool.set_aside}"
             wanted = tuple(one.key for one in self._config.subscriptions)
-            since_us = max(part.stat().st_mtime_ns for part in spool.set_aside.iterdir()) // 1000
+            since_us = max((part.stat().st_mtime_ns // 1000 for part in spool.set_aside.iterdir()), default=None)
             self._record(Fact("lost", wall_us(), {"reason": reason}, "lost", wanted, since_us))
         elif spool.crashed and spool.head:
             reason = "the run before this one ended without a word"
