@@ -17,13 +17,17 @@ class Assembly:
         self, first_seq: int, decoder: Decoder, known: KnownValues | None = None, *, keep_payloads: bool = True
     ) -> None:
         self.batch = Batch(first_seq=first_seq, last_seq=first_seq - 1)
+        self.entries: list[Entry] = []
         self.units = 0  # rows and entries: what bounds a batch
+        self.size_bytes = 0  # of raw text, the other bound
+        self.unknown_fields: set[tuple[str, str]] = set()  # (feed, field)
         self._decoder = decoder
         self._known = known or KnownValues()
         self._keep_payloads = keep_payloads
 
     def add(self, entry: Entry) -> None:
         seq, what = entry
+        self.entries.append(entry)
         self.batch.last_seq = seq
         if isinstance(what, Frame):
             self._add_frame(seq, what)
@@ -48,7 +52,7 @@ class Assembly:
             DeadLetter(seq, dead.row_index, received_us, "decode", dead.reason, dead.detail, storable(dead.body))
             for dead in decoded.dead
         ]
-        origin = Origin(frame.connection_id, source, decoded.event, frame.path, frame.params)
+        origin = Origin(frame.connection_id, source, storable(decoded.event), frame.path, frame.params)
         # A row's letter goes by the path that its envelope named; a frame's has the envelope in it.
         attributed = decoded.path is not frame.path and decoded.dead_frame is None
         batch.origins[seq] = origin._replace(path=decoded.path, params=decoded.params) if attributed else origin
@@ -57,7 +61,9 @@ class Assembly:
         if self._keep_payloads and decoded.dead_frame is None:
             body = storable(decoded.body)
             batch.payloads.append(Payload(seq, origin, received_us, published_us, decoded.rows, body))
+        self.unknown_fields.update((decoded.feed, name) for name in decoded.unknown_fields)
         self.units += 1 + len(news)
+        self.size_bytes += len(frame.text)
 
     def _add_fact(self, seq: int, fact: Fact) -> None:
         batch = self.batch
@@ -67,13 +73,34 @@ class Assembly:
             since_us = fact.at_us if fact.since_us is None else fact.since_us
             reason = storable(str(fact.detail.get("reason", "")))
             named = [self._subscription(key) for key in fact.subscriptions]
-            batch.transitions.append(Transition(seq, since_us, fact.state, reason, named))
+            batch.transitions.append(Transition(seq, since_us, fact.state, reason, named, fact.others))
         self.units += 1 + len(fact.subscriptions)
 
     def _subscription(self, key: SubscriptionKey) -> Subscription:
         path, method, params = key
         names: dict[str, str] = json.loads(params)
         return Subscription(path, method, params, self._decoder.feed_name(path, names), names.get("ticker", ""))
+
+
+def refused(entry: Entry, refusal: str) -> Batch:
+    """A batch of one entry that the database takes, whatever it disliked: plain ASCII, and a letter that says why."""
+    seq, what = entry
+    batch = Batch(first_seq=seq, last_seq=seq)
+    if isinstance(what, Fact):
+        batch.facts = 1
+        batch.events.append(Event(seq, what.at_us, _plain(what.kind), json.dumps({"refused": _plain(refusal)})))
+        return batch
+    batch.frames = 1
+    batch.origins[seq] = Origin(what.connection_id, what.source, _plain(what.event), _plain(what.path), "{}")
+    detail = _plain(refusal)[:1000]
+    batch.dead.append(
+        DeadLetter(seq, None, what.received_us, "insert", "refused by the database", detail, _plain(what.text))
+    )
+    return batch
+
+
+def _plain(text: str) -> str:
+    return text.encode("ascii", "backslashreplace").decode().replace("\0", "\\u0000")
 
 
 def storable(text: str) -> str:

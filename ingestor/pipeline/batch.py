@@ -11,12 +11,10 @@ class BatchPolicy:
 
     max_rows: int
     max_wait_seconds: float
+    max_bytes: int = 8 << 20  # of raw text: rows that are known, empty lists and dead frames have a size as well
 
-    def full(self, rows: int) -> bool:
-        return rows >= self.max_rows
-
-    def due(self, *, rows: int, age_seconds: float) -> bool:
-        return self.full(rows) or (rows > 0 and age_seconds >= self.max_wait_seconds)
+    def full(self, *, rows: int, size_bytes: int) -> bool:
+        return rows >= self.max_rows or size_bytes >= self.max_bytes
 
     def patience_seconds(self, *, rows: int, age_seconds: float, idle_seconds: float) -> float:
         """How long to wait for another entry: for company if something waits already, else ``idle_seconds``."""

@@ -95,8 +95,12 @@ class Decoder:
         try:
             self._read(frame, decoded)
         except _Bad as bad:
-            decoded.observations.clear()
-            decoded.dead = [DeadRow(reason=bad.reason, detail=bad.detail, body=body)]
+            _bury(decoded, bad.reason, bad.detail)
+        except RecursionError:
+            _bury(decoded, "nested too deep", "")
+        except Exception as mistake:
+            # A frame that we fail to read must not stop all that come after it: it waits for a better decoder.
+            _bury(decoded, "a mistake in the decoder", repr(mistake)[:200])
         return decoded
 
     def _read(self, frame: Frame, decoded: Decoded) -> None:
@@ -106,8 +110,8 @@ class Decoder:
         if isinstance(payload, dict) and "results" in payload:
             decoded.path, decoded.params = _attribution(payload, frame)
             decoded.published_us = self._published(payload.get("timestamp"))
-            payload = payload["results"]
-        elif isinstance(payload, dict):
+            payload = payload["results"] if payload["results"] is not None else []
+        if isinstance(payload, dict):
             payload = [payload]
         if not isinstance(payload, list):
             raise _Bad("not a list of rows", f"found {type(payload).__name__}")
@@ -180,14 +184,24 @@ class Decoder:
             return None
 
 
+def _bury(decoded: Decoded, reason: str, detail: str) -> None:
+    decoded.observations.clear()
+    decoded.dead = [DeadRow(reason=reason, detail=detail, body=decoded.body)]
+
+
 def split(frame: Frame) -> tuple[str, str]:
     """(event, body): the argument's own text of ``42["event",body]``; a REST answer is its own body."""
-    if frame.source != "stream" or not frame.event:
-        return frame.event, frame.text
-    prefix = f'42["{frame.event}",'
-    if not (frame.text.startswith(prefix) and frame.text.endswith("]")):
-        return frame.event, frame.text
-    return frame.event, frame.text[len(prefix) : -1]
+    text, event = frame.text, frame.event
+    if frame.source != "stream" or not event:
+        return event, text
+    prefix = f'42["{event}",'
+    if text.startswith(prefix) and text.endswith("]"):
+        return event, text[len(prefix) : -1]
+    try:
+        _, (start, end, _) = _items(text, text.index("["))  # spaced or escaped in another way
+    except (ValueError, IndexError, RecursionError):
+        return event, text
+    return event, text[start:end]
 
 
 def _loads(body: str) -> Any:
@@ -229,9 +243,9 @@ def _row_spans(body: str) -> list[tuple[int, int]]:
     start = _blank(body, 0)
     if body[start] == "{":
         results = _value_of("results", body, start)
-        if results is None:
-            return [(start, _LENIENT.raw_decode(body, start)[1])]
-        start = results
+        start = start if results is None else results
+    if body[start] == "{":
+        return [(start, _LENIENT.raw_decode(body, start)[1])]
     return [(first, last) for first, last, _ in _items(body, start)]
 
 
@@ -343,5 +357,8 @@ def _instant(text: str) -> int:
 def _short(value: object) -> str:
     if isinstance(value, int) and value.bit_length() > 1_000:
         return f"an integer of {value.bit_length()} bits"
-    text = ascii(value)
+    try:
+        text = ascii(value)
+    except RecursionError:
+        return "something nested too deep"
     return text if len(text) <= 200 else f"{text[:200]}… ({len(text)} characters)"

@@ -55,6 +55,7 @@ class Fact(Struct, frozen=True, array_like=True, tag="e"):
     state: State | None = None
     subscriptions: tuple[SubscriptionKey, ...] = ()
     since_us: int | None = None
+    others: bool = False  # the state is that of every subscription that is *not* named
 
 
 Entry: TypeAlias = tuple[int, Frame | Fact]  # (seq, what)

@@ -27,11 +27,17 @@ class KnownValues:
         self.forget()
 
     def knows(self, series: SeriesKey, ts_us: int, value: float) -> bool:
-        """Is ``value`` surely what the database holds as current?"""
+        """Is ``value`` surely what the database holds as current? If another is known, neither is from now on:
+
+        the batch that ``value`` goes into may go on to say the one before again.
+        """
         for generation in (self._young, self._old):
             known = generation.get(series)
             if known is not None and ts_us in known:
-                return known[ts_us] == value
+                if known[ts_us] == value:
+                    return True
+                self._drop(series, ts_us)
+                return False
         return False
 
     def learn(self, rows: Iterable[Row], disputed: frozenset[tuple[SeriesKey, int]], now_seconds: float) -> None:

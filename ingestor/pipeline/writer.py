@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import tenacity
 
 from ingestor.errors import BatchRejected, DatabaseUnavailable, PositionMoved
-from ingestor.pipeline.assemble import Assembly
+from ingestor.pipeline.assemble import Assembly, refused
 from ingestor.pipeline.batch import BatchPolicy
 from ingestor.pipeline.decode import Decoder
 from ingestor.pipeline.entry import Entry, Frame
@@ -24,6 +24,7 @@ from ingestor.store.retention import Retention, Step
 
 IDLE_SECONDS = 1.0  # how often an idle writer comes round, to publish the heartbeat
 BACKOFF_SECONDS = 15.0
+UNKNOWN_FIELDS_TOLD = 100
 HURRY_SECONDS = 0.5  # between tries while draining
 PRUNE_PAUSE_SECONDS = 0.05  # between steps of retention where nothing is to be written: the disk has other users
 
@@ -80,6 +81,7 @@ class Writer:
         self._waiting: deque[Entry] = deque()  # read, not yet in a batch
         self._published_us = 0
         self._known = KnownValues()
+        self._told: set[tuple[str, str]] = set()
         self._stop = threading.Event()
         self._draining = threading.Event()
         self._pruning = threading.Event()
@@ -120,10 +122,11 @@ class Writer:
     def step(self) -> None:
         """Gather a batch, write it, publish the heartbeat; unless the next batch is due, take a step of retention."""
         assembly = self._gather()
-        if assembly.units and self._retry(lambda: self._write(assembly.batch)):
+        if assembly.entries and self._retry(lambda: self._write(assembly)):
             self._acknowledge()
+            self._tell_unknown(assembly.unknown_fields)
         self._retry(self._publish)
-        if self._pruning.is_set() and not (self._hurried or self._policy.full(assembly.units)):
+        if self._pruning.is_set() and not (self._hurried or self._full(assembly)):
             self._prune()
 
     def _gather(self) -> Assembly:
@@ -141,10 +144,13 @@ class Writer:
             if not assembly.units:
                 since = time.monotonic()
                 self.status.oldest_us = _received_us(self._waiting[0])
-            while self._waiting and not self._policy.full(assembly.units):
+            while self._waiting and not self._full(assembly):
                 assembly.add(self._waiting.popleft())
-            if self._policy.full(assembly.units) or self._hurried:
+            if self._full(assembly) or self._hurried:
                 return assembly
+
+    def _full(self, assembly: Assembly) -> bool:
+        return self._policy.full(rows=assembly.units, size_bytes=assembly.size_bytes)
 
     @property
     def _hurried(self) -> bool:
@@ -155,13 +161,33 @@ class Writer:
             self._waiting.extend(self._spool.read(after, max_entries=self._policy.max_rows))
         return bool(self._waiting)
 
-    def _write(self, batch: Batch) -> None:
+    def _write(self, assembly: Assembly) -> None:
+        try:
+            self._commit(assembly.batch)
+        except PositionMoved:
+            self._begin()  # an earlier try did commit: go on from where it left the position
+        except BatchRejected as refusal:
+            self._halve(assembly.entries, str(refusal))
+
+    def _halve(self, entries: list[Entry], refusal: str) -> None:
+        """What the database refuses is no row, or it would stand alone by now: find the entry that it is in."""
+        if len(entries) == 1:
+            try:
+                self._commit(refused(entries[0], refusal))
+            except BatchRejected as again:
+                raise DatabaseUnavailable(f"it refuses what is surely sound: {again}") from None
+            return
+        middle = len(entries) // 2
+        for half in (entries[:middle], entries[middle:]):
+            assembly = Assembly(half[0][0], self._decoder, self._known, keep_payloads=self._keep_payloads)
+            for entry in half:
+                assembly.add(entry)
+            self._write(assembly)
+
+    def _commit(self, batch: Batch) -> None:
         started = time.monotonic()
         try:
             written = self._database.write(batch)
-        except PositionMoved:
-            self._begin()  # an earlier try did commit: go on from where it left the position
-            return
         except BaseException:
             self._known.forget()
             raise
@@ -183,6 +209,12 @@ class Writer:
     def _acknowledge(self) -> None:
         self._spool.ack(self.status.position)
         self.status.oldest_us = _received_us(self._waiting[0]) if self._waiting else None
+
+    def _tell_unknown(self, fields: set[tuple[str, str]]) -> None:
+        for feed, name in fields - self._told:
+            if len(self._told) < UNKNOWN_FIELDS_TOLD:
+                log.warning("%s: the field %s is not in the documentation, and is not stored", feed, ascii(name))
+                self._told.add((feed, name))
 
     def _begin(self) -> None:
         """Introduce this spool to the database and take up the position that it has committed."""
@@ -243,7 +275,7 @@ class Writer:
         except DatabaseUnavailable as error:
             self._note(error)
             return False
-        self.status.database_up = True
+        self.status.database_up, self.status.error = True, None
         return True
 
     def _pause(self, seconds: float) -> None:

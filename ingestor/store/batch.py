@@ -70,6 +70,7 @@ class Transition(NamedTuple):
     state: str
     reason: str
     subscriptions: Sequence[Subscription]
+    others: bool = False  # it is those that are not named
 
 
 class DeadLetter(NamedTuple):

@@ -35,7 +35,11 @@ class Timeline:
     def apply(self, transition: Transition, ids: Mapping[Subscription, int]) -> None:
         """Close and open intervals without overlap or hole; a state repeated extends its interval."""
         named = [ids[subscription] for subscription in transition.subscriptions]
-        for subscription_id in named or self._not_stopped():
+        if transition.others:
+            named = [subscription_id for subscription_id in self._open if subscription_id not in set(named)]
+        elif not named:
+            named = self._not_stopped()
+        for subscription_id in named:
             self._enter(subscription_id, transition)
 
     def end(self, at_us: int) -> None:

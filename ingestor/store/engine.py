@@ -105,7 +105,8 @@ def _meaning(error: BaseException) -> DatabaseUnavailable | BatchRejected:
     code = getattr(error, "sqlite_errorcode", 0) & 0xFF
     if (state and state[:2] in ("22", "23", "54")) or code in _SQLITE_REJECTS:
         return BatchRejected(_line(error))
-    if isinstance(error, OverflowError | UnicodeEncodeError):
+    # psycopg looks at values itself before it sends them, and then there is no state.
+    if isinstance(error, OverflowError | UnicodeEncodeError) or type(error).__name__ == "DataError":
         return BatchRejected(_line(error))
     return DatabaseUnavailable(_line(error))
 

@@ -21,7 +21,7 @@ from ingestor.service import retry_letters
 from ingestor.store.audit import audit
 from ingestor.store.database import Database, Instance
 from ingestor.store.engine import connect
-from tests.support.entries import T0, decoder, fact, frame, row
+from tests.support.entries import CROWD, T0, decoder, fact, frame, row
 
 MINUTE = 60_000_000
 
@@ -360,3 +360,59 @@ async def test_a_dead_frame_goes_the_whole_way_again(spool: Spool, engine: Engin
     ]
     assert await retry_letters(spool, engine, []) == 2
     assert audit(engine) == []
+
+
+async def test_a_value_restated_and_said_again_within_a_batch_is_current(spool: Spool, engine: Engine) -> None:
+    made = writer(spool, engine)
+    made._begin()
+    for batch in ([0.1], [0.2, 0.1]):
+        await put(spool, *(frame([row(value=number)]) for number in batch))
+        made.step()
+    assert query(engine, OBSERVATIONS) == [("AAPL", 0.1, 2, "stream", 3)]
+
+
+async def test_a_batch_is_bounded_in_bytes_though_its_rows_be_few(spool: Spool, engine: Engine) -> None:
+    await put(spool, *(frame("x" * (3 << 20)) for _ in range(9)))
+    writer(spool, engine).run()
+    sizes = [last - first + 1 for first, last in query(engine, "SELECT first_seq, last_seq FROM batches")]
+    assert sum(sizes) == 9
+    assert max(sizes) <= 3
+
+
+async def test_an_event_name_that_no_database_takes_stops_nobody(spool: Spool, engine: Engine) -> None:
+    await put(spool, Frame(T0, "c", "stream", "re\0s", CROWD, "{}", '42["re\\u0000s",[]]'), frame([row()]))
+    writer(spool, engine).run()
+    assert query(engine, "SELECT seq, event FROM payloads ORDER BY seq") == [(1, "re\\u0000s"), (2, "res")]
+
+
+async def test_an_entry_that_the_database_refuses_elsewhere_than_in_its_rows_stands_alone(
+    spool: Spool, engine: Engine
+) -> None:
+    with engine.begin() as connection:
+        for table, column in (("payloads", "body"), ("events", "kind")):
+            if engine.dialect.name == "postgresql":
+                connection.execute(text(f"ALTER TABLE {table} ADD CHECK ({column} NOT LIKE '%nonsense%')"))
+            else:
+                connection.execute(
+                    text(
+                        f"CREATE TRIGGER refuse_{table} BEFORE INSERT ON {table} WHEN new.{column} LIKE '%nonsense%'"
+                        " BEGIN SELECT raise(ABORT, 'refused'); END"
+                    )
+                )
+    await put(spool, *(frame([row("nonsense" if i == 3 else "A", i)]) for i in range(8)))
+    writer(spool, engine).run()
+    assert [ticker for ticker, *_ in query(engine, OBSERVATIONS)] == ["A"] * 7
+    [(seq, index, stage, body)] = query(engine, "SELECT seq, row_index, stage, body FROM dead_letters")
+    assert (seq, index, stage) == (4, None, "insert")
+    assert "nonsense" in body
+    assert audit(engine) == []
+
+
+async def test_a_field_that_is_not_documented_is_told_of_once(
+    spool: Spool, engine: Engine, caplog: pytest.LogCaptureFixture
+) -> None:
+    await put(spool, *(frame([row(minute=i) | {"mood": 1}]) for i in range(3)))
+    writer(spool, engine, max_rows=2).run()
+    assert [one.getMessage() for one in caplog.records if "mood" in one.getMessage()] == [
+        "crowd-sentiment: the field 'mood' is not in the documentation, and is not stored"
+    ]

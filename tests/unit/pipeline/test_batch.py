@@ -4,20 +4,19 @@ import pytest
 
 from ingestor.pipeline.batch import BatchPolicy
 
-POLICY = BatchPolicy(max_rows=100, max_wait_seconds=0.1)
+POLICY = BatchPolicy(max_rows=100, max_wait_seconds=0.1, max_bytes=1000)
 
 
 @pytest.mark.parametrize(
-    ("rows", "age_seconds", "due"),
+    ("rows", "size_bytes", "full"),
     [
-        pytest.param(0, 9.0, False, id="nothing to write"),
-        pytest.param(1, 0.05, False, id="young and small"),
-        pytest.param(1, 0.1, True, id="old enough"),
-        pytest.param(100, 0.0, True, id="full"),
+        pytest.param(99, 999, False, id="room for more"),
+        pytest.param(100, 0, True, id="enough rows"),
+        pytest.param(1, 1000, True, id="few rows, but large ones"),
     ],
 )
-def test_a_batch_is_due_when_it_is_full_or_its_oldest_has_waited(rows: int, age_seconds: float, due: bool) -> None:
-    assert POLICY.due(rows=rows, age_seconds=age_seconds) is due
+def test_a_batch_is_full_by_rows_or_by_bytes(rows: int, size_bytes: int, full: bool) -> None:
+    assert POLICY.full(rows=rows, size_bytes=size_bytes) is full
 
 
 @pytest.mark.parametrize(

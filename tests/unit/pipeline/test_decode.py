@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from typing import Any
 
 import msgspec
@@ -247,3 +248,51 @@ def test_no_text_makes_it_raise(text: str) -> None:
     for whole in (text, f'42["res",{text}]', f"[{text}]"):
         decoder().decode(Frame(T0, "c", "stream", "res", CROWD, "{}", whole))
     msgspec.msgpack.encode(decode("[]").rows)
+
+
+def test_whatever_the_depth_it_does_not_raise() -> None:
+    found: list[str] = []
+
+    def sweep() -> None:  # in a thread, as the writer is: a frame's depth counts from the bottom of the stack
+        for depth in range(850, 1050):
+            nest = "[" * depth + "]" * depth
+            bodies = (f'[{{"ts":{nest}}}]', f'{{"path":"x","params":{{"a":{nest}}},"results":[{nest}]}}', nest)
+            found.extend(decode(body).dead[0].reason for body in bodies)
+
+    thread = threading.Thread(target=sweep)
+    thread.start()
+    thread.join()
+    assert len(found) == 600
+    assert "a mistake in the decoder" not in found
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '42[ "res",[%s]]',
+        '42["res" ,[%s]]',
+        '42["\\u0072es",[%s]]',
+        '42["res",[%s] ]',
+        '42["res",[%s]] ',
+        '42[\n"res"\n,\n[%s]\n]\n',
+    ],
+)
+def test_an_event_may_be_spaced_and_escaped_as_json_allows(text: str) -> None:
+    decoded = decoder().decode(Frame(T0, "c", "stream", "res", CROWD, "{}", text % json.dumps(row())))
+    assert (decoded.dead, len(decoded.observations)) == ([], 1)
+    assert decoded.body.strip() == f"[{json.dumps(row())}]"
+
+
+@pytest.mark.parametrize("text", ['42["res"]', '42["res",1,2]', '42["res"', "42"])
+def test_an_event_with_another_number_of_arguments_is_kept_whole(text: str) -> None:
+    decoded = decoder().decode(Frame(T0, "c", "stream", "res", CROWD, "{}", text))
+    assert decoded.dead_frame is not None
+
+
+def test_an_envelope_may_hold_one_row_or_none() -> None:
+    assert len(decode({"path": "crowd-sentiment", "results": row()}).observations) == 1
+    assert decode({"path": "crowd-sentiment", "results": None}).dead == []
+
+
+def test_the_one_row_of_an_envelope_keeps_its_text() -> None:
+    assert decode('{"results": {"ts": NaN} }').dead[0].body == '{"ts": NaN}'

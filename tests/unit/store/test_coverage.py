@@ -53,3 +53,13 @@ def test_intervals_neither_overlap_nor_leave_a_hole_whatever_the_clock_does(step
     assert all(i.started_us <= (i.ended_us or i.started_us) for i in intervals)
     assert intervals[-1].ended_us is None
     assert intervals[-1].state == steps[-1][0]
+
+
+def test_what_is_not_wanted_any_more_is_stopped_whatever_it_was() -> None:
+    stored = [
+        Interval(subscription_id=1, start_seq=1, started_us=10, state="live", reason="", stored=True),
+        Interval(subscription_id=2, start_seq=2, started_us=10, state="crashed", reason="", stored=True),
+    ]
+    timeline = Timeline(stored)
+    timeline.apply(Transition(9, 15, "stopped", "not in the config any more", [AAPL], others=True), IDS)
+    assert shape(timeline) == [(2, "crashed", 10, 15), (2, "stopped", 15, None)]
