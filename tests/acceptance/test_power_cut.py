@@ -35,20 +35,20 @@ def disk(tmp_path: Path) -> Iterator[CuttableDisk]:
         yield made
 
 
-async def test_after_a_power_cut_everything_acknowledged_is_there_once(disk: CuttableDisk, tmp_path: Path) -> None:
+async def test_after_a_power_cut_everything_acknowledged_is_there_once(
+    disk: CuttableDisk, nursery: Nursery, tmp_path: Path
+) -> None:
     pick = random.Random(0)
     moments = []
-    with Nursery() as nursery:
-        async with Feed(rate=400) as feed:
-            daemon = ForkedDaemon(nursery, config_on(disk.folder, feed), KEY)
-            async with daemon:
-                await daemon.live()
-                for number in range(CUTS):
-                    await asyncio.sleep(pick.uniform(0.2, 1))
-                    moments.append(cut(disk, feed, tmp_path / f"cut-{number}"))
-            feed.rate = 0
-            for moment in moments:
-                print(await resurrected(nursery, feed, moment))
+    async with Feed(rate=400) as feed:
+        async with ForkedDaemon(nursery, config_on(disk.folder, feed), KEY) as daemon:
+            await daemon.live()
+            for number in range(CUTS):
+                await asyncio.sleep(pick.uniform(0.2, 1))
+                moments.append(cut(disk, feed, tmp_path / f"cut-{number}"))
+        feed.rate = 0
+        for moment in moments:
+            print(await resurrected(nursery, feed, moment))
 
 
 def config_on(folder: Path, feed: Feed) -> Path:
