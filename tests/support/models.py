@@ -1,4 +1,4 @@
-"""Run a state machine of hypothesis for a number of steps: so many in the default run, more by INGESTOR_TEST_STEPS."""
+"""Models and fuzz of hypothesis, for so many steps in the default run, and for INGESTOR_TEST_STEPS by hand."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 import tempfile
 from pathlib import Path
 
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 from hypothesis.stateful import RuleBasedStateMachine, invariant, run_state_machine_as_test
 
 STEPS_PER_RUN = 50
@@ -25,7 +25,7 @@ class Counted(RuleBasedStateMachine):
 
 def run_for(machine: type[Counted], steps: int) -> None:
     """Run until ``steps`` (or INGESTOR_TEST_STEPS) steps are done, in runs that each begin with nothing."""
-    wanted = int(os.environ.get("INGESTOR_TEST_STEPS", steps))
+    wanted = wanted_steps(steps)
     machine.steps = 0
     while machine.steps < wanted:
         run_state_machine_as_test(
@@ -34,9 +34,15 @@ def run_for(machine: type[Counted], steps: int) -> None:
                 max_examples=max((wanted - machine.steps) // STEPS_PER_RUN, 1),
                 stateful_step_count=STEPS_PER_RUN,
                 deadline=None,
+                phases=[Phase.reuse, Phase.generate],  # to shrink such a run takes more minutes than to read it
                 suppress_health_check=list(HealthCheck),
             ),
         )
+
+
+def wanted_steps(default: int) -> int:
+    """How many steps, or examples, are wanted: INGESTOR_TEST_STEPS of them where that is set."""
+    return int(os.environ.get("INGESTOR_TEST_STEPS", default))
 
 
 def fast_folder() -> Path:
