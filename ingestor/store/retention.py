@@ -92,14 +92,17 @@ def _hold_lease(connection: Connection, instance_id: int) -> datetime | None:
 
     Returns the time; None if another instance has the lease. By the database's clock, which all of them share.
     """
-    table = schema.leases
+    c = schema.leases.c
     now: datetime = connection.execute(select(func.current_timestamp(type_=schema.UtcDateTime()))).scalar_one()
+    others = (c.name == LEASE, c.instance_id != instance_id, c.until >= now)
+    if connection.execute(select(c.name).where(*others)).first():
+        return None  # asked first: to write would mean to wait for a step of theirs, and our batches with us
     mine = {"instance_id": instance_id, "until": now + LEASE_TIME}
-    to_be_had = (table.c.name == LEASE, or_(table.c.instance_id == instance_id, table.c.until < now))
-    take = update(table).where(*to_be_had).values(mine)
+    to_be_had = (c.name == LEASE, or_(c.instance_id == instance_id, c.until < now))
+    take = update(schema.leases).where(*to_be_had).values(mine)
     if connection.execute(take).rowcount == 0:
         insert = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
-        connection.execute(insert(table).values(name=LEASE, **mine).on_conflict_do_nothing())
+        connection.execute(insert(schema.leases).values(name=LEASE, **mine).on_conflict_do_nothing())
         if connection.execute(take).rowcount == 0:
             return None
     return now

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from typing import Any
@@ -210,6 +213,38 @@ def test_whoever_has_the_lease_keeps_it_while_at_work(engine: Engine) -> None:
     sweep(engine, keep(payloads="24h"), instance_id=1)
     sweep(engine, keep(payloads="24h"), instance_id=2)
     assert column(engine, "SELECT instance_id FROM leases") == [1]
+
+
+def test_two_that_begin_at_once_do_the_work_once(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(retention, "FIRST_ROWS", 2)
+    monkeypatch.setattr(retention, "STEP_ROWS", 2)
+    instance(engine, 1, [100] * 20 + [0.5])
+    instance(engine, 2, [100] * 20 + [0.5])
+    begin = threading.Barrier(2)
+
+    def take(instance_id: int) -> int:
+        begin.wait()
+        return len(sweep(engine, keep(payloads="24h", journal="90d"), instance_id=instance_id))
+
+    with ThreadPoolExecutor() as threads:
+        steps = list(threads.map(take, (1, 2)))
+    assert min(steps) == 1
+    assert max(steps) > 20
+    assert column(engine, "SELECT seq FROM payloads ORDER BY seq") == [62, 62]
+    assert column(engine, "SELECT last_seq - first_seq + 1 FROM batches ORDER BY 1") == [3, 3, 60, 60]
+
+
+@pytest.mark.postgres
+@pytest.mark.parametrize("migrated_url", ["postgres"], indirect=True)  # a SQLite file has one daemon
+def test_a_step_of_another_that_hangs_keeps_nobody_waiting(engine: Engine) -> None:
+    instance(engine, 1, [3])
+    instance(engine, 2, [3])
+    Retention(engine, keep(payloads="24h")).step(2, NOW_US)
+    with engine.begin() as connection:
+        connection.execute(schema.leases.update().values(until=NOW + timedelta(minutes=1)))
+        began = time.monotonic()
+        assert Retention(engine, keep(payloads="24h")).step(1, NOW_US) == Step()
+    assert time.monotonic() - began < 5
 
 
 def test_a_clock_of_ours_that_runs_ahead_takes_nothing_too_early(engine: Engine) -> None:
