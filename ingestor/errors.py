@@ -107,6 +107,12 @@ class Held(IngestorError):
     exit_code = 75
 
 
+class NotPermitted(IngestorError):
+    """This user may not do what is needed; the message says what, and how to allow it."""
+
+    exit_code = 77
+
+
 class SpoolFailed(IngestorError):
     """The spool cannot be written. Nothing after the last sync is acknowledged: stop, restart, verify."""
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from ingestor.config import Config
 from ingestor.errors import DatabaseUnavailable, SpoolFailed
 from ingestor.pipeline.spool import Spool
-from ingestor.service import build_writer, lock_database, retry_letters
+from ingestor.service import build_writer, lock_database, past, retry_letters
 from ingestor.store.engine import connect
 
 
@@ -29,6 +29,8 @@ async def _retry(config: Config, url: str, ids: Sequence[int]) -> int:
     engine = connect(url)
     writer = build_writer(config, spool, engine, on_outage=_no_patience)
     try:
+        for fact in past(spool, config):
+            spool.append(fact)
         count = await retry_letters(spool, engine, ids)
         writer.drain()
         await asyncio.to_thread(writer.run)

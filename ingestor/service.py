@@ -11,9 +11,10 @@ import logging
 import signal
 import socket
 import threading
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 from apscheduler.schedulers.asyncio import AsyncIOScheduler
@@ -22,7 +23,7 @@ from pydantic import SecretStr
 from ingestor import __version__, snapshot
 from ingestor.config import Config
 from ingestor.control import Control, Handler
-from ingestor.errors import SpoolFailed
+from ingestor.errors import NotPermitted, SpoolFailed
 from ingestor.lock import Lock
 from ingestor.ops import logs
 from ingestor.ops.metrics import Metrics
@@ -93,9 +94,10 @@ class Service:
         """Until SIGTERM or SIGINT. Raises what ended it otherwise: SpoolFailed, SchemaNewer, …"""
         self._loop = asyncio.get_running_loop()
         self._loop.set_exception_handler(logs.loop_errors(self._metrics.uncaught))
-        self._stopping, self._hurry = asyncio.Event(), asyncio.Event()
+        self._stopping, self._hurry, self._written = asyncio.Event(), asyncio.Event(), asyncio.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
             self._loop.add_signal_handler(number, self._on_signal)
+        self._loop.add_signal_handler(signal.SIGHUP, log.warning, "SIGHUP: there is no reload yet; restart instead")
         async with AsyncExitStack() as stack:
             self._build(stack)
             web = await stack.enter_async_context(
@@ -118,7 +120,8 @@ class Service:
 
     def _build(self, stack: AsyncExitStack) -> None:
         self._spool.start(self._fail)
-        self._tell_of_the_past()
+        for fact in past(self._spool, self._config):
+            self._record(fact)
         self._scheduler = scheduler = AsyncIOScheduler(timezone=UTC)
         scheduler.start()
         stack.callback(scheduler.shutdown, wait=False)
@@ -140,18 +143,6 @@ class Service:
             tokens=self._tokens.status,
             troubles=self._troubles,
         )
-
-    def _tell_of_the_past(self) -> None:
-        spool = self._spool
-        if spool.set_aside:
-            reason = f"the spool could not be read; it is kept in {spool.set_aside}"
-            wanted = tuple(one.key for one in self._config.subscriptions)
-            since_us = max((part.stat().st_mtime_ns // 1000 for part in spool.set_aside.iterdir()), default=None)
-            self._record(Fact("lost", wall_us(), {"reason": reason}, "lost", wanted, since_us))
-        elif spool.crashed and spool.head:
-            reason = "the run before this one ended without a word"
-            self._record(Fact("crashed", wall_us(), {"reason": reason}, "crashed", (), spool.last_heartbeat_us))
-        self._record(Fact("started", wall_us(), {"version": __version__, "config_sha256": self._config.sha256}))
 
     def _start_tasks(self) -> None:
         self._start(self._supervisor.run(), "supervisor")
@@ -210,16 +201,16 @@ class Service:
     async def _drain(self) -> None:
         if self._spool.failure is None:
             self._writer.drain()
-            await self._first_of(asyncio.to_thread(self._thread.join, DRAIN_SECONDS), self._hurry.wait())
+            await self._first_of(DRAIN_SECONDS, self._written.wait(), self._hurry.wait())
         self._writer.stop()
-        await asyncio.to_thread(self._thread.join, LAST_WORD_SECONDS)
+        await self._first_of(LAST_WORD_SECONDS, self._written.wait())
         left = self._spool.synced - self._writer.status.position
         if left > 0:
             log.warning("%d entries stay in the spool; they are written at the next start", left)
 
-    async def _first_of(self, *waits: Coroutine[Any, Any, Any]) -> None:
+    async def _first_of(self, seconds: float, *waits: Coroutine[Any, Any, Any]) -> None:
         tasks = [self._loop.create_task(wait) for wait in waits]
-        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait(tasks, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
         for task in tasks:
             task.cancel()
 
@@ -249,7 +240,15 @@ class Service:
         except Exception as error:
             if isinstance(error, SpoolUnreadable):
                 self._spool.condemn()
-            self._loop.call_soon_threadsafe(self._fail, error)
+            self._in_loop(self._fail, error)
+        finally:
+            self._in_loop(self._written.set)
+
+    def _in_loop(self, call: Callable[..., object], *arguments: object) -> None:
+        try:
+            self._loop.call_soon_threadsafe(call, *arguments)
+        except RuntimeError:
+            pass  # a statement hung for longer than the daemon lived: nobody listens any more
 
     def _tell_of_loss(self, position: int) -> None:
         """In the writer's thread: the database and the spool do not fit together any more."""
@@ -320,6 +319,20 @@ class Service:
         return snapshot.take(self._parts)
 
 
+def past(spool: Spool, config: Config) -> Iterator[Fact]:
+    """What coverage must know before anything new is said: how the run before ended, and what is wanted now."""
+    wanted = tuple(one.key for one in config.subscriptions)
+    if spool.set_aside:
+        reason = f"the spool could not be read; it is kept in {spool.set_aside}"
+        since_us = max((part.stat().st_mtime_ns // 1000 for part in spool.set_aside.iterdir()), default=None)
+        yield Fact("lost", wall_us(), {"reason": reason}, "lost", wanted, since_us)
+    elif spool.crashed and spool.head:
+        reason = "the run before this one ended without a word"
+        yield Fact("crashed", wall_us(), {"reason": reason}, "crashed", (), spool.last_heartbeat_us)
+    detail = {"version": __version__, "config_sha256": config.sha256, "reason": "not in the config any more"}
+    yield Fact("started", wall_us(), detail, "stopped", wanted, others=True)
+
+
 async def retry_letters(spool: Spool, engine: Engine, ids: Sequence[int]) -> int:
     """Append the named dead letters (none: all that nobody tried again) as frames. Returns how many, durable."""
     count, after = 0, 0
@@ -368,7 +381,16 @@ def lock_database(url: str) -> Lock | None:
     path = sqlite_path(url)
     if path is None:
         return None
-    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return _lock_beside(path)
+    except OSError as error:
+        raise NotPermitted(
+            f"{path.parent}: {error.strerror}; let this user write there, or name another place in database.url"
+        ) from None
+
+
+def _lock_beside(path: Path) -> Lock:
     return Lock(path.with_name(path.name + ".lock"), "stop it, or give this daemon a database of its own")
 
 

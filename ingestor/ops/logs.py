@@ -89,9 +89,9 @@ def is_journal(stream: TextIO, env: Mapping[str, str]) -> bool:
 def log_fact(fact: Fact) -> None:
     """One line for one fact. A fact about many subscriptions says how many, not which."""
     fields = {f"fact_{key}" if key in _TAKEN else key: value for key, value in fact.detail.items()}
-    if fact.state:
+    if fact.state and not fact.others:
         fields["state"] = fact.state
-    if fact.subscriptions:
+    if fact.subscriptions and not fact.others:
         fields["subscriptions"] = len(fact.subscriptions)
         fields.setdefault("first", " ".join(fact.subscriptions[0]))
     getattr(structlog.stdlib.get_logger("ingestor"), severity(fact))(fact.kind.replace("_", " "), **fields)

@@ -7,6 +7,8 @@ most ``sync_every`` after the first of it arrived. The writer reads and acknowle
 from __future__ import annotations
 
 import asyncio
+import errno
+import os
 import secrets
 import threading
 import time
@@ -15,7 +17,7 @@ from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import NamedTuple, TypeAlias
 
-from ingestor.errors import SpoolFailed
+from ingestor.errors import NotPermitted, SpoolFailed
 from ingestor.lock import Lock
 from ingestor.pipeline.ballast import Ballast
 from ingestor.pipeline.chunks import ChunkFile, ChunkReader, ChunkRow, DiskFull, SpoolUnreadable, pack
@@ -57,7 +59,7 @@ class Spool:
 
         Raises Held if another process has it. A spool that cannot be read is set aside, see ``set_aside``.
         """
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _make_folder(folder)
         self._lock = Lock(folder / "lock", "stop it, or give this daemon a spool.path of its own")
         self.crashed = self._lock.abandoned  # the run before this one did not end by itself
         self.set_aside: Path | None = None  # the unreadable spool that this one replaces
@@ -299,3 +301,16 @@ class Spool:
         if head.heartbeat_us is None or head.heartbeat_seq is None:
             return None
         return head.heartbeat_us, head.heartbeat_seq
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if not os.access(folder, os.R_OK | os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    except PermissionError as error:
+        raise NotPermitted(
+            f"{folder}: {error.strerror}; chown it to this user, or name another folder in spool.path"
+        ) from None
+    except OSError as error:
+        raise SpoolFailed(f"{folder}: {error.strerror}; name a folder that can be made in spool.path") from None
