@@ -37,7 +37,7 @@ CUT_SECONDS = 0.1  # the same where it has gone already, or seems to
 GRACE_SECONDS = 0.25  # before a silence counts: after a stop of the whole process, the timer runs before the reader
 TEXT_CHARACTERS = 500  # of what the provider says about an error
 
-# To be told of each answer: the subscription, and None or the reason why not. May come late.
+# To be told of each answer: the subscription, and None or the reason why not. One that comes late is told as well.
 Answered = Callable[[Subscription, str | None], None]
 
 
@@ -133,17 +133,13 @@ class Connection:
             raise
         self.opened_at = self.last_frame_at = boottime()
 
-    async def subscribe(self, subscriptions: Iterable[Subscription], answered: Answered) -> list[Subscription]:
-        """Ask for all, a bounded number at a time. Returns those without an answer after 10 s.
+    async def subscribe(self, subscriptions: Iterable[Subscription], answered: Answered) -> None:
+        """Ask for all, a bounded number at a time. No answer within 10 s is one too, unless the connection ended."""
+        await self._ask("subscribe", subscriptions, answered)
 
-        Raises:
-            ConnectionFailed: the connection ended meanwhile.
-        """
-        return await self._ask("subscribe", subscriptions, answered)
-
-    async def unsubscribe(self, subscriptions: Iterable[Subscription], answered: Answered) -> list[Subscription]:
+    async def unsubscribe(self, subscriptions: Iterable[Subscription], answered: Answered) -> None:
         """The same, to be left alone."""
-        return await self._ask("unsubscribe", subscriptions, answered)
+        await self._ask("unsubscribe", subscriptions, answered)
 
     async def closed(self) -> Ended:
         """Wait for the end, and tell why. Raises what the sink raised, if that was the end."""
@@ -282,28 +278,28 @@ class Connection:
 
     # --- asking ---
 
-    async def _ask(self, verb: str, subscriptions: Iterable[Subscription], answered: Answered) -> list[Subscription]:
+    async def _ask(self, verb: str, subscriptions: Iterable[Subscription], answered: Answered) -> None:
         slots = asyncio.Semaphore(IN_FLIGHT)
         async with asyncio.TaskGroup() as group:
-            asked = [(one, group.create_task(self._ask_one(verb, one, answered, slots))) for one in subscriptions]
-        return [one for one, task in asked if not task.result()]
+            for one in subscriptions:
+                group.create_task(self._ask_one(verb, one, answered, slots))
 
     async def _ask_one(
         self, verb: str, subscription: Subscription, answered: Answered, slots: asyncio.Semaphore
-    ) -> bool:
-        """Whether there was an answer in time."""
+    ) -> None:
         heard = asyncio.Event()
         async with slots:
             if not await self._emit(verb, subscription, partial(_answer, subscription, answered, heard)):
-                return False
+                return
             try:
                 async with asyncio.timeout(ACK_SECONDS):
                     await heard.wait()
             except TimeoutError:
-                return False
-        return True
+                if self.alive:
+                    answered(subscription, f"not acknowledged within {ACK_SECONDS:g} s")
 
     async def _emit(self, verb: str, subscription: Subscription, callback: Callable[..., None]) -> bool:
+        """False: there is no connection to ask on any more."""
         if self._client is None or not self.alive:
             return False
         wish = {"path": subscription.path, "method": subscription.method, "params": dict(subscription.params)}

@@ -65,16 +65,16 @@ class Session:
         self.connection = connection
         self.acknowledged: dict[SubscriptionKey, int] = {}  # when, by our wall clock
         self.refused: dict[SubscriptionKey, str] = {}  # why
-        self.settled = asyncio.Event()  # everything was asked for once, and answered or given up
+        self.settled = asyncio.Event()  # everything was asked for once, and answered or not in time
         self.keeper: asyncio.Task[None] | None = None
         self._changed = changed
 
     def answered(self, subscription: Subscription, error: str | None) -> None:
-        """Note the provider's answer."""
+        """Note the provider's answer, or that there was none. What was acknowledged stays so while this lasts."""
         if error is None:
             self.acknowledged[subscription.key] = wall_us()
             self.refused.pop(subscription.key, None)
-        else:
+        elif subscription.key not in self.acknowledged:  # else it answers our asking again before the first answer came
             self.refused[subscription.key] = error
         self._changed(self)
 
@@ -332,9 +332,10 @@ class Group:
     async def _hand_over(self, old: Session, new: Session) -> None:
         self._retry_at = 0.0
         self._failures = 0
-        self._install(new)
         if old in self._sessions:
             self._take_over(old, new)
+        self._install(new)
+        if old in self._sessions:
             await self._retire(old, "renewed", "its successor has taken over")
 
     def _put_off(self, error: IngestorError) -> None:
@@ -434,12 +435,11 @@ class Group:
             self._publish()
 
     def _take_over(self, old: Session, new: Session) -> None:
-        """What the old connection listened to and the new one does not yet is pending since the old was last heard."""
-        answered = new.acknowledged.keys() | new.refused.keys()
-        unheard = [key for key in self._around.coverage.are("live", self.keys) if key not in answered]
-        if unheard:
-            detail = self._detail(connection=new.connection.id, reason="not acknowledged after renewal")
-            self._around.coverage.change("pending", "pending", unheard, detail, old.connection.last_heard_us)
+        """What the old connection listened to and the new one does not was live until the old was last heard."""
+        for reason, keys in _by_reason(new.refused).items():
+            if lost := self._around.coverage.are("live", keys):
+                detail = self._detail(connection=new.connection.id, reason=reason)
+                self._around.coverage.change("refused", "refused", lost, detail, old.connection.last_heard_us)
 
     def _detail(self, **more: object) -> dict[str, Any]:
         return {"path": self._line.path, **more}

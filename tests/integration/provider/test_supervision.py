@@ -337,17 +337,34 @@ async def test_a_refused_subscription_is_asked_for_again_on_the_same_connection(
     assert running.states(TSLA) == ["pending", "refused", "live"]
 
 
-async def test_a_subscription_that_is_never_answered_stays_pending_and_is_asked_for_again(
+async def test_a_subscription_that_is_never_answered_is_refused_and_asked_for_again(
     run: Run, simulator: Simulator, memory: Memory
 ) -> None:
     simulator.unanswered.add("TSLA")
     running = await run(simulator.url, simulator.api_key, [AAPL, TSLA])
-    await running.until("live", AAPL)
-    await asyncio.sleep(0.5)
-    assert running.in_state("pending", TSLA)
+    await running.until("refused", TSLA)
+    standing = running.supervisor.status().subscriptions[TSLA.key]
+    assert (standing.state, standing.reason) == ("refused", "not acknowledged within 0.3 s")
     simulator.unanswered.clear()
     await running.until("live", TSLA)
     assert len(memory.facts("connected")) == 1
+    assert running.states(AAPL) == ["pending", "live"]
+    assert running.states(TSLA) == ["pending", "refused", "live"]
+
+
+async def test_an_answer_that_comes_late_ends_the_refusal_whatever_the_second_asking_is_answered(
+    run: Run, raw_server: Any, memory: Memory
+) -> None:
+    server = await raw_server()
+    running = await run(server.url, "key", [AAPL], protocol="4")
+    await running.until("refused", AAPL)
+    visitor = await server.visitor()
+    await visitor.until(lambda: len(visitor.asked("subscribe")) == 2)
+    (first, _), (second, _) = visitor.asked("subscribe")
+    await visitor.say(f"43{first}[null]", f'43{second}["subscribed already"]')
+    await running.until("live", AAPL)
+    await asyncio.sleep(3 * group.FLUSH_SECONDS)
+    assert running.states(AAPL) == ["pending", "refused", "live"]
 
 
 async def test_errors_that_the_provider_reports_are_recorded_once_and_counted_always(
@@ -464,13 +481,18 @@ async def test_an_end_while_the_successor_is_on_its_way_is_told_at_once(
     assert running.states(AAPL) == ["pending", "live", "disconnected", "live"]
 
 
-async def test_what_the_successor_was_not_confirmed_is_pending_again(
+async def test_what_the_successor_was_not_confirmed_was_live_until_its_predecessor_was_last_heard(
     run: Run, make_simulator: Any, memory: Memory
 ) -> None:
     simulator = await make_simulator(token_lifetime_seconds=2)
     running = await run_simulated(run, simulator, AAPL, TSLA)
     simulator.unanswered.add("TSLA")
-    await running.until("pending", TSLA)
+    await running.until("refused", TSLA)
+    first_id = memory.facts("connected")[0].detail["connection"]
+    (refused,) = memory.facts("refused")
+    assert refused.since_us == max(
+        frame.received_us for frame in memory.frames if frame.connection_id == first_id and "TSLA" in frame.text
+    )
     simulator.unanswered.clear()
     await running.until("live", TSLA)
     assert running.states(AAPL) == ["pending", "live"]
