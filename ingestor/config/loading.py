@@ -16,16 +16,19 @@ from ingestor.config.draft import Draft
 from ingestor.config.environment import FILE_VARIABLE, override
 from ingestor.config.model import Config, Settings
 from ingestor.config.secrets import API_KEY, KEY_PLACES, LOCS, place_secrets
-from ingestor.config.subscriptions import Written, expand
+from ingestor.config.subscriptions import FeedName, Written, expand
 from ingestor.errors import ConfigError, Problem
 
 SYSTEM_FILE = Path("/etc/ingestor/config.yaml")
 LOCAL_FILE = Path("config.yaml")
 
 
-def load(path: Path | None = None, env: Mapping[str, str] | None = None) -> Config:
+def load(
+    path: Path | None = None, env: Mapping[str, str] | None = None, *, feed_name: FeedName | None = None
+) -> Config:
     """The configuration, from ``path`` or where ``find`` says; ``env`` is the process's unless given.
 
+    ``feed_name`` tells a feed's name from path and params, so that one which cannot be stored is refused.
     Raises ConfigError with every problem; SecretExposed if the only ones are secrets that others can read.
     """
     env = os.environ if env is None else env
@@ -35,7 +38,7 @@ def load(path: Path | None = None, env: Mapping[str, str] | None = None) -> Conf
     base = base_folder(source, env)
     override(draft, env, LOCS)
     place_secrets(draft, env, base, file_is_private=file_is_private)
-    subscriptions = expand(draft.value.pop("subscriptions", None), draft.where, draft.complain)
+    subscriptions = expand(draft.value.pop("subscriptions", None), draft.where, draft.complain, feed_name)
     settings = _settings(draft, base)
     draft.check()
     assert settings is not None  # noqa: S101  # check has raised otherwise
@@ -57,12 +60,22 @@ def find(path: Path | None, env: Mapping[str, str]) -> Path:
     if named := env.get(FILE_VARIABLE):
         return Path(named)
     places = (LOCAL_FILE, SYSTEM_FILE)
-    found = next((place for place in places if place.exists()), None)
+    found = next((place for place in places if _may_be_there(place)), None)
     if found is None:
         looked = f"looked for --config, ${FILE_VARIABLE}, {', '.join(map(str, places))}"
         message = f"there is no configuration ({looked}); `ingestor init` writes one"
         raise ConfigError([Problem("", "", message)])
     return found
+
+
+def _may_be_there(place: Path) -> bool:
+    try:
+        place.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError:  # not for this user: reading it will say so, rather than that there is none
+        return True
+    return True
 
 
 def base_folder(source: Path, env: Mapping[str, str]) -> Path:

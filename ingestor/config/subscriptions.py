@@ -19,6 +19,7 @@ MAX_PARAMS = 512  # characters of canonical JSON
 
 Report = Callable[[Complaint], None]
 Where = Callable[[Loc], str]
+FeedName = Callable[[str, Mapping[str, str]], str]  # of a path and params; known to another room
 
 
 def _path(value: Any) -> str:
@@ -67,26 +68,37 @@ class Written(Settings):
     subscriptions: Annotated[list[Entry], Field(min_length=1)] = Field(description="What is collected")
 
 
-def expand(written: Any, where: Where, report: Report) -> tuple[Subscription, ...]:
-    """Every subscription that the list stands for, in its order; what is wrong goes to ``report``."""
+def expand(written: Any, where: Where, report: Report, feed_name: FeedName | None = None) -> tuple[Subscription, ...]:
+    """Every subscription that the list stands for, in its order; what is wrong goes to ``report``.
+
+    With ``feed_name`` also refuses those whose feed has a name that the database has no room for.
+    """
     if not written:
         report(Complaint(("subscriptions",), "nothing to do; name at least one: - {path: /real-time/…}"))
         return ()
     if not isinstance(written, list):
         report(Complaint(("subscriptions",), 'must be a list; begin each item with "- path:"'))
         return ()
-    first: dict[Subscription, Loc] = {}
+    first: dict[tuple[str, str], tuple[Subscription, Loc]] = {}
     for index, item in enumerate(written):
-        loc: Loc = ("subscriptions", index)
-        for place, subscription in _of_item(item, loc, where, report):
-            if subscription in first:
-                report(Complaint(place, f"asks for the same as {where(first[subscription])}; keep one"))
-            else:
-                first[subscription] = place
-    return tuple(first)
+        for place, subscription in _of_item(item, ("subscriptions", index), where, report, feed_name):
+            # Not the method: the tables tell one from another by path and params.
+            other, at = first.setdefault((subscription.path, subscription.key[2]), (subscription, place))
+            if other is not subscription:
+                report(Complaint(place, _twice(subscription, other, where(at))))
+    return tuple(subscription for subscription, _ in first.values())
 
 
-def _of_item(item: Any, loc: Loc, where: Where, report: Report) -> Iterator[tuple[Loc, Subscription]]:
+def _twice(subscription: Subscription, other: Subscription, at: str) -> str:
+    if subscription == other:
+        return f"asks for the same as {at}; keep one"
+    differs = f'"{subscription.method}" and there "{other.method}"'
+    return f"asks for the same as {at} but for the method, here {differs}, and would be stored as one with it; keep one"
+
+
+def _of_item(
+    item: Any, loc: Loc, where: Where, report: Report, feed_name: FeedName | None
+) -> Iterator[tuple[Loc, Subscription]]:
     try:
         entry = Entry.model_validate(item)
     except ValidationError as error:
@@ -94,6 +106,8 @@ def _of_item(item: Any, loc: Loc, where: Where, report: Report) -> Iterator[tupl
             report(complaint)
         return
     problems = [*_contradictions(entry, loc), *_misnamed(entry, loc)]
+    if feed_name:
+        problems += _overlong(feed_name(entry.path, entry.params), loc)
     for problem in problems:
         report(problem)
     if not problems:
@@ -134,3 +148,12 @@ def _misnamed(entry: Entry, loc: Loc) -> Iterator[Complaint]:
                 check(entry.params[name])
             except ValueError as error:
                 yield Complaint((*loc, "params", name), str(error))
+
+
+def _overlong(feed: str, loc: Loc) -> Iterator[Complaint]:
+    if len(feed) > values.MAX_KEY:
+        message = (
+            f'makes a feed named "{feed[:24]}…" with {len(feed)} characters, of which {values.MAX_KEY} can be stored; '
+            "shorten the path, or the params other than ticker and user_id"
+        )
+        yield Complaint((*loc, "path"), message)

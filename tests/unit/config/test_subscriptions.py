@@ -1,10 +1,13 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 
 import pytest
 
-from ingestor.config import Subscription
+from ingestor.config import Subscription, load
+from ingestor.errors import ConfigError
+from ingestor.provider.catalog import feed_name
 
 from .conftest import Loaded, Refused
 
@@ -103,18 +106,49 @@ def test_a_mistake_is_said_with_its_place(refused: Refused, item: str, expected:
     assert expected in problem
 
 
+def test_the_same_by_another_method_is_one_in_the_tables_and_is_refused_with_both_places(refused: Refused) -> None:
+    (problem,) = refused("subscriptions:\n  - {path: /a, tickers: [X, Y]}\n  - {path: /a, method: post, ticker: Y}\n")
+    assert problem.startswith("config.yaml:3:38: subscriptions.1.ticker: asks for the same as config.yaml:2:29 but")
+    assert 'here "post" and there "get"' in problem
+
+
+LONG = "x" * 60
+
+
+@pytest.mark.parametrize(
+    ("item", "place"),
+    [
+        pytest.param(f"{{path: /{LONG}12345}}", "1:24", id="the path is too long"),
+        pytest.param(f"{{path: /a, params: {{p: {LONG}1}}}}", "1:24", id="the params are"),
+        pytest.param(f"{{tickers: [X, Y], params: {{p: {LONG}1}}, path: /a}}", "1:117", id="once for all tickers"),
+    ],
+)
+def test_a_feed_whose_name_cannot_be_stored_is_refused(folder: Path, item: str, place: str) -> None:
+    (folder / "config.yaml").write_text(f"subscriptions: [{item}]")
+    with pytest.raises(ConfigError) as raised:
+        load(None, {}, feed_name=feed_name)
+    (problem,) = raised.value.problems
+    assert str(problem).startswith(f"config.yaml:{place}: subscriptions.0.path: makes a feed named ")
+    assert "65 characters, of which 64 can be stored" in problem.message
+
+
+def test_tickers_and_users_are_no_part_of_a_feeds_name(folder: Path) -> None:
+    item = f"{{path: /real-time/{LONG}1234, params: {{user_id: '{LONG}', ticker: {LONG}}}}}"
+    (folder / "config.yaml").write_text(f"subscriptions: [{item}]")
+    assert len(load(None, {}, feed_name=feed_name).subscriptions) == 1
+
+
 def test_the_same_asked_for_twice_names_both_lines(refused: Refused) -> None:
     assert refused(
         "subscriptions:\n"
         "  - {path: /a, tickers: [X, Y, X]}\n"
         "  - {path: /a, params: {ticker: Y}}\n"
-        "  - {path: /a, method: post, ticker: Y}\n"
         "  - {path: /b}\n"
         "  - {path: /b, method: GET, params: {}}\n"
     ) == [
         "config.yaml:2:32: subscriptions.0.tickers.2: asks for the same as config.yaml:2:26; keep one",
         "config.yaml:3:5: subscriptions.1: asks for the same as config.yaml:2:29; keep one",
-        "config.yaml:6:5: subscriptions.4: asks for the same as config.yaml:5:5; keep one",
+        "config.yaml:5:5: subscriptions.3: asks for the same as config.yaml:4:5; keep one",
     ]
 
 
