@@ -100,17 +100,15 @@ class Provider(Section):
         "overlap", "On a new token: overlap opens the new connection before the old is closed"
     )
     silence: Annotated[float, duration("100ms", "30d")] = key(
-        "10m", "A ticker without data for this long is asked for again"
+        "10m", "A connection without any data for this long is renewed"
     )
     ca_file: AbsolutePath | None = key(None, "CA certificates (PEM) to trust in place of the system's")
     allow_insecure: bool = key(False, "Allow http:// to a host other than this machine")
 
     @field_validator("ca_file")
     @classmethod
-    def _is_there(cls, path: Path | None) -> Path | None:
-        if path is not None and not path.is_file():
-            raise ValueError(f"there is no file {path}; name a PEM file, or remove the line")
-        return path
+    def _can_be_trusted(cls, path: Path | None) -> Path | None:
+        return None if path is None else values.certificates(path)
 
     @field_validator("allow_insecure")
     @classmethod
@@ -229,7 +227,7 @@ class Settings(Section):
     spool: Spool = key({}, "The durable store between socket and database")
     http: Http = key({}, "Health, metrics and status over HTTP")
     log: Log = key({}, "What is said on stderr")
-    watch: bool = key(False, "Reload when the file changes")
+    watch: bool = key(False, "Reload when the file changes; not there yet")
 
 
 class Config(Settings):

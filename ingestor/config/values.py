@@ -5,7 +5,9 @@ The ValueErrors raised here are messages for the operator; ``loading`` puts file
 
 from __future__ import annotations
 
+import os
 import re
+import ssl
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -157,6 +159,20 @@ def resolve(value: Any, base: Path) -> Path:
         return base / path.expanduser()
     except RuntimeError:
         raise ValueError("begins with ~ and a user who is not there; write the whole path") from None
+
+
+def certificates(path: Path) -> Path:
+    """A file of CA certificates in PEM form that can be loaded. Raises ValueError."""
+    try:
+        ssl.create_default_context(cafile=path)
+    except ssl.SSLError:
+        raise ValueError(f"there are no certificates in {path}; name a PEM file, or remove the line") from None
+    except FileNotFoundError:
+        raise ValueError(f"there is no file {path}; name a PEM file, or remove the line") from None
+    except OSError as error:
+        problem = os.strerror(error.errno or 0)
+        raise ValueError(f"{path} cannot be read ({problem}); mend the path or the permissions") from None
+    return path
 
 
 def api_key(secret: SecretStr) -> SecretStr:

@@ -117,6 +117,47 @@ def test_a_mistake_is_said_with_its_place_and_what_to_do(refused: Refused, text:
     assert "hunter2" not in problem
 
 
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("garbage.pem", "there are no certificates in /"),
+        ("empty.pem", "there are no certificates in /"),
+        ("folder", "cannot be read (Is a directory)"),
+        ("garbage.pem/ca.pem", "cannot be read (Not a directory)"),
+    ],
+)
+def test_certificates_that_cannot_be_loaded_are_found_before_the_first_connection(
+    folder: Path, refused: Refused, name: str, says: str
+) -> None:
+    (folder / "garbage.pem").write_text("-----BEGIN CERTIFICATE-----\ngarbage\n-----END CERTIFICATE-----\n")
+    (folder / "empty.pem").touch()
+    (folder / "folder").mkdir()
+    (problem,) = refused(f"{ONE}provider: {{ca_file: {name}}}")
+    assert problem.startswith("config.yaml:2:21: provider.ca_file: ")
+    assert says in problem
+
+
+# Of an authority that never was, and whose key nobody has.
+CERTIFICATE = """\
+-----BEGIN CERTIFICATE-----
+MIIBjTCCATOgAwIBAgIUUoYD/B69gtaWF5Ar0f9Vyz4GmgEwCgYIKoZIzj0EAwIw
+GzEZMBcGA1UEAwwQYS10ZXN0LWF1dGhvcml0eTAgFw0yNjExMjIxMjEwMDRaGA8y
+MTI2MTAyOTEyMTAwNFowGzEZMBcGA1UEAwwQYS10ZXN0LWF1dGhvcml0eTBZMBMG
+ByqGSM49AgEGCCqGSM49AwEHA0IABEpXZOLocRfcIrzuGOPtbPMNg3gcKl+mZR/j
+K4e4ztR3TZwk7BUVJQrk+XGNKQ7SjuEIBoj8nRCay6sP0wwKkFqjUzBRMB0GA1Ud
+DgQWBBRYhf7T362Q/kloBfSM0/qrdFanNTAfBgNVHSMEGDAWgBRYhf7T362Q/klo
+BfSM0/qrdFanNTAPBgNVHRMBAf8EBTADAQH/MAoGCCqGSM49BAMCA0gAMEUCIQCP
+7G+ZeWTNsR3P+6X905eRaSKhU0Xsy7/qE3dAp6bUtwIgGV6TwshW19/WALLCCw6H
+iCdqQStkK4kSu5pEWAN35EE=
+-----END CERTIFICATE-----
+"""
+
+
+def test_certificates_that_can_be_loaded_are_taken(folder: Path, loaded: Loaded) -> None:
+    (folder / "ca.pem").write_text(CERTIFICATE)
+    assert loaded(f"{ONE}provider: {{ca_file: ca.pem}}").provider.ca_file == folder / "ca.pem"
+
+
 def test_a_section_whose_keys_are_all_commented_out_is_its_default(loaded: Loaded) -> None:
     config = loaded(ONE + "spool:\n  # path: x\nprovider:\n  token:\n")
     assert config.spool.sync_every == 0.02
@@ -171,6 +212,15 @@ def test_the_systems_file_is_looked_for_last(folder: Path, monkeypatch: pytest.M
         load(None, {})
     system.write_text(ONE)
     assert load(None, {}).source == system
+
+
+def test_the_systems_file_that_this_user_may_not_look_at_is_not_said_to_be_missing(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Looking at it fails for root as well, which a folder without permissions does not.
+    monkeypatch.setattr(loading, "SYSTEM_FILE", folder / ("x" * 300))
+    with pytest.raises(ConfigError, match=r"cannot be read \(File name too long\)"):
+        load(None, {})
 
 
 def test_a_folder_is_no_configuration(folder: Path) -> None:
