@@ -18,9 +18,9 @@ SHORTEST = 4  # characters; masking anything shorter would make text unreadable 
 _PATTERNS: tuple[tuple[re.Pattern[str], str], ...] = (
     # A JWT, whole or cut off anywhere: its first parts are JSON objects, and `{"` in base64 is `eyJ`.
     (re.compile(r"eyJ[\w-]{8,}(?:\.[\w-]*){0,2}"), MASK),
-    (re.compile(r"(?i)\b((?:access_|api_)?token|api_?key)(=|%3d)[^&\s\"'<>)\]]+"), rf"\1\2{MASK}"),
+    (re.compile(r"(?i)\b((?:access_|api_)?token|api_?key)(=|%3d)[^&\s\\\"'<>)\]]+"), rf"\1\2{MASK}"),
     (re.compile(r"(?i)(\\?\"(?:token|api_?key)\\?\"\s*:\s*\\?\")[^\"\\]+"), rf"\1{MASK}"),
-    (re.compile(r"(?i)(authorization\W{1,8}(?:basic|bearer)\s+)[^\s'\",;]+"), rf"\1{MASK}"),
+    (re.compile(r"(?i)(authorization\W{1,8}(?:basic|bearer)\s+)[^\s\\'\",;]+"), rf"\1{MASK}"),
     # Up to the last @ before the path: a password may hold one itself.
     (re.compile(r"(://[^/\s:@]*:)[^/\s]+@"), rf"\1{MASK}@"),
 )
