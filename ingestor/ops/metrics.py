@@ -51,7 +51,8 @@ class Metrics:
             case "disconnected":
                 self._reconnects.labels(_bounded(fact.detail.get("cause"), CAUSES)).inc()
             case "provider_error":
-                self._provider_errors.labels(_bounded(fact.detail.get("event"), PROVIDER_EVENTS)).inc()
+                count = 1 + fact.detail.get("suppressed", 0)
+                self._provider_errors.labels(_bounded(fact.detail.get("event"), PROVIDER_EVENTS)).inc(count)
 
     def batch(self, seconds: float) -> None:
         """A batch was committed. May be called from the writer's thread."""

@@ -14,6 +14,7 @@ from ingestor.errors import ConnectionFailed, ConnectionRefused, IngestorError, 
 from ingestor.pipeline.entry import Fact, State, SubscriptionKey
 from ingestor.provider.backoff import Backoff, chance
 from ingestor.provider.clock import Tick, boottime, tick, wall_us
+from ingestor.provider.complaints import Complaints
 from ingestor.provider.connection import Connection, Ended, Line, Sink, outside
 from ingestor.provider.coverage import Coverage
 from ingestor.provider.dialect import Dialects
@@ -23,7 +24,6 @@ RECONNECT = Backoff(first_seconds=1.0, cap_seconds=60.0)
 RESUBSCRIBE = Backoff(first_seconds=5.0, cap_seconds=3600.0)
 HEALTHY_SECONDS = 30.0  # a shorter session counts as another failure: a server that kicks must not be hammered
 FLUSH_SECONDS = 0.1  # acknowledgements that come this close together make one fact
-REPEAT_SECONDS = 60.0  # the same complaint again within this is only counted
 DOUBT_SECONDS = 0.1  # between looks whether a doubted connection is heard again
 
 
@@ -114,7 +114,7 @@ class Group:
         self._since_us: int | None = None
         self._reconnects: Counter[str] = Counter()
         self._last_error = ""
-        self._last_complaint: tuple[str, float] = ("", 0.0)
+        self._complaints = Complaints(around.record)
 
     @property
     def keys(self) -> tuple[SubscriptionKey, ...]:
@@ -379,6 +379,7 @@ class Group:
         self._session = None
         for session in list(self._sessions):
             await self._retire(session, "stopped", "stopped by us")
+        self._complaints.flush()
         since = heard.last_heard_us if heard else None
         self._around.coverage.change("stopped", "stopped", self.keys, self._detail(reason="stopped by us"), since)
 
@@ -445,15 +446,13 @@ class Group:
         return {"path": self._line.path, **more}
 
     def _record(self, fact: Fact) -> None:
-        """What connections report. The same complaint over and over is counted, but recorded once a minute."""
-        if fact.kind == "provider_error":
-            self._around.complaints[fact.detail["event"]] += 1
-            text, at = self._last_complaint
-            if fact.detail["text"] == text and boottime() - at < REPEAT_SECONDS:
-                return
-            self._last_complaint = (fact.detail["text"], boottime())
-            self._last_error = fact.detail["text"]
-        self._around.record(fact)
+        """What connections report."""
+        if fact.kind != "provider_error":
+            self._around.record(fact)
+            return
+        self._around.complaints[fact.detail["event"]] += 1
+        self._last_error = fact.detail["text"]
+        self._complaints.tell(fact)
 
 
 async def _first(tasks: list[asyncio.Task[Any]], *more: Coroutine[Any, Any, Any], seconds: float | None = None) -> None:

@@ -367,7 +367,7 @@ async def test_an_answer_that_comes_late_ends_the_refusal_whatever_the_second_as
     assert running.states(AAPL) == ["pending", "refused", "live"]
 
 
-async def test_errors_that_the_provider_reports_are_recorded_once_and_counted_always(
+async def test_errors_that_the_provider_reports_are_quoted_once_and_counted_always(
     run: Run, simulator: Simulator, memory: Memory
 ) -> None:
     running = await run_simulated(run, simulator, AAPL)
@@ -377,6 +377,25 @@ async def test_errors_that_the_provider_reports_are_recorded_once_and_counted_al
     await memory.until(lambda: dict(running.supervisor.status().complaints) == {"err": 3, "error": 1}, seconds=5)
     assert [fact.detail["text"] for fact in memory.facts("provider_error")] == ["api_error: overloaded", "other"]
     assert running.in_state("live", AAPL)
+    await running.supervisor.stop()
+    assert [fact.detail.get("suppressed") for fact in memory.facts("provider_error")] == [None, None, 1]
+
+
+async def test_a_flood_of_different_errors_makes_few_facts_that_tell_of_all(
+    run: Run, raw_server: Any, memory: Memory
+) -> None:
+    async def talk(visitor: Visitor) -> None:
+        await visitor.acknowledge()
+        await visitor.say(*[f'42["err",{{"message":"no. {n}"}}]' for n in range(3000)], '42["res",[]]')
+
+    server = await raw_server(talk)
+    running = await run(server.url, "key", [AAPL], protocol="4")
+    await memory.until(lambda: memory.frames)
+    assert dict(running.supervisor.status().complaints) == {"err": 3000}
+    await running.supervisor.stop()
+    facts = memory.facts("provider_error")
+    assert [fact.detail["text"] for fact in facts] == [*(f"no. {n}" for n in range(10)), "no. 2999"]
+    assert sum(1 + fact.detail.get("suppressed", 0) for fact in facts) == 3000
 
 
 # --- tokens ---

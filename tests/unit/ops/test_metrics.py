@@ -152,6 +152,12 @@ def test_a_fact_counts_once_under_its_label(fact: Fact, name: str, labels: dict[
     assert value(metrics, name, **labels) == 1
 
 
+def test_error_events_that_were_only_counted_are_in_the_metric_too() -> None:
+    metrics = of(GOOD)
+    metrics.listen(Fact("provider_error", 0, {"event": "err", "text": "x", "suppressed": 2990}))
+    assert value(metrics, "ingestor_provider_errors_total", event="err") == 2991
+
+
 def test_an_ordinary_fact_counts_nothing() -> None:
     metrics = of(GOOD)
     before = generate_latest(metrics.registry)
