@@ -14,8 +14,8 @@ import pytest
 from ..support.daemon import until, write_config
 from ..support.feed import KEY, PATH, TICKERS, Feed
 from ..support.nursery import ForkedDaemon, Nursery
-from ..support.reckoning import assert_complete, assert_no_life_after_death, assert_recovers
-from ..support.strace import Cut, counting, killing
+from ..support.reckoning import assert_balances, assert_complete, assert_no_life_after_death, assert_recovers
+from ..support.strace import Cut, counting, cutting
 
 KILLS_OF_A_ROUND = 15
 LIFE_SECONDS = 1.2
@@ -65,7 +65,7 @@ async def test_killed_at_a_chosen_write_or_sync_it_loses_nothing_and_writes_noth
         daemon = ForkedDaemon(nursery, config, KEY)
         cuts = sampled(await reference(daemon, nursery), pick, pytestconfig.getoption("kills"))
         for cut in cuts:
-            with killing(nursery.pid, cut):
+            with cutting(nursery.pid, cut):
                 daemon.start()
                 fired = await died(daemon)
             killed += [datetime.now(UTC)] * fired
@@ -96,7 +96,7 @@ async def test_killed_while_it_makes_its_spool_it_begins_again(
     async with Feed(rate=300) as feed:
         config = write_config(tmp_path, url=feed.url, database_url=sqlite_url, subscriptions={PATH: TICKERS})
         daemon = ForkedDaemon(nursery, config, KEY)
-        with killing(nursery.pid, Cut(call, number, tmp_path / "spool" / file)):
+        with cutting(nursery.pid, Cut(call, number, tmp_path / "spool" / file)):
             daemon.start()
             assert await died(daemon)
         daemon.start()
@@ -138,3 +138,37 @@ async def died(daemon: ForkedDaemon) -> bool:
         return await daemon.ended(LIFE_SECONDS) == -signal.SIGKILL
     except TimeoutError:
         return False
+
+
+# Disks that say no.
+
+
+@pytest.mark.parametrize("call", ["fdatasync", "pwrite64"])
+async def test_a_spool_that_cannot_be_written_ends_it_and_nothing_more_is_acknowledged(
+    call: str, nursery: Nursery, sqlite_url: str, tmp_path: Path
+) -> None:
+    async with Feed(rate=300) as feed:
+        config = write_config(tmp_path, url=feed.url, database_url=sqlite_url, subscriptions={PATH: TICKERS})
+        daemon = ForkedDaemon(nursery, config, KEY)
+        with cutting(nursery.pid, Cut(call, 60, tmp_path / "spool" / "spool.db-wal", effect="error=EIO")):
+            daemon.start()
+            await until(lambda: feed.acknowledged)
+            assert await daemon.ended() == 74
+        assert "Look at the disk" in daemon.stderr
+        await assert_recovers(daemon, nursery)
+        assert_complete(daemon.books, tmp_path / "spool", feed.count, feed.acknowledged)
+
+
+async def test_a_sync_of_the_database_that_fails_now_and_then_is_tried_again(
+    nursery: Nursery, sqlite_url: str, tmp_path: Path
+) -> None:
+    async with Feed(rate=300) as feed:
+        config = write_config(tmp_path, url=feed.url, database_url=sqlite_url, subscriptions={PATH: TICKERS})
+        daemon = ForkedDaemon(nursery, config, KEY)
+        with cutting(nursery.pid, Cut("fdatasync", "8+5", tmp_path / "ingestor.db-wal", effect="error=EIO")):
+            daemon.start()
+            await until(lambda: daemon.stderr.count("disk I/O error") >= 3)
+        await until(lambda: daemon.status["database"]["up"])
+        assert await daemon.terminate(timeout_seconds=20) == 0
+        await assert_balances(daemon, nursery)
+        assert_complete(daemon.books, tmp_path / "spool", feed.count, feed.acknowledged)

@@ -92,9 +92,10 @@ class _Forked(Program):
 
     def start(self) -> None:
         arguments = [str(part) for part in self._command[1:]]
-        self._process = self.nursery.start(  # type: ignore[assignment]
-            arguments, self._environment, self._said("stdout"), self._said("stderr")
-        )
+        said = self._said("stdout"), self._said("stderr")
+        for file in said:
+            file.touch()
+        self._process = self.nursery.start(arguments, self._environment, *said)  # type: ignore[assignment]
 
 
 class ForkedProgram(_Forked):

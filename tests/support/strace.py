@@ -1,4 +1,4 @@
-"""Kills at a chosen system call: the process dies in place of the call, and what that would have done is not done."""
+"""Kills and errors at a chosen system call: they come in place of the call, and what it would have done is not done."""
 
 from __future__ import annotations
 
@@ -21,21 +21,25 @@ _CALL = re.compile(r"^\d+ +(\w+)\(\d+<([^>]*)>", re.MULTILINE)
 
 @dataclass(frozen=True, slots=True)
 class Cut:
-    """The ``number``-th such call of a thread; ``path``: only those on this file."""
+    """The ``number``-th such call of a thread; ``path``: only those on this file.
+
+    ``number`` may be text: ``5+3`` is the fifth and then every third. ``effect`` in strace's words.
+    """
 
     call: str
-    number: int
+    number: int | str
     path: Path | None = None
+    effect: str = "signal=SIGKILL"
 
     @property
     def options(self) -> list[str]:
         where = [] if self.path is None else ["-P", str(self.path)]
-        return [*where, "-e", f"inject={self.call}:signal=SIGKILL:when={self.number}"]
+        return [*where, "-e", f"inject={self.call}:{self.effect}:when={self.number}"]
 
 
 @contextmanager
-def killing(pid: int, cut: Cut) -> Iterator[None]:
-    """Whatever process ``pid`` forks meanwhile is killed at the cut."""
+def cutting(pid: int, cut: Cut) -> Iterator[None]:
+    """Whatever process ``pid`` forks meanwhile meets the cut."""
     with _attached(pid, "-e", f"trace={cut.call}", *cut.options, "-o", "/dev/null"):
         yield
 

@@ -1,0 +1,76 @@
+"""Two daemons on one PostgreSQL database before the same feed: either may die, and nobody who reads notices."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from ..support.books import Books
+from ..support.daemon import until, write_config
+from ..support.feed import KEY, PATH, TICKERS, Feed
+from ..support.nursery import ForkedDaemon, Nursery
+from ..support.reckoning import assert_balances, reckon, spool_head
+
+KILLS = 6
+
+
+@pytest.mark.postgres
+async def test_either_of_two_may_be_killed_and_no_gap_is_seen_and_no_value_is_there_twice(
+    nursery: Nursery, postgres_url: str, tmp_path: Path
+) -> None:
+    pick = random.Random(0)
+    async with Feed(rate=200) as feed, pair(nursery, feed, postgres_url, tmp_path) as daemons:
+        for number in range(KILLS):
+            victim = daemons[number % 2]
+            await asyncio.sleep(pick.uniform(0.1, 0.8))
+            victim.kill()
+            await asyncio.sleep(pick.uniform(0, 0.4))
+            victim.start()
+            await victim.live()
+        feed.rate = 0
+        for daemon in daemons:
+            assert await daemon.terminate(timeout_seconds=20) == 0
+            await assert_balances(daemon, nursery)
+        books = Books(postgres_url)
+        books.check()
+        found = reckon(books, feed.count, feed.acknowledged)
+        print(found)
+        assert (found.lost, found.duplicated) == (frozenset(), frozenset())
+        assert found.stored > 1.5 * found.sent
+        assert_all_written(books, tmp_path)
+        assert_no_gap_between(books)
+
+
+@asynccontextmanager
+async def pair(nursery: Nursery, feed: Feed, url: str, folder: Path) -> AsyncIterator[list[ForkedDaemon]]:
+    """Both live; killed at the end."""
+    daemons = [ForkedDaemon(nursery, config, KEY) for config in (config_of(feed, url, folder / name) for name in "ab")]
+    async with daemons[0], daemons[1]:
+        for daemon in daemons:
+            await daemon.live()
+        await until(lambda: feed.acknowledged)
+        yield daemons
+
+
+def config_of(feed: Feed, url: str, folder: Path) -> Path:
+    folder.mkdir()
+    return write_config(folder, url=feed.url, database_url=url, subscriptions={PATH: TICKERS})
+
+
+def assert_all_written(books: Books, folder: Path) -> None:
+    positions = {row["spool_id"]: row["position"] for row in books.rows("SELECT spool_id, position FROM instances")}
+    heads = [spool_head(folder / name / "spool") for name in "ab"]
+    assert positions == {head["spool_id"]: head["next_seq"] - 1 for head in heads}
+
+
+def assert_no_gap_between(books: Books) -> None:
+    """From the first that was live to the last, somebody always listened."""
+    for ticker in TICKERS:
+        assert books.states(ticker).count("crashed") == KILLS
+        (before,) = books.gaps(ticker)
+        assert before["states"].startswith("pending")
