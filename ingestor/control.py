@@ -9,7 +9,8 @@ import asyncio
 import json
 import os
 import socket
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeAlias
@@ -34,23 +35,28 @@ class Control:
     """The daemon's end, for as long as the block lasts. ``handlers`` by the word that stands in ``do``."""
 
     def __init__(self, folder: Path, handlers: Mapping[str, Handler]) -> None:
-        self._path = folder / NAME
+        self._folder = folder
         self._handlers = handlers
 
     async def __aenter__(self) -> Control:
-        self._path.unlink(missing_ok=True)  # of a run that was killed; the spool's lock is ours
-        mask = os.umask(0o177)
-        try:
-            self._server = await asyncio.start_unix_server(self._serve, self._path, limit=LINE_BYTES)
-        finally:
-            os.umask(mask)
+        (self._folder / NAME).unlink(missing_ok=True)  # of a run that was killed; the spool's lock is ours
+        with ExitStack() as stack:
+            address = stack.enter_context(_address(self._folder))
+            mask = os.umask(0o177)
+            try:
+                self._server = await asyncio.start_unix_server(self._serve, address, limit=LINE_BYTES)
+            finally:
+                os.umask(mask)
+            # From 3.13 on, asyncio uses the address once more as it closes.
+            self._held = stack.pop_all()
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._server.close()
-        self._path.unlink(missing_ok=True)
+        self._held.close()
+        (self._folder / NAME).unlink(missing_ok=True)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
@@ -74,13 +80,24 @@ class Control:
             return {"error": str(error)}
 
 
+@contextmanager
+def _address(folder: Path) -> Iterator[str]:
+    """The socket's path by the handle of its folder: a socket's path has 107 bytes, and the folder's may have more."""
+    handle = os.open(folder, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield f"/proc/self/fd/{handle}/{NAME}"
+    finally:
+        os.close(handle)
+
+
 def ask(folder: Path, do: str, **more: Any) -> Answer | None:
     """What the daemon answers; None if there is none. Raises ControlFailed with the daemon's own words."""
     with socket.socket(socket.AF_UNIX) as line:
         line.settimeout(ANSWER_SECONDS)
         try:
-            line.connect(str(folder / NAME))
-        except (FileNotFoundError, ConnectionRefusedError, PermissionError):
+            with _address(folder) as address:
+                line.connect(address)
+        except (FileNotFoundError, NotADirectoryError, ConnectionRefusedError, PermissionError):
             return None  # nobody there, or not for this user
         line.sendall(json.dumps({"do": do, **more}).encode() + b"\n")
         with line.makefile() as answers:

@@ -57,6 +57,27 @@ async def test_the_socket_of_a_killed_daemon_is_in_nobodys_way(tmp_path: Path) -
         assert await asyncio.to_thread(ask, tmp_path, "echo", word="a") == {"echo": "a"}
 
 
+async def test_a_folder_whose_path_is_longer_than_a_sockets_may_be_is_no_hindrance(tmp_path: Path) -> None:
+    folder = tmp_path / ("s" * 120)
+    folder.mkdir()
+    async with Control(folder, {"echo": _echo}):
+        assert await asyncio.to_thread(ask, folder, "echo", word="π") == {"echo": "π"}
+    assert list(folder.iterdir()) == []
+
+
+async def test_a_file_in_the_folders_place_is_no_daemon(tmp_path: Path) -> None:
+    (tmp_path / "spool").touch()
+    assert ask(tmp_path / "spool", "echo") is None
+
+
+async def test_no_handle_is_left_open(tmp_path: Path) -> None:
+    before = list(Path("/proc/self/fd").iterdir())
+    async with Control(tmp_path, {"echo": _echo}):
+        pass
+    assert ask(tmp_path, "echo") is None
+    assert list(Path("/proc/self/fd").iterdir()) == before
+
+
 async def test_garbage_does_not_stop_it(tmp_path: Path) -> None:
     async with Control(tmp_path, {"echo": _echo}):
         for garbage in (b"\n", b"[]\n", b"\xff\n", b"{"):
