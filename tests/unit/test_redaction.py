@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import base64
+import json
 import threading
 
 import pytest
@@ -108,3 +109,12 @@ def test_secrets_may_be_added_while_others_scrub(scrub: Redactor) -> None:
     for thread in threads:
         thread.join()
     assert scrub.scrub("secret number 49") == "***"
+
+
+@pytest.mark.parametrize(
+    "said", ['token=abcdefgh"', 'Authorization: Basic abcdefgh"', "u://u:pass\\word@h", '"token": "abcdefgh"']
+)
+def test_what_is_scrubbed_out_of_json_leaves_json(said: str) -> None:
+    text = Redactor().scrub(json.dumps([said, "next"]))
+    assert "abcdefgh" not in text
+    assert json.loads(text)[1] == "next"
