@@ -10,10 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ingestor.config import Config, require_api_key
+from ingestor.config.urls import masked
 from ingestor.errors import IngestorError
 from ingestor.provider.catalog import FEEDS, base_name
 from ingestor.store import migrate
-from ingestor.store.engine import connect, shown, sqlite_path, translated
+from ingestor.store.engine import sqlite_path
+from ingestor.store.opening import opened
 
 # Measured: 200,000 samples took 19.1 MB of a SQLite file. A row of a printed answer has some 85 characters, and an
 # answer is a rolling window of about an hour of minutes.
@@ -56,37 +58,43 @@ def _api_key(config: Config) -> Finding:
 
 
 def _folder(name: str, path: Path) -> Finding:
-    existing = next(folder for folder in (path, *path.parents) if folder.exists())
-    if not os.access(existing, os.W_OK | os.X_OK):
+    existing = _nearest(path)
+    if not existing.is_dir():
+        message = f"{existing} is a file, and a folder is wanted there; move it, or name another place in config.yaml"
+        return Finding(name=name, message=message, exit_code=74)
+    if not os.access(existing, os.W_OK | os.X_OK, effective_ids=True):
         message = f"{existing} cannot be written by this user; chown it, or name another place in config.yaml"
         return Finding(name=name, message=message, exit_code=77)
     return Finding(name=name, message=f"{path}: can be written")
 
 
+def _nearest(path: Path) -> Path:
+    """The path itself or the nearest folder above it that this user can see."""
+    # Unlike Path.exists, this does not raise below a folder that may not be searched.
+    return next(place for place in (path, *path.parents) if os.path.exists(place))  # noqa: PTH110
+
+
 def _database(config: Config) -> Finding:
     url = config.database.url.get_secret_value()
     path = sqlite_path(url)
-    if path and not path.exists():
+    if path and _nearest(path) != path:
         found = _folder("database", path)
         return found if found.exit_code else Finding(name="database", message=f"{path}: made at the first run")
     try:
-        return _schema(config, shown(url))
+        return _schema(url, config.database.migrate)
     except IngestorError as error:
         return Finding(name="database", message=str(error), exit_code=error.exit_code)
 
 
-def _schema(config: Config, shown: str) -> Finding:
-    engine = connect(config.database.url.get_secret_value(), read_only=True)
-    try:
-        with translated():
-            found = migrate.current(engine)
-            if found != migrate.head() and config.database.migrate == "never":
-                migrate.verify(engine)
-    finally:
-        engine.dispose()
+def _schema(url: str, migrates: str) -> Finding:
+    with opened(url) as engine:
+        found = migrate.current(engine)
+        if found != migrate.head() and migrates == "never":
+            migrate.verify(engine)
     if found == migrate.head():
-        return Finding(name="database", message=f"{shown}: schema {found}")
-    return Finding(name="database", message=f"{shown}: schema {found or 'empty'}, run makes it {migrate.head()}")
+        return Finding(name="database", message=f"{masked(url)}: schema {found}")
+    message = f"{masked(url)}: schema {found or 'empty'}, run makes it {migrate.head()}"
+    return Finding(name="database", message=message)
 
 
 def _sqlite_version() -> Finding:
@@ -113,7 +121,7 @@ def _outage(config: Config) -> Finding:
 
 
 def _disk(config: Config) -> Finding:
-    existing = next(folder for folder in (config.spool.path, *config.spool.path.parents) if folder.exists())
+    existing = _nearest(config.spool.path)
     free = shutil.disk_usage(existing).free
     if free < config.spool.max_bytes:
         message = f"{_size(free)} free at {existing}, less than spool.max_bytes: free some, or lower it"

@@ -19,7 +19,7 @@ import typer
 
 from ingestor import __version__
 from ingestor.cli import books, daemon, looking, setup
-from ingestor.cli.output import say
+from ingestor.cli.output import safe, say
 from ingestor.errors import IngestorError
 from ingestor.redaction import redactor
 
@@ -51,7 +51,8 @@ def main() -> None:
 
 
 def _exit_with(message: str, code: int) -> None:
-    print(redactor.scrub(message), file=sys.stderr)
+    # The database's or the provider's words may be in it.
+    print("\n".join(map(safe, redactor.scrub(message).split("\n"))), file=sys.stderr)
     sys.exit(code)
 
 

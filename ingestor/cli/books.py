@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ingestor.cli.output import ConfigOption, Output, OutputOption, load_config, print_as, say
+from ingestor.cli.output import ConfigOption, Output, OutputOption, load_config, print_as, safe, say
 
 if TYPE_CHECKING:
-    from ingestor.store.engine import Engine
+    from ingestor.config import Config
 
 letters_app = typer.Typer(help="What could not be read, or what the database refused.")
 
@@ -22,18 +22,16 @@ def audit(config: ConfigOption = None, output: OutputOption = Output.TEXT) -> No
     """Prove that every entry is accounted for and that the rows balance; exit 1 if not. Tells of losses as well."""
     from ingestor.store.audit import audit as find
     from ingestor.store.audit import losses
+    from ingestor.store.opening import opened
 
     loaded = load_config(config)
-    engine = _reader(loaded)
-    try:
+    with opened(loaded.database.url.get_secret_value()) as engine:
         findings = find(engine, samples_pruned=loaded.database.retention.samples is not None)
         notes = losses(engine)
-    finally:
-        engine.dispose()
     told = [f"! {note.check}: {note.message}" for note in notes]
     told += [f"✗ {finding.check}: {finding.message}" for finding in findings] or ["✓ everything balances"]
     found = {"findings": [asdict(finding) for finding in findings], "notes": [asdict(note) for note in notes]}
-    print_as(output, {"balanced": not findings, **found}, lambda: "\n".join(told))
+    print_as(output, {"balanced": not findings, **found}, lambda: "\n".join(map(safe, told)))
     if findings:
         raise typer.Exit(1)
 
@@ -61,7 +59,7 @@ def letters_show(
     if not letters:
         raise typer.BadParameter(f"there is no dead letter {number}")
     (letter,) = letters
-    print_as(output, letter, lambda: "\n".join(f"{name}: {_safe(value)}" for name, value in letter.items()))
+    print_as(output, letter, lambda: "\n".join(f"{name}: {safe(value)}" for name, value in letter.items()))
 
 
 @letters_app.command("retry")
@@ -70,22 +68,28 @@ def letters_retry(
     config: ConfigOption = None,
 ) -> None:
     """Send dead letters through decode and write again: after an upgrade, or when the database changed its mind."""
-    from ingestor import control, offline
+    from ingestor import control
 
     loaded = load_config(config)
     answer = control.ask(loaded.spool.path, "retry", ids=numbers or [])
-    count = answer["retried"] if answer else offline.retry(loaded, numbers or [])
+    count = answer["retried"] if answer else _retry_offline(loaded, numbers or [])
     say(f"{count} dead letters go through again; `ingestor dead-letters list` shows what is still dead")
 
 
-def _letters(config: Any, **which: Any) -> list[dict[str, Any]]:
-    from ingestor.store import query
+def _retry_offline(config: Config, numbers: list[int]) -> int:
+    from ingestor import offline
+    from ingestor.store.opening import explained
 
-    engine = _reader(config)
-    try:
+    with explained(config.database.url.get_secret_value()):
+        return offline.retry(config, numbers)
+
+
+def _letters(config: Config, **which: Any) -> list[dict[str, Any]]:
+    from ingestor.store import query
+    from ingestor.store.opening import opened
+
+    with opened(config.database.url.get_secret_value()) as engine:
         letters = query.dead_letters(engine, **which)
-    finally:
-        engine.dispose()
     return [{name: _plain(value) for name, value in one.items()} for one in letters]
 
 
@@ -93,19 +97,7 @@ def _plain(value: object) -> object:
     return value.isoformat() if isinstance(value, datetime) else value
 
 
-def _reader(config: Any) -> Engine:
-    from ingestor.store.engine import connect
-
-    return connect(config.database.url.get_secret_value(), read_only=True)
-
-
 def _line(letter: dict[str, Any]) -> str:
     row = "frame" if letter["row_index"] is None else f"row {letter['row_index']}"
     head = f"{letter['dead_letter_id']}  {letter['received_at']}  entry {letter['seq']} {row}  {letter['stage']}"
-    return f"{head}: {_safe(letter['reason'])}: {_safe(letter['detail'])[:80]}"
-
-
-def _safe(value: object) -> str:
-    """Text from outside cannot move the cursor or turn the line round."""
-    text = str(value)
-    return text if text.isprintable() else ascii(text)
+    return safe(f"{head}: {letter['reason']}: {str(letter['detail'])[:80]}")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from ingestor.cli.output import ConfigOption, Output, OutputOption, load_config, print_as, say
+from ingestor.cli.output import ConfigOption, Output, OutputOption, load_config, print_as, safe, say
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -27,7 +27,7 @@ def check(config: ConfigOption = None, output: OutputOption = Output.TEXT) -> No
     print_as(
         output,
         [asdict(finding) for finding in findings],
-        lambda: "\n".join(f"{marks[finding.name]} {finding.name}: {finding.message}" for finding in findings),
+        lambda: "\n".join(safe(f"{marks[finding.name]} {finding.name}: {finding.message}") for finding in findings),
     )
     code = next((finding.exit_code for finding in findings if finding.exit_code), 0)
     if code:
@@ -39,10 +39,10 @@ def status(config: ConfigOption = None, output: OutputOption = Output.TEXT) -> N
     loaded = load_config(config)
     live = _ask_daemon(loaded)
     if live is not None:
-        print_as(output, _plain(live.to_json()), lambda: "\n".join(_lines(live)))
+        print_as(output, _plain(live.to_json()), lambda: "\n".join(map(safe, _lines(live))))
         return
     found = _ask_database(loaded)
-    print_as(output, {"source": "database", **found}, lambda: "\n".join(_stored_lines(found)))
+    print_as(output, {"source": "database", **found}, lambda: "\n".join(map(safe, _stored_lines(found))))
 
 
 def _ask_daemon(config: Config) -> Status | None:
@@ -55,13 +55,10 @@ def _ask_daemon(config: Config) -> Status | None:
 
 def _ask_database(config: Config) -> dict[str, list[dict[str, Any]]]:
     from ingestor.store import query
-    from ingestor.store.engine import connect
+    from ingestor.store.opening import opened
 
-    engine = connect(config.database.url.get_secret_value(), read_only=True)
-    try:
+    with opened(config.database.url.get_secret_value()) as engine:
         return query.status(engine)
-    finally:
-        engine.dispose()
 
 
 def _lines(status: Status) -> Iterator[str]:
@@ -104,29 +101,22 @@ def _stored_lines(found: dict[str, list[dict[str, Any]]]) -> Iterator[str]:
 def db_upgrade(config: ConfigOption = None) -> None:
     """Bring the tables up to this program's schema; what is up to date stays as it is."""
     from ingestor.store import migrate
-    from ingestor.store.engine import connect, translated
+    from ingestor.store.opening import opened
 
-    engine = connect(load_config(config).database.url.get_secret_value())
-    try:
-        with translated():
-            migrate.upgrade(engine)
-            say(f"schema {migrate.current(engine)}")
-    finally:
-        engine.dispose()
+    with opened(load_config(config).database.url.get_secret_value(), read_only=False) as engine:
+        migrate.upgrade(engine)
+        found = migrate.current(engine)
+    say(f"schema {found}")
 
 
 @db_app.command("current")
 def db_current(config: ConfigOption = None, output: OutputOption = Output.TEXT) -> None:
     """Say which schema the database has, and which one this program wants."""
     from ingestor.store import migrate
-    from ingestor.store.engine import connect, translated
+    from ingestor.store.opening import opened
 
-    engine = connect(load_config(config).database.url.get_secret_value(), read_only=True)
-    try:
-        with translated():
-            found = migrate.current(engine)
-    finally:
-        engine.dispose()
+    with opened(load_config(config).database.url.get_secret_value()) as engine:
+        found = migrate.current(engine)
     data = {"current": found, "head": migrate.head()}
     print_as(output, data, lambda: f"database {found or 'empty'}, program {migrate.head()}")
 

@@ -40,23 +40,32 @@ OutputOption = Annotated[Output, typer.Option("--output", help="For people, or f
 
 
 def say(text: str) -> None:
-    """Print data. Ends the command in peace if whoever read it has seen enough."""
+    """Print data, without secrets. Ends the command in peace if whoever read it has seen enough."""
     try:
-        print(text, flush=True)
+        print(redactor.scrub(text), flush=True)
     except BrokenPipeError:
         # The interpreter flushes once more at its end, and would complain.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise typer.Exit from None
 
 
-def load_config(path: Path | None) -> Config:
-    """The configuration, its secrets known to the redactor, unknown endpoints said once each on stderr."""
-    from ingestor.config import load, secrets_of
+def safe(value: object) -> str:
+    """One line of text from outside, which cannot move the cursor, turn the line round or begin another."""
+    return "".join(one if one.isprintable() else json.dumps(one)[1:-1] for one in str(value))
 
-    config = load(path)
+
+def load_config(path: Path | None) -> Config:
+    """The configuration, its secrets known to the redactor; what may be a mistake is said on stderr."""
+    from ingestor.config import load, secrets_of
+    from ingestor.provider.catalog import feed_name
+
+    config = load(path, feed_name=feed_name)
     for secret in secrets_of(config):
         redactor.add(secret)
     _warn_of_unknown_endpoints(config)
+    if config.watch:
+        message = "has no effect yet; restart the daemon after changing the file"
+        print(Problem(str(config.source), "watch", message), file=sys.stderr)
     return config
 
 
@@ -74,7 +83,8 @@ def print_as(output: Output, data: Any, text: Callable[[], str]) -> None:
 
 
 def as_json(data: Any) -> str:
-    return json.dumps(data, indent=2, ensure_ascii=False)
+    """For programs, and for eyes: what a terminal would obey is escaped as JSON allows."""
+    return "\n".join(map(safe, json.dumps(data, indent=2, ensure_ascii=False).split("\n")))
 
 
 def shipped(name: str) -> str:

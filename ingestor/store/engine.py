@@ -49,11 +49,6 @@ def sqlite_path(url: str) -> Path | None:
     return Path(parsed.database) if parsed.get_backend_name() == "sqlite" and parsed.database else None
 
 
-def shown(url: str) -> str:
-    """A URL as people may see it."""
-    return make_url(url).render_as_string(hide_password=True)
-
-
 def _sqlite(url: str, path: Path, *, read_only: bool) -> Engine:
     target = f"{path.absolute().as_uri()}?mode={'ro' if read_only else 'rwc'}"
 

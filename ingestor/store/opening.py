@@ -1,0 +1,61 @@
+"""The configured database as a command opens it: what goes wrong says which database, and what to do."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from ingestor.config.urls import masked
+from ingestor.errors import DatabaseUnavailable
+from ingestor.store.engine import Engine, connect, sqlite_path, translated
+
+_MAKE_TABLES = "`ingestor run` or `ingestor db upgrade` makes the tables"
+
+# What the driver says → what to do about it.
+_REMEDIES = (
+    ("not a database", "name another file in database.url, or move this one out of the way"),
+    ("unable to open", "may this user read the file and write in its folder? if not, chgrp it, or see database.url"),
+    ("no such table", _MAKE_TABLES),
+    ('relation "', _MAKE_TABLES),
+)
+
+
+@contextmanager
+def opened(url: str, *, read_only: bool = True) -> Iterator[Engine]:
+    """An engine on a normalised URL, for as long as the block lasts.
+
+    Raises DatabaseUnavailable, which names the URL without its password.
+    """
+    if read_only and _is_missing(url):
+        raise DatabaseUnavailable(f"{masked(url)}: is not there yet; `ingestor run` makes it, or mend database.url")
+    engine = connect(url, read_only=read_only)
+    try:
+        with explained(url):
+            yield engine
+    finally:
+        engine.dispose()
+
+
+@contextmanager
+def explained(url: str) -> Iterator[None]:
+    """Put the database's name before what goes wrong with it, and behind that what to do."""
+    try:
+        with translated():
+            yield
+    except DatabaseUnavailable as error:
+        said = str(error)
+        remedy = next((remedy for fragment, remedy in _REMEDIES if fragment in said), "see database.url")
+        raise DatabaseUnavailable(f"{masked(url)}: {said}; {remedy}") from None
+
+
+def _is_missing(url: str) -> bool:
+    path = sqlite_path(url)
+    if path is None:
+        return False
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return True
+    except OSError:  # not for this user: opening it will say so
+        return False
+    return False

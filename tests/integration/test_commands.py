@@ -1,0 +1,228 @@
+"""Commands in the test's own process, on real databases: what they say when something is wrong, and of hostile text."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ingestor import checking
+from ingestor.cli import main
+from ingestor.config import load
+from ingestor.control import Control
+from ingestor.errors import DatabaseUnavailable
+from ingestor.store.engine import connect
+from ingestor.store.opening import opened
+from tests.integration.store.rows import Database
+from tests.unit.ops.snapshots import NOON, SENTIMENT, status
+
+HOSTILE = "\x1b[2J\x1b[31mhacked\nfake line\u202e"
+HARMLESS = "\\u001b[2J\\u001b[31mhacked\\nfake line\\u202e"
+READING = (["status"], ["audit"], ["dead-letters", "list"], ["db", "current"])
+HIDDEN = "hunter2secret"
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """A command that has ended."""
+
+    code: int
+    out: str
+    err: str
+
+
+Command = Callable[..., Ended]
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
+    """Run ``ingestor`` with these arguments."""
+    for name in os.environ:
+        if name.startswith("INGESTOR_") and not name.startswith("INGESTOR_TEST_"):
+            monkeypatch.delenv(name)
+
+    def run(*arguments: str | Path) -> Ended:
+        monkeypatch.setattr(sys, "argv", ["ingestor", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        said = capsys.readouterr()
+        return Ended(int(ended.value.code or 0), said.out, said.err)
+
+    return run
+
+
+@pytest.fixture
+def configured(tmp_path: Path) -> Callable[..., Path]:
+    """Write a configuration for a database, by default a SQLite file beside it."""
+
+    def write(database_url: str = "sqlite:///ingestor.db", **sections: Any) -> Path:
+        document = {"database": {"url": database_url}, "subscriptions": [{"path": "crowd-sentiment"}], **sections}
+        file = tmp_path / "config.yaml"
+        file.write_text(json.dumps(document))
+        file.chmod(0o600)
+        return file
+
+    return write
+
+
+# A database that is not there, or is none.
+
+
+@pytest.mark.parametrize("arguments", READING, ids=" ".join)
+def test_a_database_that_is_not_there_is_named_with_what_makes_it(
+    command: Command, configured: Callable[..., Path], tmp_path: Path, arguments: list[str]
+) -> None:
+    ended = command(*arguments, "--config", configured())
+    assert (ended.code, ended.out) == (69, "")
+    where = f"sqlite:///{tmp_path / 'ingestor.db'}: is not there yet; "
+    assert ended.err == f"{where}`ingestor run` makes it, or mend database.url\n"
+    assert [file.name for file in tmp_path.iterdir()] == ["config.yaml"]
+
+
+@pytest.mark.parametrize("arguments", [*READING, ["db", "upgrade"]], ids=" ".join)
+def test_a_file_that_is_no_database_is_named_and_left_as_it_is(
+    command: Command, configured: Callable[..., Path], tmp_path: Path, arguments: list[str]
+) -> None:
+    file = tmp_path / "ingestor.db"
+    file.write_text("no database, but text\n" * 50)
+    ended = command(*arguments, "--config", configured())
+    assert (ended.code, ended.out) == (69, "")
+    assert ended.err == f"sqlite:///{file}: file is not a database; {MOVE}\n"
+    assert file.read_text() == "no database, but text\n" * 50
+
+
+MOVE = "name another file in database.url, or move this one out of the way"
+
+
+@pytest.mark.parametrize("arguments", READING[:3], ids=" ".join)
+def test_a_database_without_tables_is_told_what_makes_them(
+    command: Command, configured: Callable[..., Path], database_url: str, tmp_path: Path, arguments: list[str]
+) -> None:
+    (tmp_path / "ingestor.db").touch()  # an empty file is an empty database
+    ended = command(*arguments, "--config", configured(database_url))
+    assert (ended.code, ended.out) == (69, "")
+    assert ended.err.endswith("; `ingestor run` or `ingestor db upgrade` makes the tables\n")
+
+
+@pytest.mark.parametrize("arguments", [*READING, ["check"]], ids=" ".join)
+def test_a_server_that_cannot_be_reached_is_named_without_the_password(
+    command: Command, configured: Callable[..., Path], arguments: list[str]
+) -> None:
+    ended = command(*arguments, "--config", configured(f"postgresql://u@127.0.0.1:1/d?password={HIDDEN}"))
+    assert ended.code in (69, 78)  # check also misses the API key
+    assert "postgresql+psycopg://u@127.0.0.1:1/d?password=***: " in ended.out + ended.err
+    assert HIDDEN not in ended.out + ended.err
+
+
+@pytest.mark.postgres
+def test_check_names_a_database_that_is_well_without_the_password(
+    command: Command, configured: Callable[..., Path], postgres_url: str
+) -> None:
+    ended = command("check", "--config", configured(f"{postgres_url}?password={HIDDEN}"))
+    assert "?password=***: schema empty, run makes it" in ended.out
+    assert HIDDEN not in ended.out + ended.err
+
+
+# Places that cannot be used.
+
+
+@contextmanager
+def somebody_else() -> Iterator[None]:
+    """Whom root's privileges do not help; the test's own user is one already."""
+    mine = os.geteuid()
+    if mine == 0:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(mine)
+
+
+def test_check_says_what_a_user_may_not_look_into(configured: Callable[..., Path], tmp_path: Path) -> None:
+    closed = tmp_path / "closed"
+    (closed / "spool").mkdir(parents=True)
+    config = load(configured(f"sqlite:///{closed}/ingestor.db", spool={"path": f"{closed}/spool"}), {})
+    closed.chmod(0)
+    try:
+        with somebody_else():
+            findings = {one.name: one for one in checking.offline(config)}
+    finally:
+        closed.chmod(0o700)
+    for name in ("spool", "database"):
+        assert findings[name].exit_code == 77
+        assert "cannot be written by this user; chown it" in findings[name].message
+
+
+def test_a_database_that_a_user_may_not_read_is_not_said_to_be_missing(tmp_path: Path) -> None:
+    closed = tmp_path / "closed"
+    closed.mkdir()
+    (closed / "ingestor.db").touch()
+    closed.chmod(0)
+    said = f"{closed}/ingestor.db: unable to open database file; may this user read"
+    try:
+        with (
+            somebody_else(),
+            pytest.raises(DatabaseUnavailable, match=re.escape(said)),
+            opened(f"sqlite:///{closed}/ingestor.db") as engine,
+        ):
+            engine.connect()
+    finally:
+        closed.chmod(0o700)
+
+
+@pytest.mark.parametrize("path", ["afile", "afile/spool"])
+def test_check_says_that_a_file_is_in_the_spools_place(
+    command: Command, configured: Callable[..., Path], tmp_path: Path, path: str
+) -> None:
+    (tmp_path / "afile").touch()
+    ended = command("check", "--config", configured(spool={"path": path}))
+    assert f"✗ spool: {tmp_path / 'afile'} is a file, and a folder is wanted there" in ended.out
+    assert checking._folder("spool", tmp_path / path).exit_code == 74
+
+
+# Text from outside.
+
+
+async def test_what_the_provider_said_does_nothing_to_the_terminal_of_who_asks_for_the_status(
+    command: Command, configured: Callable[..., Path], tmp_path: Path
+) -> None:
+    live = status(connections=(replace(SENTIMENT, connected=False, last_error=HOSTILE),))
+
+    async def tell(_asked: dict[str, Any]) -> dict[str, Any]:
+        return {"status": live.to_json().decode()}
+
+    config = configured()
+    (tmp_path / "spool").mkdir()
+    async with Control(tmp_path / "spool", {"status": tell}):
+        text = await asyncio.to_thread(command, "status", "--config", config)
+        as_json = await asyncio.to_thread(command, "status", "--config", config, "--output", "json")
+    assert f"not connected: {HARMLESS}, 7 frames" in text.out
+    assert json.loads(as_json.out)["connections"][0]["last_error"] == HOSTILE
+    assert all(line.isprintable() for line in (text.out + as_json.out).split("\n"))
+
+
+def test_what_the_tables_hold_does_nothing_to_the_terminal(
+    command: Command, configured: Callable[..., Path], migrated_url: str
+) -> None:
+    engine = connect(migrated_url.replace("postgresql://", "postgresql+psycopg://"))
+    database = Database(engine)
+    database.instance(1, "10:00", name=HOSTILE[:60], position=1)
+    database.subscription(1)
+    database.state(1, 1, "lost", "10:00", "10:01", HOSTILE)
+    names = {"dead_letter_id": 1, "instance_id": 1, "seq": 1, "received_at": NOON, "stage": "decode"}
+    database.add("dead_letters", reason=HOSTILE, detail=HOSTILE, body=HOSTILE, **names)
+    engine.dispose()
+    config = configured(migrated_url)
+    for arguments in (["status"], ["audit"], ["dead-letters", "list"], ["dead-letters", "show", "1"]):
+        ended = command(*arguments, "--config", config)
+        assert HARMLESS in ended.out
+        assert all(line.isprintable() for line in ended.out.split("\n"))
