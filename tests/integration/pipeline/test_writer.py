@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec import structs
 from sqlalchemy import Engine, text
 
 from ingestor.errors import DatabaseUnavailable, SpoolFailed
@@ -345,6 +346,19 @@ async def test_a_dead_row_that_can_be_stored_now_goes_in_under_the_stamp_of_its_
     assert query(engine, "SELECT ticker, value FROM revisions") == [("A", 666.0)]
     assert query(engine, "SELECT count(*) FROM dead_letters WHERE retried_at IS NULL") == [(0,)]
     assert audit(engine) == []
+
+
+async def test_what_is_said_again_after_a_letter_that_was_retried_is_current_again(
+    spool: Spool, engine: Engine
+) -> None:
+    made = writer(spool, engine)
+    made._begin()
+    await put(spool, frame([row(value=1)], received_us=T0 + 10))
+    made.step()
+    retried = structs.replace(frame([row(value=2)], received_us=T0 + 50), letter=1)
+    await put(spool, retried, frame([row(value=1)], received_us=T0 + 60))
+    made.step()
+    assert query(engine, OBSERVATIONS) == [("AAPL", 1.0, 2, "stream", 3)]
 
 
 async def test_a_dead_frame_goes_the_whole_way_again(spool: Spool, engine: Engine) -> None:
