@@ -1,7 +1,8 @@
 """Log lines: text for people on a terminal, fields for the journal, JSON for everything else.
 
 All of them pass one formatter, those of libraries and their tracebacks too. There secrets are masked, and what
-outsiders wrote is made harmless: it cannot begin a line of its own, move the cursor or turn the text round.
+outsiders wrote is made harmless: it cannot begin a line of its own, move the cursor or turn the text round. Who logs
+never waits for who reads: see ``outlet``.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import structlog
 from structlog.stdlib import ProcessorFormatter
 from structlog.typing import EventDict, Processor, WrappedLogger
 
+from ingestor.ops.outlet import Outlet
 from ingestor.ops.status import severity
 from ingestor.pipeline.entry import Fact
 from ingestor.redaction import MASK, redactor
@@ -187,15 +189,36 @@ def _formatter(render: Processor) -> logging.Formatter:
     )
 
 
-class _Lines(logging.StreamHandler[TextIO]):
+class _Lines(logging.Handler):
+    """Formats where the record was made, with that moment's context and values; only the writing is for later."""
+
+    def __init__(self, stream: TextIO) -> None:
+        super().__init__()
+        self._outlet = Outlet(stream, self._missing)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            self._outlet.put(self.format(record) + "\n")
+        except Exception:
+            self.handleError(record)
+
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 (logging's own name)
         # The inherited one prints the message, its arguments and a traceback as they are, secrets and all.
         error = sys.exc_info()[0]
         what = f"{record.name}:{record.lineno}: {error.__name__ if error else 'error'}"
-        try:
-            self.stream.write(f"a log line could not be written ({what})\n")
-        except (OSError, ValueError):
-            pass  # the stream itself is gone, and there is nowhere left to say so
+        self._outlet.put(f"a log line could not be written ({what})\n")
+
+    def flush(self) -> None:
+        self._outlet.flush()
+
+    def close(self) -> None:
+        self._outlet.close()
+        super().close()
+
+    def _missing(self, count: int) -> str:
+        said = {"msg": "%d log lines are missing here: nobody read them", "args": (count,), "name": "ingestor"}
+        level = {"levelno": logging.WARNING, "levelname": "WARNING"}
+        return self.format(logging.makeLogRecord({**said, **level})) + "\n"
 
 
 class _Journal(logging.Handler):
@@ -214,6 +237,9 @@ class _Journal(logging.Handler):
             self._fallback.handle(record)
         except Exception:
             self._fallback.handleError(record)
+
+    def flush(self) -> None:
+        self._fallback.flush()
 
     def close(self) -> None:
         self._socket.close()

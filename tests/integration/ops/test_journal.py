@@ -15,21 +15,6 @@ from ingestor.ops import logs
 log = logging.getLogger("ingestor.somewhere")
 
 
-@pytest.fixture(autouse=True)
-def restored() -> Iterator[None]:
-    """Logging belongs to the whole process: leave it as it was found."""
-    root, ours = logging.getLogger(), logging.getLogger("ingestor")
-    handlers, levels = root.handlers[:], (root.level, ours.level)
-    yield
-    logging.captureWarnings(False)
-    structlog.reset_defaults()
-    for handler in [each for each in root.handlers if each not in handlers]:
-        root.removeHandler(handler)
-        handler.close()
-    root.setLevel(levels[0])
-    ours.setLevel(levels[1])
-
-
 @pytest.fixture
 def stderr(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[TextIO]:
     """A stream of which the environment says that it is the journal's."""
@@ -50,7 +35,8 @@ def journal(tmp_path: Path) -> Iterator[socket.socket]:
 
 
 def written(stream: TextIO) -> str:
-    stream.flush()
+    for handler in logging.getLogger().handlers:
+        handler.flush()
     return Path(stream.name).read_text(encoding="utf-8")
 
 

@@ -6,6 +6,7 @@ import json
 import logging
 import sys
 import threading
+import time
 import warnings
 from collections.abc import Iterator
 from typing import Any
@@ -14,6 +15,7 @@ import pytest
 import structlog
 
 from ingestor.ops import logs
+from ingestor.ops.outlet import FLUSH_SECONDS
 from ingestor.pipeline.entry import Fact
 from ingestor.redaction import redactor
 
@@ -51,8 +53,14 @@ class Terminal(io.StringIO):
         return True
 
 
+def text_of(stream: io.StringIO) -> str:
+    for handler in logging.getLogger().handlers:
+        handler.flush()
+    return stream.getvalue()
+
+
 def lines_of(stream: io.StringIO) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in stream.getvalue().splitlines()]
+    return [json.loads(line) for line in text_of(stream).splitlines()]
 
 
 @pytest.fixture
@@ -116,7 +124,7 @@ def test_configuring_again_replaces_and_does_not_double(as_json: io.StringIO) ->
     logs.configure("warning", "json", second)
     log.info("quiet")
     log.warning("once")
-    assert as_json.getvalue() == ""
+    assert text_of(as_json) == ""
     assert [line["event"] for line in lines_of(second)] == ["once"]
 
 
@@ -153,9 +161,9 @@ def test_a_secret_reaches_no_line_wherever_it_stands(format: logs.Format) -> Non
     except ValueError:
         log.exception("failed")
         other.exception("failed", stack_info=True)
-    assert SECRET not in stream.getvalue()
-    assert json.dumps(SECRET)[1:-1] not in stream.getvalue()
-    assert stream.getvalue().count("ValueError: secret ***") == 2
+    assert SECRET not in text_of(stream)
+    assert json.dumps(SECRET)[1:-1] not in text_of(stream)
+    assert text_of(stream).count("ValueError: secret ***") == 2
 
 
 def test_what_is_called_a_secret_is_masked_even_if_nobody_told_us(as_json: io.StringIO) -> None:
@@ -176,7 +184,7 @@ def test_what_is_called_a_secret_is_masked_even_if_nobody_told_us(as_json: io.St
 )
 def test_hostile_text_is_spelled_out_on_a_terminal(as_text: io.StringIO, hostile: str, spelled: str) -> None:
     log.warning("refused %s", hostile, extra={"ticker": hostile, hostile: 1, "more": [hostile]})
-    text = as_text.getvalue()
+    text = text_of(as_text)
     assert text.count("\n") == 1
     assert text.rstrip("\n").isprintable()
     assert text.count(spelled) == 4
@@ -187,10 +195,10 @@ def test_an_errors_message_cannot_begin_a_line_of_its_own(as_text: io.StringIO) 
         raise ValueError("bad\n2026-01-01 [error] \x1b[2Jforged")
     except ValueError:
         log.exception("failed")
-    first, *rest = as_text.getvalue().splitlines()
+    first, *rest = text_of(as_text).splitlines()
     assert "failed" in first
     assert all(line.startswith("    ") for line in rest)
-    assert "\x1b" not in as_text.getvalue()
+    assert "\x1b" not in text_of(as_text)
 
 
 def test_a_long_value_is_cut_and_says_so(as_json: io.StringIO) -> None:
@@ -202,13 +210,16 @@ def test_a_long_value_is_cut_and_says_so(as_json: io.StringIO) -> None:
 def test_a_line_that_cannot_be_written_says_where_it_came_from(as_text: io.StringIO) -> None:
     without_pytests_handlers()
     log.info("%d", SECRET)
-    assert as_text.getvalue().startswith("a log line could not be written (ingestor.somewhere:")
-    assert as_text.getvalue().endswith(": TypeError)\n")
+    assert text_of(as_text).startswith("a log line could not be written (ingestor.somewhere:")
+    assert text_of(as_text).endswith(": TypeError)\n")
 
 
 def test_a_closed_stream_stops_nobody(as_text: io.StringIO) -> None:
     as_text.close()
     log.info("nobody hears this")
+    began = time.monotonic()
+    logging.getLogger().handlers[-1].flush()
+    assert time.monotonic() - began < FLUSH_SECONDS, "the thread that writes goes on"
 
 
 @pytest.mark.parametrize(("no_color", "colored"), [("", True), ("1", False)])
@@ -220,7 +231,7 @@ def test_a_terminal_has_colors_unless_no_color_is_set(
     stream = Terminal()
     logs.configure("info", "auto", stream)
     log.info("hello")
-    assert ("\x1b[" in stream.getvalue()) is colored
+    assert ("\x1b[" in text_of(stream)) is colored
 
 
 @pytest.mark.parametrize(
@@ -254,7 +265,7 @@ async def test_an_error_that_no_task_caught_is_logged_and_counted(as_json: io.St
     (line,) = lines_of(as_json)
     assert line["level"] == "error"
     assert "ValueError: invalid literal" in line["exception"]
-    assert SECRET not in as_json.getvalue()
+    assert SECRET not in text_of(as_json)
     assert len(counted) == 1
 
 
@@ -266,13 +277,13 @@ def test_an_error_that_ends_a_thread_passes_the_formatter(as_json: io.StringIO) 
     (line,) = lines_of(as_json)
     assert line["level"] == "critical"
     assert "ValueError" in line["exception"]
-    assert SECRET not in as_json.getvalue()
+    assert SECRET not in text_of(as_json)
 
 
 def test_a_keyboard_interrupt_is_no_error(as_json: io.StringIO) -> None:
     logs.catch_uncaught()
     sys.excepthook(KeyboardInterrupt, KeyboardInterrupt(), None)
-    assert as_json.getvalue() == ""
+    assert text_of(as_json) == ""
 
 
 def test_a_value_with_a_newline_goes_to_the_journal_with_its_length() -> None:
