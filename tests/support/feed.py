@@ -46,6 +46,7 @@ class Feed:
         self.count = 0  # events so far; they are numbered from 0
         self.acknowledged: set[int] = set()  # what some daemon has said to be durable
         self.acknowledged_at = 0.0  # time.monotonic() of the last one
+        self.waits: list[float] = []  # seconds from each event that wanted an acknowledgement to that, fsync included
         self.welcome = True  # else every login is refused
         self._ask_every = ask_every
         self._one_row = one_row
@@ -105,11 +106,14 @@ class Feed:
         self._lines[sid].tickers.add(wish["params"]["ticker"])
 
     def _on_acknowledgement(self, line: Line, upto: int) -> Callable[..., None]:
+        sent_at = time.monotonic()
+
         def acknowledged(*_: object) -> None:
             done = bisect_right(line.sent, upto)
             self.acknowledged.update(line.sent[:done])
             del line.sent[:done]
             self.acknowledged_at = time.monotonic()
+            self.waits.append(self.acknowledged_at - sent_at)
 
         return acknowledged
 

@@ -21,9 +21,16 @@ class Stage:
     """``async with Stage(nursery, folder, database_url) as stage``: the daemon is live, and the feed speaks."""
 
     def __init__(
-        self, nursery: Nursery, folder: Path, database_url: str, *, rate: float = 300, **sections: dict[str, Any]
+        self,
+        nursery: Nursery,
+        folder: Path,
+        database_url: str,
+        *,
+        rate: float = 300,
+        one_row: bool = False,
+        **sections: dict[str, Any],
     ) -> None:
-        self.feed = Feed(rate=rate)
+        self.feed = Feed(rate=rate, one_row=one_row)
         self._nursery = nursery
         self._folder = folder
         self._database_url = database_url
