@@ -11,11 +11,13 @@ import base64
 import json
 import math
 import re
+import threading
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NoReturn, Protocol
@@ -347,17 +349,18 @@ class TokenSupply:
 
     async def _fetch(self) -> Token:
         deadline = Deadline(self._life.timeout)
+        login = partial(
+            fetch,
+            self._url,
+            self._api_key,
+            lifetime_seconds=self._life.lifetime,
+            ca_file=self._ca_file,
+            deadline=deadline,
+        )
         try:
-            return await asyncio.to_thread(
-                fetch,
-                self._url,
-                self._api_key,
-                lifetime_seconds=self._life.lifetime,
-                ca_file=self._ca_file,
-                deadline=deadline,
-            )
+            return await _aside(login)
         except asyncio.CancelledError:
-            deadline.cut()  # the thread cannot be cancelled, but its socket can: the process must not wait for it
+            deadline.cut()  # the thread cannot be cancelled, but its socket can
             raise
 
     def _take(self, token: Token) -> None:
@@ -410,6 +413,27 @@ class TokenSupply:
             await self.get(fresh=True)
         except (TokenRefused, TokenUnavailable):
             pass  # listeners were told, and the next try is armed
+
+
+async def _aside(login: Callable[[], Token]) -> Token:
+    """Run it in a daemon thread: the end of the process waits for the loop's own threads, and a connect into nothing
+    cannot be cut.
+    """
+    loop = asyncio.get_running_loop()
+    landed: asyncio.Future[Token] = loop.create_future()
+
+    def run() -> None:
+        try:
+            tell = partial(landed.set_result, login())
+        except Exception as error:
+            tell = partial(landed.set_exception, error)
+        try:
+            loop.call_soon_threadsafe(lambda: landed.done() or tell())
+        except RuntimeError:
+            pass  # the loop has ended, and nobody waits any more
+
+    threading.Thread(target=run, name="token login", daemon=True).start()
+    return await landed
 
 
 def _outcome(error: TokenRefused | TokenUnavailable) -> str:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import socket
+import threading
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
 from typing import Any
@@ -51,6 +53,21 @@ async def make_supply(scheduler: Any) -> AsyncIterator[Make]:
     yield make
     for supply in made:
         await supply.close()
+
+
+@pytest.fixture
+def blackhole() -> Iterator[str]:
+    """The URL of a server whose queue is full: the kernel answers no further connect."""
+    with socket.socket() as server, socket.socket() as first:
+        server.bind(("127.0.0.1", 0))
+        server.listen(0)
+        first.connect(server.getsockname())
+        yield f"http://127.0.0.1:{server.getsockname()[1]}"
+
+
+def logins() -> list[threading.Thread]:
+    """The threads in which a login is under way."""
+    return [thread for thread in threading.enumerate() if thread.name == "token login"]
 
 
 async def numbered(number: list[int], life_seconds: float) -> AsyncIterator[bytes]:
@@ -190,8 +207,26 @@ async def test_closing_does_not_wait_for_a_login_that_hangs(web_server: Serve, m
     await supply.close()
     with pytest.raises(asyncio.CancelledError):
         await asking
-    await asyncio.get_running_loop().shutdown_default_executor()  # waits for the thread
+    await until(lambda: not logins())
     assert time.monotonic() - begun < 2
+
+
+def test_the_end_of_the_process_does_not_wait_for_a_connect_into_nothing(blackhole: str) -> None:
+    async def begin_a_login_and_stop() -> None:
+        life = SimpleNamespace(lifetime=18_000.0, renew_before=600.0, timeout=1.5)
+        supply = TokenSupply(f"{blackhole}/jwt", KEY, life, None)
+        asking = asyncio.create_task(supply.get())
+        await until(logins)
+        await supply.close()
+        with pytest.raises(asyncio.CancelledError):
+            await asking
+
+    begun = time.monotonic()
+    asyncio.run(begin_a_login_and_stop())
+    assert time.monotonic() - begun < 1
+    (login,) = logins()
+    login.join(timeout=5)
+    assert not login.is_alive(), "it ends by itself, and minds no loop that has ended"
 
 
 @pytest.mark.parametrize("step", [timedelta(hours=-1), timedelta(hours=1)])
