@@ -130,8 +130,8 @@ class Daemon:
         self.spool = Spool(folder, max_bytes=1 << 30, sync_every_seconds=0)
         self.told: dict[int, Telling] = {}
         self.written = 0  # the model's position
-        self.before: Writer | None = None
         self.writer = self._begun()
+        self.before = self.writer  # of the run before this one
 
     def _begun(self) -> Writer:
         instance = Instance(spool_id=self.spool.spool_id, name=self._name, version="", config_sha256="", started_us=T0)
@@ -175,16 +175,17 @@ def _json(told: tuple[Key, float]) -> dict[str, Any]:
 
 
 # The same few values at a few moments: repeated, restated, late.
-_keys = st.tuples(st.sampled_from("AB"), st.sampled_from([T0, T0 + MINUTE]))
+_keys = st.sampled_from([("A", T0), ("A", T0 + MINUTE), ("B", T0)])
 _rows = st.tuples(_keys, st.sampled_from([0.0, 1.0, 2.0]))
 _sources: st.SearchStrategy[Source] = st.sampled_from(["stream", "stream", "stream", "snapshot", "backfill"])
 _tellings = st.builds(
     Telling,
-    st.lists(st.one_of(_rows, _rows, _rows, st.none()), max_size=4),
+    st.lists(_rows, min_size=1, max_size=4) | st.lists(st.none() | _rows, max_size=2),
     st.integers(T0, T0 + 12),
     _sources,
     st.sampled_from([False, False, False, True]),
 )
+_few = st.lists(_tellings, min_size=1, max_size=4)
 
 
 class TwoDaemons(Counted):
@@ -221,9 +222,25 @@ class TwoDaemons(Counted):
 
     which = st.sampled_from([0, 1])
 
-    @rule(which=which, tellings=st.lists(_tellings, min_size=1, max_size=3))
-    def receive(self, which: int, tellings: list[Telling]) -> None:
+    @rule(which=which, tellings=_few)
+    def fall_behind(self, which: int, tellings: list[Telling]) -> None:
         self._await(self._daemons[which].receive(tellings))
+
+    @rule(which=which, tellings=_few)
+    def keep_up(self, which: int, tellings: list[Telling]) -> None:
+        self._await(self._daemons[which].receive(tellings))
+        self.write(which)
+
+    @rule(told=_few, again=_few)
+    def hear_the_same(self, told: list[Telling], again: list[Telling]) -> None:
+        for which in (0, 1):
+            self.keep_up(which, told)
+        for which in (0, 1):
+            self.keep_up(which, again)
+
+    @rule(which=which)
+    def write(self, which: int) -> None:
+        self._write(self._daemons[which], self._daemons[which].writer)
 
     @rule(which=which, state=st.sampled_from(["live", "disconnected"]), at=st.integers(0, 12))
     def something_happens(self, which: int, state: Any, at: int) -> None:
@@ -236,22 +253,16 @@ class TwoDaemons(Counted):
     def a_commit_will_fail(self, which: int, number: int, done: bool) -> None:
         self._daemons[which].commits.fail(number, done=done)
 
-    @rule(which=which)
-    def restart(self, which: int) -> None:
-        self._daemons[which].restart()
-
-    @rule(which=which)
-    def write(self, which: int) -> None:
-        self._write(self._daemons[which], self._daemons[which].writer)
-
-    @rule(which=which)
-    def a_killed_run_commits_late(self, which: int) -> None:
+    @rule(which=which, written=st.sampled_from(["nothing", "by the new run", "late, by the killed one"]))
+    def restart(self, which: int, written: str) -> None:
+        """The old run may have one commit on its way still, which comes through before the new run's first or not."""
         daemon = self._daemons[which]
-        if daemon.before is not None:
-            self._write(daemon, daemon.before)
+        daemon.restart()
+        if written != "nothing":
+            self._write(daemon, daemon.writer if written == "by the new run" else daemon.before)
 
     def _write(self, daemon: Daemon, writer: Writer) -> None:
-        known = _contents(writer._known) if writer.status.position == daemon.written else set()
+        known = _contents(writer._known)
         writer.step()
         instance = writer._database.instance_id
         committed = self._one(f"SELECT position FROM instances WHERE instance_id = {instance}")
@@ -261,15 +272,20 @@ class TwoDaemons(Counted):
                 self._account(instance, seq, daemon.told[seq], known)
         daemon.written = committed
 
-    def _account(self, instance: int, seq: int, telling: Telling, known: set[tuple[Key, float]]) -> None:
+    def _account(self, instance: int, seq: int, telling: Telling, known: dict[Key, float]) -> None:
         _, received_us, source, retried = telling
         for told in telling.rows:
             if told is None:
                 self._books.outcomes["dead"] += 1
-            elif told in known and not retried:
+                continue
+            key, value = told
+            if known.get(key, value) != value:
+                del known[key]
+            if key in known and not retried:
+                current = self._books.current[key]
+                assert current.value == value or current.instance != instance
                 self._books.outcomes["duplicate"] += 1
             else:
-                key, value = told
                 self._books.take(key, Given(value, instance, seq, received_us, source, retried))
 
     def _one(self, query: str) -> Any:
@@ -303,7 +319,7 @@ class TwoDaemons(Counted):
         for daemon in self._daemons:
             if daemon.writer.status.position != daemon.written:
                 continue  # another run of it has committed since: it will notice, and forget
-            for key, value in _contents(daemon.writer._known):
+            for key, value in _contents(daemon.writer._known).items():
                 current = self._books.current[key]
                 assert current.value == value or current.instance != daemon.writer._database.instance_id
 
@@ -323,15 +339,14 @@ def _unexpected(failure: SpoolFailed) -> None:
     raise failure
 
 
-def _contents(known: KnownValues) -> set[tuple[Key, float]]:
+def _contents(known: KnownValues) -> dict[Key, float]:
     """What it surely knows: of the two generations the younger counts."""
-    merged = {
-        (series, ts): value
+    return {
+        (series[2], ts_us): value
         for generation in (known._old, known._young)
         for series, values in generation.items()
-        for ts, value in values.items()
+        for ts_us, value in values.items()
     }
-    return {((series[2], ts), value) for (series, ts), value in merged.items()}
 
 
 class OnSqlite(TwoDaemons):
