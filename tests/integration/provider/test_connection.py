@@ -33,6 +33,13 @@ def nobody(_: Subscription, __: str | None) -> None:
     pass
 
 
+@pytest.fixture(params=["lean", "plain"])
+def either_client(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once with the release that is installed, once as with one that we do not know."""
+    if request.param == "plain":
+        monkeypatch.setattr(client, "TESTED_ENGINEIO", ("0.0.",))
+
+
 async def hear(memory: Memory, messages: int) -> None:
     await memory.until(lambda: len(memory.frames) >= messages)
 
@@ -174,6 +181,7 @@ async def test_an_acknowledgement_is_sent_once_the_frame_is_durable(
     await visitor.until(lambda: "4317[]" in visitor.heard)
 
 
+@pytest.mark.usefixtures("either_client")
 async def test_pings_are_answered_and_count_as_a_sign_of_life(
     raw_server: Serve, make_connection: Make, token: Token
 ) -> None:
@@ -187,6 +195,7 @@ async def test_pings_are_answered_and_count_as_a_sign_of_life(
     assert one.frames == 0
 
 
+@pytest.mark.usefixtures("either_client")
 async def test_reading_pauses_while_the_sink_is_behind(
     memory: Memory, raw_server: Serve, make_connection: Make, token: Token
 ) -> None:

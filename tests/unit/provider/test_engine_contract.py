@@ -45,6 +45,7 @@ def test_an_unknown_release_gets_the_plain_client(monkeypatch: pytest.MonkeyPatc
     ("owner", "name", "parameters"),
     [
         (ENGINE, "_read_loop_websocket", ["self"]),
+        (ENGINE, "_receive_packet", ["self", "pkt"]),
         (ENGINE, "_send_packet", ["self", "pkt"]),
         (ENGINE, "_trigger_event", ["self", "event", "args", "kwargs"]),
         (ENGINE, "_reset", ["self"]),
@@ -77,6 +78,12 @@ def test_a_method_that_we_override_or_call_is_there(owner: type, name: str, para
             "self.ping_interval = int(open_packet.data['pingInterval']) / 1000.0",
             "the ping interval is kept in seconds",
             id="seconds",
+        ),
+        pytest.param(
+            ENGINE._read_loop_websocket,
+            "await self._receive_packet(pkt)",
+            "the library's read loop waits for _receive_packet, where the plain client pauses it",
+            id="who pauses the plain read loop",
         ),
         pytest.param(
             ENGINE._write_loop, "if packets == [None]:", "None in the queue ends the write loop", id="end of writing"
