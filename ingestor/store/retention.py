@@ -28,6 +28,7 @@ STEP_ROWS = 1_000
 FIRST_ROWS = 100  # a payload may have megabytes: begin carefully
 STEP_SECONDS = 0.05
 SERIES_PER_QUERY = 200
+SAMPLES_PER_SERIES = 20  # taken at once at least: a statement for each series costs more than its rows
 COUNTS = ("frames", "facts", "row_count", "new_rows", "revised_rows", "duplicate_rows", "dead_frames", "dead_rows")
 MOST = 2**31 - 1  # that such a column holds
 
@@ -244,7 +245,8 @@ class _Samples:
         old = [row.series_id for row in page if row.old]
         if not old:
             return _Taken(0, [replace(self, after_series=page[-1].series_id)])
-        taken = self._delete(connection, old[:rows], max(rows // len(old), 1))
+        old = old[: max(rows // SAMPLES_PER_SERIES, 1)]
+        taken = self._delete(connection, old, max(rows // len(old), 1))
         return _Taken(taken, [self], taken)  # the same again, until nothing of it is old
 
     def _delete(self, connection: Connection, series_ids: Sequence[int], each: int) -> int:
