@@ -9,7 +9,6 @@ import asyncio
 import logging
 import os
 import socket
-import time
 from collections.abc import Callable, Mapping
 
 log = logging.getLogger(__name__)
@@ -22,29 +21,17 @@ class Systemd:
         self._address = _address(env.get("NOTIFY_SOCKET", ""))
 
     def ready(self, status: str = "") -> None:
-        """Start-up, or a reload, is over."""
+        """Start-up is over. ``status`` is a line for `systemctl status`."""
         self._send("READY=1", *_status(status))
-
-    def status(self, text: str) -> None:
-        """One line for `systemctl status`."""
-        self._send(*_status(text))
 
     def stopping(self) -> None:
         self._send("STOPPING=1")
-
-    def reloading(self) -> None:
-        """A reload begins; :meth:`ready` ends it. The stamp tells v253 which reload is meant."""
-        self._send("RELOADING=1", f"MONOTONIC_USEC={time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000}")
-
-    def extend_timeout(self, seconds: float) -> None:
-        """Starting or stopping needs ``seconds`` more, counted from now."""
-        self._send(f"EXTEND_TIMEOUT_USEC={int(seconds * 1_000_000)}")
 
     def watchdog(self) -> None:
         self._send("WATCHDOG=1")
 
     def _send(self, *lines: str) -> None:
-        if not self._address or not lines:
+        if not self._address:
             return
         try:
             with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as channel:
