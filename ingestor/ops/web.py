@@ -18,6 +18,7 @@ from aiohttp.typedefs import Handler, Middleware
 from prometheus_client.aiohttp import make_aiohttp_handler
 
 from ingestor.config import Listen
+from ingestor.config.urls import is_loopback
 from ingestor.ops.metrics import Metrics
 from ingestor.ops.status import Status, Verdict, healthy, ready
 
@@ -111,16 +112,6 @@ class _Pages:
 
     async def index(self, request: web.Request) -> web.Response:
         return web.Response(text=page(self._snapshot()), content_type="text/html")
-
-
-def is_loopback(host: str) -> bool:
-    """Does this address reach only this machine? A name other than localhost may not."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def host_allowed(header: str, listen_host: str) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ from types import MappingProxyType
 from typing import Any, cast
 from urllib.parse import urlsplit
 
-from ingestor.config.model import Provider, Subscription
+from ingestor.config.model import Provider, Subscription, canonical
 from ingestor.errors import IngestorError
 from ingestor.pipeline.entry import Fact, SubscriptionKey
 from ingestor.provider.catalog import KEY_PARAMS
@@ -36,7 +35,7 @@ class Status:
 def shared_params(subscription: Subscription) -> str:
     """The params that a connection's subscriptions have in common, canonical JSON: those that rows do not name."""
     rest = {name: value for name, value in subscription.params.items() if name not in KEY_PARAMS}
-    return json.dumps(rest, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return canonical(rest)
 
 
 def grouped(subscriptions: Iterable[Subscription]) -> dict[tuple[str, str], tuple[Subscription, ...]]:

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from ingestor.ops.web import host_allowed, is_loopback, page
+from ingestor.ops.web import host_allowed, page
 
 from .snapshots import SENTIMENT, status
 
@@ -31,23 +31,6 @@ def test_our_own_names_and_any_address_are_answered(header: str) -> None:
 )
 def test_other_names_are_not_answered(header: str) -> None:
     assert not host_allowed(header, "status.lan")
-
-
-@pytest.mark.parametrize(
-    ("host", "expected"),
-    [
-        ("127.0.0.1", True),
-        ("127.8.8.8", True),
-        ("::1", True),
-        ("localhost", True),
-        ("0.0.0.0", False),
-        ("::", False),
-        ("192.168.0.4", False),
-        ("box", False),
-    ],
-)
-def test_only_this_machine_is_loopback(host: str, expected: bool) -> None:
-    assert is_loopback(host) is expected
 
 
 def test_the_page_escapes_what_comes_from_outside() -> None:
