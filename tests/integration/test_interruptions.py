@@ -71,6 +71,19 @@ async def test_after_a_jump_of_the_clocks_coverage_has_a_hole_and_every_job_is_a
     assert findings(url) == []
 
 
+async def test_before_a_heartbeat_the_clocks_are_looked_at_so_that_it_vouches_for_no_standstill(
+    simulator: Simulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service, "CLOCK_LOOK_SECONDS", 3600)
+    monkeypatch.setattr(service, "HEARTBEAT_SECONDS", 0.02)
+    url = f"sqlite:///{tmp_path / 'ingestor.db'}"
+    config = write_config(tmp_path, url=simulator.url, database_url=url, subscriptions={CROWD: ["AAPL"]})
+    async with Resident(config, simulator.api_key) as daemon:
+        await daemon.live()
+        monkeypatch.setattr(service, "tick", lambda: shifted(tick(), HOUR_US, 3600))
+        await until(lambda: daemon.books.states("AAPL") == ["pending", "live", "silent", "live"])
+
+
 def shifted(now: Tick, shift_us: int, boot_seconds: float) -> Tick:
     return Tick(now.wall_us + shift_us, now.boottime + boot_seconds)
 
