@@ -23,6 +23,7 @@ from ingestor.store.audit import audit
 from ingestor.store.database import Database, Instance
 from ingestor.store.engine import connect
 from tests.support.entries import CROWD, T0, decoder, fact, frame, row
+from tests.support.refusal import refuse
 
 MINUTE = 60_000_000
 
@@ -146,7 +147,7 @@ async def test_dead_rows_stand_beside_the_living(spool: Spool, engine: Engine) -
 
 @pytest.mark.parametrize("bad", [[0], [2], [4], [1, 2], [0, 1, 2, 3, 4]], ids=str)
 async def test_a_row_that_the_database_refuses_stands_alone(spool: Spool, engine: Engine, bad: list[int]) -> None:
-    _refuse(engine, 666.0)
+    refuse(engine, 666.0)
     await put(spool, frame([row("T", minute, 666.0 if minute in bad else 1.0) for minute in range(5)]))
     writer(spool, engine).run()
     assert query(engine, "SELECT count(*) FROM samples") == [(5 - len(bad),)]
@@ -157,7 +158,7 @@ async def test_a_row_that_the_database_refuses_stands_alone(spool: Spool, engine
 
 
 async def test_a_row_whose_values_are_all_refused_is_one_letter(spool: Spool, engine: Engine) -> None:
-    _refuse(engine, 666.0)
+    refuse(engine, 666.0)
     chart = {"ts": "2026-01-01T00:00:00.000Z", "ticker": "A", "crowd_sentiment": 666, "volume": 666, "buzz": 1}
     await put(spool, frame([chart], path="crowd-sentiment-chart-data"))
     writer(spool, engine).run()
@@ -165,20 +166,6 @@ async def test_a_row_whose_values_are_all_refused_is_one_letter(spool: Spool, en
     [(body,)] = query(engine, "SELECT body FROM dead_letters")
     assert (json.loads(body)["crowd_sentiment"], json.loads(body)["volume"]) == (666.0, 666.0)
     assert audit(engine) == []
-
-
-def _refuse(engine: Engine, value: float) -> None:
-    """Let the database refuse one value, as an analyst's constraint would."""
-    with engine.begin() as connection:
-        if engine.dialect.name == "postgresql":
-            connection.execute(text(f"ALTER TABLE samples ADD CHECK (value <> {value})"))
-        else:
-            connection.execute(
-                text(
-                    f"CREATE TRIGGER refuse BEFORE INSERT ON samples WHEN new.value = {value} BEGIN"
-                    " SELECT raise(ABORT, 'refused'); END"
-                )
-            )
 
 
 async def test_a_name_that_the_database_refuses_costs_only_its_own_rows(spool: Spool, engine: Engine) -> None:
@@ -200,7 +187,7 @@ async def test_a_name_that_the_database_refuses_costs_only_its_own_rows(spool: S
 
 
 async def test_a_database_that_takes_no_dead_letters_is_not_well(spool: Spool, engine: Engine) -> None:
-    _refuse(engine, 666.0)
+    refuse(engine, 666.0)
     with engine.begin() as connection:
         if engine.dialect.name == "postgresql":
             connection.execute(text("ALTER TABLE dead_letters ADD CHECK (seq > 1000)"))
@@ -331,7 +318,7 @@ async def test_the_heartbeat_is_published_once_all_before_it_is_committed(spool:
 async def test_a_dead_row_that_can_be_stored_now_goes_in_under_the_stamp_of_its_receipt(
     spool: Spool, engine: Engine
 ) -> None:
-    _refuse(engine, 666.0)
+    refuse(engine, 666.0)
     envelope = {"path": "crowd-sentiment", "params": {}, "results": [row("A", value=666.0), row("B")]}
     await put(spool, frame(envelope, received_us=T0, path="other"))
     writer(spool, engine).run()

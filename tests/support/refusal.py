@@ -1,0 +1,19 @@
+"""A database that refuses a row, as the constraint of somebody who owns it would."""
+
+from __future__ import annotations
+
+from sqlalchemy import Engine, text
+
+
+def refuse(engine: Engine, value: float) -> None:
+    """Let the database refuse this value of any sample, from now on."""
+    with engine.begin() as connection:
+        if engine.dialect.name == "postgresql":
+            connection.execute(text(f"ALTER TABLE samples ADD CHECK (value <> {value})"))
+        else:
+            connection.execute(
+                text(
+                    f"CREATE TRIGGER refuse BEFORE INSERT ON samples WHEN new.value = {value} BEGIN"
+                    " SELECT raise(ABORT, 'refused'); END"
+                )
+            )
