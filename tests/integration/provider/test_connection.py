@@ -25,6 +25,7 @@ Make = Callable[..., Connection]
 Serve = Callable[..., Awaitable[RawServer]]
 AAPL = Subscription("/real-time/crowd-sentiment", "get", {"ticker": "AAPL"})
 TSLA = Subscription("/real-time/crowd-sentiment", "get", {"ticker": "TSLA"})
+OPEN = '0{"sid":"a","upgrades":[],"pingInterval":25000,"pingTimeout":20000}'
 END = '42["res","end"]'
 HEADER = '451-["res",{"_placeholder":true,"num":0}]'  # of an event whose attachment follows
 
@@ -134,7 +135,7 @@ async def test_what_comes_before_the_connect_packet_is_kept(
     memory: Memory, raw_server: Serve, make_connection: Make, token: Token
 ) -> None:
     async def talk(visitor: Visitor) -> None:
-        await visitor.say('0{"sid":"a","upgrades":[],"pingInterval":25000,"pingTimeout":20000}', '42["res",1]', "40")
+        await visitor.say(OPEN, '42["res",1]', "40")
 
     server = await raw_server(talk, greets=False)
     await make_connection(server.url).open(token)
@@ -229,26 +230,25 @@ async def test_what_the_sink_raises_ends_the_connection_and_reaches_whoever_wait
 # --- opening ---
 
 
-async def test_a_refused_token_is_told_from_a_failure(raw_server: Serve, make_connection: Make, token: Token) -> None:
-    async def talk(visitor: Visitor) -> None:
-        await visitor.say('0{"sid":"a","upgrades":[],"pingInterval":25000,"pingTimeout":20000}')
-        await visitor.until(lambda: visitor.heard)
-        await visitor.say('44{"message":"token expired"}')
-
-    server = await raw_server(talk, greets=False)
-    with pytest.raises(ConnectionRefused, match="token expired"):
-        await make_connection(server.url).open(token)
-
-
-async def test_generation_3_refuses_with_an_error_packet(
-    raw_server: Serve, make_connection: Make, token: Token
+@pytest.mark.parametrize(
+    ("dialect", "said", "why"),
+    [
+        pytest.param(Dialect.SOCKET_IO_4, '44{"message":"token expired"}', "token expired", id="4"),
+        pytest.param(Dialect.SOCKET_IO_2, '44"not authorized"', "not authorized", id="3, with an error packet"),
+    ],
+)
+async def test_a_refused_token_is_told_from_a_failure(
+    raw_server: Serve, make_connection: Make, token: Token, dialect: Dialect, said: str, why: str
 ) -> None:
     async def talk(visitor: Visitor) -> None:
-        await visitor.say('0{"sid":"a","upgrades":[],"pingInterval":25000,"pingTimeout":20000}', '44"not authorized"')
+        await visitor.say(OPEN)
+        if dialect is Dialect.SOCKET_IO_4:
+            await visitor.until(lambda: visitor.heard)
+        await visitor.say(said)
 
-    server = await raw_server(talk, greets=False, generation="3")
-    with pytest.raises(ConnectionRefused, match="not authorized"):
-        await make_connection(server.url, Dialect.SOCKET_IO_2).open(token)
+    server = await raw_server(talk, greets=False, generation=dialect.value)
+    with pytest.raises(ConnectionRefused, match=why):
+        await make_connection(server.url, dialect).open(token)
 
 
 @pytest.mark.parametrize("status", [400, 401, 403])
@@ -311,30 +311,26 @@ async def test_a_server_that_never_opens_is_given_up(
         await make_connection(server.url).open(token)
 
 
-async def test_a_server_that_opens_and_leaves_fails_at_once(
-    raw_server: Serve, make_connection: Make, token: Token
+async def leave(visitor: Visitor) -> None:
+    await visitor.say(OPEN)
+    await visitor.leave()
+
+
+@pytest.mark.parametrize(
+    ("talk", "why"),
+    [
+        pytest.param(leave, "closed", id="instead of the connect packet"),
+        pytest.param(lambda visitor: visitor.say(OPEN, "40", "41"), "disconnected", id="together with it"),
+    ],
+)
+async def test_an_end_while_connecting_is_a_failure_at_once_and_leaves_no_zombie(
+    raw_server: Serve, make_connection: Make, token: Token, talk: Callable[[Visitor], Awaitable[None]], why: str
 ) -> None:
-    async def talk(visitor: Visitor) -> None:
-        await visitor.say('0{"sid":"a","upgrades":[],"pingInterval":25000,"pingTimeout":20000}')
-        await visitor.leave()
-
-    server = await raw_server(talk, greets=False)
-    async with asyncio.timeout(5):  # the library would wait for a CONNECT packet as long as it was told to
-        with pytest.raises(ConnectionFailed):
-            await make_connection(server.url).open(token)
-
-
-async def test_a_kick_together_with_the_connect_packet_leaves_no_zombie(
-    raw_server: Serve, make_connection: Make, token: Token
-) -> None:
-    async def talk(visitor: Visitor) -> None:
-        await visitor.say('0{"sid":"a","upgrades":[],"pingInterval":25000,"pingTimeout":20000}')
-        await visitor.say("40", "41")
-
     server = await raw_server(talk, greets=False)
     one = make_connection(server.url)
-    with pytest.raises(ConnectionFailed, match="disconnected"):
-        await one.open(token)
+    async with asyncio.timeout(5):  # the library would wait for a CONNECT packet as long as it was told to
+        with pytest.raises(ConnectionFailed, match=why):
+            await one.open(token)
     assert not one.alive
 
 

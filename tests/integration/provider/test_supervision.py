@@ -437,15 +437,6 @@ async def test_without_a_token_the_subscriptions_say_so(run: Run, simulator: Sim
     await running.until("live", AAPL, BUZZ)
 
 
-async def test_a_failed_renewal_leaves_a_live_connection_alone(run: Run, make_simulator: Any, memory: Memory) -> None:
-    simulator = await make_simulator(token_lifetime_seconds=1)
-    running = await run_simulated(run, simulator, AAPL)
-    simulator.login_fault = Fault(status=503)
-    await memory.until(lambda: memory.facts("token_failed"))
-    assert memory.facts("token_failed")[0].state is None
-    assert running.in_state("live", AAPL)
-
-
 async def test_a_renewal_by_overlap_has_no_gap_and_loses_no_frame(
     run: Run, make_simulator: Any, memory: Memory
 ) -> None:
@@ -470,17 +461,26 @@ async def test_a_renewal_by_reconnect_closes_first_and_says_so(run: Run, make_si
     assert running.states(AAPL) == ["pending", "live", "disconnected", "pending", "live"]
 
 
-async def test_a_successor_that_cannot_be_had_leaves_the_old_connection_in_place(
-    run: Run, make_simulator: Any, memory: Memory
+@pytest.mark.parametrize(
+    ("fault", "told"),
+    [
+        pytest.param({"login_fault": Fault(status=503)}, "token_failed", id="no new token"),
+        pytest.param({"refusal": "no more connections"}, "connect_failed", id="no second connection"),
+    ],
+)
+async def test_a_renewal_that_fails_leaves_the_old_connection_in_place(
+    run: Run, make_simulator: Any, memory: Memory, fault: dict[str, Any], told: str
 ) -> None:
     simulator = await make_simulator(token_lifetime_seconds=2)
     running = await run_simulated(run, simulator, AAPL)
-    simulator.refusal = "no more connections"
-    await memory.until(lambda: memory.facts("connect_failed"))
+    for name, value in fault.items():
+        setattr(simulator, name, value)
+    await memory.until(lambda: memory.facts(told))
+    assert memory.facts(told)[0].state is None
     seen = len(memory.frames)
     await memory.until(lambda: len(memory.frames) > seen + 5)
     assert running.in_state("live", AAPL)
-    simulator.refusal = None
+    simulator.login_fault = simulator.refusal = None
     await memory.until(lambda: len(memory.facts("connected")) >= 2)
     assert running.states(AAPL) == ["pending", "live"]
 
