@@ -6,6 +6,7 @@ So a test of many kills spends its time in the recovery that is killed, and not 
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import signal
@@ -161,4 +162,5 @@ if __name__ == "__main__":
     import ingestor.service
     import ingestor.store.audit  # noqa: F401
 
+    gc.freeze()  # else every child copies and walks all of it again when it ends
     _serve()
