@@ -14,7 +14,8 @@ _MAKE_TABLES = "`ingestor run` or `ingestor db upgrade` makes the tables"
 # What the driver says → what to do about it.
 _REMEDIES = (
     ("not a database", "name another file in database.url, or move this one out of the way"),
-    ("unable to open", "may this user read the file and write in its folder? if not, chgrp it, or see database.url"),
+    ("unable to open", "may this user read it? if so, see database.url"),
+    ("readonly database", "nobody has it open, and only who may write can open it then: read it as the daemon's user"),
     ("no such table", _MAKE_TABLES),
     ('relation "', _MAKE_TABLES),
 )

@@ -6,9 +6,11 @@ import asyncio
 import json
 import os
 import re
+import sqlite3
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,7 @@ from ingestor.cli import main
 from ingestor.config import load
 from ingestor.control import Control
 from ingestor.errors import DatabaseUnavailable
+from ingestor.store import migrate
 from ingestor.store.engine import connect
 from ingestor.store.opening import opened
 from tests.integration.store.rows import Database
@@ -177,6 +180,28 @@ def test_a_database_that_a_user_may_not_read_is_not_said_to_be_missing(tmp_path:
             engine.connect()
     finally:
         closed.chmod(0o700)
+
+
+def test_another_user_may_read_while_the_daemon_runs_and_with_immutable_afterwards() -> None:
+    with tempfile.TemporaryDirectory() as folder:  # not in tmp_path, which nobody else may search
+        file = Path(folder, "ingestor.db")
+        url = f"sqlite:///{file}"
+        writer = connect(url)
+        migrate.upgrade(writer)
+        Path(folder).chmod(0o555)
+        for part in Path(folder).iterdir():
+            part.chmod(0o444)
+        with somebody_else(), opened(url) as engine:
+            assert migrate.current(engine) == migrate.head()
+        Path(folder).chmod(0o755)
+        writer.dispose()
+        Path(folder).chmod(0o555)
+        refused = pytest.raises(DatabaseUnavailable, match="readonly database; nobody has it open")
+        with somebody_else(), refused, opened(url) as engine:
+            migrate.current(engine)
+        with somebody_else(), closing(sqlite3.connect(f"file:{file}?immutable=1", uri=True)) as reader:
+            assert reader.execute("SELECT count(*) FROM observations").fetchall() == [(0,)]
+        Path(folder).chmod(0o755)
 
 
 @pytest.mark.parametrize("path", ["afile", "afile/spool"])
