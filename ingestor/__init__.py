@@ -1,14 +1,23 @@
 """Writes Market Prophit's crowd sentiment to a SQL database. The rooms, in the order in which data meets them:
 
+    errors     what can go wrong, each named for what its caller does next
+    redaction  takes secrets out of text that people will read
     config     what the operator told us: YAML and environment, as one frozen Config
+    lock       one process at a time: who holds the spool, and the SQLite database
     provider   everything that knows the provider or Socket.IO: token, dialect, connection, supervisor, simulator
     pipeline   from frame to row: entry, spool, decode, batch, writer
     store      SQL: tables and views, the idempotent write, the questions that status asks
     ops        what people, Prometheus and systemd see
+    snapshot   the daemon now, of all its parts, for whoever asks
+    control    the socket through which commands ask the running daemon
     service    builds everything once, owns every task and signal, drains in order
+    checking   what `check` looks at before the daemon runs
+    offline    what commands do themselves when no daemon runs
+    demo       simulator and daemon in a temporary folder
     cli        the only place that parses arguments, prints and exits
 
-Imports point one way: errors < config < (provider, pipeline, store, ops) < service < cli.
+Imports point one way: (errors, redaction) < (config, lock) < (provider, pipeline, store, ops) < (snapshot, control) <
+(service, checking) < (offline, demo) < cli.
 """
 
 __version__ = "0.1.0"

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import ast
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+import ingestor
+
 TOP = Path(__file__).parents[2]
+PACKAGE = TOP / "ingestor"
 
 # A room imports from rooms of a lower level only, apart from NEIGHBOURS.
 LEVELS = {
@@ -147,6 +151,28 @@ def test_a_module_imports_only_what_its_room_may(path: Path) -> None:
 )
 def test_the_rules_are_what_the_design_says(path: str, name: str, allowed: bool) -> None:
     assert (broken_rule(Path(path), name) is None) is allowed
+
+
+def test_the_map_of_the_rooms_has_each_in_its_order() -> None:
+    rooms = {
+        path.parts[0].removesuffix(".py") for path in (one.relative_to(PACKAGE) for one in PACKAGE.glob("**/*.py"))
+    }
+    shown = re.findall(r"^    (\w+) ", ingestor.__doc__ or "", re.MULTILINE)
+    assert sorted(shown) == sorted(rooms - {"__init__", "__main__"})
+    assert shown == sorted(shown, key=LEVELS.__getitem__)
+
+
+@pytest.mark.parametrize("path", [pytest.param(path, id=str(path.relative_to(TOP))) for path in SOURCES])
+def test_a_function_fits_on_a_screen(path: Path) -> None:
+    if path.parent.name == "versions":
+        return  # migrations are lists, and not changed once written
+    functions = [
+        node
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+    ]
+    lengths = {one.name: (one.end_lineno or 0) - one.lineno + 1 for one in functions}
+    assert {name: lines for name, lines in lengths.items() if lines >= 50} == {}
 
 
 def test_every_dependency_has_its_room() -> None:

@@ -46,6 +46,14 @@ class Simulator:
     ``record_limit``: how many of the newest emissions ``emitted`` keeps.
     """
 
+    refusal: str | None = None  # with a message, every handshake is refused
+    login_fault: Fault | None = None
+    rest_fault: Fault | None = None
+    logins = 0  # tokens given
+    login_attempts = 0
+    handshakes = 0  # sessions accepted
+    ticks = 0
+
     def __init__(
         self,
         *,
@@ -84,13 +92,6 @@ class Simulator:
         self.unanswered: set[str] = set()  # paths or tickers whose subscribe is never acknowledged
         self.muted: set[str] = set()  # tickers that nothing is sent for
         self.quiet: set[str] = set()  # tickers that only empty lists are sent for
-        self.refusal: str | None = None  # with a message, every handshake is refused
-        self.login_fault: Fault | None = None
-        self.rest_fault: Fault | None = None
-        self.logins = 0  # tokens given
-        self.login_attempts = 0
-        self.handshakes = 0  # sessions accepted
-        self.ticks = 0
         self.emitted: deque[Emission] = deque(maxlen=record_limit)
         self._pings = {"ping_interval_seconds": ping_interval_seconds, "ping_timeout_seconds": ping_timeout_seconds}
         self._port = port
