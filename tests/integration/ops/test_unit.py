@@ -52,6 +52,10 @@ def test_the_unit_keeps_what_no_score_measures(line: str) -> None:
     assert line in UNIT.read_text().splitlines()
 
 
+def test_a_reload_is_not_offered_as_long_as_the_daemon_knows_none() -> None:
+    assert "ExecReload" not in UNIT.read_text()
+
+
 def test_no_secret_is_handed_over_in_the_environment() -> None:
     environment = [line for line in UNIT.read_text().splitlines() if line.startswith("Environment")]
     assert environment == ["Environment=INGESTOR_CONFIG=/etc/ingestor/config.yaml"]
