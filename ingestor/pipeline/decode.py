@@ -27,6 +27,7 @@ KEY_CHARACTERS = 64  # of a feed, metric, ticker or user_id
 DEAD_ROWS_PER_FRAME = 1_000  # more, and the frame is one dead letter
 TIMES_REMEMBERED = 20_000
 FEEDS_REMEMBERED = 1_000
+CHARACTERS_REMEMBERED = 1_000  # of a text from outside, by which something is remembered
 _DECIMAL = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 _BLANK = re.compile(r"[ \t\n\r]*")
 _KEY_FIELDS = frozenset({"ts", "ticker", "user_id"})
@@ -122,10 +123,11 @@ class Decoder:
     def _feed(self, path: str, params: str) -> tuple[str, Mapping[str, str] | None]:
         known = self._feeds.get((path, params))
         if known is None:
+            known = (_key("feed", self.feed_name(path, json.loads(params or "{}"))), self._metrics_of(path))
             if len(self._feeds) >= FEEDS_REMEMBERED:  # an envelope may name anything
                 self._feeds.clear()
-            name = _key("feed", self.feed_name(path, json.loads(params or "{}")))
-            known = self._feeds[path, params] = (name, self._metrics_of(path))
+            if len(path) + len(params) <= CHARACTERS_REMEMBERED:
+                self._feeds[path, params] = known
         return known
 
     def _read_rows(self, rows: list[Any], metrics: Mapping[str, str] | None, decoded: Decoded) -> None:
@@ -173,7 +175,8 @@ class Decoder:
         stamp = _instant(text)
         if len(self._times) >= TIMES_REMEMBERED:
             self._times.clear()
-        self._times[text] = stamp
+        if len(text) <= CHARACTERS_REMEMBERED:  # a second may have a million decimals
+            self._times[text] = stamp
         return stamp
 
     def _published(self, text: Any) -> int | None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-import sqlite3
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -19,7 +18,7 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import invariant, rule
 from msgspec import structs
-from sqlalchemy import Engine, text
+from sqlalchemy import text
 
 from ingestor.errors import SpoolFailed
 from ingestor.pipeline import ballast
@@ -36,6 +35,7 @@ from ingestor.store.times import microseconds
 from tests.support.entries import T0, decoder, fact, frame, row
 from tests.support.models import Counted, fast_folder, run_for
 from tests.support.postgres import fresh_database
+from tests.support.unsteady import HastyWriter, Unsteady
 
 Key = tuple[str, int]  # ticker, ts in µs
 MINUTE = 60_000_000
@@ -84,39 +84,6 @@ class Books:
             self.others.setdefault(key, []).append(given)
             outcome = "revised"
         self.outcomes[outcome] += 1
-
-
-class Unsteady:
-    """Commits that fail when told to, before or after they are done: nobody who is told so can know which."""
-
-    def __init__(self, engine: Engine) -> None:
-        self._commit: Callable[[Any], None] = engine.dialect.do_commit
-        self._left = 0
-        self._done = False
-        engine.dialect.do_commit = self._do_commit  # type: ignore[method-assign]
-
-    def fail(self, number: int, *, done: bool) -> None:
-        """The ``number``-th commit from now on fails; ``done``: though it was done."""
-        self._left, self._done = number, done
-
-    def _do_commit(self, connection: Any) -> None:
-        self._left -= 1
-        if self._left != 0:
-            self._commit(connection)
-            return
-        if self._done:
-            self._commit(connection)
-        if isinstance(connection.driver_connection, sqlite3.Connection):
-            raise sqlite3.OperationalError("disk I/O error")
-        connection.driver_connection.close()
-        raise psycopg.OperationalError("server closed the connection unexpectedly")
-
-
-class HastyWriter(Writer):
-    """Does not wait between two tries."""
-
-    def _pause(self, seconds: float) -> None:
-        pass
 
 
 class Daemon:
