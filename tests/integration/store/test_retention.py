@@ -197,7 +197,7 @@ def test_one_instance_at_a_time_takes_what_is_old(engine: Engine) -> None:
     instance(engine, 1, [3, 3])
     instance(engine, 2, [3, 3])
     with engine.begin() as connection:
-        lease = {"name": retention.LEASE, "instance_id": 2, "until": NOW + timedelta(minutes=1)}
+        lease = {"name": retention.LEASE, "instance_id": 2, "until": datetime.now(UTC) + timedelta(minutes=1)}
         connection.execute(schema.leases.insert(), lease)
     assert sweep(engine, keep(payloads="24h"), instance_id=1) == [Step()]
     assert len(column(engine, "SELECT seq FROM payloads")) == 4
@@ -241,7 +241,7 @@ def test_a_step_of_another_that_hangs_keeps_nobody_waiting(engine: Engine) -> No
     instance(engine, 2, [3])
     Retention(engine, keep(payloads="24h")).step(2, NOW_US)
     with engine.begin() as connection:
-        connection.execute(schema.leases.update().values(until=NOW + timedelta(minutes=1)))
+        connection.execute(schema.leases.update().values(until=datetime.now(UTC) + timedelta(minutes=1)))
         began = time.monotonic()
         assert Retention(engine, keep(payloads="24h")).step(1, NOW_US) == Step()
     assert time.monotonic() - began < 5
