@@ -16,7 +16,7 @@ from ..support.feed import KEY, PATH, TICKERS, Feed
 from ..support.nursery import ForkedDaemon, Nursery
 from ..support.reckoning import assert_balances, reckon, spool_head
 
-KILLS = 6
+KILLS = 4
 
 
 @pytest.mark.postgres
@@ -41,7 +41,7 @@ async def test_either_of_two_may_be_killed_and_no_gap_is_seen_and_no_value_is_th
         found = reckon(books, feed.count, feed.acknowledged)
         print(found)
         assert (found.lost, found.duplicated) == (frozenset(), frozenset())
-        assert found.stored > 1.5 * found.sent
+        assert found.stored > 1.2 * found.sent  # both have received
         assert_all_written(books, tmp_path)
         assert_no_gap_between(books)
 
