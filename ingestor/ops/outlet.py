@@ -86,7 +86,7 @@ class Outlet:
             self._stream.write(line)
             self._stream.flush()
             return
-        # Past the stream's own buffer, whose lock, held by a stuck thread, makes the interpreter's end a fatal error.
+        # Past the stream's own buffer: the interpreter flushes it at its end, and would wait for ever for its lock.
         data = line.encode(self._stream.encoding, "backslashreplace")
         while data:
             try:

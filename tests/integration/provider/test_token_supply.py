@@ -194,7 +194,9 @@ async def test_tokens_that_are_refused_one_after_the_other_are_fetched_ever_more
     assert gaps[2] >= 0.4
 
 
-async def test_closing_does_not_wait_for_a_login_that_hangs(web_server: Serve, make_supply: Make) -> None:
+async def test_closing_does_not_wait_for_a_login_that_hangs(
+    web_server: Serve, make_supply: Make, caplog: pytest.LogCaptureFixture
+) -> None:
     async def nothing(_: bytes) -> AsyncIterator[bytes]:
         await asyncio.sleep(3600)
         yield b""
@@ -209,6 +211,8 @@ async def test_closing_does_not_wait_for_a_login_that_hangs(web_server: Serve, m
         await asking
     await until(lambda: not logins())
     assert time.monotonic() - begun < 2
+    await asyncio.sleep(0)
+    assert caplog.records == [], "what nobody waits for any more is no error"
 
 
 def test_the_end_of_the_process_does_not_wait_for_a_connect_into_nothing(blackhole: str) -> None:
@@ -225,6 +229,7 @@ def test_the_end_of_the_process_does_not_wait_for_a_connect_into_nothing(blackho
     asyncio.run(begin_a_login_and_stop())
     assert time.monotonic() - begun < 1
     (login,) = logins()
+    assert login.daemon
     login.join(timeout=5)
     assert not login.is_alive(), "it ends by itself, and minds no loop that has ended"
 
