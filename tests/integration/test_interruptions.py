@@ -14,11 +14,11 @@ import pytest
 from ingestor import service
 from ingestor.provider.clock import Tick, tick
 from ingestor.provider.simulator import Simulator
-from ingestor.store.audit import Finding, audit, losses
+from ingestor.store.audit import Finding, audit
 from ingestor.store.engine import connect
 
 from ..support import expected
-from ..support.daemon import Resident, until, write_config
+from ..support.daemon import Program, Resident, until, write_config
 
 CROWD = "/real-time/crowd-sentiment"
 HOUR_US = 3_600_000_000
@@ -135,10 +135,12 @@ async def test_a_spool_that_cannot_be_read_is_lost_on_record_and_the_books_balan
     assert lost["ended_at"] == pending["started_at"]
     assert "unreadable" in lost["reason"]
     assert any("lost" in gap["states"] for gap in daemon.books.gaps("AAPL"))
-    assert findings(database_url) == []
-    with engine_of(database_url) as engine:
-        (loss,) = losses(engine)
-    assert lost["reason"] in loss.message
+    async with Program("audit", "--config", config, "--output", "json", folder=tmp_path) as program:
+        assert await program.ended() == 0
+    told = json.loads(program.stdout)
+    assert (told["balanced"], told["findings"]) == (True, [])
+    (loss,) = told["notes"]
+    assert lost["reason"] in loss["message"]
 
 
 async def test_while_the_spool_fills_it_warns_then_hangs_up_and_comes_back_by_itself_with_nothing_lost(
