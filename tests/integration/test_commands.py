@@ -130,9 +130,21 @@ def test_a_server_that_cannot_be_reached_is_named_without_the_password(
 def test_check_names_a_database_that_is_well_without_the_password(
     command: Command, configured: Callable[..., Path], postgres_url: str
 ) -> None:
-    ended = command("check", "--config", configured(f"{postgres_url}?password={HIDDEN}"))
+    config = configured(f"{postgres_url}?password={HIDDEN}")
+    ended = command("check", "--config", config)
     assert "?password=***: schema empty, run makes it" in ended.out
     assert HIDDEN not in ended.out + ended.err
+    assert HIDDEN not in "".join(one.message for one in checking.offline(load(config, {})))  # nor before it is said
+
+
+def test_what_is_raised_about_a_database_does_not_hold_its_password() -> None:
+    with (
+        pytest.raises(DatabaseUnavailable) as raised,
+        opened(f"postgresql+psycopg://u:{HIDDEN}@127.0.0.1:1/d?password={HIDDEN}") as engine,
+    ):
+        engine.connect()
+    assert "postgresql+psycopg://u:***@127.0.0.1:1/d?password=***: " in str(raised.value)
+    assert HIDDEN not in str(raised.value)
 
 
 # Places that cannot be used.
