@@ -1,0 +1,283 @@
+"""Break the code in known ways, one at a time, and see that the tests notice: ``python -m tests.seeded_bugs [WORD…]``.
+
+Works on a clone of the last commit, never on the checkout itself. Prints a Markdown table; exits 1 if a bug survives.
+With words only the bugs whose names hold one of them are tried.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+TOP = Path(__file__).parents[1]
+LIMIT_SECONDS = 600
+PIPELINE, STORE = "tests/integration/pipeline", "tests/integration/store"
+DURABILITY = f"{PIPELINE}/test_durability.py"
+SPOOL = f"{PIPELINE}/test_spool.py {PIPELINE}/test_model.py"
+WRITER = f"{PIPELINE}/test_writer.py"
+VALUES = f"tests/unit/store/test_values.py {WRITER} {PIPELINE}/test_instances_model.py"
+MODEL = f"{PIPELINE}/test_instances_model.py"
+
+
+@dataclass(frozen=True, slots=True)
+class Bug:
+    """A piece of text that stands exactly once in a file of the package, what it becomes, and who should notice."""
+
+    name: str
+    file: str
+    right: str
+    wrong: str
+    tests: str
+
+
+BUGS = (
+    Bug("spool: no fsync", "pipeline/chunks.py", "PRAGMA synchronous=FULL", "PRAGMA synchronous=OFF", DURABILITY),
+    Bug(
+        "spool: synchronous=NORMAL",
+        "pipeline/chunks.py",
+        "PRAGMA synchronous=FULL",
+        "PRAGMA synchronous=NORMAL",
+        DURABILITY,
+    ),
+    Bug(
+        "SQLite database: synchronous=NORMAL",
+        "store/engine.py",
+        "PRAGMA synchronous=FULL",
+        "PRAGMA synchronous=NORMAL",
+        DURABILITY,
+    ),
+    Bug(
+        "received before it is synced",
+        "pipeline/spool.py",
+        "while self.synced < seq:",
+        "while self.head < seq:",
+        f"{DURABILITY} {SPOOL}",
+    ),
+    Bug(
+        "a chunk dropped in a group commit",
+        "pipeline/spool.py",
+        "for chunk in chunks]\n        self._write",
+        "for chunk in chunks[-1:]]\n        self._write",
+        SPOOL,
+    ),
+    Bug(
+        "seqs begin anew when all is acknowledged",
+        "pipeline/chunks.py",
+        "next_seq=next_seq,\n            acked=acked,",
+        'next_seq=self._db.execute("SELECT coalesce(max(last_seq), 0) + 1 FROM chunks").fetchone()[0],\n'
+        "            acked=acked,",
+        SPOOL,
+    ),
+    Bug(
+        "a heartbeat vouches for what is not synced",
+        "pipeline/spool.py",
+        "self._hand_over()\n        self._queue.put(_Beat",
+        "self._queue.put(_Beat",
+        SPOOL,
+    ),
+    Bug(
+        "an unfinished chunk is acknowledged whole",
+        "pipeline/chunks.py",
+        '"DELETE FROM chunks WHERE last_seq <= ?"',
+        '"DELETE FROM chunks WHERE first_seq <= ?"',
+        SPOOL,
+    ),
+    Bug(
+        "what is synced while the oldest is looked for counts as gone",
+        "pipeline/spool.py",
+        "self._reader.first_seq() or synced + 1",
+        "self._reader.first_seq() or self.synced + 1",
+        SPOOL,
+    ),
+    Bug(
+        "acknowledged before it is committed",
+        "pipeline/writer.py",
+        "            self._commit(assembly.batch)\n",
+        "            self._spool.ack(assembly.batch.last_seq)\n            self._commit(assembly.batch)\n",
+        DURABILITY,
+    ),
+    Bug(
+        "heartbeat published before all is committed",
+        "pipeline/writer.py",
+        "if beat and beat[1] <= self.status.position and",
+        "if beat and",
+        WRITER,
+    ),
+    Bug(
+        "known values kept after a failed commit",
+        "pipeline/writer.py",
+        "        except BaseException:\n            self._known.forget()\n            raise\n",
+        "        except BaseException:\n            raise\n",
+        MODEL,
+    ),
+    Bug(
+        "disputed values count as known",
+        "pipeline/known.py",
+        "if disputed and (row.series, row.ts_us) in disputed:",
+        "if False:",
+        MODEL,
+    ),
+    Bug(
+        "position without compare-and-set",
+        "store/database.py",
+        ", table.c.position == batch.first_seq - 1)",
+        ")",
+        f"{WRITER} {MODEL}",
+    ),
+    Bug(
+        "ids of a rolled back transaction are kept",
+        "store/names.py",
+        "                found |= self._select(connection, [key for key in missing if key not in found])\n",
+        "                found |= self._select(connection, [key for key in missing if key not in found])\n"
+        "                self._ids |= found\n",
+        MODEL,
+    ),
+    Bug("a late value becomes current", "store/values.py", "return mine >= theirs", "return True", VALUES),
+    Bug(
+        "of several values in a batch the first stays",
+        "store/values.py",
+        "            restated.add(key)\n",
+        "            pass\n",
+        VALUES,
+    ),
+    Bug(
+        "a value repeated in a batch is dropped",
+        "store/values.py",
+        "        more.setdefault(key, []).append(value)\n        if known.value != value.value:\n",
+        "        if known.value != value.value:\n            more.setdefault(key, []).append(value)\n",
+        VALUES,
+    ),
+    Bug(
+        "restated values are not looked for",
+        "store/database.py",
+        "if new < len(rows):",
+        "if False:",
+        f"{WRITER} {MODEL}",
+    ),
+    Bug(
+        "an outage sets rows aside",
+        "store/engine.py",
+        "    return DatabaseUnavailable(_line(error))\n\n\ndef _line",
+        "    return BatchRejected(_line(error))\n\n\ndef _line",
+        f"{STORE}/test_failures.py",
+    ),
+    Bug(
+        "rows are set aside though the database is not well",
+        "store/database.py",
+        "                _prove_well(connection, self.instance_id)\n",
+        "",
+        WRITER,
+    ),
+    Bug(
+        "a bad row takes its batch along",
+        "store/database.py",
+        "            if len(keys) == 1:\n                _prove_well",
+        "            if keys:\n                _prove_well",
+        f"{WRITER} {STORE}/test_failures.py",
+    ),
+    Bug(
+        "live until the loss was noticed",
+        "provider/group.py",
+        'change("disconnected", state, self.keys, detail, connection.last_heard_us)',
+        'change("disconnected", state, self.keys, detail)',
+        "tests/integration/provider/test_supervision.py",
+    ),
+    Bug(
+        "an interval may end before it began",
+        "store/coverage.py",
+        "max(started_us, before.started_us)",
+        "started_us",
+        "tests/unit/store/test_coverage.py",
+    ),
+    Bug(
+        "infinite values go to the database",
+        "pipeline/decode.py",
+        "if not math.isfinite(number):",
+        "if False:",
+        f"{PIPELINE}/test_hostile.py",
+    ),
+    Bug(
+        "NUL in names goes to the database",
+        "pipeline/decode.py",
+        'return "\\0" in text or (',
+        "return (",
+        f"{PIPELINE}/test_hostile.py",
+    ),
+    Bug(
+        "the memory of names is not bounded",
+        "store/names.py",
+        "if len(self._ids) + count > self._capacity:",
+        "if False:",
+        f"{PIPELINE}/test_bounds.py",
+    ),
+    Bug(
+        "the audit overlooks a missing batch",
+        "store/audit.py",
+        "samples_pruned)]\n",
+        "samples_pruned)][1:]\n",
+        f"{STORE}/test_audit.py",
+    ),
+)
+
+
+def main(words: Iterable[str]) -> int:
+    wanted = [bug for bug in BUGS if not words or any(word in bug.name for word in words)]
+    survivors = 0
+    with tempfile.TemporaryDirectory(prefix="seeded-") as folder:
+        clone = Path(folder) / "clone"
+        subprocess.run(["git", "clone", "-q", TOP, clone], check=True)
+        sound, seconds = _run(clone, " ".join(dict.fromkeys(" ".join(bug.tests for bug in wanted).split())))
+        if sound:
+            print(f"Without any bug {sound} fails: mend that first.")
+            return 1
+        print(f"| bug | noticed by | seconds |\n|---|---|---|\n| none | nobody, as it should be | {seconds:.0f} |")
+        for bug in wanted:
+            with _seeded(clone / "ingestor" / bug.file, bug):
+                noticed, seconds = _run(clone, bug.tests)
+            survivors += not noticed
+            print(f"| {bug.name} | {noticed or '**nobody**'} | {seconds:.0f} |", flush=True)
+    print(f"\n{len(wanted) - survivors} of {len(wanted)} noticed.")
+    return 1 if survivors else 0
+
+
+@contextmanager
+def _seeded(path: Path, bug: Bug) -> Iterator[None]:
+    sound = path.read_text()
+    if sound.count(bug.right) != 1:
+        raise SystemExit(
+            f"{bug.name}: {path.name} has its text {sound.count(bug.right)} times; it must stand there once"
+        )
+    path.write_text(sound.replace(bug.right, bug.wrong))
+    try:
+        yield
+    finally:
+        path.write_text(sound)
+
+
+def _run(clone: Path, tests: str) -> tuple[str, float]:
+    """The first test that fails (empty: none), and the seconds until then."""
+    started = time.monotonic()
+    # The current folder comes first on the path: what is installed is not what is tested.
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-m", "not slow", "-p", "no:cacheprovider", *tests.split()]
+    try:
+        done = subprocess.run(command, cwd=clone, capture_output=True, text=True, timeout=LIMIT_SECONDS, check=False)
+    except subprocess.TimeoutExpired:
+        return "no end", time.monotonic() - started
+    seconds = time.monotonic() - started
+    if done.returncode == 0:
+        return "", seconds
+    failed = re.search(r"^(?:FAILED|ERROR) [^:]*/(.+?)(?: - .*)?$", done.stdout, re.MULTILINE)
+    if not failed:
+        raise SystemExit(f"pytest ended with {done.returncode} and no failed test:\n{done.stdout}{done.stderr}")
+    return failed[1].replace("|", "\\|"), seconds
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
