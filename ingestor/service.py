@@ -34,7 +34,7 @@ from ingestor.pipeline.batch import BatchPolicy
 from ingestor.pipeline.chunks import SpoolUnreadable
 from ingestor.pipeline.decode import Decoder
 from ingestor.pipeline.entry import Fact
-from ingestor.pipeline.limits import Fill, fill
+from ingestor.pipeline.limits import Fill
 from ingestor.pipeline.retry import frame_of
 from ingestor.pipeline.spool import Spool
 from ingestor.pipeline.writer import Writer
@@ -297,13 +297,13 @@ class Service:
         """Warn while it fills; when it is full close the connections on purpose, rather than drop what comes."""
         level = Fill.FINE
         while True:
-            before, used = level, 100 * self._spool.live_bytes / self._spool.max_bytes
-            level = fill(before, used_percent=used, disk_full=self._spool.disk_full)
+            before, level = level, self._spool.measure()
             if level is not before:
-                await self._on_fill(before, level, round(used, 1))
+                await self._on_fill(before, level)
             await asyncio.sleep(SPOOL_LOOK_SECONDS)
 
-    async def _on_fill(self, before: Fill, level: Fill, used_percent: float) -> None:
+    async def _on_fill(self, before: Fill, level: Fill) -> None:
+        used_percent = round(100 * self._spool.live_bytes / self._spool.max_bytes, 1)
         what = "the spool fills" if level > before else "the spool drains"
         if self._spool.disk_full:
             what = "the disk under the spool is full"

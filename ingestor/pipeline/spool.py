@@ -22,6 +22,7 @@ from ingestor.lock import Lock
 from ingestor.pipeline.ballast import Ballast
 from ingestor.pipeline.chunks import ChunkFile, ChunkReader, ChunkRow, DiskFull, SpoolUnreadable, pack
 from ingestor.pipeline.entry import Entry, Fact, Frame
+from ingestor.pipeline.limits import Fill, fill
 
 CHUNK_ENTRIES = 1_000
 CHUNK_BYTES = 1 << 20
@@ -77,6 +78,7 @@ class Spool:
         self._pending: list[Frame | Fact] = []
         self._pending_bytes = 0
         self._unsynced_bytes = 0
+        self._level = Fill.FINE
         self._timer: asyncio.TimerHandle | None = None
         self._queue: SimpleQueue[_Work] = SimpleQueue()
         self._progress = asyncio.Event()  # replaced at each sync: wakes all who wait for it
@@ -130,12 +132,19 @@ class Spool:
         chunk = _Chunk(self.head - len(self._pending) + 1, self._pending, self._pending_bytes)
         self._pending, self._pending_bytes = [], 0
         self._unsynced_bytes += chunk.size
+        self.measure()
         self._queue.put(chunk)
+
+    def measure(self) -> Fill:
+        """How full it is. Remembers what it was, since FULL ends later than it begins."""
+        used_percent = 100 * self.live_bytes / self.max_bytes
+        self._level = fill(self._level, used_percent=used_percent, disk_full=self.disk_full)
+        return self._level
 
     @property
     def congested(self) -> bool:
-        """Too much is unsynced: who reads from outside should wait for ``room``."""
-        return self._unsynced_bytes > UNSYNCED_BYTES
+        """Too much is unsynced, or no room is left: who reads from outside should wait for ``room``."""
+        return self._unsynced_bytes > UNSYNCED_BYTES or self._level is Fill.FULL
 
     async def room(self) -> None:
         while self.congested:
@@ -237,6 +246,7 @@ class Spool:
 
     def _synced(self, size: int) -> None:
         self._unsynced_bytes -= size
+        self.measure()
         self._progress.set()
         self._progress = asyncio.Event()
 

@@ -176,13 +176,15 @@ async def test_a_full_spool_closes_the_connections_until_the_database_is_back(
         postgres.stop()
         await until(lambda: states(stage) == {"spool_full"})
         assert stage.daemon.status["spool"]["bytes"] < 1.05 * MEBIBYTE
-        levels = [level for level in ("filling", "critical", "full") if f'"{level}"' in stage.daemon.stderr]
         postgres.start()
         await stage.daemon.live()
         await stage.end()
         assert_closed_on_purpose(stage, times=1)
-        kinds = stage.daemon.books.column("SELECT kind FROM events WHERE kind LIKE 'spool%' ORDER BY seq")
-        assert kinds == ["spool_level", "spool_level", "spool_full", "spool_level"], levels
+        facts = stage.daemon.books.column("SELECT detail FROM events WHERE kind LIKE 'spool%' ORDER BY seq")
+        levels = [json.loads(detail)["level"] for detail in facts]
+        # How many steps there are on the way down, and before, is a matter of the machine's other work.
+        assert "filling critical full" in " ".join(levels)
+        assert (levels.count("full"), levels[-1]) == (1, "fine")
 
 
 def states(stage: Stage) -> set[str]:

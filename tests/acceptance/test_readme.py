@@ -125,8 +125,8 @@ async def test_simulator_and_daemon_may_each_be_killed_and_started_again_with_th
 
 
 async def new_rows(books: Books) -> None:
-    """Wait until a value of the present is stored."""
-    began = f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S}"
+    """Wait until a value of the time after now is stored, which none that was stopped before can have done."""
+    began = f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S.%f}"
 
     def stored() -> object:
         try:

@@ -21,8 +21,8 @@ def _unexpected(failure: SpoolFailed) -> None:
 
 
 @asynccontextmanager
-async def opened(folder: Path, *, sync_every_seconds: float = 0.005) -> AsyncIterator[Spool]:
-    spool = Spool(folder, max_bytes=1 << 30, sync_every_seconds=sync_every_seconds)
+async def opened(folder: Path, *, max_bytes: int = 1 << 30, sync_every_seconds: float = 0.005) -> AsyncIterator[Spool]:
+    spool = Spool(folder, max_bytes=max_bytes, sync_every_seconds=sync_every_seconds)
     spool.start(_unexpected)
     try:
         yield spool
@@ -88,6 +88,14 @@ async def test_too_much_unsynced_asks_the_reader_to_pause(tmp_path: Path) -> Non
         assert spool.congested
         await spool.room()
         assert not spool.congested
+
+
+async def test_a_full_spool_asks_the_reader_to_pause_until_there_is_real_room(tmp_path: Path) -> None:
+    async with opened(tmp_path, max_bytes=100_000) as spool:
+        for size, acked, full in ((90_000, 0, False), (20_000, 0, True), (0, 0, True), (0, 2, False)):
+            spool.ack(acked)
+            await spool.durable(spool.append(frame("x" * size)))
+            assert spool.congested is full
 
 
 async def test_who_waits_for_entries_can_be_called_away(tmp_path: Path) -> None:
