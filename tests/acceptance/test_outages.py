@@ -180,7 +180,7 @@ async def test_a_full_spool_closes_the_connections_until_the_database_is_back(
         await stage.daemon.live()
         await stage.end()
         assert_closed_on_purpose(stage, times=1)
-        facts = stage.daemon.books.column("SELECT detail FROM events WHERE kind LIKE 'spool%' ORDER BY seq")
+        facts = stage.daemon.books.column("SELECT detail FROM events WHERE detail LIKE '%used_percent%' ORDER BY seq")
         levels = [json.loads(detail)["level"] for detail in facts]
         # How many steps there are on the way down, and before, is a matter of the machine's other work.
         assert "filling critical full" in " ".join(levels)
