@@ -36,6 +36,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--kills", type=int, default=15, help="How many random kills of the daemon, on each database.")
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """Let what hostile tests have logged pass from a worker of pytest-xdist, which takes no lone surrogate."""
+    report.sections = [(name, text.encode("utf-8", "backslashreplace").decode()) for name, text in report.sections]
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Say what could not be tested here, once each, where nobody overlooks it."""
     places = [report.longrepr for report in terminalreporter.stats.get("skipped", [])]
