@@ -85,8 +85,8 @@ BUGS = (
     Bug(
         "an unfinished chunk is acknowledged whole",
         "pipeline/chunks.py",
-        '"DELETE FROM chunks WHERE last_seq <= ?"',
-        '"DELETE FROM chunks WHERE first_seq <= ?"',
+        '"DELETE FROM chunks WHERE first_seq <= ? AND last_seq <= ?"',
+        '"DELETE FROM chunks WHERE first_seq <= ? AND first_seq <= ?"',
         SPOOL,
     ),
     Bug(

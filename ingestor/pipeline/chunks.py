@@ -187,10 +187,11 @@ class ChunkFile:
     def _forget(self, known: int, acked: int) -> int:
         if acked <= known:
             return 0
+        # By both ends: only the first has an index, and without it each acknowledgement would read the whole backlog.
         freed: int = self._db.execute(
-            "SELECT coalesce(sum(size), 0) FROM chunks WHERE last_seq <= ?", (acked,)
+            "SELECT coalesce(sum(size), 0) FROM chunks WHERE first_seq <= ? AND last_seq <= ?", (acked, acked)
         ).fetchone()[0]
-        self._db.execute("DELETE FROM chunks WHERE last_seq <= ?", (acked,))
+        self._db.execute("DELETE FROM chunks WHERE first_seq <= ? AND last_seq <= ?", (acked, acked))
         return freed
 
     def close(self) -> None:

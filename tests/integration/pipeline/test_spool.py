@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from ingestor.errors import Held, SpoolFailed
+from ingestor.pipeline.chunks import ChunkFile, pack
 from ingestor.pipeline.spool import CHUNK_ENTRIES, Spool
 from tests.support.entries import fact, frame
 
@@ -69,6 +70,19 @@ async def test_an_acknowledged_chunk_is_forgotten_and_its_room_is_free(tmp_path:
         await spool.durable(spool.append(fact()))
         assert spool.live_bytes < 5000
         assert [seq for seq, _ in spool.read(0, max_entries=9)] == [2]
+
+
+def test_an_acknowledgement_costs_as_much_with_a_long_backlog_as_with_a_short_one(tmp_path: Path) -> None:
+    costs = []
+    for backlog in (100, 10_000):
+        file = ChunkFile(tmp_path / f"{backlog}.db")
+        file.write([pack(seq, [fact()]) for seq in range(1, backlog + 1)], acked=0)
+        steps: list[None] = []
+        file._db.set_progress_handler(lambda steps=steps: steps.append(None), 1)
+        file.write([], acked=10)
+        file.close()
+        costs.append(len(steps))
+    assert costs[1] < 2 * costs[0], costs
 
 
 async def test_the_sync_waits_for_company_but_not_longer_than_told(tmp_path: Path) -> None:
