@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Generic, TypeVar
 
-from sqlalchemy import Connection, Engine, Table, select, tuple_
+from sqlalchemy import Connection, Engine, Table, select
 from sqlalchemy.dialects import postgresql, sqlite
 
+from ingestor.store.keys import KEYS_PER_QUERY, among
+
 Key = TypeVar("Key", bound=tuple[str, ...])
-KEYS_PER_QUERY = 500
 
 
 class Names(Generic[Key]):
@@ -49,7 +50,7 @@ class Names(Generic[Key]):
         found: dict[Key, int] = {}
         for start in range(0, len(keys), KEYS_PER_QUERY):
             some = keys[start : start + KEYS_PER_QUERY]
-            query = select(self._id, *self._key).where(tuple_(*self._key).in_(some))
+            query = select(self._id, *self._key).where(among(connection, self._key, some))
             found |= {tuple(row[1:]): row[0] for row in connection.execute(query)}
         return found
 

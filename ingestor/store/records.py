@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import Connection, bindparam, insert, select, tuple_, update
+from sqlalchemy import Connection, bindparam, insert, select, update
 
 from ingestor.store import schema
+from ingestor.store.keys import KEYS_PER_QUERY, among
 from ingestor.store.times import microseconds, moment, optional_moment
 from ingestor.store.values import Record, SampleKey, Value
-
-KEYS_PER_QUERY = 500
 
 
 def load(connection: Connection, keys: Sequence[SampleKey]) -> dict[SampleKey, Record]:
@@ -19,12 +18,12 @@ def load(connection: Connection, keys: Sequence[SampleKey]) -> dict[SampleKey, R
     current, others = schema.samples, schema.sample_revisions
     for start in range(0, len(keys), KEYS_PER_QUERY):
         some = [(series_id, moment(ts_us)) for series_id, ts_us in keys[start : start + KEYS_PER_QUERY]]
-        key = tuple_(current.c.series_id, current.c.ts)
-        query = select(current).where(key.in_(some)).order_by(current.c.series_id, current.c.ts).with_for_update()
+        mine = among(connection, (current.c.series_id, current.c.ts), some)
+        query = select(current).where(mine).order_by(current.c.series_id, current.c.ts).with_for_update()
         for row in connection.execute(query):
             records[row.series_id, microseconds(row.ts)] = Record(_value(row), row.revision)
-        key = tuple_(others.c.series_id, others.c.ts)
-        for row in connection.execute(select(others.c.series_id, others.c.ts, others.c.value).where(key.in_(some))):
+        mine = among(connection, (others.c.series_id, others.c.ts), some)
+        for row in connection.execute(select(others.c.series_id, others.c.ts, others.c.value).where(mine)):
             records[row.series_id, microseconds(row.ts)].others.add(row.value)
     return records
 

@@ -18,8 +18,9 @@ _STAGE = (
     "CREATE TEMPORARY TABLE IF NOT EXISTS stage (series_id INTEGER, ts TEXT, value REAL, seq INTEGER, us INTEGER,"
     " PRIMARY KEY (series_id, ts)) WITHOUT ROWID"
 )
+# CROSS says which side comes first: with statistics, which anybody may have made, SQLite would read every sample.
 _CONFLICTS = """
-SELECT stage.series_id, stage.us FROM stage JOIN samples s ON s.series_id = stage.series_id AND s.ts = stage.ts
+SELECT stage.series_id, stage.us FROM stage CROSS JOIN samples s ON s.series_id = stage.series_id AND s.ts = stage.ts
 WHERE (s.instance_id <> ? OR s.seq <> stage.seq) AND s.value <> stage.value
 """
 _PAYLOAD = """
