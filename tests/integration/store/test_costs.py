@@ -1,4 +1,4 @@
-"""What a batch costs does not grow with what the tables hold. Counted in steps of SQLite's machine, not in time."""
+"""What a batch costs does not grow with what the tables hold. Counted, not timed."""
 
 from __future__ import annotations
 
@@ -10,9 +10,12 @@ import pytest
 from sqlalchemy import event
 
 from ingestor.pipeline.assemble import Assembly
+from ingestor.store import records, schema
 from ingestor.store.database import Database, Instance
 from ingestor.store.engine import connect
+from ingestor.store.names import Names
 from tests.support.entries import T0, decoder, fact, frame, row
+from tests.support.postgres import fresh_database
 
 FILL = (  # series, and of each a sample and a revision
     """
@@ -36,7 +39,7 @@ def test_a_batch_costs_as_much_in_a_large_database_as_in_a_small_one(
 
 
 def steps(path: Path, template: Path, rows: int, statistics: bool) -> int:
-    """Of a batch with everything in it, into tables of so many rows."""
+    """Of SQLite's machine, for a batch with everything in it, into tables of so many rows."""
     with sqlite3.connect(shutil.copy(template, path)) as raw:
         raw.execute(FILL[0].format(rows))
         raw.execute(FILL[1].format("samples", 1))
@@ -59,3 +62,30 @@ def steps(path: Path, template: Path, rows: int, statistics: bool) -> int:
     engine.dispose()
     assert (written.new, written.revised, written.duplicate, written.dead_rows) == (20, 10, 10, 1)
     return len(counted)
+
+
+@pytest.mark.postgres
+def test_to_look_keys_up_postgresql_reads_no_other_rows_also_while_it_has_no_statistics(
+    postgres_server_url: str, postgres_template_url: str
+) -> None:
+    with fresh_database(postgres_server_url, postgres_template_url) as url:
+        engine = connect(url.replace("postgresql://", "postgresql+psycopg://"))
+        with engine.begin() as connection:
+            connection.exec_driver_sql(
+                "INSERT INTO series (feed, metric, ticker, first_seen_at)"
+                " SELECT 'f', 'm', 'T' || i, now() FROM generate_series(1, 20000) i"
+            )
+            connection.exec_driver_sql(
+                "INSERT INTO samples (series_id, ts, value, received_at, seq, instance_id, source)"
+                " SELECT i, '2026-01-01Z', 1, now(), i, 1, 'stream' FROM generate_series(1, 20000) i"
+            )
+        names: Names[tuple[str, ...]] = Names(schema.series, ("feed", "metric", "ticker", "user_id"), 1000)
+        with engine.begin() as connection:
+            assert len(names._select(connection, [("f", "m", f"T{number}", "") for number in range(1, 21)])) == 20
+            assert len(records.load(connection, [(number, T0) for number in range(1, 21)])) == 20
+            read = (
+                "SELECT sum(seq_tup_read + idx_tup_fetch) FROM pg_stat_xact_user_tables"
+                " WHERE relname IN ('series', 'samples')"
+            )
+            assert connection.exec_driver_sql(read).scalar_one() == 40
+        engine.dispose()
