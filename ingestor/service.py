@@ -189,7 +189,7 @@ class Service:
             self._record(Fact("stopped", wall_us(), {"reason": "stopped by us"}))
             self._spool.beat(wall_us())
             try:
-                await self._spool.durable(self._spool.head)
+                await self._spool.settle()
             except SpoolFailed as failure:
                 self._fail(failure)
         await self._drain()

@@ -165,11 +165,23 @@ class Spool:
         self._hand_over()
         self._queue.put(_Beat(at_us, self.head))
 
+    async def settle(self) -> None:
+        """Return when all that was appended is on the disk. From now on a full disk is not waited for without an end.
+
+        Raises SpoolFailed if some of it never will be: that was never received.
+        """
+        self._lose_patience()
+        await self.durable(self.head)
+
+    def _lose_patience(self) -> None:
+        if not self._closing.is_set():
+            self._close_by = time.monotonic() + FULL_PATIENCE_SECONDS
+            self._closing.set()
+
     async def close(self) -> None:
         """Sync what is pending, stop the thread, release the lock."""
         self._hand_over()
-        self._close_by = time.monotonic() + FULL_PATIENCE_SECONDS
-        self._closing.set()
+        self._lose_patience()
         self._queue.put(None)
         await asyncio.to_thread(self._thread.join)
         self._reader.close()

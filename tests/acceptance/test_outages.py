@@ -15,10 +15,15 @@ from typing import Any
 import psycopg
 import pytest
 
+from ingestor.errors import SpoolFailed
+from ingestor.pipeline import spool
+from ingestor.provider.simulator import Simulator
+
 from ..support.books import Books
-from ..support.daemon import until
+from ..support.daemon import Resident, until, write_config
 from ..support.disk import full, small_disk
-from ..support.feed import TICKERS, number_of
+from ..support.entries import frame
+from ..support.feed import PATH, TICKERS, number_of
 from ..support.nursery import Nursery
 from ..support.postgres import Postgres
 from ..support.proxy import Proxy
@@ -166,6 +171,33 @@ async def test_a_full_disk_under_the_spool_closes_the_connections_until_there_is
             await stage.daemon.live()
             await stage.end()
             assert_closed_on_purpose(stage, times=1)
+
+
+async def test_told_to_stop_while_the_disk_under_the_spool_is_full_it_stops(
+    simulator: Simulator, sqlite_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(spool, "FULL_PATIENCE_SECONDS", 0.5)
+    with small_disk(tmp_path / "small", 64 * MEBIBYTE) as folder:
+        config = write_config(
+            tmp_path,
+            url=simulator.url,
+            database_url=sqlite_url,
+            subscriptions={PATH: TICKERS},
+            spool={"path": str(folder / "spool")},
+        )
+        daemon = await Resident(config, simulator.api_key).__aenter__()
+        await daemon.live()
+        with full(folder):
+            await until(lambda: set(daemon.states) == {"spool_full"})
+            await asyncio.sleep(0.3)  # until it has tried to have its ballast again
+            with full(folder, "what the ballast left"), pytest.raises(SpoolFailed, match="the disk is still full"):
+                for _ in range(8):  # more than the log has room for in itself
+                    daemon._service._spool.append(frame("x" * MEBIBYTE))
+                await asyncio.wait_for(daemon.stop(), 20)
+        async with Resident(config, simulator.api_key) as daemon:
+            await daemon.live()
+    states = daemon.books.states(TICKERS[0])
+    assert states == ["pending", "live", "spool_full", "crashed", "pending", "live", "stopped"]
 
 
 @pytest.mark.postgres

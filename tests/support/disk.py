@@ -62,9 +62,9 @@ def small_disk(folder: Path, size_bytes: int) -> Iterator[Path]:
 
 
 @contextmanager
-def full(folder: Path) -> Iterator[None]:
+def full(folder: Path, name: str = "filler") -> Iterator[None]:
     """Until the end of the block nothing more can be written to the file system of ``folder``."""
-    filler = folder / "filler"
+    filler = folder / name
     handle = os.open(filler, os.O_WRONLY | os.O_CREAT)
     try:
         _fill(handle)
