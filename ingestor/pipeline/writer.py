@@ -14,6 +14,7 @@ import tenacity
 from ingestor.errors import BatchRejected, DatabaseUnavailable, PositionMoved
 from ingestor.pipeline.assemble import Assembly, refused
 from ingestor.pipeline.batch import BatchPolicy
+from ingestor.pipeline.chunks import SpoolUnreadable
 from ingestor.pipeline.decode import Decoder
 from ingestor.pipeline.entry import Entry, Frame
 from ingestor.pipeline.known import KnownValues
@@ -158,7 +159,10 @@ class Writer:
 
     def _refill(self, after: int, patience_seconds: float) -> bool:
         if not self._waiting and self._spool.wait(after, patience_seconds):
-            self._waiting.extend(self._spool.read(after, max_entries=self._policy.max_rows))
+            entries = self._spool.read(after, max_entries=self._policy.max_rows)
+            if [seq for seq, _ in entries] != list(range(after + 1, after + 1 + len(entries))) or not entries:
+                raise SpoolUnreadable(f"spool entries after {after}: some are missing, the disk lost them")
+            self._waiting.extend(entries)
         return bool(self._waiting)
 
     def _write(self, assembly: Assembly) -> None:

@@ -217,6 +217,8 @@ class Database:
     def _settle(self, connection: Connection, folded: Folded, keys: list[SampleKey], tally: _Tally) -> None:
         """Bring differing values in order: which is current, and which are revisions."""
         known = records.load(connection, keys)
+        if len(known) < len(keys):
+            raise DatabaseUnavailable("another daemon has just pruned samples that this batch was compared with")
         for key in keys:
             record, first = known[key], folded.first[key]
             offers = list(folded.more.get(key, ()))

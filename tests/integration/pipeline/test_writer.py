@@ -8,9 +8,10 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
+import psycopg
 import pytest
 from msgspec import structs
-from sqlalchemy import Engine, text
+from sqlalchemy import Engine, event, text
 
 from ingestor.errors import DatabaseUnavailable, SpoolFailed
 from ingestor.pipeline.batch import BatchPolicy
@@ -23,6 +24,7 @@ from ingestor.store.audit import audit
 from ingestor.store.database import Database, Instance
 from ingestor.store.engine import connect
 from tests.support.entries import CROWD, T0, decoder, fact, frame, row
+from tests.support.postgres import fresh_database
 from tests.support.refusal import refuse
 
 MINUTE = 60_000_000
@@ -135,6 +137,27 @@ async def test_a_batch_that_did_commit_unseen_is_not_written_again(spool: Spool,
     assert query(engine, "SELECT count(*) FROM payloads") == [(2,)]
 
 
+@pytest.mark.postgres
+async def test_a_sample_that_another_daemon_prunes_while_it_is_restated_is_written_anew(
+    spool: Spool, postgres_template_url: str, postgres_server_url: str
+) -> None:
+    with fresh_database(postgres_server_url, postgres_template_url) as url:
+        engine = connect(url.replace("postgresql://", "postgresql+psycopg://"))
+        await put(spool, frame([row(value=1)]))
+        writer(spool, engine).run()
+        await put(spool, frame([row(value=2)]))
+
+        @event.listens_for(engine, "before_cursor_execute")
+        def prune(_c: object, _cursor: object, statement: str, *_: object) -> None:
+            if "FOR UPDATE" in statement:
+                with psycopg.connect(url) as other:
+                    other.execute("DELETE FROM samples WHERE value = 1")
+
+        writer(spool, engine).run()
+        assert query(engine, OBSERVATIONS) == [("AAPL", 2.0, 0, "stream", 2)]
+        engine.dispose()
+
+
 async def test_dead_rows_stand_beside_the_living(spool: Spool, engine: Engine) -> None:
     await put(spool, frame([row("A"), {"ticker": "B"}, row("C")]), frame("{bad"), frame([]))
     writer(spool, engine).run()
@@ -237,14 +260,26 @@ async def test_a_spool_older_than_the_database_does_not_have_its_new_entries_tak
     assert [ticker for ticker, *_ in query(engine, OBSERVATIONS)] == ["A", "B"]
 
 
-async def test_a_chunk_that_cannot_be_read_condemns_the_spool(tmp_path: Path, spool: Spool, engine: Engine) -> None:
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        ("UPDATE chunks SET body = zeroblob(length(body)) WHERE first_seq = 2", "entries 2 to 2: checksum differs"),
+        ("DELETE FROM chunks WHERE first_seq = 2", "entries after 0: some are missing"),
+        ("DELETE FROM chunks", "entries after 0: some are missing"),
+    ],
+)
+async def test_entries_that_are_not_as_they_were_written_condemn_the_spool(
+    tmp_path: Path, spool: Spool, engine: Engine, damage: str, message: str
+) -> None:
     for ticker in "ABC":
         await put(spool, frame([row(ticker)]))
+    made = writer(spool, engine)
+    made._begin()
     with sqlite3.connect(tmp_path / "spool" / "spool.db") as db:
-        db.execute("UPDATE chunks SET body = zeroblob(length(body)) WHERE first_seq = 2")
+        db.execute(damage)
     db.close()
-    with pytest.raises(SpoolUnreadable, match="entries 2 to 2"):
-        writer(spool, engine).run()
+    with pytest.raises(SpoolUnreadable, match=message):
+        made.step()
 
 
 HOSTILE = ["O'Brien\"; DROP TABLE samples;--", "%s%(x)s", ":x", "a\nb", "\x1b[31m", "\u202eLPAA", "{}[]\\", "π€😀"]
