@@ -108,7 +108,8 @@ async def test_a_writer_that_is_behind_writes_first(spool: Spool, engine: Engine
     made.prune()
     made.step()
     assert (made.status.position, query(engine, "SELECT seq FROM payloads ORDER BY 1")) == (2, [1, 2])
-    made.step()
+    while made._pruning.is_set():  # on a busy machine a step has time for less
+        made.step()
     assert (made.status.position, query(engine, "SELECT seq FROM payloads")) == (3, [])
 
 
@@ -118,7 +119,7 @@ async def test_a_value_that_retention_took_is_not_taken_for_known(spool: Spool, 
         await put(spool, frame([LONG_AGO_ROW, row()]))
         await until(lambda: made.status.position == 1)
         made.prune()
-        await until(lambda: query(engine, "SELECT seq FROM samples") == [1])
+        await until(lambda: query(engine, "SELECT seq FROM samples") == [1] and not made._pruning.is_set())
         await put(spool, frame([LONG_AGO_ROW]))
         await until(lambda: made.status.position == 2)
     assert query(engine, "SELECT seq FROM samples ORDER BY 1") == [1, 2]
