@@ -13,13 +13,13 @@ from pydantic import SecretStr
 
 from ingestor.config.model import Provider, Subscription
 from ingestor.errors import SpoolFailed
-from ingestor.provider import client, connection, group, token
+from ingestor.provider import client, connection, group
 from ingestor.provider.backoff import Backoff
 from ingestor.provider.clock import tick
 from ingestor.provider.simulator import Simulator
 from ingestor.provider.simulator.http import Fault
 from ingestor.provider.supervisor import Supervisor
-from ingestor.provider.token import TokenSupply
+from ingestor.provider.token import TokenSupply, supply
 
 from .raw import Memory, Visitor
 from .web import token_reply
@@ -60,8 +60,8 @@ class Running:
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(group, "RECONNECT", Backoff(first_seconds=0.05, cap_seconds=0.2))
     monkeypatch.setattr(group, "RESUBSCRIBE", Backoff(first_seconds=0.1, cap_seconds=0.2))
-    monkeypatch.setattr(token, "UNAVAILABLE", Backoff(first_seconds=0.1, cap_seconds=0.2))
-    monkeypatch.setattr(token, "REFUSED", Backoff(first_seconds=0.1, cap_seconds=0.2))
+    monkeypatch.setattr(supply, "UNAVAILABLE", Backoff(first_seconds=0.1, cap_seconds=0.2))
+    monkeypatch.setattr(supply, "REFUSED", Backoff(first_seconds=0.1, cap_seconds=0.2))
     monkeypatch.setattr(connection, "ACK_SECONDS", 0.3)
 
 

@@ -16,7 +16,8 @@ from pydantic import SecretStr
 from ingestor.errors import ConnectionFailed, TokenUnavailable
 from ingestor.provider.connection import Connection, Line
 from ingestor.provider.dialect import Dialect, probe, tls
-from ingestor.provider.token import Token, fetch
+from ingestor.provider.token import Token
+from ingestor.provider.token.login import fetch
 
 from ...support.missing import missing
 from .raw import Memory, RawServer

@@ -16,7 +16,8 @@ from pydantic import SecretStr
 
 from ingestor.errors import TokenNonsense, TokenRefused, TokenUnavailable
 from ingestor.provider.answer import Deadline
-from ingestor.provider.token import Token, fetch
+from ingestor.provider.token import Token
+from ingestor.provider.token.login import fetch
 from ingestor.redaction import redactor
 
 from .web import Reply, WebServer, http, token_reply

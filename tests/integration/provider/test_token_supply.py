@@ -18,9 +18,10 @@ import time_machine
 from pydantic import SecretStr
 
 from ingestor.errors import IngestorError, TokenRefused, TokenUnavailable
-from ingestor.provider import token as token_module
 from ingestor.provider.backoff import Backoff
-from ingestor.provider.token import KEPT_TOKENS, Token, TokenSupply
+from ingestor.provider.token import Token, TokenSupply
+from ingestor.provider.token import supply as supply_module
+from ingestor.provider.token.supply import KEPT_TOKENS
 from ingestor.redaction import redactor
 
 from .web import WebServer, http, token_reply
@@ -37,8 +38,8 @@ def jwt(life_seconds: float, number: int = 0) -> str:
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(token_module, "UNAVAILABLE", Backoff(first_seconds=0.4, cap_seconds=0.4))
-    monkeypatch.setattr(token_module, "REFUSED", Backoff(first_seconds=0.4, cap_seconds=0.4))
+    monkeypatch.setattr(supply_module, "UNAVAILABLE", Backoff(first_seconds=0.4, cap_seconds=0.4))
+    monkeypatch.setattr(supply_module, "REFUSED", Backoff(first_seconds=0.4, cap_seconds=0.4))
 
 
 @pytest.fixture
@@ -183,7 +184,7 @@ async def test_a_discarded_token_is_replaced_once_for_all_who_were_refused_with_
 async def test_tokens_that_are_refused_one_after_the_other_are_fetched_ever_more_slowly(
     web_server: Serve, make_supply: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(token_module, "UNAVAILABLE", Backoff(first_seconds=0.2, cap_seconds=10))
+    monkeypatch.setattr(supply_module, "UNAVAILABLE", Backoff(first_seconds=0.2, cap_seconds=10))
     count = [0]
     server = await web_server(lambda _: numbered(count, 3600))
     supply = make_supply(server)

@@ -1,229 +1,33 @@
-"""The provider's token: fetch it (requests), know when it must be renewed (pure), renew it (APScheduler).
-
-The token is a secret that contains secrets: its claims repeat the API key, an e-mail address, a password's hash and
-salt. They are told to the redactor before anybody else sees the token. Its signature is the provider's business.
-"""
+"""The token that everybody uses: fetched when there is none, renewed in time, and never asked for in a hurry."""
 
 from __future__ import annotations
 
 import asyncio
-import base64
-import json
-import math
-import re
 import threading
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from email.utils import parsedate_to_datetime
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, NoReturn, Protocol
+from typing import Any, Protocol
 
 from pydantic import SecretStr
 
 from ingestor.errors import IngestorError, TokenNonsense, TokenRefused, TokenUnavailable
-from ingestor.provider.answer import Answer, Deadline, Oversized, Unanswered, ask
+from ingestor.provider.answer import Deadline
 from ingestor.provider.backoff import Backoff, chance
-from ingestor.provider.catalog import base_name
 from ingestor.provider.clock import boottime
+from ingestor.provider.token.claims import Token, claims_of, renew_at, secrets_of
+from ingestor.provider.token.login import fetch
 from ingestor.redaction import redactor
 
-MAX_BYTES = 64 * 1024  # the largest answer printed in the documentation has 9,311
 SPACING_SECONDS = 5.0  # between two logins at least, whatever happens
 STRIKE_SECONDS = 60.0  # a token refused sooner than this after its login was never any good
-LONGEST_WAIT_SECONDS = 3600.0  # of a Retry-After that we believe
-LONGEST_LIFE_SECONDS = 366 * 86400.0
 UNAVAILABLE = Backoff(first_seconds=5.0, cap_seconds=300.0)
 REFUSED = Backoff(first_seconds=30.0, cap_seconds=900.0)  # a person has to act: no hurry
 KEPT_TOKENS = 4  # whose secrets stay masked by value: the current one, those overlapped, and a margin
-
-# Claims that may be shown. All others count as secret.
-_PUBLIC = frozenset(
-    {"iat", "exp", "nbf", "iss", "aud", "active", "tickers", "rate_limit", "rate_limit_count", "trial_end_at"}
-    | {"endpoint_paths", "streaming_endpoint_paths"}
-)
-_TELLING = re.compile(r"api|key|mail|pass|hash|salt|secret|name|phone|token|address", re.IGNORECASE)
-_PLAIN_WORD = re.compile(r"[a-z _-]*")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Token:
-    """What opens the socket. Its repr shows nothing of it."""
-
-    value: str = field(repr=False)
-    fetched_at: float  # seconds of CLOCK_BOOTTIME at the reply
-    life_seconds: float
-    feeds: frozenset[str] | None = None  # that the key may use; None where the claims do not say
-
-    def covers(self, path: str) -> bool:
-        """Whether the key may use this path, as far as the claims say: they are undocumented, so a no is a warning."""
-        return self.feeds is None or base_name(path) in self.feeds
-
-    @property
-    def ends_at(self) -> float:
-        """Seconds of CLOCK_BOOTTIME after which the provider no longer takes it."""
-        return self.fetched_at + self.life_seconds
-
-
-def life(claims: Mapping[str, object], date: str | None, configured_seconds: float) -> float:
-    """How many seconds a token lives: ``exp - iat``, else ``exp`` less the reply's Date, else as configured.
-
-    A result that makes no sense (not positive, over a year) falls back to ``configured_seconds``.
-    """
-    exp = _number(claims.get("exp"))
-    begun = _number(claims.get("iat"))
-    if begun is None and date:
-        begun = _epoch(date)
-    if exp is None or begun is None or not 0 < exp - begun <= LONGEST_LIFE_SECONDS:
-        return configured_seconds
-    return exp - begun
-
-
-def renew_at(fetched_at: float, life_seconds: float, renew_before_seconds: float) -> float:
-    """When to renew, on the clock of ``fetched_at``: before the end, but never in the first half of the life."""
-    return fetched_at + max(life_seconds - renew_before_seconds, life_seconds / 2)
-
-
-def retry_after(headers: Mapping[str, str]) -> float | None:
-    """Seconds that a Retry-After asks for, 0 to 3600; a date counts from the reply's own Date, as clocks differ."""
-    text = headers.get("Retry-After", "").strip()
-    if text.isascii() and text.isdigit():
-        return min(float(text), LONGEST_WAIT_SECONDS)
-    until, now = _epoch(text), _epoch(headers.get("Date", ""))
-    if until is None or now is None:
-        return None
-    return min(max(until - now, 0.0), LONGEST_WAIT_SECONDS)
-
-
-def claims_of(value: str) -> Mapping[str, Any]:
-    """What a JWT says, unverified; empty for a token that is not a JWT."""
-    parts = value.split(".")
-    if len(parts) != 3:
-        return {}
-    try:
-        claims = json.loads(base64.urlsafe_b64decode(parts[1] + "=" * (-len(parts[1]) % 4)))
-    except (ValueError, RecursionError):
-        return {}
-    return claims if isinstance(claims, dict) else {}
-
-
-def secrets_of(value: str, claims: Mapping[str, Any]) -> frozenset[str]:
-    """Every text that must not be seen once this token is here: itself, its parts, and its private claims."""
-    parts = {part for part in value.split(".")[1:] if len(part) >= 8}
-    return frozenset({value, *parts, *_private(claims)})
-
-
-def fetch(
-    url: str,
-    api_key: SecretStr,
-    *,
-    lifetime_seconds: float,
-    timeout_seconds: float = 120.0,
-    ca_file: Path | None = None,
-    deadline: Deadline | None = None,
-) -> Token:
-    """Trade the API key for a token, blocking. ``deadline`` lets another thread end the call early.
-
-    Raises:
-        TokenRefused: 401 or 403. TokenUnavailable: nothing usable within ``timeout_seconds``, 429, 5xx.
-        TokenNonsense: an answer that is not a token (HTML, ``{}``, a redirect, over 64 KiB).
-    """
-    basic = base64.b64encode(api_key.get_secret_value().encode() + b":").decode()
-    headers = {"Authorization": f"Basic {basic}", "Accept": "application/json"}
-    try:
-        answer = ask(
-            "POST",
-            url,
-            headers=headers,
-            deadline=deadline or Deadline(timeout_seconds),
-            max_bytes=MAX_BYTES,
-            ca_file=ca_file,
-        )
-    except Oversized as error:
-        raise TokenNonsense(f"{url}: {error}") from None
-    except Unanswered as error:
-        raise TokenUnavailable(f"{url}: {error}") from None
-    return _token(url, answer, lifetime_seconds, boottime())
-
-
-def _token(url: str, answer: Answer, lifetime_seconds: float, now: float) -> Token:
-    if answer.status not in (200, 201):
-        _refuse(url, answer)
-    value = _value(url, answer.body)
-    claims = claims_of(value)
-    for secret in secrets_of(value, claims):
-        redactor.add(secret)
-    return Token(
-        value=value,
-        fetched_at=now,
-        life_seconds=life(claims, answer.headers.get("Date"), lifetime_seconds),
-        feeds=_feeds(claims),
-    )
-
-
-def _refuse(url: str, answer: Answer) -> NoReturn:
-    status = answer.status
-    if status in (401, 403):
-        raise TokenRefused(f"{url}: HTTP {status}: the API key is not accepted; check provider.api_key_file")
-    if status == 429 or status >= 500:
-        raise TokenUnavailable(f"{url}: HTTP {status}", retry_after(answer.headers))
-    if 300 <= status < 400:
-        raise TokenNonsense(f"{url}: HTTP {status}: a redirect, not followed; check provider.url")
-    raise TokenNonsense(f"{url}: HTTP {status}; check provider.url and provider.token_path")
-
-
-def _value(url: str, body: bytes) -> str:
-    try:
-        answer = json.loads(body)
-    except (ValueError, RecursionError):
-        answer = None
-    value = answer.get("token") if isinstance(answer, dict) else None
-    if not isinstance(value, str) or not re.fullmatch(r"[!-~]+", value):
-        raise TokenNonsense(f'{url}: the answer is not {{"token": "…"}} but {len(body)} bytes of something else')
-    return value
-
-
-def _number(value: object) -> float | None:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return None
-    try:
-        number = float(value)
-    except OverflowError:
-        return None
-    return number if math.isfinite(number) else None
-
-
-def _epoch(http_date: str) -> float | None:
-    try:
-        return parsedate_to_datetime(http_date).timestamp()
-    except (ValueError, TypeError, IndexError, OverflowError):
-        return None
-
-
-def _feeds(claims: Mapping[str, object]) -> frozenset[str] | None:
-    lists = [claims.get(name) for name in ("endpoint_paths", "streaming_endpoint_paths")]
-    paths = [path for one in lists if isinstance(one, list) for path in one if isinstance(path, str)]
-    return frozenset(base_name(path) for path in paths) or None
-
-
-def _private(claims: Mapping[str, Any]) -> Iterator[str]:
-    for name, value in claims.items():
-        if name not in _PUBLIC:
-            for text in _leaves(value):
-                # An ordinary word under an ordinary name would mask half of every log line.
-                if len(text) >= 4 if _TELLING.search(name) else len(text) >= 8 and not _PLAIN_WORD.fullmatch(text):
-                    yield text
-
-
-def _leaves(value: object) -> Iterator[str]:
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, dict | list):
-        for inner in value.values() if isinstance(value, dict) else value:
-            yield from _leaves(inner)
 
 
 class Lifetime(Protocol):
