@@ -128,8 +128,14 @@ class Service:
         self._arm_retention()
         provider = self._config.provider
         self._tokens = TokenSupply(
-            provider.url + provider.token_path, self._api_key, provider.token, scheduler, ca_file=provider.ca_file
+            provider.url + provider.token_path,
+            self._api_key,
+            provider.token,
+            scheduler,
+            ca_file=provider.ca_file,
+            key_file=self._config.key_file,
         )
+        self._tokens.key.changed.append(self._tell_of_key)
         stack.push_async_callback(self._tokens.close)
         self._supervisor = Supervisor(provider, self._config.subscriptions, self._tokens, self._spool, self._record)
         self._parts = snapshot.Parts(
@@ -256,6 +262,9 @@ class Service:
         detail = {"reason": reason, "position": position, "first_seq": self._spool.first_seq()}
         self._loop.call_soon_threadsafe(self._record, Fact("lost", wall_us(), detail))
         self._loop.call_soon_threadsafe(self._supervisor.restate)
+
+    def _tell_of_key(self) -> None:
+        self._record(Fact("key_changed", wall_us(), {"reason": "there is another API key"}))
 
     async def _beat(self) -> None:
         while True:

@@ -3,7 +3,7 @@
 document                     YAML as text, with places
 units, values, urls          what a single value may be
 model, subscriptions         the nouns, and the list of what is collected
-environment, secrets         what comes from elsewhere
+environment, secrets         what comes from elsewhere; secretfile is a secret's own file
 draft, complaints, loading   put together, with every problem at once
 showing                      JSON Schema, and `config show`
 """
@@ -21,6 +21,8 @@ from ingestor.config.model import (
     Subscription,
     TokenLife,
 )
+from ingestor.config.secretfile import SecretFile
+from ingestor.config.secrets import read_api_key
 from ingestor.config.showing import outline, render, render_yaml, schema, secrets_of
 from ingestor.config.values import Listen
 
@@ -33,11 +35,13 @@ __all__ = [
     "Log",
     "Provider",
     "Retention",
+    "SecretFile",
     "Spool",
     "Subscription",
     "TokenLife",
     "load",
     "outline",
+    "read_api_key",
     "render",
     "render_yaml",
     "require_api_key",

@@ -37,7 +37,7 @@ def load(
     draft = Draft(parse(raw, str(source)))
     base = base_folder(source, env)
     override(draft, env, LOCS)
-    place_secrets(draft, env, base, file_is_private=file_is_private)
+    key_file = place_secrets(draft, env, base, file_is_private=file_is_private)
     subscriptions = expand(draft.value.pop("subscriptions", None), draft.where, draft.complain, feed_name)
     settings = _settings(draft, base)
     draft.check()
@@ -45,6 +45,7 @@ def load(
     return Config(
         **{name: getattr(settings, name) for name in Settings.model_fields},
         subscriptions=subscriptions,
+        key_file=key_file,
         source=source.absolute(),
         sha256=hashlib.sha256(raw).hexdigest(),
     )

@@ -27,6 +27,7 @@ from pydantic.json_schema import SkipJsonSchema
 from pydantic_core import PydanticCustomError
 
 from ingestor.config import urls, values
+from ingestor.config.secretfile import SecretFile
 from ingestor.config.values import Listen, duration, size
 
 _CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False)
@@ -234,5 +235,6 @@ class Config(Settings):
     """Everything the operator told us, checked and complete."""
 
     subscriptions: tuple[Subscription, ...]
+    key_file: SecretFile | None = None  # that provider.api_key came from, and may be read from again
     source: Path  # the file it was read from, absolute
     sha256: str  # of that file's bytes, hexadecimal

@@ -1,13 +1,12 @@
 """Where API key and database URL come from, by trust: systemd credential, file, environment.
 
-A secret's text is in no message, and no exception that could quote it survives here.
+A key that came from a file can be read from there again while the daemon runs. A secret's text is in no message, and
+no exception that could quote it survives here.
 """
 
 from __future__ import annotations
 
 import os
-import shlex
-import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,9 +17,8 @@ from ingestor.config import urls, values
 from ingestor.config.complaints import Complaint
 from ingestor.config.draft import Draft
 from ingestor.config.environment import variable
-from ingestor.errors import Problem
-
-MAX_BYTES = 64 * 1024
+from ingestor.config.secretfile import Refusal, SecretFile
+from ingestor.errors import ConfigError, Problem, SecretExposed
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,24 +49,20 @@ KEY_PLACES = (
 
 
 @dataclass(frozen=True, slots=True)
-class Refusal:
-    """Why a secret's file is not used."""
-
-    message: str
-    exposed: bool = False  # others can read it
-
-
-@dataclass(frozen=True, slots=True)
 class Source:
     """One place that was looked into."""
 
     where: str  # for people
     loc: tuple[str, str]  # the key that names it
     content: SecretStr | Refusal
+    file: SecretFile | None = None
 
 
-def place_secrets(draft: Draft, env: Mapping[str, str], base: Path, *, file_is_private: bool) -> None:
-    """Put both secrets into the draft as SecretStr, from the most trusted source that has one."""
+def place_secrets(draft: Draft, env: Mapping[str, str], base: Path, *, file_is_private: bool) -> SecretFile | None:
+    """Put both secrets into the draft as SecretStr, from the most trusted source that has one.
+
+    Returns the file that the API key came from, if it did.
+    """
     if draft.get(*API_KEY.loc) is not None:
         draft.complain(Complaint(API_KEY.loc, f"does not belong in this file; {KEY_PLACES}", key=True))
     draft.drop(API_KEY.loc)
@@ -79,33 +73,23 @@ def place_secrets(draft: Draft, env: Mapping[str, str], base: Path, *, file_is_p
             f"named by database.url_file, or into {DATABASE_URL.variable}"
         )
         draft.complain(Complaint(DATABASE_URL.loc, message))
-    for slot in (API_KEY, DATABASE_URL):
-        _place(draft, slot, _found(draft, slot, env, base))
+    sources = {slot: _found(draft, slot, env, base) for slot in (API_KEY, DATABASE_URL)}
+    for slot, source in sources.items():
+        _place(draft, slot, source)
+    key = sources[API_KEY]
+    return key.file if key else None
 
 
-def read_secret(path: Path, *, others_may_read: bool = False) -> SecretStr | Refusal:
-    """The text of a secret's file without its last line break. The mode is that of the file which is read."""
-    try:
-        # Without O_NONBLOCK, opening a pipe would wait for its writer.
-        with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
-            status = os.fstat(file.fileno())
-            if not stat.S_ISREG(status.st_mode):
-                return Refusal("is not a plain file; name the file that holds the secret")
-            if status.st_mode & 0o066 and not others_may_read:
-                command = f"chmod 600 {shlex.quote(str(path))}"
-                return Refusal(f"others can read or change this file; run: {command}", exposed=True)
-            raw = file.read(MAX_BYTES + 1)
-    except OSError as error:  # it holds the path and no content
-        return Refusal(f"cannot be read ({os.strerror(error.errno or 0)}); mend the path or the permissions")
-    return _text(raw)
-
-
-def _text(raw: bytes) -> SecretStr | Refusal:
-    if len(raw) > MAX_BYTES:
-        return Refusal(f"is larger than {MAX_BYTES >> 10} KiB; is it the right file?")
-    # What is not UTF-8 becomes surrogates, which the value's own check refuses: an exception would quote it.
-    text = raw.decode("utf-8", "surrogateescape").removesuffix("\n").removesuffix("\r")
-    return SecretStr(text) if text.strip() else Refusal("is empty; write the secret into it")
+def read_api_key(file: SecretFile) -> SecretStr:
+    """The API key that the file holds now. Raises ConfigError, or SecretExposed, with what to do about it."""
+    content = file.read()
+    if isinstance(content, SecretStr):
+        try:
+            return values.api_key(content)
+        except ValueError as error:
+            content = Refusal(str(error))
+    problem = Problem(str(file.path), ".".join(API_KEY.loc), content.message)
+    raise (SecretExposed if content.exposed else ConfigError)([problem])
 
 
 def _found(draft: Draft, slot: Slot, env: Mapping[str, str], base: Path) -> Source | None:
@@ -113,10 +97,11 @@ def _found(draft: Draft, slot: Slot, env: Mapping[str, str], base: Path) -> Sour
     credential = Path(env.get("CREDENTIALS_DIRECTORY", ""), slot.credential)
     # Unlike Path.exists, this does not raise for a folder that may not be searched.
     if env.get("CREDENTIALS_DIRECTORY") and os.path.exists(credential):  # noqa: PTH110
-        content = read_secret(credential, others_may_read=True)
-        return Source(f"credential {slot.credential}", slot.loc, content)
+        file = SecretFile(credential, others_may_read=True)
+        return Source(f"credential {slot.credential}", slot.loc, file.read(), file)
     if path := _named_file(draft.get(*slot.file_loc), base):
-        return Source(draft.where(slot.file_loc), slot.file_loc, read_secret(path))
+        file = SecretFile(path)
+        return Source(draft.where(slot.file_loc), slot.file_loc, file.read(), file)
     text = env.get(slot.variable)
     if text is not None:
         content = SecretStr(text) if text.strip() else Refusal("is empty; set it or unset it")

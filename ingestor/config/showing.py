@@ -24,7 +24,7 @@ def schema() -> dict[str, Any]:
 
 def render(config: Config) -> dict[str, Any]:
     """The configuration in the shape of its file, durations and sizes with units, secrets as ``***``."""
-    shown = config.model_dump(mode="json", exclude={"subscriptions", "source", "sha256"})
+    shown = config.model_dump(mode="json", exclude={"subscriptions", "key_file", "source", "sha256"})
     shown["provider"]["api_key"] = "***" if config.provider.api_key else None
     shown["database"]["url"] = masked(config.database.url.get_secret_value())
     shown["subscriptions"] = [

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import threading
 from collections import Counter, deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -15,11 +14,14 @@ from typing import Any, Protocol
 
 from pydantic import SecretStr
 
+from ingestor.config import SecretFile
 from ingestor.errors import IngestorError, TokenNonsense, TokenRefused, TokenUnavailable
 from ingestor.provider.answer import Deadline
+from ingestor.provider.aside import aside
 from ingestor.provider.backoff import Backoff, chance
 from ingestor.provider.clock import boottime
 from ingestor.provider.token.claims import Token, claims_of, renew_at, secrets_of
+from ingestor.provider.token.key import Key
 from ingestor.provider.token.login import fetch
 from ingestor.redaction import redactor
 
@@ -55,7 +57,8 @@ class TokenStatus:
 class TokenSupply:
     """The token that everybody uses: one login at a time, five seconds apart at least, renewed in time.
 
-    ``renewed`` and ``failed`` are told of every login's outcome; ``failed`` also of the seconds until the next try.
+    ``renewed`` and ``failed`` are told of every login's outcome; ``failed`` also of the seconds until the next try, and
+    of a key's file that cannot be used. While the provider refuses the key, another one in that file is used at once.
     """
 
     def __init__(
@@ -66,12 +69,14 @@ class TokenSupply:
         scheduler: Any,  # APScheduler's AsyncIOScheduler, started and stopped by the service
         *,
         ca_file: Path | None = None,
+        key_file: SecretFile | None = None,  # that ``api_key`` was read from
         spacing_seconds: float = SPACING_SECONDS,
     ) -> None:
         self.renewed: list[Callable[[Token], None]] = []
         self.failed: list[Callable[[IngestorError, float], None]] = []
+        self.key = Key(api_key, key_file)
+        self.key.changed.append(self._pardon)
         self._url = url
-        self._api_key = api_key
         self._life = life
         self._scheduler = scheduler
         self._ca_file = ca_file
@@ -79,6 +84,9 @@ class TokenSupply:
         self._token: Token | None = None
         self._flight: asyncio.Task[Token] | None = None
         self._not_before = 0.0  # boottime of the next login at the earliest
+        self._spaced_at = 0.0  # the same, were there no failure
+        self._sooner = asyncio.Event()  # it has been brought forward
+        self._key_refused = False  # by the last login
         self._failures = 0
         self._strikes = 0  # tokens in a row that were refused as soon as they were shown
         self._logins: Counter[str] = Counter()
@@ -130,7 +138,8 @@ class TokenSupply:
         )
 
     async def close(self) -> None:
-        """End a login that is under way."""
+        """End a login that is under way, and look at no file any more."""
+        self.key.unwatch()
         if self._flight is not None:
             self._flight.cancel()
             await asyncio.wait([self._flight])
@@ -141,28 +150,41 @@ class TokenSupply:
             flight.exception()  # told to listeners already; asyncio must not report it as never retrieved
 
     async def _login(self) -> Token:
-        await asyncio.sleep(max(0.0, self._not_before - boottime()))
-        self._not_before = boottime() + self._spacing
+        await self._turn()
+        self._not_before = self._spaced_at = boottime() + self._spacing
+        api_key = self.key.value
         try:
-            token = await self._fetch()
+            token = await self._fetch(api_key)
         except (TokenRefused, TokenUnavailable) as error:
             self._fail(error)
+            if api_key is not self.key.value:
+                self._pardon()  # the refusal was not the new key's
             raise
         self._take(token)
         return token
 
-    async def _fetch(self) -> Token:
+    async def _turn(self) -> None:
+        """Wait until the next login may begin, which may be put off or brought forward meanwhile."""
+        while (left := self._not_before - boottime()) > 0:
+            self._sooner.clear()
+            try:
+                async with asyncio.timeout(left):
+                    await self._sooner.wait()
+            except TimeoutError:
+                pass  # it is time, unless it was put off
+
+    async def _fetch(self, api_key: SecretStr) -> Token:
         deadline = Deadline(self._life.timeout)
         login = partial(
             fetch,
             self._url,
-            self._api_key,
+            api_key,
             lifetime_seconds=self._life.lifetime,
             ca_file=self._ca_file,
             deadline=deadline,
         )
         try:
-            return await _aside(login)
+            return await aside(login, "token login")
         except asyncio.CancelledError:
             deadline.cut()  # the thread cannot be cancelled, but its socket can
             raise
@@ -170,6 +192,8 @@ class TokenSupply:
     def _take(self, token: Token) -> None:
         self._token = token
         self._failures = 0
+        self._key_refused = False
+        self.key.unwatch()
         self._last_error = ""
         self._logins["ok"] += 1
         self._masked.append(secrets_of(token.value, claims_of(token.value)))
@@ -186,12 +210,30 @@ class TokenSupply:
         asked = error.retry_after_seconds if isinstance(error, TokenUnavailable) else None
         wait = max(backoff.half_jitter(self._failures, chance()), asked or 0.0)
         self._not_before = max(self._not_before, boottime() + wait)
-        self._last_error = redactor.scrub(str(error))
         self._logins[_outcome(error)] += 1
+        self._key_refused = isinstance(error, TokenRefused)
+        if self._key_refused:
+            self.key.watch(self._complain)
+        else:
+            self.key.unwatch()
         if self._token is not None:
             self._arm(self._token)
+        self._complain(error)
+
+    def _complain(self, error: IngestorError) -> None:
+        self._last_error = redactor.scrub(str(error))
         for tell in self.failed:
-            tell(error, wait)
+            tell(error, max(0.0, self._not_before - boottime()))
+
+    def _pardon(self) -> None:
+        """The key is another: what its predecessor's refusal has put off is due as soon as the spacing allows."""
+        if self._key_refused:
+            self._key_refused = False
+            self._failures = 0
+            self._not_before = self._spaced_at
+            self._sooner.set()
+            if self._token is not None:
+                self._arm(self._token)
 
     def _due(self, token: Token) -> float:
         return max(renew_at(token.fetched_at, token.life_seconds, self._life.renew_before), self._not_before)
@@ -217,27 +259,6 @@ class TokenSupply:
             await self.get(fresh=True)
         except (TokenRefused, TokenUnavailable):
             pass  # listeners were told, and the next try is armed
-
-
-async def _aside(login: Callable[[], Token]) -> Token:
-    """Run it in a daemon thread: the end of the process waits for the loop's own threads, and a connect into nothing
-    cannot be cut.
-    """
-    loop = asyncio.get_running_loop()
-    landed: asyncio.Future[Token] = loop.create_future()
-
-    def run() -> None:
-        try:
-            tell = partial(landed.set_result, login())
-        except Exception as error:
-            tell = partial(landed.set_exception, error)
-        try:
-            loop.call_soon_threadsafe(lambda: landed.done() or tell())
-        except RuntimeError:
-            pass  # the loop has ended, and nobody waits any more
-
-    threading.Thread(target=run, name="token login", daemon=True).start()
-    return await landed
 
 
 def _outcome(error: TokenRefused | TokenUnavailable) -> str:

@@ -3,19 +3,23 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from apscheduler.schedulers.asyncio import AsyncIOScheduler
+from pydantic import SecretStr
 
+from ingestor.config import SecretFile
 from ingestor.provider.clock import boottime
 from ingestor.provider.connection import Connection, Line
 from ingestor.provider.dialect import Dialect
-from ingestor.provider.token import Token
+from ingestor.provider.token import Token, TokenSupply
 
 from .raw import Memory, RawServer
 from .web import WebServer
 
+KEY = SecretStr("key-of-the-supply")
 TOKEN = "eyJhbGciOiJIUzI1NiJ9.eyJhcGkiOiJzZWNyZXQifQ.c2lnbmF0dXJlLW9mLXRoaXM"
 
 
@@ -59,6 +63,24 @@ async def scheduler() -> AsyncIterator[AsyncIOScheduler]:
     yield made
     made.shutdown(wait=False)
     await asyncio.sleep(0)  # it shuts down in the loop's next step
+
+
+@pytest.fixture
+async def make_supply(scheduler: AsyncIOScheduler) -> AsyncIterator[Callable[..., TokenSupply]]:
+    """`make_supply(server)`: a supply that logs in there; closed at the end."""
+    made: list[TokenSupply] = []
+
+    def make(
+        server: WebServer, *, spacing_seconds: float = 0.05, timeout: float = 5, key_file: SecretFile | None = None
+    ) -> TokenSupply:
+        life = SimpleNamespace(lifetime=18_000.0, renew_before=600.0, timeout=timeout)
+        url = f"{server.url}/jwt"
+        made.append(TokenSupply(url, KEY, life, scheduler, spacing_seconds=spacing_seconds, key_file=key_file))
+        return made[-1]
+
+    yield make
+    for supply in made:
+        await supply.close()
 
 
 @pytest.fixture

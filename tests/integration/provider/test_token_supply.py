@@ -15,7 +15,6 @@ from typing import Any
 
 import pytest
 import time_machine
-from pydantic import SecretStr
 
 from ingestor.errors import IngestorError, TokenRefused, TokenUnavailable
 from ingestor.provider.backoff import Backoff
@@ -24,11 +23,12 @@ from ingestor.provider.token import supply as supply_module
 from ingestor.provider.token.supply import KEPT_TOKENS
 from ingestor.redaction import redactor
 
-from .web import WebServer, http, token_reply
+from .conftest import KEY
+from .web import WebServer, http, token_reply, until
 
 Serve = Callable[..., Awaitable[WebServer]]
 Make = Callable[..., TokenSupply]
-KEY = SecretStr("key-of-the-supply")
+DATE = "Mon, 05 Jan 2026 14:30"
 
 
 def jwt(life_seconds: float, number: int = 0) -> str:
@@ -40,20 +40,6 @@ def jwt(life_seconds: float, number: int = 0) -> str:
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(supply_module, "UNAVAILABLE", Backoff(first_seconds=0.4, cap_seconds=0.4))
     monkeypatch.setattr(supply_module, "REFUSED", Backoff(first_seconds=0.4, cap_seconds=0.4))
-
-
-@pytest.fixture
-async def make_supply(scheduler: Any) -> AsyncIterator[Make]:
-    made: list[TokenSupply] = []
-
-    def make(server: WebServer, *, spacing_seconds: float = 0.05, timeout: float = 5) -> TokenSupply:
-        life = SimpleNamespace(lifetime=18_000.0, renew_before=600.0, timeout=timeout)
-        made.append(TokenSupply(f"{server.url}/jwt", KEY, life, scheduler, spacing_seconds=spacing_seconds))
-        return made[-1]
-
-    yield make
-    for supply in made:
-        await supply.close()
 
 
 @pytest.fixture
@@ -74,12 +60,6 @@ def logins() -> list[threading.Thread]:
 async def numbered(number: list[int], life_seconds: float) -> AsyncIterator[bytes]:
     number[0] += 1
     yield token_reply(jwt(life_seconds, number[0]))
-
-
-async def until(true: Callable[[], object], seconds: float = 5) -> None:
-    async with asyncio.timeout(seconds):
-        while not true():
-            await asyncio.sleep(0.01)
 
 
 async def test_all_who_ask_share_one_login(web_server: Serve, make_supply: Make) -> None:
@@ -115,8 +95,9 @@ async def test_after_a_failure_the_next_login_waits_and_everybody_is_told(web_se
     assert supply.status().last_error == ""
 
 
-async def test_retry_after_is_waited_for(web_server: Serve, make_supply: Make) -> None:
-    server = await web_server(http(429, Retry_After="1"), token_reply())
+@pytest.mark.parametrize("asked", ["1", f"{DATE}:07 GMT"])
+async def test_retry_after_is_waited_for(web_server: Serve, make_supply: Make, asked: str) -> None:
+    server = await web_server(http(429, Retry_After=asked, Date=f"{DATE}:06 GMT"), token_reply())
     supply = make_supply(server)
     with pytest.raises(TokenUnavailable):
         await supply.get()

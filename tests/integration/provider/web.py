@@ -23,6 +23,13 @@ def token_reply(value: str = "a.token", **headers: str) -> bytes:
     return http(200, json.dumps({"token": value}), **headers)
 
 
+async def until(true: Callable[[], object], seconds: float = 5) -> None:
+    """Wait until it holds. Raises TimeoutError."""
+    async with asyncio.timeout(seconds):
+        while not true():
+            await asyncio.sleep(0.01)
+
+
 class WebServer:
     """``async with WebServer(reply, reply, …) as server``: each request gets the next reply, the last one for ever.
 

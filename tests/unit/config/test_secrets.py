@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from ingestor.config import require_api_key
-from ingestor.config.secrets import MAX_BYTES, Refusal, read_secret
+from ingestor.config import SecretFile, read_api_key, require_api_key
+from ingestor.config.secretfile import MAX_BYTES, Refusal
 from ingestor.errors import ConfigError, SecretExposed
 
 from .conftest import ONE, Loaded, Refused
@@ -32,6 +32,22 @@ def test_the_key_comes_from_the_source_that_is_trusted_most(folder: Path, loaded
     assert key(ONE, **from_env) == "from-env"
     assert key(KEY_FILE, **from_env) == "from-file"
     assert key(KEY_FILE, CREDENTIALS_DIRECTORY=credentials, **from_env) == "from-credential"
+
+
+def test_a_key_that_came_from_a_file_can_be_read_from_there_again(folder: Path, loaded: Loaded) -> None:
+    file = put(folder / "key", "from-file\n")
+    credential = put(folder / "credentials" / "api_key", "from-credential\n", 0o444)
+    from_env = {"INGESTOR_PROVIDER__API_KEY": "from-env"}
+    assert loaded(ONE, from_env).key_file is None
+    assert loaded(KEY_FILE, from_env).key_file == SecretFile(file)
+    found = loaded(KEY_FILE, {"CREDENTIALS_DIRECTORY": str(credential.parent)}).key_file
+    assert found == SecretFile(credential, others_may_read=True)
+    put(credential, "another\n", 0o444)
+    assert read_api_key(found).get_secret_value() == "another"
+    put(file, "hünter2")
+    with pytest.raises(ConfigError, match=f"{file}: provider.api_key: must be one word") as raised:
+        read_api_key(SecretFile(file))
+    assert "nter2" not in str(raised.value)
 
 
 def test_the_database_url_comes_from_the_source_that_is_trusted_most(folder: Path, loaded: Loaded) -> None:
@@ -66,7 +82,7 @@ def test_a_secret_file_that_others_reach_is_refused_with_the_command_that_mends_
 
 
 def test_the_command_that_mends_it_can_be_pasted(tmp_path: Path) -> None:
-    refusal = read_secret(put(tmp_path / "my key; rm x", "hunter2", 0o644))
+    refusal = SecretFile(put(tmp_path / "my key; rm x", "hunter2", 0o644)).read()
     assert isinstance(refusal, Refusal)
     assert refusal.message.endswith(f"chmod 600 '{tmp_path}/my key; rm x'")
 
@@ -109,9 +125,9 @@ def test_what_is_not_there_is_not_quoted_since_it_may_be_the_key_itself(refused:
 
 def test_a_pipe_or_a_folder_is_no_secret_file(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
-    refusal = read_secret(tmp_path / "pipe")
+    refusal = SecretFile(tmp_path / "pipe").read()
     assert refusal == Refusal("is not a plain file; name the file that holds the secret")
-    assert isinstance(read_secret(tmp_path), Refusal)
+    assert isinstance(SecretFile(tmp_path).read(), Refusal)
 
 
 def test_a_key_in_the_document_is_refused_with_the_three_places_and_not_shown(refused: Refused) -> None:
