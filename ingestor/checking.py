@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ingestor.config import Config, require_api_key
-from ingestor.config.urls import masked
+from ingestor.config.urls import masked, origin, unencrypted_database
 from ingestor.errors import IngestorError
 from ingestor.provider.catalog import FEEDS, base_name
 from ingestor.store import migrate
@@ -42,7 +42,9 @@ def offline(config: Config) -> Iterator[Finding]:
     yield Finding(name="config", message=f"{config.source}: {tickers} subscription{'s' if tickers != 1 else ''}")
     yield _api_key(config)
     yield _folder("spool", config.spool.path)
+    yield from _proxy(config)
     yield _database(config)
+    yield from _unencrypted(config)
     yield _sqlite_version()
     yield _growth(config)
     yield _outage(config)
@@ -55,6 +57,14 @@ def _api_key(config: Config) -> Finding:
     except IngestorError as error:
         return Finding(name="API key", message=str(error), exit_code=error.exit_code)
     return Finding(name="API key", message="found; whether the provider takes it only it can say")
+
+
+def _proxy(config: Config) -> Iterator[Finding]:
+    if config.proxy is not None:
+        proxy = origin(config.proxy.get_secret_value())
+        yield Finding(
+            name="proxy", message=f"{config.provider.url} is reached through {proxy}, as the environment says"
+        )
 
 
 def _folder(name: str, path: Path) -> Finding:
@@ -95,6 +105,16 @@ def _schema(url: str, migrates: str) -> Finding:
         return Finding(name="database", message=f"{masked(url)}: schema {found}")
     message = f"{masked(url)}: schema {found or 'empty'}, run makes it {migrate.head()}"
     return Finding(name="database", message=message)
+
+
+def _unencrypted(config: Config) -> Iterator[Finding]:
+    if found := unencrypted_database(config.database.url.get_secret_value(), os.environ):
+        host, sslmode = found
+        message = (
+            f"{host} may be spoken to without TLS (sslmode {sslmode}): password and data can be read on the way;"
+            " write ?sslmode=verify-full behind database.url, or require where its certificate cannot be verified"
+        )
+        yield Finding(name="database TLS", message=message, warning=True)
 
 
 def _sqlite_version() -> Finding:

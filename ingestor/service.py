@@ -133,11 +133,14 @@ class Service:
             provider.token,
             scheduler,
             ca_file=provider.ca_file,
+            proxy=self._config.proxy,
             key_file=self._config.key_file,
         )
         self._tokens.key.changed.append(self._tell_of_key)
         stack.push_async_callback(self._tokens.close)
-        self._supervisor = Supervisor(provider, self._config.subscriptions, self._tokens, self._spool, self._record)
+        self._supervisor = Supervisor(
+            provider, self._config.subscriptions, self._tokens, self._spool, self._record, self._config.proxy
+        )
         self._parts = snapshot.Parts(
             config=self._config,
             instance=instance_name(self._config),

@@ -3,7 +3,7 @@
 document                     YAML as text, with places
 units, values, urls          what a single value may be
 model, subscriptions         the nouns, and the list of what is collected
-environment, secrets         what comes from elsewhere; secretfile is a secret's own file
+environment, secrets, proxy  what comes from elsewhere; secretfile is a secret's own file
 draft, complaints, loading   put together, with every problem at once
 showing                      JSON Schema, and `config show`
 """

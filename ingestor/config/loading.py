@@ -15,6 +15,7 @@ from ingestor.config.document import MAX_BYTES, parse
 from ingestor.config.draft import Draft
 from ingestor.config.environment import FILE_VARIABLE, override
 from ingestor.config.model import Config, Settings
+from ingestor.config.proxy import find_proxy
 from ingestor.config.secrets import API_KEY, KEY_PLACES, LOCS, place_secrets
 from ingestor.config.subscriptions import FeedName, Written, expand
 from ingestor.errors import ConfigError, Problem
@@ -40,12 +41,14 @@ def load(
     key_file = place_secrets(draft, env, base, file_is_private=file_is_private)
     subscriptions = expand(draft.value.pop("subscriptions", None), draft.where, draft.complain, feed_name)
     settings = _settings(draft, base)
+    proxy = find_proxy(settings.provider.url, env, draft.report) if settings else None
     draft.check()
     assert settings is not None  # noqa: S101  # check has raised otherwise
     return Config(
         **{name: getattr(settings, name) for name in Settings.model_fields},
         subscriptions=subscriptions,
         key_file=key_file,
+        proxy=proxy,
         source=source.absolute(),
         sha256=hashlib.sha256(raw).hexdigest(),
     )

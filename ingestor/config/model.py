@@ -236,5 +236,6 @@ class Config(Settings):
 
     subscriptions: tuple[Subscription, ...]
     key_file: SecretFile | None = None  # that provider.api_key came from, and may be read from again
+    proxy: SecretStr | None = None  # on the way to provider.url; its URL may hold a password
     source: Path  # the file it was read from, absolute
     sha256: str  # of that file's bytes, hexadecimal

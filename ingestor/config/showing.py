@@ -9,7 +9,7 @@ import yaml
 
 from ingestor.config.model import Config
 from ingestor.config.subscriptions import Written
-from ingestor.config.urls import masked, passwords
+from ingestor.config.urls import credentials, masked, passwords
 
 
 def schema() -> dict[str, Any]:
@@ -24,7 +24,7 @@ def schema() -> dict[str, Any]:
 
 def render(config: Config) -> dict[str, Any]:
     """The configuration in the shape of its file, durations and sizes with units, secrets as ``***``."""
-    shown = config.model_dump(mode="json", exclude={"subscriptions", "key_file", "source", "sha256"})
+    shown = config.model_dump(mode="json", exclude={"subscriptions", "key_file", "proxy", "source", "sha256"})
     shown["provider"]["api_key"] = "***" if config.provider.api_key else None
     shown["database"]["url"] = masked(config.database.url.get_secret_value())
     shown["subscriptions"] = [
@@ -53,9 +53,11 @@ def outline() -> Iterator[str]:
 
 
 def secrets_of(config: Config) -> tuple[str, ...]:
-    """The texts that must not be shown: the API key, and the database's password as written and as meant."""
+    """The texts that must not be shown: the API key, and the database's and the proxy's passwords in every spelling."""
     key = config.provider.api_key.get_secret_value() if config.provider.api_key else ""
-    return tuple(secret for secret in (key, *passwords(config.database.url.get_secret_value())) if secret)
+    proxy = config.proxy.get_secret_value() if config.proxy else ""
+    found = {key, *passwords(config.database.url.get_secret_value()), *credentials(proxy)}
+    return tuple(secret for secret in found if secret)
 
 
 def _keys(node: Any, definitions: Any, prefix: str) -> Iterator[tuple[str, str, str]]:

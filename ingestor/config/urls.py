@@ -1,12 +1,14 @@
-"""The two URLs: which are allowed, how they are normalised, and how they are shown.
+"""The URLs of provider, proxy and database: which are allowed, how they are normalised, and how they are shown.
 
 No message quotes one, since it may hold a secret.
 """
 
 from __future__ import annotations
 
+import base64
 import ipaddress
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit, urlunsplit
 
@@ -14,6 +16,7 @@ POSTGRES = "postgresql+psycopg"  # the one driver that we ship
 _POSTGRES_NAMES = frozenset({"postgres", "postgresql", POSTGRES})
 _SQLITE_NAMES = frozenset({"sqlite", "sqlite+pysqlite"})
 _PASSWORD = re.compile(r"://[^@]*:[^@]*@")  # also where a character in it makes the URL unreadable
+_ENCRYPTED = frozenset({"require", "verify-ca", "verify-full"})
 _SECRET_OPTIONS = frozenset({"password", "passfile", "sslpassword"})
 
 
@@ -39,6 +42,17 @@ def provider_url(text: str) -> str:
     if parts.query or parts.fragment:
         raise ValueError("must end before ? and #; the token is added by the ingestor")
     return urlunsplit((parts.scheme, parts.netloc, parts.path.rstrip("/"), "", ""))
+
+
+def proxy_url(text: str) -> str:
+    """A proxy's URL, ``http://`` unless it says otherwise. Raises ValueError with a message for the operator."""
+    written = text if "://" in text else f"http://{text}"
+    parts = _split(written)
+    if parts is None or not parts.hostname or re.search(r"\s", text):
+        raise ValueError("is not a URL that can be read; write for example http://proxy.example:3128")
+    if parts.scheme not in ("http", "https"):
+        raise ValueError(f'names a "{parts.scheme}" proxy; one of http:// or https:// is what can be used')
+    return written
 
 
 def plain_text_host(url: str) -> str | None:
@@ -101,6 +115,46 @@ def passwords(url: str) -> set[str]:
     options = [value for name, value in parse_qsl(parts.query) if name in _SECRET_OPTIONS]
     written = [parts.password or "", *options]
     return {form for text in written for form in (text, unquote(text)) if form}
+
+
+def credentials(url: str) -> set[str]:
+    """What must not be seen of a proxy's URL, as written, as meant and as sent: the password, or a user without one."""
+    parts = _split(url)
+    if parts is None or not parts.username:
+        return set()
+    written = parts.password or parts.username
+    sent = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
+    return {written, unquote(written), base64.b64encode(sent.encode()).decode()}
+
+
+def origin(url: str) -> str:
+    """A URL's scheme, host and port alone."""
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
+
+
+def unencrypted_database(url: str, env: Mapping[str, str]) -> tuple[str, str] | None:
+    """The other host to which a PostgreSQL database may be spoken to without TLS, and the sslmode that allows it.
+
+    The rules are libpq's, https://www.postgresql.org/docs/current/libpq-ssl.html: without an sslmode TLS is preferred,
+    and done without where the server has none. None for what stays on this machine, and for SQLite.
+    """
+    parts = _split(url)
+    if parts is None or parts.scheme != POSTGRES:
+        return None
+    options = parse_qsl(parts.query)
+    sslmode = dict(options).get("sslmode") or env.get("PGSSLMODE") or "prefer"
+    if sslmode in _ENCRYPTED:
+        return None
+    written = {name: [value for key, value in options if key == name] for name in ("hostaddr", "host")}
+    hosts = written["hostaddr"] or written["host"] or [parts.hostname or env.get("PGHOST", "")]
+    far = [host for host in ",".join(hosts).split(",") if not _stays_here(host)]
+    return (far[0], sslmode) if far else None
+
+
+def _stays_here(host: str) -> bool:
+    # Nothing, a path and an abstract name are Unix sockets.
+    return host[:1] in ("", "/", "@") or is_loopback(host) or is_loopback(host.rpartition(":")[0].strip("[]"))
 
 
 def masked(url: str) -> str:

@@ -6,7 +6,6 @@ elsewhere; and its exceptions' text holds the URL. None of these gets out of her
 
 from __future__ import annotations
 
-import os
 import ssl
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -17,6 +16,7 @@ from types import TracebackType
 from typing import Any
 
 import requests
+from pydantic import SecretStr
 from requests.adapters import HTTPAdapter
 from requests.structures import CaseInsensitiveDict
 from urllib3 import HTTPConnectionPool, HTTPSConnectionPool
@@ -25,7 +25,7 @@ from urllib3.exceptions import HTTPError
 
 from ingestor import __version__
 from ingestor.errors import IngestorError
-from ingestor.redaction import redactor
+from ingestor.provider.transport import reason, tls
 
 CONNECT_SECONDS = 10.0
 CHUNK_BYTES = 8192
@@ -93,35 +93,47 @@ class Deadline:
 
 
 class _Watched(HTTPAdapter):
-    """requests' transport, which shows every socket that it opens to ``watch``."""
+    """requests' transport: it shows every socket that it opens to ``watch``, and verifies as the websocket does."""
 
-    def __init__(self, watch: Callable[[socket], None]) -> None:
-        self._watch = watch
+    def __init__(self, watch: Callable[[socket], None], verification: ssl.SSLContext) -> None:
+        self._pools = _pools(watch)
+        self._verification = verification
         super().__init__()
 
     def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
-        super().init_poolmanager(*args, **kwargs)
-        watch = self._watch
+        super().init_poolmanager(*args, ssl_context=self._verification, **kwargs)
+        self.poolmanager.pool_classes_by_scheme = self._pools
 
-        class Plain(HTTPConnection):
-            def _new_conn(self) -> socket:
-                sock = super()._new_conn()
-                watch(sock)
-                return sock
+    def proxy_manager_for(self, proxy: str, **kwargs: Any) -> Any:
+        kwargs |= {"ssl_context": self._verification, "proxy_ssl_context": self._verification}
+        manager = super().proxy_manager_for(proxy, **kwargs)
+        manager.pool_classes_by_scheme = self._pools
+        return manager
 
-        class Secure(HTTPSConnection):
-            def _new_conn(self) -> socket:
-                sock = super()._new_conn()
-                watch(sock)
-                return sock
+    def cert_verify(self, *_: Any) -> None:
+        """Nothing to add: the inherited one would trust authorities of its own besides those of our context."""
 
-        class PlainPool(HTTPConnectionPool):
-            ConnectionCls = Plain
 
-        class SecurePool(HTTPSConnectionPool):
-            ConnectionCls = Secure
+def _pools(watch: Callable[[socket], None]) -> dict[str, type[HTTPConnectionPool]]:
+    class Plain(HTTPConnection):
+        def _new_conn(self) -> socket:
+            sock = super()._new_conn()
+            watch(sock)
+            return sock
 
-        self.poolmanager.pool_classes_by_scheme = {"http": PlainPool, "https": SecurePool}
+    class Secure(HTTPSConnection):
+        def _new_conn(self) -> socket:
+            sock = super()._new_conn()
+            watch(sock)
+            return sock
+
+    class PlainPool(HTTPConnectionPool):
+        ConnectionCls = Plain
+
+    class SecurePool(HTTPSConnectionPool):
+        ConnectionCls = Secure
+
+    return {"http": PlainPool, "https": SecurePool}
 
 
 def ask(
@@ -132,8 +144,9 @@ def ask(
     deadline: Deadline,
     max_bytes: int,
     ca_file: Path | None = None,
+    proxy: SecretStr | None = None,
 ) -> Answer:
-    """Ask once, blocking, until ``deadline``; no redirects, no proxies and no .netrc from the environment.
+    """Ask once, blocking, until ``deadline``; no redirects, and nothing from the environment, such as .netrc.
 
     Raises:
         Unanswered: no connection, no TLS, no whole answer in time; ``Oversized`` for more than ``max_bytes``.
@@ -141,7 +154,7 @@ def ask(
     try:
         with (
             deadline,
-            _session(deadline) as session,
+            _session(deadline, ca_file, proxy) as session,
             session.request(
                 method,
                 url,
@@ -149,7 +162,6 @@ def ask(
                 timeout=(min(CONNECT_SECONDS, deadline.seconds), deadline.seconds),
                 allow_redirects=False,
                 stream=True,
-                verify=str(ca_file) if ca_file else True,
             ) as response,
         ):
             body = _bounded(response.iter_content(CHUNK_BYTES), max_bytes)
@@ -160,10 +172,12 @@ def ask(
         raise Unanswered(_why(error, deadline)) from None  # the cause's text holds the URL
 
 
-def _session(deadline: Deadline) -> requests.Session:
+def _session(deadline: Deadline, ca_file: Path | None, proxy: SecretStr | None) -> requests.Session:
     session = requests.Session()
     session.trust_env = False
-    adapter = _Watched(deadline.watch)
+    if proxy is not None:
+        session.proxies = dict.fromkeys(("http", "https"), proxy.get_secret_value())
+    adapter = _Watched(deadline.watch, tls(ca_file))
     session.mount("http://", adapter)
     session.mount("https://", adapter)
     return session
@@ -182,26 +196,3 @@ def _why(error: BaseException, deadline: Deadline) -> str:
     if deadline.over:
         return f"no whole answer within {deadline.seconds:g} s"
     return reason(error)
-
-
-def reason(error: BaseException) -> str:
-    """What failed, in words, from the innermost cause that has some: the outer ones quote URLs."""
-    links = list(_chain(error))
-    for link in links:
-        # aiohttp's own error is an instance too, without the words
-        if isinstance(link, ssl.SSLCertVerificationError) and hasattr(link, "verify_message"):
-            return f"the server's certificate was not accepted: {link.verify_message}"
-    for link in reversed(links):
-        if isinstance(link, OSError) and link.strerror:
-            # asyncio and the resolver put words of their own there, with addresses; the number is the system's
-            words = os.strerror(link.errno) if link.errno and link.errno > 0 else link.strerror
-            return redactor.scrub(words.lower())
-    return "no answer in time" if isinstance(error, requests.Timeout) else type(links[-1]).__name__
-
-
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    seen: set[int] = set()
-    while error is not None and id(error) not in seen:
-        seen.add(id(error))
-        yield error
-        error = error.__cause__ or error.__context__

@@ -18,15 +18,16 @@ from urllib.parse import quote
 
 import aiohttp
 import socketio
+from pydantic import SecretStr
 
 from ingestor.config.model import Subscription
 from ingestor.errors import ConnectionFailed, ConnectionRefused, IngestorError
 from ingestor.pipeline.entry import Fact, Frame
-from ingestor.provider.answer import reason
 from ingestor.provider.client import Door, LeanClient, PlainClient, client_for, forget
 from ingestor.provider.clock import boottime, wall_us
-from ingestor.provider.dialect import REFUSING, Dialect, Redirected, http_session, socketio_path
+from ingestor.provider.dialect import REFUSING, Dialect, socketio_path
 from ingestor.provider.token import Token
+from ingestor.provider.transport import Redirected, http_session, reason
 from ingestor.redaction import redactor
 
 OPEN_SECONDS = 30.0  # from the first packet to the server's CONNECT
@@ -75,6 +76,7 @@ class Line:
     params: str  # those besides ticker and user_id, canonical JSON
     events: tuple[str, ...]  # that carry data
     verification: ssl.SSLContext | None = None
+    proxy: SecretStr | None = None
 
 
 def outside(text: object) -> str:
@@ -217,7 +219,7 @@ class Connection:
     # --- opening ---
 
     async def _connect(self, token: Token) -> None:
-        self._door = Door(http_session(self._line.verification))
+        self._door = Door(http_session(self._line.verification, self._line.proxy))
         self._client = client_for(self.dialect, self, self._line.events, self._door)
         # The library waits for the server's OPEN without a limit, and for its CONNECT even when the socket has ended.
         attempt = asyncio.create_task(self._handshake(self._client, token))

@@ -6,14 +6,13 @@ import asyncio
 import re
 import ssl
 from enum import Enum
-from pathlib import Path
-from types import SimpleNamespace
 from urllib.parse import quote, urlsplit
 
 import aiohttp
+from pydantic import SecretStr
 
 from ingestor.errors import ConnectionFailed, ConnectionRefused, DialectUnsupported
-from ingestor.provider.answer import reason
+from ingestor.provider.transport import Redirected, http_session, reason
 from ingestor.redaction import redactor
 
 PROBE_BYTES = 4096  # of the answer that are looked at
@@ -40,28 +39,9 @@ def socketio_path(url: str) -> str:
     return f"{urlsplit(url).path.strip('/')}/socket.io".strip("/")
 
 
-def tls(ca_file: Path | None) -> ssl.SSLContext:
-    """Verification is always on; ``ca_file`` replaces the system's authorities. Reads files: once, at the start."""
-    return ssl.create_default_context(cafile=str(ca_file) if ca_file else None)
-
-
-class Redirected(aiohttp.ClientError):
-    """The server wants us, and our token, somewhere else. We do not go."""
-
-
-async def _stay(_session: aiohttp.ClientSession, _context: SimpleNamespace, _params: object) -> None:
-    raise Redirected("the server redirects elsewhere, which is not followed; check provider.url")
-
-
-def http_session(verification: ssl.SSLContext | None) -> aiohttp.ClientSession:
-    """An aiohttp session that stays where it was sent. ``verification`` None: plain http to loopback."""
-    stay = aiohttp.TraceConfig()
-    stay.on_request_redirect.append(_stay)
-    connector = aiohttp.TCPConnector(ssl=verification if verification is not None else True)
-    return aiohttp.ClientSession(connector=connector, trace_configs=[stay], cookie_jar=aiohttp.DummyCookieJar())
-
-
-async def probe(url: str, token: str, verification: ssl.SSLContext | None = None) -> Dialect:
+async def probe(
+    url: str, token: str, verification: ssl.SSLContext | None = None, proxy: SecretStr | None = None
+) -> Dialect:
     """Ask the server at ``url`` which generation it is; at most 30 s and 4 KiB.
 
     Raises:
@@ -72,7 +52,7 @@ async def probe(url: str, token: str, verification: ssl.SSLContext | None = None
     try:
         async with (
             asyncio.timeout(PROBE_SECONDS),
-            http_session(verification) as session,
+            http_session(verification, proxy) as session,
             session.get(address) as answer,
         ):
             head = await _head(answer)
@@ -104,10 +84,13 @@ async def _hang_up(session: aiohttp.ClientSession, address: str, dialect: Dialec
 class Dialects:
     """The dialect of one server: asked once for all connections, and remembered until ``forget``."""
 
-    def __init__(self, url: str, protocol: str, verification: ssl.SSLContext | None) -> None:
+    def __init__(
+        self, url: str, protocol: str, verification: ssl.SSLContext | None, proxy: SecretStr | None = None
+    ) -> None:
         """``protocol``: "4" or "3" decides without asking; "auto" asks."""
         self._url = url
         self._verification = verification
+        self._proxy = proxy
         self._asked = asyncio.Lock()
         self._fixed = None if protocol == "auto" else Dialect(protocol)
         self._known = self._fixed
@@ -116,7 +99,7 @@ class Dialects:
         """Raises what ``probe`` raises."""
         async with self._asked:
             if self._known is None:
-                self._known = await probe(self._url, token, self._verification)
+                self._known = await probe(self._url, token, self._verification, self._proxy)
             return self._known
 
     def forget(self) -> None:

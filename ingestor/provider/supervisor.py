@@ -10,6 +10,8 @@ from types import MappingProxyType
 from typing import Any, cast
 from urllib.parse import urlsplit
 
+from pydantic import SecretStr
+
 from ingestor.config.model import Provider, Subscription, canonical
 from ingestor.errors import IngestorError
 from ingestor.pipeline.entry import Fact, SubscriptionKey
@@ -18,9 +20,10 @@ from ingestor.provider.client import known_release
 from ingestor.provider.clock import wall_us
 from ingestor.provider.connection import Line, Sink, outside
 from ingestor.provider.coverage import Coverage, Standing
-from ingestor.provider.dialect import Dialects, tls
+from ingestor.provider.dialect import Dialects
 from ingestor.provider.group import Group, GroupStatus, Surroundings
 from ingestor.provider.token import Token, TokenSupply
+from ingestor.provider.transport import tls
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +59,7 @@ class Supervisor:
         tokens: TokenSupply,
         sink: Sink,
         record: Callable[[Fact], object],
+        proxy: SecretStr | None = None,
     ) -> None:
         """Must be made inside the running loop. Reads the CA file."""
         self._record = record
@@ -70,7 +74,7 @@ class Supervisor:
         verification = tls(provider.ca_file) if urlsplit(provider.url).scheme == "https" else None
         around = Surroundings(
             tokens=tokens,
-            dialects=Dialects(provider.url, provider.protocol, verification),
+            dialects=Dialects(provider.url, provider.protocol, verification, proxy),
             sink=sink,
             coverage=self._coverage,
             record=record,
@@ -81,7 +85,14 @@ class Supervisor:
         )
         self._groups = [
             Group(
-                Line(url=provider.url, path=path, params=params, events=provider.events, verification=verification),
+                Line(
+                    url=provider.url,
+                    path=path,
+                    params=params,
+                    events=provider.events,
+                    verification=verification,
+                    proxy=proxy,
+                ),
                 members,
                 around,
             )

@@ -137,6 +137,22 @@ def test_check_names_a_database_that_is_well_without_the_password(
     assert HIDDEN not in "".join(one.message for one in checking.offline(load(config, {})))  # nor before it is said
 
 
+def test_check_warns_of_a_database_elsewhere_without_tls_and_names_the_proxy_without_its_password(
+    command: Command, configured: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HTTPS_PROXY", f"http://somebody:{HIDDEN}@proxy.example:3128")
+    config = configured("postgresql://u@0.0.0.0:1/d")  # which is no loopback address, and yet leads to this machine
+    ended = command("check", "--config", config)
+    assert "! database TLS: 0.0.0.0 may be spoken to without TLS (sslmode prefer)" in ended.out
+    assert "is reached through http://proxy.example:3128, as the environment says" in ended.out
+    assert HIDDEN not in ended.out + ended.err
+    found = {one.name: one for one in checking.offline(load(config))}
+    assert found["database TLS"].warning
+    assert found["database TLS"].exit_code == 0
+    config = configured("postgresql://u@127.0.0.1:1/d")
+    assert "database TLS" not in {one.name for one in checking.offline(load(config))}
+
+
 def test_what_is_raised_about_a_database_does_not_hold_its_password() -> None:
     with (
         pytest.raises(DatabaseUnavailable) as raised,

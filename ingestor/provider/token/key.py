@@ -41,7 +41,7 @@ class Key:
         return self._file is not None and self.replace(await aside(partial(read_api_key, self._file), "key file"))
 
     def watch(self, unusable: Callable[[ConfigError], None]) -> None:
-        """Look at the file until it holds another key, or ``unwatch``. ``unusable`` is told, once, what is wrong there."""
+        """Look at the file until it holds another key, or ``unwatch``; tell ``unusable`` once what is wrong there."""
         if self._file is not None and (self._watch is None or self._watch.done()):
             self._watch = asyncio.create_task(self._look(unusable), name="key file")
 

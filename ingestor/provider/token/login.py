@@ -39,6 +39,7 @@ def fetch(
     lifetime_seconds: float,
     timeout_seconds: float = 120.0,
     ca_file: Path | None = None,
+    proxy: SecretStr | None = None,
     deadline: Deadline | None = None,
 ) -> Token:
     """Trade the API key for a token, blocking. ``deadline`` lets another thread end the call early.
@@ -57,6 +58,7 @@ def fetch(
             deadline=deadline or Deadline(timeout_seconds),
             max_bytes=MAX_BYTES,
             ca_file=ca_file,
+            proxy=proxy,
         )
     except Oversized as error:
         raise TokenNonsense(f"{url}: {error}") from None

@@ -69,6 +69,7 @@ class TokenSupply:
         scheduler: Any,  # APScheduler's AsyncIOScheduler, started and stopped by the service
         *,
         ca_file: Path | None = None,
+        proxy: SecretStr | None = None,
         key_file: SecretFile | None = None,  # that ``api_key`` was read from
         spacing_seconds: float = SPACING_SECONDS,
     ) -> None:
@@ -80,6 +81,7 @@ class TokenSupply:
         self._life = life
         self._scheduler = scheduler
         self._ca_file = ca_file
+        self._proxy = proxy
         self._spacing = spacing_seconds
         self._token: Token | None = None
         self._flight: asyncio.Task[Token] | None = None
@@ -181,6 +183,7 @@ class TokenSupply:
             api_key,
             lifetime_seconds=self._life.lifetime,
             ca_file=self._ca_file,
+            proxy=self._proxy,
             deadline=deadline,
         )
         try:

@@ -1,8 +1,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+import shutil
+import ssl
+import subprocess
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,12 +17,17 @@ from pydantic import SecretStr
 from ingestor.config import SecretFile
 from ingestor.provider.clock import boottime
 from ingestor.provider.connection import Connection, Line
-from ingestor.provider.dialect import Dialect
+from ingestor.provider.dialect import Dialect, probe
 from ingestor.provider.token import Token, TokenSupply
+from ingestor.provider.token.login import fetch
+from ingestor.provider.transport import tls
 
+from ...support.missing import missing
 from .raw import Memory, RawServer
 from .web import WebServer
 
+WAYS = ("token", "probe", "socket")
+Reach = Callable[..., Awaitable[object]]
 KEY = SecretStr("key-of-the-supply")
 TOKEN = "eyJhbGciOiJIUzI1NiJ9.eyJhcGkiOiJzZWNyZXQifQ.c2lnbmF0dXJlLW9mLXRoaXM"
 
@@ -53,6 +62,45 @@ async def web_server() -> AsyncIterator[Callable[..., Any]]:
             return await running.enter_async_context(WebServer(*args, **settings))
 
         yield make
+
+
+@pytest.fixture(scope="session")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A certificate for 127.0.0.1 and for provider.test that only itself vouches for, with its key."""
+    if not shutil.which("openssl"):
+        missing("TLS: install openssl")
+    made = tmp_path_factory.mktemp("tls") / "pair.pem"
+    names = ["-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1,DNS:provider.test"]
+    command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
+    subprocess.run([*command, *names, "-keyout", made, "-out", f"{made}.crt"], check=True, capture_output=True)
+    made.write_text(made.read_text() + Path(f"{made}.crt").read_text())
+    return made
+
+
+@pytest.fixture
+def server_side(certificate: Path) -> ssl.SSLContext:
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(certificate)
+    return context
+
+
+@pytest.fixture
+def reach(certificate: Path, memory: Memory, token: Token) -> Reach:
+    """`await reach("probe", url)`: once, in one of the three ways in which the provider is asked."""
+
+    async def once(way: str, url: str, proxy: SecretStr | None = None, ca_file: Path | None = certificate) -> object:
+        if way == "token":
+            more: dict[str, Any] = {"lifetime_seconds": 60, "ca_file": ca_file, "proxy": proxy}
+            return await asyncio.to_thread(fetch, f"{url}/jwt", KEY, **more)
+        verification = tls(ca_file) if url.startswith("https") else None
+        if way == "probe":
+            return await probe(url, TOKEN, verification, proxy)
+        line = Line(url=url, path="/p", params="{}", events=("res",), verification=verification, proxy=proxy)
+        one = Connection(line, Dialect.SOCKET_IO_4, memory, memory.append)
+        await one.open(token)
+        return await one.close("stopped", "seen enough")
+
+    return once
 
 
 @pytest.fixture

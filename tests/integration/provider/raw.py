@@ -101,6 +101,7 @@ class RawServer:
         self._tls = tls
         self.visitors: list[Visitor] = []
         self.probes = 0
+        self.logins = 0
         self.status = status  # answers every websocket with this instead
         self.greets = greets
         self._headers = headers or {}
@@ -140,6 +141,7 @@ class RawServer:
         return self.visitors[number - 1]
 
     async def _login(self, _: web.Request) -> web.Response:
+        self.logins += 1
         return web.json_response({"token": "any"})
 
     async def _serve(self, request: web.Request) -> web.StreamResponse:

@@ -2,84 +2,70 @@
 
 from __future__ import annotations
 
-import asyncio
-import shutil
 import ssl
-import subprocess
+import warnings
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from pydantic import SecretStr
 
 from ingestor.errors import ConnectionFailed, TokenUnavailable
-from ingestor.provider.connection import Connection, Line
-from ingestor.provider.dialect import Dialect, probe, tls
-from ingestor.provider.token import Token
-from ingestor.provider.token.login import fetch
 
-from ...support.missing import missing
-from .raw import Memory, RawServer
-from .web import WebServer, token_reply
-
-KEY = SecretStr("key-of-tls")
+from .conftest import WAYS, Reach
+from .raw import RawServer
 
 
-@pytest.fixture(scope="module")
-def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A certificate for 127.0.0.1 that only itself vouches for, with its key."""
-    if not shutil.which("openssl"):
-        missing("TLS: install openssl")
-    made = tmp_path_factory.mktemp("tls") / "pair.pem"
-    name = ["-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1"]
-    command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
-    subprocess.run([*command, *name, "-keyout", made, "-out", f"{made}.crt"], check=True, capture_output=True)
-    made.write_text(made.read_text() + Path(f"{made}.crt").read_text())
-    return made
+def asked(server: RawServer) -> int:
+    """How often it was asked for anything."""
+    return len(server.visitors) + server.probes + server.logins
 
 
-@pytest.fixture
-def server_side(certificate: Path) -> ssl.SSLContext:
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    context.load_cert_chain(certificate)
-    return context
-
-
-async def trade(server: WebServer, ca_file: Path | None) -> Token:
-    return await asyncio.to_thread(fetch, f"{server.url}/jwt", KEY, lifetime_seconds=60, ca_file=ca_file)
-
-
-async def test_a_token_is_asked_of_nobody_whose_certificate_is_unknown(
-    web_server: Callable[..., Awaitable[WebServer]], server_side: ssl.SSLContext, certificate: Path
-) -> None:
-    server = await web_server(token_reply(), tls=server_side)
-    with pytest.raises(TokenUnavailable, match="certificate was not accepted"):
-        await trade(server, None)
-    assert server.requests == []
-    assert (await trade(server, certificate)).value == "a.token"
-
-
-@pytest.mark.parametrize("what", ["probe", "socket"])
-async def test_a_socket_is_opened_to_nobody_whose_certificate_is_unknown(
+@pytest.mark.parametrize("way", WAYS)
+async def test_nothing_is_asked_of_anybody_whose_certificate_is_unknown(
     raw_server: Callable[..., Awaitable[RawServer]],
     server_side: ssl.SSLContext,
     certificate: Path,
-    memory: Memory,
-    token: Token,
-    what: str,
+    reach: Reach,
+    way: str,
 ) -> None:
     server = await raw_server(tls=server_side)
+    with pytest.raises((TokenUnavailable, ConnectionFailed), match="server's certificate was not accepted"):
+        await reach(way, server.url, ca_file=None)
+    assert asked(server) == 0
+    await reach(way, server.url, ca_file=certificate)
 
-    async def reach(verification: ssl.SSLContext) -> Any:
-        if what == "probe":
-            return await probe(server.url, token.value, verification)
-        line = Line(url=server.url, path="/p", params="{}", events=("res",), verification=verification)
-        one = Connection(line, Dialect.SOCKET_IO_4, memory, memory.append)
-        await one.open(token)
-        return await one.close("stopped", "seen enough")
 
-    with pytest.raises(ConnectionFailed, match="certificate was not accepted"):
-        await reach(tls(None))
-    assert server.visitors == []
-    await reach(tls(certificate))
+@pytest.fixture
+def lenient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine whose policy allows what is older than TLS 1.2."""
+    strict = ssl.create_default_context
+
+    def create(*args: Any, **settings: Any) -> ssl.SSLContext:
+        context = strict(*args, **settings)
+        context.minimum_version = ssl.TLSVersion.MINIMUM_SUPPORTED
+        context.set_ciphers("ALL:@SECLEVEL=0")
+        return context
+
+    monkeypatch.setattr(ssl, "create_default_context", create)
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.usefixtures("lenient")
+async def test_nothing_older_than_tls_1_2_is_spoken_whatever_the_machine_allows(
+    raw_server: Callable[..., Awaitable[RawServer]],
+    server_side: ssl.SSLContext,
+    reach: Reach,
+    way: str,
+) -> None:
+    server_side.minimum_version = ssl.TLSVersion.MINIMUM_SUPPORTED
+    server_side.set_ciphers("ALL:@SECLEVEL=0")
+    server = await raw_server(tls=server_side)
+    await reach(way, server.url)
+    served = asked(server)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        server_side.maximum_version = ssl.TLSVersion.TLSv1_1
+    with pytest.raises((TokenUnavailable, ConnectionFailed)):
+        await reach(way, server.url)
+    assert asked(server) == served

@@ -11,6 +11,7 @@ from ingestor.config.urls import (
     masked,
     plain_text_host,
     provider_url,
+    unencrypted_database,
 )
 
 BASE = Path("/var/lib/ingestor")
@@ -138,6 +139,39 @@ def test_a_database_url_that_will_not_do_is_refused_without_quoting_it(written: 
 )
 def test_a_password_is_found_wherever_it_stands(url: str, expected: bool) -> None:
     assert has_password(url) is expected
+
+
+@pytest.mark.parametrize(
+    ("rest", "found"),
+    [
+        pytest.param("u@db.example/d", ("db.example", "prefer"), id="no sslmode"),
+        pytest.param("u:p@db.example:5432/d?sslmode=disable", ("db.example", "disable"), id="disable"),
+        pytest.param("u@db.example/d?sslmode=allow", ("db.example", "allow"), id="allow"),
+        pytest.param("u@10.0.0.7/d?sslmode=prefer", ("10.0.0.7", "prefer"), id="prefer"),
+        pytest.param("u@/d?host=127.0.0.1:1,db.example:2", ("db.example:2", "prefer"), id="one of several"),
+        pytest.param("u@/d?host=localhost&host=db.example", ("db.example", "prefer"), id="one of two"),
+        pytest.param("u@localhost/d?hostaddr=10.0.0.7", ("10.0.0.7", "prefer"), id="an address"),
+        pytest.param("u@db.example/d?sslmode=require", None, id="require"),
+        pytest.param("u@db.example/d?sslmode=verify-ca", None, id="verify-ca"),
+        pytest.param("u@db.example/d?sslmode=verify-full", None, id="verify-full"),
+        pytest.param("u@localhost/d", None, id="this machine"),
+        pytest.param("u@[::1]:5432/d?sslmode=disable", None, id="this machine by IPv6"),
+        pytest.param("u@/d?host=127.0.0.1:1,[::1]:2", None, id="this machine twice"),
+        pytest.param("u@/d", None, id="the usual socket"),
+        pytest.param("u@/d?host=/run/postgresql", None, id="a socket"),
+    ],
+)
+def test_a_database_elsewhere_that_may_be_spoken_to_without_tls_is_found(
+    rest: str, found: tuple[str, str] | None
+) -> None:
+    assert unencrypted_database(f"postgresql+psycopg://{rest}", {}) == found
+
+
+def test_the_drivers_own_variables_count_where_a_database_url_is_silent() -> None:
+    url = "postgresql+psycopg://u@/d"
+    assert unencrypted_database(url, {"PGHOST": "db.example"}) == ("db.example", "prefer")
+    assert unencrypted_database(url, {"PGHOST": "db.example", "PGSSLMODE": "require"}) is None
+    assert unencrypted_database("sqlite:////srv/x.db", {"PGHOST": "db.example"}) is None
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from ingestor.provider.client import Door, event_text, prefixes, raw_text
-from ingestor.provider.dialect import http_session
+from ingestor.provider.transport import http_session
 
 
 def test_the_prefix_of_an_event_is_what_a_server_writes_before_its_payload() -> None:

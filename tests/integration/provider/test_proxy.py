@@ -1,0 +1,160 @@
+"""Through a proxy to a server that only the proxy can find: nobody else knows a host named provider.test."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import ssl
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+from pydantic import SecretStr
+
+from ingestor.config.model import Provider, Subscription
+from ingestor.errors import ConnectionFailed, ConnectionRefused, IngestorError, TokenUnavailable
+from ingestor.provider.supervisor import Supervisor
+from ingestor.provider.token import TokenSupply
+from ingestor.provider.token.login import fetch
+
+from ...support.connect_proxy import ConnectProxy
+from .conftest import KEY, WAYS, Reach
+from .raw import Memory, RawServer, Visitor
+from .web import WebServer, http
+
+CREDENTIALS = "somebody:s3cret"
+AAPL = Subscription("/real-time/crowd-sentiment", "get", {"ticker": "AAPL"})
+Serve = Callable[..., Awaitable[WebServer]]
+
+
+@pytest.fixture
+async def make_proxy() -> AsyncIterator[Callable[..., Awaitable[ConnectProxy]]]:
+    async with AsyncExitStack() as running:
+
+        async def make(*args: Any, **settings: Any) -> ConnectProxy:
+            return await running.enter_async_context(ConnectProxy(*args, **settings))
+
+        yield make
+
+
+def seen_from_outside(url: str) -> str:
+    """The server's URL by the name that only the proxy can resolve."""
+    parts = urlsplit(url)
+    return f"{parts.scheme}://provider.test:{parts.port}"
+
+
+def through(proxy: ConnectProxy, credentials: str = "") -> SecretStr:
+    return SecretStr(f"http://{credentials}{credentials and '@'}127.0.0.1:{proxy.port}")
+
+
+async def test_a_supervisor_gets_token_dialect_and_data_through_the_proxy_which_reads_none_of_it(
+    raw_server: Any, make_proxy: Any, server_side: ssl.SSLContext, certificate: Path, memory: Memory, scheduler: Any
+) -> None:
+    async def talk(visitor: Visitor) -> None:
+        await visitor.acknowledge()
+        await visitor.say('42["res",[]]')
+
+    server: RawServer = await raw_server(talk, tls=server_side)
+    proxy: ConnectProxy = await make_proxy(CREDENTIALS)
+    url, way = seen_from_outside(server.url), through(proxy, CREDENTIALS)
+    provider = Provider.model_validate({"url": url, "ca_file": str(certificate)})
+    tokens = TokenSupply(f"{url}/jwt", KEY, provider.token, scheduler, ca_file=provider.ca_file, proxy=way)
+    supervisor = Supervisor(provider, [AAPL], tokens, memory, memory.append, way)
+    running = asyncio.create_task(supervisor.run())
+    await memory.until(lambda: memory.frames)
+    await supervisor.stop()
+    await running
+    await tokens.close()
+    assert proxy.asked == [f"CONNECT {urlsplit(url).netloc}"] * 3
+    assert b"token=" not in b"".join(proxy.heads)
+    assert b"\r\nAuthorization" not in b"".join(proxy.heads)
+    assert "Proxy-Authorization" not in server.visitors[0].request.headers
+
+
+@pytest.mark.parametrize("way", WAYS)
+async def test_plain_http_goes_through_the_proxy_as_well(
+    raw_server: Any, make_proxy: Any, reach: Reach, way: str
+) -> None:
+    server, proxy = await raw_server(), await make_proxy(CREDENTIALS)
+    await reach(way, seen_from_outside(server.url), through(proxy, CREDENTIALS))
+    assert proxy.asked
+
+
+@pytest.mark.parametrize("way", WAYS)
+async def test_a_proxy_may_be_reached_by_tls(
+    raw_server: Any, make_proxy: Any, reach: Reach, server_side: ssl.SSLContext, way: str
+) -> None:
+    server, proxy = await raw_server(tls=server_side), await make_proxy(tls=server_side)
+    await reach(way, seen_from_outside(server.url), SecretStr(f"https://127.0.0.1:{proxy.port}"))
+    assert proxy.asked
+
+
+@pytest.mark.parametrize("way", WAYS)
+async def test_a_proxy_cannot_stand_in_for_the_server(
+    raw_server: Any, make_proxy: Any, reach: Reach, server_side: ssl.SSLContext, way: str
+) -> None:
+    server, proxy = await raw_server(tls=server_side), await make_proxy()
+    with pytest.raises((TokenUnavailable, ConnectionFailed), match="server's certificate was not accepted"):
+        await reach(way, seen_from_outside(server.url), through(proxy), ca_file=None)
+    assert proxy.asked
+    assert server.visitors == []
+
+
+@pytest.mark.parametrize("way", WAYS)
+async def test_a_proxy_that_wants_other_credentials_is_told_in_words_and_refuses_no_token(
+    make_proxy: Any, reach: Reach, way: str
+) -> None:
+    proxy = await make_proxy(CREDENTIALS)
+    with pytest.raises(IngestorError, match="the proxy that the environment names: HTTP 407") as caught:
+        await reach(way, "https://provider.test", through(proxy, "somebody:else"))
+    assert not isinstance(caught.value, ConnectionRefused)
+    assert "else" not in str(caught.value)
+    assert caught.value.__context__ is None or caught.value.__suppress_context__
+
+
+@pytest.mark.parametrize("way", WAYS)
+async def test_a_proxy_that_is_not_there_is_told_in_words(reach: Reach, way: str) -> None:
+    with pytest.raises(IngestorError, match="the proxy that the environment names: connection refused"):
+        await reach(way, "https://provider.test", SecretStr("http://somebody:s3cret@127.0.0.1:9"))
+
+
+async def test_a_trickle_through_a_proxy_does_not_beat_the_deadline(
+    web_server: Serve, make_proxy: Any, server_side: ssl.SSLContext, certificate: Path
+) -> None:
+    async def trickle(_: bytes) -> AsyncIterator[bytes]:
+        yield b"HTTP/1.1 200 X\r\nContent-Type: text/html\r\n\r\n"
+        while True:
+            yield b" "
+            await asyncio.sleep(0.05)
+
+    server, proxy = await web_server(trickle, tls=server_side), await make_proxy()
+    login = asyncio.to_thread(
+        fetch,
+        f"{seen_from_outside(server.url)}/jwt",
+        KEY,
+        lifetime_seconds=60,
+        timeout_seconds=0.5,
+        ca_file=certificate,
+        proxy=through(proxy),
+    )
+    async with asyncio.timeout(3):
+        with pytest.raises(TokenUnavailable, match=r"within 0\.5 s"):
+            await login
+
+
+@pytest.mark.parametrize("way", WAYS)
+async def test_nothing_is_taken_from_the_environment_behind_the_configurations_back(
+    web_server: Serve, reach: Reach, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, way: str
+) -> None:
+    netrc = tmp_path / "netrc"
+    netrc.write_text("machine 127.0.0.1 login somebody password else\n")
+    monkeypatch.setenv("NETRC", str(netrc))
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    server = await web_server(http(404))
+    with pytest.raises(IngestorError, match="HTTP 404"):
+        await reach(way, server.url)
+    assert base64.b64encode(b"somebody:else") not in server.requests[0]
