@@ -1,5 +1,5 @@
 "use strict";
-// A provider in Node, for tests: one small server that runs on socket.io 1.x to 4.x.
+// A provider in Node, for tests: one small server that runs on socket.io 1.x to 4.x. On 0.9 it only listens.
 //
 //   node --max-http-header-size=65536 server.js FOLDER      (the folder that socket.io is installed in)
 //
@@ -32,12 +32,13 @@ function issue(settings) {
   return `${body}.${sign(body, settings.secret)}`;
 }
 
+const remainingMs = (token) => JSON.parse(Buffer.from(token.split(".")[1], "base64url")).exp * 1000 - Date.now();
+
 function complaint(token, settings) {
   if (!token) return "no token given";
   const [head, claims, signature] = token.split(".");
   if (signature !== sign(`${head}.${claims}`, settings.secret)) return "invalid signature";
-  const expired = JSON.parse(Buffer.from(claims, "base64url")).exp <= Date.now() / 1000;
-  return expired ? "jwt expired" : null;
+  return remainingMs(token) <= 0 ? "jwt expired" : null;
 }
 
 function answerLogin(request, response, settings) {
@@ -48,7 +49,7 @@ function answerLogin(request, response, settings) {
   const wanted = "Basic " + Buffer.from(`${settings.apiKey}:`).toString("base64");
   if (request.method !== "POST" || request.url !== "/jwt") return reply(404, refusal("No such endpoint"));
   if (request.headers.authorization !== wanted) return reply(401, refusal("Invalid API Key provided"));
-  tell("login");
+  tell("login", { at: Date.now() / 1000 });
   return reply(200, { token: issue(settings) });
 }
 
@@ -88,6 +89,7 @@ class Provider {
   connected(socket) {
     this.asked.set(socket, new Map());
     tell("connected", { sid: socket.id });
+    if (this.settings.kickExpired) setTimeout(() => socket.disconnect(), remainingMs(socket.handshake.query.token));
     socket.on("subscribe", (wanted, callback) => this.subscribe(socket, wanted, callback));
     socket.on("unsubscribe", (wanted, callback) => this.unsubscribe(socket, wanted, callback));
     socket.on("disconnect", (reason) => {
@@ -159,7 +161,8 @@ const commands = {
     provider.settings.secret = crypto.randomBytes(32).toString("hex");
   },
   stop(provider) {
-    provider.io.close();
+    if (provider.io.close) provider.io.close();
+    else commands.close(provider); // 1.0 cannot be closed as a whole
     setImmediate(() => process.exit(0));
   },
 };
@@ -170,8 +173,7 @@ function installedVersion() {
   return JSON.parse(fs.readFileSync(file, "utf8")).version;
 }
 
-function serve(settings) {
-  const server = http.createServer((request, response) => answerLogin(request, response, settings));
+function attach(server, settings) {
   const io = load("socket.io")(server, {
     pingInterval: settings.pingIntervalMs,
     pingTimeout: settings.pingTimeoutMs,
@@ -185,10 +187,15 @@ function serve(settings) {
     next(why ? new Error(why) : undefined);
   });
   io.on("connection", (socket) => provider.connected(socket));
-  server.listen(settings.port, "127.0.0.1", () => {
-    tell("listening", { port: server.address().port, version: installedVersion() });
-  });
   if (settings.intervalMs) setInterval(() => commands.emit(provider), settings.intervalMs);
+  return provider;
+}
+
+function serve(settings) {
+  const version = installedVersion();
+  const server = http.createServer((request, response) => answerLogin(request, response, settings));
+  const provider = version.startsWith("0.") ? load("socket.io").listen(server, { log: false }) : attach(server, settings);
+  server.listen(settings.port, "127.0.0.1", () => tell("listening", { port: server.address().port, version }));
   return provider;
 }
 

@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,8 +22,28 @@ from ingestor.provider.catalog import FEEDS, PATHS, base_name
 
 from .missing import missing
 
-# The last release of each generation that the provider may run; 1.x and 2.x speak Engine.IO 3.
-VERSIONS: Mapping[str, str] = {"1": "1.7.4", "2": "2.5.1", "4": "4.8.4"}
+# The first and the last release of each generation that the provider may run; 1.x and 2.x speak Engine.IO 3. And of the
+# one that we do not speak, the last.
+VERSIONS: Mapping[str, str] = {
+    "0.9": "0.9.19",
+    "1.0": "1.0.6",
+    "1": "1.7.4",
+    "2.0": "2.0.0",
+    "2": "2.5.1",
+    "3.0": "3.0.0",
+    "3": "3.1.2",
+    "4.0": "4.0.0",
+    "4": "4.8.4",
+}
+# What 1.0.6 depends on by addresses that are dead. The same code, more or less, was released under these names; the
+# server itself uses the first only.
+_OVERRIDES: Mapping[str, Mapping[str, str]] = {
+    "1.0.6": {
+        "emitter": "npm:component-emitter@1.1.2",
+        "xmlhttprequest": "npm:xmlhttprequest-ssl@1.5.5",
+        "global": "2.0.1",
+    }
+}
 START = datetime(2026, 1, 5, 14, 30, tzinfo=UTC)  # of bucket 0; a bucket is a minute
 TIMEOUT_SECONDS = 20
 _SERVER = Path(__file__).parent.parent / "peers" / "server.js"
@@ -64,6 +85,12 @@ def install(generation: str) -> Path:
     return folder
 
 
+def install_all() -> None:
+    """Each of them, side by side: npm mostly waits."""
+    with ThreadPoolExecutor(len(VERSIONS)) as pool:
+        list(pool.map(install, VERSIONS))
+
+
 def _cache() -> Path:
     named = os.environ.get("INGESTOR_TEST_CACHE")
     if named:
@@ -73,7 +100,7 @@ def _cache() -> Path:
 
 
 def _npm_install(folder: Path, version: str) -> None:
-    wanted = {"private": True, "dependencies": {"socket.io": version}}
+    wanted = {"private": True, "dependencies": {"socket.io": version}, "overrides": _OVERRIDES.get(version, {})}
     (folder / "package.json").write_text(json.dumps(wanted))
     quietly = ["--no-audit", "--no-fund", "--no-package-lock", "--ignore-scripts", "--loglevel=error"]
     try:
@@ -101,7 +128,8 @@ class Peer:
     """One Node server: ``async with Peer("2") as peer``. It may be stopped, killed and started again on its port.
 
     Every subscription is answered at once, and then every ``interval_seconds`` (None: when ``emit`` is called) with the
-    newest ``window_rows`` buckets, of which one is new each time.
+    newest ``window_rows`` buckets, of which one is new each time. ``kick_expired``: a socket is disconnected when its
+    token ends.
     """
 
     def __init__(
@@ -116,6 +144,7 @@ class Peer:
         lifetime_seconds: float = 3600,
         ping_interval_seconds: float = 25,
         ping_timeout_seconds: float = 20,
+        kick_expired: bool = False,
     ) -> None:
         self.version = VERSIONS[generation]
         self.api_key = secrets.token_hex(12)
@@ -133,6 +162,7 @@ class Peer:
             "lifetimeSeconds": lifetime_seconds,
             "pingIntervalMs": ping_interval_seconds * 1000,
             "pingTimeoutMs": ping_timeout_seconds * 1000,
+            "kickExpired": kick_expired,
             "apiKey": self.api_key,
             "secret": secrets.token_hex(32),
             "startMs": START.timestamp() * 1000,
