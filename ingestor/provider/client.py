@@ -60,7 +60,7 @@ class Listener(Protocol):
         """The provider reports an error; the connection goes on."""
 
     def refused(self, answer: object) -> None:
-        """The server does not let us in."""
+        """The server does not let us in; or it has, and reports an error as 1.x and 2.x do, in the same way."""
 
     def ended(self, cause: str, reason: str) -> None:
         """The socket is over; only the first call counts."""
@@ -305,11 +305,9 @@ class LeanClient(socketio.AsyncClient):  # type: ignore[misc]
             self._listener.ended("kicked", "the server disconnected the socket")
 
     async def _handle_error(self, namespace: str | None, data: Any) -> None:
-        if "/" in self.namespaces:  # 1.x and 2.x report errors of a live connection this way
-            self._listener.complaint("error", [data])
-            return
         self._listener.refused(data)
-        await super()._handle_error(namespace, data)
+        if "/" not in self.namespaces:  # else the library would take a live connection for a dead one
+            await super()._handle_error(namespace, data)
 
 
 class _Generation3Client(socketio.AsyncClient):  # type: ignore[misc]

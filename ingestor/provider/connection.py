@@ -31,6 +31,7 @@ from ingestor.provider.transport import Redirected, http_session, reason
 from ingestor.redaction import redactor
 
 OPEN_SECONDS = 30.0  # from the first packet to the server's CONNECT
+VERDICT_SECONDS = 0.1  # from that CONNECT to an ERROR that takes it back, on Socket.IO 1.x and 2.x
 ACK_SECONDS = 10.0
 IN_FLIGHT = 200  # subscriptions asked for and not yet answered
 CLOSE_SECONDS = 2.0  # for the other side to answer our closing; then the socket is cut
@@ -204,6 +205,10 @@ class Connection:
         self._record(Fact("provider_error", wall_us(), detail))
 
     def refused(self, answer: object) -> None:
+        if self.opened_at is not None:
+            self.complaint("error", [answer])
+            return
+        # Nothing was asked for yet, so it can only be about the connection.
         self._refusal = complaint_text(answer)
 
     def ended(self, cause: str, reason: str) -> None:
@@ -236,7 +241,14 @@ class Connection:
             await asyncio.wait({attempt})
             if not attempt.cancelled():
                 attempt.exception()
+        if self.dialect is Dialect.SOCKET_IO_2:
+            await self._verdict()
         self._guard()
+
+    async def _verdict(self) -> None:
+        """2.0.0 and 2.0.1 say CONNECT before they have looked at the token, and what they think of it right after."""
+        await asyncio.wait([self._end], timeout=VERDICT_SECONDS)
+        self._judge(None)
 
     async def _handshake(self, client: socketio.AsyncClient, token: Token) -> None:
         await client.connect(

@@ -233,18 +233,19 @@ async def test_what_the_sink_raises_ends_the_connection_and_reaches_whoever_wait
 @pytest.mark.parametrize(
     ("dialect", "said", "why"),
     [
-        pytest.param(Dialect.SOCKET_IO_4, '44{"message":"token expired"}', "token expired", id="4"),
-        pytest.param(Dialect.SOCKET_IO_2, '44"not authorized"', "not authorized", id="3, with an error packet"),
+        pytest.param(Dialect.SOCKET_IO_4, ['44{"message":"token expired"}'], "token expired", id="4"),
+        pytest.param(Dialect.SOCKET_IO_2, ['44"not authorized"'], "not authorized", id="3, with an error packet"),
+        pytest.param(Dialect.SOCKET_IO_2, ["40", '44"not authorized"'], "not authorized", id="3, after a CONNECT"),
     ],
 )
 async def test_a_refused_token_is_told_from_a_failure(
-    raw_server: Serve, make_connection: Make, token: Token, dialect: Dialect, said: str, why: str
+    raw_server: Serve, make_connection: Make, token: Token, dialect: Dialect, said: list[str], why: str
 ) -> None:
     async def talk(visitor: Visitor) -> None:
         await visitor.say(OPEN)
         if dialect is Dialect.SOCKET_IO_4:
             await visitor.until(lambda: visitor.heard)
-        await visitor.say(said)
+        await visitor.say(*said)
 
     server = await raw_server(talk, greets=False, generation=dialect.value)
     with pytest.raises(ConnectionRefused, match=why):
