@@ -1,4 +1,4 @@
-"""Real Node servers of every generation: connect, subscribe, receive, for longer than two ping windows."""
+"""Real Node servers of every generation, the first and the last release of each: what is told of one holds for all."""
 
 from __future__ import annotations
 
@@ -12,17 +12,30 @@ import pytest
 from pydantic import SecretStr
 
 from ingestor.config.model import Provider, Subscription
+from ingestor.errors import ConnectionRefused
+from ingestor.provider import group, token
+from ingestor.provider.backoff import Backoff
+from ingestor.provider.clock import boottime
+from ingestor.provider.connection import Connection
+from ingestor.provider.dialect import Dialect
 from ingestor.provider.supervisor import Supervisor
-from ingestor.provider.token import TokenSupply
+from ingestor.provider.token import Token, TokenSupply
 
-from ...support.peer import Peer
+from ...support.peer import VERSIONS, Peer
 from .raw import Memory
 
 pytestmark = pytest.mark.node
 PATH = "/real-time/crowd-sentiment"
+STREAM = "crowd-sentiment"
 SUBSCRIPTIONS = [Subscription(PATH, "get", {"ticker": ticker}) for ticker in ("AAPL", "TSLA", "ON")]
-GENERATIONS = [("1", "3"), ("2", "3"), ("4", "4")]  # Socket.IO's, Engine.IO's
+BOTH_SHAPES = [*SUBSCRIPTIONS[:2], Subscription(STREAM, "get", {"ticker": "AAPL"})]
+SPOKEN = [generation for generation in VERSIONS if not generation.startswith("0.")]
+DIFFERENT = ["1.0", "2", "4"]  # where only the protocol matters: binary framing, Engine.IO 3, Engine.IO 4
 Run = Callable[..., Awaitable[Supervisor]]
+
+
+def dialect_of(generation: str) -> Dialect:
+    return Dialect.SOCKET_IO_2 if generation < "3" else Dialect.SOCKET_IO_4
 
 
 @dataclass(frozen=True)
@@ -33,15 +46,23 @@ class Behind:
     api_key: str
 
 
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(group, "RECONNECT", Backoff(first_seconds=0.05, cap_seconds=0.2))
+    monkeypatch.setattr(token, "UNAVAILABLE", Backoff(first_seconds=0.1, cap_seconds=0.2))
+
+
 @pytest.fixture
 async def run_against(scheduler: Any, memory: Memory) -> AsyncIterator[Run]:
     """`await run_against(peer)`: a supervisor, running; its facts and frames are in ``memory``."""
     started: list[tuple[Supervisor, TokenSupply, asyncio.Task[None]]] = []
 
-    async def run(peer: Peer | Behind, **settings: Any) -> Supervisor:
+    async def run(
+        peer: Peer | Behind, subscriptions: list[Subscription] = SUBSCRIPTIONS, **settings: Any
+    ) -> Supervisor:
         provider = Provider.model_validate({"url": peer.url, **settings})
         tokens = TokenSupply(f"{peer.url}/jwt", SecretStr(peer.api_key), provider.token, scheduler, spacing_seconds=0.2)
-        supervisor = Supervisor(provider, SUBSCRIPTIONS, tokens, memory, memory.append)
+        supervisor = Supervisor(provider, subscriptions, tokens, memory, memory.append)
         started.append((supervisor, tokens, asyncio.create_task(supervisor.run())))
         return supervisor
 
@@ -56,35 +77,94 @@ def live(memory: Memory) -> int:
     return sum(len(fact.subscriptions) for fact in memory.facts("subscribed"))
 
 
-def rows_of(memory: Memory) -> list[Any]:
-    return [json.loads(text[2:])[1] for text in memory.texts]
+# --- every release ---
 
 
-@pytest.mark.parametrize(("generation", "dialect"), GENERATIONS)
-async def test_every_frame_arrives_once_and_in_order_for_longer_than_two_ping_windows(
-    memory: Memory, socketio_peer: Any, run_against: Run, generation: str, dialect: str
+@pytest.mark.parametrize("generation", SPOKEN)
+async def test_it_is_recognised_and_both_shapes_arrive_as_the_text_that_was_sent(
+    memory: Memory, socketio_peer: Any, run_against: Run, generation: str
 ) -> None:
-    peer = await socketio_peer(generation, ping_interval_seconds=0.6, ping_timeout_seconds=0.4)
-    supervisor = await run_against(peer)
-    await memory.until(lambda: live(memory) == 3)
-    await asyncio.sleep(2.6)
+    peer = await socketio_peer(generation)
+    supervisor = await run_against(peer, BOTH_SHAPES)
+    await memory.until(lambda: live(memory) == len(BOTH_SHAPES))
+    enough = len(memory.frames) + 10
+    await memory.until(lambda: len(memory.frames) > enough)
     await supervisor.stop()
-    (group,) = supervisor.status().groups
-    assert memory.facts("disconnected", "connect_failed") == []
-    assert memory.facts("connected")[0].detail["dialect"] == dialect
-    assert group.frames == len(memory.frames) > 60
-    received = rows_of(memory)
-    # What was on its way when we closed was not received: the rest, in the order in which it was sent.
-    assert received == [emission.rows for emission in peer.emitted][: len(received)]
-    assert len(peer.emitted) - len(received) < 10
+    await peer.emit()  # by now it has told of all that it had sent
+    assert {fact.detail["dialect"] for fact in memory.facts("connected")} == {dialect_of(generation).value}
+    assert memory.facts("disconnected", "connect_failed", "refused", "provider_error") == []
+    for path, event in ((PATH, "res"), (STREAM, "data")):
+        texts = [frame.text for frame in memory.frames if (frame.path, frame.event) == (path, event)]
+        rows = [emission.rows for emission in peer.emitted if emission.path == path]
+        # What was on its way when we closed was not received: the rest, in the order in which it was sent.
+        assert [_rows(event, text) for text in texts] == rows[: len(texts)]
+        assert 3 < len(texts) > len(rows) - 10
 
 
-@pytest.mark.parametrize(("generation", "dialect"), GENERATIONS)
-async def test_a_refused_token_is_replaced_and_the_connection_made(
-    memory: Memory, socketio_peer: Any, run_against: Run, generation: str, dialect: str
+def _rows(event: str, text: str) -> Any:
+    assert text.startswith(f'42["{event}",')
+    payload = json.loads(text[2:])[1]
+    return payload["results"] if event == "data" else payload
+
+
+@pytest.mark.parametrize("generation", SPOKEN)
+async def test_a_bad_token_is_refused_in_the_servers_words(
+    make_connection: Callable[..., Connection], socketio_peer: Any, generation: str
 ) -> None:
-    peer = await socketio_peer(generation, lifetime_seconds=3600)
-    supervisor = await run_against(peer, protocol=dialect)
+    peer = await socketio_peer(generation)
+    bad = Token(value="e30.e30.e30", fetched_at=boottime(), life_seconds=3600)
+    with pytest.raises(ConnectionRefused, match="invalid signature"):
+        await make_connection(peer.url, dialect_of(generation)).open(bad)
+
+
+@pytest.mark.parametrize("generation", SPOKEN)
+async def test_every_end_is_noticed_and_followed_by_a_new_connection(
+    memory: Memory, socketio_peer: Any, run_against: Run, generation: str
+) -> None:
+    peer = await socketio_peer(generation)
+    supervisor = await run_against(peer)
+    for ends, end in enumerate(("kick", "close", "reset", "stop", "kill"), start=1):
+        await memory.until(lambda: live(memory) == ends * len(SUBSCRIPTIONS))  # noqa: B023 - is waited for here
+        if end in ("stop", "kill"):
+            await getattr(peer, end)()
+            await peer.start()
+        else:
+            await peer.do(end)
+    await memory.until(lambda: live(memory) == 6 * len(SUBSCRIPTIONS))
+    assert len(memory.facts("disconnected")) == 5
+    assert supervisor.status().groups[0].reconnects["kicked"] == 1
+    assert peer.count("login") == 1
+
+
+async def test_socket_io_0_9_is_named_and_not_spoken_to(memory: Memory, socketio_peer: Any, run_against: Run) -> None:
+    peer = await socketio_peer("0.9")
+    await run_against(peer)
+    await memory.until(lambda: memory.facts("connect_failed"))
+    reason = memory.facts("connect_failed")[0].detail["reason"]
+    assert reason == "the server speaks Socket.IO 0.9, which we do not; it takes 1.0 or later"
+
+
+# --- every protocol ---
+
+
+@pytest.mark.parametrize("generation", DIFFERENT)
+async def test_a_connection_lasts_for_longer_than_two_ping_windows(
+    memory: Memory, socketio_peer: Any, run_against: Run, generation: str
+) -> None:
+    peer = await socketio_peer(generation, ping_interval_seconds=0.4, ping_timeout_seconds=0.3)
+    await run_against(peer, protocol=dialect_of(generation).value)
+    await memory.until(lambda: live(memory) == 3)
+    await asyncio.sleep(1.6)
+    assert memory.facts("disconnected", "connect_failed") == []
+    assert peer.count("disconnected") == 0
+
+
+@pytest.mark.parametrize("generation", [*DIFFERENT, "2.0"])
+async def test_a_refused_token_is_replaced_and_the_connection_made(
+    memory: Memory, socketio_peer: Any, run_against: Run, generation: str
+) -> None:
+    peer = await socketio_peer(generation)
+    supervisor = await run_against(peer, protocol=dialect_of(generation).value)
     await memory.until(lambda: live(memory) == 3)
     await peer.do("revoke")
     await peer.do("kick")
@@ -94,53 +174,42 @@ async def test_a_refused_token_is_replaced_and_the_connection_made(
     assert supervisor.status().groups[0].reconnects == {"kicked": 1}
 
 
-@pytest.mark.parametrize(("generation", "dialect"), GENERATIONS)
-@pytest.mark.parametrize("how", ["kick", "close", "reset"])
-async def test_every_end_is_followed_by_a_new_connection(
-    memory: Memory, socketio_peer: Any, run_against: Run, generation: str, dialect: str, how: str
-) -> None:
-    peer = await socketio_peer(generation)
-    await run_against(peer, protocol=dialect)
-    await memory.until(lambda: live(memory) == 3)
-    await peer.do(how)
-    await memory.until(lambda: live(memory) == 6)
-    assert len(memory.facts("disconnected")) == 1
-
-
-@pytest.mark.parametrize(("generation", "dialect"), GENERATIONS)
+@pytest.mark.parametrize("generation", DIFFERENT)
 async def test_a_refused_subscription_does_not_concern_the_others(
-    memory: Memory, socketio_peer: Any, run_against: Run, generation: str, dialect: str
+    memory: Memory, socketio_peer: Any, run_against: Run, generation: str
 ) -> None:
     peer = await socketio_peer(generation)
     await peer.do("refuse", name="TSLA", message="not yours")
-    await run_against(peer, protocol=dialect)
+    await run_against(peer)
     await memory.until(lambda: live(memory) == 2 and memory.facts("refused"))
     (refused,) = memory.facts("refused")
     assert "not yours" in refused.detail["reason"]
     assert [key[2] for key in refused.subscriptions] == ['{"ticker":"TSLA"}']
 
 
-@pytest.mark.parametrize(("generation", "dialect"), GENERATIONS)
+@pytest.mark.parametrize("generation", DIFFERENT)
 async def test_an_event_that_wants_an_acknowledgement_gets_one(
-    memory: Memory, socketio_peer: Any, run_against: Run, generation: str, dialect: str
+    memory: Memory, socketio_peer: Any, run_against: Run, generation: str
 ) -> None:
     peer = await socketio_peer(generation, interval_seconds=None)
-    await run_against(peer, protocol=dialect)
+    await run_against(peer)
     await memory.until(lambda: live(memory) == 3)
     await peer.do("ask")
     await peer.until(lambda: peer.count("acknowledged"))
 
 
-@pytest.mark.parametrize(("generation", "dialect"), GENERATIONS)
-async def test_a_silent_server_is_noticed_within_the_ping_window(
-    memory: Memory, socketio_peer: Any, run_against: Run, tcp_proxy: Any, generation: str, dialect: str
+@pytest.mark.parametrize("generation", DIFFERENT)
+async def test_a_silent_server_is_noticed_within_the_ping_window_and_a_second(
+    memory: Memory, socketio_peer: Any, run_against: Run, tcp_proxy: Any, generation: str
 ) -> None:
     peer = await socketio_peer(generation, ping_interval_seconds=0.6, ping_timeout_seconds=0.4)
     proxy = await tcp_proxy(peer.url)
-    supervisor = await run_against(Behind(proxy.url, peer.api_key), protocol=dialect)
+    supervisor = await run_against(Behind(proxy.url, peer.api_key))
     await memory.until(lambda: live(memory) == 3)
     proxy.half_open = True
-    silent_from = asyncio.get_running_loop().time()
+    silent_from = boottime()
     await memory.until(lambda: memory.facts("disconnected"))
-    assert asyncio.get_running_loop().time() - silent_from < 1.6
+    noticed_after = boottime() - silent_from
+    print(f"noticed after {noticed_after:.2f} s")
+    assert noticed_after < 0.6 + 0.4 + 1
     assert supervisor.status().groups[0].reconnects == {"mute": 1}

@@ -111,7 +111,7 @@ async def test_what_the_config_says_is_not_asked_about(protocol: Any, chosen: Di
 
 
 @pytest.mark.node
-@pytest.mark.parametrize("generation", ["1", "2"])
+@pytest.mark.parametrize("generation", ["1.0", "2.0", "2"])
 async def test_the_probe_leaves_nobody_behind(generation: str, socketio_peer: Callable[..., Any]) -> None:
     peer = await socketio_peer(generation)  # whose pings would run out after three quarters of a minute
     await probe(peer.url, (await login(peer.url, peer.api_key)), None)
