@@ -28,7 +28,10 @@ from ingestor.lock import Lock
 from ingestor.ops import logs
 from ingestor.ops.metrics import Metrics
 from ingestor.ops.notify import Systemd, feed_watchdog, watchdog_seconds
+from ingestor.ops.history import History
 from ingestor.ops.status import Status, Troubles, healthy
+from ingestor.ops.strips import LastDay, Span
+from ingestor.ops.values import Values
 from ingestor.ops.web import Web
 from ingestor.pipeline.batch import BatchPolicy
 from ingestor.pipeline.chunks import SpoolUnreadable
@@ -39,12 +42,13 @@ from ingestor.pipeline.retry import frame_of
 from ingestor.pipeline.spool import Spool
 from ingestor.pipeline.writer import Writer
 from ingestor.provider import catalog
-from ingestor.provider.clock import interruption, tick, wall_us
+from ingestor.provider.clock import boottime, interruption, tick, wall_us
 from ingestor.provider.supervisor import Supervisor
 from ingestor.provider.token import TokenSupply
 from ingestor.store import migrate, query
 from ingestor.store.database import Database, Instance
 from ingestor.store.engine import Engine, connect, sqlite_path, translated
+from ingestor.store.opening import opened
 from ingestor.store.retention import Retention
 
 HEARTBEAT_SECONDS = 5.0
@@ -52,6 +56,7 @@ DRAIN_SECONDS = 9.0
 LAST_WORD_SECONDS = 1.0  # for the transaction under way; what hangs longer is left to the database to roll back
 SPOOL_LOOK_SECONDS = 0.25
 CLOCK_LOOK_SECONDS = 1.0
+HISTORY_LOOK_SECONDS = 1.0
 RETENTION_SECONDS = 600.0  # between sweeps
 FIRST_RETENTION_SECONDS = 60.0  # after the start, and after a step of the clock: what waits there is more urgent
 
@@ -73,6 +78,7 @@ class Service:
         )
         self._engine = connect(config.database.url.get_secret_value())
         self._troubles = Troubles()
+        self._values, self._history = Values(), History()
         self._metrics = Metrics(self.status)
         self._listeners: list[Callable[[Fact], None]] = [logs.log_fact, self._metrics.listen, self._troubles.listen]
         self._writer = build_writer(
@@ -80,6 +86,7 @@ class Service:
             self._spool,
             self._engine,
             on_batch=self._metrics.batch,
+            on_rows=self._values.learn,
             on_outage=_warn_of_outage,
             on_lost=self._tell_of_loss,
         )
@@ -100,9 +107,15 @@ class Service:
         self._loop.add_signal_handler(signal.SIGHUP, log.warning, "SIGHUP: there is no reload yet; restart instead")
         async with AsyncExitStack() as stack:
             self._build(stack)
-            web = await stack.enter_async_context(
-                Web(self._config.http.listen, snapshot=self.status, metrics=self._metrics)
+            web = Web(
+                self._config.http.listen,
+                snapshot=self.status,
+                metrics=self._metrics,
+                values=self._values,
+                history=lambda: self._history.to_json(boottime()),
+                coverage=LastDay(self._covered).to_json,
             )
+            await stack.enter_async_context(web)
             self.url = web.url
             await stack.enter_async_context(Control(self._config.spool.path, self._handlers()))
             self._thread.start()
@@ -159,6 +172,7 @@ class Service:
         self._start(self._beat(), "heartbeat")
         self._start(self._watch_clocks(), "clocks")
         self._start(self._watch_spool(), "spool level")
+        self._start(self._keep_history(), "history")
         seconds = watchdog_seconds()
         if seconds:
             self._start(feed_watchdog(self._systemd, seconds, lambda: healthy(self.status()).ok), "watchdog")
@@ -314,6 +328,14 @@ class Service:
                 await self._on_fill(before, level)
             await asyncio.sleep(SPOOL_LOOK_SECONDS)
 
+    async def _keep_history(self) -> None:
+        while True:
+            lag_seconds = snapshot.lag_seconds(self._writer.status, datetime.now(UTC))
+            self._history.look(
+                boottime(), head_seq=self._spool.head, waiting=self._spool.entries, lag_seconds=lag_seconds
+            )
+            await asyncio.sleep(HISTORY_LOOK_SECONDS)
+
     async def _on_fill(self, before: Fill, level: Fill) -> None:
         used_percent = round(100 * self._spool.live_bytes / self._spool.max_bytes, 1)
         what = "the spool fills" if level > before else "the spool drains"
@@ -329,6 +351,12 @@ class Service:
     def status(self) -> Status:
         """The daemon now. Called in the loop, once ``run`` has begun."""
         return snapshot.take(self._parts)
+
+    def _covered(self, since: datetime) -> Iterator[Span]:
+        """In a thread of its own: coverage of this instance, as the database has it."""
+        with opened(self._config.database.url.get_secret_value()) as engine:
+            for record in query.coverage_since(engine, self._spool.spool_id, since):
+                yield Span(**record)
 
 
 def past(spool: Spool, config: Config) -> Iterator[Fact]:

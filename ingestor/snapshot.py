@@ -6,20 +6,27 @@ import json
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from typing import TypeAlias
 
 from ingestor import __version__
-from ingestor.config import Config
+from ingestor.config import Config, Subscription
 from ingestor.ops import status as ops
+from ingestor.pipeline.entry import SubscriptionKey
 from ingestor.pipeline.spool import Spool
 from ingestor.pipeline.writer import WriterStatus
 from ingestor.provider import supervisor as provider
 from ingestor.provider.catalog import feed_name
+from ingestor.provider.coverage import Standing
 from ingestor.provider.group import GroupStatus
 from ingestor.provider.token import TokenStatus
 
 SPOOL_PULSE_SECONDS = 30.0  # its thread syncs a heartbeat every five
+
+
+# What was last said of each subscription, and for which standing: of thousands, few change between two looks.
+Told: TypeAlias = dict[SubscriptionKey, tuple[Standing | None, ops.Subscription]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,6 +42,7 @@ class Parts:
     receive: Callable[[], provider.Status]
     tokens: Callable[[], TokenStatus]
     troubles: ops.Troubles
+    told: Told = field(default_factory=dict)
 
 
 def take(parts: Parts) -> ops.Status:
@@ -50,7 +58,7 @@ def take(parts: Parts) -> ops.Status:
         started_at=parts.started_at,
         config_sha256=parts.config.sha256,
         connections=tuple(_connection(group) for group in receive.groups),
-        subscriptions=_subscriptions(parts.config, receive),
+        subscriptions=_subscriptions(parts.config, receive, parts.told),
         spool=_spool(parts.spool, writer, now),
         database=_database(parts.database_kind, writer, now),
         rows=ops.Rows(
@@ -81,21 +89,28 @@ def _connection(group: GroupStatus) -> ops.Connection:
     )
 
 
-def _subscriptions(config: Config, receive: provider.Status) -> tuple[ops.Subscription, ...]:
+def _subscriptions(config: Config, receive: provider.Status, told: Told) -> tuple[ops.Subscription, ...]:
+    if len(told) > len(config.subscriptions):
+        told.clear()  # some are not wanted any more
     found = []
     for one in config.subscriptions:
-        standing = receive.subscriptions.get(one.key)
-        found.append(
-            ops.Subscription(
-                path=one.path,
-                params=one.key[2],
-                feed=feed_name(one.path, one.params),
-                state=standing.state if standing else "pending",
-                since=_moment(standing.since_us) if standing else None,
-                reason=(standing.reason or None) if standing else None,
-            )
-        )
+        key, standing = one.key, receive.subscriptions.get(one.key)
+        known = told.get(key)
+        if known is None or known[0] is not standing:
+            known = told[key] = (standing, _subscription(one, standing))
+        found.append(known[1])
     return tuple(found)
+
+
+def _subscription(one: Subscription, standing: Standing | None) -> ops.Subscription:
+    return ops.Subscription(
+        path=one.path,
+        params=one.key[2],
+        feed=feed_name(one.path, one.params),
+        state=standing.state if standing else "pending",
+        since=_moment(standing.since_us) if standing else None,
+        reason=(standing.reason or None) if standing else None,
+    )
 
 
 def _spool(spool: Spool, writer: WriterStatus, now: datetime) -> ops.Spool:
@@ -106,7 +121,7 @@ def _spool(spool: Spool, writer: WriterStatus, now: datetime) -> ops.Spool:
         head_seq=spool.head,
         durable_seq=spool.synced,
         acked_seq=spool.acked,
-        oldest_age_seconds=_age_seconds(writer, now),
+        oldest_age_seconds=lag_seconds(writer, now),
     )
 
 
@@ -116,7 +131,7 @@ def _database(kind: str, writer: WriterStatus, now: datetime) -> ops.Database:
         kind=kind,
         position=writer.position,
         last_commit_at=datetime.fromtimestamp(writer.committed_at, UTC) if writer.committed_at else None,
-        lag_seconds=_age_seconds(writer, now),
+        lag_seconds=lag_seconds(writer, now),
         last_error=writer.error,
     )
 
@@ -135,7 +150,8 @@ def _spool_pulse(spool: Spool) -> ops.Pulse:
     return ops.Pulse(name="the spool's thread", age_seconds=age, limit_seconds=SPOOL_PULSE_SECONDS)
 
 
-def _age_seconds(writer: WriterStatus, now: datetime) -> float:
+def lag_seconds(writer: WriterStatus, now: datetime) -> float:
+    """How long the oldest entry has waited for its commit; 0 if none waits."""
     oldest = _moment(writer.oldest_us)
     return max((now - oldest).total_seconds(), 0.0) if oldest else 0.0
 

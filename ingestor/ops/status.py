@@ -6,6 +6,7 @@ Knows nothing of who fills it (the service) or shows it (web, metrics, cli).
 
 from __future__ import annotations
 
+import functools
 from collections import deque
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -165,8 +166,12 @@ class Status:
     last_errors: tuple[Trouble, ...] = ()
 
     def to_json(self) -> bytes:
-        """As status.json: texts that came from outside are scrubbed of secrets once more on their way out."""
-        return msgspec.json.encode(_scrubbed(self))
+        """As status.json, with both verdicts in it.
+
+        Texts that came from outside are scrubbed of secrets once more on their way out.
+        """
+        verdicts = b',"healthy":%b,"ready":%b}' % (healthy(self).to_json(), ready(self).to_json())
+        return msgspec.json.encode(_scrubbed(self)).removesuffix(b"}") + verdicts
 
     @classmethod
     def from_json(cls, body: bytes) -> Status:
@@ -240,18 +245,18 @@ def _told(fact: Fact) -> str:
     return ", ".join(f"{key}: {value}" for key, value in fact.detail.items())
 
 
-def _scrub(text: str | None) -> str | None:
-    return text and redactor.scrub(text)
-
-
 def _scrubbed(status: Status) -> Status:
-    # Only what outsiders wrote: ten thousand subscriptions' own texts would hold up the event loop for nothing.
+    # Only what outsiders wrote, and every text once: thousands of subscriptions have the same reason.
+    scrub = functools.cache(redactor.scrub)
     return replace(
         status,
-        connections=tuple(replace(one, last_error=_scrub(one.last_error)) for one in status.connections),
-        subscriptions=tuple(
-            replace(one, reason=_scrub(one.reason)) if one.reason else one for one in status.subscriptions
+        connections=tuple(
+            replace(one, last_error=one.last_error and scrub(one.last_error)) for one in status.connections
         ),
-        database=replace(status.database, last_error=_scrub(status.database.last_error)),
-        last_errors=tuple(replace(one, text=redactor.scrub(one.text)) for one in status.last_errors),
+        subscriptions=tuple(
+            one if not one.reason or scrub(one.reason) == one.reason else replace(one, reason=scrub(one.reason))
+            for one in status.subscriptions
+        ),
+        database=replace(status.database, last_error=status.database.last_error and scrub(status.database.last_error)),
+        last_errors=tuple(replace(one, text=scrub(one.text)) for one in status.last_errors),
     )

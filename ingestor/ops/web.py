@@ -1,16 +1,17 @@
-"""The status port: /healthz, /readyz, /metrics, /status.json and a small page. Reads only, and for this machine.
+"""The status port: /healthz, /readyz, /metrics, and the status page with what it shows. Reads only, for this machine.
 
 The daemon never depends on it: a port that is taken costs the page, not the data.
 """
 
 from __future__ import annotations
 
-import html
+import asyncio
 import ipaddress
 import logging
 import os
 import re
 from collections.abc import Callable
+from pathlib import Path
 from types import TracebackType
 
 from aiohttp import web
@@ -21,36 +22,56 @@ from ingestor.config import Listen
 from ingestor.config.urls import is_loopback
 from ingestor.ops.metrics import Metrics
 from ingestor.ops.status import Status, Verdict, healthy, ready
+from ingestor.ops.values import Values
 
 log = logging.getLogger(__name__)
 
 _HEADERS = {
-    "Content-Security-Policy": "default-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self';"
+    " connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none';"
+    " require-trusted-types-for 'script'; trusted-types 'none'",
     "X-Content-Type-Options": "nosniff",
     "Cross-Origin-Resource-Policy": "same-origin",
     "Referrer-Policy": "no-referrer",
     "Cache-Control": "no-store",
     "Server": "ingestor",  # the default names the library's version
 }
+_TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
+_FILES = {file.name: file.read_bytes() for file in sorted((Path(__file__).parent / "page").iterdir())}
+_COMPRESSED_ASIDE_BYTES = 4096  # what is longer is compressed in a thread
 _HOST = re.compile(r"(?:\[([0-9a-f:.]+)\]|([^\[\]:@/\s]+))(?::\d{1,5})?")
 
 
 class Web:
     """An HTTP server for as long as the block lasts. ``url`` is None if the port could not be had."""
 
-    def __init__(self, listen: Listen, *, snapshot: Callable[[], Status], metrics: Metrics) -> None:
+    def __init__(
+        self,
+        listen: Listen,
+        *,
+        snapshot: Callable[[], Status],
+        metrics: Metrics,
+        values: Values,
+        history: Callable[[], bytes],
+        coverage: Callable[[], bytes],
+    ) -> None:
+        """``history`` and ``coverage`` give the JSON of that name, at once."""
         self.url: str | None = None
         self._listen = listen
-        pages = _Pages(snapshot)
+        pages = _Pages(snapshot, values)
         app = web.Application(middlewares=[_guard(listen.host)], client_max_size=1024)
         app.on_response_prepare.append(_harden)
         app.add_routes(
             [
-                web.get("/", pages.index),
                 web.get("/healthz", pages.healthz),
                 web.get("/readyz", pages.readyz),
                 web.get("/status.json", pages.status),
+                web.get("/values.json", pages.values),
+                web.get("/history.json", _json(history)),
+                web.get("/coverage.json", _json(coverage)),
                 web.get("/metrics", make_aiohttp_handler(metrics.registry, disable_compression=True)),
+                web.get("/", _file("page.html")),
+                *(web.get(f"/{name}", _file(name)) for name in _FILES),
             ]
         )
         self._runner = web.AppRunner(
@@ -98,20 +119,26 @@ class Web:
 
 
 class _Pages:
-    def __init__(self, snapshot: Callable[[], Status]) -> None:
+    """What is made anew for each request. Of thousands of subscriptions it takes a while: in a thread."""
+
+    def __init__(self, snapshot: Callable[[], Status], values: Values) -> None:
         self._snapshot = snapshot
+        self._values = values
 
     async def healthz(self, request: web.Request) -> web.Response:
-        return _answer(healthy(self._snapshot()))
+        return _verdict(healthy(self._snapshot()))
 
     async def readyz(self, request: web.Request) -> web.Response:
-        return _answer(ready(self._snapshot()))
+        return _verdict(ready(self._snapshot()))
 
     async def status(self, request: web.Request) -> web.Response:
-        return web.Response(body=self._snapshot().to_json(), content_type="application/json")
+        return _answer(await asyncio.to_thread(self._snapshot().to_json))
 
-    async def index(self, request: web.Request) -> web.Response:
-        return web.Response(text=page(self._snapshot()), content_type="text/html")
+    async def values(self, request: web.Request) -> web.Response:
+        after = request.query.get("after", "0")
+        if not (after.isascii() and after.isdigit() and len(after) <= 18):
+            raise web.HTTPBadRequest(text="400: after is the version that a former answer named\n")
+        return _answer(await asyncio.to_thread(self._values.since, int(after)))
 
 
 def host_allowed(header: str, listen_host: str) -> bool:
@@ -132,30 +159,30 @@ def host_allowed(header: str, listen_host: str) -> bool:
     return True
 
 
-def page(status: Status) -> str:
-    """The front page: the state in a few lines, and where the rest is."""
-    verdict = ready(status)
-    connected = sum(connection.connected for connection in status.connections)
-    lines = (
-        f"ingestor {status.version}, instance {status.instance}",
-        "ready" if verdict.ok else "not ready: " + "; ".join(verdict.reasons),
-        f"connections: {connected} of {len(status.connections)}; subscriptions: {len(status.subscriptions)}",
-        f"rows: {status.rows.new} new, {status.rows.revised} revised, {status.rows.duplicate} duplicate, "
-        f"{status.rows.dead} dead; spool: {status.spool.entries} entries",
+def _answer(body: bytes, status: int = 200) -> web.Response:
+    response = web.Response(
+        status=status, body=body, content_type="application/json", zlib_executor_size=_COMPRESSED_ASIDE_BYTES
     )
-    links = "\n".join(
-        f'<li><a href="{path}">{path}</a></li>' for path in ("/status.json", "/metrics", "/healthz", "/readyz")
-    )
-    text = "\n".join(f"<p>{html.escape(line)}</p>" for line in lines)
-    return (
-        f'<!doctype html>\n<html lang="en"><meta charset="utf-8"><title>ingestor</title>\n'
-        f"{text}\n<ul>\n{links}\n</ul>\n</html>\n"
-    )
+    response.enable_compression()  # if the browser likes; the page is also looked at from afar, through a tunnel
+    return response
 
 
-def _answer(verdict: Verdict) -> web.Response:
-    status = 200 if verdict.ok else 503
-    return web.Response(status=status, body=verdict.to_json(), content_type="application/json")
+def _verdict(verdict: Verdict) -> web.Response:
+    return _answer(verdict.to_json(), 200 if verdict.ok else 503)
+
+
+def _json(made: Callable[[], bytes]) -> Handler:
+    async def answer(request: web.Request) -> web.Response:
+        return _answer(made())
+
+    return answer
+
+
+def _file(name: str) -> Handler:
+    async def answer(request: web.Request) -> web.Response:
+        return web.Response(body=_FILES[name], content_type=_TYPES[Path(name).suffix], charset="utf-8")
+
+    return answer
 
 
 def _guard(listen_host: str) -> Middleware:

@@ -6,7 +6,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import tenacity
@@ -19,7 +19,7 @@ from ingestor.pipeline.decode import Decoder
 from ingestor.pipeline.entry import Entry, Frame
 from ingestor.pipeline.known import KnownValues
 from ingestor.pipeline.spool import Spool
-from ingestor.store.batch import Batch, Written
+from ingestor.store.batch import Batch, Row, Written
 from ingestor.store.database import Database, Instance
 from ingestor.store.retention import Retention, Step
 
@@ -64,6 +64,7 @@ class Writer:
         keep_payloads: bool = True,
         retention: Retention | None = None,
         on_batch: Callable[[float], None] = lambda _seconds: None,
+        on_rows: Callable[[Sequence[Row]], None] = lambda _rows: None,
         on_outage: Callable[[str, float], None] = lambda _error, _delay_seconds: None,
         on_lost: Callable[[int], None] = lambda _position: None,
     ) -> None:
@@ -77,6 +78,7 @@ class Writer:
         self._keep_payloads = keep_payloads
         self._retention = retention
         self._on_batch = on_batch
+        self._on_rows = on_rows
         self._on_outage = on_outage
         self._on_lost = on_lost
         self._waiting: deque[Entry] = deque()  # read, not yet in a batch
@@ -196,6 +198,7 @@ class Writer:
             self._known.forget()
             raise
         self._known.learn(batch.rows, written.disputed, time.monotonic())
+        self._on_rows(batch.rows)
         self._count(batch, written, time.monotonic() - started)
 
     def _count(self, batch: Batch, written: Written, seconds: float) -> None:

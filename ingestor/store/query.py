@@ -1,4 +1,4 @@
-"""What ``status`` and ``tail`` read. Changes nothing, and works on an engine that may not."""
+"""What ``status``, ``tail`` and the status page read. Changes nothing, and works on an engine that may not."""
 
 from __future__ import annotations
 
@@ -68,6 +68,27 @@ def dead_letters(
         query = query.where(c.dead_letter_id.in_(ids))
     elif not all_:
         query = query.where(c.retried_at.is_(None))
+    with translated(), engine.connect() as connection:
+        return _records(connection, query)
+
+
+def coverage_since(engine: Engine, spool_id: str, since: datetime, limit: int = 20_000) -> list[Record]:
+    """Which states the subscriptions of an instance have been in since then: the newest spans, with how many shared it.
+
+    Columns: feed, state, from_at, to_at, subscriptions. Reads all of the instance's coverage. Raises
+    DatabaseUnavailable.
+    """
+    c, s, i = views.coverage_intervals.c, schema.subscriptions.c, schema.instances.c
+    span = (s.feed, c.state, c.from_at, c.to_at)
+    query = (
+        select(*span, func.count().label("subscriptions"))
+        .join(schema.subscriptions, s.subscription_id == c.subscription_id)
+        .join(schema.instances, i.instance_id == c.instance_id)
+        .where(i.spool_id == spool_id, c.to_at > since)
+        .group_by(*span)
+        .order_by(c.to_at.desc())
+        .limit(limit)
+    )
     with translated(), engine.connect() as connection:
         return _records(connection, query)
 

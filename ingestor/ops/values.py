@@ -1,0 +1,137 @@
+"""The last values of each ticker, in memory, for the status page. Bounded; fed by the writer once a batch.
+
+What stands here was committed by this run of the daemon. Knows nothing of databases.
+"""
+
+from __future__ import annotations
+
+import threading
+from array import array
+from bisect import bisect_left
+from collections.abc import Iterable
+from typing import Protocol
+
+import msgspec
+
+KEEP = 60  # values of a trace
+CAPACITY = 10_000  # traces: some 15 MB
+LEVELS = "0123456789abcdefghijklmnopqrstuvwxyz"  # of a value between the least and the greatest of its trace
+
+
+class Row(Protocol):
+    """What is wanted of a row that was committed."""
+
+    @property
+    def series(self) -> tuple[str, str, str, str]: ...  # (feed, metric, ticker, user_id)
+    @property
+    def ts_us(self) -> int: ...
+    @property
+    def value(self) -> float: ...
+    @property
+    def received_us(self) -> int: ...
+
+
+class Trace:
+    """One feed's newest values of one ticker, by the provider's clock. Of several metrics the first that came."""
+
+    __slots__ = ("metric", "received_us", "restated", "rows", "stamps", "values", "version")
+
+    def __init__(self, metric: str) -> None:
+        self.metric = metric
+        self.stamps = array("q")  # ascending, µs since the epoch
+        self.values = array("d")
+        self.received_us = 0
+        self.rows = 0
+        self.restated = 0
+        self.version = 0
+
+    def copied(self) -> tuple[str, int, int, int, int, array[float]]:
+        """Its metric, ts and receipt of the newest value, rows, those of them that were restated, and its values."""
+        return self.metric, self.stamps[-1], self.received_us, self.rows, self.restated, self.values[:]
+
+    def take(self, ts_us: int, value: float) -> bool:
+        """Put a value into its place, unless all that is kept is newer; whether it says a known ts anew."""
+        stamps, values = self.stamps, self.values
+        place = bisect_left(stamps, ts_us) if stamps and ts_us <= stamps[-1] else len(stamps)
+        if place < len(stamps) and stamps[place] == ts_us:
+            restated = values[place] != value
+            values[place] = value
+            return restated
+        if place or len(stamps) < KEEP:
+            stamps.insert(place, ts_us)
+            values.insert(place, value)
+        if len(stamps) > KEEP:
+            del stamps[0], values[0]
+        return False
+
+
+class Line(msgspec.Struct, array_like=True, frozen=True):
+    """A trace at one moment, as values.json has it: a list. Stamps are milliseconds since the epoch, UTC."""
+
+    feed: str
+    ticker: str
+    metric: str
+    ts_ms: int
+    received_ms: int
+    rows: int
+    restated: int
+    value: float
+    least: float
+    greatest: float
+    levels: str  # one character of LEVELS for each value, the newest last
+
+
+class Values:
+    """All traces. The writer's thread learns, any other may ask."""
+
+    def __init__(self, capacity: int = CAPACITY) -> None:
+        self._capacity = capacity
+        self._traces: dict[tuple[str, str], Trace] = {}  # (feed, ticker), in the order of their making
+        self._version = 0
+        self._lock = threading.Lock()
+
+    def learn(self, rows: Iterable[Row]) -> None:
+        """Take in what was committed."""
+        traces = self._traces
+        with self._lock:
+            self._version += 1
+            for row in rows:
+                feed, metric, ticker, user_id = row.series
+                trace = traces.get((feed, ticker)) or self._begin(feed, ticker, metric)
+                if trace.metric == metric:
+                    if trace.take(row.ts_us, row.value) and not user_id:  # else it is what another user says
+                        trace.restated += 1
+                    trace.rows += 1
+                    trace.received_us = row.received_us
+                    trace.version = self._version
+
+    def since(self, version: int) -> bytes:
+        """values.json: the lines that changed after ``version``, and the version that they are of.
+
+        0 gives all, and so does a version that is still to come: it is of another run.
+        """
+        with self._lock:
+            now = self._version
+            after = version if version <= now else 0
+            # Only copied here: the writer waits for the lock.
+            changed = [(*key, *trace.copied()) for key, trace in self._traces.items() if trace.version > after]
+        return msgspec.json.encode({"version": now, "lines": [_line(*one) for one in changed]})
+
+    def _begin(self, feed: str, ticker: str, metric: str) -> Trace:
+        # The provider names the tickers, so there may be any number; those that speak come back at their next value.
+        if len(self._traces) >= self._capacity:
+            del self._traces[next(iter(self._traces))]
+        trace = self._traces[feed, ticker] = Trace(metric)
+        return trace
+
+
+def _line(
+    feed: str, ticker: str, metric: str, ts_us: int, received_us: int, rows: int, restated: int, values: array[float]
+) -> Line:
+    least, greatest = min(values), max(values)
+    low, span = least / 4, greatest / 4 - least / 4  # quarters: the difference of two doubles need not be one
+    scale = (len(LEVELS) - 1) / span if span > 1e-300 else 0.0
+    levels = "".join([LEVELS[int((value / 4 - low) * scale + 0.5)] for value in values])
+    return Line(
+        feed, ticker, metric, ts_us // 1000, received_us // 1000, rows, restated, values[-1], least, greatest, levels
+    )
