@@ -26,9 +26,9 @@ from ingestor.control import Control, Handler
 from ingestor.errors import NotPermitted, SpoolFailed
 from ingestor.lock import Lock
 from ingestor.ops import logs
+from ingestor.ops.history import History
 from ingestor.ops.metrics import Metrics
 from ingestor.ops.notify import Systemd, feed_watchdog, watchdog_seconds
-from ingestor.ops.history import History
 from ingestor.ops.status import Status, Troubles, healthy
 from ingestor.ops.strips import LastDay, Span
 from ingestor.ops.values import Values

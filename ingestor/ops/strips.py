@@ -21,6 +21,8 @@ from ingestor.redaction import redactor
 CELL_SECONDS = 600
 CELLS = 144
 FRESH_SECONDS = 10.0
+EMPTY_SECONDS = 1.0  # the same while there is nothing to show: the daemon has just begun
+REST = 20  # times as long as it took to read, before it is read again
 STRIPS = 60  # feeds that are shown
 
 
@@ -104,23 +106,26 @@ class LastDay:
         """``read(since)`` blocks, and raises IngestorErrors."""
         self._read = read
         self._told = _Told()
-        self._asked_at = -FRESH_SECONDS
+        self._due = 0.0  # time.monotonic()
         self._reading = False
 
     def to_json(self) -> bytes:
         """What is known now. Called in the event loop; never waits."""
-        if not self._reading and time.monotonic() - self._asked_at >= FRESH_SECONDS:
-            self._reading, self._asked_at = True, time.monotonic()
+        if not self._reading and time.monotonic() >= self._due:
+            self._reading = True
             # The end of the process would wait for the loop's own threads, and a database may hang for a minute.
             threading.Thread(target=self._refresh, name="coverage", daemon=True).start()
         return msgspec.json.encode(self._told)
 
     def _refresh(self) -> None:
+        began = time.monotonic()
         try:
             self._told = _tell(self._read, datetime.now(UTC))
         except IngestorError as error:
             self._told = replace(self._told, error=redactor.scrub(str(error)))
         finally:
+            took = time.monotonic() - began
+            self._due = began + max(FRESH_SECONDS if self._told.strips else EMPTY_SECONDS, REST * took)
             self._reading = False
 
 

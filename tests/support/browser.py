@@ -44,8 +44,10 @@ def chromium(profile: Path) -> Iterator[Browser]:
     with subprocess.Popen([str(programs[0]), f"--port={port}", "--silent"], stdout=subprocess.DEVNULL) as driver:
         try:
             browser = Browser(f"http://127.0.0.1:{port}", str(programs[1]), profile)
-            yield browser
-            browser.close()
+            try:
+                yield browser
+            finally:
+                browser.close()
         finally:
             driver.kill()
 

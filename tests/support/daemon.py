@@ -49,12 +49,15 @@ def write_config(
     subscriptions: Mapping[str, Sequence[str]],
     **sections: Mapping[str, Any],
 ) -> Path:
-    """A config file in ``folder``, where the spool will be too; ``subscriptions``: path → tickers."""
+    """A config file in ``folder``, where the spool will be too; ``subscriptions``: path → tickers, none for all."""
     document: dict[str, Any] = {
         "provider": {"url": url},
         "database": {"url": database_url},
         "http": {"listen": f"127.0.0.1:{free_port()}"},
-        "subscriptions": [{"path": path, "tickers": list(tickers)} for path, tickers in subscriptions.items()],
+        "subscriptions": [
+            {"path": path, "tickers": list(tickers)} if tickers else {"path": path}
+            for path, tickers in subscriptions.items()
+        ],
     }
     for name, section in sections.items():
         document[name] = {**document.get(name, {}), **section}
@@ -93,6 +96,12 @@ class Resident:
     @property
     def status(self) -> Status:
         return self._service.status()
+
+    @property
+    def url(self) -> str:
+        """Of its status page."""
+        assert self._service.url
+        return self._service.url
 
     @property
     def states(self) -> list[str]:

@@ -166,4 +166,4 @@ setInterval(tick, 1000);
 keepAsking(() => "/status.json", showStatus, () => ASK_MS, noAnswer);
 keepAsking(() => `/values.json?after=${version}`, showValues);
 keepAsking(() => "/history.json", (told) => { rings = told; showRange(); }, () => 2 * ASK_MS);
-keepAsking(() => "/coverage.json", showCoverage, (told) => (told.as_of ? 5 * ASK_MS : ASK_MS / 2));
+keepAsking(() => "/coverage.json", showCoverage, (told) => (told.strips.length ? 5 * ASK_MS : ASK_MS / 2));

@@ -5,49 +5,22 @@ import json
 import socket
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
-from datetime import UTC, datetime
 
 import aiohttp
 import pytest
 
-from ingestor.config import Listen
-from ingestor.ops.metrics import Metrics
-from ingestor.ops.status import Connection, Database, Pulse, Status
-from ingestor.ops.web import Web
+from ingestor.ops.status import Database, Pulse, Status
 
-NOON = datetime(2026, 11, 1, 12, tzinfo=UTC)
-GOOD = Status(
-    at=NOON,
-    instance="desk",
-    version="0.1.0",
-    pid=42,
-    started_at=NOON,
-    config_sha256="ab" * 32,
-    connections=(Connection(id="0123456789ab", path="tweet-buzz", feed="tweet-buzz", connected=True),),
-    database=Database(up=True, kind="sqlite"),
-)
-
-
-class Daemon:
-    """What the web shows; a test changes ``status`` under it."""
-
-    def __init__(self) -> None:
-        self.status = GOOD
-
-    def snapshot(self) -> Status:
-        return self.status
-
-    def web(self, host: str = "127.0.0.1", port: int = 0) -> Web:
-        return Web(Listen(host, port), snapshot=self.snapshot, metrics=Metrics(self.snapshot))
+from .shown import GOOD, Shown
 
 
 @pytest.fixture
-def daemon() -> Daemon:
-    return Daemon()
+def daemon() -> Shown:
+    return Shown()
 
 
 @pytest.fixture
-async def client(daemon: Daemon) -> AsyncIterator[aiohttp.ClientSession]:
+async def client(daemon: Shown) -> AsyncIterator[aiohttp.ClientSession]:
     async with daemon.web() as web, aiohttp.ClientSession(web.url) as session:
         yield session
 
@@ -55,10 +28,16 @@ async def client(daemon: Daemon) -> AsyncIterator[aiohttp.ClientSession]:
 @pytest.mark.parametrize(
     ("path", "type_", "part"),
     [
-        ("/", "text/html", "instance desk"),
+        ("/", "text/html", '<script type="module" src="/page.js">'),
+        ("/page.css", "text/css", ":root"),
+        ("/page.js", "text/javascript", "import "),
+        ("/icon.svg", "image/svg+xml", "<svg"),
         ("/healthz", "application/json", '{"ok":true,"reasons":[]}'),
         ("/readyz", "application/json", '{"ok":true,"reasons":[]}'),
         ("/status.json", "application/json", '"instance":"desk"'),
+        ("/values.json", "application/json", '{"version":1,"lines":[["crowd-sentiment","AAPL","crowd_sentiment",'),
+        ("/history.json", "application/json", '"points":[[5.0,7.0,3,0.25]]'),
+        ("/coverage.json", "application/json", '"cell_seconds":600'),
         ("/metrics", "text/plain", "ingestor_database_up 1.0"),
     ],
 )
@@ -99,7 +78,7 @@ async def test_prometheus_may_ask_for_openmetrics(client: aiohttp.ClientSession)
     ],
 )
 async def test_bad_health_is_a_503_with_its_reason(
-    client: aiohttp.ClientSession, daemon: Daemon, path: str, spoil: Callable[[Status], Status], reason: str
+    client: aiohttp.ClientSession, daemon: Shown, path: str, spoil: Callable[[Status], Status], reason: str
 ) -> None:
     daemon.status = spoil(daemon.status)
     async with client.get(path) as response:
@@ -134,7 +113,7 @@ async def test_another_sites_name_for_us_is_refused(client: aiohttp.ClientSessio
         pytest.param(b"GET / HTTP/1.0\r\n\r\n", id="none"),
     ],
 )
-async def test_a_request_names_its_host_once(daemon: Daemon, request_: bytes) -> None:
+async def test_a_request_names_its_host_once(daemon: Shown, request_: bytes) -> None:
     async with daemon.web() as web:
         assert web.url
         answer = await exchange(int(web.url.rpartition(":")[2]), request_)
@@ -162,7 +141,7 @@ async def test_every_answer_is_hardened(client: aiohttp.ClientSession, path: str
 
 
 async def test_a_port_that_is_taken_costs_the_page_and_not_the_daemon(
-    daemon: Daemon, caplog: pytest.LogCaptureFixture
+    daemon: Shown, caplog: pytest.LogCaptureFixture
 ) -> None:
     with socket.create_server(("127.0.0.1", 0)) as holder:
         port = holder.getsockname()[1]
@@ -173,13 +152,13 @@ async def test_a_port_that_is_taken_costs_the_page_and_not_the_daemon(
     assert record.getMessage().startswith(f"http.listen: 127.0.0.1:{port} cannot be had (Address already in use)")
 
 
-async def test_a_host_that_cannot_be_a_name_costs_no_more(daemon: Daemon, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_host_that_cannot_be_a_name_costs_no_more(daemon: Shown, caplog: pytest.LogCaptureFixture) -> None:
     async with daemon.web(host="not..a.name", port=8642) as web:
         assert web.url is None
     assert caplog.messages[0].startswith("http.listen: not..a.name:8642 cannot be had")
 
 
-async def test_nobody_is_warned_of_loopback(daemon: Daemon, caplog: pytest.LogCaptureFixture) -> None:
+async def test_nobody_is_warned_of_loopback(daemon: Shown, caplog: pytest.LogCaptureFixture) -> None:
     async with daemon.web(host="::1") as web:
         assert web.url
         assert web.url.startswith("http://[::1]:")
@@ -187,7 +166,7 @@ async def test_nobody_is_warned_of_loopback(daemon: Daemon, caplog: pytest.LogCa
 
 
 async def test_a_listener_that_is_not_surely_loopback_is_warned_of(
-    daemon: Daemon, caplog: pytest.LogCaptureFixture
+    daemon: Shown, caplog: pytest.LogCaptureFixture
 ) -> None:
     # The resolver reads this as 127.0.0.1, but it is a name to everyone else: nothing is opened to the network.
     async with daemon.web(host="127.1") as web:

@@ -9,7 +9,7 @@ from sqlalchemy import Engine, text
 
 from ingestor.errors import DatabaseUnavailable
 from ingestor.store.engine import connect
-from ingestor.store.query import status, tail
+from ingestor.store.query import coverage_since, status, tail
 
 from .rows import Database, at
 
@@ -67,6 +67,28 @@ def test_status_knows_feeds_states_and_letters(db: Database) -> None:
         {"instance_id": 1, "state": "refused", "subscriptions": 1},
     ]
     assert found["dead"] == [{"stage": "decode", "letters": 1}]
+
+
+def test_coverage_tells_spans_that_several_share_as_one(db: Database) -> None:
+    db.instance(1, "12:00")
+    db.instance(2, "12:00")
+    for number, ticker in enumerate(("AAPL", "TSLA"), 1):
+        db.subscription(number, ticker)
+        db.state(number, 1, "live", "08:00", "09:00")  # over before it is asked for
+        db.state(number, 1, "disconnected", "09:00", "11:00", reason=f"closed, {ticker}")
+        db.state(number, 1, "live", "11:00", None)  # open: up to the heartbeat
+    db.subscription(3, "ON")
+    db.state(3, 1, "stopped", "11:30", None)  # not asked for any more
+    db.state(1, 2, "refused", "08:00", None)  # of another instance
+    names = {"feed": "crowd-sentiment", "subscriptions": 2}
+    spans = [
+        names | {"state": "live", "from_at": at("11:00"), "to_at": at("12:00")},
+        names | {"state": "disconnected", "from_at": at("09:00"), "to_at": at("11:00")},
+    ]
+    stopped = {"feed": "crowd-sentiment", "subscriptions": 1, "state": "stopped"}
+    nothing = [stopped | {"from_at": at("11:30"), "to_at": at("11:30")}]
+    assert coverage_since(db.engine, "spool-1", at("09:00")) == [spans[0], *nothing, spans[1]]
+    assert coverage_since(db.engine, "spool-1", at("09:00"), limit=1) == spans[:1]
 
 
 @pytest.fixture
