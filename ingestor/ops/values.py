@@ -6,6 +6,7 @@ What stands here was committed by this run of the daemon. Knows nothing of datab
 from __future__ import annotations
 
 import threading
+import time
 from array import array
 from bisect import bisect_left
 from collections.abc import Iterable
@@ -15,6 +16,9 @@ import msgspec
 
 KEEP = 60  # values of a trace
 CAPACITY = 10_000  # traces: some 15 MB
+# Of thousands of lines: else the event loop would wait for the interpreter, 20 ms and more at a time.
+LINES_AT_ONCE = 100
+BREATH_SECONDS = 0.0001
 LEVELS = "0123456789abcdefghijklmnopqrstuvwxyz"  # of a value between the least and the greatest of its trace
 
 
@@ -45,10 +49,6 @@ class Trace:
         self.restated = 0
         self.version = 0
 
-    def copied(self) -> tuple[str, int, int, int, int, array[float]]:
-        """Its metric, ts and receipt of the newest value, rows, those of them that were restated, and its values."""
-        return self.metric, self.stamps[-1], self.received_us, self.rows, self.restated, self.values[:]
-
     def take(self, ts_us: int, value: float) -> bool:
         """Put a value into its place, unless all that is kept is newer; whether it says a known ts anew."""
         stamps, values = self.stamps, self.values
@@ -65,7 +65,7 @@ class Trace:
         return False
 
 
-class Line(msgspec.Struct, array_like=True, frozen=True):
+class Line(msgspec.Struct, array_like=True, frozen=True, gc=False):
     """A trace at one moment, as values.json has it: a list. Stamps are milliseconds since the epoch, UTC."""
 
     feed: str
@@ -113,9 +113,34 @@ class Values:
         with self._lock:
             now = self._version
             after = version if version <= now else 0
-            # Only copied here: the writer waits for the lock.
-            changed = [(*key, *trace.copied()) for key, trace in self._traces.items() if trace.version > after]
-        return msgspec.json.encode({"version": now, "lines": [_line(*one) for one in changed]})
+            changed = [(key, trace) for key, trace in self._traces.items() if trace.version > after]
+        lines = []
+        for number, (key, trace) in enumerate(changed, 1):
+            lines.append(msgspec.json.encode(self._line(*key, trace)))
+            if number % LINES_AT_ONCE == 0:
+                time.sleep(BREATH_SECONDS)
+        return b'{"version":%d,"lines":[%b]}' % (now, b",".join(lines))
+
+    def _line(self, feed: str, ticker: str, trace: Trace) -> Line:
+        with self._lock:
+            values, ts_us, received_us = trace.values[:], trace.stamps[-1], trace.received_us
+            rows, restated = trace.rows, trace.restated
+        least, greatest = min(values), max(values)
+        low, span = least / 4, greatest / 4 - least / 4  # quarters: the difference of two doubles need not be one
+        scale = (len(LEVELS) - 1) / span if span > 1e-300 else 0.0
+        return Line(
+            feed=feed,
+            ticker=ticker,
+            metric=trace.metric,
+            ts_ms=ts_us // 1000,
+            received_ms=received_us // 1000,
+            rows=rows,
+            restated=restated,
+            value=values[-1],
+            least=least,
+            greatest=greatest,
+            levels="".join([LEVELS[int((value / 4 - low) * scale + 0.5)] for value in values]),
+        )
 
     def _begin(self, feed: str, ticker: str, metric: str) -> Trace:
         # The provider names the tickers, so there may be any number; those that speak come back at their next value.
@@ -123,15 +148,3 @@ class Values:
             del self._traces[next(iter(self._traces))]
         trace = self._traces[feed, ticker] = Trace(metric)
         return trace
-
-
-def _line(
-    feed: str, ticker: str, metric: str, ts_us: int, received_us: int, rows: int, restated: int, values: array[float]
-) -> Line:
-    least, greatest = min(values), max(values)
-    low, span = least / 4, greatest / 4 - least / 4  # quarters: the difference of two doubles need not be one
-    scale = (len(LEVELS) - 1) / span if span > 1e-300 else 0.0
-    levels = "".join([LEVELS[int((value / 4 - low) * scale + 0.5)] for value in values])
-    return Line(
-        feed, ticker, metric, ts_us // 1000, received_us // 1000, rows, restated, values[-1], least, greatest, levels
-    )
