@@ -9,6 +9,7 @@
     store      SQL: tables and views, the idempotent write, the questions that status asks
     ops        what people, Prometheus and systemd see
     snapshot   the daemon now, of all its parts, for whoever asks
+    following  observations as they are committed
     control    the socket through which commands ask the running daemon
     service    builds everything once, owns every task and signal, drains in order
     checking   what `check` looks at before the daemon runs
@@ -16,8 +17,8 @@
     demo       simulator and daemon in a temporary folder
     cli        the only place that parses arguments, prints and exits
 
-Imports point one way: (errors, redaction) < (config, lock) < (provider, pipeline, store, ops) < (snapshot, control) <
-(service, checking) < (offline, demo) < cli.
+Imports point one way: (errors, redaction) < (config, lock) < (provider, pipeline, store, ops) <
+(snapshot, following, control) < (service, checking) < (offline, demo) < cli.
 """
 
 __version__ = "0.1.0"

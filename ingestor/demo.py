@@ -17,7 +17,7 @@ from ingestor.errors import DatabaseUnavailable
 from ingestor.provider.simulator import Simulator
 from ingestor.redaction import redactor
 from ingestor.service import Service
-from ingestor.store import query
+from ingestor.store import arrivals, query
 from ingestor.store.engine import connect
 
 FEED = "crowd-sentiment"
@@ -101,7 +101,7 @@ def _lines(engine: Any) -> tuple[Line, ...]:
     counts, now = query.rows_by_ticker(engine, FEED), datetime.now(UTC)
     lines = []
     for ticker, rows in sorted(counts.items()):
-        records = sorted(query.tail(engine, limit=SPARK_VALUES, ticker=ticker), key=lambda one: one["ts"])
+        records = sorted(arrivals.tail(engine, limit=SPARK_VALUES, ticker=ticker), key=lambda one: one["ts"])
         if records:
             values = tuple(one["value"] for one in records)
             lag = (now - records[-1]["ts"]).total_seconds()

@@ -5,7 +5,9 @@ Every command imports what it needs when it runs: `--help` loads no database or 
     output    what every command shares
     setup     init, config, service
     daemon    run, simulate, demo
-    looking   check, status, db
+    looking   check, db
+    status    status
+    tail      tail
     books     audit, dead-letters
 """
 
@@ -18,7 +20,7 @@ from typing import Annotated
 import typer
 
 from ingestor import __version__
-from ingestor.cli import books, daemon, looking, setup
+from ingestor.cli import books, daemon, looking, setup, status, tail
 from ingestor.cli.output import safe, say
 from ingestor.errors import IngestorError
 from ingestor.redaction import redactor
@@ -29,7 +31,16 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
 )
-for command in (daemon.run, daemon.demo, daemon.simulate, looking.check, looking.status, books.audit, setup.init):
+for command in (
+    daemon.run,
+    daemon.demo,
+    daemon.simulate,
+    looking.check,
+    status.status,
+    tail.tail,
+    books.audit,
+    setup.init,
+):
     app.command()(command)
 for name, group in (
     ("config", setup.config_app),

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -49,6 +52,23 @@ def say(text: str) -> None:
         raise typer.Exit from None
 
 
+@contextmanager
+def until_interrupted() -> Iterator[None]:
+    """For what goes on by itself: Ctrl-C is how it ends, and is no failure."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise typer.Exit from None
+
+
+def pause(seconds: float) -> None:
+    """Wait. Ends the command in peace if meanwhile nobody is there any more to read what it says."""
+    stdout = select.poll()
+    stdout.register(sys.stdout, 0)  # its end is told in any case
+    if stdout.poll(seconds * 1000):
+        raise typer.Exit
+
+
 def safe(value: object) -> str:
     """One line of text from outside, which cannot move the cursor, turn the line round or begin another."""
     return "".join(one if one.isprintable() else json.dumps(one)[1:-1] for one in str(value))
@@ -83,8 +103,17 @@ def print_as(output: Output, data: Any, text: Callable[[], str]) -> None:
 
 
 def as_json(data: Any) -> str:
-    """For programs, and for eyes: what a terminal would obey is escaped as JSON allows."""
-    return "\n".join(map(safe, json.dumps(data, indent=2, ensure_ascii=False).split("\n")))
+    """For programs, and for eyes: what a terminal would obey is escaped as JSON allows. Times are ISO 8601."""
+    return "\n".join(map(safe, json.dumps(data, indent=2, ensure_ascii=False, default=_told).split("\n")))
+
+
+def as_line(data: Any) -> str:
+    """The same on one line."""
+    return safe(json.dumps(data, ensure_ascii=False, default=_told))
+
+
+def _told(value: object) -> str:
+    return value.isoformat() if isinstance(value, datetime) else str(value)
 
 
 def shipped(name: str) -> str:

@@ -1,9 +1,8 @@
-"""What ``status``, ``tail`` and the status page read. Changes nothing, and works on an engine that may not."""
+"""What ``status``, ``dead-letters`` and the status page read. Changes nothing, and works on an engine that may not."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import datetime, timedelta
 from typing import Any, TypeAlias
 
 from sqlalchemy import Connection, Engine, Select, func, select
@@ -13,8 +12,6 @@ from ingestor.store.engine import translated
 
 Record: TypeAlias = dict[str, Any]  # column → value; times are aware, UTC
 
-# The provider's rolling window: what arrives live is about the last hour.
-_WINDOW = timedelta(hours=1)
 _LEDGER_COUNTS = tuple(
     schema.batches.c[name]
     for name in (
@@ -40,19 +37,6 @@ def status(engine: Engine) -> dict[str, list[Record]]:
     parts = {"instances": _instances(), "feeds": _feeds(), "states": _states(), "dead": _dead()}
     with translated(), engine.connect() as connection:
         return {name: _records(connection, query) for name, query in parts.items()}
-
-
-def tail(engine: Engine, *, limit: int, ticker: str = "", after: datetime | None = None) -> list[Record]:
-    """The last ``limit`` observations in the order of their arrival, of one ticker or all.
-
-    Shows what came live: values of the newest hour. ``after``: only what was received since; to follow, give the
-    ``received_at`` of the last one seen. Raises DatabaseUnavailable.
-    """
-    with translated(), engine.connect() as connection:
-        newest = connection.scalar(_newest(ticker))
-        if newest is None:
-            return []
-        return _records(connection, _arrivals(newest - _WINDOW, ticker, after).limit(limit))[::-1]
 
 
 def dead_letters(
@@ -129,24 +113,6 @@ def _states() -> Select[Any]:
 def _dead() -> Select[Any]:
     c = schema.dead_letters.c
     return select(c.stage, func.count().label("letters")).where(c.retried_at.is_(None)).group_by(c.stage)
-
-
-def _newest(ticker: str) -> Select[Any]:
-    c = views.latest.c
-    # A row from the future would hide the present.
-    query = select(func.max(c.ts)).where(c.ts <= c.received_at)
-    return query.where(c.ticker == ticker) if ticker else query
-
-
-def _arrivals(since: datetime, ticker: str, after: datetime | None) -> Select[Any]:
-    c = views.observations.c
-    query = select(views.observations).where(c.ts > since)
-    if ticker:
-        query = query.where(c.ticker == ticker)
-    if after is not None:
-        query = query.where(c.received_at > after)
-    # Descending, so that the limit keeps the newest.
-    return query.order_by(*(column.desc() for column in (c.received_at, c.seq, c.ts, c.feed, c.metric, c.ticker)))
 
 
 def _records(connection: Connection, query: Select[Any]) -> list[Record]:

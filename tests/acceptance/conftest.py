@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
-from ..support.nursery import Nursery
+from ..support.daemon import COMMAND, write_config
+from ..support.nursery import ForkedDaemon, ForkedProgram, Nursery
+from ..support.postgres import free_port
+
+KEY = "the-key-of-this-desk"
+PATHS = {"/real-time/crowd-sentiment": ["AAPL", "ON"], "/real-time/tweet-volume": ["6E_F"]}
 
 
 @pytest.fixture(scope="session")
@@ -14,3 +22,41 @@ def nursery() -> Iterator[Nursery]:
     """Forks daemons that need not import anything any more."""
     with Nursery() as running:
         yield running
+
+
+@dataclass(frozen=True, slots=True)
+class Desk:
+    """A simulated provider with a value each second, and a daemon that writes them: to look at, not to change."""
+
+    config: Path
+    daemon: ForkedDaemon
+    nursery: Nursery
+
+    def typed(self, *arguments: str | Path) -> list[str | Path]:
+        """The installed command with this configuration."""
+        return [COMMAND, *arguments, "--config", self.config]
+
+    @property
+    def key(self) -> dict[str, str]:
+        """What the environment has of it."""
+        return {"INGESTOR_PROVIDER__API_KEY": KEY}
+
+
+@pytest.fixture(scope="session")
+def desk(nursery: Nursery, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Desk]:
+    """One for all tests that only look."""
+    folder, port = tmp_path_factory.mktemp("desk"), free_port()
+    serve = ("simulate", "--port", str(port), "--api-key", KEY, "--cadence", "1")
+    provider = ForkedProgram(nursery, *serve, folder=folder)
+    database = f"sqlite:///{folder / 'ingestor.db'}"
+    config = write_config(folder, url=f"http://127.0.0.1:{port}", database_url=database, subscriptions=PATHS)
+    daemon = ForkedDaemon(nursery, config, KEY)
+    provider.start()
+    daemon.start()
+    deadline = time.monotonic() + 20
+    while not daemon.status.get("rows", {}).get("new"):
+        assert time.monotonic() < deadline, daemon.stderr
+        time.sleep(0.05)
+    yield Desk(config, daemon, nursery)
+    daemon.kill()
+    provider.kill()

@@ -30,7 +30,7 @@ from tests.unit.ops.snapshots import NOON, SENTIMENT, status
 
 HOSTILE = "\x1b[2J\x1b[31mhacked\nfake line\u202e"
 HARMLESS = "\\u001b[2J\\u001b[31mhacked\\nfake line\\u202e"
-READING = (["status"], ["audit"], ["dead-letters", "list"], ["db", "current"])
+READING = (["status"], ["audit"], ["dead-letters", "list"], ["tail"], ["db", "current"])
 HIDDEN = "hunter2secret"
 
 
@@ -106,7 +106,7 @@ def test_a_file_that_is_no_database_is_named_and_left_as_it_is(
 MOVE = "name another file in database.url, or move this one out of the way"
 
 
-@pytest.mark.parametrize("arguments", READING[:3], ids=" ".join)
+@pytest.mark.parametrize("arguments", READING[:4], ids=" ".join)
 def test_a_database_without_tables_is_told_what_makes_them(
     command: Command, configured: Callable[..., Path], database_url: str, tmp_path: Path, arguments: list[str]
 ) -> None:
@@ -274,9 +274,10 @@ def test_what_the_tables_hold_does_nothing_to_the_terminal(
     database.state(1, 1, "lost", "10:00", "10:01", HOSTILE)
     names = {"dead_letter_id": 1, "instance_id": 1, "seq": 1, "received_at": NOON, "stage": "decode"}
     database.add("dead_letters", reason=HOSTILE, detail=HOSTILE, body=HOSTILE, **names)
+    database.sample("crowd-sentiment", "crowd_sentiment", HOSTILE, "10:00", 0.5, seq=1)
     engine.dispose()
     config = configured(migrated_url)
-    for arguments in (["status"], ["audit"], ["dead-letters", "list"], ["dead-letters", "show", "1"]):
+    for arguments in (["status"], ["audit"], ["dead-letters", "list"], ["dead-letters", "show", "1"], ["tail"]):
         ended = command(*arguments, "--config", config)
         assert HARMLESS in ended.out
         assert all(line.isprintable() for line in ended.out.split("\n"))

@@ -26,6 +26,7 @@ LEVELS = {
     "store": 2,
     "ops": 2,
     "snapshot": 3,
+    "following": 3,
     "checking": 4,
     "control": 3,
     "service": 4,

@@ -1,0 +1,233 @@
+"""The command status: how the daemon is, once or until Ctrl-C."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ingestor.cli.output import (
+    ConfigOption,
+    Output,
+    OutputOption,
+    as_line,
+    load_config,
+    pause,
+    print_as,
+    safe,
+    say,
+    until_interrupted,
+)
+from ingestor.errors import IngestorError
+
+if TYPE_CHECKING:
+    from ingestor.config import Config
+    from ingestor.ops.status import Connection, Status, Subscription
+
+LOOK_SECONDS = 1.0
+TROUBLES = 5  # that are shown, of those that the daemon remembers
+LISTED = 20  # subscriptions that are not live; the others are counted
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What was seen at one moment, and the counts by which two moments differ."""
+
+    at: float  # seconds of a clock that both looks share
+    begun: str  # counts of another beginning have nothing to do with these
+    frames: int
+    rows: int
+    data: dict[str, Any]  # as JSON
+    lines: tuple[str, ...]  # as text
+
+    def rates(self, before: Look | None) -> dict[str, float]:
+        """Per second since the look before; empty if that tells nothing."""
+        if before is None or before.begun != self.begun or self.at <= before.at:
+            return {}
+        seconds = self.at - before.at
+        return {
+            "frames_per_second": round((self.frames - before.frames) / seconds, 3),
+            "rows_per_second": round((self.rows - before.rows) / seconds, 3),
+        }
+
+
+def status(
+    config: ConfigOption = None,
+    watch: Annotated[bool, typer.Option("--watch", "-w", help="Look every second, until Ctrl-C.")] = False,
+    output: OutputOption = Output.TEXT,
+) -> None:
+    """How the daemon is: from itself if it runs here, else from the database."""
+    loaded = load_config(config)
+    if watch:
+        with until_interrupted():
+            _watch(loaded, output)
+        return
+    look = _look(loaded)
+    print_as(output, look.data, lambda: "\n".join(map(safe, look.lines)))
+
+
+def _watch(config: Config, output: Output) -> None:
+    """On a terminal in place, else a block or a JSON object after the other."""
+    from rich.console import Console
+    from rich.live import Live
+    from rich.text import Text
+
+    console = Console()
+    if output is Output.JSON or not console.is_terminal or console.is_dumb_terminal:
+        _go_on(config, lambda lines, data: say(as_line(data) if output is Output.JSON else "\n".join([*lines, ""])))
+        return
+    with Live(console=console, auto_refresh=False) as live:
+        _go_on(config, lambda lines, _data: live.update(Text("\n".join(lines)), refresh=True))
+
+
+def _go_on(config: Config, show: Callable[[list[str], dict[str, Any]], None]) -> None:
+    before: Look | None = None
+    while True:
+        try:
+            look = _look(config)
+        except IngestorError as error:  # it may come back
+            show([safe(line) for line in str(error).split("\n")], {"source": None, "error": str(error)})
+        else:
+            rates = look.rates(before)
+            show([safe(line) for line in [*look.lines, *_rates(rates)]], look.data | {"rates": rates})
+            before = look
+        pause(LOOK_SECONDS)
+
+
+def _rates(rates: dict[str, float]) -> Iterator[str]:
+    if rates:
+        yield f"  rate: {rates['frames_per_second']:,.1f} frames/s, {rates['rows_per_second']:,.1f} rows/s"
+
+
+def _look(config: Config) -> Look:
+    """Raises ControlFailed, DatabaseUnavailable."""
+    live = _ask_daemon(config)
+    if live is None:
+        return _stored(_ask_database(config))
+    rows = live.rows
+    return Look(
+        at=live.at.timestamp(),
+        begun=f"{live.pid} {live.started_at}",
+        frames=sum(one.frames for one in live.connections),
+        rows=rows.new + rows.revised + rows.duplicate + rows.dead,
+        data={"source": "daemon", **json.loads(live.to_json())},
+        lines=tuple(_lines(live)),
+    )
+
+
+def _ask_daemon(config: Config) -> Status | None:
+    from ingestor import control
+    from ingestor.ops.status import Status
+
+    answer = control.ask(config.spool.path, "status")
+    return Status.from_json(answer["status"].encode()) if answer else None
+
+
+# From the daemon.
+
+
+def _lines(status: Status) -> Iterator[str]:
+    from ingestor.ops.status import ready
+
+    yield f"{status.instance}: running since {_clock(status.started_at)}, version {status.version}"
+    yield f"  this is what the daemon says (process {status.pid})"
+    for reason in ready(status).reasons:
+        yield f"  not ready: {reason}"
+    for one in status.connections:
+        yield f"  {_connection(one, status.at)}"
+    yield from _subscriptions(status)
+    yield from _flow(status)
+    if not status.config_reload_successful:
+        yield "  config: the last reload was refused, and the config before it counts; `ingestor check` says why"
+    if status.token.expires_at:
+        yield f"  token: until {_clock(status.token.expires_at)}, {_away(status.token.expires_at, status.at)}"
+    for trouble in status.last_errors[-TROUBLES:]:
+        yield f"  {trouble.at:%H:%M:%S} {trouble.kind}: {trouble.text}"
+
+
+def _connection(one: Connection, now: datetime) -> str:
+    state = f"connected, Socket.IO dialect {one.dialect}" if one.connected else f"not connected: {one.last_error}"
+    since = f" since {_clock(one.since)}" if one.since else ""
+    last = f", the last {_away(one.last_frame_at, now)}" if one.last_frame_at else ""
+    return f"{one.path}: {state}, {one.frames:,} frames{last}{since if one.connected else ''}"
+
+
+def _subscriptions(status: Status) -> Iterator[str]:
+    for state, count in Counter(one.state for one in status.subscriptions).items():
+        yield f"  {count:,} subscriptions {state}"
+    others = [one for one in status.subscriptions if one.state != "live"]
+    for one in others[:LISTED]:
+        since = f" since {_clock(one.since)}" if one.since else ""
+        yield f"    {_name(one)}: {one.state}{since}{f': {one.reason}' if one.reason else ''}"
+    if len(others) > LISTED:
+        yield f"    and {len(others) - LISTED:,} more that are not live"
+
+
+def _name(one: Subscription) -> str:
+    params = json.loads(one.params)
+    return f"{one.path} {params['ticker'] if list(params) == ['ticker'] else one.params}"
+
+
+def _flow(status: Status) -> Iterator[str]:
+    spool, database, rows = status.spool, status.database, status.rows
+    full = f" ({spool.bytes / spool.limit_bytes:.0%})" if spool.limit_bytes else ""
+    oldest = f", the oldest for {spool.oldest_age_seconds:.1f} s" if spool.entries else ""
+    yield f"  spool: {spool.entries:,} entries wait{oldest}, {spool.bytes:,} of {spool.limit_bytes:,} bytes{full}"
+    up = "up" if database.up else f"away: {database.last_error}"
+    last = f", last commit {_away(database.last_commit_at, status.at)}" if database.last_commit_at else ""
+    yield f"  database: {database.kind}, {up}, lag {database.lag_seconds:.1f} s{last}"
+    yield f"  rows: {rows.new:,} new, {rows.revised:,} revised, {rows.duplicate:,} duplicate, {rows.dead:,} dead"
+
+
+def _clock(at: datetime) -> str:
+    return f"{at:%Y-%m-%d %H:%M:%S} UTC"
+
+
+def _away(at: datetime, now: datetime) -> str:
+    """How far from now: ``3s ago``, ``in 4h12m``."""
+    from ingestor.config.units import format_duration
+
+    seconds = round((at - now).total_seconds())
+    return f"in {format_duration(seconds)}" if seconds > 0 else f"{format_duration(-seconds)} ago"
+
+
+# From the database.
+
+
+def _ask_database(config: Config) -> dict[str, list[dict[str, Any]]]:
+    from ingestor.store import query
+    from ingestor.store.opening import opened
+
+    with opened(config.database.url.get_secret_value()) as engine:
+        return query.status(engine)
+
+
+def _stored(found: dict[str, list[dict[str, Any]]]) -> Look:
+    return Look(
+        at=time.monotonic(),
+        begun="the database",
+        frames=sum(one["frames"] for one in found["instances"]),
+        rows=sum(one["row_count"] for one in found["instances"]),
+        data={"source": "database", **found},
+        lines=tuple(_stored_lines(found)),
+    )
+
+
+def _stored_lines(found: dict[str, list[dict[str, Any]]]) -> Iterator[str]:
+    yield "no daemon answers; this is what the database says"
+    for one in found["instances"]:
+        heard = _clock(one["heartbeat_at"]) if one["heartbeat_at"] else "never"
+        yield f"  {one['name']}: {one['new_rows']:,} rows, last heard {heard}"
+        for state in found["states"]:
+            if state["instance_id"] == one["instance_id"]:
+                yield f"    {state['subscriptions']:,} subscriptions {state['state']}"
+    for feed in found["feeds"]:
+        yield f"  {feed['feed']}: {feed['series']:,} series up to {_clock(feed['ts'])}"
+    for dead in found["dead"]:
+        yield f"  {dead['letters']:,} dead letters of {dead['stage']}"
