@@ -75,6 +75,22 @@ class DialectUnsupported(ConnectionFailed):
     """The server speaks a Socket.IO generation that we do not (0.9), or none."""
 
 
+class RestUnavailable(IngestorError):
+    """No REST answer that can be used, now. Ask again later; the message says why."""
+
+    exit_code = 69
+
+
+class RestRefused(IngestorError):
+    """The provider will not answer this question (400, 403, 404, …), in its own words. Do not ask it again."""
+
+    exit_code = 69
+
+    def __init__(self, message: str, status: int) -> None:
+        super().__init__(message)
+        self.status = status
+
+
 class DatabaseUnavailable(IngestorError):
     """Nothing is wrong with the rows: connection, lock, disk, restart, timeout. Try the same batch again."""
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 KEY_PARAMS = frozenset({"ticker", "user_id"})  # they are columns of their own; every other param is part of the feed
+RANGE_PARAMS = frozenset({"start_ts", "end_ts", "start_date", "end_date"})  # of REST: how much of a feed, not which
 KEY_FIELDS = frozenset({"ts", "ticker", "user_id"})
 
 
@@ -25,6 +26,7 @@ class Feed:
     by_user: bool = False  # rows name a user_id
     historical: str | None = None  # the REST path of past days
     stream_only: bool = False  # known by its bare name only, not under /real-time/
+    whole_days: bool = False  # its history is asked for by dates, not by instants
 
 
 def _feed(name: str, cadence_seconds: int, fields: str, **more: object) -> Feed:
@@ -70,8 +72,10 @@ FEEDS: Mapping[str, Feed] = MappingProxyType(
                 historical="/historical/user-sentiment-by-ticker",
             ),
             _feed("user-sentiment-last-minute", 1, "sentiment user_score", by_user=True, historical=None),
-            _feed("crowd-sentiment-chart-data", 60, _chart("crowd_sentiment"), stream_only=True),
-            _feed("market-prophit-sentiment-chart-data", 1, _chart("mp_sentiment"), stream_only=True),
+            _feed("crowd-sentiment-chart-data", 60, _chart("crowd_sentiment"), stream_only=True, whole_days=True),
+            _feed(
+                "market-prophit-sentiment-chart-data", 1, _chart("mp_sentiment"), stream_only=True, whole_days=True
+            ),
         )
     }
 )
@@ -98,7 +102,8 @@ def base_name(path: str) -> str:
 
 def feed_name(path: str, params: Mapping[str, str]) -> str:
     """The canonical name of what a path delivers: ``name``; with params besides ticker and user, ``name?period=30``."""
-    rest = "&".join(f"{key}={value}" for key, value in sorted(params.items()) if key not in KEY_PARAMS)
+    mute = KEY_PARAMS | RANGE_PARAMS
+    rest = "&".join(f"{key}={value}" for key, value in sorted(params.items()) if key not in mute)
     return f"{base_name(path)}?{rest}" if rest else base_name(path)
 
 

@@ -14,11 +14,10 @@ from datetime import datetime, timedelta
 from itertools import takewhile
 from typing import Any, Protocol, TypeAlias
 
-from sqlalchemy import Connection, Engine, Table, bindparam, delete, exists, func, or_, select, update
-from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy import Connection, Engine, Table, bindparam, delete, exists, select, update
 
 from ingestor.config.model import Retention as Horizons
-from ingestor.store import schema
+from ingestor.store import leases, schema
 from ingestor.store.engine import translated
 from ingestor.store.times import moment
 
@@ -59,7 +58,7 @@ class Retention:
         started = time.monotonic()
         tasks, self._tasks = self._tasks, []  # a step that fails ends its sweep
         with translated(), self._engine.begin() as connection:
-            now = _hold_lease(connection, instance_id)
+            now = leases.hold(connection, LEASE, instance_id, LEASE_TIME)
             if now is None:
                 return Step()
             tasks = tasks or _sweep(connection, self._keep, min(now, moment(now_us)))
@@ -86,27 +85,6 @@ class _Taken:
 class _Task(Protocol):
     def take(self, connection: Connection, rows: int) -> _Taken:
         """Take about so many rows at most."""
-
-
-def _hold_lease(connection: Connection, instance_id: int) -> datetime | None:
-    """Take or renew the lease, for as long as the transaction lasts and ``LEASE_TIME`` more.
-
-    Returns the time; None if another instance has the lease. By the database's clock, which all of them share.
-    """
-    c = schema.leases.c
-    now: datetime = connection.execute(select(func.current_timestamp(type_=schema.UtcDateTime()))).scalar_one()
-    others = (c.name == LEASE, c.instance_id != instance_id, c.until >= now)
-    if connection.execute(select(c.name).where(*others)).first():
-        return None  # asked first: to write would mean to wait for a step of theirs, and our batches with us
-    mine = {"instance_id": instance_id, "until": now + LEASE_TIME}
-    to_be_had = (c.name == LEASE, or_(c.instance_id == instance_id, c.until < now))
-    take = update(schema.leases).where(*to_be_had).values(mine)
-    if connection.execute(take).rowcount == 0:
-        insert = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
-        connection.execute(insert(schema.leases).values(name=LEASE, **mine).on_conflict_do_nothing())
-        if connection.execute(take).rowcount == 0:
-            return None
-    return now
 
 
 def _sweep(connection: Connection, keep: Horizons, now: datetime) -> list[_Task]:

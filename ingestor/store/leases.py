@@ -1,0 +1,31 @@
+"""One daemon at a time: who prunes, and who heals, where several share a database."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+
+from sqlalchemy import Connection, func, or_, select, update
+from sqlalchemy.dialects import postgresql, sqlite
+
+from ingestor.store import schema
+
+
+def hold(connection: Connection, name: str, instance_id: int, time: timedelta) -> datetime | None:
+    """Take or renew the lease ``name``, for as long as the transaction lasts and ``time`` more.
+
+    Returns the time; None if another instance has the lease. By the database's clock, which all of them share.
+    """
+    c = schema.leases.c
+    now: datetime = connection.execute(select(func.current_timestamp(type_=schema.UtcDateTime()))).scalar_one()
+    others = (c.name == name, c.instance_id != instance_id, c.until >= now)
+    if connection.execute(select(c.name).where(*others)).first():
+        return None  # asked first: to write would mean to wait for a step of theirs, and our batches with us
+    mine = {"instance_id": instance_id, "until": now + time}
+    to_be_had = (c.name == name, or_(c.instance_id == instance_id, c.until < now))
+    take = update(schema.leases).where(*to_be_had).values(mine)
+    if connection.execute(take).rowcount == 0:
+        insert = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
+        connection.execute(insert(schema.leases).values(name=name, **mine).on_conflict_do_nothing())
+        if connection.execute(take).rowcount == 0:
+            return None
+    return now
