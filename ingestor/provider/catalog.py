@@ -73,9 +73,7 @@ FEEDS: Mapping[str, Feed] = MappingProxyType(
             ),
             _feed("user-sentiment-last-minute", 1, "sentiment user_score", by_user=True, historical=None),
             _feed("crowd-sentiment-chart-data", 60, _chart("crowd_sentiment"), stream_only=True, whole_days=True),
-            _feed(
-                "market-prophit-sentiment-chart-data", 1, _chart("mp_sentiment"), stream_only=True, whole_days=True
-            ),
+            _feed("market-prophit-sentiment-chart-data", 1, _chart("mp_sentiment"), stream_only=True, whole_days=True),
         )
     }
 )

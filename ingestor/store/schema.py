@@ -243,6 +243,13 @@ repairs = Table(
     _at("finished_at", nullable=True),
     UniqueConstraint("subscription_id", "from_ts", "to_ts"),
 )
+# What is open is asked for all the time, and there is little of it.
+Index(
+    "ix_repairs_open",
+    repairs.c.repair_id,
+    sqlite_where=repairs.c.state == "open",
+    postgresql_where=repairs.c.state == "open",
+)
 
 events = Table(
     "events",

@@ -1,0 +1,341 @@
+"""Repairs of gaps: which are needed, what they are proven by, and what became of each.
+
+Whoever reads may have an engine of its own. What is written, is so by the one who has the lease, in the writer's
+thread: a SQLite database has one connection that writes.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any, Literal, NamedTuple, TypeAlias
+
+from sqlalchemy import Connection, Engine, Select, and_, case, func, or_, select, update
+from sqlalchemy.dialects import postgresql, sqlite
+
+from ingestor.store import leases, schema, views
+from ingestor.store.engine import translated
+
+LEASE = "healing"
+LEASE_TIME = timedelta(minutes=5)  # longer than an answer takes; renewed before each question
+
+Kind = Literal["window", "snapshot", "historical", "manual"]
+State: TypeAlias = Literal["open", "done", "failed"]
+
+_FIRST = {"snapshot": 0, "manual": 1, "historical": 2}  # a rolling window waits for nobody
+
+
+class Gap(NamedTuple):
+    """A time in which a subscription was not listened to."""
+
+    subscription_id: int
+    from_ts: datetime
+    to_ts: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Repair:
+    """A row of ``repairs`` with the names of its subscription."""
+
+    repair_id: int
+    subscription_id: int
+    feed: str
+    path: str
+    params: str  # canonical JSON
+    ticker: str
+    from_ts: datetime
+    to_ts: datetime
+    kind: Kind
+    state: State
+    cursor: str
+    attempts: int
+    new_rows: int
+    error: str
+    created_at: datetime
+
+    @property
+    def asked(self) -> dict[str, str]:
+        """The subscription's params."""
+        asked: dict[str, str] = json.loads(self.params)
+        return asked
+
+    @property
+    def user_id(self) -> str:
+        """The user asked for; empty for all."""
+        return self.asked.get("user_id", "")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wish:
+    """A range that a person asks for. Its subscription need not be wanted by the config."""
+
+    path: str
+    method: str
+    params: str  # canonical JSON
+    feed: str
+    ticker: str
+    from_ts: datetime
+    to_ts: datetime
+
+
+class Resumed(NamedTuple):
+    """Where the answers are that came when a subscription was live again after its gap."""
+
+    repair: Repair
+    instance_id: int
+    seq: int  # they follow it
+
+
+class Answer(NamedTuple):
+    """A payload, as far as it is needed to read it again."""
+
+    seq: int
+    received_at: datetime
+    event: str
+    path: str
+    params: str
+    body: str
+
+
+# What is to be repaired
+
+
+def unnamed_gaps(engine: Engine, limit: int) -> list[Gap]:
+    """Gaps that are over and that no repair names yet, the oldest first. Reads all of coverage.
+
+    A gap inside a repair is named by it: another instance's backlog may have told of a time in the midst of it.
+    """
+    gaps, wanted, r = views.gaps.c, views.wanted.c, schema.repairs.c
+    named = (
+        select(r.repair_id)
+        .where(r.subscription_id == gaps.subscription_id, r.from_ts <= gaps.from_at, r.to_ts >= gaps.to_at)
+        .where(or_(r.kind != "manual", r.state != "failed"))
+    )
+    query = (
+        select(gaps.subscription_id, gaps.from_at, gaps.to_at)
+        .join(views.wanted, wanted.subscription_id == gaps.subscription_id)
+        .where(gaps.to_at < wanted.to_at, ~named.exists())
+        .order_by(gaps.from_at)
+        .limit(limit)
+    )
+    with translated(), engine.connect() as connection:
+        return [Gap(*row) for row in connection.execute(query)]
+
+
+def resumed(engine: Engine, limit: int) -> tuple[list[Resumed], list[Repair]]:
+    """Open repairs by window: those whose answers can be looked for, and those that were not followed by listening."""
+    c, r = schema.coverage.c, schema.repairs.c
+    before = schema.coverage.alias()
+    # Answers may come as soon as it was asked, which is before the fact that it was.
+    asked_at = (
+        select(func.max(before.c.start_seq))
+        .where(before.c.subscription_id == c.subscription_id, before.c.instance_id == c.instance_id)
+        .where(before.c.start_seq < c.start_seq)
+        .scalar_subquery()
+    )
+    again = and_(c.subscription_id == r.subscription_id, c.state == "live", c.started_at == r.to_ts)
+    query = (
+        _named_repairs(c.instance_id, func.coalesce(asked_at, c.start_seq).label("seq"))
+        .outerjoin(schema.coverage, again)
+        .where(r.state == "open", r.kind == "window")
+        .order_by(r.repair_id)
+        .limit(limit)
+    )
+    with translated(), engine.connect() as connection:
+        rows = connection.execute(query).all()
+    found = [(_repair(row), row.instance_id, row.seq) for row in rows]
+    listening = [Resumed(repair, instance_id, seq) for repair, instance_id, seq in found if instance_id is not None]
+    return listening, [repair for repair, instance_id, _ in found if instance_id is None]
+
+
+def due(engine: Engine, midnight: datetime, limit: int) -> list[Repair]:
+    """Open repairs by question, the most urgent first; days are asked for once ``midnight`` has ended them."""
+    r = schema.repairs.c
+    is_due = or_(r.kind.in_(("snapshot", "manual")), and_(r.kind == "historical", r.to_ts < midnight))
+    urgency = case(_FIRST, value=r.kind, else_=9)
+    query = _named_repairs().where(r.state == "open", is_due)
+    with translated(), engine.connect() as connection:
+        rows = connection.execute(query.order_by(urgency, r.attempts, r.from_ts, r.repair_id).limit(limit)).all()
+    return [_repair(row) for row in rows]
+
+
+def find(engine: Engine, repair_ids: Sequence[int]) -> list[Repair]:
+    """These repairs, whatever has become of them."""
+    query = _named_repairs().where(schema.repairs.c.repair_id.in_(repair_ids)).order_by(schema.repairs.c.repair_id)
+    with translated(), engine.connect() as connection:
+        return [_repair(row) for row in connection.execute(query)]
+
+
+def unfinished(engine: Engine, ticker: str = "") -> list[Repair]:
+    """Repairs that are open or failed, newest first; of one ticker, or all. A thousand at most."""
+    r, s = schema.repairs.c, schema.subscriptions.c
+    query = _named_repairs().where(r.state != "done").order_by(r.to_ts.desc(), r.repair_id).limit(1000)
+    if ticker:
+        query = query.where(s.ticker.in_((ticker, "")))
+    with translated(), engine.connect() as connection:
+        return [_repair(row) for row in connection.execute(query)]
+
+
+def _named_repairs(*more: Any) -> Select[Any]:
+    r, s = schema.repairs, schema.subscriptions
+    names = (s.c.feed, s.c.path, s.c.params, s.c.ticker)
+    return select(r, *names, *more).join_from(r, s, s.c.subscription_id == r.c.subscription_id)
+
+
+def _repair(row: Any) -> Repair:
+    return Repair(**{name: getattr(row, name) for name in Repair.__dataclass_fields__})
+
+
+# What it is proven by
+
+
+def answers(engine: Engine, instance_id: int, after: int, until: int, paths: Sequence[str], limit: int) -> list[Answer]:
+    """What came off the socket for ``paths``, past ``after`` and up to ``until`` (seq), in order."""
+    c = schema.payloads.c
+    query = (
+        select(c.seq, c.received_at, c.event, c.path, c.params, c.body)
+        .where(c.instance_id == instance_id, c.seq > after, c.seq <= until)
+        .where(c.path.in_(paths), c.source == "stream")
+        .order_by(c.seq)
+        .limit(limit)
+    )
+    with translated(), engine.connect() as connection:
+        return [Answer(*row) for row in connection.execute(query)]
+
+
+def tickers(engine: Engine, feed: str, limit: int) -> list[str]:
+    """The tickers of which anything of this feed was ever stored, in order."""
+    c = schema.series.c
+    query = select(c.ticker).where(c.feed == feed).distinct().order_by(c.ticker).limit(limit)
+    with translated(), engine.connect() as connection:
+        return list(connection.execute(query).scalars())
+
+
+def rows_held(engine: Engine, feed: str, ticker: str, user_id: str, start: datetime, end: datetime) -> int:
+    """How many samples of these names are stored with ``start`` ≤ ts < ``end``."""
+    with translated(), engine.connect() as connection:
+        return int(connection.scalar(_count(feed, ticker, user_id, start, end)) or 0)
+
+
+def rows_brought(engine: Engine, repair: Repair, bucket: timedelta) -> int:
+    """How many samples of the gap's time its repair has brought: what came by stream once it was over, or by REST."""
+    c = schema.samples.c
+    # The bucket that the gap begins in was told of in the gap.
+    query = _count(repair.feed, repair.ticker, repair.user_id, repair.from_ts - bucket, repair.to_ts)
+    if repair.kind == "window":
+        query = query.where(c.source == "stream", c.received_at >= repair.to_ts)
+    else:
+        query = query.where(c.source != "stream", c.received_at >= repair.created_at)
+    with translated(), engine.connect() as connection:
+        return int(connection.scalar(query) or 0)
+
+
+def _count(feed: str, ticker: str, user_id: str, start: datetime, end: datetime) -> Select[Any]:
+    n, m = schema.series.c, schema.samples.c
+    names = [n.feed == feed]
+    names += [n.ticker == ticker] if ticker else []
+    names += [n.user_id == user_id] if user_id else []
+    ids = select(n.series_id).where(*names)
+    return select(func.count()).where(m.series_id.in_(ids), m.ts >= start, m.ts < end)
+
+
+# What is written
+
+
+class NotOurs(Exception):
+    """Another daemon heals for this database."""
+
+
+class Repairs:
+    """The table, as the writer's thread changes it. ``me``: our instance. Each call is one short transaction.
+
+    Raises NotOurs where another instance has the lease, DatabaseUnavailable.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def hold(self, me: int) -> None:
+        """Take or renew the lease."""
+        with translated(), self._engine.begin() as connection:
+            _lease(connection, me)
+
+    def open(self, me: int, gaps: Sequence[Gap], now: datetime) -> None:
+        """Begin a repair of each gap."""
+        rows = [gap._asdict() | {"kind": "window", "state": "open", "created_at": now} for gap in gaps]
+        with translated(), self._engine.begin() as connection:
+            _lease(connection, me)
+            connection.execute(_insert(connection, schema.repairs).on_conflict_do_nothing(), rows)
+
+    def turn(self, me: int, repair_ids: Sequence[int], kind: Kind) -> None:
+        """From now on they are tried this way."""
+        self._change(me, repair_ids, kind=kind, cursor="", error="", attempts=0)
+
+    def advance(self, me: int, repair_id: int, cursor: str) -> None:
+        """All up to ``cursor`` is committed."""
+        self._change(me, [repair_id], cursor=cursor, error="", attempts=0)
+
+    def put_off(self, me: int, repair_id: int, error: str) -> None:
+        """It could not be done now: it is tried again."""
+        self._change(me, [repair_id], error=error, attempts=schema.repairs.c.attempts + 1)
+
+    def finish(self, me: int, new_rows: dict[int, int], now: datetime) -> None:
+        """They are proven: repair → how many rows it brought."""
+        with translated(), self._engine.begin() as connection:
+            _lease(connection, me)
+            for repair_id, count in new_rows.items():
+                done = {"state": "done", "new_rows": count, "error": "", "finished_at": now}
+                connection.execute(_still_open([repair_id]).values(done))
+
+    def fail(self, me: int, repair_ids: Sequence[int], error: str, now: datetime) -> None:
+        """They cannot be repaired, and ``error`` says why."""
+        self._change(me, repair_ids, state="failed", error=error, finished_at=now)
+
+    def book(self, wishes: Sequence[Wish], now: datetime) -> list[int]:
+        """Begin what a person asks for; what failed is begun anew, what is open goes on, what is done stays so.
+
+        Returns the ids. Asks for no lease: whoever has it does the work.
+        """
+        r = schema.repairs.c
+        booked = []
+        with translated(), self._engine.begin() as connection:
+            for wish in wishes:
+                gap = Gap(_subscription_id(connection, wish, now), wish.from_ts, wish.to_ts)
+                row = gap._asdict() | {"kind": "manual", "state": "open", "created_at": now}
+                connection.execute(_insert(connection, schema.repairs).on_conflict_do_nothing(), [row])
+                named = [r[name] == value for name, value in gap._asdict().items()]
+                again = {"kind": "manual", "state": "open", "cursor": "", "error": "", "attempts": 0}
+                failed = update(schema.repairs).where(*named, r.state == "failed")
+                connection.execute(failed.values(again | {"created_at": now, "finished_at": None}))
+                booked.append(connection.execute(select(r.repair_id).where(*named)).scalar_one())
+        return booked
+
+    def _change(self, me: int, repair_ids: Sequence[int], **values: Any) -> None:
+        with translated(), self._engine.begin() as connection:
+            _lease(connection, me)
+            connection.execute(_still_open(repair_ids).values(values))
+
+
+def _lease(connection: Connection, me: int) -> None:
+    if leases.hold(connection, LEASE, me, LEASE_TIME) is None:
+        raise NotOurs
+
+
+def _still_open(repair_ids: Sequence[int]) -> Any:
+    c = schema.repairs.c
+    return update(schema.repairs).where(c.repair_id.in_(repair_ids), c.state == "open")
+
+
+def _insert(connection: Connection, table: Any) -> Any:
+    return (postgresql if connection.dialect.name == "postgresql" else sqlite).insert(table)
+
+
+def _subscription_id(connection: Connection, wish: Wish, now: datetime) -> int:
+    c = schema.subscriptions.c
+    names = {name: getattr(wish, name) for name in ("feed", "path", "method", "params", "ticker")}
+    new = _insert(connection, schema.subscriptions).on_conflict_do_nothing()
+    connection.execute(new, [names | {"first_seen_at": now}])
+    query = select(c.subscription_id).where(c.path == wish.path, c.params == wish.params)
+    return int(connection.execute(query).scalar_one())
