@@ -24,7 +24,7 @@ from ingestor.provider.backoff import Backoff, chance
 from ingestor.provider.catalog import FEEDS, Feed, base_name
 from ingestor.provider.clock import boottime, wall_us
 from ingestor.provider.connection import complaint_text
-from ingestor.provider.token import retry_after
+from ingestor.provider.token.login import retry_after
 
 MAX_BYTES = 8 << 20  # decoded, it takes some twenty times as much
 ANSWER_SECONDS = 180.0
