@@ -9,6 +9,7 @@ import asyncio
 import logging
 import os
 import socket
+import time
 from collections.abc import Callable, Mapping
 
 log = logging.getLogger(__name__)
@@ -23,6 +24,11 @@ class Systemd:
     def ready(self, status: str = "") -> None:
         """Start-up is over. ``status`` is a line for `systemctl status`."""
         self._send("READY=1", *_status(status))
+
+    def reloading(self) -> None:
+        """The config is read anew. ``ready`` ends it, whether the new one was taken or not."""
+        # systemd 253 and newer compare the stamp with when they asked, on this very clock.
+        self._send("RELOADING=1", f"MONOTONIC_USEC={time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000}")
 
     def stopping(self) -> None:
         self._send("STOPPING=1")

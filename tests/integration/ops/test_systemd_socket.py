@@ -4,6 +4,7 @@ import asyncio
 import logging
 import os
 import socket
+import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -40,6 +41,14 @@ def environment(manager: socket.socket) -> dict[str, str]:
 def test_the_manager_hears(manager: socket.socket, call: Callable[[Systemd], None], expected: str) -> None:
     call(Systemd(environment(manager)))
     assert manager.recv(1024).decode() == expected
+
+
+def test_a_reload_is_told_with_the_moment_at_which_it_began(manager: socket.socket) -> None:
+    before = time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000
+    Systemd(environment(manager)).reloading()
+    said, _, microseconds = manager.recv(1024).decode().rpartition("=")
+    assert said == "RELOADING=1\nMONOTONIC_USEC"
+    assert before <= int(microseconds) <= time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000
 
 
 @pytest.mark.parametrize("env", [{}, {"NOTIFY_SOCKET": ""}, {"NOTIFY_SOCKET": "vsock:2:1234"}])
