@@ -8,6 +8,7 @@ Every command imports what it needs when it runs: `--help` loads no database or 
     looking   check, db
     status    status
     tail      tail
+    tickers   add, remove, reload
     books     audit, dead-letters
 """
 
@@ -20,7 +21,7 @@ from typing import Annotated
 import typer
 
 from ingestor import __version__
-from ingestor.cli import books, daemon, looking, setup, status, tail
+from ingestor.cli import books, daemon, looking, setup, status, tail, tickers
 from ingestor.cli.output import safe, say
 from ingestor.errors import IngestorError
 from ingestor.redaction import redactor
@@ -38,6 +39,9 @@ for command in (
     looking.check,
     status.status,
     tail.tail,
+    tickers.add,
+    tickers.remove,
+    tickers.reload,
     books.audit,
     setup.init,
 ):

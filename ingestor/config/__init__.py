@@ -5,6 +5,7 @@ units, values, urls          what a single value may be
 model, subscriptions         the nouns, and the list of what is collected
 environment, secrets, proxy  what comes from elsewhere; secretfile is a secret's own file
 draft, complaints, loading   put together, with every problem at once
+editing, rewriting           a ticker more or less, and the file replaced
 showing                      JSON Schema, and `config show`
 """
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NoReturn, TypeAlias
 
 import yaml
@@ -50,11 +50,18 @@ _REMEDIES = (
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """One value and where it stands, from 1. A mapping keeps the node of each key beside its value's."""
+    """One value and where it stands, from 1. A mapping keeps the node of each key beside its value's.
+
+    ``start`` and ``end`` are its place in the text, for who edits that; a block ends with the last value in it.
+    """
 
     line: int
     column: int
     content: str | list[Node] | dict[str, tuple[Node, Node]] | None
+    start: int
+    end: int
+    flow: bool = False  # [a list], {a: mapping}
+    alias: bool = False  # written elsewhere
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,17 +115,17 @@ def _decoded(raw: bytes, name: str) -> str:
         text = raw.decode("utf-8-sig")
     except UnicodeDecodeError as bad:
         # The position is kept and the exception dropped: its text quotes the file.
-        error = _position(raw[: bad.start].decode("utf-8", "replace"))
+        error = position(raw[: bad.start].decode("utf-8", "replace"))
     if error:
         raise ConfigError([Problem(_place(name, *error), "", "is not UTF-8 text; save the file as UTF-8")])
     if strange := _UNPRINTABLE.search(text):
-        line, column = _position(text[: strange.start()])
+        line, column = position(text[: strange.start()])
         message = f"holds the control character U+{ord(strange[0]):04X}; remove it"
         raise ConfigError([Problem(_place(name, line, column), "", message)])
     return text
 
 
-def _position(before: str) -> tuple[int, int]:
+def position(before: str) -> tuple[int, int]:
     """Line and column, from 1, of what follows this text."""
     return before.count("\n") + 1, len(before) - (before.rfind("\n") + 1) + 1
 
@@ -131,6 +138,7 @@ class _Reader:
         self._text = text
         self._events: Iterator[yaml.Event] = yaml.parse(text, Loader=_LOADER)
         self._anchors: dict[str, Node] = {}
+        self._end = 0  # of the last value so far
         self.problems: list[Problem] = []
 
     def document(self) -> Node | None:
@@ -160,7 +168,11 @@ class _Reader:
         if isinstance(event, yaml.AliasEvent):
             return self._aliased(event)
         mark: Any = event.start_mark
-        node = Node(mark.line + 1, mark.column + 1, self._content(event, depth))
+        end: Any = event.end_mark
+        self._end = end.index
+        content = self._content(event, depth)
+        flow = bool(getattr(event, "flow_style", False))
+        node = Node(mark.line + 1, mark.column + 1, content, mark.index, self._end, flow)
         if getattr(event, "tag", None) not in _PLAIN_TAGS:
             self._report(event, _NO_TAGS)
         if getattr(event, "anchor", None):
@@ -181,6 +193,7 @@ class _Reader:
         items = []
         while not isinstance(event := next(self._events), yaml.SequenceEndEvent):
             items.append(self._node(event, depth + 1))
+        self._close(event)
         return items
 
     def _mapping(self, depth: int) -> dict[str, tuple[Node, Node]]:
@@ -198,11 +211,20 @@ class _Reader:
                 self._report(event, f'the key "{text}" stands already in line {line}; keep one of the two')
             else:
                 pairs[text] = (key, value)
+        self._close(event)
         return pairs
 
+    def _close(self, event: Any) -> None:
+        # A block has no bracket: the parser ends it where the next one begins, behind what is said between the two.
+        if event.end_mark.index > event.start_mark.index:
+            self._end = event.end_mark.index
+
     def _aliased(self, event: yaml.AliasEvent) -> Node:
-        node = self._anchors.get(event.anchor or "")
-        return node or self._fail(event, _NO_ANCHOR)
+        node = self._anchors.get(event.anchor or "") or self._fail(event, _NO_ANCHOR)
+        start: Any = event.start_mark
+        end: Any = event.end_mark
+        self._end = end.index
+        return replace(node, start=start.index, end=end.index, alias=True)
 
     def _report(self, event: yaml.Event, message: str) -> None:
         self.problems.append(Problem(self._at(event.start_mark), "", message))

@@ -34,7 +34,13 @@ def load(
     """
     env = os.environ if env is None else env
     source = find(path, env)
-    raw, file_is_private = _read(source)
+    return understand(source, *read(source), env, feed_name)
+
+
+def understand(
+    source: Path, raw: bytes, file_is_private: bool, env: Mapping[str, str], feed_name: FeedName | None = None
+) -> Config:
+    """What ``load`` makes of the file, if these were its bytes. Raises as it does."""
     draft = Draft(parse(raw, str(source)))
     base = base_folder(source, env)
     override(draft, env, LOCS)
@@ -96,8 +102,11 @@ def require_api_key(config: Config) -> SecretStr:
     return config.provider.api_key
 
 
-def _read(source: Path) -> tuple[bytes, bool]:
-    """The file's bytes (one more than may be, if there are), and whether only its owner can read it."""
+def read(source: Path) -> tuple[bytes, bool]:
+    """The file's bytes (one more than may be, if there are), and whether only its owner can read it.
+
+    Raises ConfigError.
+    """
     try:
         with source.open("rb") as file:
             mode = os.fstat(file.fileno()).st_mode

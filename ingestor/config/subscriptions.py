@@ -22,7 +22,8 @@ Where = Callable[[Loc], str]
 FeedName = Callable[[str, Mapping[str, str]], str]  # of a path and params; known to another room
 
 
-def _path(value: Any) -> str:
+def endpoint(value: Any) -> str:
+    """A path that may be subscribed to. Raises ValueError with a message for the operator."""
     path = values.text(value)
     if "://" in path:
         raise ValueError("must be the path alone, without the server: /real-time/crowd-sentiment")
@@ -45,7 +46,7 @@ class Entry(Section):
 
     path: Annotated[
         str,
-        BeforeValidator(_path),
+        BeforeValidator(endpoint),
         WithJsonSchema({"type": "string", "maxLength": MAX_PATH}),
     ] = Field(description="Endpoint, such as /real-time/crowd-sentiment")
     method: Annotated[

@@ -1,0 +1,99 @@
+"""`ingestor add`, `remove` and `reload` as they are typed."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ingestor.control import Control, ControlFailed
+
+from .test_cli_start import ingestor_
+
+CONFIG = """\
+# what we watch
+subscriptions:
+  - path: /real-time/crowd-sentiment   # since June
+    tickers: [AAPL, ON]
+  # - path: /real-time/tweet-buzz
+"""
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    file = tmp_path / "config.yaml"
+    file.write_text(CONFIG)
+    return file
+
+
+def test_a_ticker_comes_and_goes_and_the_file_is_as_it_was(config: Path) -> None:
+    added = ingestor_("add", "007", "ON", "NO", "--path", "/real-time/crowd-sentiment", cwd=config.parent)
+    assert (added.returncode, added.stderr) == (0, "")
+    assert added.stdout == (
+        f"{config}: /real-time/crowd-sentiment\n"
+        "-    tickers: [AAPL, ON]\n"
+        "+    tickers: [AAPL, ON, 007, NO]\n"
+        "007: added\n"
+        "ON: is asked for already\n"
+        "NO: added\n"
+    )
+    shown = json.loads(ingestor_("config", "show", "--output", "json", cwd=config.parent).stdout)
+    assert [one["params"]["ticker"] for one in shown["subscriptions"]] == ["AAPL", "ON", "007", "NO"]
+    removed = ingestor_("remove", "NO", "007", "GONE", "--reload", cwd=config.parent)  # there is one path only
+    assert (removed.returncode, removed.stderr) == (0, "")
+    assert removed.stdout.endswith(
+        "NO: removed\n007: removed\nGONE: is not named there\ndaemon: none runs here; the next start reads the file\n"
+    )
+    assert config.read_text() == CONFIG
+
+
+def test_an_unknown_endpoint_is_a_warning(config: Path) -> None:
+    added = ingestor_("add", "ON", "--path", "/real-time/tweet-buz", cwd=config.parent)
+    assert added.returncode == 0
+    assert added.stderr == 'unknown endpoint "/real-time/tweet-buz"; did you mean "/real-time/tweet-buzz"?\n'
+    assert config.read_text() == CONFIG.replace(
+        "[AAPL, ON]\n", "[AAPL, ON]\n  - path: /real-time/tweet-buz\n    tickers: [ON]\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (["add", "A B", "--path", "p"], 2, "a ticker has no blanks"),
+        (["add", "A", "--path", "https://x/y"], 2, "must be the path alone"),
+        (
+            ["remove", "AAPL", "ON"],
+            78,
+            "config.yaml:3:5: subscriptions: cannot be edited safely: nothing would be left to collect; stop",
+        ),
+        (["remove", "A", "--config", "gone.yaml"], 78, "there is no such file"),
+    ],
+)
+def test_what_cannot_be_done_leaves_the_file_alone(config: Path, arguments: list[str], code: int, said: str) -> None:
+    ended = ingestor_(*arguments, cwd=config.parent)
+    assert ended.returncode == code
+    assert said in ended.stderr
+    assert config.read_text() == CONFIG
+
+
+async def test_the_daemon_is_told_and_its_own_words_are_shown(config: Path) -> None:
+    asked: list[str] = []
+
+    async def reload(_asked: dict[str, Any]) -> dict[str, Any]:
+        asked.append(config.read_text())
+        if "TSLA" in asked[-1]:
+            raise ControlFailed("config.yaml:4:5: \x1b[2J the old one stays")
+        return {"added": 1, "removed": 0}
+
+    (config.parent / "spool").mkdir()
+    async with Control(config.parent / "spool", {"reload": reload}):
+        good = await asyncio.to_thread(ingestor_, "add", "NO", "--reload", cwd=config.parent)
+        again = await asyncio.to_thread(ingestor_, "reload", "--output", "json", cwd=config.parent)
+        bad = await asyncio.to_thread(ingestor_, "add", "TSLA", "--reload", cwd=config.parent)
+    assert good.stdout.endswith("NO: added\nadded: 1\nremoved: 0\n")
+    assert json.loads(again.stdout) == {"added": 1, "removed": 0}
+    assert (bad.returncode, bad.stderr) == (69, "config.yaml:4:5: \\u001b[2J the old one stays\n")
+    assert ["NO" in text for text in asked] == [True, True, True]
