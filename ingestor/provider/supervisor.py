@@ -19,7 +19,8 @@ from ingestor.provider.clock import wall_us
 from ingestor.provider.connection import Line, Sink, outside
 from ingestor.provider.coverage import Coverage, Standing
 from ingestor.provider.dialect import Dialects, tls
-from ingestor.provider.group import Group, GroupStatus, Surroundings
+from ingestor.provider.group import Group, Surroundings
+from ingestor.provider.tally import GroupStatus
 from ingestor.provider.token import Token, TokenSupply
 
 

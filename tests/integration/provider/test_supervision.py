@@ -13,7 +13,7 @@ from pydantic import SecretStr
 
 from ingestor.config.model import Provider, Subscription
 from ingestor.errors import SpoolFailed
-from ingestor.provider import client, connection, group, token
+from ingestor.provider import client, connection, group, session, states, token
 from ingestor.provider.backoff import Backoff
 from ingestor.provider.clock import tick
 from ingestor.provider.simulator import Simulator
@@ -59,7 +59,7 @@ class Running:
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(group, "RECONNECT", Backoff(first_seconds=0.05, cap_seconds=0.2))
-    monkeypatch.setattr(group, "RESUBSCRIBE", Backoff(first_seconds=0.1, cap_seconds=0.2))
+    monkeypatch.setattr(session, "RESUBSCRIBE", Backoff(first_seconds=0.1, cap_seconds=0.2))
     monkeypatch.setattr(token, "UNAVAILABLE", Backoff(first_seconds=0.1, cap_seconds=0.2))
     monkeypatch.setattr(token, "REFUSED", Backoff(first_seconds=0.1, cap_seconds=0.2))
     monkeypatch.setattr(connection, "ACK_SECONDS", 0.3)
@@ -363,7 +363,7 @@ async def test_an_answer_that_comes_late_ends_the_refusal_whatever_the_second_as
     (first, _), (second, _) = visitor.asked("subscribe")
     await visitor.say(f"43{first}[null]", f'43{second}["subscribed already"]')
     await running.until("live", AAPL)
-    await asyncio.sleep(3 * group.FLUSH_SECONDS)
+    await asyncio.sleep(3 * states.FLUSH_SECONDS)
     assert running.states(AAPL) == ["pending", "refused", "live"]
 
 
