@@ -142,7 +142,7 @@ class Group:
         if not around.gate.is_set():  # closed while this one was on its way
             await connection.close("spool_full", "the spool is full")
             raise ConnectionFailed("the spool is full")
-        around.record(Fact("connected", wall_us(), self._detail(connection=connection.id, dialect=dialect.value)))
+        self._tell("connected", connection=connection.id, dialect=dialect.value)
         return connection
 
     async def _failed(self, error: ConnectionFailed) -> None:
@@ -158,7 +158,7 @@ class Group:
         return RECONNECT.full_jitter(self._failures, chance())
 
     def _begin(self, connection: Connection) -> Session:
-        session = Session(connection, self._wanted, self._states.answers_came)
+        session = Session(connection, self._wanted, self._states.answers_came, self._tell)
         self._sessions.add(session)
         return session
 
@@ -211,8 +211,7 @@ class Group:
 
     def _say_silent(self, session: Session) -> None:
         seconds = round(boottime() - session.connection.last_frame_at)
-        detail = self._detail(connection=session.connection.id, reason=f"no data for {seconds} s; renewing")
-        self._around.record(Fact("silent", wall_us(), detail))
+        self._tell("silent", connection=session.connection.id, reason=f"no data for {seconds} s; renewing")
 
     async def _succeed(self, old: Session) -> Session | None:
         """Connect and subscribe anew first, then close the old: nothing is missed, and what comes twice is known.
@@ -253,9 +252,9 @@ class Group:
     def _put_off(self, error: IngestorError) -> None:
         wait = self._next_wait()
         self._retry_at = boottime() + wait
-        detail = self._detail(reason=outside(error), attempt=self._failures, retry_in_seconds=round(wait, 1))
         self._tally.last_error = outside(error)
-        self._around.record(Fact("connect_failed", wall_us(), detail))
+        detail = {"reason": outside(error), "attempt": self._failures, "retry_in_seconds": round(wait, 1)}
+        self._tell("connect_failed", **detail)
 
     async def _lost(self, session: Session) -> None:
         """State why and since when nothing is heard, and clear up. Raises what the sink raised, if that was the end."""
@@ -279,8 +278,9 @@ class Group:
             self._sessions.discard(session)
             self._tally.retired(session.connection)
 
-    def _detail(self, **more: object) -> dict[str, Any]:
-        return {"path": self._line.path, **more}
+    def _tell(self, kind: str, **detail: object) -> None:
+        """State a fact that changes no state."""
+        self._around.record(Fact(kind, wall_us(), {"path": self._line.path, **detail}))
 
     def _record(self, fact: Fact) -> None:
         """What connections report."""

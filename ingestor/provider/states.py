@@ -13,6 +13,7 @@ from ingestor.provider.coverage import Coverage
 from ingestor.provider.session import Session
 
 FLUSH_SECONDS = 0.1  # acknowledgements that come this close together make one fact
+FLUSH_LIMIT_SECONDS = 5.0  # after the first of them
 DOUBT_SECONDS = 0.1  # between looks whether a doubted connection is heard again
 
 
@@ -35,6 +36,7 @@ class States:
         self._keys = keys
         self._coverage = coverage
         self._flush: asyncio.TimerHandle | None = None
+        self._flush_by = 0.0  # by the loop's clock
         self._doubt: Doubt | None = None
 
     def all_are(self, kind: str, state: State, detail: dict[str, Any], since_us: int | None = None) -> None:
@@ -54,9 +56,15 @@ class States:
         self.session = None
 
     def answers_came(self, session: Session) -> None:
-        """Publish soon, with the answers that are about to come."""
-        if session is self.session and self._flush is None:
-            self._flush = asyncio.get_running_loop().call_later(FLUSH_SECONDS, self.publish)
+        """Publish when no more come, or when the first of them has waited for long enough."""
+        if session is not self.session:
+            return
+        loop = asyncio.get_running_loop()
+        if self._flush is None:
+            self._flush_by = loop.time() + FLUSH_LIMIT_SECONDS
+        else:
+            self._flush.cancel()
+        self._flush = loop.call_at(min(loop.time() + FLUSH_SECONDS, self._flush_by), self.publish)
 
     def publish(self) -> None:
         """Turn the answers so far into states: one fact for all that were acknowledged, one for each reason why not."""
