@@ -40,6 +40,7 @@ from ingestor.pipeline.spool import Spool
 from ingestor.pipeline.writer import Writer
 from ingestor.provider import catalog
 from ingestor.provider.clock import interruption, tick, wall_us
+from ingestor.provider.heard import Heard
 from ingestor.provider.supervisor import Supervisor
 from ingestor.provider.token import TokenSupply
 from ingestor.store import migrate, query
@@ -75,10 +76,12 @@ class Service:
         self._troubles = Troubles()
         self._metrics = Metrics(self.status)
         self._listeners: list[Callable[[Fact], None]] = [logs.log_fact, self._metrics.listen, self._troubles.listen]
+        self._heard = Heard()
         self._writer = build_writer(
             config,
             self._spool,
             self._engine,
+            on_decoded=self._heard.note,
             on_batch=self._metrics.batch,
             on_outage=_warn_of_outage,
             on_lost=self._tell_of_loss,
@@ -131,7 +134,9 @@ class Service:
             provider.url + provider.token_path, self._api_key, provider.token, scheduler, ca_file=provider.ca_file
         )
         stack.push_async_callback(self._tokens.close)
-        self._supervisor = Supervisor(provider, self._config.subscriptions, self._tokens, self._spool, self._record)
+        self._supervisor = Supervisor(
+            provider, self._config.subscriptions, self._tokens, self._spool, self._record, self._heard
+        )
         self._parts = snapshot.Parts(
             config=self._config,
             instance=instance_name(self._config),

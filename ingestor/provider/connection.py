@@ -45,6 +45,10 @@ class Sink(Protocol):
     """Where frames go: the spool."""
 
     @property
+    def head(self) -> int:
+        """The newest seq given out."""
+
+    @property
     def congested(self) -> bool:
         """Whether too much waits to be synced."""
 

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from ingestor.config.model import Subscription
 from ingestor.errors import ConnectionFailed, ConnectionRefused, IngestorError, TokenRefused, TokenUnavailable
-from ingestor.pipeline.entry import Fact, State, SubscriptionKey
+from ingestor.pipeline.entry import Channel, Fact, State, SubscriptionKey
 from ingestor.provider.backoff import Backoff, chance
 from ingestor.provider.clock import boottime, wall_us
 from ingestor.provider.complaints import Complaints
 from ingestor.provider.connection import Connection, Line, Sink, outside
 from ingestor.provider.coverage import Coverage
 from ingestor.provider.dialect import Dialects
+from ingestor.provider.heard import Span
 from ingestor.provider.session import Session
 from ingestor.provider.states import States
 from ingestor.provider.tally import GroupStatus, Tally
@@ -48,7 +49,7 @@ class Group:
         self._line = line
         self._wanted = {one.key: one for one in subscriptions}
         self._around = around
-        self._states = States(line.path, self._wanted.keys(), around.coverage)
+        self._states = States(line, self._wanted, around.coverage, around.silence_seconds)
         self._sessions: set[Session] = set()  # the one that counts, and the one that is to follow it
         self._wake = asyncio.Event()
         self._failures = 0
@@ -79,6 +80,19 @@ class Group:
         """We did not listen for a while: see ``States.doubt``."""
         self._wake.set()  # what became due meanwhile is due now, not when a timer that stood still as well has run out
         self._states.doubt()
+
+    @property
+    def channels(self) -> Iterable[Channel]:
+        """What tells that data came for its subscriptions."""
+        return self._states.channels.values()
+
+    def hear(self, news: Mapping[Channel, Span]) -> None:
+        """Data was found in what came."""
+        self._states.hear(news)
+
+    def judge(self, until: float) -> None:
+        """Who had no data for too long up to ``until`` (boottime)? See ``States.judge``."""
+        self._states.judge(until)
 
     def status(self) -> GroupStatus:
         """A snapshot."""

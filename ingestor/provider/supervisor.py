@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 from urllib.parse import urlsplit
 
 from ingestor.config.model import Provider, Subscription, canonical
@@ -15,13 +15,24 @@ from ingestor.errors import IngestorError
 from ingestor.pipeline.entry import Fact, SubscriptionKey
 from ingestor.provider.catalog import KEY_PARAMS
 from ingestor.provider.client import known_release
-from ingestor.provider.clock import wall_us
+from ingestor.provider.clock import boottime, wall_us
 from ingestor.provider.connection import Line, Sink, outside
 from ingestor.provider.coverage import Coverage, Standing
 from ingestor.provider.dialect import Dialects, tls
 from ingestor.provider.group import Group, Surroundings
+from ingestor.provider.heard import Heard
 from ingestor.provider.tally import GroupStatus
 from ingestor.provider.token import Token, TokenSupply
+
+LOOK_SECONDS = 5.0  # between looks who is silent; with a short ``silence`` more often
+LOOKS = 20  # in one ``silence`` at least
+
+
+class Mark(NamedTuple):
+    """A moment, and what had been received by then."""
+
+    at: float  # boottime
+    seq: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,8 +68,12 @@ class Supervisor:
         tokens: TokenSupply,
         sink: Sink,
         record: Callable[[Fact], object],
+        heard: Heard,
     ) -> None:
         """Must be made inside the running loop. Reads the CA file."""
+        self._heard = heard
+        self._sink = sink
+        self._look_seconds = min(LOOK_SECONDS, provider.silence / LOOKS)
         self._record = record
         self._tokens = tokens
         self._subscriptions = tuple(subscriptions)
@@ -88,6 +103,7 @@ class Supervisor:
             )
             for (path, params), members in grouped(self._subscriptions).items()
         ]
+        heard.want(channel for group in self._groups for channel in group.channels)
 
     async def run(self) -> None:
         """Until ``stop`` or cancelled. Raises what the sink raised."""
@@ -98,6 +114,7 @@ class Supervisor:
         try:
             async with asyncio.TaskGroup() as tasks:
                 self._tasks = [tasks.create_task(group.run(), name="connection group") for group in self._groups]
+                self._tasks.append(tasks.create_task(self._watch_silence(), name="silence"))
         except BaseExceptionGroup as errors:
             raise _first(errors) from None  # the others fell with it
         finally:
@@ -142,6 +159,19 @@ class Supervisor:
             subscriptions=MappingProxyType({key: at for key, at in standings.items() if at is not None}),
             complaints=MappingProxyType(dict(self._complaints)),
         )
+
+    async def _watch_silence(self) -> None:
+        mark = Mark(boottime(), self._sink.head)
+        while True:
+            await asyncio.sleep(self._look_seconds)
+            upto_seq = self._heard.upto_seq  # before taking: what that seq says has been noted
+            news = self._heard.take()
+            for group in self._groups:
+                group.hear(news)
+            if upto_seq >= mark.seq:  # else what was received by then may be of anyone: nobody is called silent
+                for group in self._groups:
+                    group.judge(mark.at)
+                mark = Mark(boottime(), self._sink.head)
 
     def _on_renewed(self, token: Token) -> None:
         self._record(Fact("token_renewed", wall_us(), {"life_seconds": round(token.life_seconds)}))

@@ -12,6 +12,7 @@ import pytest
 from pydantic import SecretStr
 
 from ingestor.config.model import Provider, Subscription
+from ingestor.provider.heard import Heard
 from ingestor.provider.supervisor import Supervisor
 from ingestor.provider.token import TokenSupply
 
@@ -41,7 +42,7 @@ async def run_against(scheduler: Any, memory: Memory) -> AsyncIterator[Run]:
     async def run(peer: Peer | Behind, **settings: Any) -> Supervisor:
         provider = Provider.model_validate({"url": peer.url, **settings})
         tokens = TokenSupply(f"{peer.url}/jwt", SecretStr(peer.api_key), provider.token, scheduler, spacing_seconds=0.2)
-        supervisor = Supervisor(provider, SUBSCRIPTIONS, tokens, memory, memory.append)
+        supervisor = Supervisor(provider, SUBSCRIPTIONS, tokens, memory, memory.append, Heard())
         started.append((supervisor, tokens, asyncio.create_task(supervisor.run())))
         return supervisor
 
