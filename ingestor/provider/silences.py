@@ -47,11 +47,6 @@ class Silences:
         self._turns |= {key: Turn() for key in found}
         return found
 
-    def asked(self, now: float, chance: float) -> None:
-        """All that are silent have just been asked for."""
-        for turn in self._turns.values():
-            turn.put_off(self._again, now, chance)
-
     def due(self, now: float, chance: float) -> list[SubscriptionKey]:
         """Those whose turn it is: ever more rarely, up to once an hour."""
         due = [key for key, turn in self._turns.items() if turn.due_at <= now]

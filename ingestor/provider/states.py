@@ -70,7 +70,6 @@ class States:
         before, self.session = self.session, session
         if before is not None:
             self._take_over(before, session)
-        self._silences.asked(boottime(), chance())  # for it has asked for all
         self.publish()
 
     def follow_none(self) -> None:
@@ -146,10 +145,8 @@ class States:
         for since_us, keys in _together(began, latest=False):
             detail = self._detail(connection=session.connection.id, reason=reason, count=len(keys))
             self._coverage.change("silent", "silent", keys, detail, since_us)
-        if until - session.connection.last_frame_at < self._silence_seconds:  # else it is renewed, and asks for all
-            due = self._silences.due(boottime(), chance())
-            if due:
-                session.ask_again([self._wanted[key] for key in due])
+        if due := self._silences.due(boottime(), chance()):
+            session.ask_again([self._wanted[key] for key in due])
 
     def _silent_from_us(self, key: SubscriptionKey) -> int:
         standing = self._coverage[key]

@@ -58,11 +58,11 @@ class Running:
         decoder, position = Decoder(catalog.metrics_of, catalog.feed_name), 0
         while True:
             await asyncio.sleep(0.01)
-            assembly = Assembly(position + 1, decoder)
             while self.decodes and position < len(self.memory.all):
                 position += 1
+                assembly = Assembly(position, decoder)
                 assembly.add((position, self.memory.all[position - 1]))
-            heard.note(assembly.heard, position)
+                heard.note(assembly.heard, position)
 
 
 async def run_simulated(run: Run, simulator: Simulator, *subscriptions: Subscription, **settings: Any) -> Running:

@@ -55,15 +55,6 @@ def test_the_silent_are_asked_for_at_once_and_then_ever_more_rarely_up_to_once_a
     assert [later - earlier for earlier, later in pairwise(asked_at)] == [600, 1200, 2400, *[3600] * 4]
 
 
-def test_a_connection_that_asked_for_all_counts_as_a_turn(silences: Silences) -> None:
-    silences.found(700)
-    silences.asked(700, chance=1.0)
-    assert silences.due(1299, chance=1.0) == []
-    assert silences.due(1300, chance=1.0) == [A, B]
-    assert silences.due(2499, chance=1.0) == []
-    assert silences.due(2500, chance=1.0) == [A, B]
-
-
 def test_a_limit_above_the_cap_is_the_shortest_wait() -> None:
     silences = Silences(7200)
     silences.listen([A], at=0)
