@@ -18,7 +18,7 @@ from ingestor.provider.session import Session
 from ingestor.provider.silences import Silences
 
 FLUSH_SECONDS = 0.1  # acknowledgements that come this close together make one fact
-FLUSH_LIMIT_SECONDS = 5.0  # after the first of them
+FLUSH_LIMIT_SECONDS = 10.0  # after the first of them
 DOUBT_SECONDS = 0.1  # between looks whether a doubted connection is heard again
 TOGETHER_US = 5_000_000  # silences that began this close together make one fact, from the earliest on
 

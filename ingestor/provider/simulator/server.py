@@ -99,6 +99,7 @@ class Simulator:
         self._messages = 0
         self._burst_buckets = 0
         self._wake = asyncio.Event()
+        self._new: list[tuple[Session, Asked]] = []  # asked for, and not yet answered
 
     async def __aenter__(self) -> Self:
         await self.start()
@@ -262,7 +263,9 @@ class Simulator:
             self._check(asked)
         except BadRequest as refusal:
             return (refusal.error,)
-        self._sessions[sid].add(asked)
+        session = self._sessions[sid]
+        session.add(asked)
+        self._new.append((session, asked))
         self._wake.set()
         return (None,)
 
@@ -284,7 +287,7 @@ class Simulator:
         while True:
             self._wake.clear()
             await self._kick_expired()
-            await self._send_due()
+            await self._send_new()
             await self._sleep(due)
             if self.interval_seconds is not None and loop.time() >= due:
                 await self.tick()
@@ -309,12 +312,21 @@ class Simulator:
     def _remaining(self, session: Session) -> float:
         return self.tokens.remaining_seconds(session.token) or 0.0
 
+    async def _send_new(self) -> None:
+        new, self._new = self._new, []
+        for session, asked in new:
+            if session.asked.get(asked.key) is asked:  # else it has been asked for again, or is no longer
+                await self._send_if_due(session, asked)
+
     async def _send_due(self) -> None:
         for session, asked in list(self._subscribed()):
-            bucket, last = self.market.bucket(asked.path, self.now), session.last_bucket.get(asked.key)
-            if last != bucket and asked.params.get("ticker") not in self.muted:
-                session.last_bucket[asked.key] = bucket
-                await self._send_rows(asked, self._due(asked, last, bucket))
+            await self._send_if_due(session, asked)
+
+    async def _send_if_due(self, session: Session, asked: Asked) -> None:
+        bucket, last = self.market.bucket(asked.path, self.now), session.last_bucket.get(asked.key)
+        if last != bucket and asked.params.get("ticker") not in self.muted:
+            session.last_bucket[asked.key] = bucket
+            await self._send_rows(asked, self._due(asked, last, bucket))
 
     def _due(self, asked: Asked, last: int | None, bucket: int) -> list[Row]:
         if is_stream(asked.path):

@@ -256,6 +256,26 @@ async def test_a_connection_that_takes_over_during_an_interruptions_doubt_is_liv
     assert memory.facts("heard_again") == []
 
 
+# --- many subscriptions ---
+
+
+async def test_five_thousand_are_acknowledged_within_ten_seconds_and_make_a_handful_of_facts(
+    run: Run, make_simulator: Any, memory: Memory
+) -> None:
+    simulator = await make_simulator(interval_seconds=None, window_seconds=60)
+    many = [Subscription(CROWD, "get", {"ticker": f"T{number}"}) for number in range(5000)]
+    running = await run(simulator.url, simulator.api_key, many)
+    async with asyncio.timeout(30):
+        while sum(len(fact.subscriptions) for fact in memory.facts("subscribed")) < 5000:
+            await asyncio.sleep(0.1)  # not with every frame: there are many
+    (connected,), subscribed = memory.facts("connected"), memory.facts("subscribed")
+    seconds = ((subscribed[-1].since_us or 0) - connected.at_us) / 1e6
+    print(f"acknowledged in {seconds:.1f} s, {len(subscribed)} facts")
+    assert seconds < 10
+    assert len(memory.facts()) <= 8, "one, unless the machine stands still meanwhile"
+    assert {one.state for one in running.supervisor.status().subscriptions.values()} == {"live"}
+
+
 # --- subscriptions that are not confirmed ---
 
 
