@@ -38,6 +38,7 @@ class Session:
         self.acknowledged: dict[SubscriptionKey, int] = {}  # when, by our wall clock
         self.refused: dict[SubscriptionKey, str] = {}  # why
         self.settled = asyncio.Event()  # what was wanted at first was asked for, and answered or not in time
+        self.rounds = 0  # of asking that are under way
         self._wanted = dict(wanted)
         self._turns = {key: Turn() for key in wanted}  # of those that are not acknowledged
         self._asked: set[SubscriptionKey] = set()
@@ -115,7 +116,10 @@ class Session:
         self.settled.set()
 
     async def _ask(self, due: list[tuple[Subscription, Turn]]) -> None:
+        self.rounds += 1
         await self.connection.subscribe(self._still_wanted(due), self._answered)
+        self.rounds -= 1
+        self._changed(self)
         self._news.set()  # now that all are answered, and not at each of a thousand answers: some may be due again
 
     def _still_wanted(self, due: list[tuple[Subscription, Turn]]) -> Iterator[Subscription]:

@@ -17,7 +17,8 @@ from ingestor.provider.heard import Span
 from ingestor.provider.session import Session
 from ingestor.provider.silences import Silences
 
-FLUSH_SECONDS = 0.1  # acknowledgements that come this close together make one fact
+FLUSH_SECONDS = 0.1  # answers that come this close together make one fact
+ROUND_FLUSH_SECONDS = 1.0  # the same, while more are awaited
 FLUSH_LIMIT_SECONDS = 10.0  # after the first of them
 DOUBT_SECONDS = 0.1  # between looks whether a doubted connection is heard again
 TOGETHER_US = 5_000_000  # silences that began this close together make one fact, from the earliest on
@@ -87,7 +88,8 @@ class States:
             self._flush_by = loop.time() + FLUSH_LIMIT_SECONDS
         else:
             self._flush.cancel()
-        self._flush = loop.call_at(min(loop.time() + FLUSH_SECONDS, self._flush_by), self.publish)
+        patience = ROUND_FLUSH_SECONDS if session.rounds else FLUSH_SECONDS
+        self._flush = loop.call_at(min(loop.time() + patience, self._flush_by), self.publish)
 
     def publish(self) -> None:
         """Turn the answers so far into states: one fact for all that were acknowledged, one for each reason why not."""

@@ -263,7 +263,9 @@ class Simulator:
             self._check(asked)
         except BadRequest as refusal:
             return (refusal.error,)
-        session = self._sessions[sid]
+        session = self._sessions.get(sid)
+        if session is None:
+            return self._wire.unanswered  # it has gone while this was on its way
         session.add(asked)
         self._new.append((session, asked))
         self._wake.set()
@@ -271,7 +273,8 @@ class Simulator:
 
     def _on_unsubscribe(self, sid: str, wanted: Any) -> Any:
         try:
-            self._sessions[sid].remove(parse(sid, wanted))
+            if session := self._sessions.get(sid):
+                session.remove(parse(sid, wanted))
         except BadRequest as refusal:
             return (refusal.error,)
         return (None,)
