@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Coroutine, Iterable, Mapping
+from collections.abc import Callable, Collection, Coroutine, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -24,6 +24,7 @@ from ingestor.provider.tally import GroupStatus, Tally
 from ingestor.provider.token import TokenSupply
 
 RECONNECT = Backoff(first_seconds=1.0, cap_seconds=60.0)
+SPOOL_FULL = "the spool is full"
 HEALTHY_SECONDS = 30.0  # a shorter session counts as another failure: a server that kicks must not be hammered
 
 
@@ -100,7 +101,7 @@ class Group:
 
     async def run(self) -> None:
         """Connect, serve, connect again. Raises what the sink raises; everything else is waited out."""
-        self._states.all_are("pending", "pending", {"reason": "not yet connected"})
+        self._enter(self.keys, "not yet connected")
         try:
             while True:
                 await self._around.gate.wait()
@@ -115,14 +116,42 @@ class Group:
         if not self._sessions:
             self._states.all_are("spool_full", "spool_full", {"reason": reason})
 
+    def add(self, subscriptions: Collection[Subscription]) -> None:
+        """Want these too, from now on, on the connection that there is."""
+        if not subscriptions:
+            return
+        self._wanted |= {one.key: one for one in subscriptions}
+        self._states.rewire()
+        self._enter([one.key for one in subscriptions], "added to the config")
+        for session in self._sessions:
+            session.add(subscriptions)
+
+    def remove(self, subscriptions: Collection[Subscription]) -> None:
+        """Want these no more; the others do not notice."""
+        if not subscriptions:
+            return
+        keys = [one.key for one in subscriptions]
+        for session in self._sessions:
+            session.remove(subscriptions)
+        self._states.leave(keys, "not in the config any more")
+        for key in keys:
+            del self._wanted[key]
+        self._states.rewire()
+
+    def _enter(self, keys: Collection[SubscriptionKey], reason: str) -> None:
+        self._states.enter(keys, reason)
+        if not self._around.gate.is_set():
+            self._states.all_are("spool_full", "spool_full", {"reason": SPOOL_FULL})
+
     async def _stop(self) -> None:
         connection = self._connection
         self._states.follow_none()
+        reason = "stopped by us" if self._wanted else "nothing is asked for on it any more"
         for session in list(self._sessions):
-            await self._retire(session, "stopped", "stopped by us")
+            await self._retire(session, "stopped", reason)
         self._complaints.flush()
         since_us = connection.last_heard_us if connection else None
-        self._states.all_are("stopped", "stopped", {"reason": "stopped by us"}, since_us)
+        self._states.all_are("stopped", "stopped", {"reason": reason}, since_us)
 
     # --- connecting ---
 
@@ -154,8 +183,8 @@ class Group:
             around.dialects.forget()
             raise
         if not around.gate.is_set():  # closed while this one was on its way
-            await connection.close("spool_full", "the spool is full")
-            raise ConnectionFailed("the spool is full")
+            await connection.close("spool_full", SPOOL_FULL)
+            raise ConnectionFailed(SPOOL_FULL)
         self._tell("connected", connection=connection.id, dialect=dialect.value)
         return connection
 

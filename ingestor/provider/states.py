@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -65,6 +65,20 @@ class States:
     def all_are(self, kind: str, state: State, detail: dict[str, Any], since_us: int | None = None) -> None:
         """State a fact of that kind, by which every subscription is in ``state`` since then (default: now)."""
         self._coverage.change(kind, state, self._wanted, self._detail(**detail), since_us)
+
+    def enter(self, keys: Iterable[SubscriptionKey], reason: str) -> None:
+        """These are wanted from now on."""
+        self._coverage.change("pending", "pending", keys, self._detail(reason=reason))
+
+    def leave(self, keys: Collection[SubscriptionKey], reason: str) -> None:
+        """These are not wanted any more. What was live was so until the connection was last heard."""
+        session = self.session
+        since_us = session.connection.last_heard_us if session else None
+        self._coverage.change("stopped", "stopped", keys, self._detail(reason=reason, count=len(keys)), since_us)
+        self._coverage.forget(keys)
+        self._silences.ignore(keys)
+        for key in keys:
+            self._last_us.pop(key, None)
 
     def follow(self, session: Session) -> None:
         """From now on this session's answers are the subscriptions' states."""

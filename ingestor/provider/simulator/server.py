@@ -6,7 +6,7 @@ import asyncio
 import json
 import secrets
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Self
@@ -93,6 +93,7 @@ class Simulator:
         self.muted: set[str] = set()  # tickers that nothing is sent for
         self.quiet: set[str] = set()  # tickers that only empty lists are sent for
         self.emitted: deque[Emission] = deque(maxlen=record_limit)
+        self.asked: Counter[tuple[str, str]] = Counter()  # (subscribe or unsubscribe, path or ticker), how often
         self._pings = {"ping_interval_seconds": ping_interval_seconds, "ping_timeout_seconds": ping_timeout_seconds}
         self._port = port
         self._sessions: dict[str, Session] = {}
@@ -258,6 +259,7 @@ class Simulator:
     def _on_subscribe(self, sid: str, wanted: Any) -> Any:
         try:
             asked = parse(sid, wanted)
+            self.asked.update(("subscribe", name) for name in asked.names)
             if asked.names & self.unanswered:
                 return self._wire.unanswered
             self._check(asked)
@@ -273,8 +275,10 @@ class Simulator:
 
     def _on_unsubscribe(self, sid: str, wanted: Any) -> Any:
         try:
+            asked = parse(sid, wanted)
+            self.asked.update(("unsubscribe", name) for name in asked.names)
             if session := self._sessions.get(sid):
-                session.remove(parse(sid, wanted))
+                session.remove(asked)
         except BadRequest as refusal:
             return (refusal.error,)
         return (None,)

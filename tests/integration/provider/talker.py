@@ -32,15 +32,17 @@ class Talker:
     def __init__(self, *tickers: str) -> None:
         self.says = dict.fromkeys(tickers, bare)
         self.errors: dict[str, str] = {}  # ticker → what its subscription is answered
+        self.unanswered: set[str] = set()  # tickers whose subscription is not answered, or later
 
     async def __call__(self, visitor: Visitor) -> None:
-        answered = 0
+        await visitor.until(lambda: visitor.asked("subscribe") or visitor.gone.is_set())
+        answered: set[int] = set()
         while not visitor.gone.is_set():
-            asked = sorted(visitor.asked("subscribe") + visitor.asked("unsubscribe"))
-            for number, wish in asked[answered:]:
-                error = self.errors.get(wish["params"].get("ticker", ""))
-                await visitor.say(f"43{number}{json.dumps([error])}")
-            answered = len(asked)
+            for number, wish in visitor.asked("subscribe") + visitor.asked("unsubscribe"):
+                ticker = wish["params"].get("ticker", "")
+                if number not in answered and ticker not in self.unanswered:
+                    await visitor.say(f"43{number}{json.dumps([self.errors.get(ticker)])}")
+                    answered.add(number)
             for ticker, text in list(self.says.items()):
                 await visitor.say(text(ticker))
             await asyncio.sleep(PACE_SECONDS)
