@@ -43,6 +43,7 @@ from ingestor.pipeline.spool import Spool
 from ingestor.pipeline.writer import Writer
 from ingestor.provider import catalog
 from ingestor.provider.clock import boottime, interruption, tick, wall_us
+from ingestor.provider.heard import Heard
 from ingestor.provider.supervisor import Supervisor
 from ingestor.provider.token import TokenSupply
 from ingestor.store import migrate, query
@@ -81,10 +82,12 @@ class Service:
         self._values, self._history = Values(), History()
         self._metrics = Metrics(self.status)
         self._listeners: list[Callable[[Fact], None]] = [logs.log_fact, self._metrics.listen, self._troubles.listen]
+        self._heard = Heard()
         self._writer = build_writer(
             config,
             self._spool,
             self._engine,
+            on_decoded=self._heard.note,
             on_batch=self._metrics.batch,
             on_rows=self._values.learn,
             on_outage=_warn_of_outage,
@@ -152,7 +155,13 @@ class Service:
         self._tokens.key.changed.append(self._tell_of_key)
         stack.push_async_callback(self._tokens.close)
         self._supervisor = Supervisor(
-            provider, self._config.subscriptions, self._tokens, self._spool, self._record, self._config.proxy
+            provider,
+            self._config.subscriptions,
+            self._tokens,
+            self._spool,
+            self._record,
+            self._heard,
+            self._config.proxy,
         )
         self._parts = snapshot.Parts(
             config=self._config,

@@ -19,7 +19,7 @@ from ingestor.pipeline.writer import WriterStatus
 from ingestor.provider import supervisor as provider
 from ingestor.provider.catalog import feed_name
 from ingestor.provider.coverage import Standing
-from ingestor.provider.group import GroupStatus
+from ingestor.provider.tally import GroupStatus
 from ingestor.provider.token import TokenStatus
 
 SPOOL_PULSE_SECONDS = 30.0  # its thread syncs a heartbeat every five

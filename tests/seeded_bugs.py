@@ -185,8 +185,8 @@ BUGS = (
     Bug(
         "live until the loss was noticed",
         "provider/group.py",
-        'change("disconnected", state, self.keys, detail, connection.last_heard_us)',
-        'change("disconnected", state, self.keys, detail)',
+        'all_are("disconnected", state, detail, connection.last_heard_us)',
+        'all_are("disconnected", state, detail)',
         "tests/integration/provider/test_supervision.py",
     ),
     Bug(

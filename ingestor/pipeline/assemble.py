@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 
-from ingestor.pipeline.decode import Decoder
-from ingestor.pipeline.entry import Entry, Fact, Frame, SubscriptionKey
+from ingestor.pipeline.decode import Decoded, Decoder
+from ingestor.pipeline.entry import Channel, Entry, Fact, Frame, SubscriptionKey
 from ingestor.pipeline.known import KnownValues
 from ingestor.store.batch import Batch, DeadLetter, Event, Origin, Payload, Row, Subscription, Transition
 
@@ -21,6 +21,7 @@ class Assembly:
         self.units = 0  # rows and entries: what bounds a batch
         self.size_bytes = 0  # of raw text, the other bound
         self.unknown_fields: set[tuple[str, str]] = set()  # (feed, field)
+        self.heard: dict[Channel, int] = {}  # what live data came for, and when the last of it was received
         self._decoder = decoder
         self._known = known or KnownValues()
         self._keep_payloads = keep_payloads
@@ -61,9 +62,19 @@ class Assembly:
         if self._keep_payloads and decoded.dead_frame is None:
             body = storable(decoded.body)
             batch.payloads.append(Payload(seq, origin, received_us, published_us, decoded.rows, body))
+        if source == "stream" and frame.letter is None:
+            self._note(frame, decoded)
         self.unknown_fields.update((decoded.feed, name) for name in decoded.unknown_fields)
         self.units += 1 + len(news)
         self.size_bytes += len(frame.text)
+
+    def _note(self, frame: Frame, decoded: Decoded) -> None:
+        # A connection carries one path only, so what its frames name need not be compared with it.
+        tickers = {one[0][2] for one in decoded.observations}
+        if not tickers and decoded.params is not frame.params:  # an envelope: of an empty one too we know for whom
+            tickers.add(json.loads(decoded.params).get("ticker", ""))
+        for ticker in ("", *tickers):
+            self.heard[frame.path, frame.params, ticker] = frame.received_us
 
     def _add_fact(self, seq: int, fact: Fact) -> None:
         batch = self.batch

@@ -24,6 +24,9 @@ State = Literal[
 # (path, method, params as canonical JSON): what a subscription is called wherever it is stored.
 SubscriptionKey: TypeAlias = tuple[str, str, str]
 
+# (path and params of a connection, ticker): what data is for, as far as the frame tells; "" stands for any data of it.
+Channel: TypeAlias = tuple[str, str, str]
+
 
 class Frame(Struct, frozen=True, array_like=True, tag="f"):
     """The raw text of one data event, or of one REST answer, before anyone looked inside.

@@ -6,7 +6,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import tenacity
@@ -16,7 +16,7 @@ from ingestor.pipeline.assemble import Assembly, refused
 from ingestor.pipeline.batch import BatchPolicy
 from ingestor.pipeline.chunks import SpoolUnreadable
 from ingestor.pipeline.decode import Decoder
-from ingestor.pipeline.entry import Entry, Frame
+from ingestor.pipeline.entry import Channel, Entry, Frame
 from ingestor.pipeline.known import KnownValues
 from ingestor.pipeline.spool import Spool
 from ingestor.store.batch import Batch, Row, Written
@@ -63,12 +63,16 @@ class Writer:
         prepare: Callable[[], None],
         keep_payloads: bool = True,
         retention: Retention | None = None,
+        on_decoded: Callable[[Mapping[Channel, int], int], None] = lambda _heard, _upto_seq: None,
         on_batch: Callable[[float], None] = lambda _seconds: None,
         on_rows: Callable[[Sequence[Row]], None] = lambda _rows: None,
         on_outage: Callable[[str, float], None] = lambda _error, _delay_seconds: None,
         on_lost: Callable[[int], None] = lambda _position: None,
     ) -> None:
-        """``prepare`` brings the schema up to date before the first write; it may raise DatabaseUnavailable."""
+        """``prepare`` brings the schema up to date before the first write; it may raise DatabaseUnavailable.
+
+        ``on_decoded`` is told before the write what live data came for, and up to which entry that is known.
+        """
         self._spool = spool
         self._database = database
         self._decoder = decoder
@@ -77,6 +81,7 @@ class Writer:
         self._prepare = prepare
         self._keep_payloads = keep_payloads
         self._retention = retention
+        self._on_decoded = on_decoded
         self._on_batch = on_batch
         self._on_rows = on_rows
         self._on_outage = on_outage
@@ -125,6 +130,7 @@ class Writer:
     def step(self) -> None:
         """Gather a batch, write it, publish the heartbeat; unless the next batch is due, take a step of retention."""
         assembly = self._gather()
+        self._on_decoded(assembly.heard, assembly.batch.last_seq)
         if assembly.entries and self._retry(lambda: self._write(assembly)):
             self._acknowledge()
             self._tell_unknown(assembly.unknown_fields)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from dataclasses import dataclass
 
@@ -27,6 +28,23 @@ class Backoff:
     def half_jitter(self, failures: int, chance: float) -> float:
         """From half the ceiling to all of it: for one who must never hurry."""
         return self.ceiling(failures) * (0.5 + chance / 2)
+
+
+@dataclass(slots=True)
+class Turn:
+    """When the next of several tries is due, by a clock that the caller knows."""
+
+    tries: int = 0
+    due_at: float = 0.0
+
+    def begin(self) -> None:
+        """A try is under way: none is due until it is ``put_off``."""
+        self.due_at = math.inf
+
+    def put_off(self, backoff: Backoff, now: float, chance: float) -> None:
+        """One more did not help."""
+        self.tries += 1
+        self.due_at = now + backoff.half_jitter(self.tries, chance)
 
 
 def chance() -> float:

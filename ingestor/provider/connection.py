@@ -47,6 +47,10 @@ class Sink(Protocol):
     """Where frames go: the spool."""
 
     @property
+    def head(self) -> int:
+        """The newest seq given out."""
+
+    @property
     def congested(self) -> bool:
         """Whether too much waits to be synced."""
 
@@ -294,23 +298,22 @@ class Connection:
 
     async def _ask(self, verb: str, subscriptions: Iterable[Subscription], answered: Answered) -> None:
         slots = asyncio.Semaphore(IN_FLIGHT)
+        todo = iter(subscriptions)
         async with asyncio.TaskGroup() as group:
-            for one in subscriptions:
-                group.create_task(self._ask_one(verb, one, answered, slots))
+            # The next is looked at when it is its turn, and not before: meanwhile it may have become unwanted.
+            while await slots.acquire() and self.alive and (one := next(todo, None)):
+                group.create_task(self._ask_one(verb, one, answered)).add_done_callback(lambda _: slots.release())
 
-    async def _ask_one(
-        self, verb: str, subscription: Subscription, answered: Answered, slots: asyncio.Semaphore
-    ) -> None:
+    async def _ask_one(self, verb: str, subscription: Subscription, answered: Answered) -> None:
         heard = asyncio.Event()
-        async with slots:
-            if not await self._emit(verb, subscription, partial(_answer, subscription, answered, heard)):
-                return
-            try:
-                async with asyncio.timeout(ACK_SECONDS):
-                    await heard.wait()
-            except TimeoutError:
-                if self.alive:
-                    answered(subscription, f"not acknowledged within {ACK_SECONDS:g} s")
+        if not await self._emit(verb, subscription, partial(_answer, subscription, answered, heard)):
+            return
+        try:
+            async with asyncio.timeout(ACK_SECONDS):
+                await heard.wait()
+        except TimeoutError:
+            if self.alive:
+                answered(subscription, f"not acknowledged within {ACK_SECONDS:g} s")
 
     async def _emit(self, verb: str, subscription: Subscription, callback: Callable[..., None]) -> bool:
         """False: there is no connection to ask on any more."""

@@ -53,6 +53,11 @@ class Coverage:
             self._standings[key] = Standing(state, since, str(detail.get("reason", "")))
         self._record(Fact(kind, now, detail, state if changed else None, tuple(changed), since_us if changed else None))
 
+    def forget(self, keys: Iterable[SubscriptionKey]) -> None:
+        """These are nobody's any more; what they are in must have been recorded."""
+        for key in keys:
+            self._standings.pop(key, None)
+
     def restate(self) -> None:
         """Record every standing once more, as of now: one fact for each state."""
         now = wall_us()

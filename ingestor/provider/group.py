@@ -1,46 +1,31 @@
-"""Subscriptions that share a connection, and the loop that keeps them one: connect, subscribe, renew, connect again."""
+"""Subscriptions that share a connection, and the loop that keeps them one: connect, serve, renew, connect again."""
 
 from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Collection, Coroutine, Iterable, Mapping
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import Any, Literal
 
 from ingestor.config.model import Subscription
 from ingestor.errors import ConnectionFailed, ConnectionRefused, IngestorError, TokenRefused, TokenUnavailable
-from ingestor.pipeline.entry import Fact, State, SubscriptionKey
+from ingestor.pipeline.entry import Channel, Fact, State, SubscriptionKey
 from ingestor.provider.backoff import Backoff, chance
-from ingestor.provider.clock import Tick, boottime, tick, wall_us
+from ingestor.provider.clock import boottime, wall_us
 from ingestor.provider.complaints import Complaints
-from ingestor.provider.connection import Connection, Ended, Line, Sink, outside
+from ingestor.provider.connection import Connection, Line, Sink, outside
 from ingestor.provider.coverage import Coverage
 from ingestor.provider.dialect import Dialects
+from ingestor.provider.heard import Span
+from ingestor.provider.session import Session
+from ingestor.provider.states import States
+from ingestor.provider.tally import GroupStatus, Tally
 from ingestor.provider.token import TokenSupply
 
 RECONNECT = Backoff(first_seconds=1.0, cap_seconds=60.0)
-RESUBSCRIBE = Backoff(first_seconds=5.0, cap_seconds=3600.0)
+SPOOL_FULL = "the spool is full"
 HEALTHY_SECONDS = 30.0  # a shorter session counts as another failure: a server that kicks must not be hammered
-FLUSH_SECONDS = 0.1  # acknowledgements that come this close together make one fact
-DOUBT_SECONDS = 0.1  # between looks whether a doubted connection is heard again
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GroupStatus:
-    """A group as status and metrics show it."""
-
-    path: str
-    params: str
-    connection_id: str  # empty without a connection
-    dialect: str  # "4" or "3"; empty without a connection
-    connected: bool
-    since_us: int | None  # when it was connected, or lost; None before the first connection
-    frames: int  # of all its connections so far
-    last_frame_us: int | None
-    reconnects: Mapping[str, int]  # by cause
-    last_error: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,112 +43,65 @@ class Surroundings:
     gate: asyncio.Event  # set: connections may be opened
 
 
-class Session:
-    """One connection of a group, and what was answered on it."""
-
-    def __init__(self, connection: Connection, changed: Callable[[Session], None]) -> None:
-        self.connection = connection
-        self.acknowledged: dict[SubscriptionKey, int] = {}  # when, by our wall clock
-        self.refused: dict[SubscriptionKey, str] = {}  # why
-        self.settled = asyncio.Event()  # everything was asked for once, and answered or not in time
-        self.keeper: asyncio.Task[None] | None = None
-        self._changed = changed
-
-    def answered(self, subscription: Subscription, error: str | None) -> None:
-        """Note the provider's answer, or that there was none. What was acknowledged stays so while this lasts."""
-        if error is None:
-            self.acknowledged[subscription.key] = wall_us()
-            self.refused.pop(subscription.key, None)
-        elif subscription.key not in self.acknowledged:  # else it answers our asking again before the first answer came
-            self.refused[subscription.key] = error
-        self._changed(self)
-
-    async def close(self, cause: str, reason: str) -> None:
-        """End the connection and the asking."""
-        if self.keeper is not None:
-            self.keeper.cancel()
-            await asyncio.wait([self.keeper])
-        await self.connection.close(cause, reason)
-
-
-@dataclass(frozen=True, slots=True)
-class Doubt:
-    """After an interruption nobody knows whether the connection still lives, until something is heard on it."""
-
-    session: Session
-    keys: tuple[SubscriptionKey, ...]  # that were live on it
-    since: Tick  # when we could listen again
-
-
 class Group:
     """Keeps one connection for its subscriptions, until cancelled."""
 
     def __init__(self, line: Line, subscriptions: tuple[Subscription, ...], around: Surroundings) -> None:
         self._line = line
-        self._subscriptions = subscriptions
+        self._wanted = {one.key: one for one in subscriptions}
         self._around = around
-        self._session: Session | None = None  # the one that counts
-        self._sessions: set[Session] = set()  # with the one that is to follow it
+        self._states = States(line, self._wanted, around.coverage, around.silence_seconds)
+        self._sessions: set[Session] = set()  # the one that counts, and the one that is to follow it
         self._wake = asyncio.Event()
-        self._flush: asyncio.TimerHandle | None = None
-        self._doubt: Doubt | None = None
         self._failures = 0
         self._retry_at = 0.0  # boottime of the next try of a succession
-        self._frames = 0
-        self._last_frame_us: int | None = None
-        self._since_us: int | None = None
-        self._reconnects: Counter[str] = Counter()
-        self._last_error = ""
+        self._tally = Tally()
         self._complaints = Complaints(around.record)
 
     @property
     def keys(self) -> tuple[SubscriptionKey, ...]:
         """What its subscriptions are called."""
-        return tuple(one.key for one in self._subscriptions)
+        return tuple(self._wanted)
 
     @property
     def connected(self) -> bool:
         """Whether there is a connection now."""
-        return self._session is not None and self._session.connection.alive
+        return self._connection is not None
+
+    @property
+    def _connection(self) -> Connection | None:
+        session = self._states.session
+        return session.connection if session and session.connection.alive else None
 
     def wake(self) -> None:
         """There is a new token: see whether the connection needs a successor."""
         self._wake.set()
 
     def doubt(self) -> None:
-        """We did not listen for a while. What is live here is so again, from now on, once something is heard.
-
-        To be called before these subscriptions are said to be silent.
-        """
+        """We did not listen for a while: see ``States.doubt``."""
         self._wake.set()  # what became due meanwhile is due now, not when a timer that stood still as well has run out
-        session = self._session
-        if session is None:
-            return
-        keys = (*self._doubted(session), *self._around.coverage.are("live", self.keys))
-        self._doubt = Doubt(session, keys, tick())
-        self._listen_again(self._doubt)
+        self._states.doubt()
+
+    @property
+    def channels(self) -> Iterable[Channel]:
+        """What tells that data came for its subscriptions."""
+        return self._states.channels.values()
+
+    def hear(self, news: Mapping[Channel, Span]) -> None:
+        """Data was found in what came."""
+        self._states.hear(news)
+
+    def judge(self, until: float) -> None:
+        """Who had no data for too long up to ``until`` (boottime)? See ``States.judge``."""
+        self._states.judge(until)
 
     def status(self) -> GroupStatus:
         """A snapshot."""
-        now = self._session.connection if self._session and self.connected else None
-        open_frames = sum(session.connection.frames for session in self._sessions)
-        frame_times = [session.connection.last_frame_us for session in self._sessions]
-        return GroupStatus(
-            path=self._line.path,
-            params=self._line.params,
-            connection_id=now.id if now else "",
-            dialect=now.dialect.value if now else "",
-            connected=now is not None,
-            since_us=self._since_us,
-            frames=self._frames + open_frames,
-            last_frame_us=max((at for at in [*frame_times, self._last_frame_us] if at is not None), default=None),
-            reconnects=MappingProxyType(dict(self._reconnects)),
-            last_error=self._last_error,
-        )
+        return self._tally.status(self._line, self._connection, [session.connection for session in self._sessions])
 
     async def run(self) -> None:
         """Connect, serve, connect again. Raises what the sink raises; everything else is waited out."""
-        self._around.coverage.change("pending", "pending", self.keys, self._detail(reason="not yet connected"))
+        self._enter(self.keys, "not yet connected")
         try:
             while True:
                 await self._around.gate.wait()
@@ -176,13 +114,52 @@ class Group:
         for session in list(self._sessions):
             await session.close("spool_full", reason)
         if not self._sessions:
-            self._around.coverage.change("spool_full", "spool_full", self.keys, self._detail(reason=reason))
+            self._states.all_are("spool_full", "spool_full", {"reason": reason})
+
+    def add(self, subscriptions: Collection[Subscription]) -> None:
+        """Want these too, from now on, on the connection that there is."""
+        if not subscriptions:
+            return
+        self._wanted |= {one.key: one for one in subscriptions}
+        self._states.rewire()
+        self._enter([one.key for one in subscriptions], "added to the config")
+        for session in self._sessions:
+            session.add(subscriptions)
+
+    def remove(self, subscriptions: Collection[Subscription]) -> None:
+        """Want these no more; the others do not notice."""
+        if not subscriptions:
+            return
+        keys = [one.key for one in subscriptions]
+        for session in self._sessions:
+            session.remove(subscriptions)
+        self._states.leave(keys, "not in the config any more")
+        for key in keys:
+            del self._wanted[key]
+        self._states.rewire()
+
+    def _enter(self, keys: Collection[SubscriptionKey], reason: str) -> None:
+        self._states.enter(keys, reason)
+        if not self._around.gate.is_set():
+            self._states.all_are("spool_full", "spool_full", {"reason": SPOOL_FULL})
+
+    async def _stop(self) -> None:
+        connection = self._connection
+        self._states.follow_none()
+        reason = "stopped by us" if self._wanted else "nothing is asked for on it any more"
+        for session in list(self._sessions):
+            await self._retire(session, "stopped", reason)
+        self._complaints.flush()
+        since_us = connection.last_heard_us if connection else None
+        self._states.all_are("stopped", "stopped", {"reason": reason}, since_us)
+
+    # --- connecting ---
 
     async def _once(self) -> None:
         try:
             connection = await self._open()
         except (TokenRefused, TokenUnavailable) as error:
-            self._last_error = outside(error)
+            self._tally.last_error = outside(error)
             return  # the supply has told everybody, and makes the next caller wait
         except ConnectionFailed as error:
             await self._failed(error)
@@ -206,53 +183,33 @@ class Group:
             around.dialects.forget()
             raise
         if not around.gate.is_set():  # closed while this one was on its way
-            await connection.close("spool_full", "the spool is full")
-            raise ConnectionFailed("the spool is full")
-        around.record(Fact("connected", wall_us(), self._detail(connection=connection.id, dialect=dialect.value)))
+            await connection.close("spool_full", SPOOL_FULL)
+            raise ConnectionFailed(SPOOL_FULL)
+        self._tell("connected", connection=connection.id, dialect=dialect.value)
         return connection
 
     async def _failed(self, error: ConnectionFailed) -> None:
         wait = self._next_wait()
-        detail = self._detail(reason=outside(error), attempt=self._failures, retry_in_seconds=round(wait, 1))
-        self._last_error = outside(error)
+        self._tally.last_error = outside(error)
         if self._around.gate.is_set():
-            self._around.coverage.change("connect_failed", "disconnected", self.keys, detail)
+            detail = {"reason": outside(error), "attempt": self._failures, "retry_in_seconds": round(wait, 1)}
+            self._states.all_are("connect_failed", "disconnected", detail)
         await asyncio.sleep(wait)
 
     def _next_wait(self) -> float:
         self._failures += 1
         return RECONNECT.full_jitter(self._failures, chance())
 
-    # --- one session ---
-
     def _begin(self, connection: Connection) -> Session:
-        session = Session(connection, self._answers_came)
-        session.keeper = asyncio.create_task(self._keep_subscribed(session), name=f"subscribing {connection.id}")
+        session = Session(connection, self._wanted, self._states.answers_came, self._tell)
         self._sessions.add(session)
         return session
 
     def _install(self, session: Session) -> None:
-        """From now on this session's answers are the subscriptions' states."""
-        self._session = session
-        self._since_us = wall_us()
-        self._last_error = ""
-        self._publish()
+        self._tally.connected()
+        self._states.follow(session)
 
-    async def _keep_subscribed(self, session: Session) -> None:
-        """Ask for all; then, ever more rarely, again for those that were refused or not answered."""
-        rounds = 0
-        wanted = list(self._subscriptions)
-        while wanted:
-            await session.connection.subscribe(wanted, session.answered)
-            session.settled.set()
-            rounds += 1
-            wanted = self._missing(session)
-            if wanted:
-                await asyncio.sleep(RESUBSCRIBE.half_jitter(rounds, chance()))
-                wanted = self._missing(session)  # some answers come late
-
-    def _missing(self, session: Session) -> list[Subscription]:
-        return [one for one in self._subscriptions if one.key not in session.acknowledged]
+    # --- one session after the other ---
 
     async def _serve(self, session: Session) -> None:
         """Hold the session until it ends, or its successors do; where it can, a successor takes over before."""
@@ -278,11 +235,11 @@ class Group:
     async def _until_due(self, session: Session) -> None:
         """Wait for the session's end, a new token, or the time to replace it. Raises what ended the asking."""
         keeper = session.keeper
-        asking = [keeper] if keeper is not None and not keeper.done() else []
         left = max(0.0, self._due(session) - boottime())
+        asking = [] if keeper.done() else [keeper]
         await _first(asking, session.connection.closed(), self._wake.wait(), seconds=left)
         self._wake.clear()
-        if keeper is not None and keeper.done() and not keeper.cancelled():
+        if keeper.done() and not keeper.cancelled():
             keeper.result()
 
     def _stale(self, session: Session) -> bool:
@@ -297,8 +254,7 @@ class Group:
 
     def _say_silent(self, session: Session) -> None:
         seconds = round(boottime() - session.connection.last_frame_at)
-        detail = self._detail(connection=session.connection.id, reason=f"no data for {seconds} s; renewing")
-        self._around.record(Fact("silent", wall_us(), detail))
+        self._tell("silent", connection=session.connection.id, reason=f"no data for {seconds} s; renewing")
 
     async def _succeed(self, old: Session) -> Session | None:
         """Connect and subscribe anew first, then close the old: nothing is missed, and what comes twice is known.
@@ -313,7 +269,7 @@ class Group:
             new = await attempt
         except (ConnectionFailed, TokenRefused, TokenUnavailable) as error:
             self._put_off(error)
-            return old if self._session is old else None
+            return old if self._states.session is old else None
         finally:
             attempt.cancel()
             await asyncio.gather(attempt, return_exceptions=True)
@@ -332,8 +288,6 @@ class Group:
     async def _hand_over(self, old: Session, new: Session) -> None:
         self._retry_at = 0.0
         self._failures = 0
-        if old in self._sessions:
-            self._take_over(old, new)
         self._install(new)
         if old in self._sessions:
             await self._retire(old, "renewed", "its successor has taken over")
@@ -341,109 +295,35 @@ class Group:
     def _put_off(self, error: IngestorError) -> None:
         wait = self._next_wait()
         self._retry_at = boottime() + wait
-        detail = self._detail(reason=outside(error), attempt=self._failures, retry_in_seconds=round(wait, 1))
-        self._last_error = outside(error)
-        self._around.record(Fact("connect_failed", wall_us(), detail))
+        self._tally.last_error = outside(error)
+        detail = {"reason": outside(error), "attempt": self._failures, "retry_in_seconds": round(wait, 1)}
+        self._tell("connect_failed", **detail)
 
     async def _lost(self, session: Session) -> None:
         """State why and since when nothing is heard, and clear up. Raises what the sink raised, if that was the end."""
         connection = session.connection
-        self._publish()
-        self._session = None
-        self._since_us = wall_us()
+        self._states.follow_none()
+        self._tally.disconnected()
         try:
             ended = await connection.closed()
         finally:
             await self._retire(session)
-        self._count(connection, ended)
-        detail = self._detail(connection=connection.id, cause=ended.cause, reason=ended.reason)
-        state: State = "spool_full" if ended.cause == "spool_full" else "disconnected"
-        self._around.coverage.change("disconnected", state, self.keys, detail, connection.last_heard_us)
-
-    def _count(self, connection: Connection, ended: Ended) -> None:
         lived = boottime() - connection.opened_at if connection.opened_at is not None else 0.0
         self._failures = 1 if lived > HEALTHY_SECONDS else self._failures + 1
-        self._reconnects[ended.cause] += 1
-        self._last_error = ended.reason
+        self._tally.ended(ended)
+        detail = {"connection": connection.id, "cause": ended.cause, "reason": ended.reason}
+        state: State = "spool_full" if ended.cause == "spool_full" else "disconnected"
+        self._states.all_are("disconnected", state, detail, connection.last_heard_us)
 
     async def _retire(self, session: Session, cause: str = "lost", reason: str = "cleared up") -> None:
         await session.close(cause, reason)
         if session in self._sessions:
             self._sessions.discard(session)
-            self._frames += session.connection.frames
-            self._last_frame_us = session.connection.last_frame_us or self._last_frame_us
+            self._tally.retired(session.connection)
 
-    async def _stop(self) -> None:
-        heard = self._session.connection if self._session and self.connected else None
-        self._publish()
-        self._session = None
-        for session in list(self._sessions):
-            await self._retire(session, "stopped", "stopped by us")
-        self._complaints.flush()
-        since = heard.last_heard_us if heard else None
-        self._around.coverage.change("stopped", "stopped", self.keys, self._detail(reason="stopped by us"), since)
-
-    # --- states ---
-
-    def _answers_came(self, session: Session) -> None:
-        if session is self._session and self._flush is None:
-            self._flush = asyncio.get_running_loop().call_later(FLUSH_SECONDS, self._publish)
-
-    def _cancel_flush(self) -> None:
-        if self._flush is not None:
-            self._flush.cancel()
-            self._flush = None
-
-    def _publish(self) -> None:
-        """Turn the answers so far into states: one fact for all that were acknowledged, one for each reason why not."""
-        self._cancel_flush()
-        if self._session is None:
-            return
-        session, coverage = self._session, self._around.coverage
-        detail = self._detail(connection=session.connection.id)
-        waiting = [key for key in self.keys if key not in session.acknowledged and key not in session.refused]
-        asked = [key for key in waiting if (at := coverage[key]) is None or at.state not in ("live", "pending")]
-        if asked:
-            coverage.change("pending", "pending", asked, {**detail, "reason": "asked, not yet acknowledged"})
-        live = set(coverage.are("live", session.acknowledged))
-        live.update(self._doubted(session))
-        fresh = {key: at for key, at in session.acknowledged.items() if key not in live}
-        if fresh:
-            # From the last of them on: a state may be claimed late, never early.
-            coverage.change("subscribed", "live", fresh, {**detail, "count": len(fresh)}, max(fresh.values()))
-        for reason, keys in _by_reason(session.refused).items():
-            refused = [key for key in keys if (at := coverage[key]) is None or at.state != "refused"]
-            if refused:
-                coverage.change("refused", "refused", refused, {**detail, "reason": reason})
-
-    def _doubted(self, session: Session) -> tuple[SubscriptionKey, ...]:
-        return self._doubt.keys if self._doubt and self._doubt.session is session else ()
-
-    def _listen_again(self, doubt: Doubt) -> None:
-        """End the doubt when something was heard; a connection that ends, or has a successor, ends it as well."""
-        connection = doubt.session.connection
-        if self._doubt is not doubt:
-            return
-        if doubt.session is not self._session or not connection.alive:
-            self._doubt = None
-        elif connection.last_heard_at <= doubt.since.boottime:
-            asyncio.get_running_loop().call_later(DOUBT_SECONDS, self._listen_again, doubt)
-        else:
-            self._doubt = None
-            if silent := self._around.coverage.are("silent", doubt.keys):
-                detail = self._detail(connection=connection.id)
-                self._around.coverage.change("heard_again", "live", silent, detail, doubt.since.wall_us)
-            self._publish()
-
-    def _take_over(self, old: Session, new: Session) -> None:
-        """What the old connection listened to and the new one does not was live until the old was last heard."""
-        for reason, keys in _by_reason(new.refused).items():
-            if lost := self._around.coverage.are("live", keys):
-                detail = self._detail(connection=new.connection.id, reason=reason)
-                self._around.coverage.change("refused", "refused", lost, detail, old.connection.last_heard_us)
-
-    def _detail(self, **more: object) -> dict[str, Any]:
-        return {"path": self._line.path, **more}
+    def _tell(self, kind: str, **detail: object) -> None:
+        """State a fact that changes no state."""
+        self._around.record(Fact(kind, wall_us(), {"path": self._line.path, **detail}))
 
     def _record(self, fact: Fact) -> None:
         """What connections report."""
@@ -451,7 +331,7 @@ class Group:
             self._around.record(fact)
             return
         self._around.complaints[fact.detail["event"]] += 1
-        self._last_error = fact.detail["text"]
+        self._tally.last_error = fact.detail["text"]
         self._complaints.tell(fact)
 
 
@@ -464,10 +344,3 @@ async def _first(tasks: list[asyncio.Task[Any]], *more: Coroutine[Any, Any, Any]
         for one in own:
             one.cancel()
         await asyncio.gather(*own, return_exceptions=True)
-
-
-def _by_reason(refused: Mapping[SubscriptionKey, str]) -> dict[str, list[SubscriptionKey]]:
-    reasons: dict[str, list[SubscriptionKey]] = {}
-    for key, reason in refused.items():
-        reasons.setdefault(reason, []).append(key)
-    return reasons

@@ -1,4 +1,4 @@
-"""What other users of the machine can read: the daemon has the group, the umask and the folder that the unit gives it."""
+"""What other users of the machine can read: the daemon has the group, umask and folder that the unit gives it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import shutil
 import sqlite3
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any

@@ -8,7 +8,7 @@ import logging
 import re
 import time
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -350,6 +350,34 @@ async def test_a_refused_ticker_is_on_record_with_the_reason_and_the_others_flow
     assert "Restricted ticker" in daemon.books.coverage("TSLA")[1]["reason"]
     assert daemon.books.states("ON") == ["pending", "live", "stopped"]
     assert {key.ticker for key in daemon.books.current()} == {"AAPL", "ON"}
+
+
+async def test_a_mute_ticker_is_a_gap_of_its_own_and_a_database_that_is_away_makes_nobody_silent(
+    simulator: Simulator, sqlite_url: str, tmp_path: Path
+) -> None:
+    wanted = {CROWD: ["AAPL", "TSLA"]}
+    provider = {"silence": "1s"}
+    config = write_config(tmp_path, url=simulator.url, database_url=sqlite_url, subscriptions=wanted, provider=provider)
+    async with Resident(config, simulator.api_key) as daemon:
+        ids = await daemon.live()
+        with daemon.books.held():
+            await asyncio.sleep(2)
+            assert daemon.states == ["live", "live"]
+        simulator.mute("TSLA")
+        muted_at = now()
+        await until(lambda: daemon.states == ["live", "silent"])
+        assert daemon.status.subscriptions[1].reason == "no data for 1 s"
+        assert 'ingestor_subscriptions{state="silent"} 1.0' in await daemon.metrics()
+        simulator.unmute("TSLA")
+        unmuted_at = now()
+        await daemon.live()
+        assert daemon.connection_ids == ids
+    assert daemon.books.states("AAPL") == ["pending", "live", "stopped"]
+    assert daemon.books.states("TSLA") == ["pending", "live", "silent", "live", "stopped"]
+    gap = daemon.books.gaps("TSLA")[1]
+    assert gap["states"] == "silent"
+    assert abs(gap["from_at"] - muted_at) < timedelta(seconds=0.2)
+    assert abs(gap["to_at"] - unmuted_at) < timedelta(seconds=0.2)
 
 
 @pytest.mark.parametrize("path", [CROWD, "crowd-sentiment"], ids=["bare list", "envelope"])

@@ -6,7 +6,7 @@ import asyncio
 import json
 import secrets
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Self
@@ -93,12 +93,14 @@ class Simulator:
         self.muted: set[str] = set()  # tickers that nothing is sent for
         self.quiet: set[str] = set()  # tickers that only empty lists are sent for
         self.emitted: deque[Emission] = deque(maxlen=record_limit)
+        self.asked: Counter[tuple[str, str]] = Counter()  # (subscribe or unsubscribe, path or ticker), how often
         self._pings = {"ping_interval_seconds": ping_interval_seconds, "ping_timeout_seconds": ping_timeout_seconds}
         self._port = port
         self._sessions: dict[str, Session] = {}
         self._messages = 0
         self._burst_buckets = 0
         self._wake = asyncio.Event()
+        self._new: list[tuple[Session, Asked]] = []  # asked for, and not yet answered
 
     async def __aenter__(self) -> Self:
         await self.start()
@@ -257,18 +259,26 @@ class Simulator:
     def _on_subscribe(self, sid: str, wanted: Any) -> Any:
         try:
             asked = parse(sid, wanted)
+            self.asked.update(("subscribe", name) for name in asked.names)
             if asked.names & self.unanswered:
                 return self._wire.unanswered
             self._check(asked)
         except BadRequest as refusal:
             return (refusal.error,)
-        self._sessions[sid].add(asked)
+        session = self._sessions.get(sid)
+        if session is None:
+            return self._wire.unanswered  # it has gone while this was on its way
+        session.add(asked)
+        self._new.append((session, asked))
         self._wake.set()
         return (None,)
 
     def _on_unsubscribe(self, sid: str, wanted: Any) -> Any:
         try:
-            self._sessions[sid].remove(parse(sid, wanted))
+            asked = parse(sid, wanted)
+            self.asked.update(("unsubscribe", name) for name in asked.names)
+            if session := self._sessions.get(sid):
+                session.remove(asked)
         except BadRequest as refusal:
             return (refusal.error,)
         return (None,)
@@ -284,7 +294,7 @@ class Simulator:
         while True:
             self._wake.clear()
             await self._kick_expired()
-            await self._send_due()
+            await self._send_new()
             await self._sleep(due)
             if self.interval_seconds is not None and loop.time() >= due:
                 await self.tick()
@@ -309,12 +319,21 @@ class Simulator:
     def _remaining(self, session: Session) -> float:
         return self.tokens.remaining_seconds(session.token) or 0.0
 
+    async def _send_new(self) -> None:
+        new, self._new = self._new, []
+        for session, asked in new:
+            if session.asked.get(asked.key) is asked:  # else it has been asked for again, or is no longer
+                await self._send_if_due(session, asked)
+
     async def _send_due(self) -> None:
         for session, asked in list(self._subscribed()):
-            bucket, last = self.market.bucket(asked.path, self.now), session.last_bucket.get(asked.key)
-            if last != bucket and asked.params.get("ticker") not in self.muted:
-                session.last_bucket[asked.key] = bucket
-                await self._send_rows(asked, self._due(asked, last, bucket))
+            await self._send_if_due(session, asked)
+
+    async def _send_if_due(self, session: Session, asked: Asked) -> None:
+        bucket, last = self.market.bucket(asked.path, self.now), session.last_bucket.get(asked.key)
+        if last != bucket and asked.params.get("ticker") not in self.muted:
+            session.last_bucket[asked.key] = bucket
+            await self._send_rows(asked, self._due(asked, last, bucket))
 
     def _due(self, asked: Asked, last: int | None, bucket: int) -> list[Row]:
         if is_stream(asked.path):

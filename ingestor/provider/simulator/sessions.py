@@ -20,11 +20,11 @@ class Asked:
     path: str
     method: str
     params: Mapping[str, str]
+    key: str = field(init=False)  # what makes it the same subscription as another of its session
 
-    @property
-    def key(self) -> str:
-        """What makes it the same subscription as another of its session."""
-        return json.dumps([self.path, dict(self.params)], sort_keys=True)
+    def __post_init__(self) -> None:
+        # Once: thousands of subscriptions are looked at with every tick.
+        object.__setattr__(self, "key", json.dumps([self.path, dict(self.params)], sort_keys=True))
 
     @property
     def names(self) -> set[str]:

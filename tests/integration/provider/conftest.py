@@ -15,15 +15,19 @@ from apscheduler.schedulers.asyncio import AsyncIOScheduler
 from pydantic import SecretStr
 
 from ingestor.config import SecretFile
+from ingestor.config.model import Provider, Subscription
+from ingestor.provider import connection, group, session
+from ingestor.provider.backoff import Backoff
 from ingestor.provider.clock import boottime
 from ingestor.provider.connection import Connection, Line
 from ingestor.provider.dialect import Dialect, probe
-from ingestor.provider.token import Token, TokenSupply
+from ingestor.provider.token import Token, TokenSupply, supply
 from ingestor.provider.token.login import fetch
 from ingestor.provider.transport import tls
 
 from ...support.missing import missing
 from .raw import Memory, RawServer
+from .running import Run, Running
 from .web import WebServer
 
 WAYS = ("token", "probe", "socket")
@@ -127,8 +131,8 @@ async def make_supply(scheduler: AsyncIOScheduler) -> AsyncIterator[Callable[...
         return made[-1]
 
     yield make
-    for supply in made:
-        await supply.close()
+    for one in made:
+        await one.close()
 
 
 @pytest.fixture
@@ -142,5 +146,31 @@ async def make_connection(memory: Memory) -> AsyncIterator[Callable[..., Connect
         return made[-1]
 
     yield make
-    for connection in made:
-        await connection.close("stopped", "the test is over")
+    for one in made:
+        await one.close("stopped", "the test is over")
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Everything is tried again at once."""
+    monkeypatch.setattr(group, "RECONNECT", Backoff(first_seconds=0.05, cap_seconds=0.2))
+    monkeypatch.setattr(session, "RESUBSCRIBE", Backoff(first_seconds=0.1, cap_seconds=0.2))
+    monkeypatch.setattr(supply, "UNAVAILABLE", Backoff(first_seconds=0.1, cap_seconds=0.2))
+    monkeypatch.setattr(supply, "REFUSED", Backoff(first_seconds=0.1, cap_seconds=0.2))
+    monkeypatch.setattr(connection, "ACK_SECONDS", 0.3)
+
+
+@pytest.fixture
+async def run(scheduler: AsyncIOScheduler, memory: Memory) -> AsyncIterator[Run]:
+    """`await run(url, api_key, subscriptions, **provider_settings)`: a supervisor at work."""
+    started: list[Running] = []
+
+    async def start(url: str, api_key: str, subscriptions: list[Subscription], **settings: Any) -> Running:
+        provider = Provider.model_validate({"url": url, **settings})
+        tokens = TokenSupply(f"{url}/jwt", SecretStr(api_key), provider.token, scheduler, spacing_seconds=0.05)
+        started.append(Running(provider, subscriptions, tokens, memory))
+        return started[-1]
+
+    yield start
+    for one in started:
+        await one.stop()

@@ -198,6 +198,10 @@ class Memory:
         self._news.set()
         return len(self.all)
 
+    @property
+    def head(self) -> int:
+        return len(self.all)
+
     async def room(self) -> None:
         await self.roomy.wait()
 

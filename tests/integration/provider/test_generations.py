@@ -13,13 +13,14 @@ from pydantic import SecretStr
 
 from ingestor.config.model import Provider, Subscription
 from ingestor.errors import ConnectionRefused
-from ingestor.provider import group, token
+from ingestor.provider import group, states
 from ingestor.provider.backoff import Backoff
 from ingestor.provider.clock import boottime
 from ingestor.provider.connection import Connection
 from ingestor.provider.dialect import Dialect
+from ingestor.provider.heard import Heard
 from ingestor.provider.supervisor import Supervisor
-from ingestor.provider.token import Token, TokenSupply
+from ingestor.provider.token import Token, TokenSupply, supply
 
 from ...support.peer import VERSIONS, Peer
 from .raw import Memory
@@ -49,8 +50,8 @@ class Behind:
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(group, "RECONNECT", Backoff(first_seconds=0.05, cap_seconds=0.2))
-    monkeypatch.setattr(group, "FLUSH_SECONDS", 0.02)
-    monkeypatch.setattr(token, "UNAVAILABLE", Backoff(first_seconds=0.1, cap_seconds=0.2))
+    monkeypatch.setattr(states, "FLUSH_SECONDS", 0.02)
+    monkeypatch.setattr(supply, "UNAVAILABLE", Backoff(first_seconds=0.1, cap_seconds=0.2))
 
 
 @pytest.fixture
@@ -63,7 +64,7 @@ async def run_against(scheduler: Any, memory: Memory) -> AsyncIterator[Run]:
     ) -> Supervisor:
         provider = Provider.model_validate({"url": peer.url, **settings})
         tokens = TokenSupply(f"{peer.url}/jwt", SecretStr(peer.api_key), provider.token, scheduler, spacing_seconds=0.2)
-        supervisor = Supervisor(provider, subscriptions, tokens, memory, memory.append)
+        supervisor = Supervisor(provider, subscriptions, tokens, memory, memory.append, Heard())
         started.append((supervisor, tokens, asyncio.create_task(supervisor.run())))
         return supervisor
 

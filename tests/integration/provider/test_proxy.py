@@ -16,6 +16,7 @@ from pydantic import SecretStr
 
 from ingestor.config.model import Provider, Subscription
 from ingestor.errors import ConnectionFailed, ConnectionRefused, IngestorError, TokenUnavailable
+from ingestor.provider.heard import Heard
 from ingestor.provider.supervisor import Supervisor
 from ingestor.provider.token import TokenSupply
 from ingestor.provider.token.login import fetch
@@ -62,7 +63,7 @@ async def test_a_supervisor_gets_token_dialect_and_data_through_the_proxy_which_
     url, way = seen_from_outside(server.url), through(proxy, CREDENTIALS)
     provider = Provider.model_validate({"url": url, "ca_file": str(certificate)})
     tokens = TokenSupply(f"{url}/jwt", KEY, provider.token, scheduler, ca_file=provider.ca_file, proxy=way)
-    supervisor = Supervisor(provider, [AAPL], tokens, memory, memory.append, way)
+    supervisor = Supervisor(provider, [AAPL], tokens, memory, memory.append, Heard(), way)
     running = asyncio.create_task(supervisor.run())
     await memory.until(lambda: memory.frames)
     await supervisor.stop()

@@ -5,86 +5,24 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
-from pydantic import SecretStr
 
-from ingestor.config.model import Provider, Subscription
+from ingestor.config.model import Subscription
 from ingestor.errors import SpoolFailed
-from ingestor.provider import client, connection, group
+from ingestor.provider import client, connection, group, states
 from ingestor.provider.backoff import Backoff
 from ingestor.provider.clock import tick
 from ingestor.provider.simulator import Simulator
 from ingestor.provider.simulator.http import Fault
-from ingestor.provider.supervisor import Supervisor
-from ingestor.provider.token import TokenSupply, supply
 
 from .raw import Memory, Visitor
+from .running import AAPL, BUZZ, CROWD, TSLA, Run, run_simulated
 from .web import token_reply
 
-CROWD = "/real-time/crowd-sentiment"
-AAPL = Subscription(CROWD, "get", {"ticker": "AAPL"})
-TSLA = Subscription(CROWD, "get", {"ticker": "TSLA"})
-BUZZ = Subscription("/real-time/tweet-buzz", "get", {"ticker": "AAPL"})
-Run = Callable[..., Awaitable["Running"]]
-
-
-class Running:
-    """A supervisor at work, and what it has told."""
-
-    def __init__(self, supervisor: Supervisor, tokens: TokenSupply, memory: Memory) -> None:
-        self.supervisor = supervisor
-        self.tokens = tokens
-        self.memory = memory
-        self.task = asyncio.create_task(supervisor.run())
-
-    def states(self, one: Subscription) -> list[str]:
-        """Every state the subscription was in, in order."""
-        return [str(fact.state) for fact in self.memory.facts() if fact.state and one.key in fact.subscriptions]
-
-    def in_state(self, state: str, *subscriptions: Subscription) -> bool:
-        return all(self.states(one)[-1:] == [state] for one in subscriptions)
-
-    async def until(self, state: str, *subscriptions: Subscription) -> None:
-        await self.memory.until(lambda: self.in_state(state, *subscriptions))
-
-    async def stop(self) -> None:
-        await self.supervisor.stop()
-        await asyncio.gather(self.task, return_exceptions=True)
-        await self.tokens.close()
-
-
-@pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(group, "RECONNECT", Backoff(first_seconds=0.05, cap_seconds=0.2))
-    monkeypatch.setattr(group, "RESUBSCRIBE", Backoff(first_seconds=0.1, cap_seconds=0.2))
-    monkeypatch.setattr(supply, "UNAVAILABLE", Backoff(first_seconds=0.1, cap_seconds=0.2))
-    monkeypatch.setattr(supply, "REFUSED", Backoff(first_seconds=0.1, cap_seconds=0.2))
-    monkeypatch.setattr(connection, "ACK_SECONDS", 0.3)
-
-
-@pytest.fixture
-async def run(scheduler: Any, memory: Memory) -> AsyncIterator[Run]:
-    """`await run(url, api_key, subscriptions, **provider_settings)`"""
-    started: list[Running] = []
-
-    async def start(url: str, api_key: str, subscriptions: list[Subscription], **settings: Any) -> Running:
-        provider = Provider.model_validate({"url": url, **settings})
-        tokens = TokenSupply(f"{url}/jwt", SecretStr(api_key), provider.token, scheduler, spacing_seconds=0.05)
-        started.append(Running(Supervisor(provider, subscriptions, tokens, memory, memory.append), tokens, memory))
-        return started[-1]
-
-    yield start
-    for one in started:
-        await one.stop()
-
-
-async def run_simulated(run: Run, simulator: Simulator, *subscriptions: Subscription, **settings: Any) -> Running:
-    running = await run(simulator.url, simulator.api_key, list(subscriptions), **settings)
-    await running.until("live", *subscriptions)
-    return running
+pytestmark = pytest.mark.usefixtures("quick")
 
 
 # --- the ordinary day ---
@@ -318,6 +256,34 @@ async def test_a_connection_that_takes_over_during_an_interruptions_doubt_is_liv
     assert memory.facts("heard_again") == []
 
 
+# --- many subscriptions ---
+
+
+async def test_five_thousand_are_acknowledged_within_ten_seconds_and_make_one_fact(
+    run: Run, raw_server: Any, memory: Memory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def confirm_all(visitor: Visitor) -> None:
+        done = 0
+        while not visitor.gone.is_set():
+            new, done = visitor.heard[done:], len(visitor.heard)
+            await visitor.say(*[f"43{text[2:].partition('[')[0]}[null]" for text in new if text.startswith("42")])
+            await asyncio.sleep(0.001)
+
+    monkeypatch.setattr(connection, "ACK_SECONDS", 10)
+    many = [Subscription(CROWD, "get", {"ticker": f"T{number}"}) for number in range(5000)]
+    server = await raw_server(confirm_all)
+    running = await run(server.url, "key", many, protocol="4")
+    await memory.until(lambda: sum(len(fact.subscriptions) for fact in memory.facts("subscribed")) == 5000)
+    (connected,), subscribed = memory.facts("connected"), memory.facts("subscribed")
+    seconds = ((subscribed[-1].since_us or 0) - connected.at_us) / 1e6
+    print(f"acknowledged in {seconds:.1f} s, {len(subscribed)} facts")
+    assert seconds < 10
+    assert [fact.kind for fact in memory.facts()] == ["pending", "token_renewed", "connected", "subscribed"]
+    assert {one.state for one in running.supervisor.status().subscriptions.values()} == {"live"}
+    (visitor,) = server.visitors
+    assert len(visitor.asked("subscribe")) == 5000
+
+
 # --- subscriptions that are not confirmed ---
 
 
@@ -363,7 +329,7 @@ async def test_an_answer_that_comes_late_ends_the_refusal_whatever_the_second_as
     (first, _), (second, _) = visitor.asked("subscribe")
     await visitor.say(f"43{first}[null]", f'43{second}["subscribed already"]')
     await running.until("live", AAPL)
-    await asyncio.sleep(3 * group.FLUSH_SECONDS)
+    await asyncio.sleep(3 * states.FLUSH_SECONDS)
     assert running.states(AAPL) == ["pending", "refused", "live"]
 
 
@@ -515,24 +481,6 @@ async def test_what_the_successor_was_not_confirmed_was_live_until_its_predecess
     simulator.unanswered.clear()
     await running.until("live", TSLA)
     assert running.states(AAPL) == ["pending", "live"]
-
-
-async def test_a_connection_without_data_is_renewed_though_it_pings(
-    run: Run, simulator: Simulator, memory: Memory
-) -> None:
-    running = await run_simulated(run, simulator, AAPL, silence="500ms")
-    simulator.mute("AAPL")
-    await memory.until(lambda: len(memory.facts("silent")) >= 2)
-    assert len(memory.facts("connected")) >= 2
-    assert "no data" in memory.facts("silent")[0].detail["reason"]
-    assert running.states(AAPL) == ["pending", "live"]
-
-
-async def test_empty_lists_are_data_and_no_silence(run: Run, simulator: Simulator, memory: Memory) -> None:
-    await run_simulated(run, simulator, AAPL, silence="500ms")
-    simulator.quiet.add("AAPL")
-    await asyncio.sleep(1.2)
-    assert memory.facts("silent") == []
 
 
 # --- a full spool ---

@@ -1,0 +1,229 @@
+"""Subscriptions that come and go while the daemon runs: only the difference is asked for, and nobody else notices."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+from typing import Any
+
+import pytest
+
+from ingestor.config.model import Subscription
+from ingestor.provider import connection
+from ingestor.provider.simulator import Simulator
+from ingestor.provider.supervisor import Difference
+
+from .raw import Memory
+from .running import AAPL, BUZZ, CROWD, TSLA, Run, run_simulated
+from .talker import Talker, asked_for
+from .web import token_reply
+
+pytestmark = pytest.mark.usefixtures("quick")
+
+ON = Subscription(CROWD, "get", {"ticker": "ON"})
+GONE = "not in the config any more"
+
+
+async def test_under_load_only_the_difference_is_asked_for_and_no_row_of_the_others_is_lost(
+    run: Run, make_simulator: Any, memory: Memory
+) -> None:
+    simulator: Simulator = await make_simulator(interval_seconds=None)
+    running = await run_simulated(run, simulator, AAPL, TSLA)
+    before = running.supervisor.status().groups[0]
+    load = asyncio.create_task(simulator.burst(6000))
+    await memory.until(lambda: len(memory.frames) > 500)
+    assert running.supervisor.apply([AAPL, ON]) == Difference((ON,), (TSLA,))
+    assert running.supervisor.apply([AAPL, ON]) == Difference((), ())
+    await running.until("live", ON)
+    assert not load.done()
+    await load
+    await memory.until(lambda: memory.facts("unsubscribed") and memory.texts[-1] == text_of(simulator.emitted[-1]))
+
+    (after,) = running.supervisor.status().groups
+    assert after.connection_id == before.connection_id
+    assert simulator.handshakes == 1
+    assert simulator.asked == {
+        ("subscribe", CROWD): 3,
+        ("subscribe", "AAPL"): 1,
+        ("subscribe", "TSLA"): 1,
+        ("subscribe", "ON"): 1,
+        ("unsubscribe", CROWD): 1,
+        ("unsubscribe", "TSLA"): 1,
+    }
+    assert memory.texts == [text_of(emission) for emission in simulator.emitted]
+    assert running.states(AAPL) == ["pending", "live"]
+    assert running.states(ON) == ["pending", "live"]
+    assert running.states(TSLA) == ["pending", "live", "stopped"]
+    (stopped,) = memory.facts("stopped")
+    assert stopped.detail["reason"] == GONE
+    assert stopped.since_us is not None
+    assert stopped.at_us - 100_000 < stopped.since_us <= stopped.at_us
+    assert list(running.supervisor.status().subscriptions) == [AAPL.key, ON.key]
+
+
+def text_of(emission: Any) -> str:
+    return "42" + json.dumps([emission.event, emission.rows], separators=(",", ":"))
+
+
+async def test_paths_come_and_go_with_their_connections(run: Run, simulator: Simulator, memory: Memory) -> None:
+    running = await run_simulated(run, simulator, AAPL)
+    running.supervisor.apply([AAPL, BUZZ])
+    await running.until("live", BUZZ)
+    _, buzz = running.supervisor.status().groups
+    running.supervisor.apply([BUZZ])
+    await memory.until(lambda: len(memory.facts("stopped")) == 2)
+    assert running.states(AAPL) == ["pending", "live", "stopped"]
+    assert [fact.detail["reason"] for fact in memory.facts("stopped")] == [GONE, "nothing is asked for on it any more"]
+    assert [one.connection_id for one in running.supervisor.status().groups] == [buzz.connection_id]
+    running.supervisor.apply([AAPL, BUZZ])
+    await running.until("live", AAPL)
+    assert running.states(AAPL)[2:] == ["stopped", "pending", "live"]
+    assert running.states(BUZZ) == ["pending", "live"]
+    assert simulator.handshakes == 3
+    assert len(simulator.connections) == 2
+    await running.supervisor.stop()
+    assert running.in_state("stopped", AAPL, BUZZ)
+
+
+async def test_a_path_whose_tickers_are_all_replaced_keeps_its_connection(
+    run: Run, simulator: Simulator, memory: Memory
+) -> None:
+    running = await run_simulated(run, simulator, AAPL)
+    running.supervisor.apply([TSLA, ON])
+    await running.until("live", TSLA, ON)
+    assert [one.params["ticker"] for one in simulator.subscriptions()] == ["ON", "TSLA"]
+    assert simulator.handshakes == 1
+
+
+async def test_a_change_while_there_is_no_connection_counts_for_the_next(
+    run: Run, simulator: Simulator, memory: Memory
+) -> None:
+    running = await run_simulated(run, simulator, AAPL, TSLA)
+    await simulator.stop()
+    await running.until("disconnected", AAPL, TSLA)
+    await memory.until(lambda: memory.facts("connect_failed"))
+    running.supervisor.apply([AAPL, ON])
+    await running.until("disconnected", ON)
+    await simulator.start()
+    await running.until("live", AAPL, ON)
+    assert running.states(TSLA) == ["pending", "live", "disconnected", "stopped"]
+    assert running.states(ON) == ["pending", "disconnected", "pending", "live"]
+    assert simulator.asked["subscribe", "TSLA"] == simulator.asked["subscribe", "ON"] == 1
+    assert simulator.asked["unsubscribe", CROWD] == 0
+
+
+async def test_a_change_during_a_renewal_reaches_the_old_connection_and_the_new_one(
+    run: Run, raw_server: Any, memory: Memory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = await raw_server(talker := Talker("AAPL"))
+    running = await run(server.url, "key", [AAPL, TSLA], protocol="4")
+    await running.until("live", AAPL, TSLA)
+    first = await server.visitor()
+    server.greets = False
+    await running.tokens.get(fresh=True)
+    second = await server.visitor(2)
+    running.supervisor.apply([AAPL, ON])  # while it connects
+    await first.until(lambda: asked_for(first, "TSLA", "unsubscribe") == asked_for(first, "ON") == 1)
+    await running.until("live", ON)
+    monkeypatch.setattr(connection, "ACK_SECONDS", 5)
+    talker.unanswered = {"AAPL"}
+    await server.greet(second)
+    await second.until(lambda: asked_for(second, "ON") == 1)
+    running.supervisor.apply([AAPL, BUZZ, TSLA])  # while it is answered
+    for visitor, asked in ((first, 2), (second, 1)):
+        await visitor.until(lambda visitor=visitor: asked_for(visitor, "ON", "unsubscribe") == 1)
+        await visitor.until(lambda visitor=visitor, asked=asked: asked_for(visitor, "TSLA") == asked)
+    talker.unanswered = set()
+    await first.gone.wait()
+    await running.until("live", TSLA)
+    assert asked_for(second, "ON") == asked_for(second, "AAPL") == 1
+    assert running.states(AAPL) == ["pending", "live"]
+    assert running.states(ON) == ["pending", "live", "stopped"]
+    assert running.states(TSLA) == ["pending", "live", "stopped", "pending", "live"]
+
+
+async def test_a_change_while_the_spool_is_full_counts_when_there_is_room(
+    run: Run, simulator: Simulator, memory: Memory
+) -> None:
+    running = await run_simulated(run, simulator, AAPL, TSLA)
+    await running.supervisor.hang_up("the spool is full")
+    await running.until("spool_full", AAPL, TSLA)
+    running.supervisor.apply([AAPL, ON, BUZZ])
+    await running.until("spool_full", ON, BUZZ)
+    await asyncio.sleep(0.3)
+    assert simulator.handshakes == 1
+    running.supervisor.resume()
+    await running.until("live", AAPL, ON, BUZZ)
+    assert running.states(TSLA) == ["pending", "live", "spool_full", "stopped"]
+    assert running.states(BUZZ)[:2] == ["pending", "spool_full"]
+
+
+async def test_what_is_removed_and_added_again_at_once_is_subscribed_in_the_end(
+    run: Run, raw_server: Any, memory: Memory
+) -> None:
+    server = await raw_server(Talker("AAPL"))
+    running = await run(server.url, "key", [AAPL, TSLA], protocol="4")
+    await running.until("live", AAPL, TSLA)
+    running.supervisor.apply([AAPL])
+    running.supervisor.apply([AAPL, Subscription(CROWD, "get", {"ticker": "TSLA"})])
+    await running.until("live", TSLA)
+    visitor = await server.visitor()
+    assert [json.loads(text[text.index("[") :])[0] for text in visitor.heard[-2:]] == ["unsubscribe", "subscribe"]
+    assert running.states(TSLA) == ["pending", "live", "stopped", "pending", "live"]
+
+
+async def test_what_is_removed_before_it_was_asked_for_never_is(
+    run: Run, raw_server: Any, memory: Memory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connection, "IN_FLIGHT", 1)
+    server = await raw_server(talker := Talker())
+    talker.unanswered = {"AAPL"}
+    running = await run(server.url, "key", [AAPL, TSLA, ON], protocol="4")
+    visitor = await server.visitor()
+    await visitor.until(lambda: asked_for(visitor, "AAPL"))
+    running.supervisor.apply([AAPL, ON])
+    await running.until("live", ON)
+    assert asked_for(visitor, "TSLA") == asked_for(visitor, "TSLA", "unsubscribe") == 0
+
+
+async def test_what_is_refused_is_not_asked_for_again_once_it_is_removed_nor_because_another_is_added(
+    run: Run, raw_server: Any, memory: Memory
+) -> None:
+    server = await raw_server(talker := Talker())
+    talker.errors = {"TSLA": "not yours", "ON": "unknown"}
+    running = await run(server.url, "key", [AAPL, TSLA], protocol="4")
+    await running.until("refused", TSLA)
+    running.supervisor.apply([AAPL, ON])
+    visitor = await server.visitor()
+    asked = asked_for(visitor, "TSLA")
+    await visitor.until(lambda: asked_for(visitor, "ON") == 3)
+    assert asked_for(visitor, "TSLA") == asked
+    assert asked_for(visitor, "AAPL") == 1
+    (unsubscribed,) = memory.facts("unsubscribed")
+    assert unsubscribed.detail["refused"] == {"not yours": 1}
+    assert running.states(TSLA) == ["pending", "refused", "stopped"]
+
+
+async def test_an_added_ticker_that_stays_mute_becomes_silent_like_any_other(
+    run: Run, raw_server: Any, memory: Memory
+) -> None:
+    server = await raw_server(talker := Talker("AAPL"))
+    running = await run(server.url, "key", [AAPL], protocol="4", silence="300ms")
+    await running.until("live", AAPL)
+    running.supervisor.apply([AAPL, TSLA])
+    await running.until("silent", TSLA)
+    talker.says["TSLA"] = talker.says["AAPL"]
+    await running.until("live", TSLA)
+    assert running.states(AAPL) == ["pending", "live"]
+
+
+async def test_an_added_path_that_the_token_does_not_cover_is_warned_of(
+    run: Run, web_server: Any, memory: Memory
+) -> None:
+    claims = base64.urlsafe_b64encode(json.dumps({"endpoint_paths": [CROWD]}).encode()).decode().rstrip("=")
+    server = await web_server(token_reply(f"head.{claims}.tail"))
+    running = await run(server.url, "key", [AAPL])
+    await memory.until(lambda: memory.facts("token_renewed"))
+    running.supervisor.apply([AAPL, BUZZ])
+    assert memory.facts("not_entitled")[0].detail["paths"] == [BUZZ.path]
