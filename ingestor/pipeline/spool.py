@@ -28,6 +28,7 @@ CHUNK_ENTRIES = 1_000
 CHUNK_BYTES = 1 << 20
 READ_BYTES = 8 << 20
 CONDEMNED = "condemned"  # the file that says so, in the spool's folder
+UNREADABLE = "unreadable-"  # and a stamp: the folder for what was set aside
 UNSYNCED_BYTES = 32 << 20  # what a power cut may take; more than this and reading pauses
 FULL_RETRY_SECONDS = 0.5
 FULL_PATIENCE_SECONDS = 5.0  # of a stop: what could not be synced by then was never received
@@ -95,10 +96,12 @@ class Spool:
         condemned = path.with_name(CONDEMNED)
         try:
             if not condemned.exists():
-                return ChunkFile(path)
+                file = ChunkFile(path)
+                self.set_aside = _untold(path.parent) if file.head.next_seq == 1 else None
+                return file
         except SpoolUnreadable:
-            pass  # set aside below, and told of by whoever looks at ``set_aside``
-        self.set_aside = path.with_name(f"unreadable-{time.time_ns()}")
+            condemned.touch()  # a kill in the midst of what follows: the next start goes on with it
+        self.set_aside = path.with_name(f"{UNREADABLE}{time.time_ns()}")
         self.set_aside.mkdir()
         for part in path.parent.glob(f"{path.name}*"):
             part.rename(self.set_aside / part.name)
@@ -323,6 +326,11 @@ class Spool:
         if head.heartbeat_us is None or head.heartbeat_seq is None:
             return None
         return head.heartbeat_us, head.heartbeat_seq
+
+
+def _untold(folder: Path) -> Path | None:
+    """What was set aside for a spool that has no entry yet: that this happened would have been its first."""
+    return max(folder.glob(f"{UNREADABLE}*"), default=None)
 
 
 def _make_folder(folder: Path) -> None:

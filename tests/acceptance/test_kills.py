@@ -5,7 +5,10 @@ from __future__ import annotations
 import asyncio
 import random
 import signal
+import sqlite3
 from collections import Counter
+from contextlib import closing
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -14,7 +17,13 @@ import pytest
 from ..support.daemon import until, write_config
 from ..support.feed import KEY, PATH, TICKERS, Feed
 from ..support.nursery import ForkedDaemon, Nursery
-from ..support.reckoning import assert_balances, assert_complete, assert_no_life_after_death, assert_recovers
+from ..support.reckoning import (
+    assert_balances,
+    assert_complete,
+    assert_no_life_after_death,
+    assert_recovers,
+    spool_head,
+)
 from ..support.strace import Cut, counting, cutting
 
 KILLS_OF_A_ROUND = 15
@@ -105,6 +114,31 @@ async def test_killed_while_it_makes_its_spool_it_begins_again(
         await assert_recovers(daemon, nursery)
         assert_complete(daemon.books, tmp_path / "spool", feed.count, feed.acknowledged)
         assert daemon.books.column("SELECT kind FROM events WHERE kind = 'lost'") == []
+
+
+@pytest.mark.parametrize(
+    "cut",
+    [Cut("rename", 1), Cut("unlink", 1, Path("condemned")), Cut("fdatasync", 3, Path("spool.db-wal"))],
+    ids=lambda cut: cut.call,
+)
+async def test_killed_while_it_sets_an_unreadable_spool_aside_it_keeps_and_tells_all_the_same(
+    cut: Cut, nursery: Nursery, sqlite_url: str, tmp_path: Path
+) -> None:
+    spool = tmp_path / "spool"
+    async with Feed(rate=300) as feed:
+        config = write_config(tmp_path, url=feed.url, database_url=sqlite_url, subscriptions={PATH: TICKERS})
+        daemon = ForkedDaemon(nursery, config, KEY)
+        await live_and_die(daemon)
+        with closing(sqlite3.connect(spool / "spool.db", isolation_level=None)) as database:
+            database.execute("UPDATE head SET format = 99")
+        with cutting(nursery.pid, replace(cut, path=cut.path and spool / cut.path)):
+            daemon.start()
+            assert await died(daemon)
+        await assert_recovers(daemon, nursery)
+    assert daemon.books.one("SELECT count(*) FROM events WHERE kind = 'lost'") == 1
+    assert {daemon.books.states(ticker).count("lost") for ticker in TICKERS} == {1}
+    (kept,) = spool.glob("unreadable-*/spool.db")
+    assert spool_head(kept.parent)["format"] == 99
 
 
 async def reference(daemon: ForkedDaemon, nursery: Nursery) -> Counter[tuple[str, str]]:

@@ -184,13 +184,19 @@ async def test_an_unreadable_spool_is_set_aside_and_a_new_one_begins(tmp_path: P
         assert spool.append(fact()) == 1
 
 
-async def test_a_condemned_spool_is_set_aside_at_the_next_start(tmp_path: Path) -> None:
+async def test_a_condemned_spool_is_set_aside_at_the_next_start_which_is_known_until_there_is_an_entry(
+    tmp_path: Path,
+) -> None:
     async with opened(tmp_path) as spool:
         await spool.durable(spool.append(fact()))
         spool.condemn()
     async with opened(tmp_path) as spool:
-        assert spool.set_aside is not None
+        aside = spool.set_aside
+        assert aside is not None
         assert spool.synced == 0
+    async with opened(tmp_path) as spool:
+        assert spool.set_aside == aside
+        await spool.durable(spool.append(fact()))
     async with opened(tmp_path) as spool:
         assert spool.set_aside is None
 
