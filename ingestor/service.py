@@ -282,10 +282,9 @@ class Service:
         except RuntimeError:
             pass  # a statement hung for longer than the daemon lived: nobody listens any more
 
-    def _tell_of_loss(self, position: int) -> None:
+    def _tell_of_loss(self, reason: str) -> None:
         """In the writer's thread: the database and the spool do not fit together any more."""
-        reason = f"the database's position {position} does not fit the spool: one of them is an older copy"
-        detail = {"reason": reason, "position": position, "first_seq": self._spool.first_seq()}
+        detail = {"reason": reason, "first_seq": self._spool.first_seq()}
         self._loop.call_soon_threadsafe(self._record, Fact("lost", wall_us(), detail))
         self._loop.call_soon_threadsafe(self._supervisor.restate)
 

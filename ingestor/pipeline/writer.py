@@ -67,11 +67,12 @@ class Writer:
         on_batch: Callable[[float], None] = lambda _seconds: None,
         on_rows: Callable[[Sequence[Row]], None] = lambda _rows: None,
         on_outage: Callable[[str, float], None] = lambda _error, _delay_seconds: None,
-        on_lost: Callable[[int], None] = lambda _position: None,
+        on_lost: Callable[[str], None] = lambda _reason: None,
     ) -> None:
         """``prepare`` brings the schema up to date before the first write; it may raise DatabaseUnavailable.
 
         ``on_decoded`` is told before the write what live data came for, and up to which entry that is known.
+        ``on_lost`` is told why the database lacks what was written.
         """
         self._spool = spool
         self._database = database
@@ -232,17 +233,26 @@ class Writer:
     def _begin(self) -> None:
         """Introduce this spool to the database and take up the position that it has committed."""
         self._prepare()
+        self._look_for_strangers()
         position = self._register()
         if not self._spool.first_seq() - 1 <= position <= self._spool.synced:
             # One of the two is an older copy: going on would leave a hole unseen, or take new entries for old ones.
-            self._on_lost(position)
             self._database.abandon(time.time_ns() // 1000)
+            reason = f"the database's position {position} does not fit the spool: one of them is an older copy"
+            self._on_lost(reason)
             self._spool.begin_anew()
             position = self._register()
         self.status.position = position
         self._waiting.clear()
         self._known.forget()
         self._spool.ack(self.status.position)
+
+    def _look_for_strangers(self) -> None:
+        """A spool that has forgotten entries wrote them to a database; one that never met it lacks them."""
+        spool_id = self._spool.spool_id
+        named_anew = spool_id != self._instance.spool_id  # then this was said
+        if self._spool.first_seq() > 1 and not named_anew and not self._database.knows(spool_id):
+            self._on_lost("the database does not know this spool, which had written to one before")
 
     def _register(self) -> int:
         instance = replace(self._instance, spool_id=self._spool.spool_id)

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, Engine, func, select, text
+from sqlalchemy import Connection, Engine, Select, func, select, text
 
 from ingestor.store.engine import translated
-from ingestor.store.schema import coverage, instances
+from ingestor.store.schema import batches, coverage, instances
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,12 +200,18 @@ def _findings(connection: Connection, check: _Check) -> list[Finding]:
 def losses(engine: Engine) -> list[Finding]:
     """What was received and is not to be had any more: an unreadable spool, a database restored from an older copy.
 
-    The books balance all the same, since they know of it. The newest hundred. Raises DatabaseUnavailable.
+    The books balance all the same, since they know of it. The newest hundred of each. Raises DatabaseUnavailable.
     """
+    with translated(), engine.connect() as connection:
+        lost = [Finding("lost", _loss(row)) for row in connection.execute(_lost())]
+        return lost + [Finding("elsewhere", _ELSEWHERE.format(**row)) for row in _begun_late(connection)]
+
+
+def _lost() -> Select[Any]:
     c, i = coverage.c, instances.c
     end = func.max(func.coalesce(c.ended_at, i.heartbeat_at, c.started_at)).label("ended_at")
     names = (c.instance_id, i.name, c.start_seq, c.started_at, c.reason)
-    query = (
+    return (
         select(*names, end, func.count().label("subscriptions"))
         .select_from(coverage.outerjoin(instances, c.instance_id == i.instance_id))
         .where(c.state == "lost")
@@ -213,11 +219,23 @@ def losses(engine: Engine) -> list[Finding]:
         .order_by(c.started_at.desc(), c.instance_id)
         .limit(_AT_MOST)
     )
-    with translated(), engine.connect() as connection:
-        return [Finding("lost", _loss(row)) for row in connection.execute(query)]
 
 
 def _loss(row: Any) -> str:
     span = f"from {row.started_at:%Y-%m-%d %H:%M:%S} to {row.ended_at:%Y-%m-%d %H:%M:%S} UTC"
     where = f"instance {row.instance_id} ({row.name}): {row.subscriptions} subscriptions"
     return f"{where} may lack what was received {span}: {row.reason}"
+
+
+_ELSEWHERE = (
+    "instance {instance_id} ({name}): its first entry here is {first_seq};"
+    " those before were written to another database, or under another instance's number"
+)
+
+
+def _begun_late(connection: Connection) -> Sequence[Any]:
+    c, i = batches.c, instances.c
+    first = func.min(c.first_seq).label("first_seq")
+    query = select(i.instance_id, i.name, first).join_from(instances, batches, c.instance_id == i.instance_id)
+    query = query.group_by(i.instance_id, i.name).having(first > 1).order_by(i.instance_id.desc()).limit(_AT_MOST)
+    return connection.execute(query).mappings().all()

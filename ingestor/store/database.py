@@ -62,6 +62,12 @@ class Database:
         self._subscriptions: Names[tuple[str, str]] = Names(schema.subscriptions, ("path", "params"), SERIES_REMEMBERED)
         self.instance_id = 0
 
+    def knows(self, spool_id: str) -> bool:
+        """Whether this spool was ever introduced here."""
+        with translated(), self._engine.connect() as connection:
+            query = select(schema.instances.c.instance_id).where(schema.instances.c.spool_id == spool_id)
+            return connection.execute(query).first() is not None
+
     def register(self, instance: Instance, first_seq: int) -> int:
         """Make the instance known, and return its position: the last seq that is committed.
 

@@ -6,6 +6,7 @@ import asyncio
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import pytest
 from ingestor import service
 from ingestor.provider.clock import Tick, tick
 from ingestor.provider.simulator import Simulator
-from ingestor.store.audit import Finding, audit
+from ingestor.store.audit import Finding, audit, losses
 from ingestor.store.engine import connect
 
 from ..support import expected
@@ -59,13 +60,16 @@ async def test_after_a_jump_of_the_clocks_coverage_has_a_hole_and_every_job_is_a
     async with Resident(config, simulator.api_key) as daemon:
         connection = await daemon.live()
         armed = [job.next_run_time for job in jobs(daemon)]
+        for job in jobs(daemon):
+            job.modify(next_run_time=job.next_run_time + timedelta(days=1))
         monkeypatch.setattr(service, "tick", lambda: shifted(tick(), shift_us, boot_seconds))
         await until(lambda: daemon.books.states("AAPL") == ["pending", "live", "silent", "live"])
         assert daemon.connection_ids == connection
         assert len(armed) == 2
-        assert all(again > before for again, before in zip((j.next_run_time for j in jobs(daemon)), armed, strict=True))
-    _, live, silent, again, _ = daemon.books.coverage("AAPL")
-    assert live["ended_at"] == silent["started_at"] <= again["started_at"] == silent["ended_at"]
+        again = [job.next_run_time for job in jobs(daemon)]
+        assert all(abs(now - then) < timedelta(minutes=1) for now, then in zip(again, armed, strict=True))
+    _, live, silent, anew, _ = daemon.books.coverage("AAPL")
+    assert live["ended_at"] == silent["started_at"] <= anew["started_at"] == silent["ended_at"]
     assert silent["reason"] == reason
     assert daemon.books.column(f"SELECT kind FROM events WHERE kind = '{kind}'") == [kind]
     assert findings(url) == []
@@ -141,6 +145,26 @@ async def test_a_spool_that_cannot_be_read_is_lost_on_record_and_the_books_balan
     assert (told["balanced"], told["findings"]) == (True, [])
     (loss,) = told["notes"]
     assert lost["reason"] in loss["message"]
+
+
+async def test_a_database_that_was_made_anew_behind_our_back_is_a_loss_on_record(
+    simulator: Simulator, tmp_path: Path
+) -> None:
+    url = f"sqlite:///{tmp_path / 'ingestor.db'}"
+    config = write_config(tmp_path, url=simulator.url, database_url=url, subscriptions={CROWD: ["AAPL"]})
+    async with Resident(config, simulator.api_key) as first:
+        await first.live()
+        await until(lambda: first.status.spool.acked_seq > 10)
+    (tmp_path / "ingestor.db").unlink()
+    daemon = await Resident(config, simulator.api_key).__aenter__()
+    await daemon.live()
+    await until(lambda: [trouble.kind for trouble in daemon.status.last_errors] == ["lost"])
+    await daemon.stop()
+    assert daemon.books.column("SELECT kind FROM events WHERE kind = 'lost'") == ["lost"]
+    assert findings(url) == []
+    with engine_of(url) as engine:
+        (loss,) = losses(engine)
+    assert "those before were written to another database" in loss.message
 
 
 async def test_while_the_spool_fills_it_warns_then_hangs_up_and_comes_back_by_itself_with_nothing_lost(

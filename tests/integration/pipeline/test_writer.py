@@ -26,6 +26,7 @@ from ingestor.store.engine import connect
 from tests.support.entries import CROWD, T0, decoder, fact, frame, row
 from tests.support.postgres import fresh_database
 from tests.support.refusal import refuse
+from tests.support.unsteady import Unsteady
 
 MINUTE = 60_000_000
 
@@ -237,15 +238,31 @@ async def test_a_database_restored_from_an_older_copy_is_met_as_another_instance
         connection.execute(text("UPDATE instances SET position = 1"))
         connection.execute(text("DELETE FROM batches WHERE first_seq > 1"))
     await put(spool, frame([row("C")]))
-    lost: list[int] = []
+    lost: list[str] = []
     made = writer(spool, engine)
     made._on_lost = lost.append
+    Unsteady(engine).fail(2, done=False)  # that of the old one's end: it is tried again, and told once
     made.run()
-    assert lost == [1]
+    assert lost == ["the database's position 1 does not fit the spool: one of them is an older copy"]
     assert query(engine, "SELECT count(*) FROM instances") == [(2,)]
     assert "C" in [ticker for ticker, *_ in query(engine, OBSERVATIONS)]
     states = query(engine, "SELECT state, ended_at IS NULL FROM coverage ORDER BY start_seq")
     assert [(state, bool(still)) for state, still in states] == [("live", False), ("lost", False)]
+
+
+async def test_a_database_that_never_met_a_spool_with_a_past_lacks_what_it_forgot(spool: Spool, engine: Engine) -> None:
+    lost: list[str] = []
+    for ticker in "AB":
+        await put(spool, frame([row(ticker)]))
+        made = writer(spool, engine)
+        made._on_lost = lost.append
+        made.run()
+        assert lost == []
+    await put(spool, fact())  # with this sync the spool forgets what was acknowledged
+    with engine.begin() as connection:
+        connection.execute(text("DELETE FROM instances"))
+    made.run()
+    assert lost == ["the database does not know this spool, which had written to one before"]
 
 
 async def test_a_spool_older_than_the_database_does_not_have_its_new_entries_taken_for_old(
