@@ -153,7 +153,6 @@ class TokenSupply:
 
     async def _login(self) -> Token:
         await self._turn()
-        self._not_before = self._spaced_at = boottime() + self._spacing
         api_key = self.key.value
         try:
             token = await self._fetch(api_key)
@@ -191,6 +190,10 @@ class TokenSupply:
         except asyncio.CancelledError:
             deadline.cut()  # the thread cannot be cancelled, but its socket can
             raise
+        finally:
+            # From its end on: of a login's beginning nobody but us knows how long it was on its way.
+            self._spaced_at = boottime() + self._spacing
+            self._not_before = max(self._not_before, self._spaced_at)
 
     def _take(self, token: Token) -> None:
         self._token = token

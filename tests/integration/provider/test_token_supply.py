@@ -10,11 +10,13 @@ import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import time_machine
+from pydantic import SecretStr
 
 from ingestor.errors import IngestorError, TokenRefused, TokenUnavailable
 from ingestor.provider.backoff import Backoff
@@ -76,7 +78,24 @@ async def test_two_logins_are_never_closer_than_the_spacing(web_server: Serve, m
     supply = make_supply(server, spacing_seconds=0.3)
     for _ in range(3):
         await supply.get(fresh=True)
-    assert min(later - sooner for sooner, later in zip(server.times, server.times[1:], strict=False)) > 0.29
+    assert min(later - sooner for sooner, later in pairwise(server.times)) >= 0.3
+
+
+async def test_not_even_when_everything_goes_wrong_at_once(
+    web_server: Serve, make_supply: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("UNAVAILABLE", "REFUSED"):
+        monkeypatch.setattr(supply_module, name, Backoff(first_seconds=0.001, cap_seconds=0.001))
+    replies = [token_reply(), http(401), http(429, Retry_After="0"), http(200, "{}"), b"", token_reply(), http(403)]
+    server = await web_server(*replies)
+    supply = make_supply(server, spacing_seconds=0.15)
+    for number in range(len(replies)):
+        if supply.current:
+            supply.discard(supply.current)
+        await asyncio.gather(*(supply.get(fresh=fresh) for fresh in (True, False)), return_exceptions=True)
+        supply.key.replace(SecretStr(f"key-number-{number}"))
+    assert len(server.times) >= len(replies)
+    assert min(later - sooner for sooner, later in pairwise(server.times)) >= 0.15
 
 
 async def test_after_a_failure_the_next_login_waits_and_everybody_is_told(web_server: Serve, make_supply: Make) -> None:
@@ -171,7 +190,7 @@ async def test_tokens_that_are_refused_one_after_the_other_are_fetched_ever_more
     supply = make_supply(server)
     for _ in range(4):
         supply.discard(await supply.get())
-    gaps = [later - sooner for sooner, later in zip(server.times, server.times[1:], strict=False)]
+    gaps = [later - sooner for sooner, later in pairwise(server.times)]
     assert gaps[0] >= 0.1
     assert gaps[2] >= 0.4
 

@@ -1,0 +1,127 @@
+"""A token that is refused at the door, in every way in which a server can say so."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from itertools import pairwise
+from typing import Any, Literal
+
+import pytest
+from aiohttp import web
+
+from ingestor.config.model import Provider, Subscription
+from ingestor.provider import group
+from ingestor.provider.backoff import Backoff
+from ingestor.provider.supervisor import Supervisor
+from ingestor.provider.token import TokenSupply, supply
+
+from .conftest import KEY
+from .raw import Memory, RawServer, Visitor
+
+Door = Literal["probe", "websocket", "packet"]
+PATHS = ("crowd-sentiment", "tweet-buzz", "tweet-volume")
+SUBSCRIPTIONS = [Subscription(f"/real-time/{path}", "get", {"ticker": "AAPL"}) for path in PATHS]
+SPACING_SECONDS = 0.25
+
+
+class Choosy(RawServer):
+    """Gives tokens token-1, token-2, …, and refuses the first so many of them."""
+
+    def __init__(self, refusals: int, door: Door, answer: int | str, generation: str) -> None:
+        super().__init__(Visitor.acknowledge, generation=generation)
+        self.refusals = refusals
+        self.logins_at: list[float] = []
+        self.shown: list[str] = []  # the tokens at the door, in order
+        self._door = door
+        self._answer = answer
+
+    async def _login(self, _: web.Request) -> web.Response:
+        self.logins_at.append(asyncio.get_running_loop().time())
+        return web.json_response({"token": f"token-{len(self.logins_at)}"})
+
+    async def _serve(self, request: web.Request) -> web.StreamResponse:
+        token = request.query["token"]
+        self.shown.append(token)
+        here = (request.query["transport"] == "polling") == (self._door == "probe")
+        if not here or int(token.removeprefix("token-")) > self.refusals:
+            return await super()._serve(request)
+        if isinstance(self._answer, int):
+            return web.Response(status=self._answer, text="no")
+        socket = web.WebSocketResponse()
+        await socket.prepare(request)
+        await socket.send_str(f"0{self._open}")
+        if self._generation == "4":
+            await socket.receive_str()  # "40"
+        await socket.send_str(self._answer)
+        await socket.receive()
+        return socket
+
+
+Run = Callable[..., Awaitable[TokenSupply]]
+
+
+@pytest.fixture
+async def run(scheduler: Any, memory: Memory) -> AsyncIterator[Run]:
+    """`await run(server, subscriptions)`: a supervisor at work."""
+    running: list[tuple[Supervisor, asyncio.Task[None], TokenSupply]] = []
+
+    async def start(server: RawServer, subscriptions: list[Subscription]) -> TokenSupply:
+        provider = Provider.model_validate({"url": server.url})
+        tokens = TokenSupply(f"{server.url}/jwt", KEY, provider.token, scheduler, spacing_seconds=SPACING_SECONDS)
+        supervisor = Supervisor(provider, subscriptions, tokens, memory, memory.append)
+        running.append((supervisor, asyncio.create_task(supervisor.run()), tokens))
+        return tokens
+
+    yield start
+    for supervisor, task, tokens in running:
+        await supervisor.stop()
+        await asyncio.gather(task, return_exceptions=True)
+        await tokens.close()
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(group, "RECONNECT", Backoff(first_seconds=0.02, cap_seconds=0.05))
+
+
+REFUSALS = [
+    pytest.param("probe", 401, "4", id="the probe, 401"),
+    pytest.param("probe", 403, "4", id="the probe, 403"),
+    pytest.param("websocket", 401, "4", id="the handshake, 401"),
+    pytest.param("websocket", 403, "3", id="the handshake, 403"),
+    pytest.param("packet", '44{"message":"jwt expired"}', "4", id="a connect_error of 3.x and 4.x"),
+    pytest.param("packet", '44"not authorized"', "3", id="an ERROR of 1.x and 2.x"),
+]
+
+
+@pytest.mark.parametrize(("door", "answer", "generation"), REFUSALS)
+async def test_a_token_that_is_refused_is_dropped_for_one_fresh_one_at_once(
+    run: Run, memory: Memory, door: Door, answer: int | str, generation: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Whoever waits for this has not fetched the fresh token at once.
+    monkeypatch.setattr(supply, "UNAVAILABLE", Backoff(first_seconds=60, cap_seconds=60))
+    monkeypatch.setattr(supply, "STRIKE_SECONDS", 0.0)  # the token that is refused was good for a while
+    async with Choosy(1, door, answer, generation) as server:
+        await run(server, SUBSCRIPTIONS[:1])
+        await memory.until(lambda: memory.facts("subscribed"))
+    assert len(server.logins_at) == 2
+    assert server.shown == sorted(server.shown), "a token that was refused is never shown again"
+    assert "refuse" in memory.facts("connect_failed")[0].detail["reason"] or door == "probe"
+
+
+async def test_tokens_that_are_refused_in_a_loop_cost_ever_fewer_logins_however_many_connections_want_one(
+    run: Run, memory: Memory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supply, "UNAVAILABLE", Backoff(first_seconds=0.4, cap_seconds=10))
+    async with Choosy(4, "packet", '44{"message":"jwt expired"}', "4") as server:
+        await run(server, SUBSCRIPTIONS)
+        await memory.until(lambda: len(memory.facts("subscribed")) == len(SUBSCRIPTIONS))
+    gaps = [later - sooner for sooner, later in pairwise(server.logins_at)]
+    assert len(gaps) == 4
+    assert min(gaps) >= SPACING_SECONDS
+    assert gaps[2] >= 0.8, "not only the spacing holds it back"
+
+
+def test_the_spacing_is_five_seconds() -> None:
+    assert supply.SPACING_SECONDS == 5
