@@ -22,6 +22,7 @@ from pathlib import Path
 from .support.nursery import Nursery
 from .support.postgres import Postgres, find_binaries, own_server
 from .support.stage import Stage
+from .support.usage import resident_mib
 
 WARM_SECONDS = 20
 LOOK_SECONDS = 0.25
@@ -68,12 +69,6 @@ class Watch:
     def _print(self, phase: str, look: Look) -> None:
         if len(self.looks) % round(PRINT_SECONDS / LOOK_SECONDS) == 1:
             print(f"{phase}: {look.entries} entries in the spool, {look.mib:.0f} MiB resident", flush=True)
-
-
-def resident_mib(pid: int) -> float:
-    """VmRSS of a process."""
-    (line,) = (line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("VmRSS"))
-    return int(line.split()[1]) / 1024
 
 
 def _part(ordered: list[float], part: float) -> str:

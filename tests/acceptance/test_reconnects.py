@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import statistics
 import time
 from collections.abc import Awaitable, Callable
@@ -19,6 +18,7 @@ from ingestor.provider.simulator import Simulator
 
 from ..support.daemon import Daemon, until, write_config
 from ..support.nursery import ForkedDaemon, Nursery
+from ..support.usage import cpu_seconds
 
 # A connection each, so that one event shows as many waits.
 WANTED = {path: ["AAPL"] for path in PATHS if path.startswith("/") and not FEEDS[base_name(path)].by_user}
@@ -146,9 +146,3 @@ async def test_a_server_that_ends_every_connection_costs_little(
 async def for_ever(trouble: Callable[[Simulator], Awaitable[None]], simulator: Simulator) -> None:
     while True:
         await trouble(simulator)
-
-
-def cpu_seconds(pid: int) -> float:
-    """What a process has used so far, in user and kernel mode."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")

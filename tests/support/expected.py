@@ -33,10 +33,15 @@ def values(emitted: Iterable[Emitted]) -> Mapping[Key, list[float]]:
     """Sample → every value it was given, in the order of emission, repetitions left out; the last is current."""
     found: dict[Key, list[float]] = defaultdict(list)
     for emission in emitted:
-        for key, value in _samples(emission):
-            if found[key][-1:] != [value]:
-                found[key].append(value)
+        add(emission, found)
     return found
+
+
+def add(emission: Emitted, found: dict[Key, list[float]]) -> None:
+    """One more, for who cannot keep them all."""
+    for key, value in _samples(emission):
+        if found[key][-1:] != [value]:
+            found[key].append(value)
 
 
 def current(emitted: Iterable[Emitted]) -> dict[Key, float]:

@@ -232,6 +232,11 @@ class Peer:
         await self._write({"do": command, "id": self._commands, **more})
         await self.until(lambda: done in self.happenings)
 
+    @property
+    def logins_at(self) -> list[float]:
+        """Epoch seconds of every token given."""
+        return [one["at"] for one in self.happenings if one["event"] == "login"]
+
     def count(self, event: str) -> int:
         """How often this happened: login, connected, refused, subscribed, unsubscribed, disconnected, acknowledged."""
         return sum(one["event"] == event for one in self.happenings)

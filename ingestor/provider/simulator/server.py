@@ -43,7 +43,7 @@ class Simulator:
     once, and again with every tick that begins a new bucket of its path. Buckets are the feeds' own (a minute, a
     second) unless ``cadence_seconds`` says otherwise. ``style`` "alternate" writes values as numbers and as text by
     turns. With every ``restate_every``-th tick the last bucket but one gets other values in all that is subscribed.
-    ``record_limit``: how many of the newest emissions ``emitted`` keeps.
+    ``record_limit``: how many of the newest emissions ``emitted`` keeps, and ``logins_at`` of the logins.
     """
 
     refusal: str | None = None  # with a message, every handshake is refused
@@ -94,6 +94,7 @@ class Simulator:
         self.quiet: set[str] = set()  # tickers that only empty lists are sent for
         self.emitted: deque[Emission] = deque(maxlen=record_limit)
         self.asked: Counter[tuple[str, str]] = Counter()  # (subscribe or unsubscribe, path or ticker), how often
+        self.logins_at: deque[float] = deque(maxlen=record_limit)  # epoch seconds of the newest attempts
         self._pings = {"ping_interval_seconds": ping_interval_seconds, "ping_timeout_seconds": ping_timeout_seconds}
         self._port = port
         self._sessions: dict[str, Session] = {}
@@ -218,6 +219,7 @@ class Simulator:
 
     async def _login(self, request: web.Request) -> web.StreamResponse:
         self.login_attempts += 1
+        self.logins_at.append(time.time())
         return await answer(request, lambda: self._token(request), self.login_fault)
 
     def _token(self, request: web.Request) -> dict[str, str]:
