@@ -37,7 +37,10 @@ def config_for(folder: Path, url: str) -> Path:
     [
         pytest.param("4", 1, 0),
         # Sessions long enough to count as healthy, as they are in life.
-        *[pytest.param(generation, 9, 32, marks=[pytest.mark.slow, pytest.mark.timeout(600)]) for generation in "124"],
+        *[
+            pytest.param(generation, 9, 32, marks=[pytest.mark.slow, pytest.mark.timeout(600)])
+            for generation in ("1.0", "2", "4")
+        ],
     ],
 )
 async def test_after_a_restart_of_the_server_all_is_live_again_within_two_seconds(

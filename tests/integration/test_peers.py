@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 from datetime import datetime
 from typing import Any
@@ -38,6 +39,7 @@ def client_of(peer: Peer, token: str) -> Client | OldClient:
     return (Client if peer.version.startswith("4") else OldClient)(peer.url, token)
 
 
+@pytest.mark.parametrize("generation", peers.VERSIONS)
 async def test_the_version_is_the_one_that_was_asked_for(peer: Peer, generation: str) -> None:
     assert [one["version"] for one in peer.happenings if one["event"] == "listening"] == [peers.VERSIONS[generation]]
 
@@ -128,6 +130,14 @@ async def test_a_client_that_does_not_ping_is_dropped(generation: str, socketio_
                 while (await socket.receive()).type is aiohttp.WSMsgType.TEXT:
                     pass
             assert socket.closed
+
+
+@pytest.mark.parametrize("generation", ["1.0", "4"])
+async def test_a_token_that_ends_is_the_end_of_its_session(generation: str, socketio_peer: Callable[..., Any]) -> None:
+    peer = await socketio_peer(generation, lifetime_seconds=2, kick_expired=True)
+    async with await connected(peer) as client:
+        await client.until(lambda: client.endings == ["server disconnect"])
+        assert time.time() >= peer.logins_at[0] + 1  # `exp` is in whole seconds
 
 
 @pytest.mark.parametrize("end", ["kick", "close", "reset"])
