@@ -18,7 +18,7 @@ from ingestor.store.engine import connect
 
 from .support import postgres as pg
 from .support.missing import LOUD, missing
-from .support.peer import Peer, install_all
+from .support.peer import Peer, begin_installing
 from .support.proxy import Proxy
 
 # A minute of data every 20 ms, ten minutes in each answer, and a clock that is the same in every run.
@@ -157,13 +157,13 @@ async def tcp_proxy() -> AsyncIterator[Callable[[str], Any]]:
 
 
 @pytest.fixture(scope="session")
-def socketio_installed() -> None:
-    """Every release of socket.io that the tests want, in the cache."""
-    install_all()
+def socketio_installs() -> None:
+    """Every release of socket.io that the tests want, on its way into the cache."""
+    begin_installing()
 
 
 @pytest.fixture
-async def socketio_peer(socketio_installed: None) -> AsyncIterator[Callable[..., Any]]:
+async def socketio_peer(socketio_installs: None) -> AsyncIterator[Callable[..., Any]]:
     """`await socketio_peer("2", **settings)`: a running Node server of socket.io; see ``peer.VERSIONS``."""
     async with AsyncExitStack() as running:
 

@@ -12,7 +12,7 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -72,9 +72,28 @@ def install(generation: str) -> Path:
 
     It lies in INGESTOR_TEST_CACHE, else in the user's cache. Skips, or fails, without node, npm or a registry.
     """
+    return _begin(VERSIONS[generation]).result()
+
+
+def begin_installing() -> None:
+    """All of them, side by side: npm mostly waits. Whoever needs one waits for that one, and learns if it failed."""
+    for version in VERSIONS.values():
+        _begin(version)
+
+
+_pool = ThreadPoolExecutor(len(VERSIONS))
+_installs: dict[str, Future[Path]] = {}  # by version; each is tried once in a run, whether it succeeds or not
+
+
+def _begin(version: str) -> Future[Path]:
+    if version not in _installs:
+        _installs[version] = _pool.submit(_install, version)
+    return _installs[version]
+
+
+def _install(version: str) -> Path:
     if not shutil.which("node") or not shutil.which("npm"):
         missing("socket.io peers: install node (18 or newer) and npm")
-    version = VERSIONS[generation]
     folder = _cache() / f"socket.io-{version}"
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "lock").open("w") as lock:
@@ -83,12 +102,6 @@ def install(generation: str) -> Path:
             _npm_install(folder, version)
             (folder / "installed").touch()
     return folder
-
-
-def install_all() -> None:
-    """Each of them, side by side: npm mostly waits."""
-    with ThreadPoolExecutor(len(VERSIONS)) as pool:
-        list(pool.map(install, VERSIONS))
 
 
 def _cache() -> Path:
