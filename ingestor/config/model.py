@@ -181,7 +181,7 @@ class Http(Section):
         PlainValidator(values.listen),
         PlainSerializer(str, when_used="json"),
         WithJsonSchema({"type": "string", "pattern": r"^(\[[0-9A-Fa-f:.%]+\]|[^\s:/@\[\]]+):[0-9]{1,5}$"}),
-    ] = key("127.0.0.1:8642", "Address of /healthz, /readyz, /metrics and /status.json")
+    ] = key("127.0.0.1:8642", "Address of the status page, /healthz, /readyz and /metrics")
 
 
 class Log(Section):

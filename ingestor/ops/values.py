@@ -10,29 +10,20 @@ import time
 from array import array
 from bisect import bisect_left
 from collections.abc import Iterable
-from typing import Protocol
+from typing import TypeAlias
 
 import msgspec
 
 KEEP = 60  # values of a trace
 CAPACITY = 10_000  # traces: some 15 MB
+LEVELS = "0123456789abcdefghijklmnopqrstuvwxyz"  # of a value between the least and the greatest of its trace
 # Of thousands of lines: else the event loop would wait for the interpreter, 20 ms and more at a time.
 LINES_AT_ONCE = 100
 BREATH_SECONDS = 0.0001
-LEVELS = "0123456789abcdefghijklmnopqrstuvwxyz"  # of a value between the least and the greatest of its trace
 
 
-class Row(Protocol):
-    """What is wanted of a row that was committed."""
-
-    @property
-    def series(self) -> tuple[str, str, str, str]: ...  # (feed, metric, ticker, user_id)
-    @property
-    def ts_us(self) -> int: ...
-    @property
-    def value(self) -> float: ...
-    @property
-    def received_us(self) -> int: ...
+# What was committed: ((feed, metric, ticker, user_id), ts_us, value, published_us, received_us, source, seq, row_index)
+Row: TypeAlias = tuple[tuple[str, str, str, str], int, float, int | None, int, str, int, int]
 
 
 class Trace:
@@ -94,16 +85,15 @@ class Values:
         """Take in what was committed."""
         traces = self._traces
         with self._lock:
-            self._version += 1
-            for row in rows:
-                feed, metric, ticker, user_id = row.series
+            self._version = version = self._version + 1
+            for (feed, metric, ticker, user_id), ts_us, value, _, received_us, _, _, _ in rows:
                 trace = traces.get((feed, ticker)) or self._begin(feed, ticker, metric)
                 if trace.metric == metric:
-                    if trace.take(row.ts_us, row.value) and not user_id:  # else it is what another user says
+                    if trace.take(ts_us, value) and not user_id:  # else it is what another user says
                         trace.restated += 1
                     trace.rows += 1
-                    trace.received_us = row.received_us
-                    trace.version = self._version
+                    trace.received_us = received_us
+                    trace.version = version
 
     def since(self, version: int) -> bytes:
         """values.json: the lines that changed after ``version``, and the version that they are of.

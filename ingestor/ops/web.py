@@ -103,7 +103,7 @@ class Web:
         # asyncio wraps the system's words in its own
         number = error.errno if isinstance(error, OSError) else None
         log.error(
-            "http.listen: %s cannot be had (%s): going on without /metrics and /status.json; "
+            "http.listen: %s cannot be had (%s): going on without status page and /metrics; "
             "free the port or set http.listen to another one, and restart",
             self._listen,
             os.strerror(number) if number and number > 0 else error,

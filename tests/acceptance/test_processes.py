@@ -337,7 +337,13 @@ async def test_no_secret_is_seen_anywhere_whatever_goes_wrong(
     assert [secret for secret in known if secret in everything] == []
 
 
-PAGES = ("/", "/healthz", "/readyz", "/metrics", "/status.json")
+PAGES = (
+    "/",
+    "/healthz",
+    "/readyz",
+    "/metrics",
+    *(f"/{name}.json" for name in ("status", "values", "history", "coverage")),
+)
 
 
 def noted(simulator: Simulator) -> list[str]:

@@ -59,8 +59,10 @@ export class Charts {
     new ResizeObserver(() => this.draw()).observe(root);
   }
 
-  show(ring) {
-    this.ring = ring;
+  /** The step that is not over yet says too little, unless it is the first. */
+  show({ step_seconds, points }) {
+    const whole = points.filter((point) => point[0] >= step_seconds);
+    this.ring = { step_seconds, points: whole.length ? whole : points };
     this.draw();
   }
 

@@ -11,7 +11,7 @@ import pytest
 
 from ingestor.ops.status import Database, Pulse, Status
 
-from .shown import GOOD, Shown
+from .shown import GOOD, Shown, row
 
 
 @pytest.fixture
@@ -138,6 +138,29 @@ async def test_every_answer_is_hardened(client: aiohttp.ClientSession, path: str
         assert response.headers["X-Content-Type-Options"] == "nosniff"
         assert response.headers["Server"] == "ingestor"
         assert not [name for name in response.headers if name.lower().startswith("access-control-")]
+
+
+async def test_nothing_but_our_own_files_may_run_be_shown_or_be_asked(client: aiohttp.ClientSession) -> None:
+    async with client.get("/") as response:
+        policy = dict(rule.split(maxsplit=1) for rule in response.headers["Content-Security-Policy"].split("; "))
+    assert policy.pop("default-src") == "'none'"
+    assert {name for name, source in policy.items() if name.endswith("-src") and source != "'self'"} == set()
+    assert policy["require-trusted-types-for"] == "'script'"
+    assert {policy[name] for name in ("base-uri", "form-action", "frame-ancestors", "trusted-types")} == {"'none'"}
+
+
+@pytest.mark.parametrize("after", ["-1", "x", "", "٣", "1" * 19])
+async def test_a_version_that_nobody_named_is_refused(client: aiohttp.ClientSession, after: str) -> None:
+    async with client.get("/values.json", params={"after": after}) as response:
+        assert response.status == 400
+
+
+async def test_who_names_a_version_is_told_what_came_after_it(client: aiohttp.ClientSession, daemon: Shown) -> None:
+    async with client.get("/values.json", params={"after": "1"}) as response:
+        assert await response.json() == {"version": 1, "lines": []}
+    daemon.values.learn([row("ON")])
+    async with client.get("/values.json", params={"after": "1"}) as response:
+        assert [line[1] for line in (await response.json())["lines"]] == ["ON"]
 
 
 async def test_a_port_that_is_taken_costs_the_page_and_not_the_daemon(
