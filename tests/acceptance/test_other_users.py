@@ -1,4 +1,4 @@
-"""What other users of the machine can read: the daemon has the group, umask and folder that the unit gives it."""
+"""What other users of the machine can read, of a daemon that has the group, the umask and the folder of the unit."""
 
 from __future__ import annotations
 

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import hashlib
 import json
-import os
 import secrets
 import shutil
 import subprocess
-import tempfile
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -20,6 +17,7 @@ from typing import Any, Self
 
 from ingestor.provider.catalog import FEEDS, PATHS, base_name
 
+from .cache import made_once
 from .missing import missing
 
 # The first and the last release of each generation that the provider may run; 1.x and 2.x speak Engine.IO 3. And of the
@@ -70,7 +68,7 @@ def value(seed: int, path: str, field: str, ticker: str, bucket: int) -> float:
 def install(generation: str) -> Path:
     """The folder that holds this generation's socket.io; installed at the first call of a machine.
 
-    It lies in INGESTOR_TEST_CACHE, else in the user's cache. Skips, or fails, without node, npm or a registry.
+    Skips, or fails, without node, npm or a registry.
     """
     return _begin(VERSIONS[generation]).result()
 
@@ -94,22 +92,7 @@ def _begin(version: str) -> Future[Path]:
 def _install(version: str) -> Path:
     if not shutil.which("node") or not shutil.which("npm"):
         missing("socket.io peers: install node (18 or newer) and npm")
-    folder = _cache() / f"socket.io-{version}"
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not (folder / "installed").exists():
-            _npm_install(folder, version)
-            (folder / "installed").touch()
-    return folder
-
-
-def _cache() -> Path:
-    named = os.environ.get("INGESTOR_TEST_CACHE")
-    if named:
-        return Path(named)
-    base = os.environ.get("XDG_CACHE_HOME") or (Path.home() / ".cache" if os.environ.get("HOME") else None)
-    return Path(base or tempfile.gettempdir()) / "ingestor-tests"
+    return made_once(f"socket.io-{version}", lambda folder: _npm_install(folder, version))
 
 
 def _npm_install(folder: Path, version: str) -> None:

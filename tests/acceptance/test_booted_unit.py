@@ -1,0 +1,327 @@
+"""The shipped unit, run by a systemd that is booted for it. Installed as the README says; the simulator runs beside it.
+
+`pytest -m nspawn -v --durations=0` shows every step with its time. The first time on a machine it fetches two Debians.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import sqlite3
+import time
+from collections.abc import Iterator
+from configparser import ConfigParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ..support.books import Books
+from ..support.daemon import until
+from ..support.machine import PYTHONS, Machine
+from ..support.missing import missing
+from ..support.probe import NOT_ITS_OWN
+from .test_readme import block
+
+pytestmark = [pytest.mark.slow, pytest.mark.nspawn, pytest.mark.timeout(900)]
+
+TOP = Path(__file__).parents[2]
+SHIPPED = TOP / "systemd" / "ingestor.service"
+KEY = "the-key-of-this-test"
+CONFIG = (TOP / "config.yaml").read_text().replace("https://open.marketprophit.com", "http://127.0.0.1:8700")
+DROP_INS = "etc/systemd/system/ingestor.service.d"
+AS_INGESTOR = "cd / && sudo -u ingestor STATE_DIRECTORY=/var/lib/ingestor /opt/ingestor/bin/ingestor"
+
+
+class Unit:
+    """ingestor.service in its machine."""
+
+    def __init__(self, machine: Machine, state: Path) -> None:
+        self.machine = machine
+        self.database = state / "ingestor.db"
+        self.books = Books(f"sqlite:///{self.database}")
+
+    def install(self) -> None:
+        """The README's steps, with a config that names the simulator."""
+        run = self.machine.run
+        run(f"cd /src\n{block('service print')}")
+        self.configure(CONFIG)
+        simulate = f"/opt/ingestor/bin/ingestor simulate --port 8700 --api-key {KEY} --cadence 1"
+        run(f"systemd-run -q --unit=simulator {simulate}")
+        run(block("credentials/api_key\n"), typed=KEY)
+        said = run(block("systemctl enable"))
+        assert "✗" not in said, said
+
+    def restore(self) -> None:
+        """As it was shipped, with the first config, and running."""
+        self._since = time.time()
+        self.machine.run(f"rm -rf /{DROP_INS}; systemctl daemon-reload; systemctl reset-failed ingestor")
+        self.configure(CONFIG)
+        self.machine.run("systemctl restart ingestor")
+
+    def configure(self, text: str) -> None:
+        (self.machine.root / "etc/ingestor/config.yaml").write_text(text)
+
+    def drop_in(self, *lines: str) -> None:
+        """Local changes of [Service]; they hold from the next start."""
+        folder = self.machine.root / DROP_INS
+        folder.mkdir(exist_ok=True)
+        (folder / "test.conf").write_text("\n".join(["[Service]", *lines, ""]))
+        self.machine.run("systemctl daemon-reload")
+
+    def shows(self, *names: str) -> dict[str, str]:
+        """Its properties, as systemd has them."""
+        said = self.machine.run(f"systemctl show ingestor --property={','.join(names)}")
+        return dict(line.split("=", 1) for line in said.splitlines())
+
+    def state(self) -> dict[str, str]:
+        """What became of it."""
+        return self.shows("ActiveState", "SubState", "Result", "ExecMainStatus", "NRestarts")
+
+    def pid(self) -> str:
+        return self.shows("MainPID")["MainPID"]
+
+    def started_again(self, pid: str) -> bool:
+        """Whether another process than this one is ready."""
+        now = self.shows("SubState", "MainPID")
+        return now["SubState"] == "running" and now["MainPID"] not in ("0", pid)
+
+    def status(self) -> dict[str, Any]:
+        """The running daemon's own."""
+        found: dict[str, Any] = json.loads(self.machine.run(f"{AS_INGESTOR} status --output json"))
+        return found
+
+    def journal(self) -> str:
+        """What it said, and what systemd said of it, since it was restored."""
+        options = f"--since=@{self._since:.0f} --output=short-precise --no-hostname --no-pager"
+        return self.machine.run(f"journalctl --unit=ingestor {options}")
+
+    def rows(self) -> int:
+        """How many are stored."""
+        try:
+            return int(self.books.one("SELECT count(*) FROM observations"))
+        except sqlite3.OperationalError:  # no database yet, or no tables
+            return 0
+
+    async def writes(self) -> None:
+        """Wait until rows are added."""
+        before = self.rows()
+        await until(lambda: self.rows() > before)
+
+    def audit(self) -> None:
+        assert self.machine.run(f"{AS_INGESTOR} audit").endswith("✓ everything balances")
+
+
+@pytest.fixture(scope="module", params=PYTHONS)
+def installed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Unit]:
+    state = tmp_path_factory.mktemp("state")  # its state folder is one of ours, so that we can read the database
+    with Machine(request.param, state, at="/var/lib/ingestor") as machine:
+        unit = Unit(machine, state)
+        unit.install()
+        yield unit
+
+
+@pytest.fixture
+def unit(installed: Unit) -> Iterator[Unit]:
+    """Running, as shipped."""
+    installed.restore()
+    yield installed
+    print(installed.journal())  # for whoever reads of a failure
+
+
+# What it is given.
+
+
+async def test_the_steps_of_the_readme_lead_to_a_service_that_is_ready_and_writes(installed: Unit) -> None:
+    unit = installed
+    assert unit.state() == {
+        "ActiveState": "active",
+        "SubState": "running",
+        "Result": "success",
+        "ExecMainStatus": "0",
+        "NRestarts": "0",
+    }
+    assert unit.shows("StatusText", "UnitFileState") == {"StatusText": "receiving", "UnitFileState": "enabled"}
+    await unit.writes()
+    assert unit.machine.run("systemd-analyze --no-pager verify ingestor.service") == ""
+    said = unit.machine.run("systemd-analyze --no-pager security ingestor.service")
+    assert "Overall exposure level for ingestor.service: 1.1 OK" in said
+
+
+def test_the_key_is_read_from_the_credential_and_stands_nowhere_else(unit: Unit) -> None:
+    run, pid = unit.machine.run, unit.pid()
+    assert run(f"nsenter --target {pid} --mount cat /run/credentials/ingestor.service/api_key") == KEY
+    assert run("stat --format='%a %U' /etc/ingestor/credentials/api_key") == "600 root"
+    said = run(f"tr '\\0' '\\n' < /proc/{pid}/environ; cat /proc/{pid}/cmdline | tr '\\0' ' '") + unit.journal()
+    assert "CREDENTIALS_DIRECTORY=" in said
+    assert KEY not in said
+
+
+async def test_analysts_in_its_group_read_the_database_and_not_the_spool(unit: Unit) -> None:
+    await unit.writes()
+    unit.machine.run("id analyst 2>/dev/null || useradd --groups ingestor analyst; id stranger || useradd stranger")
+    count = "import sqlite3; print(sqlite3.connect('/var/lib/ingestor/ingestor.db').execute(QUERY).fetchone())"
+    query = shlex.quote(count.replace("QUERY", "'SELECT count(*) > 0 FROM crowd_sentiment'"))
+    assert unit.machine.run(f"sudo -u analyst python3 -c {query}") == "(1,)"
+    assert "unable to open database file" in unit.machine.attempt(f"sudo -u stranger python3 -c {query}").stderr
+    assert "Permission denied" in unit.machine.attempt("sudo -u analyst ls /var/lib/ingestor/spool").stderr
+    folders = unit.machine.run("cd /var/lib && stat --format='%n %a %U %G' ingestor ingestor/spool")
+    assert folders.splitlines() == ["ingestor 750 ingestor ingestor", "ingestor/spool 700 ingestor ingestor"]
+
+
+# How it is confined.
+
+SHOWN_AS = {
+    "BindReadOnlyPaths": (
+        "/opt/ingestor:/opt/ingestor:rbind /usr/bin:/usr/bin:rbind /usr/lib:/usr/lib:rbind -/usr/lib64:/usr/lib64:rbind"
+    ),
+    "IPAddressDeny": "169.254.0.0/16 fe80::/10 224.0.0.0/4 ff00::/8",
+    "MemoryMax": str(512 << 20),
+    "RestartSec": "5s",
+    "SystemCallErrorNumber": "1",
+    "TimeoutStartSec": "1min 30s",
+    "TimeoutStopSec": "1min",
+    "WatchdogSec": "1min",
+    "WorkingDirectory": "/var/lib/ingestor",
+}
+SHOWN_OTHERWISE = {"ExecReload", "ExecStart", "LoadCredential", "SystemCallFilter"}  # by the other tests
+
+
+def test_systemd_has_taken_every_directive_as_it_is_written(unit: Unit) -> None:
+    unit_file = ConfigParser(strict=False, interpolation=None)
+    unit_file.optionxform = str
+    unit_file.read(SHIPPED)
+    written = {name: SHOWN_AS.get(name, value) for name, value in unit_file["Service"].items()}
+    names = {name: name.replace("Sec", "USec") for name in written.keys() - SHOWN_OTHERWISE}
+    shown = unit.shows(*names.values())
+    assert {name: set(shown[names[name]].split()) for name in names} == {
+        name: set(written[name].split()) for name in names
+    }
+
+
+def test_what_a_plain_user_may_do_the_service_may_not(unit: Unit) -> None:
+    """Each attempt is made twice: by the same user outside the unit, and in it, before the daemon is started."""
+    unit.machine.run("install -m 644 /src/tests/support/probe.py /opt/ingestor/probe.py; touch /tmp/of-others")
+    probe = "/usr/bin/python3 /opt/ingestor/probe.py"
+    outside = json.loads(unit.machine.run(f"sudo -u ingestor mkdir -p /tmp/own && sudo -u ingestor {probe} /tmp/own"))
+    created = [f"create a file in {folder}" for folder in NOT_ITS_OWN]
+    unit.drop_in(f"ExecStartPre={probe} /var/lib/ingestor")
+    unit.machine.run("systemctl restart ingestor")
+    (said,) = (line.partition(": ")[2] for line in unit.journal().splitlines() if "run a program" in line)
+    inside = json.loads(said)
+    # By the filter; from systemd 254 on by the kernel.
+    assert inside.pop("memory that is written and run") in ("EPERM", "EACCES")
+    assert inside == {
+        "run a program in its own folder": "EACCES",
+        "run a program in /tmp": "EACCES",
+        "run a program in /var/tmp": "EACCES",
+        "run a program in /dev/shm": "EACCES",
+        "look into /home": "EACCES",
+        "see what others have in /tmp": "ENOENT",
+        "see another process": "ENOENT",
+        "read the machine's memory figures": "ENOENT",
+        "make a file setuid": "EPERM",
+        "give a file an owner": "EPERM",
+        "choose its processors": "EPERM",
+        "make a namespace": "EPERM",
+        "be another system": "EPERM",
+        "a netlink socket": "EAFNOSUPPORT",
+        "send to a group": "EPERM",
+    } | dict.fromkeys(created, "EROFS")
+    assert outside == dict.fromkeys(outside, "allowed") | dict.fromkeys(created, "EACCES")
+
+
+def test_it_has_no_privileges_and_namespaces_of_its_own(unit: Unit) -> None:
+    pid = unit.pid()
+    status = dict(line.split(":\t") for line in unit.machine.run(f"grep : /proc/{pid}/status").splitlines())
+    assert {status[name] for name in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")} == {"0" * 16}
+    assert (status["NoNewPrivs"], status["Seccomp"], status["Groups"].split()) == ("1", "2", status["Gid"].split()[:1])
+    for kind in ("user", "mnt", "ipc", "uts"):
+        assert unit.machine.run(f"readlink /proc/{pid}/ns/{kind}") != unit.machine.run(f"readlink /proc/1/ns/{kind}")
+
+
+def test_its_memory_and_its_tasks_are_bounded(unit: Unit) -> None:
+    cgroup = unit.machine.root / "sys/fs/cgroup/system.slice/ingestor.service"
+    if not (cgroup / "memory.max").exists():
+        missing("MemoryMax= and TasksMax=: needs a machine whose memory controller is in the unified hierarchy")
+    assert [(cgroup / name).read_text().strip() for name in ("memory.max", "pids.max")] == [str(512 << 20), "64"]
+
+
+# How it ends, and begins again.
+
+
+async def test_a_stop_drains_what_is_spooled_and_is_no_failure(unit: Unit) -> None:
+    await unit.writes()
+    with unit.books.held():
+        await until(lambda: unit.status()["spool"]["entries"] > 10)
+        head = unit.status()["spool"]["durable_seq"]
+        unit.machine.run("systemctl stop --no-block ingestor")
+        await until(lambda: unit.state()["ActiveState"] == "deactivating")
+    await until(lambda: unit.state()["ActiveState"] == "inactive")
+    assert (unit.state()["Result"], unit.state()["ExecMainStatus"]) == ("success", "0")
+    assert unit.books.one("SELECT position FROM instances") > head
+    assert unit.books.states("AAPL")[-1] == "stopped"
+    unit.books.check()
+    unit.audit()
+
+
+async def test_after_a_kill_it_is_started_again_and_nothing_that_was_received_is_lost(unit: Unit) -> None:
+    await unit.writes()
+    pid = unit.pid()
+    with unit.books.held():
+        await until(lambda: unit.status()["spool"]["entries"] > 10)
+        durable = unit.status()["spool"]["durable_seq"]
+        unit.machine.run("systemctl kill --signal=KILL ingestor")
+        await until(lambda: unit.started_again(pid))  # READY, though the database cannot be written
+    assert unit.state()["NRestarts"] == "1"
+    await until(lambda: unit.books.one("SELECT position FROM instances") > durable)
+    await unit.writes()
+    assert "crashed" in unit.books.states("AAPL")
+    unit.machine.run("systemctl stop ingestor")
+    unit.books.check()
+    unit.audit()
+
+
+async def test_the_watchdog_ends_a_process_that_stands_still_and_starts_another(unit: Unit) -> None:
+    unit.drop_in("WatchdogSec=3")
+    unit.machine.run("systemctl restart ingestor")
+    await unit.writes()
+    pid = unit.pid()
+    unit.machine.run("systemctl kill --signal=STOP ingestor")
+    await until(lambda: unit.started_again(pid), 60)
+    assert unit.state()["NRestarts"] == "1"
+    assert "Watchdog timeout" in unit.journal()
+    await unit.writes()
+    unit.machine.run("systemctl stop ingestor")
+    unit.books.check()
+    unit.audit()
+
+
+async def test_with_a_wrong_config_it_stays_down_and_says_where(unit: Unit) -> None:
+    unit.configure(CONFIG.replace("tickers:", "tickres:", 1))
+    assert unit.machine.attempt("systemctl restart ingestor").returncode != 0
+    down = unit.state()
+    assert down == {
+        "ActiveState": "failed",
+        "SubState": "failed",
+        "Result": "exit-code",
+        "ExecMainStatus": "78",
+        "NRestarts": "0",
+    }
+    assert re.search(r"/etc/ingestor/config\.yaml:\d+:\d+: .*tickres", unit.journal())
+    with pytest.raises(TimeoutError):  # RestartSec= has gone by
+        await until(lambda: unit.state() != down, 7)
+
+
+# PostgreSQL on the same machine.
+
+
+async def test_postgresql_knows_its_user_through_a_unix_socket(unit: Unit) -> None:
+    unit.machine.run("sudo -u postgres createuser ingestor; sudo -u postgres createdb --owner ingestor ingestor")
+    unit.configure(CONFIG.replace("sqlite:///ingestor.db", "postgresql://ingestor@/ingestor?host=/run/postgresql"))
+    unit.machine.run("systemctl restart ingestor")
+    psql = "sudo -u ingestor psql --tuples-only --no-align ingestor --command"
+    await until(lambda: unit.machine.attempt(f"{psql} 'SELECT count(*) > 0 FROM observations'").stdout == "t\n")
+    unit.machine.run("systemctl stop ingestor")
+    unit.audit()
