@@ -20,7 +20,6 @@ from ingestor.provider.token import TokenStatus
 
 from ..support.daemon import write_config
 
-
 NO_TOKEN = TokenStatus(ends_in_seconds=None, renews_in_seconds=None, life_seconds=None, logins={}, last_error="")
 
 
