@@ -11,7 +11,7 @@ from pathlib import Path
 
 def made_once(name: str, make: Callable[[Path], None]) -> Path:
     """The folder of this name, filled by ``make(folder)`` at the first call of a machine, by one process at a time."""
-    folder = _cache() / name
+    folder = cache() / name
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -21,7 +21,7 @@ def made_once(name: str, make: Callable[[Path], None]) -> Path:
     return folder
 
 
-def _cache() -> Path:
+def cache() -> Path:
     named = os.environ.get("INGESTOR_TEST_CACHE")
     if named:
         return Path(named)

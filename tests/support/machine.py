@@ -5,19 +5,19 @@ It has no network but its own loopback. What is written in it lies in memory and
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import shutil
 import subprocess
 import sys
-import tempfile
 import time
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NoReturn, Self
 
-from .cache import made_once
+from .cache import cache, made_once
 from .missing import missing
 
 TOP = Path(__file__).parents[2]
@@ -44,9 +44,10 @@ class Machine:
         self._tree = tree(suite)
         self._wheels = wheels(PYTHONS[suite])
         self._shared = f"--bind={folder}:{at}"
-        self._said = tempfile.TemporaryFile()  # noqa: SIM115  (until __exit__)
 
     def __enter__(self) -> Self:
+        self._said = (cache() / "nspawn.log").open("a+b")
+        fcntl.flock(self._said, fcntl.LOCK_EX)  # two would share a control group
         self._nspawn = subprocess.Popen(
             [
                 *("systemd-nspawn", "--quiet", "-D", self._tree, "--volatile=overlay", "--hostname=localhost"),
@@ -60,9 +61,13 @@ class Machine:
             stdout=self._said,
             stderr=self._said,
         )
-        self._init = self._booted() or self._give_up()
-        self.run("systemctl is-system-running --wait || true")
-        self.run("printf '[global]\nno-index = true\nfind-links = /wheels\n' > /etc/pip.conf")
+        try:
+            self._init = self._booted() or self._give_up()
+            self.run("systemctl is-system-running --wait || true")
+            self.run("printf '[global]\nno-index = true\nfind-links = /wheels\n' > /etc/pip.conf")
+        except BaseException:
+            self.__exit__()
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -101,8 +106,6 @@ class Machine:
         return None
 
     def _give_up(self) -> NoReturn:
-        self._nspawn.kill()
-        self._nspawn.wait()
         self._said.seek(0)
         said = self._said.read().decode(errors="replace")
         missing(f"the unit under a booted systemd: systemd-nspawn does not boot here: {said.strip()[-500:]}")
