@@ -3,7 +3,7 @@
 Every command imports what it needs when it runs: `--help` loads no database or Socket.IO library.
 
     output    what every command shares
-    setup     init, config, service
+    setup     init, config, service, dashboards
     daemon    run, simulate, demo
     looking   check, db
     status    status
@@ -49,6 +49,7 @@ for command in (
 for name, group in (
     ("config", setup.config_app),
     ("service", setup.service_app),
+    ("dashboards", setup.dashboards_app),
     ("db", looking.db_app),
     ("dead-letters", books.letters_app),
 ):

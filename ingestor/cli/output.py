@@ -21,7 +21,7 @@ from ingestor.redaction import redactor
 if TYPE_CHECKING:
     from ingestor.config import Config
 
-_PACKAGE = Path(__file__).parent.parent
+PACKAGE = Path(__file__).parent.parent
 
 
 class Output(StrEnum):
@@ -118,16 +118,18 @@ def _told(value: object) -> str:
 
 def shipped(name: str) -> str:
     """The text of a file that ships with us: ``_name`` in the package, else ``name`` in a checkout."""
-    packaged = _PACKAGE / f"_{name}"
-    return (packaged if packaged.exists() else _PACKAGE.parent / name).read_text(encoding="utf-8")
+    packaged = PACKAGE / f"_{name}"
+    return (packaged if packaged.exists() else PACKAGE.parent / name).read_text(encoding="utf-8")
 
 
 def write_new(path: Path, text: str) -> None:
-    """Write a file that is not there yet. Raises ConfigError, with nothing changed, if it is or cannot be."""
+    """Write a file that is not there yet, or says this already. Raises ConfigError if it says else, or cannot be."""
     try:
         with path.open("x", encoding="utf-8") as file:
             file.write(text)
     except FileExistsError:
+        if path.is_file() and path.read_text(encoding="utf-8", errors="replace") == text:
+            return
         message = "is there already, and is left as it is; remove it, or name another file"
     except OSError as error:
         message = f"cannot be written ({os.strerror(error.errno or 0)}); name a file in a folder of yours"

@@ -1,4 +1,4 @@
-"""Commands around the configuration and the unit: init, config, service."""
+"""Commands around the daemon: init, config, service, dashboards."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from ingestor.cli.output import (
+    PACKAGE,
     ConfigOption,
     Output,
     OutputOption,
@@ -21,6 +22,12 @@ from ingestor.cli.output import (
 
 config_app = typer.Typer(help="Look at the configuration.")
 service_app = typer.Typer(help="Run under systemd.")
+_DASHBOARDS = {
+    "ingestor-dashboard.json": "in Grafana: Dashboards, New, Import",
+    "ingestor-alerts.yaml": "in prometheus.yml: name it under rule_files",
+}
+
+dashboards_app = typer.Typer(help="See it in Grafana, and be told by Prometheus.")
 
 
 def init(
@@ -65,3 +72,17 @@ def config_schema(output: OutputOption = Output.JSON) -> None:
 def service_print() -> None:
     """Print the systemd unit: ingestor service print | sudo tee /etc/systemd/system/ingestor.service"""
     say(shipped("systemd/ingestor.service").rstrip())
+
+
+@dashboards_app.command("export")
+def dashboards_export(
+    folder: Annotated[Path, typer.Argument(help="Where to; made if it is not there.", metavar="DIR")],
+) -> None:
+    """Write a dashboard for Grafana and alert rules for Prometheus into a folder."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        pass  # writing into it says why
+    for name, use in _DASHBOARDS.items():
+        write_new(folder / name, (PACKAGE / "ops" / "dashboards" / name).read_text(encoding="utf-8"))
+        say(f"{folder / name}: {use}")

@@ -129,3 +129,24 @@ def test_init_says_what_is_wrong_with_a_folder_that_is_not_there(tmp_path: Path)
 
 def test_the_unit_that_is_printed_is_the_shipped_one() -> None:
     assert ingestor_("service", "print").stdout == (TOP / "systemd" / "ingestor.service").read_text()
+
+
+def test_dashboards_are_written_where_they_are_wanted_and_over_nothing(tmp_path: Path) -> None:
+    written = ingestor_("dashboards", "export", "new/folder", cwd=tmp_path)
+    assert (written.returncode, written.stderr) == (0, "")
+    shipped = TOP / "ingestor" / "ops" / "dashboards"
+    folder = tmp_path / "new" / "folder"
+    assert {file.name: file.read_text() for file in folder.iterdir()} == {
+        file.name: file.read_text() for file in shipped.iterdir()
+    }
+    assert all(f"new/folder/{file.name}: in " in written.stdout for file in shipped.iterdir())
+    assert ingestor_("dashboards", "export", "new/folder", cwd=tmp_path).returncode == 0  # they say the same
+    (folder / "ingestor-alerts.yaml").write_text("mine")
+    again = ingestor_("dashboards", "export", "new/folder", cwd=tmp_path)
+    assert again.returncode == 78
+    assert again.stderr.startswith("new/folder/ingestor-alerts.yaml: is there already, and is left as it is")
+    assert (folder / "ingestor-alerts.yaml").read_text() == "mine"
+    assert (
+        "cannot be written"
+        in ingestor_("dashboards", "export", "new/folder/ingestor-alerts.yaml/x", cwd=tmp_path).stderr
+    )
