@@ -1,6 +1,7 @@
 """Writes Market Prophit's crowd sentiment to a SQL database. The rooms, in the order in which data meets them:
 
     errors     what can go wrong, each named for what its caller does next
+    commit     which commit of the repository this program is
     redaction  takes secrets out of text that people will read
     config     what the operator told us: YAML and environment, as one frozen Config
     lock       one process at a time: who holds the spool, and the SQLite database
@@ -17,7 +18,7 @@
     demo       simulator and daemon in a temporary folder
     cli        the only place that parses arguments, prints and exits
 
-Imports point one way: (errors, redaction) < (config, lock) < (provider, pipeline, store, ops) <
+Imports point one way: (errors, commit, redaction) < (config, lock) < (provider, pipeline, store, ops) <
 (snapshot, following, control) < (service, checking) < (offline, demo) < cli.
 """
 

@@ -23,14 +23,14 @@ import typer
 from ingestor import __version__
 from ingestor.cli import books, daemon, looking, setup, status, tail, tickers
 from ingestor.cli.output import safe, say
+from ingestor.commit import commit
 from ingestor.errors import IngestorError
 from ingestor.redaction import redactor
 
 app = typer.Typer(
     help="Market Prophit's crowd sentiment to SQL: complete, once, gaps on record.",
     pretty_exceptions_enable=False,  # its tracebacks print local variables, and with them secrets
-    no_args_is_help=True,
-    add_completion=False,
+    rich_markup_mode=None,  # its library would take longer to load than the help to be read
 )
 for command in (
     daemon.run,
@@ -74,15 +74,20 @@ def _exit_with(message: str, code: int) -> None:
 
 def _show_version(wanted: bool) -> None:
     if wanted:
-        say(f"ingestor {__version__}")
+        known = commit()
+        say(f"ingestor {__version__}{f' ({known})' if known else ''}")
         raise typer.Exit
 
 
-@app.callback()
+@app.callback(invoke_without_command=True)
 def _root(
+    context: typer.Context,
     version: Annotated[
         bool,
-        typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version."),
+        typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version, and the commit."),
     ] = False,
 ) -> None:
-    """Nothing is done before the command itself."""
+    """Nothing is done before the command itself; without one, the help says which there are."""
+    if context.invoked_subcommand is None:
+        say(context.get_help())
+        raise typer.Exit(2)

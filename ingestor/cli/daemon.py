@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated
 
@@ -20,6 +19,8 @@ _BARS = "▁▂▃▄▅▆▇█"
 
 def run(config: ConfigOption = None) -> None:
     """Receive and write until SIGTERM: the daemon."""
+    import asyncio
+
     from ingestor.config import require_api_key
     from ingestor.ops import logs
     from ingestor.service import Service
@@ -38,6 +39,8 @@ def simulate(
     cadence: Annotated[int, typer.Option(help="Seconds between two values of a ticker; 0: as documented.")] = 0,
 ) -> None:
     """Serve a stand-in for the provider on loopback; print its URL and key."""
+    import asyncio
+
     asyncio.run(_simulate(port, api_key, seed, cadence))
 
 
@@ -54,6 +57,7 @@ async def _simulate(port: int, api_key: str, seed: int, cadence: int) -> None:
 
 
 async def _until_signalled() -> None:
+    import asyncio
     import signal
 
     ended = asyncio.Event()
@@ -66,6 +70,8 @@ def demo(
     seconds: Annotated[float | None, typer.Option(help="End after so long; default: at Ctrl-C.")] = None,
 ) -> None:
     """Try it without an account: simulator, daemon and SQLite in a temporary folder, with a live view."""
+    import asyncio
+
     from rich.console import Console
     from rich.live import Live
 

@@ -15,9 +15,7 @@ from ingestor.cli.output import ConfigOption, Output, OutputOption, load_config,
 if TYPE_CHECKING:
     from ingestor.config import Config
 
-TickersArgument = Annotated[
-    list[str], typer.Argument(help="As the provider spells them: TSLA ON 6E_F", metavar="TICKER")
-]
+TickersArgument = Annotated[list[str], typer.Argument(help="As the provider spells them: TSLA ON 6E_F")]
 PathOption = Annotated[str, typer.Option("--path", help="Endpoint; may be left out where the file has only one.")]
 ReloadOption = Annotated[bool, typer.Option("--reload", help="Have the running daemon read the file at once.")]
 

@@ -14,6 +14,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from ingestor.commit import commit
 from ingestor.ops.status import Connection, Status
 from ingestor.pipeline.entry import Fact, State
 
@@ -166,5 +167,5 @@ def _daemon(status: Status) -> Iterator[Metric]:
     yield InfoMetricFamily(
         "ingestor_build",
         "What runs here",
-        {"version": status.version, "python": platform.python_version()},
+        {"version": status.version, "commit": commit(), "python": platform.python_version()},
     )

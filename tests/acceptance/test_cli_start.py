@@ -8,6 +8,9 @@ from pathlib import Path
 import pytest
 
 import ingestor
+from ingestor.commit import commit
+
+from ..support.daemon import COMMAND
 
 # What costs a second to import, and no command that only speaks needs.
 HEAVY = {"socketio", "engineio", "sqlalchemy", "alembic", "aiohttp", "requests", "apscheduler"}
@@ -49,8 +52,44 @@ def test_what_needs_no_database_or_socket_loads_neither(args: list[str]) -> None
     assert ended.stderr.splitlines()[-1:] == [""]
 
 
-def test_the_version_is_the_packages() -> None:
-    assert ingestor_("--version").stdout == f"ingestor {ingestor.__version__}\n"
+def test_the_version_is_the_packages_with_its_commit() -> None:
+    known = f" ({commit()})" if commit() else ""
+    assert ingestor_("--version").stdout == f"ingestor {ingestor.__version__}{known}\n"
+
+
+def test_help_is_there_in_less_than_three_tenths_of_a_second() -> None:
+    """Of the processor's time, the shortest of some: what else the machine does is not ours."""
+    assert min(processor_seconds(COMMAND, "--help") for _ in range(5)) < 0.3
+
+
+def processor_seconds(*command: str | Path) -> float:
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    _, status, used = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    assert process.returncode == 0
+    return used.ru_utime + used.ru_stime
+
+
+@pytest.mark.parametrize(
+    ("typed", "offered"),
+    [
+        (["ingestor", "sta"], ["status"]),
+        (["ingestor", "dashboards", ""], ["export"]),
+        (["ingestor", "tail", "--f"], ["--follow"]),
+    ],
+)
+def test_a_shell_completes_commands_and_options(typed: list[str], offered: list[str], tmp_path: Path) -> None:
+    """In bash itself, with what the command gives it to load."""
+    (tmp_path / "ingestor").symlink_to(COMMAND)
+    script = (
+        'source <(_INGESTOR_COMPLETE=source_bash ingestor); COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1));'
+        ' $(complete -p ingestor | sed -E "s/.* -F ([^ ]+) .*/\\1/") ingestor; printf "%s\\n" "${COMPREPLY[@]}"'
+    )
+    environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    ended = subprocess.run(
+        ["bash", "-c", script, "bash", *typed], env=environment, capture_output=True, text=True, timeout=60
+    )
+    assert (ended.stdout.split(), ended.stderr) == (offered, "")
 
 
 @pytest.mark.parametrize("args", [[], ["frobnicate"], ["--frobnicate"], ["config", "show", "--output=xml"]])

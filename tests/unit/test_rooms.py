@@ -18,6 +18,7 @@ PACKAGE = TOP / "ingestor"
 # A room imports from rooms of a lower level only, apart from NEIGHBOURS.
 LEVELS = {
     "errors": 0,
+    "commit": 0,
     "redaction": 0,
     "lock": 1,
     "config": 1,
