@@ -9,9 +9,10 @@
     pipeline   from frame to row: entry, spool, decode, batch, writer
     store      SQL: tables and views, the idempotent write, the questions that status asks
     ops        what people, Prometheus and systemd see
-    snapshot   the daemon now, of all its parts, for whoever asks
+    reload     the config in force, and what becomes of a new one
     following  observations as they are committed
     control    the socket through which commands ask the running daemon
+    snapshot   the daemon now, of all its parts, for whoever asks
     service    builds everything once, owns every task and signal, drains in order
     checking   what `check` looks at before the daemon runs
     offline    what commands do themselves when no daemon runs
@@ -19,7 +20,7 @@
     cli        the only place that parses arguments, prints and exits
 
 Imports point one way: (errors, commit, redaction) < (config, lock) < (provider, pipeline, store, ops) <
-(snapshot, following, control) < (service, checking) < (offline, demo) < cli.
+(reload, following, control) < snapshot < (service, checking) < (offline, demo) < cli.
 """
 
 __version__ = "0.1.0"

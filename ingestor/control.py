@@ -28,7 +28,9 @@ Handler: TypeAlias = Callable[[dict[str, Any]], Awaitable[Answer]]
 class ControlFailed(IngestorError):
     """The daemon is there, and cannot do what was asked; the message is its own."""
 
-    exit_code = 69
+    def __init__(self, message: str, exit_code: int = 69) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
 
 
 class Control:
@@ -77,7 +79,7 @@ class Control:
         try:
             return await handler(asked)
         except IngestorError as error:
-            return {"error": str(error)}
+            return {"error": str(error), "exit_code": error.exit_code}
 
 
 @contextmanager
@@ -103,5 +105,5 @@ def ask(folder: Path, do: str, **more: Any) -> Answer | None:
         with line.makefile() as answers:
             answer: Answer = json.loads(answers.readline() or '{"error": "the daemon hung up"}')
     if "error" in answer:
-        raise ControlFailed(answer["error"])
+        raise ControlFailed(answer["error"], answer.get("exit_code", 69))
     return answer

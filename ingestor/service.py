@@ -14,6 +14,7 @@ import threading
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,9 @@ from apscheduler.schedulers.asyncio import AsyncIOScheduler
 from pydantic import SecretStr
 
 from ingestor import __version__, snapshot
-from ingestor.config import Config
+from ingestor.config import Config, load, require_api_key, secrets_of
 from ingestor.control import Control, Handler
-from ingestor.errors import NotPermitted, SpoolFailed
+from ingestor.errors import ConfigError, NotPermitted, SpoolFailed
 from ingestor.lock import Lock
 from ingestor.ops import logs
 from ingestor.ops.history import History
@@ -44,8 +45,10 @@ from ingestor.pipeline.writer import Writer
 from ingestor.provider import catalog
 from ingestor.provider.clock import boottime, interruption, tick, wall_us
 from ingestor.provider.heard import Heard
-from ingestor.provider.supervisor import Supervisor
+from ingestor.provider.supervisor import Difference, Supervisor
 from ingestor.provider.token import TokenSupply
+from ingestor.redaction import redactor
+from ingestor.reload import Reload
 from ingestor.store import migrate, query
 from ingestor.store.database import Database, Instance
 from ingestor.store.engine import Engine, connect, sqlite_path, translated
@@ -95,7 +98,7 @@ class Service:
         )
         self._thread = threading.Thread(target=self._write, name="writer", daemon=True)
         self._failure: BaseException | None = None
-        self._tasks: list[asyncio.Task[None]] = []
+        self._tasks: set[asyncio.Task[None]] = set()
         self.url: str | None = None  # of the status port, once it is open
 
     # -- its life
@@ -107,7 +110,7 @@ class Service:
         self._stopping, self._hurry, self._written = asyncio.Event(), asyncio.Event(), asyncio.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
             self._loop.add_signal_handler(number, self._on_signal)
-        self._loop.add_signal_handler(signal.SIGHUP, log.warning, "SIGHUP: there is no reload yet; restart instead")
+        self._loop.add_signal_handler(signal.SIGHUP, self._on_hangup)
         async with AsyncExitStack() as stack:
             self._build(stack)
             web = Web(
@@ -163,8 +166,9 @@ class Service:
             self._heard,
             self._config.proxy,
         )
+        self._reload = Reload(self._config, partial(reread, self._config.source), self._apply, self._record)
         self._parts = snapshot.Parts(
-            config=self._config,
+            reload=self._reload,
             instance=instance_name(self._config),
             started_at=self._started_at,
             database_kind=self._engine.dialect.name,
@@ -181,6 +185,8 @@ class Service:
         self._start(self._beat(), "heartbeat")
         self._start(self._watch_clocks(), "clocks")
         self._start(self._watch_spool(), "spool level")
+        if self._config.watch:
+            self._start(self._reload.watch(self._on_hangup), "config file")
         self._start(self._keep_history(), "history")
         seconds = watchdog_seconds()
         if seconds:
@@ -189,9 +195,10 @@ class Service:
     def _start(self, work: Coroutine[Any, Any, None], name: str) -> None:
         task = self._loop.create_task(work, name=name)
         task.add_done_callback(self._task_done)
-        self._tasks.append(task)
+        self._tasks.add(task)
 
     def _task_done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
         if not task.cancelled() and task.exception():
             self._fail(task.exception())
 
@@ -214,9 +221,10 @@ class Service:
         """Close the connections, sync the spool, let the writer drain."""
         self._look_at_clocks()
         await self._supervisor.stop()
-        for task in self._tasks:
+        tasks = list(self._tasks)
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
         if self._spool.failure is None:
             self._record(Fact("stopped", wall_us(), {"reason": "stopped by us"}))
             self._spool.beat(wall_us())
@@ -249,13 +257,36 @@ class Service:
     # -- what it is asked to do
 
     def _handlers(self) -> dict[str, Handler]:
-        return {"status": self._tell_status, "retry": self._retry_letters}
+        return {"status": self._tell_status, "retry": self._retry_letters, "reload": self._tell_reload}
 
     async def _tell_status(self, _asked: dict[str, Any]) -> dict[str, Any]:
         return {"status": self.status().to_json().decode()}
 
     async def _retry_letters(self, asked: dict[str, Any]) -> dict[str, Any]:
         return {"retried": await retry_letters(self._spool, self._engine, asked.get("ids") or [])}
+
+    async def _tell_reload(self, _asked: dict[str, Any]) -> dict[str, Any]:
+        return await self._reload_now()
+
+    def _on_hangup(self) -> None:
+        self._start(self._reload_in_peace(), "reload")
+
+    async def _reload_in_peace(self) -> None:
+        try:
+            await self._reload_now()
+        except ConfigError:
+            pass  # whoever edits the file reads of it in log and status; nobody waits for an answer here
+
+    async def _reload_now(self) -> dict[str, Any]:
+        self._systemd.reloading()
+        try:
+            return await self._reload.now()
+        finally:
+            self._systemd.ready("receiving")  # with whichever config
+
+    def _apply(self, config: Config) -> Difference:
+        self._tokens.key.replace(require_api_key(config))
+        return self._supervisor.apply(config.subscriptions)
 
     # -- what it does all the time
 
@@ -379,6 +410,15 @@ def past(spool: Spool, config: Config) -> Iterator[Fact]:
         yield Fact("crashed", wall_us(), {"reason": reason}, "crashed", (), spool.last_heartbeat_us)
     detail = {"version": __version__, "config_sha256": config.sha256, "reason": "not in the config any more"}
     yield Fact("started", wall_us(), detail, "stopped", wanted, others=True)
+
+
+def reread(source: Path) -> Config:
+    """The config as it is now, blocking. Raises ConfigError, also where there is no key any more."""
+    config = load(source, feed_name=catalog.feed_name)
+    require_api_key(config)
+    for secret in secrets_of(config):
+        redactor.add(secret)
+    return config
 
 
 async def retry_letters(spool: Spool, engine: Engine, ids: Sequence[int]) -> int:

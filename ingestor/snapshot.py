@@ -21,6 +21,7 @@ from ingestor.provider.catalog import feed_name
 from ingestor.provider.coverage import Standing
 from ingestor.provider.tally import GroupStatus
 from ingestor.provider.token import TokenStatus
+from ingestor.reload import Reload
 
 SPOOL_PULSE_SECONDS = 30.0  # its thread syncs a heartbeat every five
 
@@ -33,7 +34,7 @@ Told: TypeAlias = dict[SubscriptionKey, tuple[Standing | None, ops.Subscription]
 class Parts:
     """Where the snapshot is read from."""
 
-    config: Config
+    reload: Reload  # which has the config in force
     instance: str
     started_at: datetime
     database_kind: str
@@ -56,9 +57,10 @@ def take(parts: Parts) -> ops.Status:
         version=__version__,
         pid=os.getpid(),
         started_at=parts.started_at,
-        config_sha256=parts.config.sha256,
+        config_sha256=parts.reload.config.sha256,
+        config_reload_successful=parts.reload.successful,
         connections=tuple(_connection(group) for group in receive.groups),
-        subscriptions=_subscriptions(parts.config, receive, parts.told),
+        subscriptions=_subscriptions(parts.reload.config, receive, parts.told),
         spool=_spool(parts.spool, writer, now),
         database=_database(parts.database_kind, writer, now),
         rows=ops.Rows(

@@ -83,9 +83,6 @@ def load_config(path: Path | None) -> Config:
     for secret in secrets_of(config):
         redactor.add(secret)
     _warn_of_unknown_endpoints(config)
-    if config.watch:
-        message = "has no effect yet; restart the daemon after changing the file"
-        print(Problem(str(config.source), "watch", message), file=sys.stderr)
     return config
 
 

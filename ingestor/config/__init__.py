@@ -6,9 +6,11 @@ model, subscriptions         the nouns, and the list of what is collected
 environment, secrets, proxy  what comes from elsewhere; secretfile is a secret's own file
 draft, complaints, loading   put together, with every problem at once
 editing, rewriting           a ticker more or less, and the file replaced
+difference                   what another configuration changes
 showing                      JSON Schema, and `config show`
 """
 
+from ingestor.config.difference import settings_changed
 from ingestor.config.loading import load, require_api_key
 from ingestor.config.model import (
     Batch,
@@ -48,4 +50,5 @@ __all__ = [
     "require_api_key",
     "schema",
     "secrets_of",
+    "settings_changed",
 ]

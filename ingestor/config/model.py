@@ -228,7 +228,7 @@ class Settings(Section):
     spool: Spool = key({}, "The durable store between socket and database")
     http: Http = key({}, "Health, metrics and status over HTTP")
     log: Log = key({}, "What is said on stderr")
-    watch: bool = key(False, "Reload when the file changes; not there yet")
+    watch: bool = key(False, "Reload when this file changes")
 
 
 class Config(Settings):

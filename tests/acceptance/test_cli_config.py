@@ -72,14 +72,6 @@ def test_a_feed_whose_name_cannot_be_stored_ends_with_78_and_its_place(tmp_path:
     assert ended.stderr.startswith("config.yaml:2:12: subscriptions.0.path: makes a feed named")
 
 
-def test_watching_the_file_is_not_promised_in_silence(tmp_path: Path) -> None:
-    (tmp_path / "config.yaml").write_text("watch: true\nsubscriptions: [{path: crowd-sentiment}]\n")
-    ended = ingestor_("config", "show", cwd=tmp_path)
-    assert ended.returncode == 0
-    where = f"{tmp_path / 'config.yaml'}: watch: "
-    assert ended.stderr == f"{where}has no effect yet; restart the daemon after changing the file\n"
-
-
 @pytest.mark.parametrize("output", ["text", "json"])
 def test_a_configuration_is_shown_without_its_secrets(tmp_path: Path, output: str) -> None:
     file = tmp_path / "config.yaml"

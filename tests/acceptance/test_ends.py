@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import os
-import signal
 import time
 from pathlib import Path
 from typing import Any
@@ -81,17 +78,6 @@ async def test_a_second_signal_ends_it_at_once_though_a_statement_hangs(
         await daemon.live()
         assert await daemon.terminate() == 0
     daemon.books.check()
-
-
-async def test_sighup_is_answered_in_the_log_and_ends_nothing(
-    simulator: Simulator, sqlite_url: str, tmp_path: Path
-) -> None:
-    async with Daemon(config_of(tmp_path, simulator, sqlite_url, ["AAPL"]), simulator.api_key) as daemon:
-        await daemon.live()
-        os.kill(daemon.pid, signal.SIGHUP)
-        await until(lambda: "there is no reload yet" in daemon.stderr)
-        await asyncio.sleep(0.2)
-        assert daemon.status["pid"] == daemon.pid
 
 
 async def test_a_spool_that_cannot_be_made_is_told_in_words(

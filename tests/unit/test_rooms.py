@@ -26,15 +26,16 @@ LEVELS = {
     "pipeline": 2,
     "store": 2,
     "ops": 2,
-    "snapshot": 3,
+    "reload": 3,
     "following": 3,
-    "checking": 4,
     "control": 3,
-    "service": 4,
-    "demo": 5,
-    "offline": 5,
-    "cli": 6,
-    "__main__": 7,
+    "snapshot": 4,
+    "checking": 5,
+    "service": 5,
+    "demo": 6,
+    "offline": 6,
+    "cli": 7,
+    "__main__": 8,
 }
 
 # What rooms of one level may know of each other.

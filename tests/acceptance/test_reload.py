@@ -1,0 +1,206 @@
+"""The operator's file read anew by the running daemon: what changes, and what must not."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import random
+import signal
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ingestor import control
+from ingestor.provider.simulator import Simulator
+
+from ..support import expected
+from ..support.daemon import until, write_config
+from ..support.nursery import ForkedDaemon, ForkedProgram, Nursery
+
+CROWD = "/real-time/crowd-sentiment"
+VOLUME = "/real-time/tweet-volume"
+TICKERS = [f"T{number}" for number in range(20)]
+EVENTS_PER_SECOND = 1_000
+
+
+@pytest.fixture
+async def busy(make_simulator: Callable[..., Any]) -> Simulator:
+    """A thousand events a second, of two rows each."""
+    interval_seconds = len(TICKERS) / EVENTS_PER_SECOND
+    made: Simulator = await make_simulator(interval_seconds=interval_seconds, window_seconds=120)
+    return made
+
+
+@asynccontextmanager
+async def running(
+    nursery: Nursery, folder: Path, simulator: Simulator, tickers: list[str], **environment: str
+) -> AsyncIterator[ForkedDaemon]:
+    config = write_config(
+        folder,
+        url=simulator.url,
+        database_url=f"sqlite:///{folder / 'ingestor.db'}",
+        subscriptions={CROWD: tickers},
+    )
+    daemon = ForkedDaemon(nursery, config, simulator.api_key, **environment)
+    daemon.start()
+    try:
+        await daemon.live()
+        yield daemon
+    finally:
+        daemon.kill()
+
+
+def edit(daemon: ForkedDaemon, change: Callable[[dict[str, Any]], object]) -> None:
+    """Replace the file as an editor does."""
+    document = json.loads(daemon.config_file.read_text())
+    change(document)
+    new = daemon.config_file.with_suffix(".new")
+    new.write_text(json.dumps(document, indent=1))
+    new.replace(daemon.config_file)
+
+
+def wanting(tickers: list[str]) -> Callable[[dict[str, Any]], object]:
+    return lambda document: document["subscriptions"][0].update(tickers=tickers)
+
+
+async def ask_anew(nursery: Nursery, daemon: ForkedDaemon) -> tuple[int, dict[str, Any], str]:
+    """`ingestor reload`: its exit code, its answer, what it complains of."""
+    options = ("--output", "json", "--config", daemon.config_file)
+    key = {"INGESTOR_PROVIDER__API_KEY": "any"}
+    folder = daemon.folder / f"asked-{time.monotonic_ns()}"
+    folder.mkdir()
+    command = ForkedProgram(nursery, "reload", *options, folder=folder, **key)
+    command.start()
+    code = await command.ended()
+    return code, json.loads(command.stdout or "{}"), command.stderr
+
+
+# The difference, on the live connection.
+
+
+@pytest.mark.parametrize("how", ["signal", "command", "watch"])
+async def test_tickers_come_and_go_on_the_live_connection_and_the_others_lose_nothing(
+    nursery: Nursery, busy: Simulator, tmp_path: Path, how: str
+) -> None:
+    environment = {"INGESTOR_WATCH": "true"} if how == "watch" else {}
+    async with running(nursery, tmp_path, busy, TICKERS, **environment) as daemon:
+        connection_id, handshakes = daemon.status["connections"][0]["id"], busy.handshakes
+        edit(daemon, wanting([*TICKERS[1:], "TSLA"]))
+        asked_at = time.monotonic()
+        if how == "signal":
+            os.kill(daemon.pid, signal.SIGHUP)
+        elif how == "command":
+            code, answer, _ = await ask_anew(nursery, daemon)
+            assert (code, answer) == (0, {"added": 1, "removed": 1, "needs_restart": []})
+        first_row = "SELECT count(*) FROM observations WHERE ticker = 'TSLA'"
+        await until(lambda: daemon.books.one(first_row))
+        took_seconds = time.monotonic() - asked_at
+        await until(lambda: {asked.params["ticker"] for asked in busy.subscriptions()} == {*TICKERS[1:], "TSLA"})
+        await daemon.live()
+        assert (daemon.status["connections"][0]["id"], busy.handshakes) == (connection_id, handshakes)
+        busy.interval_seconds = None
+        await daemon.holds(lambda: expected.current(busy.emitted))
+        assert await daemon.terminate() == 0
+    print(f"{how}: the first row of the new ticker after {took_seconds:.2f} s")
+    assert took_seconds < (2 if how == "signal" else 6)
+    for ticker in ("T0", "T1", "TSLA"):
+        assert daemon.books.states(ticker) == ["pending", "live", "stopped"]
+    daemon.books.check()
+
+
+async def test_a_path_of_its_own_is_connected_and_one_that_is_wanted_no_more_is_closed(
+    nursery: Nursery, simulator: Simulator, tmp_path: Path
+) -> None:
+    async with running(nursery, tmp_path, simulator, ["AAPL"]) as daemon:
+        edit(daemon, lambda document: document.update(subscriptions=[{"path": VOLUME, "tickers": ["ON"]}]))
+        os.kill(daemon.pid, signal.SIGHUP)
+        await until(lambda: [one["path"] for one in daemon.status["connections"]] == [VOLUME])
+        await daemon.live()
+        await until(lambda: len(simulator.connections) == 1)
+        assert await daemon.terminate() == 0
+    assert daemon.books.states("AAPL") == ["pending", "live", "stopped"]
+    daemon.books.check()
+
+
+# What cannot be taken.
+
+
+async def test_a_broken_file_changes_nothing_and_is_told_with_its_place_until_it_is_mended(
+    nursery: Nursery, simulator: Simulator, tmp_path: Path
+) -> None:
+    async with running(nursery, tmp_path, simulator, ["AAPL"]) as daemon:
+        good = daemon.config_file.read_text()
+        daemon.config_file.write_text(good.replace('"tickers"', '"tickerz"'))
+        code, _, complaint = await ask_anew(nursery, daemon)
+        # Its command reads the file first, and so does the daemon.
+        assert (code, "did you mean" in complaint) == (78, True)
+        os.kill(daemon.pid, signal.SIGHUP)
+        await until(lambda: "ingestor_config_last_reload_successful 0.0" in daemon.get("/metrics")[1])
+        assert f"{daemon.config_file}:" in daemon.stderr
+        assert daemon.status["config_reload_successful"] is False
+        await daemon.live()
+        daemon.config_file.write_text(good)
+        assert await ask_anew(nursery, daemon) == (0, {"added": 0, "removed": 0, "needs_restart": []}, "")
+        assert "ingestor_config_last_reload_successful 1.0" in daemon.get("/metrics")[1]
+        assert await daemon.terminate() == 0
+    kinds = daemon.books.column("SELECT kind FROM events WHERE kind LIKE 'config%' ORDER BY seq")
+    assert kinds[-1] == "config_reloaded"
+    assert "config_rejected" in kinds[:-1]
+    assert daemon.books.states("AAPL") == ["pending", "live", "stopped"]
+
+
+async def test_what_waits_for_a_restart_is_named_each_time(
+    nursery: Nursery, simulator: Simulator, tmp_path: Path
+) -> None:
+    async with running(nursery, tmp_path, simulator, ["AAPL"]) as daemon:
+        edit(daemon, lambda document: document["database"].update(batch={"max_rows": 10}))
+        for _ in range(2):
+            _, answer, _ = await ask_anew(nursery, daemon)
+            assert answer["needs_restart"] == ["database.batch.max_rows"]
+
+
+@pytest.mark.parametrize("count", [100, pytest.param(10_000, marks=[pytest.mark.slow, pytest.mark.timeout(1800)])])
+async def test_no_file_however_mutilated_stops_the_daemon(
+    nursery: Nursery, simulator: Simulator, tmp_path: Path, count: int
+) -> None:
+    dice = random.Random(count)
+    async with running(nursery, tmp_path, simulator, ["AAPL", "ON"]) as daemon:
+        good = daemon.config_file.read_bytes()
+        pid, taken = daemon.pid, 0
+        for _ in range(count):
+            daemon.config_file.write_bytes(mutilated(good, dice))
+            try:
+                await asyncio.to_thread(control.ask, tmp_path / "spool", "reload")
+                taken += 1
+            except control.ControlFailed:
+                pass  # told, and not taken
+        daemon.config_file.write_bytes(good)
+        await asyncio.to_thread(control.ask, tmp_path / "spool", "reload")
+        await daemon.live()
+        assert daemon.pid == pid
+        assert await daemon.terminate() == 0
+    print(f"{count} files, {taken} of them taken")
+    assert 0 < taken < count
+    daemon.books.check()
+
+
+def mutilated(text: bytes, dice: random.Random) -> bytes:
+    """With some of its bytes gone, doubled, swapped or others."""
+    changed = bytearray(text)
+    for _ in range(dice.choice([1, 1, 2, 5])):
+        at = dice.randrange(len(changed))
+        match dice.randrange(4):
+            case 0:
+                del changed[at : at + dice.randrange(1, 40)]
+            case 1:
+                changed[at:at] = changed[at : at + dice.randrange(1, 40)]
+            case 2:
+                changed[at] = dice.randrange(256)
+            case _:
+                changed[at : at + 2] = changed[at : at + 2][::-1]
+    return bytes(changed)

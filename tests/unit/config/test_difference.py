@@ -1,0 +1,37 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from ingestor.config import load, settings_changed
+
+BASE = """\
+provider: {url: 'http://127.0.0.1:1'}
+spool: {max_bytes: 1GiB}
+subscriptions:
+  - {path: /real-time/crowd-sentiment, tickers: [A, ON]}
+"""
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "changed"),
+    [
+        pytest.param("A, ON", "A, NO", (), id="subscriptions are told elsewhere"),
+        pytest.param("1GiB", "1024MiB", (), id="the same in other words"),
+        pytest.param("spool: {max_bytes: 1GiB}", "", (), id="a default that is not written any more"),
+        pytest.param("1GiB", "2GiB", ("spool.max_bytes",), id="a size"),
+        pytest.param("spool:", "database: {url: 'postgresql://u@h/b'}\nspool:", ("database.url",), id="a secret"),
+        pytest.param(
+            "spool:", "database: {batch: {max_rows: 7}}\nspool:", ("database.batch.max_rows",), id="a deep one"
+        ),
+        pytest.param("spool:", "watch: true\nspool:", ("watch",), id="at the top"),
+    ],
+)
+def test_the_keys_of_what_another_config_changes(tmp_path: Path, old: str, new: str, changed: tuple[str, ...]) -> None:
+    file = tmp_path / "config.yaml"
+    configs = []
+    for text in (BASE, BASE.replace(old, new)):
+        file.write_text(text)
+        configs.append(load(file, env={}))
+    assert settings_changed(*configs) == changed
