@@ -28,6 +28,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.nspawn, pytest.mark.timeout(900)]
 
 TOP = Path(__file__).parents[2]
 SHIPPED = TOP / "systemd" / "ingestor.service"
+WAITING = TOP / "systemd" / "ingestor.service.d" / "notify-reload.conf"
 KEY = "the-key-of-this-test"
 CONFIG = (TOP / "config.yaml").read_text().replace("https://open.marketprophit.com", "http://127.0.0.1:8700")
 DROP_INS = "etc/systemd/system/ingestor.service.d"
@@ -248,6 +249,41 @@ def test_its_memory_and_its_tasks_are_bounded(unit: Unit) -> None:
     assert [(cgroup / name).read_text().strip() for name in ("memory.max", "pids.max")] == [str(512 << 20), "64"]
 
 
+# How its config is changed.
+
+MORE = CONFIG.replace("[AAPL, TSLA, ON, 6E_F]", "[AAPL, TSLA, ON, 6E_F, NVDA]")
+WRONG = CONFIG.replace("tickers:", "tickres:", 1)
+COMPLAINT = re.compile(r"/etc/ingestor/config\.yaml:\d+:\d+: .*tickres")
+
+
+async def test_a_reload_adds_a_ticker_to_the_running_daemon_and_refuses_a_wrong_config(unit: Unit) -> None:
+    await unit.writes()
+    pid = unit.pid()
+    unit.configure(MORE)
+    unit.machine.run("systemctl reload ingestor")
+    await until(lambda: unit.books.one("SELECT count(*) FROM crowd_sentiment WHERE ticker = 'NVDA'"))
+    unit.configure(WRONG)
+    unit.machine.attempt("systemctl reload ingestor")
+    await until(lambda: COMPLAINT.search(unit.journal()))
+    await unit.writes()
+    assert unit.shows("ActiveState", "MainPID", "NRestarts") == {
+        "ActiveState": "active",
+        "MainPID": pid,
+        "NRestarts": "0",
+    }
+
+
+def test_a_systemd_that_can_wait_for_a_reload_does(unit: Unit) -> None:
+    if unit.machine.suite == "bookworm":
+        pytest.skip("systemd 252 does not know Type=notify-reload")
+    unit.drop_in(*WAITING.read_text().splitlines())
+    unit.machine.run("systemctl restart ingestor")
+    unit.configure(MORE)
+    unit.machine.run("systemctl reload ingestor")
+    assert "NVDA" in json.dumps(unit.status()["subscriptions"])
+    assert unit.shows("Type", "ActiveState") == {"Type": "notify-reload", "ActiveState": "active"}
+
+
 # How it ends, and begins again.
 
 
@@ -299,7 +335,7 @@ async def test_the_watchdog_ends_a_process_that_stands_still_and_starts_another(
 
 
 async def test_with_a_wrong_config_it_stays_down_and_says_where(unit: Unit) -> None:
-    unit.configure(CONFIG.replace("tickers:", "tickres:", 1))
+    unit.configure(WRONG)
     assert unit.machine.attempt("systemctl restart ingestor").returncode != 0
     down = unit.state()
     assert down == {
@@ -309,7 +345,7 @@ async def test_with_a_wrong_config_it_stays_down_and_says_where(unit: Unit) -> N
         "ExecMainStatus": "78",
         "NRestarts": "0",
     }
-    assert re.search(r"/etc/ingestor/config\.yaml:\d+:\d+: .*tickres", unit.journal())
+    assert COMPLAINT.search(unit.journal())
     with pytest.raises(TimeoutError):  # RestartSec= has gone by
         await until(lambda: unit.state() != down, 7)
 

@@ -42,6 +42,7 @@ def test_the_unit_is_well_confined() -> None:
     "line",
     [
         "Type=notify",
+        "ExecReload=/bin/kill -HUP $MAINPID",
         "WatchdogSec=60",
         "RestartPreventExitStatus=2 77 78",
         "LimitCORE=0",
@@ -52,10 +53,6 @@ def test_the_unit_is_well_confined() -> None:
 )
 def test_the_unit_keeps_what_no_score_measures(line: str) -> None:
     assert line in UNIT.read_text().splitlines()
-
-
-def test_a_reload_is_not_offered_as_long_as_the_daemon_knows_none() -> None:
-    assert "ExecReload" not in UNIT.read_text()
 
 
 def test_no_secret_is_handed_over_in_the_environment() -> None:
