@@ -1,6 +1,6 @@
 // What is drawn: sparklines, the load over time, and the strips of the last day.
 
-import { clock, drawn, element, lasting, mood, plain, value, whole, words } from "./text.js";
+import { clock, drawn, element, lasting, mood, plain, whole, words } from "./text.js";
 
 const DAY_SECONDS = 86_400;
 

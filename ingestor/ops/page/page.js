@@ -3,7 +3,7 @@
 import { cards } from "./cards.js";
 import { Charts, strips } from "./charts.js";
 import { Table } from "./table.js";
-import { clock, date, drawn, element, lasting, plain, shape, whole, words } from "./text.js";
+import { clock, date, element, lasting, plain, shape, whole, words } from "./text.js";
 
 const ASK_MS = 2000;
 const PATIENCE_MS = 5000; // for an answer
