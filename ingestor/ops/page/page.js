@@ -146,7 +146,11 @@ function verdict() {
   if (!status.healthy.ok) return ["bad", "cross", "Stuck", status.healthy.reasons];
   if (!status.ready.ok) return ["bad", "triangle", "Not ready", some(status.ready.reasons)];
   const idle = status.subscriptions.filter((one) => one.state !== "live").length;
-  if (idle) return ["warn", "half", "Receiving, not all", [`${whole(idle)} of ${whole(status.subscriptions.length)} subscriptions are not live`]];
+  const cares = [
+    ...(idle ? [`${whole(idle)} of ${whole(status.subscriptions.length)} subscriptions are not live`] : []),
+    ...(status.config_reload_successful ? [] : ["the changed config was refused, and the one before is in use"]),
+  ];
+  if (cares.length) return ["warn", "half", idle ? "Receiving, not all" : "Receiving, with the old config", cares];
   return ["good", "dot", "Receiving", []];
 }
 

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from ingestor.config.model import canonical
-from ingestor.ops.status import Subscription, Trouble
+from ingestor.ops.status import Database, Pulse, Subscription, Trouble
 from ingestor.ops.strips import Span
 from ingestor.provider.simulator import Simulator
 
@@ -290,6 +290,28 @@ async def test_the_last_day_is_told_in_shapes_and_in_words(browser: Browser, sho
             'url("#missed-bad")',
             'url("#missed-warn")',
         ]
+
+
+VERDICTS = {
+    "Receiving": GOOD,
+    "Receiving, with the old config the changed config was refused, and the one before is in use": replace(
+        GOOD, config_reload_successful=False
+    ),
+    "Receiving, not all 1 of 2 subscriptions are not live": replace(
+        GOOD, subscriptions=(subscription("AAPL"), subscription("ON", "silent"))
+    ),
+    "Not ready the database cannot be reached": replace(GOOD, database=Database(kind="sqlite")),
+    "Stuck spool has not advanced for 99 s (limit 30 s)": replace(
+        GOOD, pulses=(Pulse(name="spool", age_seconds=99, limit_seconds=30),)
+    ),
+}
+
+
+async def test_the_verdict_says_how_it_is_and_why(browser: Browser, shown: Shown) -> None:
+    async with shown.web() as web, looking(browser, web.url):
+        for said, shown.status in VERDICTS.items():
+            await browser.run(LOOK_AGAIN)
+            await browser.until(f"{text('#verdict')} === '{said}'")
 
 
 async def test_a_daemon_that_answers_no_more_is_said_to_and_what_is_old_is_not_taken_for_new(
