@@ -16,7 +16,7 @@ from ingestor.provider.supervisor import Difference
 
 from .raw import Memory
 from .running import AAPL, BUZZ, CROWD, TSLA, Run, run_simulated
-from .talker import Talker, asked_for
+from .talker import Talker, asked_for, empty
 from .web import token_reply
 
 pytestmark = pytest.mark.usefixtures("quick")
@@ -216,6 +216,40 @@ async def test_an_added_ticker_that_stays_mute_becomes_silent_like_any_other(
     talker.says["TSLA"] = talker.says["AAPL"]
     await running.until("live", TSLA)
     assert running.states(AAPL) == ["pending", "live"]
+
+
+async def test_of_one_that_is_left_alone_any_data_tells(run: Run, raw_server: Any, memory: Memory) -> None:
+    server = await raw_server(talker := Talker("AAPL"))
+    running = await run(server.url, "key", [AAPL, TSLA], protocol="4", silence="300ms")
+    await running.until("live", AAPL)
+    talker.says = {"AAPL": empty}
+    running.supervisor.apply([AAPL])
+    await asyncio.sleep(0.6)
+    assert running.states(AAPL) == ["pending", "live"]
+
+
+async def test_another_method_is_another_subscription_but_one_in_the_tables_so_the_old_goes_first(
+    run: Run, raw_server: Any, memory: Memory
+) -> None:
+    posted = Subscription(CROWD, "post", {"ticker": "AAPL"})
+    server = await raw_server(Talker("AAPL"))
+    running = await run(server.url, "key", [AAPL], protocol="4")
+    await running.until("live", AAPL)
+    running.supervisor.apply([posted])
+    await running.until("live", posted)
+    visitor = await server.visitor()
+    assert [json.loads(text[text.index("[") :])[0] for text in visitor.heard[-2:]] == ["unsubscribe", "subscribe"]
+    told = [(fact.state, fact.subscriptions) for fact in memory.facts("stopped", "pending")]
+    assert told[1:] == [("stopped", (AAPL.key,)), ("pending", (posted.key,))]
+
+
+async def test_what_was_removed_is_not_said_again_to_a_new_instance(
+    run: Run, simulator: Simulator, memory: Memory
+) -> None:
+    running = await run_simulated(run, simulator, AAPL, TSLA)
+    running.supervisor.apply([AAPL])
+    running.supervisor.restate()
+    assert [(fact.state, fact.subscriptions) for fact in memory.facts("restated")] == [("live", (AAPL.key,))]
 
 
 async def test_an_added_path_that_the_token_does_not_cover_is_warned_of(
