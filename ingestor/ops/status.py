@@ -32,6 +32,7 @@ _SEVERITY: dict[str, Severity] = {
     "spool_level": "warning",
     "connect_failed": "warning",
     "not_entitled": "warning",
+    "evicted": "warning",
     "plain_client": "warning",
     "spool_full": "error",
     "lost": "error",

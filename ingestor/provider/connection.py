@@ -109,6 +109,7 @@ class Connection:
         self.last_heard_at = boottime()
         self.last_frame_at = self.last_heard_at  # likewise
         self.opened_at: float | None = None
+        self.ended_at: float | None = None
         self.dialect = dialect
         self.durable = sink.durable
         self._line = line
@@ -219,6 +220,7 @@ class Connection:
         if self._watch is not None:
             self._watch.cancel()
         if not self._end.done():
+            self.ended_at = boottime()
             self._end.set_result(Ended(cause, outside(reason)))
 
     def _break(self, error: Exception) -> None:

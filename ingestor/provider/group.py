@@ -17,6 +17,7 @@ from ingestor.provider.complaints import Complaints
 from ingestor.provider.connection import Connection, Line, Sink, outside
 from ingestor.provider.coverage import Coverage
 from ingestor.provider.dialect import Dialects
+from ingestor.provider.eviction import Evictions
 from ingestor.provider.heard import Span
 from ingestor.provider.session import Session
 from ingestor.provider.states import States
@@ -24,6 +25,12 @@ from ingestor.provider.tally import GroupStatus, Tally
 from ingestor.provider.token import TokenSupply
 
 RECONNECT = Backoff(first_seconds=1.0, cap_seconds=60.0)
+GRACE_SECONDS = 1.0  # in which a successor's first data is waited for
+DATA_LOOK_SECONDS = 0.02
+EVICTED = (
+    "the provider ended the old connection as soon as its successor was there, twice in a row; it seems to allow one"
+    " connection for each key: set provider.renewal: reconnect"
+)
 SPOOL_FULL = "the spool is full"
 HEALTHY_SECONDS = 30.0  # a shorter session counts as another failure: a server that kicks must not be hammered
 
@@ -55,6 +62,7 @@ class Group:
         self._wake = asyncio.Event()
         self._failures = 0
         self._retry_at = 0.0  # boottime of the next try of a succession
+        self._evictions = Evictions()
         self._tally = Tally()
         self._complaints = Complaints(around.record)
 
@@ -286,11 +294,20 @@ class Group:
         return session
 
     async def _hand_over(self, old: Session, new: Session) -> None:
+        """From now on the new one counts. The old one goes on for a moment: the new one may be slow to begin."""
         self._retry_at = 0.0
         self._failures = 0
+        self._look_for_eviction(old.connection, new.connection)
         self._install(new)
         if old in self._sessions:
+            ends = (old.connection.closed(), new.connection.closed())
+            await _first([], _data(new.connection), *ends, seconds=GRACE_SECONDS)
             await self._retire(old, "renewed", "its successor has taken over")
+
+    def _look_for_eviction(self, old: Connection, new: Connection) -> None:
+        now = boottime()
+        if self._evictions.succeeded(opened_at=new.opened_at or now, ended_at=old.ended_at, now=now):
+            self._tell("evicted", connection=old.id, reason=EVICTED)
 
     def _put_off(self, error: IngestorError) -> None:
         wait = self._next_wait()
@@ -333,6 +350,12 @@ class Group:
         self._around.complaints[fact.detail["event"]] += 1
         self._tally.last_error = fact.detail["text"]
         self._complaints.tell(fact)
+
+
+async def _data(connection: Connection) -> None:
+    """Wait for its first frame. Looks now and then: the receive path has no time to tell."""
+    while not connection.frames:  # noqa: ASYNC110
+        await asyncio.sleep(DATA_LOOK_SECONDS)
 
 
 async def _first(tasks: list[asyncio.Task[Any]], *more: Coroutine[Any, Any, Any], seconds: float | None = None) -> None:

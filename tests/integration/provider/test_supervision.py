@@ -483,6 +483,49 @@ async def test_what_the_successor_was_not_confirmed_was_live_until_its_predecess
     assert running.states(AAPL) == ["pending", "live"]
 
 
+async def test_a_provider_that_ends_the_older_connection_is_noticed_with_what_to_do(
+    run: Run, raw_server: Any, memory: Memory
+) -> None:
+    async def talk(visitor: Visitor) -> None:
+        for earlier in server.visitors[:-1]:
+            if not earlier.gone.is_set():
+                await earlier.say("41")
+        await visitor.acknowledge()
+
+    server = await raw_server(talk)
+    running = await run(server.url, "key", [AAPL], protocol="4")
+    for count in range(1, 4):
+        await memory.until(lambda count=count: running.states(AAPL).count("live") == count)
+        assert len(memory.facts("evicted")) == (count == 3)
+        await running.tokens.get(fresh=True)
+    await memory.until(lambda: running.states(AAPL).count("live") == 4)
+    (evicted,) = memory.facts("evicted")
+    assert "set provider.renewal: reconnect" in evicted.detail["reason"]
+
+
+async def test_the_old_connection_goes_on_until_the_new_one_has_data_or_has_had_time_for_it(
+    run: Run, raw_server: Any, memory: Memory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(group, "GRACE_SECONDS", 0.5)
+    server = await raw_server(lambda visitor: visitor.acknowledge())
+    running = await run(server.url, "key", [AAPL], protocol="4")
+    await running.until("live", AAPL)
+    for number, speaks in ((2, True), (3, False)):
+        await running.tokens.get(fresh=True)
+        old, new = server.visitors[number - 2], await server.visitor(number)
+        await new.until(lambda new=new: new.asked("subscribe"))
+        started = asyncio.get_running_loop().time()
+        await asyncio.sleep(0.25)
+        assert not old.gone.is_set()
+        await old.say('42["res",[]]')
+        if speaks:
+            await new.say('42["res",[]]')
+        await old.gone.wait()
+        assert (asyncio.get_running_loop().time() - started < 0.45) is speaks
+    assert len(memory.frames) == 3
+    assert running.states(AAPL) == ["pending", "live"]
+
+
 # --- a full spool ---
 
 
