@@ -123,6 +123,43 @@ async def test_after_every_end_all_are_subscribed_again_and_the_gap_is_known(
     assert dict(running.supervisor.status().groups[0].reconnects) == {cause: 1}
 
 
+OPEN = '0{"sid":"x","upgrades":[],"pingInterval":25000,"pingTimeout":20000}'
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        pytest.param(lambda visitor: visitor.say(OPEN, '40{"sid":"x"}', "41"), id="a kick during connect"),
+        pytest.param(lambda visitor: visitor.say('42["res",[]]', OPEN, '40{"sid":"x"}'), id="a frame before OPEN"),
+        pytest.param(lambda visitor: visitor.say(), id="no OPEN at all"),
+        pytest.param(lambda visitor: visitor.say(OPEN), id="no CONNECT"),
+        pytest.param(lambda visitor: visitor.say(OPEN, '40{"sid":"x"}', "1"), id="goodbye in the same breath"),
+        pytest.param(lambda visitor: visitor.leave(), id="a closed websocket"),
+        pytest.param(lambda visitor: asyncio.sleep(0, visitor.cut()), id="a cut connection"),
+    ],
+)
+async def test_whatever_a_connection_begins_with_is_followed_by_another(
+    run: Run,
+    raw_server: Any,
+    memory: Memory,
+    monkeypatch: pytest.MonkeyPatch,
+    fault: Callable[[Visitor], Awaitable[None]],
+) -> None:
+    async def talk(visitor: Visitor) -> None:
+        if len(server.visitors) == 1:
+            await fault(visitor)
+        else:
+            await server.greet(visitor)
+            await visitor.acknowledge()
+
+    monkeypatch.setattr(connection, "OPEN_SECONDS", 0.3)
+    server = await raw_server(talk, greets=False)
+    running = await run(server.url, "key", [AAPL], protocol="4")
+    await running.until("live", AAPL)
+    assert len(server.visitors) == 2
+    assert memory.facts("connect_failed", "disconnected")
+
+
 async def test_a_server_that_restarts_is_found_again(run: Run, simulator: Simulator, memory: Memory) -> None:
     running = await run_simulated(run, simulator, AAPL)
     await simulator.stop()
