@@ -101,7 +101,7 @@ class Provider(Section):
         "overlap", "On a new token: overlap opens the new connection before the old is closed"
     )
     silence: Annotated[float, duration("100ms", "30d")] = key(
-        "10m", "A connection without any data for this long is renewed"
+        "10m", "A ticker without data for this long is asked for again, a connection without any is renewed"
     )
     ca_file: AbsolutePath | None = key(None, "CA certificates (PEM) to trust in place of the system's")
     allow_insecure: bool = key(False, "Allow http:// to a host other than this machine")
