@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
+import ssl
+import subprocess
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime
@@ -125,6 +127,26 @@ def _migrate(url: str) -> None:
     engine = connect(url.replace("postgresql://", "postgresql+psycopg://"))
     migrate.upgrade(engine)
     engine.dispose()
+
+
+@pytest.fixture(scope="session")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A certificate for 127.0.0.1 and for provider.test that only itself vouches for, with its key."""
+    if not shutil.which("openssl"):
+        missing("TLS: install openssl")
+    made = tmp_path_factory.mktemp("tls") / "pair.pem"
+    names = ["-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1,DNS:provider.test"]
+    command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
+    subprocess.run([*command, *names, "-keyout", made, "-out", f"{made}.crt"], check=True, capture_output=True)
+    made.write_text(made.read_text() + Path(f"{made}.crt").read_text())
+    return made
+
+
+@pytest.fixture
+def server_side(certificate: Path) -> ssl.SSLContext:
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(certificate)
+    return context
 
 
 @pytest.fixture

@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import base64
 import json
 import shutil
 import socket
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
-from urllib.parse import quote
 
 import pytest
 
 from ingestor.provider.simulator import Market, Simulator
 
 from ..support import expected
-from ..support.books import Books
 from ..support.daemon import Daemon, Program, until, write_config
 from ..support.postgres import Postgres, free_port
 
@@ -287,98 +283,3 @@ def received(notifications: socket.socket) -> bytes | None:
         return notifications.recv(4096)
     except BlockingIOError:
         return None
-
-
-# What it must not tell.
-
-
-@pytest.mark.postgres
-async def test_no_secret_is_seen_anywhere_whatever_goes_wrong(
-    make_simulator: Callable[..., Any], postgres: Postgres, tmp_path: Path
-) -> None:
-    simulator: Simulator = await make_simulator(token_bytes=9311)
-    tokens = noted(simulator)
-    password = "p@ss/word of the database"
-    url = postgres.url().replace("@", f":{quote(password, safe='')}@")
-    config = write_config(
-        tmp_path,
-        url=simulator.url,
-        database_url="sqlite:///not-this-one.db",
-        log={"level": "debug"},
-        subscriptions={CROWD: ["AAPL"]},
-    )
-    async with Daemon(config, simulator.api_key, INGESTOR_DATABASE__URL=url) as daemon:
-        await daemon.live()
-        told = [Path(f"/proc/{daemon.pid}/cmdline").read_text()]
-        postgres.stop()
-        await until(lambda: "cannot be reached" in daemon.stderr)
-        postgres.start()
-        echo = f"{simulator.api_key}, {tokens[0]}, {claims(tokens[0])}"
-        await simulator.send_event("err", {"type": "api_error", "message": echo})
-        await until(lambda: "api_error" in daemon.stderr)
-        simulator.refusal = f"jwt malformed: {tokens[0]}"
-        await simulator.close_transport("reset")
-        await until(lambda: "jwt malformed" in daemon.stderr)
-        told += [daemon.get(page)[1] for page in PAGES]
-        simulator.refusal = None
-        await until(lambda: len(simulator.connections) == 1)
-        await daemon.live()
-        told += [daemon.get(page)[1] for page in PAGES]
-        assert await daemon.terminate() == 0
-
-    told += [daemon.stdout, daemon.stderr, *texts(daemon.books)]
-    told += [file.read_bytes().decode(errors="replace") for file in (tmp_path / "spool").iterdir()]
-    everything = "\n".join(told)
-    assert len(tokens) > 1
-    known = [simulator.api_key, base64.b64encode(f"{simulator.api_key}:".encode()).decode()]
-    known += [password, quote(password, safe=""), quote(password)]
-    for token in tokens:
-        known += [token, *token.split(".")[1:], *private_claims(token)]
-    assert [secret for secret in known if secret in everything] == []
-
-
-PAGES = (
-    "/",
-    "/healthz",
-    "/readyz",
-    "/metrics",
-    *(f"/{name}.json" for name in ("status", "values", "history", "coverage")),
-)
-
-
-def noted(simulator: Simulator) -> list[str]:
-    """Every token that it will have given."""
-    tokens: list[str] = []
-    issue = simulator.tokens.issue
-
-    def issue_and_note() -> str:
-        tokens.append(issue())
-        return tokens[-1]
-
-    simulator.tokens.issue = issue_and_note  # type: ignore[method-assign]
-    return tokens
-
-
-def claims(token: str) -> dict[str, Any]:
-    body = token.split(".")[1]
-    found: dict[str, Any] = json.loads(base64.urlsafe_b64decode(body + "=" * (-len(body) % 4)))
-    return found
-
-
-def private_claims(token: str) -> list[str]:
-    found = claims(token)
-    return [found[name] for name in ("id", "api", "email", "salt", "password")]
-
-
-def texts(books: Books) -> list[str]:
-    """Every text in every table, but for what the provider itself said."""
-    columns = books.rows(
-        "SELECT table_name, column_name FROM information_schema.columns WHERE table_schema = 'public'"
-        " AND data_type IN ('text', 'character varying') AND (table_name, column_name) <> ('payloads', 'body')"
-    )
-    assert {"table_name": "events", "column_name": "detail"} in columns
-    return [
-        str(value)
-        for column in columns
-        for value in books.column(f'SELECT "{column["column_name"]}" FROM "{column["table_name"]}"')
-    ]

@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -161,6 +162,17 @@ def test_what_is_raised_about_a_database_does_not_hold_its_password() -> None:
         engine.connect()
     assert "postgresql+psycopg://u:***@127.0.0.1:1/d?password=***: " in str(raised.value)
     assert HIDDEN not in str(raised.value)
+
+
+def test_the_status_that_the_database_knows_is_told_to_programs_as_well(
+    command: Command, configured: Callable[..., Path], migrated_url: str
+) -> None:
+    engine = connect(migrated_url.replace("postgresql://", "postgresql+psycopg://"))
+    Database(engine).instance(1, "10:00", name="one", position=1)
+    engine.dispose()
+    ended = command("status", "--config", configured(migrated_url), "--output", "json")
+    (instance,) = json.loads(ended.out)["instances"]
+    assert datetime.fromisoformat(instance["heartbeat_at"]).hour == 10
 
 
 # Places that cannot be used.

@@ -100,5 +100,7 @@ def _value(url: str, body: bytes) -> str:
         answer = None
     value = answer.get("token") if isinstance(answer, dict) else None
     if not isinstance(value, str) or not re.fullmatch(r"[!-~]+", value):
-        raise TokenNonsense(f'{url}: the answer is not {{"token": "…"}} but {len(body)} bytes of something else')
+        raise TokenNonsense(
+            f'{url}: the answer is not an object with a "token" but {len(body)} bytes of something else'
+        )
     return value

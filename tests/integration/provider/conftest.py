@@ -1,9 +1,6 @@
 from __future__ import annotations
 
 import asyncio
-import shutil
-import ssl
-import subprocess
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -25,7 +22,6 @@ from ingestor.provider.token import Token, TokenSupply, supply
 from ingestor.provider.token.login import fetch
 from ingestor.provider.transport import tls
 
-from ...support.missing import missing
 from .raw import Memory, RawServer
 from .running import Run, Running
 from .web import WebServer
@@ -66,26 +62,6 @@ async def web_server() -> AsyncIterator[Callable[..., Any]]:
             return await running.enter_async_context(WebServer(*args, **settings))
 
         yield make
-
-
-@pytest.fixture(scope="session")
-def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A certificate for 127.0.0.1 and for provider.test that only itself vouches for, with its key."""
-    if not shutil.which("openssl"):
-        missing("TLS: install openssl")
-    made = tmp_path_factory.mktemp("tls") / "pair.pem"
-    names = ["-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1,DNS:provider.test"]
-    command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
-    subprocess.run([*command, *names, "-keyout", made, "-out", f"{made}.crt"], check=True, capture_output=True)
-    made.write_text(made.read_text() + Path(f"{made}.crt").read_text())
-    return made
-
-
-@pytest.fixture
-def server_side(certificate: Path) -> ssl.SSLContext:
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    context.load_cert_chain(certificate)
-    return context
 
 
 @pytest.fixture

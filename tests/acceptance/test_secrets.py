@@ -1,0 +1,278 @@
+"""Secrets that nobody else could have made up, and everything that daemons and commands say while all goes wrong."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import ssl
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import pytest
+from aiohttp import web
+
+from ingestor.provider.simulator import Simulator
+
+from ..support.books import Books
+from ..support.connect_proxy import ConnectProxy
+from ..support.daemon import Daemon, until, write_config
+from ..support.nursery import ForkedDaemon, ForkedProgram, Nursery
+from ..support.postgres import Postgres
+
+CROWD = "/real-time/crowd-sentiment"
+KEY, NEW_KEY, OLD_KEY = "canary/key+1", "canary/key+2", "canary/key+3"
+PASSWORD = "canary p@ss/word of the database"
+PROXY_PASSWORD = "canary:p@ss of the proxy"
+STRAY_TOKEN = "canary-token-in-a-redirect"
+PAGES = (
+    "/",
+    "/healthz",
+    "/readyz",
+    "/metrics",
+    *(f"/{name}.json" for name in ("status", "values", "history", "coverage")),
+)
+COMMANDS = [
+    ["status"],
+    ["check"],
+    ["config", "show"],
+    ["audit"],
+    ["dead-letters", "list"],
+    ["dead-letters", "show", "1"],
+]
+JSON = ("--output", "json")
+
+
+class Ear:
+    """Hears all that a daemon says, wherever it says it."""
+
+    def __init__(self, nursery: Nursery, folder: Path, key: str, environment: dict[str, str], **config: Any) -> None:
+        folder.mkdir()
+        self.config = write_config(folder, **{"subscriptions": {CROWD: ["AAPL"]}, "log": {"level": "debug"}, **config})
+        self.daemon: Daemon = ForkedDaemon(nursery, self.config, key, **environment)
+        self.said: list[str] = []
+        self._nursery = nursery
+        self._environment: dict[str, Any] = {"folder": folder, "INGESTOR_PROVIDER__API_KEY": key, **environment}
+
+    async def listen(self, *commands: list[str]) -> None:
+        """What its pages and these commands say now."""
+        if self.daemon.status:
+            self.said += [self.daemon.get(page)[1] for page in PAGES]
+        for arguments in commands:
+            command = ForkedProgram(self._nursery, *arguments, "--config", self.config, **self._environment)
+            async with command:
+                await command.ended()
+            assert command.stdout, command.stderr
+            self.said += [command.stdout, command.stderr]
+
+    async def end(self) -> str:
+        """Stop the daemon; everything that it ever said, and what it has written."""
+        assert await self.daemon.terminate() == 0
+        spool = [file.read_bytes().decode(errors="replace") for file in (self.config.parent / "spool").iterdir()]
+        return "\n".join([self.daemon.stdout, self.daemon.stderr, *self.said, *texts(self.daemon.books), *spool])
+
+
+# The ordinary server, and what goes wrong with it and behind it.
+
+
+@pytest.mark.postgres
+async def test_no_secret_is_seen_anywhere_whatever_goes_wrong(
+    make_simulator: Callable[..., Any], postgres: Postgres, nursery: Nursery, tmp_path: Path
+) -> None:
+    simulator: Simulator = await make_simulator(api_key=KEY, token_bytes=9311)
+    tokens = noted(simulator)
+    url = postgres.url().replace("@", f":{quote(PASSWORD, safe='')}@")
+    ear = Ear(
+        nursery,
+        tmp_path / "main",
+        KEY,
+        {"INGESTOR_DATABASE__URL": url},
+        url=simulator.url,
+        database_url="sqlite:///not-this-one.db",
+        subscriptions={CROWD: ["AAPL", "TSLA"]},
+    )
+    # Not forked, since its command line is looked at as well.
+    ear.daemon = Daemon(ear.config, KEY, INGESTOR_DATABASE__URL=url)
+    async with ear.daemon as daemon:
+        await until(lambda: tokens)
+        ear.said.append(Path(f"/proc/{daemon.pid}/cmdline").read_text())
+        echo = f"{KEY}, {tokens[0]}, {claims(tokens[0])}"
+        await daemon.live()
+        await simulator.emit_raw(CROWD, '{"neither": "a list"}')
+        postgres.stop()
+        await until(lambda: "cannot be reached" in daemon.stderr)
+        await ear.listen(["status"], ["check", *JSON])
+        postgres.start()
+        for event in ("err", "error"):
+            await simulator.send_event(event, {"type": f"api_{event}", "message": echo})
+            await until(lambda event=event: f"api_{event}: ***" in daemon.stderr)
+        simulator.refuse("TSLA", f"not for {echo}")
+        await simulator.kick()
+        await until(lambda: "not for ***" in daemon.stderr)
+        simulator.refusal = f"jwt malformed: {tokens[0]}"
+        await simulator.close_transport("reset")
+        await until(lambda: "jwt malformed: ***" in daemon.stderr)
+        await ear.listen()
+        simulator.refusal = None
+        simulator.allow("TSLA")
+        await until(lambda: len(tokens) > 1)
+        await daemon.live()
+        await ear.listen(*COMMANDS, *([*command, *JSON] for command in COMMANDS))
+        everything = await ear.end()
+        await ear.listen(["status"], ["status", *JSON])
+        everything += "\n".join(ear.said)
+    assert [secret for secret in [*known(KEY), *spellings(PASSWORD)] if secret in everything] == []
+    assert [secret for token in tokens for secret in secrets_of(token) if secret in everything] == []
+
+
+def noted(simulator: Simulator) -> list[str]:
+    """Every token that it will have given."""
+    tokens: list[str] = []
+    issue = simulator.tokens.issue
+
+    def issue_and_note() -> str:
+        tokens.append(issue())
+        return tokens[-1]
+
+    simulator.tokens.issue = issue_and_note  # type: ignore[method-assign]
+    return tokens
+
+
+def claims(token: str) -> dict[str, Any]:
+    body = token.split(".")[1]
+    found: dict[str, Any] = json.loads(base64.urlsafe_b64decode(body + "=" * (-len(body) % 4)))
+    return found
+
+
+def secrets_of(token: str) -> list[str]:
+    found = claims(token)
+    return [token, *token.split(".")[1:], *(found[name] for name in ("id", "api", "email", "salt", "password"))]
+
+
+def known(key: str) -> list[str]:
+    return [*spellings(key), base64.b64encode(f"{key}:".encode()).decode()]
+
+
+def spellings(secret: str) -> list[str]:
+    return [secret, quote(secret, safe=""), quote(secret)]
+
+
+def texts(books: Books) -> list[str]:
+    """Every text in every table, but for what the provider itself said."""
+    columns = books.rows(_POSTGRES_TEXTS if books.url.startswith("postgres") else _SQLITE_TEXTS)
+    assert {"table_name": "events", "column_name": "detail"} in columns
+    return [
+        str(value)
+        for column in columns
+        if column != {"table_name": "payloads", "column_name": "body"}
+        for value in books.column(f'SELECT "{column["column_name"]}" FROM "{column["table_name"]}"')
+    ]
+
+
+_POSTGRES_TEXTS = (
+    "SELECT table_name, column_name FROM information_schema.columns"
+    " WHERE table_schema = 'public' AND data_type IN ('text', 'character varying')"
+)
+_SQLITE_TEXTS = (
+    "SELECT m.name AS table_name, c.name AS column_name FROM sqlite_master m, pragma_table_info(m.name) c"
+    " WHERE m.type = 'table' AND (c.type LIKE '%TEXT%' OR c.type LIKE '%CHAR%')"
+)
+
+
+# Servers that tell the key to everybody when they are asked for a token.
+
+
+@pytest.fixture
+async def echo_url(server_side: ssl.SSLContext) -> AsyncIterator[Callable[[str], str]]:
+    """`echo_url("https")`: a server that says back what it was asked with."""
+    app = web.Application()
+    for name, answer in {"html": html, "redirect": redirect, "refused": refused, "nothing": nothing}.items():
+        app.router.add_post(f"/{name}", answer)
+    runner = web.AppRunner(app, access_log=None)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    await web.TCPSite(runner, "127.0.0.1", 0, ssl_context=server_side).start()
+    ports = dict(zip(("http", "https"), [address[1] for address in runner.addresses], strict=True))
+    yield lambda scheme: f"{scheme}://127.0.0.1:{ports[scheme]}"
+    await runner.cleanup()
+
+
+def asked_with(request: web.Request) -> str:
+    """The key, and how it came."""
+    sent = request.headers["Authorization"]
+    return f"{base64.b64decode(sent.removeprefix('Basic ')).decode()} {sent}"
+
+
+async def html(request: web.Request) -> web.Response:
+    return web.Response(text=f"<html>{asked_with(request)}</html>", content_type="text/html")
+
+
+async def redirect(request: web.Request) -> web.Response:
+    key = quote(asked_with(request))
+    return web.Response(status=302, headers={"Location": f"http://127.0.0.1:9/?token={STRAY_TOKEN}&api_key={key}"})
+
+
+async def refused(request: web.Request) -> web.Response:
+    return web.json_response({"message": f"Invalid API Key provided: {asked_with(request)}"}, status=401)
+
+
+async def nothing(request: web.Request) -> web.Response:
+    return web.json_response({}, reason=asked_with(request), headers={"X-Asked": asked_with(request)})
+
+
+async def test_no_way_of_not_getting_a_token_shows_what_it_was_asked_with(
+    echo_url: Callable[[str], str], simulator: Simulator, nursery: Nursery, tmp_path: Path
+) -> None:
+    key_file = tmp_path / "api_key"
+    put(key_file, OLD_KEY)
+    simulator.api_key = NEW_KEY
+    async with AsyncExitStack() as stack:
+        proxy = await stack.enter_async_context(ConnectProxy("somebody:else"))
+        through = {"HTTPS_PROXY": f"http://canary:{quote(PROXY_PASSWORD, safe='')}@127.0.0.1:{proxy.port}"}
+        cases: list[tuple[str, str, dict[str, str], str]] = [
+            (echo_url("http"), "html", {}, "bytes of something else"),
+            (echo_url("http"), "nothing", {}, "bytes of something else"),
+            (echo_url("http"), "redirect", {}, "a redirect, not followed"),
+            (echo_url("http"), "refused", {}, "the API key is not accepted"),
+            (echo_url("https"), "html", {}, "certificate was not accepted"),
+            ("https://provider.test", "html", through, "the proxy that the environment names: HTTP 407"),
+        ]
+        ears = []
+        for number, (url, path, environment, _) in enumerate(cases):
+            folder = tmp_path / str(number)
+            database_url = f"sqlite:///{folder}/ingestor.db"
+            config = {"url": url, "database_url": database_url, "provider": {"token_path": f"/{path}"}}
+            ears.append(Ear(nursery, folder, KEY, environment, **config))
+        url = f"sqlite:///{tmp_path}/rotated/ingestor.db"
+        rotated = Ear(
+            nursery,
+            tmp_path / "rotated",
+            OLD_KEY,
+            {},
+            url=simulator.url,
+            database_url=url,
+            provider={"api_key_file": str(key_file)},
+        )
+        for ear in [*ears, rotated]:
+            await stack.enter_async_context(ear.daemon)
+        await until(lambda: "token failed" in rotated.daemon.stderr)
+        put(key_file, NEW_KEY)
+        for ear, (*_, words) in zip(ears, cases, strict=True):
+            await until(lambda words=words, ear=ear: words in ear.daemon.stderr)
+            await ear.listen(["status"], ["config", "show", *JSON])
+        await rotated.daemon.live()
+        everything = "\n".join(await asyncio.gather(*(ear.end() for ear in [*ears, rotated])))
+    assert "key changed" in rotated.daemon.stderr
+    hidden = [*known(KEY), *known(OLD_KEY), *known(NEW_KEY), *spellings(PROXY_PASSWORD), STRAY_TOKEN]
+    hidden.append(base64.b64encode(f"canary:{PROXY_PASSWORD}".encode()).decode())
+    assert [secret for secret in hidden if secret in everything] == []
+
+
+def put(file: Path, text: str) -> None:
+    beside = file.with_name("beside")
+    beside.write_text(text)
+    beside.chmod(0o600)
+    beside.replace(file)
