@@ -285,7 +285,7 @@ class Service:
             self._systemd.ready("receiving")  # with whichever config
 
     def _apply(self, config: Config) -> Difference:
-        self._tokens.key.replace(require_api_key(config))
+        self._tokens.key.replace(require_api_key(config), config.key_file)
         return self._supervisor.apply(config.subscriptions)
 
     # -- what it does all the time

@@ -26,8 +26,9 @@ class Key:
         self._file = file
         self._watch: asyncio.Task[None] | None = None
 
-    def replace(self, value: SecretStr) -> bool:
-        """Use this key from now on; whether it is another."""
+    def replace(self, value: SecretStr, file: SecretFile | None) -> bool:
+        """Use this key, of this file, from now on; whether it is another."""
+        self._file = file
         if value == self.value:
             return False
         redactor.add(value.get_secret_value())
@@ -38,7 +39,11 @@ class Key:
 
     async def reread(self) -> bool:
         """Use what the file holds now; whether that is another key. Raises ConfigError: what is wrong with the file."""
-        return self._file is not None and self.replace(await aside(partial(read_api_key, self._file), "key file"))
+        file = self._file
+        if file is None:
+            return False
+        value = await aside(partial(read_api_key, file), "key file")
+        return file is self._file and self.replace(value, file)  # else there is a newer one than was read
 
     def watch(self, unusable: Callable[[ConfigError], None]) -> None:
         """Look at the file until it holds another key, or ``unwatch``; tell ``unusable`` once what is wrong there."""

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
 import pytest
+from pydantic import SecretStr
 
 from ingestor.config import SecretFile
 from ingestor.errors import ConfigError, IngestorError, SecretExposed, TokenRefused, TokenUnavailable
@@ -213,6 +214,25 @@ async def test_reading_the_key_again_tells_whether_it_is_another_and_keeps_the_o
     assert await tokens.key.reread()
     assert tokens.key.value.get_secret_value() == NEW
     assert not await make_supply(server).key.reread(), "a key from the environment cannot change"
+
+
+async def test_a_key_that_is_replaced_has_a_file_of_its_own_and_the_old_one_is_looked_at_no_more(
+    web_server: Serve, make_supply: Make, key_file: SecretFile, tmp_path: Path
+) -> None:
+    tokens = make_supply(await web_server(taking(NEW)), key_file=key_file)
+    other = SecretFile(tmp_path / "other")
+    put(other, "wrong-as-well")
+    reading = asyncio.create_task(tokens.key.reread())
+    await asyncio.sleep(0)
+    assert tokens.key.replace(SecretStr("wrong-as-well"), other)
+    assert not await reading
+    with pytest.raises(TokenRefused):
+        await tokens.get()
+    await asyncio.sleep(5 * key.LOOK_SECONDS)
+    assert tokens.key.value.get_secret_value() == "wrong-as-well"
+    put(other, NEW)
+    async with asyncio.timeout(5):
+        assert (await tokens.get()).value == "a.token"
 
 
 async def test_nobody_looks_at_the_file_any_more_once_a_login_worked_or_the_supply_is_closed(
