@@ -20,7 +20,7 @@ from sqlalchemy.dialects import sqlite as sqlite_dialect
 from ingestor.errors import BatchRejected, DatabaseUnavailable, PositionMoved
 from ingestor.store import coverage, postgres, records, schema, sqlite
 from ingestor.store.batch import Batch, DeadLetter, Origin, Row, SeriesKey, Subscription, Transition, Written
-from ingestor.store.engine import translated
+from ingestor.store.engine import transaction, translated
 from ingestor.store.names import Names
 from ingestor.store.times import microseconds, moment
 from ingestor.store.values import Folded, SampleKey, Value, fold
@@ -82,7 +82,7 @@ class Database:
         }
         self._series.forget()
         self._subscriptions.forget()
-        with translated(), self._engine.begin() as connection:
+        with transaction(self._engine) as connection:
             new = self._insert_new(connection, schema.instances)
             connection.execute(new, [{"spool_id": instance.spool_id, "position": first_seq - 1, **introduction}])
             mine = table.c.spool_id == instance.spool_id
@@ -95,7 +95,7 @@ class Database:
     def abandon(self, now_us: int) -> None:
         """What this instance received since its last heartbeat here is not to be had any more: close its coverage."""
         table = schema.instances
-        with translated(), self._engine.begin() as connection:
+        with transaction(self._engine) as connection:
             row = connection.execute(select(table).where(table.c.instance_id == self.instance_id)).one()
             since_us = now_us if row.heartbeat_at is None else microseconds(row.heartbeat_at)
             timeline = coverage.load(connection, self.instance_id)
@@ -107,33 +107,32 @@ class Database:
     def heartbeat(self, at_us: int) -> None:
         """Publish: what was received before this stamp is in the tables."""
         mine = schema.instances.c.instance_id == self.instance_id
-        with translated(), self._engine.begin() as connection:
+        with transaction(self._engine) as connection:
             connection.execute(update(schema.instances).where(mine).values(heartbeat_at=moment(at_us)))
 
     def write(self, batch: Batch) -> Written:
         """Commit a batch, whole. PositionMoved: somebody did already; nothing was changed."""
         ids, refusals = self._intern_series({row.series for row in batch.rows})
         names = {id_: series for series, id_ in ids.items()}
-        with translated():
-            subscriptions = self._intern_subscriptions(batch)
-            with self._engine.begin() as connection:
-                self._advance(connection, batch)
-                tally = self._write_rows(connection, batch, ids, names)
-                refused = _by_row(tally.dead + _unnamed(batch.rows, refusals))
-                letters = batch.dead + refused
-                written = Written(
-                    new=tally.new,
-                    revised=tally.revised,
-                    duplicate=tally.duplicate + batch.known_rows,
-                    dead_rows=sum(letter.row_index is not None for letter in letters),
-                    dead_frames=sum(letter.row_index is None for letter in letters),
-                    dead_together=len(tally.dead) + sum(row.series in refusals for row in batch.rows) - len(refused),
-                    disputed=frozenset(
-                        [(names[id_], ts_us) for id_, ts_us in tally.disputed]
-                        + [(row.series, row.ts_us) for row in batch.rows if row.series in refusals]
-                    ),
-                )
-                self._write_journal(connection, batch, letters, subscriptions, written)
+        subscriptions = self._intern_subscriptions(batch)
+        with transaction(self._engine) as connection:
+            self._advance(connection, batch)
+            tally = self._write_rows(connection, batch, ids, names)
+            refused = _by_row(tally.dead + _unnamed(batch.rows, refusals))
+            letters = batch.dead + refused
+            written = Written(
+                new=tally.new,
+                revised=tally.revised,
+                duplicate=tally.duplicate + batch.known_rows,
+                dead_rows=sum(letter.row_index is not None for letter in letters),
+                dead_frames=sum(letter.row_index is None for letter in letters),
+                dead_together=len(tally.dead) + sum(row.series in refusals for row in batch.rows) - len(refused),
+                disputed=frozenset(
+                    [(names[id_], ts_us) for id_, ts_us in tally.disputed]
+                    + [(row.series, row.ts_us) for row in batch.rows if row.series in refusals]
+                ),
+            )
+            self._write_journal(connection, batch, letters, subscriptions, written)
         return written
 
     def close(self) -> None:
@@ -269,8 +268,7 @@ class Database:
     def _intern_series(self, keys: set[SeriesKey]) -> tuple[dict[SeriesKey, int], dict[SeriesKey, str]]:
         """The ids of ``keys``, and why the database refuses some of them (an encoding that lacks a character)."""
         try:
-            with translated():
-                return self._series.ids(self._engine, keys, _series_columns), {}
+            return self._series.ids(self._engine, keys, _series_columns), {}
         except BatchRejected as refusal:
             if len(keys) == 1:
                 return {}, dict.fromkeys(keys, str(refusal))

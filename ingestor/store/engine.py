@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import os
+import socket
 import sqlite3
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from sqlalchemy import Connection, create_engine, event, exc, make_url
 from sqlalchemy import Engine as Engine
-from sqlalchemy import create_engine, event, exc, make_url
 from sqlalchemy.pool import QueuePool
 
 from ingestor.errors import BatchRejected, DatabaseUnavailable
 
 STATEMENT_TIMEOUT_SECONDS = 60  # a hung query must not stop the writer for ever
+HANG_SECONDS = (
+    600.0  # nor a server that stands still, or a commit that waits for a standby: no timeout of its ends those
+)
 LOCK_TIMEOUT_SECONDS = 15
 CONNECT_TIMEOUT_SECONDS = 10
 _POSTGRES_OPTIONS = (
@@ -72,6 +78,31 @@ def _pragmas_to_write(connection: sqlite3.Connection, _: Any) -> None:
 def _pragmas_to_read(connection: sqlite3.Connection, _: Any) -> None:
     connection.execute("PRAGMA temp_store=MEMORY")
     connection.execute("PRAGMA cache_size=-65536")
+
+
+@contextmanager
+def transaction(engine: Engine) -> Iterator[Connection]:
+    """Committed at the end of the block, rolled back on an error; see ``translated``.
+
+    Where a server does not answer for long, the connection is cut, as if the server had gone.
+    """
+    with translated(), engine.connect() as connection:
+        patience = threading.Timer(HANG_SECONDS, _cut, [connection.connection.driver_connection])
+        patience.daemon = True
+        patience.start()
+        try:
+            with connection.begin():
+                yield connection
+        finally:
+            patience.cancel()
+
+
+def _cut(driver_connection: Any) -> None:
+    """In a thread of its own: whoever waits for this connection hears that it has ended."""
+    if isinstance(driver_connection, sqlite3.Connection) or driver_connection.closed:
+        return  # there is no server; or it was done at the last moment
+    with socket.socket(fileno=os.dup(driver_connection.fileno())) as line:
+        line.shutdown(socket.SHUT_RDWR)
 
 
 @contextmanager

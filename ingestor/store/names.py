@@ -8,6 +8,7 @@ from typing import Any, Generic, TypeVar
 from sqlalchemy import Connection, Engine, Table, select
 from sqlalchemy.dialects import postgresql, sqlite
 
+from ingestor.store.engine import transaction
 from ingestor.store.keys import KEYS_PER_QUERY, among
 
 Key = TypeVar("Key", bound=tuple[str, ...])
@@ -29,7 +30,7 @@ class Names(Generic[Key]):
         missing = sorted(wanted - self._ids.keys())
         self._make_room(len(missing), wanted)
         if missing:
-            with engine.begin() as connection:
+            with transaction(engine) as connection:
                 found = self._select(connection, missing)
                 self._insert(connection, [columns(key) for key in missing if key not in found])
                 found |= self._select(connection, [key for key in missing if key not in found])

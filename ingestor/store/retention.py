@@ -18,7 +18,7 @@ from sqlalchemy import Connection, Engine, Table, bindparam, delete, exists, sel
 
 from ingestor.config.model import Retention as Horizons
 from ingestor.store import leases, schema
-from ingestor.store.engine import translated
+from ingestor.store.engine import transaction
 from ingestor.store.times import moment
 
 LEASE = "retention"
@@ -57,7 +57,7 @@ class Retention:
         """
         started = time.monotonic()
         tasks, self._tasks = self._tasks, []  # a step that fails ends its sweep
-        with translated(), self._engine.begin() as connection:
+        with transaction(self._engine) as connection:
             now = leases.hold(connection, LEASE, instance_id, LEASE_TIME)
             if now is None:
                 return Step()

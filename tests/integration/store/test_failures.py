@@ -16,9 +16,11 @@ from sqlalchemy import Engine, event, text
 
 from ingestor.errors import BatchRejected, DatabaseUnavailable
 from ingestor.pipeline.assemble import Assembly
+from ingestor.store import engine as engine_module
+from ingestor.store import migrate
 from ingestor.store.batch import Batch
 from ingestor.store.database import Database, Instance
-from ingestor.store.engine import connect, translated
+from ingestor.store.engine import connect, transaction, translated
 from tests.support.entries import T0, decoder, frame, row
 from tests.support.postgres import Postgres, free_port, fresh_database
 from tests.support.refusal import refuse
@@ -188,6 +190,48 @@ def test_a_server_that_is_stopped_in_the_midst_of_a_transaction_is_unavailable(p
             connection.exec_driver_sql("SELECT 1")
 
     assert meaning(engine, stopped) is DatabaseUnavailable
+    engine.dispose()
+
+
+def waits_in(statement: str) -> Act:
+    """For what never comes, in a statement or in COPY."""
+
+    def act(engine: Engine) -> None:
+        with transaction(engine) as connection:
+            connection.exec_driver_sql("SET LOCAL statement_timeout = 0")
+            if statement.startswith("COPY"):
+                with connection.connection.cursor().copy(statement) as copy:
+                    copy.read()
+            connection.exec_driver_sql(statement)
+
+    return act
+
+
+@pytest.mark.postgres
+@pytest.mark.parametrize("statement", ["SELECT pg_sleep(60)", "COPY (SELECT pg_sleep(60)) TO STDOUT"])
+def test_a_server_that_answers_no_more_is_unavailable_after_a_while(
+    on_postgres: Engine, statement: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine_module, "HANG_SECONDS", 0.5)
+    assert meaning(on_postgres, waits_in(statement)) is DatabaseUnavailable
+    with on_postgres.connect() as another:
+        assert another.exec_driver_sql("SELECT 1").scalar_one() == 1
+
+
+@pytest.mark.postgres
+def test_a_server_whose_processes_stand_still_does_not_hold_the_writer_for_ever(
+    postgres: Postgres, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine_module, "HANG_SECONDS", 0.5)
+    engine = connect(postgres.url().replace("postgresql://", "postgresql+psycopg://"))
+    migrate.upgrade(engine)
+    database = Database(engine)
+    database.register(Instance(spool_id="s", name="", version="", config_sha256="", started_us=T0), 1)
+    postgres.pause()
+    with pytest.raises(DatabaseUnavailable):
+        database.write(batch(1, bad=None))
+    postgres.resume()
+    assert database.write(batch(1, bad=None)).new == 1000
     engine.dispose()
 
 
