@@ -246,7 +246,7 @@ class Service:
         await self._first_of(LAST_WORD_SECONDS, self._written.wait())
         left = self._spool.synced - self._writer.status.position
         if left > 0:
-            log.warning("%d entries stay in the spool; they are written at the next start", left)
+            log.warning("entries stay in the spool; they are written at the next start", extra={"entries": left})
 
     async def _first_of(self, seconds: float, *waits: Coroutine[Any, Any, Any]) -> None:
         tasks = [self._loop.create_task(wait) for wait in waits]
@@ -483,4 +483,5 @@ def _lock_beside(path: Path) -> Lock:
 
 
 def _warn_of_outage(error: str, delay_seconds: float) -> None:
-    log.warning("the database cannot be reached, next try in %.1f s: %s", delay_seconds, error)
+    again = {"reason": error, "retry_in_seconds": round(delay_seconds, 1)}
+    log.warning("the database cannot be reached", extra=again)

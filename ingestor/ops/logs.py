@@ -2,7 +2,7 @@
 
 All of them pass one formatter, those of libraries and their tracebacks too. There secrets are masked, and what
 outsiders wrote is made harmless: it cannot begin a line of its own, move the cursor or turn the text round. Who logs
-never waits for who reads: see ``outlet``.
+never waits for who reads: see ``outlet``; and what repeats is counted: see ``repeats``.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import os
 import socket
 import sys
 import threading
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
@@ -24,6 +25,7 @@ from structlog.stdlib import ProcessorFormatter
 from structlog.typing import EventDict, Processor, WrappedLogger
 
 from ingestor.ops.outlet import Outlet
+from ingestor.ops.repeats import Repeats
 from ingestor.ops.status import severity
 from ingestor.pipeline.entry import Fact
 from ingestor.redaction import MASK, redactor
@@ -152,10 +154,10 @@ def datagram(fields: Mapping[str, str]) -> bytes:
 
 def _replace_handler(handler: logging.Handler) -> None:
     root = logging.getLogger()
-    for old in [each for each in root.handlers if isinstance(each, _Lines | _Journal)]:
+    for old in [each for each in root.handlers if isinstance(each, _Once)]:
         root.removeHandler(old)
         old.close()
-    root.addHandler(handler)
+    root.addHandler(_Once(handler))
 
 
 def _set_levels(level: int) -> None:
@@ -187,6 +189,34 @@ def _formatter(render: Processor) -> logging.Formatter:
             render,
         ],
     )
+
+
+class _Once(logging.Handler):
+    """Hands on what is no repetition."""
+
+    def __init__(self, told: logging.Handler) -> None:
+        super().__init__()
+        self._told, self._repeats = told, Repeats()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            news = list(self._repeats.admit(record, time.monotonic()))
+        except Exception:  # it cannot be read, and the next one says so
+            news = [record]
+        for one in news:
+            self._told.handle(one)
+
+    def flush(self) -> None:
+        self._told.flush()
+
+    def close(self) -> None:
+        rest = list(self._repeats.rest())
+        for one in rest:
+            self._told.handle(one)
+        if rest:
+            self._told.flush()
+        self._told.close()
+        super().close()
 
 
 class _Lines(logging.Handler):

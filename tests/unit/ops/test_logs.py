@@ -290,3 +290,26 @@ def test_a_value_with_a_newline_goes_to_the_journal_with_its_length() -> None:
     assert logs.datagram({"MESSAGE": "hello", "TRACE": "a\nb"}) == (
         b"MESSAGE=hello\nTRACE\n\x03\x00\x00\x00\x00\x00\x00\x00a\nb\n"
     )
+
+
+def test_what_repeats_is_a_line_and_at_the_end_a_count(as_json: io.StringIO) -> None:
+    without_pytests_handlers()
+    for number in range(5):
+        log.warning("%d is too many", number)
+        structlog.stdlib.get_logger("ingestor").warning("paused", reason="the spool is behind")
+    (handler,) = logging.getLogger().handlers
+    assert [line["event"] for line in lines_of(as_json)] == ["0 is too many", "paused"]
+    handler.close()
+    assert [(line["event"], line["repeated"]) for line in map(json.loads, as_json.getvalue().splitlines()[2:])] == [
+        ("4 is too many", 4),
+        ("paused", 4),
+    ]
+
+
+def test_a_line_that_cannot_be_read_does_not_hold_up_the_next(as_json: io.StringIO) -> None:
+    without_pytests_handlers()
+    log.warning("%d", "no number")
+    log.warning("after it")
+    text = text_of(as_json)
+    assert "a log line could not be written" in text
+    assert "after it" in text
