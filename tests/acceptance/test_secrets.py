@@ -61,12 +61,14 @@ class Ear:
         """What its pages and these commands say now."""
         if self.daemon.status:
             self.said += [self.daemon.get(page)[1] for page in PAGES]
-        for arguments in commands:
-            command = ForkedProgram(self._nursery, *arguments, "--config", self.config, **self._environment)
-            async with command:
-                await command.ended()
-            assert command.stdout, command.stderr
-            self.said += [command.stdout, command.stderr]
+        await asyncio.gather(*map(self._run, commands))
+
+    async def _run(self, arguments: list[str]) -> None:
+        command = ForkedProgram(self._nursery, *arguments, "--config", self.config, **self._environment)
+        async with command:
+            await command.ended()
+        assert command.stdout, command.stderr
+        self.said += [command.stdout, command.stderr]
 
     async def end(self) -> str:
         """Stop the daemon; everything that it ever said, and what it has written."""
