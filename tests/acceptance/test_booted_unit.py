@@ -324,6 +324,8 @@ async def test_the_watchdog_ends_a_process_that_stands_still_and_starts_another(
     unit.machine.run("systemctl restart ingestor")
     await unit.writes()
     pid = unit.pid()
+    with pytest.raises(TimeoutError):  # as long as it advances it is left alone
+        await until(lambda: unit.pid() != pid, 5)
     unit.machine.run("systemctl kill --signal=STOP ingestor")
     await until(lambda: unit.started_again(pid), 60)
     assert unit.state()["NRestarts"] == "1"

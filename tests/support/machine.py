@@ -50,10 +50,11 @@ class Machine:
         fcntl.flock(self._said, fcntl.LOCK_EX)  # two would share a control group
         self._nspawn = subprocess.Popen(
             [
-                *("systemd-nspawn", "--quiet", "-D", self._tree, "--volatile=overlay", "--hostname=localhost"),
+                *("systemd-nspawn", "--quiet", "-D", self._tree, "--volatile=overlay"),
                 *(f"--bind-ro={TOP}:/src", f"--bind-ro={self._wheels}:/wheels", self._shared, "--private-network"),
                 "--system-call-filter=bpf",  # for IPAddressDeny= and DevicePolicy=
-                *("--boot", "--register=no", "--keep-unit", "--console=pipe"),
+                *("--boot", "--register=no", "--console=pipe"),
+                *(() if Path("/run/systemd/system").exists() else ("--keep-unit",)),  # nobody to ask for a scope
             ],
             # Without it systemd 257 does not start on a machine that still has the older hierarchy.
             env=os.environ | {"SYSTEMD_NSPAWN_UNIFIED_HIERARCHY": "1"},
