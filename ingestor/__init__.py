@@ -11,6 +11,7 @@
     ops        what people, Prometheus and systemd see
     reload     the config in force, and what becomes of a new one
     following  observations as they are committed
+    healing    repairs gaps: by what came since, by what is current, by what past days were
     control    the socket through which commands ask the running daemon
     snapshot   the daemon now, of all its parts, for whoever asks
     service    builds everything once, owns every task and signal, drains in order
@@ -20,7 +21,7 @@
     cli        the only place that parses arguments, prints and exits
 
 Imports point one way: (errors, commit, redaction) < (config, lock) < (provider, pipeline, store, ops) <
-(reload, following, control) < snapshot < (service, checking) < (offline, demo) < cli.
+(reload, following, healing, control) < snapshot < (service, checking) < (offline, demo) < cli.
 """
 
 __version__ = "0.1.0"

@@ -25,6 +25,7 @@ from ingestor import __version__, snapshot
 from ingestor.config import Config, load, require_api_key, secrets_of
 from ingestor.control import Control, Handler
 from ingestor.errors import ConfigError, NotPermitted, SpoolFailed
+from ingestor.healing import Healing
 from ingestor.lock import Lock
 from ingestor.ops import logs
 from ingestor.ops.history import History
@@ -45,6 +46,7 @@ from ingestor.pipeline.writer import Writer
 from ingestor.provider import catalog
 from ingestor.provider.clock import boottime, interruption, tick, wall_us
 from ingestor.provider.heard import Heard
+from ingestor.provider.rest import Rest
 from ingestor.provider.supervisor import Difference, Supervisor
 from ingestor.provider.token import TokenSupply
 from ingestor.redaction import redactor
@@ -63,6 +65,8 @@ CLOCK_LOOK_SECONDS = 1.0
 HISTORY_LOOK_SECONDS = 1.0
 RETENTION_SECONDS = 600.0  # between sweeps
 FIRST_RETENTION_SECONDS = 60.0  # after the start, and after a step of the clock: what waits there is more urgent
+HEALING_SECONDS = 60.0  # between looks for gaps
+FIRST_HEALING_SECONDS = 10.0  # likewise; the answers that follow a subscription have come by then
 
 log = logging.getLogger(__name__)
 
@@ -125,6 +129,7 @@ class Service:
             self.url = web.url
             await stack.enter_async_context(Control(self._config.spool.path, self._handlers()))
             self._thread.start()
+            self._healing.start()
             self._systemd.ready("receiving")
             self._start_tasks()
             await self._stopping.wait()
@@ -144,7 +149,6 @@ class Service:
         self._scheduler = scheduler = AsyncIOScheduler(timezone=UTC)
         scheduler.start()
         stack.callback(scheduler.shutdown, wait=False)
-        self._arm_retention()
         provider = self._config.provider
         self._tokens = TokenSupply(
             provider.url + provider.token_path,
@@ -166,6 +170,10 @@ class Service:
             self._heard,
             self._config.proxy,
         )
+        self._healing = build_healing(
+            self._config, lambda: self._tokens.key.value, self._spool, self._writer, self._engine, self._record
+        )
+        self._arm_jobs()
         self._reload = Reload(self._config, partial(reread, self._config.source), self._apply, self._record)
         self._parts = snapshot.Parts(
             reload=self._reload,
@@ -221,6 +229,7 @@ class Service:
         """Close the connections, sync the spool, let the writer drain."""
         self._look_at_clocks()
         await self._supervisor.stop()
+        await self._healing.stop()
         tasks = list(self._tasks)
         for task in tasks:
             task.cancel()
@@ -343,15 +352,19 @@ class Service:
         detail = {"reason": found.reason, "seconds": round(found.set_by or found.stood_still, 3)}
         self._supervisor.interrupt(kind, detail, before.wall_us)
         self._tokens.rearm()
-        self._arm_retention()
+        self._arm_jobs()
 
-    def _arm_retention(self) -> None:
+    def _arm_jobs(self) -> None:
+        self._arm("retention", self._writer.prune, FIRST_RETENTION_SECONDS, RETENTION_SECONDS)
+        self._arm("healing", self._healing.look, FIRST_HEALING_SECONDS, HEALING_SECONDS)
+
+    def _arm(self, name: str, job: Callable[[], None], first_seconds: float, seconds: float) -> None:
         self._scheduler.add_job(
-            self._writer.prune,
+            job,
             "interval",
-            seconds=RETENTION_SECONDS,
-            next_run_time=datetime.now(UTC) + timedelta(seconds=FIRST_RETENTION_SECONDS),
-            id="retention",
+            seconds=seconds,
+            next_run_time=datetime.now(UTC) + timedelta(seconds=first_seconds),
+            id=name,
             replace_existing=True,
             max_instances=1,
             misfire_grace_time=None,
@@ -461,6 +474,26 @@ def build_writer(config: Config, spool: Spool, engine: Engine, **hooks: Any) -> 
         keep_payloads=database.retention.payloads != 0.0,
         retention=Retention(engine, database.retention),
         **hooks,
+    )
+
+
+def build_healing(
+    config: Config,
+    api_key: Callable[[], SecretStr],
+    spool: Spool,
+    writer: Writer,
+    engine: Engine,
+    record: Callable[[Fact], object],
+) -> Healing:
+    """What repairs gaps in the configured database. Inside the running loop only."""
+    return Healing(
+        Rest(config.provider.url, api_key, ca_file=config.provider.ca_file, proxy=config.proxy),
+        spool,
+        writer,
+        Decoder(catalog.metrics_of, catalog.feed_name),
+        record,
+        write_to=engine,
+        read_from=connect(config.database.url.get_secret_value(), read_only=True),
     )
 
 

@@ -7,7 +7,9 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import tenacity
 
@@ -17,6 +19,7 @@ from ingestor.pipeline.batch import BatchPolicy
 from ingestor.pipeline.chunks import SpoolUnreadable
 from ingestor.pipeline.decode import Decoder
 from ingestor.pipeline.entry import Channel, Entry, Frame
+from ingestor.pipeline.errands import Errands
 from ingestor.pipeline.known import KnownValues
 from ingestor.pipeline.spool import Spool
 from ingestor.store.batch import Batch, Row, Written
@@ -28,6 +31,8 @@ BACKOFF_SECONDS = 15.0
 UNKNOWN_FIELDS_TOLD = 100
 HURRY_SECONDS = 0.5  # between tries while draining
 PRUNE_PAUSE_SECONDS = 0.05  # between steps of retention where nothing is to be written: the disk has other users
+
+T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
@@ -94,18 +99,22 @@ class Writer:
         self._stop = threading.Event()
         self._draining = threading.Event()
         self._pruning = threading.Event()
+        self._errands = Errands()
         self.status = WriterStatus()
 
     # -- its life
 
     def run(self) -> None:
         """Write until ``stop``. Returns early only by an error that no retry can mend."""
-        if not self._retry(self._begin):
-            return
-        while not self._stop.is_set():
-            self.step()
-            if self._draining.is_set() and self.drained:
+        try:
+            if not self._retry(self._begin):
                 return
+            while not self._stop.is_set():
+                self.step()
+                if self._draining.is_set() and self.drained:
+                    return
+        finally:
+            self._errands.close()
 
     def drain(self) -> None:
         """Write what is there without waiting for company, then return from ``run``."""
@@ -122,6 +131,15 @@ class Writer:
         self._pruning.set()
         self._spool.wake()
 
+    def errand(self, work: Callable[[int], T], after: int = 0) -> Future[T]:
+        """Have ``work`` done in the writer's thread, between batches, once all up to entry ``after`` is committed.
+
+        It is called with our instance's id, and must be short. Cancelled when the writer ends.
+        """
+        outcome = self._errands.ask(work, after)
+        self._spool.wake()
+        return outcome
+
     @property
     def drained(self) -> bool:
         return self.status.position >= self._spool.synced
@@ -129,13 +147,16 @@ class Writer:
     # -- one round
 
     def step(self) -> None:
-        """Gather a batch, write it, publish the heartbeat; unless the next batch is due, take a step of retention."""
+        """Gather a batch, write it, publish the heartbeat, run errands; unless the next batch is due, take a step of
+        retention.
+        """
         assembly = self._gather()
         self._on_decoded(assembly.heard, assembly.batch.last_seq)
         if assembly.entries and self._retry(lambda: self._write(assembly)):
             self._acknowledge()
             self._tell_unknown(assembly.unknown_fields)
         self._retry(self._publish)
+        self._errands.run(self._database.instance_id, self.status.position)
         if self._pruning.is_set() and not (self._hurried or self._full(assembly)):
             self._prune()
 

@@ -88,12 +88,14 @@ def has_history(path: str) -> bool:
     return feed is not None and feed.historical is not None
 
 
+def by_dates(path: str) -> bool:
+    """Whether its history is asked for in whole days."""
+    return FEEDS[base_name(path)].whole_days
+
+
 def span(path: str) -> timedelta:
     """How much history of ``path`` one question may ask for."""
-    feed = FEEDS[base_name(path)]
-    if feed.whole_days:
-        return LONGEST_SPAN
-    return min(LONGEST_SPAN, SPAN_BUCKETS * bucket(path))
+    return LONGEST_SPAN if by_dates(path) else min(LONGEST_SPAN, SPAN_BUCKETS * bucket(path))
 
 
 def bucket(path: str) -> timedelta:
@@ -105,11 +107,19 @@ def bucket(path: str) -> timedelta:
 class Rest:
     """The one who asks. For one thread; ``cut`` may come from any."""
 
-    def __init__(self, url: str, api_key: Callable[[], SecretStr], *, ca_file: Path | None = None) -> None:
+    def __init__(
+        self,
+        url: str,
+        api_key: Callable[[], SecretStr],
+        *,
+        ca_file: Path | None = None,
+        proxy: SecretStr | None = None,
+    ) -> None:
         """``url``: the API's root. ``api_key`` is called for each question."""
         self._url = url
         self._api_key = api_key
         self._ca_file = ca_file
+        self._proxy = proxy
         self._failures = 0
         self._not_before = 0.0  # boottime of the next question at the earliest
         self._lock = threading.Lock()
@@ -163,6 +173,7 @@ class Rest:
                 deadline=deadline,
                 max_bytes=MAX_BYTES,
                 ca_file=self._ca_file,
+                proxy=self._proxy,
             )
         except Unanswered as error:
             raise RestUnavailable(f"{question.path}: {error}") from None

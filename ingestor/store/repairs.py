@@ -153,12 +153,27 @@ def resumed(engine: Engine, limit: int) -> tuple[list[Resumed], list[Repair]]:
 def due(engine: Engine, midnight: datetime, limit: int) -> list[Repair]:
     """Open repairs by question, the most urgent first; days are asked for once ``midnight`` has ended them."""
     r = schema.repairs.c
-    is_due = or_(r.kind.in_(("snapshot", "manual")), and_(r.kind == "historical", r.to_ts < midnight))
+    is_due = or_(r.kind.in_(("snapshot", "manual")), and_(r.kind == "historical", r.to_ts <= midnight))
     urgency = case(_FIRST, value=r.kind, else_=9)
     query = _named_repairs().where(r.state == "open", is_due)
     with translated(), engine.connect() as connection:
         rows = connection.execute(query.order_by(urgency, r.attempts, r.from_ts, r.repair_id).limit(limit)).all()
     return [_repair(row) for row in rows]
+
+
+def inside(engine: Engine, repair: Repair, end: datetime) -> list[Repair]:
+    """Other open repairs of the same feed and params, whose gaps lie between the start of this one's and ``end``."""
+    r, s = schema.repairs.c, schema.subscriptions.c
+    query = _named_repairs().where(
+        r.state == "open",
+        r.repair_id != repair.repair_id,
+        s.feed == repair.feed,
+        s.params == repair.params,
+        r.from_ts >= repair.from_ts,
+        r.to_ts <= end,
+    )
+    with translated(), engine.connect() as connection:
+        return [_repair(row) for row in connection.execute(query.limit(1000))]
 
 
 def find(engine: Engine, repair_ids: Sequence[int]) -> list[Repair]:

@@ -28,6 +28,7 @@ LEVELS = {
     "ops": 2,
     "reload": 3,
     "following": 3,
+    "healing": 3,
     "control": 3,
     "snapshot": 4,
     "checking": 5,

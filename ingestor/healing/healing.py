@@ -1,0 +1,412 @@
+"""One thread that finds gaps, asks about them, and notes what is proven. The event loop waits for none of it.
+
+What it knows is in the table ``repairs``, so it may be killed at any moment: a question whose answer was not noted is
+asked again, and rows that came twice are known. Only who has the lease works, one daemon of those that share a
+database.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import CancelledError, Future
+from datetime import UTC, datetime
+from functools import partial
+from typing import Any, TypeVar
+
+from ingestor.config.model import canonical
+from ingestor.errors import DatabaseUnavailable, RestRefused, RestUnavailable, TokenRefused
+from ingestor.healing import plan, proof
+from ingestor.pipeline.assemble import storable
+from ingestor.pipeline.decode import Decoded, Decoder
+from ingestor.pipeline.entry import Fact, Frame
+from ingestor.pipeline.spool import Spool
+from ingestor.pipeline.writer import Writer
+from ingestor.provider.backoff import Backoff, chance
+from ingestor.provider.clock import boottime, wall_us
+from ingestor.provider.rest import Question, Rest, bucket, question_now, question_then
+from ingestor.store import repairs as store
+from ingestor.store.engine import Engine
+from ingestor.store.repairs import Kind, NotOurs, Repair, Repairs, Resumed
+from ingestor.store.times import microseconds
+
+GAPS_AT_ONCE = 10_000
+PAGE = 200  # of repairs written, or payloads read, together
+SCAN_ENTRIES = 20_000  # looked through for the answers that followed a gap
+DUE_AT_ONCE = 100
+TICKERS = 1_000  # of a subscription without one, that are asked for
+MOST_ATTEMPTS = 20  # in vain, in a row: with the pauses between, more than half a day
+AGAIN = Backoff(first_seconds=60.0, cap_seconds=6 * 3600.0)  # for what was answered and not proven
+LOOK_SHARE = 20  # looking for gaps reads all of coverage: it takes this share of the time at most
+SHORT_PAUSE_SECONDS = 5.0  # is waited for on the spot
+ROOM_SHARE = 2  # of the spool, that healing leaves to what is live
+END_SECONDS = 2.0
+
+T = TypeVar("T")
+
+log = logging.getLogger(__name__)
+
+
+class Stopped(Exception):
+    """Nobody waits for the outcome any more. Never leaves this module."""
+
+
+class Unproven(Exception):
+    """There was an answer, and it proves nothing. Ask again later. Never leaves this module."""
+
+
+class Healing:
+    """Repairs gaps until stopped. ``only``: nothing but these repairs, by hand."""
+
+    def __init__(
+        self,
+        rest: Rest,
+        spool: Spool,
+        writer: Writer,
+        decoder: Decoder,
+        record: Callable[[Fact], object],
+        *,
+        write_to: Engine,
+        read_from: Engine,
+    ) -> None:
+        """Must be made inside the running loop. ``write_to`` is used in the writer's thread only."""
+        self._loop = asyncio.get_running_loop()
+        self._rest = rest
+        self._spool = spool
+        self._writer = writer
+        self._decoder = decoder
+        self._record = record
+        self._table = Repairs(write_to)
+        self._read = read_from
+        self.only: frozenset[int] | None = None
+        self._wake = threading.Event()
+        self._looking = threading.Event()  # for gaps, at the next opportunity
+        self._stopping = threading.Event()
+        self._awaited: Future[Any] | None = None
+        self._look_not_before = 0.0
+        self._not_before: dict[int, float] = {}  # repair → boottime of its next try
+        self._thread = threading.Thread(target=self._run, name="healing", daemon=True)
+
+    def start(self) -> None:
+        """Begin. Nothing is done before the first ``look``."""
+        self._thread.start()
+
+    def look(self) -> None:
+        """See what there is to be repaired, and do it. Returns at once; from any thread."""
+        self._looking.set()
+        self._wake.set()
+
+    async def stop(self) -> None:
+        """End what is under way; what was not noted is done again by whoever heals next."""
+        self._stopping.set()
+        self._wake.set()
+        self._rest.cut()
+        if awaited := self._awaited:
+            awaited.cancel()
+        if self._thread.is_alive():
+            await asyncio.to_thread(self._thread.join, END_SECONDS)
+
+    # -- the thread's life
+
+    def _run(self) -> None:
+        pause: float | None = None
+        while not self._stopping.is_set():
+            self._wake.wait(pause)
+            self._wake.clear()
+            pause = self._try_round()
+        self._read.dispose()
+
+    def _try_round(self) -> float | None:
+        try:
+            return self._round()
+        except (Stopped, NotOurs):
+            pass  # whoever heals now, it is not us
+        except DatabaseUnavailable as error:
+            log.debug("healing waits for the database: %s", error)  # the writer has warned of it
+        except Exception:
+            # A mistake here must cost nothing that is received; the next look tries again.
+            log.exception("healing fell over")
+        finally:
+            self._read.dispose()  # its cache is large, and it may be long until the next round
+        return None
+
+    def _round(self) -> float | None:
+        """Repair what is due; looks for gaps come between. Returns seconds to wait before the next one, if known."""
+        while not self._stopping.is_set():
+            if self._looking.is_set():
+                self._looking.clear()
+                self._look()
+            if self._crowded():
+                return SHORT_PAUSE_SECONDS
+            repair = self._next()
+            if repair is None:
+                return None
+            if self._rest.pause_seconds > SHORT_PAUSE_SECONDS:
+                return self._rest.pause_seconds
+            self._stopping.wait(self._rest.pause_seconds)
+            self._work(repair)
+        return None
+
+    def _crowded(self) -> bool:
+        return self._spool.disk_full or self._spool.live_bytes * ROOM_SHARE > self._spool.max_bytes
+
+    def _next(self) -> Repair | None:
+        now = boottime()
+        for repair in store.due(self._read, plan.midnight(_now()), DUE_AT_ONCE):
+            wanted = self.only is None or repair.repair_id in self.only
+            if wanted and self._not_before.get(repair.repair_id, 0.0) <= now:
+                return repair
+        return None
+
+    # -- gaps, and what came when we listened again
+
+    def _look(self) -> None:
+        self._do(self._table.hold)
+        if self.only is not None:
+            return
+        started = boottime()
+        if started >= self._look_not_before:
+            gaps = store.unnamed_gaps(self._read, GAPS_AT_ONCE)
+            self._look_not_before = boottime() + LOOK_SHARE * (boottime() - started)
+            for some in _pages(gaps):
+                self._do(partial(self._table.open, gaps=some, now=_now()))
+        self._prove_windows()
+
+    def _prove_windows(self) -> None:
+        """Repair what the answers that followed have repaired; what waited for them long enough is tried otherwise."""
+        resumed, unheard = store.resumed(self._read, GAPS_AT_ONCE)
+        done: dict[int, Repair] = {}
+        for instance_id in sorted({one.instance_id for one in resumed}):
+            waiting = [one for one in resumed if one.instance_id == instance_id and _rolls(one.repair)]
+            done |= {one.repair_id: one for one in self._proven(instance_id, waiting)}
+        self._finish(list(done.values()))
+        self._turn([*unheard, *(repair for repair, _, _ in resumed if _over(repair) and repair.repair_id not in done)])
+
+    def _proven(self, instance_id: int, waiting: Sequence[Resumed]) -> list[Repair]:
+        """Those for which an answer came that reaches back to the gap's start."""
+        proven: list[Repair] = []
+        pending: dict[tuple[str, str], list[Repair]] = {}
+        for one in waiting:
+            pending.setdefault((one.repair.feed, one.repair.ticker), []).append(one.repair)
+        for answer in self._answers(instance_id, waiting, pending):
+            decoded = self._decoder.decode(_frame(answer))
+            for name in {(decoded.feed, ""), *((decoded.feed, series[2]) for series, _, _, _ in decoded.observations)}:
+                asked = pending.pop(name, [])
+                found = [one for one in asked if answer.received_at >= one.to_ts and proof.reaches_back(decoded, one)]
+                proven += found
+                if rest := [one for one in asked if one not in found]:
+                    pending[name] = rest
+        return proven
+
+    def _answers(
+        self, instance_id: int, waiting: Sequence[Resumed], pending: Mapping[tuple[str, str], Sequence[Repair]]
+    ) -> Iterator[store.Answer]:
+        """What the instance received since the first of them was asked for again, while any is ``pending``."""
+        after = min((one.seq for one in waiting), default=0)
+        until = max((one.seq for one in waiting), default=0) + SCAN_ENTRIES
+        while pending and not self._stopping.is_set():
+            paths = sorted({repair.path for some in pending.values() for repair in some})
+            page = store.answers(self._read, instance_id, after, until, paths, PAGE)
+            yield from page
+            if len(page) < PAGE:
+                return
+            after = page[-1].seq
+
+    # -- questions
+
+    def _work(self, repair: Repair) -> None:
+        """One question about one repair."""
+        self._do(self._table.hold)
+        try:
+            if repair.kind == "snapshot":
+                self._ask_now(repair)
+            else:
+                self._ask_then(repair)
+        except RestRefused as error:
+            self._refused(repair, error)
+        except (RestUnavailable, TokenRefused, Unproven) as error:
+            self._put_off(repair, error)
+
+    def _ask_now(self, repair: Repair) -> None:
+        question = question_now(repair.path, repair.asked)
+        if question is None or _now() - repair.from_ts > plan.REACH:
+            self._turn([repair])
+            return
+        decoded = self._ask(repair, question)
+        if proof.reaches_back(decoded, repair):
+            self._finish([repair])
+        else:
+            self._turn([repair])
+
+    def _ask_then(self, repair: Repair) -> None:
+        tickers = self._tickers(repair)
+        if isinstance(tickers, str):
+            self._fail([repair], tickers)
+            return
+        steps = plan.left(repair, tickers)
+        step, following = next(steps, None), next(steps, None)
+        if step is not None:
+            self._ask_step(repair, step)
+        if step is None or following is None:
+            self._finish([repair, *self._inside(repair)])
+        else:
+            self._do(partial(self._table.advance, repair_id=repair.repair_id, cursor=step.cursor))
+
+    def _ask_step(self, repair: Repair, step: plan.Step) -> None:
+        params = repair.asked | ({"ticker": step.ticker} if step.ticker else {})
+        question = question_then(repair.path, params, step.start, step.end)
+        if question is None:
+            raise RestRefused(plan.why_not(repair), 404)
+        decoded = self._ask(repair, question)
+        names = (repair.feed, step.ticker, repair.user_id)
+        held = 0 if decoded.rows else store.rows_held(self._read, *names, step.start, step.end)
+        if doubt := proof.doubt(decoded, repair, step, rows_held=held):
+            raise Unproven(doubt)
+
+    def _tickers(self, repair: Repair) -> list[str] | str:
+        """Which to ask for; or why that cannot be said."""
+        if repair.ticker or repair.user_id:
+            return [repair.ticker]
+        known = sorted(store.tickers(self._read, repair.feed, TICKERS + 1))
+        remedy = "name those that matter: `ingestor backfill --ticker`"
+        if len(known) > TICKERS:
+            return f"more than {TICKERS:,} tickers are known of {repair.feed}; {remedy}"
+        return known or f"nothing was ever stored of {repair.feed}, so its tickers are not known; {remedy}"
+
+    def _inside(self, repair: Repair) -> list[Repair]:
+        """Other repairs of the same names which what was asked for repairs as well."""
+        return store.inside(self._read, repair, plan.range_of(repair)[1])
+
+    def _ask(self, repair: Repair, question: Question) -> Decoded:
+        """Ask, and have the answer committed. Raises RestUnavailable if it is no answer."""
+        reply = self._rest.get(question)
+        frame = Frame(
+            reply.sent_us,
+            f"repair {repair.repair_id}",
+            "snapshot" if repair.kind == "snapshot" else "backfill",
+            "get",
+            question.path,
+            canonical(question.params),
+            reply.text,
+        )
+        decoded = self._decoder.decode(frame)
+        if why := proof.unreadable(decoded):
+            raise RestUnavailable(f"{question.path}: {why}")
+        if self._spool.live_bytes + len(reply.text) > self._spool.max_bytes:
+            raise RestUnavailable(f"the spool has no room for an answer of {len(reply.text):,} characters")
+        seq = self._append(frame)
+        self._do(lambda _: None, after=seq)
+        if decoded.dead:
+            raise RestRefused(f"{len(decoded.dead)} rows of the answer cannot be read: see dead letters", 200)
+        return decoded
+
+    # -- what becomes of them
+
+    def _finish(self, done: Sequence[Repair]) -> None:
+        for some in _pages(done):
+            counts = {one.repair_id: store.rows_brought(self._read, one, bucket(one.path)) for one in some}
+            self._do(partial(self._table.finish, new_rows=counts, now=_now()))
+            for one in some:
+                self._tell("repaired", one, new_rows=counts[one.repair_id])
+
+    def _fail(self, repairs: Sequence[Repair], reason: str) -> None:
+        self._do(partial(self._table.fail, repair_ids=_ids(repairs), error=storable(reason), now=_now()))
+        for one in repairs:
+            self._tell("repair_failed", one, reason=reason)
+
+    def _turn(self, repairs: Sequence[Repair]) -> None:
+        """Try them in the next way; those that have none left have failed."""
+        ways: dict[Kind | str, list[Repair]] = {}
+        for one in repairs:
+            ways.setdefault(plan.next_way(one, _now()) or plan.why_not(one), []).append(one)
+        for way, same in ways.items():
+            for some in _pages(same):
+                if way in ("snapshot", "historical"):
+                    self._do(partial(self._table.turn, repair_ids=_ids(some), kind=way))
+                else:
+                    self._fail(some, way)
+
+    def _refused(self, repair: Repair, error: RestRefused) -> None:
+        day_over = plan.day_end(repair.to_ts)
+        if repair.kind == "snapshot":
+            self._turn([repair])
+        elif error.status == 400 and _now() < day_over + plan.SETTLED:
+            self._put_off(repair, error)  # to the provider, wherever it is, that day may not be yesterday yet
+        else:
+            self._fail([repair], str(error))
+
+    def _put_off(self, repair: Repair, error: Exception) -> None:
+        attempts = repair.attempts + 1
+        if attempts >= MOST_ATTEMPTS or (repair.kind == "manual" and isinstance(error, TokenRefused)):
+            self._fail([repair], f"given up after {attempts} tries: {error}")
+            return
+        self._do(partial(self._table.put_off, repair_id=repair.repair_id, error=storable(str(error))))
+        self._not_before[repair.repair_id] = boottime() + AGAIN.half_jitter(attempts, chance())
+
+    def _tell(self, kind: str, repair: Repair, **more: object) -> None:
+        detail = {
+            "feed": repair.feed,
+            "ticker": repair.ticker,
+            "from": repair.from_ts.isoformat(),
+            "to": repair.to_ts.isoformat(),
+            "way": repair.kind,
+            **more,
+        }
+        self._not_before.pop(repair.repair_id, None)
+        self._loop.call_soon_threadsafe(self._record, Fact(kind, wall_us(), detail))
+
+    # -- other threads
+
+    def _append(self, frame: Frame) -> int:
+        """Into the spool, whose front is the loop's."""
+        landed: Future[int] = Future()
+
+        def put() -> None:
+            if landed.set_running_or_notify_cancel():
+                landed.set_result(self._spool.append(frame))
+
+        self._loop.call_soon_threadsafe(put)
+        return self._outcome(landed)
+
+    def _do(self, work: Callable[[int], T], after: int = 0) -> T:
+        """In the writer's thread, once all up to entry ``after`` is committed."""
+        return self._outcome(self._writer.errand(work, after))
+
+    def _outcome(self, future: Future[T]) -> T:
+        self._awaited = future
+        if self._stopping.is_set():
+            future.cancel()
+        try:
+            return future.result()
+        except CancelledError:
+            raise Stopped from None
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)
+
+
+def _over(repair: Repair) -> bool:
+    """Whether no answer will come any more that proves it by itself."""
+    return not _rolls(repair) or _now() > repair.to_ts + plan.PATIENCE
+
+
+def _rolls(repair: Repair) -> bool:
+    """Whether its answers are rolling windows. A bare stream says what is new, and an old row there proves nothing."""
+    return repair.path.startswith("/")
+
+
+def _frame(answer: store.Answer) -> Frame:
+    # As a REST answer: its text is the body alone.
+    received_us = microseconds(answer.received_at)
+    return Frame(received_us, "", "snapshot", answer.event, answer.path, answer.params, answer.body)
+
+
+def _ids(repairs: Iterable[Repair]) -> list[int]:
+    return [one.repair_id for one in repairs]
+
+
+def _pages(everything: Sequence[T]) -> Iterator[Sequence[T]]:
+    return (everything[start : start + PAGE] for start in range(0, len(everything), PAGE))
