@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+
+from pydantic import SecretStr
 
 from ingestor.config import Config
 from ingestor.errors import DatabaseUnavailable, SpoolFailed
 from ingestor.pipeline.spool import Spool
-from ingestor.service import build_writer, lock_database, past, retry_letters
+from ingestor.service import build_healing, build_writer, lock_database, past, retry_letters
 from ingestor.store.engine import connect
+from ingestor.store.repairs import Wish
+
+LOOK_SECONDS = 0.5
 
 
 def retry(config: Config, ids: Sequence[int]) -> int:
@@ -38,6 +43,50 @@ async def _retry(config: Config, url: str, ids: Sequence[int]) -> int:
     finally:
         await spool.close()
         engine.dispose()
+
+
+def backfill(
+    config: Config, api_key: SecretStr, wishes: Sequence[Wish], ended: Callable[[Sequence[int]], bool]
+) -> None:
+    """Begin or go on with the repairs, until ``ended`` says of their ids that nothing is left to wait for.
+
+    Raises Held if a daemon runs, DatabaseUnavailable. What was interrupted goes on next time.
+    """
+    url = config.database.url.get_secret_value()
+    lock = lock_database(url)
+    try:
+        asyncio.run(_backfill(config, api_key, wishes, ended))
+    finally:
+        if lock:
+            lock.release()
+
+
+async def _backfill(
+    config: Config, api_key: SecretStr, wishes: Sequence[Wish], ended: Callable[[Sequence[int]], bool]
+) -> None:
+    spool = Spool(config.spool.path, max_bytes=config.spool.max_bytes, sync_every_seconds=config.spool.sync_every)
+    spool.start(_give_up)
+    engine = connect(config.database.url.get_secret_value())
+    writer = build_writer(config, spool, engine, on_outage=_no_patience)
+    healing = build_healing(config, lambda: api_key, spool, writer, engine, spool.append)
+    writing = asyncio.create_task(asyncio.to_thread(writer.run))
+    try:
+        for fact in past(spool, config):
+            spool.append(fact)
+        repairs = await healing.book(wishes)
+        healing.only = frozenset(repairs)
+        healing.start()
+        while not writing.done() and not ended(repairs):
+            healing.look()
+            await asyncio.wait({writing}, timeout=LOOK_SECONDS)
+    finally:
+        await healing.stop()
+        writer.drain()
+        try:
+            await writing  # what ended it early is the reason for all else
+        finally:
+            await spool.close()
+            engine.dispose()
 
 
 def _no_patience(error: str, _delay_seconds: float) -> None:

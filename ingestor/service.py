@@ -25,7 +25,7 @@ from ingestor import __version__, snapshot
 from ingestor.config import Config, load, require_api_key, secrets_of
 from ingestor.control import Control, Handler
 from ingestor.errors import ConfigError, NotPermitted, SpoolFailed
-from ingestor.healing import Healing
+from ingestor.healing import Healing, manual
 from ingestor.lock import Lock
 from ingestor.ops import logs
 from ingestor.ops.history import History
@@ -266,7 +266,12 @@ class Service:
     # -- what it is asked to do
 
     def _handlers(self) -> dict[str, Handler]:
-        return {"status": self._tell_status, "retry": self._retry_letters, "reload": self._tell_reload}
+        return {
+            "status": self._tell_status,
+            "retry": self._retry_letters,
+            "reload": self._tell_reload,
+            "backfill": self._backfill,
+        }
 
     async def _tell_status(self, _asked: dict[str, Any]) -> dict[str, Any]:
         return {"status": self.status().to_json().decode()}
@@ -296,6 +301,9 @@ class Service:
     def _apply(self, config: Config) -> Difference:
         self._tokens.key.replace(require_api_key(config), config.key_file)
         return self._supervisor.apply(config.subscriptions)
+
+    async def _backfill(self, asked: dict[str, Any]) -> dict[str, Any]:
+        return {"repairs": await self._healing.book(manual.unpacked(asked["wishes"]))}
 
     # -- what it does all the time
 

@@ -10,6 +10,7 @@ Every command imports what it needs when it runs: `--help` loads no database or 
     tail      tail
     tickers   add, remove, reload
     books     audit, dead-letters
+    analysis  coverage, backfill
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from typing import Annotated
 import typer
 
 from ingestor import __version__
-from ingestor.cli import books, daemon, looking, setup, status, tail, tickers
+from ingestor.cli import analysis, books, daemon, looking, setup, status, tail, tickers
 from ingestor.cli.output import safe, say
 from ingestor.commit import commit
 from ingestor.errors import IngestorError
@@ -46,6 +47,8 @@ for command in (
     setup.init,
 ):
     app.command()(command)
+app.command()(analysis.coverage)
+app.command()(analysis.backfill)
 for name, group in (
     ("config", setup.config_app),
     ("service", setup.service_app),

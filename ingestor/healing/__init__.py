@@ -2,6 +2,7 @@
 
     plan     what to try next, and in which pieces; pure
     proof    does an answer reach back to the gap's start, or cover what was asked? pure
+    manual   what a person asks for; pure
     healing  one thread that finds gaps, asks, and notes what is proven
 
 A response is a rolling window of about an hour, so one that reaches back to the gap's start has all of the gap in it.

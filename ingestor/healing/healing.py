@@ -29,12 +29,12 @@ from ingestor.provider.clock import boottime, wall_us
 from ingestor.provider.rest import Question, Rest, bucket, question_now, question_then
 from ingestor.store import repairs as store
 from ingestor.store.engine import Engine
-from ingestor.store.repairs import Kind, NotOurs, Repair, Repairs, Resumed
+from ingestor.store.repairs import Kind, NotOurs, Repair, Repairs, Resumed, Wish
 from ingestor.store.times import microseconds
 
 GAPS_AT_ONCE = 10_000
 PAGE = 200  # of repairs written, or payloads read, together
-SCAN_ENTRIES = 20_000  # looked through for the answers that followed a gap
+SCAN_ENTRIES = 100_000  # looked through for the answers that followed a gap
 DUE_AT_ONCE = 100
 TICKERS = 1_000  # of a subscription without one, that are asked for
 MOST_ATTEMPTS = 20  # in vain, in a row: with the pauses between, more than half a day
@@ -43,6 +43,7 @@ LOOK_SHARE = 20  # looking for gaps reads all of coverage: it takes this share o
 SHORT_PAUSE_SECONDS = 5.0  # is waited for on the spot
 ROOM_SHARE = 2  # of the spool, that healing leaves to what is live
 END_SECONDS = 2.0
+BOOK_SECONDS = 30.0  # less than a command waits for its answer
 
 T = TypeVar("T")
 
@@ -58,7 +59,7 @@ class Unproven(Exception):
 
 
 class Healing:
-    """Repairs gaps until stopped. ``only``: nothing but these repairs, by hand."""
+    """Repairs gaps until stopped; with ``only``, nothing but these repairs."""
 
     def __init__(
         self,
@@ -97,6 +98,16 @@ class Healing:
         """See what there is to be repaired, and do it. Returns at once; from any thread."""
         self._looking.set()
         self._wake.set()
+
+    async def book(self, wishes: Sequence[Wish]) -> list[int]:
+        """Begin what a person asks for, and return its repairs. Raises DatabaseUnavailable."""
+        booked = asyncio.wrap_future(self._writer.errand(lambda _: self._table.book(wishes, _now())))
+        await asyncio.wait({booked}, timeout=BOOK_SECONDS)
+        if booked.cancelled() or not booked.done():
+            booked.cancel()
+            raise DatabaseUnavailable("the database is away; once it is back, the same command does it")
+        self.look()
+        return booked.result()
 
     async def stop(self) -> None:
         """End what is under way; what was not noted is done again by whoever heals next."""
@@ -205,10 +216,11 @@ class Healing:
     ) -> Iterator[store.Answer]:
         """What the instance received since the first of them was asked for again, while any is ``pending``."""
         after = min((one.seq for one in waiting), default=0)
-        until = max((one.seq for one in waiting), default=0) + SCAN_ENTRIES
+        last = max((one.seq for one in waiting), default=0) + SCAN_ENTRIES
         while pending and not self._stopping.is_set():
-            paths = sorted({repair.path for some in pending.values() for repair in some})
-            page = store.answers(self._read, instance_id, after, until, paths, PAGE)
+            repairs = [repair for some in pending.values() for repair in some]
+            paths, since = {one.path for one in repairs}, min(one.to_ts for one in repairs)
+            page = store.answers(self._read, instance_id, range(after + 1, last + 1), since, paths, PAGE)
             yield from page
             if len(page) < PAGE:
                 return

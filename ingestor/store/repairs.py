@@ -7,7 +7,7 @@ thread: a SQLite database has one connection that writes.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Literal, NamedTuple, TypeAlias
@@ -206,13 +206,15 @@ def _repair(row: Any) -> Repair:
 # What it is proven by
 
 
-def answers(engine: Engine, instance_id: int, after: int, until: int, paths: Sequence[str], limit: int) -> list[Answer]:
-    """What came off the socket for ``paths``, past ``after`` and up to ``until`` (seq), in order."""
+def answers(
+    engine: Engine, instance_id: int, seqs: range, since: datetime, paths: Collection[str], limit: int
+) -> list[Answer]:
+    """What came off the socket for ``paths`` from ``since`` on, in the order of seq; the first of ``seqs``."""
     c = schema.payloads.c
     query = (
         select(c.seq, c.received_at, c.event, c.path, c.params, c.body)
-        .where(c.instance_id == instance_id, c.seq > after, c.seq <= until)
-        .where(c.path.in_(paths), c.source == "stream")
+        .where(c.instance_id == instance_id, c.seq >= seqs.start, c.seq < seqs.stop)
+        .where(c.path.in_(sorted(paths)), c.source == "stream", c.received_at >= since)
         .order_by(c.seq)
         .limit(limit)
     )

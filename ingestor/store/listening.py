@@ -1,0 +1,107 @@
+"""Since when each subscription was wanted, when it was listened to, and why not in the rest. Reads views only."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, NamedTuple
+
+from sqlalchemy import Connection, Engine, Select, TableClause, select
+
+from ingestor.store import schema, views
+from ingestor.store.engine import translated
+
+
+class Span(NamedTuple):
+    """An interval of our clock, UTC."""
+
+    from_at: datetime
+    to_at: datetime
+
+
+class Hole(NamedTuple):
+    """Wanted time that nobody listened in and nothing has repaired."""
+
+    from_at: datetime
+    to_at: datetime
+    states: str  # that the subscription was in meanwhile
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Listening:
+    """One subscription, within the time that was asked about."""
+
+    subscription_id: int
+    feed: str
+    path: str
+    params: str  # canonical JSON
+    ticker: str
+    wanted: Span | None  # None: it was wanted at other times
+    covered: tuple[Span, ...]
+    gaps: tuple[Hole, ...]
+
+    @property
+    def wanted_seconds(self) -> float:
+        """How long it was wanted."""
+        return seconds([self.wanted]) if self.wanted else 0.0
+
+    @property
+    def covered_seconds(self) -> float:
+        """How much of that it was listened to, or repaired."""
+        return seconds(self.covered)
+
+
+def seconds(spans: Iterable[Span | Hole]) -> float:
+    """How long they are together."""
+    return sum((span.to_at - span.from_at).total_seconds() for span in spans)
+
+
+def listening(engine: Engine, start: datetime, end: datetime, ticker: str = "") -> list[Listening]:
+    """All subscriptions (or those that bring ``ticker``), from ``start`` to ``end``. Raises DatabaseUnavailable."""
+    with translated(), engine.connect() as connection:
+        names = connection.execute(_names(ticker)).all()
+        wanted = _spans(connection, views.wanted, start, end)
+        covered = _spans(connection, views.covered, start, end)
+        gaps = _holes(connection, start, end)
+    return [
+        Listening(
+            **row._mapping,
+            wanted=next(iter(wanted[row.subscription_id]), None),
+            covered=_within(wanted[row.subscription_id], covered[row.subscription_id]),
+            gaps=tuple(gaps[row.subscription_id]),
+        )
+        for row in names
+    ]
+
+
+def _names(ticker: str) -> Select[Any]:
+    c = schema.subscriptions.c
+    query = select(c.subscription_id, c.feed, c.path, c.params, c.ticker).order_by(c.path, c.params)
+    return query.where(c.ticker.in_((ticker, ""))) if ticker else query
+
+
+def _spans(connection: Connection, view: TableClause, start: datetime, end: datetime) -> dict[int, list[Span]]:
+    found: dict[int, list[Span]] = defaultdict(list)
+    c = view.c
+    query = select(c.subscription_id, c.from_at, c.to_at).where(c.from_at < end, c.to_at > start).order_by(c.from_at)
+    for row in connection.execute(query):
+        found[row.subscription_id].append(Span(max(row.from_at, start), min(row.to_at, end)))
+    return found
+
+
+def _holes(connection: Connection, start: datetime, end: datetime) -> dict[int, list[Hole]]:
+    found: dict[int, list[Hole]] = defaultdict(list)
+    c = views.gaps.c
+    query = select(views.gaps).where(c.from_at < end, c.to_at > start).order_by(c.from_at)
+    for row in connection.execute(query):
+        found[row.subscription_id].append(Hole(max(row.from_at, start), min(row.to_at, end), row.states, row.reason))
+    return found
+
+
+def _within(wanted: list[Span], covered: list[Span]) -> tuple[Span, ...]:
+    """What is covered of the wanted time: others may have listened before or since."""
+    clipped = [Span(max(w.from_at, c.from_at), min(w.to_at, c.to_at)) for w in wanted for c in covered]
+    return tuple(span for span in clipped if span.from_at < span.to_at)
