@@ -1,11 +1,10 @@
-"""Outages of hours and days, as the clocks have it: afterwards the tables hold what a run without them would hold."""
+"""Outages of minutes, hours and days as the clocks have it: afterwards the tables hold what they would hold without."""
 
 from __future__ import annotations
 
-import asyncio
+import json
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -15,80 +14,276 @@ import pytest
 import time_machine
 
 from ingestor import service
-from ingestor.healing import plan
+from ingestor.healing import healing, plan
 from ingestor.provider import rest
 from ingestor.provider.simulator import Simulator
+from ingestor.provider.simulator.http import Fault
 
 from ..support import expected
+from ..support.books import Books
 from ..support.daemon import Resident, until, write_config
 
 CROWD = "/real-time/crowd-sentiment"
-VOLUME = "/real-time/tweet-volume"
+CHART = "crowd-sentiment-chart-data"
+LAST_MINUTE = "/real-time/user-sentiment-last-minute"
 NOON = datetime(2026, 1, 5, 12, 0, 30, tzinfo=UTC)
 HOUR = timedelta(hours=1)
+DAY = timedelta(days=1)
 MINUTE = timedelta(minutes=1)
-WINDOW_SECONDS = 3600
+
+
+@dataclass(frozen=True, slots=True)
+class Emitted:
+    path: str
+    rows: list[dict[str, Any]]
 
 
 @dataclass(frozen=True, slots=True)
 class World:
-    """A provider whose time is ours, and ours can be moved."""
+    """A provider whose time is ours, and our time can be moved."""
 
     simulator: Simulator
     traveller: time_machine.Coordinates
+    folder: Path
 
     def move_to(self, at: datetime) -> None:
         """While nobody listens: what goes by is missed."""
         self.traveller.move_to(at)
         self.simulator.now = time.time()
 
-    def rows(self, path: str, ticker: str, since: datetime) -> dict[expected.Key, float]:
-        """What a run without an outage would hold."""
+    def daemon(self, database_url: str, wanted: dict[str, list[str]], name: str = "", **sections: Any) -> Resident:
+        """``wanted``: path → tickers, or none for all. ``name``: of one of several daemons."""
+        folder = self.folder / name
+        folder.mkdir(exist_ok=True)
+        config = write_config(
+            folder, url=self.simulator.url, database_url=database_url, subscriptions=wanted, **sections
+        )
+        document = json.loads(config.read_text())
+        document["subscriptions"] = [
+            {name: value for name, value in one.items() if value} for one in document["subscriptions"]
+        ]
+        config.write_text(json.dumps(document))
+        return Resident(config, self.simulator.api_key)
+
+    def rows(self, path: str, ticker: str, since: datetime, until: datetime | None = None) -> dict[expected.Key, float]:
+        """What there was to be received."""
         market = self.simulator.market
-        first, last = (market.bucket(path, at) for at in (since.timestamp(), self.simulator.now))
-        made = market.rows(path, {"ticker": ticker}, first, last, "numbers")
-        return expected.current([_Emitted(path, made)])
+        last_at = until.timestamp() - 0.001 if until else self.simulator.now
+        first, last = market.bucket(path, since.timestamp()), market.bucket(path, last_at)
+        return expected.current([Emitted(path, market.rows(path, {"ticker": ticker}, first, last, "numbers"))])
 
-
-@dataclass(frozen=True, slots=True)
-class _Emitted:
-    path: str
-    rows: list[dict[str, Any]]
+    async def until(self, true: Callable[[], object]) -> None:
+        """Wait, while the provider goes on saying what is new: a minute in every fraction of a second."""
+        while True:
+            try:
+                await until(true, 0.3)
+            except TimeoutError:
+                await self.simulator.tick()
+            else:
+                return
 
 
 @pytest.fixture
-async def world(make_simulator: Callable[..., Any]) -> Any:
+async def world(make_simulator: Callable[..., Any], tmp_path: Path) -> AsyncIterator[World]:
     with time_machine.travel(NOON, tick=True) as traveller:
-        made = await make_simulator(interval_seconds=None, window_seconds=WINDOW_SECONDS, started_at=time.time())
-        yield World(made, traveller)
+        started_at = NOON.timestamp()
+        made = await make_simulator(
+            interval_seconds=None, window_seconds=3600, started_at=started_at, style="text", tickers=("AAPL", "ON")
+        )
+        yield World(made, traveller, tmp_path)
+
+
+@pytest.fixture
+def sqlite_url(tmp_path: Path) -> str:
+    """For what databases have no say in."""
+    return f"sqlite:///{tmp_path / 'ingestor.db'}"
 
 
 @pytest.fixture(autouse=True)
 def in_a_hurry(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(service, "FIRST_HEALING_SECONDS", 0.2)
-    monkeypatch.setattr(service, "HEALING_SECONDS", 0.3)
+    monkeypatch.setattr(service, "HEALING_SECONDS", 0.2)
+    monkeypatch.setattr(service, "HEARTBEAT_SECONDS", 0.2)
+    monkeypatch.setattr(healing, "LOOK_SHARE", 0)
     monkeypatch.setattr(rest, "SPACING_SECONDS", 0.0)
 
 
-REPAIRS = "SELECT kind, state, error, new_rows, from_ts AS from_at, to_ts AS to_at FROM repairs ORDER BY from_ts"
-
-
-async def test_an_outage_of_minutes_is_healed_by_the_first_answer_and_one_of_hours_by_history(
-    world: World, database_url: str, tmp_path: Path
-) -> None:
-    config = write_config(
-        tmp_path, url=world.simulator.url, database_url=database_url, subscriptions={CROWD: ["AAPL", "ON"]}
+def repairs(books: Books, state: str = "") -> list[dict[str, Any]]:
+    where = f"WHERE r.state = '{state}'" if state else ""
+    return books.rows(
+        "SELECT s.path, s.ticker, r.kind, r.state, r.error, r.new_rows, r.from_ts AS from_at, r.to_ts AS to_at"
+        f" FROM repairs r JOIN subscriptions s ON s.subscription_id = r.subscription_id {where}"
+        " ORDER BY r.from_ts, s.path, s.ticker"
     )
-    async with Resident(config, world.simulator.api_key) as daemon:
+
+
+def states(books: Books) -> list[str]:
+    return [one["state"] for one in repairs(books)]
+
+
+def unheard(books: Books, ticker: str) -> set[tuple[datetime, datetime]]:
+    """The times between those in which its only subscription was live: its gaps, before anything was repaired."""
+    intervals = books.coverage(ticker)
+    live = [(one["started_at"], one["ended_at"]) for one in intervals if one["state"] == "live"]
+    ends = [intervals[0]["started_at"], *(end for _, end in live)]
+    return {(end, start) for end, (start, _) in zip(ends, live, strict=False) if end < start}
+
+
+def gaps(books: Books, ticker: str) -> set[tuple[datetime, datetime]]:
+    return {(one["from_at"], one["to_at"]) for one in books.gaps(ticker)}
+
+
+async def test_after_outages_of_minutes_and_hours_everything_is_there(world: World, database_url: str) -> None:
+    wanted = {CROWD: ["AAPL", "ON"]}
+    async with world.daemon(database_url, wanted) as daemon:
         await daemon.live()
-        await until(lambda: len(daemon.books.current()) == 120)
+        await world.until(lambda: states(daemon.books) == ["done"] * 2)  # of the time until the first answers
+    # A response holds all of this one.
     world.move_to(NOON + 40 * MINUTE)
-    async with Resident(config, world.simulator.api_key) as daemon:
+    async with world.daemon(database_url, wanted) as daemon:
         await daemon.live()
-        await until(lambda: [one["state"] for one in daemon.books.rows(REPAIRS)] == ["done"] * 4)
-        print(daemon.books.rows(REPAIRS), daemon.books.gaps("AAPL"))
+        await world.until(lambda: states(daemon.books) == ["done"] * 4)
+        assert {one["kind"] for one in repairs(daemon.books)} == {"window"}
+        assert all(one["new_rows"] > 20 for one in repairs(daemon.books)[2:])
+    # None reaches back over this one, and its day is not over; nor is anything asked in vain.
     world.move_to(NOON + 6 * HOUR)
-    async with Resident(config, world.simulator.api_key) as daemon:
+    world.simulator.questions.clear()
+    async with world.daemon(database_url, wanted) as daemon:
         await daemon.live()
-        await asyncio.sleep(2)
-        print(daemon.books.rows(REPAIRS), daemon.books.gaps("AAPL"))
+        await world.until(lambda: states(daemon.books) == ["done"] * 4 + ["open"] * 2)
+    missed = {(one["from_at"], one["to_at"]) for one in repairs(daemon.books, "open")}
+    # Tomorrow it can be asked for; today's last gap is over tomorrow as well.
+    world.move_to(NOON + DAY)
+    async with world.daemon(database_url, wanted) as daemon:
+        await daemon.live()
+        await world.until(lambda: states(daemon.books) == ["done"] * 6 + ["open"] * 2)
+        for ticker in ("AAPL", "ON"):
+            done = {(one["from_at"], one["to_at"]) for one in repairs(daemon.books, "done") if one["ticker"] == ticker}
+            assert gaps(daemon.books, ticker) == unheard(daemon.books, ticker) - done
+            assert not gaps(daemon.books, ticker) & missed
+    assert [one.split("?")[0] for one in world.simulator.questions] == ["/historical/crowd-sentiment"] * 2
+    world.move_to(NOON + 2 * DAY)
+    async with world.daemon(database_url, wanted) as daemon:
+        await daemon.live()
+        await world.until(lambda: states(daemon.books) == ["done"] * 8 + ["open"] * 2)
+        everything = {
+            **world.rows(CROWD, "AAPL", NOON - 59 * MINUTE, NOON + DAY),
+            **world.rows(CROWD, "ON", NOON - 59 * MINUTE, NOON + DAY),
+        }
+        held = daemon.books.current()
+        assert {key: held.get(key) for key in everything} == everything
+        assert daemon.books.revisions() == {}
+
+
+async def test_a_real_time_answer_heals_and_what_came_newer_meanwhile_stays_current(
+    world: World, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plan, "PATIENCE", timedelta(0))
+    wanted = {CROWD: ["AAPL"]}
+    async with world.daemon(database_url, wanted) as daemon:
+        await daemon.live()
+        await world.until(lambda: states(daemon.books) == ["done"])
+    world.move_to(NOON + 30 * MINUTE)
+    simulator = world.simulator
+    simulator.mute("AAPL")  # so that no response proves it
+    simulator.rest_fault = Fault(delay_seconds=1.0)  # after the answer was made
+    simulator.restate(CROWD, "AAPL", buckets_ago=10)
+    at = simulator.market.bucket(CROWD, simulator.now) - 10
+    key = next(
+        iter(world.rows(CROWD, "AAPL", *(datetime.fromtimestamp(60 * n + s, UTC) for n, s in ((at, 0), (at, 1)))))
+    )
+    older = simulator.market.value(CROWD, "crowd_sentiment", "AAPL", at)
+    simulator.questions.clear()
+    async with world.daemon(database_url, wanted) as daemon:
+        await daemon.live()
+        await until(lambda: simulator.questions)
+        simulator.market.restate(CROWD, "AAPL", at)
+        newer = simulator.market.value(CROWD, "crowd_sentiment", "AAPL", at)
+        simulator.unmute("AAPL")
+        await simulator.tick()
+        await until(lambda: daemon.books.current().get(key) == newer)
+        assert states(daemon.books) == ["done", "open"]
+        await until(lambda: states(daemon.books) == ["done"] * 2)
+        assert daemon.books.current() == world.rows(CROWD, "AAPL", NOON - 59 * MINUTE)
+        assert daemon.books.revisions() == {key: [older]}
+    assert list(simulator.questions) == [f"{CROWD}?ticker=AAPL"]
+    assert repairs(daemon.books)[1]["kind"] == "snapshot"
+    assert daemon.books.column("SELECT DISTINCT source FROM payloads ORDER BY 1") == ["snapshot", "stream"]
+
+
+async def test_streams_of_all_tickers_are_healed_ticker_by_ticker(world: World, sqlite_url: str) -> None:
+    wanted: dict[str, list[str]] = {"crowd-sentiment": [], CHART: []}
+    async with world.daemon(sqlite_url, wanted) as daemon:
+        await daemon.live()
+        await world.until(lambda: len(repairs(daemon.books, "open")) == 2)
+        await world.simulator.tick()  # a new row of each, so that it is known what there is
+    world.move_to(NOON + 3 * HOUR)
+    async with world.daemon(sqlite_url, wanted) as daemon:
+        await daemon.live()
+        await world.until(lambda: len(repairs(daemon.books, "open")) == 4)
+    world.simulator.questions.clear()
+    world.move_to(NOON + DAY)
+    async with world.daemon(sqlite_url, wanted) as daemon:
+        await daemon.live()
+        await world.until(lambda: states(daemon.books).count("done") == 4)
+        everything = {
+            **world.rows("crowd-sentiment", "AAPL", NOON, NOON + 3 * HOUR),
+            **world.rows("crowd-sentiment", "ON", NOON, NOON + 3 * HOUR),
+            **world.rows(CHART, "AAPL", NOON, NOON + 3 * HOUR),
+            **world.rows(CHART, "ON", NOON, NOON + 3 * HOUR),
+        }
+        held = daemon.books.current()
+        assert {key: held.get(key) for key in everything} == everything
+    # A day's gaps are healed together.
+    assert sorted(one.partition("&")[0] for one in world.simulator.questions) == [
+        "/historical/crowd-sentiment-chart-data?ticker=AAPL",
+        "/historical/crowd-sentiment-chart-data?ticker=ON",
+        "/historical/crowd-sentiment?ticker=AAPL",
+        "/historical/crowd-sentiment?ticker=ON",
+    ]
+
+
+async def test_what_cannot_be_healed_says_why(world: World, sqlite_url: str) -> None:
+    wanted = {CROWD: ["AAPL"], LAST_MINUTE: ["AAPL"]}
+    async with world.daemon(sqlite_url, wanted) as daemon:
+        await daemon.live()
+        await world.until(lambda: states(daemon.books) == ["done"] * 2)
+    world.move_to(NOON + 3 * HOUR)
+    async with world.daemon(sqlite_url, wanted) as daemon:
+        await daemon.live()
+        await world.until(lambda: len(states(daemon.books)) == 4)
+    world.move_to(NOON + 2 * DAY)
+    world.simulator.rest_fault = Fault(status=403, body='{"type": "invalid_request_error", "message": "Not yours"}')
+    async with world.daemon(sqlite_url, wanted) as daemon:
+        await daemon.live()
+        await world.until(lambda: states(daemon.books).count("failed") == 2)
+    assert len(daemon.books.rows("SELECT * FROM events WHERE kind = 'repair_failed'")) == 2
+    errors = {one["path"]: one["error"] for one in repairs(daemon.books, "failed")}
+    assert errors == {
+        CROWD: "/historical/crowd-sentiment: HTTP 403: invalid_request_error: Not yours",
+        LAST_MINUTE: "no answer reached back to the gap's start, and the provider documents no history of"
+        " user-sentiment-last-minute",
+    }
+
+
+@pytest.mark.postgres
+async def test_of_two_daemons_one_heals(world: World, postgres_url: str) -> None:
+    wanted = {CROWD: ["AAPL"]}
+    async with world.daemon(postgres_url, wanted, "one") as daemon:
+        await daemon.live()
+    world.move_to(NOON + 3 * HOUR)
+    async with world.daemon(postgres_url, wanted, "one") as daemon:
+        await daemon.live()
+        await world.until(lambda: repairs(daemon.books, "open"))
+    world.move_to(NOON + DAY)
+    world.simulator.questions.clear()
+    world.simulator.rest_fault = Fault(delay_seconds=0.5)
+    one, two = (world.daemon(postgres_url, wanted, name) for name in ("one", "two"))
+    async with one, two:
+        await one.live()
+        await two.live()
+        await world.until(lambda: len(repairs(one.books, "done")) == 2)
+        await one.stop()
+        await two.stop()  # before either looks whether the books balance
+    assert len(world.simulator.questions) == 1
+    assert len(one.books.rows("SELECT * FROM events WHERE kind = 'repaired'")) == 2

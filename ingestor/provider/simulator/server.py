@@ -43,7 +43,8 @@ class Simulator:
     once, and again with every tick that begins a new bucket of its path. Buckets are the feeds' own (a minute, a
     second) unless ``cadence_seconds`` says otherwise. ``style`` "alternate" writes values as numbers and as text by
     turns. With every ``restate_every``-th tick the last bucket but one gets other values in all that is subscribed.
-    ``record_limit``: how many of the newest emissions ``emitted`` keeps, and ``logins_at`` of the logins.
+    ``record_limit``: how many of the newest emissions ``emitted`` keeps, ``logins_at`` of the logins, and ``questions``
+    of the REST requests.
     """
 
     refusal: str | None = None  # with a message, every handshake is refused
@@ -95,6 +96,7 @@ class Simulator:
         self.emitted: deque[Emission] = deque(maxlen=record_limit)
         self.asked: Counter[tuple[str, str]] = Counter()  # (subscribe or unsubscribe, path or ticker), how often
         self.logins_at: deque[float] = deque(maxlen=record_limit)  # epoch seconds of the newest attempts
+        self.questions: deque[str] = deque(maxlen=record_limit)  # path and query
         self._pings = {"ping_interval_seconds": ping_interval_seconds, "ping_timeout_seconds": ping_timeout_seconds}
         self._port = port
         self._sessions: dict[str, Session] = {}
@@ -228,6 +230,7 @@ class Simulator:
         return {"token": self.tokens.issue()}
 
     async def _real_time(self, request: web.Request) -> web.StreamResponse:
+        self.questions.append(request.path_qs)
         return await answer(request, lambda: self._present(request), self.rest_fault)
 
     def _present(self, request: web.Request) -> list[Row]:
@@ -237,6 +240,7 @@ class Simulator:
         return self._window(path, request.query)
 
     async def _historical(self, request: web.Request) -> web.StreamResponse:
+        self.questions.append(request.path_qs)
         return await answer(request, lambda: self._past(request), self.rest_fault)
 
     def _past(self, request: web.Request) -> list[Row]:
