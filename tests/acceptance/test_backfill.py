@@ -1,0 +1,154 @@
+"""``ingestor backfill``: by the daemon or by itself, killed, interrupted, repeated; the rows are there, once."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import random
+import signal
+from collections.abc import AsyncIterator, Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ingestor.provider.simulator import Simulator
+from ingestor.provider.simulator.http import Fault
+
+from ..support import expected
+from ..support.books import Books
+from ..support.daemon import until, write_config
+from ..support.nursery import ForkedDaemon, ForkedProgram, Nursery
+from ..support.reckoning import assert_balances
+
+CROWD = "/real-time/crowd-sentiment"
+QUESTIONS = 8
+WEEK = timedelta(days=7)
+KILLS = 3
+STATE = "SELECT state FROM repairs WHERE kind = 'manual'"
+IN_A_HURRY = json.dumps({"ingestor.provider.rest.SPACING_SECONDS": 0.02, "ingestor.service.FIRST_HEALING_SECONDS": 0.2})
+MIDNIGHT = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
+START = MIDNIGHT - QUESTIONS * WEEK
+
+
+class Asked:
+    """The command about the same weeks every time, and what there is to be had of them."""
+
+    def __init__(self, nursery: Nursery, simulator: Simulator, database_url: str, folder: Path) -> None:
+        self.simulator = simulator
+        self.config = write_config(
+            folder, url=simulator.url, database_url=database_url, subscriptions={CROWD: ["AAPL"]}
+        )
+        self.books = Books(database_url)
+        self._nursery = nursery
+        self._folder = folder
+
+    def command(self, **environment: str) -> ForkedProgram:
+        since, until_ = (f"{at:%Y-%m-%d}" for at in (START, MIDNIGHT))
+        arguments = ("backfill", "--ticker", "AAPL", "--from", since, "--to", until_, "--output", "json")
+        key = {"INGESTOR_PROVIDER__API_KEY": self.simulator.api_key, "TEST_CONSTANTS": IN_A_HURRY}
+        return ForkedProgram(
+            self._nursery, *arguments, "--config", self.config, folder=self._folder, **(key | environment)
+        )
+
+    def daemon(self) -> ForkedDaemon:
+        return ForkedDaemon(self._nursery, self.config, self.simulator.api_key, TEST_CONSTANTS=IN_A_HURRY)
+
+    def assert_whole(self) -> None:
+        """Everything that there was is there, and the books balance."""
+        market = self.simulator.market
+        first, last = (market.bucket(CROWD, at.timestamp()) for at in (START, MIDNIGHT))
+        rows = market.rows(CROWD, {"ticker": "AAPL"}, first, last - 1, "numbers")
+        held = self.books.current()
+        everything = expected.current([Emitted(CROWD, rows)])
+        assert {key: held.get(key) for key in everything} == everything
+        self.books.check()
+
+
+class Emitted:
+    def __init__(self, path: str, rows: list[dict[str, Any]]) -> None:
+        self.path = path
+        self.rows = rows
+
+
+@pytest.fixture
+async def hours() -> AsyncIterator[Simulator]:
+    """A provider whose rows are an hour apart."""
+    async with Simulator(interval_seconds=None, cadence_seconds=3600, record_limit=1000) as simulator:
+        yield simulator
+
+
+@pytest.fixture
+def asked(hours: Simulator, nursery: Nursery, tmp_path: Path) -> Callable[[str], Asked]:
+    return lambda database_url: Asked(nursery, hours, database_url, tmp_path)
+
+
+@pytest.fixture
+def sqlite_url(tmp_path: Path) -> str:
+    """For what databases have no say in."""
+    return f"sqlite:///{tmp_path / 'ingestor.db'}"
+
+
+async def test_killed_again_and_again_it_goes_on_where_it_was(
+    asked: Callable[[str], Asked], hours: Simulator, nursery: Nursery, database_url: str
+) -> None:
+    made, pick = asked(database_url), random.Random(3)
+    hours.rest_fault = Fault(delay_seconds=0.05)
+    for number in range(KILLS):
+        async with made.command() as command:
+            await until(lambda: len(hours.questions) > 2 * number)  # noqa: B023
+            await asyncio.sleep(pick.uniform(0, 0.2))
+            command.kill()
+    assert made.books.column(STATE) == ["open"]
+    async with made.daemon() as daemon:  # which finds it open
+        await daemon.live()
+        await until(lambda: made.books.column(STATE) == ["done"])
+        assert await daemon.terminate() == 0
+    await assert_balances(daemon, nursery)
+    assert QUESTIONS < len(hours.questions) <= QUESTIONS + KILLS
+    assert made.books.one("SELECT new_rows FROM repairs WHERE kind = 'manual'") == QUESTIONS * 7 * 24
+    made.assert_whole()
+
+
+async def test_the_daemon_does_it_if_one_runs_and_doing_it_again_asks_for_nothing(
+    asked: Callable[[str], Asked], hours: Simulator, sqlite_url: str
+) -> None:
+    made = asked(sqlite_url)
+    async with made.daemon() as daemon:
+        await daemon.live()
+        for _ in range(2):
+            async with made.command() as command:
+                assert await command.ended() == 0, command.stderr
+                (told,) = json.loads(command.stdout)
+                assert (told["state"], told["new_rows"]) == ("done", QUESTIONS * 7 * 24)
+                assert f"{QUESTIONS} questions, 0:02:40 to 0:10:00" in command.stderr
+        assert await daemon.terminate() == 0
+    assert len(hours.questions) == QUESTIONS
+    made.assert_whole()
+
+
+async def test_without_a_daemon_what_was_refused_or_interrupted_goes_on_with_the_same_command(
+    asked: Callable[[str], Asked], hours: Simulator, sqlite_url: str
+) -> None:
+    made = asked(sqlite_url)
+    async with made.command(INGESTOR_PROVIDER__API_KEY="wrong-key-12345") as command:
+        assert await command.ended() == 69
+        (told,) = json.loads(command.stdout)
+        assert (told["state"], "HTTP 401" in told["error"]) == ("failed", True)
+        assert told["error"].endswith("the API key is not accepted; check provider.api_key_file")
+        assert "wrong-key" not in command.stdout + command.stderr
+    hours.questions.clear()
+    hours.rest_fault = Fault(delay_seconds=0.1)
+    async with made.command() as command:
+        await until(lambda: len(hours.questions) > 3)
+        os.kill(command.pid, signal.SIGINT)
+        assert await command.ended() == 130
+        assert command.stderr.endswith("interrupted; a daemon goes on with it, and so does the same command\n")
+        assert "Traceback" not in command.stderr
+    hours.rest_fault = None
+    async with made.command() as command:
+        assert await command.ended() == 0
+    assert len(hours.questions) <= QUESTIONS + 1
+    made.assert_whole()
