@@ -1,0 +1,184 @@
+"""The table of repairs on both databases: what is to be repaired, by whom, and what is noted."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from sqlalchemy import Engine, text
+
+from ingestor.store import repairs, schema
+from ingestor.store.repairs import Gap, NotOurs, Repairs, Wish
+
+from .rows import Database, at
+
+MINUTE = timedelta(minutes=1)
+
+
+@pytest.fixture
+def db(engine: Engine) -> Database:
+    """Two gaps of AAPL on record, and a third that is not over."""
+    db = Database(engine)
+    db.instance(1, "18:00")
+    db.subscription(101, "AAPL")
+    db.subscription(102, "ON")
+    db.state(101, 1, "live", "08:00", "09:00")
+    db.state(101, 1, "disconnected", "09:00", "09:30")
+    db.state(101, 1, "live", "09:30", "12:00")
+    db.state(101, 1, "crashed", "12:00", "12:59:30")
+    db.state(101, 1, "pending", "12:59:30", "13:00")
+    db.state(101, 1, "live", "13:00", "17:00")
+    db.state(101, 1, "disconnected", "17:00", None)
+    return db
+
+
+FIRST, SECOND = Gap(101, at("09:00"), at("09:30")), Gap(101, at("12:00"), at("13:00"))
+
+
+def column(engine: Engine, query: str) -> list[object]:
+    with engine.connect() as connection:
+        return list(connection.execute(text(query)).scalars())
+
+
+def test_gaps_that_are_over_and_not_named_are_to_be_repaired(db: Database) -> None:
+    assert repairs.unnamed_gaps(db.engine, 10) == [FIRST, SECOND]
+    assert repairs.unnamed_gaps(db.engine, 1) == [FIRST]
+
+
+@pytest.mark.parametrize(
+    ("kind", "state", "start", "end", "named"),
+    [
+        ("historical", "open", "12:00", "13:00", True),
+        ("historical", "open", "11:00", "14:00", True),
+        ("historical", "failed", "12:00", "13:00", True),
+        ("historical", "open", "12:00", "12:59", False),
+        ("manual", "open", "10:00", "15:00", True),
+        ("manual", "failed", "10:00", "15:00", False),
+    ],
+)
+def test_a_gap_inside_a_repair_is_named_by_it(
+    db: Database, kind: str, state: str, start: str, end: str, named: bool
+) -> None:
+    times = {"from_ts": at(start), "to_ts": at(end), "created_at": at("18:00")}
+    db.add("repairs", subscription_id=101, kind=kind, state=state, **times)
+    assert repairs.unnamed_gaps(db.engine, 10) == ([FIRST] if named else [FIRST, SECOND])
+
+
+def test_answers_are_looked_for_from_when_it_was_asked_again(db: Database) -> None:
+    Repairs(db.engine).open(1, [FIRST, SECOND, Gap(101, at("05:00"), at("06:00"))], at("18:00"))
+    resumed, unheard = repairs.resumed(db.engine, 10)
+    # Of the second gap from `pending` on: what came before that was acknowledged is for others to judge.
+    assert [(one.repair.from_ts, one.instance_id, one.seq) for one in resumed] == [
+        (at("09:00"), 1, 2),
+        (at("12:00"), 1, 5),
+    ]
+    assert [one.from_ts for one in unheard] == [at("05:00")]
+
+
+def test_the_most_urgent_is_due_first_and_days_once_they_are_over(db: Database) -> None:
+    made = [("historical", "-1 12:00", "-1 13:00"), ("manual", "-1 00:00", "00:00"), ("snapshot", "09:00", "09:30")]
+    made += [("historical", "12:00", "13:00"), ("window", "10:00", "11:00")]
+    for kind, start, end in made:
+        times = {"from_ts": at(start), "to_ts": at(end), "created_at": at("18:00")}
+        db.add("repairs", subscription_id=101, kind=kind, state="open", **times)
+    due = repairs.due(db.engine, at("00:00"), 10)
+    assert [(one.kind, one.ticker, one.asked) for one in due] == [
+        ("snapshot", "AAPL", {"ticker": "AAPL"}),
+        ("manual", "AAPL", {"ticker": "AAPL"}),
+        ("historical", "AAPL", {"ticker": "AAPL"}),
+    ]
+
+
+def test_whoever_has_the_lease_writes_and_it_passes_on_when_it_has_run_out(db: Database) -> None:
+    table = Repairs(db.engine)
+    table.hold(1)
+    table.open(1, [FIRST], at("18:00"))
+    (one,) = repairs.find(db.engine, [1])
+    for write in (
+        lambda: table.hold(2),
+        lambda: table.open(2, [SECOND], at("18:00")),
+        lambda: table.put_off(2, one.repair_id, "x"),
+        lambda: table.finish(2, {one.repair_id: 1}, at("18:00")),
+        lambda: table.fail(2, [one.repair_id], "x", at("18:00")),
+    ):
+        with pytest.raises(NotOurs):
+            write()
+    assert repairs.find(db.engine, [1, 2]) == [one]
+    with db.engine.begin() as connection:
+        connection.execute(schema.leases.update().values(until=datetime.now(UTC) - MINUTE))
+    table.finish(2, {one.repair_id: 7}, at("18:00"))
+    assert column(db.engine, "SELECT state FROM repairs") == ["done"]
+    with pytest.raises(NotOurs):
+        table.hold(1)
+
+
+def test_gaps_shrink_by_what_is_done_and_by_nothing_else(db: Database) -> None:
+    table = Repairs(db.engine)
+    table.open(1, [FIRST, SECOND], at("18:00"))
+    table.open(1, [FIRST, SECOND], at("18:00"))  # as another daemon may
+    table.put_off(1, 1, "later")
+    table.turn(1, [1], "historical")
+    table.advance(1, 1, "some of it")
+    table.fail(1, [2], "why not", at("18:00"))
+    holes = "SELECT from_at FROM gaps ORDER BY from_at"
+    assert len(column(db.engine, holes)) == 3
+    table.finish(1, {1: 30, 2: 30}, at("18:00"))  # of what has failed nothing is done
+    assert len(column(db.engine, holes)) == 2
+    assert [(one.state, one.new_rows, one.error) for one in repairs.find(db.engine, [1, 2])] == [
+        ("done", 30, ""),
+        ("failed", 0, "why not"),
+    ]
+
+
+def test_rows_are_counted_that_came_since_and_are_about_the_gaps_time(db: Database) -> None:
+    table = Repairs(db.engine)
+    table.open(1, [FIRST], at("18:00"))
+    (one,) = repairs.find(db.engine, [1])
+    names = ("crowd-sentiment", "crowd_sentiment")
+    for clock, came, source in (
+        ("08:58", "09:31", "stream"),  # not of its time
+        ("08:59:30", "09:31", "stream"),  # of the bucket that it begins in
+        ("09:10", "09:31", "stream"),
+        ("09:11", "18:30", "backfill"),
+        ("09:12", "17:30", "backfill"),  # before it was begun
+        ("09:30", "09:31", "stream"),  # the end is not in it
+    ):
+        db.sample(*names, "AAPL", clock, 1.0, received_at=at(came), source=source)
+    db.sample(*names, "ON", "09:10", 1.0, received_at=at("09:31"))
+    assert repairs.rows_brought(db.engine, one, MINUTE) == 2
+    table.turn(1, [1], "historical")
+    assert repairs.rows_brought(db.engine, repairs.find(db.engine, [1])[0], MINUTE) == 1
+    assert repairs.rows_held(db.engine, names[0], "AAPL", "", at("09:00"), at("09:30")) == 3
+    assert repairs.tickers(db.engine, names[0], 10) == ["AAPL", "ON"]
+
+
+def wish(ticker: str, params: str, end: str = "13:00") -> Wish:
+    path = "/real-time/crowd-sentiment"
+    names = {"path": path, "method": "get", "params": params, "feed": "crowd-sentiment", "ticker": ticker}
+    return Wish(**names, from_ts=at("12:00"), to_ts=at(end))
+
+
+def test_what_is_asked_for_by_hand_goes_on_or_begins_anew_but_what_is_done_stays_so(db: Database) -> None:
+    table, ours = Repairs(db.engine), wish("AAPL", '{"ticker":"AAPL"}')
+    other = wish("TSLA", '{"ticker":"TSLA"}')
+    assert table.book([ours, other], at("18:00")) == [1, 2]
+    assert [one.ticker for one in repairs.find(db.engine, [1, 2])] == ["AAPL", "TSLA"]
+    table.advance(1, 1, "half of it")
+    table.fail(1, [2], "no", at("18:00"))
+    assert table.book([ours, other], at("19:00")) == [1, 2]
+    assert [(one.state, one.cursor, one.error) for one in repairs.find(db.engine, [1, 2])] == [
+        ("open", "half of it", ""),
+        ("open", "", ""),
+    ]
+    table.finish(1, {1: 5}, at("19:00"))
+    assert table.book([ours], at("20:00")) == [1]
+    assert repairs.find(db.engine, [1])[0].state == "done"
+    assert column(db.engine, "SELECT ticker FROM subscriptions ORDER BY ticker") == ["AAPL", "ON", "TSLA"]
+
+
+def test_what_was_asked_for_repairs_the_gaps_inside_it_as_well(db: Database) -> None:
+    table = Repairs(db.engine)
+    table.open(1, [FIRST, SECOND, Gap(102, at("09:00"), at("09:30"))], at("18:00"))
+    first = repairs.find(db.engine, [1])[0]
+    assert [one.repair_id for one in repairs.inside(db.engine, first, at("13:00"))] == [2]
+    assert repairs.inside(db.engine, first, at("12:59")) == []

@@ -1,0 +1,46 @@
+from __future__ import annotations
+
+from datetime import timedelta
+
+import pytest
+import typer
+
+from ingestor.cli import analysis
+from ingestor.store.listening import Listening, Span
+from tests.support.healing import at
+
+END = at(6)
+
+
+def listening(wanted: Span | None, *covered: Span) -> Listening:
+    names = {"subscription_id": 1, "feed": "f", "path": "/p", "params": "{}", "ticker": "AAPL"}
+    return Listening(**names, wanted=wanted, covered=covered, gaps=())  # type: ignore[arg-type]
+
+
+def test_the_strip_has_a_shape_for_each_half_hour() -> None:
+    wanted = Span(at(5, 1), at(5, 4))
+    strip = analysis.strip(listening(wanted, Span(at(5, 1), at(5, 2)), Span(at(5, 2, 10), at(5, 2, 20))), END)
+    assert strip == "··" + "██" + "▄x" + "xx" + "·" * 40
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("24h", at(5)), ("1h30m", at(5, 22, 30)), ("2026-01-02", at(2)), ("2026-01-02T10:00+02:00", at(2, 8))],
+)
+def test_since_is_a_duration_or_a_time(text: str, expected: object) -> None:
+    assert analysis._since(text, END) == expected
+
+
+def test_since_that_is_neither_says_what_to_write() -> None:
+    with pytest.raises(typer.BadParameter, match=r'"yesterday" is neither a duration \(7d\) nor a time'):
+        analysis._since("yesterday", END)
+
+
+def test_a_hundred_percent_is_said_only_of_what_is_whole() -> None:
+    almost = listening(
+        Span(END - timedelta(days=100), END), Span(END - timedelta(days=100), END - timedelta(seconds=1))
+    )
+    percent = analysis._percent(almost)
+    assert percent is not None
+    assert analysis._floor(percent) == "99.99"
+    assert analysis._floor(100.0) == "100.00"
