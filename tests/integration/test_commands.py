@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import time_machine
 
 from ingestor import checking
 from ingestor.cli import main
@@ -26,12 +27,12 @@ from ingestor.errors import DatabaseUnavailable
 from ingestor.store import migrate
 from ingestor.store.engine import connect
 from ingestor.store.opening import opened
-from tests.integration.store.rows import Database
+from tests.integration.store.rows import Database, at
 from tests.unit.ops.snapshots import NOON, SENTIMENT, status
 
 HOSTILE = "\x1b[2J\x1b[31mhacked\nfake line\u202e"
 HARMLESS = "\\u001b[2J\\u001b[31mhacked\\nfake line\\u202e"
-READING = (["status"], ["audit"], ["dead-letters", "list"], ["tail"], ["db", "current"])
+READING = (["status"], ["audit"], ["dead-letters", "list"], ["tail"], ["coverage"], ["db", "current"])
 HIDDEN = "hunter2secret"
 
 
@@ -107,7 +108,7 @@ def test_a_file_that_is_no_database_is_named_and_left_as_it_is(
 MOVE = "name another file in database.url, or move this one out of the way"
 
 
-@pytest.mark.parametrize("arguments", READING[:4], ids=" ".join)
+@pytest.mark.parametrize("arguments", READING[:5], ids=" ".join)
 def test_a_database_without_tables_is_told_what_makes_them(
     command: Command, configured: Callable[..., Path], database_url: str, tmp_path: Path, arguments: list[str]
 ) -> None:
@@ -289,7 +290,57 @@ def test_what_the_tables_hold_does_nothing_to_the_terminal(
     database.sample("crowd-sentiment", "crowd_sentiment", HOSTILE, "10:00", 0.5, seq=1)
     engine.dispose()
     config = configured(migrated_url)
-    for arguments in (["status"], ["audit"], ["dead-letters", "list"], ["dead-letters", "show", "1"], ["tail"]):
+    coverage = ["coverage", "--since", "2024-03-10"]
+    letters = (["dead-letters", "list"], ["dead-letters", "show", "1"])
+    for arguments in (["status"], ["audit"], *letters, ["tail"], coverage):
         ended = command(*arguments, "--config", config)
         assert HARMLESS in ended.out
         assert all(line.isprintable() for line in ended.out.split("\n"))
+
+
+# Coverage.
+
+
+def test_coverage_tells_what_was_listened_to_and_why_not_in_the_rest(
+    command: Command, configured: Callable[..., Path], migrated_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = connect(migrated_url.replace("postgresql://", "postgresql+psycopg://"))
+    database = Database(engine)
+    database.instance(1, "12:00")
+    for number, ticker in ((1, "AAPL"), (2, "ON")):
+        database.subscription(number, ticker)
+        database.state(number, 1, "live", "08:00", "10:00")
+        database.state(number, 1, "disconnected", "10:00", "10:30", "the cable was pulled")
+        database.state(number, 1, "live", "10:30", None)
+    database.repair(1, "10:00", "10:30")
+    database.repair(2, "10:00", "10:30", "failed")
+    engine.dispose()
+    config = configured(migrated_url)
+    with time_machine.travel(at("12:00"), tick=False):
+        told = command("coverage", "--since", "4h", "--config", config)
+        one = command("coverage", "--ticker", "ON", "--since", "2024-03-10T11:00", "--config", config)
+        as_json = command("coverage", "--since", "4h", "--config", config, "--output", "json")
+    found = json.loads(as_json.out)
+    whole, broken = found["subscriptions"]
+    assert (whole["ticker"], whole["percent"], whole["gaps"]) == ("AAPL", 100.0, [])
+    assert whole["last_day"] == "·" * 40 + "█" * 8
+    assert (broken["ticker"], broken["wanted_seconds"], broken["covered_seconds"]) == ("ON", 14400.0, 12600.0)
+    assert broken["last_day"] == "·" * 40 + "████x███"
+    assert broken["gaps"] == [
+        {
+            "from": "2024-03-10T10:00:00+00:00",
+            "to": "2024-03-10T10:30:00+00:00",
+            "states": "disconnected",
+            "reason": "the cable was pulled",
+        }
+    ]
+    assert [one["state"] for one in found["repairs"]] == ["failed"]
+    lines = told.out.split("\n")
+    (row,) = (line.split() for line in lines if " ON " in line and "%" in line)
+    assert row[1:5] == ["ON", "87.50", "%", "1"]
+    assert "30m the cable was pulled" in " ".join(row)
+    assert lines.index(next(line for line in lines if " ON " in line)) < lines.index(
+        next(line for line in lines if " AAPL " in line)
+    )
+    assert "failed: /real-time/crowd-sentiment ON 2024-03-10 to 2024-03-10" in told.out
+    assert ("AAPL" in one.out, " 100.00 %" in one.out) == (False, True)
