@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from io import StringIO
-from itertools import pairwise
+from itertools import groupby, pairwise
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -142,11 +142,14 @@ def _table(found: Sequence[Listening], strips: Mapping[int, str], start: datetim
     legend = f"{FULL} covered  {SOME} in part  {NONE} not covered  {UNWANTED} not asked for"
     title = f"since {start:%Y-%m-%d %H:%M} UTC{rest}; at the right the last 24 hours: {legend}"
     table = Table(title=title, title_justify="left", box=None, pad_edge=False)
-    for name in ("subscription", "covered", "gaps", "missing", "last reason", "last 24 hours"):
-        right = name in ("covered", "gaps", "missing")
-        table.add_column(name, justify="right" if right else "left", overflow="fold")
+    table.add_column("subscription", overflow="fold")
+    for name in ("covered", "gaps", "missing"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("last reason", overflow="fold")
+    table.add_column("last 24 hours", no_wrap=True, min_width=CELLS)
     for one in worst[:SHOWN]:
-        cells = Text.assemble(*((cell, _STYLES[cell]) for cell in strips[one.subscription_id]))
+        runs = ((cell, "".join(same)) for cell, same in groupby(strips[one.subscription_id]))
+        cells = Text.assemble(*((text, _STYLES[cell]) for cell, text in runs))
         table.add_row(*(Text(safe(text)) for text in _columns(one)), cells)
     return table
 

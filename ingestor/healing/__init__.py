@@ -2,6 +2,7 @@
 
     plan     what to try next, and in which pieces; pure
     proof    does an answer reach back to the gap's start, or cover what was asked? pure
+    windows  the answers that came after a gap
     manual   what a person asks for; pure
     healing  one thread that finds gaps, asks, and notes what is proven
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import CancelledError, Future
 from datetime import UTC, datetime
 from functools import partial
@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 
 from ingestor.config.model import canonical
 from ingestor.errors import DatabaseUnavailable, RestRefused, RestUnavailable, TokenRefused
-from ingestor.healing import plan, proof
+from ingestor.healing import plan, proof, windows
 from ingestor.pipeline.assemble import storable
 from ingestor.pipeline.decode import Decoded, Decoder
 from ingestor.pipeline.entry import Fact, Frame
@@ -29,12 +29,10 @@ from ingestor.provider.clock import boottime, wall_us
 from ingestor.provider.rest import Question, Rest, bucket, question_now, question_then
 from ingestor.store import repairs as store
 from ingestor.store.engine import Engine
-from ingestor.store.repairs import Kind, NotOurs, Repair, Repairs, Resumed, Wish
-from ingestor.store.times import microseconds
+from ingestor.store.repairs import Kind, NotOurs, Repair, Repairs, Wish
 
 GAPS_AT_ONCE = 10_000
-PAGE = 200  # of repairs written, or payloads read, together
-SCAN_ENTRIES = 100_000  # looked through for the answers that followed a gap
+PAGE = 200  # of repairs written together
 DUE_AT_ONCE = 100
 TICKERS = 1_000  # of a subscription without one, that are asked for
 MOST_ATTEMPTS = 20  # in vain, in a row: with the pauses between, more than half a day
@@ -190,41 +188,10 @@ class Healing:
         resumed, unheard = store.resumed(self._read, GAPS_AT_ONCE)
         done: dict[int, Repair] = {}
         for instance_id in sorted({one.instance_id for one in resumed}):
-            waiting = [one for one in resumed if one.instance_id == instance_id and _rolls(one.repair)]
-            done |= {one.repair_id: one for one in self._proven(instance_id, waiting)}
+            found = windows.proven(self._read, self._decoder, instance_id, resumed, self._stopping.is_set)
+            done |= {one.repair_id: one for one in found}
         self._finish(list(done.values()))
         self._turn([*unheard, *(repair for repair, _, _ in resumed if _over(repair) and repair.repair_id not in done)])
-
-    def _proven(self, instance_id: int, waiting: Sequence[Resumed]) -> list[Repair]:
-        """Those for which an answer came that reaches back to the gap's start."""
-        proven: list[Repair] = []
-        pending: dict[tuple[str, str], list[Repair]] = {}
-        for one in waiting:
-            pending.setdefault((one.repair.feed, one.repair.ticker), []).append(one.repair)
-        for answer in self._answers(instance_id, waiting, pending):
-            decoded = self._decoder.decode(_frame(answer))
-            for name in {(decoded.feed, ""), *((decoded.feed, series[2]) for series, _, _, _ in decoded.observations)}:
-                asked = pending.pop(name, [])
-                found = [one for one in asked if answer.received_at >= one.to_ts and proof.reaches_back(decoded, one)]
-                proven += found
-                if rest := [one for one in asked if one not in found]:
-                    pending[name] = rest
-        return proven
-
-    def _answers(
-        self, instance_id: int, waiting: Sequence[Resumed], pending: Mapping[tuple[str, str], Sequence[Repair]]
-    ) -> Iterator[store.Answer]:
-        """What the instance received since the first of them was asked for again, while any is ``pending``."""
-        after = min((one.seq for one in waiting), default=0)
-        last = max((one.seq for one in waiting), default=0) + SCAN_ENTRIES
-        while pending and not self._stopping.is_set():
-            repairs = [repair for some in pending.values() for repair in some]
-            paths, since = {one.path for one in repairs}, min(one.to_ts for one in repairs)
-            page = store.answers(self._read, instance_id, range(after + 1, last + 1), since, paths, PAGE)
-            yield from page
-            if len(page) < PAGE:
-                return
-            after = page[-1].seq
 
     # -- questions
 
@@ -341,11 +308,10 @@ class Healing:
                     self._fail(some, way)
 
     def _refused(self, repair: Repair, error: RestRefused) -> None:
-        day_over = plan.day_end(repair.to_ts)
         if repair.kind == "snapshot":
             self._turn([repair])
-        elif error.status == 400 and _now() < day_over + plan.SETTLED:
-            self._put_off(repair, error)  # to the provider, wherever it is, that day may not be yesterday yet
+        elif plan.may_be_early(repair, error.status, _now()):
+            self._put_off(repair, error)
         else:
             self._fail([repair], str(error))
 
@@ -402,18 +368,7 @@ def _now() -> datetime:
 
 def _over(repair: Repair) -> bool:
     """Whether no answer will come any more that proves it by itself."""
-    return not _rolls(repair) or _now() > repair.to_ts + plan.PATIENCE
-
-
-def _rolls(repair: Repair) -> bool:
-    """Whether its answers are rolling windows. A bare stream says what is new, and an old row there proves nothing."""
-    return repair.path.startswith("/")
-
-
-def _frame(answer: store.Answer) -> Frame:
-    # As a REST answer: its text is the body alone.
-    received_us = microseconds(answer.received_at)
-    return Frame(received_us, "", "snapshot", answer.event, answer.path, answer.params, answer.body)
+    return not windows.rolls(repair) or _now() > repair.to_ts + plan.PATIENCE
 
 
 def _ids(repairs: Iterable[Repair]) -> list[int]:

@@ -53,6 +53,11 @@ def why_not(repair: Repair) -> str:
     return f"no answer reached back to the gap's start, and the provider documents no history of {repair.feed}"
 
 
+def may_be_early(repair: Repair, status: int, now: datetime) -> bool:
+    """Whether a refusal may only mean that the day is not yesterday yet, by the provider's clock and where it is."""
+    return status == 400 and now < day_end(repair.to_ts) + SETTLED
+
+
 def range_of(repair: Repair) -> tuple[datetime, datetime]:
     """What of the history is to be asked for.
 

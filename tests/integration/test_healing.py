@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import time
 from collections.abc import AsyncIterator, Callable
@@ -13,9 +14,11 @@ from typing import Any
 import pytest
 import time_machine
 
-from ingestor import service
-from ingestor.healing import healing, plan
+from ingestor import control, service
+from ingestor.config import load
+from ingestor.healing import healing, manual, plan
 from ingestor.provider import rest
+from ingestor.provider.backoff import Backoff
 from ingestor.provider.simulator import Simulator
 from ingestor.provider.simulator.http import Fault
 
@@ -223,9 +226,10 @@ async def test_streams_of_all_tickers_are_healed_ticker_by_ticker(world: World, 
         await world.until(lambda: len(repairs(daemon.books, "open")) == 4)
     world.simulator.questions.clear()
     world.move_to(NOON + DAY)
-    async with world.daemon(sqlite_url, wanted) as daemon:
+    # What is said to be done is in the tables, however long it takes the rows to get there.
+    async with world.daemon(sqlite_url, wanted, spool={"sync_every": "500ms"}) as daemon:
         await daemon.live()
-        await world.until(lambda: states(daemon.books).count("done") == 4)
+        await until(lambda: states(daemon.books).count("done") == 4)
         everything = {
             **world.rows("crowd-sentiment", "AAPL", NOON, NOON + 3 * HOUR),
             **world.rows("crowd-sentiment", "ON", NOON, NOON + 3 * HOUR),
@@ -243,27 +247,70 @@ async def test_streams_of_all_tickers_are_healed_ticker_by_ticker(world: World, 
     ]
 
 
-async def test_what_cannot_be_healed_says_why(world: World, sqlite_url: str) -> None:
-    wanted = {CROWD: ["AAPL"], LAST_MINUTE: ["AAPL"]}
+async def test_what_has_no_history_says_so(world: World, sqlite_url: str) -> None:
+    wanted = {LAST_MINUTE: ["AAPL"]}
     async with world.daemon(sqlite_url, wanted) as daemon:
         await daemon.live()
-        await world.until(lambda: states(daemon.books) == ["done"] * 2)
+        await world.until(lambda: states(daemon.books) == ["done"])
     world.move_to(NOON + 3 * HOUR)
+    world.simulator.mute("AAPL")
+    world.simulator.questions.clear()
     async with world.daemon(sqlite_url, wanted) as daemon:
         await daemon.live()
-        await world.until(lambda: len(states(daemon.books)) == 4)
-    world.move_to(NOON + 2 * DAY)
-    world.simulator.rest_fault = Fault(status=403, body='{"type": "invalid_request_error", "message": "Not yours"}')
-    async with world.daemon(sqlite_url, wanted) as daemon:
+        await until(lambda: states(daemon.books) == ["done", "open"])
+        world.traveller.shift(2 * plan.PATIENCE)
+        await until(lambda: states(daemon.books) == ["done", "failed"])
+    assert repairs(daemon.books)[1]["error"] == (
+        "no answer reached back to the gap's start, and the provider documents no history of user-sentiment-last-minute"
+    )
+    assert not world.simulator.questions
+    assert len(gaps(daemon.books, "AAPL")) > 0
+    assert daemon.books.column("SELECT kind FROM events WHERE kind LIKE 'repair%' ORDER BY kind")[:2] == [
+        "repair_failed",
+        "repaired",
+    ]
+
+
+ROW = '{"ts": "2026-01-04T00:00:00.000Z", "ticker": "AAPL", "average_sentiment": 0.5}'
+HISTORY = "/historical/crowd-sentiment: "
+FAULTS = {
+    "refused": (Fault(status=403, body='{"message": "Not yours"}'), HISTORY + "HTTP 403: Not yours"),
+    "unavailable": (Fault(status=500, body="sorry"), f"given up after 2 tries: {HISTORY}HTTP 500"),
+    "another page": (
+        Fault(body="<html>"),
+        f"given up after 2 tries: {HISTORY}the answer is no list of rows: not JSON",
+    ),
+    "other rows": (
+        Fault(body=f"[{ROW.replace('-04T', '-03T')}]"),
+        "given up after 2 tries: none of the 1 rows of the answer is of what was asked for",
+    ),
+    "a bad row": (Fault(body=f'[{ROW}, {{"ts": "2026"}}]'), "1 rows of the answer cannot be read: see dead letters"),
+}
+
+
+@pytest.mark.parametrize("name", FAULTS)
+async def test_what_cannot_be_healed_says_why_and_is_done_when_it_is_asked_for_again(
+    world: World, sqlite_url: str, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setattr(healing, "MOST_ATTEMPTS", 2)
+    monkeypatch.setattr(healing, "AGAIN", Backoff(first_seconds=0.1, cap_seconds=0.1))
+    monkeypatch.setattr(rest, "UNAVAILABLE", Backoff(first_seconds=0.1, cap_seconds=0.1))
+    async with world.daemon(sqlite_url, {CROWD: ["AAPL"]}) as daemon:
         await daemon.live()
-        await world.until(lambda: states(daemon.books).count("failed") == 2)
-    assert len(daemon.books.rows("SELECT * FROM events WHERE kind = 'repair_failed'")) == 2
-    errors = {one["path"]: one["error"] for one in repairs(daemon.books, "failed")}
-    assert errors == {
-        CROWD: "/historical/crowd-sentiment: HTTP 403: invalid_request_error: Not yours",
-        LAST_MINUTE: "no answer reached back to the gap's start, and the provider documents no history of"
-        " user-sentiment-last-minute",
-    }
+        asked = load(world.folder / "config.yaml", env={}).subscriptions
+        midnight = NOON - 12 * HOUR - 30 * timedelta(seconds=1)
+        wishes = manual.packed(manual.wishes(asked, "AAPL", None, midnight - DAY, midnight, NOON))
+        world.simulator.rest_fault, error = FAULTS[name]
+        for outcome in (("failed", error), ("done", "")):
+            await asyncio.to_thread(control.ask, world.folder / "spool", "backfill", wishes=wishes)
+            await until(lambda: repairs(daemon.books)[0]["state"] != "open")
+            one = repairs(daemon.books)[0]
+            assert (one["state"], one["error"]) == outcome
+            world.simulator.rest_fault = None
+        everything = world.rows(CROWD, "AAPL", midnight - DAY, midnight)
+        assert one["new_rows"] == len(everything)
+        held = daemon.books.current()
+        assert held.keys() >= everything.keys()
 
 
 @pytest.mark.postgres

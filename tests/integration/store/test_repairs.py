@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from datetime import UTC, datetime, timedelta
 
 import pytest
 from sqlalchemy import Engine, text
 
+from ingestor.healing import windows
 from ingestor.store import repairs, schema
 from ingestor.store.repairs import Gap, NotOurs, Repairs, Wish
+from tests.support.entries import decoder
 
 from .rows import Database, at
 
@@ -182,3 +185,30 @@ def test_what_was_asked_for_repairs_the_gaps_inside_it_as_well(db: Database) -> 
     first = repairs.find(db.engine, [1])[0]
     assert [one.repair_id for one in repairs.inside(db.engine, first, at("13:00"))] == [2]
     assert repairs.inside(db.engine, first, at("12:59")) == []
+
+
+def test_only_an_answer_that_came_after_the_gap_and_reaches_back_to_its_start_proves_it(
+    db: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(windows, "PAGE", 2)
+    Repairs(db.engine).open(1, [FIRST, SECOND], at("18:00"))
+    resumed, _ = repairs.resumed(db.engine, 10)
+
+    def proven() -> list[datetime]:
+        return [one.from_ts for one in windows.proven(db.engine, decoder(), 1, resumed, lambda: False)]
+
+    def came(seq: int, received: str, ticker: str, *rows: str, path: str = "/real-time/crowd-sentiment") -> None:
+        body = json.dumps([{"ts": at(row).isoformat(), "ticker": ticker, "average_sentiment": 1} for row in rows])
+        names = {"connection_id": "c", "source": "stream", "event": "res", "path": path, "params": "{}", "body": body}
+        db.add("payloads", instance_id=1, seq=seq, received_at=at(received), **names)
+
+    came(20, "09:29:59", "AAPL", "08:00")  # still in the gap, which goes on to its end
+    came(21, "09:30:01", "AAPL", "09:01")  # sparse
+    came(22, "09:30:02", "ON", "08:00")
+    came(23, "09:30:03", "AAPL", "08:00", path="crowd-sentiment")  # says what is new, and restates what is old
+    came(24, "09:30:04", "AAPL")
+    assert proven() == []
+    came(25, "09:31", "AAPL", "09:25", "09:00")
+    assert proven() == [at("09:00")]
+    came(26, "13:01", "AAPL", "11:59", "13:00")
+    assert proven() == [at("09:00"), at("12:00")]

@@ -86,6 +86,18 @@ def test_a_day_ends_at_midnight_utc_wherever_we_are(moment: datetime, expected: 
     assert plan.day_end(moment.astimezone()) == expected
 
 
+@pytest.mark.parametrize(
+    ("status", "moment", "early"),
+    [
+        pytest.param(400, at(6, 0, 1), True, id="not yesterday yet, where the provider is"),
+        pytest.param(400, at(7), False, id="yesterday everywhere"),
+        pytest.param(403, at(6, 0, 1), False, id="refused for another reason"),
+    ],
+)
+def test_a_day_that_has_just_ended_may_be_asked_for_too_early(status: int, moment: datetime, early: bool) -> None:
+    assert plan.may_be_early(repair(at(5, 10), at(5, 12)), status, moment) is early
+
+
 # Questions
 
 
