@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections.abc import AsyncIterator, Iterator
+from concurrent.futures import CancelledError
 from pathlib import Path
 from typing import Any
 
@@ -157,6 +158,20 @@ async def test_a_sample_that_another_daemon_prunes_while_it_is_restated_is_writt
         writer(spool, engine).run()
         assert query(engine, OBSERVATIONS) == [("AAPL", 2.0, 0, "stream", 2)]
         engine.dispose()
+
+
+async def test_an_errand_is_done_once_what_it_follows_is_committed_and_not_at_all_once_the_writer_has_ended(
+    spool: Spool, engine: Engine
+) -> None:
+    await put(spool, frame([row("A")]))
+    made = writer(spool, engine)
+    count = "SELECT count(*) FROM observations"
+    done, too_early = made.errand(lambda me: (me, query(engine, count)), after=1), made.errand(lambda me: me, after=2)
+    made.run()
+    assert done.result(0) == (1, [(1,)])
+    for waiting in (too_early, made.errand(lambda me: me)):
+        with pytest.raises(CancelledError):
+            waiting.result(0)
 
 
 async def test_dead_rows_stand_beside_the_living(spool: Spool, engine: Engine) -> None:
