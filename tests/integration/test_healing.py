@@ -226,8 +226,7 @@ async def test_streams_of_all_tickers_are_healed_ticker_by_ticker(world: World, 
         await world.until(lambda: len(repairs(daemon.books, "open")) == 4)
     world.simulator.questions.clear()
     world.move_to(NOON + DAY)
-    # What is said to be done is in the tables, however long it takes the rows to get there.
-    async with world.daemon(sqlite_url, wanted, spool={"sync_every": "500ms"}) as daemon:
+    async with world.daemon(sqlite_url, wanted) as daemon:
         await daemon.live()
         await until(lambda: states(daemon.books).count("done") == 4)
         everything = {
