@@ -190,6 +190,27 @@ BUGS = (
         "tests/integration/provider/test_supervision.py",
     ),
     Bug(
+        "silent while the writer is behind",
+        "provider/supervisor.py",
+        "if upto_seq >= mark.seq:",
+        "if True:",
+        "tests/integration/provider/test_silence.py",
+    ),
+    Bug(
+        "a silence counts from when it was noticed",
+        "provider/states.py",
+        'change("silent", "silent", keys, detail, since_us)',
+        'change("silent", "silent", keys, detail)',
+        "tests/integration/provider/test_silence.py",
+    ),
+    Bug(
+        "a change is kept from the connection that is about to take over",
+        "provider/group.py",
+        "for session in self._sessions:\n            session.add(subscriptions)",
+        "if session := self._states.session:\n            session.add(subscriptions)",
+        "tests/integration/provider/test_live_change.py",
+    ),
+    Bug(
         "an interval may end before it began",
         "store/coverage.py",
         "max(started_us, before.started_us)",
