@@ -102,8 +102,13 @@ def ask(folder: Path, do: str, **more: Any) -> Answer | None:
         except (FileNotFoundError, NotADirectoryError, ConnectionRefusedError, PermissionError):
             return None  # nobody there, or not for this user
         line.sendall(json.dumps({"do": do, **more}).encode() + b"\n")
-        with line.makefile() as answers:
-            answer: Answer = json.loads(answers.readline() or '{"error": "the daemon hung up"}')
+        try:
+            with line.makefile() as answers:
+                answer: Answer = json.loads(answers.readline() or '{"error": "the daemon hung up"}')
+        except TimeoutError:
+            raise ControlFailed(
+                f"no answer within {ANSWER_SECONDS:g} s; the daemon goes on with it if it can: see `ingestor status`"
+            ) from None
     if "error" in answer:
         raise ControlFailed(answer["error"], answer.get("exit_code", 69))
     return answer

@@ -36,11 +36,17 @@ async def _retry(config: Config, url: str, ids: Sequence[int]) -> int:
     try:
         for fact in past(spool, config):
             spool.append(fact)
-        count = await retry_letters(spool, engine, ids)
+        writing = asyncio.create_task(asyncio.to_thread(writer.run))
+        retrying = asyncio.create_task(retry_letters(spool, engine, ids))
+        await asyncio.wait([writing, retrying], return_when=asyncio.FIRST_COMPLETED)
+        if writing.done():
+            await writing  # raises: it ends by itself only if it cannot write
+        count = await retrying
         writer.drain()
-        await asyncio.to_thread(writer.run)
+        await writing
         return count
     finally:
+        writer.stop()
         await spool.close()
         engine.dispose()
 

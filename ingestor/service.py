@@ -63,6 +63,7 @@ LAST_WORD_SECONDS = 1.0  # for the transaction under way; what hangs longer is l
 SPOOL_LOOK_SECONDS = 0.25
 CLOCK_LOOK_SECONDS = 1.0
 HISTORY_LOOK_SECONDS = 1.0
+RETRY_SHARE = 0.25  # of spool.max_bytes: fuller than that, dead letters wait
 RETENTION_SECONDS = 600.0  # between sweeps
 FIRST_RETENTION_SECONDS = 60.0  # after the start, and after a step of the clock: what waits there is more urgent
 HEALING_SECONDS = 60.0  # between looks for gaps
@@ -443,9 +444,17 @@ def reread(source: Path) -> Config:
 
 
 async def retry_letters(spool: Spool, engine: Engine, ids: Sequence[int]) -> int:
-    """Append the named dead letters (none: all that nobody tried again) as frames. Returns how many, durable."""
+    """Append the named dead letters (none: all that nobody tried again) as frames. Returns how many, durable.
+
+    The spool is left room: what comes from the provider now must not be turned away for what came long ago.
+    """
+    # Those that die again meanwhile would be tried again and again.
+    upto = await asyncio.to_thread(query.newest_letter, engine)
     count, after = 0, 0
-    while letters := await asyncio.to_thread(query.dead_letters, engine, ids=ids, after=after):
+    while letters := await asyncio.to_thread(query.letters_to_retry, engine, ids=ids, after=after, upto=upto):
+        while spool.live_bytes > spool.max_bytes * RETRY_SHARE:
+            spool.forget()
+            await asyncio.sleep(SPOOL_LOOK_SECONDS)
         for letter in letters:
             spool.append(frame_of(letter))
         await spool.durable(spool.head)

@@ -63,8 +63,8 @@ BUGS = (
     Bug(
         "a chunk dropped in a group commit",
         "pipeline/spool.py",
-        "for chunk in chunks]\n        self._write",
-        "for chunk in chunks[-1:]]\n        self._write",
+        "for chunk in chunks if chunk.entries]",
+        "for chunk in chunks[-1:] if chunk.entries]",
         SPOOL,
     ),
     Bug(

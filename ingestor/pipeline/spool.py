@@ -168,6 +168,10 @@ class Spool:
         self._hand_over()
         self._queue.put(_Beat(at_us, self.head))
 
+    def forget(self) -> None:
+        """Let what was acknowledged go now, though nothing new comes with which it would."""
+        self._queue.put(_Chunk(self.head + 1, [], 0))
+
     async def settle(self) -> None:
         """Return when all that was appended is on the disk. From now on a full disk is not waited for without an end.
 
@@ -218,7 +222,7 @@ class Spool:
         chunks = [item for item in work if isinstance(item, _Chunk)]
         beats = [item for item in work if isinstance(item, _Beat)]
         names = [item.spool_id for item in work if isinstance(item, _Name)]
-        rows = [pack(chunk.first_seq, chunk.entries) for chunk in chunks]
+        rows = [pack(chunk.first_seq, chunk.entries) for chunk in chunks if chunk.entries]
         self._write(rows, beats[-1] if beats else None, names[-1] if names else None)
         self.synced_at = time.monotonic()
         with self._arrived:

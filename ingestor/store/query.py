@@ -13,6 +13,8 @@ from ingestor.store.engine import translated
 
 Record: TypeAlias = dict[str, Any]  # column → value; times are aware, UTC
 
+PAGE_LETTERS = 500
+PAGE_BYTES = 8 << 20
 _LEDGER_COUNTS = tuple(
     schema.batches.c[name]
     for name in (
@@ -47,14 +49,31 @@ def dead_letters(
 
     Raises DatabaseUnavailable.
     """
-    c = schema.dead_letters.c
-    query = select(schema.dead_letters).where(c.dead_letter_id > after).order_by(c.dead_letter_id).limit(limit)
-    if ids:
-        query = query.where(c.dead_letter_id.in_(ids))
-    elif not all_:
-        query = query.where(c.retried_at.is_(None))
     with translated(), engine.connect() as connection:
-        return _records(connection, query)
+        return _records(connection, _letters(ids, after, all_=all_).limit(limit))
+
+
+def letters_to_retry(
+    engine: Engine, *, ids: Sequence[int] = (), after: int = 0, upto: int, max_bytes: int = PAGE_BYTES
+) -> list[Record]:
+    """The next page of ``dead_letters``: so many bytes of them, but one if there is any. Raises DatabaseUnavailable."""
+    c = schema.dead_letters.c
+    query = _letters(ids, after).where(c.dead_letter_id <= upto).limit(PAGE_LETTERS)
+    page: list[Record] = []
+    # A few at a time: read all at once, a page of frames could be gigabytes.
+    with translated(), engine.connect() as connection, connection.execution_options(yield_per=10).execute(query) as got:
+        for letter in got.mappings():
+            max_bytes -= len(letter["body"])
+            if page and max_bytes < 0:
+                break
+            page.append(dict(letter))
+    return page
+
+
+def newest_letter(engine: Engine) -> int:
+    """The id of the newest dead letter, 0 if there never was one. Raises DatabaseUnavailable."""
+    with translated(), engine.connect() as connection:
+        return connection.scalar(select(func.max(schema.dead_letters.c.dead_letter_id))) or 0
 
 
 def coverage_since(engine: Engine, spool_id: str, since: datetime, limit: int = 20_000) -> list[Record]:
@@ -109,6 +128,14 @@ def _states() -> Select[Any]:
     columns = (c.instance_id, c.state)
     query = select(*columns, func.count().label("subscriptions")).where(c.ended_at.is_(None))
     return query.group_by(*columns).order_by(*columns)
+
+
+def _letters(ids: Sequence[int], after: int, *, all_: bool = False) -> Select[Any]:
+    c = schema.dead_letters.c
+    query = select(schema.dead_letters).where(c.dead_letter_id > after).order_by(c.dead_letter_id)
+    if ids:
+        return query.where(c.dead_letter_id.in_(ids))
+    return query if all_ else query.where(c.retried_at.is_(None))
 
 
 def _dead() -> Select[Any]:

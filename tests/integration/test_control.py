@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from ingestor import control
 from ingestor.control import NAME, Control, ControlFailed, ask
 from ingestor.errors import DatabaseUnavailable
 
@@ -34,6 +35,19 @@ async def test_a_failure_is_told_in_the_daemons_own_words(tmp_path: Path) -> Non
     async with Control(tmp_path, {"fail": _fail}):
         with pytest.raises(ControlFailed, match="away"):
             await asyncio.to_thread(ask, tmp_path, "fail")
+
+
+async def test_an_answer_that_is_long_in_coming_is_not_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def hesitate(_asked: dict[str, Any]) -> dict[str, Any]:
+        await asyncio.sleep(1)
+        return {}
+
+    monkeypatch.setattr(control, "ANSWER_SECONDS", 0.1)
+    async with Control(tmp_path, {"hesitate": hesitate}):
+        with pytest.raises(ControlFailed, match="no answer within"):
+            await asyncio.to_thread(ask, tmp_path, "hesitate")
 
 
 async def test_an_unknown_word_is_told_which_are_known(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import sqlite3
 from collections.abc import AsyncIterator, Iterator
@@ -14,6 +15,7 @@ import pytest
 from msgspec import structs
 from sqlalchemy import Engine, event, text
 
+from ingestor import service
 from ingestor.errors import DatabaseUnavailable, SpoolFailed
 from ingestor.pipeline.batch import BatchPolicy
 from ingestor.pipeline.chunks import SpoolUnreadable
@@ -21,6 +23,7 @@ from ingestor.pipeline.entry import Fact, Frame
 from ingestor.pipeline.spool import Spool
 from ingestor.pipeline.writer import Writer
 from ingestor.service import retry_letters
+from ingestor.store import query as letters
 from ingestor.store.audit import audit
 from ingestor.store.database import Database, Instance
 from ingestor.store.engine import connect
@@ -428,6 +431,40 @@ async def test_a_dead_frame_goes_the_whole_way_again(spool: Spool, engine: Engin
     ]
     assert await retry_letters(spool, engine, []) == 2
     assert audit(engine) == []
+
+
+async def test_letters_leave_the_spool_room_and_those_that_die_again_are_not_tried_for_ever(
+    tmp_path: Path, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(letters, "PAGE_LETTERS", 10)
+    monkeypatch.setattr(service, "SPOOL_LOOK_SECONDS", 0.01)
+    small = Spool(tmp_path / "small", max_bytes=20_000, sync_every_seconds=0.001)
+    small.start(_unexpected)
+    await put(small, *(frame("{bad" + "x" * 300) for _ in range(60)))
+    writer(small, engine).run()
+    retrying = asyncio.create_task(service.retry_letters(small, engine, []))
+    await asyncio.sleep(0.3)
+    assert 1_000 < small.live_bytes < 10_000
+    made = writer(small, engine)
+    made._draining.clear()
+    writing = asyncio.create_task(asyncio.to_thread(made.run))
+    try:
+        assert await asyncio.wait_for(retrying, 20) == 60
+    finally:
+        made.drain()
+        await writing
+    assert query(engine, "SELECT count(*) FROM dead_letters") == [(120,)]
+    await small.close()
+
+
+async def test_a_page_of_letters_is_bounded_in_bytes(spool: Spool, engine: Engine) -> None:
+    await put(spool, *(frame("{bad" + "x" * 1000) for _ in range(5)))
+    writer(spool, engine).run()
+    pages = [
+        [letter["dead_letter_id"] for letter in letters.letters_to_retry(engine, after=after, upto=4, max_bytes=size)]
+        for after, size in ((0, 2500), (2, 2500), (4, 2500), (0, 1))
+    ]
+    assert pages == [[1, 2], [3, 4], [], [1]]
 
 
 async def test_a_value_restated_and_said_again_within_a_batch_is_current(spool: Spool, engine: Engine) -> None:
