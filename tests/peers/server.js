@@ -196,7 +196,7 @@ function emitEvery(intervalMs, provider) {
   const begun = Date.now();
   let times = 0;
   setInterval(() => {
-    for (; times < (Date.now() - begun) / intervalMs; times += 1) commands.emit(provider);
+    for (; times + 1 <= (Date.now() - begun) / intervalMs; times += 1) commands.emit(provider);
   }, intervalMs);
 }
 
