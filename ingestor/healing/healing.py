@@ -213,8 +213,8 @@ class Healing:
         if question is None or _now() - repair.from_ts > plan.REACH:
             self._turn([repair])
             return
-        decoded = self._ask(repair, question)
-        if proof.reaches_back(decoded, repair):
+        asked_us = wall_us()
+        if proof.reaches_back(self._ask(repair, question), repair, asked_us):
             self._finish([repair])
         else:
             self._turn([repair])

@@ -10,7 +10,7 @@ from ingestor.provider.rest import by_dates, has_history, question_now, span
 from ingestor.store.repairs import Kind, Repair
 
 WINDOW = timedelta(hours=1)  # of a real-time answer, as far as the printed ones tell: 55 to 62 minutes
-REACH = 2 * WINDOW  # before so long ago no real-time answer will reach
+REACH = 2 * WINDOW  # so long ago is out of reach of any real-time answer
 PATIENCE = timedelta(minutes=3)  # for the answers that follow a subscription; a calm feed speaks once a minute
 SETTLED = timedelta(days=1)  # after which "not yet" is no excuse any more for a day that is over
 

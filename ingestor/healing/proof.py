@@ -1,15 +1,18 @@
 """What an answer proves. Pure.
 
 A rolling window is whole from its oldest row on, so it must hold a row from the gap's start or before: rows are
-sparse, and one that begins later says nothing of the time before it. History proves the range that it was asked for;
-an empty list is an answer as well (the feed was quiet), unless we hold rows of that range ourselves.
+sparse, and one that begins later says nothing of the time before it. A row from longer ago than a window reaches is no
+part of one (it was restated, or the provider's clock is another), and proves nothing either.
+History proves the range that it was asked for; an empty list is an answer as well (the feed was quiet), unless we hold
+rows of that range ourselves.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from datetime import timedelta
 
-from ingestor.healing.plan import Step
+from ingestor.healing.plan import REACH, Step
 from ingestor.pipeline.decode import Decoded
 from ingestor.store.repairs import Repair
 from ingestor.store.times import microseconds
@@ -21,9 +24,10 @@ def unreadable(decoded: Decoded) -> str | None:
     return f"the answer is no list of rows: {dead.reason}" if dead else None
 
 
-def reaches_back(decoded: Decoded, repair: Repair) -> bool:
-    """Whether a rolling window holds what the gap's start is in."""
-    return any(ts_us <= microseconds(repair.from_ts) for ts_us in _stamps(decoded, repair, repair.ticker))
+def reaches_back(decoded: Decoded, repair: Repair, received_us: int) -> bool:
+    """Whether the rolling window that was received then holds the gap's start."""
+    oldest, start = received_us - REACH // timedelta(microseconds=1), microseconds(repair.from_ts)
+    return any(oldest <= ts_us <= start for ts_us in _stamps(decoded, repair, repair.ticker))
 
 
 def doubt(decoded: Decoded, repair: Repair, step: Step, *, rows_held: int) -> str | None:

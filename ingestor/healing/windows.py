@@ -33,10 +33,12 @@ def proven(
     for one in waiting:
         pending.setdefault((one.repair.feed, one.repair.ticker), []).append(one.repair)
     for answer in _answers(engine, instance_id, waiting, pending, stop):
-        decoded = decoder.decode(_frame(answer))
+        frame = _frame(answer)
+        decoded = decoder.decode(frame)
         for name in {(decoded.feed, ""), *((decoded.feed, series[2]) for series, _, _, _ in decoded.observations)}:
             asked = pending.pop(name, [])
-            done = [one for one in asked if answer.received_at >= one.to_ts and reaches_back(decoded, one)]
+            after = [one for one in asked if answer.received_at >= one.to_ts]
+            done = [one for one in after if reaches_back(decoded, one, frame.received_us)]
             found += done
             if rest := [one for one in asked if one not in done]:
                 pending[name] = rest

@@ -19,7 +19,7 @@ from urllib.parse import urlencode
 from pydantic import SecretStr
 
 from ingestor.errors import RestRefused, RestUnavailable, TokenRefused
-from ingestor.provider.answer import Answer, Deadline, Unanswered, ask
+from ingestor.provider.answer import Answer, Deadline, Oversized, Unanswered, ask
 from ingestor.provider.backoff import Backoff, chance
 from ingestor.provider.catalog import FEEDS, Feed, base_name
 from ingestor.provider.clock import boottime, wall_us
@@ -95,7 +95,8 @@ def by_dates(path: str) -> bool:
 
 def span(path: str) -> timedelta:
     """How much history of ``path`` one question may ask for."""
-    return LONGEST_SPAN if by_dates(path) else min(LONGEST_SPAN, SPAN_BUCKETS * bucket(path))
+    longest = min(LONGEST_SPAN, SPAN_BUCKETS * bucket(path))
+    return max(longest, DAY) if by_dates(path) else longest
 
 
 def bucket(path: str) -> timedelta:
@@ -175,6 +176,8 @@ class Rest:
                 ca_file=self._ca_file,
                 proxy=self._proxy,
             )
+        except Oversized as error:
+            raise RestRefused(f"{question.path}: {error}", 200) from None
         except Unanswered as error:
             raise RestUnavailable(f"{question.path}: {error}") from None
         finally:

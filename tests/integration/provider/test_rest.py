@@ -74,7 +74,7 @@ async def test_what_is_larger_than_a_daemon_can_hold_is_not_read(
 ) -> None:
     monkeypatch.setattr(rest, "MAX_BYTES", 100_000)
     server = await web_server(http(200, "x" * 1_000_000))
-    with pytest.raises(RestUnavailable, match="longer than 100000 bytes"):
+    with pytest.raises(RestRefused, match="longer than 100000 bytes"):
         await get(asking(server.url))
 
 

@@ -202,13 +202,14 @@ def test_only_an_answer_that_came_after_the_gap_and_reaches_back_to_its_start_pr
         names = {"connection_id": "c", "source": "stream", "event": "res", "path": path, "params": "{}", "body": body}
         db.add("payloads", instance_id=1, seq=seq, received_at=at(received), **names)
 
-    came(20, "09:29:59", "AAPL", "08:00")  # still in the gap, which goes on to its end
+    came(20, "09:29:59", "AAPL", "09:00")  # still in the gap, which goes on to its end
     came(21, "09:30:01", "AAPL", "09:01")  # sparse
-    came(22, "09:30:02", "ON", "08:00")
-    came(23, "09:30:03", "AAPL", "08:00", path="crowd-sentiment")  # says what is new, and restates what is old
+    came(22, "09:30:02", "ON", "09:00")
+    came(23, "09:30:03", "AAPL", "09:00", path="crowd-sentiment")  # says what is new, and restates what is old
     came(24, "09:30:04", "AAPL")
+    came(25, "09:30:05", "AAPL", "02:00", "09:29")  # restated, from before any window
     assert proven() == []
-    came(25, "09:31", "AAPL", "09:25", "09:00")
+    came(26, "09:31", "AAPL", "09:25", "09:00")
     assert proven() == [at("09:00")]
-    came(26, "13:01", "AAPL", "11:59", "13:00")
+    came(27, "13:01", "AAPL", "11:59", "13:00")
     assert proven() == [at("09:00"), at("12:00")]

@@ -23,6 +23,7 @@ SECONDS = "/real-time/market-prophit-sentiment"  # a row a second
         pytest.param(CROWD, at(1), at(20), [7 * 24 * HOUR, 7 * 24 * HOUR, 5 * 24 * HOUR], id="a week of minutes"),
         pytest.param(SECONDS, at(5, 0), at(5, 6), [2.8 * HOUR, 2.8 * HOUR, 0.4 * HOUR], id="as many seconds"),
         pytest.param(CHART, at(5, 10), at(13), [(14 + 6 * 24) * HOUR, 24 * HOUR], id="seven dates, not seven days"),
+        pytest.param(SECONDS[11:] + "-chart-data", at(5), at(7), [24 * HOUR] * 2, id="a date of seconds"),
         pytest.param(CROWD, at(5), at(5), [], id="nothing"),
     ],
 )

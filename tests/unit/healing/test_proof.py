@@ -7,10 +7,13 @@ import pytest
 from ingestor.healing import proof
 from ingestor.healing.plan import Step
 from ingestor.pipeline.decode import Decoded
+from ingestor.store.times import microseconds
 from tests.support.entries import decoder, frame, row
 from tests.support.healing import at, repair
 
 GAP = repair(at(1, 0, 30, 20), at(1, 0, 50))
+CAME_US = microseconds(at(1, 1, 0))
+LONG_AGO = row() | {"ts": "2025-12-31T22:59:00.000Z"}
 STEP = Step(start=at(1, 0, 0), end=at(1, 1, 0), ticker="AAPL")
 
 
@@ -26,24 +29,26 @@ def answer(payload: Any, **more: Any) -> Decoded:
         pytest.param([row(minute=51), row(minute=3)], True, id="in any order"),
         pytest.param([row("ON", minute=3), row(minute=51)], False, id="another ticker says nothing"),
         pytest.param([], False, id="nothing says nothing"),
+        pytest.param([LONG_AGO, row(minute=51)], False, id="no window reaches back so far: it was restated"),
+        pytest.param([LONG_AGO, row(minute=30)], True, id="beside a whole window"),
     ],
 )
 def test_a_window_proves_a_gap_only_if_it_reaches_back_to_its_start(rows: list[Any], proven: bool) -> None:
-    assert proof.reaches_back(answer(rows), GAP) is proven
+    assert proof.reaches_back(answer(rows), GAP, CAME_US) is proven
 
 
 def test_the_rows_of_another_feed_prove_nothing() -> None:
     other = answer([row(minute=3, field="moving_average")], path="/real-time/crowd-sentiment-moving-average")
-    assert not proof.reaches_back(other, GAP)
-    assert not proof.reaches_back(answer([row(minute=3)], params='{"period": "30"}'), GAP)
+    assert not proof.reaches_back(other, GAP, CAME_US)
+    assert not proof.reaches_back(answer([row(minute=3)], params='{"period": "30"}'), GAP, CAME_US)
 
 
 def test_where_one_user_is_asked_for_his_rows_count() -> None:
     asked = repair(at(1, 0, 30), at(1, 0, 50), path="/real-time/user-sentiment", ticker="", user_id="7")
     others, his = (row(minute=3, field="sentiment") | {"user_id": user} for user in ("8", "7"))
     path = "/real-time/user-sentiment"
-    assert not proof.reaches_back(answer([others], path=path), asked)
-    assert proof.reaches_back(answer([others, his], path=path), asked)
+    assert not proof.reaches_back(answer([others], path=path), asked, CAME_US)
+    assert proof.reaches_back(answer([others, his], path=path), asked, CAME_US)
 
 
 @pytest.mark.parametrize(
