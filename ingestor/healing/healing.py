@@ -133,7 +133,8 @@ class Healing:
         except (Stopped, NotOurs):
             pass  # whoever heals now, it is not us
         except DatabaseUnavailable as error:
-            log.debug("healing waits for the database: %s", error)  # the writer has warned of it
+            level = logging.WARNING if self._writer.status.database_up else logging.DEBUG  # the writer has warned of it
+            log.log(level, "healing waits for the database", extra={"reason": str(error)})
         except Exception:
             # A mistake here must cost nothing that is received; the next look tries again.
             log.exception("healing fell over")

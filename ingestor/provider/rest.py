@@ -26,7 +26,7 @@ from ingestor.provider.clock import boottime, wall_us
 from ingestor.provider.connection import complaint_text
 from ingestor.provider.token.login import retry_after
 
-MAX_BYTES = 8 << 20  # decoded, it takes some twenty times as much
+MAX_BYTES = 8 << 20  # on its way into the database it takes some twelve times as much memory
 ANSWER_SECONDS = 180.0
 SPACING_SECONDS = 2.0  # from the end of one answer to the next question
 UNAVAILABLE = Backoff(first_seconds=15.0, cap_seconds=3600.0)
