@@ -24,6 +24,7 @@ SPOOL = f"{PIPELINE}/test_spool.py {PIPELINE}/test_model.py"
 WRITER = f"{PIPELINE}/test_writer.py"
 VALUES = f"tests/unit/store/test_values.py {WRITER} {PIPELINE}/test_instances_model.py"
 MODEL = f"{PIPELINE}/test_instances_model.py"
+HEALING, REPAIRS = "tests/integration/test_healing.py", f"{STORE}/test_repairs.py"
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,6 +245,62 @@ BUGS = (
         "samples_pruned)]\n",
         "samples_pruned)][1:]\n",
         f"{STORE}/test_audit.py",
+    ),
+    Bug(
+        "healing: done before it is committed",
+        "healing/healing.py",
+        "self._do(lambda _: None, after=seq)",
+        "self._do(lambda _: None)",
+        f"{HEALING}::test_what_cannot_be_healed_says_why_and_is_done_when_it_is_asked_for_again",
+    ),
+    Bug(
+        "healing: an answer is as old as its arrival",
+        "provider/rest.py",
+        "reply = Reply(text=_text(question, answer), sent_us=sent_us)",
+        "reply = Reply(text=_text(question, answer), sent_us=wall_us())",
+        f"{HEALING}::test_a_real_time_answer_heals_and_what_came_newer_meanwhile_stays_current",
+    ),
+    Bug(
+        "healing: a window that begins after the gap's start proves it",
+        "healing/proof.py",
+        "<= ts_us <= start for",
+        "<= ts_us for",
+        "tests/unit/healing/test_proof.py",
+    ),
+    Bug(
+        "healing: an answer from the midst of the gap proves it",
+        "healing/windows.py",
+        "if answer.received_at >= one.to_ts]",
+        "if answer]",
+        REPAIRS,
+    ),
+    Bug(
+        "healing: whoever has no lease writes as well",
+        "store/repairs.py",
+        "is None:\n        raise NotOurs",
+        "is None:\n        return",
+        REPAIRS,
+    ),
+    Bug(
+        "healing: the cursor is not kept",
+        "store/repairs.py",
+        "[repair_id], cursor=cursor, error",
+        "[repair_id], error",
+        "tests/acceptance/test_backfill.py",
+    ),
+    Bug(
+        "healing: gaps that are not over are repaired",
+        "store/repairs.py",
+        ".where(gaps.to_at < wanted.to_at, ~named.exists())",
+        ".where(~named.exists())",
+        REPAIRS,
+    ),
+    Bug(
+        "healing: what has failed comes back as done",
+        "store/repairs.py",
+        'c.repair_id.in_(repair_ids), c.state == "open")',
+        "c.repair_id.in_(repair_ids))",
+        REPAIRS,
     ),
 )
 

@@ -65,7 +65,7 @@ async def test_after_a_jump_of_the_clocks_coverage_has_a_hole_and_every_job_is_a
         monkeypatch.setattr(service, "tick", lambda: shifted(tick(), shift_us, boot_seconds))
         await until(lambda: daemon.books.states("AAPL") == ["pending", "live", "silent", "live"])
         assert daemon.connection_ids == connection
-        assert len(armed) == 2
+        assert len(armed) == 3  # token, retention, healing
         again = [job.next_run_time for job in jobs(daemon)]
         assert all(abs(now - then) < timedelta(minutes=1) for now, then in zip(again, armed, strict=True))
     _, live, silent, anew, _ = daemon.books.coverage("AAPL")
