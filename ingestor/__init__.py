@@ -16,12 +16,13 @@
     snapshot   the daemon now, of all its parts, for whoever asks
     service    builds everything once, owns every task and signal, drains in order
     checking   what `check` looks at before the daemon runs
+    probing    what `check --connect` tries: the whole way once, and nothing is kept
     offline    what commands do themselves when no daemon runs
     demo       simulator and daemon in a temporary folder
     cli        the only place that parses arguments, prints and exits
 
 Imports point one way: (errors, commit, redaction) < (config, lock) < (provider, pipeline, store, ops) <
-(reload, following, healing, control) < snapshot < (service, checking) < (offline, demo) < cli.
+(reload, following, healing, control) < snapshot < (service, checking) < (probing, offline, demo) < cli.
 """
 
 __version__ = "0.1.0"

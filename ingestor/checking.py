@@ -10,17 +10,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ingestor.config import Config, require_api_key
+from ingestor.config.units import format_duration
 from ingestor.config.urls import masked, origin, unencrypted_database
 from ingestor.errors import IngestorError
-from ingestor.provider.catalog import FEEDS, base_name
+from ingestor.provider.catalog import FEEDS, STREAMS, base_name
 from ingestor.store import migrate
 from ingestor.store.engine import sqlite_path
 from ingestor.store.opening import opened
 
 # Measured: 200,000 samples took 19.1 MB of a SQLite file. A row of a printed answer has some 85 characters, and an
-# answer is a rolling window of about an hour of minutes.
+# answer of /real-time/… is a rolling window of about an hour of minutes; a stream sends what is new.
 SAMPLE_BYTES = 100
-ANSWER_BYTES = 60 * 85
+ROW_BYTES = 85
+WINDOW_ROWS = 60
 DAY_SECONDS = 86_400
 TICKERS_OF_ALL = 5_000  # what a subscription without ticker is taken for
 SAFE_SQLITE = (3, 51, 3)
@@ -34,6 +36,7 @@ class Finding:
     message: str
     exit_code: int = 0
     warning: bool = False
+    seconds: float | None = None  # that it took, where that tells something
 
 
 def offline(config: Config) -> Iterator[Finding]:
@@ -46,9 +49,10 @@ def offline(config: Config) -> Iterator[Finding]:
     yield _database(config)
     yield from _unencrypted(config)
     yield _sqlite_version()
-    yield _growth(config)
-    yield _outage(config)
-    yield _disk(config)
+    load = _load(config)
+    yield _growth(config, load)
+    yield _outage(config, load)
+    yield from _disks(config, load)
 
 
 def _api_key(config: Config) -> Finding:
@@ -99,6 +103,7 @@ def _database(config: Config) -> Finding:
 def _schema(url: str, migrates: str) -> Finding:
     with opened(url) as engine:
         found = migrate.current(engine)
+        migrate.refuse_newer(found)
         if found != migrate.head() and migrates == "never":
             migrate.verify(engine)
     if found == migrate.head():
@@ -127,43 +132,62 @@ def _sqlite_version() -> Finding:
     return Finding(name="SQLite", message=message, warning=True)
 
 
-def _growth(config: Config) -> Finding:
-    rows = sum(_rows_per_day(*one) for one in _feeds(config))
-    message = f"at most {rows:,.0f} samples a day, some {_size(rows * SAMPLE_BYTES)}; payloads come on top"
+@dataclass(frozen=True, slots=True)
+class Load:
+    """What the subscriptions bring at most, in a day."""
+
+    samples: float
+    received_bytes: float  # of answers, most of which repeat what was there
+
+    @property
+    def stored_bytes(self) -> float:
+        """What stays of it, without payloads."""
+        return self.samples * SAMPLE_BYTES
+
+
+def _load(config: Config) -> Load:
+    samples = received_bytes = 0.0
+    for one in config.subscriptions:
+        known = FEEDS.get(base_name(one.path))
+        buckets = DAY_SECONDS / (known.cadence_seconds if known else 60)
+        rows = buckets * (1 if one.ticker else TICKERS_OF_ALL)
+        samples += rows * (len(set(known.metrics.values())) if known else 1)
+        received_bytes += rows * ROW_BYTES * (1 if one.path in STREAMS else WINDOW_ROWS)
+    return Load(samples, received_bytes)
+
+
+def _growth(config: Config, load: Load) -> Finding:
+    message = f"at most {load.samples:,.0f} samples a day, some {_size(load.stored_bytes)}"
+    kept = config.database.retention.payloads
+    if kept is None:
+        message += f"; payloads add {_size(load.received_bytes)} a day: see database.retention.payloads"
+    elif kept:
+        message += f"; payloads of {format_duration(kept)} add {_size(load.received_bytes * kept / DAY_SECONDS)}, once"
     return Finding(name="growth", message=message)
 
 
-def _outage(config: Config) -> Finding:
-    per_day = sum(_answers_per_day(*one) for one in _feeds(config)) * ANSWER_BYTES
-    hours = config.spool.max_bytes / per_day * 24 if per_day else float("inf")
-    message = f"{_size(config.spool.max_bytes)} hold some {hours:,.1f} h of a database that is away"
+def _outage(config: Config, load: Load) -> Finding:
+    hours = config.spool.max_bytes / load.received_bytes * 24
+    message = f"{_size(config.spool.max_bytes)} (spool.max_bytes) hold some {hours:,.1f} h of a database that is away"
     return Finding(name="outage", message=message, warning=hours < 1)
 
 
-def _disk(config: Config) -> Finding:
+def _disks(config: Config, load: Load) -> Iterator[Finding]:
+    """Room for the spool; and for a SQLite database, for how long."""
     existing = _nearest(config.spool.path)
     free = shutil.disk_usage(existing).free
-    if free < config.spool.max_bytes:
-        message = f"{_size(free)} free at {existing}, less than spool.max_bytes: free some, or lower it"
-        return Finding(name="disk", message=message, warning=True)
-    return Finding(name="disk", message=f"{_size(free)} free at {existing}")
-
-
-def _feeds(config: Config) -> Iterator[tuple[str, int]]:
-    """(feed, tickers) of each subscription."""
-    for one in config.subscriptions:
-        yield base_name(one.path), 1 if one.ticker else TICKERS_OF_ALL
-
-
-def _answers_per_day(feed: str, _tickers: int) -> float:
-    known = FEEDS.get(feed)
-    return DAY_SECONDS / (known.cadence_seconds if known else 60)
-
-
-def _rows_per_day(feed: str, tickers: int) -> float:
-    known = FEEDS.get(feed)
-    metrics = len(set(known.metrics.values())) if known else 1
-    return _answers_per_day(feed, tickers) * metrics * tickers
+    short = free < config.spool.max_bytes
+    more = ", less than spool.max_bytes: free some, or lower it" if short else ""
+    yield Finding(name="disk", message=f"{_size(free)} free at {existing}{more}", warning=short)
+    if path := sqlite_path(config.database.url.get_secret_value()):
+        existing = _nearest(path)
+        free = shutil.disk_usage(existing).free
+        kept = config.database.retention.payloads
+        payloads = load.received_bytes * (kept or 0) / DAY_SECONDS
+        per_day = load.stored_bytes + (load.received_bytes if kept is None else 0)
+        days = max(free - payloads, 0) / per_day
+        message = f"{_size(free)} free at {existing}: some {days:,.0f} days of what is collected"
+        yield Finding(name="database disk", message=message, warning=days < 30)
 
 
 def _size(count: float) -> str:

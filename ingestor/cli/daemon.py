@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated
 
@@ -49,11 +50,19 @@ async def _simulate(port: int, api_key: str, seed: int, cadence: int) -> None:
 
     cadence_seconds = cadence or None
     window = 60 * (cadence or 60)
-    async with Simulator(
+    simulator = Simulator(
         seed=seed, port=port, api_key=api_key or None, cadence_seconds=cadence_seconds, window_seconds=window
-    ) as simulator:
+    )
+    try:
+        await simulator.start()
+    except OSError as error:
+        reason = os.strerror(error.errno or 0)  # asyncio wraps the system's words in its own
+        raise typer.BadParameter(f"{port} cannot be had ({reason}); name another", param_hint="--port") from None
+    try:
         say(f"provider.url: {simulator.url}\nINGESTOR_PROVIDER__API_KEY={simulator.api_key}")
         await _until_signalled()
+    finally:
+        await simulator.stop()
 
 
 async def _until_signalled() -> None:

@@ -2,29 +2,59 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ingestor.cli.output import ConfigOption, Output, OutputOption, load_config, print_as, safe, say
+from ingestor.cli.output import ConfigOption, Output, OutputOption, as_json, load_config, print_as, safe, say
+
+if TYPE_CHECKING:
+    from ingestor.checking import Finding
+    from ingestor.config import Config
 
 db_app = typer.Typer(help="The database's schema.")
 
 
-def check(config: ConfigOption = None, output: OutputOption = Output.TEXT) -> None:
-    """Look for everything that would keep `run` from working; change nothing."""
-    from ingestor import checking
+def check(
+    connect: Annotated[bool, typer.Option("--connect", help="Try the whole way too, from the key to a row.")] = False,
+    config: ConfigOption = None,
+    output: OutputOption = Output.TEXT,
+) -> None:
+    """Look for everything that would keep `run` from working; keep nothing, change nothing."""
+    findings: list[Finding] = []
 
-    findings = list(checking.offline(load_config(config)))
-    marks = {finding.name: "!" if finding.warning else "✗" if finding.exit_code else "✓" for finding in findings}
-    print_as(
-        output,
-        [asdict(finding) for finding in findings],
-        lambda: "\n".join(safe(f"{marks[finding.name]} {finding.name}: {finding.message}") for finding in findings),
-    )
+    def tell(finding: Finding) -> None:
+        findings.append(finding)
+        if output is Output.TEXT:
+            say(safe(_line(finding)))
+
+    _look(load_config(config), connect, tell)
+    if output is Output.JSON:
+        say(as_json([asdict(finding) for finding in findings]))
     code = next((finding.exit_code for finding in findings if finding.exit_code), 0)
     if code:
         raise typer.Exit(code)
+
+
+def _look(config: Config, connect: bool, tell: Callable[[Finding], None]) -> None:
+    import asyncio
+
+    from ingestor import checking
+
+    for finding in checking.offline(config):
+        tell(finding)
+    if connect:
+        from ingestor import probing
+
+        asyncio.run(probing.online(config, tell))
+
+
+def _line(finding: Finding) -> str:
+    mark = "✗" if finding.exit_code else "!" if finding.warning else "✓"
+    took = f" ({finding.seconds:.2f} s)" if finding.seconds is not None else ""
+    return f"{mark} {finding.name}: {finding.message}{took}"
 
 
 @db_app.command("upgrade")

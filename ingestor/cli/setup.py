@@ -43,10 +43,11 @@ def init(
     option = "" if path == Path("config.yaml") else f" --config {path}"
     say(
         f"{path} is written. Next:\n"
-        f"  1. install -m 600 /dev/stdin {path.parent / 'api_key'}    paste the key, end with Ctrl-D;\n"
-        f"     name the file in {path}: provider.api_key_file: api_key\n"
-        f"  2. ingestor check{option}    says everything that is wrong, with line and column\n"
-        f"  3. ingestor run{option}\n"
+        f"  1. install -m 600 /dev/stdin {path.parent / 'api_key'}    paste the key, Enter, Ctrl-D\n"
+        f"  2. in {path}, under provider:, write  api_key_file: api_key  in place of the line that has it;\n"
+        "     and under subscriptions: your tickers\n"
+        f"  3. ingestor check --connect{option}    tries the whole way, and says what is wrong and where\n"
+        f"  4. ingestor run{option}    until Ctrl-C; meanwhile: ingestor status, ingestor tail -f\n"
         "Without an account: ingestor demo"
     )
 

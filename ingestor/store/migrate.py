@@ -37,14 +37,20 @@ def upgrade(engine: Engine) -> None:
     Raises SchemaNewer, with nothing changed.
     """
     with engine.connect() as connection, _locked(connection):
-        _refuse_newer(_current(connection))
+        refuse_newer(_current(connection))
+        command.upgrade(_config(connection), "head")
+
+
+def make_if_empty(connection: Connection) -> None:
+    """Make the tables in the caller's transaction, where there are none."""
+    if _current(connection) is None:
         command.upgrade(_config(connection), "head")
 
 
 def verify(engine: Engine) -> None:
     """Raise SchemaNewer or SchemaOlder unless the database has exactly the schema of this program."""
     found = current(engine)
-    _refuse_newer(found)
+    refuse_newer(found)
     if found != head():
         state = f"has schema {found}" if found else "has no tables yet"
         raise SchemaOlder(
@@ -62,7 +68,8 @@ def check(engine: Engine) -> None:
             raise IngestorError(f"schema.py and migrations/ differ: {differs}") from differs
 
 
-def _refuse_newer(found: str | None) -> None:
+def refuse_newer(found: str | None) -> None:
+    """Raise SchemaNewer for a revision that this program does not know."""
     if found is not None and found not in {script.revision for script in _scripts().walk_revisions()}:
         raise SchemaNewer(
             f"the database has schema {found}, made by a newer program; this one knows schemas up to {head()}: "

@@ -16,6 +16,8 @@ _REMEDIES = (
     ("not a database", "name another file in database.url, or move this one out of the way"),
     ("unable to open", "may this user read it? if so, see database.url"),
     ("readonly database", "nobody has it open, and only who may write can open it then: read it as the daemon's user"),
+    ("permission denied for schema", "GRANT CREATE, USAGE ON SCHEMA to this user, or name another in database.url"),
+    ("permission denied", "GRANT it to this user, or name another in database.url"),
     ("no such table", _MAKE_TABLES),
     ('relation "', _MAKE_TABLES),
 )

@@ -34,6 +34,7 @@ LEVELS = {
     "checking": 5,
     "service": 5,
     "demo": 6,
+    "probing": 6,
     "offline": 6,
     "cli": 7,
     "__main__": 8,

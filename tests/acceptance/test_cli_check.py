@@ -1,0 +1,106 @@
+"""`ingestor check` as it is typed, and the first minutes of somebody who has read nothing but what it says."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sqlite3
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from ..support.books import Books
+from ..support.daemon import COMMAND, until
+from ..support.nursery import ForkedProgram, Nursery
+from ..support.postgres import free_port
+from .conftest import KEY, PATHS, Desk
+from .test_cli_start import processor_seconds
+
+CLEAN = {name: value for name, value in os.environ.items() if not name.startswith("INGESTOR_")}
+
+
+def test_before_a_healthy_server_all_is_well_and_soon(desk: Desk, tmp_path: Path) -> None:
+    with (tmp_path / "said").open("w") as said:
+        seconds = processor_seconds(*desk.typed("check", "--connect"), stdout=said, env=CLEAN | desk.key)
+    text = (tmp_path / "said").read_text()
+    assert [line for line in text.splitlines() if line.startswith("✗")] == []
+    assert "✓ token: the key is accepted; a token lives 5h" in text
+    for path, (ticker, *_) in PATHS.items():
+        assert re.search(rf"^✓ data {path} {ticker}: 60 rows up to .* UTC \([0-9.]+ s\)$", text, re.MULTILINE)
+    assert KEY not in text
+    assert seconds < 3  # of the processor's time; where there is nothing else to do it takes little longer
+
+
+def test_for_programs_it_is_a_list_and_the_code_is_the_first_failures(desk: Desk) -> None:
+    ended = subprocess.run(
+        desk.typed("check", "--connect", "--output", "json"),
+        env=CLEAN | {"INGESTOR_PROVIDER__API_KEY": "another"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    findings = {one["name"]: one for one in json.loads(ended.stdout)}
+    assert ended.returncode == 77
+    assert findings["token"]["exit_code"] == 77
+    assert findings["token"]["seconds"] >= 0
+    assert findings["server"]["message"] == "not tried, since there is no token"
+    assert findings["growth"]["seconds"] is None
+
+
+# The newcomer.
+
+
+@pytest.fixture
+def provider(nursery: Nursery, tmp_path: Path) -> Iterator[str]:
+    """The URL of one that takes the newcomer's key."""
+    port = str(free_port())
+    program = ForkedProgram(nursery, "simulate", "--port", port, "--api-key", KEY, "--cadence", "1", folder=tmp_path)
+    program.start()
+    yield f"http://127.0.0.1:{port}"
+    program.kill()
+
+
+async def test_from_init_by_two_edits_and_a_check_to_rows(provider: str, nursery: Nursery, tmp_path: Path) -> None:
+    """Does what init says, in its order; the provider's URL alone is the test's, as the documented one is not here."""
+    home = tmp_path / "home"
+    home.mkdir()
+    environment = CLEAN | {"INGESTOR_PROVIDER__URL": provider, "INGESTOR_HTTP__LISTEN": "127.0.0.1:0"}
+
+    def typed(line: str, given: str = "") -> subprocess.CompletedProcess[str]:
+        command = re.sub(r"^ingestor\b", str(COMMAND), line)
+        return subprocess.run(
+            ["bash", "-c", command], cwd=home, env=environment, input=given, capture_output=True, text=True, timeout=60
+        )
+
+    steps = re.findall(r"^  \d\. (.*?)(?:    .*)?$", typed("ingestor init").stdout, re.MULTILINE)
+    paste, edit, check, run = steps
+    early = typed(check)
+    assert early.returncode == 78
+    assert "there is none; put it into a file of mode 0600 named by provider.api_key_file" in early.stdout
+    assert typed(paste, f"{KEY}\n").returncode == 0
+    key_line = re.search(r"write  (\S+: \S+)  in place of the line that has it", edit)
+    assert key_line and "under provider:" in edit
+    config = home / "config.yaml"
+    config.write_text(re.sub(r"^  # api_key_file:.*$", f"  {key_line[1]}", config.read_text(), flags=re.MULTILINE))
+    assert typed("ingestor remove 6E_F --path /real-time/crowd-sentiment").returncode == 0  # their tickers
+    checked = typed(check)
+    assert checked.returncode == 0, checked.stdout + checked.stderr
+    assert "✗" not in checked.stdout
+    assert run == "ingestor run"
+    books = Books(f"sqlite:///{home / 'ingestor.db'}")
+    async with ForkedProgram(nursery, "run", "--config", config, folder=tmp_path, **environment) as daemon:
+        await until(lambda: (home / "ingestor.db").exists() and written(books))
+        said = typed("ingestor tail").stdout
+        assert await daemon.terminate() == 0
+    assert len(said.splitlines()) == 10
+    assert "6E_F" not in said
+
+
+def written(books: Books) -> int:
+    try:
+        return int(books.one("SELECT count(*) FROM observations"))
+    except sqlite3.OperationalError:  # no tables yet
+        return 0
