@@ -111,4 +111,7 @@ def _reloaded(config: Config) -> dict[str, Any]:
 
 
 def _told(answer: dict[str, Any]) -> Iterator[str]:
-    return (safe(f"{name}: {value}") for name, value in answer.items())
+    for name, value in answer.items():
+        shown = ", ".join(map(str, value)) if isinstance(value, list) else value
+        if shown != "":
+            yield safe(f"{name.replace('_', ' ')}: {shown}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ import pytest
 
 from ingestor.control import Control, ControlFailed
 
+from ..support.daemon import until
+from .conftest import Desk
 from .test_cli_start import ingestor_
 
 CONFIG = """\
@@ -86,14 +89,31 @@ async def test_the_daemon_is_told_and_its_own_words_are_shown(config: Path) -> N
         asked.append(config.read_text())
         if "TSLA" in asked[-1]:
             raise ControlFailed("config.yaml:4:5: \x1b[2J the old one stays")
-        return {"added": 1, "removed": 0}
+        return {"added": 1, "needs_restart": ["http", "log.level"], "notes": []}
 
     (config.parent / "spool").mkdir()
     async with Control(config.parent / "spool", {"reload": reload}):
         good = await asyncio.to_thread(ingestor_, "add", "NO", "--reload", cwd=config.parent)
         again = await asyncio.to_thread(ingestor_, "reload", "--output", "json", cwd=config.parent)
         bad = await asyncio.to_thread(ingestor_, "add", "TSLA", "--reload", cwd=config.parent)
-    assert good.stdout.endswith("NO: added\nadded: 1\nremoved: 0\n")
-    assert json.loads(again.stdout) == {"added": 1, "removed": 0}
+    assert good.stdout.endswith("NO: added\nadded: 1\nneeds restart: http, log.level\n")
+    assert json.loads(again.stdout) == {"added": 1, "needs_restart": ["http", "log.level"], "notes": []}
     assert (bad.returncode, bad.stderr) == (69, "config.yaml:4:5: \\u001b[2J the old one stays\n")
     assert ["NO" in text for text in asked] == [True, True, True]
+
+
+async def test_a_running_daemon_collects_what_was_added_and_stops_when_it_is_removed(desk: Desk) -> None:
+    before, path = desk.config.read_text(), "/real-time/tweet-volume"
+    connections = [one["id"] for one in desk.daemon.status["connections"]]
+
+    def typed(command: str) -> str:
+        line = desk.typed(command, "NO", "--path", path, "--reload")
+        return subprocess.run(line, capture_output=True, text=True, check=True, timeout=60).stdout
+
+    assert typed("add").endswith("NO: added\nadded: 1\nremoved: 0\n")
+    rows = "SELECT count(*) FROM tweet_volume WHERE ticker = 'NO'"
+    await until(lambda: desk.daemon.books.one(rows))
+    assert typed("remove").endswith("NO: removed\nadded: 0\nremoved: 1\n")
+    await desk.daemon.live()
+    assert [one["id"] for one in desk.daemon.status["connections"]] == connections
+    assert desk.config.read_text() == before
