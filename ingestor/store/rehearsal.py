@@ -8,8 +8,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, cast
 
-from sqlalchemy import Connection, Engine
+from sqlalchemy import Connection, Engine, NestedTransaction
 
 from ingestor.store import migrate
 from ingestor.store.batch import Batch, Written
@@ -52,6 +53,18 @@ class _Within(Engine):
         self.dialect = connection.dialect
 
     @contextmanager
-    def begin(self) -> Iterator[Connection]:
-        with self._connection.begin_nested():
-            yield self._connection
+    def connect(self) -> Iterator[Connection]:  # type: ignore[override]
+        yield cast("Connection", _Part(self._connection))
+
+
+class _Part:
+    """The connection, with a savepoint for a transaction."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._connection, name)
+
+    def begin(self) -> NestedTransaction:
+        return self._connection.begin_nested()
