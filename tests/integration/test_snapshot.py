@@ -9,14 +9,15 @@ from pathlib import Path
 import pytest
 
 from ingestor import snapshot
-from ingestor.config import load
+from ingestor.config import Config, load
 from ingestor.ops.status import Troubles
 from ingestor.pipeline.entry import State
 from ingestor.pipeline.spool import Spool
 from ingestor.pipeline.writer import WriterStatus
 from ingestor.provider.coverage import Standing
-from ingestor.provider.supervisor import Status
+from ingestor.provider.supervisor import Difference, Status
 from ingestor.provider.token import TokenStatus
+from ingestor.reload import Reload
 
 from ..support.daemon import write_config
 
@@ -43,12 +44,16 @@ def receiver() -> Receiver:
     return Receiver()
 
 
+def in_force(config: Config) -> Reload:
+    return Reload(config, lambda: config, lambda _config: Difference((), ()), lambda _fact: None)
+
+
 @pytest.fixture
 def parts(tmp_path: Path, receiver: Receiver) -> snapshot.Parts:
     wanted = {"/real-time/tweet-buzz": ["AAPL", "ON"]}
     config = load(write_config(tmp_path, url="http://127.0.0.1:9", database_url="sqlite:///x.db", subscriptions=wanted))
     return snapshot.Parts(
-        config=config,
+        reload=in_force(config),
         instance="desk",
         started_at=datetime.now(UTC),
         database_kind="sqlite",
@@ -75,6 +80,8 @@ def test_a_subscription_is_told_anew_when_and_only_when_its_standing_is_another(
 def test_what_is_not_wanted_any_more_is_forgotten(parts: snapshot.Parts, receiver: Receiver) -> None:
     receiver.stands("AAPL", "ON", state="live")
     snapshot.take(parts)
-    fewer = replace(parts, config=parts.config.model_copy(update={"subscriptions": parts.config.subscriptions[1:]}))
+    config = parts.reload.config
+    one_less = config.model_copy(update={"subscriptions": config.subscriptions[1:]})
+    fewer = replace(parts, reload=in_force(one_less))
     assert [one.params for one in snapshot.take(fewer).subscriptions] == ['{"ticker":"ON"}']
     assert len(fewer.told) == 1
