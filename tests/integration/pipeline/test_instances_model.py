@@ -110,6 +110,7 @@ class Daemon:
 
     def restart(self) -> None:
         self.before, self.writer = self.writer, self._begun()
+        self.before._spool = Left(self.spool)
 
     async def receive(self, tellings: Sequence[Telling]) -> None:
         for telling in tellings:
@@ -119,6 +120,19 @@ class Daemon:
     async def close(self) -> None:
         await self.spool.close()
         self._engine.dispose()
+
+
+class Left:
+    """The spool as a killed run has it: its commit may still come through, but it takes nothing away any more."""
+
+    def __init__(self, spool: Spool) -> None:
+        self._spool = spool
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._spool, name)
+
+    def ack(self, seq: int) -> None:
+        pass
 
 
 class Telling(NamedTuple):
