@@ -25,6 +25,8 @@ from ingestor.provider.tally import GroupStatus, Tally
 from ingestor.provider.token import TokenSupply
 
 RECONNECT = Backoff(first_seconds=1.0, cap_seconds=60.0)
+RESTARTING = Backoff(first_seconds=1.0, cap_seconds=3.0)  # where a server that was well is not there
+RESTART_SECONDS = 60.0  # after which it is away, and no longer restarting
 GRACE_SECONDS = 1.0  # in which a successor's first data is waited for
 DATA_LOOK_SECONDS = 0.02
 EVICTED = (
@@ -62,6 +64,7 @@ class Group:
         self._wake = asyncio.Event()
         self._failures = 0
         self._retry_at = 0.0  # boottime of the next try of a succession
+        self._well_until = boottime()  # when the last session that was no failure ended
         self._evictions = Evictions()
         self._tally = Tally()
         self._complaints = Complaints(around.record)
@@ -197,16 +200,17 @@ class Group:
         return connection
 
     async def _failed(self, error: ConnectionFailed) -> None:
-        wait = self._next_wait()
+        restarting = boottime() < self._well_until + RESTART_SECONDS
+        wait = self._next_wait(RESTARTING if restarting else RECONNECT)
         self._tally.last_error = outside(error)
         if self._around.gate.is_set():
             detail = {"reason": outside(error), "attempt": self._failures, "retry_in_seconds": round(wait, 1)}
             self._states.all_are("connect_failed", "disconnected", detail)
         await asyncio.sleep(wait)
 
-    def _next_wait(self) -> float:
+    def _next_wait(self, backoff: Backoff) -> float:
         self._failures += 1
-        return RECONNECT.full_jitter(self._failures, chance())
+        return backoff.full_jitter(self._failures, chance())
 
     def _begin(self, connection: Connection) -> Session:
         session = Session(connection, self._wanted, self._states.answers_came, self._tell)
@@ -310,7 +314,7 @@ class Group:
             self._tell("evicted", connection=old.id, reason=EVICTED)
 
     def _put_off(self, error: IngestorError) -> None:
-        wait = self._next_wait()
+        wait = self._next_wait(RECONNECT)
         self._retry_at = boottime() + wait
         self._tally.last_error = outside(error)
         detail = {"reason": outside(error), "attempt": self._failures, "retry_in_seconds": round(wait, 1)}
@@ -325,12 +329,18 @@ class Group:
             ended = await connection.closed()
         finally:
             await self._retire(session)
-        lived = boottime() - connection.opened_at if connection.opened_at is not None else 0.0
-        self._failures = 1 if lived > HEALTHY_SECONDS else self._failures + 1
+        self._count(connection)
         self._tally.ended(ended)
         detail = {"connection": connection.id, "cause": ended.cause, "reason": ended.reason}
         state: State = "spool_full" if ended.cause == "spool_full" else "disconnected"
         self._states.all_are("disconnected", state, detail, connection.last_heard_us)
+
+    def _count(self, connection: Connection) -> None:
+        now = boottime()
+        self._failures += 1
+        if connection.opened_at is not None and now - connection.opened_at > HEALTHY_SECONDS:
+            self._failures = 1
+            self._well_until = now
 
     async def _retire(self, session: Session, cause: str = "lost", reason: str = "cleared up") -> None:
         await session.close(cause, reason)

@@ -130,6 +130,7 @@ async def make_connection(memory: Memory) -> AsyncIterator[Callable[..., Connect
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Everything is tried again at once."""
     monkeypatch.setattr(group, "RECONNECT", Backoff(first_seconds=0.05, cap_seconds=0.2))
+    monkeypatch.setattr(group, "RESTARTING", Backoff(first_seconds=0.05, cap_seconds=0.2))
     monkeypatch.setattr(session, "RESUBSCRIBE", Backoff(first_seconds=0.1, cap_seconds=0.2))
     monkeypatch.setattr(supply, "UNAVAILABLE", Backoff(first_seconds=0.1, cap_seconds=0.2))
     monkeypatch.setattr(supply, "REFUSED", Backoff(first_seconds=0.1, cap_seconds=0.2))

@@ -50,6 +50,7 @@ class Behind:
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(group, "RECONNECT", Backoff(first_seconds=0.05, cap_seconds=0.2))
+    monkeypatch.setattr(group, "RESTARTING", Backoff(first_seconds=0.05, cap_seconds=0.2))
     monkeypatch.setattr(states, "FLUSH_SECONDS", 0.02)
     monkeypatch.setattr(supply, "UNAVAILABLE", Backoff(first_seconds=0.1, cap_seconds=0.2))
 

@@ -171,6 +171,22 @@ async def test_a_server_that_restarts_is_found_again(run: Run, simulator: Simula
     assert states == ["pending", "live", "disconnected", "pending", "live"], "a failed try changes no state"
 
 
+async def test_a_server_that_was_well_is_tried_often_until_it_is_away_for_too_long(
+    run: Run, simulator: Simulator, memory: Memory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(group, "HEALTHY_SECONDS", 0.0)
+    monkeypatch.setattr(group, "RESTARTING", Backoff(first_seconds=0.01, cap_seconds=0.01))
+    used: list[Backoff] = []
+    monkeypatch.setattr(Backoff, "full_jitter", lambda self, *_: used.append(self) or 0.01)  # type: ignore[func-returns-value]
+    await run_simulated(run, simulator, AAPL)
+    await simulator.stop()
+    await memory.until(lambda: len(memory.facts("connect_failed")) >= 3)
+    assert used[1:3] == [group.RESTARTING, group.RESTARTING]
+    monkeypatch.setattr(group, "RESTART_SECONDS", 0.0)
+    await memory.until(lambda: used[-1] == group.RECONNECT)
+    await simulator.start()
+
+
 async def test_a_server_that_kicks_at_once_is_left_alone_for_longer_each_time(
     run: Run, raw_server: Any, memory: Memory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
