@@ -239,8 +239,9 @@ def rows_held(engine: Engine, feed: str, ticker: str, user_id: str, start: datet
 def rows_brought(engine: Engine, repair: Repair, bucket: timedelta) -> int:
     """How many samples of the gap's time came since: by stream, or by REST once it was asked about."""
     c = schema.samples.c
-    # The bucket that the gap begins in was told of in the gap.
-    query = _count(repair.feed, repair.ticker, repair.user_id, repair.from_ts - bucket, repair.to_ts)
+    # The bucket that the gap begins in was told of in the gap; what a person asks for begins where they say.
+    start = repair.from_ts if repair.kind == "manual" else repair.from_ts - bucket
+    query = _count(repair.feed, repair.ticker, repair.user_id, start, repair.to_ts)
     if repair.kind == "window":
         query = query.where(c.source == "stream", c.received_at >= repair.from_ts)
     else:

@@ -270,46 +270,54 @@ async def test_what_has_no_history_says_so(world: World, sqlite_url: str) -> Non
     ]
 
 
-ROW = '{"ts": "2026-01-04T00:00:00.000Z", "ticker": "AAPL", "average_sentiment": 0.5}'
 HISTORY = "/historical/crowd-sentiment: "
+ROW = '{"ts": "2026-01-01T00:00:00.000Z", "ticker": "AAPL", "average_sentiment": 0.5}'  # of the first day
 FAULTS = {
-    "refused": (Fault(status=403, body='{"message": "Not yours"}'), HISTORY + "HTTP 403: Not yours"),
+    "other rows": (
+        Fault(body=f"[{ROW.replace('-01T', '-02T')}]"),
+        "given up after 2 tries: none of the 1 rows of the answer is of what was asked for",
+    ),
+    "a bad row": (Fault(body=f'[{ROW}, {{"ts": "2026"}}]'), "1 rows of the answer cannot be read: see dead letters"),
+    "refused": (Fault(status=403, body='{"message": "Not yours"}'), f"{HISTORY}HTTP 403: Not yours"),
     "unavailable": (Fault(status=500, body="sorry"), f"given up after 2 tries: {HISTORY}HTTP 500"),
     "another page": (
         Fault(body="<html>"),
         f"given up after 2 tries: {HISTORY}the answer is no list of rows: not JSON",
     ),
-    "other rows": (
-        Fault(body=f"[{ROW.replace('-04T', '-03T')}]"),
-        "given up after 2 tries: none of the 1 rows of the answer is of what was asked for",
-    ),
-    "a bad row": (Fault(body=f'[{ROW}, {{"ts": "2026"}}]'), "1 rows of the answer cannot be read: see dead letters"),
 }
 
 
-@pytest.mark.parametrize("name", FAULTS)
 async def test_what_cannot_be_healed_says_why_and_is_done_when_it_is_asked_for_again(
-    world: World, sqlite_url: str, monkeypatch: pytest.MonkeyPatch, name: str
+    world: World, sqlite_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(healing, "MOST_ATTEMPTS", 2)
     monkeypatch.setattr(healing, "AGAIN", Backoff(first_seconds=0.1, cap_seconds=0.1))
     monkeypatch.setattr(rest, "UNAVAILABLE", Backoff(first_seconds=0.1, cap_seconds=0.1))
+    first_day = datetime(2026, 1, 1, tzinfo=UTC)
     async with world.daemon(sqlite_url, {CROWD: ["AAPL"]}) as daemon:
         await daemon.live()
-        asked = load(world.folder / "config.yaml", env={}).subscriptions
-        midnight = NOON - 12 * HOUR - 30 * timedelta(seconds=1)
-        wishes = manual.packed(manual.wishes(asked, "AAPL", None, midnight - DAY, midnight, NOON))
-        world.simulator.rest_fault, error = FAULTS[name]
-        for outcome in (("failed", error), ("done", "")):
+        wanted = load(world.folder / "config.yaml", env={}).subscriptions
+
+        async def ask(hour: int) -> dict[str, Any]:
+            span = first_day + hour * HOUR, first_day + (hour + 1) * HOUR
+            wishes = manual.packed(manual.wishes(wanted, "AAPL", None, *span, NOON))
             await asyncio.to_thread(control.ask, world.folder / "spool", "backfill", wishes=wishes)
-            await until(lambda: repairs(daemon.books)[0]["state"] != "open")
-            one = repairs(daemon.books)[0]
-            assert (one["state"], one["error"]) == outcome
-            world.simulator.rest_fault = None
-        everything = world.rows(CROWD, "AAPL", midnight - DAY, midnight)
-        assert one["new_rows"] == len(everything)
+            ended = "SELECT * FROM repairs WHERE kind = 'manual' AND state <> 'open' ORDER BY from_ts"
+            return (await until(lambda: daemon.books.rows(ended)[hour:]))[0]
+
+        for hour, (name, (fault, error)) in enumerate(FAULTS.items()):
+            world.simulator.rest_fault = fault
+            found = await ask(hour)
+            assert (name, found["state"], found["error"]) == (name, "failed", error)
+        world.simulator.rest_fault = None
+        for hour in range(len(FAULTS)):
+            await ask(hour)
+        await until(lambda: {one["state"] for one in repairs(daemon.books) if one["kind"] == "manual"} == {"done"})
+        everything = world.rows(CROWD, "AAPL", first_day, first_day + len(FAULTS) * HOUR)
         held = daemon.books.current()
-        assert held.keys() >= everything.keys()
+        assert {key: held.get(key) for key in everything} == everything
+        done = [one for one in repairs(daemon.books) if one["kind"] == "manual"]
+        assert [(one["error"], one["new_rows"]) for one in done] == [("", 60)] * len(FAULTS)
 
 
 @pytest.mark.postgres
