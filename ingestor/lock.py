@@ -8,24 +8,32 @@ from pathlib import Path
 
 from ingestor.errors import Held
 
+NAME_BYTES = 16  # of a process id and what fills up the line
+FREE = b"\n"  # the first byte of a lock that was released
+
 
 class Lock:
-    """Held until ``release``. ``abandoned``: its last holder ended without releasing it."""
+    """Held until ``release``. ``abandoned``: its last holder ended without releasing it.
+
+    What is written is as long as what stood there, so that one that is there already can be had on a full disk.
+    """
 
     def __init__(self, path: Path, remedy: str) -> None:
-        """Take the lock, or raise Held, which names the holder and the ``remedy``."""
+        """Take the lock, or raise Held, which names the holder and the ``remedy``. Raises OSError."""
         self._handle = _lock(path, remedy)
-        self.abandoned = bool(os.pread(self._handle, 1, 0))
-        name = f"{os.getpid()}\n".encode()
-        # Never empty in between, and on the disk: a kill or a power cut must find it as it leaves it, held.
-        os.pwrite(self._handle, name, 0)
-        os.ftruncate(self._handle, len(name))
-        os.fsync(self._handle)
+        try:
+            self.abandoned = os.pread(self._handle, 1, 0) not in (b"", FREE)
+            # On the disk: a kill or a power cut must find it as it leaves it, held.
+            os.pwrite(self._handle, f"{os.getpid():<{NAME_BYTES - 1}}\n".encode(), 0)
+            os.fsync(self._handle)
+        except OSError:
+            os.close(self._handle)
+            raise
 
     def release(self, *, clean: bool = True) -> None:
         """Let the next one in; unless ``clean``, it will find the lock ``abandoned``."""
         if clean:
-            os.ftruncate(self._handle, 0)
+            os.pwrite(self._handle, FREE, 0)
         os.close(self._handle)
 
 
@@ -34,7 +42,7 @@ def _lock(path: Path, remedy: str) -> int:
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        holder = os.read(handle, 32).decode("ascii", "replace").strip() or "unknown"
+        holder = os.read(handle, NAME_BYTES).decode("ascii", "replace").strip() or "unknown"
         os.close(handle)
         raise Held(f"{path}: held by process {holder}; {remedy}") from None
     return handle

@@ -7,6 +7,7 @@ synced, what is in it written for up to ten seconds; a second signal stops at on
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import signal
 import socket
@@ -24,7 +25,7 @@ from pydantic import SecretStr
 from ingestor import __version__, snapshot
 from ingestor.config import Config, load, require_api_key, secrets_of
 from ingestor.control import Control, Handler
-from ingestor.errors import ConfigError, NotPermitted, SpoolFailed
+from ingestor.errors import ConfigError, DatabaseUnavailable, NotPermitted, SpoolFailed
 from ingestor.healing import Healing, manual
 from ingestor.lock import Lock
 from ingestor.ops import logs
@@ -319,9 +320,9 @@ class Service:
         try:
             self._writer.run()
         except Exception as error:
+            self._in_loop(self._fail, error)
             if isinstance(error, SpoolUnreadable):
                 self._spool.condemn()
-            self._in_loop(self._fail, error)
         finally:
             self._in_loop(self._written.set)
 
@@ -523,9 +524,10 @@ def lock_database(url: str) -> Lock | None:
         path.parent.mkdir(parents=True, exist_ok=True)
         return _lock_beside(path)
     except OSError as error:
-        raise NotPermitted(
-            f"{path.parent}: {error.strerror}; let this user write there, or name another place in database.url"
-        ) from None
+        what, elsewhere = f"{path.parent}: {error.strerror}", "or name another place in database.url"
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO):  # not to be tried again in vain, as 77 would say
+            raise DatabaseUnavailable(f"{what}; make room there, {elsewhere}") from None
+        raise NotPermitted(f"{what}; let this user write there, {elsewhere}") from None
 
 
 def _lock_beside(path: Path) -> Lock:

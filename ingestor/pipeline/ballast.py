@@ -18,19 +18,23 @@ class Ballast:
 
     def take_up(self) -> bool:
         """Have the file. False, with nothing kept, if the disk has no room for it."""
-        handle = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
-            os.posix_fallocate(handle, 0, BALLAST_BYTES)
+            self._allocate()
         except OSError as error:
-            self._path.unlink()
+            self._path.unlink(missing_ok=True)
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise
             self.held = False
         else:
             self.held = True
+        return self.held
+
+    def _allocate(self) -> None:
+        handle = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            os.posix_fallocate(handle, 0, BALLAST_BYTES)
         finally:
             os.close(handle)
-        return self.held
 
     def drop(self) -> None:
         """Free its room."""

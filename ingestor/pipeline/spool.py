@@ -59,15 +59,18 @@ class Spool:
     def __init__(self, folder: Path, *, max_bytes: int, sync_every_seconds: float) -> None:
         """Open or create, and check head and tail.
 
-        Raises Held if another process has it. A spool that cannot be read is set aside, see ``set_aside``.
+        Raises Held if another process has it, SpoolFailed. A spool that cannot be read is set aside, see ``set_aside``.
         """
         _make_folder(folder)
-        self._lock = Lock(folder / "lock", "stop it, or give this daemon a spool.path of its own")
-        self.crashed = self._lock.abandoned  # the run before this one did not end by itself
         self.set_aside: Path | None = None  # the unreadable spool that this one replaces
-        self._file = self._open(folder / "spool.db")
+        try:
+            self._lock = Lock(folder / "lock", "stop it, or give this daemon a spool.path of its own")
+            self._ballast = Ballast(folder / "ballast")
+            self._file = self._open_with_room(folder / "spool.db")
+        except OSError as error:
+            raise SpoolFailed(f"{folder}: {error.strerror}; mend that, or name another folder in spool.path") from error
+        self.crashed = self._lock.abandoned  # the run before this one did not end by itself
         self._reader = ChunkReader(self._file.path)
-        self._ballast = Ballast(folder / "ballast")
         head = self._file.head
         self.spool_id = head.spool_id
         self.last_heartbeat_us = head.heartbeat_us  # of the run before this one
@@ -91,6 +94,15 @@ class Spool:
         self._on_failure: Callable[[SpoolFailed], None] = lambda _: None
         self.failure: SpoolFailed | None = None
         self.synced_at = time.monotonic()  # when the thread last came round: the watchdog looks at it
+
+    def _open_with_room(self, path: Path) -> ChunkFile:
+        try:
+            return self._open(path)
+        except SpoolFailed:
+            if not self._ballast.held:
+                raise
+            self._ballast.drop()  # SQLite does not always say that it is for want of room
+            return self._open(path)
 
     def _open(self, path: Path) -> ChunkFile:
         condemned = path.with_name(CONDEMNED)

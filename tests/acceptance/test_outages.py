@@ -173,6 +173,22 @@ async def test_a_full_disk_under_the_spool_closes_the_connections_until_there_is
             assert_closed_on_purpose(stage, times=1)
 
 
+async def test_started_on_a_full_disk_it_waits_for_room(nursery: Nursery, tmp_path: Path) -> None:
+    with small_disk(tmp_path / "small", 80 * MEBIBYTE) as folder:
+        url = f"sqlite:///{folder / 'ingestor.db'}"
+        async with Stage(nursery, tmp_path, url, spool={"path": str(folder / "spool")}) as stage:
+            await stage.end()
+            with full(folder):
+                stage.daemon.start()
+                await until(lambda: states(stage) == {"spool_full"})
+            stage.feed.rate = 300
+            await stage.daemon.live()
+            await stage.listens_for(0.5)
+            await stage.end()
+            for ticker in TICKERS:
+                assert "spool_full" in stage.daemon.books.states(ticker)
+
+
 async def test_told_to_stop_while_the_disk_under_the_spool_is_full_it_stops(
     simulator: Simulator, sqlite_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -54,10 +54,10 @@ def ext4(image: Path, folder: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def small_disk(folder: Path, size_bytes: int) -> Iterator[Path]:
-    """A tmpfs of this size at ``folder``."""
+def small_disk(folder: Path, size_bytes: int, files: int = 0) -> Iterator[Path]:
+    """A tmpfs of this size at ``folder``; with room for so many files and folders, itself included, or any number."""
     _need_root()
-    with _mounted(folder, "-t", "tmpfs", "-o", f"size={size_bytes}", "tmpfs"):
+    with _mounted(folder, "-t", "tmpfs", "-o", f"size={size_bytes},nr_inodes={files}", "tmpfs"):
         yield folder
 
 

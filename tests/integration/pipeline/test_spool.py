@@ -11,9 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from ingestor.errors import Held, SpoolFailed
+from ingestor.errors import DatabaseUnavailable, Held, SpoolFailed
+from ingestor.pipeline.ballast import Ballast
 from ingestor.pipeline.chunks import ChunkFile, pack
 from ingestor.pipeline.spool import CHUNK_ENTRIES, Spool
+from ingestor.service import lock_database
+from tests.support.disk import full, small_disk
 from tests.support.entries import fact, frame
 
 
@@ -223,6 +226,23 @@ async def test_a_disk_that_fails_acknowledges_nothing_more(tmp_path: Path) -> No
     assert len(failures) == 1
     assert spool.synced == 0
     await spool.close()
+
+
+def test_where_there_was_never_room_it_says_so_and_is_tried_again(tmp_path: Path) -> None:
+    with small_disk(tmp_path / "small", 1 << 20) as folder, full(folder):
+        with pytest.raises(SpoolFailed, match="spool: No space left on device; mend that"):
+            Spool(folder / "spool", max_bytes=1 << 30, sync_every_seconds=1)
+        with pytest.raises(DatabaseUnavailable, match="No space left on device; make room there"):
+            lock_database(f"sqlite:///{folder}/ingestor.db")
+    assert {77, 78, 2}.isdisjoint({SpoolFailed.exit_code, DatabaseUnavailable.exit_code})  # systemd gives up at those
+
+
+def test_a_ballast_for_which_the_disk_has_no_name_left_is_not_held(tmp_path: Path) -> None:
+    with small_disk(tmp_path / "small", 64 << 20, files=2) as folder:
+        (folder / "the last").touch()
+        assert not Ballast(folder / "ballast").held
+        (folder / "the last").unlink()
+        assert Ballast(folder / "ballast").held
 
 
 async def test_text_that_is_not_unicode_is_kept_as_its_escapes(tmp_path: Path) -> None:
