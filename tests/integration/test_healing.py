@@ -149,6 +149,8 @@ async def test_after_outages_of_minutes_and_hours_everything_is_there(world: Wor
         assert {one["kind"] for one in repairs(daemon.books)} == {"window"}
         assert all(one["new_rows"] > 20 for one in repairs(daemon.books)[2:])
     # None reaches back over this one, and its day is not over; nor is anything asked in vain.
+    ((restated, before),) = world.rows(CROWD, "AAPL", NOON, NOON + timedelta(seconds=1)).items()
+    world.simulator.market.restate(CROWD, "AAPL", world.simulator.market.bucket(CROWD, NOON.timestamp()))
     world.move_to(NOON + 6 * HOUR)
     world.simulator.questions.clear()
     async with world.daemon(database_url, wanted) as daemon:
@@ -175,7 +177,7 @@ async def test_after_outages_of_minutes_and_hours_everything_is_there(world: Wor
         }
         held = daemon.books.current()
         assert {key: held.get(key) for key in everything} == everything
-        assert daemon.books.revisions() == {}
+        assert daemon.books.revisions() == {restated: [before]}
 
 
 async def test_a_real_time_answer_heals_and_what_came_newer_meanwhile_stays_current(
