@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Literal, NamedTuple, TypeAlias
 
-from sqlalchemy import Connection, Engine, Select, and_, case, func, or_, select, update
+from sqlalchemy import Connection, Engine, Select, and_, bindparam, case, func, or_, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from ingestor.store import leases, schema, views
@@ -301,11 +301,12 @@ class Repairs:
 
     def finish(self, me: int, new_rows: dict[int, int], now: datetime) -> None:
         """They are proven: repair → how many rows it brought."""
+        c = schema.repairs.c
+        still_open = update(schema.repairs).where(c.repair_id == bindparam("id_"), c.state == "open")
+        done = still_open.values(state="done", new_rows=bindparam("count_"), error="", finished_at=now)
         with translated(), self._engine.begin() as connection:
             _lease(connection, me)
-            for repair_id, count in new_rows.items():
-                done = {"state": "done", "new_rows": count, "error": "", "finished_at": now}
-                connection.execute(_still_open([repair_id]).values(done))
+            connection.execute(done, [{"id_": id_, "count_": count} for id_, count in new_rows.items()])
 
     def fail(self, me: int, repair_ids: Sequence[int], error: str, now: datetime) -> None:
         """They cannot be repaired, and ``error`` says why."""
