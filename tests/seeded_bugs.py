@@ -298,8 +298,8 @@ BUGS = (
     Bug(
         "healing: what has failed comes back as done",
         "store/repairs.py",
-        'c.repair_id.in_(repair_ids), c.state == "open")',
-        "c.repair_id.in_(repair_ids))",
+        'c.repair_id == bindparam("id_"), c.state == "open")',
+        'c.repair_id == bindparam("id_"))',
         REPAIRS,
     ),
 )

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 STRIP_TIME = timedelta(days=1)
 CELLS = 48
 SHOWN = 200  # subscriptions of a table; --output json has all
+NOTES = 20  # repairs below it; likewise
 # A cell is its shape; the colour says it again. What was wanted: all of it covered, some, nothing; or nothing wanted.
 FULL, SOME, NONE, UNWANTED = "█", "▄", "x", "·"
 _STYLES = {FULL: "green", SOME: "yellow", NONE: "red", UNWANTED: "dim"}
@@ -60,7 +61,14 @@ def coverage(
         "subscriptions": [_covered(one, strips[one.subscription_id]) for one in found],
         "repairs": [_summary(one) for one in repairs],
     }
-    print_as(output, data, lambda: _rendered(_table(found, strips, start), [_told(one) for one in repairs]))
+    print_as(output, data, lambda: _rendered(_table(found, strips, start), _unfinished(repairs)))
+
+
+def _unfinished(repairs: Sequence[Repair]) -> list[str]:
+    """The newest repairs that are under way or have failed, a line each."""
+    rest = len(repairs) - NOTES
+    more = [f"and {rest:,} more repairs are under way or have failed; --output json has them"] if rest > 0 else []
+    return [_told(one) for one in repairs[:NOTES]] + more
 
 
 def _listening(engine: Engine, ticker: str, start: datetime, now: datetime) -> tuple[list[Listening], list[Listening]]:
@@ -300,7 +308,7 @@ def _questions_left(repair: Repair) -> int:
 
 
 def _told(one: Repair) -> str:
-    outcome = f"{one.new_rows:,} new rows" if one.state == "done" else one.error
+    outcome = f"{one.new_rows:,} new rows" if one.state == "done" else one.error or f"waits, {one.kind}"
     return safe(f"{one.state}: {one.path} {one.ticker} {one.from_ts:%Y-%m-%d} to {one.to_ts:%Y-%m-%d}: {outcome}")
 
 
