@@ -9,12 +9,14 @@ from pydantic import BaseModel, SecretStr
 
 from ingestor.config.model import Config
 
-# Told elsewhere, or no values of the document.
-_NOT_SETTINGS = frozenset({"subscriptions", "source", "sha256", "key_file", "provider.api_key"})
+# Told elsewhere, or no values of the document; where a secret stands is none, its own value is.
+_NOT_SETTINGS = frozenset(
+    {"subscriptions", "source", "sha256", "key_file", "provider.api_key", "provider.api_key_file", "database.url_file"}
+)
 
 
 def settings_changed(old: Config, new: Config) -> tuple[str, ...]:
-    """The keys, such as ``spool.max_bytes``, whose values are others; subscriptions and secrets' files apart."""
+    """The keys, such as ``spool.max_bytes``, whose values are others; subscriptions, key and secrets' files apart."""
     before = _leaves(old)
     return tuple(name for name, value in _leaves(new).items() if value != before[name])
 

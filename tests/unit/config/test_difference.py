@@ -26,9 +26,14 @@ subscriptions:
             "spool:", "database: {batch: {max_rows: 7}}\nspool:", ("database.batch.max_rows",), id="a deep one"
         ),
         pytest.param("spool:", "watch: true\nspool:", ("watch",), id="at the top"),
+        pytest.param("}\nspool", ", api_key_file: key}\nspool", (), id="another key's file, which is used at once"),
+        pytest.param("spool:", "database: {url_file: url}\nspool:", ("database.url",), id="an URL from a file"),
     ],
 )
 def test_the_keys_of_what_another_config_changes(tmp_path: Path, old: str, new: str, changed: tuple[str, ...]) -> None:
+    for name, secret in (("key", "a-key"), ("url", "postgresql://u@h/b")):
+        (tmp_path / name).write_text(secret)
+        (tmp_path / name).chmod(0o600)
     file = tmp_path / "config.yaml"
     configs = []
     for text in (BASE, BASE.replace(old, new)):
