@@ -40,13 +40,11 @@ class Assembly:
         batch = self.batch
         batch.frames += 1
         published_us, received_us, source = decoded.published_us, frame.received_us, frame.source
-        knows = self._known.knows
-        news = [
-            Row(series, ts_us, value, published_us, received_us, source, seq, index)
-            for series, ts_us, value, index in decoded.observations
-            if not knows(series, ts_us, value) or frame.letter is not None  # asked in any case: it forgets what differs
-        ]
-        batch.rows += news
+        news = self._known.news(decoded.observations)  # asked in any case: it forgets what differs
+        if frame.letter is not None:
+            news = decoded.observations
+        for series, ts_us, value, index in news:
+            batch.rows.append(Row(series, ts_us, value, published_us, received_us, source, seq, index))
         batch.known_rows += len(decoded.observations) - len(news)
         batch.row_count += len(decoded.observations) + sum(dead.row_index is not None for dead in decoded.dead)
         batch.dead += [

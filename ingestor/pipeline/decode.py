@@ -9,11 +9,10 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import msgspec
 
@@ -26,6 +25,9 @@ Observation: TypeAlias = tuple[SeriesKey, int, float, int]
 KEY_CHARACTERS = 64  # of a feed, metric, ticker or user_id
 DEAD_ROWS_PER_FRAME = 1_000  # more, and the frame is one dead letter
 TIMES_REMEMBERED = 20_000
+NUMBERS_REMEMBERED = 20_000
+TICKERS_REMEMBERED = 20_000
+PLAIN_FIELDS = 3  # ts, ticker and one value
 FEEDS_REMEMBERED = 1_000
 CHARACTERS_REMEMBERED = 1_000  # of a text from outside, by which something is remembered
 _DECIMAL = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?", re.ASCII)
@@ -58,11 +60,19 @@ class Decoded:
     rows: int = 0  # rows of the response, dead ones included
     published_us: int | None = None  # the envelope's stamp: not to be trusted
     dead: list[DeadRow] = field(default_factory=list)
-    unknown_fields: Counter[str] = field(default_factory=Counter)
+    unknown_fields: dict[str, int] = field(default_factory=dict)  # how often each was met
 
     @property
     def dead_frame(self) -> DeadRow | None:
-        return next((row for row in self.dead if row.row_index is None), None)
+        return next((row for row in self.dead if row.row_index is None), None) if self.dead else None
+
+
+class _Feed(NamedTuple):
+    """What is known of a path's rows."""
+
+    name: str
+    metrics: Mapping[str, str] | None  # field → metric; None for a path that is not documented
+    plain: dict[str, tuple[SeriesKey, str]]  # ticker → series and field of a row that has one value, and no user
 
 
 class _Bad(Exception):
@@ -87,8 +97,11 @@ class Decoder:
     ) -> None:
         self._metrics_of = metrics_of
         self.feed_name = feed_name
-        self._feeds: dict[tuple[str, str], tuple[str, Mapping[str, str] | None]] = {}
-        self._times: dict[str, int] = {}  # stamps recur: a rolling window repeats each some sixty times
+        self._feeds: dict[tuple[str, str], _Feed] = {}
+        # A rolling window repeats each row some sixty times: its parts are read once.
+        self._times: dict[str, int] = {}
+        self._numbers: dict[str, float] = {}
+        self._tickers = 0  # that the feeds know
 
     def decode(self, frame: Frame) -> Decoded:
         event, body = split(frame)
@@ -116,25 +129,37 @@ class Decoder:
             payload = [payload]
         if not isinstance(payload, list):
             raise _Bad("not a list of rows", f"found {type(payload).__name__}")
-        decoded.feed, metrics = self._feed(decoded.path, decoded.params)
+        feed = self._feed(decoded.path, decoded.params)
+        decoded.feed = feed.name
         decoded.rows = len(payload)
-        self._read_rows(payload, metrics, decoded)
+        self._read_rows(payload, feed, decoded)
 
-    def _feed(self, path: str, params: str) -> tuple[str, Mapping[str, str] | None]:
+    def _feed(self, path: str, params: str) -> _Feed:
         known = self._feeds.get((path, params))
         if known is None:
-            known = (_key("feed", self.feed_name(path, json.loads(params or "{}"))), self._metrics_of(path))
+            known = _Feed(_key("feed", self.feed_name(path, json.loads(params or "{}"))), self._metrics_of(path), {})
             if len(self._feeds) >= FEEDS_REMEMBERED:  # an envelope may name anything
                 self._feeds.clear()
             if len(path) + len(params) <= CHARACTERS_REMEMBERED:
                 self._feeds[path, params] = known
         return known
 
-    def _read_rows(self, rows: list[Any], metrics: Mapping[str, str] | None, decoded: Decoded) -> None:
+    def _read_rows(self, rows: list[Any], feed: _Feed, decoded: Decoded) -> None:
         bad: list[tuple[int, _Bad]] = []
+        found, plain = decoded.observations, feed.plain
+        time_of, number_of = self._times.get, self._numbers.get
         for index, row in enumerate(rows):
             try:
-                decoded.observations += self._row(index, row, metrics, decoded)
+                try:
+                    series, name = plain[row["ticker"]]
+                    ts, value = row["ts"], row[name]
+                    if len(row) == PLAIN_FIELDS and value is not None:
+                        ts_us, number = time_of(ts) or self._time(ts), number_of(value) or self._number(name, value)
+                        found.append((series, ts_us, number, index))
+                        continue
+                except (KeyError, TypeError):
+                    pass  # not as the one before it of its ticker
+                found += self._row(index, row, feed, decoded)
             except _Bad as error:
                 bad.append((index, error))
         if len(bad) > DEAD_ROWS_PER_FRAME:
@@ -146,25 +171,45 @@ class Decoder:
                 for index, error in bad
             ]
 
-    def _row(self, index: int, row: Any, metrics: Mapping[str, str] | None, decoded: Decoded) -> list[Observation]:
+    def _row(self, index: int, row: Any, feed: _Feed, decoded: Decoded) -> list[Observation]:
         if not isinstance(row, dict):
             raise _Bad("not an object", f"found {type(row).__name__}")
         ts = self._time(row.get("ts"))
         ticker = _key("ticker", row.get("ticker"))
         user_id = _user(row.get("user_id"))
         found: dict[str, float] = {}
+        metrics = feed.metrics
         for name, value in row.items():
             if name in _KEY_FIELDS:
                 continue
             metric = metrics.get(name) if metrics is not None else _generic(name, value)
             if metric is None:
-                decoded.unknown_fields[name[:KEY_CHARACTERS]] += 1
+                short = name[:KEY_CHARACTERS]
+                decoded.unknown_fields[short] = decoded.unknown_fields.get(short, 0) + 1
             elif value is not None:
-                found[metric] = _number(name, value)
+                found[metric] = self._number(name, value)
         if not found:
             raise _Bad("no value", f"fields: {', '.join(map(_short, row))}")
-        feed = decoded.feed
-        return [((feed, metric, ticker, user_id), ts, value, index) for metric, value in found.items()]
+        observations = [((feed.name, metric, ticker, user_id), ts, value, index) for metric, value in found.items()]
+        if metrics is not None and len(row) == PLAIN_FIELDS and "user_id" not in row:
+            self._remember(feed, ticker, observations[0][0], next(name for name in row if name not in _KEY_FIELDS))
+        return observations
+
+    def _remember(self, feed: _Feed, ticker: str, series: SeriesKey, name: str) -> None:
+        """The next row of this ticker will be like this one: one value, and no user."""
+        if self._tickers >= TICKERS_REMEMBERED:
+            self._feeds.clear()
+            self._tickers = 0
+        self._tickers += ticker not in feed.plain
+        feed.plain[ticker] = series, name
+
+    def _number(self, name: str, value: Any) -> float:
+        number = _number(name, value)
+        if type(value) is str:  # no other type: 1 == 1.0 == True
+            if len(self._numbers) >= NUMBERS_REMEMBERED:
+                self._numbers.clear()
+            self._numbers[value] = number
+        return number
 
     def _time(self, text: Any) -> int:
         if not isinstance(text, str):

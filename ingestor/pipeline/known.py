@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TypeAlias
 
+from ingestor.pipeline.decode import Observation
 from ingestor.store.batch import Row, SeriesKey
 
 CAPACITY = 100_000  # values of a generation: some 10 MB
@@ -26,28 +27,41 @@ class KnownValues:
         self._begun = 0.0
         self.forget()
 
-    def knows(self, series: SeriesKey, ts_us: int, value: float) -> bool:
-        """Is ``value`` surely what the database holds as current? If another is known, neither is from now on:
+    def news(self, observations: Iterable[Observation]) -> list[Observation]:
+        """Without those whose value is surely what the database holds as current.
 
-        the batch that ``value`` goes into may go on to say the one before again.
+        If another value is known, none is from now on: the batch that this one goes into may go on to say the one
+        before again.
         """
-        for generation in (self._young, self._old):
-            known = generation.get(series)
-            if known is not None and ts_us in known:
-                if known[ts_us] == value:
-                    return True
+        news: list[Observation] = []
+        last: SeriesKey | None = None
+        young: dict[int, float] = {}
+        old: dict[int, float] = {}
+        for one in observations:
+            series, ts_us, value, _ = one
+            if series is not last:  # a response is mostly of one
+                last, young, old = series, self._young.get(series, {}), self._old.get(series, {})
+            known = young.get(ts_us)
+            if known is None:
+                known = old.get(ts_us)
+            if known == value:
+                continue
+            if known is not None:
                 self._drop(series, ts_us)
-                return False
-        return False
+            news.append(one)
+        return news
 
     def learn(self, rows: Iterable[Row], disputed: frozenset[tuple[SeriesKey, int]], now_seconds: float) -> None:
         """Take in what COMMIT has returned for. Of ``disputed`` keys nothing is sure."""
         self._age(now_seconds)
-        for row in rows:
-            if disputed and (row.series, row.ts_us) in disputed:
-                self._drop(row.series, row.ts_us)
+        young, last, known = self._young, None, {}
+        for series, ts_us, value, *_ in rows:
+            if disputed and (series, ts_us) in disputed:
+                self._drop(series, ts_us)
                 continue
-            self._young.setdefault(row.series, {})[row.ts_us] = row.value
+            if series is not last:
+                last, known = series, young.setdefault(series, {})
+            known[ts_us] = value
             self._count += 1
 
     def forget(self) -> None:

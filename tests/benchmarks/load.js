@@ -86,8 +86,7 @@ async function push() {
   const line = asked[0].socket.conn.transport.socket._socket;
   const started = performance.now();
   for (const block of blocks) {
-    if (!line.write(block)) await Promise.race([once(line, "drain"), once(line, "close")]);
-    if (line.destroyed) break;
+    if (!line.write(block)) await once(line, "drain");
   }
   tell({ event: "pushed", seconds: (performance.now() - started) / 1000 });
 }
@@ -99,6 +98,7 @@ function pace({ rate, seconds }) {
   const total = rate * seconds;
   let sent = 0;
   const timer = setInterval(() => {
+    if (!asked.length) return clearInterval(timer); // whoever was measured has what it wanted
     const due = Math.min(total, ((performance.now() - began) / 1000) * rate);
     for (; sent < due; sent += 1) {
       const { socket, ticker } = asked[sent % asked.length];
@@ -106,9 +106,9 @@ function pace({ rate, seconds }) {
       const emitted = performance.timeOrigin + performance.now();
       socket.emit("res", [{ ts, ticker, average_sentiment: emitted.toFixed(3) }]);
     }
-    if (sent < total) return;
+    if (sent < total) return undefined;
     clearInterval(timer);
-    tell({ event: "pushed", seconds: (performance.now() - began) / 1000 });
+    return tell({ event: "pushed", seconds: (performance.now() - began) / 1000 });
   }, 1);
 }
 
