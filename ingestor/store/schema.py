@@ -204,6 +204,8 @@ subscriptions = Table(
     _at("first_seen_at"),
     UniqueConstraint("path", "params"),
 )
+# Who listens for a ticker, asked for each bucket of its candles.
+Index(None, subscriptions.c.feed, subscriptions.c.ticker)
 
 coverage = Table(
     "coverage",
