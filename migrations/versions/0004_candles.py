@@ -31,6 +31,7 @@ class Sql(NamedTuple):
     hours: str  # `from_at` of each {0} hours of every stretch
     summed: str  # {0} over the samples of each hour and series of {1}; none where there are no samples
     filled: str  # bucket b with what {0} makes of it, as covered_seconds
+    any_series: str  # true
 
 
 SQLITE = Sql(
@@ -51,6 +52,7 @@ SQLITE = Sql(
     " ON m.series_id = n.series_id AND m.ts >= h.from_at AND m.ts < h.to_at"
     " WHERE {1} GROUP BY h.from_at, h.to_at, n.series_id, n.ticker",
     filled="SELECT b.*, {0} AS covered_seconds FROM buckets b",
+    any_series="TRUE",
 )
 
 POSTGRESQL = Sql(
@@ -61,19 +63,19 @@ POSTGRESQL = Sql(
     day="date_trunc('day', {0}, 'UTC')",
     later="({0} + interval '{1} hours')",
     count="SELECT number FROM generate_series(0, {0}) number",
-    # An array, since of a list as long as this PostgreSQL thinks that much of it is asked for: see EVERY_SERIES.
+    # An array, since of a list as long as this PostgreSQL thinks that much of it is asked for: see any_series.
     hours="SELECT from_at FROM unnest(ARRAY(SELECT s.from_at + n.number * interval '{0} hours'"
     " FROM stretches s CROSS JOIN numbers n WHERE s.from_at IS NOT NULL)) from_at",
     summed="SELECT h.from_at, h.to_at, n.series_id, n.ticker, a.* FROM hours h CROSS JOIN series n CROSS JOIN LATERAL"
     " (SELECT {0} FROM samples m WHERE m.series_id = n.series_id AND m.ts >= h.from_at AND m.ts < h.to_at"
     " HAVING COUNT(*) > 0) a WHERE {1}",
     filled="SELECT b.*, f.covered_seconds FROM buckets b CROSS JOIN LATERAL {0} f (covered_seconds)",
+    # Any integer is. PostgreSQL takes that for true of few, and so the question for a small one, which it is: else it
+    # would compile it first (JIT), for longer than the answer takes.
+    any_series="n.series_id BETWEEN (SELECT -2147483648) AND (SELECT 2147483647)",
 )
 
 CROWD = "n.feed = 'crowd-sentiment' AND n.metric = 'crowd_sentiment'"
-# True of each. PostgreSQL takes it for true of few, and so the question for a small one, which it is: else it compiles
-# it first (JIT), for longer than the answer takes.
-EVERY_SERIES = "n.series_id BETWEEN (SELECT 1) AND (SELECT 2147483647)"
 # A subscription to one user's rows says nothing about the others.
 LISTENER = "l.feed = 'crowd-sentiment' AND l.ticker IN ('', b.ticker) AND l.params NOT LIKE '%\"user_id\"%'"
 STRETCH_HOURS = 366 * 24
@@ -106,7 +108,7 @@ def view(name: str, comment: str, query: str) -> None:
 
 def candles(name: str, sql: Sql, bucket: str, hours: int) -> None:
     later = sql.later.format
-    next_stretch = first_sample(f" AND m.ts >= {later('s.from_at', STRETCH_HOURS)}")
+    next_stretch = first_sample(sql, f" AND m.ts >= {later('s.from_at', STRETCH_HOURS)}")
     sums = (
         "MIN(m.ts) AS first_ts, MAX(m.ts) AS last_ts, MAX(m.value) AS high, MIN(m.value) AS low,"
         " AVG(m.value) AS mean, COUNT(*) AS samples"
@@ -118,7 +120,7 @@ def candles(name: str, sql: Sql, bucket: str, hours: int) -> None:
         # A stretch begins with the first sample after the one before: one that is centuries off costs no more.
         f"""
         WITH RECURSIVE stretches (from_at) AS (
-            SELECT {bucket.format(first_sample())}
+            SELECT {bucket.format(first_sample(sql))}
             UNION ALL
             SELECT {bucket.format(next_stretch)} FROM stretches s WHERE s.from_at IS NOT NULL
         ), numbers (number) AS (
@@ -128,7 +130,7 @@ def candles(name: str, sql: Sql, bucket: str, hours: int) -> None:
         ), hours AS (
             SELECT from_at, {later("from_at", hours)} AS to_at FROM starts
         ), buckets AS (
-            {sql.summed.format(sums, f"{CROWD} AND {EVERY_SERIES}")}
+            {sql.summed.format(sums, f"{CROWD} AND {sql.any_series}")}
         ), filled AS (
             {sql.filled.format(covered_seconds(sql))}
         )
@@ -144,10 +146,10 @@ def candles(name: str, sql: Sql, bucket: str, hours: int) -> None:
     )
 
 
-def first_sample(after: str = "") -> str:
+def first_sample(sql: Sql, after: str = "") -> str:
     """The ts of the first of all, by one probe of the index for each series."""
     of_series = f"(SELECT MIN(m.ts) FROM samples m WHERE m.series_id = n.series_id{after})"
-    return f"(SELECT MIN({of_series}) FROM series n WHERE {CROWD} AND {EVERY_SERIES})"
+    return f"(SELECT MIN({of_series}) FROM series n WHERE {CROWD} AND {sql.any_series})"
 
 
 def covered_seconds(sql: Sql) -> str:
