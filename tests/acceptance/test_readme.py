@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 import shutil
@@ -12,10 +13,12 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 import pytest
 
+from ingestor.provider.simulator import Simulator
 from ingestor.store.engine import connect
 
 from ..support.books import Books
@@ -67,15 +70,17 @@ def test_its_queries_can_be_asked(migrated_url: str) -> None:
     engine.dispose()
 
 
-def test_from_init_to_a_check_that_finds_nothing_wrong(tmp_path: Path) -> None:
+async def test_from_init_to_a_check_that_finds_nothing_wrong(simulator: Simulator, tmp_path: Path) -> None:
     program(tmp_path, "editor", r"""sed -i 's/# api_key_file: null/api_key_file: api_key/' "$1" """)
     lines = block("ingestor init").splitlines()
     assert lines.pop().startswith("ingestor run")
     path = f"{PROGRAM.parent}:{os.environ['PATH']}"
-    said = shell(
-        "\n".join(lines), folder=tmp_path, typed=KEY, HOME=str(tmp_path), EDITOR=f"{tmp_path}/editor", PATH=path
-    )
+    provider = {"INGESTOR_PROVIDER__URL": simulator.url}
+    environment = {"HOME": str(tmp_path), "EDITOR": f"{tmp_path}/editor", "PATH": path, **provider}
+    run = partial(shell, "\n".join(lines), folder=tmp_path, typed=simulator.api_key, **environment)
+    said = await asyncio.to_thread(run)
     assert "✓ API key: found" in said
+    assert "✓ token:" in said
     assert "✗" not in said
 
 

@@ -23,8 +23,8 @@ from ..support.peer import Peer
 CROWD = "/real-time/crowd-sentiment"
 VOLUME = "/real-time/tweet-volume"
 CHART = "crowd-sentiment-chart-data"
-PING_WINDOW_SECONDS = 1.2  # after which a server gives up a client that says nothing
-QUICK: dict[str, Any] = {"interval_seconds": None, "ping_interval_seconds": 0.5, "ping_timeout_seconds": 0.7}
+PING_WINDOW_SECONDS = 2.5  # after which a server gives up a client that says nothing
+QUICK: dict[str, Any] = {"interval_seconds": None, "ping_interval_seconds": 0.5, "ping_timeout_seconds": 2}
 INTERRUPTED = ["pending", "live", "disconnected", "pending", "live", "stopped"]
 RECONNECTS = re.compile(r"^ingestor_reconnects_total\{.*\} [1-9].*$", re.MULTILINE)
 
