@@ -23,7 +23,10 @@ SeriesKey: TypeAlias = tuple[str, str, str, str]  # (feed, metric, ticker, user_
 Observation: TypeAlias = tuple[SeriesKey, int, float, int]
 
 KEY_CHARACTERS = 64  # of a feed, metric, ticker or user_id
-DEAD_ROWS_PER_FRAME = 1_000  # more, and the frame is one dead letter
+DEAD_ROWS_PER_FRAME = 1_000  # more, and the frame is one dead letter; so it is with more than these:
+CHARACTERS_PER_FRAME = 12 << 20  # in the smallest rows, they take up some 300 MB until they are stored
+VALUES_PER_FRAME = 400_000  # 400 MB; the service has 512, and what would not fit would be tried again and again
+FIELDS_PER_ROW = 1_000
 TIMES_REMEMBERED = 20_000
 NUMBERS_REMEMBERED = 20_000
 TICKERS_REMEMBERED = 20_000
@@ -120,6 +123,8 @@ class Decoder:
     def _read(self, frame: Frame, decoded: Decoded) -> None:
         if not frame.event:
             raise _Bad("not an event", "the text is not a Socket.IO event that can be read")
+        if len(decoded.body) > CHARACTERS_PER_FRAME:
+            raise _Bad("too long", f"{len(decoded.body)} characters, {CHARACTERS_PER_FRAME} are read")
         payload = _loads(decoded.body)
         if isinstance(payload, dict) and "results" in payload:
             decoded.path, decoded.params = _attribution(payload, frame)
@@ -162,6 +167,8 @@ class Decoder:
                 found += self._row(index, row, feed, decoded)
             except _Bad as error:
                 bad.append((index, error))
+            if len(decoded.observations) > VALUES_PER_FRAME:
+                raise _Bad("too many values", f"more than {VALUES_PER_FRAME}")
         if len(bad) > DEAD_ROWS_PER_FRAME:
             raise _Bad("too many bad rows", f"{len(bad)} of {len(rows)}, the first: {bad[0][1].reason}")
         if bad:
@@ -174,6 +181,8 @@ class Decoder:
     def _row(self, index: int, row: Any, feed: _Feed, decoded: Decoded) -> list[Observation]:
         if not isinstance(row, dict):
             raise _Bad("not an object", f"found {type(row).__name__}")
+        if len(row) > FIELDS_PER_ROW:
+            raise _Bad("too many fields", f"{len(row)}, {FIELDS_PER_ROW} are read")
         ts = self._time(row.get("ts"))
         ticker = _key("ticker", row.get("ticker"))
         user_id = _user(row.get("user_id"))

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ingestor.pipeline import decode as module
 from ingestor.pipeline.decode import DEAD_ROWS_PER_FRAME, Decoded
 from ingestor.pipeline.entry import Frame
 from tests.support.entries import CROWD, T0, decoder, frame, row
@@ -198,6 +199,28 @@ def test_thousands_of_bad_rows_are_one_letter() -> None:
     decoded = decode(good + bad)
     assert [dead.row_index for dead in decoded.dead] == [None]
     assert decoded.observations == []
+
+
+@pytest.mark.parametrize(
+    ("payload", "reason"),
+    [
+        ([row() | {"comment": "x" * (12 << 20)}], "too long"),
+        ([row(f"T{number}") for number in range(6)], "too many values"),
+    ],
+)
+def test_a_frame_that_would_take_too_much_memory_is_one_letter(
+    payload: Any, reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "VALUES_PER_FRAME", 5)
+    decoded = decode(payload)
+    assert [(dead.row_index, dead.reason) for dead in decoded.dead] == [(None, reason)]
+    assert decoded.observations == []
+
+
+def test_a_row_of_a_thousand_fields_is_set_aside() -> None:
+    decoded = decode([row() | {f"f{number}": 1 for number in range(1_000)}, row("GOOD")])
+    assert [(dead.row_index, dead.reason) for dead in decoded.dead] == [(0, "too many fields")]
+    assert len(decoded.observations) == 1
 
 
 @pytest.mark.parametrize(
