@@ -208,11 +208,14 @@ def losses(engine: Engine) -> list[Finding]:
 
 
 def _lost() -> Select[Any]:
-    c, i = coverage.c, instances.c
+    c, i, before = coverage.c, instances.c, instances.alias("before")
     end = func.max(func.coalesce(c.ended_at, i.heartbeat_at, c.started_at)).label("ended_at")
+    # What begins with it replaces an instance whose spool was lost, with all that came since the heartbeat of that one.
+    namesake = (before.c.name == i.name, before.c.instance_id < c.instance_id, c.start_seq == 1)
+    heard = select(func.max(before.c.heartbeat_at)).where(*namesake).scalar_subquery().label("heard_at")
     names = (c.instance_id, i.name, c.start_seq, c.started_at, c.reason)
     return (
-        select(*names, end, func.count().label("subscriptions"))
+        select(*names, heard, end, func.count().label("subscriptions"))
         .select_from(coverage.outerjoin(instances, c.instance_id == i.instance_id))
         .where(c.state == "lost")
         .group_by(*names)
@@ -222,7 +225,8 @@ def _lost() -> Select[Any]:
 
 
 def _loss(row: Any) -> str:
-    span = f"from {row.started_at:%Y-%m-%d %H:%M:%S} to {row.ended_at:%Y-%m-%d %H:%M:%S} UTC"
+    began = min(row.started_at, row.heard_at or row.started_at)
+    span = f"from {began:%Y-%m-%d %H:%M:%S} to {row.ended_at:%Y-%m-%d %H:%M:%S} UTC"
     where = f"instance {row.instance_id} ({row.name}): {row.subscriptions} subscriptions"
     return f"{where} may lack what was received {span}: {row.reason}"
 

@@ -42,9 +42,10 @@ def sound(engine: Engine) -> Engine:
     return engine
 
 
-def harm(engine: Engine, statement: str) -> None:
+def harm(engine: Engine, *statements: str) -> None:
     with engine.begin() as connection:
-        assert connection.execute(text(statement)).rowcount > 0
+        for statement in statements:
+            assert connection.execute(text(statement)).rowcount > 0
 
 
 def test_an_empty_database_balances(engine: Engine) -> None:
@@ -202,3 +203,17 @@ def test_a_loss_that_the_books_know_of_is_told_and_is_no_finding(sound: Engine) 
     assert loss.check == "lost"
     span = "from 2026-01-01 00:00:00 to 2026-01-01 00:00:00 UTC"
     assert loss.message == f"instance 2 (two): 1 subscriptions may lack what was received {span}: a bad disk"
+
+
+def test_what_a_lost_spool_held_was_received_since_the_heartbeat_of_the_one_before_it(sound: Engine) -> None:
+    harm(
+        sound,
+        "UPDATE coverage SET state = 'lost' WHERE instance_id = 2 AND start_seq = 1",
+        "UPDATE instances SET name = 'one', heartbeat_at = '2025-12-31 22:00:00.000000' WHERE instance_id = 1",
+        "UPDATE instances SET name = 'one' WHERE instance_id = 2",
+    )
+    (loss,) = losses(sound)
+    assert "received from 2025-12-31 22:00:00 to 2026-01-01 00:00:00 UTC" in loss.message
+    harm(sound, "UPDATE instances SET heartbeat_at = '2026-01-02 00:00:00.000000' WHERE instance_id = 1")  # it lives
+    (loss,) = losses(sound)
+    assert "received from 2026-01-01 00:00:00" in loss.message
