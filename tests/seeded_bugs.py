@@ -55,6 +55,13 @@ BUGS = (
         DURABILITY,
     ),
     Bug(
+        "PostgreSQL: commits that may be lost",
+        "store/engine.py",
+        '        event.listen(engine, "connect", _commit_durably)\n',
+        "        pass\n",
+        DURABILITY,
+    ),
+    Bug(
         "received before it is synced",
         "pipeline/spool.py",
         "while self.synced < seq:",

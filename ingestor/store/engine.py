@@ -46,7 +46,18 @@ def connect(url: str, *, read_only: bool = False) -> Engine:
         "tcp_user_timeout": 50_000,
     }
     # One connection, and no check before use: the writer retries a batch whose connection turns out to be dead.
-    return create_engine(url, pool_size=1, max_overflow=2, hide_parameters=True, connect_args=arguments)
+    engine = create_engine(url, pool_size=1, max_overflow=2, hide_parameters=True, connect_args=arguments)
+    if not read_only:
+        event.listen(engine, "connect", _commit_durably)
+    return engine
+
+
+def _commit_durably(connection: Any, _: Any) -> None:
+    """The spool forgets what was committed. What is stricter than ``on`` (a standby that must have it) stays so."""
+    connection.execute(
+        "SELECT set_config('synchronous_commit', 'on', false) WHERE current_setting('synchronous_commit') = 'off'"
+    )
+    connection.commit()
 
 
 def sqlite_path(url: str) -> Path | None:

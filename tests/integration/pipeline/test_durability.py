@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import psycopg
 import pytest
 from sqlalchemy import text
 
@@ -75,6 +76,24 @@ def test_the_spool_and_a_sqlite_database_are_as_careful_as_sqlite_can_be(tmp_pat
     assert file._db.execute("PRAGMA synchronous").fetchone() == (FULL,)
     file.close()
     engine.dispose()
+
+
+@pytest.mark.postgres
+@pytest.mark.parametrize(("usual", "ours"), [("off", "on"), ("local", "local"), ("remote_apply", "remote_apply")])
+def test_postgresql_commits_to_the_disk_also_where_it_usually_does_not(
+    postgres_url: str, usual: str, ours: str
+) -> None:
+    url = postgres_url.replace("postgresql://", "postgresql+psycopg://")
+    with psycopg.connect(postgres_url, autocommit=True) as admin:
+        admin.execute(f"ALTER DATABASE {admin.info.dbname} SET synchronous_commit = '{usual}'")
+    engine = connect(url)
+    found = []
+    with engine.connect() as connection:
+        for _ in range(2):
+            found.append(connection.execute(text("SHOW synchronous_commit")).scalar_one())
+            connection.rollback()
+    engine.dispose()
+    assert found == [ours] * 2
 
 
 def _unexpected(failure: SpoolFailed) -> None:
