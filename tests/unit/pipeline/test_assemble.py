@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from ingestor.pipeline.assemble import Assembly
+from ingestor.pipeline.entry import Frame
 
 from ...support.entries import CROWD, T0, decoder, fact, frame, row
 
@@ -42,3 +43,26 @@ def test_the_last_of_several_counts_and_only_what_was_heard_live() -> None:
     assembly.add((5, fact(at_us=T0 + 9)))
     at = T0 + 5
     assert assembly.heard == {(CROWD, "{}", ""): at, (CROWD, "{}", "AAPL"): at, (CROWD, "{}", "ON"): at}
+
+
+def told(*frames: Frame) -> list[tuple[float, int]]:
+    """(value, seq) of what goes to the database."""
+    assembly = Assembly(1, decoder())
+    for entry in enumerate(frames, 1):
+        assembly.add(entry)
+    batch = assembly.batch
+    assert batch.known_rows + len(batch.rows) == batch.row_count == len(frames)
+    return [(row.value, row.seq) for row in batch.rows]
+
+
+def test_of_a_value_said_over_and_over_in_a_batch_the_first_and_the_last_time_are_written() -> None:
+    same, other = frame([row(value=1)]), frame([row(value=2)])
+    assert told(same, same, same, same) == [(1.0, 1), (1.0, 4)]
+    assert told(same, same, same, other, same, same, same) == [(1.0, 1), (1.0, 3), (2.0, 4), (1.0, 5), (1.0, 7)]
+
+
+@pytest.mark.parametrize("apart", [{"source": "snapshot"}, {"letter": 7}], ids=["a snapshot", "a retry"])
+def test_what_is_ordered_by_its_stamp_is_written_each_time(apart: dict[str, Any]) -> None:
+    same, slow = frame([row(value=1)]), frame([row(value=1)], **apart)
+    assert told(same, same, slow, same) == [(1.0, 1), (1.0, 2), (1.0, 3), (1.0, 4)]
+    assert told(slow, slow, slow) == [(1.0, 1), (1.0, 2), (1.0, 3)]
