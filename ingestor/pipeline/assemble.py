@@ -24,6 +24,7 @@ class Assembly:
         self.heard: dict[Channel, int] = {}  # what live data came for, and when the last of it was received
         # Where in the batch a key's newest row stands; ~place if that repeats the one before it.
         self._said: dict[tuple[SeriesKey, int], int] = {}
+        self._origin = Origin("", "", "", "", "")
         self._decoder = decoder
         self._known = known or KnownValues()
         self._keep_payloads = keep_payloads
@@ -55,12 +56,10 @@ class Assembly:
         )
         added = len(batch.rows) - before
         batch.known_rows += len(decoded.observations) - added
-        batch.row_count += len(decoded.observations) + sum(dead.row_index is not None for dead in decoded.dead)
-        batch.dead += [
-            DeadLetter(seq, dead.row_index, received_us, "decode", dead.reason, dead.detail, storable(dead.body))
-            for dead in decoded.dead
-        ]
-        origin = Origin(frame.connection_id, source, storable(decoded.event), frame.path, frame.params)
+        batch.row_count += len(decoded.observations)
+        if decoded.dead:
+            self._bury(seq, frame, decoded)
+        origin = self._origin_of(frame, decoded.event)
         # A row's letter goes by the path that its envelope named; a frame's has the envelope in it.
         attributed = decoded.path is not frame.path and decoded.dead_frame is None
         batch.origins[seq] = origin._replace(path=decoded.path, params=decoded.params) if attributed else origin
@@ -71,9 +70,25 @@ class Assembly:
             batch.payloads.append(Payload(seq, origin, received_us, published_us, decoded.rows, body))
         if source == "stream" and frame.letter is None:
             self._note(frame, decoded)
-        self.unknown_fields.update((decoded.feed, name) for name in decoded.unknown_fields)
+        if decoded.unknown_fields:
+            self.unknown_fields.update((decoded.feed, name) for name in decoded.unknown_fields)
         self.units += 1 + added
         self.size_bytes += len(frame.text)
+
+    def _bury(self, seq: int, frame: Frame, decoded: Decoded) -> None:
+        self.batch.row_count += sum(dead.row_index is not None for dead in decoded.dead)
+        self.batch.dead += [
+            DeadLetter(seq, dead.row_index, frame.received_us, "decode", dead.reason, dead.detail, storable(dead.body))
+            for dead in decoded.dead
+        ]
+
+    def _origin_of(self, frame: Frame, event: str) -> Origin:
+        """The same object for frames that follow each other on a connection: it is made, and encoded, once."""
+        names = (frame.connection_id, frame.source, storable(event), frame.path, frame.params)
+        changed = names != self._origin
+        if changed:
+            self._origin = Origin(*names)
+        return self._origin
 
     def _add_rows(self, news: list[Row], *, in_order: bool) -> None:
         """Of a value that is said over and over, as windows do, the first and the last time go in: between them another

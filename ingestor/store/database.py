@@ -151,23 +151,12 @@ class Database:
         self, connection: Connection, batch: Batch, ids: dict[SeriesKey, int], names: dict[int, SeriesKey]
     ) -> _Tally:
         me = self.instance_id
+        retries = batch.retries
         folded = fold(
             [
-                (
-                    (ids[row.series], row.ts_us),
-                    Value(
-                        row.value,
-                        row.published_us,
-                        row.received_us,
-                        row.source,
-                        me,
-                        row.seq,
-                        row.row_index,
-                        row.seq in batch.retries,
-                    ),
-                )
-                for row in batch.rows
-                if row.series in ids
+                ((ids[series], ts_us), Value(value, published_us, received_us, source, me, seq, index, seq in retries))
+                for series, ts_us, value, published_us, received_us, source, seq, index in batch.rows
+                if series in ids
             ]
         )
         tally = _Tally()
@@ -208,11 +197,11 @@ class Database:
     def _place_all(self, connection: Connection, folded: Folded, keys: list[SampleKey]) -> _Tally:
         rows = [(key, folded.first[key]) for key in keys]
         new = self._bulk.insert_samples(connection, self.instance_id, rows)
-        disputed = folded.restated.intersection(keys)
+        disputed = folded.restated.intersection(keys) if folded.restated else set()
         if new < len(rows):
             # Only now: looking for differing values in every batch costs three times the insert.
             disputed.update(self._bulk.conflicts(connection, self.instance_id, rows))
-        repeated = sum(len(folded.more[key]) for key in keys if key in folded.more and key not in disputed)
+        repeated = folded.repeated(keys, disputed) if folded.more else 0
         tally = _Tally(new=new, duplicate=len(rows) - new + repeated)
         tally.disputed = list(disputed)
         if disputed:

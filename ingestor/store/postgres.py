@@ -9,7 +9,7 @@ from itertools import chain, repeat
 
 from sqlalchemy import Connection
 
-from ingestor.store.batch import Payload
+from ingestor.store.batch import Origin, Payload
 from ingestor.store.values import SampleKey, Value
 
 # COPY's binary format: https://www.postgresql.org/docs/current/sql-copy.html, "Binary Format"
@@ -79,7 +79,7 @@ def _blocks(parts: Iterable[bytes]) -> Iterator[bytes]:
 
 @lru_cache(maxsize=8)
 def _sample_packer(source: str) -> struct.Struct:
-    # fields; then length and value of each: int4, timestamptz, float8, timestamptz, int8, text; published_at follows
+    # fields; then length and value of each: int4, timestamptz, float8, timestamptz, int8, text
     return struct.Struct(f">hiiiqidiqiqi{len(source)}s")
 
 
@@ -106,4 +106,10 @@ _PAYLOAD = struct.Struct(">hiiiqiqii")
 
 def _payload(instance_id: int, payload: Payload) -> bytes:
     head = _PAYLOAD.pack(11, 4, instance_id, 8, payload.seq, 8, payload.received_us - _2000_US, 4, payload.row_count)
-    return b"".join((head, _stamp(payload.published_us), *map(_text, payload.origin), _text(payload.body)))
+    return b"".join((head, _stamp(payload.published_us), _origin(payload.origin), _text(payload.body)))
+
+
+@lru_cache(maxsize=64)
+def _origin(origin: Origin) -> bytes:
+    # Thousands of frames that follow each other have the same one.
+    return b"".join(map(_text, origin))

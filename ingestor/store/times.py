@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_NAIVE_EPOCH = EPOCH.replace(tzinfo=None)
 _MICROSECOND = timedelta(microseconds=1)
 
 
@@ -22,4 +24,12 @@ def microseconds(at: datetime) -> int:
 
 def text_time(us: int | None) -> str | None:
     """``YYYY-MM-DD HH:MM:SS.ffffff``, UTC: how SQLite keeps a time."""
-    return None if us is None else moment(us).replace(tzinfo=None).isoformat(" ", "microseconds")
+    if us is None:
+        return None
+    second, rest = divmod(us, 1_000_000)
+    return f"{_text_second(second)}.{rest:06}"
+
+
+@lru_cache(maxsize=10_000)
+def _text_second(second: int) -> str:
+    return (_NAIVE_EPOCH + timedelta(seconds=second)).isoformat(" ")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Set
 from dataclasses import dataclass, field
 from typing import NamedTuple, TypeAlias
 
@@ -67,6 +68,10 @@ class Folded(NamedTuple):
     first: dict[SampleKey, Value]
     more: dict[SampleKey, list[Value]]
     restated: set[SampleKey]
+
+    def repeated(self, keys: Iterable[SampleKey], disputed: Set[SampleKey]) -> int:
+        """How many values of ``keys`` say once more what the first one said."""
+        return sum(len(self.more[key]) for key in keys if key in self.more and key not in disputed)
 
 
 def fold(rows: list[tuple[SampleKey, Value]]) -> Folded:
