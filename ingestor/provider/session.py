@@ -146,23 +146,24 @@ class Session:
         await self._ask_and_tell("asked_again", self.connection.subscribe, silent)
 
     async def _leave(self, unwanted: list[Subscription]) -> None:
-        await self._ask_and_tell("unsubscribed", self.connection.unsubscribe, unwanted)
+        # By its turn one may have been asked for anew: to say so now would end that.
+        still = (one for one in unwanted if one.key not in self._asked)
+        await self._ask_and_tell("unsubscribed", self.connection.unsubscribe, still)
 
     async def _ask_and_tell(
         self,
         kind: str,
         ask: Callable[[Iterable[Subscription], Answered], Awaitable[None]],
-        subscriptions: list[Subscription],
+        subscriptions: Iterable[Subscription],
     ) -> None:
-        """One fact for all, with what was said against it."""
-        errors: dict[SubscriptionKey, str] = {}
+        """One fact for all that were asked, with what was said against it."""
+        errors: dict[SubscriptionKey, str | None] = {}
 
         def answered(subscription: Subscription, error: str | None) -> None:
-            if error is not None:
-                errors[subscription.key] = error
+            errors[subscription.key] = error
 
         await ask(subscriptions, answered)
-        if self.connection.alive:
-            quoted = dict(Counter(errors.values()).most_common(QUOTED))
+        if self.connection.alive and errors:
+            quoted = dict(Counter(error for error in errors.values() if error is not None).most_common(QUOTED))
             detail = {"refused": quoted} if quoted else {}
-            self._tell(kind, connection=self.connection.id, count=len(subscriptions), **detail)
+            self._tell(kind, connection=self.connection.id, count=len(errors), **detail)

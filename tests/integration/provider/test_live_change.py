@@ -173,6 +173,25 @@ async def test_what_is_removed_and_added_again_at_once_is_subscribed_in_the_end(
     assert running.states(TSLA) == ["pending", "live", "stopped", "pending", "live"]
 
 
+async def test_what_is_asked_for_anew_is_not_given_up_by_a_goodbye_that_waited_for_its_turn(
+    run: Run, raw_server: Any, memory: Memory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connection, "IN_FLIGHT", 1)
+    server = await raw_server(talker := Talker())
+    running = await run(server.url, "key", [ON, AAPL, TSLA], protocol="4")
+    await running.until("live", ON, AAPL, TSLA)
+    visitor = await server.visitor()
+    talker.unanswered = {"AAPL"}
+    running.supervisor.apply([ON])
+    await visitor.until(lambda: asked_for(visitor, "AAPL", "unsubscribe"))
+    running.supervisor.apply([ON, TSLA, AAPL])
+    await running.until("live", TSLA)
+    talker.unanswered = set()
+    await running.until("live", AAPL)
+    await memory.until(lambda: memory.facts("unsubscribed"))
+    assert [asked_for(visitor, one, "unsubscribe") for one in ("AAPL", "TSLA")] == [1, 0]
+
+
 async def test_what_is_removed_before_it_was_asked_for_never_is(
     run: Run, raw_server: Any, memory: Memory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
