@@ -21,6 +21,9 @@ _BARS = "▁▂▃▄▅▆▇█"
 def run(config: ConfigOption = None) -> None:
     """Receive and write until SIGTERM: the daemon."""
     import asyncio
+    import signal
+
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})  # a reload; until that is possible, it waits
 
     from ingestor.config import require_api_key
     from ingestor.ops import logs

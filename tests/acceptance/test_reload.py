@@ -127,6 +127,29 @@ async def test_a_path_of_its_own_is_connected_and_one_that_is_wanted_no_more_is_
     daemon.books.check()
 
 
+async def test_a_signal_that_comes_while_it_starts_ends_nothing_and_is_kept(
+    nursery: Nursery, simulator: Simulator, tmp_path: Path
+) -> None:
+    wanted, database_url = {CROWD: ["AAPL"]}, f"sqlite:///{tmp_path / 'ingestor.db'}"
+    file = write_config(tmp_path, url=simulator.url, database_url=database_url, subscriptions=wanted)
+    daemon, text = ForkedDaemon(nursery, file, simulator.api_key), file.read_text()
+    file.unlink()
+    os.mkfifo(file)  # which is read for as long as nobody has written
+    daemon.start()
+    try:
+        with await asyncio.to_thread(file.open, "w") as pipe:
+            os.kill(daemon.pid, signal.SIGHUP)
+            file.unlink()
+            file.write_text(text.replace('"AAPL"', '"AAPL", "ON"'))
+            pipe.write(text)
+        await until(lambda: len(daemon.status.get("subscriptions", ())) == 2)
+        await daemon.live()
+        assert await daemon.terminate() == 0
+    finally:
+        daemon.kill()
+    daemon.books.check()
+
+
 # What cannot be taken.
 
 
