@@ -24,7 +24,7 @@ from pydantic import SecretStr
 
 from ingestor import __version__, snapshot
 from ingestor.config import Config, load, require_api_key, secrets_of
-from ingestor.control import Control, Handler
+from ingestor.control import Control, ControlFailed, Handler
 from ingestor.errors import ConfigError, DatabaseUnavailable, NotPermitted, SpoolFailed
 from ingestor.healing import Healing, manual
 from ingestor.lock import Lock
@@ -117,6 +117,7 @@ class Service:
         for number in (signal.SIGTERM, signal.SIGINT):
             self._loop.add_signal_handler(number, self._on_signal)
         self._loop.add_signal_handler(signal.SIGHUP, self._on_hangup)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})  # the command held it back so far
         async with AsyncExitStack() as stack:
             self._build(stack)
             web = Web(
@@ -290,7 +291,7 @@ class Service:
     async def _reload_in_peace(self) -> None:
         try:
             await self._reload_now()
-        except ConfigError:
+        except (ConfigError, ControlFailed):
             pass  # whoever edits the file reads of it in log and status; nobody waits for an answer here
 
     async def _reload_now(self) -> dict[str, Any]:
@@ -298,9 +299,12 @@ class Service:
         try:
             return await self._reload.now()
         finally:
-            self._systemd.ready("receiving")  # with whichever config
+            if not self._stopping.is_set():  # which systemd was told, and which is the last word
+                self._systemd.ready("receiving")  # with whichever config
 
     def _apply(self, config: Config) -> Difference:
+        if self._stopping.is_set():
+            raise ControlFailed("the daemon is stopping; the next start reads the file")
         self._tokens.key.replace(require_api_key(config), config.key_file)
         return self._supervisor.apply(config.subscriptions)
 
