@@ -8,6 +8,8 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -24,7 +26,7 @@ from ingestor.cli.output import (
     say,
     until_interrupted,
 )
-from ingestor.errors import IngestorError
+from ingestor.errors import ConfigError, IngestorError
 
 if TYPE_CHECKING:
     from ingestor.config import Config
@@ -63,16 +65,27 @@ def status(
     output: OutputOption = Output.TEXT,
 ) -> None:
     """How the daemon is: from itself if it runs here, else from the database."""
-    loaded = load_config(config)
+    spool, loaded = _config(config)
     if watch:
         with until_interrupted():
-            _watch(loaded, output)
+            _watch(partial(_look, spool, loaded), output)
         return
-    look = _look(loaded)
+    look = _look(spool, loaded)
     print_as(output, look.data, lambda: "\n".join(map(safe, look.lines)))
 
 
-def _watch(config: Config, output: Output) -> None:
+def _config(path: Path | None) -> tuple[Path, Config | ConfigError]:
+    """Where the daemon may be asked, and the configuration; or what is wrong with it: a daemon goes on with another."""
+    from ingestor.config.loading import spool_folder
+
+    try:
+        loaded = load_config(path)
+    except ConfigError as error:
+        return spool_folder(path), error
+    return loaded.spool.path, loaded
+
+
+def _watch(look: Callable[[], Look], output: Output) -> None:
     """On a terminal in place, else a block or a JSON object after the other."""
     from rich.console import Console
     from rich.live import Live
@@ -80,23 +93,23 @@ def _watch(config: Config, output: Output) -> None:
 
     console = Console()
     if output is Output.JSON or not console.is_terminal or console.is_dumb_terminal:
-        _go_on(config, lambda lines, data: say(as_line(data) if output is Output.JSON else "\n".join([*lines, ""])))
+        _go_on(look, lambda lines, data: say(as_line(data) if output is Output.JSON else "\n".join([*lines, ""])))
         return
     with Live(console=console, auto_refresh=False) as live:
-        _go_on(config, lambda lines, _data: live.update(Text("\n".join(lines)), refresh=True))
+        _go_on(look, lambda lines, _data: live.update(Text("\n".join(lines)), refresh=True))
 
 
-def _go_on(config: Config, show: Callable[[list[str], dict[str, Any]], None]) -> None:
+def _go_on(look: Callable[[], Look], show: Callable[[list[str], dict[str, Any]], None]) -> None:
     before: Look | None = None
     while True:
         try:
-            look = _look(config)
+            now = look()
         except IngestorError as error:  # it may come back
             show([safe(line) for line in str(error).split("\n")], {"source": None, "error": str(error)})
         else:
-            rates = look.rates(before)
-            show([safe(line) for line in [*look.lines, *_rates(rates)]], look.data | {"rates": rates})
-            before = look
+            rates = now.rates(before)
+            show([safe(line) for line in [*now.lines, *_rates(rates)]], now.data | {"rates": rates})
+            before = now
         pause(LOOK_SECONDS)
 
 
@@ -105,27 +118,30 @@ def _rates(rates: dict[str, float]) -> Iterator[str]:
         yield f"  rate: {rates['frames_per_second']:,.1f} frames/s, {rates['rows_per_second']:,.1f} rows/s"
 
 
-def _look(config: Config) -> Look:
-    """Raises ControlFailed, DatabaseUnavailable."""
-    live = _ask_daemon(config)
+def _look(spool: Path, config: Config | ConfigError) -> Look:
+    """Raises ControlFailed, DatabaseUnavailable; and what is wrong with the configuration, if no daemon answers."""
+    live = _ask_daemon(spool)
     if live is None:
+        if isinstance(config, ConfigError):
+            raise config
         return _stored(_ask_database(config))
     rows = live.rows
+    broken = [f"  config: {problem}" for problem in config.problems] if isinstance(config, ConfigError) else []
     return Look(
         at=live.at.timestamp(),
         begun=f"{live.pid} {live.started_at}",
         frames=sum(one.frames for one in live.connections),
         rows=rows.new + rows.revised + rows.duplicate + rows.dead,
         data={"source": "daemon", **json.loads(live.to_json())},
-        lines=tuple(_lines(live)),
+        lines=(*_lines(live), *broken),
     )
 
 
-def _ask_daemon(config: Config) -> Status | None:
+def _ask_daemon(spool: Path) -> Status | None:
     from ingestor import control
     from ingestor.ops.status import Status
 
-    answer = control.ask(config.spool.path, "status")
+    answer = control.ask(spool, "status")
     return Status.from_json(answer["status"].encode()) if answer else None
 
 
@@ -152,10 +168,11 @@ def _lines(status: Status) -> Iterator[str]:
 
 
 def _connection(one: Connection, now: datetime) -> str:
-    state = f"connected, Socket.IO dialect {one.dialect}" if one.connected else f"not connected: {one.last_error}"
     since = f" since {_clock(one.since)}" if one.since else ""
+    why = f": {one.last_error}" if one.last_error else ""
+    state = f"connected{since}, Socket.IO dialect {one.dialect}" if one.connected else f"not connected{why}"
     last = f", the last {_away(one.last_frame_at, now)}" if one.last_frame_at else ""
-    return f"{one.path}: {state}, {one.frames:,} frames{last}{since if one.connected else ''}"
+    return f"{one.path}: {state}, {one.frames:,} frames{last}"
 
 
 def _subscriptions(status: Status) -> Iterator[str]:

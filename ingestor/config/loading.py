@@ -13,15 +13,17 @@ from pydantic import SecretStr, ValidationError
 from ingestor.config.complaints import complaints
 from ingestor.config.document import MAX_BYTES, parse
 from ingestor.config.draft import Draft
-from ingestor.config.environment import FILE_VARIABLE, override
-from ingestor.config.model import Config, Settings
+from ingestor.config.environment import FILE_VARIABLE, override, variable
+from ingestor.config.model import Config, Settings, Spool
 from ingestor.config.proxy import find_proxy
 from ingestor.config.secrets import API_KEY, KEY_PLACES, LOCS, place_secrets
 from ingestor.config.subscriptions import FeedName, Written, expand
+from ingestor.config.values import resolve
 from ingestor.errors import ConfigError, Problem
 
 SYSTEM_FILE = Path("/etc/ingestor/config.yaml")
 LOCAL_FILE = Path("config.yaml")
+_SPOOL_PATH: str = Spool.model_fields["path"].default
 
 
 def load(
@@ -92,6 +94,27 @@ def base_folder(source: Path, env: Mapping[str, str]) -> Path:
     """Where relative paths begin: the first of ``$STATE_DIRECTORY``, else the configuration's own folder."""
     state = env.get("STATE_DIRECTORY", "").partition(":")[0]
     return Path(state) if state else source.absolute().parent
+
+
+def spool_folder(path: Path | None = None, env: Mapping[str, str] | None = None) -> Path:
+    """Where a running daemon can be asked, as far as the file tells: whatever else is wrong there, it may go on.
+
+    Raises ConfigError if there is no file.
+    """
+    env = os.environ if env is None else env
+    source = find(path, env)
+    written = env.get(variable("spool", "path")) or _spool_written(source)
+    try:
+        return resolve(written, base_folder(source, env))
+    except ValueError:  # not a path
+        return resolve(_SPOOL_PATH, base_folder(source, env))
+
+
+def _spool_written(source: Path) -> object:
+    try:
+        return Draft(parse(read(source)[0], str(source))).get("spool", "path") or _SPOOL_PATH
+    except ConfigError:
+        return _SPOOL_PATH
 
 
 def require_api_key(config: Config) -> SecretStr:

@@ -62,6 +62,24 @@ def test_on_a_terminal_it_is_shown_in_place(desk: Desk) -> None:
     assert seen.rstrip().endswith(b"\x1b[?25h")  # the cursor is there again
 
 
+def test_a_daemon_is_asked_though_the_file_is_broken_and_what_is_wrong_there_stands_below(
+    desk: Desk, tmp_path: Path
+) -> None:
+    config = desk.daemon.folder / "broken.yaml"
+    config.write_text(desk.config.read_text() + "\n]")
+    seen = ingestor_("status", "--config", str(config))
+    config.unlink()
+    assert (seen.returncode, seen.stderr) == (0, "")
+    first, *_, last = seen.stdout.splitlines()
+    assert "running since" in first
+    assert last.startswith(f"  config: {config}:")
+    alone = tmp_path / "broken.yaml"
+    alone.write_text("spool: [a, b]\n]")
+    nobody = ingestor_("status", "--config", str(alone))
+    assert (nobody.returncode, nobody.stdout) == (78, "")
+    assert nobody.stderr.startswith(f"{alone}:2:")
+
+
 def test_without_a_daemon_the_database_is_asked_and_that_is_said(tmp_path: Path) -> None:
     config = quiet_database(tmp_path)
     text = ingestor_("status", "--config", str(config))

@@ -35,8 +35,8 @@ def test_a_daemon_in_good_health_in_a_few_lines() -> None:
     assert shown(status(at=NOON + timedelta(seconds=3), token=Token(expires_at=NOON + timedelta(hours=1)))) == (
         "desk: running since 2026-11-01 12:00:00 UTC, version 0.1.0\n"
         "  this is what the daemon says (process 42)\n"
-        "  /real-time/crowd-sentiment: connected, Socket.IO dialect 4, 7 frames, the last 3s ago"
-        " since 2026-11-01 12:00:00 UTC\n"
+        "  /real-time/crowd-sentiment: connected since 2026-11-01 12:00:00 UTC, Socket.IO dialect 4, 7 frames,"
+        " the last 3s ago\n"
         "  1 subscriptions live\n"
         "  spool: 3 entries wait, the oldest for 0.0 s, 900 of 1,000 bytes (90%)\n"
         "  database: sqlite, up, lag 0.2 s, last commit 3s ago\n"
@@ -53,6 +53,11 @@ def test_what_is_not_live_is_named_with_its_reason_and_what_is_too_much_is_count
     assert "    /real-time/crowd-sentiment ON: refused since 2026-11-01 12:00:00 UTC: no such ticker\n" in said
     assert '    /real-time/crowd-sentiment {"period":"30","ticker":"ON"}: pending\n' in said
     assert "    and 1 more that are not live\n" in said
+
+
+def test_before_the_first_connection_there_is_no_reason_yet() -> None:
+    said = shown(status(connections=(replace(SENTIMENT, connected=False, frames=0, last_frame_at=None),)))
+    assert "/real-time/crowd-sentiment: not connected, 0 frames\n" in said
 
 
 def test_what_is_wrong_is_said() -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from ingestor.config import Listen, load, loading
+from ingestor.config.loading import spool_folder
 from ingestor.errors import ConfigError
 
 from .conftest import ONE, Loaded, Refused
@@ -232,3 +233,21 @@ def test_the_environment_is_our_own_unless_given(loaded: Loaded, monkeypatch: py
     loaded(ONE)
     monkeypatch.setenv("INGESTOR_INSTANCE", "from the process")
     assert load().instance == "from the process"
+
+
+@pytest.mark.parametrize(
+    ("text", "env", "folder"),
+    [
+        pytest.param("spool: {path: here}\nsubscriptions: 7", {}, "here", id="whatever else is wrong"),
+        pytest.param("spool: {path: here}", {"INGESTOR_SPOOL__PATH": "there"}, "there", id="from the environment"),
+        pytest.param("spool: {path: here}", {"STATE_DIRECTORY": "/var/lib/i"}, "/var/lib/i/here", id="of a service"),
+        pytest.param("spool: {path: [a]}", {}, "spool", id="no path"),
+        pytest.param("spool: {path: here}\n]", {}, "spool", id="no YAML"),
+    ],
+)
+def test_where_a_daemon_may_be_asked_is_told_of_a_file_that_cannot_be_used(
+    tmp_path: Path, text: str, env: dict[str, str], folder: str
+) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text(text)
+    assert spool_folder(file, env) == tmp_path / folder
