@@ -107,7 +107,8 @@ def _reloaded(config: Config) -> dict[str, Any]:
     """What the daemon answers. Raises ControlFailed with its own words, if it keeps its configuration."""
     from ingestor import control
 
-    return control.ask(config.spool.path, "reload") or {"daemon": "none runs here; the next start reads the file"}
+    nobody = "none runs here that this user may ask; the next start reads the file"
+    return control.ask(config.spool.path, "reload") or {"daemon": nobody}
 
 
 def _told(answer: dict[str, Any]) -> Iterator[str]:

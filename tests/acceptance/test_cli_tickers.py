@@ -48,7 +48,8 @@ def test_a_ticker_comes_and_goes_and_the_file_is_as_it_was(config: Path) -> None
     removed = ingestor_("remove", "NO", "007", "GONE", "--reload", cwd=config.parent)  # there is one path only
     assert (removed.returncode, removed.stderr) == (0, "")
     assert removed.stdout.endswith(
-        "NO: removed\n007: removed\nGONE: is not named there\ndaemon: none runs here; the next start reads the file\n"
+        "NO: removed\n007: removed\nGONE: is not named there\n"
+        "daemon: none runs here that this user may ask; the next start reads the file\n"
     )
     assert config.read_text() == CONFIG
 
