@@ -34,6 +34,7 @@ _SEVERITY: dict[str, Severity] = {
     "not_entitled": "warning",
     "evicted": "warning",
     "plain_client": "warning",
+    "config_rejected": "warning",
     "repair_failed": "warning",
     "spool_full": "error",
     "lost": "error",

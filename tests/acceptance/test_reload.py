@@ -166,6 +166,7 @@ async def test_a_broken_file_changes_nothing_and_is_told_with_its_place_until_it
         await until(lambda: "ingestor_config_last_reload_successful 0.0" in daemon.get("/metrics")[1])
         assert f"{daemon.config_file}:" in daemon.stderr
         assert daemon.status["config_reload_successful"] is False
+        assert "did you mean" in daemon.status["last_errors"][-1]["text"]
         await daemon.live()
         daemon.config_file.write_text(good)
         assert await ask_anew(nursery, daemon) == (0, {"added": 0, "removed": 0, "needs_restart": []}, "")
