@@ -13,6 +13,7 @@
     following  observations as they are committed
     healing    repairs gaps: by what came since, by what is current, by what past days were
     control    the socket through which commands ask the running daemon
+    building   the daemon's parts as the config wants them
     snapshot   the daemon now, of all its parts, for whoever asks
     service    builds everything once, owns every task and signal, drains in order
     checking   what `check` looks at before the daemon runs
@@ -22,7 +23,7 @@
     cli        the only place that parses arguments, prints and exits
 
 Imports point one way: (errors, commit, redaction) < (config, lock) < (provider, pipeline, store, ops) <
-(reload, following, healing, control) < snapshot < (service, checking) < (probing, offline, demo) < cli.
+(reload, following, healing, control) < (building, snapshot) < (service, checking) < (probing, offline, demo) < cli.
 """
 
 __version__ = "0.1.0"

@@ -7,10 +7,11 @@ from collections.abc import Callable, Sequence
 
 from pydantic import SecretStr
 
+from ingestor.building import build_healing, build_writer, lock_database, past
 from ingestor.config import Config
 from ingestor.errors import DatabaseUnavailable, SpoolFailed
+from ingestor.pipeline.retry import retry_letters
 from ingestor.pipeline.spool import Spool
-from ingestor.service import build_healing, build_writer, lock_database, past, retry_letters
 from ingestor.store.engine import connect
 from ingestor.store.repairs import Wish
 

@@ -11,11 +11,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from ingestor.config import Config, settings_changed
+from ingestor.config import Config, load, require_api_key, secrets_of, settings_changed
 from ingestor.errors import ConfigError
 from ingestor.pipeline.entry import Fact
+from ingestor.provider import catalog
 from ingestor.provider.clock import wall_us
 from ingestor.provider.supervisor import Difference
+from ingestor.redaction import redactor
 
 WATCH_SECONDS = 1.0
 TOLD = 20  # problems in one fact
@@ -85,6 +87,15 @@ class Reload:
         if waiting:
             log.warning("these have effect at the next start only: %s", ", ".join(waiting))
         return counts
+
+
+def reread(source: Path) -> Config:
+    """The config as it is now, blocking. Raises ConfigError, also where there is no key any more."""
+    config = load(source, feed_name=catalog.feed_name)
+    require_api_key(config)
+    for secret in secrets_of(config):
+        redactor.add(secret)
+    return config
 
 
 def _stamp(path: Path) -> tuple[int, ...]:

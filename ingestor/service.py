@@ -7,27 +7,24 @@ synced, what is in it written for up to ten seconds; a second signal stops at on
 from __future__ import annotations
 
 import asyncio
-import errno
 import logging
 import signal
-import socket
 import threading
-from collections.abc import Callable, Coroutine, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime, timedelta
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from apscheduler.schedulers.asyncio import AsyncIOScheduler
 from pydantic import SecretStr
 
-from ingestor import __version__, snapshot
-from ingestor.config import Config, load, require_api_key, secrets_of
+from ingestor import snapshot
+from ingestor.building import build_healing, build_writer, instance_name, lock_database, past
+from ingestor.config import Config, require_api_key
 from ingestor.control import Control, ControlFailed, Handler
-from ingestor.errors import ConfigError, DatabaseUnavailable, NotPermitted, SpoolFailed
-from ingestor.healing import Healing, manual
-from ingestor.lock import Lock
+from ingestor.errors import ConfigError, SpoolFailed
+from ingestor.healing import manual
 from ingestor.ops import logs
 from ingestor.ops.history import History
 from ingestor.ops.metrics import Metrics
@@ -36,27 +33,19 @@ from ingestor.ops.status import Status, Troubles, healthy
 from ingestor.ops.strips import LastDay, Span
 from ingestor.ops.values import Values
 from ingestor.ops.web import Web
-from ingestor.pipeline.batch import BatchPolicy
 from ingestor.pipeline.chunks import SpoolUnreadable
-from ingestor.pipeline.decode import Decoder
 from ingestor.pipeline.entry import Fact
 from ingestor.pipeline.limits import Fill
-from ingestor.pipeline.retry import frame_of
+from ingestor.pipeline.retry import retry_letters
 from ingestor.pipeline.spool import Spool
-from ingestor.pipeline.writer import Writer
-from ingestor.provider import catalog
 from ingestor.provider.clock import boottime, interruption, tick, wall_us
 from ingestor.provider.heard import Heard
-from ingestor.provider.rest import Rest
 from ingestor.provider.supervisor import Difference, Supervisor
 from ingestor.provider.token import TokenSupply
-from ingestor.redaction import redactor
-from ingestor.reload import Reload
-from ingestor.store import migrate, query
-from ingestor.store.database import Database, Instance
-from ingestor.store.engine import Engine, connect, sqlite_path, translated
+from ingestor.reload import Reload, reread
+from ingestor.store import query
+from ingestor.store.engine import connect
 from ingestor.store.opening import opened
-from ingestor.store.retention import Retention
 
 HEARTBEAT_SECONDS = 5.0
 DRAIN_SECONDS = 9.0
@@ -64,7 +53,6 @@ LAST_WORD_SECONDS = 1.0  # for the transaction under way; what hangs longer is l
 SPOOL_LOOK_SECONDS = 0.25
 CLOCK_LOOK_SECONDS = 1.0
 HISTORY_LOOK_SECONDS = 1.0
-RETRY_SHARE = 0.25  # of spool.max_bytes: fuller than that, dead letters wait
 RETENTION_SECONDS = 600.0  # between sweeps
 FIRST_RETENTION_SECONDS = 60.0  # after the start, and after a step of the clock: what waits there is more urgent
 HEALING_SECONDS = 60.0  # between looks for gaps
@@ -423,119 +411,6 @@ class Service:
         with opened(self._config.database.url.get_secret_value()) as engine:
             for record in query.coverage_since(engine, self._spool.spool_id, since):
                 yield Span(**record)
-
-
-def past(spool: Spool, config: Config) -> Iterator[Fact]:
-    """What coverage must know before anything new is said: how the run before ended, and what is wanted now."""
-    wanted = tuple(one.key for one in config.subscriptions)
-    if spool.set_aside:
-        reason = f"the spool could not be read; it is kept in {spool.set_aside}"
-        since_us = max((part.stat().st_mtime_ns // 1000 for part in spool.set_aside.iterdir()), default=None)
-        yield Fact("lost", wall_us(), {"reason": reason}, "lost", wanted, since_us)
-    elif spool.crashed and spool.head:
-        reason = "the run before this one ended without a word"
-        yield Fact("crashed", wall_us(), {"reason": reason}, "crashed", (), spool.last_heartbeat_us)
-    detail = {"version": __version__, "config_sha256": config.sha256, "reason": "not in the config any more"}
-    yield Fact("started", wall_us(), detail, "stopped", wanted, others=True)
-
-
-def reread(source: Path) -> Config:
-    """The config as it is now, blocking. Raises ConfigError, also where there is no key any more."""
-    config = load(source, feed_name=catalog.feed_name)
-    require_api_key(config)
-    for secret in secrets_of(config):
-        redactor.add(secret)
-    return config
-
-
-async def retry_letters(spool: Spool, engine: Engine, ids: Sequence[int]) -> int:
-    """Append the named dead letters (none: all that nobody tried again) as frames. Returns how many, durable.
-
-    The spool is left room: what comes from the provider now must not be turned away for what came long ago.
-    """
-    # Those that die again meanwhile would be tried again and again.
-    upto = await asyncio.to_thread(query.newest_letter, engine)
-    count, after = 0, 0
-    while letters := await asyncio.to_thread(query.letters_to_retry, engine, ids=ids, after=after, upto=upto):
-        while spool.live_bytes > spool.max_bytes * RETRY_SHARE:
-            spool.forget()
-            await asyncio.sleep(SPOOL_LOOK_SECONDS)
-        for letter in letters:
-            spool.append(frame_of(letter))
-        await spool.durable(spool.head)
-        count, after = count + len(letters), letters[-1]["dead_letter_id"]
-    return count
-
-
-def instance_name(config: Config) -> str:
-    return config.instance or socket.gethostname()
-
-
-def build_writer(config: Config, spool: Spool, engine: Engine, **hooks: Any) -> Writer:
-    """The writer of one spool into the configured database; ``hooks`` are its ``on_…`` arguments."""
-    database = config.database
-    instance = Instance(
-        spool_id=spool.spool_id,
-        name=instance_name(config),
-        version=__version__,
-        config_sha256=config.sha256,
-        started_us=wall_us(),
-    )
-
-    def prepare() -> None:
-        with translated():
-            (migrate.upgrade if database.migrate == "auto" else migrate.verify)(engine)
-
-    return Writer(
-        spool,
-        Database(engine),
-        Decoder(catalog.metrics_of, catalog.feed_name),
-        BatchPolicy(max_rows=database.batch.max_rows, max_wait_seconds=database.batch.max_wait),
-        instance,
-        prepare=prepare,
-        keep_payloads=database.retention.payloads != 0.0,
-        retention=Retention(engine, database.retention),
-        **hooks,
-    )
-
-
-def build_healing(
-    config: Config,
-    api_key: Callable[[], SecretStr],
-    spool: Spool,
-    writer: Writer,
-    engine: Engine,
-    record: Callable[[Fact], object],
-) -> Healing:
-    """What repairs gaps in the configured database. Inside the running loop only."""
-    return Healing(
-        Rest(config.provider.url, api_key, ca_file=config.provider.ca_file, proxy=config.proxy),
-        spool,
-        writer,
-        Decoder(catalog.metrics_of, catalog.feed_name),
-        record,
-        write_to=engine,
-        read_from=connect(config.database.url.get_secret_value(), read_only=True),
-    )
-
-
-def lock_database(url: str) -> Lock | None:
-    """A SQLite file is written by one daemon; PostgreSQL takes several."""
-    path = sqlite_path(url)
-    if path is None:
-        return None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        return _lock_beside(path)
-    except OSError as error:
-        what, elsewhere = f"{path.parent}: {error.strerror}", "or name another place in database.url"
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO):  # not to be tried again in vain, as 77 would say
-            raise DatabaseUnavailable(f"{what}; make room there, {elsewhere}") from None
-        raise NotPermitted(f"{what}; let this user write there, {elsewhere}") from None
-
-
-def _lock_beside(path: Path) -> Lock:
-    return Lock(path.with_name(path.name + ".lock"), "stop it, or give this daemon a database of its own")
 
 
 def _warn_of_outage(error: str, delay_seconds: float) -> None:

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import asyncio
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ingestor.pipeline.entry import Frame
+from ingestor.pipeline.spool import Spool
+from ingestor.store import query
+from ingestor.store.engine import Engine
 from ingestor.store.times import microseconds
+
+RETRY_SHARE = 0.25  # of spool.max_bytes: fuller than that, dead letters wait
+LOOK_SECONDS = 0.25  # between looks whether there is room
 
 
 def frame_of(stored: Mapping[str, Any]) -> Frame:
@@ -26,3 +33,22 @@ def frame_of(stored: Mapping[str, Any]) -> Frame:
         f'42["{event}",{body}]' if wrapped else body,
         stored.get("dead_letter_id"),
     )
+
+
+async def retry_letters(spool: Spool, engine: Engine, ids: Sequence[int]) -> int:
+    """Append the named dead letters (none: all that nobody tried again) as frames. Returns how many, durable.
+
+    The spool is left room: what comes from the provider now must not be turned away for what came long ago.
+    """
+    # Those that die again meanwhile would be tried again and again.
+    upto = await asyncio.to_thread(query.newest_letter, engine)
+    count, after = 0, 0
+    while letters := await asyncio.to_thread(query.letters_to_retry, engine, ids=ids, after=after, upto=upto):
+        while spool.live_bytes > spool.max_bytes * RETRY_SHARE:
+            spool.forget()
+            await asyncio.sleep(LOOK_SECONDS)
+        for letter in letters:
+            spool.append(frame_of(letter))
+        await spool.durable(spool.head)
+        count, after = count + len(letters), letters[-1]["dead_letter_id"]
+    return count

@@ -31,6 +31,7 @@ LEVELS = {
     "healing": 3,
     "control": 3,
     "snapshot": 4,
+    "building": 4,
     "checking": 5,
     "service": 5,
     "demo": 6,

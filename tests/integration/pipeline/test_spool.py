@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
+from ingestor.building import lock_database
 from ingestor.errors import DatabaseUnavailable, Held, SpoolFailed
 from ingestor.pipeline.ballast import Ballast
 from ingestor.pipeline.chunks import ChunkFile, pack
 from ingestor.pipeline.spool import CHUNK_ENTRIES, Spool
-from ingestor.service import lock_database
 from tests.support.disk import full, small_disk
 from tests.support.entries import fact, frame
 

@@ -15,14 +15,14 @@ import pytest
 from msgspec import structs
 from sqlalchemy import Engine, event, text
 
-from ingestor import service
 from ingestor.errors import DatabaseUnavailable, SpoolFailed
+from ingestor.pipeline import retry
 from ingestor.pipeline.batch import BatchPolicy
 from ingestor.pipeline.chunks import SpoolUnreadable
 from ingestor.pipeline.entry import Fact, Frame
+from ingestor.pipeline.retry import retry_letters
 from ingestor.pipeline.spool import Spool
 from ingestor.pipeline.writer import Writer
-from ingestor.service import retry_letters
 from ingestor.store import query as letters
 from ingestor.store.audit import audit
 from ingestor.store.database import Database, Instance
@@ -437,12 +437,12 @@ async def test_letters_leave_the_spool_room_and_those_that_die_again_are_not_tri
     tmp_path: Path, engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(letters, "PAGE_LETTERS", 10)
-    monkeypatch.setattr(service, "SPOOL_LOOK_SECONDS", 0.01)
+    monkeypatch.setattr(retry, "LOOK_SECONDS", 0.01)
     small = Spool(tmp_path / "small", max_bytes=20_000, sync_every_seconds=0.001)
     small.start(_unexpected)
     await put(small, *(frame("{bad" + "x" * 300) for _ in range(60)))
     writer(small, engine).run()
-    retrying = asyncio.create_task(service.retry_letters(small, engine, []))
+    retrying = asyncio.create_task(retry_letters(small, engine, []))
     await asyncio.sleep(0.3)
     assert 1_000 < small.live_bytes < 10_000
     made = writer(small, engine)
