@@ -6,6 +6,7 @@ Subscriptions change on the live connections. All else was given to its part at 
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -57,7 +58,9 @@ class Reload:
 
     async def watch(self, changed: Callable[[], object]) -> None:
         """Call ``changed`` whenever the file is another and at rest again. Runs until cancelled."""
-        known = seen = await self._look()
+        seen = await self._look()
+        # It may be another since it was read at the start, which takes its time.
+        known = seen if await asyncio.to_thread(_sha256, self.config.source) == self.config.sha256 else ()
         while True:
             await asyncio.sleep(WATCH_SECONDS)
             before, seen = seen, await self._look()
@@ -96,6 +99,13 @@ def reread(source: Path) -> Config:
     for secret in secrets_of(config):
         redactor.add(secret)
     return config
+
+
+def _sha256(path: Path) -> str:
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError:
+        return ""
 
 
 def _stamp(path: Path) -> tuple[int, ...]:

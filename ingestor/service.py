@@ -93,6 +93,7 @@ class Service:
         self._thread = threading.Thread(target=self._write, name="writer", daemon=True)
         self._failure: BaseException | None = None
         self._tasks: set[asyncio.Task[None]] = set()
+        self._reloads = 0  # under way, and waiting for their turn
         self.url: str | None = None  # of the status port, once it is open
 
     # -- its life
@@ -284,10 +285,13 @@ class Service:
 
     async def _reload_now(self) -> dict[str, Any]:
         self._systemd.reloading()
+        self._reloads += 1
         try:
             return await self._reload.now()
         finally:
-            if not self._stopping.is_set():  # which systemd was told, and which is the last word
+            self._reloads -= 1
+            # Whoever waits for the last of them must not hear of another's end, nor of a READY after STOPPING.
+            if not self._reloads and not self._stopping.is_set():
                 self._systemd.ready("receiving")  # with whichever config
 
     def _apply(self, config: Config) -> Difference:

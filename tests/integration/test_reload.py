@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
+import socket
 import sqlite3
 from contextlib import closing
 from pathlib import Path
@@ -43,3 +45,52 @@ async def test_what_is_read_while_the_daemon_ends_is_left_to_the_next_start(
         await stopping
         assert daemon.books.states("AAPL") == ["pending", "live", "stopped"]
         assert daemon.books.states("ON") == []
+
+
+async def test_of_reloads_that_overlap_systemd_hears_the_end_of_the_last(
+    simulator: Simulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("INGESTOR_PROVIDER__API_KEY", simulator.api_key)
+    monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
+    url = f"sqlite:///{tmp_path / 'ingestor.db'}"
+    file = write_config(tmp_path, url=simulator.url, database_url=url, subscriptions={CROWD: ["AAPL"]})
+    text = file.read_text()
+    with closing(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)) as manager:
+        manager.bind(str(tmp_path / "notify"))
+        manager.setblocking(False)
+        heard: list[str] = []
+
+        def count(wanted: str) -> int:
+            try:
+                heard.append(manager.recv(4096).decode().split("\n")[0])
+            except BlockingIOError:
+                pass
+            return heard.count(wanted)
+
+        async with Resident(file, simulator.api_key) as daemon:
+            await daemon.live()
+            file.unlink()
+            os.mkfifo(file)
+            first = asyncio.create_task(asyncio.to_thread(control.ask, tmp_path / "spool", "reload"))
+            with await asyncio.to_thread(file.open, "w") as pipe:
+                file.unlink()
+                file.write_text(text)
+                second = asyncio.create_task(asyncio.to_thread(control.ask, tmp_path / "spool", "reload"))
+                await until(lambda: count("RELOADING=1") == 2)
+                pipe.write(text)
+            await asyncio.gather(first, second)
+        await until(lambda: count("STOPPING=1"))
+    assert heard == ["READY=1", "RELOADING=1", "RELOADING=1", "READY=1", "STOPPING=1"]
+
+
+async def test_a_file_that_changes_while_the_daemon_starts_is_not_overlooked(
+    simulator: Simulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("INGESTOR_PROVIDER__API_KEY", simulator.api_key)
+    url = f"sqlite:///{tmp_path / 'ingestor.db'}"
+    file = write_config(tmp_path, url=simulator.url, database_url=url, subscriptions={CROWD: ["AAPL"]})
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"watch": "true"}))
+    starting = Resident(file, simulator.api_key)
+    file.write_text(file.read_text().replace('"AAPL"', '"AAPL", "ON"'))
+    async with starting as daemon:
+        await until(lambda: len(daemon.states) == 2)
