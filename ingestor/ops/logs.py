@@ -93,7 +93,9 @@ def is_journal(stream: TextIO, env: Mapping[str, str]) -> bool:
 def log_fact(fact: Fact) -> None:
     """One line for one fact. A fact about many subscriptions says how many, not which."""
     fields = {f"fact_{key}" if key in _TAKEN else key: value for key, value in fact.detail.items()}
-    if fact.state and not fact.others:
+    if fact.others:
+        fields.pop("reason", None)  # is that of subscriptions which it does not name
+    elif fact.state:
         fields["state"] = fact.state
     if fact.subscriptions and not fact.others:
         fields["subscriptions"] = len(fact.subscriptions)

@@ -256,6 +256,13 @@ def test_a_fact_about_many_subscriptions_counts_them(as_json: io.StringIO) -> No
     assert line["first"] == '/real-time/tweet-buzz get {"ticker":"0"}'
 
 
+def test_a_fact_about_all_others_does_not_show_their_reason_as_its_own(as_json: io.StringIO) -> None:
+    key = ("/real-time/tweet-buzz", "get", "{}")
+    logs.log_fact(Fact("started", 0, {"version": "1", "reason": "not wanted"}, "stopped", (key,), others=True))
+    (line,) = lines_of(as_json)
+    assert line.keys() == {"event", "level", "logger", "timestamp", "version"}
+
+
 async def test_an_error_that_no_task_caught_is_logged_and_counted(as_json: io.StringIO) -> None:
     counted: list[None] = []
     loop = asyncio.get_running_loop()
