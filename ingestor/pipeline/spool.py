@@ -304,9 +304,9 @@ class Spool:
         return self._reader.read(after, max_entries=max_entries, max_bytes=READ_BYTES)
 
     def first_seq(self) -> int:
-        """The oldest entry still held, or the next one to come."""
+        """The oldest entry that stays held, or the next one to come: what was acknowledged may go at any time."""
         synced = self.synced  # before looking: what is synced meanwhile is held, not gone
-        return self._reader.first_seq() or synced + 1
+        return max(self._reader.first_seq() or synced + 1, self.acked + 1)
 
     def begin_anew(self) -> None:
         """Take a new ``spool_id``, with what is held: to a database this is another instance. Durable on return."""

@@ -283,6 +283,24 @@ async def test_a_database_that_never_met_a_spool_with_a_past_lacks_what_it_forgo
     assert lost == ["the database does not know this spool, which had written to one before"]
 
 
+@pytest.mark.parametrize("older", ["DELETE FROM instances", "UPDATE instances SET position = 1"])
+async def test_what_was_acknowledged_and_not_yet_forgotten_is_not_begun_with(
+    spool: Spool, engine: Engine, older: str
+) -> None:
+    made = writer(spool, engine)
+    made._begin()
+    for ticker in "AB":
+        await put(spool, frame([row(ticker)]))
+    made.step()
+    with engine.begin() as connection:
+        connection.execute(text(older))
+    made._begin()
+    await put(spool, frame([row("C")]))  # with this sync the spool forgets what was acknowledged
+    made.step()
+    assert (made.status.position, made.drained) == (3, True)
+    assert query(engine, "SELECT max(seq) FROM payloads") == [(3,)]
+
+
 async def test_a_spool_older_than_the_database_does_not_have_its_new_entries_taken_for_old(
     spool: Spool, engine: Engine
 ) -> None:
