@@ -105,6 +105,20 @@ BUGS = (
         SPOOL,
     ),
     Bug(
+        "what was acknowledged is begun with once more",
+        "pipeline/spool.py",
+        "return max(self._reader.first_seq() or synced + 1, self.acked + 1)",
+        "return self._reader.first_seq() or synced + 1",
+        WRITER,
+    ),
+    Bug(
+        "entries that are missing are passed over",
+        "pipeline/writer.py",
+        " or not entries:\n                raise",
+        " and not entries:\n                raise",
+        WRITER,
+    ),
+    Bug(
         "acknowledged before it is committed",
         "pipeline/writer.py",
         "            self._commit(assembly.batch)\n",
@@ -128,7 +142,7 @@ BUGS = (
     Bug(
         "disputed values count as known",
         "pipeline/known.py",
-        "if disputed and (row.series, row.ts_us) in disputed:",
+        "if disputed and (series, ts_us) in disputed:",
         "if False:",
         MODEL,
     ),
