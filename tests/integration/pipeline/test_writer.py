@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import sqlite3
+import threading
+import time
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import CancelledError
 from pathlib import Path
@@ -27,6 +29,7 @@ from ingestor.store import query as letters
 from ingestor.store.audit import audit
 from ingestor.store.database import Database, Instance
 from ingestor.store.engine import connect
+from tests.support.daemon import until
 from tests.support.entries import CROWD, T0, decoder, fact, frame, row
 from tests.support.postgres import fresh_database
 from tests.support.refusal import refuse
@@ -54,13 +57,22 @@ async def spool(tmp_path: Path) -> AsyncIterator[Spool]:
     await spool.close()
 
 
-def writer(spool: Spool, engine: Engine, *, max_rows: int = 5000, keep_payloads: bool = True) -> Writer:
+def writer(
+    spool: Spool,
+    engine: Engine,
+    *,
+    max_rows: int = 5000,
+    max_wait_seconds: float = 0,
+    keep_payloads: bool = True,
+    drain: bool = True,
+) -> Writer:
     instance = Instance(spool_id=spool.spool_id, name="test", version="0", config_sha256="", started_us=T0)
-    policy = BatchPolicy(max_rows=max_rows, max_wait_seconds=0)
+    policy = BatchPolicy(max_rows=max_rows, max_wait_seconds=max_wait_seconds)
     made = Writer(
         spool, Database(engine), decoder(), policy, instance, prepare=lambda: None, keep_payloads=keep_payloads
     )
-    made.drain()
+    if drain:
+        made.drain()
     return made
 
 
@@ -382,6 +394,28 @@ async def test_batches_are_bounded_and_gapless(spool: Spool, engine: Engine) -> 
     batches = query(engine, "SELECT first_seq, last_seq FROM batches ORDER BY first_seq")
     assert len(batches) > 5
     assert [first for first, _ in batches] == [1, *(last + 1 for _, last in batches[:-1])]
+
+
+async def test_a_batch_is_as_large_as_the_load(spool: Spool, engine: Engine) -> None:
+    working = writer(spool, engine, max_rows=200, max_wait_seconds=0.02, drain=False)
+    thread = threading.Thread(target=working.run)
+    thread.start()
+    try:
+        for number in range(5):  # a trickle: each is written without waiting for more than max_wait
+            began = time.monotonic()
+            await put(spool, frame([row(minute=number)]))
+            await until(lambda: working.drained)
+            assert time.monotonic() - began < 1.0  # IDLE_SECONDS: nobody waits until the writer comes round by itself
+        assert working.status.batches == 5
+        await put(spool, *(frame([row(minute=number)]) for number in range(10, 1210)))
+        await until(lambda: working.drained)
+    finally:
+        working.stop()
+        thread.join()
+    sizes = [rows for (rows,) in query(engine, "SELECT frames FROM batches ORDER BY first_seq")]
+    assert sizes[:5] == [1] * 5
+    assert max(sizes) == 100  # entries and rows count
+    assert sum(sizes) / len(sizes[5:]) > 60  # whoever falls behind writes full batches, but for the first and the last
 
 
 async def test_without_payload_retention_no_payload_is_kept(spool: Spool, engine: Engine) -> None:
