@@ -160,7 +160,7 @@ def guards() -> list[Case]:
     stock, naive = "python-socketio, counting", "naive, asynchronous"
     receive = {stock: Script("stock", 15_000, counts=True), OURS: Script("received", 60_000)}
     return [
-        Case("receive", "received, ours durable", "events/s", POSTGRES, receive, (Goal(OURS, "at least", 2.0, stock),)),
+        Case("receive", "received, ours durable", "events/s", POSTGRES, receive, (Goal(OURS, "at least", 3.5, stock),)),
         *(
             Case(
                 database.lower(),
