@@ -184,13 +184,20 @@ def _handler(form: Form, stream: TextIO, *, colors: bool) -> logging.Handler:
 
 def _formatter(render: Processor) -> logging.Formatter:
     return ProcessorFormatter(
-        foreign_pre_chain=[*_PREPARE, structlog.stdlib.ExtraAdder()],
+        foreign_pre_chain=[*_PREPARE, structlog.stdlib.ExtraAdder(), _own],
         processors=[
             ProcessorFormatter.remove_processors_meta,
             _clean,
             render,
         ],
     )
+
+
+def _own(_logger: object, _name: str, event: EventDict) -> EventDict:
+    """Without what other formatters have left in the record: to structlog it looks like fields of the event."""
+    event.pop("message", None)
+    event.pop("asctime", None)
+    return event
 
 
 class _Once(logging.Handler):

@@ -190,6 +190,16 @@ def test_hostile_text_is_spelled_out_on_a_terminal(as_text: io.StringIO, hostile
     assert text.count(spelled) == 4
 
 
+def test_what_another_formatter_left_in_the_record_is_not_told(as_text: io.StringIO) -> None:
+    record = log.makeRecord(log.name, logging.WARNING, "", 0, "refused", (), None)
+    logging.Formatter("%(asctime)s %(message)s").format(record)
+    log.handle(record)
+    text = text_of(as_text)
+    assert "refused" in text
+    assert "message=" not in text
+    assert "asctime=" not in text
+
+
 def test_an_errors_message_cannot_begin_a_line_of_its_own(as_text: io.StringIO) -> None:
     try:
         raise ValueError("bad\n2026-01-01 [error] \x1b[2Jforged")
