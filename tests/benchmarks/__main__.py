@@ -74,6 +74,8 @@ def guard(run: Run) -> int:
         if not (missed := _missed(run.results)):
             return 0
         run.results = [result for result in run.results if result.case.name in missed]
+        for result in run.results:
+            result.failures.clear()  # a busy machine has another try
     return 1
 
 
