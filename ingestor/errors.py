@@ -133,3 +133,15 @@ class SpoolFailed(IngestorError):
     """The spool cannot be written. Nothing after the last sync is acknowledged: stop, restart, verify."""
 
     exit_code = 74
+
+
+class ExtraMissing(IngestorError):
+    """A library is not installed that only some need; the message says which extra brings it."""
+
+    exit_code = 69
+
+
+class FileFailed(IngestorError):
+    """A file that was asked for cannot be written; the message says why. Nothing of it was left."""
+
+    exit_code = 74

@@ -11,6 +11,7 @@ Every command imports what it needs when it runs: `--help` loads no database or 
     tickers   add, remove, reload
     books     audit, dead-letters
     analysis  coverage, backfill
+    taking    export
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from typing import Annotated
 import typer
 
 from ingestor import __version__
-from ingestor.cli import analysis, books, daemon, looking, setup, status, tail, tickers
+from ingestor.cli import analysis, books, daemon, looking, setup, status, tail, taking, tickers
 from ingestor.cli.output import safe, say
 from ingestor.commit import commit
 from ingestor.errors import IngestorError
@@ -49,6 +50,7 @@ for command in (
     app.command()(command)
 app.command()(analysis.coverage)
 app.command()(analysis.backfill)
+app.command()(taking.export)
 for name, group in (
     ("config", setup.config_app),
     ("service", setup.service_app),

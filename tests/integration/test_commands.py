@@ -7,11 +7,10 @@ import json
 import os
 import re
 import sqlite3
-import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -20,66 +19,28 @@ import pytest
 import time_machine
 
 from ingestor import checking
-from ingestor.cli import main
 from ingestor.config import load
 from ingestor.control import Control
 from ingestor.errors import DatabaseUnavailable
 from ingestor.store import migrate
 from ingestor.store.engine import connect
 from ingestor.store.opening import opened
+from tests.integration.conftest import Command
 from tests.integration.store.rows import Database, at
 from tests.unit.ops.snapshots import NOON, SENTIMENT, status
 
 HOSTILE = "\x1b[2J\x1b[31mhacked\nfake line\u202e"
 HARMLESS = "\\u001b[2J\\u001b[31mhacked\\nfake line\\u202e"
-READING = (["status"], ["audit"], ["dead-letters", "list"], ["tail"], ["coverage"], ["db", "current"])
+ASKING = (
+    ["status"],
+    ["audit"],
+    ["dead-letters", "list"],
+    ["tail"],
+    ["coverage"],
+    ["export", "--feed", "crowd-sentiment"],
+)
+READING = (*ASKING, ["db", "current"])
 HIDDEN = "hunter2secret"
-
-
-@dataclass(frozen=True, slots=True)
-class Ended:
-    """A command that has ended."""
-
-    code: int
-    out: str
-    err: str
-
-
-Command = Callable[..., Ended]
-
-
-@pytest.fixture
-def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
-    """Run ``ingestor`` with these arguments."""
-    for name in os.environ:
-        if name.startswith("INGESTOR_") and not name.startswith("INGESTOR_TEST_"):
-            monkeypatch.delenv(name)
-
-    def run(*arguments: str | Path) -> Ended:
-        monkeypatch.setattr(sys, "argv", ["ingestor", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        said = capsys.readouterr()
-        return Ended(int(ended.value.code or 0), said.out, said.err)
-
-    return run
-
-
-@pytest.fixture
-def configured(tmp_path: Path) -> Callable[..., Path]:
-    """Write a configuration for a database, by default a SQLite file beside it."""
-
-    def write(database_url: str = "sqlite:///ingestor.db", **sections: Any) -> Path:
-        document = {"database": {"url": database_url}, "subscriptions": [{"path": "crowd-sentiment"}], **sections}
-        file = tmp_path / "config.yaml"
-        file.write_text(json.dumps(document))
-        file.chmod(0o600)
-        return file
-
-    return write
-
-
-# A database that is not there, or is none.
 
 
 @pytest.mark.parametrize("arguments", READING, ids=" ".join)
@@ -108,7 +69,7 @@ def test_a_file_that_is_no_database_is_named_and_left_as_it_is(
 MOVE = "name another file in database.url, or move this one out of the way"
 
 
-@pytest.mark.parametrize("arguments", READING[:5], ids=" ".join)
+@pytest.mark.parametrize("arguments", ASKING, ids=" ".join)
 def test_a_database_without_tables_is_told_what_makes_them(
     command: Command, configured: Callable[..., Path], database_url: str, tmp_path: Path, arguments: list[str]
 ) -> None:

@@ -1,0 +1,183 @@
+"""Commands that take data elsewhere: export."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from datetime import UTC, datetime, timedelta
+from enum import StrEnum
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, BinaryIO
+
+import typer
+
+from ingestor.cli.output import ConfigOption, load_config, say
+from ingestor.errors import FileFailed
+
+if TYPE_CHECKING:
+    from ingestor.store.engine import Engine
+    from ingestor.store.export import Wanted
+    from ingestor.store.formats import Format
+
+
+class ExportFormat(StrEnum):
+    """What an export is written as."""
+
+    CSV = "csv"
+    JSONL = "jsonl"
+    PARQUET = "parquet"
+
+
+MomentHelp = "A duration before now, as 7d, or a time in UTC, as 2026-01-31 or 2026-01-31T14:05."
+
+
+def export(
+    feed: Annotated[str, typer.Option(help="As the view `observations` names it: crowd-sentiment.")],
+    ticker: Annotated[list[str] | None, typer.Option(help="Of these only; may be repeated. Default: all.")] = None,
+    since: Annotated[str, typer.Option(help=f"From this ts on. {MomentHelp}", show_default="the first")] = "",
+    until: Annotated[str, typer.Option(help="Up to this ts, and without it.", show_default="the last")] = "",
+    format_: Annotated[ExportFormat, typer.Option("--format", help="What to write.")] = ExportFormat.CSV,
+    file: Annotated[
+        Path | None, typer.Option("-o", "--file", help="Where to: whole or not at all.", show_default="stdout")
+    ] = None,
+    config: ConfigOption = None,
+) -> None:
+    """Write the observations of a feed to a file or to stdout, with the columns of the view of that name."""
+    from ingestor.store.export import Wanted
+    from ingestor.store.opening import opened
+
+    now = datetime.now(UTC)
+    if file is None and format_ is ExportFormat.PARQUET and sys.stdout.isatty():
+        raise typer.BadParameter("Parquet is nothing for a terminal: name a file with -o, or redirect the output")
+    wanted = Wanted(
+        feed=feed,
+        tickers=tuple(ticker or ()),
+        since=moment(since, now) if since else None,
+        until=moment(until, now) if until else None,
+    )
+    with opened(load_config(config).database.url.get_secret_value()) as engine:
+        _refuse_unknown(engine, feed)
+        if file is None:
+            with _to_stdout() as target:
+                _export(engine, wanted, format_, target)
+            return
+        with _whole_file(file) as target:
+            rows = _export(engine, wanted, format_, target)
+    say(f"{file}: {rows:,} rows")
+
+
+def moment(text: str, now: datetime) -> datetime:
+    """``7d`` before now, or a time, which is UTC where it does not say so."""
+    from ingestor.config.units import parse_duration
+
+    try:
+        return now - timedelta(seconds=parse_duration(text))
+    except (ValueError, OverflowError):
+        pass  # a time, then
+    try:
+        at = datetime.fromisoformat(text)
+    except ValueError:
+        raise typer.BadParameter(f'"{text}" is neither a duration (7d) nor a time (2026-01-31T14:05)') from None
+    return at.astimezone(UTC) if at.tzinfo else at.replace(tzinfo=UTC)
+
+
+def _refuse_unknown(engine: Engine, feed: str) -> None:
+    from ingestor.provider.catalog import FEEDS
+    from ingestor.store.export import feeds
+
+    known = feeds(engine)
+    if feed not in known and feed not in FEEDS:
+        there = ", ".join(known) or "no feed yet"
+        raise typer.BadParameter(f'there is no feed "{feed}"; in the database: {there}', param_hint="--feed")
+
+
+def _export(engine: Engine, wanted: Wanted, format_: ExportFormat, target: BinaryIO) -> int:
+    """How many rows were written."""
+    from ingestor.store.export import count_series, pages
+
+    rows = 0
+    made = _made(format_, target)
+    count = partial(count_series, engine, wanted)
+    with progress("series", count) as advance, closing(pages(engine, wanted)) as found:
+        for done, page in found:
+            made.write(page)
+            rows += len(page)
+            advance(done, f"{rows:,} rows")
+    made.close()
+    return rows
+
+
+def _made(format_: ExportFormat, target: BinaryIO) -> Format:
+    from ingestor.store.formats import Csv, JsonLines, Parquet
+
+    made: dict[ExportFormat, Callable[[BinaryIO], Format]] = {
+        ExportFormat.CSV: Csv,
+        ExportFormat.JSONL: JsonLines,
+        ExportFormat.PARQUET: Parquet,
+    }
+    return made[format_](target)
+
+
+@contextmanager
+def progress(what: str, count: Callable[[], int]) -> Iterator[Callable[[int, str], None]]:
+    """A bar on stderr, if people read that and nothing else on the same screen.
+
+    What it gives takes how many of ``count()`` are done, and a remark.
+    """
+    if not sys.stderr.isatty() or sys.stdout.isatty():
+        yield lambda _done, _remark: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(what, total=count())
+        yield lambda done, remark: bar.update(task, completed=done, description=f"{what}, {remark}")
+
+
+@contextmanager
+def _to_stdout() -> Iterator[BinaryIO]:
+    try:
+        yield sys.stdout.buffer
+        sys.stdout.buffer.flush()
+    except BrokenPipeError:
+        # Whoever read it has seen enough. The interpreter flushes once more at its end, and would complain.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise typer.Exit from None
+    except OSError as error:
+        raise FileFailed(f"stdout cannot be written: {error.strerror or error}") from None
+
+
+@contextmanager
+def _whole_file(path: Path) -> Iterator[BinaryIO]:
+    """A file that is there under its name once it is complete and on the disk; if that fails nothing is left of it."""
+    path = path.resolve()
+    try:
+        if path.exists() and not path.is_file():  # a pipe, a terminal: there is nothing to be put in its place
+            with path.open("wb") as file:
+                yield file
+            return
+        part = path.with_name(f".{path.name}.{os.getpid()}.part")
+        try:
+            with part.open("xb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            part.replace(path)
+            _sync_folder(path.parent)
+        finally:
+            part.unlink(missing_ok=True)
+    except OSError as error:
+        raise FileFailed(f"{path}: cannot be written: {error.strerror or error}") from None
+
+
+def _sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

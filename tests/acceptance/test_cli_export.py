@@ -1,0 +1,31 @@
+"""`ingestor export` as it is typed, while the daemon writes."""
+
+from __future__ import annotations
+
+import csv
+import os
+import pty
+import re
+import subprocess
+from pathlib import Path
+
+from .conftest import Desk
+
+
+def test_a_file_of_what_is_there_while_more_comes_with_a_bar_for_people(desk: Desk, tmp_path: Path) -> None:
+    query = "SELECT ticker, ts, value FROM observations WHERE feed = 'crowd-sentiment'"
+    before = {(one["ticker"], one["ts"].isoformat(), str(one["value"])) for one in desk.daemon.books.rows(query)}
+    file = tmp_path / "x.csv"
+    screen, terminal = pty.openpty()
+    command = desk.typed("export", "--feed", "crowd-sentiment", "-o", file)
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=terminal, text=True, timeout=20)
+    os.close(terminal)
+    shown = os.read(screen, 100_000).decode()
+    os.close(screen)
+    with file.open(newline="") as text:
+        rows = [(one["ticker"], one["ts"], one["value"]) for one in csv.DictReader(text)]
+    assert (done.returncode, done.stdout) == (0, f"{file}: {len(rows):,} rows\n")
+    assert len(set(rows)) == len(rows)
+    assert before <= set(rows)
+    plain = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", shown)
+    assert f"2/2 series, {len(rows):,} rows" in plain

@@ -1,0 +1,233 @@
+"""`ingestor export`: every observation once, typed, whole or not at all; nothing that a spreadsheet would execute."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import resource
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from datetime import datetime
+from pathlib import Path
+
+import pyarrow
+import pytest
+import time_machine
+from pyarrow import parquet
+
+from ingestor.store import export
+from ingestor.store.engine import connect
+from ingestor.store.opening import opened
+from tests.integration.conftest import Command
+from tests.integration.store.rows import Database, at
+from tests.support.daemon import COMMAND
+
+CROWD = ("crowd-sentiment", "crowd_sentiment")
+Export = Callable[..., str]
+
+
+@pytest.fixture
+def db(migrated_url: str) -> Iterator[Database]:
+    engine = connect(migrated_url.replace("postgresql://", "postgresql+psycopg://"))
+    yield Database(engine)
+    engine.dispose()
+
+
+@pytest.fixture
+def exported(command: Command, configured: Callable[..., Path], migrated_url: str) -> Export:
+    """What is written to stdout by ``ingestor export`` with these arguments."""
+
+    def run(*arguments: str) -> str:
+        ended = command("export", *arguments, "--config", configured(migrated_url))
+        assert (ended.code, ended.err) == (0, "")
+        return ended.out
+
+    return run
+
+
+def tickers(text: str) -> list[tuple[str, str]]:
+    return [(one["ticker"], one["ts"][11:16]) for one in csv.DictReader(io.StringIO(text))]
+
+
+def test_a_row_has_what_the_view_has_in_every_format(
+    db: Database, exported: Export, command: Command, configured: Callable[..., Path], migrated_url: str, tmp_path: Path
+) -> None:
+    db.sample(*CROWD, "ON", "10:00", -0.1, revision=1, published_at=at("06:00"), received_at=at("10:00:02.5"), seq=7)
+    db.sample(*CROWD, "ON", "10:00", 0.3, table="sample_revisions")
+    db.sample("user-sentiment", "sentiment", "ON", "10:00:01.25", 1e-7, user_id="42", source="backfill", seq=2**40)
+    first, second = exported("--feed", "crowd-sentiment").splitlines()
+    assert first == "feed,metric,ticker,user_id,ts,value,revision,published_at,received_at,source,instance_id,seq"
+    assert second == (
+        "crowd-sentiment,crowd_sentiment,ON,,2024-03-10T10:00:00+00:00,-0.1,1,2024-03-10T06:00:00+00:00,"
+        "2024-03-10T10:00:02.500000+00:00,stream,1,7"
+    )
+    told = json.loads(exported("--feed", "user-sentiment", "--format", "jsonl"))
+    assert [type(told[name]) for name in ("value", "revision", "seq", "published_at")] == [float, int, int, type(None)]
+    assert (told["value"], told["user_id"], told["ts"]) == (1e-7, "42", "2024-03-10T10:00:01.250000+00:00")
+    file = tmp_path / "x.parquet"
+    arguments = ("--feed", "user-sentiment", "--format", "parquet", "-o", file, "--config", configured(migrated_url))
+    assert command("export", *arguments).out == f"{file}: 1 rows\n"
+    table = parquet.read_table(file)
+    stamp = pyarrow.timestamp("us", tz="UTC")
+    types = {name: table.schema.field(name).type for name in ("ts", "published_at", "value", "revision", "seq")}
+    assert list(types.values()) == [stamp, stamp, pyarrow.float64(), pyarrow.int32(), pyarrow.int64()]
+    (row,) = table.to_pylist()
+    assert row == told | {name: told[name] and datetime.fromisoformat(told[name]) for name in ("ts", "received_at")}
+
+
+def test_what_a_spreadsheet_would_execute_is_text_in_it_and_numbers_are_numbers(db: Database, exported: Export) -> None:
+    for ticker in ("=1+1", "+1", "-A", "@SUM(A1)", "\tT", "\rR", "A=1", 'a"b,c'):
+        db.sample(*CROWD, ticker, "10:00", -0.5)
+    found = {
+        one["ticker"]: one["value"] for one in csv.DictReader(io.StringIO(exported("--feed", "crowd-sentiment"), ""))
+    }
+    assert sorted(found) == sorted(["'=1+1", "'+1", "'-A", "'@SUM(A1)", "'\tT", "'\rR", "A=1", 'a"b,c'])
+    assert set(found.values()) == {"-0.5"}
+
+
+def test_only_what_is_asked_for_each_once_and_in_order_however_the_pages_fall(
+    db: Database, exported: Export, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(export, "PAGE_ROWS", 3)
+    monkeypatch.setattr(export, "SERIES_PER_QUERY", 2)
+    for ticker in ("C", "A", "B"):
+        for minute in range(7 if ticker == "A" else 3):
+            db.sample(*CROWD, ticker, f"10:0{minute}", 0.5)
+    db.sample("tweet-volume", "volume", "A", "10:00", 3.0)
+    everything = [("A", f"10:0{minute}") for minute in range(7)]
+    everything += [(ticker, f"10:0{minute}") for ticker in "BC" for minute in range(3)]
+    crowd = ("--feed", "crowd-sentiment")
+    assert tickers(exported(*crowd)) == everything
+    assert tickers(exported(*crowd, "--ticker", "C", "--ticker", "B")) == everything[7:]
+    some = exported(*crowd, "--since", "2024-03-10T10:01", "--until", "2024-03-10T11:02+01:00")
+    assert tickers(some) == [("A", "10:01"), ("B", "10:01"), ("C", "10:01")]
+    with time_machine.travel(at("10:06:30"), tick=False):
+        assert tickers(exported(*crowd, "--since", "90s")) == [("A", "10:05"), ("A", "10:06")]
+
+
+def test_it_is_all_of_one_moment_while_the_daemon_goes_on(
+    db: Database, migrated_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(export, "PAGE_ROWS", 1)
+    for ticker in "AB":
+        db.sample(*CROWD, ticker, "10:00", 0.5)
+    with opened(migrated_url.replace("postgresql://", "postgresql+psycopg://")) as engine:
+        pages = export.pages(engine, export.Wanted(feed="crowd-sentiment"))
+        found = list(next(pages)[1])
+        db.sample(*CROWD, "A", "10:01", 0.5)
+        db.sample(*CROWD, "B", "10:01", 0.5)
+        found += [row for _, page in pages for row in page]
+    assert [row[2] for row in found] == ["A", "B"]
+
+
+def test_a_feed_that_nobody_knows_is_refused_one_without_data_is_empty(
+    db: Database, exported: Export, command: Command, configured: Callable[..., Path], migrated_url: str
+) -> None:
+    db.sample(*CROWD, "A", "10:00", 0.5)
+    assert exported("--feed", "tweet-buzz").count("\n") == 1
+    ended = command("export", "--feed", "crowd", "--config", configured(migrated_url))
+    assert (ended.code, ended.out) == (2, "")
+    assert 'there is no feed "crowd"; in the database: crowd-sentiment' in ended.err
+
+
+def test_without_pyarrow_it_is_said_what_brings_it(
+    db: Database, command: Command, configured: Callable[..., Path], migrated_url: str, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    file = tmp_path / "x.parquet"
+    ended = command(
+        "export", "--feed", "tweet-buzz", "--format", "parquet", "-o", file, "--config", configured(migrated_url)
+    )
+    assert (ended.code, ended.out) == (69, "")
+    assert ended.err == "Parquet needs pyarrow: pip install 'ingestor[export]', or choose csv or jsonl\n"
+    assert [one.name for one in tmp_path.iterdir() if "parquet" in one.name] == []
+
+
+# As it is typed, on a file that takes a while.
+
+
+SAMPLES = 100_000
+
+
+@pytest.fixture(scope="module")
+def filled(tmp_path_factory: pytest.TempPathFactory, sqlite_template: Path) -> Path:
+    """A SQLite database with a value of one ticker in each second from 2026-01-01 on."""
+    file = Path(shutil.copy(sqlite_template, tmp_path_factory.mktemp("large") / "ingestor.db"))
+    with closing(sqlite3.connect(file)) as raw, raw:
+        raw.execute("INSERT INTO series VALUES (1, 'crowd-sentiment', 'crowd_sentiment', 'A', '', '2026-01-01')")
+        raw.execute(
+            "WITH RECURSIVE n(i) AS (SELECT 0 UNION ALL SELECT i + 1 FROM n WHERE i < ? - 1)"
+            " INSERT INTO samples (series_id, ts, value, received_at, seq, instance_id, source) SELECT 1,"
+            " strftime('%Y-%m-%d %H:%M:%S.000000', '2026-01-01', i || ' seconds'), 0.5, '2026-01-01 00:00:00.000000',"
+            " i, 1, 'stream' FROM n",
+            (SAMPLES,),
+        )
+    return file
+
+
+@pytest.fixture
+def large(filled: Path, configured: Callable[..., Path]) -> list[str | Path]:
+    """The command that exports it."""
+    return [COMMAND, "export", "--feed", "crowd-sentiment", "--config", configured(f"sqlite:///{filled}")]
+
+
+def parts(folder: Path) -> list[Path]:
+    return [one for one in folder.iterdir() if one.name.endswith(".part")]
+
+
+def test_ctrl_c_leaves_the_file_that_was_there_and_nothing_else(large: list[str | Path], tmp_path: Path) -> None:
+    file = tmp_path / "x.csv"
+    file.write_text("of yesterday")
+    process = subprocess.Popen([*large, "-o", file], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    while not any(part.stat().st_size for part in parts(tmp_path)):
+        assert process.poll() is None
+        time.sleep(0.005)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=20)
+    assert process.returncode == 130
+    assert "Traceback" not in out + err
+    assert file.read_text() == "of yesterday"
+    assert parts(tmp_path) == []
+
+
+def test_a_disk_that_takes_no_more_is_told_of_and_leaves_nothing(large: list[str | Path], tmp_path: Path) -> None:
+    file = tmp_path / "x.csv"
+    limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, 1_000_000))  # noqa: E731
+    done = subprocess.run([*large, "-o", file], preexec_fn=limit, capture_output=True, text=True, timeout=30)
+    assert (done.returncode, done.stdout) == (74, "")
+    assert done.stderr == f"{file}: cannot be written: File too large\n"
+    assert not file.exists()
+    assert parts(tmp_path) == []
+
+
+def test_whoever_has_seen_enough_ends_it_in_peace(large: list[str | Path]) -> None:
+    with subprocess.Popen(large, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout
+        assert process.stderr
+        assert process.stdout.readline().startswith(b"feed,")
+        process.stdout.close()
+        assert process.wait(20) == 0
+        assert process.stderr.read() == b""
+
+
+def test_a_pipe_is_written_into_and_not_replaced(large: list[str | Path], tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    read: list[bytes] = []
+    reader = threading.Thread(target=lambda: read.append(pipe.read_bytes()), daemon=True)
+    reader.start()
+    done = subprocess.run([*large, "-o", pipe, "--since", "2026-01-02"], capture_output=True, timeout=30)
+    reader.join(20)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert read[0].count(b"\n") == SAMPLES - 86_400 + 1
+    assert pipe.is_fifo()
