@@ -83,7 +83,7 @@ def build_writer(config: Config, spool: Spool, engine: Engine, **hooks: Any) -> 
 
     return Writer(
         spool,
-        Database(engine),
+        Database(engine, database.retention.samples),
         Decoder(catalog.metrics_of, catalog.feed_name),
         BatchPolicy(max_rows=database.batch.max_rows, max_wait_seconds=database.batch.max_wait),
         instance,

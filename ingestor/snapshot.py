@@ -67,6 +67,7 @@ def take(parts: Parts) -> ops.Status:
             new=writer.new,
             revised=writer.revised,
             duplicate=writer.duplicate,
+            expired=writer.expired,
             dead=writer.dead_at_decode + writer.dead_at_insert,
         ),
         dead_letters=ops.DeadLetters(decode=writer.dead_at_decode, insert=writer.dead_at_insert),

@@ -131,7 +131,7 @@ def _look(spool: Path, config: Config | ConfigError) -> Look:
         at=live.at.timestamp(),
         begun=f"{live.pid} {live.started_at}",
         frames=sum(one.frames for one in live.connections),
-        rows=rows.new + rows.revised + rows.duplicate + rows.dead,
+        rows=rows.new + rows.revised + rows.duplicate + rows.dead + rows.expired,
         data={"source": "daemon", **json.loads(live.to_json())},
         lines=(*_lines(live), *broken),
     )
@@ -199,7 +199,9 @@ def _flow(status: Status) -> Iterator[str]:
     up = "up" if database.up else f"away: {database.last_error}"
     last = f", last commit {_away(database.last_commit_at, status.at)}" if database.last_commit_at else ""
     yield f"  database: {database.kind}, {up}, lag {database.lag_seconds:.1f} s{last}"
-    yield f"  rows: {rows.new:,} new, {rows.revised:,} revised, {rows.duplicate:,} duplicate, {rows.dead:,} dead"
+    expired = f", {rows.expired:,} expired" if rows.expired else ""
+    counts = f"{rows.new:,} new, {rows.revised:,} revised, {rows.duplicate:,} duplicate, {rows.dead:,} dead"
+    yield f"  rows: {counts}{expired}"
 
 
 def _clock(at: datetime) -> str:

@@ -115,7 +115,7 @@ def _by_feed(connections: tuple[Connection, ...], known: set[str]) -> dict[str, 
 
 def _written(status: Status) -> Iterator[Metric]:
     rows = CounterMetricFamily("ingestor_rows", "Rows decoded, by what became of them", labels=["outcome"])
-    for outcome in ("new", "revised", "duplicate", "dead"):
+    for outcome in ("new", "revised", "duplicate", "dead", "expired"):
         rows.add_metric([outcome], getattr(status.rows, outcome))
     letters = CounterMetricFamily("ingestor_dead_letters", "Dead letters written", labels=["stage"])
     for stage in ("decode", "insert"):

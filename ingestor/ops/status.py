@@ -105,6 +105,7 @@ class Rows:
     revised: int = 0
     duplicate: int = 0
     dead: int = 0
+    expired: int = 0  # older than samples are kept, and not stored
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

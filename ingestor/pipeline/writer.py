@@ -48,6 +48,7 @@ class WriterStatus:
     duplicate: int = 0
     dead_at_decode: int = 0
     dead_at_insert: int = 0
+    expired: int = 0
     database_up: bool = False
     error: str | None = None
     committed_at: float | None = None  # time.time()
@@ -238,6 +239,7 @@ class Writer:
         status.duplicate += written.duplicate
         status.dead_at_decode += len(batch.dead)
         status.dead_at_insert += written.dead_rows + written.dead_frames - len(batch.dead)
+        status.expired += written.expired
         status.committed_at = time.time()
         self._on_batch(seconds)
 

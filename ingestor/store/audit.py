@@ -122,9 +122,10 @@ _CHECKS: Sequence[_Check] = (
     _Check(
         "rows",
         "instance {instance_id}, entries {first_seq} to {last_seq}: {row_count} rows, but {new_rows} new +"
-        " {revised_rows} revised + {duplicate_rows} duplicate + {dead_rows} dead",
+        " {revised_rows} revised + {duplicate_rows} duplicate + {dead_rows} dead + {expired_rows} expired",
         """
-        SELECT * FROM batches WHERE row_count <> new_rows + revised_rows + duplicate_rows + dead_rows
+        SELECT * FROM batches
+        WHERE row_count <> new_rows + revised_rows + duplicate_rows + dead_rows + expired_rows
         ORDER BY instance_id, first_seq
         """,
     ),
@@ -183,7 +184,7 @@ def audit(engine: Engine, *, samples_pruned: bool = False) -> list[Finding]:
     """Whatever does not balance, at most a hundred findings of each check; empty for a sound database.
 
     Every seq up to an instance's position is exactly one of payload, fact and dead frame, and rows decoded = new +
-    revised + duplicate + dead. What retention took from the old end of payloads, events and ledger is no finding;
+    revised + duplicate + dead + expired. What retention took from the old end of payloads, events and ledger is none;
     ``samples_pruned`` says that it takes samples too, so that they cannot be counted against the ledger. Reads every
     sample once. Raises DatabaseUnavailable.
     """

@@ -98,20 +98,28 @@ class Batch:
     dead: list[DeadLetter] = field(default_factory=list)
     frames: int = 0
     facts: int = 0
-    row_count: int = 0  # rows decoded: those below, those known already, and dead ones
+    row_count: int = 0  # rows decoded: those above, those known already, expired and dead ones
     known_rows: int = 0  # duplicates that were not sent again
+    expired_rows: int = 0  # older than samples are kept
     origins: dict[int, Origin] = field(default_factory=dict)  # of each frame, by seq
     retries: dict[int, int] = field(default_factory=dict)  # seq of a frame → the dead letter that it tries again
+
+    def expire(self, before_us: int) -> None:
+        """Take out the rows of a time before that, and count them: also if the batch is written again, once each."""
+        kept = [row for row in self.rows if row.ts_us >= before_us]
+        self.expired_rows += len(self.rows) - len(kept)
+        self.rows = kept
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Written:
-    """What became of a batch's rows: rows decoded = new + revised + duplicate + dead."""
+    """What became of a batch's rows: rows decoded = new + revised + duplicate + dead + expired."""
 
     new: int
     revised: int
     duplicate: int
     dead_rows: int
     dead_frames: int
+    expired: int = 0  # older than samples are kept, and not written
     dead_together: int = 0  # values refused beside another of their row: with it they are one dead row
     disputed: frozenset[tuple[SeriesKey, int]] = frozenset()  # (series, ts) for which differing values met

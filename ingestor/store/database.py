@@ -7,6 +7,7 @@ late and unseen, changes nothing.
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -18,7 +19,7 @@ from sqlalchemy.dialects import postgresql as pg_dialect
 from sqlalchemy.dialects import sqlite as sqlite_dialect
 
 from ingestor.errors import BatchRejected, DatabaseUnavailable, PositionMoved
-from ingestor.store import coverage, postgres, records, schema, sqlite
+from ingestor.store import coverage, leases, postgres, records, schema, sqlite
 from ingestor.store.batch import Batch, DeadLetter, Origin, Row, SeriesKey, Subscription, Transition, Written
 from ingestor.store.engine import transaction, translated
 from ingestor.store.names import Names
@@ -53,8 +54,10 @@ class _Tally:
 class Database:
     """What one daemon writes. Not for two threads. Raises DatabaseUnavailable, BatchRejected, PositionMoved."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, keep_samples_seconds: float | None = None) -> None:
+        """What is older than samples are kept is not written, since retention would take it; None writes all."""
         self._engine = engine
+        self._keep_samples_us = None if keep_samples_seconds is None else round(keep_samples_seconds * 1_000_000)
         self._bulk: ModuleType = postgres if engine.dialect.name == "postgresql" else sqlite
         self._series: Names[SeriesKey] = Names(
             schema.series, ("feed", "metric", "ticker", "user_id"), SERIES_REMEMBERED
@@ -112,6 +115,7 @@ class Database:
 
     def write(self, batch: Batch) -> Written:
         """Commit a batch, whole. PositionMoved: somebody did already; nothing was changed."""
+        self._expire(batch)
         ids, refusals = self._intern_series({row.series for row in batch.rows})
         names = {id_: series for series, id_ in ids.items()}
         subscriptions = self._intern_subscriptions(batch)
@@ -126,6 +130,7 @@ class Database:
                 duplicate=tally.duplicate + batch.known_rows,
                 dead_rows=sum(letter.row_index is not None for letter in letters),
                 dead_frames=sum(letter.row_index is None for letter in letters),
+                expired=batch.expired_rows,
                 dead_together=len(tally.dead) + sum(row.series in refusals for row in batch.rows) - len(refused),
                 disputed=frozenset(
                     [(names[id_], ts_us) for id_, ts_us in tally.disputed]
@@ -139,6 +144,16 @@ class Database:
         self._engine.dispose()
 
     # -- one batch
+
+    def _expire(self, batch: Batch) -> None:
+        """By our clock and the database's, as retention does: to one that runs ahead nothing is too old."""
+        if self._keep_samples_us is None or not batch.rows:
+            return
+        before_us = time.time_ns() // 1000 - self._keep_samples_us
+        if min(row.ts_us for row in batch.rows) < before_us:
+            with transaction(self._engine) as connection:
+                now_us = microseconds(leases.now(connection))
+            batch.expire(min(before_us, now_us - self._keep_samples_us))
 
     def _advance(self, connection: Connection, batch: Batch) -> None:
         table = schema.instances
@@ -305,6 +320,7 @@ def _ledger(batch: Batch, written: Written) -> dict[str, Any]:
         "duplicate_rows": written.duplicate,
         "dead_frames": written.dead_frames,
         "dead_rows": written.dead_rows,
+        "expired_rows": written.expired,
     }
 
 

@@ -16,16 +16,22 @@ def hold(connection: Connection, name: str, instance_id: int, time: timedelta) -
     Returns the time; None if another instance has the lease. By the database's clock, which all of them share.
     """
     c = schema.leases.c
-    now: datetime = connection.execute(select(func.current_timestamp(type_=schema.UtcDateTime()))).scalar_one()
-    others = (c.name == name, c.instance_id != instance_id, c.until >= now)
+    at = now(connection)
+    others = (c.name == name, c.instance_id != instance_id, c.until >= at)
     if connection.execute(select(c.name).where(*others)).first():
         return None  # asked first: to write would mean to wait for a step of theirs, and our batches with us
-    mine = {"instance_id": instance_id, "until": now + time}
-    to_be_had = (c.name == name, or_(c.instance_id == instance_id, c.until < now))
+    mine = {"instance_id": instance_id, "until": at + time}
+    to_be_had = (c.name == name, or_(c.instance_id == instance_id, c.until < at))
     take = update(schema.leases).where(*to_be_had).values(mine)
     if connection.execute(take).rowcount == 0:
         insert = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
         connection.execute(insert(schema.leases).values(name=name, **mine).on_conflict_do_nothing())
         if connection.execute(take).rowcount == 0:
             return None
-    return now
+    return at
+
+
+def now(connection: Connection) -> datetime:
+    """By the database's clock."""
+    at: datetime = connection.execute(select(func.current_timestamp(type_=schema.UtcDateTime()))).scalar_one()
+    return at

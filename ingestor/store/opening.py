@@ -20,6 +20,7 @@ _REMEDIES = (
     ("permission denied", "GRANT it to this user, or name another in database.url"),
     ("no such table", _MAKE_TABLES),
     ('relation "', _MAKE_TABLES),
+    ("column ", "the tables are of an older program; `ingestor db upgrade` brings them up to this one"),
 )
 
 

@@ -26,6 +26,7 @@ _LEDGER_COUNTS = tuple(
         "duplicate_rows",
         "dead_frames",
         "dead_rows",
+        "expired_rows",
     )
 )
 

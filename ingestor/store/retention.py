@@ -28,7 +28,17 @@ FIRST_ROWS = 100  # a payload may have megabytes: begin carefully
 STEP_SECONDS = 0.05
 SERIES_PER_QUERY = 200
 SAMPLES_PER_SERIES = 20  # taken at once at least: a statement for each series costs more than its rows
-COUNTS = ("frames", "facts", "row_count", "new_rows", "revised_rows", "duplicate_rows", "dead_frames", "dead_rows")
+COUNTS = (
+    "frames",
+    "facts",
+    "row_count",
+    "new_rows",
+    "revised_rows",
+    "duplicate_rows",
+    "dead_frames",
+    "dead_rows",
+    "expired_rows",
+)
 MOST = 2**31 - 1  # that such a column holds
 
 

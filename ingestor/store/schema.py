@@ -279,6 +279,7 @@ batches = Table(
     _count("duplicate_rows"),
     _count("dead_frames"),
     _count("dead_rows"),
+    _count("expired_rows"),
     PrimaryKeyConstraint("instance_id", "first_seq"),
 )
 

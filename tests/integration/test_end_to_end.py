@@ -405,3 +405,20 @@ async def test_tokens_of_any_printed_size_open_the_socket(
     async with Resident(config, simulator.api_key) as daemon:
         await daemon.live()
         await until(lambda: daemon.status.rows.new > 0)
+
+
+async def test_rows_older_than_samples_are_kept_are_told_of_as_expired(
+    simulator: Simulator, sqlite_url: str, tmp_path: Path
+) -> None:
+    config = write_config(
+        tmp_path,
+        url=simulator.url,
+        database_url=sqlite_url,
+        subscriptions={CROWD: ["AAPL"]},
+        database={"retention": {"samples": "1d"}},
+    )
+    async with Resident(config, simulator.api_key) as daemon:
+        await until(lambda: daemon.status.rows.expired)
+        assert re.search(r'^ingestor_rows_total\{outcome="expired"\} [1-9]', await daemon.metrics(), re.MULTILINE)
+        assert daemon.status.rows.new == 0
+    assert daemon.books.current() == {}

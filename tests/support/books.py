@@ -115,7 +115,7 @@ def _check_ledger(batches: Sequence[Row], position: int) -> None:
     assert (batches[0]["first_seq"], batches[-1]["last_seq"]) == (1, position)
     assert [one["last_seq"] + 1 for one, _ in pairwise(batches)] == [two["first_seq"] for _, two in pairwise(batches)]
     for batch in batches:
-        outcomes = sum(batch[f"{outcome}_rows"] for outcome in ("new", "revised", "duplicate", "dead"))
+        outcomes = sum(batch[f"{outcome}_rows"] for outcome in ("new", "revised", "duplicate", "dead", "expired"))
         assert batch["row_count"] == outcomes, batch
         assert batch["frames"] + batch["facts"] == batch["last_seq"] - batch["first_seq"] + 1, batch
 

@@ -5,15 +5,17 @@ from __future__ import annotations
 import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
+import time_machine
 from sqlalchemy import Engine, text
 
 from ingestor.config.model import Retention as Horizons
 from ingestor.errors import SpoolFailed
+from ingestor.pipeline.assemble import Assembly
 from ingestor.pipeline.batch import BatchPolicy
 from ingestor.pipeline.entry import Fact, Frame
 from ingestor.pipeline.spool import Spool
@@ -23,7 +25,7 @@ from ingestor.store.database import Database, Instance
 from ingestor.store.engine import connect
 from ingestor.store.retention import Retention
 from tests.support.daemon import until
-from tests.support.entries import decoder, frame, row
+from tests.support.entries import T0, decoder, frame, row
 
 NOW_US = int(datetime.now(UTC).timestamp() * 1_000_000)
 LONG_AGO_US = NOW_US - 30 * 86_400_000_000
@@ -124,6 +126,42 @@ async def test_a_value_that_retention_took_is_not_taken_for_known(spool: Spool, 
         await until(lambda: made.status.position == 2)
     assert query(engine, "SELECT seq FROM samples ORDER BY 1") == [1, 2]
     assert audit(engine, samples_pruned=True) == []
+
+
+async def test_what_is_older_than_samples_are_kept_is_counted_each_time_it_comes_and_not_stored(
+    spool: Spool, engine: Engine
+) -> None:
+    made = writer(spool, engine, samples="365d")
+    made._database = Database(engine, 365 * 86_400.0)
+    fresh = {"ts": datetime.now(UTC).isoformat(), "ticker": "NEW", "average_sentiment": 0.5}
+    with running(made):
+        await put(spool, frame([LONG_AGO_ROW, fresh]), frame([LONG_AGO_ROW, {"ticker": "bad"}]))
+        await until(lambda: made.status.position == 2)
+        await put(spool, frame([LONG_AGO_ROW, fresh]))
+        await until(lambda: made.status.position == 3)
+    status = made.status
+    assert (status.new, status.duplicate, status.dead_at_decode, status.expired) == (1, 1, 1, 3)
+    assert query(engine, "SELECT sum(expired_rows) FROM batches") == [3]
+    assert query(engine, "SELECT ticker FROM observations") == query(engine, "SELECT ticker FROM series") == ["NEW"]
+    assert audit(engine) == []
+
+
+async def test_a_clock_of_ours_that_runs_ahead_makes_nothing_too_old(spool: Spool, engine: Engine) -> None:
+    assembly = Assembly(1, decoder())
+    assembly.add((1, frame([{"ts": datetime.now(UTC).isoformat(), "ticker": "NEW", "average_sentiment": 0.5}])))
+    database = Database(engine, 86_400.0)
+    database.register(Instance(spool_id="s", name="", version="", config_sha256="", started_us=0), 1)
+    with time_machine.travel(datetime.now(UTC) + timedelta(days=400)):
+        written = database.write(assembly.batch)
+    assert (written.new, written.expired) == (1, 0)
+
+
+def test_a_batch_that_is_written_again_counts_what_is_too_old_once() -> None:
+    assembly = Assembly(1, decoder())
+    assembly.add((1, frame([LONG_AGO_ROW, row()])))
+    for _ in range(2):
+        assembly.batch.expire(T0)
+        assert (len(assembly.batch.rows), assembly.batch.expired_rows, assembly.batch.row_count) == (1, 1, 2)
 
 
 async def test_retention_that_fails_stops_nobody_and_works_once_it_can(

@@ -48,6 +48,7 @@ def test_status_sums_the_ledger_of_each_instance(db: Database) -> None:
         "duplicate_rows": 0,
         "dead_frames": 0,
         "dead_rows": 2,
+        "expired_rows": 0,
     }
     assert (two["name"], two["frames"], two["heartbeat_at"], two["committed_at"]) == ("two", 0, None, None)
 
