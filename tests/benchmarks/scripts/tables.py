@@ -1,4 +1,4 @@
-"""The table that the naive scripts write: one row for each ticker and time."""
+"""The naive scripts' table: one row for each ticker and time. SQLite with its defaults: durable, no WAL."""
 
 import sqlite3
 from typing import Any
@@ -17,8 +17,6 @@ class Writer:
     def __init__(self, database: str) -> None:
         if database.startswith("sqlite"):
             self._db: Any = sqlite3.connect(urlsplit(database).path.removeprefix("/"), check_same_thread=False)
-            self._db.execute("PRAGMA journal_mode=WAL")
-            self._db.execute("PRAGMA synchronous=FULL")  # durable, as PostgreSQL is
             self._insert = _INSERT.format("?")
         else:
             import psycopg
