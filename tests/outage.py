@@ -3,7 +3,7 @@
 A daemon receives one-row events while its database is away, then writes what has piled up while more comes. Printed
 are what was lost (nothing), the rate at which the spool drained, the memory over time, and how long the feed waited for
 acknowledgements, which come after the fsync, before, during and after the outage. Exit code 1 if the drain was slower
-than ten times the rate, or memory grew by more than 64 MiB.
+than ten times the rate, or memory grew by more than 64 MiB; with SQLite by 128, of which 64 are its page cache.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ WARM_SECONDS = 20
 LOOK_SECONDS = 0.25
 PRINT_SECONDS = 10
 GROWTH_MIB = 64
+PAGES_MIB = 64  # of SQLite in the daemon, which fills as the file grows: see store/engine.py
 TIMES = 10  # what the drain must reach of the live rate
 
 
@@ -108,7 +109,7 @@ async def outage(stage: Stage, server: Postgres | None, file: Path, *, minutes: 
         f"{began.entries} entries drained in {ended.at - began.at:.1f} s: {drained:.0f}/s, {drained / rate:.1f} times"
     )
     print(f"memory: {warm.mib:.0f} MiB before, at most {growth:.0f} MiB more since")
-    return drained >= TIMES * rate and growth <= GROWTH_MIB
+    return drained >= TIMES * rate and growth <= GROWTH_MIB + (PAGES_MIB if server is None else 0)
 
 
 def main() -> int:
