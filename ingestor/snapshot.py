@@ -72,6 +72,7 @@ def take(parts: Parts) -> ops.Status:
         ),
         dead_letters=ops.DeadLetters(decode=writer.dead_at_decode, insert=writer.dead_at_insert),
         batches=writer.batches,
+        publish_skew_seconds=dict(writer.publish_skew_seconds),
         token=_token(parts.tokens(), now),
         pulses=(_spool_pulse(parts.spool),),
         last_errors=parts.troubles.last(),

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 LOOK_SECONDS = 1.0
 TROUBLES = 5  # that are shown, of those that the daemon remembers
+SKEW_SECONDS = 60.0  # of the publish clock, from which on it is worth a line
 LISTED = 20  # subscriptions that are not live; the others are counted
 
 
@@ -150,6 +151,7 @@ def _ask_daemon(spool: Path) -> Status | None:
 
 def _lines(status: Status) -> Iterator[str]:
     from ingestor.ops.status import ready
+    from ingestor.pipeline.skew import described
 
     yield f"{status.instance}: running since {_clock(status.started_at)}, version {status.version}"
     yield f"  this is what the daemon says (process {status.pid})"
@@ -159,6 +161,9 @@ def _lines(status: Status) -> Iterator[str]:
         yield f"  {_connection(one, status.at)}"
     yield from _subscriptions(status)
     yield from _flow(status)
+    for feed, seconds in status.publish_skew_seconds.items():
+        if abs(seconds) >= SKEW_SECONDS:
+            yield f"  {feed}: the provider's publish clock is {described(seconds)}"
     if not status.config_reload_successful:
         yield "  config: the last reload was refused, and the config before it counts; `ingestor check` says why"
     if status.token.expires_at:

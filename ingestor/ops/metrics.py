@@ -101,8 +101,15 @@ def _received(status: Status) -> Iterator[Metric]:
         stamps = [one.last_frame_at.timestamp() for one in connections if one.last_frame_at]
         if stamps:
             last.add_metric([feed], max(stamps))
+    skew = GaugeMetricFamily(
+        "ingestor_publish_skew_seconds", "The provider's publish clock against ours; negative: behind", labels=["feed"]
+    )
+    for feed, seconds in status.publish_skew_seconds.items():
+        if feed in known:
+            skew.add_metric([feed], seconds)
     yield frames
     yield last
+    yield skew
 
 
 def _by_feed(connections: tuple[Connection, ...], known: set[str]) -> dict[str, list[Connection]]:

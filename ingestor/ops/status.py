@@ -165,6 +165,7 @@ class Status:
     rows: Rows = field(default_factory=Rows)
     dead_letters: DeadLetters = field(default_factory=DeadLetters)
     batches: int = 0
+    publish_skew_seconds: Mapping[str, float] = field(default_factory=dict)  # by feed; negative: behind our clock
     token: Token = field(default_factory=Token)
     pulses: tuple[Pulse, ...] = ()
     last_errors: tuple[Trouble, ...] = ()

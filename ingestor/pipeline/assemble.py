@@ -21,6 +21,7 @@ class Assembly:
         self.units = 0  # rows and entries: what bounds a batch
         self.size_bytes = 0  # of raw text, the other bound
         self.unknown_fields: set[tuple[str, str]] = set()  # (feed, field)
+        self.skews_us: dict[str, int] = {}  # feed → its last envelope's stamp, less its receipt
         self.heard: dict[Channel, int] = {}  # what live data came for, and when the last of it was received
         # Where in the batch a key's newest row stands; ~place if that repeats the one before it.
         self._said: dict[tuple[SeriesKey, int], int] = {}
@@ -70,6 +71,8 @@ class Assembly:
             batch.payloads.append(Payload(seq, origin, received_us, published_us, decoded.rows, body))
         if source == "stream" and frame.letter is None:
             self._note(frame, decoded)
+            if published_us is not None:
+                self.skews_us[decoded.feed] = published_us - received_us
         if decoded.unknown_fields:
             self.unknown_fields.update((decoded.feed, name) for name in decoded.unknown_fields)
         self.units += 1 + added

@@ -8,7 +8,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 import tenacity
@@ -21,6 +21,7 @@ from ingestor.pipeline.decode import Decoder
 from ingestor.pipeline.entry import Channel, Entry, Frame
 from ingestor.pipeline.errands import Errands
 from ingestor.pipeline.known import KnownValues
+from ingestor.pipeline.skew import Skews, described
 from ingestor.pipeline.spool import Spool
 from ingestor.store.batch import Batch, Row, Written
 from ingestor.store.database import Database, Instance
@@ -52,6 +53,7 @@ class WriterStatus:
     database_up: bool = False
     error: str | None = None
     committed_at: float | None = None  # time.time()
+    publish_skew_seconds: Mapping[str, float] = field(default_factory=dict)  # by feed; negative: behind our clock
     oldest_us: int | None = None  # receipt of the oldest entry that waits for its commit; None if none is known to
 
 
@@ -97,6 +99,7 @@ class Writer:
         self._published_us = 0
         self._known = KnownValues()
         self._told: set[tuple[str, str]] = set()
+        self._skews = Skews()
         self._stop = threading.Event()
         self._draining = threading.Event()
         self._pruning = threading.Event()
@@ -156,6 +159,7 @@ class Writer:
         if assembly.entries and self._retry(lambda: self._write(assembly)):
             self._acknowledge()
             self._tell_unknown(assembly.unknown_fields)
+            self._measure_skew(assembly.skews_us)
         self._retry(self._publish)
         self._errands.run(self._database.instance_id, self.status.position)
         if self._pruning.is_set() and not (self._hurried or self._full(assembly)):
@@ -252,6 +256,15 @@ class Writer:
             if len(self._told) < UNKNOWN_FIELDS_TOLD:
                 log.warning("%s: the field %s is not in the documentation, and is not stored", feed, ascii(name))
                 self._told.add((feed, name))
+
+    def _measure_skew(self, measured_us: Mapping[str, int]) -> None:
+        for feed, seconds in self._skews.learn(measured_us):
+            log.warning(
+                "%s: the provider's publish clock is %s; published_at is kept as it comes, and orders nothing",
+                feed,
+                described(seconds),
+            )
+        self.status.publish_skew_seconds = self._skews.seconds
 
     def _begin(self) -> None:
         """Introduce this spool to the database and take up the position that it has committed."""

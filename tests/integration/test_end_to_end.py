@@ -422,3 +422,18 @@ async def test_rows_older_than_samples_are_kept_are_told_of_as_expired(
         assert re.search(r'^ingestor_rows_total\{outcome="expired"\} [1-9]', await daemon.metrics(), re.MULTILINE)
         assert daemon.status.rows.new == 0
     assert daemon.books.current() == {}
+
+
+async def test_a_publish_clock_that_is_hours_off_is_told_of_once_and_shown(
+    make_simulator: Callable[..., Any], sqlite_url: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    simulator: Simulator = await make_simulator(started_at=now().timestamp(), step_seconds=0.02, cadence_seconds=1)
+    wanted = {"crowd-sentiment": ["AAPL"], CROWD: ["ON"]}
+    config = write_config(tmp_path, url=simulator.url, database_url=sqlite_url, subscriptions=wanted)
+    async with Resident(config, simulator.api_key) as daemon:
+        await until(lambda: daemon.status.batches > 20)
+        assert daemon.status.publish_skew_seconds == {"crowd-sentiment": pytest.approx(-4 * 3600, abs=30)}
+        assert 'ingestor_publish_skew_seconds{feed="crowd-sentiment"} -14' in await daemon.metrics()
+    told = [one.getMessage() for one in caplog.records if "publish clock" in one.getMessage()]
+    assert len(told) == 1
+    assert told[0].startswith("crowd-sentiment: the provider's publish clock is ")

@@ -66,10 +66,13 @@ def test_what_is_wrong_is_said() -> None:
         status(
             connections=(replace(SENTIMENT, connected=False, last_error="no route"),),
             config_reload_successful=False,
+            publish_skew_seconds={"crowd-sentiment": -14_398.2, "tweet-buzz": -2.0},
             last_errors=(trouble,),
         )
     )
     assert "  not ready: /real-time/crowd-sentiment: not connected\n" in said
     assert "not connected: no route, 7 frames, the last 0s ago\n" in said
     assert "config: the last reload was refused" in said
+    assert "  crowd-sentiment: the provider's publish clock is 3h59m58s behind ours\n" in said
+    assert "tweet-buzz" not in said
     assert said.endswith("  12:00:00 refused: path: /x")

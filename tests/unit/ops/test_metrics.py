@@ -112,6 +112,12 @@ def test_a_feed_that_nobody_subscribed_to_is_called_other() -> None:
     assert value(metrics, "ingestor_frames_received_total", feed="made-up-by-the-server") is None
 
 
+def test_the_publish_clock_is_shown_of_feeds_that_are_subscribed_to() -> None:
+    metrics = of(status(publish_skew_seconds={"crowd-sentiment": -14_400.0, "made-up-by-the-server": 1.0}))
+    assert value(metrics, "ingestor_publish_skew_seconds", feed="crowd-sentiment") == -14_400
+    assert value(metrics, "ingestor_publish_skew_seconds", feed="made-up-by-the-server") is None
+
+
 def test_without_a_token_there_is_no_expiry() -> None:
     assert value(of(status(token=Token())), "ingestor_token_expires_timestamp_seconds") is None
 
