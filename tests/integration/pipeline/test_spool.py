@@ -134,6 +134,15 @@ async def test_a_heartbeat_says_up_to_where_all_was_received(tmp_path: Path) -> 
         assert spool.last_heartbeat_us == 1234
 
 
+async def test_a_heartbeat_is_not_on_the_disk_before_what_it_vouches_for(tmp_path: Path) -> None:
+    async with opened(tmp_path, sync_every_seconds=3600) as spool:
+        spool.append(fact())
+        spool.beat(1234)
+        async with asyncio.timeout(5):
+            await spool.durable(1)  # with the heartbeat, and not in an hour
+        assert spool.heartbeat == (1234, 1)
+
+
 async def test_an_entry_synced_while_the_oldest_is_looked_for_does_not_count_as_gone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
