@@ -45,6 +45,7 @@ class Case:
 def cases(*, quick: bool) -> list[Case]:
     """All of them. ``quick`` takes a fifth of the events: for a look, not for figures to be quoted."""
     size = 0.2 if quick else 1.0
+    full = f"{size:g} GB of spool"
 
     def events(count: int) -> int:
         return int(count * size)
@@ -149,8 +150,8 @@ def cases(*, quick: bool) -> list[Case]:
             "started until READY",
             "s",
             POSTGRES,
-            {"empty spool": Start(0), "1 GB of spool": Start(int(1e9 * size))},
-            (Goal("1 GB of spool", "at most", 5),),
+            {"empty spool": Start(0), full: Start(int(1e9 * size))},
+            (Goal(full, "at most", 5),),
         ),
     ]
 
