@@ -137,7 +137,7 @@ BUGS = (
         "pipeline/writer.py",
         "        except BaseException:\n            self._known.forget()\n            raise\n",
         "        except BaseException:\n            raise\n",
-        MODEL,
+        WRITER,
     ),
     Bug(
         "disputed values count as known",

@@ -189,6 +189,23 @@ async def test_an_errand_is_done_once_what_it_follows_is_committed_and_not_at_al
             waiting.result(0)
 
 
+@pytest.mark.parametrize("done", [False, True], ids=["not done", "done unseen"])
+async def test_after_a_commit_that_failed_nothing_counts_as_known(spool: Spool, engine: Engine, done: bool) -> None:
+    sent: list[list[str]] = []
+    made = writer(spool, engine)
+    made._on_rows = lambda rows: sent.append([one.series[2] for one in rows])
+    made._begin()
+    for tickers in ("AB", "A"):
+        await put(spool, frame([row(ticker) for ticker in tickers]))
+        made.step()
+    Unsteady(engine).fail(1, done=done)
+    await put(spool, frame([row("B", 1)]))
+    made.step()
+    await put(spool, frame([row("A")]))
+    made.step()
+    assert [tickers for tickers in sent if tickers != ["B"]] == [["A", "B"], [], ["A"]]
+
+
 async def test_dead_rows_stand_beside_the_living(spool: Spool, engine: Engine) -> None:
     await put(spool, frame([row("A"), {"ticker": "B"}, row("C")]), frame("{bad"), frame([]))
     writer(spool, engine).run()
