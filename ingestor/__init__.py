@@ -18,12 +18,14 @@
     service    builds everything once, owns every task and signal, drains in order
     checking   what `check` looks at before the daemon runs
     probing    what `check --connect` tries: the whole way once, and nothing is kept
+    replaying  tells another database what the configured one was told
     offline    what commands do themselves when no daemon runs
     demo       simulator and daemon in a temporary folder
     cli        the only place that parses arguments, prints and exits
 
 Imports point one way: (errors, commit, redaction) < (config, lock) < (provider, pipeline, store, ops) <
-(reload, following, healing, control) < (building, snapshot) < (service, checking) < (probing, offline, demo) < cli.
+(reload, following, healing, control) < (building, snapshot) < (service, checking) <
+(probing, replaying, offline, demo) < cli.
 """
 
 __version__ = "0.1.0"

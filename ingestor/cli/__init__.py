@@ -11,7 +11,7 @@ Every command imports what it needs when it runs: `--help` loads no database or 
     tickers   add, remove, reload
     books     audit, dead-letters
     analysis  coverage, backfill
-    taking    export
+    taking    export, replay
 """
 
 from __future__ import annotations
@@ -51,6 +51,7 @@ for command in (
 app.command()(analysis.coverage)
 app.command()(analysis.backfill)
 app.command()(taking.export)
+app.command()(taking.replay)
 for name, group in (
     ("config", setup.config_app),
     ("service", setup.service_app),

@@ -1,4 +1,4 @@
-"""Commands that take data elsewhere: export."""
+"""Commands that take data elsewhere: export, replay."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
+from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from functools import partial
@@ -14,10 +15,13 @@ from typing import TYPE_CHECKING, Annotated, BinaryIO
 
 import typer
 
-from ingestor.cli.output import ConfigOption, load_config, say
+from ingestor.cli.output import ConfigOption, Output, OutputOption, load_config, print_as, say
 from ingestor.errors import FileFailed
+from ingestor.redaction import redactor
 
 if TYPE_CHECKING:
+    from ingestor.replaying import Replayed
+    from ingestor.store.contents import Contents
     from ingestor.store.engine import Engine
     from ingestor.store.export import Wanted
     from ingestor.store.formats import Format
@@ -31,13 +35,13 @@ class ExportFormat(StrEnum):
     PARQUET = "parquet"
 
 
-MomentHelp = "A duration before now, as 7d, or a time in UTC, as 2026-01-31 or 2026-01-31T14:05."
+MOMENT = "A duration before now, as 7d, or a time in UTC, as 2026-01-31 or 2026-01-31T14:05."
 
 
 def export(
     feed: Annotated[str, typer.Option(help="As the view `observations` names it: crowd-sentiment.")],
     ticker: Annotated[list[str] | None, typer.Option(help="Of these only; may be repeated. Default: all.")] = None,
-    since: Annotated[str, typer.Option(help=f"From this ts on. {MomentHelp}", show_default="the first")] = "",
+    since: Annotated[str, typer.Option(help=f"From this ts on. {MOMENT}", show_default="the first")] = "",
     until: Annotated[str, typer.Option(help="Up to this ts, and without it.", show_default="the last")] = "",
     format_: Annotated[ExportFormat, typer.Option("--format", help="What to write.")] = ExportFormat.CSV,
     file: Annotated[
@@ -67,6 +71,72 @@ def export(
         with _whole_file(file) as target:
             rows = _export(engine, wanted, format_, target)
     say(f"{file}: {rows:,} rows")
+
+
+def replay(
+    into: Annotated[str, typer.Option(help="Another database; it may be empty, or a SQLite file that is not there.")],
+    since: Annotated[str, typer.Option("--from", help=f"Received from then on. {MOMENT}", show_default="all")] = "",
+    until: Annotated[str, typer.Option("--to", help="Received before then.", show_default="now")] = "",
+    config: ConfigOption = None,
+    output: OutputOption = Output.TEXT,
+) -> None:
+    """Make the samples and their revisions anew, in another database, of the payloads and dead letters that are kept.
+
+    Then both are compared. May be repeated and interrupted. The daemon may go on.
+    """
+    from ingestor import replaying
+    from ingestor.store import replays
+    from ingestor.store.contents import contents
+    from ingestor.store.opening import opened
+
+    now = datetime.now(UTC)
+    url, target_url = load_config(config).database.url.get_secret_value(), _database_url(into)
+    with opened(url) as source, replaying.opened_beside(source, target_url) as target:
+        start = moment(since, now) if since else replays.beginning(source) or now
+        end = moment(until, now) if until else now
+        try:
+            work = replaying.Replay(source, target, replays.ranges(source, start, end))
+        except ValueError as error:
+            raise typer.BadParameter(str(error), param_hint="--from") from None
+        with progress("entries", work.count) as advance:
+            done = work.run(advance)
+        kept, made = (contents(engine, start, end) for engine in (source, target))
+    data = {
+        "from": start,
+        "to": end,
+        **asdict(done),
+        "same": kept == made,
+        "read": asdict(kept),
+        "written": asdict(made),
+    }
+    print_as(output, data, lambda: _replayed(done, kept, made))
+
+
+def _database_url(text: str) -> str:
+    from ingestor.config.urls import database_url, passwords
+
+    try:
+        url = database_url(text, Path.cwd())
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--into") from None
+    for password in passwords(url):
+        redactor.add(password)
+    return url
+
+
+def _replayed(done: Replayed, kept: Contents, made: Contents) -> str:
+    rows = f"{done.new:,} new, {done.revised:,} revised, {done.duplicate:,} duplicate, {done.dead:,} dead"
+    told = f"{done.entries:,} entries with {done.rows:,} rows: {rows}"
+    if kept == made:
+        return f"{told}\nthe same in both: {_described(made)}"
+    return (
+        f"{told}\nwhat was read:    {_described(kept)}\nwhat was written: {_described(made)}\n"
+        "they differ: one of them was also told what the other was not, before, after or beside this time"
+    )
+
+
+def _described(one: Contents) -> str:
+    return f"{one.values:,} values and {one.others:,} revisions, sha256 {one.sha256}"
 
 
 def moment(text: str, now: datetime) -> datetime:
@@ -101,11 +171,12 @@ def _export(engine: Engine, wanted: Wanted, format_: ExportFormat, target: Binar
     rows = 0
     made = _made(format_, target)
     count = partial(count_series, engine, wanted)
-    with progress("series", count) as advance, closing(pages(engine, wanted)) as found:
+    data_on_screen = target is sys.stdout.buffer and sys.stdout.isatty()
+    with progress("series", count, shown=not data_on_screen) as advance, closing(pages(engine, wanted)) as found:
         for done, page in found:
             made.write(page)
             rows += len(page)
-            advance(done, f"{rows:,} rows")
+            advance(done)
     made.close()
     return rows
 
@@ -122,13 +193,10 @@ def _made(format_: ExportFormat, target: BinaryIO) -> Format:
 
 
 @contextmanager
-def progress(what: str, count: Callable[[], int]) -> Iterator[Callable[[int, str], None]]:
-    """A bar on stderr, if people read that and nothing else on the same screen.
-
-    What it gives takes how many of ``count()`` are done, and a remark.
-    """
-    if not sys.stderr.isatty() or sys.stdout.isatty():
-        yield lambda _done, _remark: None
+def progress(what: str, count: Callable[[], int], *, shown: bool = True) -> Iterator[Callable[[int], None]]:
+    """A bar on stderr, if that is a terminal. It takes how many of ``count()`` are done."""
+    if not (shown and sys.stderr.isatty()):
+        yield lambda _done: None
         return
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -136,7 +204,7 @@ def progress(what: str, count: Callable[[], int]) -> Iterator[Callable[[int, str
     columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(what, total=count())
-        yield lambda done, remark: bar.update(task, completed=done, description=f"{what}, {remark}")
+        yield lambda done: bar.update(task, completed=done)
 
 
 @contextmanager

@@ -122,23 +122,23 @@ class Database:
         with transaction(self._engine) as connection:
             self._advance(connection, batch)
             tally = self._write_rows(connection, batch, ids, names)
-            refused = _by_row(tally.dead + _unnamed(batch.rows, refusals))
-            letters = batch.dead + refused
-            written = Written(
-                new=tally.new,
-                revised=tally.revised,
-                duplicate=tally.duplicate + batch.known_rows,
-                dead_rows=sum(letter.row_index is not None for letter in letters),
-                dead_frames=sum(letter.row_index is None for letter in letters),
-                expired=batch.expired_rows,
-                dead_together=len(tally.dead) + sum(row.series in refusals for row in batch.rows) - len(refused),
-                disputed=frozenset(
-                    [(names[id_], ts_us) for id_, ts_us in tally.disputed]
-                    + [(row.series, row.ts_us) for row in batch.rows if row.series in refusals]
-                ),
-            )
+            letters = batch.dead + _by_row(tally.dead + _unnamed(batch.rows, refusals))
+            written = _outcome(batch, tally, letters, names, refusals)
             self._write_journal(connection, batch, letters, subscriptions, written)
         return written
+
+    def rewrite(self, batch: Batch) -> Written:
+        """Commit a batch's rows, and nothing else of it: another database has its ledger and its letters.
+
+        Its entries need not be gapless. PositionMoved: one of them was written already; nothing was changed.
+        """
+        ids, refusals = self._intern_series({row.series for row in batch.rows})
+        names = {id_: series for series, id_ in ids.items()}
+        with transaction(self._engine) as connection:
+            self._advance(connection, batch, gapless=False)
+            tally = self._write_rows(connection, batch, ids, names)
+        letters = batch.dead + _by_row(tally.dead + _unnamed(batch.rows, refusals))
+        return _outcome(batch, tally, letters, names, refusals)
 
     def close(self) -> None:
         self._engine.dispose()
@@ -155,10 +155,11 @@ class Database:
                 now_us = microseconds(leases.now(connection))
             batch.expire(min(before_us, now_us - self._keep_samples_us))
 
-    def _advance(self, connection: Connection, batch: Batch) -> None:
-        table = schema.instances
-        mine = (table.c.instance_id == self.instance_id, table.c.position == batch.first_seq - 1)
-        moved = connection.execute(update(table).where(*mine).values(position=batch.last_seq))
+    def _advance(self, connection: Connection, batch: Batch, *, gapless: bool = True) -> None:
+        c = schema.instances.c
+        follows = c.position == batch.first_seq - 1 if gapless else c.position < batch.first_seq
+        mine = update(schema.instances).where(c.instance_id == self.instance_id, follows)
+        moved = connection.execute(mine.values(position=batch.last_seq))
         if moved.rowcount != 1:
             raise PositionMoved(f"entries {batch.first_seq} to {batch.last_seq} were written already")
 
@@ -342,6 +343,29 @@ def _prove_well(connection: Connection, instance_id: int) -> None:
             attempt.rollback()
     except BatchRejected as refusal:
         raise DatabaseUnavailable(f"it refuses rows, and dead letters too: {refusal}") from None
+
+
+def _outcome(
+    batch: Batch,
+    tally: _Tally,
+    letters: Sequence[DeadLetter],
+    names: dict[int, SeriesKey],
+    refusals: dict[SeriesKey, str],
+) -> Written:
+    refused = len(letters) - len(batch.dead)
+    return Written(
+        new=tally.new,
+        revised=tally.revised,
+        duplicate=tally.duplicate + batch.known_rows,
+        dead_rows=sum(letter.row_index is not None for letter in letters),
+        dead_frames=sum(letter.row_index is None for letter in letters),
+        expired=batch.expired_rows,
+        dead_together=len(tally.dead) + sum(row.series in refusals for row in batch.rows) - refused,
+        disputed=frozenset(
+            [(names[id_], ts_us) for id_, ts_us in tally.disputed]
+            + [(row.series, row.ts_us) for row in batch.rows if row.series in refusals]
+        ),
+    )
 
 
 def _row(series: SeriesKey, key: SampleKey, v: Value) -> Row:

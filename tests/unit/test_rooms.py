@@ -36,6 +36,7 @@ LEVELS = {
     "service": 5,
     "demo": 6,
     "probing": 6,
+    "replaying": 6,
     "offline": 6,
     "cli": 7,
     "__main__": 8,

@@ -1,0 +1,149 @@
+"""What a database was told, in the order in which it was told it: the payloads that are kept, and the dead letters."""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+from collections import defaultdict
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, NamedTuple, TypeAlias
+
+from sqlalchemy import Connection, Engine, Row, Table, and_, func, literal, or_, select, union_all
+
+from ingestor.store import schema
+from ingestor.store.engine import sqlite_path, translated
+
+FETCH_ROWS = 20  # a payload may have megabytes
+
+_ORIGIN = ("instance_id", "seq", "connection_id", "source", "event", "path", "params", "received_at", "body")
+_Mark: TypeAlias = tuple[str, datetime, bytes]  # connection_id, receipt, hash of the text
+_Place: TypeAlias = tuple[int, int]  # instance_id, seq
+
+
+class Range(NamedTuple):
+    """Entries that follow each other in one instance."""
+
+    instance_id: int
+    first_seq: int
+    last_seq: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Told:
+    """A frame as it is stored, in a payload or a dead letter."""
+
+    instance_id: int
+    seq: int
+    stored: Mapping[str, Any]  # column → value
+    retried: bool  # it tried a dead letter again: its seq says nothing of when it was received
+
+
+def is_same(one: Engine, other: Engine) -> bool:
+    """Whether both lead to one database, whatever their URLs look like. Raises DatabaseUnavailable."""
+    paths = [sqlite_path(str(engine.url)) for engine in (one, other)]
+    if paths[0] and paths[1]:
+        return paths[1].exists() and paths[0].samefile(paths[1])
+    if paths[0] or paths[1]:
+        return False
+    key = secrets.randbits(62)
+    with translated(), one.connect() as holder, other.connect() as second:
+        holder.execute(select(func.pg_advisory_xact_lock(key)))  # is in the way of others in the same database only
+        return not second.execute(select(func.pg_try_advisory_xact_lock(key))).scalar_one()
+
+
+def spools(engine: Engine) -> dict[str, int]:
+    """spool_id → instance_id. Raises DatabaseUnavailable."""
+    c = schema.instances.c
+    with translated(), engine.connect() as connection:
+        return {row.spool_id: row.instance_id for row in connection.execute(select(c.spool_id, c.instance_id))}
+
+
+def beginning(engine: Engine) -> datetime | None:
+    """The receipt of the oldest payload or dead letter; None where there is neither. Raises DatabaseUnavailable."""
+    with translated(), engine.connect() as connection:
+        oldest = [connection.execute(select(func.min(table.c.received_at))).scalar_one() for table in _TABLES]
+    return min((at for at in oldest if at is not None), default=None)
+
+
+def ranges(engine: Engine, start: datetime, end: datetime) -> list[Range]:
+    """Of each instance: from its first entry that was received at ``start`` or later to its last one before ``end``.
+
+    By their seqs, since a clock may have been set back meanwhile. Raises DatabaseUnavailable.
+    """
+    of_time = [select(t.c.instance_id, t.c.seq).where(t.c.received_at >= start, t.c.received_at < end) for t in _TABLES]
+    told = union_all(*of_time).subquery().c
+    query = select(told.instance_id, func.min(told.seq), func.max(told.seq)).group_by(told.instance_id)
+    with translated(), engine.connect() as connection:
+        return [Range(*row) for row in connection.execute(query.order_by(told.instance_id))]
+
+
+def count(engine: Engine, of: Sequence[Range]) -> int:
+    """How many there are to be told again. Raises DatabaseUnavailable."""
+    with translated(), engine.connect() as connection:
+        queries = [select(func.count()).select_from(_told(one).subquery()) for one in of]
+        return sum(connection.execute(query).scalar_one() for query in queries)
+
+
+def told(engine: Engine, of: Sequence[Range]) -> Generator[Told]:
+    """In the order in which it was committed, all as it is at one moment. Raises DatabaseUnavailable."""
+    with translated(), engine.connect() as connection:
+        if engine.dialect.name == "postgresql":  # SQLite's transactions are snapshots
+            connection = connection.execution_options(isolation_level="REPEATABLE READ")
+        tried = _tried_again(connection) if of else {}
+        for turn in _turns(connection, of) if of else ():
+            with connection.execute(_told(turn), execution_options={"yield_per": FETCH_ROWS}) as rows:
+                for row in rows:
+                    originals = tried.get(_mark(row), set())
+                    retried = bool(originals) and (row.instance_id, row.seq) not in originals
+                    yield Told(instance_id=row.instance_id, seq=row.seq, stored=row._asdict(), retried=retried)
+
+
+_TABLES: Sequence[Table] = (schema.payloads, schema.dead_letters)
+
+
+def _told(of: Range) -> Any:
+    """Payloads, and the dead letters that no payload and no later try speaks for."""
+    p, d = schema.payloads.c, schema.dead_letters.c
+    mine = [(c.instance_id == of.instance_id) & c.seq.between(of.first_seq, of.last_seq) for c in (p, d)]
+    elsewhere = select(p.seq).where(p.instance_id == d.instance_id, p.seq == d.seq).exists()
+    payloads = select(*(p[name] for name in _ORIGIN), literal(0).label("row_index")).where(mine[0])
+    letters = select(*(d[name] for name in _ORIGIN), func.coalesce(d.row_index, 0))
+    letters = letters.where(mine[1], d.retried_at.is_(None), ~elsewhere)
+    return union_all(payloads, letters).order_by("seq", "row_index")
+
+
+def _tried_again(connection: Connection) -> dict[_Mark, set[_Place]]:
+    """By what a try has in common with its dead letter: where the letters are."""
+    d = schema.dead_letters.c
+    query = select(*(d[name] for name in _ORIGIN)).where(d.retried_at.is_not(None))
+    found: dict[_Mark, set[_Place]] = defaultdict(set)
+    for row in connection.execute(query, execution_options={"yield_per": FETCH_ROWS}):
+        found[_mark(row)].add((row.instance_id, row.seq))
+    return found
+
+
+def _mark(row: Row[Any]) -> _Mark:
+    return row.connection_id, row.received_at, hashlib.sha256(row.body.encode()).digest()
+
+
+def _turns(connection: Connection, of: Sequence[Range]) -> Iterator[Range]:
+    """The instances by turns, as they committed; what is of one instance always by its seq."""
+    b = schema.batches.c
+    wanted = [and_(b.instance_id == id_, b.last_seq >= first, b.first_seq <= last) for id_, first, last in of]
+    at = func.max(b.committed_at).over(partition_by=b.instance_id, order_by=b.first_seq)  # a clock may be set back
+    query = select(b.instance_id, b.first_seq, b.last_seq).where(or_(*wanted)).order_by(at, b.instance_id, b.first_seq)
+    limits = {one.instance_id: one for one in of}
+    turn: Range | None = None
+    with connection.execute(query, execution_options={"yield_per": 1000}) as rows:
+        for id_, first_seq, last_seq in rows:
+            first, last = max(first_seq, limits[id_].first_seq), min(last_seq, limits[id_].last_seq)
+            if turn and turn.instance_id == id_:
+                turn = turn._replace(last_seq=last)
+                continue
+            if turn:
+                yield turn
+            turn = Range(id_, first, last)
+    if turn:
+        yield turn

@@ -1,0 +1,294 @@
+"""`ingestor replay`: another database that was told the same says the same, in the same words."""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import Engine, select, text
+
+from ingestor import replaying
+from ingestor.errors import NotPermitted
+from ingestor.pipeline.assemble import Assembly
+from ingestor.pipeline.batch import BatchPolicy
+from ingestor.pipeline.decode import Decoder
+from ingestor.pipeline.entry import Fact, Frame
+from ingestor.provider import catalog
+from ingestor.store import replays, schema, views
+from ingestor.store.audit import audit
+from ingestor.store.contents import contents
+from ingestor.store.database import Database, Instance
+from ingestor.store.engine import connect
+from ingestor.store.times import moment
+from tests.integration.conftest import Command
+from tests.support.daemon import Resident, until, write_config
+from tests.support.entries import CROWD, T0, decoder, fact, frame, row
+
+FIRST, LAST = datetime(2000, 1, 1, tzinfo=UTC), datetime(2100, 1, 1, tzinfo=UTC)
+Advance = Callable[[int], None]
+MINUTE_US = 60_000_000
+
+
+def driver(url: str) -> str:
+    return url.replace("postgresql://", "postgresql+psycopg://")
+
+
+@pytest.fixture(params=["sqlite to postgres", "postgres to sqlite"])
+def urls(request: pytest.FixtureRequest, tmp_path: Path, sqlite_template: Path) -> tuple[str, str]:
+    """Of a database with tables, and of one of the other kind that is empty or not there."""
+    file = tmp_path / "x.db"
+    server: str = request.getfixturevalue("postgres_url")
+    if request.param == "postgres to sqlite":
+        return driver(server), f"sqlite:///{file}"
+    file.write_bytes(sqlite_template.read_bytes())
+    return f"sqlite:///{file}", driver(server)
+
+
+pytestmark = pytest.mark.postgres
+
+
+@pytest.fixture
+def source(urls: tuple[str, str]) -> Iterator[Engine]:
+    from ingestor.store import migrate
+
+    engine = connect(urls[0])
+    migrate.upgrade(engine)
+    yield engine
+    engine.dispose()
+
+
+@pytest.fixture
+def target(urls: tuple[str, str], source: Engine) -> Iterator[Engine]:
+    with replaying.opened_beside(source, urls[1]) as engine:
+        yield engine
+
+
+class Daemon:
+    """Writes what it is told, a batch at a time."""
+
+    def __init__(self, engine: Engine, name: str) -> None:
+        self._database = Database(engine)
+        self._database.register(Instance(spool_id=name, name=name, version="", config_sha256="", started_us=T0), 1)
+        self._seq = 0
+
+    def write(self, *entries: Frame | Fact, by: Decoder | None = None) -> None:
+        assembly = Assembly(self._seq + 1, by or decoder())
+        for entry in entries:
+            self._seq += 1
+            assembly.add((self._seq, entry))
+        self._database.write(assembly.batch)
+
+
+def replay(
+    source: Engine, target: Engine, start: datetime = FIRST, end: datetime = LAST, advance: Advance = lambda _done: None
+) -> replaying.Replayed:
+    return replaying.Replay(source, target, replays.ranges(source, start, end)).run(advance)
+
+
+def told(engine: Engine) -> dict[str, list[dict[str, Any]]]:
+    """All that both views say; the instance by its spool."""
+    with engine.connect() as connection:
+        spools = {
+            one.instance_id: re.sub(r"replay of (\w+) from \d+", r"\1", one.spool_id)
+            for one in connection.execute(select(schema.instances))
+        }
+        return {
+            view.name: sorted(
+                ({**row._mapping, "instance_id": spools[row.instance_id]} for row in connection.execute(select(view))),
+                key=lambda one: (one["feed"], one["ticker"], one["ts"], one["revision"]),
+            )
+            for view in (views.observations, views.revisions)
+        }
+
+
+def history(seed: int) -> Iterator[tuple[str, list[Frame | Fact]]]:
+    """(daemon, batch): two that hear nearly the same, values restated, late, by REST, dead, and a clock set back."""
+    chance = random.Random(seed)
+    now_us = T0
+    for _ in range(60):
+        entries: list[Frame | Fact] = []
+        for _ in range(chance.randrange(1, 5)):
+            now_us += chance.randrange(1, 3 * MINUTE_US)
+            if chance.random() < 0.05:
+                now_us -= 20 * MINUTE_US
+            rows = [
+                row(chance.choice(("A", "ON")), chance.randrange(8), chance.randrange(3))
+                for _ in range(chance.randrange(6))
+            ]
+            rows += [{"ticker": "bad"}] * (chance.random() < 0.2)
+            payload: Any = rows if chance.random() < 0.9 else "no JSON"
+            source = chance.choice(("stream", "stream", "stream", "snapshot", "backfill"))
+            entries.append(frame(payload, received_us=now_us, source=source))
+            entries += [fact(at_us=now_us)] * (chance.random() < 0.1)
+        yield chance.choice(("one", "two")), entries
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_what_was_told_the_same_says_the_same_however_often_it_is_told(
+    source: Engine, target: Engine, seed: int
+) -> None:
+    daemons = {name: Daemon(source, name) for name in ("one", "two")}
+    for name, entries in history(seed):
+        daemons[name].write(*entries)
+    found = told(source)
+    assert len(found["revisions"]) > 20
+    first = replay(source, target)
+    assert told(target) == found
+    assert contents(target, FIRST, LAST) == contents(source, FIRST, LAST)
+    assert first.rows == first.new + first.revised + first.duplicate + dead_rows(source)
+    assert (first.new, first.revised) == (len(found["observations"]), len(found["revisions"]))
+    assert replay(source, target) == replaying.Replayed()
+    assert told(target) == found
+    assert audit(target) == []
+
+
+def dead_rows(engine: Engine) -> int:
+    with engine.connect() as connection:
+        query = text("SELECT count(*) FROM dead_letters WHERE row_index IS NOT NULL")
+        return int(connection.execute(query).scalar_one())
+
+
+def hours(daemon: Daemon, count: int) -> None:
+    """Nine minutes' values, restated every hour."""
+    for hour in range(count):
+        received_us = T0 + hour * 60 * MINUTE_US
+        daemon.write(*(frame([row(minute=m, value=hour + m)], received_us=received_us) for m in range(9)))
+
+
+def hour(number: float) -> datetime:
+    return moment(T0 + int(number * 60 * MINUTE_US))
+
+
+def test_it_goes_on_where_it_ended_whatever_comes_between_and_nothing_is_put_before_it(
+    source: Engine, target: Engine
+) -> None:
+    hours(Daemon(source, "one"), 6)
+    assert replay(source, target, hour(0.5), hour(1.5)).entries == 9
+    assert replay(source, target, hour(3.5), hour(4.5)).entries == 27  # with those between, and in order
+    assert replay(source, target, hour(1.5), hour(2.5)).entries == 0
+    with pytest.raises(ValueError, match="was told from entry 10 on"):
+        replay(source, target)
+    assert replay(source, target, hour(1)).entries == 9
+    assert [one["value"] for one in told(target)["observations"]] == [5 + minute for minute in range(9)]
+
+
+def test_one_that_is_interrupted_is_gone_on_with(
+    source: Engine, target: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(replaying, "POLICY", BatchPolicy(max_rows=10, max_wait_seconds=0))
+    hours(Daemon(source, "one"), 4)
+
+    def interrupt(done: int) -> None:
+        if done > 10:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        replay(source, target, advance=interrupt)
+    assert 0 < replay(source, target).entries < 26
+    assert told(target) == told(source)
+
+
+def blind() -> Decoder:
+    """One with a mistake in it: each frame is a dead letter."""
+
+    def metrics_of(path: str) -> None:
+        raise RuntimeError(path)
+
+    return Decoder(metrics_of, catalog.feed_name)
+
+
+def letter_ids(engine: Engine) -> list[int]:
+    with engine.connect() as connection:
+        return list(connection.execute(select(schema.dead_letters.c.dead_letter_id)).scalars())
+
+
+def test_a_dead_letter_that_was_tried_again_is_as_old_as_it_was_then(source: Engine, target: Engine) -> None:
+    daemon = Daemon(source, "one")
+    daemon.write(frame([row(value=1)], received_us=T0), by=blind())
+    daemon.write(frame([row(value=2)], received_us=T0 + 5))
+    daemon.write(frame([row(value=1)], received_us=T0, letter=letter_ids(source)[0]))
+    assert [one["value"] for one in told(source)["observations"]] == [2]
+    assert replay(source, target).entries == 2
+    assert told(target) == told(source)
+
+
+def test_what_can_be_read_only_now_is_read_in_its_place_with_or_without_its_payload(
+    source: Engine, target: Engine
+) -> None:
+    def half_blind(path: str) -> dict[str, str]:
+        return {"other": "crowd_sentiment"}
+
+    daemon = Daemon(source, "one")
+    daemon.write(frame([row(value=1)], received_us=T0), by=blind())
+    daemon.write(frame([row(value=2), row(value=3, minute=1)], received_us=T0 + 5))
+    daemon.write(frame([row("ON"), row("6E")], received_us=T0 + 6), by=Decoder(half_blind, catalog.feed_name))
+    daemon.write(frame([row("BA"), row("IT")], received_us=T0 + 7), by=Decoder(half_blind, catalog.feed_name))
+    with source.begin() as connection:
+        connection.execute(text("DELETE FROM payloads WHERE seq = 4"))  # as retention does
+    done = replay(source, target)
+    found = told(target)
+    assert [(one["ticker"], one["value"], one["seq"]) for one in found["observations"]] == [
+        ("6E", 0.5, 3),
+        ("AAPL", 2, 2),
+        ("AAPL", 3, 2),
+        ("BA", 0.5, 4),
+        ("IT", 0.5, 4),
+        ("ON", 0.5, 3),
+    ]
+    assert [(one["value"], one["seq"]) for one in found["revisions"]] == [(1, 1)]
+    assert (done.entries, done.dead) == (5, 0)
+
+
+def test_a_database_is_not_told_what_it_has_said(source: Engine, urls: tuple[str, str], tmp_path: Path) -> None:
+    same = urls[0].replace("127.0.0.1", "localhost")
+    if source.dialect.name == "sqlite":
+        (tmp_path / "link.db").symlink_to(tmp_path / "x.db")
+        same = f"sqlite:///{tmp_path / 'link.db'}"
+    with pytest.raises(NotPermitted), replaying.opened_beside(source, same):
+        pass
+    assert not (tmp_path / "link.db.lock").exists()
+
+
+@pytest.mark.usefixtures("source")
+def test_the_command_compares_both(
+    command: Command, configured: Callable[..., Path], urls: tuple[str, str], source: Engine
+) -> None:
+    Daemon(source, "one").write(frame([row(), row(minute=1), {"ticker": "bad"}]), frame([row(value=2)]))
+    arguments = ("replay", "--into", urls[1], "--config", configured(urls[0]))
+    ended = command(*arguments)
+    assert (ended.code, ended.err) == (0, "")
+    first, second = ended.out.splitlines()
+    assert first == "2 entries with 4 rows: 2 new, 1 revised, 0 duplicate, 1 dead"
+    hash_ = contents(source, FIRST, LAST).sha256
+    assert second == f"the same in both: 2 values and 1 revisions, sha256 {hash_}"
+    with source.begin() as connection:
+        connection.execute(text("UPDATE samples SET value = 0.75 WHERE value = 0.5"))
+    found = json.loads(command(*arguments, "--output", "json").out)
+    assert (found["same"], found["entries"]) == (False, 0)
+    assert found["written"]["sha256"] == hash_ != found["read"]["sha256"]
+    ended = command("replay", "--into", urls[0], "--config", configured(urls[0]))
+    assert (ended.code, ended.out) == (77, "")
+    assert "that is the database that is read" in ended.err
+
+
+async def test_a_daemons_database_is_made_anew(
+    make_simulator: Callable[..., Any], urls: tuple[str, str], tmp_path: Path
+) -> None:
+    simulator = await make_simulator(restate_every=5)
+    wanted = {CROWD: ["AAPL", "ON"], "crowd-sentiment-chart-data": ["AAPL"]}
+    config = write_config(
+        tmp_path, url=simulator.url, database_url=urls[0].replace("+psycopg", ""), subscriptions=wanted
+    )
+    async with Resident(config, simulator.api_key) as daemon:
+        await until(lambda: daemon.status.rows.new > 300 and daemon.status.rows.revised > 3)
+    source = connect(urls[0])
+    with replaying.opened_beside(source, urls[1]) as target:
+        replay(source, target)
+        assert told(target) == told(source)
+    source.dispose()
