@@ -129,7 +129,7 @@ def history(seed: int) -> Iterator[tuple[str, list[Frame | Fact]]]:
         yield chance.choice(("one", "two")), entries
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 def test_what_was_told_the_same_says_the_same_however_often_it_is_told(
     source: Engine, target: Engine, seed: int
 ) -> None:
@@ -183,6 +183,10 @@ def test_one_that_is_interrupted_is_gone_on_with(
 ) -> None:
     monkeypatch.setattr(replaying, "POLICY", BatchPolicy(max_rows=10, max_wait_seconds=0))
     hours(Daemon(source, "one"), 4)
+    with source.begin() as connection:  # by a clock that was set back each time
+        for one in connection.execute(select(schema.batches.c.first_seq)).scalars().all():
+            mine = schema.batches.c.first_seq == one
+            connection.execute(schema.batches.update().where(mine).values(committed_at=moment(T0 - one)))
 
     def interrupt(done: int) -> None:
         if done > 10:
