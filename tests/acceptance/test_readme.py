@@ -19,7 +19,6 @@ from pathlib import Path
 import pytest
 
 from ingestor.provider.simulator import Simulator
-from ingestor.store.engine import connect
 
 from ..support.books import Books
 from ..support.daemon import until
@@ -62,15 +61,7 @@ def program(folder: Path, name: str, script: str) -> None:
     file.chmod(0o755)
 
 
-def test_its_queries_can_be_asked(migrated_url: str) -> None:
-    engine = connect(migrated_url.replace("postgresql://", "postgresql+psycopg://"))
-    with engine.connect() as connection:
-        for query in block("FROM gaps", "sql").split(";")[:-1]:
-            connection.exec_driver_sql(query)
-    engine.dispose()
-
-
-async def test_from_init_to_a_check_that_finds_nothing_wrong(simulator: Simulator, tmp_path: Path) -> None:
+def test_from_init_to_a_check_that_finds_nothing_wrong(simulator: Simulator, tmp_path: Path) -> None:
     program(tmp_path, "editor", r"""sed -i 's/# api_key_file: null/api_key_file: api_key/' "$1" """)
     lines = block("ingestor init").splitlines()
     assert lines.pop().startswith("ingestor run")
