@@ -50,6 +50,7 @@ async def test_a_ticker_that_is_wanted_no_more_after_a_kill_grows_no_gap(
     config = config_of(tmp_path, simulator, sqlite_url, ["AAPL", "TSLA"])
     async with Daemon(config, simulator.api_key) as daemon:
         await daemon.live()
+        await until(lambda: daemon.books.states("TSLA") == ["pending", "live"])  # what was not synced was never said
         daemon.kill()
     config = config_of(tmp_path, simulator, sqlite_url, ["AAPL"])
     async with Daemon(config, simulator.api_key) as daemon:

@@ -61,7 +61,7 @@ def program(folder: Path, name: str, script: str) -> None:
     file.chmod(0o755)
 
 
-def test_from_init_to_a_check_that_finds_nothing_wrong(simulator: Simulator, tmp_path: Path) -> None:
+async def test_from_init_to_a_check_that_finds_nothing_wrong(simulator: Simulator, tmp_path: Path) -> None:
     program(tmp_path, "editor", r"""sed -i 's/# api_key_file: null/api_key_file: api_key/' "$1" """)
     lines = block("ingestor init").splitlines()
     assert lines.pop().startswith("ingestor run")
