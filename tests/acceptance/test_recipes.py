@@ -64,7 +64,8 @@ def fill(db: Database) -> None:
     db.state(2, 1, "disconnected", when("14:10"), when("14:20"), "the server closed")
     db.state(2, 1, "live", when("14:20"), None)
     for ticker, ts, value, received, more in (
-        ("AAPL", "13:59", 0.1, "14:00", {}),
+        ("AAPL", "13:59", 0.05, "13:59:30", {"table": "sample_revisions"}),
+        ("AAPL", "13:59", 0.1, "14:00", {"revision": 1}),
         ("AAPL", "14:00", 0.2, "14:01", {"table": "sample_revisions"}),
         ("AAPL", "14:00", 0.3, "14:06", {"revision": 1}),
         ("AAPL", "14:01", 0.4, "14:02", {}),
