@@ -7,7 +7,7 @@ import json
 from ingestor.pipeline.decode import Decoded, Decoder
 from ingestor.pipeline.entry import Channel, Entry, Fact, Frame, SubscriptionKey
 from ingestor.pipeline.known import KnownValues
-from ingestor.store.batch import Batch, DeadLetter, Event, Origin, Payload, Row, SeriesKey, Subscription, Transition
+from ingestor.store.batch import Batch, DeadLetter, Event, Origin, Payload, Row, Subscription, Transition
 
 
 class Assembly:
@@ -23,8 +23,6 @@ class Assembly:
         self.unknown_fields: set[tuple[str, str]] = set()  # (feed, field)
         self.skews_us: dict[str, int] = {}  # feed → its last envelope's stamp, less its receipt
         self.heard: dict[Channel, int] = {}  # what live data came for, and when the last of it was received
-        # Where in the batch a key's newest row stands; ~place if that repeats the one before it.
-        self._said: dict[tuple[SeriesKey, int], int] = {}
         self._origin = Origin("", "", "", "", "")
         self._decoder = decoder
         self._known = known or KnownValues()
@@ -47,16 +45,10 @@ class Assembly:
         news = self._known.news(decoded.observations)  # asked in any case: it forgets what differs
         if frame.letter is not None:
             news = decoded.observations
-        before = len(batch.rows)
-        self._add_rows(
-            [
-                Row(series, ts, value, published_us, received_us, source, seq, index)
-                for series, ts, value, index in news
-            ],
-            in_order=source == "stream" and frame.letter is None,
-        )
-        added = len(batch.rows) - before
-        batch.known_rows += len(decoded.observations) - added
+        batch.rows += [
+            Row(series, ts, value, published_us, received_us, source, seq, index) for series, ts, value, index in news
+        ]
+        batch.known_rows += len(decoded.observations) - len(news)
         batch.row_count += len(decoded.observations)
         if decoded.dead:
             self._bury(seq, frame, decoded)
@@ -75,7 +67,7 @@ class Assembly:
                 self.skews_us[decoded.feed] = published_us - received_us
         if decoded.unknown_fields:
             self.unknown_fields.update((decoded.feed, name) for name in decoded.unknown_fields)
-        self.units += 1 + added
+        self.units += 1 + len(news)
         self.size_bytes += len(frame.text)
 
     def _bury(self, seq: int, frame: Frame, decoded: Decoded) -> None:
@@ -92,25 +84,6 @@ class Assembly:
         if changed:
             self._origin = Origin(*names)
         return self._origin
-
-    def _add_rows(self, news: list[Row], *, in_order: bool) -> None:
-        """Of a value that is said over and over, as windows do, the first and the last time go in: between them another
-        instance may have said another, and then the last one counts. ``in_order``: the last to come is the last said.
-        """
-        rows, said = self.batch.rows, self._said
-        for row in news:
-            key = row.series, row.ts_us
-            place = said.get(key)
-            if not in_order:
-                said.pop(key, None)
-            elif place is None or rows[place if place >= 0 else ~place].value != row.value:
-                said[key] = len(rows)
-            elif place >= 0:
-                said[key] = ~len(rows)
-            else:
-                rows[~place] = row
-                continue
-            rows.append(row)
 
     def _note(self, frame: Frame, decoded: Decoded) -> None:
         # A connection carries one path only, so what its frames name need not be compared with it.
