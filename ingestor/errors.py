@@ -101,6 +101,10 @@ class BatchRejected(IngestorError):
     """The database refused a row. Halve the batch until it stands alone."""
 
 
+class RepeatsNeeded(IngestorError):
+    """A batch cannot be judged without the rows that were left out as known. Nothing was written: leave none out."""
+
+
 class PositionMoved(IngestorError):
     """Somebody (an earlier try that did commit) wrote this batch already. Read the position again and go on from it."""
 

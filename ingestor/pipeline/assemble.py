@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 
-from ingestor.pipeline.decode import Decoded, Decoder
+from ingestor.pipeline.decode import DeadRow, Decoded, Decoder
 from ingestor.pipeline.entry import Channel, Entry, Fact, Frame, SubscriptionKey
 from ingestor.pipeline.known import KnownValues
 from ingestor.store.batch import Batch, DeadLetter, Event, Origin, Payload, Row, Subscription, Transition
 
+_new = tuple.__new__  # of a named tuple: its own constructor takes twice as long, and a batch has thousands
+
 
 class Assembly:
-    """A batch in the making: entries in seq order go in one by one."""
+    """A batch in the making: entries in seq order go in one by one. What is ``known`` is left out of it."""
 
     def __init__(
         self, first_seq: int, decoder: Decoder, known: KnownValues | None = None, *, keep_payloads: bool = True
@@ -25,7 +27,7 @@ class Assembly:
         self.heard: dict[Channel, int] = {}  # what live data came for, and when the last of it was received
         self._origin = Origin("", "", "", "", "")
         self._decoder = decoder
-        self._known = known or KnownValues()
+        self._known = known
         self._keep_payloads = keep_payloads
 
     def add(self, entry: Entry) -> None:
@@ -40,27 +42,32 @@ class Assembly:
     def _add_frame(self, seq: int, frame: Frame) -> None:
         decoded = self._decoder.decode(frame)
         batch = self.batch
-        batch.frames += 1
         published_us, received_us, source = decoded.published_us, frame.received_us, frame.source
-        news = self._known.news(decoded.observations)  # asked in any case: it forgets what differs
-        if frame.letter is not None:
-            news = decoded.observations
+        observations = decoded.observations
+        if self._known is None:
+            news = observations
+        elif frame.letter is None:
+            news = self._known.news(observations)
+        else:
+            news = observations  # as old as its letter, it says nothing of what is current
+            self._known.drop((series, ts_us) for series, ts_us, _, _ in self._known.news(observations))
         batch.rows += [
-            Row(series, ts, value, published_us, received_us, source, seq, index) for series, ts, value, index in news
+            _new(Row, (series, ts, value, published_us, received_us, source, seq, index))
+            for series, ts, value, index in news
         ]
-        batch.known_rows += len(decoded.observations) - len(news)
-        batch.row_count += len(decoded.observations)
-        if decoded.dead:
-            self._bury(seq, frame, decoded)
+        batch.frames += 1
+        batch.known_rows += len(observations) - len(news)
+        batch.row_count += len(observations)
+        dead_frame = self._bury(seq, frame, decoded) if decoded.dead else None
         origin = self._origin_of(frame, decoded.event)
         # A row's letter goes by the path that its envelope named; a frame's has the envelope in it.
-        attributed = decoded.path is not frame.path and decoded.dead_frame is None
+        attributed = decoded.path is not frame.path and dead_frame is None
         batch.origins[seq] = origin._replace(path=decoded.path, params=decoded.params) if attributed else origin
         if frame.letter is not None:
             batch.retries[seq] = frame.letter
-        if self._keep_payloads and decoded.dead_frame is None:
+        if self._keep_payloads and dead_frame is None:
             body = storable(decoded.body)
-            batch.payloads.append(Payload(seq, origin, received_us, published_us, decoded.rows, body))
+            batch.payloads.append(_new(Payload, (seq, origin, received_us, published_us, decoded.rows, body)))
         if source == "stream" and frame.letter is None:
             self._note(frame, decoded)
             if published_us is not None:
@@ -70,12 +77,14 @@ class Assembly:
         self.units += 1 + len(news)
         self.size_bytes += len(frame.text)
 
-    def _bury(self, seq: int, frame: Frame, decoded: Decoded) -> None:
+    def _bury(self, seq: int, frame: Frame, decoded: Decoded) -> DeadRow | None:
+        """What is dead becomes letters. Returns the frame's, if it is the frame that is dead."""
         self.batch.row_count += sum(dead.row_index is not None for dead in decoded.dead)
         self.batch.dead += [
             DeadLetter(seq, dead.row_index, frame.received_us, "decode", dead.reason, dead.detail, storable(dead.body))
             for dead in decoded.dead
         ]
+        return decoded.dead_frame
 
     def _origin_of(self, frame: Frame, event: str) -> Origin:
         """The same object for frames that follow each other on a connection: it is made, and encoded, once."""
@@ -87,11 +96,15 @@ class Assembly:
 
     def _note(self, frame: Frame, decoded: Decoded) -> None:
         # A connection carries one path only, so what its frames name need not be compared with it.
-        tickers = {one[0][2] for one in decoded.observations}
-        if not tickers and decoded.params is not frame.params:  # an envelope: of an empty one too we know for whom
-            tickers.add(json.loads(decoded.params).get("ticker", ""))
-        for ticker in ("", *tickers):
-            self.heard[frame.path, frame.params, ticker] = frame.received_us
+        heard, path, params, received_us = self.heard, frame.path, frame.params, frame.received_us
+        heard[path, params, ""] = received_us
+        last = None
+        for series, _, _, _ in decoded.observations:
+            if series is not last:
+                last = series
+                heard[path, params, series[2]] = received_us
+        if last is None and decoded.params is not params:  # an envelope: of an empty one too we know for whom
+            heard[path, params, json.loads(decoded.params).get("ticker", "")] = received_us
 
     def _add_fact(self, seq: int, fact: Fact) -> None:
         batch = self.batch

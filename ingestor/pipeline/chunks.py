@@ -11,7 +11,7 @@ import os
 import secrets
 import sqlite3
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -19,9 +19,9 @@ from typing import Any, TypeAlias
 import msgspec
 
 from ingestor.errors import SpoolFailed
-from ingestor.pipeline.entry import Entry, Fact, Frame
+from ingestor.pipeline.entry import Entry, Fact, Frame, Source
 
-FORMAT = 1
+FORMAT = 2  # 1 had frames one by one, which are read as well
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS head (
     format INTEGER NOT NULL, spool_id TEXT NOT NULL, next_seq INTEGER NOT NULL, acked INTEGER NOT NULL,
@@ -32,8 +32,31 @@ CREATE TABLE IF NOT EXISTS chunks (
     body BLOB NOT NULL
 );
 """
+
+
+class Run(msgspec.Struct, frozen=True, array_like=True, tag="r"):
+    """Frames of one connection that follow each other: their names are stored, and made, once."""
+
+    connection_id: str
+    source: Source
+    event: str
+    path: str
+    params: str
+    received_us: list[int]
+    texts: list[str]
+
+    def takes(self, frame: Frame) -> bool:
+        return (
+            frame.connection_id == self.connection_id
+            and frame.event == self.event
+            and frame.source == self.source
+            and frame.path == self.path
+            and frame.params == self.params
+        )
+
+
 _encode = msgspec.msgpack.Encoder().encode
-_decode = msgspec.msgpack.Decoder(list[Frame | Fact]).decode
+_decode = msgspec.msgpack.Decoder(list[Run | Frame | Fact]).decode
 
 ChunkRow: TypeAlias = tuple[int, int, int, int, bytes]
 
@@ -59,11 +82,39 @@ class Head:
 
 
 def pack(first_seq: int, entries: Sequence[Frame | Fact]) -> ChunkRow:
+    items = _items(entries)
     try:
-        body = _encode(entries)
+        body = _encode(items)
     except UnicodeEncodeError:  # a lone surrogate, which no UTF-8 can hold
-        body = _encode(_encodable(msgspec.to_builtins(entries)))
+        body = _encode(_encodable(msgspec.to_builtins(items)))
     return first_seq, first_seq + len(entries) - 1, len(body), zlib.crc32(body), body
+
+
+def _items(entries: Iterable[Frame | Fact]) -> list[Run | Frame | Fact]:
+    """The same with frames brought together in runs, but for those that try a letter again."""
+    items: list[Run | Frame | Fact] = []
+    run: Run | None = None
+    for one in entries:
+        if type(one) is not Frame or one.letter is not None:
+            items.append(one)
+            run = None
+            continue
+        if run is None or not run.takes(one):
+            run = Run(one.connection_id, one.source, one.event, one.path, one.params, [], [])
+            items.append(run)
+        run.received_us.append(one.received_us)
+        run.texts.append(one.text)
+    return items
+
+
+def _entries(items: Iterable[Run | Frame | Fact]) -> Iterator[Frame | Fact]:
+    for item in items:
+        if not isinstance(item, Run):
+            yield item
+            continue
+        connection_id, source, event, path, params, stamps, texts = msgspec.structs.astuple(item)
+        for received_us, text in zip(stamps, texts, strict=True):
+            yield Frame(received_us, connection_id, source, event, path, params, text)
 
 
 def _encodable(value: Any) -> Any:
@@ -82,10 +133,9 @@ def unpack(row: ChunkRow) -> list[Entry]:
     if zlib.crc32(body) != crc:
         raise SpoolUnreadable(f"spool entries {first_seq} to {last_seq}: checksum differs, the disk changed them")
     try:
-        entries = _decode(body)
-    except msgspec.MsgspecError as error:
+        return list(enumerate(_entries(_decode(body)), first_seq))
+    except (msgspec.MsgspecError, ValueError) as error:
         raise SpoolUnreadable(f"spool entries {first_seq} to {last_seq}: {error}") from error
-    return list(enumerate(entries, first_seq))
 
 
 class ChunkFile:
@@ -112,8 +162,9 @@ class ChunkFile:
         if row is None:
             return self._begin()
         found, *counters = row
-        if found != FORMAT:
+        if found not in range(1, FORMAT + 1):
             raise SpoolUnreadable(f"{self.path}: format {found}, this program knows {FORMAT}")
+        self._db.execute("UPDATE head SET format = ?", (FORMAT,))
         spool_id, next_seq, acked, live_bytes, heartbeat_us, heartbeat_seq = counters
         self._verify(next_seq)
         return Head(
@@ -223,7 +274,7 @@ class ChunkReader:
             rows.close()  # an open cursor would hold the snapshot, and the log could not be checkpointed
         except sqlite3.Error as error:
             raise _translated(error, self._path) from error
-        return [entry for entry in entries if entry[0] > after]
+        return entries if entries and entries[0][0] > after else [entry for entry in entries if entry[0] > after]
 
     def first_seq(self) -> int | None:
         row = self._db.execute("SELECT min(first_seq) FROM chunks").fetchone()

@@ -1,7 +1,8 @@
-"""Values that this instance has committed lately, so that a rolling window is not sent again whole. Bounded; no clock.
+"""Values that this instance has said lately, so that a rolling window is not sent again whole. Bounded; no clock.
 
-Nearly every row of a response was in the one before. What stands here is current in the database, unless another
-instance restated it since: entries are good for a while only, so that this is met.
+Nearly every row of a response was in the one before. A value stands here from the moment it goes into a batch: if that
+batch fails, all is forgotten, and so is what was assembled since. What was committed is current in the database, unless
+another instance restated it: entries are good for a while only, so that this is met.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from collections.abc import Iterable
 from typing import TypeAlias
 
 from ingestor.pipeline.decode import Observation
-from ingestor.store.batch import Row, SeriesKey
+from ingestor.store.batch import SeriesKey
 
 CAPACITY = 100_000  # values of a generation: some 10 MB
 GENERATION_SECONDS = 300.0  # an entry lives for one to two generations
@@ -28,41 +29,31 @@ class KnownValues:
         self.forget()
 
     def news(self, observations: Iterable[Observation]) -> list[Observation]:
-        """Without those whose value is surely what the database holds as current.
-
-        If another value is known, none is from now on: the batch that this one goes into may go on to say the one
-        before again.
-        """
+        """Without those that say again what was said last of their series and ts; the others are known from now on."""
         news: list[Observation] = []
         last: SeriesKey | None = None
         young: dict[int, float] = {}
-        old: dict[int, float] = {}
+        old: dict[int, float] | None = None
         for one in observations:
             series, ts_us, value, _ = one
             if series is not last:  # a response is mostly of one
-                last, young, old = series, self._young.get(series, {}), self._old.get(series, {})
+                last, young, old = series, self._of(series), self._old.get(series)
             known = young.get(ts_us)
             if known is None:
-                known = old.get(ts_us)
-            if known == value:
+                if old is not None and old.get(ts_us) == value:
+                    continue
+                self._count += 1
+            elif known == value:
                 continue
-            if known is not None:
-                self._drop(series, ts_us)
+            young[ts_us] = value
             news.append(one)
         return news
 
-    def learn(self, rows: Iterable[Row], disputed: frozenset[tuple[SeriesKey, int]], now_seconds: float) -> None:
-        """Take in what COMMIT has returned for. Of ``disputed`` keys nothing is sure."""
-        self._age(now_seconds)
-        young, last, known = self._young, None, {}
-        for series, ts_us, value, *_ in rows:
-            if disputed and (series, ts_us) in disputed:
-                self._drop(series, ts_us)
-                continue
-            if series is not last:
-                last, known = series, young.setdefault(series, {})
-            known[ts_us] = value
-            self._count += 1
+    def drop(self, keys: Iterable[tuple[SeriesKey, int]]) -> None:
+        """Of these (series, ts) nothing is sure."""
+        for series, ts_us in keys:
+            for generation in (self._young, self._old):
+                generation.get(series, {}).pop(ts_us, None)
 
     def forget(self) -> None:
         """Nothing is sure any more: a rollback, an unknown outcome, another connection."""
@@ -70,12 +61,15 @@ class KnownValues:
         self._old: _Generation = {}
         self._count = 0
 
-    def _age(self, now_seconds: float) -> None:
+    def age(self, now_seconds: float) -> None:
+        """Begin another generation if this one is full, or has lasted long enough."""
         if self._count >= self._capacity or now_seconds - self._begun >= self._generation_seconds:
             self._old, self._young = self._young, {}
             self._count = 0
             self._begun = now_seconds
 
-    def _drop(self, series: SeriesKey, ts_us: int) -> None:
-        for generation in (self._young, self._old):
-            generation.get(series, {}).pop(ts_us, None)
+    def _of(self, series: SeriesKey) -> dict[int, float]:
+        found = self._young.get(series)
+        if found is None:
+            found = self._young[series] = {}
+        return found

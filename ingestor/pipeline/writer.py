@@ -1,4 +1,8 @@
-"""From spool to database: read, decode, commit, acknowledge. Retries what may pass. Runs in a thread of its own."""
+"""From spool to database: read, decode, commit, acknowledge. Retries what may pass. Runs in a thread of its own.
+
+While the database has a batch, in one more thread, the next one is read and decoded: it is begun in the belief that the
+first will be committed as it is, and begun anew if not.
+"""
 
 from __future__ import annotations
 
@@ -7,13 +11,14 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from typing import TypeVar
 
 import tenacity
 
-from ingestor.errors import BatchRejected, DatabaseUnavailable, PositionMoved
+from ingestor.errors import BatchRejected, DatabaseUnavailable, PositionMoved, RepeatsNeeded
 from ingestor.pipeline.assemble import Assembly, refused
 from ingestor.pipeline.batch import BatchPolicy
 from ingestor.pipeline.chunks import SpoolUnreadable
@@ -30,6 +35,7 @@ from ingestor.store.retention import Retention, Step
 IDLE_SECONDS = 1.0  # how often an idle writer comes round, to publish the heartbeat
 BACKOFF_SECONDS = 15.0
 UNKNOWN_FIELDS_TOLD = 100
+AHEAD_ENTRIES = 100  # that are decoded between two looks whether the batch before is committed
 HURRY_SECONDS = 0.5  # between tries while draining
 PRUNE_PAUSE_SECONDS = 0.05  # between steps of retention where nothing is to be written: the disk has other users
 
@@ -96,6 +102,9 @@ class Writer:
         self._on_outage = on_outage
         self._on_lost = on_lost
         self._waiting: deque[Entry] = deque()  # read, not yet in a batch
+        self._ahead: Assembly | None = None  # the next batch, begun while the one before was written
+        self._since = 0.0  # time.monotonic() when the batch in the making began
+        self._committer = ThreadPoolExecutor(1, "commit")
         self._published_us = 0
         self._known = KnownValues()
         self._told: set[tuple[str, str]] = set()
@@ -119,6 +128,7 @@ class Writer:
                     return
         finally:
             self._errands.close()
+            self._committer.shutdown()
 
     def drain(self) -> None:
         """Write what is there without waiting for company, then return from ``run``."""
@@ -156,7 +166,7 @@ class Writer:
         """
         assembly = self._gather()
         self._on_decoded(assembly.heard, assembly.batch.last_seq)
-        if assembly.entries and self._retry(lambda: self._write(assembly)):
+        if assembly.entries and self._written(assembly):
             self._acknowledge()
             self._tell_unknown(assembly.unknown_fields)
             self._measure_skew(assembly.skews_us)
@@ -167,23 +177,32 @@ class Writer:
 
     def _gather(self) -> Assembly:
         """Entries until the batch is due: full, or its oldest has waited long enough."""
-        assembly = Assembly(self.status.position + 1, self._decoder, self._known, keep_payloads=self._keep_payloads)
-        since = time.monotonic()
-        idle = PRUNE_PAUSE_SECONDS if self._pruning.is_set() else IDLE_SECONDS
-        while True:
-            age = time.monotonic() - since
-            patience = self._policy.patience_seconds(rows=assembly.units, age_seconds=age, idle_seconds=idle)
-            if self._hurried:
-                patience = 0.0
-            if not self._refill(assembly.batch.last_seq, patience):
-                return assembly
+        assembly, self._ahead = self._ahead or self._begun(self.status.position), None
+        while not (self._full(assembly) or (assembly.units and self._hurried)):
+            if not self._refill(assembly.batch.last_seq, self._patience(assembly)):
+                break
             if not assembly.units:
-                since = time.monotonic()
                 self.status.oldest_us = _received_us(self._waiting[0])
-            while self._waiting and not self._full(assembly):
-                assembly.add(self._waiting.popleft())
-            if self._full(assembly) or self._hurried:
-                return assembly
+            self._take(assembly, len(self._waiting))
+        return assembly
+
+    def _begun(self, after: int) -> Assembly:
+        return Assembly(after + 1, self._decoder, self._known, keep_payloads=self._keep_payloads)
+
+    def _patience(self, assembly: Assembly) -> float:
+        if self._hurried:
+            return 0.0
+        age = time.monotonic() - self._since
+        idle = PRUNE_PAUSE_SECONDS if self._pruning.is_set() else IDLE_SECONDS
+        return self._policy.patience_seconds(rows=assembly.units, age_seconds=age, idle_seconds=idle)
+
+    def _take(self, assembly: Assembly, most: int) -> None:
+        if not assembly.units:
+            self._since = time.monotonic()
+        for _ in range(min(most, len(self._waiting))):
+            if self._full(assembly):
+                return
+            assembly.add(self._waiting.popleft())
 
     def _full(self, assembly: Assembly) -> bool:
         return self._policy.full(rows=assembly.units, size_bytes=assembly.size_bytes)
@@ -200,9 +219,35 @@ class Writer:
             self._waiting.extend(entries)
         return bool(self._waiting)
 
-    def _write(self, assembly: Assembly) -> None:
+    def _written(self, assembly: Assembly) -> bool:
+        """Commit it, and begin the next one meanwhile if there is one to begin. False: told to stop before."""
+        batch, flights = assembly.batch, deque[Future[Written]]()
+        if self._waiting or self._spool.synced > batch.last_seq:
+            flights.append(self._committer.submit(self._database.write, batch))
+            flights[0].add_done_callback(lambda _: self._spool.wake())
+            self._ahead = self._decoded_during(flights[0], batch.last_seq)
+        # The first try is the one under way.
+        return self._retry(lambda: self._write(assembly, flights.pop() if flights else None))
+
+    def _decoded_during(self, flight: Future[Written], after: int) -> Assembly:
+        ahead = self._begun(after)
+        while not (flight.done() or self._full(ahead)):
+            if self._refill(ahead.batch.last_seq, IDLE_SECONDS):
+                self._take(ahead, AHEAD_ENTRIES)
+        return ahead
+
+    def _forget(self) -> None:
+        """What was believed of the database is not sure: what was assembled in that belief is to be assembled anew."""
+        self._known.forget()
+        if self._ahead is not None:
+            self._waiting.extendleft(reversed(self._ahead.entries))
+            self._ahead = None
+
+    def _write(self, assembly: Assembly, flight: Future[Written] | None = None) -> None:
         try:
-            self._commit(assembly.batch)
+            self._commit(assembly.batch, flight)
+        except RepeatsNeeded:
+            self._write(self._assembled(assembly.entries, None))
         except PositionMoved:
             self._begin()  # an earlier try did commit: go on from where it left the position
         except BatchRejected as refusal:
@@ -218,19 +263,26 @@ class Writer:
             return
         middle = len(entries) // 2
         for half in (entries[:middle], entries[middle:]):
-            assembly = Assembly(half[0][0], self._decoder, self._known, keep_payloads=self._keep_payloads)
-            for entry in half:
-                assembly.add(entry)
-            self._write(assembly)
+            self._write(self._assembled(half, self._known))
 
-    def _commit(self, batch: Batch) -> None:
+    def _assembled(self, entries: Sequence[Entry], known: KnownValues | None) -> Assembly:
+        assembly = Assembly(entries[0][0], self._decoder, known, keep_payloads=self._keep_payloads)
+        for entry in entries:
+            assembly.add(entry)
+        return assembly
+
+    def _commit(self, batch: Batch, flight: Future[Written] | None = None) -> None:
         started = time.monotonic()
         try:
-            written = self._database.write(batch)
+            written = flight.result() if flight else self._database.write(batch)
         except BaseException:
-            self._known.forget()
+            self._forget()
             raise
-        self._known.learn(batch.rows, written.disputed, time.monotonic())
+        if written.unsure and self._ahead is None:
+            self._known.drop(written.unsure)
+        elif written.unsure:
+            self._forget()  # the batch ahead relies on it, and what that one said is in the memory as well
+        self._known.age(time.monotonic())
         self._on_rows(batch.rows)
         self._count(batch, written, time.monotonic() - started)
 
@@ -249,7 +301,9 @@ class Writer:
 
     def _acknowledge(self) -> None:
         self._spool.ack(self.status.position)
-        self.status.oldest_us = _received_us(self._waiting[0]) if self._waiting else None
+        ahead = self._ahead.entries if self._ahead else ()
+        oldest = next(chain(ahead, self._waiting), None)
+        self.status.oldest_us = oldest and _received_us(oldest)
 
     def _tell_unknown(self, fields: set[tuple[str, str]]) -> None:
         for feed, name in fields - self._told:
@@ -279,8 +333,8 @@ class Writer:
             self._spool.begin_anew()
             position = self._register()
         self.status.position = position
+        self._forget()
         self._waiting.clear()
-        self._known.forget()
         self._spool.ack(self.status.position)
 
     def _look_for_strangers(self) -> None:
@@ -303,7 +357,7 @@ class Writer:
     def _prune(self) -> None:
         step = self._prune_step()
         if step.samples:
-            self._known.forget()
+            self._forget()
         if not step.more:
             self._pruning.clear()
 

@@ -99,16 +99,15 @@ class Batch:
     frames: int = 0
     facts: int = 0
     row_count: int = 0  # rows decoded: those above, those known already, expired and dead ones
-    known_rows: int = 0  # duplicates that were not sent again
-    expired_rows: int = 0  # older than samples are kept
+    known_rows: int = 0  # repetitions of what was said last, left out
+    expired: list[Row] = field(default_factory=list)  # taken out: older than samples are kept
     origins: dict[int, Origin] = field(default_factory=dict)  # of each frame, by seq
     retries: dict[int, int] = field(default_factory=dict)  # seq of a frame → the dead letter that it tries again
 
     def expire(self, before_us: int) -> None:
         """Take out the rows of a time before that, and count them: also if the batch is written again, once each."""
-        kept = [row for row in self.rows if row.ts_us >= before_us]
-        self.expired_rows += len(self.rows) - len(kept)
-        self.rows = kept
+        self.expired += [row for row in self.rows if row.ts_us < before_us]
+        self.rows = [row for row in self.rows if row.ts_us >= before_us]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,4 +121,4 @@ class Written:
     dead_frames: int
     expired: int = 0  # older than samples are kept, and not written
     dead_together: int = 0  # values refused beside another of their row: with it they are one dead row
-    disputed: frozenset[tuple[SeriesKey, int]] = frozenset()  # (series, ts) for which differing values met
+    unsure: frozenset[tuple[SeriesKey, int]] = frozenset()  # (series, ts) of which another value may be current

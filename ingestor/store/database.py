@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from types import ModuleType
@@ -18,7 +18,7 @@ from sqlalchemy import Connection, Engine, bindparam, insert, select, update
 from sqlalchemy.dialects import postgresql as pg_dialect
 from sqlalchemy.dialects import sqlite as sqlite_dialect
 
-from ingestor.errors import BatchRejected, DatabaseUnavailable, PositionMoved
+from ingestor.errors import BatchRejected, DatabaseUnavailable, PositionMoved, RepeatsNeeded
 from ingestor.store import coverage, leases, postgres, records, schema, sqlite
 from ingestor.store.batch import Batch, DeadLetter, Origin, Row, SeriesKey, Subscription, Transition, Written
 from ingestor.store.engine import transaction, translated
@@ -44,15 +44,18 @@ class Instance:
 class _Tally:
     """What became of rows, summed over the parts of a halved batch."""
 
+    partial: bool  # known rows were left out of the batch
     new: int = 0
     revised: int = 0
     duplicate: int = 0
     dead: list[DeadLetter] = field(default_factory=list)
-    disputed: list[SampleKey] = field(default_factory=list)
+    late: list[SampleKey] = field(default_factory=list)  # keys with a value that did not become current
 
 
 class Database:
-    """What one daemon writes. Not for two threads. Raises DatabaseUnavailable, BatchRejected, PositionMoved."""
+    """What one daemon writes. Not for two threads at a time. Raises DatabaseUnavailable, BatchRejected, PositionMoved,
+    RepeatsNeeded.
+    """
 
     def __init__(self, engine: Engine, keep_samples_seconds: float | None = None) -> None:
         """What is older than samples are kept is not written, since retention would take it; None writes all."""
@@ -116,7 +119,9 @@ class Database:
     def write(self, batch: Batch) -> Written:
         """Commit a batch, whole. PositionMoved: somebody did already; nothing was changed."""
         self._expire(batch)
-        ids, refusals = self._intern_series({row.series for row in batch.rows})
+        ids, refusals = self._intern_series({row[0] for row in batch.rows})
+        if refusals and batch.known_rows:
+            raise RepeatsNeeded("the database refuses the name of a series")
         names = {id_: series for series, id_ in ids.items()}
         subscriptions = self._intern_subscriptions(batch)
         with transaction(self._engine) as connection:
@@ -132,7 +137,7 @@ class Database:
 
         Its entries need not be gapless. PositionMoved: one of them was written already; nothing was changed.
         """
-        ids, refusals = self._intern_series({row.series for row in batch.rows})
+        ids, refusals = self._intern_series({row[0] for row in batch.rows})
         names = {id_: series for series, id_ in ids.items()}
         with transaction(self._engine) as connection:
             self._advance(connection, batch, gapless=False)
@@ -154,6 +159,8 @@ class Database:
             with transaction(self._engine) as connection:
                 now_us = microseconds(leases.now(connection))
             batch.expire(min(before_us, now_us - self._keep_samples_us))
+            if batch.expired and batch.known_rows:
+                raise RepeatsNeeded("some rows are older than samples are kept")
 
     def _advance(self, connection: Connection, batch: Batch, *, gapless: bool = True) -> None:
         c = schema.instances.c
@@ -166,18 +173,11 @@ class Database:
     def _write_rows(
         self, connection: Connection, batch: Batch, ids: dict[SeriesKey, int], names: dict[int, SeriesKey]
     ) -> _Tally:
-        me = self.instance_id
-        retries = batch.retries
-        folded = fold(
-            [
-                ((ids[series], ts_us), Value(value, published_us, received_us, source, me, seq, index, seq in retries))
-                for series, ts_us, value, published_us, received_us, source, seq, index in batch.rows
-                if series in ids
-            ]
-        )
-        tally = _Tally()
+        rows = [row for row in batch.rows if row.series in ids]
+        folded = fold([(ids[row[0]], row[1]) for row in rows], rows)
+        tally = _Tally(batch.known_rows > 0)
         keys = sorted(folded.first)  # two daemons that take locks in different order would deadlock
-        self._place(connection, folded, keys, tally, lambda key: names[key[0]])
+        self._place(connection, folded, keys, tally, batch.retries)
         return tally
 
     def _place(
@@ -186,31 +186,40 @@ class Database:
         folded: Folded,
         keys: list[SampleKey],
         tally: _Tally,
-        name: Callable[[SampleKey], SeriesKey],
+        retries: Container[int],
     ) -> None:
         """Write the values of ``keys``; if the database refuses one, halve until it stands alone."""
         if not keys:
             return
         try:
             with connection.begin_nested(), translated():
-                part = self._place_all(connection, folded, keys)
+                part = self._place_all(connection, folded, keys, retries, partial=tally.partial)
         except BatchRejected as refusal:
             if len(keys) == 1:
                 _prove_well(connection, self.instance_id)
-                values = [folded.first[keys[0]], *folded.more.get(keys[0], ())]
-                tally.disputed += keys
-                tally.dead += [_letter(_row(name(keys[0]), keys[0], value), str(refusal)) for value in values]
+                if tally.partial:
+                    raise RepeatsNeeded("the database refuses a value") from None
+                tally.late += keys
+                tally.dead += [_letter(row, str(refusal)) for row in folded.of(keys[0])]
                 return
             middle = len(keys) // 2
-            self._place(connection, folded, keys[:middle], tally, name)
-            self._place(connection, folded, keys[middle:], tally, name)
+            self._place(connection, folded, keys[:middle], tally, retries)
+            self._place(connection, folded, keys[middle:], tally, retries)
             return
         tally.new += part.new
         tally.revised += part.revised
         tally.duplicate += part.duplicate
-        tally.disputed += part.disputed
+        tally.late += part.late
 
-    def _place_all(self, connection: Connection, folded: Folded, keys: list[SampleKey]) -> _Tally:
+    def _place_all(
+        self,
+        connection: Connection,
+        folded: Folded,
+        keys: list[SampleKey],
+        retries: Container[int],
+        *,
+        partial: bool,
+    ) -> _Tally:
         rows = [(key, folded.first[key]) for key in keys]
         new = self._bulk.insert_samples(connection, self.instance_id, rows)
         disputed = folded.restated.intersection(keys) if folded.restated else set()
@@ -218,26 +227,33 @@ class Database:
             # Only now: looking for differing values in every batch costs three times the insert.
             disputed.update(self._bulk.conflicts(connection, self.instance_id, rows))
         repeated = folded.repeated(keys, disputed) if folded.more else 0
-        tally = _Tally(new=new, duplicate=len(rows) - new + repeated)
-        tally.disputed = list(disputed)
+        tally = _Tally(partial, new=new, duplicate=len(rows) - new + repeated)
         if disputed:
-            self._settle(connection, folded, sorted(disputed), tally)
+            self._settle(connection, folded, sorted(disputed), tally, retries)
         return tally
 
-    def _settle(self, connection: Connection, folded: Folded, keys: list[SampleKey], tally: _Tally) -> None:
+    def _settle(
+        self, connection: Connection, folded: Folded, keys: list[SampleKey], tally: _Tally, retries: Container[int]
+    ) -> None:
         """Bring differing values in order: which is current, and which are revisions."""
         known = records.load(connection, keys)
         if len(known) < len(keys):
             raise DatabaseUnavailable("another daemon has just pruned samples that this batch was compared with")
         for key in keys:
-            record, first = known[key], folded.first[key]
-            offers = list(folded.more.get(key, ()))
-            if (record.current.instance_id, record.current.seq) != (self.instance_id, first.seq):
-                offers.insert(0, first)
+            record = known[key]
+            offers = [Value.of(row, self.instance_id, retried=row.seq in retries) for row in folded.of(key)]
+            if (record.current.instance_id, record.current.seq) == (self.instance_id, offers[0].seq):
+                del offers[0]
+            else:
                 tally.duplicate -= 1  # counted as one when it did not go in
-            revised = sum(record.offer(value) for value in offers)
+            taken = [(record.offer(value), record.current.value == value.value) for value in offers]
+            revised = sum(new for new, _ in taken)
             tally.revised += revised
             tally.duplicate += len(offers) - revised
+            if not all(current for _, current in taken):
+                tally.late.append(key)
+        if tally.partial and tally.late:
+            raise RepeatsNeeded("a value is older than another instance's; a repetition of it might be newer")
         records.save(connection, known)
 
     def _write_journal(
@@ -359,17 +375,14 @@ def _outcome(
         duplicate=tally.duplicate + batch.known_rows,
         dead_rows=sum(letter.row_index is not None for letter in letters),
         dead_frames=sum(letter.row_index is None for letter in letters),
-        expired=batch.expired_rows,
+        expired=len(batch.expired),
         dead_together=len(tally.dead) + sum(row.series in refusals for row in batch.rows) - refused,
-        disputed=frozenset(
-            [(names[id_], ts_us) for id_, ts_us in tally.disputed]
+        unsure=frozenset(
+            [(names[id_], ts_us) for id_, ts_us in tally.late]
             + [(row.series, row.ts_us) for row in batch.rows if row.series in refusals]
+            + [(row.series, row.ts_us) for row in batch.expired]
         ),
     )
-
-
-def _row(series: SeriesKey, key: SampleKey, v: Value) -> Row:
-    return Row(series, key[1], v.value, v.published_us, v.received_us, v.source, v.seq, v.row_index)
 
 
 def _unnamed(rows: Sequence[Row], refusals: dict[SeriesKey, str]) -> list[DeadLetter]:

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable, Iterator, Sequence
-from functools import lru_cache
-from itertools import chain, repeat
+from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache, partial
+from typing import Any
 
 from sqlalchemy import Connection
 
-from ingestor.store.batch import Origin, Payload
-from ingestor.store.values import SampleKey, Value
+from ingestor.store.batch import Origin, Payload, Row
+from ingestor.store.values import SampleKey
 
 # COPY's binary format: https://www.postgresql.org/docs/current/sql-copy.html, "Binary Format"
 _HEADER = b"PGCOPY\n\xff\r\n\0" + bytes(8)
 _TRAILER = b"\xff\xff"
 _NULL = b"\xff\xff\xff\xff"
 _2000_US = 946_684_800_000_000  # PostgreSQL counts from 2000-01-01
-_WRITE_BYTES = 1 << 18
+_WRITE_ROWS = 500  # one write per row would cost more than the row
 
 _STAGE = """
 CREATE TEMPORARY TABLE IF NOT EXISTS stage (
@@ -37,63 +37,51 @@ WHERE (s.instance_id <> %s OR s.seq <> stage.seq) AND s.value <> stage.value
 _MICROSECONDS = "(extract(epoch from {}) * 1000000)::bigint"
 
 
-def insert_samples(connection: Connection, instance_id: int, rows: Sequence[tuple[SampleKey, Value]]) -> int:
+def insert_samples(connection: Connection, instance_id: int, rows: Sequence[tuple[SampleKey, Row]]) -> int:
     """Insert what is new; rows must have distinct keys. Returns how many went in."""
     connection.exec_driver_sql(_STAGE)
     connection.exec_driver_sql("DELETE FROM stage")  # a try that was rolled back to a savepoint leaves none; be sure
-    _copy(connection, "stage (series_id, ts, value, received_at, seq, source, published_at)", map(_sample, rows))
+    _copy(connection, "stage (series_id, ts, value, received_at, seq, source, published_at)", _sample, rows)
     return connection.exec_driver_sql(_MERGE, (instance_id,)).rowcount
 
 
-def conflicts(connection: Connection, instance_id: int, rows: Sequence[tuple[SampleKey, Value]]) -> list[SampleKey]:
+def conflicts(connection: Connection, instance_id: int, rows: Sequence[tuple[SampleKey, Row]]) -> list[SampleKey]:
     """The keys of the rows just offered whose recorded value is another."""
     query = _CONFLICTS.replace("s.ts FROM", f"{_MICROSECONDS.format('s.ts')} FROM", 1)
     return [(row[0], row[1]) for row in connection.exec_driver_sql(query, (instance_id,))]
 
 
-def insert_payloads(connection: Connection, instance_id: int, payloads: Iterable[Payload]) -> None:
+def insert_payloads(connection: Connection, instance_id: int, payloads: Sequence[Payload]) -> None:
     columns = "instance_id, seq, received_at, row_count, published_at, connection_id, source, event, path, params, body"
-    _copy(connection, f"payloads ({columns})", map(_payload, repeat(instance_id), payloads))
+    _copy(connection, f"payloads ({columns})", partial(_payload, instance_id), payloads)
 
 
-def _copy(connection: Connection, target: str, rows: Iterable[bytes]) -> None:
+def _copy(connection: Connection, target: str, packed: Callable[[Any], bytes], rows: Sequence[Any]) -> None:
     cursor = connection.connection.cursor()
     try:
         with cursor.copy(f"COPY {target} FROM STDIN (FORMAT BINARY)") as copy:
-            for block in _blocks(chain((_HEADER,), rows, (_TRAILER,))):
-                copy.write(block)
+            copy.write(_HEADER)
+            for some in _portions(rows):
+                copy.write(b"".join(map(packed, some)))
+            copy.write(_TRAILER)
     finally:
         cursor.close()
 
 
-def _blocks(parts: Iterable[bytes]) -> Iterator[bytes]:
-    # One write per row would cost more than the row.
-    block = bytearray()
-    for part in parts:
-        block += part
-        if len(block) >= _WRITE_BYTES:
-            yield bytes(block)
-            block.clear()
-    yield bytes(block)
+def _portions(rows: Sequence[Any]) -> Iterator[Sequence[Any]]:
+    for start in range(0, len(rows), _WRITE_ROWS):
+        yield rows[start : start + _WRITE_ROWS]
 
 
-@lru_cache(maxsize=8)
-def _sample_packer(source: str) -> struct.Struct:
-    # fields; then length and value of each: int4, timestamptz, float8, timestamptz, int8, text
-    return struct.Struct(f">hiiiqidiqiqi{len(source)}s")
+# fields; then length and value of each: int4, timestamptz, float8, timestamptz, int8
+_SAMPLE = struct.Struct(">hiiiqidiqiq")
 
 
-def _sample(row: tuple[SampleKey, Value]) -> bytes:
-    (series_id, ts_us), value = row
-    head = _sample_packer(value.source).pack(
-        7, 4, series_id, 8, ts_us - _2000_US, 8, value.value, 8, value.received_us - _2000_US, 8, value.seq,
-        len(value.source), value.source.encode(),
-    )  # fmt: skip
-    return head + _stamp(value.published_us)
-
-
-def _stamp(us: int | None) -> bytes:
-    return _NULL if us is None else struct.pack(">iq", 8, us - _2000_US)
+def _sample(row: tuple[SampleKey, Row]) -> bytes:
+    (series_id, ts_us), (_, _, value, published_us, received_us, source, seq, _) = row
+    return _SAMPLE.pack(
+        7, 4, series_id, 8, ts_us - _2000_US, 8, value, 8, received_us - _2000_US, 8, seq
+    ) + _SOURCES[source] + (_NULL if published_us is None else _stamp(published_us))  # fmt: skip
 
 
 def _text(text: str) -> bytes:
@@ -101,12 +89,20 @@ def _text(text: str) -> bytes:
     return struct.pack(">i", len(data)) + data
 
 
+_SOURCES = {source: _text(source) for source in ("stream", "snapshot", "backfill")}
+
+
+def _stamp(us: int | None) -> bytes:
+    return _NULL if us is None else struct.pack(">iq", 8, us - _2000_US)
+
+
 _PAYLOAD = struct.Struct(">hiiiqiqii")
 
 
 def _payload(instance_id: int, payload: Payload) -> bytes:
-    head = _PAYLOAD.pack(11, 4, instance_id, 8, payload.seq, 8, payload.received_us - _2000_US, 4, payload.row_count)
-    return b"".join((head, _stamp(payload.published_us), _origin(payload.origin), _text(payload.body)))
+    seq, origin, received_us, published_us, row_count, body = payload
+    head = _PAYLOAD.pack(11, 4, instance_id, 8, seq, 8, received_us - _2000_US, 4, row_count)
+    return b"".join((head, _stamp(published_us), _origin(origin), _text(body)))
 
 
 @lru_cache(maxsize=64)

@@ -6,9 +6,9 @@ from collections.abc import Iterable, Sequence
 
 from sqlalchemy import Connection
 
-from ingestor.store.batch import Payload
+from ingestor.store.batch import Payload, Row
 from ingestor.store.times import text_time
-from ingestor.store.values import SampleKey, Value
+from ingestor.store.values import SampleKey
 
 _INSERT = """
 INSERT INTO samples (series_id, ts, value, revision, published_at, received_at, source, instance_id, seq)
@@ -29,7 +29,7 @@ row_count, body) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
 """
 
 
-def insert_samples(connection: Connection, instance_id: int, rows: Sequence[tuple[SampleKey, Value]]) -> int:
+def insert_samples(connection: Connection, instance_id: int, rows: Sequence[tuple[SampleKey, Row]]) -> int:
     """Insert what is new; rows must have distinct keys. Returns how many went in."""
     stamps = _Stamps()
     values = [
@@ -48,7 +48,7 @@ def insert_samples(connection: Connection, instance_id: int, rows: Sequence[tupl
     return connection.exec_driver_sql(_INSERT, values).rowcount if values else 0
 
 
-def conflicts(connection: Connection, instance_id: int, rows: Sequence[tuple[SampleKey, Value]]) -> list[SampleKey]:
+def conflicts(connection: Connection, instance_id: int, rows: Sequence[tuple[SampleKey, Row]]) -> list[SampleKey]:
     """The keys of the rows just offered whose recorded value is another."""
     connection.exec_driver_sql(_STAGE)
     connection.exec_driver_sql("DELETE FROM stage")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Set
+from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass, field
 from typing import NamedTuple, TypeAlias
+
+from ingestor.store.batch import Row
 
 SampleKey: TypeAlias = tuple[int, int]  # (series_id, ts in µs since the epoch)
 
@@ -18,8 +20,11 @@ class Value(NamedTuple):
     source: str
     instance_id: int
     seq: int
-    row_index: int = -1  # its place in the frame; not stored
     retried: bool = False  # off a dead letter: its seq says nothing of when it was received; not stored
+
+    @classmethod
+    def of(cls, row: Row, instance_id: int, *, retried: bool) -> Value:
+        return cls(row.value, row.published_us, row.received_us, row.source, instance_id, row.seq, retried)
 
     def later_than(self, other: Value) -> bool:
         """Within an instance what came off the socket is ordered by seq: its clock may have been set back.
@@ -63,30 +68,37 @@ class Record:
 
 
 class Folded(NamedTuple):
-    """A batch's rows by key: the first value of each, those that followed, and the keys whose values differ."""
+    """A batch's rows by key: the first of each, those that followed, and the keys whose values differ."""
 
-    first: dict[SampleKey, Value]
-    more: dict[SampleKey, list[Value]]
+    first: dict[SampleKey, Row]
+    more: dict[SampleKey, list[Row]]
     restated: set[SampleKey]
+
+    def of(self, key: SampleKey) -> list[Row]:
+        """All rows of a key, in seq order."""
+        return [self.first[key], *self.more.get(key, ())]
 
     def repeated(self, keys: Iterable[SampleKey], disputed: Set[SampleKey]) -> int:
         """How many values of ``keys`` say once more what the first one said."""
         return sum(len(self.more[key]) for key in keys if key in self.more and key not in disputed)
 
 
-def fold(rows: list[tuple[SampleKey, Value]]) -> Folded:
-    """Bring a batch's rows together by key, in seq order.
+def fold(keys: Sequence[SampleKey], rows: Sequence[Row]) -> Folded:
+    """Bring a batch's rows together by their keys, in seq order.
 
     A repetition is kept as well: it may be later than what another instance said after the first.
     """
-    first: dict[SampleKey, Value] = {}
-    more: dict[SampleKey, list[Value]] = {}
+    first = dict(zip(keys, rows, strict=True))
+    more: dict[SampleKey, list[Row]] = {}
     restated: set[SampleKey] = set()
-    for key, value in rows:
-        known = first.setdefault(key, value)
-        if known is value:
+    if len(first) == len(rows):  # as nearly always, once what is known was left out
+        return Folded(first, more, restated)
+    first.clear()
+    for key, row in zip(keys, rows, strict=True):
+        known = first.setdefault(key, row)
+        if known is row:
             continue
-        more.setdefault(key, []).append(value)
-        if known.value != value.value:
+        more.setdefault(key, []).append(row)
+        if known.value != row.value:
             restated.add(key)
     return Folded(first, more, restated)

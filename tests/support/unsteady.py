@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import psycopg
 from sqlalchemy import Engine
 
+from ingestor.pipeline.assemble import Assembly
+from ingestor.pipeline.entry import Entry
+from ingestor.pipeline.known import KnownValues
 from ingestor.pipeline.writer import Writer
 
 
@@ -39,7 +42,35 @@ class Unsteady:
 
 
 class HastyWriter(Writer):
-    """Does not wait between two tries."""
+    """Does not wait between two tries. Remembers what it knew when it began each batch, and nothing if all was sent."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.believed: dict[int, dict[tuple[str, int], float]] = {}  # by the batch's first seq: (ticker, ts) → value
 
     def _pause(self, seconds: float) -> None:
         pass
+
+    def _assembled(self, entries: Sequence[Entry], known: KnownValues | None) -> Assembly:
+        if known is None:
+            self.believed[entries[0][0]] = {}
+        return super()._assembled(entries, known)
+
+    def _begun(self, after: int) -> Assembly:
+        self.believed[after + 1] = contents(self._known)
+        return super()._begun(after)
+
+    @property
+    def knows(self) -> dict[tuple[str, int], float]:
+        """Of what is committed."""
+        return contents(self._known) if self._ahead is None else self.believed[self._ahead.batch.first_seq]
+
+
+def contents(known: KnownValues) -> dict[tuple[str, int], float]:
+    """What it says last of each ticker and ts: of the two generations the younger counts."""
+    return {
+        (series[2], ts_us): value
+        for generation in (known._old, known._young)
+        for series, values in generation.items()
+        for ts_us, value in values.items()
+    }

@@ -24,9 +24,7 @@ from ingestor.errors import SpoolFailed
 from ingestor.pipeline import ballast
 from ingestor.pipeline.batch import BatchPolicy
 from ingestor.pipeline.entry import Frame, Source
-from ingestor.pipeline.known import KnownValues
 from ingestor.pipeline.spool import Spool
-from ingestor.pipeline.writer import Writer
 from ingestor.store import schema
 from ingestor.store.audit import audit
 from ingestor.store.database import Database, Instance
@@ -100,7 +98,7 @@ class Daemon:
         self.writer = self._begun()
         self.before = self.writer  # of the run before this one
 
-    def _begun(self) -> Writer:
+    def _begun(self) -> HastyWriter:
         instance = Instance(spool_id=self.spool.spool_id, name=self._name, version="", config_sha256="", started_us=T0)
         policy = BatchPolicy(max_rows=6, max_wait_seconds=0)
         writer = HastyWriter(self.spool, Database(self._engine), decoder(), policy, instance, prepare=lambda: None)
@@ -242,13 +240,14 @@ class TwoDaemons(Counted):
         if written != "nothing":
             self._write(daemon, daemon.writer if written == "by the new run" else daemon.before)
 
-    def _write(self, daemon: Daemon, writer: Writer) -> None:
-        known = _contents(writer._known)
+    def _write(self, daemon: Daemon, writer: HastyWriter) -> None:
         writer.step()
         instance = writer._database.instance_id
         committed = self._one(f"SELECT position FROM instances WHERE instance_id = {instance}")
         assert writer.status.position == committed >= daemon.written
+        known: dict[Key, float] = {}
         for seq in range(daemon.written + 1, committed + 1):
+            known = dict(writer.believed.get(seq, known))
             if seq in daemon.told:
                 self._account(instance, seq, daemon.told[seq], known)
         daemon.written = committed
@@ -300,7 +299,7 @@ class TwoDaemons(Counted):
         for daemon in self._daemons:
             if daemon.writer.status.position != daemon.written:
                 continue  # another run of it has committed since: it will notice, and forget
-            for key, value in _contents(daemon.writer._known).items():
+            for key, value in daemon.writer.knows.items():
                 current = self._books.current[key]
                 assert current.value == value or current.instance != daemon.writer._database.instance_id
 
@@ -318,16 +317,6 @@ class TwoDaemons(Counted):
 
 def _unexpected(failure: SpoolFailed) -> None:
     raise failure
-
-
-def _contents(known: KnownValues) -> dict[Key, float]:
-    """What it surely knows: of the two generations the younger counts."""
-    return {
-        (series[2], ts_us): value
-        for generation in (known._old, known._young)
-        for series, values in generation.items()
-        for ts_us, value in values.items()
-    }
 
 
 class OnSqlite(TwoDaemons):

@@ -161,7 +161,7 @@ def test_a_batch_that_is_written_again_counts_what_is_too_old_once() -> None:
     assembly.add((1, frame([LONG_AGO_ROW, row()])))
     for _ in range(2):
         assembly.batch.expire(T0)
-        assert (len(assembly.batch.rows), assembly.batch.expired_rows, assembly.batch.row_count) == (1, 1, 2)
+        assert (len(assembly.batch.rows), len(assembly.batch.expired), assembly.batch.row_count) == (1, 1, 2)
 
 
 async def test_retention_that_fails_stops_nobody_and_works_once_it_can(

@@ -4,9 +4,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ingestor.store.batch import Row
 from ingestor.store.values import Record, Value, fold
 
 A, B = 1, 2  # instances
+SERIES = ("crowd-sentiment", "crowd_sentiment", "AAPL", "")
 
 
 def value(
@@ -79,7 +81,9 @@ def test_whatever_the_order_of_arrival_the_latest_is_current_and_no_number_is_fo
 def test_folding_brings_the_values_of_a_key_together_and_says_which_differ() -> None:
     key, steady = (1, 60), (2, 60)
     given = [(key, 1.0), (key, 1.0), (key, 2.0), (key, 1.0), (steady, 7.0), (steady, 7.0), ((3, 60), 7.0)]
-    folded = fold([(of, value(number)) for of, number in given])
+    folded = fold(
+        [of for of, _ in given], [Row(SERIES, of[1], number, None, 0, "stream", 1, 0) for of, number in given]
+    )
     assert {k: v.value for k, v in folded.first.items()} == {key: 1.0, steady: 7.0, (3, 60): 7.0}
     assert {k: [v.value for v in more] for k, more in folded.more.items()} == {key: [1.0, 2.0, 1.0], steady: [7.0]}
     assert folded.restated == {key}
