@@ -20,7 +20,7 @@ class Assembly:
     ) -> None:
         self.batch = Batch(first_seq=first_seq, last_seq=first_seq - 1)
         self.entries: list[Entry] = []
-        self.units = 0  # rows and entries: what bounds a batch
+        self.units = 0  # rows, and entries that have none: what bounds a batch
         self.size_bytes = 0  # of raw text, the other bound
         self.unknown_fields: set[tuple[str, str]] = set()  # (feed, field)
         self.skews_us: dict[str, int] = {}  # feed → its last envelope's stamp, less its receipt
@@ -74,7 +74,7 @@ class Assembly:
                 self.skews_us[decoded.feed] = published_us - received_us
         if decoded.unknown_fields:
             self.unknown_fields.update((decoded.feed, name) for name in decoded.unknown_fields)
-        self.units += 1 + len(news)
+        self.units += len(news) or 1
         self.size_bytes += len(frame.text)
 
     def _bury(self, seq: int, frame: Frame, decoded: Decoded) -> DeadRow | None:
@@ -115,7 +115,7 @@ class Assembly:
             reason = storable(str(fact.detail.get("reason", "")))
             named = [self._subscription(key) for key in fact.subscriptions]
             batch.transitions.append(Transition(seq, since_us, fact.state, reason, named, fact.others))
-        self.units += 1 + len(fact.subscriptions)
+        self.units += len(fact.subscriptions) or 1
 
     def _subscription(self, key: SubscriptionKey) -> Subscription:
         path, method, params = key

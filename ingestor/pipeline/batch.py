@@ -16,6 +16,10 @@ class BatchPolicy:
     def full(self, *, rows: int, size_bytes: int) -> bool:
         return rows >= self.max_rows or size_bytes >= self.max_bytes
 
+    def missing(self, *, rows: int, entries: int) -> int:
+        """How many more entries would make it full, if they are like those in it: nobody need wake for fewer."""
+        return max((self.max_rows - rows) * entries // rows, 1) if rows else 1
+
     def patience_seconds(self, *, rows: int, age_seconds: float, idle_seconds: float) -> float:
         """How long to wait for another entry: for company if something waits already, else ``idle_seconds``."""
         return max(self.max_wait_seconds - age_seconds, 0.0) if rows else idle_seconds

@@ -87,6 +87,7 @@ class Spool:
         self._queue: SimpleQueue[_Work] = SimpleQueue()
         self._progress = asyncio.Event()  # replaced at each sync: wakes all who wait for it
         self._arrived = threading.Condition()
+        self._wanted = 0  # the seq that whoever waits there waits for
         self._woken = False
         self._thread = threading.Thread(target=self._run, name="spool", daemon=True)
         self._closing = threading.Event()
@@ -240,7 +241,8 @@ class Spool:
         with self._arrived:
             self.synced = self._file.head.next_seq - 1
             self.spool_id = self._file.head.spool_id
-            self._arrived.notify_all()
+            if names or self.synced >= self._wanted:
+                self._arrived.notify_all()
         self._loop.call_soon_threadsafe(self._synced, sum(chunk.size for chunk in chunks))
         return None not in work
 
@@ -287,10 +289,11 @@ class Spool:
 
     # -- the writer's side
 
-    def wait(self, after: int, timeout_seconds: float) -> bool:
-        """Block until an entry past ``after`` is durable, the time is up, or ``wake``. Say whether there is one."""
+    def wait(self, after: int, timeout_seconds: float, company: int = 1) -> bool:
+        """Block until so many entries past ``after`` are durable, the time is up, or ``wake``. Whether there is one."""
         with self._arrived:
-            self._arrived.wait_for(lambda: self._woken or self.synced > after, timeout_seconds)
+            self._wanted = after + company
+            self._arrived.wait_for(lambda: self._woken or self.synced >= self._wanted, timeout_seconds)
             self._woken = False
             return self.synced > after
 

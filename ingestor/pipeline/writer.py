@@ -179,7 +179,8 @@ class Writer:
         """Entries until the batch is due: full, or its oldest has waited long enough."""
         assembly, self._ahead = self._ahead or self._begun(self.status.position), None
         while not (self._full(assembly) or (assembly.units and self._hurried)):
-            if not self._refill(assembly.batch.last_seq, self._patience(assembly)):
+            missing = self._policy.missing(rows=assembly.units, entries=len(assembly.entries))
+            if not self._refill(assembly.batch.last_seq, self._patience(assembly), missing):
                 break
             if not assembly.units:
                 self.status.oldest_us = _received_us(self._waiting[0])
@@ -211,8 +212,9 @@ class Writer:
     def _hurried(self) -> bool:
         return self._stop.is_set() or self._draining.is_set()
 
-    def _refill(self, after: int, patience_seconds: float) -> bool:
-        if not self._waiting and self._spool.wait(after, patience_seconds):
+    def _refill(self, after: int, patience_seconds: float, company: int = 1) -> bool:
+        """Whether anything is waiting past entry ``after``. If not yet, wait for so much ``company``, or the time."""
+        if not self._waiting and self._spool.wait(after, patience_seconds, company):
             entries = self._spool.read(after, max_entries=self._policy.max_rows)
             if [seq for seq, _ in entries] != list(range(after + 1, after + 1 + len(entries))) or not entries:
                 raise SpoolUnreadable(f"spool entries after {after}: some are missing, the disk lost them")

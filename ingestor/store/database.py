@@ -122,11 +122,25 @@ class Database:
         ids, refusals = self._intern_series({row[0] for row in batch.rows})
         if refusals and batch.known_rows:
             raise RepeatsNeeded("the database refuses the name of a series")
-        names = {id_: series for series, id_ in ids.items()}
         subscriptions = self._intern_subscriptions(batch)
+        try:
+            return self._write(batch, ids, refusals, subscriptions, careful=False)
+        except BatchRejected:
+            return self._write(batch, ids, refusals, subscriptions, careful=True)
+
+    def _write(
+        self,
+        batch: Batch,
+        ids: dict[SeriesKey, int],
+        refusals: dict[SeriesKey, str],
+        subscriptions: dict[Subscription, int],
+        *,
+        careful: bool,
+    ) -> Written:
+        names = {id_: series for series, id_ in ids.items()}
         with transaction(self._engine) as connection:
             self._advance(connection, batch)
-            tally = self._write_rows(connection, batch, ids, names)
+            tally = self._write_rows(connection, batch, ids, careful=careful)
             letters = batch.dead + _by_row(tally.dead + _unnamed(batch.rows, refusals))
             written = _outcome(batch, tally, letters, names, refusals)
             self._write_journal(connection, batch, letters, subscriptions, written)
@@ -141,7 +155,7 @@ class Database:
         names = {id_: series for series, id_ in ids.items()}
         with transaction(self._engine) as connection:
             self._advance(connection, batch, gapless=False)
-            tally = self._write_rows(connection, batch, ids, names)
+            tally = self._write_rows(connection, batch, ids, careful=True)
         letters = batch.dead + _by_row(tally.dead + _unnamed(batch.rows, refusals))
         return _outcome(batch, tally, letters, names, refusals)
 
@@ -170,13 +184,14 @@ class Database:
         if moved.rowcount != 1:
             raise PositionMoved(f"entries {batch.first_seq} to {batch.last_seq} were written already")
 
-    def _write_rows(
-        self, connection: Connection, batch: Batch, ids: dict[SeriesKey, int], names: dict[int, SeriesKey]
-    ) -> _Tally:
+    def _write_rows(self, connection: Connection, batch: Batch, ids: dict[SeriesKey, int], *, careful: bool) -> _Tally:
+        """Write what is new and settle the rest. Unless ``careful``, one row that is refused fails the whole batch."""
         rows = [row for row in batch.rows if row.series in ids]
         folded = fold([(ids[row[0]], row[1]) for row in rows], rows)
         tally = _Tally(batch.known_rows > 0)
         keys = sorted(folded.first)  # two daemons that take locks in different order would deadlock
+        if not careful and keys:
+            return self._place_all(connection, folded, keys, batch.retries, partial=tally.partial)
         self._place(connection, folded, keys, tally, batch.retries)
         return tally
 

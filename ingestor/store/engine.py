@@ -6,6 +6,7 @@ import os
 import socket
 import sqlite3
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -97,23 +98,54 @@ def transaction(engine: Engine) -> Iterator[Connection]:
 
     Where a server does not answer for long, the connection is cut, as if the server had gone.
     """
-    with translated(), engine.connect() as connection:
-        patience = threading.Timer(HANG_SECONDS, _cut, [connection.connection.driver_connection])
-        patience.daemon = True
-        patience.start()
+    with translated(), engine.connect() as connection, _patience.with_it(connection), connection.begin():
+        yield connection
+
+
+class _Patience:
+    """Cuts connections that are in one transaction for ``HANG_SECONDS``. One thread looks after them all, since to
+    start one for each transaction takes longer than most transactions.
+    """
+
+    def __init__(self) -> None:
+        self._since: dict[Any, float] = {}  # the driver's connection → time.monotonic()
+        self._lock = threading.Lock()
+        self._thread: threading.Thread | None = None
+
+    @contextmanager
+    def with_it(self, connection: Connection) -> Iterator[None]:
+        line = connection.connection.driver_connection
+        if isinstance(line, sqlite3.Connection):  # there is no server
+            yield
+            return
+        with self._lock:
+            self._since[line] = time.monotonic()
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="patience", daemon=True)
+                self._thread.start()
         try:
-            with connection.begin():
-                yield connection
+            yield
         finally:
-            patience.cancel()
+            with self._lock:
+                self._since.pop(line, None)
+
+    def _run(self) -> None:
+        while True:
+            time.sleep(min(HANG_SECONDS / 20, 1.0))
+            late = time.monotonic() - HANG_SECONDS
+            with self._lock:  # a transaction that ends now waits for this, and is not cut in the midst of the next one
+                for line in [line for line, since in self._since.items() if since < late]:
+                    _cut(line)
 
 
-def _cut(driver_connection: Any) -> None:
-    """In a thread of its own: whoever waits for this connection hears that it has ended."""
-    if isinstance(driver_connection, sqlite3.Connection) or driver_connection.closed:
-        return  # there is no server; or it was done at the last moment
-    with socket.socket(fileno=os.dup(driver_connection.fileno())) as line:
-        line.shutdown(socket.SHUT_RDWR)
+def _cut(line: Any) -> None:
+    """Whoever waits for this connection hears that it has ended."""
+    if not line.closed:
+        with socket.socket(fileno=os.dup(line.fileno())) as socket_:
+            socket_.shutdown(socket.SHUT_RDWR)
+
+
+_patience = _Patience()
 
 
 @contextmanager

@@ -25,3 +25,16 @@ def test_a_batch_is_full_by_rows_or_by_bytes(rows: int, size_bytes: int, full: b
 )
 def test_an_entry_waits_for_company_no_longer_than_allowed(rows: int, age_seconds: float, patience: float) -> None:
     assert POLICY.patience_seconds(rows=rows, age_seconds=age_seconds, idle_seconds=1.0) == patience
+
+
+@pytest.mark.parametrize(
+    ("rows", "entries", "missing"),
+    [
+        pytest.param(0, 0, 1, id="nothing yet: the first one begins it"),
+        pytest.param(20, 20, 80, id="a row each"),
+        pytest.param(60, 2, 1, id="thirty rows each"),
+        pytest.param(40, 400, 600, id="hardly any row is new"),
+    ],
+)
+def test_a_batch_is_waited_for_by_what_is_in_it(rows: int, entries: int, missing: int) -> None:
+    assert POLICY.missing(rows=rows, entries=entries) == missing
