@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ingestor.cli.output import ConfigOption, Output, OutputOption, load_config, print_as, safe
+from ingestor.cli.output import MOMENT, ConfigOption, Output, OutputOption, load_config, moment, print_as, safe
 from ingestor.redaction import redactor
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ INTERRUPTED = 130
 
 def coverage(
     ticker: Annotated[str, typer.Option(help="Only what brings this ticker.")] = "",
-    since: Annotated[str, typer.Option(help="A duration, as 7d, or a time: 2026-01-01, UTC.")] = "24h",
+    since: Annotated[str, typer.Option(help=MOMENT)] = "24h",
     config: ConfigOption = None,
     output: OutputOption = Output.TEXT,
 ) -> None:
@@ -50,7 +50,7 @@ def coverage(
 
     loaded = load_config(config)
     now = datetime.now(UTC)
-    start = _since(since, now)
+    start = moment(since, now, "--since")
     with opened(loaded.database.url.get_secret_value()) as engine:
         found, last_day = _listening(engine, ticker, start, now)
         repairs = unfinished(engine, ticker)
@@ -77,20 +77,6 @@ def _listening(engine: Engine, ticker: str, start: datetime, now: datetime) -> t
 
     found = listening(engine, start, now, ticker)
     return found, found if now - start == STRIP_TIME else listening(engine, now - STRIP_TIME, now, ticker)
-
-
-def _since(text: str, now: datetime) -> datetime:
-    from ingestor.config.units import parse_duration
-
-    try:
-        return now - timedelta(seconds=parse_duration(text))
-    except (ValueError, OverflowError):
-        pass  # not a duration: a time, then
-    try:
-        at = datetime.fromisoformat(text)
-    except ValueError:
-        raise typer.BadParameter(f'--since: "{text}" is neither a duration (7d) nor a time (2026-01-01)') from None
-    return at if at.tzinfo else at.replace(tzinfo=UTC)
 
 
 def strip(one: Listening, end: datetime) -> str:
@@ -189,7 +175,7 @@ def _rendered(table: Table, notes: Sequence[str]) -> str:
 
 def backfill(
     ticker: Annotated[str, typer.Option(help="Whose past.")],
-    since: Annotated[str, typer.Option("--from", help="2026-01-01, or with a time: 2026-01-01T14:30, UTC.")],
+    since: Annotated[str, typer.Option("--from", help=MOMENT)],
     until: Annotated[str, typer.Option("--to", help="Up to then, not included; at the latest today, 00:00 UTC.")],
     path: Annotated[str | None, typer.Option(help="Of this endpoint; default: of all that are subscribed to.")] = None,
     config: ConfigOption = None,
@@ -197,7 +183,8 @@ def backfill(
 ) -> None:
     """Ask the provider for past days and write them: by the daemon if one runs. May be repeated and interrupted."""
     loaded = load_config(config)
-    wishes = _wishes(loaded, ticker, path, _moment("--from", since), _moment("--to", until))
+    now = datetime.now(UTC)
+    wishes = _wishes(loaded, ticker, path, moment(since, now, "--from"), moment(until, now, "--to"))
     _estimate(wishes)
     try:
         repairs = _backfill(loaded, wishes)
@@ -216,14 +203,6 @@ def _wishes(config: Config, ticker: str, path: str | None, start: datetime, end:
         return manual.wishes(config.subscriptions, ticker, path, start, end, datetime.now(UTC))
     except ValueError as error:
         raise typer.BadParameter(str(error)) from None
-
-
-def _moment(name: str, text: str) -> datetime:
-    try:
-        at = datetime.fromisoformat(text)
-    except ValueError:
-        raise typer.BadParameter(f'{name}: "{text}" is not a time; write 2026-01-01 or 2026-01-01T14:30') from None
-    return at if at.tzinfo else at.replace(tzinfo=UTC)
 
 
 def _estimate(wishes: Sequence[Wish]) -> None:
@@ -309,7 +288,8 @@ def _questions_left(repair: Repair) -> int:
 
 def _told(one: Repair) -> str:
     outcome = f"{one.new_rows:,} new rows" if one.state == "done" else one.error or f"waits, {one.kind}"
-    return safe(f"{one.state}: {one.path} {one.ticker} {one.from_ts:%Y-%m-%d} to {one.to_ts:%Y-%m-%d}: {outcome}")
+    name = f"{one.path} {one.ticker or one.params}"
+    return safe(f"{one.state}: {name} {one.from_ts:%Y-%m-%d %H:%M} to {one.to_ts:%Y-%m-%d %H:%M}: {outcome}")
 
 
 def _summary(one: Repair) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import select
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -40,6 +40,24 @@ ConfigOption = Annotated[
     ),
 ]
 OutputOption = Annotated[Output, typer.Option("--output", help="For people, or for programs.")]
+
+MOMENT = "A duration before now, as 7d, or a time in UTC, as 2026-01-31 or 2026-01-31T14:05."
+
+
+def moment(text: str, now: datetime, option: str) -> datetime:
+    """What ``MOMENT`` says, UTC. A time may have another zone, if it names it."""
+    from ingestor.config.units import parse_duration
+
+    try:
+        return now - timedelta(seconds=parse_duration(text))
+    except (ValueError, OverflowError):
+        pass  # a time, then
+    try:
+        at = datetime.fromisoformat(text)
+        return at.astimezone(UTC) if at.tzinfo else at.replace(tzinfo=UTC)
+    except (ValueError, OverflowError):
+        message = f'"{text}" is neither a duration (7d) nor a time (2026-01-31T14:05)'
+        raise typer.BadParameter(message, param_hint=option) from None
 
 
 def say(text: str) -> None:

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import asdict
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from enum import StrEnum
 from functools import partial
 from pathlib import Path
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, BinaryIO
 
 import typer
 
-from ingestor.cli.output import ConfigOption, Output, OutputOption, load_config, print_as, say
+from ingestor.cli.output import MOMENT, ConfigOption, Output, OutputOption, load_config, moment, print_as, say
 from ingestor.errors import FileFailed
 from ingestor.redaction import redactor
 
@@ -33,9 +33,6 @@ class ExportFormat(StrEnum):
     CSV = "csv"
     JSONL = "jsonl"
     PARQUET = "parquet"
-
-
-MOMENT = "A duration before now, as 7d, or a time in UTC, as 2026-01-31 or 2026-01-31T14:05."
 
 
 def export(
@@ -59,8 +56,8 @@ def export(
     wanted = Wanted(
         feed=feed,
         tickers=tuple(ticker or ()),
-        since=moment(since, now) if since else None,
-        until=moment(until, now) if until else None,
+        since=moment(since, now, "--since") if since else None,
+        until=moment(until, now, "--until") if until else None,
     )
     with opened(load_config(config).database.url.get_secret_value()) as engine:
         _refuse_unknown(engine, feed)
@@ -92,8 +89,8 @@ def replay(
     now = datetime.now(UTC)
     url, target_url = load_config(config).database.url.get_secret_value(), _database_url(into)
     with opened(url) as source, replaying.opened_beside(source, target_url) as target:
-        start = moment(since, now) if since else replays.beginning(source) or now
-        end = moment(until, now) if until else now
+        start = moment(since, now, "--from") if since else replays.beginning(source) or now
+        end = moment(until, now, "--to") if until else now
         try:
             work = replaying.Replay(source, target, replays.ranges(source, start, end))
         except ValueError as error:
@@ -137,21 +134,6 @@ def _replayed(done: Replayed, kept: Contents, made: Contents) -> str:
 
 def _described(one: Contents) -> str:
     return f"{one.values:,} values and {one.others:,} revisions, sha256 {one.sha256}"
-
-
-def moment(text: str, now: datetime) -> datetime:
-    """``7d`` before now, or a time, which is UTC where it does not say so."""
-    from ingestor.config.units import parse_duration
-
-    try:
-        return now - timedelta(seconds=parse_duration(text))
-    except (ValueError, OverflowError):
-        pass  # a time, then
-    try:
-        at = datetime.fromisoformat(text)
-    except ValueError:
-        raise typer.BadParameter(f'"{text}" is neither a duration (7d) nor a time (2026-01-31T14:05)') from None
-    return at.astimezone(UTC) if at.tzinfo else at.replace(tzinfo=UTC)
 
 
 def _refuse_unknown(engine: Engine, feed: str) -> None:

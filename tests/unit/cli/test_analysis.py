@@ -2,9 +2,6 @@ from __future__ import annotations
 
 from datetime import timedelta
 
-import pytest
-import typer
-
 from ingestor.cli import analysis
 from ingestor.store.listening import Listening, Span
 from tests.support.healing import at, repair
@@ -23,25 +20,12 @@ def test_the_strip_has_a_shape_for_each_half_hour() -> None:
     assert strip == "··" + "██" + "▄x" + "xx" + "·" * 40
 
 
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [("24h", at(5)), ("1h30m", at(5, 22, 30)), ("2026-01-02", at(2)), ("2026-01-02T10:00+02:00", at(2, 8))],
-)
-def test_since_is_a_duration_or_a_time(text: str, expected: object) -> None:
-    assert analysis._since(text, END) == expected
-
-
-def test_since_that_is_neither_says_what_to_write() -> None:
-    with pytest.raises(typer.BadParameter, match=r'"yesterday" is neither a duration \(7d\) nor a time'):
-        analysis._since("yesterday", END)
-
-
 def test_of_many_repairs_the_newest_are_told_and_how_many_more_there_are() -> None:
     failed = repair(at(5, 10), at(5, 11), state="failed", error="no\x1b[2J")
     waiting = repair(at(4, 10), at(4, 11))
     assert analysis._unfinished([failed, waiting]) == [
-        "failed: /real-time/crowd-sentiment AAPL 2026-01-05 to 2026-01-05: no\\u001b[2J",
-        "open: /real-time/crowd-sentiment AAPL 2026-01-04 to 2026-01-04: waits, historical",
+        "failed: /real-time/crowd-sentiment AAPL 2026-01-05 10:00 to 2026-01-05 11:00: no\\u001b[2J",
+        "open: /real-time/crowd-sentiment AAPL 2026-01-04 10:00 to 2026-01-04 11:00: waits, historical",
     ]
     assert analysis._unfinished([failed] * 1000)[20:] == [
         "and 980 more repairs are under way or have failed; --output json has them"

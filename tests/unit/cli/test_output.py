@@ -3,9 +3,11 @@ from __future__ import annotations
 import json
 
 import pytest
+import typer
 
-from ingestor.cli.output import as_json, safe, say
+from ingestor.cli.output import as_json, moment, safe, say
 from ingestor.redaction import redactor
+from tests.support.healing import at
 
 HOSTILE = "\x1b[2J\x9b31mhacked\nfake line\u202e\x7f"
 
@@ -40,3 +42,17 @@ def test_nothing_is_said_with_a_secret_in_it(capsys: pytest.CaptureFixture[str])
     finally:
         redactor.forget("hunter2secret")
     assert capsys.readouterr().out == "the password is ***\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("24h", at(5)), ("1h30m", at(5, 22, 30)), ("2026-01-02", at(2)), ("2026-01-02T10:00+02:00", at(2, 8))],
+)
+def test_a_moment_is_a_duration_before_now_or_a_time(text: str, expected: object) -> None:
+    assert moment(text, at(6), "--since") == expected
+
+
+@pytest.mark.parametrize("text", ["yesterday", "0001-01-01T00:00+14:00", "9" * 400 + "d"])
+def test_what_is_neither_says_what_to_write(text: str) -> None:
+    with pytest.raises(typer.BadParameter, match=r'" is neither a duration \(7d\) nor a time'):
+        moment(text, at(6), "--since")
