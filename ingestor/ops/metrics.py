@@ -38,6 +38,7 @@ class Metrics:
         self._provider_errors = self._counter(
             "provider_errors", "Error events from the provider", "event", PROVIDER_EVENTS
         )
+        self._repairs = self._counter("repairs", "Gaps whose repair has ended", "outcome", ("done", "failed"))
         self._uncaught = Counter("ingestor_uncaught_errors", "Errors that no task caught", registry=self.registry)
         self._batch_seconds = Histogram(
             "ingestor_batch_seconds",
@@ -54,6 +55,10 @@ class Metrics:
             case "provider_error":
                 count = 1 + fact.detail.get("suppressed", 0)
                 self._provider_errors.labels(_bounded(fact.detail.get("event"), PROVIDER_EVENTS)).inc(count)
+            case "repaired":
+                self._repairs.labels("done").inc()
+            case "repair_failed":
+                self._repairs.labels("failed").inc()
 
     def batch(self, seconds: float) -> None:
         """A batch was committed. May be called from the writer's thread."""

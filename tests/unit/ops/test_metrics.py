@@ -36,6 +36,7 @@ EVERY_NAME = [
     "ingestor_subscriptions",
     "ingestor_reconnects_total",
     "ingestor_provider_errors_total",
+    "ingestor_repairs_total",
     "ingestor_logins_total",
     "ingestor_token_expires_timestamp_seconds",
     "ingestor_database_up",
@@ -149,6 +150,8 @@ def test_without_a_token_there_is_no_expiry() -> None:
             {"event": "other"},
             id="an event that would add a label",
         ),
+        pytest.param(Fact("repaired", 0, {}), "ingestor_repairs_total", {"outcome": "done"}, id="a gap repaired"),
+        pytest.param(Fact("repair_failed", 0, {}), "ingestor_repairs_total", {"outcome": "failed"}, id="or not"),
     ],
 )
 def test_a_fact_counts_once_under_its_label(fact: Fact, name: str, labels: dict[str, str]) -> None:
