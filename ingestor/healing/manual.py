@@ -7,6 +7,7 @@ from dataclasses import asdict
 from datetime import datetime
 from typing import Any
 
+from ingestor.config import values
 from ingestor.config.model import Subscription, canonical
 from ingestor.healing.plan import chunks, midnight
 from ingestor.provider.catalog import feed_name
@@ -21,6 +22,9 @@ def wishes(
 
     Raises ValueError, a message for the operator.
     """
+    if not ticker:
+        raise ValueError("name a ticker")
+    values.ticker(ticker)
     end = min(end, midnight(now))  # the provider's history ends yesterday
     if start >= end:
         raise ValueError(f"nothing lies between {start:%Y-%m-%d %H:%M} and {end:%Y-%m-%d %H:%M} UTC")
