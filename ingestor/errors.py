@@ -91,6 +91,10 @@ class RestRefused(IngestorError):
         self.status = status
 
 
+class RestTooLong(RestRefused):
+    """The answer is longer than we take. Ask for less at a time."""
+
+
 class DatabaseUnavailable(IngestorError):
     """Nothing is wrong with the rows: connection, lock, disk, restart, timeout. Try the same batch again."""
 

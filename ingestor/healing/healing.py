@@ -12,12 +12,13 @@ import logging
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import CancelledError, Future
-from datetime import UTC, datetime
+from contextlib import closing
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any, TypeVar
 
 from ingestor.config.model import canonical
-from ingestor.errors import DatabaseUnavailable, RestRefused, RestUnavailable, TokenRefused
+from ingestor.errors import DatabaseUnavailable, RestRefused, RestTooLong, RestUnavailable, TokenRefused
 from ingestor.healing import plan, proof, windows
 from ingestor.pipeline.assemble import storable
 from ingestor.pipeline.decode import Decoded, Decoder
@@ -33,7 +34,6 @@ from ingestor.store.repairs import Kind, NotOurs, Repair, Repairs, Wish
 
 GAPS_AT_ONCE = 10_000
 PAGE = 200  # of repairs written together
-DUE_AT_ONCE = 100
 TICKERS = 1_000  # of a subscription without one, that are asked for
 MOST_ATTEMPTS = 20  # in vain, in a row: with the pauses between, more than half a day
 AGAIN = Backoff(first_seconds=60.0, cap_seconds=6 * 3600.0)  # for what was answered and not proven
@@ -86,6 +86,7 @@ class Healing:
         self._awaited: Future[Any] | None = None
         self._look_not_before = 0.0
         self._not_before: dict[int, float] = {}  # repair → boottime of its next try
+        self._longest: dict[int, timedelta] = {}  # repair → of its pieces, where answers were too long
         self._thread = threading.Thread(target=self._run, name="healing", daemon=True)
 
     def start(self) -> None:
@@ -164,10 +165,11 @@ class Healing:
 
     def _next(self) -> Repair | None:
         now = boottime()
-        for repair in store.due(self._read, plan.midnight(_now()), DUE_AT_ONCE):
-            wanted = self.only is None or repair.repair_id in self.only
-            if wanted and self._not_before.get(repair.repair_id, 0.0) <= now:
-                return repair
+        with closing(store.due(self._read, plan.midnight(_now()))) as due:
+            for repair in due:
+                wanted = self.only is None or repair.repair_id in self.only
+                if wanted and self._not_before.get(repair.repair_id, 0.0) <= now:
+                    return repair
         return None
 
     # -- gaps, and what came when we listened again
@@ -225,24 +227,35 @@ class Healing:
         if isinstance(tickers, str):
             self._fail([repair], tickers)
             return
-        steps = plan.left(repair, tickers)
+        steps = plan.left(repair, tickers, self._longest.get(repair.repair_id))
         step, following = next(steps, None), next(steps, None)
+        repaired = [repair, *self._inside(repair)]
         if step is not None:
-            self._ask_step(repair, step)
+            try:
+                self._ask_step(repair, step, max(one.to_ts for one in repaired))
+            except RestTooLong as error:
+                self._ask_for_less(repair, step, error)
+                return
         if step is None or following is None:
-            self._finish([repair, *self._inside(repair)])
+            self._finish(repaired)
         else:
             self._do(partial(self._table.advance, repair_id=repair.repair_id, cursor=step.cursor))
 
-    def _ask_step(self, repair: Repair, step: plan.Step) -> None:
+    def _ask_for_less(self, repair: Repair, step: plan.Step, error: RestTooLong) -> None:
+        """At the next opportunity. What was done in longer pieces stays done."""
+        longest = plan.half(repair.path, step)
+        if longest is None:
+            raise RestRefused(f"{error}, and less than that cannot be asked for", error.status) from None
+        self._longest[repair.repair_id] = longest
+
+    def _ask_step(self, repair: Repair, step: plan.Step, until: datetime) -> None:
         params = repair.asked | ({"ticker": step.ticker} if step.ticker else {})
         question = question_then(repair.path, params, step.start, step.end)
         if question is None:
             raise RestRefused(plan.why_not(repair), 404)
+        held = store.held(self._read, repair.feed, step.ticker, repair.user_id, step.start, step.end)  # without it
         decoded = self._ask(repair, question)
-        names = (repair.feed, step.ticker, repair.user_id)
-        held = 0 if decoded.rows else store.rows_held(self._read, *names, step.start, step.end)
-        if doubt := proof.doubt(decoded, repair, step, rows_held=held):
+        if doubt := proof.doubt(decoded, repair, step, held, until):
             raise Unproven(doubt)
 
     def _tickers(self, repair: Repair) -> list[str] | str:
@@ -334,6 +347,7 @@ class Healing:
             **more,
         }
         self._not_before.pop(repair.repair_id, None)
+        self._longest.pop(repair.repair_id, None)
         self._loop.call_soon_threadsafe(self._record, Fact(kind, wall_us(), detail))
 
     # -- other threads

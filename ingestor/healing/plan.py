@@ -6,13 +6,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
-from ingestor.provider.rest import by_dates, has_history, question_now, span
+from ingestor.provider.rest import DAY, bucket, by_dates, has_history, question_now, span
 from ingestor.store.repairs import Kind, Repair
 
 WINDOW = timedelta(hours=1)  # of a real-time answer, as far as the printed ones tell: 55 to 62 minutes
 REACH = 2 * WINDOW  # so long ago is out of reach of any real-time answer
 PATIENCE = timedelta(minutes=3)  # for the answers that follow a subscription; a calm feed speaks once a minute
-SETTLED = timedelta(days=1)  # after which "not yet" is no excuse any more for a day that is over
+SETTLED = DAY  # after which "not yet" is no excuse any more for a day that is over
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,8 +25,8 @@ class Step:
 
     @property
     def cursor(self) -> str:
-        """Names the step in ``repairs.cursor``; of two steps of a repair, the later has the greater one."""
-        return f"{self.start.astimezone(UTC):%Y-%m-%dT%H:%M:%S.%fZ} {self.ticker}"
+        """For ``repairs.cursor``: of which ticker, and up to when, all is committed."""
+        return f"{self.end.astimezone(UTC):%Y-%m-%dT%H:%M:%S.%fZ} {self.ticker}"
 
 
 def midnight(at: datetime) -> datetime:
@@ -37,7 +37,7 @@ def midnight(at: datetime) -> datetime:
 def day_end(at: datetime) -> datetime:
     """The end of the UTC day that an interval up to ``at`` ends in."""
     start = midnight(at)
-    return start if start == at else start + timedelta(days=1)
+    return start if start == at else start + DAY
 
 
 def next_way(repair: Repair, now: datetime) -> Kind | None:
@@ -71,21 +71,42 @@ def range_of(repair: Repair) -> tuple[datetime, datetime]:
     return start, max(repair.to_ts, min(start + questions * step, day_end(repair.to_ts)))
 
 
-def chunks(path: str, start: datetime, end: datetime) -> Iterator[tuple[datetime, datetime]]:
-    """``start`` to ``end`` in pieces that one question may ask for; of what is asked for by dates, whole days each."""
+def chunks(
+    path: str, start: datetime, end: datetime, longest: timedelta | None = None
+) -> Iterator[tuple[datetime, datetime]]:
+    """``start`` to ``end`` in pieces that one question may ask for; of what is asked for by dates, whole days each.
+
+    ``longest``: none is to be longer, though it may.
+    """
+    piece = min(span(path), longest) if longest else span(path)
     while start < end:
-        stop = min((midnight(start) if by_dates(path) else start) + span(path), end)
+        stop = min((midnight(start) if by_dates(path) else start) + piece, end)
         yield start, stop
         start = stop
 
 
-def steps(repair: Repair, tickers: Sequence[str]) -> Iterator[Step]:
-    """All questions of a repair, in order."""
-    for start, end in chunks(repair.path, *range_of(repair)):
-        for ticker in tickers:
+def half(path: str, step: Step) -> timedelta | None:
+    """How long the pieces are to be where the answer to ``step`` was too long; None if less cannot be asked for."""
+    if by_dates(path):
+        days = -(-(step.end - midnight(step.start)) // DAY)
+        return days // 2 * DAY or None
+    length = (step.end - step.start) / 2
+    return length if length >= bucket(path) else None
+
+
+def steps(repair: Repair, tickers: Sequence[str], longest: timedelta | None = None) -> Iterator[Step]:
+    """All questions of a repair, one ticker after the other."""
+    for ticker in tickers:
+        for start, end in chunks(repair.path, *range_of(repair), longest):
             yield Step(start=start, end=end, ticker=ticker)
 
 
-def left(repair: Repair, tickers: Sequence[str]) -> Iterator[Step]:
-    """Those after the repair's cursor."""
-    return (step for step in steps(repair, tickers) if step.cursor > repair.cursor)
+def left(repair: Repair, tickers: Sequence[str], longest: timedelta | None = None) -> Iterator[Step]:
+    """Those after the repair's cursor, whichever pieces it was in when that was noted."""
+    done = _order(repair.cursor)
+    return (step for step in steps(repair, tickers, longest) if _order(step.cursor) > done)
+
+
+def _order(cursor: str) -> tuple[str, str]:
+    until, _, ticker = cursor.partition(" ")
+    return ticker, until

@@ -4,24 +4,30 @@ A rolling window is whole from its oldest row on, so it must hold a row from the
 sparse, and one that begins later says nothing of the time before it. A row from longer ago than a window reaches is no
 part of one (it was restated, or the provider's clock is another), and proves nothing either.
 History proves the range that it was asked for; an empty list is an answer as well (the feed was quiet), unless we hold
-rows of that range ourselves.
+rows of that range ourselves. One that was cut off proves nothing: it begins or ends within a gap, though we hold rows
+from before or after it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 from ingestor.healing.plan import REACH, Step
 from ingestor.pipeline.decode import Decoded
-from ingestor.store.repairs import Repair
-from ingestor.store.times import microseconds
+from ingestor.store.repairs import Held, Repair
+from ingestor.store.times import microseconds, moment
+
+QUOTED = 200  # characters of what cannot be read
 
 
 def unreadable(decoded: Decoded) -> str | None:
-    """Why an answer is no list of rows; None if it is one."""
-    dead = decoded.dead_frame
-    return f"the answer is no list of rows: {dead.reason}" if dead else None
+    """Why an answer is no list of rows; None if it is one. An error object looks like a single row."""
+    if dead := decoded.dead_frame:
+        return f"the answer is no list of rows: {dead.reason}"
+    if decoded.dead and not decoded.observations:
+        return f"no row of the answer can be read: {decoded.dead[0].reason}, {decoded.dead[0].body[:QUOTED]}"
+    return None
 
 
 def reaches_back(decoded: Decoded, repair: Repair, received_us: int) -> bool:
@@ -30,17 +36,25 @@ def reaches_back(decoded: Decoded, repair: Repair, received_us: int) -> bool:
     return any(oldest <= ts_us <= start for ts_us in _stamps(decoded, repair, repair.ticker))
 
 
-def doubt(decoded: Decoded, repair: Repair, step: Step, *, rows_held: int) -> str | None:
-    """Why an answer does not prove the range that was asked for; None if it does. ``rows_held``: ours of that range."""
+def doubt(decoded: Decoded, repair: Repair, step: Step, held: Held | None, until: datetime) -> str | None:
+    """Why an answer does not prove the range that was asked for, as far as gaps lie in it; None if it does.
+
+    ``held``: ours of that range. ``until``: where the last gap ends that is to be repaired by it.
+    """
     start, end = microseconds(step.start), microseconds(step.end)
     found = list(_stamps(decoded, repair, step.ticker))
-    if any(start <= ts_us < end for ts_us in found):
-        return None
-    if decoded.rows:
-        return f"none of the {decoded.rows} rows of the answer is of what was asked for"
-    if rows_held:
-        return f"the answer is empty, though {rows_held} samples of that time are known"
+    if not any(start <= ts_us < end for ts_us in found):
+        if decoded.rows:
+            return f"none of the {decoded.rows} rows of the answer is of what was asked for"
+        return f"the answer is empty, though samples {_span(held)} are known" if held else None
+    said = Held(moment(min(found)), moment(max(found)))
+    if held and (said.first > max(held.first, repair.from_ts) or said.last < min(held.last, until)):
+        return f"the answer is cut off, its rows are {_span(said)}, though samples {_span(held)} are known"
     return None
+
+
+def _span(held: Held) -> str:
+    return f"from {held.first:%Y-%m-%d %H:%M:%S} to {held.last:%Y-%m-%d %H:%M:%S}"
 
 
 def _stamps(decoded: Decoded, repair: Repair, ticker: str) -> Iterable[int]:

@@ -18,7 +18,7 @@ from urllib.parse import urlencode
 
 from pydantic import SecretStr
 
-from ingestor.errors import RestRefused, RestUnavailable, TokenRefused
+from ingestor.errors import RestRefused, RestTooLong, RestUnavailable, TokenRefused
 from ingestor.provider.answer import Answer, Deadline, Oversized, Unanswered, ask
 from ingestor.provider.backoff import Backoff, chance
 from ingestor.provider.catalog import FEEDS, Feed, base_name
@@ -136,7 +136,8 @@ class Rest:
         """Ask, blocking, up to three minutes. To be called when there is no pause any more.
 
         Raises:
-            RestUnavailable: no answer that can be used, now. RestRefused: there will be none.
+            RestUnavailable: no answer that can be used, now. RestRefused: there will be none; RestTooLong: unless less
+            is asked for.
             TokenRefused: the API key is not accepted (401).
         """
         sent_us = wall_us()
@@ -177,7 +178,7 @@ class Rest:
                 proxy=self._proxy,
             )
         except Oversized as error:
-            raise RestRefused(f"{question.path}: {error}", 200) from None
+            raise RestTooLong(f"{question.path}: {error}", 200) from None
         except Unanswered as error:
             raise RestUnavailable(f"{question.path}: {error}") from None
         finally:

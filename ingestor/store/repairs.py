@@ -7,7 +7,7 @@ thread: a SQLite database has one connection that writes.
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Generator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Literal, NamedTuple, TypeAlias
@@ -23,6 +23,8 @@ LEASE_TIME = timedelta(minutes=5)  # longer than an answer takes; renewed before
 
 Kind = Literal["window", "snapshot", "historical", "manual"]
 State: TypeAlias = Literal["open", "done", "failed"]
+
+DUE_AT_ONCE = 100  # fetched together; nearly always the first one is taken
 
 _FIRST = {"snapshot": 0, "manual": 1, "historical": 2}  # a rolling window waits for nobody
 
@@ -88,6 +90,13 @@ class Resumed(NamedTuple):
     seq: int  # they follow it
 
 
+class Held(NamedTuple):
+    """Of which ts the first and last of some samples are."""
+
+    first: datetime
+    last: datetime
+
+
 class Answer(NamedTuple):
     """A payload, as far as it is needed to read it again."""
 
@@ -105,7 +114,8 @@ class Answer(NamedTuple):
 def unnamed_gaps(engine: Engine, limit: int) -> list[Gap]:
     """Gaps that are over and that no repair names yet, the oldest first. Reads all of coverage.
 
-    A gap inside a repair is named by it: another instance's backlog may have told of a time in the midst of it.
+    One at the end of the wanted time is over if nobody wants it any more. A gap inside a repair is named by it: another
+    instance's backlog may have told of a time in the midst of it.
     """
     gaps, wanted, r = views.gaps.c, views.wanted.c, schema.repairs.c
     named = (
@@ -113,10 +123,14 @@ def unnamed_gaps(engine: Engine, limit: int) -> list[Gap]:
         .where(r.subscription_id == gaps.subscription_id, r.from_ts <= gaps.from_at, r.to_ts >= gaps.to_at)
         .where(or_(r.kind != "manual", r.state != "failed"))
     )
+    c = schema.coverage.c
+    goes_on = select(c.subscription_id).where(
+        c.subscription_id == gaps.subscription_id, c.ended_at.is_(None), c.state != "stopped"
+    )
     query = (
         select(gaps.subscription_id, gaps.from_at, gaps.to_at)
         .join(views.wanted, wanted.subscription_id == gaps.subscription_id)
-        .where(gaps.to_at < wanted.to_at, ~named.exists())
+        .where(or_(gaps.to_at < wanted.to_at, ~goes_on.exists()), ~named.exists())
         .order_by(gaps.from_at)
         .limit(limit)
     )
@@ -150,15 +164,23 @@ def resumed(engine: Engine, limit: int) -> tuple[list[Resumed], list[Repair]]:
     return listening, [repair for repair, instance_id, _ in found if instance_id is None]
 
 
-def due(engine: Engine, midnight: datetime, limit: int) -> list[Repair]:
-    """Open repairs by question, the most urgent first; days are asked for once ``midnight`` has ended them."""
+def due(engine: Engine, midnight: datetime) -> Generator[Repair]:
+    """Open repairs by question, the most urgent first; days are asked for once ``midnight`` has ended them.
+
+    Holds a connection until it is closed. Without a limit: those that wait must not hide the ones behind them.
+    """
     r = schema.repairs.c
     is_due = or_(r.kind.in_(("snapshot", "manual")), and_(r.kind == "historical", r.to_ts <= midnight))
     urgency = case(_FIRST, value=r.kind, else_=9)
     query = _named_repairs().where(r.state == "open", is_due)
-    with translated(), engine.connect() as connection:
-        rows = connection.execute(query.order_by(urgency, r.attempts, r.from_ts, r.repair_id).limit(limit)).all()
-    return [_repair(row) for row in rows]
+    query = query.order_by(urgency, r.attempts, r.from_ts, r.repair_id)
+    with (
+        translated(),
+        engine.connect() as connection,
+        connection.execution_options(yield_per=DUE_AT_ONCE).execute(query) as rows,
+    ):
+        for row in rows:
+            yield _repair(row)
 
 
 def inside(engine: Engine, repair: Repair, end: datetime) -> list[Repair]:
@@ -230,10 +252,13 @@ def tickers(engine: Engine, feed: str, limit: int) -> list[str]:
         return list(connection.execute(query).scalars())
 
 
-def rows_held(engine: Engine, feed: str, ticker: str, user_id: str, start: datetime, end: datetime) -> int:
-    """How many samples of these names are stored with ``start`` ≤ ts < ``end``."""
+def held(engine: Engine, feed: str, ticker: str, user_id: str, start: datetime, end: datetime) -> Held | None:
+    """Of which ts the first and last samples of these names are, with ``start`` ≤ ts < ``end``."""
+    ts = schema.samples.c.ts
+    query = _samples(feed, ticker, user_id, start, end).with_only_columns(func.min(ts), func.max(ts))
     with translated(), engine.connect() as connection:
-        return int(connection.scalar(_count(feed, ticker, user_id, start, end)) or 0)
+        first, last = connection.execute(query).one()
+    return None if first is None else Held(first, last)
 
 
 def rows_brought(engine: Engine, repair: Repair, bucket: timedelta) -> int:
@@ -241,7 +266,7 @@ def rows_brought(engine: Engine, repair: Repair, bucket: timedelta) -> int:
     c = schema.samples.c
     # The bucket that the gap begins in was told of in the gap; what a person asks for begins where they say.
     start = repair.from_ts if repair.kind == "manual" else repair.from_ts - bucket
-    query = _count(repair.feed, repair.ticker, repair.user_id, start, repair.to_ts)
+    query = _samples(repair.feed, repair.ticker, repair.user_id, start, repair.to_ts).with_only_columns(func.count())
     if repair.kind == "window":
         query = query.where(c.source == "stream", c.received_at >= repair.from_ts)
     else:
@@ -250,13 +275,13 @@ def rows_brought(engine: Engine, repair: Repair, bucket: timedelta) -> int:
         return int(connection.scalar(query) or 0)
 
 
-def _count(feed: str, ticker: str, user_id: str, start: datetime, end: datetime) -> Select[Any]:
+def _samples(feed: str, ticker: str, user_id: str, start: datetime, end: datetime) -> Select[Any]:
     n, m = schema.series.c, schema.samples.c
     names = [n.feed == feed]
     names += [n.ticker == ticker] if ticker else []
     names += [n.user_id == user_id] if user_id else []
     ids = select(n.series_id).where(*names)
-    return select(func.count()).where(m.series_id.in_(ids), m.ts >= start, m.ts < end)
+    return select(schema.samples).where(m.series_id.in_(ids), m.ts >= start, m.ts < end)
 
 
 # What is written
@@ -315,6 +340,8 @@ class Repairs:
     def book(self, wishes: Sequence[Wish], now: datetime) -> list[int]:
         """Begin what a person asks for; what failed is begun anew, what is open goes on, what is done stays so.
 
+        A gap that waits for something else is asked for now.
+
         Returns the ids. Asks for no lease: whoever has it does the work.
         """
         r = schema.repairs.c
@@ -326,8 +353,9 @@ class Repairs:
                 connection.execute(_insert(connection, schema.repairs).on_conflict_do_nothing(), [row])
                 named = [r[name] == value for name, value in gap._asdict().items()]
                 again = {"kind": "manual", "state": "open", "cursor": "", "error": "", "attempts": 0}
-                failed = update(schema.repairs).where(*named, r.state == "failed")
-                connection.execute(failed.values(again | {"created_at": now, "finished_at": None}))
+                waits = and_(r.state == "open", r.kind != "manual")
+                begun = update(schema.repairs).where(*named, or_(r.state == "failed", waits))
+                connection.execute(begun.values(again | {"created_at": now, "finished_at": None}))
                 booked.append(connection.execute(select(r.repair_id).where(*named)).scalar_one())
         return booked
 

@@ -7,7 +7,9 @@ import json
 import os
 import random
 import signal
+import sqlite3
 from collections.abc import AsyncIterator, Callable
+from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -151,4 +153,25 @@ async def test_without_a_daemon_what_was_refused_or_interrupted_goes_on_with_the
     async with made.command() as command:
         assert await command.ended() == 0
     assert len(hours.questions) <= QUESTIONS + 1
+    made.assert_whole()
+
+
+async def test_without_a_daemon_it_waits_for_nothing_that_a_daemon_has_left(
+    asked: Callable[[str], Asked], hours: Simulator, sqlite_url: str, tmp_path: Path
+) -> None:
+    made = asked(sqlite_url)
+    hours.rest_fault = Fault(delay_seconds=0.2)
+    async with made.command() as command:
+        await until(lambda: hours.questions)
+        command.kill()
+    hours.rest_fault = None
+    with closing(sqlite3.connect(tmp_path / "ingestor.db")) as database, database:
+        columns = "subscription_id, from_ts, to_ts, kind, state, created_at"
+        database.executemany(
+            f"INSERT INTO repairs ({columns}) VALUES (1, ?, ?, 'snapshot', 'open', ?)",
+            [[f"2026-01-01 00:{minute:02}:{second:02}.000000" for second in (0, 1, 2)] for minute in range(60)]
+            + [[f"2026-01-01 01:{minute:02}:{second:02}.000000" for second in (0, 1, 2)] for minute in range(60)],
+        )
+    async with made.command() as command:
+        assert await command.ended() == 0
     made.assert_whole()

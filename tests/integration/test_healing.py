@@ -282,6 +282,10 @@ FAULTS = {
     "a bad row": (Fault(body=f'[{ROW}, {{"ts": "2026"}}]'), "1 rows of the answer cannot be read: see dead letters"),
     "refused": (Fault(status=403, body='{"message": "Not yours"}'), f"{HISTORY}HTTP 403: Not yours"),
     "unavailable": (Fault(status=500, body="sorry"), f"given up after 2 tries: {HISTORY}HTTP 500"),
+    "an error object": (
+        Fault(body='{"message": "Try again"}'),
+        f'given up after 2 tries: {HISTORY}no row of the answer can be read: no ts, {{"message": "Try again"}}',
+    ),
     "another page": (
         Fault(body="<html>"),
         f"given up after 2 tries: {HISTORY}the answer is no list of rows: not JSON",
@@ -320,6 +324,50 @@ async def test_what_cannot_be_healed_says_why_and_is_done_when_it_is_asked_for_a
         assert {key: held.get(key) for key in everything} == everything
         done = [one for one in repairs(daemon.books) if one["kind"] == "manual"]
         assert [(one["error"], one["new_rows"]) for one in done] == [("", 60)] * len(FAULTS)
+
+
+async def test_an_answer_that_was_cut_off_proves_nothing(
+    world: World, sqlite_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(healing, "MOST_ATTEMPTS", 1)
+    midnight = datetime(2026, 1, 1, tzinfo=UTC)
+    async with world.daemon(sqlite_url, {CROWD: ["AAPL"]}) as daemon:
+        await daemon.live()
+        wanted = load(world.folder / "config.yaml", env={}).subscriptions
+        for hours in (1, 2):
+            wishes = manual.wishes(wanted, "AAPL", None, midnight - hours * HOUR, midnight + hours * HOUR, NOON)
+            await asyncio.to_thread(control.ask, world.folder / "spool", "backfill", wishes=manual.packed(wishes))
+            ended = "SELECT state, error FROM repairs WHERE kind = 'manual' AND state <> 'open' ORDER BY from_ts DESC"
+            found = await until(lambda: daemon.books.rows(ended)[hours - 1 :])  # noqa: B023
+            world.simulator.rest_fault = Fault(body=f"[{ROW}]")
+    assert found[0]["error"] == (
+        "given up after 1 tries: the answer is cut off, its rows are from 2026-01-01 00:00:00 to 2026-01-01 00:00:00,"
+        " though samples from 2025-12-31 23:00:00 to 2026-01-01 00:59:00 are known"
+    )
+
+
+async def test_an_answer_that_is_too_long_is_asked_for_in_smaller_pieces_down_to_a_day(
+    world: World, sqlite_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start, end = datetime(2026, 1, 1, tzinfo=UTC), datetime(2026, 1, 5, tzinfo=UTC)
+    row = len(json.dumps(world.simulator.market.rows(CROWD, {"ticker": "AAPL"}, 0, 0, "text")))
+    monkeypatch.setattr(rest, "MAX_BYTES", 26 * 60 * row)  # of the chart an hour has more
+    async with world.daemon(sqlite_url, {CROWD: ["AAPL"], CHART: ["AAPL"]}) as daemon:
+        await daemon.live()
+        wanted = load(world.folder / "config.yaml", env={}).subscriptions
+        wishes = manual.packed(manual.wishes(wanted, "AAPL", None, start, end, NOON))
+        world.simulator.questions.clear()
+        await asyncio.to_thread(control.ask, world.folder / "spool", "backfill", wishes=wishes)
+        ended = "SELECT state, error, cursor FROM repairs WHERE kind = 'manual' AND state <> 'open' ORDER BY state"
+        done, failed = await until(lambda: (found := daemon.books.rows(ended))[1:] and found)
+        assert (done["state"], failed["state"]) == ("done", "failed")
+        assert failed["error"].endswith(" bytes, and less than that cannot be asked for")
+        everything = world.rows(CROWD, "AAPL", start, end)
+        held = daemon.books.current()
+        assert {key: held.get(key) for key in everything} == everything
+    asked = [one.partition("?")[0].removeprefix("/historical/") for one in world.simulator.questions]
+    assert asked.count("crowd-sentiment") == len(["4 days", "2 days"]) + 4
+    assert asked.count(CHART) == len(["4 days", "2 days", "1 day"])
 
 
 @pytest.mark.postgres

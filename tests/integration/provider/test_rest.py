@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 import pytest
 from pydantic import SecretStr
 
-from ingestor.errors import IngestorError, RestRefused, RestUnavailable, TokenRefused
+from ingestor.errors import IngestorError, RestRefused, RestTooLong, RestUnavailable, TokenRefused
 from ingestor.provider import rest
 from ingestor.provider.rest import Question, Reply, Rest, question_then
 from ingestor.provider.simulator import Simulator
@@ -74,7 +74,7 @@ async def test_what_is_larger_than_a_daemon_can_hold_is_not_read(
 ) -> None:
     monkeypatch.setattr(rest, "MAX_BYTES", 100_000)
     server = await web_server(http(200, "x" * 1_000_000))
-    with pytest.raises(RestRefused, match="longer than 100000 bytes"):
+    with pytest.raises(RestTooLong, match="longer than 100000 bytes"):
         await get(asking(server.url))
 
 

@@ -48,6 +48,16 @@ def test_gaps_that_are_over_and_not_named_are_to_be_repaired(db: Database) -> No
     assert repairs.unnamed_gaps(db.engine, 1) == [FIRST]
 
 
+def test_a_gap_in_which_it_was_taken_out_of_the_config_is_over(db: Database) -> None:
+    db.state(102, 1, "live", "08:00", "09:00")
+    db.state(102, 1, "disconnected", "09:00", "09:30")
+    db.state(102, 1, "stopped", "09:30", None)
+    assert repairs.unnamed_gaps(db.engine, 10) == [FIRST, Gap(102, at("09:00"), at("09:30")), SECOND]
+    db.instance(2, "09:30")
+    db.state(102, 2, "disconnected", "09:10", None)  # another daemon still wants it
+    assert repairs.unnamed_gaps(db.engine, 10) == [FIRST, SECOND]
+
+
 @pytest.mark.parametrize(
     ("kind", "state", "start", "end", "named"),
     [
@@ -84,7 +94,7 @@ def test_the_most_urgent_is_due_first_and_days_once_they_are_over(db: Database) 
     for kind, start, end in made:
         times = {"from_ts": at(start), "to_ts": at(end), "created_at": at("18:00")}
         db.add("repairs", subscription_id=101, kind=kind, state="open", **times)
-    due = repairs.due(db.engine, at("00:00"), 10)
+    due = list(repairs.due(db.engine, at("00:00")))
     assert [(one.kind, one.ticker, one.asked) for one in due] == [
         ("snapshot", "AAPL", {"ticker": "AAPL"}),
         ("manual", "AAPL", {"ticker": "AAPL"}),
@@ -151,7 +161,8 @@ def test_rows_are_counted_that_came_since_and_are_about_the_gaps_time(db: Databa
     assert repairs.rows_brought(db.engine, one, MINUTE) == 2
     table.turn(1, [1], "historical")
     assert repairs.rows_brought(db.engine, repairs.find(db.engine, [1])[0], MINUTE) == 1
-    assert repairs.rows_held(db.engine, names[0], "AAPL", "", at("09:00"), at("09:30")) == 3
+    assert repairs.held(db.engine, names[0], "AAPL", "", at("09:00"), at("09:30")) == (at("09:10"), at("09:12"))
+    assert repairs.held(db.engine, names[0], "AAPL", "", at("09:40"), at("09:50")) is None
     assert repairs.tickers(db.engine, names[0], 10) == ["AAPL", "ON"]
 
 
@@ -177,6 +188,13 @@ def test_what_is_asked_for_by_hand_goes_on_or_begins_anew_but_what_is_done_stays
     assert table.book([ours], at("20:00")) == [1]
     assert repairs.find(db.engine, [1])[0].state == "done"
     assert column(db.engine, "SELECT ticker FROM subscriptions ORDER BY ticker") == ["AAPL", "ON", "TSLA"]
+
+
+def test_a_gap_that_is_asked_for_by_hand_waits_for_nothing_else(db: Database) -> None:
+    table = Repairs(db.engine)
+    table.open(1, [SECOND], at("18:00"))
+    assert table.book([wish("AAPL", '{"ticker":"AAPL"}')], at("19:00")) == [1]
+    assert [(one.kind, one.created_at) for one in repairs.due(db.engine, at("00:00"))] == [("manual", at("19:00"))]
 
 
 def test_what_was_asked_for_repairs_the_gaps_inside_it_as_well(db: Database) -> None:

@@ -61,6 +61,38 @@ def test_steps_go_on_after_the_cursor_of_the_last_one_that_was_done() -> None:
         assert list(plan.left(replace(one, cursor=step.cursor), ["AAPL", "ON", "TSLA"])) == every[number + 1 :]
 
 
+def test_what_is_left_is_left_in_pieces_of_any_length() -> None:
+    one, tickers = repair(at(1), at(20), kind="manual", ticker=""), ["AAPL", "ON"]
+    for done_in, go_on_in in ((None, timedelta(days=2)), (timedelta(days=2), None)):
+        every = list(plan.steps(one, tickers, done_in))
+        for number, step in enumerate(every):
+            rest = list(plan.left(replace(one, cursor=step.cursor), tickers, go_on_in))
+            asked = [*every[: number + 1], *rest]
+            for ticker in tickers:
+                reached = at(1)
+                for start, end in sorted((each.start, each.end) for each in asked if each.ticker == ticker):
+                    assert start <= reached
+                    reached = max(end, reached)
+                assert reached == at(20)
+
+
+@pytest.mark.parametrize(
+    ("path", "start", "end", "expected"),
+    [
+        pytest.param(CROWD, at(1), at(8), 84 * HOUR, id="instants"),
+        pytest.param(SECONDS, at(1), at(1, 0, 0, 3), timedelta(seconds=1.5), id="a few seconds"),
+        pytest.param(SECONDS, at(1), at(1, 0, 0, 1), None, id="nothing is shorter than what one row is about"),
+        pytest.param(CHART, at(1), at(8), 72 * HOUR, id="dates"),
+        pytest.param(CHART, at(1, 10), at(2, 10), 24 * HOUR, id="a day that begins and ends in the midst of two"),
+        pytest.param(CHART, at(1), at(2), None, id="one date"),
+    ],
+)
+def test_where_an_answer_was_too_long_half_of_it_is_asked_for(
+    path: str, start: datetime, end: datetime, expected: timedelta | None
+) -> None:
+    assert plan.half(path, plan.Step(start=start, end=end, ticker="AAPL")) == expected
+
+
 @pytest.mark.parametrize(
     ("kind", "path", "ticker", "hours_since", "expected"),
     [
@@ -160,6 +192,9 @@ def test_by_hand_every_feed_that_brings_the_ticker_is_asked_once_and_up_to_yeste
     [
         ("AAPL", None, (10, 12), "nothing lies between 2026-01-10 00:00 and 2026-01-10 00:00 UTC"),
         ("AAPL", "/real-time/user-sentiment-last-minute", (1, 2), "no history of /real-time/user-sentiment-last-min"),
+        ("", None, (1, 2), "name a ticker"),
+        ("A" * 65, CROWD, (1, 2), "at most 64 characters"),
+        ("AAPL TSLA", CROWD, (1, 2), "no blanks"),
     ],
 )
 def test_by_hand_what_cannot_be_asked_for_is_refused_before_anything_is_done(

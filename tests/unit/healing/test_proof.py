@@ -7,6 +7,7 @@ import pytest
 from ingestor.healing import proof
 from ingestor.healing.plan import Step
 from ingestor.pipeline.decode import Decoded
+from ingestor.store.repairs import Held
 from ingestor.store.times import microseconds
 from tests.support.entries import decoder, frame, row
 from tests.support.healing import at, repair
@@ -51,24 +52,51 @@ def test_where_one_user_is_asked_for_his_rows_count() -> None:
     assert proof.reaches_back(answer([others, his], path=path), asked, CAME_US)
 
 
+OTHERS = "none of the 1 rows of the answer is of what was asked for"
+EMPTY = "the answer is empty, though samples from 2026-01-01 00:00:00 to 2026-01-01 00:59:00 are known"
+CUT_OFF = "the answer is cut off, its rows are from "
+
+
 @pytest.mark.parametrize(
-    ("rows", "rows_held", "expected"),
+    ("minutes", "held", "expected"),
     [
-        pytest.param([row(minute=10)], 0, None, id="rows of that time"),
-        pytest.param([row(minute=10)], 99, None, id="however many we hold"),
-        pytest.param([], 0, None, id="a quiet time"),
-        pytest.param([], 3, "the answer is empty, though 3 samples of that time are known", id="not so quiet"),
-        pytest.param(
-            [row(minute=60)], 0, "none of the 1 rows of the answer is of what was asked for", id="the end is not in it"
-        ),
-        pytest.param([row("ON")], 0, "none of the 1 rows of the answer is of what was asked for", id="another ticker"),
+        pytest.param([10], None, None, id="rows of that time"),
+        pytest.param([0, 30, 59], (0, 59), None, id="as many as we hold"),
+        pytest.param([29, 51], (0, 59), None, id="from before the gap to after it"),
+        pytest.param([31, 59], (0, 59), CUT_OFF, id="it begins in the gap, though there was something before"),
+        pytest.param([0, 49], (0, 59), CUT_OFF, id="it ends in the gap, though there was something later"),
+        pytest.param([35, 49], (40, 45), None, id="nothing is known of before and after"),
+        pytest.param([], None, None, id="a quiet time"),
+        pytest.param([], (0, 59), EMPTY, id="not so quiet"),
+        pytest.param([60], None, OTHERS, id="the end is not in it"),
     ],
 )
-def test_history_proves_the_range_that_was_asked_for(rows: list[Any], rows_held: int, expected: str | None) -> None:
-    assert proof.doubt(answer(rows), GAP, STEP, rows_held=rows_held) == expected
+def test_history_proves_the_range_that_was_asked_for(
+    minutes: list[int], held: tuple[int, int] | None, expected: str | None
+) -> None:
+    known = held and Held(*(at(1, 0, minute) for minute in held))
+    found = proof.doubt(answer([row(minute=minute) for minute in minutes]), GAP, STEP, known, GAP.to_ts)
+    assert (found is None) if expected is None else (found is not None and expected in found)
+
+
+def test_history_that_repairs_a_later_gap_as_well_reaches_to_its_end() -> None:
+    said, held = answer([row(minute=0), row(minute=51)]), Held(at(1, 0), at(1, 0, 59))
+    assert proof.doubt(said, GAP, STEP, held, GAP.to_ts) is None
+    assert CUT_OFF in str(proof.doubt(said, GAP, STEP, held, at(1, 0, 58)))
+
+
+def test_history_of_another_ticker_proves_nothing() -> None:
+    assert proof.doubt(answer([row("ON")]), GAP, STEP, None, GAP.to_ts) == OTHERS
 
 
 @pytest.mark.parametrize("body", ["<html>", "7", '{"a": 1', "[]]"])
 def test_what_is_no_list_of_rows_is_no_answer(body: str) -> None:
     assert str(proof.unreadable(answer(body))).startswith("the answer is no list of rows: ")
     assert proof.unreadable(answer([row(), {"ts": "?"}])) is None
+
+
+def test_an_error_object_is_no_answer_whatever_its_status() -> None:
+    said = answer({"type": "api_error", "message": "Try again"})
+    assert proof.unreadable(said) == (
+        'no row of the answer can be read: no ts, {"type": "api_error", "message": "Try again"}'
+    )
