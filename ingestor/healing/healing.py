@@ -254,7 +254,7 @@ class Healing:
         if question is None:
             raise RestRefused(plan.why_not(repair), 404)
         held = store.held(self._read, repair.feed, step.ticker, repair.user_id, step.start, step.end)  # without it
-        decoded = self._ask(repair, question)
+        decoded = self._ask(repair, question, in_pieces=plan.half(repair.path, step) is not None)
         if doubt := proof.doubt(decoded, repair, step, held, until):
             raise Unproven(doubt)
 
@@ -272,9 +272,9 @@ class Healing:
         """Other repairs of the same names which what was asked for repairs as well."""
         return store.inside(self._read, repair, plan.range_of(repair)[1])
 
-    def _ask(self, repair: Repair, question: Question) -> Decoded:
+    def _ask(self, repair: Repair, question: Question, *, in_pieces: bool = False) -> Decoded:
         """Ask, and have the answer committed. Raises RestUnavailable if it is no answer."""
-        reply = self._rest.get(question)
+        reply = self._rest.get(question, in_pieces=in_pieces)
         frame = Frame(
             reply.sent_us,
             f"repair {repair.repair_id}",

@@ -26,7 +26,8 @@ from ingestor.provider.clock import boottime, wall_us
 from ingestor.provider.connection import complaint_text
 from ingestor.provider.token.login import retry_after
 
-MAX_BYTES = 8 << 20  # on its way into the database it takes some twelve times as much memory
+MAX_BYTES = 8 << 20  # on its way into the database it takes some twenty times as much memory
+PIECE_BYTES = 2 << 20  # so much less where less can be asked for: twice what was printed
 ANSWER_SECONDS = 180.0
 SPACING_SECONDS = 2.0  # from the end of one answer to the next question
 UNAVAILABLE = Backoff(first_seconds=15.0, cap_seconds=3600.0)
@@ -132,8 +133,10 @@ class Rest:
         """How long the provider is to be left alone from now on."""
         return max(0.0, self._not_before - boottime())
 
-    def get(self, question: Question) -> Reply:
+    def get(self, question: Question, *, in_pieces: bool = False) -> Reply:
         """Ask, blocking, up to three minutes. To be called when there is no pause any more.
+
+        ``in_pieces``: less could be asked for at a time, so that ``PIECE_BYTES`` are the most, else ``MAX_BYTES``.
 
         Raises:
             RestUnavailable: no answer that can be used, now. RestRefused: there will be none; RestTooLong: unless less
@@ -142,7 +145,7 @@ class Rest:
         """
         sent_us = wall_us()
         try:
-            answer = self._ask(question)
+            answer = self._ask(question, PIECE_BYTES if in_pieces else MAX_BYTES)
             if answer.status != 200:
                 _refuse(question, answer)
             reply = Reply(text=_text(question, answer), sent_us=sent_us)
@@ -160,7 +163,7 @@ class Rest:
             if self._deadline:
                 self._deadline.cut()
 
-    def _ask(self, question: Question) -> Answer:
+    def _ask(self, question: Question, max_bytes: int) -> Answer:
         basic = base64.b64encode(self._api_key().get_secret_value().encode() + b":").decode()
         deadline = Deadline(ANSWER_SECONDS)
         with self._lock:
@@ -173,7 +176,7 @@ class Rest:
                 f"{self._url}{question.path}?{urlencode(question.params)}",
                 headers={"Authorization": f"Basic {basic}", "Accept": "application/json"},
                 deadline=deadline,
-                max_bytes=MAX_BYTES,
+                max_bytes=max_bytes,
                 ca_file=self._ca_file,
                 proxy=self._proxy,
             )

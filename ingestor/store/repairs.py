@@ -245,9 +245,10 @@ def answers(
 
 
 def tickers(engine: Engine, feed: str, limit: int) -> list[str]:
-    """The tickers of which anything of this feed was ever stored, in order."""
-    c = schema.series.c
-    query = select(c.ticker).where(c.feed == feed).distinct().order_by(c.ticker).limit(limit)
+    """The tickers of which anything of this feed was ever stored or asked for, in order."""
+    n, s = schema.series.c, schema.subscriptions.c
+    asked = select(s.ticker).where(s.feed == feed, s.ticker != "")
+    query = select(n.ticker).where(n.feed == feed).union(asked).order_by("ticker").limit(limit)
     with translated(), engine.connect() as connection:
         return list(connection.execute(query).scalars())
 

@@ -351,7 +351,8 @@ async def test_an_answer_that_is_too_long_is_asked_for_in_smaller_pieces_down_to
 ) -> None:
     start, end = datetime(2026, 1, 1, tzinfo=UTC), datetime(2026, 1, 5, tzinfo=UTC)
     row = len(json.dumps(world.simulator.market.rows(CROWD, {"ticker": "AAPL"}, 0, 0, "text")))
-    monkeypatch.setattr(rest, "MAX_BYTES", 26 * 60 * row)  # of the chart an hour has more
+    for name in ("PIECE_BYTES", "MAX_BYTES"):
+        monkeypatch.setattr(rest, name, 26 * 60 * row)  # of the chart a day has more
     async with world.daemon(sqlite_url, {CROWD: ["AAPL"], CHART: ["AAPL"]}) as daemon:
         await daemon.live()
         wanted = load(world.folder / "config.yaml", env={}).subscriptions
@@ -362,12 +363,15 @@ async def test_an_answer_that_is_too_long_is_asked_for_in_smaller_pieces_down_to
         done, failed = await until(lambda: (found := daemon.books.rows(ended))[1:] and found)
         assert (done["state"], failed["state"]) == ("done", "failed")
         assert failed["error"].endswith(" bytes, and less than that cannot be asked for")
-        everything = world.rows(CROWD, "AAPL", start, end)
+        asked = [one.partition("?")[0].removeprefix("/historical/") for one in world.simulator.questions]
+        assert asked.count("crowd-sentiment") == len(["4 days", "2 days"]) + 4
+        assert asked.count(CHART) == len(["4 days", "2 days", "1 day"])
+        monkeypatch.setattr(rest, "MAX_BYTES", 1 << 20)  # of what cannot be had in pieces
+        await asyncio.to_thread(control.ask, world.folder / "spool", "backfill", wishes=wishes)
+        await until(lambda: [one["state"] for one in daemon.books.rows(ended)] == ["done"] * 2)
+        everything = {**world.rows(CROWD, "AAPL", start, end), **world.rows(CHART, "AAPL", start, end)}
         held = daemon.books.current()
         assert {key: held.get(key) for key in everything} == everything
-    asked = [one.partition("?")[0].removeprefix("/historical/") for one in world.simulator.questions]
-    assert asked.count("crowd-sentiment") == len(["4 days", "2 days"]) + 4
-    assert asked.count(CHART) == len(["4 days", "2 days", "1 day"])
 
 
 @pytest.mark.postgres

@@ -163,7 +163,9 @@ def test_rows_are_counted_that_came_since_and_are_about_the_gaps_time(db: Databa
     assert repairs.rows_brought(db.engine, repairs.find(db.engine, [1])[0], MINUTE) == 1
     assert repairs.held(db.engine, names[0], "AAPL", "", at("09:00"), at("09:30")) == (at("09:10"), at("09:12"))
     assert repairs.held(db.engine, names[0], "AAPL", "", at("09:40"), at("09:50")) is None
-    assert repairs.tickers(db.engine, names[0], 10) == ["AAPL", "ON"]
+    db.sample(*names, "TSLA", "09:10", 1.0)
+    db.subscription(103, path="crowd-sentiment")  # all of them
+    assert repairs.tickers(db.engine, names[0], 10) == ["AAPL", "ON", "TSLA"]
 
 
 def wish(ticker: str, params: str, end: str = "13:00") -> Wish:
