@@ -206,9 +206,18 @@ def find(engine: Engine, repair_ids: Sequence[int]) -> list[Repair]:
 
 
 def unfinished(engine: Engine, ticker: str = "") -> list[Repair]:
-    """Repairs that are open or failed, newest first; of one ticker, or all. A thousand at most."""
-    r, s = schema.repairs.c, schema.subscriptions.c
-    query = _named_repairs().where(r.state != "done").order_by(r.to_ts.desc(), r.repair_id).limit(1000)
+    """Repairs that are open, or have failed and are not covered otherwise since: of one ticker, or all.
+
+    The newest first, a thousand at most.
+    """
+    r, s, c = schema.repairs.c, schema.subscriptions.c, views.covered.c
+    has_it = and_(c.subscription_id == r.subscription_id, c.from_at <= r.from_ts, c.to_at >= r.to_ts)
+    # Once for all of them: asked for each, the view would be made for each.
+    covered = select(r.repair_id).join_from(schema.repairs, views.covered, has_it).where(r.state == "failed")
+    query = _named_repairs().where(
+        or_(r.state == "open", and_(r.state == "failed", r.repair_id.not_in(covered.correlate(None))))
+    )
+    query = query.order_by(r.to_ts.desc(), r.repair_id).limit(1000)
     if ticker:
         query = query.where(s.ticker.in_((ticker, "")))
     with translated(), engine.connect() as connection:

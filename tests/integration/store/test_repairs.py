@@ -143,6 +143,18 @@ def test_gaps_shrink_by_what_is_done_and_by_nothing_else(db: Database) -> None:
     ]
 
 
+def test_what_has_failed_is_told_until_it_was_repaired_otherwise(db: Database) -> None:
+    table = Repairs(db.engine)
+    table.open(1, [FIRST, SECOND], at("18:00"))
+    table.fail(1, [1, 2], "why not", at("18:00"))
+    assert [one.repair_id for one in repairs.unfinished(db.engine, "AAPL")] == [2, 1]
+    by_hand = Gap(101, at("08:30"), at("12:30"))
+    table.open(1, [by_hand], at("19:00"))
+    table.finish(1, {3: 1}, at("19:00"))
+    assert [one.repair_id for one in repairs.unfinished(db.engine)] == [2]  # half of it is still missing
+    assert repairs.unfinished(db.engine, "ON") == []
+
+
 def test_rows_are_counted_that_came_since_and_are_about_the_gaps_time(db: Database) -> None:
     table = Repairs(db.engine)
     table.open(1, [FIRST], at("18:00"))
@@ -165,7 +177,9 @@ def test_rows_are_counted_that_came_since_and_are_about_the_gaps_time(db: Databa
     assert repairs.held(db.engine, names[0], "AAPL", "", at("09:40"), at("09:50")) is None
     db.sample(*names, "TSLA", "09:10", 1.0)
     db.subscription(103, path="crowd-sentiment")  # all of them
-    assert repairs.tickers(db.engine, names[0], 10) == ["AAPL", "ON", "TSLA"]
+    db.subscription(104, "6E")  # asked for, and nothing has come
+    db.subscription(105, "ES", feed="tweet-volume", path="/real-time/tweet-volume")
+    assert repairs.tickers(db.engine, names[0], 10) == ["6E", "AAPL", "ON", "TSLA"]
 
 
 def wish(ticker: str, params: str, end: str = "13:00") -> Wish:
