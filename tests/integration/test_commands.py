@@ -303,5 +303,5 @@ def test_coverage_tells_what_was_listened_to_and_why_not_in_the_rest(
     assert lines.index(next(line for line in lines if " ON " in line)) < lines.index(
         next(line for line in lines if " AAPL " in line)
     )
-    assert "failed: /real-time/crowd-sentiment ON 2024-03-10 to 2024-03-10" in told.out
+    assert "failed: /real-time/crowd-sentiment ON 2024-03-10 10:00 to 2024-03-10 10:30" in told.out
     assert ("AAPL" in one.out, " 100.00 %" in one.out) == (False, True)
