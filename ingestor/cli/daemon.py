@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated
 
@@ -16,6 +17,9 @@ if TYPE_CHECKING:
 
     from ingestor.demo import View
 
+# How long one thread computes while another waits for its turn. The interpreter's 5 ms would be lost at nearly every
+# answer of the database, and as often the event loop's.
+THREAD_SECONDS = 0.001
 _BARS = "▁▂▃▄▅▆▇█"
 
 
@@ -36,6 +40,7 @@ def run(config: ConfigOption = None) -> None:
     logs.catch_uncaught()
     service = Service(loaded, api_key)
     _look_for_cycles_seldom()
+    sys.setswitchinterval(THREAD_SECONDS)
     asyncio.run(service.run())
 
 

@@ -23,7 +23,8 @@ BREATH_SECONDS = 0.0001
 
 
 # What was committed: ((feed, metric, ticker, user_id), ts_us, value, published_us, received_us, source, seq, row_index)
-Row: TypeAlias = tuple[tuple[str, str, str, str], int, float, int | None, int, str, int, int]
+Series: TypeAlias = tuple[str, str, str, str]
+Row: TypeAlias = tuple[Series, int, float, int | None, int, str, int, int]
 
 
 class Trace:
@@ -43,8 +44,14 @@ class Trace:
     def take(self, ts_us: int, value: float) -> bool:
         """Put a value into its place, unless all that is kept is newer; whether it says a known ts anew."""
         stamps, values = self.stamps, self.values
-        place = bisect_left(stamps, ts_us) if stamps and ts_us <= stamps[-1] else len(stamps)
-        if place < len(stamps) and stamps[place] == ts_us:
+        if not stamps or ts_us > stamps[-1]:  # as nearly always
+            stamps.append(ts_us)
+            values.append(value)
+            if len(stamps) > KEEP:
+                del stamps[0], values[0]
+            return False
+        place = bisect_left(stamps, ts_us)
+        if stamps[place] == ts_us:
             restated = values[place] != value
             values[place] = value
             return restated
@@ -83,11 +90,13 @@ class Values:
 
     def learn(self, rows: Iterable[Row]) -> None:
         """Take in what was committed."""
-        traces = self._traces
+        last: Series | None = None
         with self._lock:
             self._version = version = self._version + 1
-            for (feed, metric, ticker, user_id), ts_us, value, _, received_us, _, _, _ in rows:
-                trace = traces.get((feed, ticker)) or self._begin(feed, ticker, metric)
+            for series, ts_us, value, _, received_us, _, _, _ in rows:
+                if series is not last:
+                    last, (feed, metric, ticker, user_id) = series, series
+                    trace = self._traces.get((feed, ticker)) or self._begin(feed, ticker, metric)
                 if trace.metric == metric:
                     if trace.take(ts_us, value) and not user_id:  # else it is what another user says
                         trace.restated += 1

@@ -200,10 +200,11 @@ class Writer:
     def _take(self, assembly: Assembly, most: int) -> None:
         if not assembly.units:
             self._since = time.monotonic()
+        rows, size_bytes, next_entry = self._policy.max_rows, self._policy.max_bytes, self._waiting.popleft
         for _ in range(min(most, len(self._waiting))):
-            if self._full(assembly):
+            if assembly.units >= rows or assembly.size_bytes >= size_bytes:  # full; a call for each entry would cost
                 return
-            assembly.add(self._waiting.popleft())
+            assembly.add(next_entry())
 
     def _full(self, assembly: Assembly) -> bool:
         return self._policy.full(rows=assembly.units, size_bytes=assembly.size_bytes)
