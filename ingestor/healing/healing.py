@@ -86,6 +86,7 @@ class Healing:
         self._awaited: Future[Any] | None = None
         self._look_not_before = 0.0
         self._not_before: dict[int, float] = {}  # repair → boottime of its next try
+        self._looked: dict[tuple[int, int], int] = {}  # (repair, instance) → up to which seq its answers are known
         self._longest: dict[int, timedelta] = {}  # repair → of its pieces, where answers were too long
         self._thread = threading.Thread(target=self._run, name="healing", daemon=True)
 
@@ -191,7 +192,7 @@ class Healing:
         resumed, unheard = store.resumed(self._read, GAPS_AT_ONCE)
         done: dict[int, Repair] = {}
         for instance_id in sorted({one.instance_id for one in resumed}):
-            found = windows.proven(self._read, self._decoder, instance_id, resumed, self._stopping.is_set)
+            found = windows.proven(self._read, self._decoder, instance_id, resumed, self._looked, self._stopping.is_set)
             done |= {one.repair_id: one for one in found}
         self._finish(list(done.values()))
         self._turn([*unheard, *(repair for repair, _, _ in resumed if _over(repair) and repair.repair_id not in done)])

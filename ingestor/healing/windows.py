@@ -24,11 +24,24 @@ def rolls(repair: Repair) -> bool:
 
 
 def proven(
-    engine: Engine, decoder: Decoder, instance_id: int, resumed: Sequence[Resumed], stop: Callable[[], bool]
+    engine: Engine,
+    decoder: Decoder,
+    instance_id: int,
+    resumed: Sequence[Resumed],
+    looked: dict[tuple[int, int], int],
+    stop: Callable[[], bool],
 ) -> list[Repair]:
-    """Those for which ``instance_id`` received, once the gap was over, an answer that reaches back to its start."""
+    """Those for which ``instance_id`` received, once the gap was over, an answer that reaches back to its start.
+
+    ``looked`` remembers from one call to the next up to which seq was looked: (repair, instance) → seq.
+    """
     found: list[Repair] = []
-    waiting = [one for one in resumed if one.instance_id == instance_id and rolls(one.repair)]
+    waiting = [
+        one._replace(seq=max(one.seq, looked.get((one.repair.repair_id, instance_id), 0)))
+        for one in resumed
+        if one.instance_id == instance_id and rolls(one.repair)
+    ]
+    seen = 0
     pending: _Pending = {}
     for one in waiting:
         pending.setdefault((one.repair.feed, one.repair.ticker), []).append(one.repair)
@@ -42,6 +55,9 @@ def proven(
             found += done
             if rest := [one for one in asked if one not in done]:
                 pending[name] = rest
+        seen = answer.seq
+    for repair_id in (one.repair_id for some in pending.values() for one in some):
+        looked[repair_id, instance_id] = max(seen, looked.get((repair_id, instance_id), 0))
     return found
 
 
