@@ -141,7 +141,7 @@ class Retention(Section):
         "forever", "Samples and their revisions: a duration or forever"
     )
     journal: Annotated[float | None, duration("1s", "36500d", forever=None)] = key(
-        "90d", "Events and the ledger of batches: a duration or forever"
+        "90d", "Events, the ledger of batches, and coverage in full: a duration or forever"
     )
 
 

@@ -1,8 +1,8 @@
 """What is older than it is to be kept, taken in small steps: payloads, samples, and the journal.
 
 The journal is folded rather than cut: of its batches there remains one row for each instance and UTC day, so that the
-ledger stays without gaps and its sums true. Dead letters are kept. When there is time for a step is for the writer to
-say; that one daemon at a time takes them is seen to here, by a lease.
+ledger stays without gaps and its sums true; of its coverage what ``folding`` leaves. Dead letters are kept. When there
+is time for a step is for the writer to say; that one daemon at a time takes them is seen to here, by a lease.
 """
 
 from __future__ import annotations
@@ -10,14 +10,14 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime, timedelta
+from datetime import date, datetime, timedelta
 from itertools import takewhile
 from typing import Any, Protocol, TypeAlias
 
 from sqlalchemy import Connection, Engine, Table, bindparam, delete, exists, select, update
 
 from ingestor.config.model import Retention as Horizons
-from ingestor.store import leases, schema
+from ingestor.store import folding, leases, schema
 from ingestor.store.engine import transaction
 from ingestor.store.times import moment
 
@@ -39,6 +39,7 @@ COUNTS = (
     "dead_rows",
     "expired_rows",
 )
+SHOWN = timedelta(days=1)  # of coverage, by instance, on the status page
 MOST = 2**31 - 1  # that such a column holds
 
 
@@ -58,6 +59,7 @@ class Retention:
         self._keep = keep
         self._tasks: list[_Task] = []  # of the sweep under way
         self._rows = FIRST_ROWS
+        self._folded_on: date | None = None  # coverage is read to its end once a day
 
     def step(self, instance_id: int, now_us: int) -> Step:
         """Take at most ``STEP_ROWS``, in about ``STEP_SECONDS``, in a transaction of its own.
@@ -71,9 +73,12 @@ class Retention:
             now = leases.hold(connection, LEASE, instance_id, LEASE_TIME)
             if now is None:
                 return Step()
-            tasks = tasks or _sweep(connection, self._keep, min(now, moment(now_us)))
+            now = min(now, moment(now_us))
+            tasks = tasks or _sweep(connection, self._keep, now, self._folded_on)
             taken = _work(connection, tasks, self._rows, started + STEP_SECONDS)
         self._tasks = taken.rest
+        if not taken.rest:
+            self._folded_on = now.date()
         self._rows = rows_of_next(self._rows, time.monotonic() - started)
         return Step(taken.samples, bool(taken.rest))
 
@@ -97,7 +102,7 @@ class _Task(Protocol):
         """Take about so many rows at most."""
 
 
-def _sweep(connection: Connection, keep: Horizons, now: datetime) -> list[_Task]:
+def _sweep(connection: Connection, keep: Horizons, now: datetime, folded_on: date | None) -> list[_Task]:
     """All that is to be looked at, of every instance: those that are no more have payloads as well."""
     instances = connection.execute(select(schema.instances.c.instance_id).order_by("instance_id")).scalars().all()
     tasks: list[_Task] = []
@@ -107,6 +112,8 @@ def _sweep(connection: Connection, keep: Horizons, now: datetime) -> list[_Task]
         tasks += [_Journal(one, now - timedelta(seconds=keep.journal)) for one in instances]
     if keep.samples is not None:
         tasks.append(_Samples(now - timedelta(seconds=keep.samples)))
+    if keep.journal is not None and folded_on != now.date():
+        tasks.append(_Coverage(now - max(timedelta(seconds=keep.journal), SHOWN)))
     return tasks
 
 
@@ -214,6 +221,18 @@ def fold(rows: Iterable[_LedgerRow]) -> list[Day]:
                 Day(first_seq=row.first_seq, last_seq=row.last_seq, committed_at=row.committed_at, counts=counts)
             )
     return days
+
+
+@dataclass(frozen=True, slots=True)
+class _Coverage:
+    """The coverage of every subscription and instance."""
+
+    before: datetime
+    start: folding.Key = folding.START
+
+    def take(self, connection: Connection, rows: int) -> _Taken:
+        read, start = folding.fold(connection, self.start, self.before, rows)
+        return _Taken(read, [replace(self, start=start)] if start else [])
 
 
 @dataclass(frozen=True, slots=True)
