@@ -22,7 +22,7 @@ from ingestor.provider import catalog
 from ingestor.provider.clock import wall_us
 from ingestor.store import migrate, replays
 from ingestor.store.database import Database, Instance
-from ingestor.store.engine import Engine
+from ingestor.store.engine import Connection, Engine, snapshot, translated
 from ingestor.store.opening import explained, opened
 from ingestor.store.replays import Range, Told
 
@@ -62,12 +62,13 @@ def opened_beside(source: Engine, url: str) -> Iterator[Engine]:
 class Replay:
     """Of some entries of one database into another, whose tables are up to date."""
 
-    def __init__(self, source: Engine, target: Engine, wanted: Sequence[Range]) -> None:
-        """Raises DatabaseUnavailable; ValueError if later ones were told before: nothing can be put before them."""
+    def __init__(self, source: Connection, target: Engine, wanted: Sequence[Range]) -> None:
+        """``source``: see ``snapshot``. Raises ValueError if later ones were told before: nothing can be put before."""
         self._source = source
         self._targets: dict[int, Database] = {}
         self._left: list[Range] = []
-        there = replays.spools(target)
+        with snapshot(target) as connection:
+            there = replays.spools(connection)
         for spool_id, instance_id in replays.spools(source).items():
             for one in (each for each in wanted if each.instance_id == instance_id):
                 self._introduce(target, spool_id, one, _told_from(spool_id, there))
@@ -109,7 +110,7 @@ class Replay:
         return done
 
     def _told(self) -> Generator[Told]:
-        with explained(str(self._source.url)):
+        with explained(str(self._source.engine.url)), translated():
             yield from replays.told(self._source, self._left)
 
 

@@ -35,6 +35,9 @@ class ExportFormat(StrEnum):
     PARQUET = "parquet"
 
 
+FOREVER = datetime.max.replace(tzinfo=UTC)
+
+
 def export(
     feed: Annotated[str, typer.Option(help="As the view `observations` names it: crowd-sentiment.")],
     ticker: Annotated[list[str] | None, typer.Option(help="Of these only; may be repeated. Default: all.")] = None,
@@ -84,23 +87,30 @@ def replay(
     from ingestor import replaying
     from ingestor.store import replays
     from ingestor.store.contents import contents
+    from ingestor.store.engine import snapshot
     from ingestor.store.opening import opened
 
     now = datetime.now(UTC)
     url, target_url = load_config(config).database.url.get_secret_value(), _database_url(into)
-    with opened(url) as source, replaying.opened_beside(source, target_url) as target:
+    with (
+        opened(url) as engine,
+        replaying.opened_beside(engine, target_url) as target,
+        snapshot(engine) as source,  # what the daemon goes on to write is neither told nor compared
+    ):
         start = moment(since, now, "--from") if since else replays.beginning(source) or now
-        end = moment(until, now, "--to") if until else now
+        end = moment(until, now, "--to") if until else FOREVER
         try:
             work = replaying.Replay(source, target, replays.ranges(source, start, end))
         except ValueError as error:
             raise typer.BadParameter(str(error), param_hint="--from") from None
         with progress("entries", work.count) as advance:
             done = work.run(advance)
-        kept, made = (contents(engine, start, end) for engine in (source, target))
+        kept = contents(source, start, end)
+        with snapshot(target) as written:
+            made = contents(written, start, end)
     data = {
         "from": start,
-        "to": end,
+        "to": min(end, now),
         **asdict(done),
         "same": kept == made,
         "read": asdict(kept),

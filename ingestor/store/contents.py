@@ -6,10 +6,9 @@ import hashlib
 from dataclasses import dataclass
 from datetime import datetime
 
-from sqlalchemy import Connection, Engine, Table, select
+from sqlalchemy import Connection, Table, select
 
 from ingestor.store import schema
-from ingestor.store.engine import translated
 from ingestor.store.times import microseconds
 
 FETCH_ROWS = 10_000
@@ -24,21 +23,20 @@ class Contents:
     sha256: str  # of feed, metric, ticker, user_id, ts and value of each, and which of them are current
 
 
-def contents(engine: Engine, since: datetime, until: datetime) -> Contents:
-    """Reads every sample of the time. Raises DatabaseUnavailable."""
+def contents(connection: Connection, since: datetime, until: datetime) -> Contents:
+    """Reads every sample of the time."""
     values = others = 0
     digests = []
     n = schema.series.c
-    with translated(), engine.connect() as connection:
-        # Sorted here: databases sort letters differently.
-        for series_id, *names in connection.execute(select(n.series_id, n.feed, n.metric, n.ticker, n.user_id)).all():
-            digest = hashlib.sha256("\0".join(names).encode())
-            current = _add(connection, digest, schema.samples, series_id, since, until)
-            digest.update(b"revisions")
-            past = _add(connection, digest, schema.sample_revisions, series_id, since, until)
-            if current or past:
-                digests.append(digest.digest())
-            values, others = values + current, others + past
+    # Sorted here: databases sort letters differently.
+    for series_id, *names in connection.execute(select(n.series_id, n.feed, n.metric, n.ticker, n.user_id)).all():
+        digest = hashlib.sha256("\0".join(names).encode())
+        current = _add(connection, digest, schema.samples, series_id, since, until)
+        digest.update(b"revisions")
+        past = _add(connection, digest, schema.sample_revisions, series_id, since, until)
+        if current or past:
+            digests.append(digest.digest())
+        values, others = values + current, others + past
     return Contents(values, others, hashlib.sha256(b"".join(sorted(digests))).hexdigest())
 
 

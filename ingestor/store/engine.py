@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 import sqlite3
@@ -12,8 +13,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, create_engine, event, exc, make_url
+from sqlalchemy import Connection as Connection
 from sqlalchemy import Engine as Engine
+from sqlalchemy import create_engine, event, exc, make_url
 from sqlalchemy.pool import QueuePool
 
 from ingestor.errors import BatchRejected, DatabaseUnavailable
@@ -28,6 +30,8 @@ _POSTGRES_OPTIONS = (
     f"-c statement_timeout={STATEMENT_TIMEOUT_SECONDS}s -c lock_timeout={LOCK_TIMEOUT_SECONDS}s -c timezone=UTC"
     " -c default_transaction_isolation=read\\ committed"
 )
+log = logging.getLogger(__name__)
+
 _SQLITE_REJECTS = (sqlite3.SQLITE_CONSTRAINT, sqlite3.SQLITE_MISMATCH, sqlite3.SQLITE_TOOBIG)
 
 
@@ -140,12 +144,23 @@ class _Patience:
 
 def _cut(line: Any) -> None:
     """Whoever waits for this connection hears that it has ended."""
-    if not line.closed:
+    try:
         with socket.socket(fileno=os.dup(line.fileno())) as socket_:
             socket_.shutdown(socket.SHUT_RDWR)
+    except Exception as error:  # it has just ended by itself, however the driver says so
+        log.debug("a connection that hung was gone before it was cut: %s", _line(error))
 
 
 _patience = _Patience()
+
+
+@contextmanager
+def snapshot(engine: Engine) -> Iterator[Connection]:
+    """To read all as it is at one moment, while others write; see ``translated``."""
+    with translated(), engine.connect() as connection:
+        if engine.dialect.name == "postgresql":  # SQLite's transactions are snapshots
+            connection = connection.execution_options(isolation_level="REPEATABLE READ")
+        yield connection
 
 
 @contextmanager

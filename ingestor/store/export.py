@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 from sqlalchemy import ColumnElement, Connection, Engine, Row, Select, func, select, tuple_
 
 from ingestor.store import schema, views
-from ingestor.store.engine import translated
+from ingestor.store.engine import snapshot, translated
 
 PAGE_ROWS = 10_000
 SERIES_PER_QUERY = 1_000
@@ -62,9 +62,7 @@ def pages(engine: Engine, wanted: Wanted) -> Generator[tuple[int, list[Observati
     DatabaseUnavailable.
     """
     done = 0
-    with translated(), engine.connect() as connection:
-        if engine.dialect.name == "postgresql":  # SQLite's transactions are snapshots
-            connection = connection.execution_options(isolation_level="REPEATABLE READ")
+    with snapshot(engine) as connection:
         for series in _all_series(connection, wanted):
             for values in _pages_of(connection, series.series_id, wanted):
                 yield done, [(*series[1:], *row) for row in values]

@@ -53,51 +53,44 @@ def is_same(one: Engine, other: Engine) -> bool:
         return not second.execute(select(func.pg_try_advisory_xact_lock(key))).scalar_one()
 
 
-def spools(engine: Engine) -> dict[str, int]:
-    """spool_id → instance_id. Raises DatabaseUnavailable."""
+def spools(connection: Connection) -> dict[str, int]:
+    """spool_id → instance_id."""
     c = schema.instances.c
-    with translated(), engine.connect() as connection:
-        return {row.spool_id: row.instance_id for row in connection.execute(select(c.spool_id, c.instance_id))}
+    return {row.spool_id: row.instance_id for row in connection.execute(select(c.spool_id, c.instance_id))}
 
 
-def beginning(engine: Engine) -> datetime | None:
-    """The receipt of the oldest payload or dead letter; None where there is neither. Raises DatabaseUnavailable."""
-    with translated(), engine.connect() as connection:
-        oldest = [connection.execute(select(func.min(table.c.received_at))).scalar_one() for table in _TABLES]
+def beginning(connection: Connection) -> datetime | None:
+    """The receipt of the oldest payload or dead letter; None where there is neither."""
+    oldest = [connection.execute(select(func.min(table.c.received_at))).scalar_one() for table in _TABLES]
     return min((at for at in oldest if at is not None), default=None)
 
 
-def ranges(engine: Engine, start: datetime, end: datetime) -> list[Range]:
+def ranges(connection: Connection, start: datetime, end: datetime) -> list[Range]:
     """Of each instance: from its first entry that was received at ``start`` or later to its last one before ``end``.
 
-    By their seqs, since a clock may have been set back meanwhile. Raises DatabaseUnavailable.
+    By their seqs, since a clock may have been set back meanwhile.
     """
     of_time = [select(t.c.instance_id, t.c.seq).where(t.c.received_at >= start, t.c.received_at < end) for t in _TABLES]
     told = union_all(*of_time).subquery().c
     query = select(told.instance_id, func.min(told.seq), func.max(told.seq)).group_by(told.instance_id)
-    with translated(), engine.connect() as connection:
-        return [Range(*row) for row in connection.execute(query.order_by(told.instance_id))]
+    return [Range(*row) for row in connection.execute(query.order_by(told.instance_id))]
 
 
-def count(engine: Engine, of: Sequence[Range]) -> int:
-    """How many there are to be told again. Raises DatabaseUnavailable."""
-    with translated(), engine.connect() as connection:
-        queries = [select(func.count()).select_from(_told(one).subquery()) for one in of]
-        return sum(connection.execute(query).scalar_one() for query in queries)
+def count(connection: Connection, of: Sequence[Range]) -> int:
+    """How many there are to be told again."""
+    queries = [select(func.count()).select_from(_told(one).subquery()) for one in of]
+    return sum(connection.execute(query).scalar_one() for query in queries)
 
 
-def told(engine: Engine, of: Sequence[Range]) -> Generator[Told]:
-    """In the order in which it was committed, all as it is at one moment. Raises DatabaseUnavailable."""
-    with translated(), engine.connect() as connection:
-        if engine.dialect.name == "postgresql":  # SQLite's transactions are snapshots
-            connection = connection.execution_options(isolation_level="REPEATABLE READ")
-        tried = _tried_again(connection) if of else {}
-        for turn in _turns(connection, of) if of else ():
-            with connection.execute(_told(turn), execution_options={"yield_per": FETCH_ROWS}) as rows:
-                for row in rows:
-                    originals = tried.get(_mark(row), set())
-                    retried = bool(originals) and (row.instance_id, row.seq) not in originals
-                    yield Told(instance_id=row.instance_id, seq=row.seq, stored=row._asdict(), retried=retried)
+def told(connection: Connection, of: Sequence[Range]) -> Generator[Told]:
+    """In the order in which it was committed."""
+    tried = _tried_again(connection) if of else {}
+    for turn in _turns(connection, of) if of else ():
+        with connection.execute(_told(turn), execution_options={"yield_per": FETCH_ROWS}) as rows:
+            for row in rows:
+                originals = tried.get(_mark(row), set())
+                retried = bool(originals) and (row.instance_id, row.seq) not in originals
+                yield Told(instance_id=row.instance_id, seq=row.seq, stored=row._asdict(), retried=retried)
 
 
 _TABLES: Sequence[Table] = (schema.payloads, schema.dead_letters)

@@ -20,11 +20,12 @@ from ingestor.pipeline.batch import BatchPolicy
 from ingestor.pipeline.decode import Decoder
 from ingestor.pipeline.entry import Fact, Frame
 from ingestor.provider import catalog
+from ingestor.store import contents as compared
 from ingestor.store import replays, schema, views
 from ingestor.store.audit import audit
-from ingestor.store.contents import contents
+from ingestor.store.contents import Contents
 from ingestor.store.database import Database, Instance
-from ingestor.store.engine import connect
+from ingestor.store.engine import connect, snapshot
 from ingestor.store.times import moment
 from tests.integration.conftest import Command
 from tests.support.daemon import Resident, until, write_config
@@ -88,7 +89,13 @@ class Daemon:
 def replay(
     source: Engine, target: Engine, start: datetime = FIRST, end: datetime = LAST, advance: Advance = lambda _done: None
 ) -> replaying.Replayed:
-    return replaying.Replay(source, target, replays.ranges(source, start, end)).run(advance)
+    with snapshot(source) as frozen:
+        return replaying.Replay(frozen, target, replays.ranges(frozen, start, end)).run(advance)
+
+
+def contents(engine: Engine) -> Contents:
+    with snapshot(engine) as frozen:
+        return compared.contents(frozen, FIRST, LAST)
 
 
 def told(engine: Engine) -> dict[str, list[dict[str, Any]]]:
@@ -140,7 +147,7 @@ def test_what_was_told_the_same_says_the_same_however_often_it_is_told(
     assert len(found["revisions"]) > 20
     first = replay(source, target)
     assert told(target) == found
-    assert contents(target, FIRST, LAST) == contents(source, FIRST, LAST)
+    assert contents(target) == contents(source)
     assert first.rows == first.new + first.revised + first.duplicate + dead_rows(source)
     assert (first.new, first.revised) == (len(found["observations"]), len(found["revisions"]))
     assert replay(source, target) == replaying.Replayed()
@@ -269,7 +276,7 @@ def test_the_command_compares_both(
     assert (ended.code, ended.err) == (0, "")
     first, second = ended.out.splitlines()
     assert first == "2 entries with 4 rows: 2 new, 1 revised, 0 duplicate, 1 dead"
-    hash_ = contents(source, FIRST, LAST).sha256
+    hash_ = contents(source).sha256
     assert second == f"the same in both: 2 values and 1 revisions, sha256 {hash_}"
     with source.begin() as connection:
         connection.execute(text("UPDATE samples SET value = 0.75 WHERE value = 0.5"))
@@ -279,6 +286,30 @@ def test_the_command_compares_both(
     ended = command("replay", "--into", urls[0], "--config", configured(urls[0]))
     assert (ended.code, ended.out) == (77, "")
     assert "that is the database that is read" in ended.err
+
+
+def test_what_the_daemon_goes_on_to_write_does_not_make_them_differ(
+    command: Command,
+    configured: Callable[..., Path],
+    urls: tuple[str, str],
+    source: Engine,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    daemon = Daemon(source, "one")
+    daemon.write(frame([row()]))
+    run = replaying.Replay.run
+
+    def run_while_more_comes(self: replaying.Replay, advance: Advance) -> replaying.Replayed:
+        daemon.write(frame([row(value=7), row(minute=1)]))
+        return run(self, advance)
+
+    monkeypatch.setattr(replaying.Replay, "run", run_while_more_comes)
+    arguments = ("replay", "--into", urls[1], "--config", configured(urls[0]), "--output", "json")
+    found = json.loads(command(*arguments).out)
+    assert (found["same"], found["entries"], found["read"]["values"]) == (True, 1, 1)
+    monkeypatch.undo()
+    found = json.loads(command(*arguments).out)
+    assert (found["same"], found["entries"], found["read"]["values"]) == (True, 1, 2)
 
 
 async def test_a_daemons_database_is_made_anew(
