@@ -85,8 +85,12 @@ def upgrade() -> None:
     postgresql = op.get_bind().dialect.name == "postgresql"
     sql = POSTGRESQL if postgresql else SQLITE
     op.create_index("ix_subscriptions_feed_ticker", "subscriptions", ["feed", "ticker"])
-    candles("crowd_sentiment_hourly", sql, sql.hour, hours=1)
-    candles("crowd_sentiment_daily", sql, sql.day, hours=24)
+    comment = (
+        "Crowd sentiment by UTC bucket. Covered: listened or repaired, also where the feed was quiet."
+        " Final: over for an hour, the window in which the provider restates, and no repair is under way."
+    )
+    candles("crowd_sentiment_hourly", sql, sql.hour, 1, is_final(sql), comment)
+    candles("crowd_sentiment_daily", sql, sql.day, 24, is_final(sql), comment)
 
 
 def downgrade() -> None:
@@ -106,7 +110,7 @@ def view(name: str, comment: str, query: str) -> None:
         bind.exec_driver_sql(statement, execution_options={"no_parameters": True})
 
 
-def candles(name: str, sql: Sql, bucket: str, hours: int) -> None:
+def candles(name: str, sql: Sql, bucket: str, hours: int, final: str, comment: str) -> None:
     later = sql.later.format
     next_stretch = first_sample(sql, f" AND m.ts >= {later('s.from_at', STRETCH_HOURS)}")
     sums = (
@@ -115,8 +119,7 @@ def candles(name: str, sql: Sql, bucket: str, hours: int) -> None:
     )
     view(
         name,
-        "Crowd sentiment by UTC bucket. Covered: listened or repaired, also where the feed was quiet."
-        " Final: over for an hour, the window in which the provider restates, and no repair is under way.",
+        comment,
         # A stretch begins with the first sample after the one before: one that is centuries off costs no more.
         f"""
         WITH RECURSIVE stretches (from_at) AS (
@@ -137,13 +140,19 @@ def candles(name: str, sql: Sql, bucket: str, hours: int) -> None:
         SELECT b.ticker, b.from_at AS bucket_at, {value_at("b.first_ts")} AS open, b.high, b.low,
             {value_at("b.last_ts")} AS close, b.mean, b.samples, b.covered_seconds / 60 AS covered_minutes,
             b.covered_seconds / {36 * hours} AS coverage_percent,
-            COALESCE((SELECT MAX(i.heartbeat_at) FROM instances i) >= {later("b.to_at", 1)}, FALSE) AND NOT EXISTS (
-                SELECT 1 FROM repairs r JOIN subscriptions s ON s.subscription_id = r.subscription_id
-                WHERE r.state = 'open' AND r.from_ts < b.to_at AND r.to_ts > b.from_at
-                    AND s.feed = 'crowd-sentiment' AND s.ticker IN ('', b.ticker)) AS is_final
+            {final} AS is_final
         FROM filled b
         """,
     )
+
+
+def is_final(sql: Sql) -> str:
+    """Of bucket b."""
+    settled = sql.later.format("b.to_at", 1)
+    return f"""COALESCE((SELECT MAX(i.heartbeat_at) FROM instances i) >= {settled}, FALSE) AND NOT EXISTS (
+                SELECT 1 FROM repairs r JOIN subscriptions s ON s.subscription_id = r.subscription_id
+                WHERE r.state = 'open' AND r.from_ts < b.to_at AND r.to_ts > b.from_at
+                    AND s.feed = 'crowd-sentiment' AND s.ticker IN ('', b.ticker))"""
 
 
 def first_sample(sql: Sql, after: str = "") -> str:

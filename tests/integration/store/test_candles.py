@@ -88,7 +88,7 @@ class Reckoning:
     def _candle(self, ticker: str, start: datetime, width: timedelta, values: list[float]) -> tuple[Any, ...]:
         end = start + width
         covered = sum((_union_of(self._listened[ticker], start, end)), timedelta()).total_seconds()
-        unsettled = any(name in ("", ticker) and a < end and b > start for name, (a, b) in self._unsettled)
+        unsettled = any(name in ("", ticker) and a < end + HOUR and b > start for name, (a, b) in self._unsettled)
         final = self.heartbeat >= end + HOUR and not unsettled
         ends = (values[0], max(values), min(values), values[-1], pytest.approx(sum(values) / len(values)), len(values))
         share = pytest.approx(100 * covered / width.total_seconds())

@@ -465,7 +465,9 @@ def test_candles_say_how_much_of_them_was_heard(
         pytest.param("12:00", None, True, id="over for an hour"),
         pytest.param("13:00", (1, "10:59", "11:30", "open"), False, id="a repair is under way"),
         pytest.param("13:00", (3, "10:59", "11:30", "open"), True, id="of another ticker"),
-        pytest.param("13:00", (1, "11:00", "11:30", "open"), True, id="of another hour"),
+        pytest.param("13:00", (1, "11:59", "12:30", "open"), False, id="it may tell of restatements"),
+        pytest.param("13:00", (1, "12:00", "12:30", "open"), True, id="of a later time"),
+        pytest.param("13:00", (1, "09:00", "10:00", "open"), True, id="of an earlier time"),
         pytest.param("13:00", (1, "10:00", "11:30", "done"), True, id="done"),
     ],
 )
@@ -478,6 +480,47 @@ def test_a_candle_is_final_when_nothing_will_change_it(
         watched.repair(*repair)
     assert watched.read(views.crowd_sentiment_hourly, "is_final") == [(final,)]
     assert watched.read(views.crowd_sentiment_daily, "is_final") == [(False,)]
+
+
+@pytest.mark.parametrize(
+    ("states", "final"),
+    [
+        pytest.param([(1, 1, "live", "09:00", None)], True, id="listened to since"),
+        pytest.param([(1, 1, "live", "09:00", "10:50"), (1, 1, "silent", "10:50", None)], False, id="a gap goes on"),
+        pytest.param(
+            [(1, 1, "live", "09:00", "11:30"), (1, 1, "crashed", "11:30", "12:59"), (1, 1, "pending", "12:59", None)],
+            False,
+            id="a gap that began while the provider may restate",
+        ),
+        pytest.param(
+            [(1, 1, "live", "09:00", "10:50"), (1, 1, "silent", "10:50", "12:58"), (1, 1, "live", "12:58", None)],
+            False,
+            id="over so lately that there is no repair of it yet",
+        ),
+        pytest.param(
+            [(1, 1, "live", "09:00", "10:50"), (1, 1, "silent", "10:50", "12:30"), (1, 1, "live", "12:30", None)],
+            True,
+            id="over, and not to be repaired",
+        ),
+        pytest.param(
+            [(1, 1, "live", "09:00", "10:50"), (1, 1, "silent", "10:50", None), (2, 2, "live", "10:00", None)],
+            True,
+            id="another instance listens to every ticker",
+        ),
+        pytest.param([(1, 3, "live", "09:00", None)], False, id="what it has heard is not in the tables yet"),
+        pytest.param([(1, 1, "live", "09:00", "10:50"), (1, 1, "stopped", "10:50", None)], True, id="nobody is to"),
+        pytest.param([(3, 1, "live", "09:00", "10:50"), (3, 1, "silent", "10:50", None)], True, id="of another ticker"),
+    ],
+)
+def test_a_candle_is_not_final_while_a_gap_may_still_be_repaired(
+    watched: Database, states: list[tuple[int, int, str, str, str | None]], final: bool
+) -> None:
+    for instance_id, heartbeat in ((1, "13:00"), (2, "13:00"), (3, "11:10")):
+        watched.instance(instance_id, heartbeat)
+    watched.sample(*CROWD, "AAPL", "10:00", 0.5)
+    for state in states:
+        watched.state(*state)
+    assert watched.read(views.crowd_sentiment_hourly, "is_final") == [(final,)]
 
 
 def _fill(engine: Engine, tickers: int, samples_each: int) -> None:
