@@ -35,6 +35,7 @@ class ExportFormat(StrEnum):
     PARQUET = "parquet"
 
 
+ALWAYS = datetime.min.replace(tzinfo=UTC)
 FOREVER = datetime.max.replace(tzinfo=UTC)
 
 
@@ -97,7 +98,7 @@ def replay(
         replaying.opened_beside(engine, target_url) as target,
         snapshot(engine) as source,  # what the daemon goes on to write is neither told nor compared
     ):
-        start = moment(since, now, "--from") if since else replays.beginning(source) or now
+        start = moment(since, now, "--from") if since else ALWAYS
         end = moment(until, now, "--to") if until else FOREVER
         try:
             work = replaying.Replay(source, target, replays.ranges(source, start, end))
@@ -105,6 +106,7 @@ def replay(
             raise typer.BadParameter(str(error), param_hint="--from") from None
         with progress("entries", work.count) as advance:
             done = work.run(advance)
+        start = max(start, replays.beginning(source) or now)  # of what was before, the payloads are gone
         kept = contents(source, start, end)
         with snapshot(target) as written:
             made = contents(written, start, end)

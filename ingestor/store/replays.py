@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, NamedTuple, TypeAlias
 
-from sqlalchemy import Connection, Engine, Row, Table, and_, func, literal, or_, select, union_all
+from sqlalchemy import Connection, Engine, Row, Table, and_, func, literal, or_, select, tuple_, union_all
 
 from ingestor.store import schema
 from ingestor.store.engine import sqlite_path, translated
@@ -60,9 +60,15 @@ def spools(connection: Connection) -> dict[str, int]:
 
 
 def beginning(connection: Connection) -> datetime | None:
-    """The receipt of the oldest payload or dead letter; None where there is neither."""
-    oldest = [connection.execute(select(func.min(table.c.received_at))).scalar_one() for table in _TABLES]
-    return min((at for at in oldest if at is not None), default=None)
+    """The receipt of the first payload that retention has left; None where there is none.
+
+    Not the oldest receipt of all: a dead letter that was tried again is a payload with its old stamp.
+    """
+    p = schema.payloads.c
+    firsts = select(p.instance_id, func.min(p.seq)).group_by(p.instance_id)
+    query = select(func.min(p.received_at)).where(tuple_(p.instance_id, p.seq).in_(firsts))
+    first: datetime | None = connection.execute(query).scalar_one()
+    return first
 
 
 def ranges(connection: Connection, start: datetime, end: datetime) -> list[Range]:

@@ -312,6 +312,25 @@ def test_what_the_daemon_goes_on_to_write_does_not_make_them_differ(
     assert (found["same"], found["entries"], found["read"]["values"]) == (True, 1, 2)
 
 
+def test_what_has_lost_its_payloads_is_not_compared_however_old_the_dead_letters_are(
+    command: Command, configured: Callable[..., Path], urls: tuple[str, str], source: Engine
+) -> None:
+    daemon = Daemon(source, "one")
+    old, later = (T0 + number * 60 * MINUTE_US for number in (0, 5))
+    daemon.write(frame("no JSON", received_us=old), frame([row("A")], received_us=old), by=blind())
+    daemon.write(frame([row("B")], received_us=old))
+    daemon.write(frame([row("C", minute=301)], received_us=later))
+    daemon.write(frame([row("A")], received_us=old, letter=letter_ids(source)[1]))
+    with source.begin() as connection:
+        connection.execute(text("DELETE FROM payloads WHERE seq < 4"))  # as retention does
+    for since in ([], ["--from", "2000-01-01"]):
+        arguments = ("replay", "--into", urls[1], "--config", configured(urls[0]), "--output", "json")
+        found = json.loads(command(*arguments, *since).out)
+        assert (found["same"], found["read"]["values"]) == (True, 1)
+        assert found["from"] == "2026-01-01T05:00:00+00:00"
+    assert found["entries"] == 0
+
+
 async def test_a_daemons_database_is_made_anew(
     make_simulator: Callable[..., Any], urls: tuple[str, str], tmp_path: Path
 ) -> None:
