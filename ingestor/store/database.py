@@ -23,7 +23,7 @@ from ingestor.store import coverage, leases, postgres, records, schema, sqlite
 from ingestor.store.batch import Batch, DeadLetter, Origin, Row, SeriesKey, Subscription, Transition, Written
 from ingestor.store.engine import transaction, translated
 from ingestor.store.names import Names
-from ingestor.store.times import microseconds, moment
+from ingestor.store.times import day_of, microseconds, moment
 from ingestor.store.values import Folded, SampleKey, Value, fold
 
 SERIES_REMEMBERED = 200_000
@@ -168,11 +168,11 @@ class Database:
         """By our clock and the database's, as retention does: to one that runs ahead nothing is too old."""
         if self._keep_samples_us is None or not batch.rows:
             return
-        before_us = time.time_ns() // 1000 - self._keep_samples_us
+        before_us = day_of(time.time_ns() // 1000 - self._keep_samples_us)
         if min(row.ts_us for row in batch.rows) < before_us:
             with transaction(self._engine) as connection:
                 now_us = microseconds(leases.now(connection))
-            batch.expire(min(before_us, now_us - self._keep_samples_us))
+            batch.expire(min(before_us, day_of(now_us - self._keep_samples_us)))
             if batch.expired and batch.known_rows:
                 raise RepeatsNeeded("some rows are older than samples are kept")
 

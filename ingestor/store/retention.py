@@ -19,7 +19,7 @@ from sqlalchemy import Connection, Engine, Table, bindparam, delete, exists, sel
 from ingestor.config.model import Retention as Horizons
 from ingestor.store import folding, leases, schema
 from ingestor.store.engine import transaction
-from ingestor.store.times import moment
+from ingestor.store.times import day_of, microseconds, moment
 
 LEASE = "retention"
 LEASE_TIME = timedelta(minutes=1)  # renewed with every step; after it another daemon may go on
@@ -83,6 +83,11 @@ class Retention:
         return Step(taken.samples, bool(taken.rest))
 
 
+def whole_days(now: datetime, keep_seconds: float) -> datetime:
+    """Since when samples are kept: of an hour or a day that lost some, the candle would be wrong."""
+    return moment(day_of(microseconds(now) - round(keep_seconds * 1_000_000)))
+
+
 def rows_of_next(rows: int, seconds: float) -> int:
     """How many rows the next step may take, where ``rows`` took so long."""
     return max(rows // 2, 1) if seconds > STEP_SECONDS else min(rows * 2, STEP_ROWS)
@@ -111,7 +116,7 @@ def _sweep(connection: Connection, keep: Horizons, now: datetime, folded_on: dat
     if keep.journal is not None:
         tasks += [_Journal(one, now - timedelta(seconds=keep.journal)) for one in instances]
     if keep.samples is not None:
-        tasks.append(_Samples(now - timedelta(seconds=keep.samples)))
+        tasks.append(_Samples(whole_days(now, keep.samples)))
     if keep.journal is not None and folded_on != now.date():
         tasks.append(_Coverage(now - max(timedelta(seconds=keep.journal), SHOWN)))
     return tasks

@@ -6,6 +6,7 @@ from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+DAY_US = 86_400_000_000
 _NAIVE_EPOCH = EPOCH.replace(tzinfo=None)
 _MICROSECOND = timedelta(microseconds=1)
 
@@ -20,6 +21,11 @@ def optional_moment(us: int | None) -> datetime | None:
 
 def microseconds(at: datetime) -> int:
     return (at - EPOCH) // _MICROSECOND
+
+
+def day_of(us: int) -> int:
+    """The beginning of its UTC day, µs since the epoch."""
+    return us - us % DAY_US
 
 
 def text_time(us: int | None) -> str | None:

@@ -10,11 +10,14 @@ from itertools import pairwise
 from typing import Any
 
 import pytest
-from sqlalchemy import Engine, text
+import time_machine
+from sqlalchemy import Engine, select, text
 
 from ingestor.config.model import Retention as Horizons
 from ingestor.store import retention, schema
 from ingestor.store.audit import audit
+from ingestor.store.batch import Batch, Row
+from ingestor.store.database import Database, Instance
 from ingestor.store.retention import Retention, Step
 
 NOW = datetime.now(UTC)
@@ -181,6 +184,28 @@ def test_samples_go_by_their_ts_with_their_revisions(engine: Engine) -> None:
     assert len(column(engine, "SELECT ts FROM samples WHERE series_id = 2")) == 2
     assert column(engine, "SELECT revision FROM sample_revisions ORDER BY 1") == [0, 1]
     assert len(column(engine, "SELECT series_id FROM series")) == 2
+
+
+def test_samples_go_by_whole_days_so_that_no_candle_is_of_half_of_them(engine: Engine) -> None:
+    midnight = NOW.replace(hour=0, minute=0, second=0, microsecond=0) - 365 * DAY
+    instance(engine, 1, [(NOW - midnight) / DAY])
+    kept = {"series_id": 1, "value": 1.0, "source": "stream", "instance_id": 1, "seq": 2, "received_at": NOW}
+    stamps = (midnight - timedelta(microseconds=1), midnight)
+    with engine.begin() as connection:
+        connection.execute(schema.samples.delete())
+    add(engine, "samples", [kept | {"ts": ts} for ts in stamps])
+    Retention(engine, keep(samples="365d")).step(1, NOW_US)
+    with engine.connect() as connection:
+        assert connection.execute(select(schema.samples.c.ts)).scalars().all() == [midnight]
+    # What comes again is treated likewise.
+    batch = Batch(first_seq=4, last_seq=4, frames=1, row_count=2)
+    stamps_us = (int(midnight.timestamp()) * 1_000_000 + late for late in (-1, 1))
+    batch.rows = [Row(("", "", "T1", ""), ts_us, 0.5, None, NOW_US, "stream", 4, 0) for ts_us in stamps_us]
+    database = Database(engine, 365 * 86_400.0)
+    database.register(Instance(spool_id="spool 1", name="", version="", config_sha256="", started_us=NOW_US), 1)
+    with time_machine.travel(NOW, tick=False):
+        written = database.write(batch)
+    assert (written.new, written.expired) == (1, 1)
 
 
 def test_more_series_than_are_looked_at_together_are_all_looked_at(
