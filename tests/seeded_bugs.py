@@ -149,8 +149,8 @@ BUGS = (
     Bug(
         "position without compare-and-set",
         "store/database.py",
-        ", table.c.position == batch.first_seq - 1)",
-        ")",
+        ".where(c.instance_id == self.instance_id, follows)",
+        ".where(c.instance_id == self.instance_id)",
         f"{WRITER} {MODEL}",
     ),
     Bug(
@@ -203,6 +203,13 @@ BUGS = (
         "            if len(keys) == 1:\n                _prove_well",
         "            if keys:\n                _prove_well",
         f"{WRITER} {STORE}/test_failures.py",
+    ),
+    Bug(
+        "old coverage is folded though it was not had",
+        "store/folding.py",
+        "place > 0 and bool(row.ended_at <= had[place - 1][1])",
+        "place > 0",
+        f"{STORE}/test_folding.py",
     ),
     Bug(
         "live until the loss was noticed",
