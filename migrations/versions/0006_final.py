@@ -1,6 +1,6 @@
 """A candle is not final while a gap goes on, nor while one is repaired that may tell of restatements.
 
-Healing asks from an hour before a gap on, and opens a repair only once the gap is over.
+A repair is begun only once its gap is over, and asks from an hour before the gap on.
 """
 
 # ruff: noqa: S608 -- every text that is pasted into a statement stands here, and in 0004
@@ -19,10 +19,10 @@ depends_on = None
 
 COMMENT = (
     "Crowd sentiment by UTC bucket. Covered: listened or repaired, also where the feed was quiet."
-    " Final: over for an hour, the window in which the provider restates; somebody has listened since, or nobody is to;"
-    " and no repair of that time is under way."
+    " Final: over for an hour, the window in which the provider restates, with no repair of that time under way;"
+    " and a little later somebody listened, or that was a gap whose repair has ended, or nobody was to."
 )
-NAMED_HOURS = 0.1  # after a gap, by when there is a repair of it: they are looked for once a minute
+LOOK_HOURS = 1.1  # after the bucket: gaps are looked for once a minute, and those of its window have their repairs
 
 
 def upgrade() -> None:
@@ -38,17 +38,17 @@ def downgrade() -> None:
 
 
 def is_final(before: ModuleType, later: Callable[..., str]) -> str:
-    """Of bucket b."""
-    settled = later("b.to_at", 1)
+    """Of bucket b. What is asked of live and repaired time is asked of it together: folding makes one of it."""
+    settled, look = later("b.to_at", 1), later("b.to_at", LOOK_HOURS)
+
+    def exists(table: str, condition: str) -> str:
+        return f"""EXISTS (
+                SELECT 1 FROM subscriptions l JOIN {table} c ON c.subscription_id = l.subscription_id
+                WHERE {before.LISTENER} AND {condition})"""
+
     return f"""COALESCE((SELECT MAX(i.heartbeat_at) FROM instances i) >= {settled}, FALSE)
-            AND NOT EXISTS (
-                SELECT 1 FROM repairs r JOIN subscriptions s ON s.subscription_id = r.subscription_id
-                WHERE r.state = 'open' AND r.from_ts < {settled} AND r.to_ts > b.from_at
-                    AND s.feed = 'crowd-sentiment' AND s.ticker IN ('', b.ticker))
-            AND (EXISTS (
-                SELECT 1 FROM subscriptions l JOIN coverage_intervals c ON c.subscription_id = l.subscription_id
-                WHERE {before.LISTENER} AND c.state = 'live'
-                    AND c.to_at >= {settled} AND c.to_at >= {later("c.from_at", NAMED_HOURS)})
-            OR NOT EXISTS (
-                SELECT 1 FROM subscriptions l JOIN coverage c ON c.subscription_id = l.subscription_id
-                WHERE {before.LISTENER} AND c.ended_at IS NULL AND c.state <> 'stopped'))"""
+            AND NOT {exists("repairs", f"c.state = 'open' AND c.from_ts < {settled} AND c.to_ts > b.from_at")}
+            AND ({exists("coverage_intervals", f"c.state = 'live' AND c.from_at <= {look} AND c.to_at >= {look}")}
+            OR {exists("repairs", f"c.state <> 'open' AND c.from_ts <= {look} AND c.to_ts >= {look}")}
+            OR NOT {exists("coverage", "c.ended_at IS NULL AND c.state <> 'stopped'")}
+            OR NOT {exists("coverage", f"c.started_at <= {look}")})"""

@@ -482,6 +482,9 @@ def test_a_candle_is_final_when_nothing_will_change_it(
     assert watched.read(views.crowd_sentiment_daily, "is_final") == [(False,)]
 
 
+SILENT = ((1, 1, "live", "09:00", "10:50"), (1, 1, "silent", "10:50", "12:58"))
+
+
 @pytest.mark.parametrize(
     ("states", "final"),
     [
@@ -492,16 +495,8 @@ def test_a_candle_is_final_when_nothing_will_change_it(
             False,
             id="a gap that began while the provider may restate",
         ),
-        pytest.param(
-            [(1, 1, "live", "09:00", "10:50"), (1, 1, "silent", "10:50", "12:58"), (1, 1, "live", "12:58", None)],
-            False,
-            id="over so lately that there is no repair of it yet",
-        ),
-        pytest.param(
-            [(1, 1, "live", "09:00", "10:50"), (1, 1, "silent", "10:50", "12:30"), (1, 1, "live", "12:30", None)],
-            True,
-            id="over, and not to be repaired",
-        ),
+        pytest.param([*SILENT, (1, 1, "live", "12:58", None)], False, id="over, and not begun to be repaired"),
+        pytest.param([(1, 1, "live", "12:30", None)], True, id="a gap before anybody was to listen"),
         pytest.param(
             [(1, 1, "live", "09:00", "10:50"), (1, 1, "silent", "10:50", None), (2, 2, "live", "10:00", None)],
             True,
@@ -515,12 +510,28 @@ def test_a_candle_is_final_when_nothing_will_change_it(
 def test_a_candle_is_not_final_while_a_gap_may_still_be_repaired(
     watched: Database, states: list[tuple[int, int, str, str, str | None]], final: bool
 ) -> None:
-    for instance_id, heartbeat in ((1, "13:00"), (2, "13:00"), (3, "11:10")):
-        watched.instance(instance_id, heartbeat)
-    watched.sample(*CROWD, "AAPL", "10:00", 0.5)
+    _beating(watched)
     for state in states:
         watched.state(*state)
     assert watched.read(views.crowd_sentiment_hourly, "is_final") == [(final,)]
+
+
+@pytest.mark.parametrize(
+    ("state", "final"), [("done", True), ("failed", True), ("open", False)], ids=["done", "failed", "under way"]
+)
+def test_a_candle_is_final_once_the_repair_of_its_gap_has_ended(watched: Database, state: str, final: bool) -> None:
+    _beating(watched)
+    for one in (*SILENT, (1, 1, "live", "12:58", None)):
+        watched.state(*one)
+    watched.repair(1, "10:50", "12:58", state)
+    assert watched.read(views.crowd_sentiment_hourly, "is_final") == [(final,)]
+
+
+def _beating(watched: Database) -> None:
+    """Two instances that were heard of at 13:00 and one that was not; and a sample of 10:00."""
+    for instance_id, heartbeat in ((1, "13:00"), (2, "13:00"), (3, "11:10")):
+        watched.instance(instance_id, heartbeat)
+    watched.sample(*CROWD, "AAPL", "10:00", 0.5)
 
 
 def _fill(engine: Engine, tickers: int, samples_each: int) -> None:
