@@ -105,7 +105,7 @@ async def test_what_is_old_is_taken_while_entries_come_and_are_written(spool: Sp
 
 async def test_a_writer_that_is_behind_writes_first(spool: Spool, engine: Engine) -> None:
     await put(spool, *(frame([row(minute=i)], received_us=LONG_AGO_US) for i in range(3)))
-    made = writer(spool, engine, max_rows=4, payloads="24h")
+    made = writer(spool, engine, max_rows=2, payloads="24h")
     made._begin()
     made.prune()
     made.step()
