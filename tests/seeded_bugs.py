@@ -121,8 +121,8 @@ BUGS = (
     Bug(
         "acknowledged before it is committed",
         "pipeline/writer.py",
-        "            self._commit(assembly.batch)\n",
-        "            self._spool.ack(assembly.batch.last_seq)\n            self._commit(assembly.batch)\n",
+        "            self._commit(assembly.batch, flight)\n",
+        "            self._spool.ack(assembly.batch.last_seq)\n            self._commit(assembly.batch, flight)\n",
         DURABILITY,
     ),
     Bug(
@@ -135,14 +135,35 @@ BUGS = (
     Bug(
         "known values kept after a failed commit",
         "pipeline/writer.py",
-        "        except BaseException:\n            self._known.forget()\n            raise\n",
+        "        except BaseException:\n            self._forget()\n            raise\n",
         "        except BaseException:\n            raise\n",
         WRITER,
     ),
     Bug(
-        "disputed values count as known",
-        "pipeline/known.py",
-        "if disputed and (series, ts_us) in disputed:",
+        "a value that did not become current counts as known",
+        "pipeline/writer.py",
+        "            self._known.drop(written.unsure)\n",
+        "            pass\n",
+        MODEL,
+    ),
+    Bug(
+        "the batch ahead is written though the one before failed",
+        "pipeline/writer.py",
+        "        if self._ahead is not None:\n            self._waiting",
+        "        if False:\n            self._waiting",
+        MODEL,
+    ),
+    Bug(
+        "the batch ahead relies on what is not sure",
+        "pipeline/writer.py",
+        "if written.unsure and self._ahead is None:",
+        "if written.unsure:",
+        MODEL,
+    ),
+    Bug(
+        "repetitions are left out where they matter",
+        "store/database.py",
+        "if tally.partial and tally.late:",
         "if False:",
         MODEL,
     ),
@@ -172,8 +193,8 @@ BUGS = (
     Bug(
         "a value repeated in a batch is dropped",
         "store/values.py",
-        "        more.setdefault(key, []).append(value)\n        if known.value != value.value:\n",
-        "        if known.value != value.value:\n            more.setdefault(key, []).append(value)\n",
+        "        more.setdefault(key, []).append(row)\n        if known.value != row.value:\n",
+        "        if known.value != row.value:\n            more.setdefault(key, []).append(row)\n",
         VALUES,
     ),
     Bug(
@@ -319,7 +340,7 @@ BUGS = (
     Bug(
         "healing: gaps that are not over are repaired",
         "store/repairs.py",
-        ".where(gaps.to_at < wanted.to_at, ~named.exists())",
+        ".where(or_(gaps.to_at < wanted.to_at, ~goes_on.exists()), ~named.exists())",
         ".where(~named.exists())",
         REPAIRS,
     ),

@@ -5,16 +5,18 @@ import os
 import sqlite3
 import subprocess
 import sys
+import zlib
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from ingestor.building import lock_database
 from ingestor.errors import DatabaseUnavailable, Held, SpoolFailed
 from ingestor.pipeline.ballast import Ballast
-from ingestor.pipeline.chunks import ChunkFile, pack
+from ingestor.pipeline.chunks import FORMAT, ChunkFile, pack
 from ingestor.pipeline.spool import CHUNK_ENTRIES, Spool
 from tests.support.disk import full, small_disk
 from tests.support.entries import fact, frame
@@ -170,6 +172,25 @@ async def test_a_second_process_is_told_who_holds_the_spool(tmp_path: Path) -> N
 async def test_the_folder_is_nobody_elses(tmp_path: Path) -> None:
     async with opened(tmp_path / "spool"):
         assert (tmp_path / "spool").stat().st_mode & 0o777 == 0o700
+
+
+async def test_a_spool_of_the_first_format_is_read_and_gone_on_with(tmp_path: Path) -> None:
+    """Its chunks have a list of entries, each frame with all of its names."""
+    entries = [frame([1], received_us=1), fact(at_us=2), frame([2], received_us=3, letter=4)]
+    async with opened(tmp_path) as spool:
+        await spool.durable([spool.append(entry) for entry in entries][-1])
+        spool_id = spool.spool_id
+    body = msgspec.msgpack.encode(entries)
+    with closing(sqlite3.connect(tmp_path / "spool.db")) as db, db:
+        db.execute("UPDATE head SET format = 1")
+        db.execute("DELETE FROM chunks")
+        db.execute("INSERT INTO chunks VALUES (1, 3, ?, ?, ?)", (len(body), zlib.crc32(body), body))
+    async with opened(tmp_path) as spool:
+        assert (spool.spool_id, spool.set_aside) == (spool_id, None)
+        await spool.durable(spool.append(entries[0]))
+        assert spool.read(0, max_entries=99) == list(enumerate([*entries, entries[0]], 1))
+    with closing(sqlite3.connect(tmp_path / "spool.db")) as db:  # a program that knows no other must not read on
+        assert db.execute("SELECT format FROM head").fetchone() == (FORMAT,)
 
 
 @pytest.mark.parametrize("damage", ["header", "body", "counter", "format"])

@@ -228,6 +228,15 @@ async def test_a_row_that_the_database_refuses_stands_alone(spool: Spool, engine
     assert query(engine, "SELECT position FROM instances") == [(1,)]
 
 
+async def test_every_repetition_of_what_the_database_refuses_is_a_letter(spool: Spool, engine: Engine) -> None:
+    refuse(engine, 666.0)
+    await put(spool, frame([row(value=666.0)]), frame([row(value=666.0), row("ON")]), frame([row("ON")]))
+    writer(spool, engine).run()
+    assert query(engine, "SELECT seq, row_index FROM dead_letters ORDER BY seq") == [(1, 0), (2, 0)]
+    assert query(engine, "SELECT new_rows, duplicate_rows, dead_rows FROM batches") == [(1, 1, 2)]
+    assert audit(engine) == []
+
+
 async def test_a_row_whose_values_are_all_refused_is_one_letter(spool: Spool, engine: Engine) -> None:
     refuse(engine, 666.0)
     chart = {"ts": "2026-01-01T00:00:00.000Z", "ticker": "A", "crowd_sentiment": 666, "volume": 666, "buzz": 1}
