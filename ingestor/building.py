@@ -85,7 +85,11 @@ def build_writer(config: Config, spool: Spool, engine: Engine, **hooks: Any) -> 
         spool,
         Database(engine, database.retention.samples),
         Decoder(catalog.metrics_of, catalog.feed_name),
-        BatchPolicy(max_rows=database.batch.max_rows, max_wait_seconds=database.batch.max_wait),
+        BatchPolicy(
+            max_rows=database.batch.max_rows,
+            max_wait_seconds=database.batch.max_wait,
+            waited_seconds=config.spool.sync_every,  # the oldest of those that a sync brings has waited so long
+        ),
         instance,
         prepare=prepare,
         keep_payloads=database.retention.payloads != 0.0,

@@ -11,6 +11,7 @@ class BatchPolicy:
 
     max_rows: int
     max_wait_seconds: float
+    waited_seconds: float = 0.0  # what an entry has waited for company already when it is first seen here
     max_bytes: int = 8 << 20  # of raw text: rows that are known, empty lists and dead frames have a size as well
 
     def full(self, *, rows: int, size_bytes: int) -> bool:
@@ -22,4 +23,4 @@ class BatchPolicy:
 
     def patience_seconds(self, *, rows: int, age_seconds: float, idle_seconds: float) -> float:
         """How long to wait for another entry: for company if something waits already, else ``idle_seconds``."""
-        return max(self.max_wait_seconds - age_seconds, 0.0) if rows else idle_seconds
+        return max(self.max_wait_seconds - self.waited_seconds - age_seconds, 0.0) if rows else idle_seconds

@@ -38,3 +38,11 @@ def test_an_entry_waits_for_company_no_longer_than_allowed(rows: int, age_second
 )
 def test_a_batch_is_waited_for_by_what_is_in_it(rows: int, entries: int, missing: int) -> None:
     assert POLICY.missing(rows=rows, entries=entries) == missing
+
+
+@pytest.mark.parametrize(
+    ("age_seconds", "patience"), [(0.0, pytest.approx(0.08)), (0.07, pytest.approx(0.01)), (0.09, 0.0)]
+)
+def test_what_an_entry_has_waited_before_counts(age_seconds: float, patience: float) -> None:
+    policy = BatchPolicy(max_rows=100, max_wait_seconds=0.1, waited_seconds=0.02)
+    assert policy.patience_seconds(rows=1, age_seconds=age_seconds, idle_seconds=1.0) == patience
