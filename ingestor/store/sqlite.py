@@ -17,6 +17,7 @@ from ingestor.store.batch import Payload, Row
 from ingestor.store.times import text_time
 from ingestor.store.values import SampleKey
 
+STAMPS_REMEMBERED = 20_000
 _ROWS = 64
 _INSERT = (
     "INSERT INTO samples (series_id, ts, value, revision, published_at, received_at, source, instance_id, seq)"
@@ -39,12 +40,11 @@ _PAYLOAD = (
 
 def insert_samples(connection: Connection, instance_id: int, rows: Sequence[tuple[SampleKey, Row]]) -> int:
     """Insert what is new; rows must have distinct keys. Returns how many went in."""
-    stamps = _Stamps()
     return _insert(
         connection,
         _INSERT,
         [
-            (series_id, stamps[ts_us], value, 0, stamps[published_us], stamps[received_us], source, instance_id, seq)
+            (series_id, _stamps[ts_us], value, 0, _stamps[published_us], _stamps[received_us], source, instance_id, seq)
             for (series_id, ts_us), (_, _, value, published_us, received_us, source, seq, _) in rows
         ],
     )
@@ -54,16 +54,14 @@ def conflicts(connection: Connection, instance_id: int, rows: Sequence[tuple[Sam
     """The keys of the rows just offered whose recorded value is another."""
     connection.exec_driver_sql(_STAGE)
     connection.exec_driver_sql("DELETE FROM stage")
-    stamps = _Stamps()
-    staged = [(key[0], stamps[key[1]], row.value, row.seq, key[1]) for key, row in rows]
+    staged = [(key[0], _stamps[key[1]], row.value, row.seq, key[1]) for key, row in rows]
     _insert(connection, "INSERT INTO stage VALUES {}", staged)
     return [(row[0], row[1]) for row in connection.exec_driver_sql(_CONFLICTS, (instance_id,))]
 
 
 def insert_payloads(connection: Connection, instance_id: int, payloads: Iterable[Payload]) -> None:
-    stamps = _Stamps()
     values = [
-        (instance_id, seq, *origin, stamps[received_us], stamps[published_us], row_count, body)
+        (instance_id, seq, *origin, _stamps[received_us], _stamps[published_us], row_count, body)
         for seq, origin, received_us, published_us, row_count, body in payloads
     ]
     _insert(connection, _PAYLOAD, values)
@@ -89,8 +87,13 @@ def _places(rows: int, columns: int) -> str:
 
 
 class _Stamps(dict[int | None, str | None]):
-    """µs → text; within a batch the same few stamps recur."""
+    """µs → text, bounded: a sample's receipt is that of its payload, and rows have the same few times."""
 
     def __missing__(self, us: int | None) -> str | None:
+        if len(self) >= STAMPS_REMEMBERED:
+            self.clear()
         text = self[us] = text_time(us)
         return text
+
+
+_stamps = _Stamps()

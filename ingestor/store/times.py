@@ -7,7 +7,6 @@ from functools import lru_cache
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 DAY_US = 86_400_000_000
-_NAIVE_EPOCH = EPOCH.replace(tzinfo=None)
 _MICROSECOND = timedelta(microseconds=1)
 
 
@@ -33,9 +32,15 @@ def text_time(us: int | None) -> str | None:
     if us is None:
         return None
     second, rest = divmod(us, 1_000_000)
-    return f"{_text_second(second)}.{rest:06}"
+    day, clock = divmod(second, 86_400)
+    return f"{_text_day(day)} {_text_clock(clock)}.{rest:06}"
+
+
+@lru_cache(maxsize=1_000)
+def _text_day(day: int) -> str:
+    return (EPOCH + timedelta(days=day)).date().isoformat()
 
 
 @lru_cache(maxsize=10_000)
-def _text_second(second: int) -> str:
-    return (_NAIVE_EPOCH + timedelta(seconds=second)).isoformat(" ")
+def _text_clock(second: int) -> str:
+    return (EPOCH + timedelta(seconds=second)).time().isoformat()
