@@ -29,7 +29,8 @@ CREATE TEMPORARY TABLE IF NOT EXISTS stage (
     received_at timestamptz NOT NULL, seq bigint NOT NULL, source text NOT NULL, published_at timestamptz
 ) ON COMMIT DELETE ROWS; DELETE FROM stage
 """
-_INSTANT = "timestamptz 'epoch' + {} * interval '1 microsecond'"  # exact: below 2^53 a double holds every integer
+# An interval is multiplied by a double, which holds microseconds until the year 2255: the seconds by themselves.
+_INSTANT = "timestamptz 'epoch' + {0} / 1000000 * interval '1 second' + {0} %% 1000000 * interval '1 microsecond'"
 _ARRAYS = f"""
 (SELECT series_id, {_INSTANT.format("ts_us")} AS ts, value, {_INSTANT.format("received_us")} AS received_at, seq,
     source, {_INSTANT.format("published_us")} AS published_at

@@ -234,6 +234,16 @@ def test_a_number_at_the_edge_is_stored_as_the_double_that_it_is(stores: list[St
         assert store.holds(("crowd-sentiment", "crowd_sentiment", ticker, ""), T0, value)
 
 
+@pytest.mark.parametrize("company", [0, 600], ids=["few rows", "many rows"])
+def test_a_moment_centuries_ahead_is_kept_to_the_microsecond(stores: list[Store], company: int) -> None:
+    far = {"ts": "9998-12-31T23:59:59.123457Z", "ticker": f"FAR{company}"}
+    others = [row(f"FAR{number}") for number in range(company)]
+    counts = give(stores, frame([far | {"average_sentiment": value} for value in (1, 2)] + others)).counts
+    assert (counts["revised_rows"], counts["dead_rows"]) == (1, 0)
+    for store in stores:
+        assert store.holds(("crowd-sentiment", "crowd_sentiment", far["ticker"], ""), 253_370_764_799_123_457, 2.0)
+
+
 def test_of_equal_keys_the_last_counts(stores: list[Store]) -> None:
     twice = '[{"ts":"x","ts":"2026-01-01T00:00:00Z","ticker":"A","ticker":"TWICE","average_sentiment":1}]'
     assert give(stores, frame(twice)).letters == []
