@@ -57,6 +57,8 @@ class HastyWriter(Writer):
         return super()._assembled(entries, known)
 
     def _begun(self, after: int) -> Assembly:
+        # What was begun further on, in another belief of where this one would end, was never written.
+        self.believed = {first: known for first, known in self.believed.items() if first <= after}
         self.believed[after + 1] = contents(self._known)
         return super()._begun(after)
 
