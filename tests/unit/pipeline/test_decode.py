@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import threading
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import msgspec
@@ -263,6 +264,40 @@ def test_whatever_comes_every_row_is_read_or_set_aside(payload: Any) -> None:
         dead = {letter.row_index for letter in decoded.dead}
         assert read | dead == set(range(len(rows)))
         assert not read & dead
+
+
+# Times that can be read, the edges of them, and what nearly is one.
+_days = st.sampled_from(
+    ["2026-01-01", "2026-W01-4", "20260101", "2026W01", "1970-01-01", "1970-01-02", "1969-12-31", "9998-12-31"]
+    + ["9998-12-30", "9998-12-29", "9999-12-31", "0001-01-01", "2026-02-30", "2026-1-1", "٢026-01-01", ""]
+)
+_clocks = st.sampled_from(
+    ["T00:00", "T23:59:59.999999", "T24:00", "T12", "T1234", "T12:34:56.1234567", "T12:60", " 12:34", "TT12:34", ""]
+)
+_offsets = st.sampled_from(["", "Z", "z", "+00:00", "-23:59", "+23:59:59.999999", "+24:00", " ", "T"])
+_parts = st.lists(_days, min_size=1, max_size=4), st.lists(st.builds(str.__add__, _clocks, _offsets), max_size=4)
+
+
+@settings(max_examples=500, deadline=None)
+@given(*_parts, st.lists(st.datetimes(timezones=st.none() | st.timezones()).map(str), max_size=3))
+def test_a_time_means_the_same_whichever_were_read_before(
+    days: list[str], clocks: list[str], others: list[str]
+) -> None:
+    times = [day + clock for clock in ["T00:00:00Z", *clocks] for day in ["2026-01-01", *days]]
+    with_memory = decoder()
+    for ts in [*times, *others]:
+        decoded = with_memory.decode(frame([{"ts": ts, "ticker": "A", "average_sentiment": 1}]))
+        assert [ts_us for _, ts_us, _, _ in decoded.observations] == _meant(ts)
+
+
+def _meant(ts: str) -> list[int]:
+    try:
+        stamp = datetime.fromisoformat(ts)
+    except ValueError:
+        return []
+    epoch, end = (datetime(year, 1, 1, tzinfo=UTC) for year in (1970, 9999))
+    since = (stamp if stamp.tzinfo else stamp.replace(tzinfo=UTC)) - epoch
+    return [since // timedelta(microseconds=1)] if timedelta(0) <= since <= end - epoch else []
 
 
 @settings(max_examples=300, deadline=None)
