@@ -11,16 +11,17 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from itertools import chain
-from typing import TypeVar
+from typing import TypeAlias, TypeVar
 
 import tenacity
 
-from ingestor.errors import BatchRejected, DatabaseUnavailable, PositionMoved, RepeatsNeeded
+from ingestor.errors import BatchRejected, DatabaseUnavailable, PositionMoved, RepeatsNeeded, SpoolFailed
 from ingestor.pipeline.assemble import Assembly, refused
 from ingestor.pipeline.batch import BatchPolicy
+from ingestor.pipeline.beside import Beside
 from ingestor.pipeline.chunks import SpoolUnreadable
 from ingestor.pipeline.decode import Decoder
 from ingestor.pipeline.entry import Channel, Entry, Frame
@@ -40,6 +41,7 @@ HURRY_SECONDS = 0.5  # between tries while draining
 PRUNE_PAUSE_SECONDS = 0.05  # between steps of retention where nothing is to be written: the disk has other users
 
 T = TypeVar("T")
+_Flight: TypeAlias = "Future[tuple[Written, float]]"  # and how many seconds it took
 
 log = logging.getLogger(__name__)
 
@@ -104,7 +106,7 @@ class Writer:
         self._waiting: deque[Entry] = deque()  # read, not yet in a batch
         self._ahead: Assembly | None = None  # the next batch, begun while the one before was written
         self._since = 0.0  # time.monotonic() when the batch in the making began
-        self._committer = ThreadPoolExecutor(1, "commit")
+        self._committer = Beside("commit")
         self._published_us = 0
         self._known = KnownValues()
         self._told: set[tuple[str, str]] = set()
@@ -128,7 +130,7 @@ class Writer:
                     return
         finally:
             self._errands.close()
-            self._committer.shutdown()
+            self._committer.close()
 
     def drain(self) -> None:
         """Write what is there without waiting for company, then return from ``run``."""
@@ -180,8 +182,13 @@ class Writer:
         assembly, self._ahead = self._ahead or self._begun(self.status.position), None
         while not (self._full(assembly) or (assembly.units and self._hurried)):
             missing = self._policy.missing(rows=assembly.units, entries=len(assembly.entries))
-            if not self._refill(assembly.batch.last_seq, self._patience(assembly), missing):
-                break
+            try:
+                if not self._refill(assembly.batch.last_seq, self._patience(assembly), missing):
+                    break
+            except SpoolFailed:
+                if not assembly.entries:
+                    raise
+                break  # what could be read is written first
             if not assembly.units:
                 self.status.oldest_us = _received_us(self._waiting[0])
             self._take(assembly, len(self._waiting))
@@ -224,20 +231,28 @@ class Writer:
 
     def _written(self, assembly: Assembly) -> bool:
         """Commit it, and begin the next one meanwhile if there is one to begin. False: told to stop before."""
-        batch, flights = assembly.batch, deque[Future[Written]]()
-        if self._waiting or self._spool.synced > batch.last_seq:
-            flights.append(self._committer.submit(self._database.write, batch))
+        batch, flights = assembly.batch, deque[_Flight]()
+        more = bool(self._waiting) or self._spool.synced > batch.last_seq
+        if more and assembly.units < 2 * self._policy.max_rows:  # there is no room for two of the largest frames
+            flights.append(self._committer.ask(lambda: self._timed(batch)))
             flights[0].add_done_callback(lambda _: self._spool.wake())
             self._ahead = self._decoded_during(flights[0], batch.last_seq)
         # The first try is the one under way.
         return self._retry(lambda: self._write(assembly, flights.pop() if flights else None))
 
-    def _decoded_during(self, flight: Future[Written], after: int) -> Assembly:
+    def _decoded_during(self, flight: _Flight, after: int) -> Assembly:
         ahead = self._begun(after)
-        while not (flight.done() or self._full(ahead)):
-            if self._refill(ahead.batch.last_seq, IDLE_SECONDS):
-                self._take(ahead, AHEAD_ENTRIES)
+        try:
+            while not (flight.done() or self._full(ahead) or self._stop.is_set()):
+                if self._refill(ahead.batch.last_seq, IDLE_SECONDS):
+                    self._take(ahead, AHEAD_ENTRIES)
+        except SpoolFailed:
+            pass  # so will the next look; what could be read is written first
         return ahead
+
+    def _timed(self, batch: Batch) -> tuple[Written, float]:
+        started = time.monotonic()
+        return self._database.write(batch), time.monotonic() - started
 
     def _forget(self) -> None:
         """What was believed of the database is not sure: what was assembled in that belief is to be assembled anew."""
@@ -246,7 +261,7 @@ class Writer:
             self._waiting.extendleft(reversed(self._ahead.entries))
             self._ahead = None
 
-    def _write(self, assembly: Assembly, flight: Future[Written] | None = None) -> None:
+    def _write(self, assembly: Assembly, flight: _Flight | None = None) -> None:
         try:
             self._commit(assembly.batch, flight)
         except RepeatsNeeded:
@@ -274,10 +289,9 @@ class Writer:
             assembly.add(entry)
         return assembly
 
-    def _commit(self, batch: Batch, flight: Future[Written] | None = None) -> None:
-        started = time.monotonic()
+    def _commit(self, batch: Batch, flight: _Flight | None = None) -> None:
         try:
-            written = flight.result() if flight else self._database.write(batch)
+            written, seconds = flight.result() if flight else self._timed(batch)
         except BaseException:
             self._forget()
             raise
@@ -287,7 +301,7 @@ class Writer:
             self._forget()  # the batch ahead relies on it, and what that one said is in the memory as well
         self._known.age(time.monotonic())
         self._on_rows(batch.rows)
-        self._count(batch, written, time.monotonic() - started)
+        self._count(batch, written, seconds)
 
     def _count(self, batch: Batch, written: Written, seconds: float) -> None:
         status = self.status

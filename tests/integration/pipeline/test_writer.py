@@ -373,6 +373,51 @@ async def test_entries_that_are_not_as_they_were_written_condemn_the_spool(
         made.step()
 
 
+@pytest.mark.parametrize("ahead", [True, False], ids=["read ahead", "read for company"])
+async def test_what_could_be_read_of_a_spool_is_written_before_the_writer_ends(
+    tmp_path: Path, spool: Spool, engine: Engine, ahead: bool
+) -> None:
+    for ticker in "ABC":
+        await put(spool, frame([row(ticker)]))
+    made = writer(spool, engine, max_rows=1 if ahead else 2)
+    made._begin()
+    with sqlite3.connect(tmp_path / "spool" / "spool.db") as db:
+        db.execute("UPDATE chunks SET body = zeroblob(length(body)) WHERE first_seq = 3")
+    db.close()
+    Unsteady(engine).fail(4 if ahead else 2, done=False)  # that of the last one before it
+    with pytest.raises(SpoolUnreadable, match="entries 3 to 3"):
+        made.run()
+    assert [ticker for ticker, *_ in query(engine, OBSERVATIONS)] == ["A", "B"]
+    assert spool.acked == 2
+
+
+async def test_the_seconds_of_a_batch_are_those_of_its_write_also_while_the_next_one_is_read(
+    spool: Spool, engine: Engine
+) -> None:
+    seconds: list[float] = []
+    made = writer(spool, engine, max_rows=2)
+    made._on_batch = seconds.append
+    commit = engine.dialect.do_commit
+    engine.dialect.do_commit = lambda connection: (time.sleep(0.05), commit(connection))  # type: ignore[method-assign]
+    await put(spool, *(frame([row(ticker)]) for ticker in "ABC"))
+    made.run()
+    assert len(seconds) == 2
+    assert min(seconds) >= 0.05
+
+
+async def test_beside_one_of_the_largest_frames_nothing_is_read_ahead(spool: Spool, engine: Engine) -> None:
+    made = writer(spool, engine, max_rows=2)
+    made._begin()
+    await put(spool, frame([row("A")]), frame([row("B", minute) for minute in range(10)]), frame([row("C")]))
+    begun = []
+    for _ in range(2):
+        made.step()
+        begun.append(made._ahead is not None)
+    assert begun == [False, False]
+    made.step()
+    assert made.status.new == 12
+
+
 HOSTILE = ["O'Brien\"; DROP TABLE samples;--", "%s%(x)s", ":x", "a\nb", "\x1b[31m", "\u202eLPAA", "{}[]\\", "π€😀"]
 
 

@@ -1,0 +1,29 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+
+import pytest
+
+from ingestor.pipeline.beside import Beside
+
+HANGS = """
+import threading
+from ingestor.pipeline.beside import Beside
+Beside("hangs").ask(threading.Event().wait)
+"""
+
+
+def test_work_is_done_in_its_order_by_one_other_thread_and_what_goes_wrong_is_told() -> None:
+    beside = Beside("beside")
+    done: list[str] = []
+    first, second = (beside.ask(lambda: done.append(threading.current_thread().name) or len(done)) for _ in range(2))
+    assert (first.result(10), second.result(10), done) == (1, 2, ["beside", "beside"])
+    with pytest.raises(ZeroDivisionError):
+        beside.ask(lambda: 1 // 0).result(10)
+    beside.close()
+
+
+def test_a_process_ends_though_the_work_hangs() -> None:
+    assert subprocess.run([sys.executable, "-c", HANGS], timeout=30, check=False).returncode == 0
