@@ -164,7 +164,6 @@ class ChunkFile:
         found, *counters = row
         if found not in range(1, FORMAT + 1):
             raise SpoolUnreadable(f"{self.path}: format {found}, this program knows {FORMAT}")
-        self._db.execute("UPDATE head SET format = ?", (FORMAT,))
         spool_id, next_seq, acked, live_bytes, heartbeat_us, heartbeat_seq = counters
         self._verify(next_seq)
         return Head(
@@ -222,9 +221,9 @@ class ChunkFile:
                 heartbeat_seq=heartbeat_seq,
             )
             self._db.execute(
-                "UPDATE head SET spool_id = ?, next_seq = ?, acked = ?, live_bytes = ?, heartbeat_us = ?,"
+                "UPDATE head SET format = ?, spool_id = ?, next_seq = ?, acked = ?, live_bytes = ?, heartbeat_us = ?,"
                 " heartbeat_seq = ?",
-                (head.spool_id, head.next_seq, head.acked, head.live_bytes, heartbeat_us, heartbeat_seq),
+                (FORMAT, head.spool_id, head.next_seq, head.acked, head.live_bytes, heartbeat_us, heartbeat_seq),
             )
             self._db.execute("COMMIT")
         except sqlite3.Error as error:

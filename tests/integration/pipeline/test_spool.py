@@ -185,6 +185,9 @@ async def test_a_spool_of_the_first_format_is_read_and_gone_on_with(tmp_path: Pa
         db.execute("UPDATE head SET format = 1")
         db.execute("DELETE FROM chunks")
         db.execute("INSERT INTO chunks VALUES (1, 3, ?, ?, ?)", (len(body), zlib.crc32(body), body))
+    ChunkFile(tmp_path / "spool.db").close()  # which writes nothing: a full disk, or the way back, is not in its way
+    with closing(sqlite3.connect(tmp_path / "spool.db")) as db:
+        assert db.execute("SELECT format FROM head").fetchone() == (1,)
     async with opened(tmp_path) as spool:
         assert (spool.spool_id, spool.set_aside) == (spool_id, None)
         await spool.durable(spool.append(entries[0]))
