@@ -119,6 +119,8 @@ class Database:
     def write(self, batch: Batch) -> Written:
         """Commit a batch, whole. PositionMoved: somebody did already; nothing was changed."""
         self._expire(batch)
+        if batch.expired and batch.known_rows:  # also those that an earlier try took out
+            raise RepeatsNeeded("some rows are older than samples are kept")
         ids, refusals = self._intern_series({row[0] for row in batch.rows})
         if refusals and batch.known_rows:
             raise RepeatsNeeded("the database refuses the name of a series")
@@ -173,8 +175,6 @@ class Database:
             with transaction(self._engine) as connection:
                 now_us = microseconds(leases.now(connection))
             batch.expire(min(before_us, day_of(now_us - self._keep_samples_us)))
-            if batch.expired and batch.known_rows:
-                raise RepeatsNeeded("some rows are older than samples are kept")
 
     def _advance(self, connection: Connection, batch: Batch, *, gapless: bool = True) -> None:
         c = schema.instances.c

@@ -26,6 +26,7 @@ from ingestor.store.engine import connect
 from ingestor.store.retention import Retention
 from tests.support.daemon import until
 from tests.support.entries import T0, decoder, frame, row
+from tests.support.unsteady import Unsteady
 
 NOW_US = int(datetime.now(UTC).timestamp() * 1_000_000)
 LONG_AGO_US = NOW_US - 30 * 86_400_000_000
@@ -144,6 +145,20 @@ async def test_what_is_older_than_samples_are_kept_is_counted_each_time_it_comes
     assert query(engine, "SELECT sum(expired_rows) FROM batches") == [3]
     assert query(engine, "SELECT ticker FROM observations") == query(engine, "SELECT ticker FROM series") == ["NEW"]
     assert audit(engine) == []
+
+
+async def test_what_is_too_old_is_counted_each_time_it_came_also_if_the_database_goes_meanwhile(
+    spool: Spool, engine: Engine
+) -> None:
+    made = writer(spool, engine, samples="365d")
+    made._database = Database(engine, 365 * 86_400.0)
+    made.drain()
+    made._begin()
+    fresh = {"ts": datetime.now(UTC).isoformat(), "ticker": "NEW", "average_sentiment": 0.5}
+    await put(spool, frame([LONG_AGO_ROW, fresh]), frame([LONG_AGO_ROW]))
+    Unsteady(engine).fail(4, done=False)  # after two looks at its clock, and the name of the series
+    made.step()
+    assert (made.status.new, made.status.duplicate, made.status.expired) == (1, 0, 2)
 
 
 async def test_a_clock_of_ours_that_runs_ahead_makes_nothing_too_old(spool: Spool, engine: Engine) -> None:
