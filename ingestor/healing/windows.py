@@ -33,8 +33,12 @@ def proven(
 ) -> list[Repair]:
     """Those for which ``instance_id`` received, once the gap was over, an answer that reaches back to its start.
 
-    ``looked`` remembers from one call to the next up to which seq was looked: (repair, instance) → seq.
+    ``looked`` remembers from one call to the next up to which seq was looked: (repair, instance) → seq. What is not
+    among the ``resumed`` any more is forgotten.
     """
+    asked_about = {one.repair.repair_id for one in resumed}
+    for key in [key for key in looked if key[0] not in asked_about]:
+        del looked[key]
     found: list[Repair] = []
     waiting = [
         one._replace(seq=max(one.seq, looked.get((one.repair.repair_id, instance_id), 0)))

@@ -249,3 +249,6 @@ def test_only_an_answer_that_came_after_the_gap_and_reaches_back_to_its_start_pr
     assert proven() == [at("09:00")]
     came(27, "13:01", "AAPL", "11:59", "13:00")
     assert proven() == [at("09:00"), at("12:00")]  # the first is still among those asked about: looked at from 25 on
+    resumed = [one for one in resumed if one.repair.from_ts == at("12:00")]
+    proven()
+    assert looked.keys() == {(2, 1)}
