@@ -33,6 +33,7 @@ class Beside:
     def _run(self) -> None:
         while work := self._work.get():
             work()
+            del work  # while it waits for more: a batch is large
 
 
 def _do(work: Callable[[], T], outcome: Future[T]) -> None:
