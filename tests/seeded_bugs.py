@@ -161,6 +161,27 @@ BUGS = (
         MODEL,
     ),
     Bug(
+        "what was read ahead is lost with the spool",
+        "pipeline/writer.py",
+        "                if not assembly.entries:\n                    raise\n",
+        "                raise\n",
+        WRITER,
+    ),
+    Bug(
+        "the process's end waits for a statement that hangs",
+        "pipeline/beside.py",
+        "daemon=True",
+        "daemon=False",
+        "tests/unit/pipeline/test_beside.py",
+    ),
+    Bug(
+        "moments are doubles",
+        "store/postgres.py",
+        "{0} / 1000000 * interval '1 second' + {0} %% 1000000 * interval '1 microsecond'",
+        "{0} * interval '1 microsecond'",
+        f"{PIPELINE}/test_hostile.py",
+    ),
+    Bug(
         "repetitions are left out where they matter",
         "store/database.py",
         "if tally.partial and tally.late:",
