@@ -161,7 +161,7 @@ BUGS = (
         MODEL,
     ),
     Bug(
-        "what was read ahead is lost with the spool",
+        "what waits for company is lost with the spool",
         "pipeline/writer.py",
         "                if not assembly.entries:\n                    raise\n",
         "                raise\n",

@@ -373,22 +373,43 @@ async def test_entries_that_are_not_as_they_were_written_condemn_the_spool(
         made.step()
 
 
-@pytest.mark.parametrize("ahead", [True, False], ids=["read ahead", "read for company"])
-async def test_what_could_be_read_of_a_spool_is_written_before_the_writer_ends(
-    tmp_path: Path, spool: Spool, engine: Engine, ahead: bool
+def damage_last(folder: Path) -> None:
+    with sqlite3.connect(folder / "spool" / "spool.db") as db:
+        db.execute(
+            "UPDATE chunks SET body = zeroblob(length(body)) WHERE first_seq = (SELECT max(first_seq) FROM chunks)"
+        )
+    db.close()
+
+
+@pytest.mark.parametrize(("max_rows", "commit"), [(1, 4), (2, 2)], ids=["begun ahead", "the only one"])
+async def test_what_is_written_when_the_spool_cannot_be_read_on_is_written_to_its_end(
+    tmp_path: Path, spool: Spool, engine: Engine, max_rows: int, commit: int
 ) -> None:
     for ticker in "ABC":
         await put(spool, frame([row(ticker)]))
-    made = writer(spool, engine, max_rows=1 if ahead else 2)
+    made = writer(spool, engine, max_rows=max_rows)
     made._begin()
-    with sqlite3.connect(tmp_path / "spool" / "spool.db") as db:
-        db.execute("UPDATE chunks SET body = zeroblob(length(body)) WHERE first_seq = 3")
-    db.close()
-    Unsteady(engine).fail(4 if ahead else 2, done=False)  # that of the last one before it
+    damage_last(tmp_path)
+    Unsteady(engine).fail(commit, done=False)  # that of B
     with pytest.raises(SpoolUnreadable, match="entries 3 to 3"):
         made.run()
     assert [ticker for ticker, *_ in query(engine, OBSERVATIONS)] == ["A", "B"]
     assert spool.acked == 2
+
+
+async def test_what_waits_for_company_when_the_spool_cannot_be_read_on_is_written(
+    tmp_path: Path, spool: Spool, engine: Engine
+) -> None:
+    made = writer(spool, engine, max_wait_seconds=1, drain=False)
+    made._begin()
+    await put(spool, frame([row("A")]))
+    assert made._refill(0, 0)
+    await put(spool, frame([row("B")]))
+    damage_last(tmp_path)
+    made.step()
+    assert [ticker for ticker, *_ in query(engine, OBSERVATIONS)] == ["A"]
+    with pytest.raises(SpoolUnreadable, match="entries 2 to 2"):
+        made.step()
 
 
 async def test_the_seconds_of_a_batch_are_those_of_its_write_also_while_the_next_one_is_read(
