@@ -25,6 +25,7 @@ class Assembly:
         self.unknown_fields: set[tuple[str, str]] = set()  # (feed, field)
         self.skews_us: dict[str, int] = {}  # feed → its last envelope's stamp, less its receipt
         self.heard: dict[Channel, int] = {}  # what live data came for, and when the last of it was received
+        self._names: tuple[str, ...] = ()
         self._origin = Origin("", "", "", "", "")
         self._decoder = decoder
         self._known = known
@@ -51,10 +52,9 @@ class Assembly:
         else:
             news = observations  # as old as its letter, it says nothing of what is current
             self._known.drop((series, ts_us) for series, ts_us, _, _ in self._known.news(observations))
-        batch.rows += [
-            _new(Row, (series, ts, value, published_us, received_us, source, seq, index))
-            for series, ts, value, index in news
-        ]
+        rows = batch.rows
+        for series, ts, value, index in news:
+            rows.append(_new(Row, (series, ts, value, published_us, received_us, source, seq, index)))
         batch.frames += 1
         batch.known_rows += len(observations) - len(news)
         batch.row_count += len(observations)
@@ -88,10 +88,10 @@ class Assembly:
 
     def _origin_of(self, frame: Frame, event: str) -> Origin:
         """The same object for frames that follow each other on a connection: it is made, and encoded, once."""
-        names = (frame.connection_id, frame.source, storable(event), frame.path, frame.params)
-        changed = names != self._origin
-        if changed:
-            self._origin = Origin(*names)
+        names = (frame.connection_id, frame.source, event, frame.path, frame.params)
+        if names != self._names:
+            self._names = names
+            self._origin = Origin(*names)._replace(event=storable(event))
         return self._origin
 
     def _note(self, frame: Frame, decoded: Decoded) -> None:

@@ -128,10 +128,13 @@ class Decoder:
             raise _Bad("not an event", "the text is not a Socket.IO event that can be read")
         if len(decoded.body) > CHARACTERS_PER_FRAME:
             raise _Bad("too long", f"{len(decoded.body)} characters, {CHARACTERS_PER_FRAME} are read")
-        payload = _loads(decoded.body)
+        try:
+            payload = _decode(decoded.body)
+        except (msgspec.DecodeError, RecursionError, ValueError):
+            payload = _loads_leniently(decoded.body)
         if type(payload) is not list:
             payload = self._opened(payload, frame, decoded)
-        feed = self._feed(decoded.path, decoded.params)
+        feed = self._feeds.get((decoded.path, decoded.params)) or self._feed(decoded.path, decoded.params)
         decoded.feed = feed.name
         decoded.rows = len(payload)
         self._read_rows(payload, feed, decoded)
@@ -149,14 +152,12 @@ class Decoder:
         return payload
 
     def _feed(self, path: str, params: str) -> _Feed:
-        known = self._feeds.get((path, params))
-        if known is None:
-            known = _Feed(_key("feed", self.feed_name(path, json.loads(params or "{}"))), self._metrics_of(path), {})
-            if len(self._feeds) >= FEEDS_REMEMBERED:  # an envelope may name anything
-                self._feeds.clear()
-            if len(path) + len(params) <= CHARACTERS_REMEMBERED:
-                self._feeds[path, params] = known
-        return known
+        feed = _Feed(_key("feed", self.feed_name(path, json.loads(params or "{}"))), self._metrics_of(path), {})
+        if len(self._feeds) >= FEEDS_REMEMBERED:  # an envelope may name anything
+            self._feeds.clear()
+        if len(path) + len(params) <= CHARACTERS_REMEMBERED:
+            self._feeds[path, params] = feed
+        return feed
 
     def _read_rows(self, rows: list[Any], feed: _Feed, decoded: Decoded) -> None:
         bad: list[tuple[int, _Bad]] = []
@@ -277,11 +278,8 @@ def split(frame: Frame) -> tuple[str, str]:
     return event, text[start:end]
 
 
-def _loads(body: str) -> Any:
-    try:
-        return _decode(body)
-    except (msgspec.DecodeError, RecursionError, ValueError):
-        pass  # NaN, lone surrogates and numbers of thousands of digits: the standard library is more lenient
+def _loads_leniently(body: str) -> Any:
+    """NaN, lone surrogates and numbers of thousands of digits: the standard library takes more than the fast one."""
     try:
         return _LENIENT.decode(body)
     except RecursionError:

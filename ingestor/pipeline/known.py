@@ -13,7 +13,7 @@ from typing import TypeAlias
 from ingestor.pipeline.decode import Observation
 from ingestor.store.batch import SeriesKey
 
-CAPACITY = 100_000  # values of a generation: some 10 MB
+CAPACITY = 50_000  # values of a generation: some 5 MB, and the windows of 800 tickers
 GENERATION_SECONDS = 300.0  # an entry lives for one to two generations
 
 _Generation: TypeAlias = dict[SeriesKey, dict[int, float]]  # series → ts → value
@@ -37,7 +37,8 @@ class KnownValues:
         for one in observations:
             series, ts_us, value, _ = one
             if series is not last:  # a response is mostly of one
-                last, young, old = series, self._of(series), self._old.get(series)
+                last, old = series, self._old.get(series)
+                young = self._young.get(series) or self._young.setdefault(series, {})
             known = young.get(ts_us)
             if known is None:
                 if old is not None and old.get(ts_us) == value:
@@ -67,9 +68,3 @@ class KnownValues:
             self._old, self._young = self._young, {}
             self._count = 0
             self._begun = now_seconds
-
-    def _of(self, series: SeriesKey) -> dict[int, float]:
-        found = self._young.get(series)
-        if found is None:
-            found = self._young[series] = {}
-        return found

@@ -37,7 +37,8 @@ class Count:
 
 
 async def measure(sink: Sink) -> None:
-    connection = Connection(Line(url=url, path=PATH, params="{}", events=("res",)), Dialect.SOCKET_IO_4, sink, print)
+    line = Line(url=url, path=PATH, params="{}", events=("res",))
+    connection = Connection(line, Dialect.SOCKET_IO_4, sink, sink.append)
     await connection.open(Token(value="t", fetched_at=0.0, life_seconds=3600.0))
     wish = Subscription(path=PATH, method="get", params={"ticker": "A"})
     await connection.subscribe([wish], lambda _subscription, _error: None)
