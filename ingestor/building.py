@@ -66,6 +66,19 @@ def instance_name(config: Config) -> str:
     return config.instance or socket.gethostname()
 
 
+LEAST_SYNC_SECONDS = 0.005  # a sync takes a disk milliseconds, and more of them would leave it no time
+
+
+def sync_seconds(config: Config) -> float:
+    """How long an entry may wait for others before it is synced: not longer than it may wait for company in all."""
+    return min(config.spool.sync_every, max(config.database.batch.max_wait, LEAST_SYNC_SECONDS))
+
+
+def build_spool(config: Config) -> Spool:
+    """Open it, or create it. Raises Held, SpoolFailed."""
+    return Spool(config.spool.path, max_bytes=config.spool.max_bytes, sync_every_seconds=sync_seconds(config))
+
+
 def build_writer(config: Config, spool: Spool, engine: Engine, **hooks: Any) -> Writer:
     """The writer of one spool into the configured database; ``hooks`` are its ``on_…`` arguments."""
     database = config.database
@@ -88,7 +101,7 @@ def build_writer(config: Config, spool: Spool, engine: Engine, **hooks: Any) -> 
         BatchPolicy(
             max_rows=database.batch.max_rows,
             max_wait_seconds=database.batch.max_wait,
-            waited_seconds=config.spool.sync_every,  # the oldest of those that a sync brings has waited so long
+            waited_seconds=sync_seconds(config),  # the oldest of those that a sync brings has waited so long
         ),
         instance,
         prepare=prepare,

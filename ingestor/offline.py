@@ -7,11 +7,10 @@ from collections.abc import Callable, Sequence
 
 from pydantic import SecretStr
 
-from ingestor.building import build_healing, build_writer, lock_database, past
+from ingestor.building import build_healing, build_spool, build_writer, lock_database, past
 from ingestor.config import Config
 from ingestor.errors import DatabaseUnavailable, SpoolFailed
 from ingestor.pipeline.retry import retry_letters
-from ingestor.pipeline.spool import Spool
 from ingestor.store.engine import connect
 from ingestor.store.repairs import Wish
 
@@ -30,7 +29,7 @@ def retry(config: Config, ids: Sequence[int]) -> int:
 
 
 async def _retry(config: Config, url: str, ids: Sequence[int]) -> int:
-    spool = Spool(config.spool.path, max_bytes=config.spool.max_bytes, sync_every_seconds=config.spool.sync_every)
+    spool = build_spool(config)
     spool.start(_give_up)
     engine = connect(url)
     writer = build_writer(config, spool, engine, on_outage=_no_patience)
@@ -71,7 +70,7 @@ def backfill(
 async def _backfill(
     config: Config, api_key: SecretStr, wishes: Sequence[Wish], ended: Callable[[Sequence[int]], bool]
 ) -> None:
-    spool = Spool(config.spool.path, max_bytes=config.spool.max_bytes, sync_every_seconds=config.spool.sync_every)
+    spool = build_spool(config)
     spool.start(_give_up)
     engine = connect(config.database.url.get_secret_value())
     writer = build_writer(config, spool, engine, on_outage=_no_patience)

@@ -20,7 +20,7 @@ from apscheduler.schedulers.asyncio import AsyncIOScheduler
 from pydantic import SecretStr
 
 from ingestor import snapshot
-from ingestor.building import build_healing, build_writer, instance_name, lock_database, past
+from ingestor.building import build_healing, build_spool, build_writer, instance_name, lock_database, past
 from ingestor.config import Config, require_api_key
 from ingestor.control import Control, ControlFailed, Handler
 from ingestor.errors import ConfigError, SpoolFailed
@@ -37,7 +37,6 @@ from ingestor.pipeline.chunks import SpoolUnreadable
 from ingestor.pipeline.entry import Fact
 from ingestor.pipeline.limits import Fill
 from ingestor.pipeline.retry import retry_letters
-from ingestor.pipeline.spool import Spool
 from ingestor.provider.clock import boottime, interruption, tick, wall_us
 from ingestor.provider.heard import Heard
 from ingestor.provider.supervisor import Difference, Supervisor
@@ -71,9 +70,7 @@ class Service:
         self._started_at = datetime.now(UTC)
         self._systemd = Systemd()
         self._database_lock = lock_database(config.database.url.get_secret_value())
-        self._spool = Spool(
-            config.spool.path, max_bytes=config.spool.max_bytes, sync_every_seconds=config.spool.sync_every
-        )
+        self._spool = build_spool(config)
         self._engine = connect(config.database.url.get_secret_value())
         self._troubles = Troubles()
         self._values, self._history = Values(), History()

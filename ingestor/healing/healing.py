@@ -38,6 +38,7 @@ TICKERS = 1_000  # of a subscription without one, that are asked for
 MOST_ATTEMPTS = 20  # in vain, in a row: with the pauses between, more than half a day
 AGAIN = Backoff(first_seconds=60.0, cap_seconds=6 * 3600.0)  # for what was answered and not proven
 LOOK_SHARE = 20  # looking for gaps reads all of coverage: it takes this share of the time at most
+REST_SECONDS = 0.02  # between two pages of what came off the socket
 SHORT_PAUSE_SECONDS = 5.0  # is waited for on the spot
 ROOM_SHARE = 2  # of the spool, that healing leaves to what is live
 END_SECONDS = 2.0
@@ -192,10 +193,14 @@ class Healing:
         resumed, unheard = store.resumed(self._read, GAPS_AT_ONCE)
         done: dict[int, Repair] = {}
         for instance_id in sorted({one.instance_id for one in resumed}):
-            found = windows.proven(self._read, self._decoder, instance_id, resumed, self._looked, self._stopping.is_set)
+            found = windows.proven(self._read, self._decoder, instance_id, resumed, self._looked, self._rested)
             done |= {one.repair_id: one for one in found}
         self._finish(list(done.values()))
         self._turn([*unheard, *(repair for repair, _, _ in resumed if _over(repair) and repair.repair_id not in done)])
+
+    def _rested(self) -> bool:
+        """Leave the processor to those who receive, for a moment; whether it is time to stop."""
+        return self._stopping.wait(REST_SECONDS)
 
     # -- questions
 
