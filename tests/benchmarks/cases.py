@@ -10,6 +10,7 @@ from tests.benchmarks.script import Script
 from tests.benchmarks.stage import POSTGRES, SQLITE, Measure
 
 OURS = "ours"
+GENERATOR = "load generator, read by nobody"
 FAST = "{max_wait: 5ms}"
 
 Direction = Literal["at least", "at most"]
@@ -57,7 +58,7 @@ def cases(*, quick: bool) -> list[Case]:
             "events/s",
             POSTGRES,
             {
-                "load generator, read by nobody": Script("sponge", events(1_000_000), counts=True),
+                GENERATOR: Script("sponge", events(1_000_000), counts=True),
                 "raw aiohttp loop, counting": Script("raw", events(400_000), counts=True),
                 "python-socketio, counting": Script("stock", events(80_000), counts=True),
                 "ours, counting": Script("received", events(400_000), counts=True),

@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from tests.benchmarks.cases import Case, Goal
+from tests.benchmarks.cases import GENERATOR, Case, Goal
 
 
 @dataclass
@@ -23,8 +23,9 @@ class Result:
 
     @property
     def rates(self) -> dict[str, list[float]]:
-        """Each subject's principal figure."""
-        return {name: values for name, values in self.figures.items() if name in self.case.subjects}
+        """The principal figure of each subject that is compared: the load's own only shows that it is not the limit."""
+        wanted = self.case.subjects.keys() - {GENERATOR}
+        return {name: values for name, values in self.figures.items() if name in wanted}
 
     def values(self, goal: Goal) -> list[float]:
         """What the goal is about, a value a round: the figure, or its ratio to the other subject's of that round."""
