@@ -2,6 +2,7 @@
 
     errors     what can go wrong, each named for what its caller does next
     commit     which commit of the repository this program is
+    disk       what a power cut must not take
     redaction  takes secrets out of text that people will read
     config     what the operator told us: YAML and environment, as one frozen Config
     lock       one process at a time: who holds the spool, and the SQLite database
@@ -23,7 +24,7 @@
     demo       simulator and daemon in a temporary folder
     cli        the only place that parses arguments, prints and exits
 
-Imports point one way: (errors, commit, redaction) < (config, lock) < (provider, pipeline, store, ops) <
+Imports point one way: (errors, commit, disk, redaction) < (config, lock) < (provider, pipeline, store, ops) <
 (reload, following, healing, control) < (building, snapshot) < (service, checking) <
 (probing, replaying, offline, demo) < cli.
 """

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, BinaryIO
 import typer
 
 from ingestor.cli.output import MOMENT, ConfigOption, Output, OutputOption, load_config, moment, print_as, say
+from ingestor.disk import sync_folder
 from ingestor.errors import FileFailed
 from ingestor.redaction import redactor
 
@@ -230,16 +231,8 @@ def _whole_file(path: Path) -> Iterator[BinaryIO]:
                 file.flush()
                 os.fsync(file.fileno())
             part.replace(path)
-            _sync_folder(path.parent)
+            sync_folder(path.parent)
         finally:
             part.unlink(missing_ok=True)
     except OSError as error:
         raise FileFailed(f"{path}: cannot be written: {error.strerror or error}") from None
-
-
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -11,6 +11,7 @@ from pathlib import Path
 from ingestor.config.loading import find, read, understand
 from ingestor.config.model import Config
 from ingestor.config.subscriptions import FeedName
+from ingestor.disk import sync_folder
 from ingestor.errors import ConfigError, Problem
 
 _BOM = "\N{ZERO WIDTH NO-BREAK SPACE}"
@@ -57,7 +58,7 @@ def _replace(source: Path, before: bytes, after: bytes) -> None:
         except BaseException:
             os.unlink(name)  # noqa: PTH108
             raise
-        _sync(target.parent)
+        sync_folder(target.parent)
     except OSError as error:
         said = os.strerror(error.errno or 0)
         message = f"cannot be replaced ({said}); run this as a user who may write in {target.parent}, and own the file"
@@ -70,11 +71,3 @@ def _like(target: Path, handle: int, name: str) -> None:
     os.fchown(handle, wanted.st_uid, wanted.st_gid)
     shutil.copystat(target, name)
     os.utime(handle)
-
-
-def _sync(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

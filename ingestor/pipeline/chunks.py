@@ -7,7 +7,6 @@ writes and checkpoints, all others are read-only (SQLite before 3.51.3 has a rac
 
 from __future__ import annotations
 
-import os
 import secrets
 import sqlite3
 import zlib
@@ -18,6 +17,7 @@ from typing import Any, TypeAlias
 
 import msgspec
 
+from ingestor.disk import sync_folder
 from ingestor.errors import SpoolFailed
 from ingestor.pipeline.entry import Entry, Fact, Frame, Source
 
@@ -178,7 +178,7 @@ class ChunkFile:
     def _begin(self) -> Head:
         head = Head(spool_id=secrets.token_hex(16))
         self._db.execute("INSERT INTO head VALUES (?, ?, 1, 0, 0, NULL, NULL)", (FORMAT, head.spool_id))
-        _sync_folder(self.path.parent)
+        sync_folder(self.path.parent)
         return head
 
     def _verify(self, next_seq: int) -> None:
@@ -292,12 +292,3 @@ def _translated(error: sqlite3.Error, path: Path) -> SpoolFailed:
     return SpoolFailed(
         f"{path}: {error}. Look at the disk (space, health, permissions); nothing after the last sync counts"
     )
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make the new file's name durable, not only its content."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

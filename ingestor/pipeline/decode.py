@@ -17,6 +17,7 @@ from typing import Any, NamedTuple, TypeAlias
 import msgspec
 
 from ingestor.pipeline.entry import Frame
+from ingestor.store.times import DAY_US
 
 SeriesKey: TypeAlias = tuple[str, str, str, str]  # (feed, metric, ticker, user_id)
 # (series, ts, value, row index); ts: µs since the epoch (UTC), the provider's bucket
@@ -29,7 +30,6 @@ VALUES_PER_FRAME = 400_000  # 400 MB; the service has 512, and what would not fi
 FIELDS_PER_ROW = 1_000
 TIMES_REMEMBERED = 20_000
 DAY_CHARACTERS = 10  # 2026-11-26
-DAY_US = 86_400_000_000
 NUMBERS_REMEMBERED = 20_000
 TICKERS_REMEMBERED = 20_000
 PLAIN_FIELDS = 3  # ts, ticker and one value

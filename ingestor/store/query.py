@@ -15,20 +15,7 @@ Record: TypeAlias = dict[str, Any]  # column → value; times are aware, UTC
 
 PAGE_LETTERS = 500
 PAGE_BYTES = 8 << 20
-_LEDGER_COUNTS = tuple(
-    schema.batches.c[name]
-    for name in (
-        "frames",
-        "facts",
-        "row_count",
-        "new_rows",
-        "revised_rows",
-        "duplicate_rows",
-        "dead_frames",
-        "dead_rows",
-        "expired_rows",
-    )
-)
+_LEDGER_COUNTS = tuple(schema.batches.c[name] for name in schema.LEDGER_COUNTS)
 
 
 def status(engine: Engine) -> dict[str, list[Record]]:

@@ -28,17 +28,6 @@ FIRST_ROWS = 100  # a payload may have megabytes: begin carefully
 STEP_SECONDS = 0.05
 SERIES_PER_QUERY = 200
 SAMPLES_PER_SERIES = 20  # taken at once at least: a statement for each series costs more than its rows
-COUNTS = (
-    "frames",
-    "facts",
-    "row_count",
-    "new_rows",
-    "revised_rows",
-    "duplicate_rows",
-    "dead_frames",
-    "dead_rows",
-    "expired_rows",
-)
 SHOWN = timedelta(days=1)  # of coverage, by instance, on the status page
 MOST = 2**31 - 1  # that such a column holds
 
@@ -221,7 +210,7 @@ def fold(rows: Iterable[_LedgerRow]) -> list[Day]:
     days: list[Day] = []
     for row in rows:
         if not (days and days[-1].add(row)):
-            counts = {name: getattr(row, name) for name in COUNTS}
+            counts = {name: getattr(row, name) for name in schema.LEDGER_COUNTS}
             days.append(
                 Day(first_seq=row.first_seq, last_seq=row.last_seq, committed_at=row.committed_at, counts=counts)
             )

@@ -264,6 +264,18 @@ events = Table(
     PrimaryKeyConstraint("instance_id", "seq"),
 )
 
+LEDGER_COUNTS = (
+    "frames",
+    "facts",
+    "row_count",
+    "new_rows",
+    "revised_rows",
+    "duplicate_rows",
+    "dead_frames",
+    "dead_rows",
+    "expired_rows",
+)  # of a batch: entries, and what became of its rows
+
 batches = Table(
     "batches",
     metadata,
@@ -271,15 +283,7 @@ batches = Table(
     _big("first_seq"),
     _big("last_seq"),
     _at("committed_at"),
-    _count("frames"),
-    _count("facts"),
-    _count("row_count"),
-    _count("new_rows"),
-    _count("revised_rows"),
-    _count("duplicate_rows"),
-    _count("dead_frames"),
-    _count("dead_rows"),
-    _count("expired_rows"),
+    *(_count(name) for name in LEDGER_COUNTS),
     PrimaryKeyConstraint("instance_id", "first_seq"),
 )
 

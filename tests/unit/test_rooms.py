@@ -19,6 +19,7 @@ PACKAGE = TOP / "ingestor"
 LEVELS = {
     "errors": 0,
     "commit": 0,
+    "disk": 0,
     "redaction": 0,
     "lock": 1,
     "config": 1,
