@@ -15,7 +15,7 @@ class CommitHook(BuildHookInterface):  # type: ignore[type-arg]
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
         package = Path(self.root, "ingestor")
-        known = runpy.run_path(str(package / "commit.py"))
+        known = runpy.run_path(str(package / "core" / "version.py"))
         commit = known["of_checkout"](package.parent)
         if version == "editable" or not commit:
             return

@@ -14,14 +14,14 @@ from typing import Any
 
 import pytest
 
-from ingestor.provider.simulator import Simulator
+from ingestor.simulator import Simulator
 from ingestor.store import migrate
 from ingestor.store.engine import connect
 
-from .support import postgres as pg
-from .support.missing import LOUD, missing
-from .support.peer import Peer, begin_installing
-from .support.proxy import Proxy
+from .support import postgres_server as pg
+from .support.node_server import Peer, begin_installing
+from .support.requirements import LOUD, missing
+from .support.tcp_proxy import Proxy
 
 # A minute of data every 20 ms, ten minutes in each answer, and a clock that is the same in every run.
 PACE: dict[str, Any] = {

@@ -23,11 +23,11 @@ from typing import Annotated
 import typer
 
 from ingestor import __version__
-from ingestor.cli import analysis, books, daemon, looking, setup, status, tail, taking, tickers
+from ingestor.cli import check, coverage, dead_letters, export, init, run, status, tail, tickers
 from ingestor.cli.output import safe, say
-from ingestor.commit import commit
+from ingestor.core.redaction import redactor
+from ingestor.core.version import commit
 from ingestor.errors import IngestorError
-from ingestor.redaction import redactor
 
 app = typer.Typer(
     help="Market Prophit's crowd sentiment to SQL: complete, once, gaps on record.",
@@ -35,29 +35,29 @@ app = typer.Typer(
     rich_markup_mode=None,  # its library would take longer to load than the help to be read
 )
 for command in (
-    daemon.run,
-    daemon.demo,
-    daemon.simulate,
-    looking.check,
+    run.run,
+    run.demo,
+    run.simulate,
+    check.check,
     status.status,
     tail.tail,
     tickers.add,
     tickers.remove,
     tickers.reload,
-    books.audit,
-    setup.init,
+    dead_letters.audit,
+    init.init,
 ):
     app.command()(command)
-app.command()(analysis.coverage)
-app.command()(analysis.backfill)
-app.command()(taking.export)
-app.command()(taking.replay)
+app.command()(coverage.coverage)
+app.command()(coverage.backfill)
+app.command()(export.export)
+app.command()(export.replay)
 for name, group in (
-    ("config", setup.config_app),
-    ("service", setup.service_app),
-    ("dashboards", setup.dashboards_app),
-    ("db", looking.db_app),
-    ("dead-letters", books.letters_app),
+    ("config", init.config_app),
+    ("service", init.service_app),
+    ("dashboards", init.dashboards_app),
+    ("db", check.db_app),
+    ("dead-letters", dead_letters.letters_app),
 ):
     app.add_typer(group, name=name, no_args_is_help=True)
 

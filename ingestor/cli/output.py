@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ingestor.core.redaction import redactor
 from ingestor.errors import ConfigError, Problem
-from ingestor.redaction import redactor
 
 if TYPE_CHECKING:
     from ingestor.config import Config

@@ -30,7 +30,7 @@ from ingestor.errors import ConfigError, IngestorError
 
 if TYPE_CHECKING:
     from ingestor.config import Config
-    from ingestor.ops.status import Connection, Status, Subscription
+    from ingestor.monitoring.status import Connection, Status, Subscription
 
 LOOK_SECONDS = 1.0
 TROUBLES = 5  # that are shown, of those that the daemon remembers
@@ -77,7 +77,7 @@ def status(
 
 def _config(path: Path | None) -> tuple[Path, Config | ConfigError]:
     """Where the daemon may be asked, and the configuration; or what is wrong with it: a daemon goes on with another."""
-    from ingestor.config.loading import spool_folder
+    from ingestor.config.loader import spool_folder
 
     try:
         loaded = load_config(path)
@@ -139,8 +139,8 @@ def _look(spool: Path, config: Config | ConfigError) -> Look:
 
 
 def _ask_daemon(spool: Path) -> Status | None:
-    from ingestor import control
-    from ingestor.ops.status import Status
+    from ingestor.daemon import control
+    from ingestor.monitoring.status import Status
 
     answer = control.ask(spool, "status")
     return Status.from_json(answer["status"].encode()) if answer else None
@@ -150,8 +150,8 @@ def _ask_daemon(spool: Path) -> Status | None:
 
 
 def _lines(status: Status) -> Iterator[str]:
-    from ingestor.ops.status import ready
-    from ingestor.pipeline.skew import described
+    from ingestor.monitoring.status import ready
+    from ingestor.pipeline.clock_skew import described
 
     yield f"{status.instance}: running since {_clock(status.started_at)}, version {status.version}"
     yield f"  this is what the daemon says (process {status.pid})"
@@ -225,8 +225,8 @@ def _away(at: datetime, now: datetime) -> str:
 
 
 def _ask_database(config: Config) -> dict[str, list[dict[str, Any]]]:
-    from ingestor.store import query
-    from ingestor.store.opening import opened
+    from ingestor.store.open_database import opened
+    from ingestor.store.read import status as query
 
     with opened(config.database.url.get_secret_value()) as engine:
         return query.status(engine)

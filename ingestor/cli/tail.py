@@ -20,7 +20,7 @@ from ingestor.cli.output import (
 )
 
 if TYPE_CHECKING:
-    from ingestor.following import Follower
+    from ingestor.commands.follow import Follower
 
 LOOK_SECONDS = 0.5  # between two looks for what was committed
 
@@ -33,8 +33,8 @@ def tail(
     output: OutputOption = Output.TEXT,
 ) -> None:
     """The last observations as they arrived; with -f also those to come, restated values included."""
-    from ingestor.following import Follower
-    from ingestor.store.opening import opened
+    from ingestor.commands.follow import Follower
+    from ingestor.store.open_database import opened
 
     with until_interrupted(), opened(load_config(config).database.url.get_secret_value()) as engine:
         follower = Follower(engine, ticker)

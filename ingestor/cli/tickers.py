@@ -24,7 +24,7 @@ def add(
     tickers: TickersArgument, path: PathOption = "", reload: ReloadOption = False, config: ConfigOption = None
 ) -> None:
     """Collect these tickers too: writes them into the configuration, whose comments and layout stay."""
-    from ingestor.config.editing import add as edit
+    from ingestor.config.edit import add as edit
 
     changed = _change(edit, tickers, path, config, done="added", else_="is asked for already")
     if reload:
@@ -35,7 +35,7 @@ def remove(
     tickers: TickersArgument, path: PathOption = "", reload: ReloadOption = False, config: ConfigOption = None
 ) -> None:
     """Collect these tickers no more: takes them out of the configuration. What was collected stays."""
-    from ingestor.config.editing import remove as edit
+    from ingestor.config.edit import remove as edit
 
     changed = _change(edit, tickers, path, config, done="removed", else_="is not named there")
     if reload:
@@ -57,7 +57,7 @@ def _change(
     done: str,
     else_: str,
 ) -> Config:
-    from ingestor.config.rewriting import rewrite
+    from ingestor.config.rewrite import rewrite
     from ingestor.provider.catalog import feed_name, unknown_path_warning
 
     place = _checked(path or _only_path(load_config(config)), tickers)
@@ -84,7 +84,7 @@ def _only_path(config: Config) -> str:
 
 def _checked(path: str, tickers: list[str]) -> str:
     from ingestor.config.subscriptions import endpoint
-    from ingestor.config.values import ticker as name
+    from ingestor.config.validators import ticker as name
 
     try:
         for one in tickers:
@@ -105,7 +105,7 @@ def _difference(before: str, after: str) -> Iterator[str]:
 
 def _reloaded(config: Config) -> dict[str, Any]:
     """What the daemon answers. Raises ControlFailed with its own words, if it keeps its configuration."""
-    from ingestor import control
+    from ingestor.daemon import control
 
     nobody = "none runs here that this user may ask; the next start reads the file"
     return control.ask(config.spool.path, "reload") or {"daemon": nobody}

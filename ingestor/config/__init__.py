@@ -10,8 +10,8 @@ difference                   what another configuration changes
 showing                      JSON Schema, and `config show`
 """
 
-from ingestor.config.difference import settings_changed
-from ingestor.config.loading import load, require_api_key
+from ingestor.config.diff import settings_changed
+from ingestor.config.loader import load, require_api_key
 from ingestor.config.model import (
     Batch,
     Config,
@@ -24,10 +24,10 @@ from ingestor.config.model import (
     Subscription,
     TokenLife,
 )
-from ingestor.config.secretfile import SecretFile
+from ingestor.config.render import outline, render, render_yaml, schema, secrets_of
+from ingestor.config.secret_file import SecretFile
 from ingestor.config.secrets import read_api_key
-from ingestor.config.showing import outline, render, render_yaml, schema, secrets_of
-from ingestor.config.values import Listen
+from ingestor.config.validators import Listen
 
 __all__ = [
     "Batch",

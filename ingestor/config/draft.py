@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from ingestor.config.complaints import Complaint
-from ingestor.config.document import Document, Loc
+from ingestor.config.validation_errors import Complaint
+from ingestor.config.yaml_document import Document, Loc
 from ingestor.errors import ConfigError, Problem, SecretExposed
 
 

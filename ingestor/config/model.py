@@ -26,18 +26,18 @@ from pydantic import (
 from pydantic.json_schema import SkipJsonSchema
 from pydantic_core import PydanticCustomError
 
-from ingestor.config import urls, values
-from ingestor.config.secretfile import SecretFile
-from ingestor.config.values import Listen, duration, size
+from ingestor.config import urls, validators
+from ingestor.config.secret_file import SecretFile
+from ingestor.config.validators import Listen, duration, size
 
 _CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False)
 
 # Editors read an unquoted 007 or TRUE as a number or a boolean; here all three are text.
 ANY_SCALAR = {"type": ["string", "number", "boolean"]}
-LABEL = WithJsonSchema({"type": "string", "maxLength": values.MAX_KEY})
-Text = Annotated[str, BeforeValidator(values.text)]
-Ticker = Annotated[str, BeforeValidator(values.ticker), WithJsonSchema({**ANY_SCALAR, "maxLength": 64})]
-AbsolutePath = Annotated[Path, BeforeValidator(values.absolute), WithJsonSchema({"type": "string"})]
+LABEL = WithJsonSchema({"type": "string", "maxLength": validators.MAX_KEY})
+Text = Annotated[str, BeforeValidator(validators.text)]
+Ticker = Annotated[str, BeforeValidator(validators.ticker), WithJsonSchema({**ANY_SCALAR, "maxLength": 64})]
+AbsolutePath = Annotated[Path, BeforeValidator(validators.absolute), WithJsonSchema({"type": "string"})]
 
 
 def key(default: Any, description: str) -> Any:
@@ -76,10 +76,10 @@ class TokenLife(Section):
 class Provider(Section):
     """Where the data comes from, and how it is asked for."""
 
-    url: Annotated[str, BeforeValidator(values.text), AfterValidator(urls.provider_url)] = key(
+    url: Annotated[str, BeforeValidator(validators.text), AfterValidator(urls.provider_url)] = key(
         "https://open.marketprophit.com", "Root URL of the provider, https://…"
     )
-    token_path: Annotated[str, BeforeValidator(values.url_path)] = key(
+    token_path: Annotated[str, BeforeValidator(validators.url_path)] = key(
         "/jwt", "Path under the root that hands out tokens"
     )
     api_key_file: AbsolutePath | None = key(
@@ -87,7 +87,7 @@ class Provider(Section):
         "File with the API key, mode 0600; or systemd credential api_key, or INGESTOR_PROVIDER__API_KEY",
     )
     # Never from the document: secrets puts it here, and nothing that is shown includes it.
-    api_key: SkipJsonSchema[Annotated[SecretStr, AfterValidator(values.api_key)] | None] = Field(
+    api_key: SkipJsonSchema[Annotated[SecretStr, AfterValidator(validators.api_key)] | None] = Field(
         default=None, exclude=True
     )
     protocol: Annotated[Literal["auto", "4", "3"], WithJsonSchema({"enum": ["auto", "4", "3", 4, 3]})] = key(
@@ -109,7 +109,7 @@ class Provider(Section):
     @field_validator("ca_file")
     @classmethod
     def _can_be_trusted(cls, path: Path | None) -> Path | None:
-        return None if path is None else values.certificates(path)
+        return None if path is None else validators.certificates(path)
 
     @field_validator("allow_insecure")
     @classmethod
@@ -146,8 +146,8 @@ class Retention(Section):
 
 
 def _normalised(value: Any, info: ValidationInfo) -> str:
-    written = values.text(value.get_secret_value() if isinstance(value, SecretStr) else value)
-    return urls.database_url(written, values.base_of(info))
+    written = validators.text(value.get_secret_value() if isinstance(value, SecretStr) else value)
+    return urls.database_url(written, validators.base_of(info))
 
 
 class Database(Section):
@@ -178,7 +178,7 @@ class Http(Section):
 
     listen: Annotated[
         Listen,
-        PlainValidator(values.listen),
+        PlainValidator(validators.listen),
         PlainSerializer(str, when_used="json"),
         WithJsonSchema({"type": "string", "pattern": r"^(\[[0-9A-Fa-f:.%]+\]|[^\s:/@\[\]]+):[0-9]{1,5}$"}),
     ] = key("127.0.0.1:8642", "Address of the status page, /healthz, /readyz and /metrics")
@@ -220,7 +220,7 @@ class Subscription:
 class Settings(Section):
     """What the document says, apart from its subscriptions."""
 
-    instance: Annotated[str, BeforeValidator(values.label), LABEL] | None = key(
+    instance: Annotated[str, BeforeValidator(validators.label), LABEL] | None = key(
         None, "Label of this daemon in the database; default: the host's name"
     )
     provider: Provider = key({}, "Where the data comes from")

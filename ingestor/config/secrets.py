@@ -13,11 +13,11 @@ from pathlib import Path
 
 from pydantic import SecretStr
 
-from ingestor.config import urls, values
-from ingestor.config.complaints import Complaint
+from ingestor.config import urls, validators
 from ingestor.config.draft import Draft
 from ingestor.config.environment import variable
-from ingestor.config.secretfile import Refusal, SecretFile
+from ingestor.config.secret_file import Refusal, SecretFile
+from ingestor.config.validation_errors import Complaint
 from ingestor.errors import ConfigError, Problem, SecretExposed
 
 
@@ -85,7 +85,7 @@ def read_api_key(file: SecretFile) -> SecretStr:
     content = file.read()
     if isinstance(content, SecretStr):
         try:
-            return values.api_key(content)
+            return validators.api_key(content)
         except ValueError as error:
             content = Refusal(str(error))
     problem = Problem(str(file.path), ".".join(API_KEY.loc), content.message)
@@ -111,7 +111,7 @@ def _found(draft: Draft, slot: Slot, env: Mapping[str, str], base: Path) -> Sour
 
 def _named_file(written: object, base: Path) -> Path | None:
     try:
-        return values.resolve(written, base) if written is not None else None
+        return validators.resolve(written, base) if written is not None else None
     except ValueError:  # not a path: the check of its own key says so
         return None
 

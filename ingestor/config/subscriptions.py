@@ -8,10 +8,10 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, ValidationError, WithJsonSchema
 
-from ingestor.config import values
-from ingestor.config.complaints import Complaint, complaints
-from ingestor.config.document import Loc
+from ingestor.config import validators
 from ingestor.config.model import ANY_SCALAR, Section, Settings, Subscription, Text, Ticker
+from ingestor.config.validation_errors import Complaint, complaints
+from ingestor.config.yaml_document import Loc
 
 MAX_PATH = 76  # "/historical/" and a feed's name of 64 characters, the longest that the database takes
 VERBS = ("get", "post", "put", "patch", "delete")
@@ -24,7 +24,7 @@ FeedName = Callable[[str, Mapping[str, str]], str]  # of a path and params; know
 
 def endpoint(value: Any) -> str:
     """A path that may be subscribed to. Raises ValueError with a message for the operator."""
-    path = values.text(value)
+    path = validators.text(value)
     if "://" in path:
         raise ValueError("must be the path alone, without the server: /real-time/crowd-sentiment")
     if re.search(r"[\s?#]", path):
@@ -35,7 +35,7 @@ def endpoint(value: Any) -> str:
 
 
 def _method(value: Any) -> str:
-    verb = values.text(value).lower()
+    verb = validators.text(value).lower()
     if verb not in VERBS:
         raise ValueError(f"must be one of {', '.join(VERBS)}")
     return verb
@@ -143,7 +143,7 @@ def _contradictions(entry: Entry, loc: Loc) -> Iterator[Complaint]:
 
 
 def _misnamed(entry: Entry, loc: Loc) -> Iterator[Complaint]:
-    for name, check in (("ticker", values.ticker), ("user_id", values.user_id)):
+    for name, check in (("ticker", validators.ticker), ("user_id", validators.user_id)):
         if name in entry.params:
             try:
                 check(entry.params[name])
@@ -152,9 +152,10 @@ def _misnamed(entry: Entry, loc: Loc) -> Iterator[Complaint]:
 
 
 def _overlong(feed: str, loc: Loc) -> Iterator[Complaint]:
-    if len(feed) > values.MAX_KEY:
+    if len(feed) > validators.MAX_KEY:
         message = (
-            f'makes a feed named "{feed[:24]}…" with {len(feed)} characters, of which {values.MAX_KEY} can be stored; '
+            f'makes a feed named "{feed[:24]}…" with {len(feed)} characters, of which {validators.MAX_KEY} can be '
+            "stored; "
             "shorten the path, or the params other than ticker and user_id"
         )
         yield Complaint((*loc, "path"), message)

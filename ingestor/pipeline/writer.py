@@ -18,20 +18,20 @@ from typing import TypeAlias, TypeVar
 
 import tenacity
 
+from ingestor.core.beside import Beside
+from ingestor.core.entries import Channel, Entry, Frame
+from ingestor.core.errands import Errands
 from ingestor.errors import BatchRejected, DatabaseUnavailable, PositionMoved, RepeatsNeeded, SpoolFailed
-from ingestor.pipeline.assemble import Assembly, refused
-from ingestor.pipeline.batch import BatchPolicy
-from ingestor.pipeline.beside import Beside
-from ingestor.pipeline.chunks import SpoolUnreadable
-from ingestor.pipeline.decode import Decoder
-from ingestor.pipeline.entry import Channel, Entry, Frame
-from ingestor.pipeline.errands import Errands
-from ingestor.pipeline.known import KnownValues
-from ingestor.pipeline.skew import Skews, described
-from ingestor.pipeline.spool import Spool
-from ingestor.store.batch import Batch, Row, Written
-from ingestor.store.database import Database, Instance
-from ingestor.store.retention import Retention, Step
+from ingestor.pipeline.batch_builder import Assembly, refused
+from ingestor.pipeline.batch_policy import BatchPolicy
+from ingestor.pipeline.clock_skew import Skews, described
+from ingestor.pipeline.decoder import Decoder
+from ingestor.pipeline.dedup import KnownValues
+from ingestor.spool.chunk_store import SpoolUnreadable
+from ingestor.spool.spool import Spool
+from ingestor.store.maintenance.retention import Retention, Step
+from ingestor.store.write.batch import Batch, Row, Written
+from ingestor.store.write.batch_writer import Database, Instance
 
 IDLE_SECONDS = 1.0  # how often an idle writer comes round, to publish the heartbeat
 BACKOFF_SECONDS = 15.0

@@ -12,7 +12,7 @@ import aiohttp
 import requests
 from pydantic import SecretStr
 
-from ingestor.redaction import redactor
+from ingestor.core.redaction import redactor
 
 _OF_THE_PROXY = (
     requests.exceptions.ProxyError,

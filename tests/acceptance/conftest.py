@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from ..support.daemon import COMMAND, write_config
-from ..support.nursery import ForkedDaemon, ForkedProgram, Nursery
-from ..support.postgres import free_port
+from ..support.fork_server import ForkedDaemon, ForkedProgram, Nursery
+from ..support.postgres_server import free_port
 
 KEY = "the-key-of-this-desk"
 PATHS = {"/real-time/crowd-sentiment": ["AAPL", "ON"], "/real-time/tweet-volume": ["6E_F"]}

@@ -16,21 +16,23 @@ from typing import Any
 
 import pytest
 
-from ingestor.provider.simulator import Simulator
-from ingestor.provider.simulator.http import Fault
+from ingestor.simulator import Simulator
+from ingestor.simulator.rest_api import Fault
 
-from ..support import expected
-from ..support.books import Books
+from ..support import expected_rows
 from ..support.daemon import until, write_config
-from ..support.nursery import ForkedDaemon, ForkedProgram, Nursery
-from ..support.reckoning import assert_balances
+from ..support.db_reader import Books
+from ..support.fork_server import ForkedDaemon, ForkedProgram, Nursery
+from ..support.reconciliation import assert_balances
 
 CROWD = "/real-time/crowd-sentiment"
 QUESTIONS = 8
 WEEK = timedelta(days=7)
 KILLS = 3
 STATE = "SELECT state FROM repairs WHERE kind = 'manual'"
-IN_A_HURRY = json.dumps({"ingestor.provider.rest.SPACING_SECONDS": 0.02, "ingestor.service.FIRST_HEALING_SECONDS": 0.2})
+IN_A_HURRY = json.dumps(
+    {"ingestor.provider.rest_api.SPACING_SECONDS": 0.02, "ingestor.daemon.service.FIRST_HEALING_SECONDS": 0.2}
+)
 MIDNIGHT = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
 START = MIDNIGHT - QUESTIONS * WEEK
 
@@ -64,7 +66,7 @@ class Asked:
         first, last = (market.bucket(CROWD, at.timestamp()) for at in (START, MIDNIGHT))
         rows = market.rows(CROWD, {"ticker": "AAPL"}, first, last - 1, "numbers")
         held = self.books.current()
-        everything = expected.current([Emitted(CROWD, rows)])
+        everything = expected_rows.current([Emitted(CROWD, rows)])
         assert {key: held.get(key) for key in everything} == everything
         self.books.check()
 

@@ -11,13 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from ingestor.pipeline.chunks import ChunkFile, pack
-from ingestor.pipeline.entry import Frame
+from ingestor.core.entries import Frame
+from ingestor.spool.chunk_store import ChunkFile, pack
 
 from ..support.daemon import Daemon, Program, write_config
-from ..support.feed import KEY, PATH, TICKERS
-from ..support.postgres import free_port
-from ..support.usage import resident_mib
+from ..support.numbered_feed import KEY, PATH, TICKERS
+from ..support.postgres_server import free_port
+from ..support.process_usage import resident_mib
 
 BACKLOG_BYTES = 1 << 30
 WINDOW_ROWS = 60

@@ -17,11 +17,11 @@ from typing import Any
 
 import pytest
 
-from ..support.books import Books
 from ..support.daemon import until
-from ..support.machine import PYTHONS, Machine
-from ..support.missing import missing
-from ..support.probe import NOT_ITS_OWN
+from ..support.db_reader import Books
+from ..support.nspawn_machine import PYTHONS, Machine
+from ..support.requirements import missing
+from ..support.sandbox_probe import NOT_ITS_OWN
 from .test_readme import block
 
 pytestmark = [pytest.mark.slow, pytest.mark.nspawn, pytest.mark.timeout(900)]

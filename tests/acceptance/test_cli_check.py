@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from ..support.books import Books
 from ..support.daemon import COMMAND, until
-from ..support.nursery import ForkedProgram, Nursery
-from ..support.postgres import free_port
+from ..support.db_reader import Books
+from ..support.fork_server import ForkedProgram, Nursery
+from ..support.postgres_server import free_port
 from .conftest import KEY, PATHS, Desk
 from .test_cli_start import processor_seconds
 

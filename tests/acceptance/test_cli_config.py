@@ -126,7 +126,7 @@ def test_the_unit_that_is_printed_is_the_shipped_one() -> None:
 def test_dashboards_are_written_where_they_are_wanted_and_over_nothing(tmp_path: Path) -> None:
     written = ingestor_("dashboards", "export", "new/folder", cwd=tmp_path)
     assert (written.returncode, written.stderr) == (0, "")
-    shipped = TOP / "ingestor" / "ops" / "dashboards"
+    shipped = TOP / "ingestor" / "monitoring" / "dashboards"
     folder = tmp_path / "new" / "folder"
     assert {file.name: file.read_text() for file in folder.iterdir()} == {
         file.name: file.read_text() for file in shipped.iterdir()

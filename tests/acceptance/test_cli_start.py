@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 import ingestor
-from ingestor.commit import commit
+from ingestor.core.version import commit
 
 from ..support.daemon import COMMAND
 

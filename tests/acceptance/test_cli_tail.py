@@ -12,7 +12,7 @@ from pathlib import Path
 from ingestor.store import migrate
 from ingestor.store.engine import connect
 
-from ..integration.store.rows import Database
+from ..integration.store.row_factory import Database
 from ..support.daemon import COMMAND
 from .conftest import Desk
 

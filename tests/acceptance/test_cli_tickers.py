@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from ingestor.control import Control, ControlFailed
+from ingestor.daemon.control import Control, ControlFailed
 
 from ..support.daemon import until
 from .conftest import Desk

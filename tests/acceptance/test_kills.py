@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 
 from ..support.daemon import until, write_config
-from ..support.feed import KEY, PATH, TICKERS, Feed
-from ..support.nursery import ForkedDaemon, Nursery
-from ..support.reckoning import (
+from ..support.fork_server import ForkedDaemon, Nursery
+from ..support.numbered_feed import KEY, PATH, TICKERS, Feed
+from ..support.reconciliation import (
     assert_balances,
     assert_complete,
     assert_no_life_after_death,

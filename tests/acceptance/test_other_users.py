@@ -14,10 +14,10 @@ from typing import Any
 
 import pytest
 
-from ingestor.provider.simulator import Simulator
+from ingestor.simulator import Simulator
 
 from ..support.daemon import COMMAND, until, write_config
-from ..support.missing import missing
+from ..support.requirements import missing
 
 INGESTOR, ANALYST, STRANGER = 61001, 61002, 61003  # groups; the last two are users as well
 HAS_ROWS = "SELECT count(*) > 0 FROM crowd_sentiment WHERE ticker = 'AAPL'"

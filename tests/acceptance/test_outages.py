@@ -16,18 +16,18 @@ import psycopg
 import pytest
 
 from ingestor.errors import SpoolFailed
-from ingestor.pipeline import spool
-from ingestor.provider.simulator import Simulator
+from ingestor.simulator import Simulator
+from ingestor.spool import spool
 
-from ..support.books import Books
 from ..support.daemon import Resident, until, write_config
-from ..support.disk import full, small_disk
+from ..support.db_reader import Books
 from ..support.entries import frame
-from ..support.feed import PATH, TICKERS, number_of
-from ..support.nursery import Nursery
-from ..support.postgres import Postgres
-from ..support.proxy import Proxy
-from ..support.stage import Stage
+from ..support.faulty_disks import full, small_disk
+from ..support.fork_server import Nursery
+from ..support.numbered_feed import PATH, TICKERS, number_of
+from ..support.outage_scenario import Stage
+from ..support.postgres_server import Postgres
+from ..support.tcp_proxy import Proxy
 
 MEBIBYTE = 1 << 20
 AWAY = "the database cannot be reached"

@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 
 from ..support.daemon import write_config
-from ..support.disk import CuttableDisk, cuttable_disk, ext4
-from ..support.feed import KEY, PATH, TICKERS, Feed
-from ..support.nursery import ForkedDaemon, Nursery
-from ..support.reckoning import Reckoning, assert_complete, assert_no_life_after_death, assert_recovers
+from ..support.faulty_disks import CuttableDisk, cuttable_disk, ext4
+from ..support.fork_server import ForkedDaemon, Nursery
+from ..support.numbered_feed import KEY, PATH, TICKERS, Feed
+from ..support.reconciliation import Reckoning, assert_complete, assert_no_life_after_death, assert_recovers
 
 CUTS = 4
 

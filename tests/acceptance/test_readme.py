@@ -18,12 +18,12 @@ from pathlib import Path
 
 import pytest
 
-from ingestor.provider.simulator import Simulator
+from ingestor.simulator import Simulator
 
-from ..support.books import Books
 from ..support.daemon import until
-from ..support.missing import missing
-from ..support.postgres import free_port
+from ..support.db_reader import Books
+from ..support.postgres_server import free_port
+from ..support.requirements import missing
 
 TOP = Path(__file__).parents[2]
 TEXT = (TOP / "README.md").read_text()

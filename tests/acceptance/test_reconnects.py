@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 
 from ingestor.provider.catalog import FEEDS, PATHS, base_name
-from ingestor.provider.simulator import Simulator
+from ingestor.simulator import Simulator
 
 from ..support.daemon import Daemon, until, write_config
-from ..support.nursery import ForkedDaemon, Nursery
-from ..support.usage import cpu_seconds
+from ..support.fork_server import ForkedDaemon, Nursery
+from ..support.process_usage import cpu_seconds
 
 # A connection each, so that one event shows as many waits.
 WANTED = {path: ["AAPL"] for path in PATHS if path.startswith("/") and not FEEDS[base_name(path)].by_user}

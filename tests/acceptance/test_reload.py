@@ -15,12 +15,12 @@ from typing import Any
 
 import pytest
 
-from ingestor import control
-from ingestor.provider.simulator import Simulator
+from ingestor.daemon import control
+from ingestor.simulator import Simulator
 
-from ..support import expected
+from ..support import expected_rows
 from ..support.daemon import until, write_config
-from ..support.nursery import ForkedDaemon, ForkedProgram, Nursery
+from ..support.fork_server import ForkedDaemon, ForkedProgram, Nursery
 
 CROWD = "/real-time/crowd-sentiment"
 VOLUME = "/real-time/tweet-volume"
@@ -104,7 +104,7 @@ async def test_tickers_come_and_go_on_the_live_connection_and_the_others_lose_no
         await daemon.live()
         assert (daemon.status["connections"][0]["id"], busy.handshakes) == (connection_id, handshakes)
         busy.interval_seconds = None
-        await daemon.holds(lambda: expected.current(busy.emitted))
+        await daemon.holds(lambda: expected_rows.current(busy.emitted))
         assert await daemon.terminate() == 0
     print(f"{how}: the first row of the new ticker after {took_seconds:.2f} s")
     assert took_seconds < (2 if how == "signal" else 6)

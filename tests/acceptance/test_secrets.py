@@ -15,13 +15,13 @@ from urllib.parse import quote
 import pytest
 from aiohttp import web
 
-from ingestor.provider.simulator import Simulator
+from ingestor.simulator import Simulator
 
-from ..support.books import Books
 from ..support.connect_proxy import ConnectProxy
 from ..support.daemon import Daemon, until, write_config
-from ..support.nursery import ForkedDaemon, ForkedProgram, Nursery
-from ..support.postgres import Postgres
+from ..support.db_reader import Books
+from ..support.fork_server import ForkedDaemon, ForkedProgram, Nursery
+from ..support.postgres_server import Postgres
 
 CROWD = "/real-time/crowd-sentiment"
 KEY, NEW_KEY, OLD_KEY = "canary/key+1", "canary/key+2", "canary/key+3"

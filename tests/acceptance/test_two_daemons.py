@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from ..support.books import Books
 from ..support.daemon import until, write_config
-from ..support.feed import KEY, PATH, TICKERS, Feed
-from ..support.nursery import ForkedDaemon, Nursery
-from ..support.reckoning import assert_balances, reckon, spool_head
+from ..support.db_reader import Books
+from ..support.fork_server import ForkedDaemon, Nursery
+from ..support.numbered_feed import KEY, PATH, TICKERS, Feed
+from ..support.reconciliation import assert_balances, reckon, spool_head
 
 KILLS = 4
 

@@ -18,16 +18,16 @@ from typing import Any
 import pytest
 import time_machine
 
-from ingestor import checking
+from ingestor.commands import check
 from ingestor.config import load
-from ingestor.control import Control
+from ingestor.daemon.control import Control
 from ingestor.errors import DatabaseUnavailable
 from ingestor.store import migrate
 from ingestor.store.engine import connect
-from ingestor.store.opening import opened
+from ingestor.store.open_database import opened
 from tests.integration.conftest import Command
-from tests.integration.store.rows import Database, at
-from tests.unit.ops.snapshots import NOON, SENTIMENT, status
+from tests.integration.store.row_factory import Database, at
+from tests.unit.monitoring.healthy_status import NOON, SENTIMENT, status
 
 HOSTILE = "\x1b[2J\x1b[31mhacked\nfake line\u202e"
 HARMLESS = "\\u001b[2J\\u001b[31mhacked\\nfake line\\u202e"
@@ -97,7 +97,7 @@ def test_check_names_a_database_that_is_well_without_the_password(
     ended = command("check", "--config", config)
     assert "?password=***: schema empty, run makes it" in ended.out
     assert HIDDEN not in ended.out + ended.err
-    assert HIDDEN not in "".join(one.message for one in checking.offline(load(config, {})))  # nor before it is said
+    assert HIDDEN not in "".join(one.message for one in check.offline(load(config, {})))  # nor before it is said
 
 
 def test_check_warns_of_a_database_elsewhere_without_tls_and_names_the_proxy_without_its_password(
@@ -109,11 +109,11 @@ def test_check_warns_of_a_database_elsewhere_without_tls_and_names_the_proxy_wit
     assert "! database TLS: 0.0.0.0 may be spoken to without TLS (sslmode prefer)" in ended.out
     assert "is reached through http://proxy.example:3128, as the environment says" in ended.out
     assert HIDDEN not in ended.out + ended.err
-    found = {one.name: one for one in checking.offline(load(config))}
+    found = {one.name: one for one in check.offline(load(config))}
     assert found["database TLS"].warning
     assert found["database TLS"].exit_code == 0
     config = configured("postgresql://u@127.0.0.1:1/d")
-    assert "database TLS" not in {one.name for one in checking.offline(load(config))}
+    assert "database TLS" not in {one.name for one in check.offline(load(config))}
 
 
 def test_what_is_raised_about_a_database_does_not_hold_its_password() -> None:
@@ -159,7 +159,7 @@ def test_check_says_what_a_user_may_not_look_into(configured: Callable[..., Path
     closed.chmod(0)
     try:
         with somebody_else():
-            findings = {one.name: one for one in checking.offline(config)}
+            findings = {one.name: one for one in check.offline(config)}
     finally:
         closed.chmod(0o700)
     for name in ("spool", "database"):
@@ -214,7 +214,7 @@ def test_check_says_that_a_file_is_in_the_spools_place(
     (tmp_path / "afile").touch()
     ended = command("check", "--config", configured(spool={"path": path}))
     assert f"✗ spool: {tmp_path / 'afile'} is a file, and a folder is wanted there" in ended.out
-    assert checking._folder("spool", tmp_path / path).exit_code == 74
+    assert check._folder("spool", tmp_path / path).exit_code == 74
 
 
 # Text from outside.

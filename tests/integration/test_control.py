@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from ingestor import control
-from ingestor.control import NAME, Control, ControlFailed, ask
+from ingestor.daemon import control
+from ingestor.daemon.control import NAME, Control, ControlFailed, ask
 from ingestor.errors import DatabaseUnavailable
 
 

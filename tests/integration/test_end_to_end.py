@@ -14,11 +14,11 @@ from typing import Any
 
 import pytest
 
-from ingestor.provider.simulator import Simulator
+from ingestor.simulator import Simulator
 
-from ..support import expected
+from ..support import expected_rows
 from ..support.daemon import Resident, until, write_config
-from ..support.peer import Peer
+from ..support.node_server import Peer
 
 CROWD = "/real-time/crowd-sentiment"
 VOLUME = "/real-time/tweet-volume"
@@ -74,7 +74,7 @@ async def listen_over_two_ping_windows(peer: Peer, database_url: str, folder: Pa
             await peer.emit()
             await asyncio.sleep(0.05)
         await peer.burst(frames=200)
-        await daemon.holds(lambda: expected.current(peer.emitted))
+        await daemon.holds(lambda: expected_rows.current(peer.emitted))
 
         assert len(set(at_first)) == 3
         assert daemon.connection_ids == at_first
@@ -193,7 +193,7 @@ async def test_what_cannot_be_read_is_set_aside_with_its_text_and_its_neighbours
         await peer.do("raw", text=f'2["res",[{",".join(sample(ticker, "1") for ticker in TICKERS)}]]')
         neighbours |= {crowd(sample(ticker, "1")): 1.0 for ticker in TICKERS}
 
-        await daemon.holds(lambda: expected.current(peer.emitted) | neighbours)
+        await daemon.holds(lambda: expected_rows.current(peer.emitted) | neighbours)
         assert daemon.connection_ids == at_first
     frames = daemon.books.column("SELECT body FROM dead_letters WHERE row_index IS NULL ORDER BY seq")
     assert frames == list(DEAD_FRAMES.values())
@@ -202,10 +202,10 @@ async def test_what_cannot_be_read_is_set_aside_with_its_text_and_its_neighbours
     assert daemon.books.column("SELECT DISTINCT stage FROM dead_letters") == ["decode"]
 
 
-def crowd(row: str) -> expected.Key:
+def crowd(row: str) -> expected_rows.Key:
     """What the sample of this row is called."""
     read = json.loads(row)
-    return expected.Key("crowd-sentiment", "crowd_sentiment", read["ticker"], "", read["ts"])
+    return expected_rows.Key("crowd-sentiment", "crowd_sentiment", read["ticker"], "", read["ts"])
 
 
 def blankless(text: str) -> str:
@@ -227,7 +227,7 @@ async def test_a_restarted_server_is_found_again_and_the_gap_is_on_record(
     async with Resident(config, peer.api_key) as daemon:
         await daemon.live()
         await peer.emit()
-        await daemon.holds(lambda: expected.current(peer.emitted))
+        await daemon.holds(lambda: expected_rows.current(peer.emitted))
         heard_at = now()
         await asyncio.sleep(0.3)
         await end(peer)
@@ -237,7 +237,7 @@ async def test_a_restarted_server_is_found_again_and_the_gap_is_on_record(
         await peer.start()
         await daemon.live()
         await peer.emit()
-        await daemon.holds(lambda: expected.current(peer.emitted))
+        await daemon.holds(lambda: expected_rows.current(peer.emitted))
 
     assert daemon.books.states("ON") == INTERRUPTED
     _, before, away, _, after, _ = daemon.books.coverage("ON")
@@ -272,7 +272,7 @@ async def test_a_connection_that_the_server_ends_is_followed_by_another(
         await peer.until(lambda: peer.count("subscribed") == 2)
         await until(lambda: daemon.states == ["live"] and daemon.connection_ids != at_first)
         await peer.emit()
-        await daemon.holds(lambda: expected.current(peer.emitted))
+        await daemon.holds(lambda: expected_rows.current(peer.emitted))
         assert RECONNECTS.findall(await daemon.metrics()) == [f'ingestor_reconnects_total{{reason="{cause}"}} 1.0']
     assert daemon.books.states("AAPL") == INTERRUPTED
 
@@ -289,7 +289,7 @@ async def test_a_renewed_token_costs_neither_a_gap_nor_a_row(
         await until(lambda: simulator.logins == 2)
         await asyncio.sleep(2)  # until the first token has ended
         simulator.interval_seconds = None
-        await daemon.holds(lambda: expected.current(simulator.emitted))
+        await daemon.holds(lambda: expected_rows.current(simulator.emitted))
         assert set(await daemon.live()).isdisjoint(at_first)
         assert len(simulator.connections) == 2
         assert RECONNECTS.findall(await daemon.metrics()) == []
@@ -312,8 +312,8 @@ async def test_restated_values_are_current_and_those_before_them_are_revisions(
         await daemon.live()
         await until(lambda: simulator.ticks > 60)
         simulator.interval_seconds = None
-        await daemon.holds(lambda: expected.current(simulator.emitted))
-    given = expected.values(simulator.emitted)
+        await daemon.holds(lambda: expected_rows.current(simulator.emitted))
+    given = expected_rows.values(simulator.emitted)
     replaced = {key: values[:-1] for key, values in given.items() if len(values) > 1}
     assert len(replaced) > 20
     assert daemon.books.revisions() == replaced
@@ -330,7 +330,7 @@ async def test_two_paths_whose_rows_look_alike_are_told_apart_by_their_connectio
         ids = await daemon.live()
         await until(lambda: simulator.ticks > 20)
         simulator.interval_seconds = None
-        await daemon.holds(lambda: expected.current(simulator.emitted))
+        await daemon.holds(lambda: expected_rows.current(simulator.emitted))
     carried = daemon.books.rows("SELECT DISTINCT path, connection_id FROM payloads")
     assert {(row["path"], row["connection_id"]) for row in carried} == set(zip(wanted, ids, strict=True))
 
@@ -345,7 +345,7 @@ async def test_a_refused_ticker_is_on_record_with_the_reason_and_the_others_flow
         await until(lambda: daemon.states == ["live", "refused", "live"])
         await until(lambda: simulator.ticks > 20)
         simulator.interval_seconds = None
-        await daemon.holds(lambda: expected.current(simulator.emitted))
+        await daemon.holds(lambda: expected_rows.current(simulator.emitted))
     assert daemon.books.states("TSLA") == ["pending", "refused", "stopped"]
     assert "Restricted ticker" in daemon.books.coverage("TSLA")[1]["reason"]
     assert daemon.books.states("ON") == ["pending", "live", "stopped"]

@@ -24,11 +24,11 @@ import pytest
 import time_machine
 from pyarrow import parquet
 
-from ingestor.store import export
 from ingestor.store.engine import connect
-from ingestor.store.opening import opened
+from ingestor.store.open_database import opened
+from ingestor.store.read import export
 from tests.integration.conftest import Command
-from tests.integration.store.rows import Database, at
+from tests.integration.store.row_factory import Database, at
 from tests.support.daemon import COMMAND
 
 CROWD = ("crowd-sentiment", "crowd_sentiment")

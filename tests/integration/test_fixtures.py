@@ -11,8 +11,8 @@ from urllib.parse import urlsplit
 import psycopg
 import pytest
 
-from ..support.postgres import Postgres
-from ..support.proxy import Direction
+from ..support.postgres_server import Postgres
+from ..support.tcp_proxy import Direction
 
 
 @pytest.mark.postgres

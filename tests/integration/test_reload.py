@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from ingestor import control
-from ingestor.provider.simulator import Simulator
+from ingestor.daemon import control
+from ingestor.simulator import Simulator
 
 from ..support.daemon import Resident, until, write_config
 

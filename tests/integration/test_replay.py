@@ -13,20 +13,21 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine, select, text
 
-from ingestor import replaying
+from ingestor.commands import replay as replaying
+from ingestor.core.entries import Fact, Frame
+from ingestor.core.times import moment
 from ingestor.errors import NotPermitted
-from ingestor.pipeline.assemble import Assembly
-from ingestor.pipeline.batch import BatchPolicy
-from ingestor.pipeline.decode import Decoder
-from ingestor.pipeline.entry import Fact, Frame
+from ingestor.pipeline.batch_builder import Assembly
+from ingestor.pipeline.batch_policy import BatchPolicy
+from ingestor.pipeline.decoder import Decoder
 from ingestor.provider import catalog
-from ingestor.store import contents as compared
-from ingestor.store import replays, schema, views
-from ingestor.store.audit import audit
-from ingestor.store.contents import Contents
-from ingestor.store.database import Database, Instance
+from ingestor.store import schema, views
 from ingestor.store.engine import connect, snapshot
-from ingestor.store.times import moment
+from ingestor.store.read import fingerprint as compared
+from ingestor.store.read import replay_source
+from ingestor.store.read.audit import audit
+from ingestor.store.read.fingerprint import Contents
+from ingestor.store.write.batch_writer import Database, Instance
 from tests.integration.conftest import Command
 from tests.support.daemon import Resident, until, write_config
 from tests.support.entries import CROWD, T0, decoder, fact, frame, row
@@ -90,7 +91,7 @@ def replay(
     source: Engine, target: Engine, start: datetime = FIRST, end: datetime = LAST, advance: Advance = lambda _done: None
 ) -> replaying.Replayed:
     with snapshot(source) as frozen:
-        return replaying.Replay(frozen, target, replays.ranges(frozen, start, end)).run(advance)
+        return replaying.Replay(frozen, target, replay_source.ranges(frozen, start, end)).run(advance)
 
 
 def contents(engine: Engine) -> Contents:

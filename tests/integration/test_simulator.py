@@ -14,10 +14,10 @@ import aiohttp
 import pytest
 
 from ingestor.provider import catalog
-from ingestor.provider.simulator import Fault, Market, Simulator
+from ingestor.simulator import Fault, Market, Simulator
 
-from ..support import expected
-from ..support.client import Client, Refused, basic, login
+from ..support import expected_rows
+from ..support.reference_clients import Client, Refused, basic, login
 
 CROWD = "/real-time/crowd-sentiment"
 
@@ -213,7 +213,7 @@ async def test_what_was_emitted_is_on_record_as_it_arrived(simulator: Simulator)
     arrived = [payload for _, payload in client.events]
     recorded = [emission.rows for emission in simulator.emitted]
     assert [one["results"] if isinstance(one, dict) else one for one in arrived] == recorded[: len(arrived)]
-    assert all(len(given) == 1 for given in expected.values(simulator.emitted).values()), "nothing was restated"
+    assert all(len(given) == 1 for given in expected_rows.values(simulator.emitted).values()), "nothing was restated"
 
 
 async def test_a_restated_value_is_sent_once_more_and_stays(make_simulator: Callable[..., Any]) -> None:
@@ -226,7 +226,7 @@ async def test_a_restated_value_is_sent_once_more_and_stays(make_simulator: Call
             await simulator.tick()
         await client.until(lambda: len(client.events) == 3)
 
-    restated = {key.ts: given for key, given in expected.values(simulator.emitted).items() if len(given) > 1}
+    restated = {key.ts: given for key, given in expected_rows.values(simulator.emitted).items() if len(given) > 1}
     assert list(restated) == ["2026-01-05T14:28:00.000Z"]
     assert len(restated["2026-01-05T14:28:00.000Z"]) == 2
 
@@ -236,7 +236,7 @@ async def test_restatements_happen_by_themselves_if_wanted(make_simulator: Calla
     async with await connected(simulator) as client:
         await client.ask("subscribe", CROWD, ticker="AAPL")
         await client.until(lambda: len(client.events) > 6)
-    assert max(len(given) for given in expected.values(simulator.emitted).values()) == 2
+    assert max(len(given) for given in expected_rows.values(simulator.emitted).values()) == 2
 
 
 async def test_unsubscribing_ends_the_data(simulator: Simulator) -> None:

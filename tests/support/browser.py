@@ -15,8 +15,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from .missing import missing
-from .postgres import free_port
+from .postgres_server import free_port
+from .requirements import missing
 
 FLAGS = (
     "--headless",

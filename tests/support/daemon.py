@@ -18,11 +18,11 @@ import aiohttp
 from pydantic import SecretStr
 
 from ingestor.config import load
-from ingestor.ops.status import Status
-from ingestor.service import Service
+from ingestor.daemon.service import Service
+from ingestor.monitoring.status import Status
 
-from .books import Books
-from .postgres import free_port
+from .db_reader import Books
+from .postgres_server import free_port
 
 COMMAND = Path(sys.executable).with_name("ingestor")
 TIMEOUT_SECONDS = 20

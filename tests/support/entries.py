@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from ingestor.pipeline.decode import Decoder
-from ingestor.pipeline.entry import Fact, Frame, Source, State
+from ingestor.core.entries import Fact, Frame, Source, State
+from ingestor.pipeline.decoder import Decoder
 from ingestor.provider import catalog
 
 CROWD = "/real-time/crowd-sentiment"

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from .missing import missing
+from .requirements import missing
 
 CALLS = ("pwrite64", "fdatasync", "fsync", "ftruncate", "sendto")
 ATTACH_SECONDS = 10

@@ -11,14 +11,14 @@ import pytest
 from sqlalchemy import text
 
 from ingestor.errors import SpoolFailed
-from ingestor.pipeline.batch import BatchPolicy
-from ingestor.pipeline.chunks import ChunkFile
-from ingestor.pipeline.spool import Spool
-from ingestor.store.database import Database, Instance
+from ingestor.pipeline.batch_policy import BatchPolicy
+from ingestor.spool.chunk_store import ChunkFile
+from ingestor.spool.spool import Spool
 from ingestor.store.engine import connect
+from ingestor.store.write.batch_writer import Database, Instance
 from tests.support.entries import T0, decoder, fact, frame, row
+from tests.support.flaky_commit import HastyWriter, Unsteady
 from tests.support.strace import counting
-from tests.support.unsteady import HastyWriter, Unsteady
 
 TIMES = 25
 FULL = 2  # PRAGMA synchronous
@@ -27,7 +27,7 @@ TOP = Path(__file__).parents[3]
 SPOOL = f"""
 import asyncio
 from pathlib import Path
-from ingestor.pipeline.spool import Spool
+from ingestor.spool.spool import Spool
 from tests.support.entries import fact
 
 async def main() -> None:
@@ -40,7 +40,7 @@ async def main() -> None:
 asyncio.run(main())
 """
 DATABASE = f"""
-from ingestor.store.database import Database, Instance
+from ingestor.store.write.batch_writer import Database, Instance
 from ingestor.store.engine import connect
 
 engine = connect("sqlite:///spool.db")

@@ -17,23 +17,23 @@ import pytest
 from msgspec import structs
 from sqlalchemy import Engine, event, text
 
+from ingestor.core.entries import Fact, Frame
 from ingestor.errors import DatabaseUnavailable, SpoolFailed
-from ingestor.pipeline import retry
-from ingestor.pipeline.batch import BatchPolicy
-from ingestor.pipeline.chunks import SpoolUnreadable
-from ingestor.pipeline.entry import Fact, Frame
-from ingestor.pipeline.retry import retry_letters
-from ingestor.pipeline.spool import Spool
+from ingestor.pipeline import dead_letters
+from ingestor.pipeline.batch_policy import BatchPolicy
+from ingestor.pipeline.dead_letters import retry_letters
 from ingestor.pipeline.writer import Writer
-from ingestor.store import query as letters
-from ingestor.store.audit import audit
-from ingestor.store.database import Database, Instance
+from ingestor.spool.chunk_store import SpoolUnreadable
+from ingestor.spool.spool import Spool
 from ingestor.store.engine import connect
+from ingestor.store.read import status as letters
+from ingestor.store.read.audit import audit
+from ingestor.store.write.batch_writer import Database, Instance
+from tests.support.check_constraint import refuse
 from tests.support.daemon import until
 from tests.support.entries import CROWD, T0, decoder, fact, frame, row
-from tests.support.postgres import fresh_database
-from tests.support.refusal import refuse
-from tests.support.unsteady import Unsteady
+from tests.support.flaky_commit import Unsteady
+from tests.support.postgres_server import fresh_database
 
 MINUTE = 60_000_000
 
@@ -581,7 +581,7 @@ async def test_letters_leave_the_spool_room_and_those_that_die_again_are_not_tri
     tmp_path: Path, engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(letters, "PAGE_LETTERS", 10)
-    monkeypatch.setattr(retry, "LOOK_SECONDS", 0.01)
+    monkeypatch.setattr(dead_letters, "LOOK_SECONDS", 0.01)
     small = Spool(tmp_path / "small", max_bytes=20_000, sync_every_seconds=0.001)
     small.start(_unexpected)
     await put(small, *(frame("{bad" + "x" * 300) for _ in range(60)))

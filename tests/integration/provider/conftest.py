@@ -13,18 +13,19 @@ from pydantic import SecretStr
 
 from ingestor.config import SecretFile
 from ingestor.config.model import Provider, Subscription
-from ingestor.provider import connection, group, session
-from ingestor.provider.backoff import Backoff
-from ingestor.provider.clock import boottime
-from ingestor.provider.connection import Connection, Line
-from ingestor.provider.dialect import Dialect, probe
-from ingestor.provider.token import Token, TokenSupply, supply
-from ingestor.provider.token.login import fetch
+from ingestor.core.backoff import Backoff
+from ingestor.core.clock import boottime
+from ingestor.provider.auth import Token, TokenSupply, token_source
+from ingestor.provider.auth.login import fetch
+from ingestor.provider.socket import connection
+from ingestor.provider.socket.connection import Connection, Line
+from ingestor.provider.socket.protocol import Dialect, probe
+from ingestor.provider.subscriptions import connection_group, session
 from ingestor.provider.transport import tls
 
-from .raw import Memory, RawServer
-from .running import Run, Running
-from .web import WebServer
+from .raw_engineio_server import Memory, RawServer
+from .raw_http_server import WebServer
+from .running_supervisor import Run, Running
 
 WAYS = ("token", "probe", "socket")
 Reach = Callable[..., Awaitable[object]]
@@ -129,11 +130,11 @@ async def make_connection(memory: Memory) -> AsyncIterator[Callable[..., Connect
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Everything is tried again at once."""
-    monkeypatch.setattr(group, "RECONNECT", Backoff(first_seconds=0.05, cap_seconds=0.2))
-    monkeypatch.setattr(group, "RESTARTING", Backoff(first_seconds=0.05, cap_seconds=0.2))
+    monkeypatch.setattr(connection_group, "RECONNECT", Backoff(first_seconds=0.05, cap_seconds=0.2))
+    monkeypatch.setattr(connection_group, "RESTARTING", Backoff(first_seconds=0.05, cap_seconds=0.2))
     monkeypatch.setattr(session, "RESUBSCRIBE", Backoff(first_seconds=0.1, cap_seconds=0.2))
-    monkeypatch.setattr(supply, "UNAVAILABLE", Backoff(first_seconds=0.1, cap_seconds=0.2))
-    monkeypatch.setattr(supply, "REFUSED", Backoff(first_seconds=0.1, cap_seconds=0.2))
+    monkeypatch.setattr(token_source, "UNAVAILABLE", Backoff(first_seconds=0.1, cap_seconds=0.2))
+    monkeypatch.setattr(token_source, "REFUSED", Backoff(first_seconds=0.1, cap_seconds=0.2))
     monkeypatch.setattr(connection, "ACK_SECONDS", 0.3)
 
 

@@ -13,13 +13,13 @@ from engineio import base_client
 
 from ingestor.config.model import Subscription
 from ingestor.errors import ConnectionFailed, ConnectionRefused, SpoolFailed
-from ingestor.provider import client, connection
-from ingestor.provider.connection import Connection
-from ingestor.provider.dialect import Dialect
-from ingestor.provider.token import Token
+from ingestor.provider.auth import Token
+from ingestor.provider.socket import client, connection
+from ingestor.provider.socket.connection import Connection
+from ingestor.provider.socket.protocol import Dialect
 
 from .conftest import TOKEN
-from .raw import Memory, RawServer, Visitor
+from .raw_engineio_server import Memory, RawServer, Visitor
 
 Make = Callable[..., Connection]
 Serve = Callable[..., Awaitable[RawServer]]

@@ -12,18 +12,18 @@ import pytest
 from pydantic import SecretStr
 
 from ingestor.config.model import Provider, Subscription
+from ingestor.core.backoff import Backoff
+from ingestor.core.clock import boottime
 from ingestor.errors import ConnectionRefused
-from ingestor.provider import group, states
-from ingestor.provider.backoff import Backoff
-from ingestor.provider.clock import boottime
-from ingestor.provider.connection import Connection
-from ingestor.provider.dialect import Dialect
-from ingestor.provider.heard import Heard
-from ingestor.provider.supervisor import Supervisor
-from ingestor.provider.token import Token, TokenSupply, supply
+from ingestor.provider.auth import Token, TokenSupply, token_source
+from ingestor.provider.socket.connection import Connection
+from ingestor.provider.socket.protocol import Dialect
+from ingestor.provider.subscriptions import connection_group, state_tracker
+from ingestor.provider.subscriptions.activity import Heard
+from ingestor.provider.subscriptions.supervisor import Supervisor
 
-from ...support.peer import VERSIONS, Peer
-from .raw import Memory
+from ...support.node_server import VERSIONS, Peer
+from .raw_engineio_server import Memory
 
 pytestmark = pytest.mark.node
 PATH = "/real-time/crowd-sentiment"
@@ -49,10 +49,10 @@ class Behind:
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(group, "RECONNECT", Backoff(first_seconds=0.05, cap_seconds=0.2))
-    monkeypatch.setattr(group, "RESTARTING", Backoff(first_seconds=0.05, cap_seconds=0.2))
-    monkeypatch.setattr(states, "FLUSH_SECONDS", 0.02)
-    monkeypatch.setattr(supply, "UNAVAILABLE", Backoff(first_seconds=0.1, cap_seconds=0.2))
+    monkeypatch.setattr(connection_group, "RECONNECT", Backoff(first_seconds=0.05, cap_seconds=0.2))
+    monkeypatch.setattr(connection_group, "RESTARTING", Backoff(first_seconds=0.05, cap_seconds=0.2))
+    monkeypatch.setattr(state_tracker, "FLUSH_SECONDS", 0.02)
+    monkeypatch.setattr(token_source, "UNAVAILABLE", Backoff(first_seconds=0.1, cap_seconds=0.2))
 
 
 @pytest.fixture

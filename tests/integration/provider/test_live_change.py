@@ -10,14 +10,14 @@ from typing import Any
 import pytest
 
 from ingestor.config.model import Subscription
-from ingestor.provider import connection
-from ingestor.provider.simulator import Simulator
-from ingestor.provider.supervisor import Difference
+from ingestor.provider.socket import connection
+from ingestor.provider.subscriptions.supervisor import Difference
+from ingestor.simulator import Simulator
 
-from .raw import Memory
-from .running import AAPL, BUZZ, CROWD, TSLA, Run, run_simulated
-from .talker import Talker, asked_for, empty
-from .web import token_reply
+from .raw_engineio_server import Memory
+from .raw_http_server import token_reply
+from .running_supervisor import AAPL, BUZZ, CROWD, TSLA, Run, run_simulated
+from .scripted_replies import Talker, asked_for, empty
 
 pytestmark = pytest.mark.usefixtures("quick")
 

@@ -16,15 +16,15 @@ from pydantic import SecretStr
 
 from ingestor.config.model import Provider, Subscription
 from ingestor.errors import ConnectionFailed, ConnectionRefused, IngestorError, TokenUnavailable
-from ingestor.provider.heard import Heard
-from ingestor.provider.supervisor import Supervisor
-from ingestor.provider.token import TokenSupply
-from ingestor.provider.token.login import fetch
+from ingestor.provider.auth import TokenSupply
+from ingestor.provider.auth.login import fetch
+from ingestor.provider.subscriptions.activity import Heard
+from ingestor.provider.subscriptions.supervisor import Supervisor
 
 from ...support.connect_proxy import ConnectProxy
 from .conftest import KEY, WAYS, Reach
-from .raw import Memory, RawServer, Visitor
-from .web import WebServer, http
+from .raw_engineio_server import Memory, RawServer, Visitor
+from .raw_http_server import WebServer, http
 
 CREDENTIALS = "somebody:s3cret"
 AAPL = Subscription("/real-time/crowd-sentiment", "get", {"ticker": "AAPL"})

@@ -11,9 +11,9 @@ import pytest
 
 from ingestor.config.model import Subscription
 
-from .raw import Memory
-from .running import AAPL, CROWD, TSLA, Run
-from .talker import Talker, asked_for, bare, empty, empty_envelope
+from .raw_engineio_server import Memory
+from .running_supervisor import AAPL, CROWD, TSLA, Run
+from .scripted_replies import Talker, asked_for, bare, empty, empty_envelope
 
 pytestmark = pytest.mark.usefixtures("quick")
 

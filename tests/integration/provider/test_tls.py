@@ -13,7 +13,7 @@ import pytest
 from ingestor.errors import ConnectionFailed, TokenUnavailable
 
 from .conftest import WAYS, Reach
-from .raw import RawServer
+from .raw_engineio_server import RawServer
 
 
 def asked(server: RawServer) -> int:

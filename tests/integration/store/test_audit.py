@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 from sqlalchemy import Engine, text
 
-from ingestor.pipeline.assemble import Assembly
-from ingestor.store.audit import audit, losses
-from ingestor.store.batch import Batch
-from ingestor.store.database import Database, Instance
+from ingestor.pipeline.batch_builder import Assembly
+from ingestor.store.read.audit import audit, losses
+from ingestor.store.write.batch import Batch
+from ingestor.store.write.batch_writer import Database, Instance
 
 from ...support.entries import T0, decoder, fact, frame, row
 

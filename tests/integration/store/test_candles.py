@@ -11,11 +11,12 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine, insert, select, text
 
-from ingestor.pipeline.assemble import Assembly
-from ingestor.store import database, schema, views
+from ingestor.pipeline.batch_builder import Assembly
+from ingestor.store import schema, views
+from ingestor.store.write import batch_writer
 from tests.support.entries import decoder, frame
 
-from .rows import DAY, Database, at
+from .row_factory import DAY, Database, at
 
 CROWD = ("crowd-sentiment", "crowd_sentiment")
 TICKERS = ("AAPL", "TSLA", "ON")  # the last has no subscription of its own
@@ -29,8 +30,10 @@ class Reckoning:
     def __init__(self, engine: Engine, seed: int) -> None:
         self.random = random.Random(seed)
         self.db = Database(engine)
-        self._daemon = database.Database(engine)
-        self._daemon.register(database.Instance(spool_id="s", name="", version="", config_sha256="", started_us=0), 1)
+        self._daemon = batch_writer.Database(engine)
+        self._daemon.register(
+            batch_writer.Instance(spool_id="s", name="", version="", config_sha256="", started_us=0), 1
+        )
         self._seq = 0
         self._values: dict[tuple[str, datetime], float] = {}
         self._listened: dict[str, list[Span]] = {ticker: [] for ticker in TICKERS}

@@ -17,7 +17,7 @@ from ingestor.store import migrate, views
 from ingestor.store.engine import connect
 from ingestor.store.schema import dead_letters, leases, metadata
 
-from .rows import at
+from .row_factory import at
 
 URL_OF_DRIVER = ("postgresql://", "postgresql+psycopg://")
 START = """

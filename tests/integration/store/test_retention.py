@@ -14,11 +14,12 @@ import time_machine
 from sqlalchemy import Engine, select, text
 
 from ingestor.config.model import Retention as Horizons
-from ingestor.store import retention, schema
-from ingestor.store.audit import audit
-from ingestor.store.batch import Batch, Row
-from ingestor.store.database import Database, Instance
-from ingestor.store.retention import Retention, Step
+from ingestor.store import schema
+from ingestor.store.maintenance import retention
+from ingestor.store.maintenance.retention import Retention, Step
+from ingestor.store.read.audit import audit
+from ingestor.store.write.batch import Batch, Row
+from ingestor.store.write.batch_writer import Database, Instance
 
 NOW = datetime.now(UTC)
 NOW_US = int(NOW.timestamp() * 1_000_000)

@@ -9,7 +9,7 @@ from sqlalchemy import Engine, insert, text
 
 from ingestor.store import schema, views
 
-from .rows import Database, at
+from .row_factory import Database, at
 
 CROWD = ("crowd-sentiment", "crowd_sentiment")
 

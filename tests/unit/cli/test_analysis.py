@@ -2,9 +2,9 @@ from __future__ import annotations
 
 from datetime import timedelta
 
-from ingestor.cli import analysis
-from ingestor.store.listening import Listening, Span
-from tests.support.healing import at, repair
+from ingestor.cli import coverage
+from ingestor.store.read.coverage_report import Listening, Span
+from tests.support.repairs import at, repair
 
 END = at(6)
 
@@ -16,18 +16,18 @@ def listening(wanted: Span | None, *covered: Span) -> Listening:
 
 def test_the_strip_has_a_shape_for_each_half_hour() -> None:
     wanted = Span(at(5, 1), at(5, 4))
-    strip = analysis.strip(listening(wanted, Span(at(5, 1), at(5, 2)), Span(at(5, 2, 10), at(5, 2, 20))), END)
+    strip = coverage.strip(listening(wanted, Span(at(5, 1), at(5, 2)), Span(at(5, 2, 10), at(5, 2, 20))), END)
     assert strip == "··" + "██" + "▄x" + "xx" + "·" * 40
 
 
 def test_of_many_repairs_the_newest_are_told_and_how_many_more_there_are() -> None:
     failed = repair(at(5, 10), at(5, 11), state="failed", error="no\x1b[2J")
     waiting = repair(at(4, 10), at(4, 11))
-    assert analysis._unfinished([failed, waiting]) == [
+    assert coverage._unfinished([failed, waiting]) == [
         "failed: /real-time/crowd-sentiment AAPL 2026-01-05 10:00 to 2026-01-05 11:00: no\\u001b[2J",
         "open: /real-time/crowd-sentiment AAPL 2026-01-04 10:00 to 2026-01-04 11:00: waits, historical",
     ]
-    assert analysis._unfinished([failed] * 1000)[20:] == [
+    assert coverage._unfinished([failed] * 1000)[20:] == [
         "and 980 more repairs are under way or have failed; --output json has them"
     ]
 
@@ -36,7 +36,7 @@ def test_a_hundred_percent_is_said_only_of_what_is_whole() -> None:
     almost = listening(
         Span(END - timedelta(days=100), END), Span(END - timedelta(days=100), END - timedelta(seconds=1))
     )
-    percent = analysis._percent(almost)
+    percent = coverage._percent(almost)
     assert percent is not None
-    assert analysis._floor(percent) == "99.99"
-    assert analysis._floor(100.0) == "100.00"
+    assert coverage._floor(percent) == "99.99"
+    assert coverage._floor(100.0) == "100.00"

@@ -6,8 +6,8 @@ import pytest
 import typer
 
 from ingestor.cli.output import as_json, moment, safe, say
-from ingestor.redaction import redactor
-from tests.support.healing import at
+from ingestor.core.redaction import redactor
+from tests.support.repairs import at
 
 HOSTILE = "\x1b[2J\x9b31mhacked\nfake line\u202e\x7f"
 

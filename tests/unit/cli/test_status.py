@@ -6,8 +6,8 @@ from datetime import timedelta
 import pytest
 
 from ingestor.cli.status import LISTED, Look, _lines
-from ingestor.ops.status import Status, Token, Trouble
-from tests.unit.ops.snapshots import AAPL, NOON, SENTIMENT, status
+from ingestor.monitoring.status import Status, Token, Trouble
+from tests.unit.monitoring.healthy_status import AAPL, NOON, SENTIMENT, status
 
 
 def look(at: float, frames: int, rows: int, begun: str = "42") -> Look:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from ingestor.config import SecretFile, read_api_key, require_api_key
-from ingestor.config.secretfile import MAX_BYTES, Refusal
+from ingestor.config.secret_file import MAX_BYTES, Refusal
 from ingestor.errors import ConfigError, SecretExposed
 
 from .conftest import ONE, Loaded, Refused

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from ingestor.provider.client import Door, event_text, prefixes, raw_text
+from ingestor.provider.socket.client import Door, event_text, prefixes, raw_text
 from ingestor.provider.transport import http_session
 
 

@@ -17,7 +17,7 @@ import socketio
 from engineio import base_client, packet
 from socketio import packet as socketio_packet
 
-from ingestor.provider import client
+from ingestor.provider.socket import client
 
 ENGINE = engineio.AsyncClient
 SOCKET = socketio.AsyncClient

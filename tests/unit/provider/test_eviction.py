@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from ingestor.provider.eviction import Evictions
+from ingestor.provider.subscriptions.eviction import Evictions
 
 
 @pytest.mark.parametrize(

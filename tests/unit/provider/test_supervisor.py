@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from ingestor.config.model import Subscription
-from ingestor.provider.supervisor import grouped, shared_params
+from ingestor.provider.subscriptions.supervisor import grouped, shared_params
 
 
 def test_a_connection_carries_one_path_and_one_set_of_other_params_only() -> None:

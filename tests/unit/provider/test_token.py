@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from ingestor.provider.token import Token
-from ingestor.provider.token.claims import claims_of, life, renew_at, secrets_of
-from ingestor.provider.token.login import retry_after
+from ingestor.provider.auth import Token
+from ingestor.provider.auth.claims import claims_of, life, renew_at, secrets_of
+from ingestor.provider.auth.login import retry_after
 
 CONFIGURED = 18_000.0
 DATE = "Mon, 09 Jun 2014 20:00:00 GMT"

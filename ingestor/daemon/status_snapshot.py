@@ -1,0 +1,169 @@
+"""The daemon's parts, read into the one snapshot that status page, metrics and commands are made from."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import TypeAlias
+
+from ingestor import __version__
+from ingestor.config import Config, Subscription
+from ingestor.core.entries import SubscriptionKey
+from ingestor.daemon.reload import Reload
+from ingestor.monitoring import status as ops
+from ingestor.pipeline.writer import WriterStatus
+from ingestor.provider.auth import TokenStatus
+from ingestor.provider.catalog import feed_name
+from ingestor.provider.subscriptions import supervisor as provider
+from ingestor.provider.subscriptions.counters import GroupStatus
+from ingestor.provider.subscriptions.states import Standing
+from ingestor.spool.spool import Spool
+
+SPOOL_PULSE_SECONDS = 30.0  # its thread syncs a heartbeat every five
+
+
+# What was last said of each subscription, and for which standing: of thousands, few change between two looks.
+Told: TypeAlias = dict[SubscriptionKey, tuple[Standing | None, ops.Subscription]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parts:
+    """Where the snapshot is read from."""
+
+    reload: Reload  # which has the config in force
+    instance: str
+    started_at: datetime
+    database_kind: str
+    spool: Spool
+    writer: WriterStatus
+    receive: Callable[[], provider.Status]
+    tokens: Callable[[], TokenStatus]
+    troubles: ops.Troubles
+    told: Told = field(default_factory=dict)
+
+
+def take(parts: Parts) -> ops.Status:
+    """The daemon now. Called in the event loop."""
+    now = datetime.now(UTC)
+    receive = parts.receive()
+    writer = parts.writer
+    return ops.Status(
+        at=now,
+        instance=parts.instance,
+        version=__version__,
+        pid=os.getpid(),
+        started_at=parts.started_at,
+        config_sha256=parts.reload.config.sha256,
+        config_reload_successful=parts.reload.successful,
+        connections=tuple(_connection(group) for group in receive.groups),
+        subscriptions=_subscriptions(parts.reload.config, receive, parts.told),
+        spool=_spool(parts.spool, writer, now),
+        database=_database(parts.database_kind, writer, now),
+        rows=ops.Rows(
+            new=writer.new,
+            revised=writer.revised,
+            duplicate=writer.duplicate,
+            expired=writer.expired,
+            dead=writer.dead_at_decode + writer.dead_at_insert,
+        ),
+        dead_letters=ops.DeadLetters(decode=writer.dead_at_decode, insert=writer.dead_at_insert),
+        batches=writer.batches,
+        publish_skew_seconds=dict(writer.publish_skew_seconds),
+        token=_token(parts.tokens(), now),
+        pulses=(_spool_pulse(parts.spool),),
+        last_errors=parts.troubles.last(),
+    )
+
+
+def _connection(group: GroupStatus) -> ops.Connection:
+    return ops.Connection(
+        id=group.connection_id or None,
+        path=group.path,
+        feed=feed_name(group.path, _params(group.params)),
+        connected=group.connected,
+        dialect=group.dialect or None,
+        frames=group.frames,
+        last_frame_at=_moment(group.last_frame_us),
+        since=_moment(group.since_us),
+        last_error=group.last_error or None,
+    )
+
+
+def _subscriptions(config: Config, receive: provider.Status, told: Told) -> tuple[ops.Subscription, ...]:
+    if len(told) > len(config.subscriptions):
+        told.clear()  # some are not wanted any more
+    found = []
+    for one in config.subscriptions:
+        key, standing = one.key, receive.subscriptions.get(one.key)
+        known = told.get(key)
+        if known is None or known[0] is not standing:
+            known = told[key] = (standing, _subscription(one, standing))
+        found.append(known[1])
+    return tuple(found)
+
+
+def _subscription(one: Subscription, standing: Standing | None) -> ops.Subscription:
+    return ops.Subscription(
+        path=one.path,
+        params=one.key[2],
+        feed=feed_name(one.path, one.params),
+        state=standing.state if standing else "pending",
+        since=_moment(standing.since_us) if standing else None,
+        reason=(standing.reason or None) if standing else None,
+    )
+
+
+def _spool(spool: Spool, writer: WriterStatus, now: datetime) -> ops.Spool:
+    return ops.Spool(
+        entries=spool.entries,
+        bytes=spool.live_bytes,
+        limit_bytes=spool.max_bytes,
+        head_seq=spool.head,
+        durable_seq=spool.synced,
+        acked_seq=spool.acked,
+        oldest_age_seconds=lag_seconds(writer, now),
+    )
+
+
+def _database(kind: str, writer: WriterStatus, now: datetime) -> ops.Database:
+    return ops.Database(
+        up=writer.database_up,
+        kind=kind,
+        position=writer.position,
+        last_commit_at=datetime.fromtimestamp(writer.committed_at, UTC) if writer.committed_at else None,
+        lag_seconds=lag_seconds(writer, now),
+        last_error=writer.error,
+    )
+
+
+def _token(token: TokenStatus, now: datetime) -> ops.Token:
+    ends = token.ends_in_seconds
+    return ops.Token(
+        expires_at=None if ends is None else now + timedelta(seconds=ends),
+        life_seconds=token.life_seconds,
+        logins=dict(token.logins),
+    )
+
+
+def _spool_pulse(spool: Spool) -> ops.Pulse:
+    age = time.monotonic() - spool.synced_at
+    return ops.Pulse(name="the spool's thread", age_seconds=age, limit_seconds=SPOOL_PULSE_SECONDS)
+
+
+def lag_seconds(writer: WriterStatus, now: datetime) -> float:
+    """How long the oldest entry has waited for its commit; 0 if none waits."""
+    oldest = _moment(writer.oldest_us)
+    return max((now - oldest).total_seconds(), 0.0) if oldest else 0.0
+
+
+def _moment(us: int | None) -> datetime | None:
+    return None if us is None else datetime.fromtimestamp(us / 1_000_000, UTC)
+
+
+def _params(text: str) -> dict[str, str]:
+    params: dict[str, str] = json.loads(text)
+    return params

@@ -1,0 +1,54 @@
+"""What was stored as a frame again: the same decode, and for a dead letter the same write under a seq of its own."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ingestor.core.entries import Frame
+from ingestor.core.times import microseconds
+from ingestor.spool.spool import Spool
+from ingestor.store.engine import Engine
+from ingestor.store.read import status
+
+RETRY_SHARE = 0.25  # of spool.max_bytes: fuller than that, dead letters wait
+LOOK_SECONDS = 0.25  # between looks whether there is room
+
+
+def frame_of(stored: Mapping[str, Any]) -> Frame:
+    """The frame that a row of ``payloads`` was, or that tries one of ``dead_letters`` again: stamped with its receipt.
+
+    A row's letter is a frame of that row.
+    """
+    source, event, body = stored["source"], stored["event"], stored["body"]
+    wrapped = source == "stream" and event and not body.startswith("42")  # a frame that never was one keeps its text
+    return Frame(
+        microseconds(stored["received_at"]),
+        stored["connection_id"],
+        source,
+        event,
+        stored["path"],
+        stored["params"],
+        f'42["{event}",{body}]' if wrapped else body,
+        stored.get("dead_letter_id"),
+    )
+
+
+async def retry_letters(spool: Spool, engine: Engine, ids: Sequence[int]) -> int:
+    """Append the named dead letters (none: all that nobody tried again) as frames. Returns how many, durable.
+
+    The spool is left room: what comes from the provider now must not be turned away for what came long ago.
+    """
+    # Those that die again meanwhile would be tried again and again.
+    upto = await asyncio.to_thread(status.newest_letter, engine)
+    count, after = 0, 0
+    while letters := await asyncio.to_thread(status.letters_to_retry, engine, ids=ids, after=after, upto=upto):
+        while spool.live_bytes > spool.max_bytes * RETRY_SHARE:
+            spool.forget()
+            await asyncio.sleep(LOOK_SECONDS)
+        for letter in letters:
+            spool.append(frame_of(letter))
+        await spool.durable(spool.head)
+        count, after = count + len(letters), letters[-1]["dead_letter_id"]
+    return count

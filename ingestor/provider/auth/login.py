@@ -1,0 +1,106 @@
+"""One login: trade the API key for a token, or say in a typed error why there is none."""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NoReturn
+
+from pydantic import SecretStr
+
+from ingestor.core.clock import boottime
+from ingestor.core.redaction import redactor
+from ingestor.errors import TokenNonsense, TokenRefused, TokenUnavailable
+from ingestor.provider.auth.claims import Token, claims_of, epoch, feeds_of, life, secrets_of
+from ingestor.provider.http_client import Answer, Deadline, Oversized, Unanswered, ask
+
+MAX_BYTES = 64 * 1024  # the largest answer printed in the documentation has 9,311
+LONGEST_WAIT_SECONDS = 3600.0  # of a Retry-After that we believe
+
+
+def retry_after(headers: Mapping[str, str]) -> float | None:
+    """Seconds that a Retry-After asks for, 0 to 3600; a date counts from the reply's own Date, as clocks differ."""
+    text = headers.get("Retry-After", "").strip()
+    if text.isascii() and text.isdigit():
+        return min(float(text), LONGEST_WAIT_SECONDS)
+    until, now = epoch(text), epoch(headers.get("Date", ""))
+    if until is None or now is None:
+        return None
+    return min(max(until - now, 0.0), LONGEST_WAIT_SECONDS)
+
+
+def fetch(
+    url: str,
+    api_key: SecretStr,
+    *,
+    lifetime_seconds: float,
+    timeout_seconds: float = 120.0,
+    ca_file: Path | None = None,
+    proxy: SecretStr | None = None,
+    deadline: Deadline | None = None,
+) -> Token:
+    """Trade the API key for a token, blocking. ``deadline`` lets another thread end the call early.
+
+    Raises:
+        TokenRefused: 401 or 403. TokenUnavailable: nothing usable within ``timeout_seconds``, 429, 5xx.
+        TokenNonsense: an answer that is not a token (HTML, ``{}``, a redirect, over 64 KiB).
+    """
+    basic = base64.b64encode(api_key.get_secret_value().encode() + b":").decode()
+    headers = {"Authorization": f"Basic {basic}", "Accept": "application/json"}
+    try:
+        answer = ask(
+            "POST",
+            url,
+            headers=headers,
+            deadline=deadline or Deadline(timeout_seconds),
+            max_bytes=MAX_BYTES,
+            ca_file=ca_file,
+            proxy=proxy,
+        )
+    except Oversized as error:
+        raise TokenNonsense(f"{url}: {error}") from None
+    except Unanswered as error:
+        raise TokenUnavailable(f"{url}: {error}") from None
+    return _token(url, answer, lifetime_seconds, boottime())
+
+
+def _token(url: str, answer: Answer, lifetime_seconds: float, now: float) -> Token:
+    if answer.status not in (200, 201):
+        _refuse(url, answer)
+    value = _value(url, answer.body)
+    claims = claims_of(value)
+    for secret in secrets_of(value, claims):
+        redactor.add(secret)
+    return Token(
+        value=value,
+        fetched_at=now,
+        life_seconds=life(claims, answer.headers.get("Date"), lifetime_seconds),
+        feeds=feeds_of(claims),
+    )
+
+
+def _refuse(url: str, answer: Answer) -> NoReturn:
+    status = answer.status
+    if status in (401, 403):
+        raise TokenRefused(f"{url}: HTTP {status}: the API key is not accepted; check provider.api_key_file")
+    if status == 429 or status >= 500:
+        raise TokenUnavailable(f"{url}: HTTP {status}", retry_after(answer.headers))
+    if 300 <= status < 400:
+        raise TokenNonsense(f"{url}: HTTP {status}: a redirect, not followed; check provider.url")
+    raise TokenNonsense(f"{url}: HTTP {status}; check provider.url and provider.token_path")
+
+
+def _value(url: str, body: bytes) -> str:
+    try:
+        answer = json.loads(body)
+    except (ValueError, RecursionError):
+        answer = None
+    value = answer.get("token") if isinstance(answer, dict) else None
+    if not isinstance(value, str) or not re.fullmatch(r"[!-~]+", value):
+        raise TokenNonsense(
+            f'{url}: the answer is not an object with a "token" but {len(body)} bytes of something else'
+        )
+    return value

@@ -1,0 +1,273 @@
+"""The token that everybody uses: fetched when there is none, renewed in time, and never asked for in a hurry."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter, deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from functools import partial
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Protocol
+
+from pydantic import SecretStr
+
+from ingestor.config import SecretFile
+from ingestor.core.aside import aside
+from ingestor.core.backoff import Backoff, chance
+from ingestor.core.clock import boottime
+from ingestor.core.redaction import redactor
+from ingestor.errors import IngestorError, TokenNonsense, TokenRefused, TokenUnavailable
+from ingestor.provider.auth.api_key import Key
+from ingestor.provider.auth.claims import Token, claims_of, renew_at, secrets_of
+from ingestor.provider.auth.login import fetch
+from ingestor.provider.http_client import Deadline
+
+SPACING_SECONDS = 5.0  # between two logins at least, whatever happens
+STRIKE_SECONDS = 60.0  # a token refused sooner than this after its login was never any good
+UNAVAILABLE = Backoff(first_seconds=5.0, cap_seconds=300.0)
+REFUSED = Backoff(first_seconds=30.0, cap_seconds=900.0)  # a person has to act: no hurry
+KEPT_TOKENS = 4  # whose secrets stay masked by value: the current one, those overlapped, and a margin
+
+
+class Lifetime(Protocol):
+    """What ``config.provider.token`` says, in seconds."""
+
+    @property
+    def lifetime(self) -> float: ...
+    @property
+    def renew_before(self) -> float: ...
+    @property
+    def timeout(self) -> float: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenStatus:
+    """The supply as status and metrics show it. Times are seconds from now; None without a token."""
+
+    ends_in_seconds: float | None
+    renews_in_seconds: float | None
+    life_seconds: float | None
+    logins: Mapping[str, int]  # by outcome: ok, refused, unavailable, nonsense
+    last_error: str
+
+
+class TokenSupply:
+    """The token that everybody uses: one login at a time, five seconds apart at least, renewed in time.
+
+    ``renewed`` and ``failed`` are told of every login's outcome; ``failed`` also of the seconds until the next try, and
+    of a key's file that cannot be used. While the provider refuses the key, another one in that file is used at once.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        api_key: SecretStr,
+        life: Lifetime,
+        scheduler: Any,  # APScheduler's AsyncIOScheduler, started and stopped by the service
+        *,
+        ca_file: Path | None = None,
+        proxy: SecretStr | None = None,
+        key_file: SecretFile | None = None,  # that ``api_key`` was read from
+        spacing_seconds: float = SPACING_SECONDS,
+    ) -> None:
+        self.renewed: list[Callable[[Token], None]] = []
+        self.failed: list[Callable[[IngestorError, float], None]] = []
+        self.key = Key(api_key, key_file)
+        self.key.changed.append(self._pardon)
+        self._url = url
+        self._life = life
+        self._scheduler = scheduler
+        self._ca_file = ca_file
+        self._proxy = proxy
+        self._spacing = spacing_seconds
+        self._token: Token | None = None
+        self._flight: asyncio.Task[Token] | None = None
+        self._not_before = 0.0  # boottime of the next login at the earliest
+        self._spaced_at = 0.0  # the same, were there no failure
+        self._sooner = asyncio.Event()  # it has been brought forward
+        self._key_refused = False  # by the last login
+        self._failures = 0
+        self._strikes = 0  # tokens in a row that were refused as soon as they were shown
+        self._logins: Counter[str] = Counter()
+        self._last_error = ""
+        self._masked: deque[frozenset[str]] = deque()
+
+    @property
+    def current(self) -> Token | None:
+        """The newest token that was not refused; it may have ended."""
+        return self._token
+
+    async def get(self, *, fresh: bool = False) -> Token:
+        """The current token, or with ``fresh`` a new one. Waits its turn after failures.
+
+        Raises:
+            TokenRefused, TokenUnavailable: this login failed. Ask again at once: the next one waits as long as it must.
+        """
+        if not fresh and self._token is not None and boottime() < self._token.ends_at:
+            return self._token
+        if self._flight is None:
+            self._flight = asyncio.create_task(self._login(), name="token login")
+            self._flight.add_done_callback(self._landed)
+        return await asyncio.shield(self._flight)
+
+    def discard(self, token: Token) -> None:
+        """This token was refused: never hand it out again. One fresh one comes at once, further ones ever later."""
+        if self._token != token:
+            return  # somebody else was refused with it before, and there is a newer one
+        self._token = None
+        now = boottime()
+        self._strikes = self._strikes + 1 if now - token.fetched_at < STRIKE_SECONDS else 0
+        if self._strikes:
+            self._not_before = max(self._not_before, now + UNAVAILABLE.half_jitter(self._strikes, chance()))
+
+    def rearm(self) -> None:
+        """Set the renewal's time anew. To be called after a step of the wall clock, which APScheduler follows."""
+        if self._token is not None:
+            self._arm(self._token)
+
+    def status(self) -> TokenStatus:
+        """A snapshot. Nothing in it is secret."""
+        now, token = boottime(), self._token
+        return TokenStatus(
+            ends_in_seconds=token.ends_at - now if token else None,
+            renews_in_seconds=self._due(token) - now if token else None,
+            life_seconds=token.life_seconds if token else None,
+            logins=MappingProxyType(dict(self._logins)),
+            last_error=self._last_error,
+        )
+
+    async def close(self) -> None:
+        """End a login that is under way, and look at no file any more."""
+        self.key.unwatch()
+        if self._flight is not None:
+            self._flight.cancel()
+            await asyncio.wait([self._flight])
+
+    def _landed(self, flight: asyncio.Task[Token]) -> None:
+        self._flight = None
+        if not flight.cancelled():
+            flight.exception()  # told to listeners already; asyncio must not report it as never retrieved
+
+    async def _login(self) -> Token:
+        await self._turn()
+        api_key = self.key.value
+        try:
+            token = await self._fetch(api_key)
+        except (TokenRefused, TokenUnavailable) as error:
+            self._fail(error)
+            if api_key is not self.key.value:
+                self._pardon()  # the refusal was not the new key's
+            raise
+        self._take(token)
+        return token
+
+    async def _turn(self) -> None:
+        """Wait until the next login may begin, which may be put off or brought forward meanwhile."""
+        while (left := self._not_before - boottime()) > 0:
+            self._sooner.clear()
+            try:
+                async with asyncio.timeout(left):
+                    await self._sooner.wait()
+            except TimeoutError:
+                pass  # it is time, unless it was put off
+
+    async def _fetch(self, api_key: SecretStr) -> Token:
+        deadline = Deadline(self._life.timeout)
+        login = partial(
+            fetch,
+            self._url,
+            api_key,
+            lifetime_seconds=self._life.lifetime,
+            ca_file=self._ca_file,
+            proxy=self._proxy,
+            deadline=deadline,
+        )
+        try:
+            return await aside(login, "token login")
+        except asyncio.CancelledError:
+            deadline.cut()  # the thread cannot be cancelled, but its socket can
+            raise
+        finally:
+            # From its end on: of a login's beginning nobody but us knows how long it was on its way.
+            self._spaced_at = boottime() + self._spacing
+            self._not_before = max(self._not_before, self._spaced_at)
+
+    def _take(self, token: Token) -> None:
+        self._token = token
+        self._failures = 0
+        self._key_refused = False
+        self.key.unwatch()
+        self._last_error = ""
+        self._logins["ok"] += 1
+        self._masked.append(secrets_of(token.value, claims_of(token.value)))
+        while len(self._masked) > KEPT_TOKENS:
+            for secret in self._masked.popleft():
+                redactor.forget(secret)
+        self._arm(token)
+        for tell in self.renewed:
+            tell(token)
+
+    def _fail(self, error: TokenRefused | TokenUnavailable) -> None:
+        self._failures += 1
+        backoff = REFUSED if isinstance(error, TokenRefused) else UNAVAILABLE
+        asked = error.retry_after_seconds if isinstance(error, TokenUnavailable) else None
+        wait = max(backoff.half_jitter(self._failures, chance()), asked or 0.0)
+        self._not_before = max(self._not_before, boottime() + wait)
+        self._logins[_outcome(error)] += 1
+        self._key_refused = isinstance(error, TokenRefused)
+        if self._key_refused:
+            self.key.watch(self._complain)
+        else:
+            self.key.unwatch()
+        if self._token is not None:
+            self._arm(self._token)
+        self._complain(error)
+
+    def _complain(self, error: IngestorError) -> None:
+        self._last_error = redactor.scrub(str(error))
+        for tell in self.failed:
+            tell(error, max(0.0, self._not_before - boottime()))
+
+    def _pardon(self) -> None:
+        """The key is another: what its predecessor's refusal has put off is due as soon as the spacing allows."""
+        if self._key_refused:
+            self._key_refused = False
+            self._failures = 0
+            self._not_before = self._spaced_at
+            self._sooner.set()
+            if self._token is not None:
+                self._arm(self._token)
+
+    def _due(self, token: Token) -> float:
+        return max(renew_at(token.fetched_at, token.life_seconds, self._life.renew_before), self._not_before)
+
+    def _arm(self, token: Token) -> None:
+        self._scheduler.add_job(
+            self._renew,
+            "date",
+            run_date=datetime.now(UTC) + timedelta(seconds=max(0.0, self._due(token) - boottime())),
+            id="token renewal",
+            replace_existing=True,
+            max_instances=1,
+            misfire_grace_time=None,  # else a job that is a second late is dropped for ever
+            coalesce=True,
+        )
+
+    async def _renew(self) -> None:
+        token = self._token
+        if token is not None and boottime() < self._due(token) - 1:
+            self._arm(token)  # the wall clock was set forward; the token's life was not
+            return
+        try:
+            await self.get(fresh=True)
+        except (TokenRefused, TokenUnavailable):
+            pass  # listeners were told, and the next try is armed
+
+
+def _outcome(error: TokenRefused | TokenUnavailable) -> str:
+    if isinstance(error, TokenRefused):
+        return "refused"
+    return "nonsense" if isinstance(error, TokenNonsense) else "unavailable"

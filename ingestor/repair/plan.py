@@ -1,0 +1,112 @@
+"""What to try next for a repair, and in which pieces its history is asked for. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+
+from ingestor.provider.rest_api import DAY, bucket, by_dates, has_history, question_now, span
+from ingestor.store.maintenance.repairs import Kind, Repair
+
+WINDOW = timedelta(hours=1)  # of a real-time answer, as far as the printed ones tell: 55 to 62 minutes
+REACH = 2 * WINDOW  # so long ago is out of reach of any real-time answer
+PATIENCE = timedelta(minutes=3)  # for the answers that follow a subscription; a calm feed speaks once a minute
+SETTLED = DAY  # after which "not yet" is no excuse any more for a day that is over
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """One question about past days: ``start`` ≤ ts < ``end``, of one ticker, or (empty) of the user asked for."""
+
+    start: datetime
+    end: datetime
+    ticker: str
+
+    @property
+    def cursor(self) -> str:
+        """For ``repairs.cursor``: of which ticker, and up to when, all is committed."""
+        return f"{self.end.astimezone(UTC):%Y-%m-%dT%H:%M:%S.%fZ} {self.ticker}"
+
+
+def midnight(at: datetime) -> datetime:
+    """The beginning of its UTC day."""
+    return at.astimezone(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
+
+
+def day_end(at: datetime) -> datetime:
+    """The end of the UTC day that an interval up to ``at`` ends in."""
+    start = midnight(at)
+    return start if start == at else start + DAY
+
+
+def next_way(repair: Repair, now: datetime) -> Kind | None:
+    """What to try after ``repair.kind`` was in vain; None if nothing is left: see ``why_not``."""
+    within_reach = now - repair.from_ts < REACH
+    if repair.kind == "window" and within_reach and question_now(repair.path, repair.asked):
+        return "snapshot"
+    return "historical" if repair.kind != "historical" and has_history(repair.path) else None
+
+
+def why_not(repair: Repair) -> str:
+    """Why a repair that has no way left cannot be done."""
+    return f"no answer reached back to the gap's start, and the provider documents no history of {repair.feed}"
+
+
+def may_be_early(repair: Repair, status: int, now: datetime) -> bool:
+    """Whether a refusal may only mean that the day is not yesterday yet, by the provider's clock and where it is."""
+    return status == 400 and now < day_end(repair.to_ts) + SETTLED
+
+
+def range_of(repair: Repair) -> tuple[datetime, datetime]:
+    """What of the history is to be asked for.
+
+    By hand: that. Of a gap: with the window before it, of which values may have been restated meanwhile; and on to the
+    end of the day as far as it costs no further question, which repairs later gaps of that day as well.
+    """
+    if repair.kind == "manual":
+        return repair.from_ts, repair.to_ts
+    start, step = repair.from_ts - WINDOW, span(repair.path)
+    questions = -(-(repair.to_ts - start) // step)
+    return start, max(repair.to_ts, min(start + questions * step, day_end(repair.to_ts)))
+
+
+def chunks(
+    path: str, start: datetime, end: datetime, longest: timedelta | None = None
+) -> Iterator[tuple[datetime, datetime]]:
+    """``start`` to ``end`` in pieces that one question may ask for; of what is asked for by dates, whole days each.
+
+    ``longest``: none is to be longer, though it may.
+    """
+    piece = min(span(path), longest) if longest else span(path)
+    while start < end:
+        stop = min((midnight(start) if by_dates(path) else start) + piece, end)
+        yield start, stop
+        start = stop
+
+
+def half(path: str, step: Step) -> timedelta | None:
+    """How long the pieces are to be where the answer to ``step`` was too long; None if less cannot be asked for."""
+    if by_dates(path):
+        days = -(-(step.end - midnight(step.start)) // DAY)
+        return days // 2 * DAY or None
+    length = (step.end - step.start) / 2
+    return length if length >= bucket(path) else None
+
+
+def steps(repair: Repair, tickers: Sequence[str], longest: timedelta | None = None) -> Iterator[Step]:
+    """All questions of a repair, one ticker after the other."""
+    for ticker in tickers:
+        for start, end in chunks(repair.path, *range_of(repair), longest):
+            yield Step(start=start, end=end, ticker=ticker)
+
+
+def left(repair: Repair, tickers: Sequence[str], longest: timedelta | None = None) -> Iterator[Step]:
+    """Those after the repair's cursor, whichever pieces it was in when that was noted."""
+    done = _order(repair.cursor)
+    return (step for step in steps(repair, tickers, longest) if _order(step.cursor) > done)
+
+
+def _order(cursor: str) -> tuple[str, str]:
+    until, _, ticker = cursor.partition(" ")
+    return ticker, until

@@ -1,0 +1,400 @@
+"""One thread that finds gaps, asks about them, and notes what is proven. The event loop waits for none of it.
+
+What it knows is in the table ``repairs``, so it may be killed at any moment: a question whose answer was not noted is
+asked again, and rows that came twice are known. Only who has the lease works, one daemon of those that share a
+database.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import CancelledError, Future
+from contextlib import closing
+from datetime import UTC, datetime, timedelta
+from functools import partial
+from typing import Any, TypeVar
+
+from ingestor.config.model import canonical
+from ingestor.core.backoff import Backoff, chance
+from ingestor.core.clock import boottime, wall_us
+from ingestor.core.entries import Fact, Frame
+from ingestor.errors import DatabaseUnavailable, RestRefused, RestTooLong, RestUnavailable, TokenRefused
+from ingestor.pipeline.batch_builder import storable
+from ingestor.pipeline.decoder import Decoded, Decoder
+from ingestor.pipeline.writer import Writer
+from ingestor.provider.rest_api import Question, Rest, bucket, question_now, question_then
+from ingestor.repair import plan, verification, window_scan
+from ingestor.spool.spool import Spool
+from ingestor.store.engine import Engine
+from ingestor.store.maintenance import repairs as store
+from ingestor.store.maintenance.repairs import Kind, NotOurs, Repair, Repairs, Wish
+
+GAPS_AT_ONCE = 10_000
+PAGE = 200  # of repairs written together
+TICKERS = 1_000  # of a subscription without one, that are asked for
+MOST_ATTEMPTS = 20  # in vain, in a row: with the pauses between, more than half a day
+AGAIN = Backoff(first_seconds=60.0, cap_seconds=6 * 3600.0)  # for what was answered and not proven
+LOOK_SHARE = 20  # looking for gaps reads all of coverage: it takes this share of the time at most
+REST_SECONDS = 0.02  # between two pages of what came off the socket
+SHORT_PAUSE_SECONDS = 5.0  # is waited for on the spot
+ROOM_SHARE = 2  # of the spool, that healing leaves to what is live
+END_SECONDS = 2.0
+BOOK_SECONDS = 30.0  # less than a command waits for its answer
+
+T = TypeVar("T")
+
+log = logging.getLogger(__name__)
+
+
+class Stopped(Exception):
+    """Nobody waits for the outcome any more. Never leaves this module."""
+
+
+class Unproven(Exception):
+    """There was an answer, and it proves nothing. Ask again later. Never leaves this module."""
+
+
+class Healing:
+    """Repairs gaps until stopped; with ``only``, nothing but these repairs."""
+
+    def __init__(
+        self,
+        rest: Rest,
+        spool: Spool,
+        writer: Writer,
+        decoder: Decoder,
+        record: Callable[[Fact], object],
+        *,
+        write_to: Engine,
+        read_from: Engine,
+    ) -> None:
+        """Must be made inside the running loop. ``write_to`` is used in the writer's thread only."""
+        self._loop = asyncio.get_running_loop()
+        self._rest = rest
+        self._spool = spool
+        self._writer = writer
+        self._decoder = decoder
+        self._record = record
+        self._table = Repairs(write_to)
+        self._read = read_from
+        self.only: frozenset[int] | None = None
+        self._wake = threading.Event()
+        self._looking = threading.Event()  # for gaps, at the next opportunity
+        self._stopping = threading.Event()
+        self._awaited: Future[Any] | None = None
+        self._look_not_before = 0.0
+        self._not_before: dict[int, float] = {}  # repair → boottime of its next try
+        self._looked: dict[tuple[int, int], int] = {}  # (repair, instance) → up to which seq its answers are known
+        self._longest: dict[int, timedelta] = {}  # repair → of its pieces, where answers were too long
+        self._thread = threading.Thread(target=self._run, name="healing", daemon=True)
+
+    def start(self) -> None:
+        """Begin. Nothing is done before the first ``look``."""
+        self._thread.start()
+
+    def look(self) -> None:
+        """See what there is to be repaired, and do it. Returns at once; from any thread."""
+        self._looking.set()
+        self._wake.set()
+
+    async def book(self, wishes: Sequence[Wish]) -> list[int]:
+        """Begin what a person asks for, and return its repairs. Raises DatabaseUnavailable."""
+        booked = asyncio.wrap_future(self._writer.errand(lambda _: self._table.book(wishes, _now())))
+        await asyncio.wait({booked}, timeout=BOOK_SECONDS)
+        if booked.cancelled() or not booked.done():
+            booked.cancel()
+            raise DatabaseUnavailable("the database is away; once it is back, the same command does it")
+        self.look()
+        return booked.result()
+
+    async def stop(self) -> None:
+        """End what is under way; what was not noted is done again by whoever heals next."""
+        self._stopping.set()
+        self._wake.set()
+        self._rest.cut()
+        if awaited := self._awaited:
+            awaited.cancel()
+        if self._thread.is_alive():
+            await asyncio.to_thread(self._thread.join, END_SECONDS)
+
+    # -- the thread's life
+
+    def _run(self) -> None:
+        pause: float | None = None
+        while not self._stopping.is_set():
+            self._wake.wait(pause)
+            self._wake.clear()
+            pause = self._try_round()
+        self._read.dispose()
+
+    def _try_round(self) -> float | None:
+        try:
+            return self._round()
+        except (Stopped, NotOurs):
+            pass  # whoever heals now, it is not us
+        except DatabaseUnavailable as error:
+            level = logging.WARNING if self._writer.status.database_up else logging.DEBUG  # the writer has warned of it
+            log.log(level, "healing waits for the database", extra={"reason": str(error)})
+        except Exception:
+            # A mistake here must cost nothing that is received; the next look tries again.
+            log.exception("healing fell over")
+        finally:
+            self._read.dispose()  # its cache is large, and it may be long until the next round
+        return None
+
+    def _round(self) -> float | None:
+        """Repair what is due; looks for gaps come between. Returns seconds to wait before the next one, if known."""
+        while not self._stopping.is_set():
+            if self._looking.is_set():
+                self._looking.clear()
+                self._look()
+            if self._crowded():
+                return SHORT_PAUSE_SECONDS
+            repair = self._next()
+            if repair is None:
+                return None
+            if self._rest.pause_seconds > SHORT_PAUSE_SECONDS:
+                return self._rest.pause_seconds
+            self._stopping.wait(self._rest.pause_seconds)
+            self._work(repair)
+        return None
+
+    def _crowded(self) -> bool:
+        return self._spool.disk_full or self._spool.live_bytes * ROOM_SHARE > self._spool.max_bytes
+
+    def _next(self) -> Repair | None:
+        now = boottime()
+        with closing(store.due(self._read, plan.midnight(_now()))) as due:
+            for repair in due:
+                wanted = self.only is None or repair.repair_id in self.only
+                if wanted and self._not_before.get(repair.repair_id, 0.0) <= now:
+                    return repair
+        return None
+
+    # -- gaps, and what came when we listened again
+
+    def _look(self) -> None:
+        self._do(self._table.hold)
+        if self.only is not None:
+            return
+        started = boottime()
+        if started >= self._look_not_before:
+            gaps = store.unnamed_gaps(self._read, GAPS_AT_ONCE)
+            self._look_not_before = boottime() + LOOK_SHARE * (boottime() - started)
+            for some in _pages(gaps):
+                self._do(partial(self._table.open, gaps=some, now=_now()))
+        self._prove_windows()
+
+    def _prove_windows(self) -> None:
+        """Repair what the answers that followed have repaired; what waited for them long enough is tried otherwise."""
+        resumed, unheard = store.resumed(self._read, GAPS_AT_ONCE)
+        done: dict[int, Repair] = {}
+        for instance_id in sorted({one.instance_id for one in resumed}):
+            found = window_scan.proven(self._read, self._decoder, instance_id, resumed, self._looked, self._rested)
+            done |= {one.repair_id: one for one in found}
+        self._finish(list(done.values()))
+        self._turn([*unheard, *(repair for repair, _, _ in resumed if _over(repair) and repair.repair_id not in done)])
+
+    def _rested(self) -> bool:
+        """Leave the processor to those who receive, for a moment; whether it is time to stop."""
+        return self._stopping.wait(REST_SECONDS)
+
+    # -- questions
+
+    def _work(self, repair: Repair) -> None:
+        """One question about one repair."""
+        self._do(self._table.hold)
+        try:
+            if repair.kind == "snapshot":
+                self._ask_now(repair)
+            else:
+                self._ask_then(repair)
+        except RestRefused as error:
+            self._refused(repair, error)
+        except (RestUnavailable, TokenRefused, Unproven) as error:
+            self._put_off(repair, error)
+
+    def _ask_now(self, repair: Repair) -> None:
+        question = question_now(repair.path, repair.asked)
+        if question is None or _now() - repair.from_ts > plan.REACH:
+            self._turn([repair])
+            return
+        asked_us = wall_us()
+        if verification.reaches_back(self._ask(repair, question), repair, asked_us):
+            self._finish([repair])
+        else:
+            self._turn([repair])
+
+    def _ask_then(self, repair: Repair) -> None:
+        tickers = self._tickers(repair)
+        if isinstance(tickers, str):
+            self._fail([repair], tickers)
+            return
+        steps = plan.left(repair, tickers, self._longest.get(repair.repair_id))
+        step, following = next(steps, None), next(steps, None)
+        repaired = [repair, *self._inside(repair)]
+        if step is not None:
+            try:
+                self._ask_step(repair, step, max(one.to_ts for one in repaired))
+            except RestTooLong as error:
+                self._ask_for_less(repair, step, error)
+                return
+        if step is None or following is None:
+            self._finish(repaired)
+        else:
+            self._do(partial(self._table.advance, repair_id=repair.repair_id, cursor=step.cursor))
+
+    def _ask_for_less(self, repair: Repair, step: plan.Step, error: RestTooLong) -> None:
+        """At the next opportunity. What was done in longer pieces stays done."""
+        longest = plan.half(repair.path, step)
+        if longest is None:
+            raise RestRefused(f"{error}, and less than that cannot be asked for", error.status) from None
+        self._longest[repair.repair_id] = longest
+
+    def _ask_step(self, repair: Repair, step: plan.Step, until: datetime) -> None:
+        params = repair.asked | ({"ticker": step.ticker} if step.ticker else {})
+        question = question_then(repair.path, params, step.start, step.end)
+        if question is None:
+            raise RestRefused(plan.why_not(repair), 404)
+        held = store.held(self._read, repair.feed, step.ticker, repair.user_id, step.start, step.end)  # without it
+        decoded = self._ask(repair, question, in_pieces=plan.half(repair.path, step) is not None)
+        if doubt := verification.doubt(decoded, repair, step, held, until):
+            raise Unproven(doubt)
+
+    def _tickers(self, repair: Repair) -> list[str] | str:
+        """Which to ask for; or why that cannot be said."""
+        if repair.ticker or repair.user_id:
+            return [repair.ticker]
+        known = sorted(store.tickers(self._read, repair.feed, TICKERS + 1))
+        remedy = "name those that matter: `ingestor backfill --ticker`"
+        if len(known) > TICKERS:
+            return f"more than {TICKERS:,} tickers are known of {repair.feed}; {remedy}"
+        return known or f"nothing was ever stored of {repair.feed}, so its tickers are not known; {remedy}"
+
+    def _inside(self, repair: Repair) -> list[Repair]:
+        """Other repairs of the same names which what was asked for repairs as well."""
+        return store.inside(self._read, repair, plan.range_of(repair)[1])
+
+    def _ask(self, repair: Repair, question: Question, *, in_pieces: bool = False) -> Decoded:
+        """Ask, and have the answer committed. Raises RestUnavailable if it is no answer."""
+        reply = self._rest.get(question, in_pieces=in_pieces)
+        frame = Frame(
+            reply.sent_us,
+            f"repair {repair.repair_id}",
+            "snapshot" if repair.kind == "snapshot" else "backfill",
+            "get",
+            question.path,
+            canonical(question.params),
+            reply.text,
+        )
+        decoded = self._decoder.decode(frame)
+        if why := verification.unreadable(decoded):
+            raise RestUnavailable(f"{question.path}: {why}")
+        if self._spool.live_bytes + len(reply.text) > self._spool.max_bytes:
+            raise RestUnavailable(f"the spool has no room for an answer of {len(reply.text):,} characters")
+        seq = self._append(frame)
+        self._do(lambda _: None, after=seq)
+        if decoded.dead:
+            raise RestRefused(f"{len(decoded.dead)} rows of the answer cannot be read: see dead letters", 200)
+        return decoded
+
+    # -- what becomes of them
+
+    def _finish(self, done: Sequence[Repair]) -> None:
+        for some in _pages(done):
+            counts = {one.repair_id: store.rows_brought(self._read, one, bucket(one.path)) for one in some}
+            self._do(partial(self._table.finish, new_rows=counts, now=_now()))
+            for one in some:
+                self._tell("repaired", one, new_rows=counts[one.repair_id])
+
+    def _fail(self, repairs: Sequence[Repair], reason: str) -> None:
+        self._do(partial(self._table.fail, repair_ids=_ids(repairs), error=storable(reason), now=_now()))
+        for one in repairs:
+            self._tell("repair_failed", one, reason=reason)
+
+    def _turn(self, repairs: Sequence[Repair]) -> None:
+        """Try them in the next way; those that have none left have failed."""
+        ways: dict[Kind | str, list[Repair]] = {}
+        for one in repairs:
+            ways.setdefault(plan.next_way(one, _now()) or plan.why_not(one), []).append(one)
+        for way, same in ways.items():
+            for some in _pages(same):
+                if way in ("snapshot", "historical"):
+                    self._do(partial(self._table.turn, repair_ids=_ids(some), kind=way))
+                else:
+                    self._fail(some, way)
+
+    def _refused(self, repair: Repair, error: RestRefused) -> None:
+        if repair.kind == "snapshot":
+            self._turn([repair])
+        elif plan.may_be_early(repair, error.status, _now()):
+            self._put_off(repair, error)
+        else:
+            self._fail([repair], str(error))
+
+    def _put_off(self, repair: Repair, error: Exception) -> None:
+        attempts = repair.attempts + 1
+        if attempts >= MOST_ATTEMPTS or (repair.kind == "manual" and isinstance(error, TokenRefused)):
+            self._fail([repair], f"given up after {attempts} tries: {error}")
+            return
+        self._do(partial(self._table.put_off, repair_id=repair.repair_id, error=storable(str(error))))
+        self._not_before[repair.repair_id] = boottime() + AGAIN.half_jitter(attempts, chance())
+
+    def _tell(self, kind: str, repair: Repair, **more: object) -> None:
+        detail = {
+            "feed": repair.feed,
+            "ticker": repair.ticker,
+            "from": repair.from_ts.isoformat(),
+            "to": repair.to_ts.isoformat(),
+            "way": repair.kind,
+            **more,
+        }
+        self._not_before.pop(repair.repair_id, None)
+        self._longest.pop(repair.repair_id, None)
+        self._loop.call_soon_threadsafe(self._record, Fact(kind, wall_us(), detail))
+
+    # -- other threads
+
+    def _append(self, frame: Frame) -> int:
+        """Into the spool, whose front is the loop's."""
+        landed: Future[int] = Future()
+
+        def put() -> None:
+            if landed.set_running_or_notify_cancel():
+                landed.set_result(self._spool.append(frame))
+
+        self._loop.call_soon_threadsafe(put)
+        return self._outcome(landed)
+
+    def _do(self, work: Callable[[int], T], after: int = 0) -> T:
+        """In the writer's thread, once all up to entry ``after`` is committed."""
+        return self._outcome(self._writer.errand(work, after))
+
+    def _outcome(self, future: Future[T]) -> T:
+        self._awaited = future
+        if self._stopping.is_set():
+            future.cancel()
+        try:
+            return future.result()
+        except CancelledError:
+            raise Stopped from None
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)
+
+
+def _over(repair: Repair) -> bool:
+    """Whether no answer will come any more that proves it by itself."""
+    return not window_scan.rolls(repair) or _now() > repair.to_ts + plan.PATIENCE
+
+
+def _ids(repairs: Iterable[Repair]) -> list[int]:
+    return [one.repair_id for one in repairs]
+
+
+def _pages(everything: Sequence[T]) -> Iterator[Sequence[T]]:
+    return (everything[start : start + PAGE] for start in range(0, len(everything), PAGE))

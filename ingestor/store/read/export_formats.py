@@ -1,0 +1,106 @@
+"""Observations as files: CSV, JSON lines, Parquet. Each takes a binary file, and pages of what ``export`` reads."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any, BinaryIO, Protocol
+
+from ingestor.errors import ExtraMissing
+from ingestor.store.read.export import COLUMNS, Observation
+
+GROUP_ROWS = 50_000  # of Parquet: what is held in memory
+
+# What a spreadsheet takes a cell for a formula by: https://owasp.org/www-community/attacks/CSV_Injection
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")
+
+
+class Format(Protocol):
+    """A file in the making."""
+
+    def write(self, page: Sequence[Observation]) -> None:
+        """Add these."""
+
+    def close(self) -> None:
+        """Write what is still held; the file itself stays open."""
+
+
+class Csv:
+    """As in RFC 4180, with a header. A text that would be a formula in a spreadsheet has an apostrophe before it."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.write([COLUMNS])
+
+    def write(self, page: Sequence[Observation]) -> None:
+        text = io.StringIO()
+        csv.writer(text).writerows([_cell(value) for value in row] for row in page)
+        self._file.write(text.getvalue().encode())
+
+    def close(self) -> None:
+        pass
+
+
+def _cell(value: Any) -> Any:
+    if isinstance(value, str):
+        return f"'{value}" if value.startswith(_FORMULA) else value
+    return value.isoformat() if isinstance(value, datetime) else value
+
+
+class JsonLines:
+    """One object a line, times in ISO 8601."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._encode = json.JSONEncoder(ensure_ascii=False, default=datetime.isoformat).encode
+
+    def write(self, page: Sequence[Observation]) -> None:
+        self._file.write("".join(f"{self._encode(dict(zip(COLUMNS, row, strict=True)))}\n" for row in page).encode())
+
+    def close(self) -> None:
+        pass
+
+
+class Parquet:
+    """Types as they are: times with their zone and microseconds, doubles, integers. Raises ExtraMissing."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        try:
+            import pyarrow
+            from pyarrow import parquet
+        except ImportError:
+            raise ExtraMissing(
+                "Parquet needs pyarrow: pip install 'ingestor[export]', or choose csv or jsonl"
+            ) from None
+        self._arrow = pyarrow
+        self._schema = _arrow_schema(pyarrow)
+        self._writer = parquet.ParquetWriter(pyarrow.PythonFile(file, mode="w"), self._schema)
+        self._held: list[Observation] = []
+
+    def write(self, page: Sequence[Observation]) -> None:
+        self._held += page
+        if len(self._held) >= GROUP_ROWS:
+            self._write_group()
+
+    def close(self) -> None:
+        if self._held:
+            self._write_group()
+        self._writer.close()
+
+    def _write_group(self) -> None:
+        columns = zip(zip(*self._held, strict=True), self._schema.types, strict=True)
+        arrays = [self._arrow.array(values, type_) for values, type_ in columns]
+        self._writer.write_table(self._arrow.Table.from_arrays(arrays, schema=self._schema))
+        self._held = []
+
+
+def _arrow_schema(arrow: Any) -> Any:
+    stamp = arrow.timestamp("us", tz="UTC")
+    others = {"value": arrow.float64(), "revision": arrow.int32(), "instance_id": arrow.int32(), "seq": arrow.int64()}
+    types = {
+        name: stamp if name == "ts" or name.endswith("_at") else others.get(name, arrow.string()) for name in COLUMNS
+    }
+    return arrow.schema([arrow.field(name, type_, nullable=name == "published_at") for name, type_ in types.items()])

@@ -1,0 +1,52 @@
+"""What a database says of a time, as one hash: the same in every database that says the same."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from datetime import datetime
+
+from sqlalchemy import Connection, Table, select
+
+from ingestor.core.times import microseconds
+from ingestor.store import schema
+
+FETCH_ROWS = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class Contents:
+    """Of the samples with ``since <= ts < until``."""
+
+    values: int  # that are current
+    others: int  # revisions
+    sha256: str  # of feed, metric, ticker, user_id, ts and value of each, and which of them are current
+
+
+def contents(connection: Connection, since: datetime, until: datetime) -> Contents:
+    """Reads every sample of the time."""
+    values = others = 0
+    digests = []
+    n = schema.series.c
+    # Sorted here: databases sort letters differently.
+    for series_id, *names in connection.execute(select(n.series_id, n.feed, n.metric, n.ticker, n.user_id)).all():
+        digest = hashlib.sha256("\0".join(names).encode())
+        current = _add(connection, digest, schema.samples, series_id, since, until)
+        digest.update(b"revisions")
+        past = _add(connection, digest, schema.sample_revisions, series_id, since, until)
+        if current or past:
+            digests.append(digest.digest())
+        values, others = values + current, others + past
+    return Contents(values, others, hashlib.sha256(b"".join(sorted(digests))).hexdigest())
+
+
+def _add(
+    connection: Connection, digest: hashlib._Hash, table: Table, series_id: int, since: datetime, until: datetime
+) -> int:
+    c = table.c
+    query = select(c.ts, c.value).where(c.series_id == series_id, c.ts >= since, c.ts < until).order_by(c.ts, c.value)
+    count = 0
+    for ts, value in connection.execute(query, execution_options={"yield_per": FETCH_ROWS}):
+        digest.update(f"{microseconds(ts)} {value!r}\n".encode())
+        count += 1
+    return count

@@ -1,0 +1,61 @@
+"""Short ids for long names. Interned in a committed transaction of its own: an id from a rolled back one is nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Generic, TypeVar
+
+from sqlalchemy import Connection, Engine, Table, select
+from sqlalchemy.dialects import postgresql, sqlite
+
+from ingestor.store.engine import transaction
+from ingestor.store.key_lookup import KEYS_PER_QUERY, among
+
+Key = TypeVar("Key", bound=tuple[str, ...])
+
+
+class Names(Generic[Key]):
+    """key → id of one table, through a bounded memory. Only ids that were committed are remembered."""
+
+    def __init__(self, table: Table, key: Sequence[str], capacity: int) -> None:
+        self._table = table
+        self._key = [table.c[name] for name in key]
+        self._id = next(iter(table.primary_key))
+        self._capacity = capacity
+        self._ids: dict[Key, int] = {}
+
+    def ids(self, engine: Engine, keys: Iterable[Key], columns: Callable[[Key], dict[str, Any]]) -> dict[Key, int]:
+        """The ids of ``keys``; those not seen before are written with ``columns(key)`` and committed."""
+        wanted = set(keys)
+        missing = sorted(wanted - self._ids.keys())
+        self._make_room(len(missing), wanted)
+        if missing:
+            with transaction(engine) as connection:
+                found = self._select(connection, missing)
+                self._insert(connection, [columns(key) for key in missing if key not in found])
+                found |= self._select(connection, [key for key in missing if key not in found])
+            self._ids |= found
+        return {key: self._ids[key] for key in wanted}
+
+    def forget(self) -> None:
+        """The database may be another one now."""
+        self._ids.clear()
+
+    def _make_room(self, count: int, wanted: set[Key]) -> None:
+        # The oldest half goes: a dict keeps the order of entry, and no bookkeeping per look-up pays here.
+        if len(self._ids) + count > self._capacity:
+            stale = set(list(self._ids)[: len(self._ids) // 2]) - wanted
+            self._ids = {key: id_ for key, id_ in self._ids.items() if key not in stale}
+
+    def _select(self, connection: Connection, keys: Sequence[Key]) -> dict[Key, int]:
+        found: dict[Key, int] = {}
+        for start in range(0, len(keys), KEYS_PER_QUERY):
+            some = keys[start : start + KEYS_PER_QUERY]
+            query = select(self._id, *self._key).where(among(connection, self._key, some))
+            found |= {tuple(row[1:]): row[0] for row in connection.execute(query)}
+        return found
+
+    def _insert(self, connection: Connection, rows: list[dict[str, Any]]) -> None:
+        if rows:
+            insert = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
+            connection.execute(insert(self._table).on_conflict_do_nothing(), rows)

@@ -1,0 +1,285 @@
+"""The installed command as processes that are started, killed and asked, as an operator would."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import socket
+import tempfile
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+from ingestor.simulator import Market, Simulator
+
+from ..support import expected_rows
+from ..support.daemon import Daemon, Program, until, write_config
+from ..support.postgres_server import Postgres, free_port
+
+CROWD = "/real-time/crowd-sentiment"
+KEY = "the-key-of-this-test"
+SECOND = timedelta(seconds=1)
+
+
+@pytest.fixture
+def sqlite_url(tmp_path: Path) -> str:
+    return f"sqlite:///{tmp_path / 'ingestor.db'}"
+
+
+def now() -> datetime:
+    return datetime.now(UTC)
+
+
+# Simulator and daemon, and what happens if either is killed.
+
+
+async def test_after_a_kill_of_either_process_rows_go_on_and_none_is_there_twice_or_missing(
+    sqlite_url: str, tmp_path: Path
+) -> None:
+    port = free_port()
+    wanted = {CROWD: ["AAPL", "ON"]}
+    config = write_config(tmp_path, url=f"http://127.0.0.1:{port}", database_url=sqlite_url, subscriptions=wanted)
+    options = ("--port", str(port), "--api-key", KEY, "--seed", "7", "--cadence", "1")
+    async with Program("simulate", *options, folder=tmp_path) as provider, Daemon(config, KEY) as daemon:
+        await until(lambda: KEY in provider.stdout)
+        await daemon.live()
+        await newer_rows(daemon)
+
+        durable = daemon.status["spool"]["durable_seq"]
+        daemon.kill()
+        killed_at = now()
+        daemon.start()
+        await newer_rows(daemon)
+        assert daemon.books.one("SELECT position FROM instances") >= durable
+
+        provider.kill()
+        provider.start()
+        await newer_rows(daemon)
+        assert await daemon.terminate() == 0
+
+    daemon.books.check()
+    assert_complete(daemon, seed=7)
+    states = ["pending", "live", "crashed", "pending", "live", "disconnected", "pending", "live", "stopped"]
+    assert daemon.books.states("ON") == states
+    live, crashed = daemon.books.coverage("ON")[1:3]
+    assert live["ended_at"] == crashed["started_at"] <= killed_at
+
+
+async def newer_rows(daemon: Daemon) -> None:
+    """Wait until a value of the present is stored."""
+    began = now()
+    query = "SELECT max(ts) AS ts FROM observations"
+    await until(lambda: daemon.status and (daemon.books.one(query) or EVER) > began)
+
+
+EVER = datetime.min.replace(tzinfo=UTC)
+
+
+def assert_complete(daemon: Daemon, seed: int) -> None:
+    """Every second from the first to the last is there, with the value that the simulator gives it."""
+    market = Market(seed, (), 1)
+    for ticker in ("AAPL", "ON"):
+        rows = daemon.books.rows(f"SELECT ts, value, revision FROM observations WHERE ticker = '{ticker}' ORDER BY ts")
+        assert all(later["ts"] - earlier["ts"] == SECOND for earlier, later in pairwise(rows))
+        for row in rows:
+            bucket = round(row["ts"].timestamp())
+            assert row["value"] == market.value(CROWD, "crowd_sentiment", ticker, bucket)
+            assert row["revision"] == 0
+
+
+async def test_a_killed_daemon_finds_what_it_had_received_and_not_yet_written(
+    simulator: Simulator, database_url: str, tmp_path: Path
+) -> None:
+    # A batch waits longer than the daemon lives: all that was received is in the spool alone.
+    config = write_config(
+        tmp_path,
+        url=simulator.url,
+        database_url=database_url,
+        database={"batch": {"max_rows": 1_000_000, "max_wait": "60s"}},
+        subscriptions={CROWD: ["AAPL"]},
+    )
+    async with Daemon(config, simulator.api_key) as daemon:
+        await until(lambda: len(simulator.emitted) > 20)
+        simulator.interval_seconds = None
+        await everything_durable(daemon, simulator)
+        assert daemon.books.current() == {}
+        daemon.kill()
+        sent = expected_rows.current(simulator.emitted)
+        simulator.refusal = "closed for today"
+        daemon.start()
+        await until(lambda: daemon.status)
+        assert await daemon.terminate() == 0
+    assert daemon.books.current() == sent
+    daemon.books.check()
+
+
+async def everything_durable(daemon: Daemon, simulator: Simulator) -> None:
+    def received() -> bool:
+        status = daemon.status
+        frames = sum(one["frames"] for one in status["connections"])
+        return frames == len(simulator.emitted) and status["spool"]["durable_seq"] == status["spool"]["head_seq"]
+
+    await until(received)
+
+
+async def test_sigterm_ends_it_in_order_with_everything_received_committed(
+    simulator: Simulator, database_url: str, tmp_path: Path
+) -> None:
+    config = write_config(
+        tmp_path,
+        url=simulator.url,
+        database_url=database_url,
+        database={"batch": {"max_rows": 50}},
+        subscriptions={CROWD: ["AAPL", "ON"]},
+    )
+    async with Daemon(config, simulator.api_key) as daemon:
+        await daemon.live()
+        with daemon.books.held():  # so that many batches wait
+            already = len(simulator.emitted)
+            await until(lambda: len(simulator.emitted) > already + 40)
+            simulator.interval_seconds = None
+            await everything_durable(daemon, simulator)
+            daemon.ask_to_end()
+            await until(lambda: "stopped by us" in daemon.stderr)
+        assert await daemon.ended(timeout_seconds=10) == 0
+    assert daemon.books.current() == expected_rows.current(simulator.emitted)
+    daemon.books.check()
+    assert daemon.books.states("ON") == ["pending", "live", "stopped"]
+
+
+# What keeps it from starting.
+
+
+async def test_a_second_daemon_on_the_same_spool_or_sqlite_file_is_turned_away_and_told_by_whom(
+    tmp_path: Path,
+) -> None:
+    mine, other = tmp_path / "mine", tmp_path / "other"
+    first = idle_config(tmp_path / "first", spool=mine, database=mine)
+    same_spool = idle_config(tmp_path / "second", spool=mine, database=other)
+    same_database = idle_config(tmp_path / "third", spool=other, database=mine)
+    async with Daemon(first, KEY) as daemon:
+        await until(lambda: daemon.status)
+        async with Daemon(same_spool, KEY) as second, Daemon(same_database, KEY) as third:
+            assert (await second.ended(), await third.ended()) == (75, 75)
+        assert f"{mine}/lock: held by process {daemon.pid};" in second.stderr
+        assert f"{mine}/ingestor.db.lock: held by process {daemon.pid};" in third.stderr
+        assert "spool.path" in second.stderr
+        assert daemon.status
+        assert await daemon.terminate() == 0
+
+
+def idle_config(folder: Path, *, spool: Path, database: Path) -> Path:
+    """Of a daemon whose provider is not there."""
+    folder.mkdir()
+    return write_config(
+        folder,
+        url=f"http://127.0.0.1:{free_port()}",
+        database_url=f"sqlite:///{database / 'ingestor.db'}",
+        spool={"path": str(spool)},
+        subscriptions={CROWD: ["AAPL"]},
+    )
+
+
+FIVE_MISTAKES = """\
+provider:
+  urll: https://127.0.0.1
+  silence: 10
+database: {migrate: sometimes}
+subscriptions:
+  - {path: /real-time/crowd-sentiment, ticker: A B}
+  - {path: /real-time/tweet-volume}
+  - {path: /real-time/tweet-volume}
+"""
+
+
+async def test_a_config_with_five_mistakes_gets_five_messages_with_their_places_and_nothing_is_made(
+    tmp_path: Path,
+) -> None:
+    file = tmp_path / "etc" / "config.yaml"
+    file.parent.mkdir()
+    file.write_text(FIVE_MISTAKES)
+    async with Program("run", "--config", file, folder=tmp_path, INGESTOR_PROVIDER__API_KEY=KEY) as program:
+        assert await program.ended() == 78
+    places = [line.removeprefix(str(file)).split(": ")[0] for line in program.stderr.splitlines()]
+    assert places == [":2:3", ":3:12", ":4:21", ":6:48", ":8:5"]
+    assert program.stdout == ""
+    assert list(file.parent.iterdir()) == [file]
+
+
+async def test_without_a_key_it_ends_and_says_where_to_put_one_and_nothing_is_made(tmp_path: Path) -> None:
+    folder = tmp_path / "etc"
+    folder.mkdir()
+    url = f"sqlite:///{folder / 'ingestor.db'}"
+    file = write_config(folder, url="http://127.0.0.1:9", database_url=url, subscriptions={CROWD: ["AAPL"]})
+    async with Program("run", "--config", file, folder=tmp_path) as program:
+        assert await program.ended() == 78
+    assert "provider.api_key_file" in program.stderr
+    assert "INGESTOR_PROVIDER__API_KEY" in program.stderr
+    assert list(folder.iterdir()) == [file]
+
+
+# What it tells.
+
+
+async def test_its_port_says_that_it_is_well_and_ready_and_what_it_does(
+    simulator: Simulator, sqlite_url: str, tmp_path: Path
+) -> None:
+    config = write_config(tmp_path, url=simulator.url, database_url=sqlite_url, subscriptions={CROWD: ["AAPL"]})
+    async with Daemon(config, simulator.api_key) as daemon:
+        await daemon.live()
+        await until(lambda: daemon.status["rows"]["new"] > 20)
+        assert daemon.get("/healthz") == (200, '{"ok":true,"reasons":[]}')
+        assert daemon.get("/readyz") == (200, '{"ok":true,"reasons":[]}')
+        status, metrics = daemon.get("/metrics")
+        assert status == 200
+        assert 'ingestor_connected{path="/real-time/crowd-sentiment"} 1.0' in metrics
+        assert "ingestor_database_up 1.0" in metrics
+        await simulator.stop()
+        await until(lambda: daemon.get("/readyz")[0] == 503)
+        assert daemon.get("/healthz")[0] == 200
+        assert json.loads(daemon.get("/readyz")[1])["reasons"] == ["/real-time/crowd-sentiment: not connected"]
+        await simulator.start()
+
+
+@pytest.mark.postgres
+async def test_without_its_database_it_is_ready_and_receives_and_writes_all_once_that_is_there(
+    simulator: Simulator, postgres: Postgres, notifications: socket.socket, tmp_path: Path
+) -> None:
+    postgres.stop()
+    config = write_config(tmp_path, url=simulator.url, database_url=postgres.url(), subscriptions={CROWD: ["AAPL"]})
+    async with Daemon(config, simulator.api_key, NOTIFY_SOCKET=notifications.getsockname()) as daemon:
+        said = await until(lambda: received(notifications))
+        assert b"READY=1" in said
+        await until(lambda: daemon.status and daemon.get("/readyz") == (503, UNREACHABLE))
+        assert daemon.get("/healthz")[0] == 200
+        earlier = daemon.status["spool"]["entries"]
+        await until(lambda: daemon.status["spool"]["entries"] > earlier + 20)
+        simulator.interval_seconds = None
+        postgres.start()
+        await until(lambda: daemon.status["spool"]["entries"] == 0 and daemon.get("/readyz")[0] == 200, 60)
+        assert await daemon.terminate() == 0
+    assert daemon.books.current() == expected_rows.current(simulator.emitted)
+    daemon.books.check()
+
+
+UNREACHABLE = '{"ok":false,"reasons":["the database cannot be reached"]}'
+
+
+@pytest.fixture
+def notifications() -> Iterator[socket.socket]:
+    """What systemd would hear; its path has to be short."""
+    folder = tempfile.mkdtemp()
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK) as heard:
+        heard.bind(f"{folder}/notify")
+        yield heard
+    shutil.rmtree(folder)
+
+
+def received(notifications: socket.socket) -> bytes | None:
+    try:
+        return notifications.recv(4096)
+    except BlockingIOError:
+        return None

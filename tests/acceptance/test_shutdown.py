@@ -1,0 +1,92 @@
+"""How a daemon ends, and what the next one, or a command without one, makes of that."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ingestor.simulator import Simulator
+
+from ..support.daemon import Daemon, Program, until, write_config
+
+CROWD = "/real-time/crowd-sentiment"
+
+
+def config_of(folder: Path, simulator: Simulator, database_url: str, tickers: list[str], **more: Any) -> Path:
+    return write_config(folder, url=simulator.url, database_url=database_url, subscriptions={CROWD: tickers}, **more)
+
+
+@pytest.fixture
+def sqlite_url(tmp_path: Path) -> str:
+    return f"sqlite:///{tmp_path / 'ingestor.db'}"
+
+
+async def test_dead_letters_tried_again_after_a_kill_do_not_hide_the_kill(
+    simulator: Simulator, sqlite_url: str, tmp_path: Path
+) -> None:
+    config = config_of(tmp_path, simulator, sqlite_url, ["AAPL"])
+    async with Daemon(config, simulator.api_key) as daemon:
+        await daemon.live()
+        await simulator.emit_raw(CROWD, '[{"ticker": "X"}]')
+        await until(lambda: daemon.status["dead_letters"]["decode"] == 1)
+        daemon.kill()
+        async with Program("dead-letters", "retry", "--config", config, folder=tmp_path) as retry:
+            assert await retry.ended() == 0
+            assert retry.stdout.startswith("1 dead letters go through again")
+        assert daemon.books.states("AAPL") == ["pending", "live", "crashed"]
+        daemon.start()
+        await daemon.live()
+        assert await daemon.terminate() == 0
+    assert daemon.books.states("AAPL") == ["pending", "live", "crashed", "pending", "live", "stopped"]
+    daemon.books.check()
+
+
+async def test_a_ticker_that_is_wanted_no_more_after_a_kill_grows_no_gap(
+    simulator: Simulator, sqlite_url: str, tmp_path: Path
+) -> None:
+    config = config_of(tmp_path, simulator, sqlite_url, ["AAPL", "TSLA"])
+    async with Daemon(config, simulator.api_key) as daemon:
+        await daemon.live()
+        await until(lambda: daemon.books.states("TSLA") == ["pending", "live"])  # what was not synced was never said
+        daemon.kill()
+    config = config_of(tmp_path, simulator, sqlite_url, ["AAPL"])
+    async with Daemon(config, simulator.api_key) as daemon:
+        await daemon.live()
+        assert await daemon.terminate() == 0
+    assert daemon.books.states("TSLA") == ["pending", "live", "crashed", "stopped"]
+
+
+@pytest.mark.postgres
+async def test_a_second_signal_ends_it_at_once_though_a_statement_hangs(
+    simulator: Simulator, postgres_url: str, tmp_path: Path
+) -> None:
+    config = config_of(tmp_path, simulator, postgres_url, ["AAPL"])
+    async with Daemon(config, simulator.api_key) as daemon:
+        await daemon.live()
+        with daemon.books.held():
+            held = daemon.status["database"]["position"]
+            await until(lambda: daemon.status["spool"]["durable_seq"] > held + 3)
+            daemon.ask_to_end()
+            await until(lambda: "stopped by us" in daemon.stderr)
+            began = time.monotonic()
+            daemon.ask_to_end()
+            assert await daemon.ended() == 0
+            assert time.monotonic() - began < 4
+        daemon.start()
+        await daemon.live()
+        assert await daemon.terminate() == 0
+    daemon.books.check()
+
+
+async def test_a_spool_that_cannot_be_made_is_told_in_words(
+    simulator: Simulator, sqlite_url: str, tmp_path: Path
+) -> None:
+    (tmp_path / "spool").write_text("a file")
+    config = config_of(tmp_path, simulator, sqlite_url, ["AAPL"])
+    async with Daemon(config, simulator.api_key) as daemon:
+        assert await daemon.ended() == 74
+        assert "File exists; name a folder that can be made in spool.path" in daemon.stderr
+        assert "Traceback" not in daemon.stderr

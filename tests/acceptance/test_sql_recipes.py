@@ -1,0 +1,161 @@
+"""The queries of the README, asked of both databases: each finds what it says it does."""
+
+from __future__ import annotations
+
+import re
+import sqlite3
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+from sqlalchemy import Engine, create_engine, text
+from sqlalchemy.exc import DatabaseError
+
+from ingestor.store.engine import connect
+
+from ..integration.store.row_factory import DAY, Database, at
+from ..support.query_plans import reads_whole
+
+TEXT = (Path(__file__).parents[2] / "README.md").read_text()
+RECIPES = re.findall(r"```sql\n-- ([^.?:\n]+)[^\n]*\n(.*?)```", TEXT, re.DOTALL)
+ROLE = "PostgreSQL, once, as the role that the daemon connects as"
+CROWD = ("crowd-sentiment", "crowd_sentiment")
+THEN = datetime(2026, 11, 2, tzinfo=DAY.tzinfo)
+
+# What stands before the first stop → what is found, times by the clock.
+FOUND: dict[str, list[tuple[Any, ...]]] = {
+    "The last hour of a ticker": [("14:30", 0.5), ("14:01", 0.4), ("14:00", 0.3), ("13:59", 0.1)],
+    "The newest value of each ticker": [("AAPL", "14:30", 0.5), ("ON", "14:00", -0.5)],
+    "Was it observed": [(True,)],
+    "And if not": [("ON", "14:10", "14:20", "disconnected", "the server closed")],
+    "Is this hour complete": [("AAPL", 3, 100.0, True), ("ON", 1, pytest.approx(250 / 3), True)],
+    "What did we know at 14": [("13:59", 0.1, "14:00"), ("14:00", 0.2, "14:01"), ("14:01", 0.4, "14:02")],
+    "What was ever said of one minute, in the order in which it came": [
+        (0.2, "14:01", "stream", "replaced"),
+        (0.3, "14:06", "stream", "current"),
+    ],
+    "Two feeds side by side": [("14:00", 0.3, 7.0), ("14:01", 0.4, None), ("14:30", 0.5, None)],
+    "How long after its ts does a value arrive, by the way that it came": [
+        ("backfill", 1, 30_600.0, 30_600.0),
+        ("stream", 4, 135.0, 360.0),
+    ],
+}
+
+
+@pytest.fixture
+def engine(migrated_url: str) -> Iterator[Engine]:
+    engine = connect(migrated_url.replace("postgresql://", "postgresql+psycopg://"))
+    fill(Database(engine))
+    yield engine
+    engine.dispose()
+
+
+def fill(db: Database) -> None:
+    """AAPL was listened to all day, ON but for ten minutes. One value was restated, one was fetched at night."""
+    db.instance(1, when("23:00"))
+    for subscription_id, ticker in ((1, "AAPL"), (2, "ON")):
+        db.subscription(subscription_id, ticker)
+    db.state(1, 1, "live", when("00:00"), None)
+    db.state(2, 1, "live", when("00:00"), when("14:10"))
+    db.state(2, 1, "disconnected", when("14:10"), when("14:20"), "the server closed")
+    db.state(2, 1, "live", when("14:20"), None)
+    for ticker, ts, value, received, more in (
+        ("AAPL", "13:59", 0.05, "13:59:30", {"table": "sample_revisions"}),
+        ("AAPL", "13:59", 0.1, "14:00", {"revision": 1}),
+        ("AAPL", "14:00", 0.2, "14:01", {"table": "sample_revisions"}),
+        ("AAPL", "14:00", 0.3, "14:06", {"revision": 1}),
+        ("AAPL", "14:01", 0.4, "14:02", {}),
+        ("AAPL", "14:30", 0.5, "23:00", {"source": "backfill"}),
+        ("ON", "14:00", -0.5, "14:01", {}),
+    ):
+        db.sample(*CROWD, ticker, when(ts), value, received_at=at(when(received)), **more)
+    db.sample("tweet-volume", "volume", "AAPL", when("14:00"), 7.0)
+
+
+def when(clock: str) -> str:
+    """Of the day that the README speaks of, as tables are filled by hand."""
+    return f"{(THEN - DAY).days} {clock}"
+
+
+def asked(engine: Engine, query: str) -> list[tuple[Any, ...]]:
+    """By plain drivers; times by their clock."""
+    if engine.dialect.name == "postgresql":
+        url = str(engine.url).replace("+psycopg", "")
+        with psycopg.connect(url, options="-c timezone=America/New_York") as connection:
+            connection.execute("SET TIME ZONE 'UTC';")  # as the README says
+            return [plain(row) for row in connection.execute(query)]
+    with closing(sqlite3.connect(str(engine.url.database))) as database:
+        return [plain(row) for row in database.execute(query)]
+
+
+def plain(row: Sequence[Any]) -> tuple[Any, ...]:
+    def told(value: Any) -> Any:
+        if isinstance(value, datetime):
+            return f"{value:%H:%M}"
+        return value[11:16] if isinstance(value, str) and value.startswith("2026-11-02 ") else value
+
+    return tuple(told(value) for value in row)
+
+
+def test_every_recipe_is_known_here() -> None:
+    assert [question for question, _ in RECIPES] == [*FOUND, ROLE]
+
+
+@pytest.mark.parametrize("question", FOUND)
+def test_a_recipe_finds_what_it_says(engine: Engine, question: str) -> None:
+    query = dict(RECIPES)[question]
+    assert asked(engine, query) == FOUND[question]
+    assert reads_whole(engine, (query, {}), "samples", "m", "sample_revisions") == []
+
+
+def test_what_was_not_observed_is_not(engine: Engine) -> None:
+    query = dict(RECIPES)["Was it observed"]
+    assert asked(engine, query.replace("AAPL", "ON")) == [(False,)]
+    assert asked(engine, query.replace("AAPL", "NONE")) == [(False,)]
+
+
+@pytest.mark.postgres
+@pytest.mark.parametrize("migrated_url", ["postgres"], indirect=True)
+def test_the_analysts_role_reads_what_is_there_and_what_will_be_and_writes_nothing(engine: Engine) -> None:
+    owner = str(engine.url).replace("+psycopg", "")
+    analyst = owner.replace("ingestor@", "analyst@")
+    try:
+        with psycopg.connect(owner, autocommit=True) as connection:
+            connection.execute(dict(RECIPES)[ROLE])
+            connection.execute("CREATE VIEW later AS SELECT 1 AS one")
+        with psycopg.connect(analyst, autocommit=True) as connection:
+            assert connection.execute("SHOW timezone").fetchone() == ("UTC",)
+            for view in ("crowd_sentiment_hourly", "gaps", "latest", "payloads", "later"):
+                connection.execute(f"SELECT * FROM {view}")
+            for statement in (
+                "DELETE FROM samples",
+                "UPDATE instances SET position = 0",
+                "CREATE TABLE mine (one int)",
+            ):
+                with pytest.raises(psycopg.errors.InsufficientPrivilege):
+                    connection.execute(statement)
+    finally:
+        with psycopg.connect(owner, autocommit=True) as connection:
+            connection.execute("DROP OWNED BY analyst; DROP ROLE analyst")
+
+
+def test_the_python_example_reads_a_database_without_writing(engine: Engine) -> None:
+    (example,) = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
+    (url,) = re.findall(r'create_engine\("(.*?)"\)', example)
+    (query,) = re.findall(r'query = "(.*?)"', example)
+    if engine.dialect.name == "sqlite":
+        url = url.replace("/var/lib/ingestor/ingestor.db", str(engine.url.database))
+        mine = create_engine(url)
+    else:
+        assert "`postgresql+psycopg://analyst@host/name`" in TEXT
+        mine = create_engine(engine.url)
+    with mine.connect() as connection:
+        assert len(connection.execute(text(query)).all()) == 4
+        if engine.dialect.name == "sqlite":
+            with pytest.raises(DatabaseError, match="readonly"):
+                connection.execute(text("DELETE FROM samples"))
+    mine.dispose()

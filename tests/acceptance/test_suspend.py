@@ -1,0 +1,46 @@
+"""A daemon that is stopped for a while, as by SIGSTOP or a suspended machine, and goes on."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from ingestor.simulator import Simulator
+
+from ..support import expected_rows
+from ..support.daemon import Daemon, Program, until, write_config
+
+STOPPED_SECONDS = 7.0
+
+
+async def test_a_standstill_is_a_hole_in_coverage_and_costs_no_row(simulator: Simulator, tmp_path: Path) -> None:
+    database_url = f"sqlite:///{tmp_path / 'ingestor.db'}"  # databases have no say in it
+    wanted = {"/real-time/crowd-sentiment": ["AAPL", "ON"]}
+    config = write_config(tmp_path, url=simulator.url, database_url=database_url, subscriptions=wanted)
+    async with Daemon(config, simulator.api_key) as daemon:
+        await daemon.live()
+        await until(lambda: daemon.status["rows"]["new"] > 300)
+        stopped_at = datetime.now(UTC)
+        os.kill(daemon.pid, signal.SIGSTOP)
+        await asyncio.sleep(STOPPED_SECONDS)
+        continued_at = datetime.now(UTC)
+        os.kill(daemon.pid, signal.SIGCONT)
+        await until(lambda: daemon.books.states("ON") == ["pending", "live", "silent", "live"])
+        simulator.interval_seconds = None
+        await daemon.holds(lambda: expected_rows.current(simulator.emitted))
+        assert len(simulator.connections) == 1
+        assert await daemon.terminate() == 0
+
+    daemon.books.check()
+    _, live, silent, again, _ = daemon.books.coverage("ON")
+    # Up to the last look at the clocks, and from the first one on.
+    assert stopped_at - timedelta(seconds=2) < live["ended_at"] == silent["started_at"] <= stopped_at
+    assert continued_at <= silent["ended_at"] == again["started_at"] < continued_at + timedelta(seconds=2)
+    assert silent["reason"].startswith("the process stood still for ")
+    (gap,) = [gap for gap in daemon.books.gaps("ON") if gap["states"] == "silent"]
+    assert (gap["from_at"], gap["to_at"]) == (live["ended_at"], again["started_at"])
+    async with Program("audit", "--config", config, folder=tmp_path) as audit:
+        assert await audit.ended() == 0

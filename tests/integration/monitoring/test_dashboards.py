@@ -1,0 +1,108 @@
+"""The dashboard and the alerts, against what a daemon that runs says of itself."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from prometheus_client.parser import text_string_to_metric_families
+
+import ingestor.monitoring
+from ingestor.simulator import Simulator
+from tests.support.daemon import Resident, until, write_config
+
+FOLDER = Path(ingestor.monitoring.__file__).parent / "dashboards"
+DASHBOARD: dict[str, Any] = json.loads((FOLDER / "ingestor-dashboard.json").read_text())
+ALERTS: list[dict[str, Any]] = [
+    rule for group in yaml.safe_load((FOLDER / "ingestor-alerts.yaml").read_text())["groups"] for rule in group["rules"]
+]
+# What Prometheus adds to every sample of a target.
+TARGET = {"instance", "job"}
+
+
+def expressions() -> Iterator[str]:
+    yield from (target["expr"] for panel in DASHBOARD["panels"] for target in panel["targets"])
+    yield from (rule["expr"] for rule in ALERTS)
+    variable = next(one for one in DASHBOARD["templating"]["list"] if one["name"] == "instance")
+    yield variable["query"]["query"]
+
+
+def labels_of(expression: str) -> Iterator[tuple[str, str]]:
+    """(metric, label) of every matcher, and of what it is grouped by."""
+    names = re.findall(r"ingestor_[a-z_]+", expression)
+    for name, matchers in re.findall(r"(ingestor_[a-z_]+)\{([^}]*)\}", expression):
+        yield from ((name, label) for label in re.findall(r"(\w+)\s*[=!]", matchers))
+    for listed in re.findall(r"(?:by|without) \(([^)]*)\)", expression):
+        yield from ((name, label.strip()) for name in names for label in listed.split(","))
+
+
+@pytest.fixture
+async def exposed(simulator: Simulator, tmp_path: Path) -> dict[str, set[str]]:
+    """Every metric that a live daemon has → its labels."""
+    url = f"sqlite:///{tmp_path / 'ingestor.db'}"
+    subscriptions = {"/real-time/crowd-sentiment": ["AAPL"]}
+    config = write_config(tmp_path, url=simulator.url, database_url=url, subscriptions=subscriptions)
+    async with Resident(config, simulator.api_key) as daemon:
+        await daemon.live()
+        await until(lambda: daemon.status.rows.new)
+        text = await daemon.metrics()
+    found: dict[str, set[str]] = defaultdict(set)
+    for family in text_string_to_metric_families(text):
+        for sample in family.samples:
+            found[sample.name].update(sample.labels)
+    return found
+
+
+async def test_every_metric_and_label_that_they_use_is_there_and_no_metric_is_forgotten(
+    exposed: dict[str, set[str]],
+) -> None:
+    used = {name for one in expressions() for name in re.findall(r"ingestor_[a-z_]+", one)}
+    assert len(used) > 15
+    assert used - exposed.keys() == set()
+    wrong = {(n, label) for one in expressions() for n, label in labels_of(one) if label not in exposed[n] | TARGET}
+    assert wrong == set()
+    for rule in ALERTS:
+        named = set(re.findall(r"\$labels\.(\w+)", json.dumps(rule["annotations"])))
+        assert all(named <= exposed[name] for name in re.findall(r"ingestor_[a-z_]+", rule["expr"])), rule["alert"]
+    # A panel for each: what nobody can see might as well not be counted.
+    shown = {name for target in DASHBOARD["panels"] for name in re.findall(r"ingestor_[a-z_]+", json.dumps(target))}
+    created = {name for name in exposed if name.endswith("_created")}
+    assert exposed.keys() - created - shown == set()
+
+
+@pytest.mark.parametrize("rule", ALERTS, ids=lambda rule: str(rule["alert"]))
+def test_an_alert_says_what_is_wrong_and_what_to_do(rule: dict[str, Any]) -> None:
+    assert rule.keys() <= {"alert", "expr", "for", "labels", "annotations"}
+    assert re.fullmatch(r"Ingestor[A-Z][A-Za-z]+", rule["alert"])
+    assert rule["labels"]["severity"] in ("warning", "critical")
+    assert re.fullmatch(r"[1-9][0-9]*[smh]", rule.get("for", "1m"))
+    assert rule["annotations"].keys() == {"summary", "description"}
+
+
+def test_there_is_an_alert_for_each_way_in_which_data_is_missed() -> None:
+    rules = {rule["alert"]: rule["expr"] for rule in ALERTS}
+    assert len(rules) == len(ALERTS)
+    assert "== 0" in rules["IngestorNotConnected"] and "== 0" in rules["IngestorDatabaseDown"]
+    assert rules["IngestorSpoolFilling"].endswith("> 0.7") and rules["IngestorSpoolAlmostFull"].endswith("> 0.9")
+    assert {"IngestorLagging", "IngestorDeadLetters", "IngestorTokenEnding"} <= rules.keys()
+    assert {"IngestorReloadFailed", "IngestorNoFrames", "IngestorAbsent"} <= rules.keys()
+
+
+def test_the_dashboards_panels_have_each_a_place_of_their_own() -> None:
+    panels = DASHBOARD["panels"]
+    taken: list[tuple[int, int]] = []
+    for panel in panels:
+        at = panel["gridPos"]
+        assert at["x"] >= 0 and at["x"] + at["w"] <= 24
+        taken += [(x, y) for x in range(at["x"], at["x"] + at["w"]) for y in range(at["y"], at["y"] + at["h"])]
+        assert panel["title"]
+        assert {target["datasource"]["uid"] for target in panel["targets"]} == {"${datasource}"}
+    assert len(set(taken)) == len(taken)
+    assert len({panel["id"] for panel in panels}) == len(panels)
+    assert [one["name"] for one in DASHBOARD["templating"]["list"]] == ["datasource", "instance"]

@@ -1,0 +1,341 @@
+"""The status page in a real browser: what people see, press and are told."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+
+from ingestor.config.model import canonical
+from ingestor.monitoring.coverage_strips import Span
+from ingestor.monitoring.status import Database, Pulse, Subscription, Trouble
+from ingestor.simulator import Simulator
+
+from ...support.browser import Browser, chromium
+from ...support.daemon import Resident, until, write_config
+from .status_server import GOOD, Shown, row
+
+pytestmark = pytest.mark.chromium
+
+CROWD, VOLUME = "/real-time/crowd-sentiment", "/real-time/tweet-volume"
+MARKUP = "<img src=x onerror=pwned=1>"
+# What each may be read as by whoever is careless, and how it must stand there.
+HOSTILE = {
+    MARKUP: MARKUP,
+    "A\nB": "A\\u{a}B",
+    "\x1b[31mred": "\\u{1b}[31mred",
+    "\u202edrow": "\\u{202e}drow",
+    "${7*7}": "${7*7}",
+    "W" * 64: "W" * 64,
+}
+TICKERS = "[...document.querySelectorAll('#rows .row:not([hidden]) .ticker')].map(one => one.textContent)"
+ROWS = "document.querySelectorAll('#rows .row:not([hidden])').length"
+
+
+@pytest.fixture(scope="module")
+def window(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    with chromium(tmp_path_factory.mktemp("profile")) as browser:
+        yield browser
+
+
+@pytest.fixture
+async def browser(window: Browser) -> Browser:
+    """The browser, as large as on a desk."""
+    await window.size(1280, 900)
+    return window
+
+
+@asynccontextmanager
+async def looking(browser: Browser, url: str | None) -> AsyncIterator[None]:
+    """At this page; in the end the browser must have had nothing to complain of."""
+    await browser.console()
+    await browser.open(str(url))
+    try:
+        yield
+        assert await browser.console() == []
+    finally:
+        await browser.open("about:blank")  # before the server ends
+
+
+@pytest.fixture
+def shown() -> Shown:
+    return Shown()
+
+
+def text(selector: str) -> str:
+    """What can be read there."""
+    return f"document.querySelector('{selector}').innerText.replace(/\\s+/g, ' ')"
+
+
+def subscription(ticker: str, state: str = "live", **changes: Any) -> Subscription:
+    params = canonical({"ticker": ticker} if ticker else {})
+    made = Subscription(path=CROWD, params=params, feed="crowd-sentiment", state=state)  # type: ignore[arg-type]
+    return replace(made, **changes)
+
+
+# Before a real daemon.
+
+# Who comes back to the page is not kept waiting for two seconds.
+LOOK_AGAIN = "document.dispatchEvent(new Event('visibilitychange'))"
+
+
+async def test_it_shows_a_daemon_at_work_then_the_outage_and_its_end_without_being_asked(
+    browser: Browser, make_simulator: Callable[..., Any], tmp_path: Path
+) -> None:
+    simulator: Simulator = await make_simulator(restate_every=2)
+    wanted = {CROWD: ["AAPL", "TSLA", "ON"], VOLUME: ["AAPL"]}
+    config = write_config(tmp_path, url=simulator.url, database_url=f"sqlite:///{tmp_path}/x.db", subscriptions=wanted)
+    async with Resident(config, simulator.api_key) as daemon, looking(browser, daemon.url):
+        await browser.until(f"{text('#verdict')} === 'Receiving'")
+        await browser.until(f"{ROWS} === 4")
+        cells = "[...document.querySelector('#rows .row').children].map(one => one.textContent)"
+        await browser.until(f"{cells}[7] > 3")  # restated
+        state, ticker, feed, value, _, age, rows, _ = await browser.run(f"return {cells}")
+        assert (state, ticker, feed) == ("live", "AAPL", "crowd-sentiment")
+        assert -1 <= float(value) <= 1
+        assert age in {"0 s", "1 s", "2 s", "3 s"}
+        await browser.until(f"{cells}[3] !== '{value}' && +{cells}[6].replace(',', '') > {rows.replace(',', '')}")
+        assert len(await browser.run("return document.querySelector('.row .trace').getAttribute('points')")) > 100
+        await browser.until("document.querySelectorAll('#charts .line').length === 3")
+        await browser.until("document.querySelectorAll('.strip .live, .strip .missed').length >= 2")
+        assert await browser.run(f"return {text('#cards')}") == await browser.until(
+            f"/Connections 2 of 2 up .* 4 of 4 live .* new .* restated .* up SQLite .* left/.test({text('#cards')})"
+            f" && {text('#cards')}"
+        )
+
+        await simulator.stop()
+        await until(lambda: set(daemon.states) == {"disconnected"})
+        await browser.run(LOOK_AGAIN)  # before the daemon gets patient
+        await browser.until(f"{text('#verdict')}.startsWith('Not ready {CROWD}: not connected')")
+        await browser.until(f"{cells}[0] === 'disconnected'")
+        assert await browser.run("return document.querySelector('.row use').getAttribute('href')") == "#shape-triangle"
+        await browser.until(f"{text('#troubles')}.includes('disconnected')")
+        assert await browser.run(f"return {text('#chips')}") == "all 4 disconnected 4"
+        await simulator.start()
+        await browser.until(f"{text('#verdict')} === 'Receiving'")
+
+
+async def test_hostile_names_from_the_provider_are_text(
+    browser: Browser, make_simulator: Callable[..., Any], tmp_path: Path
+) -> None:
+    simulator: Simulator = await make_simulator(tickers=tuple(HOSTILE))
+    wanted: dict[str, list[str]] = {"crowd-sentiment": []}
+    config = write_config(tmp_path, url=simulator.url, database_url=f"sqlite:///{tmp_path}/x.db", subscriptions=wanted)
+    async with Resident(config, simulator.api_key) as daemon, looking(browser, daemon.url):
+        await browser.until(f"{ROWS} === {len(HOSTILE) + 1}")
+        assert set(await browser.run(f"return {TICKERS}")) == {"every ticker", *HOSTILE.values()}
+        await simulator.send_event("err", {"message": MARKUP})
+        await browser.until(f"{text('#troubles')}.includes('{MARKUP}')")
+        await browser.run(f"document.querySelectorAll('#rows .ticker')[{TICKERS}.indexOf('{MARKUP}')].click()")
+        assert await browser.run(f"return {text('#detail-title')}") == MARKUP
+        assert await browser.run("return [document.querySelectorAll('img, b').length, typeof pwned]") == [
+            0,
+            "undefined",
+        ]
+
+
+async def test_what_gets_into_the_page_all_the_same_cannot_run(browser: Browser, shown: Shown) -> None:
+    async with shown.web() as web, looking(browser, web.url):
+        told = await browser.run(ATTACK, MARKUP)
+        assert told.count("TypeError") == 3
+        assert {"img-src", "connect-src", "undefined"} <= set(told)
+        assert len(await browser.console()) >= 3
+
+
+ATTACK = """
+const told = [];
+document.addEventListener("securitypolicyviolation", (event) => told.push(event.effectiveDirective));
+for (const name of ["innerHTML", "outerHTML"]) {
+  try { document.getElementById("keys")[name] = arguments[0]; } catch (error) { told.push(error.name); }
+}
+document.body.append(Object.assign(document.createElement("img"), { src: "http://127.0.0.1:9/x" }));
+await fetch("http://127.0.0.1:9/").catch((error) => told.push(error.name));
+for (let tries = 0; tries < 100 && !told.includes("img-src"); tries++) await new Promise((go) => setTimeout(go, 20));
+return told.concat(typeof pwned);
+"""
+
+
+# Before a status port of our own, which shows what a test says.
+
+
+async def test_five_thousand_subscriptions_are_searched_and_scrolled_without_being_in_the_document(
+    browser: Browser, shown: Shown
+) -> None:
+    names = [f"T{number:04}" for number in range(5000)]
+    states = {7: "refused", 4000: "silent"}
+    crowd = tuple(subscription(name, states.get(number, "live")) for number, name in enumerate(names))
+    shown.status = replace(GOOD, subscriptions=crowd)
+    shown.values.learn([row(name, value=number / 5000) for number, name in enumerate(names)])
+    async with shown.web() as web, looking(browser, web.url):
+        await browser.until(f"{text('#count')} === '5,000' && {ROWS} > 10")
+        assert (await browser.run(f"return {TICKERS}"))[:4] == ["T0007", "T4000", "T0000", "T0001"]
+        assert await browser.run(f"return {text('#chips')}") == "all 5,000 live 4,998 silent 1 refused 1"
+        await browser.run("const rows = document.getElementById('rows'); rows.scrollTop = rows.scrollHeight")
+        last = "[...document.querySelectorAll('.row')].find((row) => row.innerText.includes('T4999'))"
+        await browser.until(f"{last}?.querySelector('.value').textContent === '0.9998'")
+        assert await browser.run("return document.querySelectorAll('.row').length") < 60
+
+        await find(browser, "t49 crowd")
+        await browser.until(f"{text('#count')} === '100 of 5,000'")
+        await find(browser, "refused")
+        await browser.until(f"{TICKERS}.join() === 'T0007'")
+        await find(browser, "")
+        await browser.run("document.querySelector('[data-state=silent]').click()")
+        await browser.until(f"{TICKERS}.join() === 'T4000'")
+        await browser.run("document.querySelector('[data-state=\"\"]').click()")
+        await choose(browser, "value")
+        await browser.until(f"{TICKERS}.includes('T4999') && !{TICKERS}.includes('T0000')")
+
+
+async def find(browser: Browser, words: str) -> None:
+    await enter(browser, "search", words, "input")
+
+
+async def choose(browser: Browser, order: str) -> None:
+    await enter(browser, "sort", order, "change")
+
+
+async def enter(browser: Browser, field: str, value: str, event: str) -> None:
+    script = "document.getElementById(arguments[0]).value = arguments[1];"
+    script += "document.getElementById(arguments[0]).dispatchEvent(new Event(arguments[2]))"
+    await browser.run(script, field, value, event)
+
+
+async def test_all_can_be_done_from_the_keyboard(browser: Browser, shown: Shown) -> None:
+    crowd = tuple(subscription(f"T{number:02}", reason="Restricted") for number in range(40))
+    shown.status = replace(GOOD, subscriptions=crowd)
+    focus = "return document.activeElement.id || document.activeElement.className"
+    async with shown.web() as web, looking(browser, web.url):
+        await browser.until(f"{ROWS} > 10")
+        await browser.press("Tab")
+        assert await browser.run(focus) == "skip"
+        await browser.press("Enter")  # leads to the search
+        assert await browser.run(focus) == "search"
+        await browser.press("Tab", "Tab", "Tab", "Tab")  # past the order and the states
+        assert await browser.run(focus) == "rows"
+        await browser.press("/", "T", "3", "ArrowDown")
+        assert await browser.run(focus) == "rows"
+        assert (await browser.run(f"return {TICKERS}"))[0] == "T30"
+        await browser.press("ArrowDown", "End", "Enter")
+        await browser.until("document.getElementById('detail').open")
+        assert await browser.run(f"return {text('#detail-title')}") == "T39"
+        assert "reason Restricted path /real-time/crowd-sentiment" in await browser.run(
+            f"return {text('#detail-list')}"
+        )
+        await browser.press("Escape")
+        await browser.until("!document.getElementById('detail').open")
+        assert await browser.run(focus) == "rows"
+        marked = "document.getElementById(document.getElementById('rows').getAttribute('aria-activedescendant'))"
+        assert "T39" in await browser.run(f"return {marked}.innerText")
+
+
+@pytest.mark.parametrize("width", [320, 390, 768, 1280])
+async def test_no_width_needs_scrolling_sideways(browser: Browser, shown: Shown, width: int) -> None:
+    endless = "x" * 200
+    shown.status = replace(
+        GOOD,
+        instance=endless,
+        subscriptions=(subscription("W" * 64, "refused", feed="y" * 64, reason=endless), subscription("ON")),
+        connections=tuple(replace(one, path=endless, connected=False, last_error=endless) for one in GOOD.connections),
+        database=replace(GOOD.database, up=False, last_error=endless),
+        last_errors=(Trouble(at=GOOD.at, kind="refused", text=endless),),
+    )
+    now = datetime.now(UTC)
+    shown.spans = [
+        Span(
+            feed="z" * 64,
+            state="live",
+            from_at=now - timedelta(days=2),
+            to_at=now - timedelta(hours=9),
+            subscriptions=1,
+        )
+    ]
+    await browser.size(width, 800, phone=width < 700)
+    async with shown.web() as web, looking(browser, web.url):
+        await browser.until(f"{ROWS} === 2 && document.querySelector('.strip')")
+        assert await browser.run("return document.documentElement.scrollWidth") <= width
+        await browser.run("document.querySelector('.row').click()")
+        await browser.until("document.getElementById('detail').open")
+        assert await browser.run("return document.documentElement.scrollWidth") <= width
+        heights = "[...document.querySelectorAll('button, input, select, .row')].map((one) => one.offsetHeight || 99)"
+        assert await browser.run(f"return Math.min(...{heights})") >= (40 if width < 700 else 32)
+
+
+async def test_the_last_day_is_told_in_shapes_and_in_words(browser: Browser, shown: Shown) -> None:
+    edge = datetime.fromtimestamp(datetime.now(UTC).timestamp() // 3600 * 3600, UTC)
+    spans = [("live", 24, 5), ("disconnected", 5, 4), ("live", 4, 3), ("silent", 3, 2.5), ("live", 2.5, 0)]
+    shown.spans = [
+        Span(
+            feed="tweet-buzz",
+            state=state,
+            from_at=edge - timedelta(hours=begun),
+            to_at=edge - timedelta(hours=ended),
+            subscriptions=3,
+        )
+        for state, begun, ended in spans
+    ]
+    async with shown.web() as web, looking(browser, web.url):
+        await browser.until("document.querySelector('.strip')")
+        hours = [f"{edge - timedelta(hours=hour):%H:%M}" for hour in (5, 4, 3, 2.5)]
+        words = f"{hours[0]}–{hours[1]} disconnected · {hours[2]}–{hours[3]} silent"
+        assert words in await browser.run(f"return {text('.day')}")
+        fills = "return [...document.querySelectorAll('.strip .missed')].map(one => getComputedStyle(one).fill)"
+        assert [one for one in await browser.run(fills) if "height" not in one] == [
+            'url("#missed-bad")',
+            'url("#missed-warn")',
+        ]
+
+
+VERDICTS = {
+    "Receiving": GOOD,
+    "Receiving, with the old config the changed config was refused, and the one before is in use": replace(
+        GOOD, config_reload_successful=False
+    ),
+    "Receiving, not all 1 of 2 subscriptions are not live": replace(
+        GOOD, subscriptions=(subscription("AAPL"), subscription("ON", "silent"))
+    ),
+    "Not ready the database cannot be reached": replace(GOOD, database=Database(kind="sqlite")),
+    "Stuck spool has not advanced for 99 s (limit 30 s)": replace(
+        GOOD, pulses=(Pulse(name="spool", age_seconds=99, limit_seconds=30),)
+    ),
+}
+
+
+async def test_the_verdict_says_how_it_is_and_why(browser: Browser, shown: Shown) -> None:
+    async with shown.web() as web, looking(browser, web.url):
+        for said, shown.status in VERDICTS.items():
+            await browser.run(LOOK_AGAIN)
+            await browser.until(f"{text('#verdict')} === '{said}'")
+
+
+async def test_a_daemon_that_answers_no_more_is_said_to_and_what_is_old_is_not_taken_for_new(
+    browser: Browser, shown: Shown
+) -> None:
+    async with shown.web() as web:
+        await browser.console()
+        await browser.open(str(web.url))
+        await browser.until(f"{text('#verdict')} === 'Receiving'")
+        assert await browser.console() == []
+        port = urlsplit(str(web.url)).port or 0
+    await browser.until("!document.getElementById('outage').hidden")
+    assert await browser.run(f"return {text('#outage')}") == (
+        "The daemon does not answer. What is shown here is of 2026-11-01 12:00:00 UTC, and old."
+        " It is asked again every 2 seconds."
+    )
+    assert await browser.run(f"return {text('#verdict')}") == "No answer"
+    assert await browser.run("return getComputedStyle(document.querySelector('main')).opacity") == "0.5"
+    assert (await browser.run("return document.title")).startswith("✕")
+    shown.status = replace(shown.status, started_at=GOOD.at + timedelta(minutes=1))
+    async with shown.web(port=port):
+        await browser.until("document.getElementById('outage').hidden")
+        assert await browser.run(f"return {text('#verdict')}") == "Receiving"
+        await browser.open("about:blank")
+    refused = await browser.console()
+    assert refused
+    assert all("ERR_CONNECTION_REFUSED" in one or "ERR_CONNECTION_RESET" in one for one in refused)

@@ -1,0 +1,106 @@
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from ingestor.monitoring.sd_notify import Systemd, feed_watchdog
+
+
+@pytest.fixture(params=["path", "abstract"])
+def manager(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[socket.socket]:
+    """The receiving end, as systemd opens it."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as channel:
+        channel.bind(str(tmp_path / "notify") if request.param == "path" else f"\0ingestor-{os.getpid()}")
+        channel.settimeout(5)
+        yield channel
+
+
+def environment(manager: socket.socket) -> dict[str, str]:
+    name = manager.getsockname()
+    return {"NOTIFY_SOCKET": "@" + name[1:].decode() if isinstance(name, bytes) else name}
+
+
+@pytest.mark.parametrize(
+    ("call", "expected"),
+    [
+        pytest.param(lambda s: s.ready(), "READY=1", id="ready"),
+        pytest.param(lambda s: s.ready("drained 3"), "READY=1\nSTATUS=drained 3", id="ready with status"),
+        pytest.param(lambda s: s.ready("a\nSTOPPING=1"), "READY=1\nSTATUS=a STOPPING=1", id="a status stays one line"),
+        pytest.param(lambda s: s.stopping(), "STOPPING=1", id="stopping"),
+        pytest.param(lambda s: s.watchdog(), "WATCHDOG=1", id="watchdog"),
+    ],
+)
+def test_the_manager_hears(manager: socket.socket, call: Callable[[Systemd], None], expected: str) -> None:
+    call(Systemd(environment(manager)))
+    assert manager.recv(1024).decode() == expected
+
+
+def test_a_reload_is_told_with_the_moment_at_which_it_began(manager: socket.socket) -> None:
+    before = time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000
+    Systemd(environment(manager)).reloading()
+    said, _, microseconds = manager.recv(1024).decode().rpartition("=")
+    assert said == "RELOADING=1\nMONOTONIC_USEC"
+    assert before <= int(microseconds) <= time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000
+
+
+@pytest.mark.parametrize("env", [{}, {"NOTIFY_SOCKET": ""}, {"NOTIFY_SOCKET": "vsock:2:1234"}])
+def test_without_a_manager_nothing_happens(env: dict[str, str], caplog: pytest.LogCaptureFixture) -> None:
+    Systemd(env).ready()
+    assert caplog.records == []
+
+
+def test_a_manager_that_went_away_costs_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    Systemd({"NOTIFY_SOCKET": str(tmp_path / "gone")}).ready()
+    assert caplog.messages == ["systemd cannot be told READY=1: No such file or directory"]
+
+
+async def test_the_watchdog_is_fed_only_while_the_daemon_advances(
+    manager: socket.socket, caplog: pytest.LogCaptureFixture
+) -> None:
+    verdicts = iter([True, True, False, False, True])
+    asked: list[bool] = []
+    enough = asyncio.Event()
+
+    def advancing() -> bool:
+        verdict = next(verdicts, None)
+        if verdict is None:
+            enough.set()
+            return False
+        asked.append(verdict)
+        return verdict
+
+    feeding = asyncio.create_task(feed_watchdog(Systemd(environment(manager)), 0.01, advancing))
+    await enough.wait()
+    feeding.cancel()
+    with suppress(asyncio.CancelledError):
+        await feeding
+    manager.setblocking(False)
+    heard = []
+    with suppress(BlockingIOError):
+        while True:
+            heard.append(manager.recv(1024))
+    assert heard == [b"WATCHDOG=1"] * asked.count(True)
+    stopped = [record for record in caplog.records if record.levelno == logging.ERROR]
+    assert len(stopped) == 2  # once for each time that it stopped, not once for each meal missed
+
+
+async def test_the_watchdog_is_fed_twice_in_its_time(manager: socket.socket) -> None:
+    loop = asyncio.get_running_loop()
+    manager.setblocking(False)
+    feeding = asyncio.create_task(feed_watchdog(Systemd(environment(manager)), 0.2, lambda: True))
+    async with asyncio.timeout(5):
+        await loop.sock_recv(manager, 1024)
+        first = loop.time()
+        await loop.sock_recv(manager, 1024)
+    feeding.cancel()
+    with suppress(asyncio.CancelledError):
+        await feeding
+    assert 0.08 < loop.time() - first < 0.2

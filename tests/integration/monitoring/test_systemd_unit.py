@@ -1,0 +1,60 @@
+"""The systemd unit, as systemd itself judges it. Nothing is started: tests/acceptance/test_booted_unit.py does that."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.support.requirements import missing
+
+UNIT = Path(__file__).parents[3] / "systemd" / "ingestor.service"
+WORST = 1.1  # exposure, of 10
+
+
+def analyze(*arguments: str) -> str:
+    program = shutil.which("systemd-analyze")
+    if program is None:
+        missing("systemd-analyze: install systemd")
+    done = subprocess.run([program, "--no-pager", *arguments], capture_output=True, text=True, timeout=60)
+    return done.stdout + done.stderr
+
+
+def test_the_unit_is_understood_without_a_word(tmp_path: Path) -> None:
+    # It exits 0 for a directive that it does not know, and says so: every word counts.
+    text = UNIT.read_text().replace("/opt/ingestor/bin/ingestor", "/bin/true")
+    unit = tmp_path / "ingestor.service"
+    unit.write_text(text)
+    assert analyze("verify", str(unit)) == ""
+
+
+def test_the_unit_is_well_confined() -> None:
+    report = analyze("security", "--offline=true", str(UNIT))
+    found = re.search(r"Overall exposure level for ingestor\.service: ([\d.]+)", report)
+    assert found, report
+    assert float(found[1]) <= WORST
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "Type=notify",
+        "ExecReload=/bin/kill -HUP $MAINPID",
+        "WatchdogSec=60",
+        "RestartPreventExitStatus=2 77 78",
+        "LimitCORE=0",
+        "StateDirectoryMode=0750",
+        "NoExecPaths=/ /var/lib/ingestor /run/ingestor /tmp /var/tmp /dev/shm",
+        "LoadCredential=api_key:/etc/ingestor/credentials/api_key",
+    ],
+)
+def test_the_unit_keeps_what_no_score_measures(line: str) -> None:
+    assert line in UNIT.read_text().splitlines()
+
+
+def test_no_secret_is_handed_over_in_the_environment() -> None:
+    environment = [line for line in UNIT.read_text().splitlines() if line.startswith("Environment")]
+    assert environment == ["Environment=INGESTOR_CONFIG=/etc/ingestor/config.yaml"]

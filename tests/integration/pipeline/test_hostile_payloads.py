@@ -1,0 +1,328 @@
+"""Payloads that nobody should send: each row is stored or set aside, and both databases agree on which."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from shutil import copy
+from typing import Any, NamedTuple
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from sqlalchemy import Table, select, text, union_all
+
+from ingestor.core.entries import Frame
+from ingestor.core.times import moment
+from ingestor.pipeline.batch_builder import Assembly
+from ingestor.pipeline.decoder import Decoded, SeriesKey
+from ingestor.spool.chunk_store import pack, unpack
+from ingestor.store import schema
+from ingestor.store.engine import connect
+from ingestor.store.read.audit import audit
+from ingestor.store.write.batch_writer import Database, Instance
+from tests.support.entries import CROWD, T0, decoder, frame, row
+from tests.support.hypothesis_steps import wanted_steps
+from tests.support.postgres_server import fresh_database
+
+pytestmark = pytest.mark.postgres
+
+
+class Outcome(NamedTuple):
+    """What a database holds of one frame."""
+
+    counts: dict[str, int]
+    payloads: list[tuple[int, str]]  # rows, body
+    letters: list[tuple[int | None, str, str, str, str]]  # row, stage, reason, detail, body
+
+    @property
+    def reasons(self) -> list[tuple[int | None, str]]:
+        return [(row_index, reason) for row_index, _, reason, _, _ in self.letters]
+
+
+class Store:
+    """One database, given frames one by one."""
+
+    def __init__(self, url: str) -> None:
+        self.engine = connect(url)
+        self._database = Database(self.engine)
+        self._decoder = decoder()
+        introduction = Instance(spool_id="s", name="", version="", config_sha256="", started_us=T0)
+        self._seq = self._database.register(introduction, 1)
+
+    def take(self, given: Frame) -> Outcome:
+        """The way of a frame, from the spool's file on."""
+        self._seq += 1
+        assembly = Assembly(self._seq, self._decoder)
+        for entry in unpack(pack(self._seq, [given])):
+            assembly.add(entry)
+        self._database.write(assembly.batch)
+        counts = "row_count, new_rows, revised_rows, duplicate_rows, dead_rows, dead_frames"
+        [ledger] = self.ask(f"SELECT {counts} FROM batches WHERE last_seq = {self._seq}")
+        letter = "row_index, stage, reason, detail, body"
+        return Outcome(
+            dict(zip(counts.split(", "), ledger, strict=True)),
+            self.ask(f"SELECT row_count, body FROM payloads WHERE seq = {self._seq}"),
+            self.ask(f"SELECT {letter} FROM dead_letters WHERE seq = {self._seq} ORDER BY row_index"),
+        )
+
+    def holds(self, series: SeriesKey, ts_us: int, value: float) -> bool:
+        """Is this value recorded, as current or not?"""
+        recorded = union_all(*(_values(table, series, ts_us) for table in (schema.samples, schema.sample_revisions)))
+        with self.engine.connect() as connection:
+            return value in connection.execute(recorded).scalars().all()
+
+    def ask(self, query: str) -> list[tuple[Any, ...]]:
+        with self.engine.connect() as connection:
+            return [tuple(found) for found in connection.execute(text(query))]
+
+
+def _values(table: Table, series: SeriesKey, ts_us: int) -> Any:
+    names = schema.series.c
+    key = (names.feed, names.metric, names.ticker, names.user_id)
+    found = select(table.c.value).join(schema.series, names.series_id == table.c.series_id)
+    return found.where(table.c.ts == moment(ts_us), *(column == name for column, name in zip(key, series, strict=True)))
+
+
+@pytest.fixture(scope="module")
+def stores(
+    tmp_path_factory: pytest.TempPathFactory,
+    sqlite_template: Path,
+    postgres_server_url: str,
+    postgres_template_url: str,
+) -> Iterator[list[Store]]:
+    """SQLite and PostgreSQL, which are given the same."""
+    path = copy(sqlite_template, tmp_path_factory.mktemp("hostile") / "ingestor.db")
+    with fresh_database(postgres_server_url, postgres_template_url) as postgres_url:
+        made = [Store(f"sqlite:///{path}"), Store(postgres_url.replace("postgresql://", "postgresql+psycopg://"))]
+        yield made
+        findings = [audit(store.engine) for store in made]
+        for store in made:
+            store.engine.dispose()
+    assert findings == [[], []]
+
+
+def give(stores: list[Store], hostile: Frame) -> Outcome:
+    """Give both the same; what became of it, which is the same."""
+    on_sqlite, on_postgres = (store.take(hostile) for store in stores)
+    assert on_sqlite == on_postgres
+    return on_sqlite
+
+
+# -- the table of faults, one by one
+
+GOOD, BAD = row("GOOD"), row("BAD", value="?")
+DEEP = "[" * 100_000 + "]" * 100_000
+
+
+def beside(bad: str) -> str:
+    """A row of raw text between two good ones."""
+    return f"[{json.dumps(GOOD)},{bad},{json.dumps(GOOD)}]"
+
+
+def with_value(raw: str) -> str:
+    return beside(json.dumps(BAD).replace('"?"', raw))
+
+
+def with_ticker(raw: str) -> str:
+    return beside(json.dumps(row("?")).replace('"?"', raw))
+
+
+DEAD_ROWS = [
+    pytest.param(beside('{"ticker":"A","average_sentiment":1}'), "no ts", id="no ts"),
+    pytest.param(beside('{"ts":"2026-01-01T00:00:00Z","average_sentiment":1}'), "no ticker", id="no ticker"),
+    pytest.param(beside("17"), "not an object", id="a number for a row"),
+    pytest.param(with_value("NaN"), "value is not finite", id="NaN"),
+    pytest.param(with_value("Infinity"), "value is not finite", id="Infinity"),
+    pytest.param(with_value("-Infinity"), "value is not finite", id="-Infinity"),
+    pytest.param(with_value("1e400"), "value is not finite", id="1e400"),
+    pytest.param(with_value(str(10**400)), "value out of range", id="10^400"),
+    pytest.param(with_value("9" * 5_000), "value is not finite", id="5,000 digits"),
+    pytest.param(with_value(f'"{10**400}"'), "value is not a number", id="10^400 as text"),
+    pytest.param(with_ticker('"A\\u0000B"'), "ticker has characters that cannot be stored", id="NUL escaped"),
+    pytest.param(with_ticker('"\\ud800"'), "ticker has characters that cannot be stored", id="lone surrogate escaped"),
+    pytest.param(with_ticker('"\udfff"'), "ticker has characters that cannot be stored", id="lone surrogate"),
+    pytest.param(with_ticker(f'"{"A" * 10_000}"'), "ticker too long", id="a ticker of 10 kB"),
+    pytest.param(with_ticker(f'"{"A" * (10 << 20)}"'), "ticker too long", id="a ticker of 10 MB"),
+    pytest.param(with_ticker('["A"]'), "ticker is not text", id="a list for a ticker"),
+]
+
+
+@pytest.mark.parametrize(("body", "reason"), DEAD_ROWS)
+def test_a_row_that_cannot_be_stored_is_set_aside_and_its_neighbours_are_not(
+    stores: list[Store], body: str, reason: str
+) -> None:
+    outcome = give(stores, frame(body))
+    assert outcome.reasons == [(1, reason)]
+    assert (outcome.counts["row_count"], outcome.counts["dead_rows"]) == (3, 1)
+
+
+DEAD_FRAMES = [
+    pytest.param("{bad", "not JSON", id="not JSON"),
+    pytest.param("", "not JSON", id="nothing"),
+    pytest.param('"\0', "not JSON", id="NUL"),
+    pytest.param("[],[]", "not JSON", id="two arguments"),
+    pytest.param('"text"', "not a list of rows", id="text"),
+    pytest.param("null", "not a list of rows", id="null"),
+    pytest.param('{"results": 17}', "not a list of rows", id="an envelope without a list"),
+    pytest.param(DEEP, "nested too deep", id="nested deep"),
+    pytest.param(with_value(DEEP), "nested too deep", id="a value nested deep"),
+    pytest.param(with_ticker('"A\0B"'), "not JSON", id="NUL in a ticker, not escaped"),
+    pytest.param('"' + "x" * (10 << 20), "not JSON", id="10 MB that end too soon"),
+    pytest.param(json.dumps([{}] * 1_001), "too many bad rows", id="1,001 bad rows"),
+    pytest.param(json.dumps({"path": "\0", "results": [GOOD]}), "feed has characters that cannot be stored", id="path"),
+    pytest.param(json.dumps({"path": "p" * 100, "results": [GOOD]}), "feed too long", id="long path"),
+]
+
+
+@pytest.mark.parametrize(("body", "reason"), DEAD_FRAMES)
+def test_a_frame_that_cannot_be_read_is_one_letter(stores: list[Store], body: str, reason: str) -> None:
+    outcome = give(stores, frame(body))
+    assert outcome.reasons == [(None, reason)]
+    assert (outcome.payloads, outcome.counts["dead_frames"]) == ([], 1)
+
+
+@pytest.mark.parametrize("body", ["[]", '{"path":"crowd-sentiment","params":{},"results":[]}'])
+def test_an_empty_answer_is_a_frame_without_rows(stores: list[Store], body: str) -> None:
+    outcome = give(stores, frame(body))
+    assert (outcome.payloads, outcome.letters, outcome.counts["row_count"]) == ([(0, body)], [], 0)
+
+
+TICKERS = [
+    "O'Brien\"; DROP TABLE samples;--",
+    "%s %(x)s %%",
+    ":x :value",
+    "a\nb\tc",
+    "\x1b[31mred",
+    "\u202eLPAA",
+    "{}[]\\",
+    "π€😀",
+    "\u200b",
+    " ",
+    "NULL",
+    "A" * 64,
+    "😀" * 64,
+]
+
+
+@pytest.mark.parametrize("ticker", TICKERS, ids=ascii)
+def test_a_hostile_ticker_is_text_like_any_other(stores: list[Store], ticker: str) -> None:
+    assert give(stores, frame([row(ticker)])).letters == []
+    for store in stores:
+        assert store.holds(("crowd-sentiment", "crowd_sentiment", ticker, ""), T0, 0.5)
+
+
+STORED: list[tuple[str, float]] = [
+    (str(2**63), 2.0**63),
+    (str(2**70), 2.0**70),
+    (str(-(2**70)), -(2.0**70)),
+    ("1e308", 1e308),
+    ("5e-324", 5e-324),
+    ("1e-400", 0.0),
+    ("-0.0", 0.0),
+    ('"0.5000000000000001"', 0.5000000000000001),
+    ('"+.5"', 0.5),
+]
+
+
+@pytest.mark.parametrize(("raw", "value"), STORED)
+def test_a_number_at_the_edge_is_stored_as_the_double_that_it_is(stores: list[Store], raw: str, value: float) -> None:
+    ticker = f"V{STORED.index((raw, value))}"
+    give(stores, frame(json.dumps([row(ticker, value="?")]).replace('"?"', raw)))
+    for store in stores:
+        assert store.holds(("crowd-sentiment", "crowd_sentiment", ticker, ""), T0, value)
+
+
+@pytest.mark.parametrize("company", [0, 600], ids=["few rows", "many rows"])
+def test_a_moment_centuries_ahead_is_kept_to_the_microsecond(stores: list[Store], company: int) -> None:
+    far = {"ts": "9998-12-31T23:59:59.123457Z", "ticker": f"FAR{company}"}
+    others = [row(f"FAR{number}") for number in range(company)]
+    counts = give(stores, frame([far | {"average_sentiment": value} for value in (1, 2)] + others)).counts
+    assert (counts["revised_rows"], counts["dead_rows"]) == (1, 0)
+    for store in stores:
+        assert store.holds(("crowd-sentiment", "crowd_sentiment", far["ticker"], ""), 253_370_764_799_123_457, 2.0)
+
+
+def test_of_equal_keys_the_last_counts(stores: list[Store]) -> None:
+    twice = '[{"ts":"x","ts":"2026-01-01T00:00:00Z","ticker":"A","ticker":"TWICE","average_sentiment":1}]'
+    assert give(stores, frame(twice)).letters == []
+    for store in stores:
+        assert store.holds(("crowd-sentiment", "crowd_sentiment", "TWICE", ""), T0, 1.0)
+
+
+def test_a_frame_of_ten_megabytes_is_stored_whole(stores: list[Store]) -> None:
+    body = json.dumps([row("BIG"), row("BIG", 1) | {"comment": "x" * (10 << 20)}])
+    outcome = give(stores, frame(body))
+    assert (outcome.counts["new_rows"], outcome.payloads) == (2, [(2, body)])
+
+
+# -- whatever comes
+
+_text = st.text(st.characters(exclude_categories=()), max_size=20)
+_odd = st.sampled_from(
+    ["\0", "\ud800", "%s", ":x", "'", "\u202e", "A" * 65, "2026-01-01T00:00:00Z", "results", "1e999"]
+)
+_leaf = st.none() | st.booleans() | st.integers() | st.integers(2**60, 2**80) | st.floats() | _text | _odd
+_anything = st.recursive(
+    _leaf, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(_text | _odd, inner, max_size=3), max_leaves=8
+)
+_mostly = lambda good: st.one_of(st.sampled_from(good), st.sampled_from(good), _leaf, _anything)  # noqa: E731
+_rows = st.fixed_dictionaries(
+    {},
+    optional={
+        "ts": _mostly(["2026-01-01T00:00:00.000Z", "2026-01-01T00:01:00Z", "2026-01-01", "9999-12-31T23:59:59Z"]),
+        "ticker": _mostly(["AAPL", "ON"]),
+        "user_id": _mostly([None, "", 7, "7"]),
+        "average_sentiment": _mostly([0.5, "0.25", 1]),
+        "crowd_sentiment": _leaf,
+        "volume": _leaf,
+    },
+)
+_envelopes = st.fixed_dictionaries(
+    {"results": st.lists(_rows, max_size=3) | _anything},
+    optional={
+        "path": _mostly(["crowd-sentiment", "/real-time/user-sentiment", "unheard-of"]),
+        "params": st.dictionaries(_text | st.sampled_from(["ticker", "period"]), _leaf, max_size=2) | _leaf,
+        "timestamp": _mostly(["2026-01-01T00:00:00.000Z"]),
+    },
+)
+_payloads = st.builds(
+    json.dumps, st.lists(_rows | _leaf, max_size=5) | _envelopes | _anything, ensure_ascii=st.booleans()
+)
+
+
+@st.composite
+def _cut(draw: st.DrawFn) -> str:
+    """JSON with a piece of it taken out or put in."""
+    whole = draw(_payloads)
+    start, end = sorted(draw(st.tuples(*[st.integers(0, len(whole))] * 2)))
+    return whole[:start] + draw(_text | _odd | st.sampled_from('[]{},:"\\')) + whole[end:]
+
+
+@settings(max_examples=wanted_steps(400), deadline=None, suppress_health_check=list(HealthCheck))
+@given(
+    _payloads | _payloads | _cut() | _text,
+    st.sampled_from([CROWD, "crowd-sentiment-chart-data", "user-sentiment", "never-heard-of"]),
+    st.sampled_from(["stream", "snapshot", "backfill"]),
+)
+def test_whatever_comes_each_row_is_stored_or_set_aside_and_both_databases_agree(
+    stores: list[Store], body: str, path: str, source: Any
+) -> None:
+    hostile = frame(body, path=path, source=source)
+    counts, payloads, letters = give(stores, hostile)
+    assert all(stage == "decode" for _, stage, *_ in letters)  # nothing is left for a database to refuse
+    assert len(payloads) + counts["dead_frames"] == 1
+    decoded = _as_spooled(hostile)
+    if not counts["dead_frames"]:
+        stored = {index for *_, index in decoded.observations}
+        dead = {row_index for row_index, *_ in letters}
+        assert (stored | dead, stored & dead) == (set(range(decoded.rows)), set())
+        for store in stores:
+            assert all(store.holds(series, ts_us, value) for series, ts_us, value, _ in decoded.observations)
+
+
+def _as_spooled(given: Frame) -> Decoded:
+    [(_, spooled)] = unpack(pack(1, [given]))
+    assert isinstance(spooled, Frame)
+    return decoder().decode(spooled)

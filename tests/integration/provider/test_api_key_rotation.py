@@ -1,0 +1,257 @@
+"""The API key that the provider refuses, and the one that somebody puts into its file."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import os
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+
+import pytest
+from pydantic import SecretStr
+
+from ingestor.config import SecretFile
+from ingestor.core.backoff import Backoff
+from ingestor.core.redaction import redactor
+from ingestor.errors import ConfigError, IngestorError, SecretExposed, TokenRefused, TokenUnavailable
+from ingestor.provider.auth import TokenSupply, token_source
+from ingestor.provider.auth import api_key as key
+
+from .conftest import KEY
+from .raw_http_server import Reply, WebServer, http, token_reply, until
+from .test_token_source import jwt
+
+Serve = Callable[..., Awaitable[WebServer]]
+Make = Callable[..., TokenSupply]
+NEW = "another-key-of-the-supply"
+LONG_SECONDS = 60.0  # longer than any test waits
+
+
+@pytest.fixture(autouse=True)
+def slow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever waits for a backoff here waits too long."""
+    monkeypatch.setattr(token_source, "UNAVAILABLE", Backoff(first_seconds=LONG_SECONDS, cap_seconds=LONG_SECONDS))
+    monkeypatch.setattr(token_source, "REFUSED", Backoff(first_seconds=LONG_SECONDS, cap_seconds=LONG_SECONDS))
+    monkeypatch.setattr(key, "LOOK_SECONDS", 0.02)
+
+
+@pytest.fixture
+def key_file(tmp_path: Path) -> SecretFile:
+    """The file of the key that the supply begins with."""
+    file = SecretFile(tmp_path / "api_key")
+    put(file, KEY.get_secret_value())
+    return file
+
+
+def put(file: SecretFile, text: str, mode: int = 0o600) -> None:
+    """Write a file as a careful operator does: whole, or not at all."""
+    beside = file.path.with_name("beside")
+    beside.write_text(text + "\n")
+    beside.chmod(mode)
+    beside.replace(file.path)
+
+
+def taking(api_key: str, *tokens: str) -> Reply:
+    """Answers 401 to every other key, and each time with the next token to this one."""
+    wanted = base64.b64encode(f"{api_key}:".encode())
+    left = list(tokens)
+
+    async def reply(request: bytes) -> AsyncIterator[bytes]:
+        yield token_reply(left.pop(0) if left else "a.token") if wanted in request else http(401, "{}")
+
+    return reply
+
+
+def told_by(tokens: TokenSupply) -> list[IngestorError]:
+    told: list[IngestorError] = []
+    tokens.failed.append(lambda error, _: told.append(error))
+    return told
+
+
+async def test_a_new_key_in_the_file_of_one_that_was_refused_is_used_at_once_but_for_the_spacing(
+    web_server: Serve, make_supply: Make, key_file: SecretFile
+) -> None:
+    server = await web_server(taking(NEW))
+    tokens = make_supply(server, key_file=key_file, spacing_seconds=0.3)
+    changes: list[str] = []
+    tokens.key.changed.append(lambda: changes.append(tokens.key.value.get_secret_value()))
+    with pytest.raises(TokenRefused):
+        await tokens.get()
+    waiting = asyncio.create_task(tokens.get())
+    await asyncio.sleep(0.1)
+    assert len(server.requests) == 1
+    put(key_file, NEW)
+    async with asyncio.timeout(5):
+        assert (await waiting).value == "a.token"
+    assert server.times[1] - server.times[0] > 0.29
+    assert changes == [NEW]
+    assert redactor.scrub(f"{NEW} {base64.b64encode(f'{NEW}:'.encode()).decode()}") == "*** ***"
+
+
+async def test_a_key_that_was_changed_before_the_old_one_was_refused_is_found_as_well(
+    web_server: Serve, make_supply: Make, key_file: SecretFile
+) -> None:
+    tokens = make_supply(await web_server(taking(NEW)), key_file=key_file)
+    put(key_file, NEW)
+    with pytest.raises(TokenRefused):
+        await tokens.get()
+    async with asyncio.timeout(5):
+        assert (await tokens.get()).value == "a.token"
+
+
+async def test_a_renewal_that_a_refusal_has_put_off_is_made_up_for_while_the_old_token_lasts(
+    web_server: Serve, make_supply: Make, key_file: SecretFile
+) -> None:
+    server = await web_server(token_reply(jwt(1.0)), taking(NEW, "a.new.token"))
+    tokens = make_supply(server, key_file=key_file)
+    first = await tokens.get()
+    await until(lambda: tokens.status().logins.get("refused"))
+    assert tokens.current == first
+    put(key_file, NEW)
+    await until(lambda: tokens.current != first)
+    assert tokens.current is not None
+    assert tokens.current.value == "a.new.token"
+
+
+@pytest.mark.parametrize(
+    ("text", "mode", "kind", "remedy"),
+    [
+        pytest.param(NEW, 0o644, SecretExposed, "others can read or change this file; run: chmod 600 ", id="exposed"),
+        pytest.param("two words", 0o600, ConfigError, "must be one word", id="no key"),
+        pytest.param("", 0o600, ConfigError, "is empty", id="empty"),
+    ],
+)
+async def test_a_file_that_cannot_be_used_is_told_once_with_its_remedy_and_mended_it_is_used(
+    web_server: Serve,
+    make_supply: Make,
+    key_file: SecretFile,
+    text: str,
+    mode: int,
+    kind: type[ConfigError],
+    remedy: str,
+) -> None:
+    tokens = make_supply(await web_server(taking(NEW)), key_file=key_file)
+    told = told_by(tokens)
+    with pytest.raises(TokenRefused):
+        await tokens.get()
+    put(key_file, text, mode)
+    await until(lambda: len(told) > 1)
+    await asyncio.sleep(10 * key.LOOK_SECONDS)
+    assert [type(error) for error in told] == [TokenRefused, kind]
+    assert str(told[1]).startswith(f"{key_file.path}: provider.api_key: {remedy}")
+    assert tokens.status().last_error == str(told[1])
+    assert tokens.key.value == KEY, "the old key stays"
+    if kind is SecretExposed:
+        key_file.path.chmod(0o600)  # which changes neither its text nor when that was written
+    else:
+        put(key_file, NEW)
+    async with asyncio.timeout(5):
+        assert (await tokens.get()).value == "a.token"
+
+
+async def test_a_file_that_has_gone_is_told_and_found_again(
+    web_server: Serve, make_supply: Make, key_file: SecretFile
+) -> None:
+    tokens = make_supply(await web_server(taking(NEW)), key_file=key_file)
+    told = told_by(tokens)
+    with pytest.raises(TokenRefused):
+        await tokens.get()
+    key_file.path.unlink()
+    await until(lambda: "cannot be read" in str(told[-1]))
+    put(key_file, NEW)
+    async with asyncio.timeout(5):
+        assert (await tokens.get()).value == "a.token"
+
+
+async def test_a_new_key_does_not_shorten_a_wait_that_no_refusal_has_earned(
+    web_server: Serve, make_supply: Make, key_file: SecretFile
+) -> None:
+    server = await web_server(http(429, Retry_After="60"))
+    tokens = make_supply(server, key_file=key_file)
+    with pytest.raises(TokenUnavailable):
+        await tokens.get()
+    put(key_file, NEW)
+    assert await tokens.key.reread()
+    waiting = asyncio.create_task(tokens.get())
+    await asyncio.sleep(0.3)
+    assert not waiting.done()
+    assert len(server.requests) == 1
+
+
+async def test_a_refusal_that_was_on_its_way_when_the_key_changed_is_not_held_against_the_new_one(
+    web_server: Serve, make_supply: Make, key_file: SecretFile
+) -> None:
+    late = asyncio.Event()
+
+    async def refuse_late(_: bytes) -> AsyncIterator[bytes]:
+        await late.wait()
+        yield http(403, "{}")
+
+    server = await web_server(refuse_late, taking(NEW))
+    tokens = make_supply(server, key_file=key_file)
+    asking = asyncio.create_task(tokens.get())
+    await until(lambda: server.requests)
+    put(key_file, NEW)
+    assert await tokens.key.reread()
+    late.set()
+    with pytest.raises(TokenRefused):
+        await asking
+    async with asyncio.timeout(5):
+        assert (await tokens.get()).value == "a.token"
+
+
+async def test_reading_the_key_again_tells_whether_it_is_another_and_keeps_the_old_one_if_it_may_not_be_read(
+    web_server: Serve, make_supply: Make, key_file: SecretFile
+) -> None:
+    server = await web_server(token_reply())
+    tokens = make_supply(server, key_file=key_file)
+    assert not await tokens.key.reread()
+    put(key_file, NEW, 0o640)
+    with pytest.raises(SecretExposed, match="chmod 600"):
+        await tokens.key.reread()
+    assert tokens.key.value == KEY
+    key_file.path.chmod(0o600)
+    assert await tokens.key.reread()
+    assert tokens.key.value.get_secret_value() == NEW
+    assert not await make_supply(server).key.reread(), "a key from the environment cannot change"
+
+
+async def test_a_key_that_is_replaced_has_a_file_of_its_own_and_the_old_one_is_looked_at_no_more(
+    web_server: Serve, make_supply: Make, key_file: SecretFile, tmp_path: Path
+) -> None:
+    tokens = make_supply(await web_server(taking(NEW)), key_file=key_file)
+    other = SecretFile(tmp_path / "other")
+    put(other, "wrong-as-well")
+    reading = asyncio.create_task(tokens.key.reread())
+    await asyncio.sleep(0)
+    assert tokens.key.replace(SecretStr("wrong-as-well"), other)
+    assert not await reading
+    with pytest.raises(TokenRefused):
+        await tokens.get()
+    await asyncio.sleep(5 * key.LOOK_SECONDS)
+    assert tokens.key.value.get_secret_value() == "wrong-as-well"
+    put(other, NEW)
+    async with asyncio.timeout(5):
+        assert (await tokens.get()).value == "a.token"
+
+
+async def test_nobody_looks_at_the_file_any_more_once_a_login_worked_or_the_supply_is_closed(
+    web_server: Serve, make_supply: Make, key_file: SecretFile
+) -> None:
+    tokens = make_supply(await web_server(taking(NEW)), key_file=key_file)
+    looks = lambda: [task for task in asyncio.all_tasks() if task.get_name() == "key file"]  # noqa: E731
+    with pytest.raises(TokenRefused):
+        await tokens.get()
+    assert looks()
+    put(key_file, NEW)
+    await tokens.get()
+    await until(lambda: not looks())
+    os.truncate(key_file.path, 0)
+    put(key_file, "refused-once-more")
+    assert await tokens.key.reread()
+    with pytest.raises(TokenRefused):
+        await tokens.get(fresh=True)
+    assert looks()
+    await tokens.close()
+    await until(lambda: not looks())

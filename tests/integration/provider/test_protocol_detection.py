@@ -1,0 +1,118 @@
+"""One request tells the generation."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import pytest
+
+from ingestor.errors import ConnectionFailed, ConnectionRefused, DialectUnsupported
+from ingestor.provider.socket import protocol as dialect
+from ingestor.provider.socket.protocol import Dialect, Dialects, probe
+from tests.support.reference_clients import login
+
+from .conftest import TOKEN
+from .raw_engineio_server import RawServer
+from .raw_http_server import WebServer, http
+
+Serve = Callable[..., Awaitable[WebServer]]
+RawServe = Callable[..., Awaitable[RawServer]]
+GREETING = '0{"sid":"a"}'
+
+
+async def test_the_token_goes_along_quoted(web_server: Serve) -> None:
+    server = await web_server(http(200, GREETING))
+    assert await probe(server.url, "a+b/c", None) is Dialect.SOCKET_IO_4
+    assert server.requests[0].startswith(b"GET /socket.io/?EIO=4&transport=polling&token=a%2Bb/c HTTP/1.1")
+
+
+async def test_a_token_of_nine_kilobytes_goes_along(web_server: Serve) -> None:
+    server = await web_server(http(200, GREETING))
+    await probe(server.url, "x" * 9311, None)
+    assert b"token=" + b"x" * 9311 in server.requests[0]
+
+
+async def test_a_redirect_is_not_followed(web_server: Serve) -> None:
+    elsewhere = await web_server(http(200, GREETING))
+    server = await web_server(http(302, Location=elsewhere.url))
+    with pytest.raises(ConnectionFailed, match="redirect"):
+        await probe(server.url, TOKEN, None)
+    assert elsewhere.requests == []
+
+
+async def test_no_more_is_read_than_is_needed(web_server: Serve) -> None:
+    async def endless(_: bytes) -> AsyncIterator[bytes]:
+        yield b"HTTP/1.1 200 X\r\n\r\n" + GREETING.encode()
+        while True:
+            yield b"x" * 4096
+
+    server = await web_server(endless)
+    async with asyncio.timeout(5):
+        assert await probe(server.url, TOKEN, None) is Dialect.SOCKET_IO_4
+
+
+async def test_a_server_that_does_not_answer_is_given_up(web_server: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def nothing(_: bytes) -> AsyncIterator[bytes]:
+        await asyncio.sleep(3600)
+        yield b""
+
+    monkeypatch.setattr(dialect, "PROBE_SECONDS", 0.2)
+    server = await web_server(nothing)
+    with pytest.raises(ConnectionFailed, match=r"within 0\.2 s"):
+        await probe(server.url, TOKEN, None)
+
+
+@pytest.mark.parametrize("reply", [b"", b"nonsense\r\n\r\n", b"HTTP/1.1 200 X\r\nContent-Length: 9\r\n\r\n0"])
+async def test_an_answer_that_is_no_http_is_a_failure_without_the_token(web_server: Serve, reply: bytes) -> None:
+    server = await web_server(reply)
+    with pytest.raises(ConnectionFailed) as caught:
+        await probe(server.url, TOKEN, None)
+    assert TOKEN not in str(caught.value)
+    assert caught.value.__cause__ is None
+    assert caught.value.__suppress_context__
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1:9"])
+async def test_a_server_that_is_not_there_is_a_failure_in_words(url: str) -> None:
+    with pytest.raises(ConnectionFailed, match="connection refused"):
+        await probe(url, TOKEN, None)
+
+
+@pytest.mark.parametrize(
+    ("reply", "error"),
+    [(http(403, "Forbidden"), ConnectionRefused), (http(200, "Welcome to socket.io."), DialectUnsupported)],
+)
+async def test_a_refusal_and_an_unknown_generation_are_told_apart(
+    web_server: Serve, reply: bytes, error: type[ConnectionFailed]
+) -> None:
+    server = await web_server(reply)
+    with pytest.raises(error):
+        await probe(server.url, TOKEN, None)
+
+
+async def test_one_server_is_asked_once_however_many_connections_wait(raw_server: RawServe) -> None:
+    server = await raw_server(generation="3")
+    dialects = Dialects(server.url, "auto", None)
+    answers = await asyncio.gather(*(dialects.of(TOKEN) for _ in range(5)))
+    assert set(answers) == {Dialect.SOCKET_IO_2}
+    assert server.probes == 1
+    dialects.forget()
+    await dialects.of(TOKEN)
+    assert server.probes == 2
+
+
+@pytest.mark.parametrize(("protocol", "chosen"), [("3", Dialect.SOCKET_IO_2), ("4", Dialect.SOCKET_IO_4)])
+async def test_what_the_config_says_is_not_asked_about(protocol: Any, chosen: Dialect) -> None:
+    dialects = Dialects("http://127.0.0.1:9", protocol, None)
+    dialects.forget()
+    assert await dialects.of(TOKEN) is chosen
+
+
+@pytest.mark.node
+@pytest.mark.parametrize("generation", ["1.0", "2.0", "2"])
+async def test_the_probe_leaves_nobody_behind(generation: str, socketio_peer: Callable[..., Any]) -> None:
+    peer = await socketio_peer(generation)  # whose pings would run out after three quarters of a minute
+    await probe(peer.url, (await login(peer.url, peer.api_key)), None)
+    await peer.until(lambda: peer.count("connected") == peer.count("disconnected") == 1)

@@ -1,0 +1,658 @@
+"""What the supervisor makes of every fault, against the simulator: states, reconnects, renewals, and no frame lost."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+
+from ingestor.config.model import Subscription
+from ingestor.core.backoff import Backoff
+from ingestor.core.clock import tick
+from ingestor.errors import SpoolFailed
+from ingestor.provider.socket import client, connection
+from ingestor.provider.subscriptions import connection_group, state_tracker
+from ingestor.simulator import Simulator
+from ingestor.simulator.rest_api import Fault
+
+from .raw_engineio_server import Memory, Visitor
+from .raw_http_server import token_reply
+from .running_supervisor import AAPL, BUZZ, CROWD, TSLA, Run, run_simulated
+
+pytestmark = pytest.mark.usefixtures("quick")
+
+
+# --- the ordinary day ---
+
+
+async def test_every_subscription_goes_from_pending_to_live_to_stopped(run: Run, simulator: Simulator) -> None:
+    running = await run_simulated(run, simulator, AAPL, TSLA, BUZZ)
+    await running.supervisor.stop()
+    for one in (AAPL, TSLA, BUZZ):
+        assert running.states(one) == ["pending", "live", "stopped"]
+    assert simulator.logins == 1
+    assert simulator.handshakes == 2
+
+
+async def test_acknowledgements_that_come_together_make_one_fact_and_none_claims_to_be_live_too_early(
+    run: Run, simulator: Simulator, memory: Memory
+) -> None:
+    await run_simulated(run, simulator, AAPL, TSLA)
+    (fact,) = memory.facts("subscribed")
+    (connected,) = memory.facts("connected")
+    assert set(fact.subscriptions) == {AAPL.key, TSLA.key}
+    assert fact.since_us is not None
+    assert connected.at_us < fact.since_us <= fact.at_us
+
+
+async def test_a_stop_counts_from_the_last_byte_heard(run: Run, simulator: Simulator, memory: Memory) -> None:
+    running = await run_simulated(run, simulator, AAPL)
+    await memory.until(lambda: len(memory.frames) > 5)
+    await running.supervisor.stop()
+    (stopped,) = memory.facts("stopped")
+    assert stopped.since_us == memory.frames[-1].received_us
+
+
+async def test_frames_carry_the_path_and_params_of_their_connection(
+    run: Run, simulator: Simulator, memory: Memory
+) -> None:
+    special = Subscription(CROWD, "get", {"ticker": "AAPL", "period": "30"})
+    await run_simulated(run, simulator, AAPL, special, BUZZ)
+    await memory.until(lambda: len({(frame.path, frame.params) for frame in memory.frames}) == 3)
+    assert {(frame.path, frame.params) for frame in memory.frames} == {
+        (CROWD, "{}"),
+        (CROWD, '{"period":"30"}'),
+        (BUZZ.path, "{}"),
+    }
+
+
+async def test_the_status_says_who_is_connected_and_who_is_live(run: Run, simulator: Simulator, memory: Memory) -> None:
+    running = await run_simulated(run, simulator, AAPL, BUZZ)
+    await memory.until(lambda: len(memory.frames) > 3)
+    status = running.supervisor.status()
+    assert [one.path for one in status.groups] == [CROWD, BUZZ.path]
+    for one in status.groups:
+        assert one.connected
+        assert len(one.connection_id) == 12
+        assert (one.dialect, one.last_error, dict(one.reconnects)) == ("4", "", {})
+    assert sum(one.frames for one in status.groups) == len(memory.frames)
+    assert max(one.last_frame_us or 0 for one in status.groups) == memory.frames[-1].received_us
+    assert {key: standing.state for key, standing in status.subscriptions.items()} == {
+        AAPL.key: "live",
+        BUZZ.key: "live",
+    }
+    await running.supervisor.stop()
+    after = running.supervisor.status()
+    assert sum(one.frames for one in after.groups) == len(memory.frames)
+    assert not any(one.connected for one in after.groups)
+
+
+# --- connections that end ---
+
+
+@pytest.mark.parametrize(
+    ("end", "cause"),
+    [
+        pytest.param(lambda simulator: simulator.kick(), "kicked", id="41"),
+        pytest.param(lambda simulator: simulator.close_transport(), "closed", id="1"),
+        pytest.param(lambda simulator: simulator.close_transport("reset"), "lost", id="RST"),
+    ],
+)
+async def test_after_every_end_all_are_subscribed_again_and_the_gap_is_known(
+    run: Run,
+    simulator: Simulator,
+    memory: Memory,
+    end: Callable[[Simulator], Awaitable[None]],
+    cause: str,
+) -> None:
+    running = await run_simulated(run, simulator, AAPL, TSLA)
+    await memory.until(lambda: memory.frames)
+    await end(simulator)
+    await memory.until(lambda: memory.facts("disconnected"))
+    await running.until("live", AAPL, TSLA)
+    (lost,) = memory.facts("disconnected")
+    first_id = memory.facts("connected")[0].detail["connection"]
+    last = max(frame.received_us for frame in memory.frames if frame.connection_id == first_id)
+    assert lost.detail["cause"] == cause
+    assert lost.since_us is not None
+    assert last <= lost.since_us <= lost.at_us
+    assert running.states(AAPL) == ["pending", "live", "disconnected", "pending", "live"]
+    assert dict(running.supervisor.status().groups[0].reconnects) == {cause: 1}
+
+
+OPEN = '0{"sid":"x","upgrades":[],"pingInterval":25000,"pingTimeout":20000}'
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        pytest.param(lambda visitor: visitor.say(OPEN, '40{"sid":"x"}', "41"), id="a kick during connect"),
+        pytest.param(lambda visitor: visitor.say('42["res",[]]', OPEN, '40{"sid":"x"}'), id="a frame before OPEN"),
+        pytest.param(lambda visitor: visitor.say(), id="no OPEN at all"),
+        pytest.param(lambda visitor: visitor.say(OPEN), id="no CONNECT"),
+        pytest.param(lambda visitor: visitor.say(OPEN, '40{"sid":"x"}', "1"), id="goodbye in the same breath"),
+        pytest.param(lambda visitor: visitor.leave(), id="a closed websocket"),
+        pytest.param(lambda visitor: asyncio.sleep(0, visitor.cut()), id="a cut connection"),
+    ],
+)
+async def test_whatever_a_connection_begins_with_is_followed_by_another(
+    run: Run,
+    raw_server: Any,
+    memory: Memory,
+    monkeypatch: pytest.MonkeyPatch,
+    fault: Callable[[Visitor], Awaitable[None]],
+) -> None:
+    async def talk(visitor: Visitor) -> None:
+        if len(server.visitors) == 1:
+            await fault(visitor)
+        else:
+            await server.greet(visitor)
+            await visitor.acknowledge()
+
+    monkeypatch.setattr(connection, "OPEN_SECONDS", 0.3)
+    server = await raw_server(talk, greets=False)
+    running = await run(server.url, "key", [AAPL], protocol="4")
+    await running.until("live", AAPL)
+    assert len(server.visitors) == 2
+    assert memory.facts("connect_failed", "disconnected")
+
+
+async def test_a_server_that_restarts_is_found_again(run: Run, simulator: Simulator, memory: Memory) -> None:
+    running = await run_simulated(run, simulator, AAPL)
+    await simulator.stop()
+    await memory.until(lambda: len(memory.facts("connect_failed")) >= 2)
+    assert all("connection refused" in fact.detail["reason"] for fact in memory.facts("connect_failed")[1:])
+    await simulator.start()
+    await running.until("live", AAPL)
+    states = running.states(AAPL)
+    assert states == ["pending", "live", "disconnected", "pending", "live"], "a failed try changes no state"
+
+
+async def test_a_server_that_was_well_is_tried_often_until_it_is_away_for_too_long(
+    run: Run, simulator: Simulator, memory: Memory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connection_group, "HEALTHY_SECONDS", 0.0)
+    monkeypatch.setattr(connection_group, "RESTARTING", Backoff(first_seconds=0.01, cap_seconds=0.01))
+    used: list[Backoff] = []
+    monkeypatch.setattr(Backoff, "full_jitter", lambda self, *_: used.append(self) or 0.01)  # type: ignore[func-returns-value]
+    await run_simulated(run, simulator, AAPL)
+    await simulator.stop()
+    await memory.until(lambda: len(memory.facts("connect_failed")) >= 3)
+    assert used[1:3] == [connection_group.RESTARTING, connection_group.RESTARTING]
+    monkeypatch.setattr(connection_group, "RESTART_SECONDS", 0.0)
+    await memory.until(lambda: used[-1] == connection_group.RECONNECT)
+    await simulator.start()
+
+
+async def test_a_server_that_kicks_at_once_is_left_alone_for_longer_each_time(
+    run: Run, raw_server: Any, memory: Memory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connection_group, "RECONNECT", Backoff(first_seconds=0.01, cap_seconds=60))
+    failures: list[int] = []
+    monkeypatch.setattr(Backoff, "full_jitter", lambda self, count, _: failures.append(count) or 0.0)  # type: ignore[func-returns-value]
+
+    async def talk(visitor: Visitor) -> None:
+        await visitor.acknowledge()
+        await visitor.say("41")
+
+    server = await raw_server(talk)
+    await run(server.url, "key", [AAPL], protocol="4")
+    await memory.until(lambda: len(memory.facts("disconnected", "connect_failed")) >= 4)
+    assert failures[:3] == [1, 2, 3]
+
+
+async def test_a_half_open_connection_is_noticed_and_its_gap_begins_with_the_last_byte(
+    run: Run, make_simulator: Any, memory: Memory, tcp_proxy: Any
+) -> None:
+    simulator = await make_simulator(ping_interval_seconds=1, ping_timeout_seconds=1)
+    proxy = await tcp_proxy(simulator.url)
+    running = await run(proxy.url, simulator.api_key, [AAPL])
+    await running.until("live", AAPL)
+    proxy.half_open = True
+    await memory.until(lambda: memory.facts("disconnected"))
+    (lost,) = memory.facts("disconnected")
+    assert lost.detail["cause"] == "mute"
+    assert lost.since_us is not None
+    assert lost.at_us - lost.since_us > 1_900_000
+    assert lost.since_us >= memory.frames[-1].received_us
+    proxy.half_open = False
+    proxy.cut()
+    await running.until("live", AAPL)
+
+
+async def test_a_connection_on_which_nothing_followed_the_acknowledgement_was_live_for_no_time(
+    run: Run, raw_server: Any, memory: Memory
+) -> None:
+    settings = {"ping_interval_seconds": 0.3, "ping_timeout_seconds": 0.2}
+    server = await raw_server(lambda visitor: visitor.acknowledge(), **settings)
+    await run(server.url, "key", [AAPL], protocol="4")
+    await memory.until(lambda: memory.facts("disconnected"))
+    (subscribed,), (lost, *_) = memory.facts("subscribed"), memory.facts("disconnected")
+    assert subscribed.since_us is not None
+    assert lost.since_us is not None
+    assert lost.since_us <= subscribed.since_us
+
+
+# --- times that nobody can vouch for ---
+
+
+async def test_after_an_interruption_what_is_heard_again_is_live_from_its_end_on(
+    run: Run, simulator: Simulator, memory: Memory
+) -> None:
+    running = await run_simulated(run, simulator, AAPL, TSLA, BUZZ)
+    before = tick()
+    await memory.until(lambda: len(memory.frames) > 5)
+    running.supervisor.interrupt("stood_still", {"reason": "slept"}, before.wall_us)
+    ended = tick()
+    await running.until("live", AAPL, TSLA, BUZZ)
+    (slept,) = memory.facts("stood_still")
+    assert (slept.state, slept.since_us, set(slept.subscriptions)) == (
+        "silent",
+        before.wall_us,
+        {AAPL.key, TSLA.key, BUZZ.key},
+    )
+    for again in memory.facts("heard_again"):
+        assert again.since_us == pytest.approx(ended.wall_us, abs=20_000)
+        assert again.since_us <= again.at_us
+    assert running.states(TSLA) == ["pending", "live", "silent", "live"]
+    assert len(memory.facts("connected")) == 2
+
+
+async def test_a_connection_that_did_not_survive_an_interruption_is_not_live_after_it(
+    run: Run, make_simulator: Any, memory: Memory, tcp_proxy: Any
+) -> None:
+    simulator = await make_simulator(ping_interval_seconds=0.5, ping_timeout_seconds=0.5)
+    proxy = await tcp_proxy(simulator.url)
+    running = await run(proxy.url, simulator.api_key, [AAPL])
+    await running.until("live", AAPL)
+    proxy.half_open = True
+    await asyncio.sleep(0.05)
+    running.supervisor.interrupt("stood_still", {"reason": "slept"}, memory.frames[-1].received_us)
+    running.supervisor.interrupt("clock_stepped", {"reason": "set"}, memory.frames[-1].received_us)
+    await running.until("disconnected", AAPL)
+    assert running.states(AAPL) == ["pending", "live", "silent", "disconnected"]
+    proxy.half_open = False
+    proxy.cut()
+    await running.until("live", AAPL)
+    assert memory.facts("heard_again") == []
+
+
+async def test_after_two_interruptions_in_a_row_the_later_one_counts(run: Run, raw_server: Any, memory: Memory) -> None:
+    server = await raw_server(lambda visitor: visitor.acknowledge())
+    running = await run(server.url, "key", [AAPL], protocol="4")
+    await running.until("live", AAPL)
+    running.supervisor.interrupt("stood_still", {"reason": "slept"}, tick().wall_us)
+    await asyncio.sleep(0.01)
+    later = tick()
+    running.supervisor.interrupt("stood_still", {"reason": "slept"}, tick().wall_us)
+    await (await server.visitor()).say("2")
+    await running.until("live", AAPL)
+    (again,) = memory.facts("heard_again")
+    assert again.since_us is not None
+    assert again.since_us >= later.wall_us
+
+
+async def test_a_connection_that_takes_over_during_an_interruptions_doubt_is_live_at_once(
+    run: Run, raw_server: Any, memory: Memory
+) -> None:
+    server = await raw_server(lambda visitor: visitor.acknowledge())
+    running = await run(server.url, "key", [AAPL], protocol="4")
+    await running.until("live", AAPL)
+    running.supervisor.interrupt("stood_still", {"reason": "slept"}, tick().wall_us)
+    await running.tokens.get(fresh=True)
+    await running.until("live", AAPL)
+    assert running.states(AAPL) == ["pending", "live", "silent", "live"]
+    assert len(memory.facts("connected")) == 2
+    assert memory.facts("heard_again") == []
+
+
+# --- many subscriptions ---
+
+
+async def test_five_thousand_are_acknowledged_within_ten_seconds_and_make_one_fact(
+    run: Run, raw_server: Any, memory: Memory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def confirm_all(visitor: Visitor) -> None:
+        done = 0
+        while not visitor.gone.is_set():
+            new, done = visitor.heard[done:], len(visitor.heard)
+            await visitor.say(*[f"43{text[2:].partition('[')[0]}[null]" for text in new if text.startswith("42")])
+            await asyncio.sleep(0.001)
+
+    monkeypatch.setattr(connection, "ACK_SECONDS", 10)
+    many = [Subscription(CROWD, "get", {"ticker": f"T{number}"}) for number in range(5000)]
+    server = await raw_server(confirm_all)
+    running = await run(server.url, "key", many, protocol="4")
+    await memory.until(lambda: sum(len(fact.subscriptions) for fact in memory.facts("subscribed")) == 5000)
+    (connected,), subscribed = memory.facts("connected"), memory.facts("subscribed")
+    seconds = ((subscribed[-1].since_us or 0) - connected.at_us) / 1e6
+    print(f"acknowledged in {seconds:.1f} s, {len(subscribed)} facts")
+    assert seconds < 10
+    assert [fact.kind for fact in memory.facts()] == ["pending", "token_renewed", "connected", "subscribed"]
+    assert {one.state for one in running.supervisor.status().subscriptions.values()} == {"live"}
+    (visitor,) = server.visitors
+    assert len(visitor.asked("subscribe")) == 5000
+
+
+# --- subscriptions that are not confirmed ---
+
+
+async def test_a_refused_subscription_is_asked_for_again_on_the_same_connection(
+    run: Run, simulator: Simulator, memory: Memory
+) -> None:
+    simulator.refuse("TSLA", "not yours")
+    running = await run(simulator.url, simulator.api_key, [AAPL, TSLA])
+    await running.until("live", AAPL)
+    await running.until("refused", TSLA)
+    (refused,) = memory.facts("refused")
+    assert "not yours" in refused.detail["reason"]
+    simulator.allow("TSLA")
+    await running.until("live", TSLA)
+    assert len(memory.facts("connected")) == 1
+    assert running.states(AAPL) == ["pending", "live"]
+    assert running.states(TSLA) == ["pending", "refused", "live"]
+
+
+async def test_a_subscription_that_is_never_answered_is_refused_and_asked_for_again(
+    run: Run, simulator: Simulator, memory: Memory
+) -> None:
+    simulator.unanswered.add("TSLA")
+    running = await run(simulator.url, simulator.api_key, [AAPL, TSLA])
+    await running.until("refused", TSLA)
+    standing = running.supervisor.status().subscriptions[TSLA.key]
+    assert (standing.state, standing.reason) == ("refused", "not acknowledged within 0.3 s")
+    simulator.unanswered.clear()
+    await running.until("live", TSLA)
+    assert len(memory.facts("connected")) == 1
+    assert running.states(AAPL) == ["pending", "live"]
+    assert running.states(TSLA) == ["pending", "refused", "live"]
+
+
+async def test_an_answer_that_comes_late_ends_the_refusal_whatever_the_second_asking_is_answered(
+    run: Run, raw_server: Any, memory: Memory
+) -> None:
+    server = await raw_server()
+    running = await run(server.url, "key", [AAPL], protocol="4")
+    await running.until("refused", AAPL)
+    visitor = await server.visitor()
+    await visitor.until(lambda: len(visitor.asked("subscribe")) == 2)
+    (first, _), (second, _) = visitor.asked("subscribe")
+    await visitor.say(f"43{first}[null]", f'43{second}["subscribed already"]')
+    await running.until("live", AAPL)
+    await asyncio.sleep(3 * state_tracker.FLUSH_SECONDS)
+    assert running.states(AAPL) == ["pending", "refused", "live"]
+
+
+async def test_errors_that_the_provider_reports_are_quoted_once_and_counted_always(
+    run: Run, simulator: Simulator, memory: Memory
+) -> None:
+    running = await run_simulated(run, simulator, AAPL)
+    for _ in range(3):
+        await simulator.send_event("err", {"type": "api_error", "message": "overloaded"})
+    await simulator.send_event("error", {"message": "other"})
+    await memory.until(lambda: dict(running.supervisor.status().complaints) == {"err": 3, "error": 1}, seconds=5)
+    assert [fact.detail["text"] for fact in memory.facts("provider_error")] == ["api_error: overloaded", "other"]
+    assert running.in_state("live", AAPL)
+    await running.supervisor.stop()
+    assert [fact.detail.get("suppressed") for fact in memory.facts("provider_error")] == [None, None, 1]
+
+
+async def test_a_flood_of_different_errors_makes_few_facts_that_tell_of_all(
+    run: Run, raw_server: Any, memory: Memory
+) -> None:
+    async def talk(visitor: Visitor) -> None:
+        await visitor.acknowledge()
+        await visitor.say(*[f'42["err",{{"message":"no. {n}"}}]' for n in range(3000)], '42["res",[]]')
+
+    server = await raw_server(talk)
+    running = await run(server.url, "key", [AAPL], protocol="4")
+    await memory.until(lambda: memory.frames)
+    assert dict(running.supervisor.status().complaints) == {"err": 3000}
+    await running.supervisor.stop()
+    facts = memory.facts("provider_error")
+    assert [fact.detail["text"] for fact in facts] == [*(f"no. {n}" for n in range(10)), "no. 2999"]
+    assert sum(1 + fact.detail.get("suppressed", 0) for fact in facts) == 3000
+
+
+# --- tokens ---
+
+
+async def test_a_token_that_is_refused_is_replaced_by_one_fresh_one(
+    run: Run, simulator: Simulator, memory: Memory
+) -> None:
+    running = await run_simulated(run, simulator, AAPL)
+    simulator.refusal = "token revoked"
+    await simulator.kick()
+    await memory.until(lambda: memory.facts("connect_failed"))
+    simulator.refusal = None
+    await running.until("live", AAPL)
+    assert "token revoked" in memory.facts("connect_failed")[0].detail["reason"]
+    assert simulator.logins >= 2
+
+
+async def test_paths_that_the_token_does_not_cover_are_warned_of_and_asked_for(
+    run: Run, web_server: Any, memory: Memory
+) -> None:
+    claims = base64.urlsafe_b64encode(json.dumps({"endpoint_paths": [CROWD]}).encode()).decode().rstrip("=")
+    server = await web_server(token_reply(f"head.{claims}.tail"))
+    await run(server.url, "key", [AAPL, BUZZ])
+    await memory.until(lambda: memory.facts("not_entitled"))
+    assert memory.facts("not_entitled")[0].detail["paths"] == [BUZZ.path]
+
+
+async def test_without_a_token_the_subscriptions_say_so(run: Run, simulator: Simulator, memory: Memory) -> None:
+    simulator.login_fault = Fault(status=503)
+    running = await run(simulator.url, simulator.api_key, [AAPL, BUZZ])
+    await running.until("token_failed", AAPL, BUZZ)
+    first = memory.facts("token_failed")[0]
+    assert set(first.subscriptions) == {AAPL.key, BUZZ.key}
+    assert "503" in first.detail["reason"]
+    await memory.until(lambda: len(memory.facts("token_failed")) >= 3)
+    assert running.states(AAPL) == ["pending", "token_failed"], "the same failure again is a fact, but no new state"
+    simulator.login_fault = None
+    await running.until("live", AAPL, BUZZ)
+
+
+async def test_a_renewal_by_overlap_has_no_gap_and_loses_no_frame(
+    run: Run, make_simulator: Any, memory: Memory
+) -> None:
+    simulator = await make_simulator(token_lifetime_seconds=2, kick_expired=True)
+    running = await run_simulated(run, simulator, AAPL, TSLA)
+    await memory.until(lambda: len(memory.facts("connected")) >= 4)
+    await running.supervisor.stop()
+    assert running.states(AAPL) == ["pending", "live", "stopped"]
+    assert memory.facts("disconnected", "connect_failed") == []
+    received = [json.dumps(json.loads(text[2:])) for text in memory.texts]
+    sent = [json.dumps([emission.event, emission.rows]) for emission in simulator.emitted]
+    until_stopped = sent[: len(sent) - sent[::-1].index(received[-1])]
+    assert set(until_stopped) - set(received) == set()
+
+
+async def test_a_renewal_by_reconnect_closes_first_and_says_so(run: Run, make_simulator: Any, memory: Memory) -> None:
+    simulator = await make_simulator(token_lifetime_seconds=2)
+    running = await run_simulated(run, simulator, AAPL, renewal="reconnect")
+    await memory.until(lambda: len(memory.facts("connected")) >= 2)
+    await running.until("live", AAPL)
+    assert memory.facts("disconnected")[0].detail["cause"] == "renewed"
+    assert running.states(AAPL) == ["pending", "live", "disconnected", "pending", "live"]
+
+
+@pytest.mark.parametrize(
+    ("fault", "told"),
+    [
+        pytest.param({"login_fault": Fault(status=503)}, "token_failed", id="no new token"),
+        pytest.param({"refusal": "no more connections"}, "connect_failed", id="no second connection"),
+    ],
+)
+async def test_a_renewal_that_fails_leaves_the_old_connection_in_place(
+    run: Run, make_simulator: Any, memory: Memory, fault: dict[str, Any], told: str
+) -> None:
+    simulator = await make_simulator(token_lifetime_seconds=2)
+    running = await run_simulated(run, simulator, AAPL)
+    for name, value in fault.items():
+        setattr(simulator, name, value)
+    await memory.until(lambda: memory.facts(told))
+    assert memory.facts(told)[0].state is None
+    seen = len(memory.frames)
+    await memory.until(lambda: len(memory.frames) > seen + 5)
+    assert running.in_state("live", AAPL)
+    simulator.login_fault = simulator.refusal = None
+    await memory.until(lambda: len(memory.facts("connected")) >= 2)
+    assert running.states(AAPL) == ["pending", "live"]
+
+
+async def test_an_end_while_the_successor_is_on_its_way_is_told_at_once(
+    run: Run, raw_server: Any, memory: Memory
+) -> None:
+    server = await raw_server(lambda visitor: visitor.acknowledge())
+    running = await run(server.url, "key", [AAPL], protocol="4", token={"lifetime": "2s", "renew_before": "1s"})
+    await running.until("live", AAPL)
+    server.greets = False
+    second = await server.visitor(2)
+    server.visitors[0].cut()
+    await running.until("disconnected", AAPL)
+    await server.greet(second)
+    await running.until("live", AAPL)
+    assert running.states(AAPL) == ["pending", "live", "disconnected", "live"]
+
+
+async def test_what_the_successor_was_not_confirmed_was_live_until_its_predecessor_was_last_heard(
+    run: Run, make_simulator: Any, memory: Memory
+) -> None:
+    simulator = await make_simulator(token_lifetime_seconds=2)
+    running = await run_simulated(run, simulator, AAPL, TSLA)
+    simulator.unanswered.add("TSLA")
+    await running.until("refused", TSLA)
+    first_id = memory.facts("connected")[0].detail["connection"]
+    (refused,) = memory.facts("refused")
+    assert refused.since_us == max(
+        frame.received_us for frame in memory.frames if frame.connection_id == first_id and "TSLA" in frame.text
+    )
+    simulator.unanswered.clear()
+    await running.until("live", TSLA)
+    assert running.states(AAPL) == ["pending", "live"]
+
+
+async def test_a_provider_that_ends_the_older_connection_is_noticed_with_what_to_do(
+    run: Run, raw_server: Any, memory: Memory
+) -> None:
+    async def talk(visitor: Visitor) -> None:
+        for earlier in server.visitors[:-1]:
+            if not earlier.gone.is_set():
+                await earlier.say("41")
+        await visitor.acknowledge()
+
+    server = await raw_server(talk)
+    running = await run(server.url, "key", [AAPL], protocol="4")
+    for count in range(1, 4):
+        await memory.until(lambda count=count: running.states(AAPL).count("live") == count)
+        assert len(memory.facts("evicted")) == (count == 3)
+        await running.tokens.get(fresh=True)
+    await memory.until(lambda: running.states(AAPL).count("live") == 4)
+    (evicted,) = memory.facts("evicted")
+    assert "set provider.renewal: reconnect" in evicted.detail["reason"]
+
+
+async def test_the_old_connection_goes_on_until_the_new_one_has_data_or_has_had_time_for_it(
+    run: Run, raw_server: Any, memory: Memory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connection_group, "GRACE_SECONDS", 0.5)
+    server = await raw_server(lambda visitor: visitor.acknowledge())
+    running = await run(server.url, "key", [AAPL], protocol="4")
+    await running.until("live", AAPL)
+    for number, speaks in ((2, True), (3, False)):
+        await running.tokens.get(fresh=True)
+        old, new = server.visitors[number - 2], await server.visitor(number)
+        await new.until(lambda new=new: new.asked("subscribe"))
+        started = asyncio.get_running_loop().time()
+        await asyncio.sleep(0.25)
+        assert not old.gone.is_set()
+        await old.say('42["res",[]]')
+        if speaks:
+            await new.say('42["res",[]]')
+        await old.gone.wait()
+        assert (asyncio.get_running_loop().time() - started < 0.45) is speaks
+    assert len(memory.frames) == 3
+    assert running.states(AAPL) == ["pending", "live"]
+
+
+# --- a full spool ---
+
+
+async def test_a_full_spool_closes_every_connection_until_there_is_room(
+    run: Run, simulator: Simulator, memory: Memory
+) -> None:
+    running = await run_simulated(run, simulator, AAPL, BUZZ)
+    await running.supervisor.hang_up("the spool is full")
+    await running.until("spool_full", AAPL, BUZZ)
+    seen = len(memory.frames)
+    await asyncio.sleep(0.4)
+    assert len(memory.frames) == seen
+    assert simulator.connections == []
+    running.supervisor.resume()
+    await running.until("live", AAPL, BUZZ)
+    assert running.states(AAPL) == ["pending", "live", "spool_full", "pending", "live"]
+    assert {fact.detail["cause"] for fact in memory.facts("disconnected")} == {"spool_full"}
+
+
+async def test_a_full_spool_does_not_end_a_group_that_is_still_asking(
+    run: Run, simulator: Simulator, memory: Memory
+) -> None:
+    simulator.refuse("TSLA", "not yours")
+    running = await run(simulator.url, simulator.api_key, [AAPL, TSLA])
+    await running.until("refused", TSLA)
+    await running.supervisor.hang_up("the spool is full")
+    running.supervisor.resume()
+    await memory.until(lambda: running.states(AAPL).count("live") == 2)
+
+
+async def test_a_connection_that_was_on_its_way_when_the_spool_filled_is_not_used(
+    run: Run, raw_server: Any, memory: Memory
+) -> None:
+    server = await raw_server(lambda visitor: visitor.acknowledge(), greets=False)
+    running = await run(server.url, "key", [AAPL], protocol="4")
+    visitor = await server.visitor()
+    await running.supervisor.hang_up("the spool is full")
+    await server.greet(visitor)
+    async with asyncio.timeout(5):
+        await visitor.gone.wait()
+    assert visitor.asked("subscribe") == []
+    assert running.states(AAPL) == ["pending", "spool_full"]
+    server.greets = True
+    running.supervisor.resume()
+    await running.until("live", AAPL)
+
+
+# --- the end, and the unknown ---
+
+
+async def test_a_spool_that_fails_ends_the_supervisor_with_its_error(
+    run: Run, simulator: Simulator, memory: Memory
+) -> None:
+    running = await run_simulated(run, simulator, AAPL, BUZZ)
+    memory.fault = SpoolFailed("disk gone")
+    with pytest.raises(SpoolFailed):
+        async with asyncio.timeout(5):
+            await running.task
+
+
+async def test_stopping_while_connecting_is_quick_and_leaves_nothing(run: Run, raw_server: Any, memory: Memory) -> None:
+    server = await raw_server(greets=False)
+    running = await run(server.url, "key", [AAPL], protocol="4")
+    await server.visitor()
+    async with asyncio.timeout(2):
+        await running.supervisor.stop()
+    assert running.states(AAPL) == ["pending", "stopped"]
+
+
+async def test_an_untested_release_of_the_library_is_told(
+    run: Run, simulator: Simulator, memory: Memory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(client, "TESTED_SOCKETIO", ("0.0.",))
+    await run_simulated(run, simulator, AAPL)
+    assert memory.facts("plain_client")
+    await memory.until(lambda: len(memory.frames) > 5)

@@ -1,0 +1,104 @@
+"""A token that is refused at the door, in every way in which a server can say so."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from itertools import pairwise
+from typing import Literal
+
+import pytest
+from aiohttp import web
+
+from ingestor.config.model import Subscription
+from ingestor.core.backoff import Backoff
+from ingestor.provider.auth import token_source
+from ingestor.provider.subscriptions import connection_group
+
+from .raw_engineio_server import Memory, RawServer, Visitor
+from .running_supervisor import Run
+
+Door = Literal["probe", "websocket", "packet"]
+PATHS = ("crowd-sentiment", "tweet-buzz", "tweet-volume")
+SUBSCRIPTIONS = [Subscription(f"/real-time/{path}", "get", {"ticker": "AAPL"}) for path in PATHS]
+
+
+class Choosy(RawServer):
+    """Gives tokens token-1, token-2, …, and refuses the first so many of them."""
+
+    def __init__(self, refusals: int, door: Door, answer: int | str, generation: str) -> None:
+        super().__init__(Visitor.acknowledge, generation=generation)
+        self.refusals = refusals
+        self.logins_at: list[float] = []
+        self.shown: list[str] = []  # the tokens at the door, in order
+        self._door = door
+        self._answer = answer
+
+    async def _login(self, _: web.Request) -> web.Response:
+        self.logins_at.append(asyncio.get_running_loop().time())
+        return web.json_response({"token": f"token-{len(self.logins_at)}"})
+
+    async def _serve(self, request: web.Request) -> web.StreamResponse:
+        token = request.query["token"]
+        self.shown.append(token)
+        here = (request.query["transport"] == "polling") == (self._door == "probe")
+        if not here or int(token.removeprefix("token-")) > self.refusals:
+            return await super()._serve(request)
+        if isinstance(self._answer, int):
+            return web.Response(status=self._answer, text="no")
+        socket = web.WebSocketResponse()
+        await socket.prepare(request)
+        await socket.send_str(f"0{self._open}")
+        if self._generation == "4":
+            await socket.receive_str()  # "40"
+        await socket.send_str(self._answer)
+        await socket.receive()
+        return socket
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection_group, "RECONNECT", Backoff(first_seconds=0.02, cap_seconds=0.05))
+    monkeypatch.setattr(connection_group, "RESTARTING", Backoff(first_seconds=0.02, cap_seconds=0.05))
+
+
+REFUSALS = [
+    pytest.param("probe", 401, "4", id="the probe, 401"),
+    pytest.param("probe", 403, "4", id="the probe, 403"),
+    pytest.param("websocket", 401, "4", id="the handshake, 401"),
+    pytest.param("websocket", 403, "3", id="the handshake, 403"),
+    pytest.param("packet", '44{"message":"jwt expired"}', "4", id="a connect_error of 3.x and 4.x"),
+    pytest.param("packet", '44"not authorized"', "3", id="an ERROR of 1.x and 2.x"),
+]
+
+
+@pytest.mark.parametrize(("door", "answer", "generation"), REFUSALS)
+async def test_a_token_that_is_refused_is_dropped_for_one_fresh_one_at_once(
+    run: Run, memory: Memory, door: Door, answer: int | str, generation: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Whoever waits for this has not fetched the fresh token at once.
+    monkeypatch.setattr(token_source, "UNAVAILABLE", Backoff(first_seconds=60, cap_seconds=60))
+    monkeypatch.setattr(token_source, "STRIKE_SECONDS", 0.0)  # the token that is refused was good for a while
+    async with Choosy(1, door, answer, generation) as server:
+        await run(server.url, "any", SUBSCRIPTIONS[:1])
+        await memory.until(lambda: memory.facts("subscribed"))
+    assert len(server.logins_at) == 2
+    assert server.shown == sorted(server.shown), "a token that was refused is never shown again"
+    assert re.search("refused the token|not accept the token", memory.facts("connect_failed")[0].detail["reason"])
+
+
+async def test_tokens_that_are_refused_in_a_loop_cost_ever_fewer_logins_however_many_connections_want_one(
+    run: Run, memory: Memory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(token_source, "UNAVAILABLE", Backoff(first_seconds=0.4, cap_seconds=10))
+    async with Choosy(4, "packet", '44{"message":"jwt expired"}', "4") as server:
+        await run(server.url, "any", SUBSCRIPTIONS)
+        await memory.until(lambda: len(memory.facts("subscribed")) == len(SUBSCRIPTIONS))
+    gaps = [later - sooner for sooner, later in pairwise(server.logins_at)]
+    assert len(gaps) == 4
+    assert gaps[0] >= 0.2
+    assert gaps[2] >= 0.8
+
+
+def test_the_spacing_is_five_seconds() -> None:
+    assert token_source.SPACING_SECONDS == 5

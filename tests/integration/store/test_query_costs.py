@@ -1,0 +1,92 @@
+"""What a batch costs does not grow with what the tables hold. Counted, not timed."""
+
+from __future__ import annotations
+
+import shutil
+import sqlite3
+from pathlib import Path
+
+import pytest
+from sqlalchemy import event
+
+from ingestor.pipeline.batch_builder import Assembly
+from ingestor.store import schema
+from ingestor.store.engine import connect
+from ingestor.store.write import revision_rows
+from ingestor.store.write.batch_writer import Database, Instance
+from ingestor.store.write.interning import Names
+from tests.support.entries import T0, decoder, fact, frame, row
+from tests.support.postgres_server import fresh_database
+
+FILL = (  # series, and of each a sample and a revision
+    """
+    WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < {0})
+    INSERT INTO series SELECT i, 'crowd-sentiment', 'crowd_sentiment', 'OTHER' || i, '', '2026-01-01 00:00:00.000000'
+    FROM n
+    """,
+    """
+    INSERT INTO {0} SELECT series_id, {1}, '2026-01-01 00:00:00.000000', 0.25, '2026-01-01 00:00:00.000000', NULL,
+        series_id, 7, 'stream' FROM series
+    """,
+)
+
+
+@pytest.mark.parametrize("statistics", [False, True], ids=["", "with statistics"])
+def test_a_batch_costs_as_much_in_a_large_database_as_in_a_small_one(
+    tmp_path: Path, sqlite_template: Path, statistics: bool
+) -> None:
+    small, large = (steps(tmp_path / f"{rows}.db", sqlite_template, rows, statistics) for rows in (100, 20_000))
+    assert large < 1.5 * small
+
+
+def steps(path: Path, template: Path, rows: int, statistics: bool) -> int:
+    """Of SQLite's machine, for a batch with everything in it, into tables of so many rows."""
+    with sqlite3.connect(shutil.copy(template, path)) as raw:
+        raw.execute(FILL[0].format(rows))
+        raw.execute(FILL[1].format("samples", 1))
+        raw.execute(FILL[1].format("sample_revisions", 0))
+        if statistics:
+            raw.execute("ANALYZE")
+    raw.close()
+    engine = connect(f"sqlite:///{path}")
+    counted: list[None] = []
+    event.listen(engine, "connect", lambda c, _: c.set_progress_handler(lambda: counted.append(None), 1))
+    database = Database(engine)
+    database.register(Instance(spool_id="s", name="", version="", config_sha256="", started_us=T0), 1)
+    counted.clear()
+    assembly = Assembly(1, decoder())
+    assembly.add((1, fact(state="live", tickers=["OTHER1", "OTHER2"])))
+    known = [row(f"OTHER{number}", value=0.25 if number % 2 else 0.75) for number in range(1, 21)]
+    assembly.add((2, frame([*known, *(row(f"NEW{number}") for number in range(20)), {"ticker": "bad"}])))
+    written = database.write(assembly.batch)
+    database.heartbeat(T0)
+    engine.dispose()
+    assert (written.new, written.revised, written.duplicate, written.dead_rows) == (20, 10, 10, 1)
+    return len(counted)
+
+
+@pytest.mark.postgres
+def test_to_look_keys_up_postgresql_reads_no_other_rows_also_while_it_has_no_statistics(
+    postgres_server_url: str, postgres_template_url: str
+) -> None:
+    with fresh_database(postgres_server_url, postgres_template_url) as url:
+        engine = connect(url.replace("postgresql://", "postgresql+psycopg://"))
+        with engine.begin() as connection:
+            connection.exec_driver_sql(
+                "INSERT INTO series (feed, metric, ticker, first_seen_at)"
+                " SELECT 'f', 'm', 'T' || i, now() FROM generate_series(1, 20000) i"
+            )
+            connection.exec_driver_sql(
+                "INSERT INTO samples (series_id, ts, value, received_at, seq, instance_id, source)"
+                " SELECT i, '2026-01-01Z', 1, now(), i, 1, 'stream' FROM generate_series(1, 20000) i"
+            )
+        names: Names[tuple[str, ...]] = Names(schema.series, ("feed", "metric", "ticker", "user_id"), 1000)
+        with engine.begin() as connection:
+            assert len(names._select(connection, [("f", "m", f"T{number}", "") for number in range(1, 21)])) == 20
+            assert len(revision_rows.load(connection, [(number, T0) for number in range(1, 21)])) == 20
+            read = (
+                "SELECT sum(seq_tup_read + idx_tup_fetch) FROM pg_stat_xact_user_tables"
+                " WHERE relname IN ('series', 'samples')"
+            )
+            assert connection.exec_driver_sql(read).scalar_one() == 40
+        engine.dispose()

@@ -1,0 +1,147 @@
+"""What ``tail -f`` sees, against the tables that it must have seen: every recorded value once, whoever wrote it."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from sqlalchemy import Engine, select
+
+from ingestor.commands.follow import EACH, Follower
+from ingestor.core.entries import Frame
+from ingestor.pipeline.batch_builder import Assembly
+from ingestor.store import schema, views
+from ingestor.store.engine import connect
+from ingestor.store.write.batch_writer import Database, Instance
+from tests.support.entries import T0, decoder, fact, frame, row
+from tests.support.query_plans import questions, reads_whole
+
+SECOND = 1_000_000
+
+
+@pytest.fixture
+def engine(migrated_url: str) -> Iterator[Engine]:
+    engine = connect(migrated_url.replace("postgresql://", "postgresql+psycopg://"))
+    yield engine
+    engine.dispose()
+
+
+class Daemon:
+    """Writes batches as a writer does."""
+
+    def __init__(self, engine: Engine, name: str, *, keep_payloads: bool = True) -> None:
+        self._database = Database(engine)
+        instance = Instance(spool_id=name, name=name, version="", config_sha256="", started_us=T0)
+        self._seq = self._database.register(instance, 1)
+        self._keep_payloads = keep_payloads
+
+    def commit(self, *frames: Frame) -> None:
+        assembly = Assembly(self._seq + 1, decoder(), keep_payloads=self._keep_payloads)
+        for one in (*frames, fact()):
+            self._seq += 1
+            assembly.add((self._seq, one))
+        self._database.write(assembly.batch)
+
+
+def told(records: list[dict[str, Any]]) -> Counter[tuple[Any, ...]]:
+    """How often each value was, by what it is and where it came from."""
+    names = ("instance_id", "seq", "feed", "metric", "ticker", "user_id", "ts", "value")
+    return Counter(tuple(one[name] for name in names) for one in records)
+
+
+def recorded(engine: Engine) -> list[dict[str, Any]]:
+    with engine.connect() as connection:
+        return [
+            dict(one)
+            for view in (views.observations, views.revisions)
+            for one in connection.execute(select(view)).mappings()
+        ]
+
+
+def looked(follower: Follower) -> list[dict[str, Any]]:
+    return [one for seen in follower.look() for one in seen.records]
+
+
+def answer(chance: random.Random, at_us: int) -> Frame:
+    """A window of a few values, of which most were there before, some are restated, and some cannot be read."""
+    rows: list[Any] = [
+        row(ticker, minute, chance.choice([0.1, 0.2, 0.3]))
+        for ticker in chance.sample(["AAPL", "ON", "6E_F"], chance.randint(1, 2))
+        for minute in chance.sample(range(8), 4)
+    ]
+    rows += chance.choices([row("ON", 3, 0.4), row("ON", 3, 0.5), row("ON", 3, "none"), {"ticker": "ON"}], k=2)
+    source = chance.choice(["stream", "stream", "snapshot"])
+    return frame(rows, received_us=at_us, source=source)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_two_daemons_restate_each_others_values_and_every_value_is_seen_once(engine: Engine, seed: int) -> None:
+    chance = random.Random(seed)
+    daemons = [Daemon(engine, "one"), Daemon(engine, "two")]
+    daemons[0].commit(answer(chance, T0))
+    before = told(recorded(engine))
+    follower, of_one = Follower(engine), Follower(engine, "ON")
+    seen: list[dict[str, Any]] = []
+    seen_of_one: list[dict[str, Any]] = []
+    for step in range(25):
+        # Late answers too: they are older than what is stored.
+        frames = [answer(chance, T0 + chance.randint(0, 2 * step) * SECOND) for _ in range(chance.randint(0, 3))]
+        chance.choice(daemons).commit(*frames, *chance.choices([frame("{bad"), frame([])], k=1))
+        if step == 12:
+            daemons.append(Daemon(engine, "three"))
+        if chance.random() < 0.4:
+            seen += looked(follower)
+            seen_of_one += looked(of_one)
+    seen += looked(follower)
+    seen_of_one += looked(of_one)
+    everything = told(recorded(engine))
+    assert everything.total() > 60
+    assert sum(one["revision"] for one in seen)
+    assert told(seen) == everything - before
+    assert told(seen_of_one) == Counter({key: n for key, n in (everything - before).items() if key[4] == "ON"})
+    assert looked(follower) == []
+
+
+def test_what_was_there_before_and_what_comes_after_have_nothing_in_common(engine: Engine) -> None:
+    daemon = Daemon(engine, "one")
+    daemon.commit(frame([row("ON", minute, 0.1) for minute in range(4)]))
+    follower = Follower(engine)
+    daemon.commit(frame([row("ON", 3, 0.2), row("ON", 4, 0.1)], received_us=T0 + SECOND))  # before anybody has looked
+    assert [(one["ts"].minute, one["value"]) for one in follower.before(9)] == [(0, 0.1), (1, 0.1), (2, 0.1)]
+    assert [(one["ts"].minute, one["value"], one["revision"]) for one in looked(follower)] == [(3, 0.2, 1), (4, 0.1, 0)]
+
+
+def test_without_payloads_it_sees_the_newest_of_each_series_and_says_how_many_it_does_not(engine: Engine) -> None:
+    daemon = Daemon(engine, "one", keep_payloads=False)
+    follower = Follower(engine)
+    daemon.commit(frame([row(ticker, minute, 0.1) for ticker in ("ON", "AAPL") for minute in range(EACH + 5)]))
+    (seen,) = follower.look()
+    assert (len(seen.records), seen.missing) == (2 * EACH, 10)
+    assert {one["ts"].hour * 60 + one["ts"].minute for one in seen.records} == set(range(5, EACH + 5))
+    daemon.commit(frame([row("ON", EACH, 0.2)], received_us=T0 + SECOND))
+    assert [(one["value"], one["revision"]) for one in looked(follower)] == [(0.2, 1)]
+
+
+def test_a_ledger_that_is_not_kept_ends_no_follower(engine: Engine) -> None:
+    daemon = Daemon(engine, "one")
+    follower = Follower(engine)
+    daemon.commit(frame([row("ON", 1, 0.1)]))
+    daemon.commit(frame([row("ON", 2, 0.1)]))
+    with engine.begin() as connection:
+        connection.execute(schema.batches.delete())
+    assert [one["ts"].minute for one in looked(follower)] == [1, 2]
+
+
+def test_no_look_reads_all_samples(engine: Engine) -> None:
+    daemon, follower = Daemon(engine, "one"), Follower(engine, "ON")
+    daemon.commit(frame([row("ON", minute, 0.1) for minute in range(3)]))
+    Daemon(engine, "two", keep_payloads=False).commit(frame([row("ON", 5, 0.1)]))
+    with questions(engine, "samples") as asked, questions(engine, "sample_revisions") as more:
+        assert len(looked(follower)) == 4
+        assert len(Follower(engine, "ON").before(2)) == 2
+    assert len(asked + more) >= 4
+    for one in asked + more:
+        assert reads_whole(engine, one, "samples", "sample_revisions", "m", "p") == [], one[0]

@@ -1,0 +1,211 @@
+"""What the daemon does by itself over time: it prunes, watches clocks and spool, tells of what is lost."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ingestor.core.clock import Tick, tick
+from ingestor.daemon import service
+from ingestor.simulator import Simulator
+from ingestor.store.engine import connect
+from ingestor.store.read.audit import Finding, audit, losses
+
+from ..support import expected_rows
+from ..support.daemon import Program, Resident, until, write_config
+
+CROWD = "/real-time/crowd-sentiment"
+HOUR_US = 3_600_000_000
+
+
+@contextmanager
+def engine_of(url: str) -> Iterator[Any]:
+    engine = connect(url.replace("postgresql://", "postgresql+psycopg://"), read_only=True)
+    yield engine
+    engine.dispose()
+
+
+def findings(url: str) -> list[Finding]:
+    with engine_of(url) as engine:
+        return audit(engine)
+
+
+@pytest.mark.parametrize(
+    ("shift_us", "boot_seconds", "kind", "reason"),
+    [
+        pytest.param(HOUR_US, 0, "clock_stepped", "the clock was set forward by 3600 s", id="forward"),
+        pytest.param(-HOUR_US, 0, "clock_stepped", "the clock was set back by 3600 s", id="back"),
+        pytest.param(HOUR_US, 3600, "stood_still", "the process stood still for 3600 s", id="suspended"),
+    ],
+)
+async def test_after_a_jump_of_the_clocks_coverage_has_a_hole_and_every_job_is_armed_anew(
+    simulator: Simulator,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    shift_us: int,
+    boot_seconds: float,
+    kind: str,
+    reason: str,
+) -> None:
+    monkeypatch.setattr(service, "CLOCK_LOOK_SECONDS", 0.02)
+    url = f"sqlite:///{tmp_path / 'ingestor.db'}"
+    config = write_config(tmp_path, url=simulator.url, database_url=url, subscriptions={CROWD: ["AAPL"]})
+    async with Resident(config, simulator.api_key) as daemon:
+        connection = await daemon.live()
+        armed = [job.next_run_time for job in jobs(daemon)]
+        for job in jobs(daemon):
+            job.modify(next_run_time=job.next_run_time + timedelta(days=1))
+        monkeypatch.setattr(service, "tick", lambda: shifted(tick(), shift_us, boot_seconds))
+        await until(lambda: daemon.books.states("AAPL") == ["pending", "live", "silent", "live"])
+        assert daemon.connection_ids == connection
+        assert len(armed) == 3  # token, retention, healing
+        again = [job.next_run_time for job in jobs(daemon)]
+        assert all(abs(now - then) < timedelta(minutes=1) for now, then in zip(again, armed, strict=True))
+    _, live, silent, anew, _ = daemon.books.coverage("AAPL")
+    assert live["ended_at"] == silent["started_at"] <= anew["started_at"] == silent["ended_at"]
+    assert silent["reason"] == reason
+    assert daemon.books.column(f"SELECT kind FROM events WHERE kind = '{kind}'") == [kind]
+    assert findings(url) == []
+
+
+async def test_before_a_heartbeat_the_clocks_are_looked_at_so_that_it_vouches_for_no_standstill(
+    simulator: Simulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service, "CLOCK_LOOK_SECONDS", 3600)
+    monkeypatch.setattr(service, "HEARTBEAT_SECONDS", 0.02)
+    url = f"sqlite:///{tmp_path / 'ingestor.db'}"
+    config = write_config(tmp_path, url=simulator.url, database_url=url, subscriptions={CROWD: ["AAPL"]})
+    async with Resident(config, simulator.api_key) as daemon:
+        await daemon.live()
+        monkeypatch.setattr(service, "tick", lambda: shifted(tick(), HOUR_US, 3600))
+        await until(lambda: daemon.books.states("AAPL") == ["pending", "live", "silent", "live"])
+
+
+def shifted(now: Tick, shift_us: int, boot_seconds: float) -> Tick:
+    return Tick(now.wall_us + shift_us, now.boottime + boot_seconds)
+
+
+def jobs(daemon: Resident) -> list[Any]:
+    """Retention and the token's renewal."""
+    found: list[Any] = daemon._service._scheduler.get_jobs()
+    return sorted(found, key=lambda job: str(job.id))
+
+
+async def test_the_daemon_takes_what_is_too_old_while_it_works(
+    simulator: Simulator, database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service, "FIRST_RETENTION_SECONDS", 0.5)
+    monkeypatch.setattr(service, "RETENTION_SECONDS", 0.5)
+    config = write_config(
+        tmp_path,
+        url=simulator.url,
+        database_url=database_url,
+        database={"retention": {"payloads": "1s", "journal": "1s"}},
+        subscriptions={CROWD: ["AAPL"]},
+    )
+    daemon = Resident(config, simulator.api_key)
+    await daemon.__aenter__()
+    await until(lambda: daemon.books.one("SELECT coalesce(min(seq), 0) FROM payloads") > 20)
+    await until(lambda: daemon.books.one("SELECT max(last_seq - first_seq) FROM batches") > 20)
+    assert findings(database_url) == []
+    simulator.interval_seconds = None
+    await daemon.holds(lambda: expected_rows.current(simulator.emitted))
+    await daemon.stop()
+    assert findings(database_url) == []
+    assert daemon.books.one("SELECT min(first_seq) FROM batches") == 1
+
+
+async def test_a_spool_that_cannot_be_read_is_lost_on_record_and_the_books_balance(
+    simulator: Simulator, database_url: str, tmp_path: Path
+) -> None:
+    config = write_config(tmp_path, url=simulator.url, database_url=database_url, subscriptions={CROWD: ["AAPL"]})
+    async with Resident(config, simulator.api_key) as first:
+        await first.live()
+    (tmp_path / "spool" / "spool.db").write_bytes(b"rust" * 10_000)
+    damaged_at = (tmp_path / "spool" / "spool.db").stat().st_mtime
+    async with Resident(config, simulator.api_key) as daemon:
+        await daemon.live()
+        assert [trouble.kind for trouble in daemon.status.last_errors] == ["lost"]
+    lost, pending, *_ = daemon.books.rows("SELECT * FROM coverage WHERE instance_id = 2 ORDER BY start_seq")
+    assert (lost["state"], pending["state"]) == ("lost", "pending")
+    assert lost["started_at"].timestamp() == pytest.approx(damaged_at, abs=0.001)
+    assert lost["ended_at"] == pending["started_at"]
+    assert "unreadable" in lost["reason"]
+    assert any("lost" in gap["states"] for gap in daemon.books.gaps("AAPL"))
+    async with Program("audit", "--config", config, "--output", "json", folder=tmp_path) as program:
+        assert await program.ended() == 0
+    told = json.loads(program.stdout)
+    assert (told["balanced"], told["findings"]) == (True, [])
+    (loss,) = told["notes"]
+    assert lost["reason"] in loss["message"]
+
+
+async def test_a_database_that_was_made_anew_behind_our_back_is_a_loss_on_record(
+    simulator: Simulator, tmp_path: Path
+) -> None:
+    url = f"sqlite:///{tmp_path / 'ingestor.db'}"
+    config = write_config(tmp_path, url=simulator.url, database_url=url, subscriptions={CROWD: ["AAPL"]})
+    async with Resident(config, simulator.api_key) as first:
+        await first.live()
+        await until(lambda: first.status.spool.acked_seq > 10)
+    (tmp_path / "ingestor.db").unlink()
+    daemon = await Resident(config, simulator.api_key).__aenter__()
+    await daemon.live()
+    await until(lambda: [trouble.kind for trouble in daemon.status.last_errors] == ["lost"])
+    await daemon.stop()
+    assert daemon.books.column("SELECT kind FROM events WHERE kind = 'lost'") == ["lost"]
+    assert findings(url) == []
+    with engine_of(url) as engine:
+        (loss,) = losses(engine)
+    assert "those before were written to another database" in loss.message
+
+
+async def test_while_the_spool_fills_it_warns_then_hangs_up_and_comes_back_by_itself_with_nothing_lost(
+    make_simulator: Callable[..., Any], database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service, "SPOOL_LOOK_SECONDS", 0.02)
+    # Some 20 kB at a time; and what was on its way when we hung up is sent again.
+    simulator: Simulator = await make_simulator(interval_seconds=0.05, window_seconds=6000)
+    config = write_config(
+        tmp_path,
+        url=simulator.url,
+        database_url=database_url,
+        spool={"max_bytes": "1MiB"},
+        subscriptions={CROWD: ["AAPL", "ON"]},
+    )
+    async with Resident(config, simulator.api_key) as daemon:
+        await daemon.live()
+        with daemon.books.held():
+            await until(lambda: daemon.states == ["spool_full"] * 2)
+            simulator.interval_seconds = None
+            assert daemon.connection_ids == [None]
+            full = daemon.status.spool
+            assert 0.95 * full.limit_bytes < full.bytes < 1.2 * full.limit_bytes
+            await asyncio.sleep(0.2)
+            assert daemon.status.spool.bytes < full.bytes + 0.05 * full.limit_bytes
+            assert daemon.states == ["spool_full"] * 2
+        await daemon.live()
+        await simulator.tick()
+        await daemon.holds(lambda: expected_rows.current(simulator.emitted))
+        assert daemon.books.one("SELECT count(*) FROM payloads") == daemon.status.connections[0].frames
+        troubles = [trouble.kind for trouble in daemon.status.last_errors]
+
+    levels = [json.loads(detail) for detail in daemon.books.column(LEVELS)]
+    assert [level["level"] for level in levels[:3]] == ["filling", "critical", "full"]
+    assert [levels[0]["used_percent"] >= 70, levels[1]["used_percent"] >= 90] == [True, True]
+    assert levels[3]["used_percent"] <= 80
+    assert troubles[:4] == ["spool_level", "spool_level", "spool_full", "disconnected"]
+    assert daemon.books.states("ON") == ["pending", "live", "spool_full", "pending", "live", "stopped"]
+    (full_gap,) = [gap for gap in daemon.books.gaps("ON") if "spool_full" in gap["states"]]
+    assert "the spool fills" in full_gap["reason"]
+    assert findings(database_url) == []
+
+
+LEVELS = "SELECT detail FROM events WHERE kind IN ('spool_level', 'spool_full') AND detail LIKE '%level%' ORDER BY seq"

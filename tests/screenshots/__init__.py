@@ -1,1 +1,0 @@
-"""The pictures in the README, taken of a real daemon: ``python -m tests.screenshots``."""

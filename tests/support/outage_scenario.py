@@ -1,0 +1,91 @@
+"""A feed, a daemon that writes what it says, and the reckoning at the end: what every test of an outage begins with."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Set
+from pathlib import Path
+from typing import Any, Self
+
+from .daemon import until, write_config
+from .fork_server import ForkedDaemon, Nursery
+from .numbered_feed import KEY, PATH, TICKERS, Feed
+from .reconciliation import Reckoning, assert_balances, assert_complete
+
+DRAIN_SECONDS = 60
+HEARD_SECONDS = 1.0  # the longest that an acknowledgement may be in coming while the database is away
+
+
+class Stage:
+    """``async with Stage(nursery, folder, database_url) as stage``: the daemon is live, and the feed speaks."""
+
+    def __init__(
+        self,
+        nursery: Nursery,
+        folder: Path,
+        database_url: str,
+        *,
+        rate: float = 300,
+        one_row: bool = False,
+        **sections: dict[str, Any],
+    ) -> None:
+        self.feed = Feed(rate=rate, one_row=one_row)
+        self._nursery = nursery
+        self._folder = folder
+        self._database_url = database_url
+        self._sections = sections
+
+    async def __aenter__(self) -> Self:
+        await self.feed.__aenter__()
+        config = write_config(
+            self._folder,
+            url=self.feed.url,
+            database_url=self._database_url,
+            subscriptions={PATH: TICKERS},
+            **self._sections,
+        )
+        self.daemon = ForkedDaemon(self._nursery, config, KEY)
+        self.spool = Path(self._sections.get("spool", {}).get("path", self._folder / "spool"))
+        self.daemon.start()
+        await self.daemon.live()
+        await until(lambda: self.feed.acknowledged)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self.daemon.kill()
+        await self.feed.__aexit__()
+
+    async def listens_for(self, seconds: float) -> float:
+        """Let time pass in which the daemon must go on receiving: the longest pause between two acknowledgements."""
+        longest, end = 0.0, time.monotonic() + seconds
+        while (now := time.monotonic()) < end:
+            longest = max(longest, now - max(self.feed.acknowledged_at, end - seconds))
+            assert longest < HEARD_SECONDS, self.daemon.stderr
+            await asyncio.sleep(0.01)
+        return longest
+
+    async def drained(self) -> None:
+        """Wait until the daemon has written all that it has received by now."""
+        received = self.daemon.status["spool"]["head_seq"]
+        await until(lambda: self._acked() >= received, DRAIN_SECONDS)
+
+    async def silent(self) -> None:
+        """Have the feed say no more, and wait until what it said is written."""
+        self.feed.rate = 0
+        await asyncio.sleep(0.3)  # what is on its way arrives
+        await self.drained()
+
+    async def end(self, without: Set[int] = frozenset()) -> Reckoning:
+        """Silence, a stop in order, and the reckoning. ``without``: what was taken away after it had been written."""
+        await self.silent()
+        assert await self.daemon.terminate(timeout_seconds=20) == 0
+        await assert_balances(self.daemon, self._nursery)
+        books, feed = self.daemon.books, self.feed
+        found = assert_complete(books, self.spool, feed.count, feed.acknowledged - without, whole=not without)
+        print(found)
+        return found
+
+    def _acked(self) -> int:
+        status = self.daemon.status
+        return int(status["spool"]["acked_seq"]) if status else -1

@@ -1,0 +1,133 @@
+"""``python -m tests.tools.screenshots``: a day of a daemon's life, and a picture of its page.
+
+What happened in the day is told to the spool as the facts that a daemon would have stated; the daemon that then starts
+on it is a real one, before the simulator. For half a minute somebody else holds its database.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import sqlite3
+import tempfile
+from collections.abc import Iterator, Sequence
+from io import BytesIO
+from pathlib import Path
+
+from PIL import Image
+from pydantic import SecretStr
+
+from ingestor.config import Config, load
+from ingestor.core.clock import wall_us
+from ingestor.core.entries import Fact, State, SubscriptionKey
+from ingestor.daemon.service import Service
+from ingestor.monitoring import log_setup
+from ingestor.simulator import Simulator
+from ingestor.spool.spool import Spool
+from tests.support.browser import Browser, chromium
+from tests.support.daemon import until, write_config
+
+PICTURE = Path(__file__).with_name("status.png")
+WIDTH, HEIGHT = 1280, 1000
+HOUR_US = 3_600_000_000
+CROWD, PROPHIT, VOLUME = (
+    f"/real-time/{name}" for name in ("crowd-sentiment", "market-prophit-sentiment", "tweet-volume")
+)
+WANTED = {
+    CROWD: ["AAPL", "TSLA", "ON", "6E_F", "CMGO", "EURAUD", "GOOG", "MSFT", "AMZN", "NVDA", "META", "NFLX"],
+    PROPHIT: ["AAPL", "TSLA", "NVDA"],
+    VOLUME: ["AAPL", "TSLA", "GOOG", "AMZN"],
+}
+# (path or all, ticker or all, hours ago, state, reason)
+DAY: Sequence[tuple[str, str, float, State, str]] = (
+    ("", "", 26.0, "live", ""),
+    (PROPHIT, "", 21.4, "silent", "no data for 600 s; renewing"),
+    (PROPHIT, "", 20.9, "live", ""),
+    ("", "", 15.2, "disconnected", "the server closed the connection"),
+    ("", "", 14.1, "token_failed", "https://open.marketprophit.com/jwt: 503"),
+    ("", "", 13.6, "live", ""),
+    (VOLUME, "GOOG", 9.0, "refused", "invalid_request_error: Restricted ticker"),
+    (VOLUME, "GOOG", 6.2, "live", ""),
+    ("", "", 4.3, "crashed", "the run before this one ended without a word"),
+    ("", "", 4.1, "live", ""),
+    ("", "", 0.005, "stopped", "stopped by us"),
+)
+
+
+def facts(config: Config) -> Iterator[Fact]:
+    """The day, as its daemon would have stated it."""
+    now = wall_us()
+    for path, ticker, hours, state, reason in DAY:
+        named: tuple[SubscriptionKey, ...] = tuple(
+            one.key for one in config.subscriptions if path in ("", one.path) and ticker in ("", one.ticker)
+        )
+        at_us = now - round(hours * HOUR_US)
+        yield Fact(state, at_us, {"reason": reason}, state, named, at_us)
+
+
+async def tell(config: Config) -> None:
+    """Put the day into the spool."""
+    spool = Spool(config.spool.path, max_bytes=config.spool.max_bytes, sync_every_seconds=config.spool.sync_every)
+    spool.start(lambda failure: None)
+    for fact in facts(config):
+        spool.append(fact)
+    await spool.durable(spool.head)
+    await spool.close()
+
+
+async def hold(database: Path, seconds: float) -> None:
+    """Keep everybody else from writing."""
+    with sqlite3.connect(database, isolation_level=None) as other:
+        other.execute("BEGIN IMMEDIATE")
+        await asyncio.sleep(seconds)
+        other.execute("ROLLBACK")
+    other.close()
+
+
+async def take(browser: Browser, url: str, file: Path, *, width: int = WIDTH, scheme: str = "light") -> None:
+    await browser.size(width, HEIGHT, phone=width < 700)
+    await browser.devtools("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
+    await browser.open(url)
+    await browser.until(
+        "document.querySelectorAll('.row .trace').length > 10 && document.querySelector('.strip .live')"
+    )
+    await asyncio.sleep(0.5)  # what is asked for every other second is there by now, and drawn
+    with Image.open(BytesIO(await browser.screenshot())) as picture:
+        # A page has few colours: a palette makes a third of it.
+        picture.quantize(256, dither=Image.Dither.NONE).save(file, optimize=True)
+
+
+async def main(folder: Path, seconds: float, more: Path | None) -> None:
+    # A value each five seconds, so that minutes are enough to see something.
+    async with Simulator(seed=11, cadence_seconds=5, window_seconds=300, restate_every=9) as simulator:
+        simulator.refuse("NFLX", "Restricted ticker")
+        database = folder / "ingestor.db"
+        file = write_config(folder, url=simulator.url, database_url=f"sqlite:///{database}", subscriptions=WANTED)
+        config = load(file, env={"INGESTOR_INSTANCE": "desk-2"})
+        await tell(config)
+        service = Service(config, SecretStr(simulator.api_key))
+        daemon = asyncio.create_task(service.run())
+        await until(lambda: service.url and service.status().database.up)
+        await asyncio.sleep(seconds / 3)
+        await hold(database, seconds / 6)
+        await asyncio.sleep(seconds / 2)
+        with chromium(folder / "profile") as browser:
+            await take(browser, str(service.url), PICTURE)
+            if more:
+                await take(browser, str(service.url), more / "dark.png", scheme="dark")
+                await take(browser, str(service.url), more / "phone.png", width=390)
+        service.stop()
+        await daemon
+    print(f"{PICTURE}: {PICTURE.stat().st_size:,} bytes")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(prog="python -m tests.tools.screenshots", description=__doc__)
+    parser.add_argument("--seconds", type=float, default=240, help="how long the daemon runs before (default 240)")
+    parser.add_argument("--more", type=Path, help="a folder for the same in the dark and on a phone, to look at")
+    options = parser.parse_args()
+    log_setup.configure("critical", "console")
+    logging.getLogger("ingestor").setLevel(logging.CRITICAL)
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as name:
+        asyncio.run(main(Path(name), options.seconds, options.more))

@@ -1,0 +1,434 @@
+"""Break the code in known ways, one at a time, and see that the tests notice.
+
+Run it with ``python -m tests.tools.seeded_bugs [WORD…]``.
+
+Works on a clone of the last commit, never on the checkout itself. Prints a Markdown table; exits 1 if a bug survives.
+With words only the bugs whose names hold one of them are tried.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+TOP = Path(__file__).parents[2]
+LIMIT_SECONDS = 600
+PIPELINE, STORE = "tests/integration/pipeline", "tests/integration/store"
+SPOOL_FOLDER = "tests/integration/spool"
+DURABILITY = f"{PIPELINE}/test_durability.py"
+SPOOL = f"{SPOOL_FOLDER}/test_spool.py {SPOOL_FOLDER}/test_spool_model.py"
+WRITER = f"{PIPELINE}/test_writer.py"
+VALUES = f"tests/unit/store/test_revisions.py {WRITER} {PIPELINE}/test_two_instances_model.py"
+MODEL = f"{PIPELINE}/test_two_instances_model.py"
+REPAIR_TESTS, REPAIRS = "tests/integration/test_repair.py", f"{STORE}/test_repairs.py"
+
+
+@dataclass(frozen=True, slots=True)
+class Bug:
+    """A piece of text that stands exactly once in a file of the package, what it becomes, and who should notice."""
+
+    name: str
+    file: str
+    right: str
+    wrong: str
+    tests: str
+
+
+BUGS = (
+    Bug("spool: no fsync", "spool/chunk_store.py", "PRAGMA synchronous=FULL", "PRAGMA synchronous=OFF", DURABILITY),
+    Bug(
+        "spool: synchronous=NORMAL",
+        "spool/chunk_store.py",
+        "PRAGMA synchronous=FULL",
+        "PRAGMA synchronous=NORMAL",
+        DURABILITY,
+    ),
+    Bug(
+        "SQLite database: synchronous=NORMAL",
+        "store/engine.py",
+        "PRAGMA synchronous=FULL",
+        "PRAGMA synchronous=NORMAL",
+        DURABILITY,
+    ),
+    Bug(
+        "PostgreSQL: commits that may be lost",
+        "store/engine.py",
+        '        event.listen(engine, "connect", _commit_durably)\n',
+        "        pass\n",
+        DURABILITY,
+    ),
+    Bug(
+        "received before it is synced",
+        "spool/spool.py",
+        "while self.synced < seq:",
+        "while self.head < seq:",
+        f"{DURABILITY} {SPOOL}",
+    ),
+    Bug(
+        "a chunk dropped in a group commit",
+        "spool/spool.py",
+        "for chunk in chunks if chunk.entries]",
+        "for chunk in chunks[-1:] if chunk.entries]",
+        SPOOL,
+    ),
+    Bug(
+        "seqs begin anew when all is acknowledged",
+        "spool/chunk_store.py",
+        "next_seq=next_seq,\n            acked=acked,",
+        'next_seq=self._db.execute("SELECT coalesce(max(last_seq), 0) + 1 FROM chunks").fetchone()[0],\n'
+        "            acked=acked,",
+        SPOOL,
+    ),
+    Bug(
+        "a heartbeat vouches for what is not synced",
+        "spool/spool.py",
+        "self._hand_over()\n        self._queue.put(_Beat",
+        "self._queue.put(_Beat",
+        SPOOL,
+    ),
+    Bug(
+        "an unfinished chunk is acknowledged whole",
+        "spool/chunk_store.py",
+        '"DELETE FROM chunks WHERE first_seq <= ? AND last_seq <= ?"',
+        '"DELETE FROM chunks WHERE first_seq <= ? AND first_seq <= ?"',
+        SPOOL,
+    ),
+    Bug(
+        "what is synced while the oldest is looked for counts as gone",
+        "spool/spool.py",
+        "self._reader.first_seq() or synced + 1",
+        "self._reader.first_seq() or self.synced + 1",
+        SPOOL,
+    ),
+    Bug(
+        "what was acknowledged is begun with once more",
+        "spool/spool.py",
+        "return max(self._reader.first_seq() or synced + 1, self.acked + 1)",
+        "return self._reader.first_seq() or synced + 1",
+        WRITER,
+    ),
+    Bug(
+        "entries that are missing are passed over",
+        "pipeline/writer.py",
+        " or not entries:\n                raise",
+        " and not entries:\n                raise",
+        WRITER,
+    ),
+    Bug(
+        "acknowledged before it is committed",
+        "pipeline/writer.py",
+        "            self._commit(assembly.batch, flight)\n",
+        "            self._spool.ack(assembly.batch.last_seq)\n            self._commit(assembly.batch, flight)\n",
+        DURABILITY,
+    ),
+    Bug(
+        "heartbeat published before all is committed",
+        "pipeline/writer.py",
+        "if beat and beat[1] <= self.status.position and",
+        "if beat and",
+        WRITER,
+    ),
+    Bug(
+        "known values kept after a failed commit",
+        "pipeline/writer.py",
+        "        except BaseException:\n            self._forget()\n            raise\n",
+        "        except BaseException:\n            raise\n",
+        WRITER,
+    ),
+    Bug(
+        "a value that did not become current counts as known",
+        "pipeline/writer.py",
+        "            self._known.drop(written.unsure)\n",
+        "            pass\n",
+        MODEL,
+    ),
+    Bug(
+        "the batch ahead is written though the one before failed",
+        "pipeline/writer.py",
+        "        if self._ahead is not None:\n            self._waiting",
+        "        if False:\n            self._waiting",
+        MODEL,
+    ),
+    Bug(
+        "the batch ahead relies on what is not sure",
+        "pipeline/writer.py",
+        "if written.unsure and self._ahead is None:",
+        "if written.unsure:",
+        MODEL,
+    ),
+    Bug(
+        "what waits for company is lost with the spool",
+        "pipeline/writer.py",
+        "                if not assembly.entries:\n                    raise\n",
+        "                raise\n",
+        WRITER,
+    ),
+    Bug(
+        "the process's end waits for a statement that hangs",
+        "core/beside.py",
+        "daemon=True",
+        "daemon=False",
+        "tests/unit/core/test_daemon_executor.py",
+    ),
+    Bug(
+        "moments are doubles",
+        "store/write/bulk_postgres.py",
+        "{0} / 1000000 * interval '1 second' + {0} %% 1000000 * interval '1 microsecond'",
+        "{0} * interval '1 microsecond'",
+        f"{PIPELINE}/test_hostile_payloads.py",
+    ),
+    Bug(
+        "repetitions are left out where they matter",
+        "store/write/batch_writer.py",
+        "if tally.partial and tally.late:",
+        "if False:",
+        MODEL,
+    ),
+    Bug(
+        "position without compare-and-set",
+        "store/write/batch_writer.py",
+        ".where(c.instance_id == self.instance_id, follows)",
+        ".where(c.instance_id == self.instance_id)",
+        f"{WRITER} {MODEL}",
+    ),
+    Bug(
+        "ids of a rolled back transaction are kept",
+        "store/write/interning.py",
+        "                found |= self._select(connection, [key for key in missing if key not in found])\n",
+        "                found |= self._select(connection, [key for key in missing if key not in found])\n"
+        "                self._ids |= found\n",
+        MODEL,
+    ),
+    Bug("a late value becomes current", "store/write/revisions.py", "return mine >= theirs", "return True", VALUES),
+    Bug(
+        "of several values in a batch the first stays",
+        "store/write/revisions.py",
+        "            restated.add(key)\n",
+        "            pass\n",
+        VALUES,
+    ),
+    Bug(
+        "a value repeated in a batch is dropped",
+        "store/write/revisions.py",
+        "        more.setdefault(key, []).append(row)\n        if known.value != row.value:\n",
+        "        if known.value != row.value:\n            more.setdefault(key, []).append(row)\n",
+        VALUES,
+    ),
+    Bug(
+        "restated values are not looked for",
+        "store/write/batch_writer.py",
+        "if new < len(rows):",
+        "if False:",
+        f"{WRITER} {MODEL}",
+    ),
+    Bug(
+        "an outage sets rows aside",
+        "store/engine.py",
+        "    return DatabaseUnavailable(_line(error))\n\n\ndef _line",
+        "    return BatchRejected(_line(error))\n\n\ndef _line",
+        f"{STORE}/test_write_failures.py",
+    ),
+    Bug(
+        "rows are set aside though the database is not well",
+        "store/write/batch_writer.py",
+        "                _prove_well(connection, self.instance_id)\n",
+        "",
+        WRITER,
+    ),
+    Bug(
+        "a bad row takes its batch along",
+        "store/write/batch_writer.py",
+        "            if len(keys) == 1:\n                _prove_well",
+        "            if keys:\n                _prove_well",
+        f"{WRITER} {STORE}/test_write_failures.py",
+    ),
+    Bug(
+        "old coverage is folded though it was not had",
+        "store/maintenance/coverage_compaction.py",
+        "place > 0 and bool(row.ended_at <= had[place - 1][1])",
+        "place > 0",
+        f"{STORE}/test_coverage_compaction.py",
+    ),
+    Bug(
+        "live until the loss was noticed",
+        "provider/subscriptions/connection_group.py",
+        'all_are("disconnected", state, detail, connection.last_heard_us)',
+        'all_are("disconnected", state, detail)',
+        "tests/integration/provider/test_supervisor.py",
+    ),
+    Bug(
+        "silent while the writer is behind",
+        "provider/subscriptions/supervisor.py",
+        "if upto_seq >= mark.seq:",
+        "if True:",
+        "tests/integration/provider/test_silence.py",
+    ),
+    Bug(
+        "a silence counts from when it was noticed",
+        "provider/subscriptions/state_tracker.py",
+        'change("silent", "silent", keys, detail, since_us)',
+        'change("silent", "silent", keys, detail)',
+        "tests/integration/provider/test_silence.py",
+    ),
+    Bug(
+        "a change is kept from the connection that is about to take over",
+        "provider/subscriptions/connection_group.py",
+        "for session in self._sessions:\n            session.add(subscriptions)",
+        "if session := self._states.session:\n            session.add(subscriptions)",
+        "tests/integration/provider/test_live_change.py",
+    ),
+    Bug(
+        "an interval may end before it began",
+        "store/write/coverage_intervals.py",
+        "max(started_us, before.started_us)",
+        "started_us",
+        "tests/unit/store/test_coverage_intervals.py",
+    ),
+    Bug(
+        "infinite values go to the database",
+        "pipeline/decoder.py",
+        "if not math.isfinite(number):",
+        "if False:",
+        f"{PIPELINE}/test_hostile_payloads.py",
+    ),
+    Bug(
+        "NUL in names goes to the database",
+        "pipeline/decoder.py",
+        'return "\\0" in text or (',
+        "return (",
+        f"{PIPELINE}/test_hostile_payloads.py",
+    ),
+    Bug(
+        "the memory of names is not bounded",
+        "store/write/interning.py",
+        "if len(self._ids) + count > self._capacity:",
+        "if False:",
+        f"{PIPELINE}/test_resource_bounds.py",
+    ),
+    Bug(
+        "the audit overlooks a missing batch",
+        "store/read/audit.py",
+        "samples_pruned)]\n",
+        "samples_pruned)][1:]\n",
+        f"{STORE}/test_audit.py",
+    ),
+    Bug(
+        "healing: done before it is committed",
+        "repair/worker.py",
+        "self._do(lambda _: None, after=seq)",
+        "self._do(lambda _: None)",
+        f"{REPAIR_TESTS}::test_what_cannot_be_healed_says_why_and_is_done_when_it_is_asked_for_again",
+    ),
+    Bug(
+        "healing: an answer is as old as its arrival",
+        "provider/rest_api.py",
+        "reply = Reply(text=_text(question, answer), sent_us=sent_us)",
+        "reply = Reply(text=_text(question, answer), sent_us=wall_us())",
+        f"{REPAIR_TESTS}::test_a_real_time_answer_heals_and_what_came_newer_meanwhile_stays_current",
+    ),
+    Bug(
+        "healing: a window that begins after the gap's start proves it",
+        "repair/verification.py",
+        "<= ts_us <= start for",
+        "<= ts_us for",
+        "tests/unit/repair/test_verification.py",
+    ),
+    Bug(
+        "healing: an answer from the midst of the gap proves it",
+        "repair/window_scan.py",
+        "if answer.received_at >= one.to_ts]",
+        "if answer]",
+        REPAIRS,
+    ),
+    Bug(
+        "healing: whoever has no lease writes as well",
+        "store/maintenance/repairs.py",
+        "is None:\n        raise NotOurs",
+        "is None:\n        return",
+        REPAIRS,
+    ),
+    Bug(
+        "healing: the cursor is not kept",
+        "store/maintenance/repairs.py",
+        "[repair_id], cursor=cursor, error",
+        "[repair_id], error",
+        "tests/acceptance/test_backfill.py",
+    ),
+    Bug(
+        "healing: gaps that are not over are repaired",
+        "store/maintenance/repairs.py",
+        ".where(or_(gaps.to_at < wanted.to_at, ~goes_on.exists()), ~named.exists())",
+        ".where(~named.exists())",
+        REPAIRS,
+    ),
+    Bug(
+        "healing: what has failed comes back as done",
+        "store/maintenance/repairs.py",
+        'c.repair_id == bindparam("id_"), c.state == "open")',
+        'c.repair_id == bindparam("id_"))',
+        REPAIRS,
+    ),
+)
+
+
+def main(words: Iterable[str]) -> int:
+    wanted = [bug for bug in BUGS if not words or any(word in bug.name for word in words)]
+    survivors = 0
+    with tempfile.TemporaryDirectory(prefix="seeded-") as folder:
+        clone = Path(folder) / "clone"
+        subprocess.run(["git", "clone", "-q", TOP, clone], check=True)
+        sound, seconds = _run(clone, " ".join(dict.fromkeys(" ".join(bug.tests for bug in wanted).split())))
+        if sound:
+            print(f"Without any bug {sound} fails: mend that first.")
+            return 1
+        print(f"| bug | noticed by | seconds |\n|---|---|---|\n| none | nobody, as it should be | {seconds:.0f} |")
+        for bug in wanted:
+            with _seeded(clone / "ingestor" / bug.file, bug):
+                noticed, seconds = _run(clone, bug.tests)
+            survivors += not noticed
+            print(f"| {bug.name} | {noticed or '**nobody**'} | {seconds:.0f} |", flush=True)
+    print(f"\n{len(wanted) - survivors} of {len(wanted)} noticed.")
+    return 1 if survivors else 0
+
+
+@contextmanager
+def _seeded(path: Path, bug: Bug) -> Iterator[None]:
+    sound = path.read_text()
+    if sound.count(bug.right) != 1:
+        raise SystemExit(
+            f"{bug.name}: {path.name} has its text {sound.count(bug.right)} times; it must stand there once"
+        )
+    path.write_text(sound.replace(bug.right, bug.wrong))
+    try:
+        yield
+    finally:
+        path.write_text(sound)
+
+
+def _run(clone: Path, tests: str) -> tuple[str, float]:
+    """The first test that fails (empty: none), and the seconds until then."""
+    started = time.monotonic()
+    # The current folder comes first on the path: what is installed is not what is tested.
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-m", "not slow", "-p", "no:cacheprovider", *tests.split()]
+    try:
+        done = subprocess.run(command, cwd=clone, capture_output=True, text=True, timeout=LIMIT_SECONDS, check=False)
+    except subprocess.TimeoutExpired:
+        return "no end", time.monotonic() - started
+    seconds = time.monotonic() - started
+    if done.returncode == 0:
+        return "", seconds
+    failed = re.search(r"^(?:FAILED|ERROR) [^:]*/(.+?)(?: - .*)?$", done.stdout, re.MULTILINE)
+    if not failed:
+        raise SystemExit(f"pytest ended with {done.returncode} and no failed test:\n{done.stdout}{done.stderr}")
+    return failed[1].replace("|", "\\|"), seconds
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,55 @@
+"""The commit as it is read from a real repository, in each way in which git keeps it."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from ingestor.core.version import DIGITS, of_checkout
+from tests.support.requirements import missing
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Path:
+    if shutil.which("git") is None:
+        missing("git: install it")
+    folder = tmp_path / "repository"
+    folder.mkdir()
+    git(folder, "init", "-q", "-b", "main")
+    git(folder, "commit", "-q", "--allow-empty", "-m", "one")
+    return folder
+
+
+def git(folder: Path, *arguments: str) -> str:
+    who = ("-c", "user.name=a", "-c", "user.email=a@b", "-c", "commit.gpgsign=false")
+    return subprocess.run(
+        ["git", *who, *arguments], cwd=folder, env={"PATH": "/usr/bin:/bin"}, check=True, capture_output=True, text=True
+    ).stdout.strip()
+
+
+def test_a_branch_a_packed_one_a_worktree_and_no_branch_at_all(repository: Path, tmp_path: Path) -> None:
+    first = git(repository, "rev-parse", "HEAD")[:DIGITS]
+    assert of_checkout(repository) == first
+    git(repository, "pack-refs", "--all")
+    assert not (repository / ".git/refs/heads/main").exists()
+    assert of_checkout(repository) == first
+    other = tmp_path / "other"
+    git(repository, "worktree", "add", "-q", str(other), "-b", "topic/b")
+    git(other, "commit", "-q", "--allow-empty", "-m", "two")
+    second = git(other, "rev-parse", "HEAD")[:DIGITS]
+    assert (of_checkout(other), of_checkout(repository)) == (second, first)
+    git(other, "pack-refs", "--all")
+    assert of_checkout(other) == second
+    git(repository, "checkout", "-q", "--detach", second)
+    assert of_checkout(repository) == second != first
+
+
+@pytest.mark.parametrize("head", [None, "", "ref: refs/heads/none", "<html>", "ref: ../../../secret", b"\xff"])
+def test_where_nothing_can_be_read_nothing_is_said(tmp_path: Path, head: str | bytes | None) -> None:
+    if head is not None:
+        (tmp_path / ".git").mkdir()
+        (tmp_path / ".git" / "HEAD").write_bytes(head.encode() if isinstance(head, str) else head)
+    assert of_checkout(tmp_path) == ""

@@ -1,0 +1,48 @@
+"""A daemon in good health, to be spoiled in one place by each test."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import UTC, datetime
+
+from ingestor.monitoring.status import Connection, Database, Pulse, Rows, Spool, Status, Subscription, Token
+
+NOON = datetime(2026, 11, 1, 12, tzinfo=UTC)
+
+SENTIMENT = Connection(
+    id="0123456789ab",
+    path="/real-time/crowd-sentiment",
+    feed="crowd-sentiment",
+    connected=True,
+    dialect="4",
+    frames=7,
+    last_frame_at=NOON,
+    since=NOON,
+)
+AAPL = Subscription(
+    path="/real-time/crowd-sentiment",
+    params='{"ticker":"AAPL"}',
+    feed="crowd-sentiment",
+    state="live",
+    since=NOON,
+)
+GOOD = Status(
+    at=NOON,
+    instance="desk",
+    version="0.1.0",
+    pid=42,
+    started_at=NOON,
+    config_sha256="ab" * 32,
+    connections=(SENTIMENT,),
+    subscriptions=(AAPL,),
+    spool=Spool(entries=3, bytes=900, limit_bytes=1000, head_seq=10, durable_seq=9, acked_seq=7),
+    database=Database(up=True, kind="sqlite", position=7, last_commit_at=NOON, lag_seconds=0.25),
+    rows=Rows(new=5, revised=1, duplicate=2, dead=1),
+    batches=2,
+    token=Token(expires_at=NOON, life_seconds=3600.0, logins={"ok": 3}),
+    pulses=(Pulse(name="event loop", age_seconds=0.1, limit_seconds=30.0),),
+)
+
+
+def status(**changes: object) -> Status:
+    return replace(GOOD, **changes)  # type: ignore[arg-type]

@@ -1,0 +1,29 @@
+from __future__ import annotations
+
+import pytest
+
+from ingestor.monitoring.http_server import host_allowed
+
+
+@pytest.mark.parametrize(
+    "header",
+    ["localhost", "LOCALHOST:8642", "127.0.0.1:8642", "[::1]:8642", "[::1]", "192.168.7.9:80", "status.lan:8642"],
+)
+def test_our_own_names_and_any_address_are_answered(header: str) -> None:
+    assert host_allowed(header, "status.lan")
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        pytest.param("rebound.example:8642", id="a name that somebody pointed at us"),
+        pytest.param("127.0.0.1.rebound.example", id="a name that begins like an address"),
+        pytest.param("localhost.rebound.example", id="a name that begins like ours"),
+        pytest.param("x@127.0.0.1", id="user information"),
+        pytest.param("[localhost]", id="a name in brackets"),
+        pytest.param("127.0.0.1:port", id="no port number"),
+        pytest.param("", id="nothing"),
+    ],
+)
+def test_other_names_are_not_answered(header: str) -> None:
+    assert not host_allowed(header, "status.lan")

@@ -1,0 +1,62 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from ingestor.core.entries import Frame
+from ingestor.pipeline.batch_builder import Assembly
+
+from ...support.entries import CROWD, T0, decoder, fact, frame, row
+
+
+def envelope(*rows: dict[str, Any], **params: str) -> dict[str, Any]:
+    return {"path": "crowd-sentiment", "params": params, "results": list(rows)}
+
+
+@pytest.mark.parametrize(
+    ("payload", "tickers"),
+    [
+        pytest.param([row("AAPL"), row("TSLA"), row("AAPL", 1)], {"AAPL", "TSLA"}, id="a list"),
+        pytest.param([], set(), id="an empty list"),
+        pytest.param(envelope(row("AAPL"), ticker="AAPL"), {"AAPL"}, id="an envelope"),
+        pytest.param(envelope(row("AAPL")), {"AAPL"}, id="an envelope for all"),
+        pytest.param(envelope(ticker="TSLA"), {"TSLA"}, id="an empty envelope"),
+        pytest.param(envelope(), set(), id="an empty envelope for all"),
+        pytest.param(envelope({"ticker": "TSLA"}, ticker="TSLA"), {"TSLA"}, id="rows that cannot be read"),
+        pytest.param("{bad", set(), id="no JSON"),
+    ],
+)
+def test_an_assembly_knows_what_its_data_came_for(payload: Any, tickers: set[str]) -> None:
+    assembly = Assembly(1, decoder())
+    assembly.add((1, frame(payload, params='{"period":"30"}')))
+    wanted = {(CROWD, '{"period":"30"}', ticker) for ticker in tickers | {""}}
+    assert assembly.heard == dict.fromkeys(wanted, T0)
+
+
+def test_the_last_of_several_counts_and_only_what_was_heard_live() -> None:
+    assembly = Assembly(1, decoder())
+    assembly.add((1, frame([row("AAPL")])))
+    assembly.add((2, frame([row("AAPL"), row("ON")], received_us=T0 + 5)))
+    assembly.add((3, frame([row("TSLA")], source="backfill", received_us=T0 + 9)))
+    assembly.add((4, frame([row("TSLA")], received_us=T0 + 9, letter=7)))
+    assembly.add((5, fact(at_us=T0 + 9)))
+    at = T0 + 5
+    assert assembly.heard == {(CROWD, "{}", ""): at, (CROWD, "{}", "AAPL"): at, (CROWD, "{}", "ON"): at}
+
+
+def told(*frames: Frame) -> list[tuple[float, int]]:
+    """(value, seq) of what goes to the database."""
+    assembly = Assembly(1, decoder())
+    for entry in enumerate(frames, 1):
+        assembly.add(entry)
+    batch = assembly.batch
+    assert batch.known_rows + len(batch.rows) == batch.row_count == len(frames)
+    return [(row.value, row.seq) for row in batch.rows]
+
+
+@pytest.mark.parametrize("more", [{}, {"source": "snapshot"}, {"letter": 7}], ids=["live", "a snapshot", "a retry"])
+def test_a_value_said_over_and_over_in_a_batch_is_written_each_time(more: dict[str, Any]) -> None:
+    # Between any two of them another instance may have said another value, and then each of them counts.
+    same = frame([row(value=1)], **more)
+    assert told(same, same, same, same) == [(1.0, 1), (1.0, 2), (1.0, 3), (1.0, 4)]

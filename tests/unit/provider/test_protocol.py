@@ -1,0 +1,59 @@
+from __future__ import annotations
+
+import pytest
+
+from ingestor.errors import ConnectionFailed, ConnectionRefused, DialectUnsupported
+from ingestor.provider.socket.protocol import Dialect, classify, socketio_path
+
+
+@pytest.mark.parametrize(
+    ("body", "dialect"),
+    [
+        pytest.param(b'0{"sid":"a","upgrades":["websocket"]}', Dialect.SOCKET_IO_4, id="3.x and 4.x"),
+        pytest.param(b'97:0{"sid":"a"}2:40', Dialect.SOCKET_IO_2, id="2.x"),
+        pytest.param(b'\x00\x09\x07\xff0{"sid":"a"}', Dialect.SOCKET_IO_2, id="1.x"),
+        pytest.param(b'\x00\x01\x00\x05\xff0{"sid"', Dialect.SOCKET_IO_2, id="1.x, longer and cut"),
+    ],
+)
+def test_a_generation_is_known_by_its_first_bytes(body: bytes, dialect: Dialect) -> None:
+    assert classify(200, body) is dialect
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "error", "words"),
+    [
+        pytest.param(200, b"Welcome to socket.io.", DialectUnsupported, "0.9", id="0.9"),
+        pytest.param(200, b"<html>", DialectUnsupported, "check provider.url", id="a web site"),
+        pytest.param(200, b"", DialectUnsupported, "check provider.url", id="nothing"),
+        pytest.param(404, b"Cannot GET", DialectUnsupported, "check provider.url", id="not there"),
+        pytest.param(
+            400, b'{"code":0,"message":"Transport unknown"}', DialectUnsupported, "provider.protocol", id="no polling"
+        ),
+        pytest.param(401, b"", ConnectionRefused, "token", id="401"),
+        pytest.param(403, b'{"code":4,"message":"Forbidden"}', ConnectionRefused, "Forbidden", id="403"),
+        pytest.param(502, b"Bad Gateway", ConnectionFailed, "502", id="502"),
+        pytest.param(301, b"", ConnectionFailed, "301", id="redirect"),
+    ],
+)
+def test_any_other_answer_says_what_to_do(status: int, body: bytes, error: type[ConnectionFailed], words: str) -> None:
+    with pytest.raises(error, match=words) as caught:
+        classify(status, body)
+    assert type(caught.value) is error
+
+
+def test_an_answer_that_repeats_the_token_is_shown_without_it() -> None:
+    with pytest.raises(ConnectionRefused) as caught:
+        classify(403, b"bad token eyJhbGciOiJIUzI1NiJ9.eyJhcGkiOiJzZWNyZXQifQ.c2ln")
+    assert "eyJ" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("url", "path"),
+    [
+        ("https://host", "socket.io"),
+        ("https://host/", "socket.io"),
+        ("https://host:8443/api/v1", "api/v1/socket.io"),
+    ],
+)
+def test_socket_io_lives_under_the_root_that_was_configured(url: str, path: str) -> None:
+    assert socketio_path(url) == path

@@ -1,0 +1,43 @@
+from __future__ import annotations
+
+import time
+from datetime import UTC, datetime
+from typing import Any
+
+from sqlalchemy import create_engine
+
+from ingestor.store import schema
+from ingestor.store.write.interning import Names
+
+KEY = ("feed", "metric", "ticker", "user_id")
+Key = tuple[str, str, str, str]
+
+
+def keys(start: int, count: int) -> list[Key]:
+    return [("f", "m", f"T{number:07}", "") for number in range(start, start + count)]
+
+
+def columns(key: Key) -> dict[str, Any]:
+    return dict(zip(KEY, key, strict=True)) | {"first_seen_at": datetime.now(UTC)}
+
+
+def test_a_full_memory_makes_room_in_time_that_grows_with_its_size_only() -> None:
+    engine = create_engine("sqlite://")
+    schema.metadata.create_all(engine)
+    names: Names[Key] = Names(schema.series, KEY, 12_000)
+    names.ids(engine, keys(0, 12_000), columns)
+    started = time.process_time()
+    found = names.ids(engine, keys(11_999, 2), columns)  # one known, one that needs room
+    assert time.process_time() - started < 1.0
+    assert sorted(found.values()) == [12_000, 12_001]
+    assert len(names._ids) <= 12_000
+    engine.dispose()
+
+
+def test_names_asked_for_now_are_not_what_goes() -> None:
+    engine = create_engine("sqlite://")
+    schema.metadata.create_all(engine)
+    names: Names[Key] = Names(schema.series, KEY, 4)
+    first = names.ids(engine, keys(0, 4), columns)
+    assert names.ids(engine, keys(0, 6), columns).items() >= first.items()
+    engine.dispose()
