@@ -12,7 +12,7 @@ class IngestorError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Problem:
+class ConfigProblem:
     """One thing wrong in the configuration: where it stands, and what to do about it."""
 
     where: str  # file:line:column, or the environment variable's name
@@ -28,12 +28,12 @@ class ConfigError(IngestorError):
 
     exit_code = 78
 
-    def __init__(self, problems: list[Problem]) -> None:
+    def __init__(self, problems: list[ConfigProblem]) -> None:
         super().__init__("\n".join(str(problem) for problem in problems))
         self.problems = problems
 
 
-class SecretExposed(ConfigError):
+class InsecureSecretFile(ConfigError):
     """A secret's file can be read by others; the message holds the command that mends it."""
 
     exit_code = 77
@@ -55,7 +55,7 @@ class TokenUnavailable(IngestorError):
         self.retry_after_seconds = retry_after_seconds
 
 
-class TokenNonsense(TokenUnavailable):
+class InvalidTokenResponse(TokenUnavailable):
     """The answer was not a token (HTML, ``{}``, a redirect, too long). Try again later; tell a person."""
 
 
@@ -71,7 +71,7 @@ class ConnectionRefused(ConnectionFailed):
     exit_code = 77
 
 
-class DialectUnsupported(ConnectionFailed):
+class ProtocolUnsupported(ConnectionFailed):
     """The server speaks a Socket.IO generation that we do not (0.9), or none."""
 
 
@@ -91,7 +91,7 @@ class RestRefused(IngestorError):
         self.status = status
 
 
-class RestTooLong(RestRefused):
+class ResponseTooLarge(RestRefused):
     """The answer is longer than we take. Ask for less at a time."""
 
 
@@ -105,33 +105,33 @@ class BatchRejected(IngestorError):
     """The database refused a row. Halve the batch until it stands alone."""
 
 
-class RepeatsNeeded(IngestorError):
+class FullBatchRequired(IngestorError):
     """A batch cannot be judged without the rows that were left out as known. Nothing was written: leave none out."""
 
 
-class PositionMoved(IngestorError):
+class PositionConflict(IngestorError):
     """Somebody (an earlier try that did commit) wrote this batch already. Read the position again and go on from it."""
 
 
-class SchemaNewer(IngestorError):
+class SchemaTooNew(IngestorError):
     """The database was migrated by a newer program. Upgrade this one."""
 
     exit_code = 78
 
 
-class SchemaOlder(IngestorError):
+class SchemaTooOld(IngestorError):
     """The database lacks migrations and ``database.migrate`` is ``never``. Run ``ingestor db upgrade``."""
 
     exit_code = 78
 
 
-class Held(IngestorError):
+class AlreadyLocked(IngestorError):
     """Another process holds the spool or the SQLite database; the message names it."""
 
     exit_code = 75
 
 
-class NotPermitted(IngestorError):
+class PermissionDenied(IngestorError):
     """This user may not do what is needed; the message says what, and how to allow it."""
 
     exit_code = 77
@@ -143,13 +143,13 @@ class SpoolFailed(IngestorError):
     exit_code = 74
 
 
-class ExtraMissing(IngestorError):
+class MissingExtra(IngestorError):
     """A library is not installed that only some need; the message says which extra brings it."""
 
     exit_code = 69
 
 
-class FileFailed(IngestorError):
+class FileWriteFailed(IngestorError):
     """A file that was asked for cannot be written; the message says why. Nothing of it was left."""
 
     exit_code = 74

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from ingestor.core.redaction import redactor
 from ingestor.simulator import Simulator
 from ingestor.store import migrate
 from ingestor.store.engine import connect
@@ -50,6 +51,15 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     reasons = {place[2].removeprefix("Skipped: ") for place in places if isinstance(place, tuple)}
     for reason in sorted(reason for reason in reasons if reason.startswith(LOUD)):
         terminalreporter.write_line(reason, red=True, bold=True)
+
+
+@pytest.fixture(autouse=True)
+def _forget_secrets() -> Iterator[None]:
+    """Take back what a test made secret: the redactor is one for the process, and would mask it in the tests after."""
+    before = redactor._uses.copy()
+    yield
+    for secret in (redactor._uses - before).elements():
+        redactor.forget(secret)
 
 
 @pytest.fixture(scope="session")

@@ -11,7 +11,7 @@ import typer
 from ingestor.cli.output import ConfigOption, Output, OutputOption, as_json, load_config, print_as, safe, say
 
 if TYPE_CHECKING:
-    from ingestor.commands.check import Finding
+    from ingestor.commands.check import CheckResult
     from ingestor.config import Config
 
 db_app = typer.Typer(help="The database's schema.")
@@ -23,9 +23,9 @@ def check(
     output: OutputOption = Output.TEXT,
 ) -> None:
     """Look for everything that would keep `run` from working; keep nothing, change nothing."""
-    findings: list[Finding] = []
+    findings: list[CheckResult] = []
 
-    def tell(finding: Finding) -> None:
+    def tell(finding: CheckResult) -> None:
         findings.append(finding)
         if output is Output.TEXT:
             say(safe(_line(finding)))
@@ -38,7 +38,7 @@ def check(
         raise typer.Exit(code)
 
 
-def _look(config: Config, connect: bool, tell: Callable[[Finding], None]) -> None:
+def _look(config: Config, connect: bool, tell: Callable[[CheckResult], None]) -> None:
     import asyncio
 
     from ingestor.commands import check as checking
@@ -51,7 +51,7 @@ def _look(config: Config, connect: bool, tell: Callable[[Finding], None]) -> Non
         asyncio.run(check_online.online(config, tell))
 
 
-def _line(finding: Finding) -> str:
+def _line(finding: CheckResult) -> str:
     mark = "✗" if finding.exit_code else "!" if finding.warning else "✓"
     took = f" ({finding.seconds:.2f} s)" if finding.seconds is not None else ""
     return f"{mark} {finding.name}: {finding.message}{took}"

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
     from ingestor.config import Config
     from ingestor.store.engine import Engine
-    from ingestor.store.maintenance.repairs import Repair, Wish
-    from ingestor.store.read.coverage_report import Listening, Span
+    from ingestor.store.maintenance.repairs import BackfillRequest, Repair
+    from ingestor.store.read.coverage_report import SubscriptionCoverage, TimeSpan
 
 STRIP_TIME = timedelta(days=1)
 CELLS = 48
@@ -71,7 +71,9 @@ def _unfinished(repairs: Sequence[Repair]) -> list[str]:
     return [_told(one) for one in repairs[:NOTES]] + more
 
 
-def _listening(engine: Engine, ticker: str, start: datetime, now: datetime) -> tuple[list[Listening], list[Listening]]:
+def _listening(
+    engine: Engine, ticker: str, start: datetime, now: datetime
+) -> tuple[list[SubscriptionCoverage], list[SubscriptionCoverage]]:
     """Since ``start``, and of the last day. Nothing can be said of the time after the last heartbeat."""
     from ingestor.store.read.coverage_report import listening
 
@@ -79,16 +81,16 @@ def _listening(engine: Engine, ticker: str, start: datetime, now: datetime) -> t
     return found, found if now - start == STRIP_TIME else listening(engine, now - STRIP_TIME, now, ticker)
 
 
-def strip(one: Listening, end: datetime) -> str:
+def strip(one: SubscriptionCoverage, end: datetime) -> str:
     """The day up to ``end`` in cells of half an hour, the oldest first."""
-    from ingestor.store.read.coverage_report import Span
+    from ingestor.store.read.coverage_report import TimeSpan
 
     width = STRIP_TIME / CELLS
     edges = [end - STRIP_TIME + width * number for number in range(CELLS + 1)]
     wanted = [one.wanted] if one.wanted else []
     return "".join(
         _cell(_overlap_seconds(wanted, cell), _overlap_seconds(one.covered, cell))
-        for cell in (Span(start, stop) for start, stop in pairwise(edges))
+        for cell in (TimeSpan(start, stop) for start, stop in pairwise(edges))
     )
 
 
@@ -100,12 +102,12 @@ def _cell(wanted_seconds: float, covered_seconds: float) -> str:
     return FULL if covered_seconds >= wanted_seconds else SOME
 
 
-def _overlap_seconds(spans: Sequence[Span], cell: Span) -> float:
+def _overlap_seconds(spans: Sequence[TimeSpan], cell: TimeSpan) -> float:
     ends = ((max(one.from_at, cell.from_at), min(one.to_at, cell.to_at)) for one in spans)
     return sum(max((stop - start).total_seconds(), 0.0) for start, stop in ends)
 
 
-def _covered(one: Listening, cells: str) -> dict[str, Any]:
+def _covered(one: SubscriptionCoverage, cells: str) -> dict[str, Any]:
     return {
         "subscription_id": one.subscription_id,
         "feed": one.feed,
@@ -123,11 +125,11 @@ def _covered(one: Listening, cells: str) -> dict[str, Any]:
     }
 
 
-def _percent(one: Listening) -> float | None:
+def _percent(one: SubscriptionCoverage) -> float | None:
     return 100 * one.covered_seconds / one.wanted_seconds if one.wanted_seconds else None
 
 
-def _table(found: Sequence[Listening], strips: Mapping[int, str], start: datetime) -> Table:
+def _table(found: Sequence[SubscriptionCoverage], strips: Mapping[int, str], start: datetime) -> Table:
     from rich.table import Table
     from rich.text import Text
 
@@ -148,7 +150,7 @@ def _table(found: Sequence[Listening], strips: Mapping[int, str], start: datetim
     return table
 
 
-def _columns(one: Listening) -> tuple[str, ...]:
+def _columns(one: SubscriptionCoverage) -> tuple[str, ...]:
     from ingestor.config.units import format_duration
     from ingestor.store.read.coverage_report import seconds
 
@@ -196,7 +198,7 @@ def backfill(
         raise typer.Exit(FAILED)
 
 
-def _wishes(config: Config, ticker: str, path: str | None, start: datetime, end: datetime) -> list[Wish]:
+def _wishes(config: Config, ticker: str, path: str | None, start: datetime, end: datetime) -> list[BackfillRequest]:
     from ingestor.repair import backfill_requests
 
     try:
@@ -205,7 +207,7 @@ def _wishes(config: Config, ticker: str, path: str | None, start: datetime, end:
         raise typer.BadParameter(str(error)) from None
 
 
-def _estimate(wishes: Sequence[Wish]) -> None:
+def _estimate(wishes: Sequence[BackfillRequest]) -> None:
     from ingestor.repair import backfill_requests
 
     count = sum(map(backfill_requests.questions, wishes))
@@ -216,7 +218,7 @@ def _estimate(wishes: Sequence[Wish]) -> None:
     )
 
 
-def _backfill(config: Config, wishes: Sequence[Wish]) -> list[Repair]:
+def _backfill(config: Config, wishes: Sequence[BackfillRequest]) -> list[Repair]:
     """Have it done, watch, and return what became of it."""
     from ingestor.daemon import control
     from ingestor.repair import backfill_requests
@@ -231,7 +233,9 @@ def _backfill(config: Config, wishes: Sequence[Wish]) -> list[Repair]:
         return watch.repairs
 
 
-def _backfill_offline(config: Config, wishes: Sequence[Wish], ended: Callable[[Sequence[int]], bool]) -> None:
+def _backfill_offline(
+    config: Config, wishes: Sequence[BackfillRequest], ended: Callable[[Sequence[int]], bool]
+) -> None:
     from ingestor.commands import offline
     from ingestor.config import require_api_key
     from ingestor.store.open_database import explained

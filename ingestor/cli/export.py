@@ -18,14 +18,14 @@ import typer
 from ingestor.cli.output import MOMENT, ConfigOption, Output, OutputOption, load_config, moment, print_as, say
 from ingestor.core.files import sync_folder
 from ingestor.core.redaction import redactor
-from ingestor.errors import FileFailed
+from ingestor.errors import FileWriteFailed
 
 if TYPE_CHECKING:
-    from ingestor.commands.replay import Replayed
+    from ingestor.commands.replay import ReplayResult
     from ingestor.store.engine import Engine
-    from ingestor.store.read.export import Wanted
-    from ingestor.store.read.export_formats import Format
-    from ingestor.store.read.fingerprint import Contents
+    from ingestor.store.read.export import ExportQuery
+    from ingestor.store.read.export_formats import ExportWriter
+    from ingestor.store.read.fingerprint import Fingerprint
 
 
 class ExportFormat(StrEnum):
@@ -53,12 +53,12 @@ def export(
 ) -> None:
     """Write the observations of a feed to a file or to stdout, with the columns of the view of that name."""
     from ingestor.store.open_database import opened
-    from ingestor.store.read.export import Wanted
+    from ingestor.store.read.export import ExportQuery
 
     now = datetime.now(UTC)
     if file is None and format_ is ExportFormat.PARQUET and sys.stdout.isatty():
         raise typer.BadParameter("Parquet is nothing for a terminal: name a file with -o, or redirect the output")
-    wanted = Wanted(
+    wanted = ExportQuery(
         feed=feed,
         tickers=tuple(ticker or ()),
         since=moment(since, now, "--since") if since else None,
@@ -102,7 +102,7 @@ def replay(
         start = moment(since, now, "--from") if since else ALWAYS
         end = moment(until, now, "--to") if until else FOREVER
         try:
-            work = replaying.Replay(source, target, replay_source.ranges(source, start, end))
+            work = replaying.Replayer(source, target, replay_source.ranges(source, start, end))
         except ValueError as error:
             raise typer.BadParameter(str(error), param_hint="--from") from None
         with progress("entries", work.count) as advance:
@@ -134,7 +134,7 @@ def _database_url(text: str) -> str:
     return url
 
 
-def _replayed(done: Replayed, kept: Contents, made: Contents) -> str:
+def _replayed(done: ReplayResult, kept: Fingerprint, made: Fingerprint) -> str:
     rows = f"{done.new:,} new, {done.revised:,} revised, {done.duplicate:,} duplicate, {done.dead:,} dead"
     told = f"{done.entries:,} entries with {done.rows:,} rows: {rows}"
     if kept == made:
@@ -145,7 +145,7 @@ def _replayed(done: Replayed, kept: Contents, made: Contents) -> str:
     )
 
 
-def _described(one: Contents) -> str:
+def _described(one: Fingerprint) -> str:
     return f"{one.values:,} values and {one.others:,} revisions, sha256 {one.sha256}"
 
 
@@ -159,7 +159,7 @@ def _refuse_unknown(engine: Engine, feed: str) -> None:
         raise typer.BadParameter(f'there is no feed "{feed}"; in the database: {there}', param_hint="--feed")
 
 
-def _export(engine: Engine, wanted: Wanted, format_: ExportFormat, target: BinaryIO) -> int:
+def _export(engine: Engine, wanted: ExportQuery, format_: ExportFormat, target: BinaryIO) -> int:
     """How many rows were written."""
     from ingestor.store.read.export import count_series, pages
 
@@ -176,13 +176,13 @@ def _export(engine: Engine, wanted: Wanted, format_: ExportFormat, target: Binar
     return rows
 
 
-def _made(format_: ExportFormat, target: BinaryIO) -> Format:
-    from ingestor.store.read.export_formats import Csv, JsonLines, Parquet
+def _made(format_: ExportFormat, target: BinaryIO) -> ExportWriter:
+    from ingestor.store.read.export_formats import CsvWriter, JsonLinesWriter, ParquetWriter
 
-    made: dict[ExportFormat, Callable[[BinaryIO], Format]] = {
-        ExportFormat.CSV: Csv,
-        ExportFormat.JSONL: JsonLines,
-        ExportFormat.PARQUET: Parquet,
+    made: dict[ExportFormat, Callable[[BinaryIO], ExportWriter]] = {
+        ExportFormat.CSV: CsvWriter,
+        ExportFormat.JSONL: JsonLinesWriter,
+        ExportFormat.PARQUET: ParquetWriter,
     }
     return made[format_](target)
 
@@ -212,7 +212,7 @@ def _to_stdout() -> Iterator[BinaryIO]:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise typer.Exit from None
     except OSError as error:
-        raise FileFailed(f"stdout cannot be written: {error.strerror or error}") from None
+        raise FileWriteFailed(f"stdout cannot be written: {error.strerror or error}") from None
 
 
 @contextmanager
@@ -235,4 +235,4 @@ def _whole_file(path: Path) -> Iterator[BinaryIO]:
         finally:
             part.unlink(missing_ok=True)
     except OSError as error:
-        raise FileFailed(f"{path}: cannot be written: {error.strerror or error}") from None
+        raise FileWriteFailed(f"{path}: cannot be written: {error.strerror or error}") from None

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ingestor.core.redaction import redactor
-from ingestor.errors import ConfigError, Problem
+from ingestor.errors import ConfigError, ConfigProblem
 
 if TYPE_CHECKING:
     from ingestor.config import Config
@@ -110,7 +110,7 @@ def _warn_of_unknown_endpoints(config: Config) -> None:
     places = {one.where: one for one in config.subscriptions}  # a list of tickers stands at one place
     for where, one in places.items():
         if warning := unknown_path_warning(one.path):
-            print(Problem(where, f"{one.entry}.path", warning), file=sys.stderr)
+            print(ConfigProblem(where, f"{one.entry}.path", warning), file=sys.stderr)
 
 
 def print_as(output: Output, data: Any, text: Callable[[], str]) -> None:
@@ -150,4 +150,4 @@ def write_new(path: Path, text: str) -> None:
         message = f"cannot be written ({os.strerror(error.errno or 0)}); name a file in a folder of yours"
     else:
         return
-    raise ConfigError([Problem(str(path), "", message)])
+    raise ConfigError([ConfigProblem(str(path), "", message)])

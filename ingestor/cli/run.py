@@ -15,7 +15,7 @@ from ingestor.cli.output import ConfigOption, load_config, say
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from ingestor.commands.demo import View
+    from ingestor.commands.demo import DemoView
 
 # How long one thread computes while another waits for its turn. The interpreter's 5 ms would be lost at nearly every
 # answer of the database, and as often the event loop's.
@@ -119,7 +119,7 @@ def demo(
         say(f'  sqlite3 {path} "{query}"')
 
 
-def _table(view: View) -> Table:
+def _table(view: DemoView) -> Table:
     from rich.table import Table
     from rich.text import Text
 

@@ -30,7 +30,7 @@ from ingestor.errors import ConfigError, IngestorError
 
 if TYPE_CHECKING:
     from ingestor.config import Config
-    from ingestor.monitoring.status import Connection, Status, Subscription
+    from ingestor.monitoring.status import ConnectionStatus, Status, SubscriptionStatus
 
 LOOK_SECONDS = 1.0
 TROUBLES = 5  # that are shown, of those that the daemon remembers
@@ -39,7 +39,7 @@ LISTED = 20  # subscriptions that are not live; the others are counted
 
 
 @dataclass(frozen=True, slots=True)
-class Look:
+class StatusSample:
     """What was seen at one moment, and the counts by which two moments differ."""
 
     at: float  # seconds of a clock that both looks share
@@ -49,7 +49,7 @@ class Look:
     data: dict[str, Any]  # as JSON
     lines: tuple[str, ...]  # as text
 
-    def rates(self, before: Look | None) -> dict[str, float]:
+    def rates(self, before: StatusSample | None) -> dict[str, float]:
         """Per second since the look before; empty if that tells nothing."""
         if before is None or before.begun != self.begun or self.at <= before.at:
             return {}
@@ -86,7 +86,7 @@ def _config(path: Path | None) -> tuple[Path, Config | ConfigError]:
     return loaded.spool.path, loaded
 
 
-def _watch(look: Callable[[], Look], output: Output) -> None:
+def _watch(look: Callable[[], StatusSample], output: Output) -> None:
     """On a terminal in place, else a block or a JSON object after the other."""
     from rich.console import Console
     from rich.live import Live
@@ -100,8 +100,8 @@ def _watch(look: Callable[[], Look], output: Output) -> None:
         _go_on(look, lambda lines, _data: live.update(Text("\n".join(lines)), refresh=True))
 
 
-def _go_on(look: Callable[[], Look], show: Callable[[list[str], dict[str, Any]], None]) -> None:
-    before: Look | None = None
+def _go_on(look: Callable[[], StatusSample], show: Callable[[list[str], dict[str, Any]], None]) -> None:
+    before: StatusSample | None = None
     while True:
         try:
             now = look()
@@ -119,8 +119,8 @@ def _rates(rates: dict[str, float]) -> Iterator[str]:
         yield f"  rate: {rates['frames_per_second']:,.1f} frames/s, {rates['rows_per_second']:,.1f} rows/s"
 
 
-def _look(spool: Path, config: Config | ConfigError) -> Look:
-    """Raises ControlFailed, DatabaseUnavailable; and what is wrong with the configuration, if no daemon answers."""
+def _look(spool: Path, config: Config | ConfigError) -> StatusSample:
+    """Raises ControlError, DatabaseUnavailable; and what is wrong with the configuration, if no daemon answers."""
     live = _ask_daemon(spool)
     if live is None:
         if isinstance(config, ConfigError):
@@ -128,7 +128,7 @@ def _look(spool: Path, config: Config | ConfigError) -> Look:
         return _stored(_ask_database(config))
     rows = live.rows
     broken = [f"  config: {problem}" for problem in config.problems] if isinstance(config, ConfigError) else []
-    return Look(
+    return StatusSample(
         at=live.at.timestamp(),
         begun=f"{live.pid} {live.started_at}",
         frames=sum(one.frames for one in live.connections),
@@ -172,7 +172,7 @@ def _lines(status: Status) -> Iterator[str]:
         yield f"  {trouble.at:%H:%M:%S} {trouble.kind}: {trouble.text}"
 
 
-def _connection(one: Connection, now: datetime) -> str:
+def _connection(one: ConnectionStatus, now: datetime) -> str:
     since = f" since {_clock(one.since)}" if one.since else ""
     why = f": {one.last_error}" if one.last_error else ""
     state = f"connected{since}, Socket.IO dialect {one.dialect}" if one.connected else f"not connected{why}"
@@ -191,7 +191,7 @@ def _subscriptions(status: Status) -> Iterator[str]:
         yield f"    and {len(others) - LISTED:,} more that are not live"
 
 
-def _name(one: Subscription) -> str:
+def _name(one: SubscriptionStatus) -> str:
     params = json.loads(one.params)
     return f"{one.path} {params['ticker'] if list(params) == ['ticker'] else one.params}"
 
@@ -232,8 +232,8 @@ def _ask_database(config: Config) -> dict[str, list[dict[str, Any]]]:
         return query.status(engine)
 
 
-def _stored(found: dict[str, list[dict[str, Any]]]) -> Look:
-    return Look(
+def _stored(found: dict[str, list[dict[str, Any]]]) -> StatusSample:
+    return StatusSample(
         at=time.monotonic(),
         begun="the database",
         frames=sum(one["frames"] for one in found["instances"]),

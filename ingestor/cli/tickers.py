@@ -104,7 +104,7 @@ def _difference(before: str, after: str) -> Iterator[str]:
 
 
 def _reloaded(config: Config) -> dict[str, Any]:
-    """What the daemon answers. Raises ControlFailed with its own words, if it keeps its configuration."""
+    """What the daemon answers. Raises ControlError with its own words, if it keeps its configuration."""
     from ingestor.daemon import control
 
     nobody = "none runs here that this user may ask; the next start reads the file"

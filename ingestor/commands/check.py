@@ -29,7 +29,7 @@ SAFE_SQLITE = (3, 51, 3)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Finding:
+class CheckResult:
     """One thing that was looked at. ``exit_code`` is 0 where nothing is in the way."""
 
     name: str
@@ -39,10 +39,10 @@ class Finding:
     seconds: float | None = None  # that it took, where that tells something
 
 
-def offline(config: Config) -> Iterator[Finding]:
+def offline(config: Config) -> Iterator[CheckResult]:
     """Everything that can be known without the provider. The database is only read."""
     tickers = len(config.subscriptions)
-    yield Finding(name="config", message=f"{config.source}: {tickers} subscription{'s' if tickers != 1 else ''}")
+    yield CheckResult(name="config", message=f"{config.source}: {tickers} subscription{'s' if tickers != 1 else ''}")
     yield _api_key(config)
     yield _folder("spool", config.spool.path)
     yield from _proxy(config)
@@ -55,31 +55,31 @@ def offline(config: Config) -> Iterator[Finding]:
     yield from _disks(config, load)
 
 
-def _api_key(config: Config) -> Finding:
+def _api_key(config: Config) -> CheckResult:
     try:
         require_api_key(config)
     except IngestorError as error:
-        return Finding(name="API key", message=str(error), exit_code=error.exit_code)
-    return Finding(name="API key", message="found; whether the provider takes it only it can say")
+        return CheckResult(name="API key", message=str(error), exit_code=error.exit_code)
+    return CheckResult(name="API key", message="found; whether the provider takes it only it can say")
 
 
-def _proxy(config: Config) -> Iterator[Finding]:
+def _proxy(config: Config) -> Iterator[CheckResult]:
     if config.proxy is not None:
         proxy = origin(config.proxy.get_secret_value())
-        yield Finding(
+        yield CheckResult(
             name="proxy", message=f"{config.provider.url} is reached through {proxy}, as the environment says"
         )
 
 
-def _folder(name: str, path: Path) -> Finding:
+def _folder(name: str, path: Path) -> CheckResult:
     existing = _nearest(path)
     if not existing.is_dir():
         message = f"{existing} is a file, and a folder is wanted there; move it, or name another place in config.yaml"
-        return Finding(name=name, message=message, exit_code=74)
+        return CheckResult(name=name, message=message, exit_code=74)
     if not os.access(existing, os.W_OK | os.X_OK, effective_ids=True):
         message = f"{existing} cannot be written by this user; chown it, or name another place in config.yaml"
-        return Finding(name=name, message=message, exit_code=77)
-    return Finding(name=name, message=f"{path}: can be written")
+        return CheckResult(name=name, message=message, exit_code=77)
+    return CheckResult(name=name, message=f"{path}: can be written")
 
 
 def _nearest(path: Path) -> Path:
@@ -88,52 +88,52 @@ def _nearest(path: Path) -> Path:
     return next(place for place in (path, *path.parents) if os.path.exists(place))  # noqa: PTH110
 
 
-def _database(config: Config) -> Finding:
+def _database(config: Config) -> CheckResult:
     url = config.database.url.get_secret_value()
     path = sqlite_path(url)
     if path and _nearest(path) != path:
         found = _folder("database", path)
-        return found if found.exit_code else Finding(name="database", message=f"{path}: made at the first run")
+        return found if found.exit_code else CheckResult(name="database", message=f"{path}: made at the first run")
     try:
         return _schema(url, config.database.migrate)
     except IngestorError as error:
-        return Finding(name="database", message=str(error), exit_code=error.exit_code)
+        return CheckResult(name="database", message=str(error), exit_code=error.exit_code)
 
 
-def _schema(url: str, migrates: str) -> Finding:
+def _schema(url: str, migrates: str) -> CheckResult:
     with opened(url) as engine:
         found = migrate.current(engine)
         migrate.refuse_newer(found)
         if found != migrate.head() and migrates == "never":
             migrate.verify(engine)
     if found == migrate.head():
-        return Finding(name="database", message=f"{masked(url)}: schema {found}")
+        return CheckResult(name="database", message=f"{masked(url)}: schema {found}")
     message = f"{masked(url)}: schema {found or 'empty'}, run makes it {migrate.head()}"
-    return Finding(name="database", message=message)
+    return CheckResult(name="database", message=message)
 
 
-def _unencrypted(config: Config) -> Iterator[Finding]:
+def _unencrypted(config: Config) -> Iterator[CheckResult]:
     if found := unencrypted_database(config.database.url.get_secret_value(), os.environ):
         host, sslmode = found
         message = (
             f"{host} may be spoken to without TLS (sslmode {sslmode}): password and data can be read on the way;"
             " write ?sslmode=verify-full behind database.url, or require where its certificate cannot be verified"
         )
-        yield Finding(name="database TLS", message=message, warning=True)
+        yield CheckResult(name="database TLS", message=message, warning=True)
 
 
-def _sqlite_version() -> Finding:
+def _sqlite_version() -> CheckResult:
     if sqlite3.sqlite_version_info >= SAFE_SQLITE:
-        return Finding(name="SQLite", message=sqlite3.sqlite_version)
+        return CheckResult(name="SQLite", message=sqlite3.sqlite_version)
     message = (
         f"{sqlite3.sqlite_version}: before 3.51.3 two connections that write to one database may damage it at a"
         " checkpoint; the ingestor writes with one, so let other programs only read"
     )
-    return Finding(name="SQLite", message=message, warning=True)
+    return CheckResult(name="SQLite", message=message, warning=True)
 
 
 @dataclass(frozen=True, slots=True)
-class Load:
+class LoadEstimate:
     """What the subscriptions bring at most, in a day."""
 
     samples: float
@@ -145,7 +145,7 @@ class Load:
         return self.samples * SAMPLE_BYTES
 
 
-def _load(config: Config) -> Load:
+def _load(config: Config) -> LoadEstimate:
     samples = received_bytes = 0.0
     for one in config.subscriptions:
         known = FEEDS.get(base_name(one.path))
@@ -153,32 +153,32 @@ def _load(config: Config) -> Load:
         rows = buckets * (1 if one.ticker else TICKERS_OF_ALL)
         samples += rows * (len(set(known.metrics.values())) if known else 1)
         received_bytes += rows * ROW_BYTES * (1 if one.path in STREAMS else WINDOW_ROWS)
-    return Load(samples, received_bytes)
+    return LoadEstimate(samples, received_bytes)
 
 
-def _growth(config: Config, load: Load) -> Finding:
+def _growth(config: Config, load: LoadEstimate) -> CheckResult:
     message = f"at most {load.samples:,.0f} samples a day, some {_size(load.stored_bytes)}"
     kept = config.database.retention.payloads
     if kept is None:
         message += f"; payloads add {_size(load.received_bytes)} a day: see database.retention.payloads"
     elif kept:
         message += f"; payloads of {format_duration(kept)} add {_size(load.received_bytes * kept / DAY_SECONDS)}, once"
-    return Finding(name="growth", message=message)
+    return CheckResult(name="growth", message=message)
 
 
-def _outage(config: Config, load: Load) -> Finding:
+def _outage(config: Config, load: LoadEstimate) -> CheckResult:
     hours = config.spool.max_bytes / load.received_bytes * 24
     message = f"{_size(config.spool.max_bytes)} (spool.max_bytes) hold some {hours:,.1f} h of a database that is away"
-    return Finding(name="outage", message=message, warning=hours < 1)
+    return CheckResult(name="outage", message=message, warning=hours < 1)
 
 
-def _disks(config: Config, load: Load) -> Iterator[Finding]:
+def _disks(config: Config, load: LoadEstimate) -> Iterator[CheckResult]:
     """Room for the spool; and for a SQLite database, for how long."""
     existing = _nearest(config.spool.path)
     free = shutil.disk_usage(existing).free
     short = free < config.spool.max_bytes
     more = ", less than spool.max_bytes: free some, or lower it" if short else ""
-    yield Finding(name="disk", message=f"{_size(free)} free at {existing}{more}", warning=short)
+    yield CheckResult(name="disk", message=f"{_size(free)} free at {existing}{more}", warning=short)
     if path := sqlite_path(config.database.url.get_secret_value()):
         existing = _nearest(path)
         free = shutil.disk_usage(existing).free
@@ -187,7 +187,7 @@ def _disks(config: Config, load: Load) -> Iterator[Finding]:
         per_day = load.stored_bytes + (load.received_bytes if kept is None else 0)
         days = max(free - payloads, 0) / per_day
         message = f"{_size(free)} free at {existing}: some {days:,.0f} days of what is collected"
-        yield Finding(name="database disk", message=message, warning=days < 30)
+        yield CheckResult(name="database disk", message=message, warning=days < 30)
 
 
 def _size(count: float) -> str:

@@ -18,49 +18,49 @@ from urllib.parse import urlsplit
 from pydantic import SecretStr
 
 from ingestor import __version__
-from ingestor.commands.check import DAY_SECONDS, Finding
+from ingestor.commands.check import DAY_SECONDS, CheckResult
 from ingestor.config import Config, Subscription
 from ingestor.config.units import format_duration
-from ingestor.core.aside import aside
 from ingestor.core.clock import boottime, wall_us
 from ingestor.core.entries import Fact, Frame
+from ingestor.core.threads import run_in_daemon_thread
 from ingestor.daemon import control
-from ingestor.errors import BatchRejected, ConnectionFailed, DatabaseUnavailable, IngestorError, NotPermitted
-from ingestor.pipeline.batch_builder import Assembly
-from ingestor.pipeline.decoder import Decoded, Decoder
+from ingestor.errors import BatchRejected, ConnectionFailed, DatabaseUnavailable, IngestorError, PermissionDenied
+from ingestor.pipeline.batch_builder import BatchBuilder
+from ingestor.pipeline.decoder import DecodedFrame, Decoder
 from ingestor.provider import catalog
 from ingestor.provider.auth import Token
 from ingestor.provider.auth.login import fetch
-from ingestor.provider.http_client import Deadline, Unanswered, ask
-from ingestor.provider.socket.connection import Connection, Line
-from ingestor.provider.socket.protocol import Dialect, Dialects
+from ingestor.provider.http_client import Deadline, RequestFailed, ask
+from ingestor.provider.socket.connection import Connection, ConnectionSettings
+from ingestor.provider.socket.protocol import ProtocolDetector, ProtocolVersion
 from ingestor.provider.subscriptions.supervisor import grouped
 from ingestor.provider.transport import tls
 from ingestor.store import migrate
 from ingestor.store.engine import sqlite_path
 from ingestor.store.maintenance.dry_run import rehearse
 from ingestor.store.open_database import opened
-from ingestor.store.write.batch_writer import Instance
+from ingestor.store.write.batch_writer import InstanceInfo
 
 DATA_SECONDS = 10.0  # for the first answer
 CLOCK_SECONDS = 10.0  # for the provider to tell its time
 SKEW_SECONDS = 2.0  # a Date has whole seconds, and takes a while to come
 AT_ONCE = 8  # connections
 
-_SPEAKS = {Dialect.SOCKET_IO_4: "Socket.IO 3.x or 4.x", Dialect.SOCKET_IO_2: "Socket.IO 1.x or 2.x"}
+_SPEAKS = {ProtocolVersion.SOCKET_IO_4: "Socket.IO 3.x or 4.x", ProtocolVersion.SOCKET_IO_2: "Socket.IO 1.x or 2.x"}
 
 T = TypeVar("T")
-Tell = Callable[[Finding], None]
+Tell = Callable[[CheckResult], None]
 
 
-class NotAsked(IngestorError):
+class ProbeFailed(IngestorError):
     """The provider did not do what it was asked to do."""
 
     exit_code = 69
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome(Generic[T]):
+class ProbeResult(Generic[T]):
     """Of a trial that went well, or well enough."""
 
     message: str
@@ -69,7 +69,7 @@ class Outcome(Generic[T]):
 
 
 @dataclass(slots=True)
-class Memory:
+class InMemorySink:
     """Takes what a connection hands over, in the spool's place."""
 
     frames: list[Frame] = field(default_factory=list)
@@ -109,16 +109,16 @@ async def online(config: Config, tell: Tell) -> None:
     await _tried(tell, "database write", _write(config, frames))
 
 
-async def _tried(tell: Tell, name: str, trial: Awaitable[Outcome[T]]) -> T | None:
+async def _tried(tell: Tell, name: str, trial: Awaitable[ProbeResult[T]]) -> T | None:
     began = boottime()
     try:
         outcome = await trial
     except IngestorError as error:
         code = error.exit_code
-        tell(Finding(name=name, message=str(error), exit_code=code, seconds=round(boottime() - began, 3)))
+        tell(CheckResult(name=name, message=str(error), exit_code=code, seconds=round(boottime() - began, 3)))
         return None
     seconds = round(boottime() - began, 3)
-    tell(Finding(name=name, message=outcome.message, warning=outcome.warning, seconds=seconds))
+    tell(CheckResult(name=name, message=outcome.message, warning=outcome.warning, seconds=seconds))
     return outcome.value
 
 
@@ -128,15 +128,15 @@ async def _tried(tell: Tell, name: str, trial: Awaitable[Outcome[T]]) -> T | Non
 async def _logged_in(config: Config, tell: Tell) -> Token | None:
     key = config.provider.api_key
     if key is None:
-        tell(Finding(name="token", message="not tried, since there is no API key", warning=True))
+        tell(CheckResult(name="token", message="not tried, since there is no API key", warning=True))
         return None
     token = await _tried(tell, "token", _token(config, key))
     if token is None:
-        tell(Finding(name="server", message="not tried, since there is no token", warning=True))
+        tell(CheckResult(name="server", message="not tried, since there is no token", warning=True))
     return token
 
 
-async def _token(config: Config, key: SecretStr) -> Outcome[Token]:
+async def _token(config: Config, key: SecretStr) -> ProbeResult[Token]:
     provider = config.provider
     login = partial(
         fetch,
@@ -147,16 +147,16 @@ async def _token(config: Config, key: SecretStr) -> Outcome[Token]:
         ca_file=provider.ca_file,
         proxy=config.proxy,
     )
-    token = await aside(login, "token")
+    token = await run_in_daemon_thread(login, "token")
     life = f"the key is accepted; a token lives {format_duration(round(token.life_seconds))}"
     others = sorted({one.path for one in config.subscriptions if not token.covers(one.path)})
     if others:
         more = f", and its claims do not name {', '.join(others)}, which are asked for all the same"
-        return Outcome(life + more, token, warning=True)
-    return Outcome(life, token)
+        return ProbeResult(life + more, token, warning=True)
+    return ProbeResult(life, token)
 
 
-async def _clock(config: Config) -> Outcome[None]:
+async def _clock(config: Config) -> ProbeResult[None]:
     provider = config.provider
     question = partial(
         ask,
@@ -170,44 +170,44 @@ async def _clock(config: Config) -> Outcome[None]:
     )
     began = time.time()
     try:
-        answer = await aside(question, "clock")
-    except Unanswered as error:
-        raise NotAsked(f"{provider.url}: {error}") from None
+        answer = await run_in_daemon_thread(question, "clock")
+    except RequestFailed as error:
+        raise ProbeFailed(f"{provider.url}: {error}") from None
     ours = (began + time.time()) / 2
     try:
         theirs = parsedate_to_datetime(answer.headers.get("Date", "")).timestamp() + 0.5  # it is cut to whole seconds
     except (ValueError, TypeError):
-        return Outcome("the provider does not say what time it is", None)
+        return ProbeResult("the provider does not say what time it is", None)
     return _skew(ours - theirs)
 
 
-def _skew(seconds: float) -> Outcome[None]:
+def _skew(seconds: float) -> ProbeResult[None]:
     """How far our clock is ahead of theirs."""
     if abs(seconds) <= SKEW_SECONDS:
-        return Outcome("ours and the provider's agree", None)
+        return ProbeResult("ours and the provider's agree", None)
     way = "ahead of" if seconds > 0 else "behind"
     message = f"ours is {abs(seconds):.0f} s {way} the provider's: times of receipt would be wrong; see `timedatectl`"
-    return Outcome(message, None, warning=True)
+    return ProbeResult(message, None, warning=True)
 
 
 async def _listened(config: Config, token: Token, tell: Tell) -> list[Frame]:
     """The first frames of each path, from as many connections as the daemon would have."""
     provider = config.provider
     verification = tls(provider.ca_file) if urlsplit(provider.url).scheme == "https" else None
-    dialects = Dialects(provider.url, provider.protocol, verification, config.proxy)
+    dialects = ProtocolDetector(provider.url, provider.protocol, verification, config.proxy)
     dialect = await _tried(tell, "server", _dialect(config, dialects, token))
     if dialect is None:
         return []
     slots = asyncio.Semaphore(AT_ONCE)
 
-    async def listen(line: Line, subscription: Subscription) -> tuple[list[Finding], list[Frame]]:
-        findings: list[Finding] = []
+    async def listen(line: ConnectionSettings, subscription: Subscription) -> tuple[list[CheckResult], list[Frame]]:
+        findings: list[CheckResult] = []
         async with slots:
             return findings, await _hear(line, subscription, dialect, token, findings.append)
 
     trials = []
     for (path, params), members in grouped(config.subscriptions).items():
-        line = Line(
+        line = ConnectionSettings(
             url=provider.url,
             path=path,
             params=params,
@@ -219,7 +219,9 @@ async def _listened(config: Config, token: Token, tell: Tell) -> list[Frame]:
     return await _in_order(trials, tell)
 
 
-async def _in_order(trials: list[Coroutine[Any, Any, tuple[list[Finding], list[Frame]]]], tell: Tell) -> list[Frame]:
+async def _in_order(
+    trials: list[Coroutine[Any, Any, tuple[list[CheckResult], list[Frame]]]], tell: Tell
+) -> list[Frame]:
     """All at once, and told one after the other."""
     frames: list[Frame] = []
     async with asyncio.TaskGroup() as group:
@@ -231,14 +233,16 @@ async def _in_order(trials: list[Coroutine[Any, Any, tuple[list[Finding], list[F
     return frames
 
 
-async def _dialect(config: Config, dialects: Dialects, token: Token) -> Outcome[Dialect]:
+async def _dialect(config: Config, dialects: ProtocolDetector, token: Token) -> ProbeResult[ProtocolVersion]:
     dialect = await dialects.of(token.value)
     told = "as provider.protocol says" if config.provider.protocol != "auto" else "as it says itself"
-    return Outcome(f"it speaks {_SPEAKS[dialect]}, {told}", dialect)
+    return ProbeResult(f"it speaks {_SPEAKS[dialect]}, {told}", dialect)
 
 
-async def _hear(line: Line, subscription: Subscription, dialect: Dialect, token: Token, tell: Tell) -> list[Frame]:
-    memory = Memory()
+async def _hear(
+    line: ConnectionSettings, subscription: Subscription, dialect: ProtocolVersion, token: Token, tell: Tell
+) -> list[Frame]:
+    memory = InMemorySink()
     connection = Connection(line, dialect, memory, memory.facts.append)
     name = f"{subscription.path} {subscription.ticker}".rstrip()
     try:
@@ -254,22 +258,26 @@ async def _hear(line: Line, subscription: Subscription, dialect: Dialect, token:
     return []
 
 
-async def _open(connection: Connection, token: Token) -> Outcome[Connection]:
+async def _open(connection: Connection, token: Token) -> ProbeResult[Connection]:
     await connection.open(token)
-    return Outcome("the token opens the socket", connection)
+    return ProbeResult("the token opens the socket", connection)
 
 
-async def _subscribe(connection: Connection, subscription: Subscription) -> Outcome[Connection]:
+async def _subscribe(connection: Connection, subscription: Subscription) -> ProbeResult[Connection]:
     answers: list[str | None] = []
     await connection.subscribe([subscription], lambda _one, error: answers.append(error))
     if not answers:
         raise ConnectionFailed((await connection.closed()).reason)
     if answers[0] is not None:
-        raise NotAsked(f"refused: {answers[0]}; the daemon would go on asking: mend the subscription, or ask them why")
-    return Outcome("acknowledged", connection)
+        raise ProbeFailed(
+            f"refused: {answers[0]}; the daemon would go on asking: mend the subscription, or ask them why"
+        )
+    return ProbeResult("acknowledged", connection)
 
 
-async def _data(connection: Connection, memory: Memory, subscription: Subscription) -> Outcome[Decoded | None]:
+async def _data(
+    connection: Connection, memory: InMemorySink, subscription: Subscription
+) -> ProbeResult[DecodedFrame | None]:
     waits = [asyncio.ensure_future(memory.came.wait()), asyncio.ensure_future(connection.closed())]
     await asyncio.wait(waits, timeout=DATA_SECONDS, return_when=asyncio.FIRST_COMPLETED)
     for wait in waits:
@@ -279,30 +287,30 @@ async def _data(connection: Connection, memory: Memory, subscription: Subscripti
     if not connection.alive:
         raise ConnectionFailed((await connection.closed()).reason)
     if memory.complaints:
-        raise NotAsked(f"the provider says: {memory.complaints}")
+        raise ProbeFailed(f"the provider says: {memory.complaints}")
     known = catalog.FEEDS.get(catalog.base_name(subscription.path))
     often = f"; this feed speaks every {format_duration(known.cadence_seconds)}" if known else ""
-    return Outcome(f"nothing came within {DATA_SECONDS:.0f} s{often}; the daemon would wait", None, warning=True)
+    return ProbeResult(f"nothing came within {DATA_SECONDS:.0f} s{often}; the daemon would wait", None, warning=True)
 
 
-def _understood(decoded: Decoded) -> Outcome[Decoded | None]:
+def _understood(decoded: DecodedFrame) -> ProbeResult[DecodedFrame | None]:
     if dead := decoded.dead_frame:
-        raise NotAsked(f"an answer that cannot be read ({dead.reason}: {dead.detail}); it would be a dead letter")
+        raise ProbeFailed(f"an answer that cannot be read ({dead.reason}: {dead.detail}); it would be a dead letter")
     if decoded.dead:
         first = f"{decoded.dead[0].reason}: {decoded.dead[0].detail}"
         message = f"{len(decoded.dead)} of {decoded.rows} rows cannot be read, and would be dead letters ({first})"
-        return Outcome(message, decoded, warning=True)
+        return ProbeResult(message, decoded, warning=True)
     if not decoded.observations:
-        return Outcome("an empty answer: the feed is alive, and quiet", decoded)
+        return ProbeResult("an empty answer: the feed is alive, and quiet", decoded)
     newest = datetime.fromtimestamp(max(one[1] for one in decoded.observations) / 1e6, UTC)
     if decoded.unknown_fields:
         names = ", ".join(map(ascii, decoded.unknown_fields))
         message = f"{decoded.rows} rows up to {newest:%Y-%m-%d %H:%M:%S} UTC; the fields {names} are not stored"
-        return Outcome(message, decoded, warning=True)
-    return Outcome(f"{decoded.rows} rows up to {newest:%Y-%m-%d %H:%M:%S} UTC", decoded)
+        return ProbeResult(message, decoded, warning=True)
+    return ProbeResult(f"{decoded.rows} rows up to {newest:%Y-%m-%d %H:%M:%S} UTC", decoded)
 
 
-def _outage(config: Config, frames: list[Frame]) -> Finding:
+def _outage(config: Config, frames: list[Frame]) -> CheckResult:
     """What `checking` can only guess at: how large answers are."""
     members = grouped(config.subscriptions)
     per_day = 0.0
@@ -312,22 +320,22 @@ def _outage(config: Config, frames: list[Frame]) -> Finding:
         per_day += answers * len(frame.text)
     hours = config.spool.max_bytes / per_day * 24
     message = f"spool.max_bytes hold some {hours:,.1f} h of a database that is away, as large as these answers are"
-    return Finding(name="outage", message=message, warning=hours < 1)
+    return CheckResult(name="outage", message=message, warning=hours < 1)
 
 
 # The database.
 
 
-async def _write(config: Config, frames: list[Frame]) -> Outcome[None]:
+async def _write(config: Config, frames: list[Frame]) -> ProbeResult[None]:
     url = config.database.url.get_secret_value()
-    running = await aside(partial(control.ask, config.spool.path, "status"), "daemon")
+    running = await run_in_daemon_thread(partial(control.ask, config.spool.path, "status"), "daemon")
     if running and sqlite_path(url):
-        return Outcome("not tried, since the daemon writes there, and only one may", None, warning=True)
-    found = await aside(partial(_schema, url), "schema")
+        return ProbeResult("not tried, since the daemon writes there, and only one may", None, warning=True)
+    found = await run_in_daemon_thread(partial(_schema, url), "schema")
     if found != migrate.head() and (found or config.database.migrate == "never"):
         state = f"of schema {found}" if found else "not there"
-        return Outcome(f"not tried, since the tables are {state}: see above", None, warning=True)
-    return await aside(partial(_rehearsed, config, url, frames), "write")
+        return ProbeResult(f"not tried, since the tables are {state}: see above", None, warning=True)
+    return await run_in_daemon_thread(partial(_rehearsed, config, url, frames), "write")
 
 
 def _schema(url: str) -> str | None:
@@ -338,12 +346,12 @@ def _schema(url: str) -> str | None:
         return migrate.current(engine)
 
 
-def _rehearsed(config: Config, url: str, frames: list[Frame]) -> Outcome[None]:
-    assembly = Assembly(1, Decoder(catalog.metrics_of, catalog.feed_name))
+def _rehearsed(config: Config, url: str, frames: list[Frame]) -> ProbeResult[None]:
+    assembly = BatchBuilder(1, Decoder(catalog.metrics_of, catalog.feed_name))
     for seq, frame in enumerate(frames, start=1):
         assembly.add((seq, frame))
     assembly.add((len(frames) + 1, Fact("checked", wall_us(), {})))
-    instance = Instance(
+    instance = InstanceInfo(
         spool_id="", name="check", version=__version__, config_sha256=config.sha256, started_us=wall_us()
     )
     try:
@@ -352,14 +360,14 @@ def _rehearsed(config: Config, url: str, frames: list[Frame]) -> Outcome[None]:
         raise DatabaseUnavailable(f"it refuses rows: {error}") from None
     except DatabaseUnavailable as error:
         if any(words in str(error) for words in ("permission denied", "readonly database")):
-            raise NotPermitted(str(error)) from None
+            raise PermissionDenied(str(error)) from None
         raise
     except OSError as error:
         raise DatabaseUnavailable(f"{error.filename}: {error.strerror}; see database.url") from None
     what = f"{len(assembly.batch.rows):,} values" if frames else "a batch without values"
     message = f"{what}: written, and taken back"
     if written.dead_rows:
-        return Outcome(
+        return ProbeResult(
             f"{message}; {written.dead_rows} rows were refused, and would be dead letters", None, warning=True
         )
-    return Outcome(message, None)
+    return ProbeResult(message, None)

@@ -41,7 +41,7 @@ QUERIES = (
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Line:
+class TickerRow:
     """What is shown of one ticker."""
 
     ticker: str
@@ -51,10 +51,10 @@ class Line:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class View:
+class DemoView:
     """What is shown at one moment."""
 
-    lines: tuple[Line, ...]
+    lines: tuple[TickerRow, ...]
     rows: int
     revised: int
     frames: int
@@ -62,7 +62,7 @@ class View:
     page: str | None
 
 
-async def run(seconds: float | None, show: Callable[[View], None]) -> Path:
+async def run(seconds: float | None, show: Callable[[DemoView], None]) -> Path:
     """Run for ``seconds`` (None: until cancelled or signalled), showing as it goes. Returns the database's path."""
     folder = Path(tempfile.mkdtemp(prefix="ingestor-demo-"))
     # A minute's bucket each second, so that there is something to see.
@@ -82,7 +82,7 @@ async def run(seconds: float | None, show: Callable[[View], None]) -> Path:
     return folder / "ingestor.db"
 
 
-async def _watch(service: Service, folder: Path, show: Callable[[View], None], seconds: float | None) -> None:
+async def _watch(service: Service, folder: Path, show: Callable[[DemoView], None], seconds: float | None) -> None:
     engine = connect(f"sqlite:///{folder / 'ingestor.db'}", read_only=True)
     loop = asyncio.get_running_loop()
     until = None if seconds is None else loop.time() + seconds
@@ -98,7 +98,7 @@ async def _watch(service: Service, folder: Path, show: Callable[[View], None], s
         engine.dispose()
 
 
-def _lines(engine: Any) -> tuple[Line, ...]:
+def _lines(engine: Any) -> tuple[TickerRow, ...]:
     counts, now = query.rows_by_ticker(engine, FEED), datetime.now(UTC)
     lines = []
     for ticker, rows in sorted(counts.items()):
@@ -106,13 +106,13 @@ def _lines(engine: Any) -> tuple[Line, ...]:
         if records:
             values = tuple(one["value"] for one in records)
             lag = (now - records[-1]["ts"]).total_seconds()
-            lines.append(Line(ticker=ticker, values=values, rows=rows, lag_seconds=lag))
+            lines.append(TickerRow(ticker=ticker, values=values, rows=rows, lag_seconds=lag))
     return tuple(lines)
 
 
-def _view(service: Service, lines: tuple[Line, ...]) -> View:
+def _view(service: Service, lines: tuple[TickerRow, ...]) -> DemoView:
     status = service.status()
-    return View(
+    return DemoView(
         lines=lines,
         rows=status.rows.new,
         revised=status.rows.revised,

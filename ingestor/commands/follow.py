@@ -16,14 +16,14 @@ from ingestor.pipeline.decoder import Decoder
 from ingestor.provider import catalog
 from ingestor.store.engine import Engine
 from ingestor.store.read import tail
-from ingestor.store.read.tail import Committed, Key, Record
+from ingestor.store.read.tail import CommittedBatch, ObservationKey, Record
 
 # Where payloads are not kept: a look is at the newest so many of each series. A first answer has some 60.
 EACH = 100
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
+class NewObservations:
     """Values that one batch recorded. ``missing``: how many more it did that could not be found."""
 
     records: list[Record]
@@ -45,26 +45,26 @@ class Follower:
         last = tail.tail(self._engine, limit=limit, ticker=self._ticker)
         return [one for one in last if one["seq"] <= self._positions.get(one["instance_id"], 0)]
 
-    def look(self) -> Iterator[Seen]:
+    def look(self) -> Iterator[NewObservations]:
         """What was committed since the last look, a batch at a time. Raises DatabaseUnavailable; look again then."""
         for instance_id, position in sorted(tail.positions(self._engine).items()):
             while (seen := self._positions.get(instance_id, 0)) < position:
                 batch = tail.next_batch(self._engine, instance_id, seen)
                 if batch is None:  # the journal is kept for less than a look takes
-                    batch = Committed(instance_id, seen + 1, position, 1, 1)
-                found = self._find(batch) if batch.values else Seen([])
+                    batch = CommittedBatch(instance_id, seen + 1, position, 1, 1)
+                found = self._find(batch) if batch.values else NewObservations([])
                 self._positions[instance_id] = batch.last_seq
                 yield found
 
-    def _find(self, batch: Committed) -> Seen:
+    def _find(self, batch: CommittedBatch) -> NewObservations:
         payloads = tail.payloads(self._engine, batch)
         if len(payloads) == batch.payloads:
             keys = {key for one in payloads for key in self._keys(one)}
-            return Seen(tail.recorded(self._engine, batch, keys))
+            return NewObservations(tail.recorded(self._engine, batch, keys))
         found = tail.newest(self._engine, batch, each=EACH)
         wanted = [one for one in found if self._ticker in ("", one["ticker"])]
-        return Seen(wanted, max(0, batch.values - len(found)))
+        return NewObservations(wanted, max(0, batch.values - len(found)))
 
-    def _keys(self, payload: dict[str, Any]) -> Iterator[Key]:
+    def _keys(self, payload: dict[str, Any]) -> Iterator[ObservationKey]:
         decoded = self._decoder.decode(frame_of(payload))
         return ((series, ts_us) for series, ts_us, _, _ in decoded.observations if self._ticker in ("", series[2]))

@@ -12,7 +12,7 @@ from ingestor.daemon.factory import build_healing, build_spool, build_writer, lo
 from ingestor.errors import DatabaseUnavailable, SpoolFailed
 from ingestor.pipeline.dead_letters import retry_letters
 from ingestor.store.engine import connect
-from ingestor.store.maintenance.repairs import Wish
+from ingestor.store.maintenance.repairs import BackfillRequest
 
 LOOK_SECONDS = 0.5
 
@@ -52,7 +52,7 @@ async def _retry(config: Config, url: str, ids: Sequence[int]) -> int:
 
 
 def backfill(
-    config: Config, api_key: SecretStr, wishes: Sequence[Wish], ended: Callable[[Sequence[int]], bool]
+    config: Config, api_key: SecretStr, wishes: Sequence[BackfillRequest], ended: Callable[[Sequence[int]], bool]
 ) -> None:
     """Begin or go on with the repairs, until ``ended`` says of their ids that nothing is left to wait for.
 
@@ -68,7 +68,7 @@ def backfill(
 
 
 async def _backfill(
-    config: Config, api_key: SecretStr, wishes: Sequence[Wish], ended: Callable[[Sequence[int]], bool]
+    config: Config, api_key: SecretStr, wishes: Sequence[BackfillRequest], ended: Callable[[Sequence[int]], bool]
 ) -> None:
     spool = build_spool(config)
     spool.start(_give_up)

@@ -14,8 +14,8 @@ from operator import attrgetter
 from ingestor import __version__
 from ingestor.core.clock import wall_us
 from ingestor.daemon.factory import lock_database
-from ingestor.errors import Held, NotPermitted, PositionMoved
-from ingestor.pipeline.batch_builder import Assembly
+from ingestor.errors import AlreadyLocked, PermissionDenied, PositionConflict
+from ingestor.pipeline.batch_builder import BatchBuilder
 from ingestor.pipeline.batch_policy import BatchPolicy
 from ingestor.pipeline.dead_letters import frame_of
 from ingestor.pipeline.decoder import Decoder
@@ -24,14 +24,14 @@ from ingestor.store import migrate
 from ingestor.store.engine import Connection, Engine, snapshot, translated
 from ingestor.store.open_database import explained, opened
 from ingestor.store.read import replay_source
-from ingestor.store.read.replay_source import Range, Told
-from ingestor.store.write.batch_writer import Database, Instance
+from ingestor.store.read.replay_source import EntryRange, ReplayEntry
+from ingestor.store.write.batch_writer import BatchWriter, InstanceInfo
 
 POLICY = BatchPolicy(max_rows=5_000, max_wait_seconds=0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Replayed:
+class ReplayResult:
     """What became of it."""
 
     entries: int = 0
@@ -46,11 +46,13 @@ class Replayed:
 def opened_beside(source: Engine, url: str) -> Iterator[Engine]:
     """Another database than ``source``, its tables up to date; a SQLite file is nobody else's as long as this lasts.
 
-    Raises NotPermitted, Held, SchemaNewer, DatabaseUnavailable.
+    Raises PermissionDenied, AlreadyLocked, SchemaTooNew, DatabaseUnavailable.
     """
     with opened(url, read_only=False) as target:
         if replay_source.is_same(source, target):
-            raise NotPermitted("that is the database that is read: name another, which may be empty or not there yet")
+            raise PermissionDenied(
+                "that is the database that is read: name another, which may be empty or not there yet"
+            )
         lock = lock_database(url)
         try:
             migrate.upgrade(target)
@@ -60,21 +62,21 @@ def opened_beside(source: Engine, url: str) -> Iterator[Engine]:
                 lock.release()
 
 
-class Replay:
+class Replayer:
     """Of some entries of one database into another, whose tables are up to date."""
 
-    def __init__(self, source: Connection, target: Engine, wanted: Sequence[Range]) -> None:
+    def __init__(self, source: Connection, target: Engine, wanted: Sequence[EntryRange]) -> None:
         """``source``: see ``snapshot``. Raises ValueError if later ones were told before: nothing can be put before."""
         self._source = source
-        self._targets: dict[int, Database] = {}
-        self._left: list[Range] = []
+        self._targets: dict[int, BatchWriter] = {}
+        self._left: list[EntryRange] = []
         with snapshot(target) as connection:
             there = replay_source.spools(connection)
         for spool_id, instance_id in replay_source.spools(source).items():
             for one in (each for each in wanted if each.instance_id == instance_id):
                 self._introduce(target, spool_id, one, _told_from(spool_id, there))
 
-    def _introduce(self, target: Engine, spool_id: str, wanted: Range, told_from: int | None) -> None:
+    def _introduce(self, target: Engine, spool_id: str, wanted: EntryRange, told_from: int | None) -> None:
         if told_from and wanted.first_seq < told_from:
             raise ValueError(
                 f"instance {wanted.instance_id} was told from entry {told_from} on, and what was before cannot be put"
@@ -82,14 +84,14 @@ class Replay:
             )
         # Under a name of its own: where its daemon may write too, that has its own position and ledger.
         first_seq = told_from or wanted.first_seq
-        me = Instance(
+        me = InstanceInfo(
             spool_id=f"{_prefix(spool_id)}{first_seq}",
             name="replay",
             version=__version__,
             config_sha256="",
             started_us=wall_us(),
         )
-        database = Database(target)
+        database = BatchWriter(target)
         position = database.register(me, first_seq)
         self._targets[wanted.instance_id] = database
         if position < wanted.last_seq:
@@ -99,10 +101,10 @@ class Replay:
         """How many entries are still to be told."""
         return replay_source.count(self._source, self._left)
 
-    def run(self, advance: Callable[[int], None]) -> Replayed:
-        """Tell them. ``advance`` hears how many are done. Raises DatabaseUnavailable, Held."""
+    def run(self, advance: Callable[[int], None]) -> ReplayResult:
+        """Tell them. ``advance`` hears how many are done. Raises DatabaseUnavailable, AlreadyLocked."""
         decoder = Decoder(catalog.metrics_of, catalog.feed_name)
-        done = Replayed()
+        done = ReplayResult()
         with closing(self._told()) as told:
             for instance_id, turn in groupby(told, key=attrgetter("instance_id")):
                 for assembly in _assembled(decoder, turn):
@@ -110,7 +112,7 @@ class Replay:
                     advance(done.entries)
         return done
 
-    def _told(self) -> Generator[Told]:
+    def _told(self) -> Generator[ReplayEntry]:
         with explained(str(self._source.engine.url)), translated():
             yield from replay_source.told(self._source, self._left)
 
@@ -125,27 +127,29 @@ def _told_from(spool_id: str, there: Iterable[str]) -> int | None:
     return next((int(name.removeprefix(prefix)) for name in there if name.startswith(prefix)), None)
 
 
-def _assembled(decoder: Decoder, told: Iterable[Told]) -> Iterator[Assembly]:
+def _assembled(decoder: Decoder, told: Iterable[ReplayEntry]) -> Iterator[BatchBuilder]:
     """What one instance received, under its own seqs: they say which of two values is the later one."""
-    assembly: Assembly | None = None
+    assembly: BatchBuilder | None = None
     for one in told:
         # Letters of one frame have one seq: they are told together.
         full = assembly and POLICY.full(rows=assembly.units, size_bytes=assembly.size_bytes)
         if assembly and full and one.seq > assembly.batch.last_seq:
             yield assembly
             assembly = None
-        assembly = assembly or Assembly(one.seq, decoder, keep_payloads=False)
+        assembly = assembly or BatchBuilder(one.seq, decoder, keep_payloads=False)
         assembly.add((one.seq, frame_of({**one.stored, "dead_letter_id": 0 if one.retried else None})))
     if assembly:
         yield assembly
 
 
-def _written(database: Database, assembly: Assembly, before: Replayed) -> Replayed:
+def _written(database: BatchWriter, assembly: BatchBuilder, before: ReplayResult) -> ReplayResult:
     batch = assembly.batch
     try:
         written = database.rewrite(batch)
-    except PositionMoved:
-        raise Held("somebody else tells that database the same; wait, then go on with the same command") from None
+    except PositionConflict:
+        raise AlreadyLocked(
+            "somebody else tells that database the same; wait, then go on with the same command"
+        ) from None
     return replace(
         before,
         entries=before.entries + batch.frames,

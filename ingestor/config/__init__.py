@@ -13,35 +13,35 @@ showing                      JSON Schema, and `config show`
 from ingestor.config.diff import settings_changed
 from ingestor.config.loader import load, require_api_key
 from ingestor.config.model import (
-    Batch,
+    BatchConfig,
     Config,
-    Database,
-    Http,
-    Log,
-    Provider,
-    Retention,
-    Spool,
+    DatabaseConfig,
+    HttpConfig,
+    LogConfig,
+    ProviderConfig,
+    RetentionConfig,
+    SpoolConfig,
     Subscription,
-    TokenLife,
+    TokenConfig,
 )
 from ingestor.config.render import outline, render, render_yaml, schema, secrets_of
 from ingestor.config.secret_file import SecretFile
 from ingestor.config.secrets import read_api_key
-from ingestor.config.validators import Listen
+from ingestor.config.validators import ListenAddress
 
 __all__ = [
-    "Batch",
+    "BatchConfig",
     "Config",
-    "Database",
-    "Http",
-    "Listen",
-    "Log",
-    "Provider",
-    "Retention",
+    "DatabaseConfig",
+    "HttpConfig",
+    "ListenAddress",
+    "LogConfig",
+    "ProviderConfig",
+    "RetentionConfig",
     "SecretFile",
-    "Spool",
+    "SpoolConfig",
     "Subscription",
-    "TokenLife",
+    "TokenConfig",
     "load",
     "outline",
     "read_api_key",

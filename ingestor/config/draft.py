@@ -5,19 +5,19 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from ingestor.config.validation_errors import Complaint
-from ingestor.config.yaml_document import Document, Loc
-from ingestor.errors import ConfigError, Problem, SecretExposed
+from ingestor.config.validation_errors import ValidationIssue
+from ingestor.config.yaml_document import Loc, YamlDocument
+from ingestor.errors import ConfigError, ConfigProblem, InsecureSecretFile
 
 
 class Draft:
     """A configuration while it is put together. Problems gather until ``check`` raises them all at once."""
 
-    def __init__(self, document: Document) -> None:
+    def __init__(self, document: YamlDocument) -> None:
         self._document = document
         self._origins: dict[Loc, str] = {}  # what does not stand in the document, and where it came from
         self._problems = list(document.problems)
-        self._exposed: list[Problem] = []
+        self._exposed: list[ConfigProblem] = []
         self.value: dict[str, Any] = document.value
 
     def get(self, *loc: str) -> Any:
@@ -52,22 +52,22 @@ class Draft:
                 return self._origins[loc[:length]]
         return self._document.where(loc, key=key)
 
-    def complain(self, complaint: Complaint) -> None:
+    def complain(self, complaint: ValidationIssue) -> None:
         path = ".".join(map(str, complaint.loc))
-        self._problems.append(Problem(self.where(complaint.loc, key=complaint.key), path, complaint.message))
+        self._problems.append(ConfigProblem(self.where(complaint.loc, key=complaint.key), path, complaint.message))
 
-    def report(self, problem: Problem, *, exposed: bool = False) -> None:
+    def report(self, problem: ConfigProblem, *, exposed: bool = False) -> None:
         """Add a problem whose place is known. ``exposed``: it is about a secret that others can read."""
         (self._exposed if exposed else self._problems).append(problem)
 
     def check(self) -> None:
-        """Raise all problems in the file's order: SecretExposed if nothing else is wrong, or ConfigError."""
+        """Raise all problems in the file's order: InsecureSecretFile if nothing else is wrong, or ConfigError."""
         if self._problems:
             raise ConfigError(sorted(self._problems + self._exposed, key=_order))
         if self._exposed:
-            raise SecretExposed(self._exposed)
+            raise InsecureSecretFile(self._exposed)
 
 
-def _order(problem: Problem) -> tuple[bool, int, int]:
+def _order(problem: ConfigProblem) -> tuple[bool, int, int]:
     place = re.search(r":(\d+):(\d+)$", problem.where)
     return (False, int(place[1]), int(place[2])) if place else (True, 0, 0)

@@ -13,14 +13,14 @@ from typing import Any, NoReturn, TypeAlias
 
 from ingestor.config.model import canonical
 from ingestor.config.subscriptions import expand
-from ingestor.config.yaml_document import Document, Node, parse, position
-from ingestor.errors import ConfigError, Problem
+from ingestor.config.yaml_document import YamlDocument, YamlNode, parse, position
+from ingestor.errors import ConfigError, ConfigProblem
 
 _PLAIN = re.compile(r"[A-Za-z0-9_/][A-Za-z0-9_/.^=+-]*")  # needs no quotes, wherever it stands
 _DASH = re.compile(r"[ ]*-[ ]+")
 _REST = re.compile(r"[ \t]*(#[^\n]*)?\r?")
 
-Asked: TypeAlias = set[tuple[str, str, str]]  # (path, method, canonical params) of each subscription
+ConfiguredKeys: TypeAlias = set[tuple[str, str, str]]  # (path, method, canonical params) of each subscription
 
 
 def add(text: str, name: str, path: str, tickers: Sequence[str]) -> tuple[str, list[str]]:
@@ -70,16 +70,16 @@ class _Edit:
         self._newline = "\r\n" if "\r\n" in text else "\n"
 
     @property
-    def subscriptions(self) -> Node:
+    def subscriptions(self) -> YamlNode:
         content: Any = self._document.root.content
-        node: Node = content["subscriptions"][1]  # there, or the file had no subscription
+        node: YamlNode = content["subscriptions"][1]  # there, or the file had no subscription
         return node
 
-    def entries(self, path: str) -> list[Node]:
+    def entries(self, path: str) -> list[YamlNode]:
         """Items for this path that name tickers, or none, and nothing else."""
         return [one for one in _items(self.subscriptions) if _value(one, "path") == path and _is_simple(one)]
 
-    def insert_entry(self, after: Node | None, path: str, tickers: list[str]) -> str:
+    def insert_entry(self, after: YamlNode | None, path: str, tickers: list[str]) -> str:
         """Another item, behind an item or all of them."""
         holder = self.subscriptions
         last = after or _items(holder)[-1]
@@ -89,7 +89,7 @@ class _Edit:
             inline = json.dumps({"path": path, "tickers": tickers}, ensure_ascii=False)
         return self.insert(holder, last, inline, [lines])
 
-    def insert(self, holder: Node, after: Node, inline: str, blocks: list[list[str]]) -> str:
+    def insert(self, holder: YamlNode, after: YamlNode, inline: str, blocks: list[list[str]]) -> str:
         """More items in a list, behind the item ``after``: as they are written in brackets, or each behind a dash."""
         if holder.alias or after.alias:
             self._refuse(holder if holder.alias else after, "an alias (*name) stands here")
@@ -103,7 +103,7 @@ class _Edit:
             return f"{text}{self._newline}{added}"
         return f"{text[:place]}{added}{self._newline}{text[place:]}"
 
-    def without(self, entry: Node, ticker: str) -> str:
+    def without(self, entry: YamlNode, ticker: str) -> str:
         """The list without the ticker, or without the entry where that names no other."""
         named = _field(entry, "tickers")
         if named and len(_items(named)) > 1:
@@ -111,7 +111,7 @@ class _Edit:
         holder = self.subscriptions
         return self.cut(holder, next(place for place, one in enumerate(_items(holder)) if one is entry))
 
-    def cut(self, holder: Node, index: int) -> str:
+    def cut(self, holder: YamlNode, index: int) -> str:
         """A list without one of its items."""
         items = _items(holder)
         if holder.alias or items[index].alias:
@@ -126,7 +126,7 @@ class _Edit:
             start -= len(self._newline)  # the file ends without a newline, and shall do so
         return self._text[:start] + self._text[end:]
 
-    def _cut_inline(self, holder: Node, items: list[Node], index: int) -> str:
+    def _cut_inline(self, holder: YamlNode, items: list[YamlNode], index: int) -> str:
         item, text = items[index], self._text
         last = index + 1 == len(items)
         before = self._comma(items[index - 1].end, item.start) if index else None
@@ -144,11 +144,11 @@ class _Edit:
         past = place + len(self._text[place:]) - len(self._text[place:].lstrip(" \t"))
         return place if self._text.startswith("#", past) else past  # a comment needs the blank before it
 
-    def word(self, text: str, like: Node) -> str:
+    def word(self, text: str, like: YamlNode) -> str:
         """A text as it is written beside another."""
         return json.dumps(text, ensure_ascii=False) if self._text[like.start] == '"' else _plain(text)
 
-    def proven(self, text: str, asked: Asked) -> str:
+    def proven(self, text: str, asked: ConfiguredKeys) -> str:
         """The text, if it asks for exactly this and says all else as before. Raises ConfigError."""
         try:
             changed = parse(text.encode(), self._document.name)
@@ -159,16 +159,16 @@ class _Edit:
             self._refuse(self.subscriptions, "the list is not written in a way that this command understands")
         return text
 
-    def _dash(self, item: Node) -> str:
+    def _dash(self, item: YamlNode) -> str:
         prefix = self._text[self._line_start(item) : item.start]
         if not _DASH.fullmatch(prefix):
             self._refuse(item, "the item does not stand behind a dash of its own")
         return prefix
 
-    def _line_start(self, item: Node) -> int:
+    def _line_start(self, item: YamlNode) -> int:
         return self._text.rfind("\n", 0, item.start) + 1
 
-    def _line_end(self, item: Node) -> int:
+    def _line_end(self, item: YamlNode) -> int:
         """Behind the newline of the item's last line."""
         if self._text[item.end - 1] == "\n":
             return item.end
@@ -185,38 +185,38 @@ class _Edit:
                 return start + found.start()
         return None
 
-    def _refuse(self, node: Node, why: str, remedy: str = "edit the file by hand") -> NoReturn:
+    def _refuse(self, node: YamlNode, why: str, remedy: str = "edit the file by hand") -> NoReturn:
         line, column = position(self._text[: node.start])  # an alias's own place is its anchor's
         where = f"{self._document.name}:{line}:{column}"
-        raise ConfigError([Problem(where, "subscriptions", f"cannot be edited safely: {why}; {remedy}")])
+        raise ConfigError([ConfigProblem(where, "subscriptions", f"cannot be edited safely: {why}; {remedy}")])
 
 
-def _items(holder: Node | None) -> list[Node]:
+def _items(holder: YamlNode | None) -> list[YamlNode]:
     return holder.content if holder and isinstance(holder.content, list) else []
 
 
-def _first_key(entry: Node) -> Node:
+def _first_key(entry: YamlNode) -> YamlNode:
     content: Any = entry.content
-    first: Node = next(key for key, _ in content.values())
+    first: YamlNode = next(key for key, _ in content.values())
     return first
 
 
-def _field(entry: Node | None, key: str) -> Node | None:
+def _field(entry: YamlNode | None, key: str) -> YamlNode | None:
     """The node of a key; None if there is none."""
     return entry.content[key][1] if entry and isinstance(entry.content, dict) and key in entry.content else None
 
 
-def _value(entry: Node, key: str) -> Any:
+def _value(entry: YamlNode, key: str) -> Any:
     found = _field(entry, key)
     return found.content if found else None
 
 
-def _is_simple(entry: Node) -> bool:
+def _is_simple(entry: YamlNode) -> bool:
     params = _value(entry, "params") or {}
     return set(params) <= {"ticker"} and str(_value(entry, "method") or "get").lower() == "get"
 
 
-def _tickers(entry: Node) -> list[str]:
+def _tickers(entry: YamlNode) -> list[str]:
     """Those that an entry names."""
     places = [*_items(_field(entry, "tickers")), _field(entry, "ticker"), _field(_field(entry, "params"), "ticker")]
     return [one.content for one in places if one and isinstance(one.content, str)]
@@ -226,12 +226,12 @@ def _key(path: str, ticker: str) -> tuple[str, str, str]:
     return path, "get", canonical({"ticker": ticker})
 
 
-def _asked(document: Document) -> Asked:
+def _asked(document: YamlDocument) -> ConfiguredKeys:
     found = expand(document.value.get("subscriptions"), document.where, lambda _complaint: None)
     return {one.key for one in found}
 
 
-def _others(document: Document) -> dict[str, Any]:
+def _others(document: YamlDocument) -> dict[str, Any]:
     return {key: value for key, value in document.value.items() if key != "subscriptions"}
 
 

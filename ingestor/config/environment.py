@@ -10,7 +10,7 @@ from pydantic import BaseModel
 
 from ingestor.config.draft import Draft
 from ingestor.config.model import Settings
-from ingestor.errors import Problem
+from ingestor.errors import ConfigProblem
 
 FILE_VARIABLE = "INGESTOR_CONFIG"
 _PREFIX = "INGESTOR_"
@@ -28,7 +28,7 @@ def override(draft: Draft, env: Mapping[str, str], secrets: frozenset[tuple[str,
     for name, text in sorted(env.items()):
         if name not in known:
             if name.startswith(_PREFIX) and not name.startswith(_FOR_TESTS) and name != FILE_VARIABLE:
-                draft.report(Problem(name, "", _unknown(name, [*known, FILE_VARIABLE])))
+                draft.report(ConfigProblem(name, "", _unknown(name, [*known, FILE_VARIABLE])))
             continue
         loc, is_list = known[name]
         if loc not in secrets:

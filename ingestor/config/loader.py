@@ -12,18 +12,18 @@ from pydantic import SecretStr, ValidationError
 
 from ingestor.config.draft import Draft
 from ingestor.config.environment import FILE_VARIABLE, override, variable
-from ingestor.config.model import Config, Settings, Spool
+from ingestor.config.model import Config, Settings, SpoolConfig
 from ingestor.config.proxy import find_proxy
 from ingestor.config.secrets import API_KEY, KEY_PLACES, LOCS, place_secrets
-from ingestor.config.subscriptions import FeedName, Written, expand
+from ingestor.config.subscriptions import ConfigFile, FeedName, expand
 from ingestor.config.validation_errors import complaints
 from ingestor.config.validators import resolve
 from ingestor.config.yaml_document import MAX_BYTES, parse
-from ingestor.errors import ConfigError, Problem
+from ingestor.errors import ConfigError, ConfigProblem
 
 SYSTEM_FILE = Path("/etc/ingestor/config.yaml")
 LOCAL_FILE = Path("config.yaml")
-_SPOOL_PATH: str = Spool.model_fields["path"].default
+_SPOOL_PATH: str = SpoolConfig.model_fields["path"].default
 
 
 def load(
@@ -32,7 +32,7 @@ def load(
     """The configuration, from ``path`` or where ``find`` says; ``env`` is the process's unless given.
 
     ``feed_name`` tells a feed's name from path and params, so that one which cannot be stored is refused.
-    Raises ConfigError with every problem; SecretExposed if the only ones are secrets that others can read.
+    Raises ConfigError with every problem; InsecureSecretFile if the only ones are secrets that others can read.
     """
     env = os.environ if env is None else env
     source = find(path, env)
@@ -76,7 +76,7 @@ def find(path: Path | None, env: Mapping[str, str]) -> Path:
     if found is None:
         looked = f"looked for --config, ${FILE_VARIABLE}, {', '.join(map(str, places))}"
         message = f"there is no configuration ({looked}); `ingestor init` writes one"
-        raise ConfigError([Problem("", "", message)])
+        raise ConfigError([ConfigProblem("", "", message)])
     return found
 
 
@@ -121,7 +121,7 @@ def require_api_key(config: Config) -> SecretStr:
     """The API key of a configuration that will connect. Raises ConfigError that says where to put one."""
     if config.provider.api_key is None:
         path = ".".join(API_KEY.loc)
-        raise ConfigError([Problem(str(config.source), path, f"there is none; {KEY_PLACES}")])
+        raise ConfigError([ConfigProblem(str(config.source), path, f"there is none; {KEY_PLACES}")])
     return config.provider.api_key
 
 
@@ -140,7 +140,7 @@ def read(source: Path) -> tuple[bytes, bool]:
         message = f"cannot be read ({os.strerror(error.errno or 0)}); mend the path or the permissions"
     else:
         return raw, not mode & (stat.S_IRWXG | stat.S_IRWXO)
-    raise ConfigError([Problem(str(source), "", message)])
+    raise ConfigError([ConfigProblem(str(source), "", message)])
 
 
 def _settings(draft: Draft, base: Path) -> Settings | None:
@@ -148,7 +148,7 @@ def _settings(draft: Draft, base: Path) -> Settings | None:
     try:
         return Settings.model_validate(draft.value, context={"base": base})
     except ValidationError as error:
-        found = list(complaints(error, Written))
+        found = list(complaints(error, ConfigFile))
     for complaint in found:
         draft.complain(complaint)
     return None

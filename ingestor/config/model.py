@@ -28,7 +28,7 @@ from pydantic_core import PydanticCustomError
 
 from ingestor.config import urls, validators
 from ingestor.config.secret_file import SecretFile
-from ingestor.config.validators import Listen, duration, size
+from ingestor.config.validators import ListenAddress, duration, size
 
 _CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False)
 
@@ -45,7 +45,7 @@ def key(default: Any, description: str) -> Any:
     return Field(default=default, validate_default=True, description=description)
 
 
-class Section(BaseModel):
+class ConfigSection(BaseModel):
     """A mapping of the document. Unknown keys are refused; with every key commented out it is its default."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
@@ -56,7 +56,7 @@ class Section(BaseModel):
         return {} if data is None else data
 
 
-class TokenLife(Section):
+class TokenConfig(ConfigSection):
     """How long a token is used."""
 
     lifetime: Annotated[float, duration("1s", "365d")] = key("5h", "Life of a token that names no end")
@@ -73,7 +73,7 @@ class TokenLife(Section):
         return seconds
 
 
-class Provider(Section):
+class ProviderConfig(ConfigSection):
     """Where the data comes from, and how it is asked for."""
 
     url: Annotated[str, BeforeValidator(validators.text), AfterValidator(urls.provider_url)] = key(
@@ -96,7 +96,7 @@ class Provider(Section):
     events: Annotated[tuple[Text, ...], Field(min_length=1)] = key(
         ["res", "data"], "Names of the events that carry data"
     )
-    token: TokenLife = key({}, "How long a token is used")
+    token: TokenConfig = key({}, "How long a token is used")
     renewal: Literal["overlap", "reconnect"] = key(
         "overlap", "On a new token: overlap opens the new connection before the old is closed"
     )
@@ -124,14 +124,14 @@ class Provider(Section):
         return allowed
 
 
-class Batch(Section):
+class BatchConfig(ConfigSection):
     """When entries are written."""
 
     max_rows: Annotated[int, Field(ge=1, le=1_000_000)] = key(5000, "Rows that are written at once at most")
     max_wait: Annotated[float, duration("0s", "60s")] = key("100ms", "How long an entry may wait for company")
 
 
-class Retention(Section):
+class RetentionConfig(ConfigSection):
     """How long is kept what is not a sample. Seconds; 0.0 keeps nothing, None keeps for ever."""
 
     payloads: Annotated[float | None, duration("1s", "36500d", none=0.0, forever=None)] = key(
@@ -150,7 +150,7 @@ def _normalised(value: Any, info: ValidationInfo) -> str:
     return urls.database_url(written, validators.base_of(info))
 
 
-class Database(Section):
+class DatabaseConfig(ConfigSection):
     """Where the data goes."""
 
     url: Annotated[SecretStr, BeforeValidator(_normalised), WithJsonSchema({"type": "string"})] = key(
@@ -161,11 +161,11 @@ class Database(Section):
         None, "File that holds a URL with a password, mode 0600; or systemd credential database_url"
     )
     migrate: Literal["auto", "never"] = key("auto", "Whether run brings the tables up to date itself")
-    batch: Batch = key({}, "When entries are written")
-    retention: Retention = key({}, "How long data is kept")
+    batch: BatchConfig = key({}, "When entries are written")
+    retention: RetentionConfig = key({}, "How long data is kept")
 
 
-class Spool(Section):
+class SpoolConfig(ConfigSection):
     """The durable store between socket and database."""
 
     path: AbsolutePath = key("spool", "Folder of the spool")
@@ -173,18 +173,18 @@ class Spool(Section):
     sync_every: Annotated[float, duration("1ms", "10s")] = key("20ms", "Longest wait before a sync")
 
 
-class Http(Section):
+class HttpConfig(ConfigSection):
     """Health, metrics and status."""
 
     listen: Annotated[
-        Listen,
+        ListenAddress,
         PlainValidator(validators.listen),
         PlainSerializer(str, when_used="json"),
         WithJsonSchema({"type": "string", "pattern": r"^(\[[0-9A-Fa-f:.%]+\]|[^\s:/@\[\]]+):[0-9]{1,5}$"}),
     ] = key("127.0.0.1:8642", "Address of the status page, /healthz, /readyz and /metrics")
 
 
-class Log(Section):
+class LogConfig(ConfigSection):
     """What is said on stderr."""
 
     level: Literal["debug", "info", "warning", "error"] = key("info", "The least that is said")
@@ -217,17 +217,17 @@ class Subscription:
         return self.params.get("ticker", "")
 
 
-class Settings(Section):
+class Settings(ConfigSection):
     """What the document says, apart from its subscriptions."""
 
     instance: Annotated[str, BeforeValidator(validators.label), LABEL] | None = key(
         None, "Label of this daemon in the database; default: the host's name"
     )
-    provider: Provider = key({}, "Where the data comes from")
-    database: Database = key({}, "Where the data goes")
-    spool: Spool = key({}, "The durable store between socket and database")
-    http: Http = key({}, "Health, metrics and status over HTTP")
-    log: Log = key({}, "What is said on stderr")
+    provider: ProviderConfig = key({}, "Where the data comes from")
+    database: DatabaseConfig = key({}, "Where the data goes")
+    spool: SpoolConfig = key({}, "The durable store between socket and database")
+    http: HttpConfig = key({}, "Health, metrics and status over HTTP")
+    log: LogConfig = key({}, "What is said on stderr")
     watch: bool = key(False, "Reload when this file changes")
 
 

@@ -13,10 +13,10 @@ from urllib.request import proxy_bypass_environment  # type: ignore[attr-defined
 from pydantic import SecretStr
 
 from ingestor.config.urls import is_loopback, proxy_url
-from ingestor.errors import Problem
+from ingestor.errors import ConfigProblem
 
 
-def find_proxy(url: str, env: Mapping[str, str], report: Callable[[Problem], None]) -> SecretStr | None:
+def find_proxy(url: str, env: Mapping[str, str], report: Callable[[ConfigProblem], None]) -> SecretStr | None:
     """The proxy's URL for the provider's; it may hold a password. One that cannot be used is reported."""
     parts = urlsplit(url)
     if is_loopback(parts.hostname or ""):
@@ -28,7 +28,7 @@ def find_proxy(url: str, env: Mapping[str, str], report: Callable[[Problem], Non
     try:
         return SecretStr(proxy_url(env[name]))
     except ValueError as error:
-        report(Problem(name, "", str(error)))
+        report(ConfigProblem(name, "", str(error)))
         return None
 
 

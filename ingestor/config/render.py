@@ -8,13 +8,13 @@ from typing import Any
 import yaml
 
 from ingestor.config.model import Config
-from ingestor.config.subscriptions import Written
+from ingestor.config.subscriptions import ConfigFile
 from ingestor.config.urls import credentials, masked, passwords
 
 
 def schema() -> dict[str, Any]:
     """JSON Schema (2020-12) of ``config.yaml``: what an editor completes, explains and refuses."""
-    body = _without_noise(Written.model_json_schema())
+    body = _without_noise(ConfigFile.model_json_schema())
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "ingestor configuration",

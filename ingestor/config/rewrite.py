@@ -12,7 +12,7 @@ from ingestor.config.loader import find, read, understand
 from ingestor.config.model import Config
 from ingestor.config.subscriptions import FeedName
 from ingestor.core.files import sync_folder
-from ingestor.errors import ConfigError, Problem
+from ingestor.errors import ConfigError, ConfigProblem
 
 _BOM = "\N{ZERO WIDTH NO-BREAK SPACE}"
 
@@ -53,7 +53,7 @@ def _replace(source: Path, before: bytes, after: bytes) -> None:
                 file.flush()
                 os.fsync(handle)
             if read(source)[0] != before:
-                raise ConfigError([Problem(str(source), "", "was changed meanwhile by somebody else; try again")])
+                raise ConfigError([ConfigProblem(str(source), "", "was changed meanwhile by somebody else; try again")])
             os.replace(name, target)  # noqa: PTH105
         except BaseException:
             os.unlink(name)  # noqa: PTH108
@@ -62,7 +62,7 @@ def _replace(source: Path, before: bytes, after: bytes) -> None:
     except OSError as error:
         said = os.strerror(error.errno or 0)
         message = f"cannot be replaced ({said}); run this as a user who may write in {target.parent}, and own the file"
-        raise ConfigError([Problem(str(source), "", message)]) from None
+        raise ConfigError([ConfigProblem(str(source), "", message)]) from None
 
 
 def _like(target: Path, handle: int, name: str) -> None:

@@ -16,13 +16,13 @@ from pydantic import SecretStr
 from ingestor.config import urls, validators
 from ingestor.config.draft import Draft
 from ingestor.config.environment import variable
-from ingestor.config.secret_file import Refusal, SecretFile
-from ingestor.config.validation_errors import Complaint
-from ingestor.errors import ConfigError, Problem, SecretExposed
+from ingestor.config.secret_file import SecretFile, UnusableSecret
+from ingestor.config.validation_errors import ValidationIssue
+from ingestor.errors import ConfigError, ConfigProblem, InsecureSecretFile
 
 
 @dataclass(frozen=True, slots=True)
-class Slot:
+class SecretField:
     """A secret's place in the configuration, and the names of its sources."""
 
     loc: tuple[str, str]
@@ -38,8 +38,8 @@ class Slot:
         return variable(*self.loc)
 
 
-API_KEY = Slot(("provider", "api_key"), credential="api_key", file_key="api_key_file")
-DATABASE_URL = Slot(("database", "url"), credential="database_url", file_key="url_file")
+API_KEY = SecretField(("provider", "api_key"), credential="api_key", file_key="api_key_file")
+DATABASE_URL = SecretField(("database", "url"), credential="database_url", file_key="url_file")
 LOCS = frozenset({API_KEY.loc, DATABASE_URL.loc})
 
 KEY_PLACES = (
@@ -49,12 +49,12 @@ KEY_PLACES = (
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
+class SecretSource:
     """One place that was looked into."""
 
     where: str  # for people
     loc: tuple[str, str]  # the key that names it
-    content: SecretStr | Refusal
+    content: SecretStr | UnusableSecret
     file: SecretFile | None = None
 
 
@@ -64,7 +64,7 @@ def place_secrets(draft: Draft, env: Mapping[str, str], base: Path, *, file_is_p
     Returns the file that the API key came from, if it did.
     """
     if draft.get(*API_KEY.loc) is not None:
-        draft.complain(Complaint(API_KEY.loc, f"does not belong in this file; {KEY_PLACES}", key=True))
+        draft.complain(ValidationIssue(API_KEY.loc, f"does not belong in this file; {KEY_PLACES}", key=True))
     draft.drop(API_KEY.loc)
     written = draft.get(*DATABASE_URL.loc)
     if isinstance(written, str) and urls.has_password(written) and not file_is_private:
@@ -72,7 +72,7 @@ def place_secrets(draft: Draft, env: Mapping[str, str], base: Path, *, file_is_p
             "holds a password in a file that others can read; put the URL into a file of mode 0600 "
             f"named by database.url_file, or into {DATABASE_URL.variable}"
         )
-        draft.complain(Complaint(DATABASE_URL.loc, message))
+        draft.complain(ValidationIssue(DATABASE_URL.loc, message))
     sources = {slot: _found(draft, slot, env, base) for slot in (API_KEY, DATABASE_URL)}
     for slot, source in sources.items():
         _place(draft, slot, source)
@@ -81,31 +81,31 @@ def place_secrets(draft: Draft, env: Mapping[str, str], base: Path, *, file_is_p
 
 
 def read_api_key(file: SecretFile) -> SecretStr:
-    """The API key that the file holds now. Raises ConfigError, or SecretExposed, with what to do about it."""
+    """The API key that the file holds now. Raises ConfigError, or InsecureSecretFile, with what to do about it."""
     content = file.read()
     if isinstance(content, SecretStr):
         try:
             return validators.api_key(content)
         except ValueError as error:
-            content = Refusal(str(error))
-    problem = Problem(str(file.path), ".".join(API_KEY.loc), content.message)
-    raise (SecretExposed if content.exposed else ConfigError)([problem])
+            content = UnusableSecret(str(error))
+    problem = ConfigProblem(str(file.path), ".".join(API_KEY.loc), content.message)
+    raise (InsecureSecretFile if content.exposed else ConfigError)([problem])
 
 
-def _found(draft: Draft, slot: Slot, env: Mapping[str, str], base: Path) -> Source | None:
+def _found(draft: Draft, slot: SecretField, env: Mapping[str, str], base: Path) -> SecretSource | None:
     """The first source that has the secret."""
     credential = Path(env.get("CREDENTIALS_DIRECTORY", ""), slot.credential)
     # Unlike Path.exists, this does not raise for a folder that may not be searched.
     if env.get("CREDENTIALS_DIRECTORY") and os.path.exists(credential):  # noqa: PTH110
         file = SecretFile(credential, others_may_read=True)
-        return Source(f"credential {slot.credential}", slot.loc, file.read(), file)
+        return SecretSource(f"credential {slot.credential}", slot.loc, file.read(), file)
     if path := _named_file(draft.get(*slot.file_loc), base):
         file = SecretFile(path)
-        return Source(draft.where(slot.file_loc), slot.file_loc, file.read(), file)
+        return SecretSource(draft.where(slot.file_loc), slot.file_loc, file.read(), file)
     text = env.get(slot.variable)
     if text is not None:
-        content = SecretStr(text) if text.strip() else Refusal("is empty; set it or unset it")
-        return Source(slot.variable, slot.loc, content)
+        content = SecretStr(text) if text.strip() else UnusableSecret("is empty; set it or unset it")
+        return SecretSource(slot.variable, slot.loc, content)
     return None
 
 
@@ -116,11 +116,11 @@ def _named_file(written: object, base: Path) -> Path | None:
         return None
 
 
-def _place(draft: Draft, slot: Slot, source: Source | None) -> None:
+def _place(draft: Draft, slot: SecretField, source: SecretSource | None) -> None:
     if source is None:
         return
-    if isinstance(source.content, Refusal):
-        problem = Problem(source.where, ".".join(source.loc), source.content.message)
+    if isinstance(source.content, UnusableSecret):
+        problem = ConfigProblem(source.where, ".".join(source.loc), source.content.message)
         draft.report(problem, exposed=source.content.exposed)
         draft.drop(slot.loc)
     else:

@@ -9,15 +9,15 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, Field, ValidationError, WithJsonSchema
 
 from ingestor.config import validators
-from ingestor.config.model import ANY_SCALAR, Section, Settings, Subscription, Text, Ticker
-from ingestor.config.validation_errors import Complaint, complaints
+from ingestor.config.model import ANY_SCALAR, ConfigSection, Settings, Subscription, Text, Ticker
+from ingestor.config.validation_errors import ValidationIssue, complaints
 from ingestor.config.yaml_document import Loc
 
 MAX_PATH = 76  # "/historical/" and a feed's name of 64 characters, the longest that the database takes
 VERBS = ("get", "post", "put", "patch", "delete")
 MAX_PARAMS = 512  # characters of canonical JSON
 
-Report = Callable[[Complaint], None]
+Report = Callable[[ValidationIssue], None]
 Where = Callable[[Loc], str]
 FeedName = Callable[[str, Mapping[str, str]], str]  # of a path and params; known to another room
 
@@ -41,7 +41,7 @@ def _method(value: Any) -> str:
     return verb
 
 
-class Entry(Section):
+class SubscriptionEntry(ConfigSection):
     """One item of ``subscriptions``, which may stand for several."""
 
     path: Annotated[
@@ -63,10 +63,10 @@ class Entry(Section):
     )
 
 
-class Written(Settings):
+class ConfigFile(Settings):
     """The whole document as it is written: what the JSON Schema describes."""
 
-    subscriptions: Annotated[list[Entry], Field(min_length=1)] = Field(description="What is collected")
+    subscriptions: Annotated[list[SubscriptionEntry], Field(min_length=1)] = Field(description="What is collected")
 
 
 def expand(written: Any, where: Where, report: Report, feed_name: FeedName | None = None) -> tuple[Subscription, ...]:
@@ -75,10 +75,10 @@ def expand(written: Any, where: Where, report: Report, feed_name: FeedName | Non
     With ``feed_name`` also refuses those whose feed has a name that the database has no room for.
     """
     if not written:
-        report(Complaint(("subscriptions",), "nothing to do; name at least one: - {path: /real-time/…}"))
+        report(ValidationIssue(("subscriptions",), "nothing to do; name at least one: - {path: /real-time/…}"))
         return ()
     if not isinstance(written, list):
-        report(Complaint(("subscriptions",), 'must be a list; begin each item with "- path:"'))
+        report(ValidationIssue(("subscriptions",), 'must be a list; begin each item with "- path:"'))
         return ()
     first: dict[tuple[str, str], tuple[Subscription, Loc]] = {}
     for index, item in enumerate(written):
@@ -86,7 +86,7 @@ def expand(written: Any, where: Where, report: Report, feed_name: FeedName | Non
             # Not the method: the tables tell one from another by path and params.
             other, at = first.setdefault((subscription.path, subscription.key[2]), (subscription, place))
             if other is not subscription:
-                report(Complaint(place, _twice(subscription, other, where(at))))
+                report(ValidationIssue(place, _twice(subscription, other, where(at))))
     return tuple(subscription for subscription, _ in first.values())
 
 
@@ -101,9 +101,9 @@ def _of_item(
     item: Any, loc: Loc, where: Where, report: Report, feed_name: FeedName | None
 ) -> Iterator[tuple[Loc, Subscription]]:
     try:
-        entry = Entry.model_validate(item)
+        entry = SubscriptionEntry.model_validate(item)
     except ValidationError as error:
-        for complaint in complaints(error, Entry, at=loc):
+        for complaint in complaints(error, SubscriptionEntry, at=loc):
             report(complaint)
         return
     problems = [*_contradictions(entry, loc), *_misnamed(entry, loc)]
@@ -115,17 +115,17 @@ def _of_item(
         yield from _each(entry, loc, where((*loc, "path")), report)
 
 
-def _each(entry: Entry, loc: Loc, place: str, report: Report) -> Iterator[tuple[Loc, Subscription]]:
+def _each(entry: SubscriptionEntry, loc: Loc, place: str, report: Report) -> Iterator[tuple[Loc, Subscription]]:
     name = ".".join(map(str, loc))
     for at, params in _params(entry, loc):
         subscription = Subscription(entry.path, entry.method, params, where=place, entry=name)
         if len(subscription.key[2]) > MAX_PARAMS:
-            report(Complaint((*loc, "params"), f"is longer than {MAX_PARAMS} characters as JSON; shorten it"))
+            report(ValidationIssue((*loc, "params"), f"is longer than {MAX_PARAMS} characters as JSON; shorten it"))
             return
         yield at, subscription
 
 
-def _params(entry: Entry, loc: Loc) -> Iterator[tuple[Loc, Mapping[str, str]]]:
+def _params(entry: SubscriptionEntry, loc: Loc) -> Iterator[tuple[Loc, Mapping[str, str]]]:
     for index, name in enumerate(entry.tickers):
         yield (*loc, "tickers", index), {**entry.params, "ticker": name}
     if entry.ticker:
@@ -134,28 +134,28 @@ def _params(entry: Entry, loc: Loc) -> Iterator[tuple[Loc, Mapping[str, str]]]:
         yield loc, entry.params
 
 
-def _contradictions(entry: Entry, loc: Loc) -> Iterator[Complaint]:
+def _contradictions(entry: SubscriptionEntry, loc: Loc) -> Iterator[ValidationIssue]:
     """What is wrong between keys of one item that are right by themselves."""
     given = {"params": "ticker" in entry.params, "ticker": bool(entry.ticker), "tickers": bool(entry.tickers)}
     named = [key for key, is_given in given.items() if is_given]
     if len(named) > 1:
-        yield Complaint((*loc, named[-1]), f'names tickers, and so does "{named[0]}"; keep one of the two')
+        yield ValidationIssue((*loc, named[-1]), f'names tickers, and so does "{named[0]}"; keep one of the two')
 
 
-def _misnamed(entry: Entry, loc: Loc) -> Iterator[Complaint]:
+def _misnamed(entry: SubscriptionEntry, loc: Loc) -> Iterator[ValidationIssue]:
     for name, check in (("ticker", validators.ticker), ("user_id", validators.user_id)):
         if name in entry.params:
             try:
                 check(entry.params[name])
             except ValueError as error:
-                yield Complaint((*loc, "params", name), str(error))
+                yield ValidationIssue((*loc, "params", name), str(error))
 
 
-def _overlong(feed: str, loc: Loc) -> Iterator[Complaint]:
+def _overlong(feed: str, loc: Loc) -> Iterator[ValidationIssue]:
     if len(feed) > validators.MAX_KEY:
         message = (
             f'makes a feed named "{feed[:24]}…" with {len(feed)} characters, of which {validators.MAX_KEY} can be '
             "stored; "
             "shorten the path, or the params other than ticker and user_id"
         )
-        yield Complaint((*loc, "path"), message)
+        yield ValidationIssue((*loc, "path"), message)

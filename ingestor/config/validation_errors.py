@@ -17,7 +17,7 @@ from ingestor.config.yaml_document import Loc
 
 
 @dataclass(frozen=True, slots=True)
-class Complaint:
+class ValidationIssue:
     """One thing wrong at a place in the document, wherever that was written."""
 
     loc: Loc
@@ -39,17 +39,17 @@ _MESSAGES = {
 }
 
 
-def complaints(error: ValidationError, model: type[BaseModel], at: Loc = ()) -> Iterator[Complaint]:
+def complaints(error: ValidationError, model: type[BaseModel], at: Loc = ()) -> Iterator[ValidationIssue]:
     """Each of a validation's errors; ``at`` is where the model stands in the document."""
     for found in error.errors(include_url=False):
         loc = (*at, *found["loc"])
         if found["type"] == "extra_forbidden":
             *above, name = found["loc"]
-            yield Complaint(loc, f"unknown key{did_you_mean(str(name), _keys(model, above))}", key=True)
+            yield ValidationIssue(loc, f"unknown key{did_you_mean(str(name), _keys(model, above))}", key=True)
         elif found["type"] == "sibling":
-            yield Complaint((*loc[:-1], found["ctx"]["sibling"]), found["msg"])
+            yield ValidationIssue((*loc[:-1], found["ctx"]["sibling"]), found["msg"])
         else:
-            yield Complaint(loc, _message(found))
+            yield ValidationIssue(loc, _message(found))
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

@@ -71,7 +71,7 @@ def _key_text(value: Any, noun: str) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Measure:
+class UnitNumber:
     """Marks a number that is written as text with a unit. ``words`` may be written in its place."""
 
     minimum: str
@@ -106,18 +106,18 @@ class Measure:
         return {"type": ["string", "integer"], "pattern": pattern, "minimum": 0, "maximum": 0}
 
 
-def duration(minimum: str, maximum: str, **words: float | None) -> Measure:
+def duration(minimum: str, maximum: str, **words: float | None) -> UnitNumber:
     """Seconds, written ``1h30m``."""
     parse, written = units.parse_duration, units.format_duration
-    return Measure(minimum, maximum, parse, written, units.DURATION_PATTERN, words)
+    return UnitNumber(minimum, maximum, parse, written, units.DURATION_PATTERN, words)
 
 
-def size(minimum: str, maximum: str) -> Measure:
+def size(minimum: str, maximum: str) -> UnitNumber:
     """Bytes, written ``512MiB``."""
-    return Measure(minimum, maximum, units.parse_size, units.format_size, units.SIZE_PATTERN)
+    return UnitNumber(minimum, maximum, units.parse_size, units.format_size, units.SIZE_PATTERN)
 
 
-class Listen(NamedTuple):
+class ListenAddress(NamedTuple):
     """Where HTTP is answered. An IPv6 address has no brackets here; port 0 means any free one."""
 
     host: str
@@ -127,9 +127,9 @@ class Listen(NamedTuple):
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
 
-def listen(value: Any) -> Listen:
+def listen(value: Any) -> ListenAddress:
     """``127.0.0.1:8642`` or ``[::1]:8642``. Raises ValueError."""
-    if isinstance(value, Listen):
+    if isinstance(value, ListenAddress):
         return value
     host, _, port = text(value).rpartition(":")
     bare = host[1:-1] if host.startswith("[") and host.endswith("]") else host
@@ -138,7 +138,7 @@ def listen(value: Any) -> Listen:
         raise ValueError("must be host:port; write 127.0.0.1:8642, or [::1]:8642 with brackets round IPv6")
     if not re.fullmatch(r"[0-9]{1,5}", port) or int(port) > 65_535:
         raise ValueError("must end in a port from 0 to 65535; write for example 127.0.0.1:8642")
-    return Listen(bare, int(port))
+    return ListenAddress(bare, int(port))
 
 
 def absolute(value: Any, info: ValidationInfo) -> Path:

@@ -14,7 +14,7 @@ from typing import Any, NoReturn, TypeAlias
 
 import yaml
 
-from ingestor.errors import ConfigError, Problem
+from ingestor.errors import ConfigError, ConfigProblem
 
 Loc: TypeAlias = tuple[str | int, ...]  # the way from the top: ("subscriptions", 2, "path")
 
@@ -49,7 +49,7 @@ _REMEDIES = (
 
 
 @dataclass(frozen=True, slots=True)
-class Node:
+class YamlNode:
     """One value and where it stands, from 1. A mapping keeps the node of each key beside its value's.
 
     ``start`` and ``end`` are its place in the text, for who edits that; a block ends with the last value in it.
@@ -57,7 +57,7 @@ class Node:
 
     line: int
     column: int
-    content: str | list[Node] | dict[str, tuple[Node, Node]] | None
+    content: str | list[YamlNode] | dict[str, tuple[YamlNode, YamlNode]] | None
     start: int
     end: int
     flow: bool = False  # [a list], {a: mapping}
@@ -65,13 +65,13 @@ class Node:
 
 
 @dataclass(frozen=True, slots=True)
-class Document:
+class YamlDocument:
     """What one YAML file says, and where. ``problems`` is what was wrong and did not hide the rest of it."""
 
     name: str  # the file as the operator knows it
-    root: Node
+    root: YamlNode
     value: dict[str, Any]  # nested dicts and lists of text; None where nothing is written
-    problems: list[Problem] = field(default_factory=list)
+    problems: list[ConfigProblem] = field(default_factory=list)
 
     def where(self, loc: Loc, *, key: bool = False) -> str:
         """``file:line:column`` of a value (or its key); or of what is nearest around it."""
@@ -87,20 +87,20 @@ class Document:
         return _place(self.name, node.line, node.column)
 
 
-def parse(raw: bytes, name: str) -> Document:
+def parse(raw: bytes, name: str) -> YamlDocument:
     """Read one YAML document whose top is a mapping.
 
     Raises ConfigError, with one problem, for what makes the rest unreadable: size, encoding, syntax, nesting.
     """
     text = _decoded(raw, name)
-    reader = _Reader(name, text)
+    reader = _EventReader(name, text)
     root = reader.document()
     if root is None:
-        raise ConfigError([Problem(name, "", "is empty; `ingestor init` writes one with comments")])
+        raise ConfigError([ConfigProblem(name, "", "is empty; `ingestor init` writes one with comments")])
     if not isinstance(root.content, dict):
         message = 'must be a mapping at the top; begin with "provider:" and the like'
-        raise ConfigError([Problem(_place(name, root.line, root.column), "", message)])
-    return Document(name=name, root=root, value=_Values(name).plain(root, 0), problems=reader.problems)
+        raise ConfigError([ConfigProblem(_place(name, root.line, root.column), "", message)])
+    return YamlDocument(name=name, root=root, value=_PlainValues(name).plain(root, 0), problems=reader.problems)
 
 
 def _place(name: str, line: int, column: int) -> str:
@@ -109,7 +109,7 @@ def _place(name: str, line: int, column: int) -> str:
 
 def _decoded(raw: bytes, name: str) -> str:
     if len(raw) > MAX_BYTES:
-        raise ConfigError([Problem(name, "", f"is larger than {MAX_BYTES >> 20} MiB; is it the right file?")])
+        raise ConfigError([ConfigProblem(name, "", f"is larger than {MAX_BYTES >> 20} MiB; is it the right file?")])
     error = None
     try:
         text = raw.decode("utf-8-sig")
@@ -117,11 +117,11 @@ def _decoded(raw: bytes, name: str) -> str:
         # The position is kept and the exception dropped: its text quotes the file.
         error = position(raw[: bad.start].decode("utf-8", "replace"))
     if error:
-        raise ConfigError([Problem(_place(name, *error), "", "is not UTF-8 text; save the file as UTF-8")])
+        raise ConfigError([ConfigProblem(_place(name, *error), "", "is not UTF-8 text; save the file as UTF-8")])
     if strange := _UNPRINTABLE.search(text):
         line, column = position(text[: strange.start()])
         message = f"holds the control character U+{ord(strange[0]):04X}; remove it"
-        raise ConfigError([Problem(_place(name, line, column), "", message)])
+        raise ConfigError([ConfigProblem(_place(name, line, column), "", message)])
     return text
 
 
@@ -130,18 +130,18 @@ def position(before: str) -> tuple[int, int]:
     return before.count("\n") + 1, len(before) - (before.rfind("\n") + 1) + 1
 
 
-class _Reader:
+class _EventReader:
     """Turns the parser's events into nodes, and stops at the bounds."""
 
     def __init__(self, name: str, text: str) -> None:
         self._name = name
         self._text = text
         self._events: Iterator[yaml.Event] = yaml.parse(text, Loader=_LOADER)
-        self._anchors: dict[str, Node] = {}
+        self._anchors: dict[str, YamlNode] = {}
         self._end = 0  # of the last value so far
-        self.problems: list[Problem] = []
+        self.problems: list[ConfigProblem] = []
 
-    def document(self) -> Node | None:
+    def document(self) -> YamlNode | None:
         """The one document's top; None if there is none."""
         try:
             root = self._first()
@@ -151,7 +151,7 @@ class _Reader:
             return root
         raise ConfigError([problem])
 
-    def _first(self) -> Node | None:
+    def _first(self) -> YamlNode | None:
         next(self._events)  # the stream's start
         if isinstance(next(self._events), yaml.StreamEndEvent):
             return None
@@ -162,7 +162,7 @@ class _Reader:
             self._fail(after, "a second document begins here; write one, without a line ---")
         return root
 
-    def _node(self, event: yaml.Event, depth: int) -> Node:
+    def _node(self, event: yaml.Event, depth: int) -> YamlNode:
         if depth > MAX_DEPTH:
             self._fail(event, f"is nested more than {MAX_DEPTH} deep; the configuration needs four")
         if isinstance(event, yaml.AliasEvent):
@@ -172,7 +172,7 @@ class _Reader:
         self._end = end.index
         content = self._content(event, depth)
         flow = bool(getattr(event, "flow_style", False))
-        node = Node(mark.line + 1, mark.column + 1, content, mark.index, self._end, flow)
+        node = YamlNode(mark.line + 1, mark.column + 1, content, mark.index, self._end, flow)
         if getattr(event, "tag", None) not in _PLAIN_TAGS:
             self._report(event, _NO_TAGS)
         if getattr(event, "anchor", None):
@@ -189,15 +189,15 @@ class _Reader:
         nothing = not event.style and event.tag is None and event.value in _NULLS
         return None if nothing else event.value
 
-    def _sequence(self, depth: int) -> list[Node]:
+    def _sequence(self, depth: int) -> list[YamlNode]:
         items = []
         while not isinstance(event := next(self._events), yaml.SequenceEndEvent):
             items.append(self._node(event, depth + 1))
         self._close(event)
         return items
 
-    def _mapping(self, depth: int) -> dict[str, tuple[Node, Node]]:
-        pairs: dict[str, tuple[Node, Node]] = {}
+    def _mapping(self, depth: int) -> dict[str, tuple[YamlNode, YamlNode]]:
+        pairs: dict[str, tuple[YamlNode, YamlNode]] = {}
         while not isinstance(event := next(self._events), yaml.MappingEndEvent):
             key = self._node(event, depth + 1)
             value = self._node(next(self._events), depth + 1)
@@ -219,7 +219,7 @@ class _Reader:
         if event.end_mark.index > event.start_mark.index:
             self._end = event.end_mark.index
 
-    def _aliased(self, event: yaml.AliasEvent) -> Node:
+    def _aliased(self, event: yaml.AliasEvent) -> YamlNode:
         node = self._anchors.get(event.anchor or "") or self._fail(event, _NO_ANCHOR)
         start: Any = event.start_mark
         end: Any = event.end_mark
@@ -227,41 +227,41 @@ class _Reader:
         return replace(node, start=start.index, end=end.index, alias=True)
 
     def _report(self, event: yaml.Event, message: str) -> None:
-        self.problems.append(Problem(self._at(event.start_mark), "", message))
+        self.problems.append(ConfigProblem(self._at(event.start_mark), "", message))
 
     def _fail(self, event: yaml.Event, message: str) -> NoReturn:
-        raise ConfigError([Problem(self._at(event.start_mark), "", message)])
+        raise ConfigError([ConfigProblem(self._at(event.start_mark), "", message)])
 
     def _at(self, mark: Any) -> str:
         return _place(self._name, mark.line + 1, mark.column + 1)
 
-    def _explained(self, error: yaml.YAMLError) -> Problem:
+    def _explained(self, error: yaml.YAMLError) -> ConfigProblem:
         mark = getattr(error, "problem_mark", None)
         said = getattr(error, "problem", None) or "is not YAML"
         if mark is None:
-            return Problem(self._name, "", said)
+            return ConfigProblem(self._name, "", said)
         lines = self._text.splitlines()
         line = lines[mark.line] if mark.line < len(lines) else ""
         if line[mark.column : mark.column + 1] == "\t":
-            return Problem(self._at(mark), "", "a tab stands where YAML wants blanks; indent with blanks")
+            return ConfigProblem(self._at(mark), "", "a tab stands where YAML wants blanks; indent with blanks")
         remedy = next((remedy for fragment, remedy in _REMEDIES if fragment in said), said)
         begun = getattr(error, "context_mark", None)
         opened = f" (begun in line {begun.line + 1})" if begun and begun.line != mark.line else ""
-        return Problem(self._at(mark), "", remedy + opened)
+        return ConfigProblem(self._at(mark), "", remedy + opened)
 
 
-class _Values:
+class _PlainValues:
     """Plain values from nodes, aliases followed, within the bounds."""
 
     def __init__(self, name: str) -> None:
         self._name = name
         self._count = 0
 
-    def plain(self, node: Node, depth: int) -> Any:
+    def plain(self, node: YamlNode, depth: int) -> Any:
         self._count += 1
         if self._count > MAX_VALUES or depth > MAX_DEPTH:
             message = "its aliases stand for too many values; write them out"
-            raise ConfigError([Problem(_place(self._name, node.line, node.column), "", message)])
+            raise ConfigError([ConfigProblem(_place(self._name, node.line, node.column), "", message)])
         if isinstance(node.content, dict):
             return {text: self.plain(value, depth + 1) for text, (_, value) in node.content.items()}
         if isinstance(node.content, list):

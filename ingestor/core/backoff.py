@@ -31,7 +31,7 @@ class Backoff:
 
 
 @dataclass(slots=True)
-class Turn:
+class RetryTimer:
     """When the next of several tries is due, by a clock that the caller knows."""
 
     tries: int = 0

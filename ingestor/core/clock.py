@@ -20,16 +20,16 @@ def wall_us() -> int:
     return time.time_ns() // 1000
 
 
-class Tick(NamedTuple):
+class ClockReading(NamedTuple):
     """A look at both clocks."""
 
     wall_us: int
     boottime: float
 
 
-def tick() -> Tick:
+def tick() -> ClockReading:
     """Look at both clocks."""
-    return Tick(wall_us(), boottime())
+    return ClockReading(wall_us(), boottime())
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +48,7 @@ class Interruption:
         return ", and ".join(stood + was_set)
 
 
-def interruption(before: Tick, now: Tick) -> Interruption | None:
+def interruption(before: ClockReading, now: ClockReading) -> Interruption | None:
     """What happened since the look before, which was meant to be a second ago; None on an ordinary day."""
     gone = now.boottime - before.boottime
     step = (now.wall_us - before.wall_us) / 1_000_000 - gone

@@ -21,11 +21,11 @@ NAME = "control.sock"
 LINE_BYTES = 1 << 20  # of a question; an answer may be longer
 ANSWER_SECONDS = 60.0
 
-Answer: TypeAlias = dict[str, Any]
-Handler: TypeAlias = Callable[[dict[str, Any]], Awaitable[Answer]]
+ControlResponse: TypeAlias = dict[str, Any]
+ControlFunction: TypeAlias = Callable[[dict[str, Any]], Awaitable[ControlResponse]]
 
 
-class ControlFailed(IngestorError):
+class ControlError(IngestorError):
     """The daemon is there, and cannot do what was asked; the message is its own."""
 
     def __init__(self, message: str, exit_code: int = 69) -> None:
@@ -33,14 +33,14 @@ class ControlFailed(IngestorError):
         self.exit_code = exit_code
 
 
-class Control:
+class ControlServer:
     """The daemon's end, for as long as the block lasts. ``handlers`` by the word that stands in ``do``."""
 
-    def __init__(self, folder: Path, handlers: Mapping[str, Handler]) -> None:
+    def __init__(self, folder: Path, handlers: Mapping[str, ControlFunction]) -> None:
         self._folder = folder
         self._handlers = handlers
 
-    async def __aenter__(self) -> Control:
+    async def __aenter__(self) -> ControlServer:
         (self._folder / NAME).unlink(missing_ok=True)  # of a run that was killed; the spool's lock is ours
         with ExitStack() as stack:
             address = stack.enter_context(_address(self._folder))
@@ -70,7 +70,7 @@ class Control:
         finally:
             writer.close()
 
-    async def _answer(self, line: bytes) -> Answer:
+    async def _answer(self, line: bytes) -> ControlResponse:
         try:
             asked = json.loads(line)
             handler = self._handlers[asked["do"]]
@@ -92,8 +92,8 @@ def _address(folder: Path) -> Iterator[str]:
         os.close(handle)
 
 
-def ask(folder: Path, do: str, **more: Any) -> Answer | None:
-    """What the daemon answers; None if there is none. Raises ControlFailed with the daemon's own words."""
+def ask(folder: Path, do: str, **more: Any) -> ControlResponse | None:
+    """What the daemon answers; None if there is none. Raises ControlError with the daemon's own words."""
     with socket.socket(socket.AF_UNIX) as line:
         line.settimeout(ANSWER_SECONDS)
         try:
@@ -104,11 +104,11 @@ def ask(folder: Path, do: str, **more: Any) -> Answer | None:
         line.sendall(json.dumps({"do": do, **more}).encode() + b"\n")
         try:
             with line.makefile() as answers:
-                answer: Answer = json.loads(answers.readline() or '{"error": "the daemon hung up"}')
+                answer: ControlResponse = json.loads(answers.readline() or '{"error": "the daemon hung up"}')
         except TimeoutError:
-            raise ControlFailed(
+            raise ControlError(
                 f"no answer within {ANSWER_SECONDS:g} s; the daemon goes on with it if it can: see `ingestor status`"
             ) from None
     if "error" in answer:
-        raise ControlFailed(answer["error"], answer.get("exit_code", 69))
+        raise ControlError(answer["error"], answer.get("exit_code", 69))
     return answer

@@ -14,22 +14,22 @@ from ingestor import __version__
 from ingestor.config import Config
 from ingestor.core.clock import wall_us
 from ingestor.core.entries import Fact
-from ingestor.core.lock import Lock
-from ingestor.errors import DatabaseUnavailable, NotPermitted
+from ingestor.core.files import FileLock
+from ingestor.errors import DatabaseUnavailable, PermissionDenied
 from ingestor.pipeline.batch_policy import BatchPolicy
 from ingestor.pipeline.decoder import Decoder
 from ingestor.pipeline.writer import Writer
 from ingestor.provider import catalog
-from ingestor.provider.rest_api import Rest
-from ingestor.repair import Healing
+from ingestor.provider.rest_api import RestClient
+from ingestor.repair import RepairWorker
 from ingestor.spool.spool import Spool
 from ingestor.store import migrate
 from ingestor.store.engine import Engine, connect, sqlite_path, translated
 from ingestor.store.maintenance.retention import Retention
-from ingestor.store.write.batch_writer import Database, Instance
+from ingestor.store.write.batch_writer import BatchWriter, InstanceInfo
 
 
-def lock_database(url: str) -> Lock | None:
+def lock_database(url: str) -> FileLock | None:
     """A SQLite file is written by one daemon; PostgreSQL takes several."""
     path = sqlite_path(url)
     if path is None:
@@ -41,11 +41,11 @@ def lock_database(url: str) -> Lock | None:
         what, elsewhere = f"{path.parent}: {error.strerror}", "or name another place in database.url"
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO):  # not to be tried again in vain, as 77 would say
             raise DatabaseUnavailable(f"{what}; make room there, {elsewhere}") from None
-        raise NotPermitted(f"{what}; let this user write there, {elsewhere}") from None
+        raise PermissionDenied(f"{what}; let this user write there, {elsewhere}") from None
 
 
-def _lock_beside(path: Path) -> Lock:
-    return Lock(path.with_name(path.name + ".lock"), "stop it, or give this daemon a database of its own")
+def _lock_beside(path: Path) -> FileLock:
+    return FileLock(path.with_name(path.name + ".lock"), "stop it, or give this daemon a database of its own")
 
 
 def past(spool: Spool, config: Config) -> Iterator[Fact]:
@@ -75,14 +75,14 @@ def sync_seconds(config: Config) -> float:
 
 
 def build_spool(config: Config) -> Spool:
-    """Open it, or create it. Raises Held, SpoolFailed."""
+    """Open it, or create it. Raises AlreadyLocked, SpoolFailed."""
     return Spool(config.spool.path, max_bytes=config.spool.max_bytes, sync_every_seconds=sync_seconds(config))
 
 
 def build_writer(config: Config, spool: Spool, engine: Engine, **hooks: Any) -> Writer:
     """The writer of one spool into the configured database; ``hooks`` are its ``on_…`` arguments."""
     database = config.database
-    instance = Instance(
+    instance = InstanceInfo(
         spool_id=spool.spool_id,
         name=instance_name(config),
         version=__version__,
@@ -96,7 +96,7 @@ def build_writer(config: Config, spool: Spool, engine: Engine, **hooks: Any) -> 
 
     return Writer(
         spool,
-        Database(engine, database.retention.samples),
+        BatchWriter(engine, database.retention.samples),
         Decoder(catalog.metrics_of, catalog.feed_name),
         BatchPolicy(
             max_rows=database.batch.max_rows,
@@ -118,10 +118,10 @@ def build_healing(
     writer: Writer,
     engine: Engine,
     record: Callable[[Fact], object],
-) -> Healing:
+) -> RepairWorker:
     """What repairs gaps in the configured database. Inside the running loop only."""
-    return Healing(
-        Rest(config.provider.url, api_key, ca_file=config.provider.ca_file, proxy=config.proxy),
+    return RepairWorker(
+        RestClient(config.provider.url, api_key, ca_file=config.provider.ca_file, proxy=config.proxy),
         spool,
         writer,
         Decoder(catalog.metrics_of, catalog.feed_name),

@@ -18,7 +18,7 @@ from ingestor.core.entries import Fact
 from ingestor.core.redaction import redactor
 from ingestor.errors import ConfigError
 from ingestor.provider import catalog
-from ingestor.provider.subscriptions.supervisor import Difference
+from ingestor.provider.subscriptions.supervisor import SubscriptionDiff
 
 WATCH_SECONDS = 1.0
 TOLD = 20  # problems in one fact
@@ -26,14 +26,14 @@ TOLD = 20  # problems in one fact
 log = logging.getLogger(__name__)
 
 
-Apply: TypeAlias = Callable[[Config], Difference]
+ApplyConfig: TypeAlias = Callable[[Config], SubscriptionDiff]
 
 
-class Reload:
+class ConfigReloader:
     """Takes the place of the config in force, one reload at a time."""
 
     def __init__(
-        self, config: Config, read: Callable[[], Config], apply: Apply, record: Callable[[Fact], object]
+        self, config: Config, read: Callable[[], Config], apply: ApplyConfig, record: Callable[[Fact], object]
     ) -> None:
         """``read`` may block, and raises ConfigError; ``apply`` brings about a config's subscriptions and key."""
         self.config = config  # in force
@@ -80,7 +80,7 @@ class Reload:
         reason = "the new config has mistakes; the one before stays in force"
         self._record(Fact("config_rejected", wall_us(), {"reason": reason, "problems": problems[:TOLD]}))
 
-    def _accepted(self, new: Config, difference: Difference) -> dict[str, Any]:
+    def _accepted(self, new: Config, difference: SubscriptionDiff) -> dict[str, Any]:
         waiting = settings_changed(self.config, new)
         # What waits for a restart is not in force, and must still differ at the next reload.
         self.config = self.config.model_copy(update={"subscriptions": new.subscriptions, "sha256": new.sha256})

@@ -23,25 +23,25 @@ from ingestor.config import Config, require_api_key
 from ingestor.core.clock import boottime, interruption, tick, wall_us
 from ingestor.core.entries import Fact
 from ingestor.daemon import status_snapshot
-from ingestor.daemon.control import Control, ControlFailed, Handler
+from ingestor.daemon.control import ControlError, ControlFunction, ControlServer
 from ingestor.daemon.factory import build_healing, build_spool, build_writer, instance_name, lock_database, past
-from ingestor.daemon.reload import Reload, reread
+from ingestor.daemon.reload import ConfigReloader, reread
 from ingestor.errors import ConfigError, SpoolFailed
 from ingestor.monitoring import log_setup
-from ingestor.monitoring.coverage_strips import LastDay, Span
-from ingestor.monitoring.history import History
-from ingestor.monitoring.http_server import Web
-from ingestor.monitoring.latest_values import Values
+from ingestor.monitoring.coverage_strips import CoverageCache, StateSpan
+from ingestor.monitoring.history import LoadHistory
+from ingestor.monitoring.http_server import StatusServer
+from ingestor.monitoring.latest_values import LatestValues
 from ingestor.monitoring.metrics import Metrics
-from ingestor.monitoring.sd_notify import Systemd, feed_watchdog, watchdog_seconds
-from ingestor.monitoring.status import Status, Troubles, healthy
+from ingestor.monitoring.sd_notify import SystemdNotifier, feed_watchdog, watchdog_seconds
+from ingestor.monitoring.status import RecentErrors, Status, healthy
 from ingestor.pipeline.dead_letters import retry_letters
-from ingestor.provider.auth import TokenSupply
-from ingestor.provider.subscriptions.activity import Heard
-from ingestor.provider.subscriptions.supervisor import Difference, Supervisor
+from ingestor.provider.auth import TokenSource
+from ingestor.provider.subscriptions.activity import ActivityTracker
+from ingestor.provider.subscriptions.supervisor import SubscriptionDiff, Supervisor
 from ingestor.repair import backfill_requests
 from ingestor.spool.chunk_store import SpoolUnreadable
-from ingestor.spool.fill_level import Fill
+from ingestor.spool.fill_level import FillLevel
 from ingestor.store.engine import connect
 from ingestor.store.open_database import opened
 from ingestor.store.read import status as query
@@ -64,23 +64,23 @@ class Service:
     """One daemon. Made outside the loop: what it cannot have (locks, spool) it says before it starts."""
 
     def __init__(self, config: Config, api_key: SecretStr) -> None:
-        """Take the locks and recover the spool. Raises Held, SpoolFailed, OSError."""
+        """Take the locks and recover the spool. Raises AlreadyLocked, SpoolFailed, OSError."""
         self._config = config
         self._api_key = api_key
         self._started_at = datetime.now(UTC)
-        self._systemd = Systemd()
+        self._systemd = SystemdNotifier()
         self._database_lock = lock_database(config.database.url.get_secret_value())
         self._spool = build_spool(config)
         self._engine = connect(config.database.url.get_secret_value())
-        self._troubles = Troubles()
-        self._values, self._history = Values(), History()
+        self._troubles = RecentErrors()
+        self._values, self._history = LatestValues(), LoadHistory()
         self._metrics = Metrics(self.status)
         self._listeners: list[Callable[[Fact], None]] = [
             log_setup.log_fact,
             self._metrics.listen,
             self._troubles.listen,
         ]
-        self._heard = Heard()
+        self._heard = ActivityTracker()
         self._writer = build_writer(
             config,
             self._spool,
@@ -100,7 +100,7 @@ class Service:
     # -- its life
 
     async def run(self) -> None:
-        """Until SIGTERM or SIGINT. Raises what ended it otherwise: SpoolFailed, SchemaNewer, …"""
+        """Until SIGTERM or SIGINT. Raises what ended it otherwise: SpoolFailed, SchemaTooNew, …"""
         self._loop = asyncio.get_running_loop()
         self._loop.set_exception_handler(log_setup.loop_errors(self._metrics.uncaught))
         self._stopping, self._hurry, self._written = asyncio.Event(), asyncio.Event(), asyncio.Event()
@@ -110,17 +110,17 @@ class Service:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})  # the command held it back so far
         async with AsyncExitStack() as stack:
             self._build(stack)
-            web = Web(
+            web = StatusServer(
                 self._config.http.listen,
                 snapshot=self.status,
                 metrics=self._metrics,
                 values=self._values,
                 history=lambda: self._history.to_json(boottime()),
-                coverage=LastDay(self._covered).to_json,
+                coverage=CoverageCache(self._covered).to_json,
             )
             await stack.enter_async_context(web)
             self.url = web.url
-            await stack.enter_async_context(Control(self._config.spool.path, self._handlers()))
+            await stack.enter_async_context(ControlServer(self._config.spool.path, self._handlers()))
             self._thread.start()
             self._healing.start()
             self._systemd.ready("receiving")
@@ -143,7 +143,7 @@ class Service:
         scheduler.start()
         stack.callback(scheduler.shutdown, wait=False)
         provider = self._config.provider
-        self._tokens = TokenSupply(
+        self._tokens = TokenSource(
             provider.url + provider.token_path,
             self._api_key,
             provider.token,
@@ -167,8 +167,8 @@ class Service:
             self._config, lambda: self._tokens.key.value, self._spool, self._writer, self._engine, self._record
         )
         self._arm_jobs()
-        self._reload = Reload(self._config, partial(reread, self._config.source), self._apply, self._record)
-        self._parts = status_snapshot.Parts(
+        self._reload = ConfigReloader(self._config, partial(reread, self._config.source), self._apply, self._record)
+        self._parts = status_snapshot.StatusSources(
             reload=self._reload,
             instance=instance_name(self._config),
             started_at=self._started_at,
@@ -258,7 +258,7 @@ class Service:
 
     # -- what it is asked to do
 
-    def _handlers(self) -> dict[str, Handler]:
+    def _handlers(self) -> dict[str, ControlFunction]:
         return {
             "status": self._tell_status,
             "retry": self._retry_letters,
@@ -281,7 +281,7 @@ class Service:
     async def _reload_in_peace(self) -> None:
         try:
             await self._reload_now()
-        except (ConfigError, ControlFailed):
+        except (ConfigError, ControlError):
             pass  # whoever edits the file reads of it in log and status; nobody waits for an answer here
 
     async def _reload_now(self) -> dict[str, Any]:
@@ -295,9 +295,9 @@ class Service:
             if not self._reloads and not self._stopping.is_set():
                 self._systemd.ready("receiving")  # with whichever config
 
-    def _apply(self, config: Config) -> Difference:
+    def _apply(self, config: Config) -> SubscriptionDiff:
         if self._stopping.is_set():
-            raise ControlFailed("the daemon is stopping; the next start reads the file")
+            raise ControlError("the daemon is stopping; the next start reads the file")
         self._tokens.key.replace(require_api_key(config), config.key_file)
         return self._supervisor.apply(config.subscriptions)
 
@@ -380,7 +380,7 @@ class Service:
 
     async def _watch_spool(self) -> None:
         """Warn while it fills; when it is full close the connections on purpose, rather than drop what comes."""
-        level = Fill.FINE
+        level = FillLevel.FINE
         while True:
             before, level = level, self._spool.measure()
             if level is not before:
@@ -395,27 +395,27 @@ class Service:
             )
             await asyncio.sleep(HISTORY_LOOK_SECONDS)
 
-    async def _on_fill(self, before: Fill, level: Fill) -> None:
+    async def _on_fill(self, before: FillLevel, level: FillLevel) -> None:
         used_percent = round(100 * self._spool.live_bytes / self._spool.max_bytes, 1)
         what = "the spool fills" if level > before else "the spool drains"
         if self._spool.disk_full:
             what = "the disk under the spool is full"
         detail = {"reason": what, "level": level.name.lower(), "used_percent": used_percent}
-        self._record(Fact("spool_full" if level is Fill.FULL else "spool_level", wall_us(), detail))
-        if level is Fill.FULL:
+        self._record(Fact("spool_full" if level is FillLevel.FULL else "spool_level", wall_us(), detail))
+        if level is FillLevel.FULL:
             await self._supervisor.hang_up(what)
-        elif before is Fill.FULL:
+        elif before is FillLevel.FULL:
             self._supervisor.resume()
 
     def status(self) -> Status:
         """The daemon now. Called in the loop, once ``run`` has begun."""
         return status_snapshot.take(self._parts)
 
-    def _covered(self, since: datetime) -> Iterator[Span]:
+    def _covered(self, since: datetime) -> Iterator[StateSpan]:
         """In a thread of its own: coverage of this instance, as the database has it."""
         with opened(self._config.database.url.get_secret_value()) as engine:
             for record in query.coverage_since(engine, self._spool.spool_id, since):
-                yield Span(**record)
+                yield StateSpan(**record)
 
 
 def _warn_of_outage(error: str, delay_seconds: float) -> None:

@@ -13,40 +13,40 @@ from typing import TypeAlias
 from ingestor import __version__
 from ingestor.config import Config, Subscription
 from ingestor.core.entries import SubscriptionKey
-from ingestor.daemon.reload import Reload
+from ingestor.daemon.reload import ConfigReloader
 from ingestor.monitoring import status as ops
 from ingestor.pipeline.writer import WriterStatus
-from ingestor.provider.auth import TokenStatus
+from ingestor.provider.auth import TokenState
 from ingestor.provider.catalog import feed_name
 from ingestor.provider.subscriptions import supervisor as provider
 from ingestor.provider.subscriptions.counters import GroupStatus
-from ingestor.provider.subscriptions.states import Standing
+from ingestor.provider.subscriptions.states import SubscriptionState
 from ingestor.spool.spool import Spool
 
 SPOOL_PULSE_SECONDS = 30.0  # its thread syncs a heartbeat every five
 
 
 # What was last said of each subscription, and for which standing: of thousands, few change between two looks.
-Told: TypeAlias = dict[SubscriptionKey, tuple[Standing | None, ops.Subscription]]
+StatusCache: TypeAlias = dict[SubscriptionKey, tuple[SubscriptionState | None, ops.SubscriptionStatus]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Parts:
+class StatusSources:
     """Where the snapshot is read from."""
 
-    reload: Reload  # which has the config in force
+    reload: ConfigReloader  # which has the config in force
     instance: str
     started_at: datetime
     database_kind: str
     spool: Spool
     writer: WriterStatus
-    receive: Callable[[], provider.Status]
-    tokens: Callable[[], TokenStatus]
-    troubles: ops.Troubles
-    told: Told = field(default_factory=dict)
+    receive: Callable[[], provider.SupervisorStatus]
+    tokens: Callable[[], TokenState]
+    troubles: ops.RecentErrors
+    told: StatusCache = field(default_factory=dict)
 
 
-def take(parts: Parts) -> ops.Status:
+def take(parts: StatusSources) -> ops.Status:
     """The daemon now. Called in the event loop."""
     now = datetime.now(UTC)
     receive = parts.receive()
@@ -63,14 +63,14 @@ def take(parts: Parts) -> ops.Status:
         subscriptions=_subscriptions(parts.reload.config, receive, parts.told),
         spool=_spool(parts.spool, writer, now),
         database=_database(parts.database_kind, writer, now),
-        rows=ops.Rows(
+        rows=ops.RowCounts(
             new=writer.new,
             revised=writer.revised,
             duplicate=writer.duplicate,
             expired=writer.expired,
             dead=writer.dead_at_decode + writer.dead_at_insert,
         ),
-        dead_letters=ops.DeadLetters(decode=writer.dead_at_decode, insert=writer.dead_at_insert),
+        dead_letters=ops.DeadLetterCounts(decode=writer.dead_at_decode, insert=writer.dead_at_insert),
         batches=writer.batches,
         publish_skew_seconds=dict(writer.publish_skew_seconds),
         token=_token(parts.tokens(), now),
@@ -79,8 +79,8 @@ def take(parts: Parts) -> ops.Status:
     )
 
 
-def _connection(group: GroupStatus) -> ops.Connection:
-    return ops.Connection(
+def _connection(group: GroupStatus) -> ops.ConnectionStatus:
+    return ops.ConnectionStatus(
         id=group.connection_id or None,
         path=group.path,
         feed=feed_name(group.path, _params(group.params)),
@@ -93,7 +93,9 @@ def _connection(group: GroupStatus) -> ops.Connection:
     )
 
 
-def _subscriptions(config: Config, receive: provider.Status, told: Told) -> tuple[ops.Subscription, ...]:
+def _subscriptions(
+    config: Config, receive: provider.SupervisorStatus, told: StatusCache
+) -> tuple[ops.SubscriptionStatus, ...]:
     if len(told) > len(config.subscriptions):
         told.clear()  # some are not wanted any more
     found = []
@@ -106,8 +108,8 @@ def _subscriptions(config: Config, receive: provider.Status, told: Told) -> tupl
     return tuple(found)
 
 
-def _subscription(one: Subscription, standing: Standing | None) -> ops.Subscription:
-    return ops.Subscription(
+def _subscription(one: Subscription, standing: SubscriptionState | None) -> ops.SubscriptionStatus:
+    return ops.SubscriptionStatus(
         path=one.path,
         params=one.key[2],
         feed=feed_name(one.path, one.params),
@@ -117,8 +119,8 @@ def _subscription(one: Subscription, standing: Standing | None) -> ops.Subscript
     )
 
 
-def _spool(spool: Spool, writer: WriterStatus, now: datetime) -> ops.Spool:
-    return ops.Spool(
+def _spool(spool: Spool, writer: WriterStatus, now: datetime) -> ops.SpoolStatus:
+    return ops.SpoolStatus(
         entries=spool.entries,
         bytes=spool.live_bytes,
         limit_bytes=spool.max_bytes,
@@ -129,8 +131,8 @@ def _spool(spool: Spool, writer: WriterStatus, now: datetime) -> ops.Spool:
     )
 
 
-def _database(kind: str, writer: WriterStatus, now: datetime) -> ops.Database:
-    return ops.Database(
+def _database(kind: str, writer: WriterStatus, now: datetime) -> ops.DatabaseStatus:
+    return ops.DatabaseStatus(
         up=writer.database_up,
         kind=kind,
         position=writer.position,
@@ -140,18 +142,18 @@ def _database(kind: str, writer: WriterStatus, now: datetime) -> ops.Database:
     )
 
 
-def _token(token: TokenStatus, now: datetime) -> ops.Token:
+def _token(token: TokenState, now: datetime) -> ops.TokenStatus:
     ends = token.ends_in_seconds
-    return ops.Token(
+    return ops.TokenStatus(
         expires_at=None if ends is None else now + timedelta(seconds=ends),
         life_seconds=token.life_seconds,
         logins=dict(token.logins),
     )
 
 
-def _spool_pulse(spool: Spool) -> ops.Pulse:
+def _spool_pulse(spool: Spool) -> ops.Heartbeat:
     age = time.monotonic() - spool.synced_at
-    return ops.Pulse(name="the spool's thread", age_seconds=age, limit_seconds=SPOOL_PULSE_SECONDS)
+    return ops.Heartbeat(name="the spool's thread", age_seconds=age, limit_seconds=SPOOL_PULSE_SECONDS)
 
 
 def lag_seconds(writer: WriterStatus, now: datetime) -> float:

@@ -27,7 +27,7 @@ STRIPS = 60  # feeds that are shown
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Span:
+class StateSpan:
     """Some subscriptions of a feed were in a state from then until then."""
 
     feed: str
@@ -37,7 +37,7 @@ class Span:
     subscriptions: int
 
 
-class Run(msgspec.Struct, array_like=True, frozen=True):
+class CellRun(msgspec.Struct, array_like=True, frozen=True):
     """Like cells next to each other."""
 
     cells: int
@@ -46,16 +46,16 @@ class Run(msgspec.Struct, array_like=True, frozen=True):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Strip:
+class CoverageStrip:
     """A feed's cells, the oldest first, and how much of its subscriptions' time was live in all of them."""
 
     feed: str
     wanted_seconds: float
     live_seconds: float
-    runs: tuple[Run, ...]
+    runs: tuple[CellRun, ...]
 
 
-def strips(spans: Iterable[Span], end: datetime) -> list[Strip]:
+def strips(spans: Iterable[StateSpan], end: datetime) -> list[CoverageStrip]:
     """The CELLS up to ``end`` of every feed, by name."""
     feeds: dict[str, _Cells] = defaultdict(_Cells)
     start = end - timedelta(seconds=CELLS * CELL_SECONDS)
@@ -81,13 +81,13 @@ class _Cells:
             cell[state] = cell.get(state, 0.0) + (edge - first) * times
             first, number = edge, number + 1
 
-    def strip(self, feed: str) -> Strip:
+    def strip(self, feed: str) -> CoverageStrip:
         told = [_told(cell) for cell in self._cells]
-        return Strip(
+        return CoverageStrip(
             feed=feed,
             wanted_seconds=sum(sum(cell.values()) for cell in self._cells),
             live_seconds=sum(cell.get("live", 0.0) for cell in self._cells),
-            runs=tuple(Run(len(list(like)), *one) for one, like in groupby(told)),
+            runs=tuple(CellRun(len(list(like)), *one) for one, like in groupby(told)),
         )
 
 
@@ -99,13 +99,13 @@ def _told(cell: dict[str, float]) -> tuple[str, int]:
     return max(others, key=others.__getitem__, default="live"), int(100 * live / wanted)
 
 
-class LastDay:
+class CoverageCache:
     """coverage.json, as it was read last. Who asks for what is old has it read anew, and is not kept waiting."""
 
-    def __init__(self, read: Callable[[datetime], Iterable[Span]]) -> None:
+    def __init__(self, read: Callable[[datetime], Iterable[StateSpan]]) -> None:
         """``read(since)`` blocks, and raises IngestorErrors."""
         self._read = read
-        self._told = _Told()
+        self._told = _CachedResponse()
         self._due = 0.0  # time.monotonic()
         self._reading = False
 
@@ -130,20 +130,20 @@ class LastDay:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Told:
+class _CachedResponse:
     """What coverage.json says. Without ``as_of`` nothing has been read yet."""
 
     as_of: datetime | None = None
     end_at: datetime | None = None  # of the last cell, which is not over yet
     cell_seconds: int = CELL_SECONDS
-    strips: tuple[Strip, ...] = ()
+    strips: tuple[CoverageStrip, ...] = ()
     more: int = 0  # feeds that are not among the strips: those with the least that was missed
     error: str | None = None
 
 
-def _tell(read: Callable[[datetime], Iterable[Span]], now: datetime) -> _Told:
+def _tell(read: Callable[[datetime], Iterable[StateSpan]], now: datetime) -> _CachedResponse:
     end = datetime.fromtimestamp((now.timestamp() // CELL_SECONDS + 1) * CELL_SECONDS, UTC)
     found = strips(read(end - timedelta(seconds=CELLS * CELL_SECONDS)), end)
     worst = sorted(found, key=lambda strip: strip.live_seconds / strip.wanted_seconds)[:STRIPS]
     shown = tuple(sorted(worst, key=lambda strip: strip.feed))
-    return _Told(as_of=now, end_at=end, strips=shown, more=len(found) - len(shown))
+    return _CachedResponse(as_of=now, end_at=end, strips=shown, more=len(found) - len(shown))

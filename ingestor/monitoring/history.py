@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import msgspec
 
 
-class Ring:
+class MaxRing:
     """The greatest of what was seen in each step, for a bounded time. A step in which nobody looked is not there."""
 
     def __init__(self, *, step_seconds: int, keep: int) -> None:
@@ -27,11 +27,11 @@ class Ring:
         return [(round(now_seconds - step * self.step_seconds, 1), *seen) for step, seen in self._points]
 
 
-class History:
+class LoadHistory:
     """What came in a second, what waits in the spool, and for how long: an hour finely, a day coarsely."""
 
     def __init__(self) -> None:
-        self._rings = {"hour": Ring(step_seconds=10, keep=360), "day": Ring(step_seconds=240, keep=360)}
+        self._rings = {"hour": MaxRing(step_seconds=10, keep=360), "day": MaxRing(step_seconds=240, keep=360)}
         self._before: tuple[float, int] | None = None  # (at, head) of the look before
 
     def look(self, at_seconds: float, *, head_seq: int, waiting: int, lag_seconds: float) -> None:

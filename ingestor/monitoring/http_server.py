@@ -18,11 +18,11 @@ from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
 from prometheus_client.aiohttp import make_aiohttp_handler
 
-from ingestor.config import Listen
+from ingestor.config import ListenAddress
 from ingestor.config.urls import is_loopback
-from ingestor.monitoring.latest_values import Values
+from ingestor.monitoring.latest_values import LatestValues
 from ingestor.monitoring.metrics import Metrics
-from ingestor.monitoring.status import Status, Verdict, healthy, ready
+from ingestor.monitoring.status import HealthResult, Status, healthy, ready
 
 log = logging.getLogger(__name__)
 
@@ -42,16 +42,16 @@ _COMPRESSED_ASIDE_BYTES = 4096  # what is longer is compressed in a thread
 _HOST = re.compile(r"(?:\[([0-9a-f:.]+)\]|([^\[\]:@/\s]+))(?::\d{1,5})?")
 
 
-class Web:
+class StatusServer:
     """An HTTP server for as long as the block lasts. ``url`` is None if the port could not be had."""
 
     def __init__(
         self,
-        listen: Listen,
+        listen: ListenAddress,
         *,
         snapshot: Callable[[], Status],
         metrics: Metrics,
-        values: Values,
+        values: LatestValues,
         history: Callable[[], bytes],
         coverage: Callable[[], bytes],
     ) -> None:
@@ -83,14 +83,14 @@ class Web:
             shutdown_timeout=1,
         )
 
-    async def __aenter__(self) -> Web:
+    async def __aenter__(self) -> StatusServer:
         await self._runner.setup()
         try:
             await web.TCPSite(self._runner, *self._listen).start()
         except (OSError, UnicodeError) as error:  # the latter for a host that cannot be a name
             self._tell_closed(error)
         else:
-            self.url = f"http://{Listen(*self._runner.addresses[0][:2])}"
+            self.url = f"http://{ListenAddress(*self._runner.addresses[0][:2])}"
             self._warn_if_open()
         return self
 
@@ -121,7 +121,7 @@ class Web:
 class _Pages:
     """What is made anew for each request. Of thousands of subscriptions it takes a while: in a thread."""
 
-    def __init__(self, snapshot: Callable[[], Status], values: Values) -> None:
+    def __init__(self, snapshot: Callable[[], Status], values: LatestValues) -> None:
         self._snapshot = snapshot
         self._values = values
 
@@ -167,7 +167,7 @@ def _answer(body: bytes, status: int = 200) -> web.Response:
     return response
 
 
-def _verdict(verdict: Verdict) -> web.Response:
+def _verdict(verdict: HealthResult) -> web.Response:
     return _answer(verdict.to_json(), 200 if verdict.ok else 503)
 
 

@@ -23,11 +23,11 @@ BREATH_SECONDS = 0.0001
 
 
 # What was committed: ((feed, metric, ticker, user_id), ts_us, value, published_us, received_us, source, seq, row_index)
-Series: TypeAlias = tuple[str, str, str, str]
-Row: TypeAlias = tuple[Series, int, float, int | None, int, str, int, int]
+SeriesKey: TypeAlias = tuple[str, str, str, str]
+CommittedRow: TypeAlias = tuple[SeriesKey, int, float, int | None, int, str, int, int]
 
 
-class Trace:
+class ValueWindow:
     """One feed's newest values of one ticker, by the provider's clock. Of several metrics the first that came."""
 
     __slots__ = ("metric", "received_us", "restated", "rows", "stamps", "values", "version")
@@ -63,7 +63,7 @@ class Trace:
         return False
 
 
-class Line(msgspec.Struct, array_like=True, frozen=True, gc=False):
+class ValueLine(msgspec.Struct, array_like=True, frozen=True, gc=False):
     """A trace at one moment, as values.json has it: a list. Stamps are milliseconds since the epoch, UTC."""
 
     feed: str
@@ -79,18 +79,18 @@ class Line(msgspec.Struct, array_like=True, frozen=True, gc=False):
     levels: str  # one character of LEVELS for each value, the newest last
 
 
-class Values:
+class LatestValues:
     """All traces. The writer's thread learns, any other may ask."""
 
     def __init__(self, capacity: int = CAPACITY) -> None:
         self._capacity = capacity
-        self._traces: dict[tuple[str, str], Trace] = {}  # (feed, ticker), in the order of their making
+        self._traces: dict[tuple[str, str], ValueWindow] = {}  # (feed, ticker), in the order of their making
         self._version = 0
         self._lock = threading.Lock()
 
-    def learn(self, rows: Iterable[Row]) -> None:
+    def learn(self, rows: Iterable[CommittedRow]) -> None:
         """Take in what was committed."""
-        last: Series | None = None
+        last: SeriesKey | None = None
         with self._lock:
             self._version = version = self._version + 1
             for series, ts_us, value, _, received_us, _, _, _ in rows:
@@ -120,14 +120,14 @@ class Values:
                 time.sleep(BREATH_SECONDS)
         return b'{"version":%d,"lines":[%b]}' % (now, b",".join(lines))
 
-    def _line(self, feed: str, ticker: str, trace: Trace) -> Line:
+    def _line(self, feed: str, ticker: str, trace: ValueWindow) -> ValueLine:
         with self._lock:
             values, ts_us, received_us = trace.values[:], trace.stamps[-1], trace.received_us
             rows, restated = trace.rows, trace.restated
         least, greatest = min(values), max(values)
         low, span = least / 4, greatest / 4 - least / 4  # quarters: the difference of two doubles need not be one
         scale = (len(LEVELS) - 1) / span if span > 1e-300 else 0.0
-        return Line(
+        return ValueLine(
             feed=feed,
             ticker=ticker,
             metric=trace.metric,
@@ -141,9 +141,9 @@ class Values:
             levels="".join([LEVELS[int((value / 4 - low) * scale + 0.5)] for value in values]),
         )
 
-    def _begin(self, feed: str, ticker: str, metric: str) -> Trace:
+    def _begin(self, feed: str, ticker: str, metric: str) -> ValueWindow:
         # The provider names the tickers, so there may be any number; those that speak come back at their next value.
         if len(self._traces) >= self._capacity:
             del self._traces[next(iter(self._traces))]
-        trace = self._traces[feed, ticker] = Trace(metric)
+        trace = self._traces[feed, ticker] = ValueWindow(metric)
         return trace

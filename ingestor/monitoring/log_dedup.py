@@ -21,7 +21,7 @@ _PACED = "retry_in_seconds"
 
 
 @dataclass(slots=True)
-class _Seen:
+class _SeenLine:
     """What was told at a moment, and what came since."""
 
     told_at: float  # seconds
@@ -29,11 +29,11 @@ class _Seen:
     last: logging.LogRecord | None = None  # of those that came since
 
 
-class Repeats:
+class DuplicateFilter:
     """Takes every record, and gives back those to be told. ``now``: seconds of a clock that does not step."""
 
     def __init__(self) -> None:
-        self._seen: dict[str, _Seen] = {}  # the longest ago first
+        self._seen: dict[str, _SeenLine] = {}  # the longest ago first
 
     def admit(self, record: logging.LogRecord, now: float) -> Iterator[logging.LogRecord]:
         """The sums that are due by now, and the record itself if it is no repetition."""
@@ -45,7 +45,7 @@ class Repeats:
         seen = self._seen.get(key)
         if seen is None:
             if len(self._seen) < REMEMBERED:
-                self._seen[key] = _Seen(now)
+                self._seen[key] = _SeenLine(now)
             yield record
         else:
             seen.more, seen.last = seen.more + 1, record
@@ -58,7 +58,7 @@ class Repeats:
         for key in list(takewhile(lambda key: self._seen[key].told_at <= until, self._seen)):
             seen = self._seen.pop(key)
             if seen.last is not None:
-                self._seen[key] = _Seen(until + WINDOW_SECONDS)
+                self._seen[key] = _SeenLine(until + WINDOW_SECONDS)
                 yield _sum(seen.last, seen.more)
 
 

@@ -26,8 +26,8 @@ from structlog.typing import EventDict, Processor, WrappedLogger
 
 from ingestor.core.entries import Fact
 from ingestor.core.redaction import MASK, redactor
-from ingestor.monitoring.log_dedup import Repeats
-from ingestor.monitoring.nonblocking_stream import Outlet
+from ingestor.monitoring.log_dedup import DuplicateFilter
+from ingestor.monitoring.nonblocking_stream import NonBlockingWriter
 from ingestor.monitoring.status import severity
 
 Format = Literal["auto", "console", "json"]
@@ -156,10 +156,10 @@ def datagram(fields: Mapping[str, str]) -> bytes:
 
 def _replace_handler(handler: logging.Handler) -> None:
     root = logging.getLogger()
-    for old in [each for each in root.handlers if isinstance(each, _Once)]:
+    for old in [each for each in root.handlers if isinstance(each, _DedupHandler)]:
         root.removeHandler(old)
         old.close()
-    root.addHandler(_Once(handler))
+    root.addHandler(_DedupHandler(handler))
 
 
 def _set_levels(level: int) -> None:
@@ -170,10 +170,10 @@ def _set_levels(level: int) -> None:
 
 
 def _handler(form: Form, stream: TextIO, *, colors: bool) -> logging.Handler:
-    lines = _Lines(stream)
+    lines = _StreamHandler(stream)
     if form == "journal":
         lines.setFormatter(_formatter(_console(colors=False)))
-        journal = _Journal(JOURNAL, fallback=lines)
+        journal = _JournaldHandler(JOURNAL, fallback=lines)
         journal.setFormatter(_formatter(_journal_fields))
         return journal
     lines.setFormatter(
@@ -200,12 +200,12 @@ def _own(_logger: object, _name: str, event: EventDict) -> EventDict:
     return event
 
 
-class _Once(logging.Handler):
+class _DedupHandler(logging.Handler):
     """Hands on what is no repetition."""
 
     def __init__(self, told: logging.Handler) -> None:
         super().__init__()
-        self._told, self._repeats = told, Repeats()
+        self._told, self._repeats = told, DuplicateFilter()
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
@@ -228,12 +228,12 @@ class _Once(logging.Handler):
         super().close()
 
 
-class _Lines(logging.Handler):
+class _StreamHandler(logging.Handler):
     """Formats where the record was made, with that moment's context and values; only the writing is for later."""
 
     def __init__(self, stream: TextIO) -> None:
         super().__init__()
-        self._outlet = Outlet(stream, self._missing)
+        self._outlet = NonBlockingWriter(stream, self._missing)
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
@@ -260,7 +260,7 @@ class _Lines(logging.Handler):
         return self.format(logging.makeLogRecord({**said, **level})) + "\n"
 
 
-class _Journal(logging.Handler):
+class _JournaldHandler(logging.Handler):
     """Sends to the journal's own socket; what that does not take (too long, no journal) goes to ``fallback``."""
 
     def __init__(self, path: Path, fallback: logging.Handler) -> None:

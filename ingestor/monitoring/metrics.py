@@ -16,7 +16,7 @@ from prometheus_client.registry import Collector
 
 from ingestor.core.entries import Fact, State
 from ingestor.core.version import commit
-from ingestor.monitoring.status import Connection, Status
+from ingestor.monitoring.status import ConnectionStatus, Status
 
 OTHER = "other"
 LOGIN_OUTCOMES = ("ok", "refused", "unavailable", "nonsense")
@@ -117,9 +117,9 @@ def _received(status: Status) -> Iterator[Metric]:
     yield skew
 
 
-def _by_feed(connections: tuple[Connection, ...], known: set[str]) -> dict[str, list[Connection]]:
+def _by_feed(connections: tuple[ConnectionStatus, ...], known: set[str]) -> dict[str, list[ConnectionStatus]]:
     # The path with the prefix and the bare stream name are one feed, and a label may stand only once.
-    feeds: dict[str, list[Connection]] = {}
+    feeds: dict[str, list[ConnectionStatus]] = {}
     for connection in connections:
         feeds.setdefault(connection.feed if connection.feed in known else OTHER, []).append(connection)
     return feeds

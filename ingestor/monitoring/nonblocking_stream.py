@@ -16,7 +16,7 @@ WAITING_CHARACTERS = 1 << 20  # besides what the pipe itself holds
 FLUSH_SECONDS = 2.0  # for a reader who may come back; a stop of the daemon must not depend on one
 
 
-class Outlet:
+class NonBlockingWriter:
     """Takes lines without ever waiting, from any thread. ``notice`` makes the line that tells how many are missing."""
 
     def __init__(self, stream: TextIO, notice: Callable[[int], str]) -> None:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 log = logging.getLogger(__name__)
 
 
-class Systemd:
+class SystemdNotifier:
     """The service manager that started us, if any. The environment is read once, and left as it is."""
 
     def __init__(self, env: Mapping[str, str] = os.environ) -> None:
@@ -47,7 +47,7 @@ class Systemd:
             log.warning("systemd cannot be told %s: %s", lines[0], error.strerror)
 
 
-async def feed_watchdog(systemd: Systemd, seconds: float, advancing: Callable[[], bool]) -> None:
+async def feed_watchdog(systemd: SystemdNotifier, seconds: float, advancing: Callable[[], bool]) -> None:
     """Feed the watchdog twice in its ``seconds``, while ``advancing()`` holds. Runs until cancelled."""
     was_advancing = True
     while True:

@@ -42,7 +42,7 @@ _SEVERITY: dict[str, Severity] = {
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Connection:
+class ConnectionStatus:
     """The socket of one group of subscriptions: one path, and one set of params other than the ticker."""
 
     id: str | None  # None before the first socket
@@ -57,7 +57,7 @@ class Connection:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Subscription:
+class SubscriptionStatus:
     """One (path, method, params) that the operator asked for, and how it fares."""
 
     path: str
@@ -69,7 +69,7 @@ class Subscription:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Spool:
+class SpoolStatus:
     """What waits between socket and database."""
 
     entries: int = 0
@@ -86,7 +86,7 @@ class Spool:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Database:
+class DatabaseStatus:
     """The other end. ``lag_seconds`` is how long the oldest entry has waited for its commit."""
 
     up: bool = False
@@ -98,7 +98,7 @@ class Database:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Rows:
+class RowCounts:
     """What became of every row decoded since the daemon started."""
 
     new: int = 0
@@ -109,7 +109,7 @@ class Rows:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class DeadLetters:
+class DeadLetterCounts:
     """Dead letters written since the daemon started, frames and rows, by where they died."""
 
     decode: int = 0
@@ -117,7 +117,7 @@ class DeadLetters:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Token:
+class TokenStatus:
     """How long the token lasts. Its text is nowhere in here."""
 
     expires_at: datetime | None = None
@@ -126,7 +126,7 @@ class Token:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Pulse:
+class Heartbeat:
     """Something that has to advance for the daemon to be alive, e.g. the event loop, the spool's thread."""
 
     name: str
@@ -139,7 +139,7 @@ class Pulse:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Trouble:
+class RecentError:
     """One thing that went wrong, as people are told of it."""
 
     at: datetime
@@ -158,17 +158,17 @@ class Status:
     started_at: datetime
     config_sha256: str
     config_reload_successful: bool = True
-    connections: tuple[Connection, ...] = ()
-    subscriptions: tuple[Subscription, ...] = ()
-    spool: Spool = field(default_factory=Spool)
-    database: Database = field(default_factory=Database)
-    rows: Rows = field(default_factory=Rows)
-    dead_letters: DeadLetters = field(default_factory=DeadLetters)
+    connections: tuple[ConnectionStatus, ...] = ()
+    subscriptions: tuple[SubscriptionStatus, ...] = ()
+    spool: SpoolStatus = field(default_factory=SpoolStatus)
+    database: DatabaseStatus = field(default_factory=DatabaseStatus)
+    rows: RowCounts = field(default_factory=RowCounts)
+    dead_letters: DeadLetterCounts = field(default_factory=DeadLetterCounts)
     batches: int = 0
     publish_skew_seconds: Mapping[str, float] = field(default_factory=dict)  # by feed; negative: behind our clock
-    token: Token = field(default_factory=Token)
-    pulses: tuple[Pulse, ...] = ()
-    last_errors: tuple[Trouble, ...] = ()
+    token: TokenStatus = field(default_factory=TokenStatus)
+    pulses: tuple[Heartbeat, ...] = ()
+    last_errors: tuple[RecentError, ...] = ()
 
     def to_json(self) -> bytes:
         """As status.json, with both verdicts in it.
@@ -185,7 +185,7 @@ class Status:
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class HealthResult:
     """Yes, or no with every reason."""
 
     reasons: tuple[str, ...]
@@ -198,9 +198,9 @@ class Verdict:
         return msgspec.json.encode({"ok": self.ok, "reasons": self.reasons})
 
 
-def healthy(status: Status) -> Verdict:
+def healthy(status: Status) -> HealthResult:
     """Does the daemon itself advance? Says nothing of provider and database: a restart would not mend those."""
-    return Verdict(
+    return HealthResult(
         tuple(
             f"{pulse.name} has not advanced for {pulse.age_seconds:.0f} s (limit {pulse.limit_seconds:.0f} s)"
             for pulse in status.pulses
@@ -209,9 +209,9 @@ def healthy(status: Status) -> Verdict:
     )
 
 
-def ready(status: Status) -> Verdict:
+def ready(status: Status) -> HealthResult:
     """Is every wanted connection up, and can what arrives be stored?"""
-    return Verdict(tuple(_not_ready(status)))
+    return HealthResult(tuple(_not_ready(status)))
 
 
 def _not_ready(status: Status) -> Iterator[str]:
@@ -231,18 +231,18 @@ def severity(fact: Fact) -> Severity:
     return _SEVERITY.get(fact.kind) or _SEVERITY.get(fact.state or "", "info")
 
 
-class Troubles:
+class RecentErrors:
     """The last things that went wrong, newest last. Listens to facts."""
 
     def __init__(self, keep: int = 20) -> None:
-        self._last: deque[Trouble] = deque(maxlen=keep)
+        self._last: deque[RecentError] = deque(maxlen=keep)
 
     def listen(self, fact: Fact) -> None:
         if severity(fact) != "info":
             at = datetime.fromtimestamp(fact.at_us / 1_000_000, UTC)
-            self._last.append(Trouble(at=at, kind=fact.kind, text=_told(fact)))
+            self._last.append(RecentError(at=at, kind=fact.kind, text=_told(fact)))
 
-    def last(self) -> tuple[Trouble, ...]:
+    def last(self) -> tuple[RecentError, ...]:
         return tuple(self._last)
 
 

@@ -5,18 +5,27 @@ from __future__ import annotations
 import json
 
 from ingestor.core.entries import Channel, Entry, Fact, Frame, SubscriptionKey
-from ingestor.pipeline.decoder import DeadRow, Decoded, Decoder
-from ingestor.pipeline.dedup import KnownValues
-from ingestor.store.write.batch import Batch, DeadLetter, Event, Origin, Payload, Row, Subscription, Transition
+from ingestor.pipeline.decoder import DecodedFrame, Decoder, RejectedRow
+from ingestor.pipeline.dedup import RecentValueCache
+from ingestor.store.write.batch import (
+    Batch,
+    DeadLetter,
+    EventRow,
+    Origin,
+    Payload,
+    SampleRow,
+    SubscriptionRow,
+    Transition,
+)
 
 _new = tuple.__new__  # of a named tuple: its own constructor takes twice as long, and a batch has thousands
 
 
-class Assembly:
+class BatchBuilder:
     """A batch in the making: entries in seq order go in one by one. What is ``known`` is left out of it."""
 
     def __init__(
-        self, first_seq: int, decoder: Decoder, known: KnownValues | None = None, *, keep_payloads: bool = True
+        self, first_seq: int, decoder: Decoder, known: RecentValueCache | None = None, *, keep_payloads: bool = True
     ) -> None:
         self.batch = Batch(first_seq=first_seq, last_seq=first_seq - 1)
         self.entries: list[Entry] = []
@@ -54,7 +63,7 @@ class Assembly:
             self._known.drop((series, ts_us) for series, ts_us, _, _ in self._known.news(observations))
         rows = batch.rows
         for series, ts, value, index in news:
-            rows.append(_new(Row, (series, ts, value, published_us, received_us, source, seq, index)))
+            rows.append(_new(SampleRow, (series, ts, value, published_us, received_us, source, seq, index)))
         batch.frames += 1
         batch.known_rows += len(observations) - len(news)
         batch.row_count += len(observations)
@@ -77,7 +86,7 @@ class Assembly:
         self.units += len(news) or 1
         self.size_bytes += len(frame.text)
 
-    def _bury(self, seq: int, frame: Frame, decoded: Decoded) -> DeadRow | None:
+    def _bury(self, seq: int, frame: Frame, decoded: DecodedFrame) -> RejectedRow | None:
         """What is dead becomes letters. Returns the frame's, if it is the frame that is dead."""
         self.batch.row_count += sum(dead.row_index is not None for dead in decoded.dead)
         self.batch.dead += [
@@ -94,7 +103,7 @@ class Assembly:
             self._origin = Origin(*names)._replace(event=storable(event))
         return self._origin
 
-    def _note(self, frame: Frame, decoded: Decoded) -> None:
+    def _note(self, frame: Frame, decoded: DecodedFrame) -> None:
         # A connection carries one path only, so what its frames name need not be compared with it.
         heard, path, params, received_us = self.heard, frame.path, frame.params, frame.received_us
         heard[path, params, ""] = received_us
@@ -109,7 +118,7 @@ class Assembly:
     def _add_fact(self, seq: int, fact: Fact) -> None:
         batch = self.batch
         batch.facts += 1
-        batch.events.append(Event(seq, fact.at_us, fact.kind, json.dumps(fact.detail)))
+        batch.events.append(EventRow(seq, fact.at_us, fact.kind, json.dumps(fact.detail)))
         if fact.state is not None:
             since_us = fact.at_us if fact.since_us is None else fact.since_us
             reason = storable(str(fact.detail.get("reason", "")))
@@ -117,10 +126,10 @@ class Assembly:
             batch.transitions.append(Transition(seq, since_us, fact.state, reason, named, fact.others))
         self.units += len(fact.subscriptions) or 1
 
-    def _subscription(self, key: SubscriptionKey) -> Subscription:
+    def _subscription(self, key: SubscriptionKey) -> SubscriptionRow:
         path, method, params = key
         names: dict[str, str] = json.loads(params)
-        return Subscription(path, method, params, self._decoder.feed_name(path, names), names.get("ticker", ""))
+        return SubscriptionRow(path, method, params, self._decoder.feed_name(path, names), names.get("ticker", ""))
 
 
 def refused(entry: Entry, refusal: str) -> Batch:
@@ -129,7 +138,7 @@ def refused(entry: Entry, refusal: str) -> Batch:
     batch = Batch(first_seq=seq, last_seq=seq)
     if isinstance(what, Fact):
         batch.facts = 1
-        batch.events.append(Event(seq, what.at_us, _plain(what.kind), json.dumps({"refused": _plain(refusal)})))
+        batch.events.append(EventRow(seq, what.at_us, _plain(what.kind), json.dumps({"refused": _plain(refusal)})))
         return batch
     batch.frames = 1
     batch.origins[seq] = Origin(what.connection_id, what.source, _plain(what.event), _plain(what.path), "{}")

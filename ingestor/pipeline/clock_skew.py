@@ -13,7 +13,7 @@ ALARM_SECONDS = 1800.0  # no envelope is on its way for so long: it is the clock
 FEEDS = 100  # an envelope may name anything
 
 
-class Skews:
+class ClockSkewMonitor:
     """The skew of each feed. Read by other threads: ``seconds`` is replaced whole."""
 
     def __init__(self) -> None:

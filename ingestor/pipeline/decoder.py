@@ -21,7 +21,7 @@ from ingestor.core.times import DAY_US
 
 SeriesKey: TypeAlias = tuple[str, str, str, str]  # (feed, metric, ticker, user_id)
 # (series, ts, value, row index); ts: µs since the epoch (UTC), the provider's bucket
-Observation: TypeAlias = tuple[SeriesKey, int, float, int]
+DecodedValue: TypeAlias = tuple[SeriesKey, int, float, int]
 
 KEY_CHARACTERS = 64  # of a feed, metric, ticker or user_id
 DEAD_ROWS_PER_FRAME = 1_000  # more, and the frame is one dead letter; so it is with more than these:
@@ -44,7 +44,7 @@ _LATEST_US = (datetime(9999, 1, 1, tzinfo=UTC) - _EPOCH).total_seconds() * 1e6
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class DeadRow:
+class RejectedRow:
     """A row (or, with no ``row_index``, the whole frame) that could not be read: why, and its own text."""
 
     reason: str  # a few fixed words, to be counted
@@ -53,7 +53,7 @@ class DeadRow:
     row_index: int | None = None
 
 
-class Decoded(msgspec.Struct, kw_only=True):
+class DecodedFrame(msgspec.Struct, kw_only=True):
     """What one frame says. A struct of msgspec's: one is made for each frame, in a third of a dataclass's time."""
 
     event: str
@@ -61,18 +61,18 @@ class Decoded(msgspec.Struct, kw_only=True):
     path: str = ""  # whose rows these are: the envelope's, else the frame's
     params: str = ""
     feed: str = ""
-    observations: list[Observation] = []
+    observations: list[DecodedValue] = []
     rows: int = 0  # rows of the response, dead ones included
     published_us: int | None = None  # the envelope's stamp: not to be trusted
-    dead: list[DeadRow] = []
+    dead: list[RejectedRow] = []
     unknown_fields: dict[str, int] = {}  # how often each was met
 
     @property
-    def dead_frame(self) -> DeadRow | None:
+    def dead_frame(self) -> RejectedRow | None:
         return next((row for row in self.dead if row.row_index is None), None) if self.dead else None
 
 
-class _Feed(NamedTuple):
+class _FeedSchema(NamedTuple):
     """What is known of a path's rows."""
 
     name: str
@@ -80,7 +80,7 @@ class _Feed(NamedTuple):
     plain: dict[str, tuple[SeriesKey, str]]  # ticker → series and field of a row that has one value, and no user
 
 
-class _Bad(Exception):
+class _Rejected(Exception):
     """A row or frame that cannot be stored. Never leaves this module."""
 
     def __init__(self, reason: str, detail: object = "") -> None:
@@ -102,19 +102,19 @@ class Decoder:
     ) -> None:
         self._metrics_of = metrics_of
         self.feed_name = feed_name
-        self._feeds: dict[tuple[str, str], _Feed] = {}
+        self._feeds: dict[tuple[str, str], _FeedSchema] = {}
         # A rolling window repeats each row some sixty times: its parts are read once.
         self._days: dict[str, int] = {}  # 2026-11-26 → its midnight UTC
         self._clocks: dict[str, int] = {}  # T12:34:00.000Z → µs since then
         self._numbers: dict[str, float] = {}
         self._tickers = 0  # that the feeds know
 
-    def decode(self, frame: Frame) -> Decoded:
+    def decode(self, frame: Frame) -> DecodedFrame:
         event, body = split(frame)
-        decoded = Decoded(event=event, body=body, path=frame.path, params=frame.params)
+        decoded = DecodedFrame(event=event, body=body, path=frame.path, params=frame.params)
         try:
             self._read(frame, decoded)
-        except _Bad as bad:
+        except _Rejected as bad:
             _bury(decoded, bad.reason, bad.detail)
         except RecursionError:
             _bury(decoded, "nested too deep", "")
@@ -123,11 +123,11 @@ class Decoder:
             _bury(decoded, "a mistake in the decoder", repr(mistake)[:200])
         return decoded
 
-    def _read(self, frame: Frame, decoded: Decoded) -> None:
+    def _read(self, frame: Frame, decoded: DecodedFrame) -> None:
         if not frame.event:
-            raise _Bad("not an event", "the text is not a Socket.IO event that can be read")
+            raise _Rejected("not an event", "the text is not a Socket.IO event that can be read")
         if len(decoded.body) > CHARACTERS_PER_FRAME:
-            raise _Bad("too long", f"{len(decoded.body)} characters, {CHARACTERS_PER_FRAME} are read")
+            raise _Rejected("too long", f"{len(decoded.body)} characters, {CHARACTERS_PER_FRAME} are read")
         try:
             payload = _decode(decoded.body)
         except (msgspec.DecodeError, RecursionError, ValueError):
@@ -139,7 +139,7 @@ class Decoder:
         decoded.rows = len(payload)
         self._read_rows(payload, feed, decoded)
 
-    def _opened(self, payload: Any, frame: Frame, decoded: Decoded) -> list[Any]:
+    def _opened(self, payload: Any, frame: Frame, decoded: DecodedFrame) -> list[Any]:
         """The rows of an envelope, or of a row that stands alone."""
         if isinstance(payload, dict) and "results" in payload:
             decoded.path, decoded.params = _attribution(payload, frame)
@@ -148,19 +148,19 @@ class Decoder:
         if isinstance(payload, dict):
             return [payload]
         if not isinstance(payload, list):
-            raise _Bad("not a list of rows", f"found {type(payload).__name__}")
+            raise _Rejected("not a list of rows", f"found {type(payload).__name__}")
         return payload
 
-    def _feed(self, path: str, params: str) -> _Feed:
-        feed = _Feed(_key("feed", self.feed_name(path, json.loads(params or "{}"))), self._metrics_of(path), {})
+    def _feed(self, path: str, params: str) -> _FeedSchema:
+        feed = _FeedSchema(_key("feed", self.feed_name(path, json.loads(params or "{}"))), self._metrics_of(path), {})
         if len(self._feeds) >= FEEDS_REMEMBERED:  # an envelope may name anything
             self._feeds.clear()
         if len(path) + len(params) <= CHARACTERS_REMEMBERED:
             self._feeds[path, params] = feed
         return feed
 
-    def _read_rows(self, rows: list[Any], feed: _Feed, decoded: Decoded) -> None:
-        bad: list[tuple[int, _Bad]] = []
+    def _read_rows(self, rows: list[Any], feed: _FeedSchema, decoded: DecodedFrame) -> None:
+        bad: list[tuple[int, _Rejected]] = []
         found, plain = decoded.observations, feed.plain
         days, clocks, number_of = self._days, self._clocks, self._numbers.get
         for index, row in enumerate(rows):
@@ -175,24 +175,24 @@ class Decoder:
                 except (KeyError, TypeError):
                     pass  # not as the one before it of its ticker
                 found += self._row(index, row, feed, decoded)
-            except _Bad as error:
+            except _Rejected as error:
                 bad.append((index, error))
             if len(decoded.observations) > VALUES_PER_FRAME:
-                raise _Bad("too many values", f"more than {VALUES_PER_FRAME}")
+                raise _Rejected("too many values", f"more than {VALUES_PER_FRAME}")
         if len(bad) > DEAD_ROWS_PER_FRAME:
-            raise _Bad("too many bad rows", f"{len(bad)} of {len(rows)}, the first: {bad[0][1].reason}")
+            raise _Rejected("too many bad rows", f"{len(bad)} of {len(rows)}, the first: {bad[0][1].reason}")
         if bad:
             texts = _row_texts(decoded.body, rows)
             decoded.dead = [
-                DeadRow(reason=error.reason, detail=error.detail, body=texts(index), row_index=index)
+                RejectedRow(reason=error.reason, detail=error.detail, body=texts(index), row_index=index)
                 for index, error in bad
             ]
 
-    def _row(self, index: int, row: Any, feed: _Feed, decoded: Decoded) -> list[Observation]:
+    def _row(self, index: int, row: Any, feed: _FeedSchema, decoded: DecodedFrame) -> list[DecodedValue]:
         if not isinstance(row, dict):
-            raise _Bad("not an object", f"found {type(row).__name__}")
+            raise _Rejected("not an object", f"found {type(row).__name__}")
         if len(row) > FIELDS_PER_ROW:
-            raise _Bad("too many fields", f"{len(row)}, {FIELDS_PER_ROW} are read")
+            raise _Rejected("too many fields", f"{len(row)}, {FIELDS_PER_ROW} are read")
         ts = self._time(row.get("ts"))
         ticker = _key("ticker", row.get("ticker"))
         user_id = _user(row.get("user_id"))
@@ -208,13 +208,13 @@ class Decoder:
             elif value is not None:
                 found[metric] = self._number(name, value)
         if not found:
-            raise _Bad("no value", f"fields: {', '.join(map(_short, row))}")
+            raise _Rejected("no value", f"fields: {', '.join(map(_short, row))}")
         observations = [((feed.name, metric, ticker, user_id), ts, value, index) for metric, value in found.items()]
         if metrics is not None and len(row) == PLAIN_FIELDS and "user_id" not in row:
             self._remember(feed, ticker, observations[0][0], next(name for name in row if name not in _KEY_FIELDS))
         return observations
 
-    def _remember(self, feed: _Feed, ticker: str, series: SeriesKey, name: str) -> None:
+    def _remember(self, feed: _FeedSchema, ticker: str, series: SeriesKey, name: str) -> None:
         """The next row of this ticker will be like this one: one value, and no user."""
         if self._tickers >= TICKERS_REMEMBERED:
             self._feeds.clear()
@@ -232,7 +232,7 @@ class Decoder:
 
     def _time(self, text: Any) -> int:
         if not isinstance(text, str):
-            raise _Bad("no ts" if text is None else "ts is not text", text)
+            raise _Rejected("no ts" if text is None else "ts is not text", text)
         stamp = _instant(text)
         day, clock = text[:DAY_CHARACTERS], text[DAY_CHARACTERS:]
         if clock[:1] == "T" and len(clock) <= CHARACTERS_REMEMBERED:  # a second may have a million decimals
@@ -254,13 +254,13 @@ class Decoder:
         # Printed samples are hours off, so an unreadable one costs nothing: NULL, and the rows count.
         try:
             return self._time(text)
-        except _Bad:
+        except _Rejected:
             return None
 
 
-def _bury(decoded: Decoded, reason: str, detail: str) -> None:
+def _bury(decoded: DecodedFrame, reason: str, detail: str) -> None:
     decoded.observations.clear()
-    decoded.dead = [DeadRow(reason=reason, detail=detail, body=decoded.body)]
+    decoded.dead = [RejectedRow(reason=reason, detail=detail, body=decoded.body)]
 
 
 def split(frame: Frame) -> tuple[str, str]:
@@ -283,10 +283,10 @@ def _loads_leniently(body: str) -> Any:
     try:
         return _LENIENT.decode(body)
     except RecursionError:
-        raise _Bad("nested too deep") from None
+        raise _Rejected("nested too deep") from None
     except ValueError as error:
         # More than one argument, or none, is what a body without brackets looks like here.
-        raise _Bad("not JSON", str(error)) from None
+        raise _Rejected("not JSON", str(error)) from None
 
 
 def _integer(digits: str) -> int | float:
@@ -368,11 +368,11 @@ def _generic(name: str, value: Any) -> str | None:
 
 def _key(name: str, text: Any) -> str:
     if not isinstance(text, str) or not text:
-        raise _Bad(f"no {name}" if text in (None, "") else f"{name} is not text", text)
+        raise _Rejected(f"no {name}" if text in (None, "") else f"{name} is not text", text)
     if len(text) > KEY_CHARACTERS:
-        raise _Bad(f"{name} too long", f"{len(text)} characters, {KEY_CHARACTERS} fit")
+        raise _Rejected(f"{name} too long", f"{len(text)} characters, {KEY_CHARACTERS} fit")
     if _unstorable(text):
-        raise _Bad(f"{name} has characters that cannot be stored", text)
+        raise _Rejected(f"{name} has characters that cannot be stored", text)
     return text
 
 
@@ -393,7 +393,7 @@ def _digits(value: int) -> str:
     try:
         return str(value)
     except ValueError:  # more digits than the interpreter prints
-        raise _Bad("user_id too long") from None
+        raise _Rejected("user_id too long") from None
 
 
 def _number(name: str, value: Any) -> float:
@@ -403,18 +403,18 @@ def _number(name: str, value: Any) -> float:
         try:
             number = float(value)
         except OverflowError:
-            raise _Bad("value out of range", name) from None
+            raise _Rejected("value out of range", name) from None
     else:
-        raise _Bad("value is not a number", f"{_short(name)}: {_short(value)}")
+        raise _Rejected("value is not a number", f"{_short(name)}: {_short(value)}")
     if not math.isfinite(number):
-        raise _Bad("value is not finite", f"{_short(name)}: {_short(value)}")
+        raise _Rejected("value is not finite", f"{_short(name)}: {_short(value)}")
     return number
 
 
 def _instant(text: str) -> int:
     microseconds = _microseconds(text)
     if not 0 <= microseconds <= _LATEST_US:
-        raise _Bad("ts out of range", text)
+        raise _Rejected("ts out of range", text)
     return microseconds
 
 
@@ -425,7 +425,7 @@ def _microseconds(text: str) -> int:
             stamp = stamp.replace(tzinfo=UTC)  # the documentation says UTC
         delta = stamp - _EPOCH
     except (ValueError, OverflowError):
-        raise _Bad("ts is not a time", text) from None
+        raise _Rejected("ts is not a time", text) from None
     return (delta.days * 86_400 + delta.seconds) * 1_000_000 + delta.microseconds
 
 

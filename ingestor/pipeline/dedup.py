@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TypeAlias
 
-from ingestor.pipeline.decoder import Observation
+from ingestor.pipeline.decoder import DecodedValue
 from ingestor.store.write.batch import SeriesKey
 
 CAPACITY = 50_000  # values of a generation: some 5 MB, and the windows of 800 tickers
@@ -19,7 +19,7 @@ GENERATION_SECONDS = 300.0  # an entry lives for one to two generations
 _Generation: TypeAlias = dict[SeriesKey, dict[int, float]]  # series → ts → value
 
 
-class KnownValues:
+class RecentValueCache:
     """Two generations of values: the younger is written to, both are looked at, the elder is dropped whole."""
 
     def __init__(self, capacity: int = CAPACITY, generation_seconds: float = GENERATION_SECONDS) -> None:
@@ -28,9 +28,9 @@ class KnownValues:
         self._begun = 0.0
         self.forget()
 
-    def news(self, observations: Iterable[Observation]) -> list[Observation]:
+    def news(self, observations: Iterable[DecodedValue]) -> list[DecodedValue]:
         """Without those that say again what was said last of their series and ts; the others are known from now on."""
-        news: list[Observation] = []
+        news: list[DecodedValue] = []
         last: SeriesKey | None = None
         young: dict[int, float] = {}
         old: dict[int, float] | None = None

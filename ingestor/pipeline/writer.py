@@ -18,20 +18,19 @@ from typing import TypeAlias, TypeVar
 
 import tenacity
 
-from ingestor.core.beside import Beside
 from ingestor.core.entries import Channel, Entry, Frame
-from ingestor.core.errands import Errands
-from ingestor.errors import BatchRejected, DatabaseUnavailable, PositionMoved, RepeatsNeeded, SpoolFailed
-from ingestor.pipeline.batch_builder import Assembly, refused
+from ingestor.core.threads import DaemonExecutor, WorkQueue
+from ingestor.errors import BatchRejected, DatabaseUnavailable, FullBatchRequired, PositionConflict, SpoolFailed
+from ingestor.pipeline.batch_builder import BatchBuilder, refused
 from ingestor.pipeline.batch_policy import BatchPolicy
-from ingestor.pipeline.clock_skew import Skews, described
+from ingestor.pipeline.clock_skew import ClockSkewMonitor, described
 from ingestor.pipeline.decoder import Decoder
-from ingestor.pipeline.dedup import KnownValues
+from ingestor.pipeline.dedup import RecentValueCache
 from ingestor.spool.chunk_store import SpoolUnreadable
 from ingestor.spool.spool import Spool
-from ingestor.store.maintenance.retention import Retention, Step
-from ingestor.store.write.batch import Batch, Row, Written
-from ingestor.store.write.batch_writer import Database, Instance
+from ingestor.store.maintenance.retention import Retention, RetentionResult
+from ingestor.store.write.batch import Batch, SampleRow, WriteResult
+from ingestor.store.write.batch_writer import BatchWriter, InstanceInfo
 
 IDLE_SECONDS = 1.0  # how often an idle writer comes round, to publish the heartbeat
 BACKOFF_SECONDS = 15.0
@@ -41,7 +40,7 @@ HURRY_SECONDS = 0.5  # between tries while draining
 PRUNE_PAUSE_SECONDS = 0.05  # between steps of retention where nothing is to be written: the disk has other users
 
 T = TypeVar("T")
-_Flight: TypeAlias = "Future[tuple[Written, float]]"  # and how many seconds it took
+_Flight: TypeAlias = "Future[tuple[WriteResult, float]]"  # and how many seconds it took
 
 log = logging.getLogger(__name__)
 
@@ -71,17 +70,17 @@ class Writer:
     def __init__(
         self,
         spool: Spool,
-        database: Database,
+        database: BatchWriter,
         decoder: Decoder,
         policy: BatchPolicy,
-        instance: Instance,
+        instance: InstanceInfo,
         *,
         prepare: Callable[[], None],
         keep_payloads: bool = True,
         retention: Retention | None = None,
         on_decoded: Callable[[Mapping[Channel, int], int], None] = lambda _heard, _upto_seq: None,
         on_batch: Callable[[float], None] = lambda _seconds: None,
-        on_rows: Callable[[Sequence[Row]], None] = lambda _rows: None,
+        on_rows: Callable[[Sequence[SampleRow]], None] = lambda _rows: None,
         on_outage: Callable[[str, float], None] = lambda _error, _delay_seconds: None,
         on_lost: Callable[[str], None] = lambda _reason: None,
     ) -> None:
@@ -104,17 +103,17 @@ class Writer:
         self._on_outage = on_outage
         self._on_lost = on_lost
         self._waiting: deque[Entry] = deque()  # read, not yet in a batch
-        self._ahead: Assembly | None = None  # the next batch, begun while the one before was written
+        self._ahead: BatchBuilder | None = None  # the next batch, begun while the one before was written
         self._since = 0.0  # time.monotonic() when the batch in the making began
-        self._committer = Beside("commit")
+        self._committer = DaemonExecutor("commit")
         self._published_us = 0
-        self._known = KnownValues()
+        self._known = RecentValueCache()
         self._told: set[tuple[str, str]] = set()
-        self._skews = Skews()
+        self._skews = ClockSkewMonitor()
         self._stop = threading.Event()
         self._draining = threading.Event()
         self._pruning = threading.Event()
-        self._errands = Errands()
+        self._errands = WorkQueue()
         self.status = WriterStatus()
 
     # -- its life
@@ -152,7 +151,7 @@ class Writer:
 
         It is called with our instance's id, and must be short. Cancelled when the writer ends.
         """
-        outcome = self._errands.ask(work, after)
+        outcome = self._errands.submit(work, after)
         self._spool.wake()
         return outcome
 
@@ -177,7 +176,7 @@ class Writer:
         if self._pruning.is_set() and not (self._hurried or self._full(assembly)):
             self._prune()
 
-    def _gather(self) -> Assembly:
+    def _gather(self) -> BatchBuilder:
         """Entries until the batch is due: full, or its oldest has waited long enough."""
         assembly, self._ahead = self._ahead or self._begun(self.status.position), None
         while not (self._full(assembly) or (assembly.units and self._hurried)):
@@ -194,17 +193,17 @@ class Writer:
             self._take(assembly, len(self._waiting))
         return assembly
 
-    def _begun(self, after: int) -> Assembly:
-        return Assembly(after + 1, self._decoder, self._known, keep_payloads=self._keep_payloads)
+    def _begun(self, after: int) -> BatchBuilder:
+        return BatchBuilder(after + 1, self._decoder, self._known, keep_payloads=self._keep_payloads)
 
-    def _patience(self, assembly: Assembly) -> float:
+    def _patience(self, assembly: BatchBuilder) -> float:
         if self._hurried:
             return 0.0
         age = time.monotonic() - self._since
         idle = PRUNE_PAUSE_SECONDS if self._pruning.is_set() else IDLE_SECONDS
         return self._policy.patience_seconds(rows=assembly.units, age_seconds=age, idle_seconds=idle)
 
-    def _take(self, assembly: Assembly, most: int) -> None:
+    def _take(self, assembly: BatchBuilder, most: int) -> None:
         if not assembly.units:
             self._since = time.monotonic()
         rows, size_bytes, next_entry = self._policy.max_rows, self._policy.max_bytes, self._waiting.popleft
@@ -213,7 +212,7 @@ class Writer:
                 return
             assembly.add(next_entry())
 
-    def _full(self, assembly: Assembly) -> bool:
+    def _full(self, assembly: BatchBuilder) -> bool:
         return self._policy.full(rows=assembly.units, size_bytes=assembly.size_bytes)
 
     @property
@@ -229,18 +228,18 @@ class Writer:
             self._waiting.extend(entries)
         return bool(self._waiting)
 
-    def _written(self, assembly: Assembly) -> bool:
+    def _written(self, assembly: BatchBuilder) -> bool:
         """Commit it, and begin the next one meanwhile if there is one to begin. False: told to stop before."""
         batch, flights = assembly.batch, deque[_Flight]()
         more = bool(self._waiting) or self._spool.synced > batch.last_seq
         if more and assembly.units < 2 * self._policy.max_rows:  # there is no room for two of the largest frames
-            flights.append(self._committer.ask(lambda: self._timed(batch)))
+            flights.append(self._committer.submit(lambda: self._timed(batch)))
             flights[0].add_done_callback(lambda _: self._spool.wake())
             self._ahead = self._decoded_during(flights[0], batch.last_seq)
         # The first try is the one under way.
         return self._retry(lambda: self._write(assembly, flights.pop() if flights else None))
 
-    def _decoded_during(self, flight: _Flight, after: int) -> Assembly:
+    def _decoded_during(self, flight: _Flight, after: int) -> BatchBuilder:
         ahead = self._begun(after)
         try:
             while not (flight.done() or self._full(ahead) or self._stop.is_set()):
@@ -250,7 +249,7 @@ class Writer:
             pass  # so will the next look; what could be read is written first
         return ahead
 
-    def _timed(self, batch: Batch) -> tuple[Written, float]:
+    def _timed(self, batch: Batch) -> tuple[WriteResult, float]:
         started = time.monotonic()
         return self._database.write(batch), time.monotonic() - started
 
@@ -261,12 +260,12 @@ class Writer:
             self._waiting.extendleft(reversed(self._ahead.entries))
             self._ahead = None
 
-    def _write(self, assembly: Assembly, flight: _Flight | None = None) -> None:
+    def _write(self, assembly: BatchBuilder, flight: _Flight | None = None) -> None:
         try:
             self._commit(assembly.batch, flight)
-        except RepeatsNeeded:
+        except FullBatchRequired:
             self._write(self._assembled(assembly.entries, None))
-        except PositionMoved:
+        except PositionConflict:
             self._begin()  # an earlier try did commit: go on from where it left the position
         except BatchRejected as refusal:
             self._halve(assembly.entries, str(refusal))
@@ -283,8 +282,8 @@ class Writer:
         for half in (entries[:middle], entries[middle:]):
             self._write(self._assembled(half, self._known))
 
-    def _assembled(self, entries: Sequence[Entry], known: KnownValues | None) -> Assembly:
-        assembly = Assembly(entries[0][0], self._decoder, known, keep_payloads=self._keep_payloads)
+    def _assembled(self, entries: Sequence[Entry], known: RecentValueCache | None) -> BatchBuilder:
+        assembly = BatchBuilder(entries[0][0], self._decoder, known, keep_payloads=self._keep_payloads)
         for entry in entries:
             assembly.add(entry)
         return assembly
@@ -303,7 +302,7 @@ class Writer:
         self._on_rows(batch.rows)
         self._count(batch, written, seconds)
 
-    def _count(self, batch: Batch, written: Written, seconds: float) -> None:
+    def _count(self, batch: Batch, written: WriteResult, seconds: float) -> None:
         status = self.status
         status.position = batch.last_seq
         status.batches += 1
@@ -378,15 +377,15 @@ class Writer:
         if not step.more:
             self._pruning.clear()
 
-    def _prune_step(self) -> Step:
+    def _prune_step(self) -> RetentionResult:
         """What keeps retention from its work keeps nobody else from theirs: it is asked for again."""
         if self._retention is None:
-            return Step()
+            return RetentionResult()
         try:
             return self._retention.step(self._database.instance_id, time.time_ns() // 1000)
         except (DatabaseUnavailable, BatchRejected) as error:
             log.warning("what is older than database.retention could not be taken; it will be tried again: %s", error)
-            return Step()
+            return RetentionResult()
 
     # -- outages
 

@@ -31,18 +31,18 @@ CONNECT_SECONDS = 10.0
 CHUNK_BYTES = 8192
 
 
-class Unanswered(IngestorError):
+class RequestFailed(IngestorError):
     """No answer within the limits; the message says why, without URL or secret. Try again later."""
 
     exit_code = 69
 
 
-class Oversized(Unanswered):
+class BodyTooLarge(RequestFailed):
     """The answer was larger than allowed, and was not read to its end."""
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class HttpResponse:
     """What came back, whatever its status."""
 
     status: int
@@ -145,11 +145,11 @@ def ask(
     max_bytes: int,
     ca_file: Path | None = None,
     proxy: SecretStr | None = None,
-) -> Answer:
+) -> HttpResponse:
     """Ask once, blocking, until ``deadline``; no redirects, and nothing from the environment, such as .netrc.
 
     Raises:
-        Unanswered: no connection, no TLS, no whole answer in time; ``Oversized`` for more than ``max_bytes``.
+        RequestFailed: no connection, no TLS, no whole answer in time; ``BodyTooLarge`` for more than ``max_bytes``.
     """
     try:
         with (
@@ -167,9 +167,9 @@ def ask(
             body = _bounded(response.iter_content(CHUNK_BYTES), max_bytes)
             if deadline.over:  # a body without a length that was cut looks whole
                 raise requests.Timeout
-            return Answer(response.status_code, CaseInsensitiveDict(response.headers), body)
+            return HttpResponse(response.status_code, CaseInsensitiveDict(response.headers), body)
     except (requests.RequestException, HTTPError, OSError) as error:
-        raise Unanswered(_why(error, deadline)) from None  # the cause's text holds the URL
+        raise RequestFailed(_why(error, deadline)) from None  # the cause's text holds the URL
 
 
 def _session(deadline: Deadline, ca_file: Path | None, proxy: SecretStr | None) -> requests.Session:
@@ -188,7 +188,7 @@ def _bounded(chunks: Iterator[bytes], max_bytes: int) -> bytes:
     for chunk in chunks:
         body += chunk
         if len(body) > max_bytes:
-            raise Oversized(f"the answer is longer than {max_bytes} bytes")
+            raise BodyTooLarge(f"the answer is longer than {max_bytes} bytes")
     return bytes(body)
 
 

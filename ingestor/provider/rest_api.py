@@ -20,10 +20,10 @@ from pydantic import SecretStr
 
 from ingestor.core.backoff import Backoff, chance
 from ingestor.core.clock import boottime, wall_us
-from ingestor.errors import RestRefused, RestTooLong, RestUnavailable, TokenRefused
+from ingestor.errors import ResponseTooLarge, RestRefused, RestUnavailable, TokenRefused
 from ingestor.provider.auth.login import retry_after
 from ingestor.provider.catalog import FEEDS, Feed, base_name
-from ingestor.provider.http_client import Answer, Deadline, Oversized, Unanswered, ask
+from ingestor.provider.http_client import BodyTooLarge, Deadline, HttpResponse, RequestFailed, ask
 from ingestor.provider.socket.connection import complaint_text
 
 MAX_BYTES = 8 << 20  # on its way into the database it takes some twenty times as much memory
@@ -40,7 +40,7 @@ _BEFORE = timedelta(microseconds=1)  # the provider's end is the last instant as
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Question:
+class RestRequest:
     """What to GET. Times are in its params."""
 
     path: str
@@ -48,22 +48,22 @@ class Question:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Reply:
+class RestResponse:
     """What came back with 200."""
 
     text: str
     sent_us: int  # our wall clock when the question was sent: an answer is as old as that
 
 
-def question_now(path: str, params: Mapping[str, str]) -> Question | None:
+def question_now(path: str, params: Mapping[str, str]) -> RestRequest | None:
     """The rolling window of what ``path`` streams; None where it is not to be had by REST."""
     feed = FEEDS.get(base_name(path))
     if (feed is None and not path.startswith("/real-time/")) or (feed and feed.stream_only) or not _named(params):
         return None
-    return Question(path=f"/real-time/{base_name(path)}", params=dict(params))
+    return RestRequest(path=f"/real-time/{base_name(path)}", params=dict(params))
 
 
-def question_then(path: str, params: Mapping[str, str], start: datetime, end: datetime) -> Question | None:
+def question_then(path: str, params: Mapping[str, str], start: datetime, end: datetime) -> RestRequest | None:
     """What ``path`` streamed from ``start`` (UTC) up to ``end``, not included; None where there is no history of it.
 
     ``end`` is midnight of today at the latest, and the two are at most ``span`` apart.
@@ -80,7 +80,7 @@ def question_then(path: str, params: Mapping[str, str], start: datetime, end: da
     historical = feed.historical
     if feed.by_user and not params.get("ticker"):
         historical = historical.removesuffix("-by-ticker") + "-by-user"
-    return Question(path=historical, params={**params, **bounds})
+    return RestRequest(path=historical, params={**params, **bounds})
 
 
 def has_history(path: str) -> bool:
@@ -106,7 +106,7 @@ def bucket(path: str) -> timedelta:
     return timedelta(seconds=feed.cadence_seconds if feed else 60)
 
 
-class Rest:
+class RestClient:
     """The one who asks. For one thread; ``cut`` may come from any."""
 
     def __init__(
@@ -133,14 +133,13 @@ class Rest:
         """How long the provider is to be left alone from now on."""
         return max(0.0, self._not_before - boottime())
 
-    def get(self, question: Question, *, in_pieces: bool = False) -> Reply:
+    def get(self, question: RestRequest, *, in_pieces: bool = False) -> RestResponse:
         """Ask, blocking, up to three minutes. To be called when there is no pause any more.
 
         ``in_pieces``: less could be asked for at a time, so that ``PIECE_BYTES`` are the most, else ``MAX_BYTES``.
 
         Raises:
-            RestUnavailable: no answer that can be used, now. RestRefused: there will be none; RestTooLong: unless less
-            is asked for.
+            RestUnavailable: no usable response now. RestRefused: there will be none. ResponseTooLarge: request less.
             TokenRefused: the API key is not accepted (401).
         """
         sent_us = wall_us()
@@ -148,7 +147,7 @@ class Rest:
             answer = self._ask(question, PIECE_BYTES if in_pieces else MAX_BYTES)
             if answer.status != 200:
                 _refuse(question, answer)
-            reply = Reply(text=_text(question, answer), sent_us=sent_us)
+            reply = RestResponse(text=_text(question, answer), sent_us=sent_us)
         except (RestUnavailable, TokenRefused):
             self._failures += 1
             self._wait(UNAVAILABLE.half_jitter(self._failures, chance()))
@@ -163,7 +162,7 @@ class Rest:
             if self._deadline:
                 self._deadline.cut()
 
-    def _ask(self, question: Question, max_bytes: int) -> Answer:
+    def _ask(self, question: RestRequest, max_bytes: int) -> HttpResponse:
         basic = base64.b64encode(self._api_key().get_secret_value().encode() + b":").decode()
         deadline = Deadline(ANSWER_SECONDS)
         with self._lock:
@@ -180,9 +179,9 @@ class Rest:
                 ca_file=self._ca_file,
                 proxy=self._proxy,
             )
-        except Oversized as error:
-            raise RestTooLong(f"{question.path}: {error}", 200) from None
-        except Unanswered as error:
+        except BodyTooLarge as error:
+            raise ResponseTooLarge(f"{question.path}: {error}", 200) from None
+        except RequestFailed as error:
             raise RestUnavailable(f"{question.path}: {error}") from None
         finally:
             self._wait(SPACING_SECONDS)
@@ -193,7 +192,7 @@ class Rest:
         self._not_before = max(self._not_before, boottime() + seconds)
 
 
-def _refuse(question: Question, answer: Answer) -> NoReturn:
+def _refuse(question: RestRequest, answer: HttpResponse) -> NoReturn:
     message = f"{question.path}: HTTP {answer.status}{_complaint(answer.body)}"
     if answer.status == 401:
         raise TokenRefused(f"{message}: the API key is not accepted; check provider.api_key_file")
@@ -211,7 +210,7 @@ def _complaint(body: bytes) -> str:
     return f": {complaint_text(said)}" if isinstance(said, dict) else ""
 
 
-def _text(question: Question, answer: Answer) -> str:
+def _text(question: RestRequest, answer: HttpResponse) -> str:
     try:
         return answer.body.decode("utf-8")
     except UnicodeDecodeError:

@@ -29,12 +29,12 @@ def tls(ca_file: Path | None) -> ssl.SSLContext:
     return context
 
 
-class Redirected(aiohttp.ClientError):
+class RedirectRefused(aiohttp.ClientError):
     """The server wants us, and our token, somewhere else. We do not go."""
 
 
 async def _stay(_session: aiohttp.ClientSession, _context: SimpleNamespace, _params: object) -> None:
-    raise Redirected("the server redirects elsewhere, which is not followed; check provider.url")
+    raise RedirectRefused("the server redirects elsewhere, which is not followed; check provider.url")
 
 
 def http_session(verification: ssl.SSLContext | None, proxy: SecretStr | None = None) -> aiohttp.ClientSession:

@@ -10,6 +10,6 @@ A response is a rolling window of about an hour, so one that reaches back to the
 What is asked for by REST goes through the spool as a frame, and a repair is done only when its frames are committed.
 """
 
-from ingestor.repair.worker import Healing
+from ingestor.repair.worker import RepairWorker
 
-__all__ = ["Healing"]
+__all__ = ["RepairWorker"]

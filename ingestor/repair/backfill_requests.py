@@ -12,12 +12,12 @@ from ingestor.config.model import Subscription, canonical
 from ingestor.provider.catalog import feed_name
 from ingestor.provider.rest_api import has_history
 from ingestor.repair.plan import chunks, midnight
-from ingestor.store.maintenance.repairs import Wish
+from ingestor.store.maintenance.repairs import BackfillRequest
 
 
 def wishes(
     subscriptions: Iterable[Subscription], ticker: str, path: str | None, start: datetime, end: datetime, now: datetime
-) -> list[Wish]:
+) -> list[BackfillRequest]:
     """A wish for each feed that is subscribed to for ``ticker`` and has a history, or for ``path`` alone.
 
     Raises ValueError, a message for the operator.
@@ -37,21 +37,21 @@ def wishes(
     return list(found.values())
 
 
-def questions(wish: Wish) -> int:
+def questions(wish: BackfillRequest) -> int:
     """How often the provider is to be asked."""
     return sum(1 for _ in chunks(wish.path, wish.from_ts, wish.to_ts))
 
 
-def packed(some: Sequence[Wish]) -> list[dict[str, Any]]:
+def packed(some: Sequence[BackfillRequest]) -> list[dict[str, Any]]:
     """As JSON takes it."""
     stamps = ("from_ts", "to_ts")
     return [asdict(one) | {name: getattr(one, name).isoformat() for name in stamps} for one in some]
 
 
-def unpacked(some: Sequence[dict[str, Any]]) -> list[Wish]:
+def unpacked(some: Sequence[dict[str, Any]]) -> list[BackfillRequest]:
     """What ``packed`` has packed."""
     stamps = ("from_ts", "to_ts")
-    return [Wish(**one | {name: datetime.fromisoformat(one[name]) for name in stamps}) for one in some]
+    return [BackfillRequest(**one | {name: datetime.fromisoformat(one[name]) for name in stamps}) for one in some]
 
 
 def _asked(subscriptions: Iterable[Subscription], ticker: str, path: str | None) -> list[Subscription]:
@@ -62,8 +62,8 @@ def _asked(subscriptions: Iterable[Subscription], ticker: str, path: str | None)
     return [Subscription(one.path, one.method, {**one.params, "ticker": ticker}) for one in named]
 
 
-def _wish(one: Subscription, start: datetime, end: datetime) -> Wish:
-    return Wish(
+def _wish(one: Subscription, start: datetime, end: datetime) -> BackfillRequest:
+    return BackfillRequest(
         path=one.path,
         method=one.method,
         params=canonical(one.params),

@@ -16,7 +16,7 @@ SETTLED = DAY  # after which "not yet" is no excuse any more for a day that is o
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Step:
+class HistoryQuery:
     """One question about past days: ``start`` ≤ ts < ``end``, of one ticker, or (empty) of the user asked for."""
 
     start: datetime
@@ -85,7 +85,7 @@ def chunks(
         start = stop
 
 
-def half(path: str, step: Step) -> timedelta | None:
+def half(path: str, step: HistoryQuery) -> timedelta | None:
     """How long the pieces are to be where the answer to ``step`` was too long; None if less cannot be asked for."""
     if by_dates(path):
         days = -(-(step.end - midnight(step.start)) // DAY)
@@ -94,14 +94,14 @@ def half(path: str, step: Step) -> timedelta | None:
     return length if length >= bucket(path) else None
 
 
-def steps(repair: Repair, tickers: Sequence[str], longest: timedelta | None = None) -> Iterator[Step]:
+def steps(repair: Repair, tickers: Sequence[str], longest: timedelta | None = None) -> Iterator[HistoryQuery]:
     """All questions of a repair, one ticker after the other."""
     for ticker in tickers:
         for start, end in chunks(repair.path, *range_of(repair), longest):
-            yield Step(start=start, end=end, ticker=ticker)
+            yield HistoryQuery(start=start, end=end, ticker=ticker)
 
 
-def left(repair: Repair, tickers: Sequence[str], longest: timedelta | None = None) -> Iterator[Step]:
+def left(repair: Repair, tickers: Sequence[str], longest: timedelta | None = None) -> Iterator[HistoryQuery]:
     """Those after the repair's cursor, whichever pieces it was in when that was noted."""
     done = _order(repair.cursor)
     return (step for step in steps(repair, tickers, longest) if _order(step.cursor) > done)

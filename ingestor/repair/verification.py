@@ -14,14 +14,14 @@ from collections.abc import Iterable
 from datetime import datetime, timedelta
 
 from ingestor.core.times import microseconds, moment
-from ingestor.pipeline.decoder import Decoded
-from ingestor.repair.plan import REACH, Step
-from ingestor.store.maintenance.repairs import Held, Repair
+from ingestor.pipeline.decoder import DecodedFrame
+from ingestor.repair.plan import REACH, HistoryQuery
+from ingestor.store.maintenance.repairs import Repair, SampleRange
 
 QUOTED = 200  # characters of what cannot be read
 
 
-def unreadable(decoded: Decoded) -> str | None:
+def unreadable(decoded: DecodedFrame) -> str | None:
     """Why an answer is no list of rows; None if it is one. An error object looks like a single row."""
     if dead := decoded.dead_frame:
         return f"the answer is no list of rows: {dead.reason}"
@@ -30,13 +30,15 @@ def unreadable(decoded: Decoded) -> str | None:
     return None
 
 
-def reaches_back(decoded: Decoded, repair: Repair, received_us: int) -> bool:
+def reaches_back(decoded: DecodedFrame, repair: Repair, received_us: int) -> bool:
     """Whether the rolling window that was received then holds the gap's start."""
     oldest, start = received_us - REACH // timedelta(microseconds=1), microseconds(repair.from_ts)
     return any(oldest <= ts_us <= start for ts_us in _stamps(decoded, repair, repair.ticker))
 
 
-def doubt(decoded: Decoded, repair: Repair, step: Step, held: Held | None, until: datetime) -> str | None:
+def doubt(
+    decoded: DecodedFrame, repair: Repair, step: HistoryQuery, held: SampleRange | None, until: datetime
+) -> str | None:
     """Why an answer does not prove the range that was asked for, as far as gaps lie in it; None if it does.
 
     ``held``: ours of that range. ``until``: where the last gap ends that is to be repaired by it.
@@ -47,17 +49,17 @@ def doubt(decoded: Decoded, repair: Repair, step: Step, held: Held | None, until
         if decoded.rows:
             return f"none of the {decoded.rows} rows of the answer is of what was asked for"
         return f"the answer is empty, though samples {_span(held)} are known" if held else None
-    said = Held(moment(min(found)), moment(max(found)))
+    said = SampleRange(moment(min(found)), moment(max(found)))
     if held and (said.first > max(held.first, repair.from_ts) or said.last < min(held.last, until)):
         return f"the answer is cut off, its rows are {_span(said)}, though samples {_span(held)} are known"
     return None
 
 
-def _span(held: Held) -> str:
+def _span(held: SampleRange) -> str:
     return f"from {held.first:%Y-%m-%d %H:%M:%S} to {held.last:%Y-%m-%d %H:%M:%S}"
 
 
-def _stamps(decoded: Decoded, repair: Repair, ticker: str) -> Iterable[int]:
+def _stamps(decoded: DecodedFrame, repair: Repair, ticker: str) -> Iterable[int]:
     """The ts of every row about the same names."""
     if decoded.feed != repair.feed:
         return

@@ -10,7 +10,7 @@ from ingestor.core.times import microseconds
 from ingestor.pipeline.decoder import Decoder
 from ingestor.repair.verification import reaches_back
 from ingestor.store.engine import Engine
-from ingestor.store.maintenance.repairs import Answer, Repair, Resumed, answers
+from ingestor.store.maintenance.repairs import Repair, ResumedRepair, StoredPayload, answers
 
 PAGE = 200  # payloads read together
 SCAN_ENTRIES = 100_000  # looked through at most: with ten thousand tickers, those of ten minutes
@@ -27,7 +27,7 @@ def proven(
     engine: Engine,
     decoder: Decoder,
     instance_id: int,
-    resumed: Sequence[Resumed],
+    resumed: Sequence[ResumedRepair],
     looked: dict[tuple[int, int], int],
     stop: Callable[[], bool],
 ) -> list[Repair]:
@@ -66,8 +66,8 @@ def proven(
 
 
 def _answers(
-    engine: Engine, instance_id: int, waiting: Sequence[Resumed], pending: _Pending, stop: Callable[[], bool]
-) -> Iterator[Answer]:
+    engine: Engine, instance_id: int, waiting: Sequence[ResumedRepair], pending: _Pending, stop: Callable[[], bool]
+) -> Iterator[StoredPayload]:
     """What was received since the first of them was asked for again, while any is ``pending``."""
     after = min((one.seq for one in waiting), default=0)
     last = max((one.seq for one in waiting), default=0) + SCAN_ENTRIES
@@ -81,7 +81,7 @@ def _answers(
         after = page[-1].seq
 
 
-def _frame(answer: Answer) -> Frame:
+def _frame(answer: StoredPayload) -> Frame:
     # As a REST answer: its text is the body alone.
     received_us = microseconds(answer.received_at)
     return Frame(received_us, "", "snapshot", answer.event, answer.path, answer.params, answer.body)

@@ -21,16 +21,16 @@ from ingestor.config.model import canonical
 from ingestor.core.backoff import Backoff, chance
 from ingestor.core.clock import boottime, wall_us
 from ingestor.core.entries import Fact, Frame
-from ingestor.errors import DatabaseUnavailable, RestRefused, RestTooLong, RestUnavailable, TokenRefused
+from ingestor.errors import DatabaseUnavailable, ResponseTooLarge, RestRefused, RestUnavailable, TokenRefused
 from ingestor.pipeline.batch_builder import storable
-from ingestor.pipeline.decoder import Decoded, Decoder
+from ingestor.pipeline.decoder import DecodedFrame, Decoder
 from ingestor.pipeline.writer import Writer
-from ingestor.provider.rest_api import Question, Rest, bucket, question_now, question_then
+from ingestor.provider.rest_api import RestClient, RestRequest, bucket, question_now, question_then
 from ingestor.repair import plan, verification, window_scan
 from ingestor.spool.spool import Spool
 from ingestor.store.engine import Engine
 from ingestor.store.maintenance import repairs as store
-from ingestor.store.maintenance.repairs import Kind, NotOurs, Repair, Repairs, Wish
+from ingestor.store.maintenance.repairs import BackfillRequest, Kind, LeaseHeldElsewhere, Repair, RepairTable
 
 GAPS_AT_ONCE = 10_000
 PAGE = 200  # of repairs written together
@@ -49,20 +49,20 @@ T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 
-class Stopped(Exception):
+class Cancelled(Exception):
     """Nobody waits for the outcome any more. Never leaves this module."""
 
 
-class Unproven(Exception):
+class Inconclusive(Exception):
     """There was an answer, and it proves nothing. Ask again later. Never leaves this module."""
 
 
-class Healing:
+class RepairWorker:
     """Repairs gaps until stopped; with ``only``, nothing but these repairs."""
 
     def __init__(
         self,
-        rest: Rest,
+        rest: RestClient,
         spool: Spool,
         writer: Writer,
         decoder: Decoder,
@@ -78,7 +78,7 @@ class Healing:
         self._writer = writer
         self._decoder = decoder
         self._record = record
-        self._table = Repairs(write_to)
+        self._table = RepairTable(write_to)
         self._read = read_from
         self.only: frozenset[int] | None = None
         self._wake = threading.Event()
@@ -100,7 +100,7 @@ class Healing:
         self._looking.set()
         self._wake.set()
 
-    async def book(self, wishes: Sequence[Wish]) -> list[int]:
+    async def book(self, wishes: Sequence[BackfillRequest]) -> list[int]:
         """Begin what a person asks for, and return its repairs. Raises DatabaseUnavailable."""
         booked = asyncio.wrap_future(self._writer.errand(lambda _: self._table.book(wishes, _now())))
         await asyncio.wait({booked}, timeout=BOOK_SECONDS)
@@ -133,7 +133,7 @@ class Healing:
     def _try_round(self) -> float | None:
         try:
             return self._round()
-        except (Stopped, NotOurs):
+        except (Cancelled, LeaseHeldElsewhere):
             pass  # whoever heals now, it is not us
         except DatabaseUnavailable as error:
             level = logging.WARNING if self._writer.status.database_up else logging.DEBUG  # the writer has warned of it
@@ -214,7 +214,7 @@ class Healing:
                 self._ask_then(repair)
         except RestRefused as error:
             self._refused(repair, error)
-        except (RestUnavailable, TokenRefused, Unproven) as error:
+        except (RestUnavailable, TokenRefused, Inconclusive) as error:
             self._put_off(repair, error)
 
     def _ask_now(self, repair: Repair) -> None:
@@ -239,7 +239,7 @@ class Healing:
         if step is not None:
             try:
                 self._ask_step(repair, step, max(one.to_ts for one in repaired))
-            except RestTooLong as error:
+            except ResponseTooLarge as error:
                 self._ask_for_less(repair, step, error)
                 return
         if step is None or following is None:
@@ -247,14 +247,14 @@ class Healing:
         else:
             self._do(partial(self._table.advance, repair_id=repair.repair_id, cursor=step.cursor))
 
-    def _ask_for_less(self, repair: Repair, step: plan.Step, error: RestTooLong) -> None:
+    def _ask_for_less(self, repair: Repair, step: plan.HistoryQuery, error: ResponseTooLarge) -> None:
         """At the next opportunity. What was done in longer pieces stays done."""
         longest = plan.half(repair.path, step)
         if longest is None:
             raise RestRefused(f"{error}, and less than that cannot be asked for", error.status) from None
         self._longest[repair.repair_id] = longest
 
-    def _ask_step(self, repair: Repair, step: plan.Step, until: datetime) -> None:
+    def _ask_step(self, repair: Repair, step: plan.HistoryQuery, until: datetime) -> None:
         params = repair.asked | ({"ticker": step.ticker} if step.ticker else {})
         question = question_then(repair.path, params, step.start, step.end)
         if question is None:
@@ -262,7 +262,7 @@ class Healing:
         held = store.held(self._read, repair.feed, step.ticker, repair.user_id, step.start, step.end)  # without it
         decoded = self._ask(repair, question, in_pieces=plan.half(repair.path, step) is not None)
         if doubt := verification.doubt(decoded, repair, step, held, until):
-            raise Unproven(doubt)
+            raise Inconclusive(doubt)
 
     def _tickers(self, repair: Repair) -> list[str] | str:
         """Which to ask for; or why that cannot be said."""
@@ -278,7 +278,7 @@ class Healing:
         """Other repairs of the same names which what was asked for repairs as well."""
         return store.inside(self._read, repair, plan.range_of(repair)[1])
 
-    def _ask(self, repair: Repair, question: Question, *, in_pieces: bool = False) -> Decoded:
+    def _ask(self, repair: Repair, question: RestRequest, *, in_pieces: bool = False) -> DecodedFrame:
         """Ask, and have the answer committed. Raises RestUnavailable if it is no answer."""
         reply = self._rest.get(question, in_pieces=in_pieces)
         frame = Frame(
@@ -380,7 +380,7 @@ class Healing:
         try:
             return future.result()
         except CancelledError:
-            raise Stopped from None
+            raise Cancelled from None
 
 
 def _now() -> datetime:

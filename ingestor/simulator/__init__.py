@@ -8,6 +8,6 @@ Nothing here is on the way of the data; only ``demo``, ``simulate`` and tests st
 from ingestor.simulator.market import Market
 from ingestor.simulator.rest_api import Fault
 from ingestor.simulator.server import Emission, Simulator
-from ingestor.simulator.sessions import Asked
+from ingestor.simulator.sessions import SubscribeRequest
 
-__all__ = ["Asked", "Emission", "Fault", "Market", "Simulator"]
+__all__ = ["Emission", "Fault", "Market", "Simulator", "SubscribeRequest"]

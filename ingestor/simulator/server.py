@@ -17,9 +17,9 @@ from socketio.exceptions import ConnectionRefusedError as HandshakeRefused
 
 from ingestor.simulator.market import Market, Row, Style, envelope, is_stream
 from ingestor.simulator.rest_api import BadRequest, Fault, answer, check_asked, check_key, historical_buckets
-from ingestor.simulator.sessions import Asked, Session, parse
-from ingestor.simulator.socket_server import Wire, reset
-from ingestor.simulator.tokens import Issuer, Stamps
+from ingestor.simulator.sessions import ClientSession, SubscribeRequest, parse
+from ingestor.simulator.socket_server import SocketServer, reset
+from ingestor.simulator.tokens import Stamps, TokenIssuer
 
 TICKERS = ("AAPL", "TSLA", "ON", "6E_F", "CMGO", "EURAUD", "GOOG", "MSFT")
 
@@ -79,7 +79,7 @@ class Simulator:
     ) -> None:
         self.api_key = api_key or secrets.token_hex(12)
         self.market = Market(seed, tickers, cadence_seconds)
-        self.tokens = Issuer(
+        self.tokens = TokenIssuer(
             self.api_key, lifetime_seconds=token_lifetime_seconds, stamps=token_stamps, token_bytes=token_bytes
         )
         self.now = time.time() if started_at is None else started_at
@@ -99,11 +99,11 @@ class Simulator:
         self.questions: deque[str] = deque(maxlen=record_limit)  # path and query
         self._pings = {"ping_interval_seconds": ping_interval_seconds, "ping_timeout_seconds": ping_timeout_seconds}
         self._port = port
-        self._sessions: dict[str, Session] = {}
+        self._sessions: dict[str, ClientSession] = {}
         self._messages = 0
         self._burst_buckets = 0
         self._wake = asyncio.Event()
-        self._new: list[tuple[Session, Asked]] = []  # asked for, and not yet answered
+        self._new: list[tuple[ClientSession, SubscribeRequest]] = []  # asked for, and not yet answered
 
     async def __aenter__(self) -> Self:
         await self.start()
@@ -123,7 +123,7 @@ class Simulator:
         app.router.add_post("/jwt", self._login)
         app.router.add_get("/real-time/{name}", self._real_time)
         app.router.add_get("/historical/{name}", self._historical)
-        self._wire = Wire(app, **self._pings)
+        self._wire = SocketServer(app, **self._pings)
         self._wire.on("connect", self._on_connect)
         self._wire.on("disconnect", self._on_disconnect)
         self._wire.on("subscribe", self._on_subscribe)
@@ -146,7 +146,7 @@ class Simulator:
         """The sessions that are connected now."""
         return list(self._sessions)
 
-    def subscriptions(self) -> list[Asked]:
+    def subscriptions(self) -> list[SubscribeRequest]:
         """What is subscribed now, ordered by path and params; twice if two connections asked for it."""
         return sorted((asked for _, asked in self._subscribed()), key=lambda asked: asked.key)
 
@@ -256,7 +256,7 @@ class Simulator:
         if complaint:
             raise HandshakeRefused(complaint)
         self.handshakes += 1
-        self._sessions[sid] = Session(sid, environ["aiohttp.request"], token)
+        self._sessions[sid] = ClientSession(sid, environ["aiohttp.request"], token)
         self._wake.set()
 
     def _on_disconnect(self, sid: str, _reason: str) -> None:
@@ -289,7 +289,7 @@ class Simulator:
             return (refusal.error,)
         return (None,)
 
-    def _check(self, asked: Asked) -> None:
+    def _check(self, asked: SubscribeRequest) -> None:
         for name in asked.names & self.refused.keys():
             raise BadRequest(self.refused[name])
         check_asked(asked.path, asked.method, asked.params)
@@ -322,7 +322,7 @@ class Simulator:
             if self._remaining(session) <= 0:
                 await self._wire.kick(session.sid)
 
-    def _remaining(self, session: Session) -> float:
+    def _remaining(self, session: ClientSession) -> float:
         return self.tokens.remaining_seconds(session.token) or 0.0
 
     async def _send_new(self) -> None:
@@ -335,13 +335,13 @@ class Simulator:
         for session, asked in list(self._subscribed()):
             await self._send_if_due(session, asked)
 
-    async def _send_if_due(self, session: Session, asked: Asked) -> None:
+    async def _send_if_due(self, session: ClientSession, asked: SubscribeRequest) -> None:
         bucket, last = self.market.bucket(asked.path, self.now), session.last_bucket.get(asked.key)
         if last != bucket and asked.params.get("ticker") not in self.muted:
             session.last_bucket[asked.key] = bucket
             await self._send_rows(asked, self._due(asked, last, bucket))
 
-    def _due(self, asked: Asked, last: int | None, bucket: int) -> list[Row]:
+    def _due(self, asked: SubscribeRequest, last: int | None, bucket: int) -> list[Row]:
         if is_stream(asked.path):
             first = bucket if last is None else last + 1
             rows = self.market.rows(asked.path, asked.params, first, bucket, self._next_style())
@@ -364,13 +364,13 @@ class Simulator:
             for ticker in [asked.params["ticker"]] if "ticker" in asked.params else self.market.tickers:
                 self.restate(asked.path, ticker)
 
-    async def _send_rows(self, asked: Asked, rows: list[Row]) -> None:
+    async def _send_rows(self, asked: SubscribeRequest, rows: list[Row]) -> None:
         event = _event(asked.path)
         payload = envelope(asked.path, asked.params, rows, self.now) if event == "data" else rows
         if await self._wire.send(asked.sid, "2" + json.dumps([event, payload], separators=(",", ":"))):
             self.emitted.append(Emission(asked.sid, event, asked.path, asked.params, rows))
 
-    def _subscribed(self) -> Iterator[tuple[Session, Asked]]:
+    def _subscribed(self) -> Iterator[tuple[ClientSession, SubscribeRequest]]:
         return ((session, asked) for session in self._sessions.values() for asked in session.asked.values())
 
 

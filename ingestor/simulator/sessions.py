@@ -13,7 +13,7 @@ from ingestor.simulator.rest_api import BadRequest
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class SubscribeRequest:
     """One subscription that a client has made."""
 
     sid: str  # the Socket.IO session
@@ -33,31 +33,31 @@ class Asked:
 
 
 @dataclass(slots=True)
-class Session:
+class ClientSession:
     """One connected client."""
 
     sid: str
     request: web.Request  # of the handshake
     token: str = field(repr=False)
-    asked: dict[str, Asked] = field(default_factory=dict)
+    asked: dict[str, SubscribeRequest] = field(default_factory=dict)
     last_bucket: dict[str, int] = field(default_factory=dict)  # the newest that was sent, by the key of what was asked
 
-    def add(self, asked: Asked) -> None:
+    def add(self, asked: SubscribeRequest) -> None:
         """Take a subscription. One that is there already is answered anew."""
         self.asked[asked.key] = asked
         self.last_bucket.pop(asked.key, None)
 
-    def remove(self, asked: Asked) -> None:
+    def remove(self, asked: SubscribeRequest) -> None:
         """Forget a subscription. Raises BadRequest if there is none."""
         if self.asked.pop(asked.key, None) is None:
             raise BadRequest("Not subscribed")
 
 
-def parse(sid: str, wanted: Any) -> Asked:
+def parse(sid: str, wanted: Any) -> SubscribeRequest:
     """What a client sends with ``subscribe`` and ``unsubscribe``. Raises BadRequest."""
     if not isinstance(wanted, dict) or not isinstance(wanted.get("path"), str):
         raise BadRequest("Missing required parameter: path")
     params = wanted.get("params") or {}
     if not isinstance(params, dict):
         raise BadRequest("Invalid parameter: params")
-    return Asked(sid, wanted["path"], str(wanted.get("method") or "get"), params)
+    return SubscribeRequest(sid, wanted["path"], str(wanted.get("method") or "get"), params)

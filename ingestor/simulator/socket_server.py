@@ -18,7 +18,7 @@ _MESSAGE_BYTES = 100_000_000
 _QUEUED_MESSAGES = 1_000  # ``room`` waits while a session has more than this to send
 
 
-class Wire:
+class SocketServer:
     """One listening server; made anew for every start."""
 
     def __init__(self, app: web.Application, *, ping_interval_seconds: int, ping_timeout_seconds: int) -> None:

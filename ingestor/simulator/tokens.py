@@ -15,7 +15,7 @@ from ingestor.provider import catalog
 Stamps = Literal["iat+exp", "exp", "none"]  # all three were printed or must be reckoned with
 
 
-class Issuer:
+class TokenIssuer:
     """Issues tokens, and knows those that are still good. Lifetimes run on CLOCK_BOOTTIME."""
 
     def __init__(self, api_key: str, *, lifetime_seconds: float, stamps: Stamps, token_bytes: int | None) -> None:

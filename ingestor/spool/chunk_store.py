@@ -34,7 +34,7 @@ CREATE TABLE IF NOT EXISTS chunks (
 """
 
 
-class Run(msgspec.Struct, frozen=True, array_like=True, tag="r"):
+class FrameRun(msgspec.Struct, frozen=True, array_like=True, tag="r"):
     """Frames of one connection that follow each other: their names are stored, and made, once."""
 
     connection_id: str
@@ -56,7 +56,7 @@ class Run(msgspec.Struct, frozen=True, array_like=True, tag="r"):
 
 
 _encode = msgspec.msgpack.Encoder().encode
-_decode = msgspec.msgpack.Decoder(list[Run | Frame | Fact]).decode
+_decode = msgspec.msgpack.Decoder(list[FrameRun | Frame | Fact]).decode
 
 ChunkRow: TypeAlias = tuple[int, int, int, int, bytes]
 
@@ -70,7 +70,7 @@ class SpoolUnreadable(SpoolFailed):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Head:
+class SpoolHeader:
     """The counters of a spool. They never fall, not even when it is empty."""
 
     spool_id: str
@@ -90,26 +90,26 @@ def pack(first_seq: int, entries: Sequence[Frame | Fact]) -> ChunkRow:
     return first_seq, first_seq + len(entries) - 1, len(body), zlib.crc32(body), body
 
 
-def _items(entries: Iterable[Frame | Fact]) -> list[Run | Frame | Fact]:
+def _items(entries: Iterable[Frame | Fact]) -> list[FrameRun | Frame | Fact]:
     """The same with frames brought together in runs, but for those that try a letter again."""
-    items: list[Run | Frame | Fact] = []
-    run: Run | None = None
+    items: list[FrameRun | Frame | Fact] = []
+    run: FrameRun | None = None
     for one in entries:
         if type(one) is not Frame or one.letter is not None:
             items.append(one)
             run = None
             continue
         if run is None or not run.takes(one):
-            run = Run(one.connection_id, one.source, one.event, one.path, one.params, [], [])
+            run = FrameRun(one.connection_id, one.source, one.event, one.path, one.params, [], [])
             items.append(run)
         run.received_us.append(one.received_us)
         run.texts.append(one.text)
     return items
 
 
-def _entries(items: Iterable[Run | Frame | Fact]) -> Iterator[Frame | Fact]:
+def _entries(items: Iterable[FrameRun | Frame | Fact]) -> Iterator[Frame | Fact]:
     for item in items:
-        if not isinstance(item, Run):
+        if not isinstance(item, FrameRun):
             yield item
             continue
         connection_id, source, event, path, params, stamps, texts = msgspec.structs.astuple(item)
@@ -138,7 +138,7 @@ def unpack(row: ChunkRow) -> list[Entry]:
         raise SpoolUnreadable(f"spool entries {first_seq} to {last_seq}: {error}") from error
 
 
-class ChunkFile:
+class ChunkWriter:
     """The writing end. Every method is one transaction, durable when it returns, or raises SpoolFailed."""
 
     def __init__(self, path: Path) -> None:
@@ -153,7 +153,7 @@ class ChunkFile:
             self._db.close()
             raise
 
-    def _recover(self) -> Head:
+    def _recover(self) -> SpoolHeader:
         self._db.execute("PRAGMA journal_mode=WAL")
         self._db.execute("PRAGMA synchronous=FULL")
         self._db.execute("PRAGMA wal_autocheckpoint=4000")  # 16 MB: a checkpoint fsyncs the file itself
@@ -166,7 +166,7 @@ class ChunkFile:
             raise SpoolUnreadable(f"{self.path}: format {found}, this program knows {FORMAT}")
         spool_id, next_seq, acked, live_bytes, heartbeat_us, heartbeat_seq = counters
         self._verify(next_seq)
-        return Head(
+        return SpoolHeader(
             spool_id=spool_id,
             next_seq=next_seq,
             acked=acked,
@@ -175,8 +175,8 @@ class ChunkFile:
             heartbeat_seq=heartbeat_seq,
         )
 
-    def _begin(self) -> Head:
-        head = Head(spool_id=secrets.token_hex(16))
+    def _begin(self) -> SpoolHeader:
+        head = SpoolHeader(spool_id=secrets.token_hex(16))
         self._db.execute("INSERT INTO head VALUES (?, ?, 1, 0, 0, NULL, NULL)", (FORMAT, head.spool_id))
         sync_folder(self.path.parent)
         return head

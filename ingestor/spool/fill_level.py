@@ -5,7 +5,7 @@ from __future__ import annotations
 from enum import IntEnum
 
 
-class Fill(IntEnum):
+class FillLevel(IntEnum):
     """How much of ``spool.max_bytes`` is taken. From FULL on, connections are closed on purpose."""
 
     FINE = 0
@@ -17,8 +17,10 @@ class Fill(IntEnum):
 RESUME_PERCENT = 80  # FULL ends here, and not a byte before: each reconnect costs a window of data
 
 
-def fill(before: Fill, *, used_percent: float, disk_full: bool) -> Fill:
+def fill(before: FillLevel, *, used_percent: float, disk_full: bool) -> FillLevel:
     """The fill that follows ``before``. A full disk counts as FULL, however little is taken."""
-    if disk_full or used_percent >= Fill.FULL or (before is Fill.FULL and used_percent > RESUME_PERCENT):
-        return Fill.FULL
-    return max((level for level in Fill if level is not Fill.FULL and used_percent >= level), default=Fill.FINE)
+    if disk_full or used_percent >= FillLevel.FULL or (before is FillLevel.FULL and used_percent > RESUME_PERCENT):
+        return FillLevel.FULL
+    return max(
+        (level for level in FillLevel if level is not FillLevel.FULL and used_percent >= level), default=FillLevel.FINE
+    )

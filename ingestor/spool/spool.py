@@ -18,11 +18,11 @@ from queue import Empty, SimpleQueue
 from typing import NamedTuple, TypeAlias
 
 from ingestor.core.entries import Entry, Fact, Frame
-from ingestor.core.lock import Lock
-from ingestor.errors import NotPermitted, SpoolFailed
+from ingestor.core.files import FileLock
+from ingestor.errors import PermissionDenied, SpoolFailed
 from ingestor.spool.ballast import Ballast
-from ingestor.spool.chunk_store import ChunkFile, ChunkReader, ChunkRow, DiskFull, SpoolUnreadable, pack
-from ingestor.spool.fill_level import Fill, fill
+from ingestor.spool.chunk_store import ChunkReader, ChunkRow, ChunkWriter, DiskFull, SpoolUnreadable, pack
+from ingestor.spool.fill_level import FillLevel, fill
 
 CHUNK_ENTRIES = 1_000
 CHUNK_BYTES = 1 << 20
@@ -41,7 +41,7 @@ class _Chunk(NamedTuple):
     size: int
 
 
-class _Beat(NamedTuple):
+class _HeartbeatWork(NamedTuple):
     at_us: int
     seq: int
 
@@ -50,7 +50,7 @@ class _Name(NamedTuple):
     spool_id: str
 
 
-_Work: TypeAlias = _Chunk | _Beat | _Name | None  # None: the end
+_Work: TypeAlias = _Chunk | _HeartbeatWork | _Name | None  # None: the end
 
 
 class Spool:
@@ -64,7 +64,7 @@ class Spool:
         _make_folder(folder)
         self.set_aside: Path | None = None  # the unreadable spool that this one replaces
         try:
-            self._lock = Lock(folder / "lock", "stop it, or give this daemon a spool.path of its own")
+            self._lock = FileLock(folder / "lock", "stop it, or give this daemon a spool.path of its own")
             self._ballast = Ballast(folder / "ballast")
             self._file = self._open_with_room(folder / "spool.db")
         except OSError as error:
@@ -82,7 +82,7 @@ class Spool:
         self._pending: list[Frame | Fact] = []
         self._pending_bytes = 0
         self._unsynced_bytes = 0
-        self._level = Fill.FINE
+        self._level = FillLevel.FINE
         self._timer: asyncio.TimerHandle | None = None
         self._queue: SimpleQueue[_Work] = SimpleQueue()
         self._progress = asyncio.Event()  # replaced at each sync: wakes all who wait for it
@@ -96,7 +96,7 @@ class Spool:
         self.failure: SpoolFailed | None = None
         self.synced_at = time.monotonic()  # when the thread last came round: the watchdog looks at it
 
-    def _open_with_room(self, path: Path) -> ChunkFile:
+    def _open_with_room(self, path: Path) -> ChunkWriter:
         try:
             return self._open(path)
         except SpoolFailed:
@@ -105,11 +105,11 @@ class Spool:
             self._ballast.drop()  # SQLite does not always say that it is for want of room
             return self._open(path)
 
-    def _open(self, path: Path) -> ChunkFile:
+    def _open(self, path: Path) -> ChunkWriter:
         condemned = path.with_name(CONDEMNED)
         try:
             if not condemned.exists():
-                file = ChunkFile(path)
+                file = ChunkWriter(path)
                 self.set_aside = _untold(path.parent) if file.head.next_seq == 1 else None
                 return file
         except SpoolUnreadable:
@@ -119,7 +119,7 @@ class Spool:
         for part in path.parent.glob(f"{path.name}*"):
             part.rename(self.set_aside / part.name)
         condemned.unlink(missing_ok=True)
-        return ChunkFile(path)
+        return ChunkWriter(path)
 
     def start(self, on_failure: Callable[[SpoolFailed], None]) -> None:
         """Begin to sync. ``on_failure`` is called in the loop if the disk fails: nothing counts from then on."""
@@ -151,7 +151,7 @@ class Spool:
         self.measure()
         self._queue.put(chunk)
 
-    def measure(self) -> Fill:
+    def measure(self) -> FillLevel:
         """How full it is. Remembers what it was, since FULL ends later than it begins."""
         used_percent = 100 * self.live_bytes / self.max_bytes
         self._level = fill(self._level, used_percent=used_percent, disk_full=self.disk_full)
@@ -160,7 +160,7 @@ class Spool:
     @property
     def congested(self) -> bool:
         """Too much is unsynced, or no room is left: who reads from outside should wait for ``room``."""
-        return self._unsynced_bytes > UNSYNCED_BYTES or self._level is Fill.FULL
+        return self._unsynced_bytes > UNSYNCED_BYTES or self._level is FillLevel.FULL
 
     async def room(self) -> None:
         while self.congested:
@@ -179,7 +179,7 @@ class Spool:
     def beat(self, at_us: int) -> None:
         """State that all received before ``at_us`` has been appended."""
         self._hand_over()
-        self._queue.put(_Beat(at_us, self.head))
+        self._queue.put(_HeartbeatWork(at_us, self.head))
 
     def forget(self) -> None:
         """Let what was acknowledged go now, though nothing new comes with which it would."""
@@ -233,7 +233,7 @@ class Spool:
 
     def _sync(self, work: list[_Work]) -> bool:
         chunks = [item for item in work if isinstance(item, _Chunk)]
-        beats = [item for item in work if isinstance(item, _Beat)]
+        beats = [item for item in work if isinstance(item, _HeartbeatWork)]
         names = [item.spool_id for item in work if isinstance(item, _Name)]
         rows = [pack(chunk.first_seq, chunk.entries) for chunk in chunks if chunk.entries]
         self._write(rows, beats[-1] if beats else None, names[-1] if names else None)
@@ -246,7 +246,7 @@ class Spool:
         self._loop.call_soon_threadsafe(self._synced, sum(chunk.size for chunk in chunks))
         return None not in work
 
-    def _write(self, rows: list[ChunkRow], beat: _Beat | None, spool_id: str | None) -> None:
+    def _write(self, rows: list[ChunkRow], beat: _HeartbeatWork | None, spool_id: str | None) -> None:
         """One durable transaction. On a full disk: drop the ballast, forget what was acknowledged, wait for room."""
         while True:
             try:
@@ -358,7 +358,7 @@ def _make_folder(folder: Path) -> None:
         if not os.access(folder, os.R_OK | os.W_OK | os.X_OK):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
     except PermissionError as error:
-        raise NotPermitted(
+        raise PermissionDenied(
             f"{folder}: {error.strerror}; chown it to this user, or name another folder in spool.path"
         ) from None
     except OSError as error:

@@ -106,7 +106,7 @@ def transaction(engine: Engine) -> Iterator[Connection]:
         yield connection
 
 
-class _Patience:
+class _TransactionWatchdog:
     """Cuts connections that are in one transaction for ``HANG_SECONDS``. One thread looks after them all, since to
     start one for each transaction takes longer than most transactions.
     """
@@ -151,7 +151,7 @@ def _cut(line: Any) -> None:
         log.debug("a connection that hung was gone before it was cut: %s", _line(error))
 
 
-_patience = _Patience()
+_patience = _TransactionWatchdog()
 
 
 @contextmanager

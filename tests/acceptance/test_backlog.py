@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from ingestor.core.entries import Frame
-from ingestor.spool.chunk_store import ChunkFile, pack
+from ingestor.spool.chunk_store import ChunkWriter, pack
 
 from ..support.daemon import Daemon, Program, write_config
 from ..support.numbered_feed import KEY, PATH, TICKERS
@@ -29,7 +29,7 @@ START = datetime(2026, 1, 5, tzinfo=UTC)
 def filled(path: Path) -> int:
     """Put a gigabyte of rolling windows into a spool of nobody's. Returns how many frames that were."""
     path.parent.mkdir()
-    file, number = ChunkFile(path), 0
+    file, number = ChunkWriter(path), 0
     while file.head.live_bytes < BACKLOG_BYTES:
         rows = []
         for _ in range(500):

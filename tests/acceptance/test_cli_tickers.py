@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from ingestor.daemon.control import Control, ControlFailed
+from ingestor.daemon.control import ControlError, ControlServer
 
 from ..support.daemon import until
 from .conftest import Desk
@@ -89,11 +89,11 @@ async def test_the_daemon_is_told_and_its_own_words_are_shown(config: Path) -> N
     async def reload(_asked: dict[str, Any]) -> dict[str, Any]:
         asked.append(config.read_text())
         if "TSLA" in asked[-1]:
-            raise ControlFailed("config.yaml:4:5: \x1b[2J the old one stays")
+            raise ControlError("config.yaml:4:5: \x1b[2J the old one stays")
         return {"added": 1, "needs_restart": ["http", "log.level"], "notes": []}
 
     (config.parent / "spool").mkdir()
-    async with Control(config.parent / "spool", {"reload": reload}):
+    async with ControlServer(config.parent / "spool", {"reload": reload}):
         good = await asyncio.to_thread(ingestor_, "add", "NO", "--reload", cwd=config.parent)
         again = await asyncio.to_thread(ingestor_, "reload", "--output", "json", cwd=config.parent)
         bad = await asyncio.to_thread(ingestor_, "add", "TSLA", "--reload", cwd=config.parent)

@@ -201,7 +201,7 @@ async def test_no_file_however_mutilated_stops_the_daemon(
             try:
                 await asyncio.to_thread(control.ask, tmp_path / "spool", "reload")
                 taken += 1
-            except control.ControlFailed:
+            except control.ControlError:
                 pass  # told, and not taken
         daemon.config_file.write_bytes(good)
         await asyncio.to_thread(control.ask, tmp_path / "spool", "reload")

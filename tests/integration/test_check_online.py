@@ -11,9 +11,9 @@ import psycopg
 import pytest
 
 from ingestor.commands import check_online
-from ingestor.commands.check import Finding
+from ingestor.commands.check import CheckResult
 from ingestor.config import load
-from ingestor.errors import NotPermitted
+from ingestor.errors import PermissionDenied
 from ingestor.pipeline.decoder import Decoder
 from ingestor.provider import catalog
 from ingestor.simulator import Simulator
@@ -46,7 +46,7 @@ def check(tmp_path: Path) -> Check:
 
     async def run(
         simulator: Simulator, *, key: str | None = None, url: str = "", **sections: Any
-    ) -> dict[str, Finding]:
+    ) -> dict[str, CheckResult]:
         key = simulator.api_key if key is None else key
         file = write_config(
             tmp_path,
@@ -56,7 +56,7 @@ def check(tmp_path: Path) -> Check:
             **sections,
         )
         config = load(file, {"INGESTOR_PROVIDER__API_KEY": key} if key else {})
-        findings: list[Finding] = []
+        findings: list[CheckResult] = []
         await check_online.online(config, findings.append)
         assert all(simulator.api_key not in one.message and "eyJ" not in one.message for one in findings)
         assert all(one.seconds is not None or "not tried" in one.message or one.name == "outage" for one in findings)
@@ -65,7 +65,7 @@ def check(tmp_path: Path) -> Check:
     return run
 
 
-def bad(found: dict[str, Finding]) -> dict[str, int]:
+def bad(found: dict[str, CheckResult]) -> dict[str, int]:
     return {name: one.exit_code for name, one in found.items() if one.exit_code}
 
 
@@ -190,7 +190,7 @@ async def test_a_feed_from_which_nothing_comes_is_waited_for_so_long_and_no_long
 async def test_a_user_who_may_not_make_tables(check: Check, simulator: Simulator, postgres_url: str) -> None:
     with a_role(postgres_url) as url:
         found = await check(simulator, database_url=url)
-    assert bad(found) == {"database write": NotPermitted.exit_code}
+    assert bad(found) == {"database write": PermissionDenied.exit_code}
     assert "permission denied for schema public" in found["database write"].message
     assert "; GRANT CREATE, USAGE ON SCHEMA to this user" in found["database write"].message
 
@@ -241,5 +241,5 @@ def test_what_the_first_answer_says(rows: list[Any], said: str, warning: bool) -
 
 def test_an_answer_that_cannot_be_read_is_a_failure() -> None:
     decoded = Decoder(catalog.metrics_of, catalog.feed_name).decode(frame("<html>"))
-    with pytest.raises(check_online.NotAsked, match=r"cannot be read \(not JSON: .*\); it would be a dead letter"):
+    with pytest.raises(check_online.ProbeFailed, match=r"cannot be read \(not JSON: .*\); it would be a dead letter"):
         check_online._understood(decoded)

@@ -20,7 +20,7 @@ import time_machine
 
 from ingestor.commands import check
 from ingestor.config import load
-from ingestor.daemon.control import Control
+from ingestor.daemon.control import ControlServer
 from ingestor.errors import DatabaseUnavailable
 from ingestor.store import migrate
 from ingestor.store.engine import connect
@@ -230,7 +230,7 @@ async def test_what_the_provider_said_does_nothing_to_the_terminal_of_who_asks_f
 
     config = configured()
     (tmp_path / "spool").mkdir()
-    async with Control(tmp_path / "spool", {"status": tell}):
+    async with ControlServer(tmp_path / "spool", {"status": tell}):
         text = await asyncio.to_thread(command, "status", "--config", config)
         as_json = await asyncio.to_thread(command, "status", "--config", config, "--output", "json")
     assert f"not connected: {HARMLESS}, 7 frames" in text.out

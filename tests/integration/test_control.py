@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from ingestor.daemon import control
-from ingestor.daemon.control import NAME, Control, ControlFailed, ask
+from ingestor.daemon.control import NAME, ControlError, ControlServer, ask
 from ingestor.errors import DatabaseUnavailable
 
 
@@ -22,18 +22,18 @@ async def _fail(_asked: dict[str, Any]) -> dict[str, Any]:
 
 
 async def test_a_command_is_answered(tmp_path: Path) -> None:
-    async with Control(tmp_path, {"echo": _echo}):
+    async with ControlServer(tmp_path, {"echo": _echo}):
         assert await asyncio.to_thread(ask, tmp_path, "echo", word="π") == {"echo": "π"}
 
 
 async def test_nobody_else_may_ask(tmp_path: Path) -> None:
-    async with Control(tmp_path, {}):
+    async with ControlServer(tmp_path, {}):
         assert stat.S_IMODE((tmp_path / NAME).stat().st_mode) == 0o600
 
 
 async def test_a_failure_is_told_in_the_daemons_own_words(tmp_path: Path) -> None:
-    async with Control(tmp_path, {"fail": _fail}):
-        with pytest.raises(ControlFailed, match="away"):
+    async with ControlServer(tmp_path, {"fail": _fail}):
+        with pytest.raises(ControlError, match="away"):
             await asyncio.to_thread(ask, tmp_path, "fail")
 
 
@@ -45,20 +45,20 @@ async def test_an_answer_that_is_long_in_coming_is_not_waited_for(
         return {}
 
     monkeypatch.setattr(control, "ANSWER_SECONDS", 0.1)
-    async with Control(tmp_path, {"hesitate": hesitate}):
-        with pytest.raises(ControlFailed, match="no answer within"):
+    async with ControlServer(tmp_path, {"hesitate": hesitate}):
+        with pytest.raises(ControlError, match="no answer within"):
             await asyncio.to_thread(ask, tmp_path, "hesitate")
 
 
 async def test_an_unknown_word_is_told_which_are_known(tmp_path: Path) -> None:
-    async with Control(tmp_path, {"echo": _echo}):
-        with pytest.raises(ControlFailed, match="knows: echo"):
+    async with ControlServer(tmp_path, {"echo": _echo}):
+        with pytest.raises(ControlError, match="knows: echo"):
             await asyncio.to_thread(ask, tmp_path, "dance")
 
 
 async def test_without_a_daemon_there_is_no_answer(tmp_path: Path) -> None:
     assert ask(tmp_path, "echo") is None
-    async with Control(tmp_path, {"echo": _echo}):
+    async with ControlServer(tmp_path, {"echo": _echo}):
         pass
     assert ask(tmp_path, "echo") is None
 
@@ -67,14 +67,14 @@ async def test_the_socket_of_a_killed_daemon_is_in_nobodys_way(tmp_path: Path) -
     with socket.socket(socket.AF_UNIX) as stale:
         stale.bind(str(tmp_path / NAME))
     assert ask(tmp_path, "echo") is None
-    async with Control(tmp_path, {"echo": _echo}):
+    async with ControlServer(tmp_path, {"echo": _echo}):
         assert await asyncio.to_thread(ask, tmp_path, "echo", word="a") == {"echo": "a"}
 
 
 async def test_a_folder_whose_path_is_longer_than_a_sockets_may_be_is_no_hindrance(tmp_path: Path) -> None:
     folder = tmp_path / ("s" * 120)
     folder.mkdir()
-    async with Control(folder, {"echo": _echo}):
+    async with ControlServer(folder, {"echo": _echo}):
         assert await asyncio.to_thread(ask, folder, "echo", word="π") == {"echo": "π"}
     assert list(folder.iterdir()) == []
 
@@ -86,14 +86,14 @@ async def test_a_file_in_the_folders_place_is_no_daemon(tmp_path: Path) -> None:
 
 async def test_no_handle_is_left_open(tmp_path: Path) -> None:
     before = list(Path("/proc/self/fd").iterdir())
-    async with Control(tmp_path, {"echo": _echo}):
+    async with ControlServer(tmp_path, {"echo": _echo}):
         pass
     assert ask(tmp_path, "echo") is None
     assert list(Path("/proc/self/fd").iterdir()) == before
 
 
 async def test_garbage_does_not_stop_it(tmp_path: Path) -> None:
-    async with Control(tmp_path, {"echo": _echo}):
+    async with ControlServer(tmp_path, {"echo": _echo}):
         for garbage in (b"\n", b"[]\n", b"\xff\n", b"{"):
             reader, writer = await asyncio.open_unix_connection(tmp_path / NAME)
             writer.write(garbage)

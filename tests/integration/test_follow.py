@@ -12,10 +12,10 @@ from sqlalchemy import Engine, select
 
 from ingestor.commands.follow import EACH, Follower
 from ingestor.core.entries import Frame
-from ingestor.pipeline.batch_builder import Assembly
+from ingestor.pipeline.batch_builder import BatchBuilder
 from ingestor.store import schema, views
 from ingestor.store.engine import connect
-from ingestor.store.write.batch_writer import Database, Instance
+from ingestor.store.write.batch_writer import BatchWriter, InstanceInfo
 from tests.support.entries import T0, decoder, fact, frame, row
 from tests.support.query_plans import questions, reads_whole
 
@@ -33,13 +33,13 @@ class Daemon:
     """Writes batches as a writer does."""
 
     def __init__(self, engine: Engine, name: str, *, keep_payloads: bool = True) -> None:
-        self._database = Database(engine)
-        instance = Instance(spool_id=name, name=name, version="", config_sha256="", started_us=T0)
+        self._database = BatchWriter(engine)
+        instance = InstanceInfo(spool_id=name, name=name, version="", config_sha256="", started_us=T0)
         self._seq = self._database.register(instance, 1)
         self._keep_payloads = keep_payloads
 
     def commit(self, *frames: Frame) -> None:
-        assembly = Assembly(self._seq + 1, decoder(), keep_payloads=self._keep_payloads)
+        assembly = BatchBuilder(self._seq + 1, decoder(), keep_payloads=self._keep_payloads)
         for one in (*frames, fact()):
             self._seq += 1
             assembly.add((self._seq, one))

@@ -40,7 +40,7 @@ async def test_what_is_read_while_the_daemon_ends_is_left_to_the_next_start(
             await until(lambda: daemon.states == ["stopped"])
             pipe.write(more)
             pipe.close()
-            with pytest.raises(control.ControlFailed, match="is stopping"):
+            with pytest.raises(control.ControlError, match="is stopping"):
                 await asyncio.wait_for(asking, 5)
         await stopping
         assert daemon.books.states("AAPL") == ["pending", "live", "stopped"]

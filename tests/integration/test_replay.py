@@ -16,8 +16,8 @@ from sqlalchemy import Engine, select, text
 from ingestor.commands import replay as replaying
 from ingestor.core.entries import Fact, Frame
 from ingestor.core.times import moment
-from ingestor.errors import NotPermitted
-from ingestor.pipeline.batch_builder import Assembly
+from ingestor.errors import PermissionDenied
+from ingestor.pipeline.batch_builder import BatchBuilder
 from ingestor.pipeline.batch_policy import BatchPolicy
 from ingestor.pipeline.decoder import Decoder
 from ingestor.provider import catalog
@@ -26,8 +26,8 @@ from ingestor.store.engine import connect, snapshot
 from ingestor.store.read import fingerprint as compared
 from ingestor.store.read import replay_source
 from ingestor.store.read.audit import audit
-from ingestor.store.read.fingerprint import Contents
-from ingestor.store.write.batch_writer import Database, Instance
+from ingestor.store.read.fingerprint import Fingerprint
+from ingestor.store.write.batch_writer import BatchWriter, InstanceInfo
 from tests.integration.conftest import Command
 from tests.support.daemon import Resident, until, write_config
 from tests.support.entries import CROWD, T0, decoder, fact, frame, row
@@ -75,12 +75,12 @@ class Daemon:
     """Writes what it is told, a batch at a time."""
 
     def __init__(self, engine: Engine, name: str) -> None:
-        self._database = Database(engine)
-        self._database.register(Instance(spool_id=name, name=name, version="", config_sha256="", started_us=T0), 1)
+        self._database = BatchWriter(engine)
+        self._database.register(InstanceInfo(spool_id=name, name=name, version="", config_sha256="", started_us=T0), 1)
         self._seq = 0
 
     def write(self, *entries: Frame | Fact, by: Decoder | None = None) -> None:
-        assembly = Assembly(self._seq + 1, by or decoder())
+        assembly = BatchBuilder(self._seq + 1, by or decoder())
         for entry in entries:
             self._seq += 1
             assembly.add((self._seq, entry))
@@ -89,12 +89,12 @@ class Daemon:
 
 def replay(
     source: Engine, target: Engine, start: datetime = FIRST, end: datetime = LAST, advance: Advance = lambda _done: None
-) -> replaying.Replayed:
+) -> replaying.ReplayResult:
     with snapshot(source) as frozen:
-        return replaying.Replay(frozen, target, replay_source.ranges(frozen, start, end)).run(advance)
+        return replaying.Replayer(frozen, target, replay_source.ranges(frozen, start, end)).run(advance)
 
 
-def contents(engine: Engine) -> Contents:
+def contents(engine: Engine) -> Fingerprint:
     with snapshot(engine) as frozen:
         return compared.contents(frozen, FIRST, LAST)
 
@@ -151,7 +151,7 @@ def test_what_was_told_the_same_says_the_same_however_often_it_is_told(
     assert contents(target) == contents(source)
     assert first.rows == first.new + first.revised + first.duplicate + dead_rows(source)
     assert (first.new, first.revised) == (len(found["observations"]), len(found["revisions"]))
-    assert replay(source, target) == replaying.Replayed()
+    assert replay(source, target) == replaying.ReplayResult()
     assert told(target) == found
     assert audit(target) == []
 
@@ -262,7 +262,7 @@ def test_a_database_is_not_told_what_it_has_said(source: Engine, urls: tuple[str
     if source.dialect.name == "sqlite":
         (tmp_path / "link.db").symlink_to(tmp_path / "x.db")
         same = f"sqlite:///{tmp_path / 'link.db'}"
-    with pytest.raises(NotPermitted), replaying.opened_beside(source, same):
+    with pytest.raises(PermissionDenied), replaying.opened_beside(source, same):
         pass
     assert not (tmp_path / "link.db.lock").exists()
 
@@ -298,13 +298,13 @@ def test_what_the_daemon_goes_on_to_write_does_not_make_them_differ(
 ) -> None:
     daemon = Daemon(source, "one")
     daemon.write(frame([row()]))
-    run = replaying.Replay.run
+    run = replaying.Replayer.run
 
-    def run_while_more_comes(self: replaying.Replay, advance: Advance) -> replaying.Replayed:
+    def run_while_more_comes(self: replaying.Replayer, advance: Advance) -> replaying.ReplayResult:
         daemon.write(frame([row(value=7), row(minute=1)]))
         return run(self, advance)
 
-    monkeypatch.setattr(replaying.Replay, "run", run_while_more_comes)
+    monkeypatch.setattr(replaying.Replayer, "run", run_while_more_comes)
     arguments = ("replay", "--into", urls[1], "--config", configured(urls[0]), "--output", "json")
     found = json.loads(command(*arguments).out)
     assert (found["same"], found["entries"], found["read"]["values"]) == (True, 1, 1)

@@ -11,31 +11,31 @@ import pytest
 from ingestor.config import Config, load
 from ingestor.core.entries import State
 from ingestor.daemon import status_snapshot
-from ingestor.daemon.reload import Reload
-from ingestor.monitoring.status import Troubles
+from ingestor.daemon.reload import ConfigReloader
+from ingestor.monitoring.status import RecentErrors
 from ingestor.pipeline.writer import WriterStatus
-from ingestor.provider.auth import TokenStatus
-from ingestor.provider.subscriptions.states import Standing
-from ingestor.provider.subscriptions.supervisor import Difference, Status
+from ingestor.provider.auth import TokenState
+from ingestor.provider.subscriptions.states import SubscriptionState
+from ingestor.provider.subscriptions.supervisor import SubscriptionDiff, SupervisorStatus
 from ingestor.spool.spool import Spool
 
 from ..support.daemon import write_config
 
-NO_TOKEN = TokenStatus(ends_in_seconds=None, renews_in_seconds=None, life_seconds=None, logins={}, last_error="")
+NO_TOKEN = TokenState(ends_in_seconds=None, renews_in_seconds=None, life_seconds=None, logins={}, last_error="")
 
 
 class Receiver:
     """What the receive side says; a test changes it."""
 
     def __init__(self) -> None:
-        self.said = Status((), {}, {})
+        self.said = SupervisorStatus((), {}, {})
 
     def stands(self, *tickers: str, state: State) -> None:
         keys = [("/real-time/tweet-buzz", "get", f'{{"ticker":"{ticker}"}}') for ticker in tickers]
-        changed = {key: Standing(state, 1_000_000, f"so it is {state}") for key in keys}
+        changed = {key: SubscriptionState(state, 1_000_000, f"so it is {state}") for key in keys}
         self.said = replace(self.said, subscriptions={**self.said.subscriptions, **changed})
 
-    def status(self) -> Status:
+    def status(self) -> SupervisorStatus:
         return self.said
 
 
@@ -44,15 +44,15 @@ def receiver() -> Receiver:
     return Receiver()
 
 
-def in_force(config: Config) -> Reload:
-    return Reload(config, lambda: config, lambda _config: Difference((), ()), lambda _fact: None)
+def in_force(config: Config) -> ConfigReloader:
+    return ConfigReloader(config, lambda: config, lambda _config: SubscriptionDiff((), ()), lambda _fact: None)
 
 
 @pytest.fixture
-def parts(tmp_path: Path, receiver: Receiver) -> status_snapshot.Parts:
+def parts(tmp_path: Path, receiver: Receiver) -> status_snapshot.StatusSources:
     wanted = {"/real-time/tweet-buzz": ["AAPL", "ON"]}
     config = load(write_config(tmp_path, url="http://127.0.0.1:9", database_url="sqlite:///x.db", subscriptions=wanted))
-    return status_snapshot.Parts(
+    return status_snapshot.StatusSources(
         reload=in_force(config),
         instance="desk",
         started_at=datetime.now(UTC),
@@ -61,12 +61,12 @@ def parts(tmp_path: Path, receiver: Receiver) -> status_snapshot.Parts:
         writer=WriterStatus(),
         receive=receiver.status,
         tokens=lambda: NO_TOKEN,
-        troubles=Troubles(),
+        troubles=RecentErrors(),
     )
 
 
 def test_a_subscription_is_told_anew_when_and_only_when_its_standing_is_another(
-    parts: status_snapshot.Parts, receiver: Receiver
+    parts: status_snapshot.StatusSources, receiver: Receiver
 ) -> None:
     assert [one.state for one in status_snapshot.take(parts).subscriptions] == ["pending", "pending"]
     receiver.stands("AAPL", "ON", state="live")
@@ -77,7 +77,7 @@ def test_a_subscription_is_told_anew_when_and_only_when_its_standing_is_another(
     assert after[0] is before[0]
 
 
-def test_what_is_not_wanted_any_more_is_forgotten(parts: status_snapshot.Parts, receiver: Receiver) -> None:
+def test_what_is_not_wanted_any_more_is_forgotten(parts: status_snapshot.StatusSources, receiver: Receiver) -> None:
     receiver.stands("AAPL", "ON", state="live")
     status_snapshot.take(parts)
     config = parts.reload.config

@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 
-from ingestor.core.clock import Tick, tick
+from ingestor.core.clock import ClockReading, tick
 from ingestor.daemon import service
 from ingestor.simulator import Simulator
 from ingestor.store.engine import connect
-from ingestor.store.read.audit import Finding, audit, losses
+from ingestor.store.read.audit import AuditIssue, audit, losses
 
 from ..support import expected_rows
 from ..support.daemon import Program, Resident, until, write_config
@@ -32,7 +32,7 @@ def engine_of(url: str) -> Iterator[Any]:
     engine.dispose()
 
 
-def findings(url: str) -> list[Finding]:
+def findings(url: str) -> list[AuditIssue]:
     with engine_of(url) as engine:
         return audit(engine)
 
@@ -88,8 +88,8 @@ async def test_before_a_heartbeat_the_clocks_are_looked_at_so_that_it_vouches_fo
         await until(lambda: daemon.books.states("AAPL") == ["pending", "live", "silent", "live"])
 
 
-def shifted(now: Tick, shift_us: int, boot_seconds: float) -> Tick:
-    return Tick(now.wall_us + shift_us, now.boottime + boot_seconds)
+def shifted(now: ClockReading, shift_us: int, boot_seconds: float) -> ClockReading:
+    return ClockReading(now.wall_us + shift_us, now.boottime + boot_seconds)
 
 
 def jobs(daemon: Resident) -> list[Any]:

@@ -10,8 +10,8 @@ import psycopg
 from sqlalchemy import Engine
 
 from ingestor.core.entries import Entry
-from ingestor.pipeline.batch_builder import Assembly
-from ingestor.pipeline.dedup import KnownValues
+from ingestor.pipeline.batch_builder import BatchBuilder
+from ingestor.pipeline.dedup import RecentValueCache
 from ingestor.pipeline.writer import Writer
 
 
@@ -51,12 +51,12 @@ class HastyWriter(Writer):
     def _pause(self, seconds: float) -> None:
         pass
 
-    def _assembled(self, entries: Sequence[Entry], known: KnownValues | None) -> Assembly:
+    def _assembled(self, entries: Sequence[Entry], known: RecentValueCache | None) -> BatchBuilder:
         if known is None:
             self.believed[entries[0][0]] = {}
         return super()._assembled(entries, known)
 
-    def _begun(self, after: int) -> Assembly:
+    def _begun(self, after: int) -> BatchBuilder:
         # What was begun further on, in another belief of where this one would end, was never written.
         self.believed = {first: known for first, known in self.believed.items() if first <= after}
         self.believed[after + 1] = contents(self._known)
@@ -68,7 +68,7 @@ class HastyWriter(Writer):
         return contents(self._known) if self._ahead is None else self.believed[self._ahead.batch.first_seq]
 
 
-def contents(known: KnownValues) -> dict[tuple[str, int], float]:
+def contents(known: RecentValueCache) -> dict[tuple[str, int], float]:
     """What it says last of each ticker and ts: of the two generations the younger counts."""
     return {
         (series[2], ts_us): value

@@ -89,8 +89,8 @@ BUGS = (
     Bug(
         "a heartbeat vouches for what is not synced",
         "spool/spool.py",
-        "self._hand_over()\n        self._queue.put(_Beat",
-        "self._queue.put(_Beat",
+        "self._hand_over()\n        self._queue.put(_HeartbeatWork",
+        "self._queue.put(_HeartbeatWork",
         SPOOL,
     ),
     Bug(
@@ -172,9 +172,9 @@ BUGS = (
     ),
     Bug(
         "the process's end waits for a statement that hangs",
-        "core/beside.py",
-        "daemon=True",
-        "daemon=False",
+        "core/threads.py",
+        "self._run, name=name, daemon=True",
+        "self._run, name=name, daemon=False",
         "tests/unit/core/test_daemon_executor.py",
     ),
     Bug(
@@ -329,8 +329,8 @@ BUGS = (
     Bug(
         "healing: an answer is as old as its arrival",
         "provider/rest_api.py",
-        "reply = Reply(text=_text(question, answer), sent_us=sent_us)",
-        "reply = Reply(text=_text(question, answer), sent_us=wall_us())",
+        "reply = RestResponse(text=_text(question, answer), sent_us=sent_us)",
+        "reply = RestResponse(text=_text(question, answer), sent_us=wall_us())",
         f"{REPAIR_TESTS}::test_a_real_time_answer_heals_and_what_came_newer_meanwhile_stays_current",
     ),
     Bug(
@@ -350,7 +350,7 @@ BUGS = (
     Bug(
         "healing: whoever has no lease writes as well",
         "store/maintenance/repairs.py",
-        "is None:\n        raise NotOurs",
+        "is None:\n        raise LeaseHeldElsewhere",
         "is None:\n        return",
         REPAIRS,
     ),

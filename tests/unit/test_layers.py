@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import re
 import sys
+from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -198,6 +199,15 @@ def test_function_is_shorter_than_50_lines(path: Path) -> None:
     ]
     lengths = {function.name: (function.end_lineno or 0) - function.lineno + 1 for function in functions}
     assert {name: lines for name, lines in lengths.items() if lines >= 50} == {}
+
+
+def test_each_class_name_is_used_once() -> None:
+    places: defaultdict[str, list[str]] = defaultdict(list)
+    for path in PACKAGE.glob("**/*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ClassDef):
+                places[node.name].append(str(path.relative_to(TOP)))
+    assert {name: paths for name, paths in places.items() if len(paths) > 1} == {}
 
 
 def test_every_dependency_is_confined_to_packages() -> None:

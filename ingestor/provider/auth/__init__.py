@@ -9,6 +9,6 @@ salt. They are told to the redactor before anybody else sees the token. Its sign
 """
 
 from ingestor.provider.auth.claims import Token
-from ingestor.provider.auth.token_source import TokenStatus, TokenSupply
+from ingestor.provider.auth.token_source import TokenSource, TokenState
 
-__all__ = ["Token", "TokenStatus", "TokenSupply"]
+__all__ = ["Token", "TokenSource", "TokenState"]

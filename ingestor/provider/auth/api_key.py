@@ -9,14 +9,14 @@ from functools import partial
 from pydantic import SecretStr
 
 from ingestor.config import SecretFile, read_api_key
-from ingestor.core.aside import aside
 from ingestor.core.redaction import redactor
+from ingestor.core.threads import run_in_daemon_thread
 from ingestor.errors import ConfigError
 
 LOOK_SECONDS = 2.0  # between looks at the file
 
 
-class Key:
+class ApiKey:
     """What to log in with now. ``changed`` are told when that is another."""
 
     def __init__(self, value: SecretStr, file: SecretFile | None = None) -> None:
@@ -42,7 +42,7 @@ class Key:
         file = self._file
         if file is None:
             return False
-        value = await aside(partial(read_api_key, file), "key file")
+        value = await run_in_daemon_thread(partial(read_api_key, file), "key file")
         return file is self._file and self.replace(value, file)  # else there is a newer one than was read
 
     def watch(self, unusable: Callable[[ConfigError], None]) -> None:

@@ -13,9 +13,9 @@ from pydantic import SecretStr
 
 from ingestor.core.clock import boottime
 from ingestor.core.redaction import redactor
-from ingestor.errors import TokenNonsense, TokenRefused, TokenUnavailable
+from ingestor.errors import InvalidTokenResponse, TokenRefused, TokenUnavailable
 from ingestor.provider.auth.claims import Token, claims_of, epoch, feeds_of, life, secrets_of
-from ingestor.provider.http_client import Answer, Deadline, Oversized, Unanswered, ask
+from ingestor.provider.http_client import BodyTooLarge, Deadline, HttpResponse, RequestFailed, ask
 
 MAX_BYTES = 64 * 1024  # the largest answer printed in the documentation has 9,311
 LONGEST_WAIT_SECONDS = 3600.0  # of a Retry-After that we believe
@@ -46,7 +46,7 @@ def fetch(
 
     Raises:
         TokenRefused: 401 or 403. TokenUnavailable: nothing usable within ``timeout_seconds``, 429, 5xx.
-        TokenNonsense: an answer that is not a token (HTML, ``{}``, a redirect, over 64 KiB).
+        InvalidTokenResponse: an answer that is not a token (HTML, ``{}``, a redirect, over 64 KiB).
     """
     basic = base64.b64encode(api_key.get_secret_value().encode() + b":").decode()
     headers = {"Authorization": f"Basic {basic}", "Accept": "application/json"}
@@ -60,14 +60,14 @@ def fetch(
             ca_file=ca_file,
             proxy=proxy,
         )
-    except Oversized as error:
-        raise TokenNonsense(f"{url}: {error}") from None
-    except Unanswered as error:
+    except BodyTooLarge as error:
+        raise InvalidTokenResponse(f"{url}: {error}") from None
+    except RequestFailed as error:
         raise TokenUnavailable(f"{url}: {error}") from None
     return _token(url, answer, lifetime_seconds, boottime())
 
 
-def _token(url: str, answer: Answer, lifetime_seconds: float, now: float) -> Token:
+def _token(url: str, answer: HttpResponse, lifetime_seconds: float, now: float) -> Token:
     if answer.status not in (200, 201):
         _refuse(url, answer)
     value = _value(url, answer.body)
@@ -82,15 +82,15 @@ def _token(url: str, answer: Answer, lifetime_seconds: float, now: float) -> Tok
     )
 
 
-def _refuse(url: str, answer: Answer) -> NoReturn:
+def _refuse(url: str, answer: HttpResponse) -> NoReturn:
     status = answer.status
     if status in (401, 403):
         raise TokenRefused(f"{url}: HTTP {status}: the API key is not accepted; check provider.api_key_file")
     if status == 429 or status >= 500:
         raise TokenUnavailable(f"{url}: HTTP {status}", retry_after(answer.headers))
     if 300 <= status < 400:
-        raise TokenNonsense(f"{url}: HTTP {status}: a redirect, not followed; check provider.url")
-    raise TokenNonsense(f"{url}: HTTP {status}; check provider.url and provider.token_path")
+        raise InvalidTokenResponse(f"{url}: HTTP {status}: a redirect, not followed; check provider.url")
+    raise InvalidTokenResponse(f"{url}: HTTP {status}; check provider.url and provider.token_path")
 
 
 def _value(url: str, body: bytes) -> str:
@@ -100,7 +100,7 @@ def _value(url: str, body: bytes) -> str:
         answer = None
     value = answer.get("token") if isinstance(answer, dict) else None
     if not isinstance(value, str) or not re.fullmatch(r"[!-~]+", value):
-        raise TokenNonsense(
+        raise InvalidTokenResponse(
             f'{url}: the answer is not an object with a "token" but {len(body)} bytes of something else'
         )
     return value

@@ -15,12 +15,12 @@ from typing import Any, Protocol
 from pydantic import SecretStr
 
 from ingestor.config import SecretFile
-from ingestor.core.aside import aside
 from ingestor.core.backoff import Backoff, chance
 from ingestor.core.clock import boottime
 from ingestor.core.redaction import redactor
-from ingestor.errors import IngestorError, TokenNonsense, TokenRefused, TokenUnavailable
-from ingestor.provider.auth.api_key import Key
+from ingestor.core.threads import run_in_daemon_thread
+from ingestor.errors import IngestorError, InvalidTokenResponse, TokenRefused, TokenUnavailable
+from ingestor.provider.auth.api_key import ApiKey
 from ingestor.provider.auth.claims import Token, claims_of, renew_at, secrets_of
 from ingestor.provider.auth.login import fetch
 from ingestor.provider.http_client import Deadline
@@ -32,7 +32,7 @@ REFUSED = Backoff(first_seconds=30.0, cap_seconds=900.0)  # a person has to act:
 KEPT_TOKENS = 4  # whose secrets stay masked by value: the current one, those overlapped, and a margin
 
 
-class Lifetime(Protocol):
+class TokenSettings(Protocol):
     """What ``config.provider.token`` says, in seconds."""
 
     @property
@@ -44,7 +44,7 @@ class Lifetime(Protocol):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TokenStatus:
+class TokenState:
     """The supply as status and metrics show it. Times are seconds from now; None without a token."""
 
     ends_in_seconds: float | None
@@ -54,7 +54,7 @@ class TokenStatus:
     last_error: str
 
 
-class TokenSupply:
+class TokenSource:
     """The token that everybody uses: one login at a time, five seconds apart at least, renewed in time.
 
     ``renewed`` and ``failed`` are told of every login's outcome; ``failed`` also of the seconds until the next try, and
@@ -65,7 +65,7 @@ class TokenSupply:
         self,
         url: str,
         api_key: SecretStr,
-        life: Lifetime,
+        life: TokenSettings,
         scheduler: Any,  # APScheduler's AsyncIOScheduler, started and stopped by the service
         *,
         ca_file: Path | None = None,
@@ -75,7 +75,7 @@ class TokenSupply:
     ) -> None:
         self.renewed: list[Callable[[Token], None]] = []
         self.failed: list[Callable[[IngestorError, float], None]] = []
-        self.key = Key(api_key, key_file)
+        self.key = ApiKey(api_key, key_file)
         self.key.changed.append(self._pardon)
         self._url = url
         self._life = life
@@ -128,10 +128,10 @@ class TokenSupply:
         if self._token is not None:
             self._arm(self._token)
 
-    def status(self) -> TokenStatus:
+    def status(self) -> TokenState:
         """A snapshot. Nothing in it is secret."""
         now, token = boottime(), self._token
-        return TokenStatus(
+        return TokenState(
             ends_in_seconds=token.ends_at - now if token else None,
             renews_in_seconds=self._due(token) - now if token else None,
             life_seconds=token.life_seconds if token else None,
@@ -186,7 +186,7 @@ class TokenSupply:
             deadline=deadline,
         )
         try:
-            return await aside(login, "token login")
+            return await run_in_daemon_thread(login, "token login")
         except asyncio.CancelledError:
             deadline.cut()  # the thread cannot be cancelled, but its socket can
             raise
@@ -270,4 +270,4 @@ class TokenSupply:
 def _outcome(error: TokenRefused | TokenUnavailable) -> str:
     if isinstance(error, TokenRefused):
         return "refused"
-    return "nonsense" if isinstance(error, TokenNonsense) else "unavailable"
+    return "nonsense" if isinstance(error, InvalidTokenResponse) else "unavailable"

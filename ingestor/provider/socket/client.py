@@ -24,7 +24,7 @@ from engineio import base_client, packet
 from socketio import packet as socketio_packet
 
 from ingestor.errors import IngestorError
-from ingestor.provider.socket.protocol import Dialect
+from ingestor.provider.socket.protocol import ProtocolVersion
 
 # Releases that the contract test was run with.
 TESTED_ENGINEIO = ("4.15.",)
@@ -37,7 +37,7 @@ _silence = logging.Logger("socketio, silenced", level=logging.CRITICAL + 1)
 _silence.propagate = False
 
 
-class Listener(Protocol):
+class ClientListener(Protocol):
     """Whom a client tells what it hears. Nothing here waits except ``room`` and ``durable``."""
 
     @property
@@ -66,7 +66,7 @@ class Listener(Protocol):
         """The socket is over; only the first call counts."""
 
 
-class Door:
+class SessionWrapper:
     """What the library takes for its HTTP session: ours, which keeps the websocket that the library forgets when the
     greeting fails, and the reason why there is none, which it hides.
     """
@@ -105,7 +105,9 @@ def known_release() -> bool:
     )
 
 
-def client_for(dialect: Dialect, listener: Listener, events: Iterable[str], door: Door) -> LeanClient | PlainClient:
+def client_for(
+    dialect: ProtocolVersion, listener: ClientListener, events: Iterable[str], door: SessionWrapper
+) -> FastClient | PlainClient:
     """A fresh client for one connection. ``door`` stays the caller's to close."""
     chosen = _CLIENTS[dialect, known_release()]
     return chosen(listener, tuple(events), door)
@@ -142,10 +144,10 @@ def _why_closed(message: aiohttp.WSMessage) -> tuple[str, str]:
             return "lost", "the connection was cut"
 
 
-class LeanEngine(engineio.AsyncClient):  # type: ignore[misc]
+class FastEngine(engineio.AsyncClient):  # type: ignore[misc]
     """Engine.IO with a read loop that makes no task, no JSON and no await of a data event."""
 
-    listener: Listener
+    listener: ClientListener
     fast: tuple[tuple[str, str], ...]
 
     async def _read_loop_websocket(self) -> None:
@@ -217,7 +219,7 @@ def forget(engine: engineio.AsyncClient) -> None:
         base_client.connected_clients.remove(engine)
 
 
-class _Generation3Engine(engineio.AsyncClient):  # type: ignore[misc]
+class _EngineV3(engineio.AsyncClient):  # type: ignore[misc]
     """Engine.IO revision 3, where the client pings."""
 
     def _get_engineio_url(self, *args: Any, **kwargs: Any) -> str:
@@ -231,23 +233,23 @@ class _Generation3Engine(engineio.AsyncClient):  # type: ignore[misc]
             await asyncio.sleep(self.ping_interval)
 
 
-class LeanEngine3(_Generation3Engine, LeanEngine):
+class FastEngineV3(_EngineV3, FastEngine):
     """The lean read loop on revision 3, whose binary messages begin with a byte for their type."""
 
     async def _message(self, raw: str | bytes, data: str | bytes) -> None:
         await super()._message(raw, data[1:] if isinstance(data, bytes) and data[:1] == b"\x04" else data)
 
 
-class LeanClient(socketio.AsyncClient):  # type: ignore[misc]
+class FastClient(socketio.AsyncClient):  # type: ignore[misc]
     """Socket.IO that tells its listener of every event, whatever its name: no handler is registered by name, since a
     server may call an event ``connect`` or ``disconnect``, and no handler waits, since a kick meanwhile would leave a
     connection that is neither dead nor alive.
     """
 
-    engine: type[LeanEngine] = LeanEngine
+    engine: type[FastEngine] = FastEngine
     _binary_packet: Any
 
-    def __init__(self, listener: Listener, events: tuple[str, ...], door: Door) -> None:
+    def __init__(self, listener: ClientListener, events: tuple[str, ...], door: SessionWrapper) -> None:
         super().__init__(**_options(door))
         self.eio.listener = listener
         self.eio.fast = prefixes(events)
@@ -255,7 +257,7 @@ class LeanClient(socketio.AsyncClient):  # type: ignore[misc]
         self._text = ""  # the message being parsed
         self._confirmations: set[asyncio.Task[None]] = set()
 
-    def _engineio_client_class(self) -> type[LeanEngine]:
+    def _engineio_client_class(self) -> type[FastEngine]:
         return self.engine
 
     async def _handle_eio_message(self, data: str | bytes) -> None:
@@ -310,21 +312,21 @@ class LeanClient(socketio.AsyncClient):  # type: ignore[misc]
             await super()._handle_error(namespace, data)
 
 
-class _Generation3Client(socketio.AsyncClient):  # type: ignore[misc]
+class _ClientV3(socketio.AsyncClient):  # type: ignore[misc]
     """Socket.IO 1.x and 2.x, where the server connects ``/`` by itself; asking for it would make a second socket."""
 
     async def _handle_eio_connect(self) -> None:
         self.sid = self.eio.sid
 
 
-class LeanClient3(_Generation3Client, LeanClient):
-    engine = LeanEngine3
+class FastClientV3(_ClientV3, FastClient):
+    engine = FastEngineV3
 
 
 class PlainEngine(engineio.AsyncClient):  # type: ignore[misc]
     """The library's own read loop, which tells of every packet, and waits between two while there is no room."""
 
-    listener: Listener
+    listener: ClientListener
 
     async def _receive_packet(self, pkt: packet.Packet) -> None:
         # The one private name here. Where a release has another, this is never called: signs of life are then those of
@@ -335,7 +337,7 @@ class PlainEngine(engineio.AsyncClient):  # type: ignore[misc]
             await self.listener.room()
 
 
-class PlainEngine3(_Generation3Engine, PlainEngine):
+class PlainEngine3(_EngineV3, PlainEngine):
     """The same on revision 3."""
 
 
@@ -351,7 +353,7 @@ class PlainClient(socketio.AsyncClient):  # type: ignore[misc]
 
     engine: type[PlainEngine] = PlainEngine
 
-    def __init__(self, listener: Listener, events: tuple[str, ...], door: Door) -> None:
+    def __init__(self, listener: ClientListener, events: tuple[str, ...], door: SessionWrapper) -> None:
         super().__init__(**_options(door))
         self.eio.listener = listener
         self._listener = listener
@@ -374,19 +376,19 @@ class PlainClient(socketio.AsyncClient):  # type: ignore[misc]
         self._listener.ended("lost", str(reason))
 
 
-class PlainClient3(_Generation3Client, PlainClient):
+class PlainClient3(_ClientV3, PlainClient):
     engine = PlainEngine3
 
 
-_CLIENTS: dict[tuple[Dialect, bool], type[LeanClient] | type[PlainClient]] = {
-    (Dialect.SOCKET_IO_4, True): LeanClient,
-    (Dialect.SOCKET_IO_2, True): LeanClient3,
-    (Dialect.SOCKET_IO_4, False): PlainClient,
-    (Dialect.SOCKET_IO_2, False): PlainClient3,
+_CLIENTS: dict[tuple[ProtocolVersion, bool], type[FastClient] | type[PlainClient]] = {
+    (ProtocolVersion.SOCKET_IO_4, True): FastClient,
+    (ProtocolVersion.SOCKET_IO_2, True): FastClientV3,
+    (ProtocolVersion.SOCKET_IO_4, False): PlainClient,
+    (ProtocolVersion.SOCKET_IO_2, False): PlainClient3,
 }
 
 
-def _options(door: Door) -> dict[str, Any]:
+def _options(door: SessionWrapper) -> dict[str, Any]:
     return {
         "reconnection": False,  # it does not come back from a kick, and gives up for good on others; see supervisor
         "handle_sigint": False,

@@ -26,9 +26,9 @@ from ingestor.core.entries import Fact, Frame
 from ingestor.core.redaction import redactor
 from ingestor.errors import ConnectionFailed, ConnectionRefused, IngestorError
 from ingestor.provider.auth import Token
-from ingestor.provider.socket.client import Door, LeanClient, PlainClient, client_for, forget
-from ingestor.provider.socket.protocol import REFUSING, Dialect, socketio_path
-from ingestor.provider.transport import Redirected, http_session, reason
+from ingestor.provider.socket.client import FastClient, PlainClient, SessionWrapper, client_for, forget
+from ingestor.provider.socket.protocol import REFUSING, ProtocolVersion, socketio_path
+from ingestor.provider.transport import RedirectRefused, http_session, reason
 
 OPEN_SECONDS = 30.0  # from the first packet to the server's CONNECT
 VERDICT_SECONDS = 0.1  # from that CONNECT to an ERROR that takes it back, on Socket.IO 1.x and 2.x
@@ -65,7 +65,7 @@ class Sink(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Ended:
+class CloseReason:
     """Why a connection is over."""
 
     cause: str  # kicked, closed, lost, mute, renewed, spool_full, stopped: for counting
@@ -73,7 +73,7 @@ class Ended:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Line:
+class ConnectionSettings:
     """What the connections of one group have in common."""
 
     url: str  # the API's root
@@ -100,7 +100,9 @@ def complaint_text(answer: object) -> str:
 class Connection:
     """One socket's life. It is also the listener of its client: see ``client.Listener``."""
 
-    def __init__(self, line: Line, dialect: Dialect, sink: Sink, record: Callable[[Fact], object]) -> None:
+    def __init__(
+        self, line: ConnectionSettings, dialect: ProtocolVersion, sink: Sink, record: Callable[[Fact], object]
+    ) -> None:
         self.id = secrets.token_hex(6)
         self.token: Token | None = None
         self.frames = 0
@@ -116,9 +118,9 @@ class Connection:
         self._sink = sink
         self._record = record
         self._append = sink.append
-        self._door: Door | None = None
-        self._client: LeanClient | PlainClient | None = None
-        self._end: asyncio.Future[Ended] = asyncio.get_running_loop().create_future()
+        self._door: SessionWrapper | None = None
+        self._client: FastClient | PlainClient | None = None
+        self._end: asyncio.Future[CloseReason] = asyncio.get_running_loop().create_future()
         self._refusal: str | None = None
         self._paused = False
         self._watch: asyncio.TimerHandle | None = None
@@ -149,7 +151,7 @@ class Connection:
         """The same, to be left alone."""
         await self._ask("unsubscribe", subscriptions, answered)
 
-    async def closed(self) -> Ended:
+    async def closed(self) -> CloseReason:
         """Wait for the end, and tell why. Raises what the sink raised, if that was the end."""
         return await asyncio.shield(self._end)
 
@@ -221,7 +223,7 @@ class Connection:
             self._watch.cancel()
         if not self._end.done():
             self.ended_at = boottime()
-            self._end.set_result(Ended(cause, outside(reason)))
+            self._end.set_result(CloseReason(cause, outside(reason)))
 
     def _break(self, error: Exception) -> None:
         if not self._end.done():
@@ -230,7 +232,7 @@ class Connection:
     # --- opening ---
 
     async def _connect(self, token: Token) -> None:
-        self._door = Door(http_session(self._line.verification, self._line.proxy))
+        self._door = SessionWrapper(http_session(self._line.verification, self._line.proxy))
         self._client = client_for(self.dialect, self, self._line.events, self._door)
         # The library waits for the server's OPEN without a limit, and for its CONNECT even when the socket has ended.
         attempt = asyncio.create_task(self._handshake(self._client, token))
@@ -247,7 +249,7 @@ class Connection:
             await asyncio.wait({attempt})
             if not attempt.cancelled():
                 attempt.exception()
-        if self.dialect is Dialect.SOCKET_IO_2:
+        if self.dialect is ProtocolVersion.SOCKET_IO_2:
             await self._verdict()
         self._guard()
 
@@ -280,9 +282,9 @@ class Connection:
 
     def _guard(self) -> None:
         client = self._client
-        if isinstance(client, LeanClient):  # the plain one has the library's own, dearer watch
+        if isinstance(client, FastClient):  # the plain one has the library's own, dearer watch
             self._silence_check(client.eio.ping_interval + client.eio.ping_timeout)
-        if client is not None and self.dialect is Dialect.SOCKET_IO_2:
+        if client is not None and self.dialect is ProtocolVersion.SOCKET_IO_2:
             self._beat = asyncio.create_task(client.eio.beat(), name=f"pings of {self.id}")
 
     def _silence_check(self, limit_seconds: float, grace: bool = False) -> None:
@@ -350,7 +352,7 @@ async def _abandon(client: socketio.AsyncClient, beat: asyncio.Task[None] | None
 
 
 def _why(error: BaseException) -> str:
-    if isinstance(error, Redirected):
+    if isinstance(error, RedirectRefused):
         return str(error)
     words = reason(error)
     # One word is a class's name: no error of the network, but the library choking on what came instead of OPEN.

@@ -12,8 +12,8 @@ import aiohttp
 from pydantic import SecretStr
 
 from ingestor.core.redaction import redactor
-from ingestor.errors import ConnectionFailed, ConnectionRefused, DialectUnsupported
-from ingestor.provider.transport import Redirected, http_session, reason
+from ingestor.errors import ConnectionFailed, ConnectionRefused, ProtocolUnsupported
+from ingestor.provider.transport import RedirectRefused, http_session, reason
 
 PROBE_BYTES = 4096  # of the answer that are looked at
 PROBE_SECONDS = 30.0
@@ -27,7 +27,7 @@ _GENERATION_3 = re.compile(rb"\d+:0\{|\x00[\x00-\x09]+\xff0\{")  # text framing 
 _SID = re.compile(rb'"sid":"([^"]{1,200})"')
 
 
-class Dialect(Enum):
+class ProtocolVersion(Enum):
     """The Engine.IO revision, by which both sides of ``protocol:`` go."""
 
     SOCKET_IO_4 = "4"  # Socket.IO 3.x and 4.x: the server pings
@@ -41,11 +41,11 @@ def socketio_path(url: str) -> str:
 
 async def probe(
     url: str, token: str, verification: ssl.SSLContext | None = None, proxy: SecretStr | None = None
-) -> Dialect:
+) -> ProtocolVersion:
     """Ask the server at ``url`` which generation it is; at most 30 s and 4 KiB.
 
     Raises:
-        ConnectionRefused: it does not take the token. ConnectionFailed: no answer. DialectUnsupported: none we speak.
+        ConnectionRefused: it does not take the token. ConnectionFailed: no answer. ProtocolUnsupported: none we speak.
     """
     root = urlsplit(url)
     address = f"{root.scheme}://{root.netloc}/{socketio_path(url)}/?EIO=4&transport=polling&token={quote(token, '')}"
@@ -61,18 +61,20 @@ async def probe(
             return dialect
     except TimeoutError:
         raise ConnectionFailed(f"{url}: no answer within {PROBE_SECONDS:g} s") from None
-    except Redirected as error:
+    except RedirectRefused as error:
         raise ConnectionFailed(f"{url}: {error}") from None
     except (aiohttp.ClientError, OSError, ValueError) as error:
         raise ConnectionFailed(f"{url}: {reason(error)}") from None  # the cause's text holds the token
 
 
-async def _hang_up(session: aiohttp.ClientSession, address: str, dialect: Dialect, head: bytes) -> None:
+async def _hang_up(session: aiohttp.ClientSession, address: str, dialect: ProtocolVersion, head: bytes) -> None:
     """End the session that the probe began: to 1.x and 2.x it is a client like any other, until its pings run out."""
     sid = _SID.search(head)
     if sid is None:
         return
-    close = b"1" if dialect is Dialect.SOCKET_IO_4 else b"1:1"  # in 1.x and 2.x a packet has its length before it
+    close = (
+        b"1" if dialect is ProtocolVersion.SOCKET_IO_4 else b"1:1"
+    )  # in 1.x and 2.x a packet has its length before it
     headers = {"Content-Type": "text/plain;charset=UTF-8"}
     try:
         async with session.post(f"{address}&sid={quote(sid[1], safe='')}", data=close, headers=headers) as answer:
@@ -81,7 +83,7 @@ async def _hang_up(session: aiohttp.ClientSession, address: str, dialect: Dialec
         pass  # then it ends by itself
 
 
-class Dialects:
+class ProtocolDetector:
     """The dialect of one server: asked once for all connections, and remembered until ``forget``."""
 
     def __init__(
@@ -92,10 +94,10 @@ class Dialects:
         self._verification = verification
         self._proxy = proxy
         self._asked = asyncio.Lock()
-        self._fixed = None if protocol == "auto" else Dialect(protocol)
+        self._fixed = None if protocol == "auto" else ProtocolVersion(protocol)
         self._known = self._fixed
 
-    async def of(self, token: str) -> Dialect:
+    async def of(self, token: str) -> ProtocolVersion:
         """Raises what ``probe`` raises."""
         async with self._asked:
             if self._known is None:
@@ -116,27 +118,27 @@ async def _head(answer: aiohttp.ClientResponse) -> bytes:
     return head[:PROBE_BYTES]
 
 
-def classify(status: int, body: bytes) -> Dialect:
+def classify(status: int, body: bytes) -> ProtocolVersion:
     """What the answer to the probe says. ``body`` may be cut off anywhere after its first bytes.
 
     Raises:
-        ConnectionRefused, DialectUnsupported, ConnectionFailed: with what to do in the message.
+        ConnectionRefused, ProtocolUnsupported, ConnectionFailed: with what to do in the message.
     """
     if status == 200 and body.startswith(b"0{"):
-        return Dialect.SOCKET_IO_4
+        return ProtocolVersion.SOCKET_IO_4
     if status == 200 and _GENERATION_3.match(body):
-        return Dialect.SOCKET_IO_2
+        return ProtocolVersion.SOCKET_IO_2
     if body.startswith(b"Welcome to socket.io"):
-        raise DialectUnsupported("the server speaks Socket.IO 0.9, which we do not; it takes 1.0 or later")
+        raise ProtocolUnsupported("the server speaks Socket.IO 0.9, which we do not; it takes 1.0 or later")
     if b"Transport unknown" in body:
-        raise DialectUnsupported("the server does not let itself be probed; set provider.protocol to 4 or 3")
+        raise ProtocolUnsupported("the server does not let itself be probed; set provider.protocol to 4 or 3")
     if status in REFUSING:
         raise ConnectionRefused(f"HTTP {status}: the server does not accept the token{_seen(body)}")
     if status == 404:
-        raise DialectUnsupported("HTTP 404: no Socket.IO server there; check provider.url")
+        raise ProtocolUnsupported("HTTP 404: no Socket.IO server there; check provider.url")
     if status != 200:
         raise ConnectionFailed(f"HTTP {status}{_seen(body)}")
-    raise DialectUnsupported(f"the answer is not Socket.IO's{_seen(body)}; check provider.url")
+    raise ProtocolUnsupported(f"the answer is not Socket.IO's{_seen(body)}; check provider.url")
 
 
 def _seen(body: bytes) -> str:

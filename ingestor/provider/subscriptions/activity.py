@@ -12,20 +12,20 @@ from typing import NamedTuple
 from ingestor.core.entries import Channel
 
 
-class Span(NamedTuple):
+class ActivitySpan(NamedTuple):
     """When the first and the last data came, by our wall clock."""
 
     first_us: int
     last_us: int
 
 
-class Heard:
+class ActivityTracker:
     """What was heard since it was last asked. The writer's thread notes, the event loop takes."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._wanted: frozenset[Channel] = frozenset()
-        self._news: dict[Channel, Span] = {}
+        self._news: dict[Channel, ActivitySpan] = {}
         self.upto_seq = 0  # every entry up to here was decoded, and what it says is noted
 
     def want(self, channels: Iterable[Channel]) -> None:
@@ -38,10 +38,10 @@ class Heard:
         with self._lock:
             for channel in wanted:
                 before = self._news.get(channel)
-                self._news[channel] = Span(before.first_us if before else heard[channel], heard[channel])
+                self._news[channel] = ActivitySpan(before.first_us if before else heard[channel], heard[channel])
             self.upto_seq = upto_seq
 
-    def take(self) -> Mapping[Channel, Span]:
+    def take(self) -> Mapping[Channel, ActivitySpan]:
         """What was heard since the last time."""
         with self._lock:
             news, self._news = self._news, {}

@@ -13,16 +13,16 @@ from ingestor.core.backoff import Backoff, chance
 from ingestor.core.clock import boottime, wall_us
 from ingestor.core.entries import Channel, Fact, State, SubscriptionKey
 from ingestor.errors import ConnectionFailed, ConnectionRefused, IngestorError, TokenRefused, TokenUnavailable
-from ingestor.provider.auth import TokenSupply
-from ingestor.provider.socket.connection import Connection, Line, Sink, outside
-from ingestor.provider.socket.protocol import Dialects
-from ingestor.provider.subscriptions.activity import Span
-from ingestor.provider.subscriptions.counters import GroupStatus, Tally
-from ingestor.provider.subscriptions.error_throttle import Complaints
-from ingestor.provider.subscriptions.eviction import Evictions
-from ingestor.provider.subscriptions.session import Session
-from ingestor.provider.subscriptions.state_tracker import States
-from ingestor.provider.subscriptions.states import Coverage
+from ingestor.provider.auth import TokenSource
+from ingestor.provider.socket.connection import Connection, ConnectionSettings, Sink, outside
+from ingestor.provider.socket.protocol import ProtocolDetector
+from ingestor.provider.subscriptions.activity import ActivitySpan
+from ingestor.provider.subscriptions.counters import GroupCounters, GroupStatus
+from ingestor.provider.subscriptions.error_throttle import ErrorThrottle
+from ingestor.provider.subscriptions.eviction import EvictionDetector
+from ingestor.provider.subscriptions.session import SubscriptionSession
+from ingestor.provider.subscriptions.state_tracker import StateTracker
+from ingestor.provider.subscriptions.states import SubscriptionStates
 
 RECONNECT = Backoff(first_seconds=1.0, cap_seconds=60.0)
 RESTARTING = Backoff(first_seconds=1.0, cap_seconds=3.0)  # where a server that was well is not there
@@ -38,13 +38,13 @@ HEALTHY_SECONDS = 30.0  # a shorter session counts as another failure: a server 
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Surroundings:
+class GroupContext:
     """What all groups have in common."""
 
-    tokens: TokenSupply
-    dialects: Dialects
+    tokens: TokenSource
+    dialects: ProtocolDetector
     sink: Sink
-    coverage: Coverage
+    coverage: SubscriptionStates
     record: Callable[[Fact], object]
     complaints: Counter[str]  # by event, counted here for all groups
     renewal: Literal["overlap", "reconnect"]
@@ -52,22 +52,22 @@ class Surroundings:
     gate: asyncio.Event  # set: connections may be opened
 
 
-class Group:
+class ConnectionGroup:
     """Keeps one connection for its subscriptions, until cancelled."""
 
-    def __init__(self, line: Line, subscriptions: tuple[Subscription, ...], around: Surroundings) -> None:
+    def __init__(self, line: ConnectionSettings, subscriptions: tuple[Subscription, ...], around: GroupContext) -> None:
         self._line = line
         self._wanted = {one.key: one for one in subscriptions}
         self._around = around
-        self._states = States(line, self._wanted, around.coverage, around.silence_seconds)
-        self._sessions: set[Session] = set()  # the one that counts, and the one that is to follow it
+        self._states = StateTracker(line, self._wanted, around.coverage, around.silence_seconds)
+        self._sessions: set[SubscriptionSession] = set()  # the one that counts, and the one that is to follow it
         self._wake = asyncio.Event()
         self._failures = 0
         self._retry_at = 0.0  # boottime of the next try of a succession
         self._well_until = boottime()  # when the last session that was no failure ended
-        self._evictions = Evictions()
-        self._tally = Tally()
-        self._complaints = Complaints(around.record)
+        self._evictions = EvictionDetector()
+        self._tally = GroupCounters()
+        self._complaints = ErrorThrottle(around.record)
 
     @property
     def keys(self) -> tuple[SubscriptionKey, ...]:
@@ -89,7 +89,7 @@ class Group:
         self._wake.set()
 
     def doubt(self) -> None:
-        """We did not listen for a while: see ``States.doubt``."""
+        """We did not listen for a while: see ``StateTracker.doubt``."""
         self._wake.set()  # what became due meanwhile is due now, not when a timer that stood still as well has run out
         self._states.doubt()
 
@@ -98,12 +98,12 @@ class Group:
         """What tells that data came for its subscriptions."""
         return self._states.channels.values()
 
-    def hear(self, news: Mapping[Channel, Span]) -> None:
+    def hear(self, news: Mapping[Channel, ActivitySpan]) -> None:
         """Data was found in what came."""
         self._states.hear(news)
 
     def judge(self, until: float) -> None:
-        """Who had no data for too long up to ``until`` (boottime)? See ``States.judge``."""
+        """Who had no data for too long up to ``until`` (boottime)? See ``StateTracker.judge``."""
         self._states.judge(until)
 
     def status(self) -> GroupStatus:
@@ -212,18 +212,18 @@ class Group:
         self._failures += 1
         return backoff.full_jitter(self._failures, chance())
 
-    def _begin(self, connection: Connection) -> Session:
-        session = Session(connection, self._wanted, self._states.answers_came, self._tell)
+    def _begin(self, connection: Connection) -> SubscriptionSession:
+        session = SubscriptionSession(connection, self._wanted, self._states.answers_came, self._tell)
         self._sessions.add(session)
         return session
 
-    def _install(self, session: Session) -> None:
+    def _install(self, session: SubscriptionSession) -> None:
         self._tally.connected()
         self._states.follow(session)
 
     # --- one session after the other ---
 
-    async def _serve(self, session: Session) -> None:
+    async def _serve(self, session: SubscriptionSession) -> None:
         """Hold the session until it ends, or its successors do; where it can, a successor takes over before."""
         while True:
             await self._until_due(session)
@@ -244,7 +244,7 @@ class Group:
             session = successor
         await asyncio.sleep(RECONNECT.full_jitter(self._failures, chance()))
 
-    async def _until_due(self, session: Session) -> None:
+    async def _until_due(self, session: SubscriptionSession) -> None:
         """Wait for the session's end, a new token, or the time to replace it. Raises what ended the asking."""
         keeper = session.keeper
         left = max(0.0, self._due(session) - boottime())
@@ -254,21 +254,21 @@ class Group:
         if keeper.done() and not keeper.cancelled():
             keeper.result()
 
-    def _stale(self, session: Session) -> bool:
+    def _stale(self, session: SubscriptionSession) -> bool:
         # Also if there is none at the moment: then the newest was refused, and a fresh one is to be had.
         return self._around.tokens.current != session.connection.token
 
-    def _due(self, session: Session) -> float:
+    def _due(self, session: SubscriptionSession) -> float:
         """Boottime at which this session needs a successor."""
         if self._stale(session):
             return self._retry_at
         return max(session.connection.last_frame_at + self._around.silence_seconds, self._retry_at)
 
-    def _say_silent(self, session: Session) -> None:
+    def _say_silent(self, session: SubscriptionSession) -> None:
         seconds = round(boottime() - session.connection.last_frame_at)
         self._tell("silent", connection=session.connection.id, reason=f"no data for {seconds} s; renewing")
 
-    async def _succeed(self, old: Session) -> Session | None:
+    async def _succeed(self, old: SubscriptionSession) -> SubscriptionSession | None:
         """Connect and subscribe anew first, then close the old: nothing is missed, and what comes twice is known.
 
         Returns the session that counts from now on: the old one if there is no other, None if that has ended as well.
@@ -288,7 +288,7 @@ class Group:
         await self._hand_over(old, new)
         return new
 
-    async def _prepare(self) -> Session:
+    async def _prepare(self) -> SubscriptionSession:
         """A session that has been answered, while the other one still counts."""
         session = self._begin(await self._open())
         await _first([], session.settled.wait(), session.connection.closed())
@@ -297,7 +297,7 @@ class Group:
             raise ConnectionFailed("the successor did not last")
         return session
 
-    async def _hand_over(self, old: Session, new: Session) -> None:
+    async def _hand_over(self, old: SubscriptionSession, new: SubscriptionSession) -> None:
         """From now on the new one counts. The old one goes on for a moment: the new one may be slow to begin."""
         self._retry_at = 0.0
         self._failures = 0
@@ -320,7 +320,7 @@ class Group:
         detail = {"reason": outside(error), "attempt": self._failures, "retry_in_seconds": round(wait, 1)}
         self._tell("connect_failed", **detail)
 
-    async def _lost(self, session: Session) -> None:
+    async def _lost(self, session: SubscriptionSession) -> None:
         """State why and since when nothing is heard, and clear up. Raises what the sink raised, if that was the end."""
         connection = session.connection
         self._states.follow_none()
@@ -342,7 +342,7 @@ class Group:
             self._failures = 1
             self._well_until = now
 
-    async def _retire(self, session: Session, cause: str = "lost", reason: str = "cleared up") -> None:
+    async def _retire(self, session: SubscriptionSession, cause: str = "lost", reason: str = "cleared up") -> None:
         await session.close(cause, reason)
         if session in self._sessions:
             self._sessions.discard(session)

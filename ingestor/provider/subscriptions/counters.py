@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 from ingestor.core.clock import wall_us
-from ingestor.provider.socket.connection import Connection, Ended, Line
+from ingestor.provider.socket.connection import CloseReason, Connection, ConnectionSettings
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,7 +27,7 @@ class GroupStatus:
     last_error: str
 
 
-class Tally:
+class GroupCounters:
     """Counts on over all connections that a group has had."""
 
     def __init__(self) -> None:
@@ -46,7 +46,7 @@ class Tally:
         """There is none any more."""
         self._since_us = wall_us()
 
-    def ended(self, ended: Ended) -> None:
+    def ended(self, ended: CloseReason) -> None:
         """Why."""
         self._reconnects[ended.cause] += 1
         self.last_error = ended.reason
@@ -56,7 +56,7 @@ class Tally:
         self._frames += connection.frames
         self._last_frame_us = connection.last_frame_us or self._last_frame_us
 
-    def status(self, line: Line, now: Connection | None, still: Iterable[Connection]) -> GroupStatus:
+    def status(self, line: ConnectionSettings, now: Connection | None, still: Iterable[Connection]) -> GroupStatus:
         """A snapshot. ``now`` is the connection that counts; ``still`` are all that are not retired."""
         connections = list(still)
         frame_times = [connection.last_frame_us for connection in connections]

@@ -13,7 +13,7 @@ QUOTED = 10  # different texts of one event that are recorded as they come, in o
 
 
 @dataclass(slots=True)
-class Window:
+class ThrottleWindow:
     """What was said of one event, since the first of it came."""
 
     texts: set[str] = field(default_factory=set)  # that were recorded
@@ -25,7 +25,7 @@ class Window:
         return text not in self.texts and len(self.texts) < QUOTED
 
 
-class Complaints:
+class ErrorThrottle:
     """The ``provider_error`` facts of one group, on their way to ``record``.
 
     The first of an event is recorded at once, and so are the next few that say something else. The rest is counted, as
@@ -34,7 +34,7 @@ class Complaints:
 
     def __init__(self, record: Callable[[Fact], object]) -> None:
         self._record = record
-        self._windows: dict[str, Window] = {}
+        self._windows: dict[str, ThrottleWindow] = {}
         self._timers: dict[str, asyncio.TimerHandle] = {}
 
     def tell(self, fact: Fact) -> None:
@@ -60,7 +60,7 @@ class Complaints:
                 self._quote(window, window.last, window.suppressed - 1)
 
     def _open(self, event: str, fact: Fact, suppressed: int) -> None:
-        window = self._windows[event] = Window()
+        window = self._windows[event] = ThrottleWindow()
         self._timers[event] = asyncio.get_running_loop().call_later(WINDOW_SECONDS, self._close, event)
         self._quote(window, fact, suppressed)
 
@@ -70,7 +70,7 @@ class Complaints:
         if window.last is not None:
             self._open(event, window.last, window.suppressed - 1)
 
-    def _quote(self, window: Window, fact: Fact, suppressed: int) -> None:
+    def _quote(self, window: ThrottleWindow, fact: Fact, suppressed: int) -> None:
         window.texts.add(fact.detail["text"])
         window.suppressed, window.last = 0, None
         more = {"suppressed": suppressed} if suppressed else {}

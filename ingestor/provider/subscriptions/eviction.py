@@ -7,7 +7,7 @@ IN_A_ROW = 2  # once may be chance
 AGAIN_SECONDS = 3600.0
 
 
-class Evictions:
+class EvictionDetector:
     """Of one group. Times are seconds on one clock."""
 
     def __init__(self) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from typing import Protocol
 
 from ingestor.config.model import Subscription
-from ingestor.core.backoff import Backoff, Turn, chance
+from ingestor.core.backoff import Backoff, RetryTimer, chance
 from ingestor.core.clock import boottime, wall_us
 from ingestor.core.entries import SubscriptionKey
 from ingestor.provider.socket.connection import Answered, Connection
@@ -17,21 +17,21 @@ RESUBSCRIBE = Backoff(first_seconds=5.0, cap_seconds=3600.0)
 QUOTED = 3  # different errors in one fact about many answers
 
 
-class Tell(Protocol):
+class RecordFact(Protocol):
     """States a fact of the group."""
 
     def __call__(self, kind: str, **detail: object) -> None: ...
 
 
-class Session:
+class SubscriptionSession:
     """Its ``acknowledged`` and ``refused`` are what the provider said so far; ``changed`` is told of every answer."""
 
     def __init__(
         self,
         connection: Connection,
         wanted: Mapping[SubscriptionKey, Subscription],
-        changed: Callable[[Session], None],
-        tell: Tell,
+        changed: Callable[[SubscriptionSession], None],
+        tell: RecordFact,
     ) -> None:
         """Begins to ask at once."""
         self.connection = connection
@@ -40,7 +40,7 @@ class Session:
         self.settled = asyncio.Event()  # what was wanted at first was asked for, and answered or not in time
         self.rounds = 0  # of asking that are under way
         self._wanted = dict(wanted)
-        self._turns = {key: Turn() for key in wanted}  # of those that are not acknowledged
+        self._turns = {key: RetryTimer() for key in wanted}  # of those that are not acknowledged
         self._asked: set[SubscriptionKey] = set()
         self._again: list[Subscription] = []
         self._unwanted: list[Subscription] = []
@@ -53,7 +53,7 @@ class Session:
         """Ask for these too."""
         for one in subscriptions:
             self._wanted[one.key] = one
-            self._turns[one.key] = Turn()
+            self._turns[one.key] = RetryTimer()
         self._news.set()
 
     def remove(self, subscriptions: Iterable[Subscription]) -> None:
@@ -104,25 +104,25 @@ class Session:
             pass  # somebody's turn has come
         self._news.clear()
 
-    def _due(self) -> list[tuple[Subscription, Turn]]:
+    def _due(self) -> list[tuple[Subscription, RetryTimer]]:
         now = boottime()
         due = [(self._wanted[key], turn) for key, turn in self._turns.items() if turn.due_at <= now]
         for _, turn in due:
             turn.begin()
         return due
 
-    async def _ask_first(self, due: list[tuple[Subscription, Turn]]) -> None:
+    async def _ask_first(self, due: list[tuple[Subscription, RetryTimer]]) -> None:
         await self._ask(due)
         self.settled.set()
 
-    async def _ask(self, due: list[tuple[Subscription, Turn]]) -> None:
+    async def _ask(self, due: list[tuple[Subscription, RetryTimer]]) -> None:
         self.rounds += 1
         await self.connection.subscribe(self._still_wanted(due), self._answered)
         self.rounds -= 1
         self._changed(self)
         self._news.set()  # now that all are answered, and not at each of a thousand answers: some may be due again
 
-    def _still_wanted(self, due: list[tuple[Subscription, Turn]]) -> Iterator[Subscription]:
+    def _still_wanted(self, due: list[tuple[Subscription, RetryTimer]]) -> Iterator[Subscription]:
         for one, turn in due:
             if self._turns.get(one.key) is turn:
                 self._asked.add(one.key)

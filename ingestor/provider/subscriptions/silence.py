@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from ingestor.core.backoff import Backoff, Turn
+from ingestor.core.backoff import Backoff, RetryTimer
 from ingestor.core.entries import SubscriptionKey
 
 CAP_SECONDS = 3600.0
 
 
-class Silences:
+class SilenceDetector:
     """Of one group's subscriptions. Times are seconds on one clock, ``chance`` is a random number in [0, 1)."""
 
     def __init__(self, limit_seconds: float) -> None:
         self._limit = limit_seconds
         self._again = Backoff(limit_seconds, max(limit_seconds, CAP_SECONDS))
         self._since: dict[SubscriptionKey, float] = {}  # of all that are listened for
-        self._turns: dict[SubscriptionKey, Turn] = {}  # of those that are silent
+        self._turns: dict[SubscriptionKey, RetryTimer] = {}  # of those that are silent
 
     def __contains__(self, key: SubscriptionKey) -> bool:
         """Whether it is silent."""
@@ -44,7 +44,7 @@ class Silences:
         """Those that have become silent. Their turn to be asked for again is at once."""
         limit = self._limit
         found = [key for key, at in self._since.items() if until - at >= limit and key not in self._turns]
-        self._turns |= {key: Turn() for key in found}
+        self._turns |= {key: RetryTimer() for key in found}
         return found
 
     def due(self, now: float, chance: float) -> list[SubscriptionKey]:

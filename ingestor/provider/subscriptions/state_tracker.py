@@ -9,13 +9,13 @@ from typing import Any
 
 from ingestor.config.model import Subscription
 from ingestor.core.backoff import chance
-from ingestor.core.clock import Tick, boottime, tick
+from ingestor.core.clock import ClockReading, boottime, tick
 from ingestor.core.entries import Channel, State, SubscriptionKey
-from ingestor.provider.socket.connection import Line
-from ingestor.provider.subscriptions.activity import Span
-from ingestor.provider.subscriptions.session import Session
-from ingestor.provider.subscriptions.silence import Silences
-from ingestor.provider.subscriptions.states import Coverage
+from ingestor.provider.socket.connection import ConnectionSettings
+from ingestor.provider.subscriptions.activity import ActivitySpan
+from ingestor.provider.subscriptions.session import SubscriptionSession
+from ingestor.provider.subscriptions.silence import SilenceDetector
+from ingestor.provider.subscriptions.states import SubscriptionStates
 
 FLUSH_SECONDS = 0.1  # answers that come this close together make one fact
 ROUND_FLUSH_SECONDS = 1.0  # the same, while more are awaited
@@ -25,35 +25,35 @@ TOGETHER_US = 5_000_000  # silences that began this close together make one fact
 
 
 @dataclass(frozen=True, slots=True)
-class Doubt:
+class Unconfirmed:
     """After an interruption nobody knows whether the connection still lives, until something is heard on it."""
 
-    session: Session
+    session: SubscriptionSession
     keys: tuple[SubscriptionKey, ...]  # that were live on it
-    since: Tick  # when we could listen again
+    since: ClockReading  # when we could listen again
 
 
-class States:
+class StateTracker:
     """Follows one session at a time: the one that counts."""
 
     def __init__(
         self,
-        line: Line,
+        line: ConnectionSettings,
         wanted: Mapping[SubscriptionKey, Subscription],
-        coverage: Coverage,
+        coverage: SubscriptionStates,
         silence_seconds: float,
     ) -> None:
         """``wanted`` is the group's own; after a change of it, ``rewire``."""
-        self.session: Session | None = None
+        self.session: SubscriptionSession | None = None
         self._line = line
         self._wanted = wanted
         self._coverage = coverage
         self._silence_seconds = silence_seconds
-        self._silences = Silences(silence_seconds)
+        self._silences = SilenceDetector(silence_seconds)
         self._last_us: dict[SubscriptionKey, int] = {}  # the last data heard
         self._flush: asyncio.TimerHandle | None = None
         self._flush_by = 0.0  # by the loop's clock
-        self._doubt: Doubt | None = None
+        self._doubt: Unconfirmed | None = None
         self.rewire()
 
     def rewire(self) -> None:
@@ -80,7 +80,7 @@ class States:
         for key in keys:
             self._last_us.pop(key, None)
 
-    def follow(self, session: Session) -> None:
+    def follow(self, session: SubscriptionSession) -> None:
         """From now on this session's answers are the subscriptions' states."""
         before, self.session = self.session, session
         if before is not None:
@@ -93,7 +93,7 @@ class States:
         self.session = None
         self._silences.ignore(self._wanted)
 
-    def answers_came(self, session: Session) -> None:
+    def answers_came(self, session: SubscriptionSession) -> None:
         """Publish when no more come, or when the first of them has waited for long enough."""
         if session is not self.session:
             return
@@ -122,7 +122,7 @@ class States:
                 self._silences.ignore(refused)
                 self._coverage.change("refused", "refused", refused, {**detail, "reason": reason})
 
-    def _publish_acknowledged(self, session: Session, detail: dict[str, Any]) -> None:
+    def _publish_acknowledged(self, session: SubscriptionSession, detail: dict[str, Any]) -> None:
         known = {*self._coverage.are("live", session.acknowledged), *self._doubted(session)}
         fresh = {
             key: at for key, at in session.acknowledged.items() if key not in known and key not in self._silences
@@ -135,7 +135,7 @@ class States:
 
     # --- silences ---
 
-    def hear(self, news: Mapping[Channel, Span]) -> None:
+    def hear(self, news: Mapping[Channel, ActivitySpan]) -> None:
         """Data was found in what came. What was silent is live again from the first of it on."""
         now = boottime()
         again: dict[SubscriptionKey, int] = {}
@@ -181,7 +181,7 @@ class States:
         self._last_us.clear()  # stamps of a clock that may have been set
         self._silences.listen(session.acknowledged, boottime())
         keys = (*self._doubted(session), *self._coverage.are("live", self._wanted))
-        self._doubt = Doubt(session, keys, tick())
+        self._doubt = Unconfirmed(session, keys, tick())
         self._listen_again(self._doubt)
 
     def _cancel_flush(self) -> None:
@@ -189,10 +189,10 @@ class States:
             self._flush.cancel()
             self._flush = None
 
-    def _doubted(self, session: Session) -> tuple[SubscriptionKey, ...]:
+    def _doubted(self, session: SubscriptionSession) -> tuple[SubscriptionKey, ...]:
         return self._doubt.keys if self._doubt and self._doubt.session is session else ()
 
-    def _listen_again(self, doubt: Doubt) -> None:
+    def _listen_again(self, doubt: Unconfirmed) -> None:
         """End the doubt when something was heard; a connection that ends, or has a successor, ends it as well."""
         connection = doubt.session.connection
         if self._doubt is not doubt:
@@ -208,7 +208,7 @@ class States:
                 self._coverage.change("heard_again", "live", silent, detail, doubt.since.wall_us)
             self.publish()
 
-    def _take_over(self, old: Session, new: Session) -> None:
+    def _take_over(self, old: SubscriptionSession, new: SubscriptionSession) -> None:
         """What the old connection listened to and the new one does not was live until the old was last heard."""
         for reason, keys in _by_reason(new.refused).items():
             if lost := self._coverage.are("live", keys):

@@ -11,7 +11,7 @@ from ingestor.core.entries import Fact, State, SubscriptionKey
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
+class SubscriptionState:
     """What can be said of one subscription now."""
 
     state: State
@@ -19,14 +19,14 @@ class Standing:
     reason: str = ""
 
 
-class Coverage:
+class SubscriptionStates:
     """The standings of all subscriptions of this daemon."""
 
     def __init__(self, record: Callable[[Fact], object]) -> None:
         self._record = record
-        self._standings: dict[SubscriptionKey, Standing] = {}
+        self._standings: dict[SubscriptionKey, SubscriptionState] = {}
 
-    def __getitem__(self, key: SubscriptionKey) -> Standing | None:
+    def __getitem__(self, key: SubscriptionKey) -> SubscriptionState | None:
         return self._standings.get(key)
 
     def are(self, state: State, keys: Iterable[SubscriptionKey]) -> list[SubscriptionKey]:
@@ -50,7 +50,7 @@ class Coverage:
         changed = [key for key in keys if (at := self._standings.get(key)) is None or at.state != state]
         for key in changed:
             since = now if since_us is None else max(since_us, self._since(key))
-            self._standings[key] = Standing(state, since, str(detail.get("reason", "")))
+            self._standings[key] = SubscriptionState(state, since, str(detail.get("reason", "")))
         self._record(Fact(kind, now, detail, state if changed else None, tuple(changed), since_us if changed else None))
 
     def forget(self, keys: Iterable[SubscriptionKey]) -> None:

@@ -12,27 +12,27 @@ from urllib.parse import urlsplit
 
 from pydantic import SecretStr
 
-from ingestor.config.model import Provider, Subscription, canonical
+from ingestor.config.model import ProviderConfig, Subscription, canonical
 from ingestor.core.clock import boottime, wall_us
 from ingestor.core.entries import Fact, SubscriptionKey
 from ingestor.errors import IngestorError
-from ingestor.provider.auth import Token, TokenSupply
+from ingestor.provider.auth import Token, TokenSource
 from ingestor.provider.catalog import KEY_PARAMS
 from ingestor.provider.socket.client import known_release
-from ingestor.provider.socket.connection import Line, Sink, outside
-from ingestor.provider.socket.protocol import Dialects
-from ingestor.provider.subscriptions.activity import Heard
-from ingestor.provider.subscriptions.connection_group import Group, Surroundings
+from ingestor.provider.socket.connection import ConnectionSettings, Sink, outside
+from ingestor.provider.socket.protocol import ProtocolDetector
+from ingestor.provider.subscriptions.activity import ActivityTracker
+from ingestor.provider.subscriptions.connection_group import ConnectionGroup, GroupContext
 from ingestor.provider.subscriptions.counters import GroupStatus
-from ingestor.provider.subscriptions.states import Coverage, Standing
+from ingestor.provider.subscriptions.states import SubscriptionState, SubscriptionStates
 from ingestor.provider.transport import tls
 
-Name: TypeAlias = tuple[str, str]  # of a group: its path and shared params
+GroupKey: TypeAlias = tuple[str, str]  # of a group: its path and shared params
 LOOK_SECONDS = 5.0  # between looks who is silent; with a short ``silence`` more often
 LOOKS = 20  # in one ``silence`` at least
 
 
-class Mark(NamedTuple):
+class ReadMark(NamedTuple):
     """A moment, and what had been received by then."""
 
     at: float  # boottime
@@ -40,16 +40,16 @@ class Mark(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Status:
+class SupervisorStatus:
     """The receive side as status and metrics show it."""
 
     groups: tuple[GroupStatus, ...]
-    subscriptions: Mapping[SubscriptionKey, Standing]
+    subscriptions: Mapping[SubscriptionKey, SubscriptionState]
     complaints: Mapping[str, int]  # errors that the provider reported, by event
 
 
 @dataclass(frozen=True, slots=True)
-class Difference:
+class SubscriptionDiff:
     """What became of the subscriptions by a change of the config."""
 
     added: tuple[Subscription, ...]
@@ -62,9 +62,9 @@ def shared_params(subscription: Subscription) -> str:
     return canonical(rest)
 
 
-def grouped(subscriptions: Iterable[Subscription]) -> dict[Name, tuple[Subscription, ...]]:
+def grouped(subscriptions: Iterable[Subscription]) -> dict[GroupKey, tuple[Subscription, ...]]:
     """(path, shared params) → subscriptions. A bare list names neither, so a connection carries one of each only."""
-    groups: dict[Name, list[Subscription]] = {}
+    groups: dict[GroupKey, list[Subscription]] = {}
     for one in subscriptions:
         groups.setdefault((one.path, shared_params(one)), []).append(one)
     return {name: tuple(members) for name, members in groups.items()}
@@ -75,12 +75,12 @@ class Supervisor:
 
     def __init__(
         self,
-        provider: Provider,
+        provider: ProviderConfig,
         subscriptions: Iterable[Subscription],
-        tokens: TokenSupply,
+        tokens: TokenSource,
         sink: Sink,
         record: Callable[[Fact], object],
-        heard: Heard,
+        heard: ActivityTracker,
         proxy: SecretStr | None = None,
     ) -> None:
         """Must be made inside the running loop. Reads the CA file."""
@@ -90,7 +90,7 @@ class Supervisor:
         self._record = record
         self._tokens = tokens
         self._subscriptions = tuple(subscriptions)
-        self._coverage = Coverage(record)
+        self._coverage = SubscriptionStates(record)
         self._complaints: Counter[str] = Counter()
         self._uncovered: frozenset[str] = frozenset()  # paths that were warned of
         self._gate = asyncio.Event()
@@ -98,9 +98,9 @@ class Supervisor:
         self._provider = provider
         self._proxy = proxy
         self._verification = tls(provider.ca_file) if urlsplit(provider.url).scheme == "https" else None
-        self._around = Surroundings(
+        self._around = GroupContext(
             tokens=tokens,
-            dialects=Dialects(provider.url, provider.protocol, self._verification, proxy),
+            dialects=ProtocolDetector(provider.url, provider.protocol, self._verification, proxy),
             sink=sink,
             coverage=self._coverage,
             record=record,
@@ -110,7 +110,9 @@ class Supervisor:
             gate=self._gate,
         )
         self._groups = {name: self._group(name, members) for name, members in grouped(self._subscriptions).items()}
-        self._tasks: dict[Group, asyncio.Task[None]] = {}  # of those above, and of those that are being closed
+        self._tasks: dict[
+            ConnectionGroup, asyncio.Task[None]
+        ] = {}  # of those above, and of those that are being closed
         self._nursery: asyncio.TaskGroup | None = None  # while it runs
         self._listen()
 
@@ -142,7 +144,7 @@ class Supervisor:
             task.cancel()
         await asyncio.wait(tasks)
 
-    def apply(self, subscriptions: Iterable[Subscription]) -> Difference:
+    def apply(self, subscriptions: Iterable[Subscription]) -> SubscriptionDiff:
         """Want these from now on. Only the difference is carried out: every connection that is still needed stays as it
         is, with one unsubscribe for each that is gone and one subscribe for each that is new.
 
@@ -158,7 +160,7 @@ class Supervisor:
         self._listen()
         if self._tokens.current is not None:
             self._say_uncovered(self._tokens.current)
-        return Difference(added, removed)
+        return SubscriptionDiff(added, removed)
 
     async def hang_up(self, reason: str) -> None:
         """The spool is full: close every connection, in state ``spool_full``, until ``resume``."""
@@ -183,18 +185,18 @@ class Supervisor:
         """Say again which state every subscription is in: whoever reads the facts begins anew."""
         self._coverage.restate()
 
-    def status(self) -> Status:
+    def status(self) -> SupervisorStatus:
         """A snapshot."""
         standings = {one.key: self._coverage[one.key] for one in self._subscriptions}
-        return Status(
+        return SupervisorStatus(
             groups=tuple(group.status() for group in self._groups.values()),
             subscriptions=MappingProxyType({key: at for key, at in standings.items() if at is not None}),
             complaints=MappingProxyType(dict(self._complaints)),
         )
 
-    def _group(self, name: Name, members: tuple[Subscription, ...]) -> Group:
+    def _group(self, name: GroupKey, members: tuple[Subscription, ...]) -> ConnectionGroup:
         (path, params), provider = name, self._provider
-        line = Line(
+        line = ConnectionSettings(
             url=provider.url,
             path=path,
             params=params,
@@ -202,14 +204,14 @@ class Supervisor:
             verification=self._verification,
             proxy=self._proxy,
         )
-        return Group(line, members, self._around)
+        return ConnectionGroup(line, members, self._around)
 
-    def _start(self, group: Group) -> None:
+    def _start(self, group: ConnectionGroup) -> None:
         if self._nursery is not None:
             task = self._tasks[group] = self._nursery.create_task(group.run(), name="connection group")
             task.add_done_callback(lambda _: self._tasks.pop(group))
 
-    def _change(self, name: Name, removed: tuple[Subscription, ...], added: tuple[Subscription, ...]) -> None:
+    def _change(self, name: GroupKey, removed: tuple[Subscription, ...], added: tuple[Subscription, ...]) -> None:
         group = self._groups.get(name)
         if group is None:
             group = self._groups[name] = self._group(name, added)
@@ -227,7 +229,7 @@ class Supervisor:
         self._heard.want(channel for group in self._groups.values() for channel in group.channels)
 
     async def _watch_silence(self) -> None:
-        mark = Mark(boottime(), self._sink.head)
+        mark = ReadMark(boottime(), self._sink.head)
         while True:
             await asyncio.sleep(self._look_seconds)
             upto_seq = self._heard.upto_seq  # before taking: what that seq says has been noted
@@ -237,7 +239,7 @@ class Supervisor:
             if upto_seq >= mark.seq:  # else what was received by then may be of anyone: nobody is called silent
                 for group in self._groups.values():
                     group.judge(mark.at)
-                mark = Mark(boottime(), self._sink.head)
+                mark = ReadMark(boottime(), self._sink.head)
 
     def _on_renewed(self, token: Token) -> None:
         self._record(Fact("token_renewed", wall_us(), {"life_seconds": round(token.life_seconds)}))

@@ -19,11 +19,11 @@ from sqlalchemy import Connection, bindparam, delete, select, tuple_, union_all,
 
 from ingestor.store import schema
 
-Span: TypeAlias = tuple[datetime, datetime]
+TimeRange: TypeAlias = tuple[datetime, datetime]
 _Row: TypeAlias = Any  # of ``coverage``
 
 
-class Key(NamedTuple):
+class CoverageKey(NamedTuple):
     """Where a row of coverage stands."""
 
     subscription_id: int
@@ -31,28 +31,28 @@ class Key(NamedTuple):
     start_seq: int
 
     @property
-    def next_history(self) -> Key:
+    def next_history(self) -> CoverageKey:
         """Before the first row of the instance that follows in this subscription's rows."""
-        return Key(self.subscription_id, self.instance_id + 1, 0)
+        return CoverageKey(self.subscription_id, self.instance_id + 1, 0)
 
 
-START = Key(0, 0, 0)
+START = CoverageKey(0, 0, 0)
 
 
-class Run(NamedTuple):
+class CoverageRun(NamedTuple):
     """Neighbouring rows of one subscription and instance, as the one that is to stand for them."""
 
-    key: Key  # of the first
+    key: CoverageKey  # of the first
     last_seq: int  # start_seq of the last
     to_at: datetime
 
     @property
-    def end(self) -> Key:
+    def end(self) -> CoverageKey:
         """The last of its rows."""
         return self.key._replace(start_seq=self.last_seq)
 
 
-def fold(connection: Connection, start: Key, before: datetime, rows: int) -> tuple[int, Key | None]:
+def fold(connection: Connection, start: CoverageKey, before: datetime, rows: int) -> tuple[int, CoverageKey | None]:
     """Fold what ended before ``before`` among the ``rows`` that follow from ``start`` on.
 
     Returns how many were read, and where to go on; None at the end of the table.
@@ -79,32 +79,32 @@ def _old(history: Iterable[_Row], before: datetime) -> list[_Row]:
     return old
 
 
-def _next(last: _Row, history: Sequence[_Row], found: Sequence[Run]) -> Key:
+def _next(last: _Row, history: Sequence[_Row], found: Sequence[CoverageRun]) -> CoverageKey:
     key = _key(last)
     if not history or history[-1] is not last:
         return key.next_history  # what follows of it is younger still
     return found[-1].key if found and found[-1].end == key else key
 
 
-def runs(history: Iterable[_Row], had: Sequence[Span]) -> list[Run]:
+def runs(history: Iterable[_Row], had: Sequence[TimeRange]) -> list[CoverageRun]:
     """Of rows in order those that were ``had``, as runs; where one does not touch the next, another run begins."""
-    made: list[Run] = []
+    made: list[CoverageRun] = []
     follows = False
     for row in history:
         is_had = _is_had(row, had)
         if is_had and follows and made[-1].to_at == row.started_at:
             made[-1] = made[-1]._replace(last_seq=row.start_seq, to_at=row.ended_at)
         elif is_had:
-            made.append(Run(_key(row), row.start_seq, row.ended_at))
+            made.append(CoverageRun(_key(row), row.start_seq, row.ended_at))
         follows = is_had
     return made
 
 
-def _key(row: _Row) -> Key:
-    return Key(row.subscription_id, row.instance_id, row.start_seq)
+def _key(row: _Row) -> CoverageKey:
+    return CoverageKey(row.subscription_id, row.instance_id, row.start_seq)
 
 
-def _is_had(row: _Row, had: Sequence[Span]) -> bool:
+def _is_had(row: _Row, had: Sequence[TimeRange]) -> bool:
     # What `lost` tells is more than a gap: `audit` speaks of it for ever.
     if row.state == "lost":
         return False
@@ -112,9 +112,9 @@ def _is_had(row: _Row, had: Sequence[Span]) -> bool:
     return place > 0 and bool(row.ended_at <= had[place - 1][1])
 
 
-def _had(connection: Connection, histories: Sequence[Sequence[_Row]]) -> Mapping[int, Sequence[Span]]:
+def _had(connection: Connection, histories: Sequence[Sequence[_Row]]) -> Mapping[int, Sequence[TimeRange]]:
     """Subscription → the time that it has for good, as far as these rows reach: nothing open, which may end earlier."""
-    spans: dict[int, list[Span]] = defaultdict(list)
+    spans: dict[int, list[TimeRange]] = defaultdict(list)
     if histories:
         ids = {history[0].subscription_id for history in histories}
         start = min(history[0].started_at for history in histories)
@@ -136,9 +136,9 @@ def _pieces(connection: Connection, ids: Collection[int], start: datetime, end: 
     return connection.execute(union_all(listened, repaired)).all()
 
 
-def union(pieces: Iterable[Span]) -> list[Span]:
+def union(pieces: Iterable[TimeRange]) -> list[TimeRange]:
     """The same time in the fewest spans, in order."""
-    spans: list[Span] = []
+    spans: list[TimeRange] = []
     for from_at, to_at in sorted(pieces):
         if spans and from_at <= spans[-1][1]:
             spans[-1] = (spans[-1][0], max(spans[-1][1], to_at))
@@ -147,7 +147,7 @@ def union(pieces: Iterable[Span]) -> list[Span]:
     return spans
 
 
-def _replace(connection: Connection, made: Sequence[Run]) -> None:
+def _replace(connection: Connection, made: Sequence[CoverageRun]) -> None:
     if not made:
         return
     c = schema.coverage.c

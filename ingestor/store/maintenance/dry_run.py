@@ -15,11 +15,11 @@ from sqlalchemy import Connection, Engine, NestedTransaction
 from ingestor.store import migrate
 from ingestor.store.engine import sqlite_path, translated
 from ingestor.store.open_database import opened
-from ingestor.store.write.batch import Batch, Written
-from ingestor.store.write.batch_writer import Database, Instance
+from ingestor.store.write.batch import Batch, WriteResult
+from ingestor.store.write.batch_writer import BatchWriter, InstanceInfo
 
 
-def rehearse(url: str, instance: Instance, batch: Batch) -> Written:
+def rehearse(url: str, instance: InstanceInfo, batch: Batch) -> WriteResult:
     """What would become of a batch, as the first of an instance that nobody has met. The schema is there, or none is.
 
     An empty database gets its tables for as long as this lasts. For a SQLite file that is not there, one in a folder
@@ -33,19 +33,19 @@ def rehearse(url: str, instance: Instance, batch: Batch) -> Written:
         return _rehearse(f"sqlite:///{Path(folder, path.name)}", instance, batch)
 
 
-def _rehearse(url: str, instance: Instance, batch: Batch) -> Written:
+def _rehearse(url: str, instance: InstanceInfo, batch: Batch) -> WriteResult:
     with opened(url, read_only=False) as engine, translated(), engine.connect() as connection:
         whole = connection.begin()
         try:
             migrate.make_if_empty(connection)
-            database = Database(_Within(connection))
+            database = BatchWriter(_ConnectionEngine(connection))
             database.register(replace(instance, spool_id=secrets.token_hex(16)), batch.first_seq)
             return database.write(batch)
         finally:
             whole.rollback()
 
 
-class _Within(Engine):
+class _ConnectionEngine(Engine):
     """An engine whose transactions are parts of one that somebody else ends."""
 
     def __init__(self, connection: Connection) -> None:

@@ -22,7 +22,7 @@ LEASE = "healing"
 LEASE_TIME = timedelta(minutes=5)  # longer than an answer takes; renewed before each question
 
 Kind = Literal["window", "snapshot", "historical", "manual"]
-State: TypeAlias = Literal["open", "done", "failed"]
+RepairState: TypeAlias = Literal["open", "done", "failed"]
 
 DUE_AT_ONCE = 100  # fetched together; nearly always the first one is taken
 
@@ -50,7 +50,7 @@ class Repair:
     from_ts: datetime
     to_ts: datetime
     kind: Kind
-    state: State
+    state: RepairState
     cursor: str
     attempts: int
     new_rows: int
@@ -70,7 +70,7 @@ class Repair:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Wish:
+class BackfillRequest:
     """A range that a person asks for. Its subscription need not be wanted by the config."""
 
     path: str
@@ -82,7 +82,7 @@ class Wish:
     to_ts: datetime
 
 
-class Resumed(NamedTuple):
+class ResumedRepair(NamedTuple):
     """Where the answers are that came when a subscription was live again after its gap."""
 
     repair: Repair
@@ -90,14 +90,14 @@ class Resumed(NamedTuple):
     seq: int  # they follow it
 
 
-class Held(NamedTuple):
+class SampleRange(NamedTuple):
     """Of which ts the first and last of some samples are."""
 
     first: datetime
     last: datetime
 
 
-class Answer(NamedTuple):
+class StoredPayload(NamedTuple):
     """A payload, as far as it is needed to read it again."""
 
     seq: int
@@ -138,7 +138,7 @@ def unnamed_gaps(engine: Engine, limit: int) -> list[Gap]:
         return [Gap(*row) for row in connection.execute(query)]
 
 
-def resumed(engine: Engine, limit: int) -> tuple[list[Resumed], list[Repair]]:
+def resumed(engine: Engine, limit: int) -> tuple[list[ResumedRepair], list[Repair]]:
     """Open repairs by window: those whose answers can be looked for, and those that were not followed by listening."""
     c, r = schema.coverage.c, schema.repairs.c
     before = schema.coverage.alias()
@@ -160,7 +160,9 @@ def resumed(engine: Engine, limit: int) -> tuple[list[Resumed], list[Repair]]:
     with translated(), engine.connect() as connection:
         rows = connection.execute(query).all()
     found = [(_repair(row), row.instance_id, row.seq) for row in rows]
-    listening = [Resumed(repair, instance_id, seq) for repair, instance_id, seq in found if instance_id is not None]
+    listening = [
+        ResumedRepair(repair, instance_id, seq) for repair, instance_id, seq in found if instance_id is not None
+    ]
     return listening, [repair for repair, instance_id, _ in found if instance_id is None]
 
 
@@ -239,7 +241,7 @@ def _repair(row: Any) -> Repair:
 
 def answers(
     engine: Engine, instance_id: int, seqs: range, since: datetime, paths: Collection[str], limit: int
-) -> list[Answer]:
+) -> list[StoredPayload]:
     """What came off the socket for ``paths`` from ``since`` on, in the order of seq; the first of ``seqs``."""
     c = schema.payloads.c
     query = (
@@ -250,7 +252,7 @@ def answers(
         .limit(limit)
     )
     with translated(), engine.connect() as connection:
-        return [Answer(*row) for row in connection.execute(query)]
+        return [StoredPayload(*row) for row in connection.execute(query)]
 
 
 def tickers(engine: Engine, feed: str, limit: int) -> list[str]:
@@ -262,13 +264,13 @@ def tickers(engine: Engine, feed: str, limit: int) -> list[str]:
         return list(connection.execute(query).scalars())
 
 
-def held(engine: Engine, feed: str, ticker: str, user_id: str, start: datetime, end: datetime) -> Held | None:
+def held(engine: Engine, feed: str, ticker: str, user_id: str, start: datetime, end: datetime) -> SampleRange | None:
     """Of which ts the first and last samples of these names are, with ``start`` ≤ ts < ``end``."""
     ts = schema.samples.c.ts
     query = _samples(feed, ticker, user_id, start, end).with_only_columns(func.min(ts), func.max(ts))
     with translated(), engine.connect() as connection:
         first, last = connection.execute(query).one()
-    return None if first is None else Held(first, last)
+    return None if first is None else SampleRange(first, last)
 
 
 def rows_brought(engine: Engine, repair: Repair, bucket: timedelta) -> int:
@@ -297,14 +299,14 @@ def _samples(feed: str, ticker: str, user_id: str, start: datetime, end: datetim
 # What is written
 
 
-class NotOurs(Exception):
+class LeaseHeldElsewhere(Exception):
     """Another daemon heals for this database."""
 
 
-class Repairs:
+class RepairTable:
     """The table, as the writer's thread changes it. ``me``: our instance. Each call is one short transaction.
 
-    Raises NotOurs where another instance has the lease, DatabaseUnavailable.
+    Raises LeaseHeldElsewhere where another instance has the lease, DatabaseUnavailable.
     """
 
     def __init__(self, engine: Engine) -> None:
@@ -347,7 +349,7 @@ class Repairs:
         """They cannot be repaired, and ``error`` says why."""
         self._change(me, repair_ids, state="failed", error=error, finished_at=now)
 
-    def book(self, wishes: Sequence[Wish], now: datetime) -> list[int]:
+    def book(self, wishes: Sequence[BackfillRequest], now: datetime) -> list[int]:
         """Begin what a person asks for; what failed is begun anew, what is open goes on, what is done stays so.
 
         A gap that waits for something else is asked for now.
@@ -377,7 +379,7 @@ class Repairs:
 
 def _lease(connection: Connection, me: int) -> None:
     if leases.hold(connection, LEASE, me, LEASE_TIME) is None:
-        raise NotOurs
+        raise LeaseHeldElsewhere
 
 
 def _still_open(repair_ids: Sequence[int]) -> Any:
@@ -389,7 +391,7 @@ def _insert(connection: Connection, table: Any) -> Any:
     return (postgresql if connection.dialect.name == "postgresql" else sqlite).insert(table)
 
 
-def _subscription_id(connection: Connection, wish: Wish, now: datetime) -> int:
+def _subscription_id(connection: Connection, wish: BackfillRequest, now: datetime) -> int:
     c = schema.subscriptions.c
     names = {name: getattr(wish, name) for name in ("feed", "path", "method", "params", "ticker")}
     new = _insert(connection, schema.subscriptions).on_conflict_do_nothing()

@@ -16,7 +16,7 @@ from typing import Any, Protocol, TypeAlias
 
 from sqlalchemy import Connection, Engine, Table, bindparam, delete, exists, select, update
 
-from ingestor.config.model import Retention as Horizons
+from ingestor.config.model import RetentionConfig as Horizons
 from ingestor.core.times import day_of, microseconds, moment
 from ingestor.store import leases, schema
 from ingestor.store.engine import transaction
@@ -34,7 +34,7 @@ MOST = 2**31 - 1  # that such a column holds
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
+class RetentionResult:
     """What a step has done."""
 
     samples: int = 0  # taken
@@ -51,7 +51,7 @@ class Retention:
         self._rows = FIRST_ROWS
         self._folded_on: date | None = None  # coverage is read to its end once a day
 
-    def step(self, instance_id: int, now_us: int) -> Step:
+    def step(self, instance_id: int, now_us: int) -> RetentionResult:
         """Take at most ``STEP_ROWS``, in about ``STEP_SECONDS``, in a transaction of its own.
 
         The first step of a sweep sets its horizons. Where another instance has the lease there is nothing to do.
@@ -62,7 +62,7 @@ class Retention:
         with transaction(self._engine) as connection:
             now = leases.hold(connection, LEASE, instance_id, LEASE_TIME)
             if now is None:
-                return Step()
+                return RetentionResult()
             now = min(now, moment(now_us))
             tasks = tasks or _sweep(connection, self._keep, now, self._folded_on)
             taken = _work(connection, tasks, self._rows, started + STEP_SECONDS)
@@ -70,7 +70,7 @@ class Retention:
         if not taken.rest:
             self._folded_on = now.date()
         self._rows = rows_of_next(self._rows, time.monotonic() - started)
-        return Step(taken.samples, bool(taken.rest))
+        return RetentionResult(taken.samples, bool(taken.rest))
 
 
 def whole_days(now: datetime, keep_seconds: float) -> datetime:
@@ -172,7 +172,7 @@ class _Journal:
         gone = (c.instance_id == self.instance_id, c.seq.between(first_seq, last_seq))
         connection.execute(delete(schema.events).where(*gone))
 
-    def _replace(self, connection: Connection, day: Day) -> None:
+    def _replace(self, connection: Connection, day: LedgerDay) -> None:
         if day.batches == 1:
             return
         c = schema.batches.c
@@ -183,7 +183,7 @@ class _Journal:
 
 
 @dataclass(slots=True, kw_only=True)
-class Day:
+class LedgerDay:
     """Neighbouring rows of the ledger, as the one that is to stand for them."""
 
     first_seq: int
@@ -206,14 +206,14 @@ class Day:
 _LedgerRow: TypeAlias = Any  # a row of ``batches``
 
 
-def fold(rows: Iterable[_LedgerRow]) -> list[Day]:
+def fold(rows: Iterable[_LedgerRow]) -> list[LedgerDay]:
     """Rows of one instance's ledger, in order, as days."""
-    days: list[Day] = []
+    days: list[LedgerDay] = []
     for row in rows:
         if not (days and days[-1].add(row)):
             counts = {name: getattr(row, name) for name in schema.LEDGER_COUNTS}
             days.append(
-                Day(first_seq=row.first_seq, last_seq=row.last_seq, committed_at=row.committed_at, counts=counts)
+                LedgerDay(first_seq=row.first_seq, last_seq=row.last_seq, committed_at=row.committed_at, counts=counts)
             )
     return days
 
@@ -223,7 +223,7 @@ class _Coverage:
     """The coverage of every subscription and instance."""
 
     before: datetime
-    start: coverage_compaction.Key = coverage_compaction.START
+    start: coverage_compaction.CoverageKey = coverage_compaction.START
 
     def take(self, connection: Connection, rows: int) -> _Taken:
         read, start = coverage_compaction.fold(connection, self.start, self.before, rows)

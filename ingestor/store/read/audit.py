@@ -13,7 +13,7 @@ from ingestor.store.schema import batches, coverage, instances
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
+class AuditIssue:
     """Something that does not balance: which check found it, where, and what is wrong."""
 
     check: str
@@ -180,7 +180,7 @@ _CHECKS: Sequence[_Check] = (
 )
 
 
-def audit(engine: Engine, *, samples_pruned: bool = False) -> list[Finding]:
+def audit(engine: Engine, *, samples_pruned: bool = False) -> list[AuditIssue]:
     """Whatever does not balance, at most a hundred findings of each check; empty for a sound database.
 
     Every seq up to an instance's position is exactly one of payload, fact and dead frame, and rows decoded = new +
@@ -193,19 +193,19 @@ def audit(engine: Engine, *, samples_pruned: bool = False) -> list[Finding]:
         return [finding for check in checks for finding in _findings(connection, check)]
 
 
-def _findings(connection: Connection, check: _Check) -> list[Finding]:
+def _findings(connection: Connection, check: _Check) -> list[AuditIssue]:
     rows = connection.execute(text(check.query)).mappings().fetchmany(_AT_MOST)
-    return [Finding(check.name, check.message.format(**row)) for row in rows]
+    return [AuditIssue(check.name, check.message.format(**row)) for row in rows]
 
 
-def losses(engine: Engine) -> list[Finding]:
+def losses(engine: Engine) -> list[AuditIssue]:
     """What was received and is not to be had any more: an unreadable spool, a database restored from an older copy.
 
     The books balance all the same, since they know of it. The newest hundred of each. Raises DatabaseUnavailable.
     """
     with translated(), engine.connect() as connection:
-        lost = [Finding("lost", _loss(row)) for row in connection.execute(_lost())]
-        return lost + [Finding("elsewhere", _ELSEWHERE.format(**row)) for row in _begun_late(connection)]
+        lost = [AuditIssue("lost", _loss(row)) for row in connection.execute(_lost())]
+        return lost + [AuditIssue("elsewhere", _ELSEWHERE.format(**row)) for row in _begun_late(connection)]
 
 
 def _lost() -> Select[Any]:

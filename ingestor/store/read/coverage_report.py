@@ -14,14 +14,14 @@ from ingestor.store import schema, views
 from ingestor.store.engine import translated
 
 
-class Span(NamedTuple):
+class TimeSpan(NamedTuple):
     """An interval of our clock, UTC."""
 
     from_at: datetime
     to_at: datetime
 
 
-class Hole(NamedTuple):
+class CoverageGap(NamedTuple):
     """Wanted time that nobody listened in and nothing has repaired."""
 
     from_at: datetime
@@ -31,7 +31,7 @@ class Hole(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Listening:
+class SubscriptionCoverage:
     """One subscription, within the time that was asked about."""
 
     subscription_id: int
@@ -39,9 +39,9 @@ class Listening:
     path: str
     params: str  # canonical JSON
     ticker: str
-    wanted: Span | None  # None: it was wanted at other times
-    covered: tuple[Span, ...]
-    gaps: tuple[Hole, ...]
+    wanted: TimeSpan | None  # None: it was wanted at other times
+    covered: tuple[TimeSpan, ...]
+    gaps: tuple[CoverageGap, ...]
 
     @property
     def wanted_seconds(self) -> float:
@@ -54,12 +54,12 @@ class Listening:
         return seconds(self.covered)
 
 
-def seconds(spans: Iterable[Span | Hole]) -> float:
+def seconds(spans: Iterable[TimeSpan | CoverageGap]) -> float:
     """How long they are together."""
     return sum((span.to_at - span.from_at).total_seconds() for span in spans)
 
 
-def listening(engine: Engine, start: datetime, end: datetime, ticker: str = "") -> list[Listening]:
+def listening(engine: Engine, start: datetime, end: datetime, ticker: str = "") -> list[SubscriptionCoverage]:
     """All subscriptions (or those that bring ``ticker``), from ``start`` to ``end``. Raises DatabaseUnavailable."""
     with translated(), engine.connect() as connection:
         names = connection.execute(_names(ticker)).all()
@@ -67,7 +67,7 @@ def listening(engine: Engine, start: datetime, end: datetime, ticker: str = "") 
         covered = _spans(connection, views.covered, start, end)
         gaps = _holes(connection, start, end)
     return [
-        Listening(
+        SubscriptionCoverage(
             **row._mapping,
             wanted=next(iter(wanted[row.subscription_id]), None),
             covered=_within(wanted[row.subscription_id], covered[row.subscription_id]),
@@ -83,25 +83,27 @@ def _names(ticker: str) -> Select[Any]:
     return query.where(c.ticker.in_((ticker, ""))) if ticker else query
 
 
-def _spans(connection: Connection, view: TableClause, start: datetime, end: datetime) -> dict[int, list[Span]]:
-    found: dict[int, list[Span]] = defaultdict(list)
+def _spans(connection: Connection, view: TableClause, start: datetime, end: datetime) -> dict[int, list[TimeSpan]]:
+    found: dict[int, list[TimeSpan]] = defaultdict(list)
     c = view.c
     query = select(c.subscription_id, c.from_at, c.to_at).where(c.from_at < end, c.to_at > start).order_by(c.from_at)
     for row in connection.execute(query):
-        found[row.subscription_id].append(Span(max(row.from_at, start), min(row.to_at, end)))
+        found[row.subscription_id].append(TimeSpan(max(row.from_at, start), min(row.to_at, end)))
     return found
 
 
-def _holes(connection: Connection, start: datetime, end: datetime) -> dict[int, list[Hole]]:
-    found: dict[int, list[Hole]] = defaultdict(list)
+def _holes(connection: Connection, start: datetime, end: datetime) -> dict[int, list[CoverageGap]]:
+    found: dict[int, list[CoverageGap]] = defaultdict(list)
     c = views.gaps.c
     query = select(views.gaps).where(c.from_at < end, c.to_at > start).order_by(c.from_at)
     for row in connection.execute(query):
-        found[row.subscription_id].append(Hole(max(row.from_at, start), min(row.to_at, end), row.states, row.reason))
+        found[row.subscription_id].append(
+            CoverageGap(max(row.from_at, start), min(row.to_at, end), row.states, row.reason)
+        )
     return found
 
 
-def _within(wanted: list[Span], covered: list[Span]) -> tuple[Span, ...]:
+def _within(wanted: list[TimeSpan], covered: list[TimeSpan]) -> tuple[TimeSpan, ...]:
     """What is covered of the wanted time: others may have listened before or since."""
-    clipped = [Span(max(w.from_at, c.from_at), min(w.to_at, c.to_at)) for w in wanted for c in covered]
+    clipped = [TimeSpan(max(w.from_at, c.from_at), min(w.to_at, c.to_at)) for w in wanted for c in covered]
     return tuple(span for span in clipped if span.from_at < span.to_at)

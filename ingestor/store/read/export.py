@@ -16,14 +16,14 @@ PAGE_ROWS = 10_000
 SERIES_PER_QUERY = 1_000
 COLUMNS = tuple(column.name for column in views.observations.columns)
 
-Observation: TypeAlias = tuple[Any, ...]  # in the order of COLUMNS; times are aware, UTC
+ExportRow: TypeAlias = tuple[Any, ...]  # in the order of COLUMNS; times are aware, UTC
 
 _NAMES = tuple(schema.series.c[name] for name in COLUMNS if name in schema.series.c)
 _VALUES = tuple(schema.samples.c[name] for name in COLUMNS if name not in schema.series.c)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Wanted:
+class ExportQuery:
     """Which observations: of a feed, of these tickers or of all, with ``since <= ts < until``."""
 
     feed: str
@@ -48,14 +48,14 @@ def feeds(engine: Engine) -> list[str]:
         return list(connection.execute(select(c.feed).distinct().order_by(c.feed)).scalars())
 
 
-def count_series(engine: Engine, wanted: Wanted) -> int:
+def count_series(engine: Engine, wanted: ExportQuery) -> int:
     """How many have to be looked at. Raises DatabaseUnavailable."""
     with translated(), engine.connect() as connection:
         count: int = connection.execute(select(func.count()).where(*wanted._series())).scalar_one()
     return count
 
 
-def pages(engine: Engine, wanted: Wanted) -> Generator[tuple[int, list[Observation]]]:
+def pages(engine: Engine, wanted: ExportQuery) -> Generator[tuple[int, list[ExportRow]]]:
     """(series that are done with it, observations) until there are no more, at most ``PAGE_ROWS`` at once.
 
     Ordered by metric, ticker, user_id and ts, all as it was at one moment, while the daemon goes on. Raises
@@ -70,7 +70,7 @@ def pages(engine: Engine, wanted: Wanted) -> Generator[tuple[int, list[Observati
             yield done, []
 
 
-def _all_series(connection: Connection, wanted: Wanted) -> Iterator[Row[Any]]:
+def _all_series(connection: Connection, wanted: ExportQuery) -> Iterator[Row[Any]]:
     c = schema.series.c
     order = (c.metric, c.ticker, c.user_id)
     query = select(c.series_id, *_NAMES).where(*wanted._series()).order_by(*order).limit(SERIES_PER_QUERY)
@@ -81,7 +81,7 @@ def _all_series(connection: Connection, wanted: Wanted) -> Iterator[Row[Any]]:
         page = connection.execute(query.where(tuple_(*order) > (last.metric, last.ticker, last.user_id))).all()
 
 
-def _pages_of(connection: Connection, series_id: int, wanted: Wanted) -> Iterator[list[Row[Any]]]:
+def _pages_of(connection: Connection, series_id: int, wanted: ExportQuery) -> Iterator[list[Row[Any]]]:
     c = schema.samples.c
     query: Select[Any] = select(*_VALUES).where(c.series_id == series_id, *wanted._times())
     query = query.order_by(c.ts).limit(PAGE_ROWS)

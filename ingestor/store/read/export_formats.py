@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any, BinaryIO, Protocol
 
-from ingestor.errors import ExtraMissing
-from ingestor.store.read.export import COLUMNS, Observation
+from ingestor.errors import MissingExtra
+from ingestor.store.read.export import COLUMNS, ExportRow
 
 GROUP_ROWS = 50_000  # of Parquet: what is held in memory
 
@@ -18,24 +18,24 @@ GROUP_ROWS = 50_000  # of Parquet: what is held in memory
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
-class Format(Protocol):
+class ExportWriter(Protocol):
     """A file in the making."""
 
-    def write(self, page: Sequence[Observation]) -> None:
+    def write(self, page: Sequence[ExportRow]) -> None:
         """Add these."""
 
     def close(self) -> None:
         """Write what is still held; the file itself stays open."""
 
 
-class Csv:
+class CsvWriter:
     """As in RFC 4180, with a header. A text that would be a formula in a spreadsheet has an apostrophe before it."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
         self.write([COLUMNS])
 
-    def write(self, page: Sequence[Observation]) -> None:
+    def write(self, page: Sequence[ExportRow]) -> None:
         text = io.StringIO()
         csv.writer(text).writerows([_cell(value) for value in row] for row in page)
         self._file.write(text.getvalue().encode())
@@ -50,37 +50,37 @@ def _cell(value: Any) -> Any:
     return value.isoformat() if isinstance(value, datetime) else value
 
 
-class JsonLines:
+class JsonLinesWriter:
     """One object a line, times in ISO 8601."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
         self._encode = json.JSONEncoder(ensure_ascii=False, default=datetime.isoformat).encode
 
-    def write(self, page: Sequence[Observation]) -> None:
+    def write(self, page: Sequence[ExportRow]) -> None:
         self._file.write("".join(f"{self._encode(dict(zip(COLUMNS, row, strict=True)))}\n" for row in page).encode())
 
     def close(self) -> None:
         pass
 
 
-class Parquet:
-    """Types as they are: times with their zone and microseconds, doubles, integers. Raises ExtraMissing."""
+class ParquetWriter:
+    """Types as they are: times with their zone and microseconds, doubles, integers. Raises MissingExtra."""
 
     def __init__(self, file: BinaryIO) -> None:
         try:
             import pyarrow
             from pyarrow import parquet
         except ImportError:
-            raise ExtraMissing(
+            raise MissingExtra(
                 "Parquet needs pyarrow: pip install 'ingestor[export]', or choose csv or jsonl"
             ) from None
         self._arrow = pyarrow
         self._schema = _arrow_schema(pyarrow)
         self._writer = parquet.ParquetWriter(pyarrow.PythonFile(file, mode="w"), self._schema)
-        self._held: list[Observation] = []
+        self._held: list[ExportRow] = []
 
-    def write(self, page: Sequence[Observation]) -> None:
+    def write(self, page: Sequence[ExportRow]) -> None:
         self._held += page
         if len(self._held) >= GROUP_ROWS:
             self._write_group()

@@ -15,7 +15,7 @@ FETCH_ROWS = 10_000
 
 
 @dataclass(frozen=True, slots=True)
-class Contents:
+class Fingerprint:
     """Of the samples with ``since <= ts < until``."""
 
     values: int  # that are current
@@ -23,7 +23,7 @@ class Contents:
     sha256: str  # of feed, metric, ticker, user_id, ts and value of each, and which of them are current
 
 
-def contents(connection: Connection, since: datetime, until: datetime) -> Contents:
+def contents(connection: Connection, since: datetime, until: datetime) -> Fingerprint:
     """Reads every sample of the time."""
     values = others = 0
     digests = []
@@ -37,7 +37,7 @@ def contents(connection: Connection, since: datetime, until: datetime) -> Conten
         if current or past:
             digests.append(digest.digest())
         values, others = values + current, others + past
-    return Contents(values, others, hashlib.sha256(b"".join(sorted(digests))).hexdigest())
+    return Fingerprint(values, others, hashlib.sha256(b"".join(sorted(digests))).hexdigest())
 
 
 def _add(

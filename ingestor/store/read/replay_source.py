@@ -22,7 +22,7 @@ _Mark: TypeAlias = tuple[str, datetime, bytes]  # connection_id, receipt, hash o
 _Place: TypeAlias = tuple[int, int]  # instance_id, seq
 
 
-class Range(NamedTuple):
+class EntryRange(NamedTuple):
     """Entries that follow each other in one instance."""
 
     instance_id: int
@@ -31,7 +31,7 @@ class Range(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Told:
+class ReplayEntry:
     """A frame as it is stored, in a payload or a dead letter."""
 
     instance_id: int
@@ -71,7 +71,7 @@ def beginning(connection: Connection) -> datetime | None:
     return first
 
 
-def ranges(connection: Connection, start: datetime, end: datetime) -> list[Range]:
+def ranges(connection: Connection, start: datetime, end: datetime) -> list[EntryRange]:
     """Of each instance: from its first entry that was received at ``start`` or later to its last one before ``end``.
 
     By their seqs, since a clock may have been set back meanwhile.
@@ -79,16 +79,16 @@ def ranges(connection: Connection, start: datetime, end: datetime) -> list[Range
     of_time = [select(t.c.instance_id, t.c.seq).where(t.c.received_at >= start, t.c.received_at < end) for t in _TABLES]
     told = union_all(*of_time).subquery().c
     query = select(told.instance_id, func.min(told.seq), func.max(told.seq)).group_by(told.instance_id)
-    return [Range(*row) for row in connection.execute(query.order_by(told.instance_id))]
+    return [EntryRange(*row) for row in connection.execute(query.order_by(told.instance_id))]
 
 
-def count(connection: Connection, of: Sequence[Range]) -> int:
+def count(connection: Connection, of: Sequence[EntryRange]) -> int:
     """How many there are to be told again."""
     queries = [select(func.count()).select_from(_told(one).subquery()) for one in of]
     return sum(connection.execute(query).scalar_one() for query in queries)
 
 
-def told(connection: Connection, of: Sequence[Range]) -> Generator[Told]:
+def told(connection: Connection, of: Sequence[EntryRange]) -> Generator[ReplayEntry]:
     """In the order in which it was committed."""
     tried = _tried_again(connection) if of else {}
     for turn in _turns(connection, of) if of else ():
@@ -96,13 +96,13 @@ def told(connection: Connection, of: Sequence[Range]) -> Generator[Told]:
             for row in rows:
                 originals = tried.get(_mark(row), set())
                 retried = bool(originals) and (row.instance_id, row.seq) not in originals
-                yield Told(instance_id=row.instance_id, seq=row.seq, stored=row._asdict(), retried=retried)
+                yield ReplayEntry(instance_id=row.instance_id, seq=row.seq, stored=row._asdict(), retried=retried)
 
 
 _TABLES: Sequence[Table] = (schema.payloads, schema.dead_letters)
 
 
-def _told(of: Range) -> Any:
+def _told(of: EntryRange) -> Any:
     """Payloads, and the dead letters that no payload and no later try speaks for."""
     p, d = schema.payloads.c, schema.dead_letters.c
     mine = [(c.instance_id == of.instance_id) & c.seq.between(of.first_seq, of.last_seq) for c in (p, d)]
@@ -127,14 +127,14 @@ def _mark(row: Row[Any]) -> _Mark:
     return row.connection_id, row.received_at, hashlib.sha256(row.body.encode()).digest()
 
 
-def _turns(connection: Connection, of: Sequence[Range]) -> Iterator[Range]:
+def _turns(connection: Connection, of: Sequence[EntryRange]) -> Iterator[EntryRange]:
     """The instances by turns, as they committed; what is of one instance always by its seq."""
     b = schema.batches.c
     wanted = [and_(b.instance_id == id_, b.last_seq >= first, b.first_seq <= last) for id_, first, last in of]
     at = func.max(b.committed_at).over(partition_by=b.instance_id, order_by=b.first_seq)  # a clock may be set back
     query = select(b.instance_id, b.first_seq, b.last_seq).where(or_(*wanted)).order_by(at, b.instance_id, b.first_seq)
     limits = {one.instance_id: one for one in of}
-    turn: Range | None = None
+    turn: EntryRange | None = None
     with connection.execute(query, execution_options={"yield_per": 1000}) as rows:
         for id_, first_seq, last_seq in rows:
             first, last = max(first_seq, limits[id_].first_seq), min(last_seq, limits[id_].last_seq)
@@ -143,6 +143,6 @@ def _turns(connection: Connection, of: Sequence[Range]) -> Iterator[Range]:
                 continue
             if turn:
                 yield turn
-            turn = Range(id_, first, last)
+            turn = EntryRange(id_, first, last)
     if turn:
         yield turn

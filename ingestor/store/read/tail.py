@@ -20,7 +20,7 @@ from ingestor.store.key_lookup import KEYS_PER_QUERY, among
 from ingestor.store.write.batch import SeriesKey
 
 Record: TypeAlias = dict[str, Any]  # column of the view `observations` → value; times are aware, UTC
-Key: TypeAlias = tuple[SeriesKey, int]  # (series, ts in µs since the epoch)
+ObservationKey: TypeAlias = tuple[SeriesKey, int]  # (series, ts in µs since the epoch)
 
 # The newest of each series by its key, so that the work is bounded by the number of series, not by that of samples.
 # CROSS tells SQLite which side comes first.
@@ -34,7 +34,7 @@ _NEWEST_POSTGRESQL = """
 """
 
 
-class Committed(NamedTuple):
+class CommittedBatch(NamedTuple):
     """One batch of the ledger."""
 
     instance_id: int
@@ -57,7 +57,7 @@ def tail(engine: Engine, *, limit: int, ticker: str = "") -> list[Record]:
     return sorted(found, key=lambda one: (one["received_at"], *order(one)))
 
 
-def newest(engine: Engine, batch: Committed, *, each: int) -> list[Record]:
+def newest(engine: Engine, batch: CommittedBatch, *, each: int) -> list[Record]:
     """What a batch made current, as far as it is among the newest ``each`` of its series."""
     query = _newest(engine, "WHERE m.instance_id = :instance_id AND m.seq BETWEEN :first_seq AND :last_seq")
     asked = {"each": each, "instance_id": batch.instance_id, "first_seq": batch.first_seq, "last_seq": batch.last_seq}
@@ -72,7 +72,7 @@ def positions(engine: Engine) -> dict[int, int]:
         return {row.instance_id: row.position for row in connection.execute(select(c.instance_id, c.position))}
 
 
-def next_batch(engine: Engine, instance_id: int, after: int) -> Committed | None:
+def next_batch(engine: Engine, instance_id: int, after: int) -> CommittedBatch | None:
     """The first batch of an instance past the seq ``after``; None if there is none. Raises DatabaseUnavailable."""
     c = schema.batches.c
     query = (
@@ -89,10 +89,10 @@ def next_batch(engine: Engine, instance_id: int, after: int) -> Committed | None
     )
     with translated(), engine.connect() as connection:
         row = connection.execute(query).one_or_none()
-    return None if row is None else Committed(*row)
+    return None if row is None else CommittedBatch(*row)
 
 
-def payloads(engine: Engine, batch: Committed) -> list[Record]:
+def payloads(engine: Engine, batch: CommittedBatch) -> list[Record]:
     """The texts that a batch was decoded from, as rows of ``payloads``. Raises DatabaseUnavailable."""
     c = schema.payloads.c
     query = (
@@ -104,7 +104,7 @@ def payloads(engine: Engine, batch: Committed) -> list[Record]:
         return [dict(row) for row in connection.execute(query).mappings()]
 
 
-def recorded(engine: Engine, batch: Committed, keys: Iterable[Key]) -> list[Record]:
+def recorded(engine: Engine, batch: CommittedBatch, keys: Iterable[ObservationKey]) -> list[Record]:
     """The values that a batch recorded under these keys, in the order of their entries: also those replaced since.
 
     Raises DatabaseUnavailable.
@@ -142,7 +142,7 @@ def _series(connection: Connection, names: set[SeriesKey]) -> dict[SeriesKey, in
 def _values(
     connection: Connection,
     table: Table,
-    batch: Committed,
+    batch: CommittedBatch,
     places: Sequence[tuple[int, datetime]],
     names: dict[int, SeriesKey],
 ) -> list[Record]:

@@ -9,7 +9,7 @@ from typing import NamedTuple, TypeAlias
 SeriesKey: TypeAlias = tuple[str, str, str, str]  # (feed, metric, ticker, user_id)
 
 
-class Row(NamedTuple):
+class SampleRow(NamedTuple):
     """One observation with where it came from."""
 
     series: SeriesKey
@@ -43,7 +43,7 @@ class Payload(NamedTuple):
     body: str
 
 
-class Event(NamedTuple):
+class EventRow(NamedTuple):
     """A fact."""
 
     seq: int
@@ -52,7 +52,7 @@ class Event(NamedTuple):
     detail: str  # JSON
 
 
-class Subscription(NamedTuple):
+class SubscriptionRow(NamedTuple):
     """A subscription's names, as they are interned."""
 
     path: str
@@ -69,7 +69,7 @@ class Transition(NamedTuple):
     since_us: int
     state: str
     reason: str
-    subscriptions: Sequence[Subscription]
+    subscriptions: Sequence[SubscriptionRow]
     others: bool = False  # it is those that are not named
 
 
@@ -91,16 +91,16 @@ class Batch:
 
     first_seq: int
     last_seq: int
-    rows: list[Row] = field(default_factory=list)
+    rows: list[SampleRow] = field(default_factory=list)
     payloads: list[Payload] = field(default_factory=list)
-    events: list[Event] = field(default_factory=list)
+    events: list[EventRow] = field(default_factory=list)
     transitions: list[Transition] = field(default_factory=list)
     dead: list[DeadLetter] = field(default_factory=list)
     frames: int = 0
     facts: int = 0
     row_count: int = 0  # rows decoded: those above, those known already, expired and dead ones
     known_rows: int = 0  # repetitions of what was said last, left out
-    expired: list[Row] = field(default_factory=list)  # taken out: older than samples are kept
+    expired: list[SampleRow] = field(default_factory=list)  # taken out: older than samples are kept
     origins: dict[int, Origin] = field(default_factory=dict)  # of each frame, by seq
     retries: dict[int, int] = field(default_factory=dict)  # seq of a frame → the dead letter that it tries again
 
@@ -111,7 +111,7 @@ class Batch:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Written:
+class WriteResult:
     """What became of a batch's rows: rows decoded = new + revised + duplicate + dead + expired."""
 
     new: int

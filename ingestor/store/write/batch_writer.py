@@ -19,19 +19,28 @@ from sqlalchemy.dialects import postgresql as pg_dialect
 from sqlalchemy.dialects import sqlite as sqlite_dialect
 
 from ingestor.core.times import day_of, microseconds, moment
-from ingestor.errors import BatchRejected, DatabaseUnavailable, PositionMoved, RepeatsNeeded
+from ingestor.errors import BatchRejected, DatabaseUnavailable, FullBatchRequired, PositionConflict
 from ingestor.store import leases, schema
 from ingestor.store.engine import transaction, translated
 from ingestor.store.write import bulk_postgres, bulk_sqlite, coverage_intervals, revision_rows
-from ingestor.store.write.batch import Batch, DeadLetter, Origin, Row, SeriesKey, Subscription, Transition, Written
-from ingestor.store.write.interning import Names
-from ingestor.store.write.revisions import Folded, SampleKey, Value, fold
+from ingestor.store.write.batch import (
+    Batch,
+    DeadLetter,
+    Origin,
+    SampleRow,
+    SeriesKey,
+    SubscriptionRow,
+    Transition,
+    WriteResult,
+)
+from ingestor.store.write.interning import InternTable
+from ingestor.store.write.revisions import GroupedRows, SampleKey, SampleValue, fold
 
 SERIES_REMEMBERED = 200_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Instance:
+class InstanceInfo:
     """One spool's life, as it introduces itself to a database."""
 
     spool_id: str
@@ -42,7 +51,7 @@ class Instance:
 
 
 @dataclass(slots=True)
-class _Tally:
+class _WriteCounts:
     """What became of rows, summed over the parts of a halved batch."""
 
     partial: bool  # known rows were left out of the batch
@@ -53,9 +62,10 @@ class _Tally:
     late: list[SampleKey] = field(default_factory=list)  # keys with a value that did not become current
 
 
-class Database:
-    """What one daemon writes. Not for two threads at a time. Raises DatabaseUnavailable, BatchRejected, PositionMoved,
-    RepeatsNeeded.
+class BatchWriter:
+    """Write the batches of one daemon. Not thread-safe.
+
+    Raises DatabaseUnavailable, BatchRejected, PositionConflict and FullBatchRequired.
     """
 
     def __init__(self, engine: Engine, keep_samples_seconds: float | None = None) -> None:
@@ -63,10 +73,12 @@ class Database:
         self._engine = engine
         self._keep_samples_us = None if keep_samples_seconds is None else round(keep_samples_seconds * 1_000_000)
         self._bulk: ModuleType = bulk_postgres if engine.dialect.name == "postgresql" else bulk_sqlite
-        self._series: Names[SeriesKey] = Names(
+        self._series: InternTable[SeriesKey] = InternTable(
             schema.series, ("feed", "metric", "ticker", "user_id"), SERIES_REMEMBERED
         )
-        self._subscriptions: Names[tuple[str, str]] = Names(schema.subscriptions, ("path", "params"), SERIES_REMEMBERED)
+        self._subscriptions: InternTable[tuple[str, str]] = InternTable(
+            schema.subscriptions, ("path", "params"), SERIES_REMEMBERED
+        )
         self.instance_id = 0
 
     def knows(self, spool_id: str) -> bool:
@@ -75,7 +87,7 @@ class Database:
             query = select(schema.instances.c.instance_id).where(schema.instances.c.spool_id == spool_id)
             return connection.execute(query).first() is not None
 
-    def register(self, instance: Instance, first_seq: int) -> int:
+    def register(self, instance: InstanceInfo, first_seq: int) -> int:
         """Make the instance known, and return its position: the last seq that is committed.
 
         To an instance that this database has not met, that is the one before its spool's ``first_seq``.
@@ -117,14 +129,14 @@ class Database:
         with transaction(self._engine) as connection:
             connection.execute(update(schema.instances).where(mine).values(heartbeat_at=moment(at_us)))
 
-    def write(self, batch: Batch) -> Written:
-        """Commit a batch, whole. PositionMoved: somebody did already; nothing was changed."""
+    def write(self, batch: Batch) -> WriteResult:
+        """Commit a batch, whole. PositionConflict: somebody did already; nothing was changed."""
         self._expire(batch)
         if batch.expired and batch.known_rows:  # also those that an earlier try took out
-            raise RepeatsNeeded("some rows are older than samples are kept")
+            raise FullBatchRequired("some rows are older than samples are kept")
         ids, refusals = self._intern_series({row[0] for row in batch.rows})
         if refusals and batch.known_rows:
-            raise RepeatsNeeded("the database refuses the name of a series")
+            raise FullBatchRequired("the database refuses the name of a series")
         subscriptions = self._intern_subscriptions(batch)
         try:
             return self._write(batch, ids, refusals, subscriptions, careful=False)
@@ -136,10 +148,10 @@ class Database:
         batch: Batch,
         ids: dict[SeriesKey, int],
         refusals: dict[SeriesKey, str],
-        subscriptions: dict[Subscription, int],
+        subscriptions: dict[SubscriptionRow, int],
         *,
         careful: bool,
-    ) -> Written:
+    ) -> WriteResult:
         names = {id_: series for series, id_ in ids.items()}
         with transaction(self._engine) as connection:
             self._advance(connection, batch)
@@ -149,10 +161,10 @@ class Database:
             self._write_journal(connection, batch, letters, subscriptions, written)
         return written
 
-    def rewrite(self, batch: Batch) -> Written:
+    def rewrite(self, batch: Batch) -> WriteResult:
         """Commit a batch's rows, and nothing else of it: another database has its ledger and its letters.
 
-        Its entries need not be gapless. PositionMoved: one of them was written already; nothing was changed.
+        Its entries need not be gapless. PositionConflict: one of them was written already; nothing was changed.
         """
         ids, refusals = self._intern_series({row[0] for row in batch.rows})
         names = {id_: series for series, id_ in ids.items()}
@@ -183,13 +195,15 @@ class Database:
         mine = update(schema.instances).where(c.instance_id == self.instance_id, follows)
         moved = connection.execute(mine.values(position=batch.last_seq))
         if moved.rowcount != 1:
-            raise PositionMoved(f"entries {batch.first_seq} to {batch.last_seq} were written already")
+            raise PositionConflict(f"entries {batch.first_seq} to {batch.last_seq} were written already")
 
-    def _write_rows(self, connection: Connection, batch: Batch, ids: dict[SeriesKey, int], *, careful: bool) -> _Tally:
+    def _write_rows(
+        self, connection: Connection, batch: Batch, ids: dict[SeriesKey, int], *, careful: bool
+    ) -> _WriteCounts:
         """Write what is new and settle the rest. Unless ``careful``, one row that is refused fails the whole batch."""
         rows = [row for row in batch.rows if row.series in ids]
         folded = fold([(ids[row[0]], row[1]) for row in rows], rows)
-        tally = _Tally(batch.known_rows > 0)
+        tally = _WriteCounts(batch.known_rows > 0)
         keys = sorted(folded.first)  # two daemons that take locks in different order would deadlock
         if not careful and keys:
             return self._place_all(connection, folded, keys, batch.retries, partial=tally.partial)
@@ -199,9 +213,9 @@ class Database:
     def _place(
         self,
         connection: Connection,
-        folded: Folded,
+        folded: GroupedRows,
         keys: list[SampleKey],
-        tally: _Tally,
+        tally: _WriteCounts,
         retries: Container[int],
     ) -> None:
         """Write the values of ``keys``; if the database refuses one, halve until it stands alone."""
@@ -214,7 +228,7 @@ class Database:
             if len(keys) == 1:
                 _prove_well(connection, self.instance_id)
                 if tally.partial:
-                    raise RepeatsNeeded("the database refuses a value") from None
+                    raise FullBatchRequired("the database refuses a value") from None
                 tally.late += keys
                 tally.dead += [_letter(row, str(refusal)) for row in folded.of(keys[0])]
                 return
@@ -230,12 +244,12 @@ class Database:
     def _place_all(
         self,
         connection: Connection,
-        folded: Folded,
+        folded: GroupedRows,
         keys: list[SampleKey],
         retries: Container[int],
         *,
         partial: bool,
-    ) -> _Tally:
+    ) -> _WriteCounts:
         rows = [(key, folded.first[key]) for key in keys]
         new = self._bulk.insert_samples(connection, self.instance_id, rows)
         disputed = folded.restated.intersection(keys) if folded.restated else set()
@@ -243,13 +257,18 @@ class Database:
             # Only now: looking for differing values in every batch costs three times the insert.
             disputed.update(self._bulk.conflicts(connection, self.instance_id, rows))
         repeated = folded.repeated(keys, disputed) if folded.more else 0
-        tally = _Tally(partial, new=new, duplicate=len(rows) - new + repeated)
+        tally = _WriteCounts(partial, new=new, duplicate=len(rows) - new + repeated)
         if disputed:
             self._settle(connection, folded, sorted(disputed), tally, retries)
         return tally
 
     def _settle(
-        self, connection: Connection, folded: Folded, keys: list[SampleKey], tally: _Tally, retries: Container[int]
+        self,
+        connection: Connection,
+        folded: GroupedRows,
+        keys: list[SampleKey],
+        tally: _WriteCounts,
+        retries: Container[int],
     ) -> None:
         """Bring differing values in order: which is current, and which are revisions."""
         known = revision_rows.load(connection, keys)
@@ -257,7 +276,7 @@ class Database:
             raise DatabaseUnavailable("another daemon has just pruned samples that this batch was compared with")
         for key in keys:
             record = known[key]
-            offers = [Value.of(row, self.instance_id, retried=row.seq in retries) for row in folded.of(key)]
+            offers = [SampleValue.of(row, self.instance_id, retried=row.seq in retries) for row in folded.of(key)]
             if (record.current.instance_id, record.current.seq) == (self.instance_id, offers[0].seq):
                 del offers[0]
             else:
@@ -269,7 +288,7 @@ class Database:
             if not all(current for _, current in taken):
                 tally.late.append(key)
         if tally.partial and tally.late:
-            raise RepeatsNeeded("a value is older than another instance's; a repetition of it might be newer")
+            raise FullBatchRequired("a value is older than another instance's; a repetition of it might be newer")
         revision_rows.save(connection, known)
 
     def _write_journal(
@@ -277,8 +296,8 @@ class Database:
         connection: Connection,
         batch: Batch,
         letters: Sequence[DeadLetter],
-        subscriptions: dict[Subscription, int],
-        written: Written,
+        subscriptions: dict[SubscriptionRow, int],
+        written: WriteResult,
     ) -> None:
         me = {"instance_id": self.instance_id}
         if batch.payloads:
@@ -314,7 +333,7 @@ class Database:
         more_ids, more_refusals = self._intern_series(set(ordered[len(ordered) // 2 :]))
         return ids | more_ids, refusals | more_refusals
 
-    def _intern_subscriptions(self, batch: Batch) -> dict[Subscription, int]:
+    def _intern_subscriptions(self, batch: Batch) -> dict[SubscriptionRow, int]:
         wanted = {(s.path, s.params): s for t in batch.transitions for s in t.subscriptions}
         ids = self._subscriptions.ids(self._engine, wanted, lambda key: _subscription_columns(wanted[key]))
         return {s: ids[s.path, s.params] for t in batch.transitions for s in t.subscriptions}
@@ -330,7 +349,7 @@ def _series_columns(key: SeriesKey) -> dict[str, Any]:
     return {"feed": feed, "metric": metric, "ticker": ticker, "user_id": user_id, "first_seen_at": datetime.now(UTC)}
 
 
-def _subscription_columns(subscription: Subscription) -> dict[str, Any]:
+def _subscription_columns(subscription: SubscriptionRow) -> dict[str, Any]:
     return subscription._asdict() | {"first_seen_at": datetime.now(UTC)}
 
 
@@ -340,7 +359,7 @@ def _letter_columns(letter: DeadLetter, origin: Origin) -> dict[str, Any]:
     return columns
 
 
-def _ledger(batch: Batch, written: Written) -> dict[str, Any]:
+def _ledger(batch: Batch, written: WriteResult) -> dict[str, Any]:
     return {
         "first_seq": batch.first_seq,
         "last_seq": batch.last_seq,
@@ -379,13 +398,13 @@ def _prove_well(connection: Connection, instance_id: int) -> None:
 
 def _outcome(
     batch: Batch,
-    tally: _Tally,
+    tally: _WriteCounts,
     letters: Sequence[DeadLetter],
     names: dict[int, SeriesKey],
     refusals: dict[SeriesKey, str],
-) -> Written:
+) -> WriteResult:
     refused = len(letters) - len(batch.dead)
-    return Written(
+    return WriteResult(
         new=tally.new,
         revised=tally.revised,
         duplicate=tally.duplicate + batch.known_rows,
@@ -401,7 +420,7 @@ def _outcome(
     )
 
 
-def _unnamed(rows: Sequence[Row], refusals: dict[SeriesKey, str]) -> list[DeadLetter]:
+def _unnamed(rows: Sequence[SampleRow], refusals: dict[SeriesKey, str]) -> list[DeadLetter]:
     return [_letter(row, refusals[row.series]) for row in rows if row.series in refusals]
 
 
@@ -415,7 +434,7 @@ def _by_row(letters: Sequence[DeadLetter]) -> list[DeadLetter]:
     return list(rows.values())
 
 
-def _letter(row: Row, refusal: str) -> DeadLetter:
+def _letter(row: SampleRow, refusal: str) -> DeadLetter:
     _, metric, ticker, user_id = row.series
     body = {"ts": moment(row.ts_us).isoformat(), "ticker": ticker, metric: row.value}
     if user_id:

@@ -12,7 +12,7 @@ from typing import Any
 
 from sqlalchemy import Connection
 
-from ingestor.store.write.batch import Origin, Payload, Row
+from ingestor.store.write.batch import Origin, Payload, SampleRow
 from ingestor.store.write.revisions import SampleKey
 
 # COPY's binary format: https://www.postgresql.org/docs/current/sql-copy.html, "Binary Format"
@@ -48,7 +48,7 @@ WHERE (s.instance_id <> {me} OR s.seq <> stage.seq) AND s.value <> stage.value
 """
 
 
-def insert_samples(connection: Connection, instance_id: int, rows: Sequence[tuple[SampleKey, Row]]) -> int:
+def insert_samples(connection: Connection, instance_id: int, rows: Sequence[tuple[SampleKey, SampleRow]]) -> int:
     """Insert what is new; rows must have distinct keys. Returns how many went in."""
     if len(rows) > _ARRAY_ROWS:
         connection.exec_driver_sql(_STAGE)
@@ -56,13 +56,13 @@ def insert_samples(connection: Connection, instance_id: int, rows: Sequence[tupl
     return connection.exec_driver_sql(*_of_stage(_MERGE, instance_id, rows)).rowcount
 
 
-def conflicts(connection: Connection, instance_id: int, rows: Sequence[tuple[SampleKey, Row]]) -> list[SampleKey]:
+def conflicts(connection: Connection, instance_id: int, rows: Sequence[tuple[SampleKey, SampleRow]]) -> list[SampleKey]:
     """The keys of the rows just offered whose recorded value is another."""
     return [(row[0], row[1]) for row in connection.exec_driver_sql(*_of_stage(_CONFLICTS, instance_id, rows))]
 
 
 def _of_stage(
-    query: str, instance_id: int, rows: Sequence[tuple[SampleKey, Row]]
+    query: str, instance_id: int, rows: Sequence[tuple[SampleKey, SampleRow]]
 ) -> tuple[str, tuple[list[Any], ...] | None]:
     """A query of the rows that are in the temporary table, or of the few that come with it; and its parameters."""
     if len(rows) > _ARRAY_ROWS:
@@ -97,7 +97,7 @@ def _portions(rows: Sequence[Any]) -> Iterator[Sequence[Any]]:
 _SAMPLE = struct.Struct(">hiiiqidiqiq")
 
 
-def _sample(row: tuple[SampleKey, Row]) -> bytes:
+def _sample(row: tuple[SampleKey, SampleRow]) -> bytes:
     (series_id, ts_us), (_, _, value, published_us, received_us, source, seq, _) = row
     return _SAMPLE.pack(
         7, 4, series_id, 8, ts_us - _2000_US, 8, value, 8, received_us - _2000_US, 8, seq

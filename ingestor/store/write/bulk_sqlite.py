@@ -14,7 +14,7 @@ from typing import Any
 from sqlalchemy import Connection
 
 from ingestor.core.times import text_time
-from ingestor.store.write.batch import Payload, Row
+from ingestor.store.write.batch import Payload, SampleRow
 from ingestor.store.write.revisions import SampleKey
 
 STAMPS_REMEMBERED = 20_000
@@ -38,7 +38,7 @@ _PAYLOAD = (
 )
 
 
-def insert_samples(connection: Connection, instance_id: int, rows: Sequence[tuple[SampleKey, Row]]) -> int:
+def insert_samples(connection: Connection, instance_id: int, rows: Sequence[tuple[SampleKey, SampleRow]]) -> int:
     """Insert what is new; rows must have distinct keys. Returns how many went in."""
     return _insert(
         connection,
@@ -50,7 +50,7 @@ def insert_samples(connection: Connection, instance_id: int, rows: Sequence[tupl
     )
 
 
-def conflicts(connection: Connection, instance_id: int, rows: Sequence[tuple[SampleKey, Row]]) -> list[SampleKey]:
+def conflicts(connection: Connection, instance_id: int, rows: Sequence[tuple[SampleKey, SampleRow]]) -> list[SampleKey]:
     """The keys of the rows just offered whose recorded value is another."""
     connection.exec_driver_sql(_STAGE)
     connection.exec_driver_sql("DELETE FROM stage")
@@ -86,7 +86,7 @@ def _places(rows: int, columns: int) -> str:
     return ", ".join([f"({', '.join('?' * columns)})"] * rows)
 
 
-class _Stamps(dict[int | None, str | None]):
+class _TimestampCache(dict[int | None, str | None]):
     """µs → text, bounded: a sample's receipt is that of its payload, and rows have the same few times."""
 
     def __missing__(self, us: int | None) -> str | None:
@@ -96,4 +96,4 @@ class _Stamps(dict[int | None, str | None]):
         return text
 
 
-_stamps = _Stamps()
+_stamps = _TimestampCache()

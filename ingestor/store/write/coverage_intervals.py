@@ -9,11 +9,11 @@ from sqlalchemy import Connection, bindparam, insert, select, update
 
 from ingestor.core.times import microseconds, moment, optional_moment
 from ingestor.store.schema import coverage
-from ingestor.store.write.batch import Subscription, Transition
+from ingestor.store.write.batch import SubscriptionRow, Transition
 
 
 @dataclass(slots=True, kw_only=True)
-class Interval:
+class CoverageInterval:
     """A subscription in one state. Stamps are µs since the epoch, UTC."""
 
     subscription_id: int
@@ -25,14 +25,14 @@ class Interval:
     stored: bool = False  # its row exists: closing it is an update
 
 
-class Timeline:
+class CoverageTimeline:
     """The open intervals of one instance, and what a batch's transitions make of them."""
 
-    def __init__(self, open_intervals: Sequence[Interval]) -> None:
+    def __init__(self, open_intervals: Sequence[CoverageInterval]) -> None:
         self._open = {interval.subscription_id: interval for interval in open_intervals}
-        self.touched: list[Interval] = []
+        self.touched: list[CoverageInterval] = []
 
-    def apply(self, transition: Transition, ids: Mapping[Subscription, int]) -> None:
+    def apply(self, transition: Transition, ids: Mapping[SubscriptionRow, int]) -> None:
         """Close and open intervals without overlap or hole; a state repeated extends its interval."""
         named = [ids[subscription] for subscription in transition.subscriptions]
         if transition.others:
@@ -60,7 +60,7 @@ class Timeline:
             started_us = before.ended_us = max(started_us, before.started_us)
             if before.stored:
                 self.touched.append(before)
-        interval = Interval(
+        interval = CoverageInterval(
             subscription_id=subscription_id,
             start_seq=transition.seq,
             started_us=started_us,
@@ -71,11 +71,11 @@ class Timeline:
         self.touched.append(interval)
 
 
-def load(connection: Connection, instance_id: int) -> Timeline:
+def load(connection: Connection, instance_id: int) -> CoverageTimeline:
     query = select(coverage).where(coverage.c.instance_id == instance_id, coverage.c.ended_at.is_(None))
-    return Timeline(
+    return CoverageTimeline(
         [
-            Interval(
+            CoverageInterval(
                 subscription_id=row.subscription_id,
                 start_seq=row.start_seq,
                 started_us=microseconds(row.started_at),
@@ -88,7 +88,7 @@ def load(connection: Connection, instance_id: int) -> Timeline:
     )
 
 
-def save(connection: Connection, instance_id: int, timeline: Timeline) -> None:
+def save(connection: Connection, instance_id: int, timeline: CoverageTimeline) -> None:
     closed = [
         {"id_": i.subscription_id, "seq_": i.start_seq, "ended_at": optional_moment(i.ended_us)}
         for i in timeline.touched
@@ -103,7 +103,7 @@ def save(connection: Connection, instance_id: int, timeline: Timeline) -> None:
         connection.execute(insert(coverage), opened)
 
 
-def _columns(instance_id: int, interval: Interval) -> dict[str, object]:
+def _columns(instance_id: int, interval: CoverageInterval) -> dict[str, object]:
     return {
         "subscription_id": interval.subscription_id,
         "instance_id": instance_id,

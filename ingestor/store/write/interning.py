@@ -14,7 +14,7 @@ from ingestor.store.key_lookup import KEYS_PER_QUERY, among
 Key = TypeVar("Key", bound=tuple[str, ...])
 
 
-class Names(Generic[Key]):
+class InternTable(Generic[Key]):
     """key → id of one table, through a bounded memory. Only ids that were committed are remembered."""
 
     def __init__(self, table: Table, key: Sequence[str], capacity: int) -> None:

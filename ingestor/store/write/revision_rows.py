@@ -10,30 +10,30 @@ from sqlalchemy import Connection, bindparam, insert, select, update
 from ingestor.core.times import microseconds, moment, optional_moment
 from ingestor.store import schema
 from ingestor.store.key_lookup import KEYS_PER_QUERY, among
-from ingestor.store.write.revisions import Record, SampleKey, Value
+from ingestor.store.write.revisions import SampleKey, SampleRecord, SampleValue
 
 
-def load(connection: Connection, keys: Sequence[SampleKey]) -> dict[SampleKey, Record]:
-    records: dict[SampleKey, Record] = {}
+def load(connection: Connection, keys: Sequence[SampleKey]) -> dict[SampleKey, SampleRecord]:
+    records: dict[SampleKey, SampleRecord] = {}
     current, others = schema.samples, schema.sample_revisions
     for start in range(0, len(keys), KEYS_PER_QUERY):
         some = [(series_id, moment(ts_us)) for series_id, ts_us in keys[start : start + KEYS_PER_QUERY]]
         mine = among(connection, (current.c.series_id, current.c.ts), some)
         query = select(current).where(mine).order_by(current.c.series_id, current.c.ts).with_for_update()
         for row in connection.execute(query):
-            records[row.series_id, microseconds(row.ts)] = Record(_value(row), row.revision)
+            records[row.series_id, microseconds(row.ts)] = SampleRecord(_value(row), row.revision)
         mine = among(connection, (others.c.series_id, others.c.ts), some)
         for row in connection.execute(select(others.c.series_id, others.c.ts, others.c.value).where(mine)):
             records[row.series_id, microseconds(row.ts)].others.add(row.value)
     return records
 
 
-def _value(row: Any) -> Value:
+def _value(row: Any) -> SampleValue:
     published_us = None if row.published_at is None else microseconds(row.published_at)
-    return Value(row.value, published_us, microseconds(row.received_at), row.source, row.instance_id, row.seq)
+    return SampleValue(row.value, published_us, microseconds(row.received_at), row.source, row.instance_id, row.seq)
 
 
-def save(connection: Connection, records: dict[SampleKey, Record]) -> None:
+def save(connection: Connection, records: dict[SampleKey, SampleRecord]) -> None:
     changed = {key: record for key, record in records.items() if record.changed}
     if not changed:
         return
@@ -56,7 +56,7 @@ def save(connection: Connection, records: dict[SampleKey, Record]) -> None:
     )
 
 
-def _columns(value: Value, revision: int) -> dict[str, Any]:
+def _columns(value: SampleValue, revision: int) -> dict[str, Any]:
     return {
         "value": value.value,
         "revision": revision,

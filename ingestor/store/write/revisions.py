@@ -6,12 +6,12 @@ from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass, field
 from typing import NamedTuple, TypeAlias
 
-from ingestor.store.write.batch import Row
+from ingestor.store.write.batch import SampleRow
 
 SampleKey: TypeAlias = tuple[int, int]  # (series_id, ts in µs since the epoch)
 
 
-class Value(NamedTuple):
+class SampleValue(NamedTuple):
     """One value as it was received. Stamps are µs since the epoch, UTC."""
 
     value: float
@@ -23,10 +23,10 @@ class Value(NamedTuple):
     retried: bool = False  # off a dead letter: its seq says nothing of when it was received; not stored
 
     @classmethod
-    def of(cls, row: Row, instance_id: int, *, retried: bool) -> Value:
+    def of(cls, row: SampleRow, instance_id: int, *, retried: bool) -> SampleValue:
         return cls(row.value, row.published_us, row.received_us, row.source, instance_id, row.seq, retried)
 
-    def later_than(self, other: Value) -> bool:
+    def later_than(self, other: SampleValue) -> bool:
         """Within an instance what came off the socket is ordered by seq: its clock may have been set back.
 
         Between instances, for REST answers (as old as their question, which was asked at ``received_us``) and for what
@@ -39,16 +39,16 @@ class Value(NamedTuple):
 
 
 @dataclass(slots=True)
-class Record:
+class SampleRecord:
     """What is recorded of one series at one ts: the current value and every other, numbered in order of arrival."""
 
-    current: Value
+    current: SampleValue
     revision: int = 0  # how many others there are
     others: set[float] = field(default_factory=set)
-    added: list[tuple[int, Value]] = field(default_factory=list)  # (revision, value) not yet stored
+    added: list[tuple[int, SampleValue]] = field(default_factory=list)  # (revision, value) not yet stored
     changed: bool = False
 
-    def offer(self, value: Value) -> bool:
+    def offer(self, value: SampleValue) -> bool:
         """Take a value in; False if it says nothing new.
 
         A later value becomes current and the one before it a revision, even if the same number was current once: it is
@@ -67,14 +67,14 @@ class Record:
         return True
 
 
-class Folded(NamedTuple):
+class GroupedRows(NamedTuple):
     """A batch's rows by key: the first of each, those that followed, and the keys whose values differ."""
 
-    first: dict[SampleKey, Row]
-    more: dict[SampleKey, list[Row]]
+    first: dict[SampleKey, SampleRow]
+    more: dict[SampleKey, list[SampleRow]]
     restated: set[SampleKey]
 
-    def of(self, key: SampleKey) -> list[Row]:
+    def of(self, key: SampleKey) -> list[SampleRow]:
         """All rows of a key, in seq order."""
         return [self.first[key], *self.more.get(key, ())]
 
@@ -83,16 +83,16 @@ class Folded(NamedTuple):
         return sum(len(self.more[key]) for key in keys if key in self.more and key not in disputed)
 
 
-def fold(keys: Sequence[SampleKey], rows: Sequence[Row]) -> Folded:
+def fold(keys: Sequence[SampleKey], rows: Sequence[SampleRow]) -> GroupedRows:
     """Bring a batch's rows together by their keys, in seq order.
 
     A repetition is kept as well: it may be later than what another instance said after the first.
     """
     first = dict(zip(keys, rows, strict=True))
-    more: dict[SampleKey, list[Row]] = {}
+    more: dict[SampleKey, list[SampleRow]] = {}
     restated: set[SampleKey] = set()
     if len(first) == len(rows):  # as nearly always, once what is known was left out
-        return Folded(first, more, restated)
+        return GroupedRows(first, more, restated)
     first.clear()
     for key, row in zip(keys, rows, strict=True):
         known = first.setdefault(key, row)
@@ -101,4 +101,4 @@ def fold(keys: Sequence[SampleKey], rows: Sequence[Row]) -> Folded:
         more.setdefault(key, []).append(row)
         if known.value != row.value:
             restated.add(key)
-    return Folded(first, more, restated)
+    return GroupedRows(first, more, restated)

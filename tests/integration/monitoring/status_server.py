@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable
 from datetime import UTC, datetime
 
-from ingestor.config import Listen
-from ingestor.monitoring.coverage_strips import LastDay, Span
-from ingestor.monitoring.history import History
-from ingestor.monitoring.http_server import Web
-from ingestor.monitoring.latest_values import Values
+from ingestor.config import ListenAddress
+from ingestor.monitoring.coverage_strips import CoverageCache, StateSpan
+from ingestor.monitoring.history import LoadHistory
+from ingestor.monitoring.http_server import StatusServer
+from ingestor.monitoring.latest_values import LatestValues
 from ingestor.monitoring.metrics import Metrics
-from ingestor.monitoring.status import Connection, Database, Status
-from ingestor.store.write.batch import Row
+from ingestor.monitoring.status import ConnectionStatus, DatabaseStatus, Status
+from ingestor.store.write.batch import SampleRow
 
 NOON = datetime(2026, 11, 1, 12, tzinfo=UTC)
 NOON_US = 1_793_534_400_000_000
@@ -23,14 +23,14 @@ GOOD = Status(
     pid=42,
     started_at=NOON,
     config_sha256="ab" * 32,
-    connections=(Connection(id="0123456789ab", path="tweet-buzz", feed="tweet-buzz", connected=True),),
-    database=Database(up=True, kind="sqlite"),
+    connections=(ConnectionStatus(id="0123456789ab", path="tweet-buzz", feed="tweet-buzz", connected=True),),
+    database=DatabaseStatus(up=True, kind="sqlite"),
 )
 
 
-def row(ticker: str = "AAPL", *, feed: str = "crowd-sentiment", ts_us: int = NOON_US, value: float = 0.25) -> Row:
+def row(ticker: str = "AAPL", *, feed: str = "crowd-sentiment", ts_us: int = NOON_US, value: float = 0.25) -> SampleRow:
     """One that was committed."""
-    return Row((feed, feed.replace("-", "_"), ticker, ""), ts_us, value, None, NOON_US, "stream", 1, 0)
+    return SampleRow((feed, feed.replace("-", "_"), ticker, ""), ts_us, value, None, NOON_US, "stream", 1, 0)
 
 
 class Shown:
@@ -38,25 +38,25 @@ class Shown:
 
     def __init__(self) -> None:
         self.status = GOOD
-        self.values = Values()
+        self.values = LatestValues()
         self.values.learn([row()])
-        self.history = History()
+        self.history = LoadHistory()
         self.history.look(1.0, head_seq=0, waiting=0, lag_seconds=0.0)
         self.history.look(2.0, head_seq=7, waiting=3, lag_seconds=0.25)
-        self.spans: list[Span] = []
+        self.spans: list[StateSpan] = []
 
     def snapshot(self) -> Status:
         return self.status
 
-    def covered(self, _since: datetime) -> Iterable[Span]:
+    def covered(self, _since: datetime) -> Iterable[StateSpan]:
         return self.spans
 
-    def web(self, host: str = "127.0.0.1", port: int = 0) -> Web:
-        return Web(
-            Listen(host, port),
+    def web(self, host: str = "127.0.0.1", port: int = 0) -> StatusServer:
+        return StatusServer(
+            ListenAddress(host, port),
             snapshot=self.snapshot,
             metrics=Metrics(self.snapshot),
             values=self.values,
             history=lambda: self.history.to_json(5.0),
-            coverage=LastDay(self.covered).to_json,
+            coverage=CoverageCache(self.covered).to_json,
         )

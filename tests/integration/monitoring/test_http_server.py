@@ -9,7 +9,7 @@ from dataclasses import replace
 import aiohttp
 import pytest
 
-from ingestor.monitoring.status import Database, Pulse, Status
+from ingestor.monitoring.status import DatabaseStatus, Heartbeat, Status
 
 from .status_server import GOOD, Shown, row
 
@@ -65,13 +65,13 @@ async def test_prometheus_may_ask_for_openmetrics(client: aiohttp.ClientSession)
     [
         pytest.param(
             "/healthz",
-            lambda status: replace(status, pulses=(Pulse(name="spool", age_seconds=99, limit_seconds=30),)),
+            lambda status: replace(status, pulses=(Heartbeat(name="spool", age_seconds=99, limit_seconds=30),)),
             "spool has not advanced for 99 s (limit 30 s)",
             id="stuck",
         ),
         pytest.param(
             "/readyz",
-            lambda status: replace(status, database=Database()),
+            lambda status: replace(status, database=DatabaseStatus()),
             "the database cannot be reached",
             id="no database",
         ),

@@ -15,7 +15,7 @@ import pytest
 
 from ingestor.core.redaction import redactor
 from ingestor.monitoring import log_setup, nonblocking_stream
-from ingestor.monitoring.nonblocking_stream import Outlet
+from ingestor.monitoring.nonblocking_stream import NonBlockingWriter
 
 SECRET = "a-key-that-nobody-may-read"
 LINE = "x" * 1023 + "\n"
@@ -101,7 +101,7 @@ def test_the_lines_that_wait_are_bounded_and_those_that_were_dropped_counted(
     pipe: Pipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(nonblocking_stream, "WAITING_CHARACTERS", 10 * len(LINE))
-    made = Outlet(pipe.stream, lambda count: f"{count} missing\n")
+    made = NonBlockingWriter(pipe.stream, lambda count: f"{count} missing\n")
     for _ in range(200):
         made.put(LINE)
     made.close()
@@ -114,7 +114,7 @@ def test_the_lines_that_wait_are_bounded_and_those_that_were_dropped_counted(
 @pytest.mark.timeout(30)
 def test_flushing_waits_for_a_reader_for_a_bounded_time(pipe: Pipe, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(nonblocking_stream, "FLUSH_SECONDS", 0.2)
-    made = Outlet(pipe.stream, str)
+    made = NonBlockingWriter(pipe.stream, str)
     for _ in range(100):
         made.put(LINE)
     began = time.monotonic()
@@ -127,7 +127,7 @@ def test_flushing_waits_for_a_reader_for_a_bounded_time(pipe: Pipe, monkeypatch:
 @pytest.mark.timeout(30)
 def test_a_pipe_that_somebody_made_non_blocking_loses_nothing(pipe: Pipe) -> None:
     os.set_blocking(pipe.stream.fileno(), False)
-    made = Outlet(pipe.stream, str)
+    made = NonBlockingWriter(pipe.stream, str)
     for _ in range(500):
         made.put(LINE)
     made.close()

@@ -13,8 +13,8 @@ from urllib.parse import urlsplit
 import pytest
 
 from ingestor.config.model import canonical
-from ingestor.monitoring.coverage_strips import Span
-from ingestor.monitoring.status import Database, Pulse, Subscription, Trouble
+from ingestor.monitoring.coverage_strips import StateSpan
+from ingestor.monitoring.status import DatabaseStatus, Heartbeat, RecentError, SubscriptionStatus
 from ingestor.simulator import Simulator
 
 from ...support.browser import Browser, chromium
@@ -73,9 +73,9 @@ def text(selector: str) -> str:
     return f"document.querySelector('{selector}').innerText.replace(/\\s+/g, ' ')"
 
 
-def subscription(ticker: str, state: str = "live", **changes: Any) -> Subscription:
+def subscription(ticker: str, state: str = "live", **changes: Any) -> SubscriptionStatus:
     params = canonical({"ticker": ticker} if ticker else {})
-    made = Subscription(path=CROWD, params=params, feed="crowd-sentiment", state=state)  # type: ignore[arg-type]
+    made = SubscriptionStatus(path=CROWD, params=params, feed="crowd-sentiment", state=state)  # type: ignore[arg-type]
     return replace(made, **changes)
 
 
@@ -244,11 +244,11 @@ async def test_no_width_needs_scrolling_sideways(browser: Browser, shown: Shown,
         subscriptions=(subscription("W" * 64, "refused", feed="y" * 64, reason=endless), subscription("ON")),
         connections=tuple(replace(one, path=endless, connected=False, last_error=endless) for one in GOOD.connections),
         database=replace(GOOD.database, up=False, last_error=endless),
-        last_errors=(Trouble(at=GOOD.at, kind="refused", text=endless),),
+        last_errors=(RecentError(at=GOOD.at, kind="refused", text=endless),),
     )
     now = datetime.now(UTC)
     shown.spans = [
-        Span(
+        StateSpan(
             feed="z" * 64,
             state="live",
             from_at=now - timedelta(days=2),
@@ -271,7 +271,7 @@ async def test_the_last_day_is_told_in_shapes_and_in_words(browser: Browser, sho
     edge = datetime.fromtimestamp(datetime.now(UTC).timestamp() // 3600 * 3600, UTC)
     spans = [("live", 24, 5), ("disconnected", 5, 4), ("live", 4, 3), ("silent", 3, 2.5), ("live", 2.5, 0)]
     shown.spans = [
-        Span(
+        StateSpan(
             feed="tweet-buzz",
             state=state,
             from_at=edge - timedelta(hours=begun),
@@ -300,9 +300,9 @@ VERDICTS = {
     "Receiving, not all 1 of 2 subscriptions are not live": replace(
         GOOD, subscriptions=(subscription("AAPL"), subscription("ON", "silent"))
     ),
-    "Not ready the database cannot be reached": replace(GOOD, database=Database(kind="sqlite")),
+    "Not ready the database cannot be reached": replace(GOOD, database=DatabaseStatus(kind="sqlite")),
     "Stuck spool has not advanced for 99 s (limit 30 s)": replace(
-        GOOD, pulses=(Pulse(name="spool", age_seconds=99, limit_seconds=30),)
+        GOOD, pulses=(Heartbeat(name="spool", age_seconds=99, limit_seconds=30),)
     ),
 }
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from ingestor.monitoring.sd_notify import Systemd, feed_watchdog
+from ingestor.monitoring.sd_notify import SystemdNotifier, feed_watchdog
 
 
 @pytest.fixture(params=["path", "abstract"])
@@ -38,14 +38,14 @@ def environment(manager: socket.socket) -> dict[str, str]:
         pytest.param(lambda s: s.watchdog(), "WATCHDOG=1", id="watchdog"),
     ],
 )
-def test_the_manager_hears(manager: socket.socket, call: Callable[[Systemd], None], expected: str) -> None:
-    call(Systemd(environment(manager)))
+def test_the_manager_hears(manager: socket.socket, call: Callable[[SystemdNotifier], None], expected: str) -> None:
+    call(SystemdNotifier(environment(manager)))
     assert manager.recv(1024).decode() == expected
 
 
 def test_a_reload_is_told_with_the_moment_at_which_it_began(manager: socket.socket) -> None:
     before = time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000
-    Systemd(environment(manager)).reloading()
+    SystemdNotifier(environment(manager)).reloading()
     said, _, microseconds = manager.recv(1024).decode().rpartition("=")
     assert said == "RELOADING=1\nMONOTONIC_USEC"
     assert before <= int(microseconds) <= time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000
@@ -53,12 +53,12 @@ def test_a_reload_is_told_with_the_moment_at_which_it_began(manager: socket.sock
 
 @pytest.mark.parametrize("env", [{}, {"NOTIFY_SOCKET": ""}, {"NOTIFY_SOCKET": "vsock:2:1234"}])
 def test_without_a_manager_nothing_happens(env: dict[str, str], caplog: pytest.LogCaptureFixture) -> None:
-    Systemd(env).ready()
+    SystemdNotifier(env).ready()
     assert caplog.records == []
 
 
 def test_a_manager_that_went_away_costs_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    Systemd({"NOTIFY_SOCKET": str(tmp_path / "gone")}).ready()
+    SystemdNotifier({"NOTIFY_SOCKET": str(tmp_path / "gone")}).ready()
     assert caplog.messages == ["systemd cannot be told READY=1: No such file or directory"]
 
 
@@ -77,7 +77,7 @@ async def test_the_watchdog_is_fed_only_while_the_daemon_advances(
         asked.append(verdict)
         return verdict
 
-    feeding = asyncio.create_task(feed_watchdog(Systemd(environment(manager)), 0.01, advancing))
+    feeding = asyncio.create_task(feed_watchdog(SystemdNotifier(environment(manager)), 0.01, advancing))
     await enough.wait()
     feeding.cancel()
     with suppress(asyncio.CancelledError):
@@ -95,7 +95,7 @@ async def test_the_watchdog_is_fed_only_while_the_daemon_advances(
 async def test_the_watchdog_is_fed_twice_in_its_time(manager: socket.socket) -> None:
     loop = asyncio.get_running_loop()
     manager.setblocking(False)
-    feeding = asyncio.create_task(feed_watchdog(Systemd(environment(manager)), 0.2, lambda: True))
+    feeding = asyncio.create_task(feed_watchdog(SystemdNotifier(environment(manager)), 0.2, lambda: True))
     async with asyncio.timeout(5):
         await loop.sock_recv(manager, 1024)
         first = loop.time()

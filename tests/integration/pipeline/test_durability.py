@@ -12,10 +12,10 @@ from sqlalchemy import text
 
 from ingestor.errors import SpoolFailed
 from ingestor.pipeline.batch_policy import BatchPolicy
-from ingestor.spool.chunk_store import ChunkFile
+from ingestor.spool.chunk_store import ChunkWriter
 from ingestor.spool.spool import Spool
 from ingestor.store.engine import connect
-from ingestor.store.write.batch_writer import Database, Instance
+from ingestor.store.write.batch_writer import BatchWriter, InstanceInfo
 from tests.support.entries import T0, decoder, fact, frame, row
 from tests.support.flaky_commit import HastyWriter, Unsteady
 from tests.support.strace import counting
@@ -40,12 +40,12 @@ async def main() -> None:
 asyncio.run(main())
 """
 DATABASE = f"""
-from ingestor.store.write.batch_writer import Database, Instance
+from ingestor.store.write.batch_writer import BatchWriter, InstanceInfo
 from ingestor.store.engine import connect
 
 engine = connect("sqlite:///spool.db")
-database = Database(engine)
-database.register(Instance(spool_id="s", name="", version="", config_sha256="", started_us=0), 1)
+database = BatchWriter(engine)
+database.register(InstanceInfo(spool_id="s", name="", version="", config_sha256="", started_us=0), 1)
 input()
 for at_us in range({TIMES}):
     database.heartbeat(at_us)
@@ -69,7 +69,7 @@ def test_each_commit_is_synced_to_the_disk(tmp_path: Path, sqlite_template: Path
 
 
 def test_the_spool_and_a_sqlite_database_are_as_careful_as_sqlite_can_be(tmp_path: Path) -> None:
-    file = ChunkFile(tmp_path / "spool.db")
+    file = ChunkWriter(tmp_path / "spool.db")
     engine = connect(f"sqlite:///{tmp_path / 'ingestor.db'}")
     with engine.connect() as connection:
         assert connection.execute(text("PRAGMA synchronous")).scalar_one() == FULL
@@ -120,7 +120,7 @@ async def test_what_is_not_committed_is_not_forgotten(tmp_path: Path, migrated_u
     engine = connect(migrated_url.replace("postgresql://", "postgresql+psycopg://"))
     spool = Spool(tmp_path / "spool", max_bytes=1 << 30, sync_every_seconds=0)
     spool.start(_unexpected)
-    instance = Instance(spool_id=spool.spool_id, name="", version="", config_sha256="", started_us=T0)
+    instance = InstanceInfo(spool_id=spool.spool_id, name="", version="", config_sha256="", started_us=T0)
     policy = BatchPolicy(max_rows=5_000, max_wait_seconds=0)
     commits, outages = Unsteady(engine), list[str]()
 
@@ -129,7 +129,9 @@ async def test_what_is_not_committed_is_not_forgotten(tmp_path: Path, migrated_u
         writer.stop()
         commits.fail(1, done=False)  # the last try as well
 
-    writer = HastyWriter(spool, Database(engine), decoder(), policy, instance, prepare=lambda: None, on_outage=give_up)
+    writer = HastyWriter(
+        spool, BatchWriter(engine), decoder(), policy, instance, prepare=lambda: None, on_outage=give_up
+    )
     writer._begin()
     commits.fail(2, done=False)  # the first is that of the names
     await spool.durable(spool.append(frame([row()])))

@@ -15,13 +15,13 @@ from sqlalchemy import Table, select, text, union_all
 
 from ingestor.core.entries import Frame
 from ingestor.core.times import moment
-from ingestor.pipeline.batch_builder import Assembly
-from ingestor.pipeline.decoder import Decoded, SeriesKey
+from ingestor.pipeline.batch_builder import BatchBuilder
+from ingestor.pipeline.decoder import DecodedFrame, SeriesKey
 from ingestor.spool.chunk_store import pack, unpack
 from ingestor.store import schema
 from ingestor.store.engine import connect
 from ingestor.store.read.audit import audit
-from ingestor.store.write.batch_writer import Database, Instance
+from ingestor.store.write.batch_writer import BatchWriter, InstanceInfo
 from tests.support.entries import CROWD, T0, decoder, frame, row
 from tests.support.hypothesis_steps import wanted_steps
 from tests.support.postgres_server import fresh_database
@@ -46,15 +46,15 @@ class Store:
 
     def __init__(self, url: str) -> None:
         self.engine = connect(url)
-        self._database = Database(self.engine)
+        self._database = BatchWriter(self.engine)
         self._decoder = decoder()
-        introduction = Instance(spool_id="s", name="", version="", config_sha256="", started_us=T0)
+        introduction = InstanceInfo(spool_id="s", name="", version="", config_sha256="", started_us=T0)
         self._seq = self._database.register(introduction, 1)
 
     def take(self, given: Frame) -> Outcome:
         """The way of a frame, from the spool's file on."""
         self._seq += 1
-        assembly = Assembly(self._seq, self._decoder)
+        assembly = BatchBuilder(self._seq, self._decoder)
         for entry in unpack(pack(self._seq, [given])):
             assembly.add(entry)
         self._database.write(assembly.batch)
@@ -322,7 +322,7 @@ def test_whatever_comes_each_row_is_stored_or_set_aside_and_both_databases_agree
             assert all(store.holds(series, ts_us, value) for series, ts_us, value, _ in decoded.observations)
 
 
-def _as_spooled(given: Frame) -> Decoded:
+def _as_spooled(given: Frame) -> DecodedFrame:
     [(_, spooled)] = unpack(pack(1, [given]))
     assert isinstance(spooled, Frame)
     return decoder().decode(spooled)

@@ -16,13 +16,13 @@ from ingestor.core.entries import Fact, Frame
 from ingestor.errors import SpoolFailed
 from ingestor.monitoring.metrics import Metrics
 from ingestor.pipeline.batch_policy import BatchPolicy
-from ingestor.pipeline.dedup import KnownValues
+from ingestor.pipeline.dedup import RecentValueCache
 from ingestor.pipeline.writer import Writer
 from ingestor.spool.spool import Spool
 from ingestor.store.engine import connect
 from ingestor.store.read.audit import audit
 from ingestor.store.write import batch_writer as store
-from ingestor.store.write.batch_writer import Database, Instance
+from ingestor.store.write.batch_writer import BatchWriter, InstanceInfo
 from tests.support.entries import T0, decoder, frame, row
 from tests.support.flaky_commit import HastyWriter, Unsteady
 from tests.unit.monitoring.healthy_status import GOOD
@@ -51,9 +51,9 @@ async def spool(tmp_path: Path) -> AsyncIterator[Spool]:
 
 
 def begun(spool: Spool, engine: Engine) -> Writer:
-    instance = Instance(spool_id=spool.spool_id, name="", version="", config_sha256="", started_us=T0)
+    instance = InstanceInfo(spool_id=spool.spool_id, name="", version="", config_sha256="", started_us=T0)
     policy = BatchPolicy(max_rows=5_000, max_wait_seconds=0)
-    made = HastyWriter(spool, Database(engine), decoder(), policy, instance, prepare=lambda: None)
+    made = HastyWriter(spool, BatchWriter(engine), decoder(), policy, instance, prepare=lambda: None)
     made.drain()
     made._begin()
     return made
@@ -89,7 +89,7 @@ async def test_names_from_outside_take_no_more_memory_than_they_are_allowed(
 ) -> None:
     monkeypatch.setattr(store, "SERIES_REMEMBERED", 3_000)
     writer = begun(spool, engine)
-    writer._known = KnownValues(capacity=3_000)
+    writer._known = RecentValueCache(capacity=3_000)
     for first in range(0, 12_000, FRAME_ROWS):
         await write(spool, writer, strangers(first))
     assert writer.status.new == 12_000

@@ -13,17 +13,17 @@ import pytest
 import time_machine
 from sqlalchemy import Engine, text
 
-from ingestor.config.model import Retention as Horizons
+from ingestor.config.model import RetentionConfig as Horizons
 from ingestor.core.entries import Fact, Frame
 from ingestor.errors import SpoolFailed
-from ingestor.pipeline.batch_builder import Assembly
+from ingestor.pipeline.batch_builder import BatchBuilder
 from ingestor.pipeline.batch_policy import BatchPolicy
 from ingestor.pipeline.writer import Writer
 from ingestor.spool.spool import Spool
 from ingestor.store.engine import connect
 from ingestor.store.maintenance.retention import Retention
 from ingestor.store.read.audit import audit
-from ingestor.store.write.batch_writer import Database, Instance
+from ingestor.store.write.batch_writer import BatchWriter, InstanceInfo
 from tests.support.daemon import until
 from tests.support.entries import T0, decoder, frame, row
 from tests.support.flaky_commit import Unsteady
@@ -54,11 +54,11 @@ async def spool(tmp_path: Path) -> AsyncIterator[Spool]:
 
 def writer(spool: Spool, engine: Engine, *, max_rows: int = 5000, **horizons: str) -> Writer:
     keep = Horizons.model_validate({"payloads": "forever", "journal": "forever"} | horizons)
-    instance = Instance(spool_id=spool.spool_id, name="test", version="0", config_sha256="", started_us=NOW_US)
+    instance = InstanceInfo(spool_id=spool.spool_id, name="test", version="0", config_sha256="", started_us=NOW_US)
     policy = BatchPolicy(max_rows=max_rows, max_wait_seconds=0)
     return Writer(
         spool,
-        Database(engine),
+        BatchWriter(engine),
         decoder(),
         policy,
         instance,
@@ -133,7 +133,7 @@ async def test_what_is_older_than_samples_are_kept_is_counted_each_time_it_comes
     spool: Spool, engine: Engine
 ) -> None:
     made = writer(spool, engine, samples="365d")
-    made._database = Database(engine, 365 * 86_400.0)
+    made._database = BatchWriter(engine, 365 * 86_400.0)
     fresh = {"ts": datetime.now(UTC).isoformat(), "ticker": "NEW", "average_sentiment": 0.5}
     with running(made):
         await put(spool, frame([LONG_AGO_ROW, fresh]), frame([LONG_AGO_ROW, {"ticker": "bad"}]))
@@ -151,7 +151,7 @@ async def test_what_is_too_old_is_counted_each_time_it_came_also_if_the_database
     spool: Spool, engine: Engine
 ) -> None:
     made = writer(spool, engine, samples="365d")
-    made._database = Database(engine, 365 * 86_400.0)
+    made._database = BatchWriter(engine, 365 * 86_400.0)
     made.drain()
     made._begin()
     fresh = {"ts": datetime.now(UTC).isoformat(), "ticker": "NEW", "average_sentiment": 0.5}
@@ -162,17 +162,17 @@ async def test_what_is_too_old_is_counted_each_time_it_came_also_if_the_database
 
 
 async def test_a_clock_of_ours_that_runs_ahead_makes_nothing_too_old(spool: Spool, engine: Engine) -> None:
-    assembly = Assembly(1, decoder())
+    assembly = BatchBuilder(1, decoder())
     assembly.add((1, frame([{"ts": datetime.now(UTC).isoformat(), "ticker": "NEW", "average_sentiment": 0.5}])))
-    database = Database(engine, 86_400.0)
-    database.register(Instance(spool_id="s", name="", version="", config_sha256="", started_us=0), 1)
+    database = BatchWriter(engine, 86_400.0)
+    database.register(InstanceInfo(spool_id="s", name="", version="", config_sha256="", started_us=0), 1)
     with time_machine.travel(datetime.now(UTC) + timedelta(days=400)):
         written = database.write(assembly.batch)
     assert (written.new, written.expired) == (1, 0)
 
 
 def test_a_batch_that_is_written_again_counts_what_is_too_old_once() -> None:
-    assembly = Assembly(1, decoder())
+    assembly = BatchBuilder(1, decoder())
     assembly.add((1, frame([LONG_AGO_ROW, row()])))
     for _ in range(2):
         assembly.batch.expire(T0)

@@ -29,7 +29,7 @@ from ingestor.spool.spool import Spool
 from ingestor.store import schema
 from ingestor.store.engine import connect
 from ingestor.store.read.audit import audit
-from ingestor.store.write.batch_writer import Database, Instance
+from ingestor.store.write.batch_writer import BatchWriter, InstanceInfo
 from tests.support.entries import T0, decoder, fact, frame, row
 from tests.support.flaky_commit import HastyWriter, Unsteady
 from tests.support.hypothesis_steps import Counted, fast_folder, run_for
@@ -99,9 +99,11 @@ class Daemon:
         self.before = self.writer  # of the run before this one
 
     def _begun(self) -> HastyWriter:
-        instance = Instance(spool_id=self.spool.spool_id, name=self._name, version="", config_sha256="", started_us=T0)
+        instance = InstanceInfo(
+            spool_id=self.spool.spool_id, name=self._name, version="", config_sha256="", started_us=T0
+        )
         policy = BatchPolicy(max_rows=6, max_wait_seconds=0)
-        writer = HastyWriter(self.spool, Database(self._engine), decoder(), policy, instance, prepare=lambda: None)
+        writer = HastyWriter(self.spool, BatchWriter(self._engine), decoder(), policy, instance, prepare=lambda: None)
         writer.drain()
         assert writer._retry(writer._begin)
         return writer

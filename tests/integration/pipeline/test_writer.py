@@ -28,7 +28,7 @@ from ingestor.spool.spool import Spool
 from ingestor.store.engine import connect
 from ingestor.store.read import status as letters
 from ingestor.store.read.audit import audit
-from ingestor.store.write.batch_writer import Database, Instance
+from ingestor.store.write.batch_writer import BatchWriter, InstanceInfo
 from tests.support.check_constraint import refuse
 from tests.support.daemon import until
 from tests.support.entries import CROWD, T0, decoder, fact, frame, row
@@ -66,10 +66,10 @@ def writer(
     keep_payloads: bool = True,
     drain: bool = True,
 ) -> Writer:
-    instance = Instance(spool_id=spool.spool_id, name="test", version="0", config_sha256="", started_us=T0)
+    instance = InstanceInfo(spool_id=spool.spool_id, name="test", version="0", config_sha256="", started_us=T0)
     policy = BatchPolicy(max_rows=max_rows, max_wait_seconds=max_wait_seconds)
     made = Writer(
-        spool, Database(engine), decoder(), policy, instance, prepare=lambda: None, keep_payloads=keep_payloads
+        spool, BatchWriter(engine), decoder(), policy, instance, prepare=lambda: None, keep_payloads=keep_payloads
     )
     if drain:
         made.drain()

@@ -12,14 +12,14 @@ from apscheduler.schedulers.asyncio import AsyncIOScheduler
 from pydantic import SecretStr
 
 from ingestor.config import SecretFile
-from ingestor.config.model import Provider, Subscription
+from ingestor.config.model import ProviderConfig, Subscription
 from ingestor.core.backoff import Backoff
 from ingestor.core.clock import boottime
-from ingestor.provider.auth import Token, TokenSupply, token_source
+from ingestor.provider.auth import Token, TokenSource, token_source
 from ingestor.provider.auth.login import fetch
 from ingestor.provider.socket import connection
-from ingestor.provider.socket.connection import Connection, Line
-from ingestor.provider.socket.protocol import Dialect, probe
+from ingestor.provider.socket.connection import Connection, ConnectionSettings
+from ingestor.provider.socket.protocol import ProtocolVersion, probe
 from ingestor.provider.subscriptions import connection_group, session
 from ingestor.provider.transport import tls
 
@@ -76,8 +76,10 @@ def reach(certificate: Path, memory: Memory, token: Token) -> Reach:
         verification = tls(ca_file) if url.startswith("https") else None
         if way == "probe":
             return await probe(url, TOKEN, verification, proxy)
-        line = Line(url=url, path="/p", params="{}", events=("res",), verification=verification, proxy=proxy)
-        one = Connection(line, Dialect.SOCKET_IO_4, memory, memory.append)
+        line = ConnectionSettings(
+            url=url, path="/p", params="{}", events=("res",), verification=verification, proxy=proxy
+        )
+        one = Connection(line, ProtocolVersion.SOCKET_IO_4, memory, memory.append)
         await one.open(token)
         return await one.close("stopped", "seen enough")
 
@@ -95,16 +97,16 @@ async def scheduler() -> AsyncIterator[AsyncIOScheduler]:
 
 
 @pytest.fixture
-async def make_supply(scheduler: AsyncIOScheduler) -> AsyncIterator[Callable[..., TokenSupply]]:
+async def make_supply(scheduler: AsyncIOScheduler) -> AsyncIterator[Callable[..., TokenSource]]:
     """`make_supply(server)`: a supply that logs in there; closed at the end."""
-    made: list[TokenSupply] = []
+    made: list[TokenSource] = []
 
     def make(
         server: WebServer, *, spacing_seconds: float = 0.05, timeout: float = 5, key_file: SecretFile | None = None
-    ) -> TokenSupply:
+    ) -> TokenSource:
         life = SimpleNamespace(lifetime=18_000.0, renew_before=600.0, timeout=timeout)
         url = f"{server.url}/jwt"
-        made.append(TokenSupply(url, KEY, life, scheduler, spacing_seconds=spacing_seconds, key_file=key_file))
+        made.append(TokenSource(url, KEY, life, scheduler, spacing_seconds=spacing_seconds, key_file=key_file))
         return made[-1]
 
     yield make
@@ -117,8 +119,8 @@ async def make_connection(memory: Memory) -> AsyncIterator[Callable[..., Connect
     """`make_connection(url)`: a connection that hands over to ``memory``; closed at the end."""
     made: list[Connection] = []
 
-    def make(url: str, dialect: Dialect = Dialect.SOCKET_IO_4) -> Connection:
-        line = Line(url=url, path="/real-time/crowd-sentiment", params="{}", events=("res", "data"))
+    def make(url: str, dialect: ProtocolVersion = ProtocolVersion.SOCKET_IO_4) -> Connection:
+        line = ConnectionSettings(url=url, path="/real-time/crowd-sentiment", params="{}", events=("res", "data"))
         made.append(Connection(line, dialect, memory, memory.append))
         return made[-1]
 
@@ -144,8 +146,8 @@ async def run(scheduler: AsyncIOScheduler, memory: Memory) -> AsyncIterator[Run]
     started: list[Running] = []
 
     async def start(url: str, api_key: str, subscriptions: list[Subscription], **settings: Any) -> Running:
-        provider = Provider.model_validate({"url": url, **settings})
-        tokens = TokenSupply(f"{url}/jwt", SecretStr(api_key), provider.token, scheduler, spacing_seconds=0.05)
+        provider = ProviderConfig.model_validate({"url": url, **settings})
+        tokens = TokenSource(f"{url}/jwt", SecretStr(api_key), provider.token, scheduler, spacing_seconds=0.05)
         started.append(Running(provider, subscriptions, tokens, memory))
         return started[-1]
 

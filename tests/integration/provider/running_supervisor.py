@@ -6,12 +6,12 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from ingestor.config.model import Provider, Subscription
-from ingestor.pipeline.batch_builder import Assembly
+from ingestor.config.model import ProviderConfig, Subscription
+from ingestor.pipeline.batch_builder import BatchBuilder
 from ingestor.pipeline.decoder import Decoder
 from ingestor.provider import catalog
-from ingestor.provider.auth import TokenSupply
-from ingestor.provider.subscriptions.activity import Heard
+from ingestor.provider.auth import TokenSource
+from ingestor.provider.subscriptions.activity import ActivityTracker
 from ingestor.provider.subscriptions.supervisor import Supervisor
 from ingestor.simulator import Simulator
 
@@ -28,12 +28,12 @@ class Running:
     """Starts at once. ``decodes``: what arrives is looked into, as the writer does; not while its database is away."""
 
     def __init__(
-        self, provider: Provider, subscriptions: list[Subscription], tokens: TokenSupply, memory: Memory
+        self, provider: ProviderConfig, subscriptions: list[Subscription], tokens: TokenSource, memory: Memory
     ) -> None:
         self.tokens = tokens
         self.memory = memory
         self.decodes = True
-        heard = Heard()
+        heard = ActivityTracker()
         self.supervisor = Supervisor(provider, subscriptions, tokens, memory, memory.append, heard)
         self.task = asyncio.create_task(self.supervisor.run())
         self._decoding = asyncio.create_task(self._decode(heard))
@@ -54,13 +54,13 @@ class Running:
         self._decoding.cancel()
         await self.tokens.close()
 
-    async def _decode(self, heard: Heard) -> None:
+    async def _decode(self, heard: ActivityTracker) -> None:
         decoder, position = Decoder(catalog.metrics_of, catalog.feed_name), 0
         while True:
             await asyncio.sleep(0.01)
             while self.decodes and position < len(self.memory.all):
                 position += 1
-                assembly = Assembly(position, decoder)
+                assembly = BatchBuilder(position, decoder)
                 assembly.add((position, self.memory.all[position - 1]))
                 heard.note(assembly.heard, position)
 

@@ -14,8 +14,8 @@ from pydantic import SecretStr
 from ingestor.config import SecretFile
 from ingestor.core.backoff import Backoff
 from ingestor.core.redaction import redactor
-from ingestor.errors import ConfigError, IngestorError, SecretExposed, TokenRefused, TokenUnavailable
-from ingestor.provider.auth import TokenSupply, token_source
+from ingestor.errors import ConfigError, IngestorError, InsecureSecretFile, TokenRefused, TokenUnavailable
+from ingestor.provider.auth import TokenSource, token_source
 from ingestor.provider.auth import api_key as key
 
 from .conftest import KEY
@@ -23,7 +23,7 @@ from .raw_http_server import Reply, WebServer, http, token_reply, until
 from .test_token_source import jwt
 
 Serve = Callable[..., Awaitable[WebServer]]
-Make = Callable[..., TokenSupply]
+Make = Callable[..., TokenSource]
 NEW = "another-key-of-the-supply"
 LONG_SECONDS = 60.0  # longer than any test waits
 
@@ -63,7 +63,7 @@ def taking(api_key: str, *tokens: str) -> Reply:
     return reply
 
 
-def told_by(tokens: TokenSupply) -> list[IngestorError]:
+def told_by(tokens: TokenSource) -> list[IngestorError]:
     told: list[IngestorError] = []
     tokens.failed.append(lambda error, _: told.append(error))
     return told
@@ -117,7 +117,9 @@ async def test_a_renewal_that_a_refusal_has_put_off_is_made_up_for_while_the_old
 @pytest.mark.parametrize(
     ("text", "mode", "kind", "remedy"),
     [
-        pytest.param(NEW, 0o644, SecretExposed, "others can read or change this file; run: chmod 600 ", id="exposed"),
+        pytest.param(
+            NEW, 0o644, InsecureSecretFile, "others can read or change this file; run: chmod 600 ", id="exposed"
+        ),
         pytest.param("two words", 0o600, ConfigError, "must be one word", id="no key"),
         pytest.param("", 0o600, ConfigError, "is empty", id="empty"),
     ],
@@ -142,7 +144,7 @@ async def test_a_file_that_cannot_be_used_is_told_once_with_its_remedy_and_mende
     assert str(told[1]).startswith(f"{key_file.path}: provider.api_key: {remedy}")
     assert tokens.status().last_error == str(told[1])
     assert tokens.key.value == KEY, "the old key stays"
-    if kind is SecretExposed:
+    if kind is InsecureSecretFile:
         key_file.path.chmod(0o600)  # which changes neither its text nor when that was written
     else:
         put(key_file, NEW)
@@ -208,7 +210,7 @@ async def test_reading_the_key_again_tells_whether_it_is_another_and_keeps_the_o
     tokens = make_supply(server, key_file=key_file)
     assert not await tokens.key.reread()
     put(key_file, NEW, 0o640)
-    with pytest.raises(SecretExposed, match="chmod 600"):
+    with pytest.raises(InsecureSecretFile, match="chmod 600"):
         await tokens.key.reread()
     assert tokens.key.value == KEY
     key_file.path.chmod(0o600)

@@ -16,7 +16,7 @@ from ingestor.errors import ConnectionFailed, ConnectionRefused, SpoolFailed
 from ingestor.provider.auth import Token
 from ingestor.provider.socket import client, connection
 from ingestor.provider.socket.connection import Connection
-from ingestor.provider.socket.protocol import Dialect
+from ingestor.provider.socket.protocol import ProtocolVersion
 
 from .conftest import TOKEN
 from .raw_engineio_server import Memory, RawServer, Visitor
@@ -233,17 +233,21 @@ async def test_what_the_sink_raises_ends_the_connection_and_reaches_whoever_wait
 @pytest.mark.parametrize(
     ("dialect", "said", "why"),
     [
-        pytest.param(Dialect.SOCKET_IO_4, ['44{"message":"token expired"}'], "token expired", id="4"),
-        pytest.param(Dialect.SOCKET_IO_2, ['44"not authorized"'], "not authorized", id="3, with an error packet"),
-        pytest.param(Dialect.SOCKET_IO_2, ["40", '44"not authorized"'], "not authorized", id="3, after a CONNECT"),
+        pytest.param(ProtocolVersion.SOCKET_IO_4, ['44{"message":"token expired"}'], "token expired", id="4"),
+        pytest.param(
+            ProtocolVersion.SOCKET_IO_2, ['44"not authorized"'], "not authorized", id="3, with an error packet"
+        ),
+        pytest.param(
+            ProtocolVersion.SOCKET_IO_2, ["40", '44"not authorized"'], "not authorized", id="3, after a CONNECT"
+        ),
     ],
 )
 async def test_a_refused_token_is_told_from_a_failure(
-    raw_server: Serve, make_connection: Make, token: Token, dialect: Dialect, said: list[str], why: str
+    raw_server: Serve, make_connection: Make, token: Token, dialect: ProtocolVersion, said: list[str], why: str
 ) -> None:
     async def talk(visitor: Visitor) -> None:
         await visitor.say(OPEN)
-        if dialect is Dialect.SOCKET_IO_4:
+        if dialect is ProtocolVersion.SOCKET_IO_4:
             await visitor.until(lambda: visitor.heard)
         for message in said:
             await visitor.say(message)
@@ -360,9 +364,9 @@ async def test_every_end_is_noticed_with_its_cause(
         assert (await one.closed()).cause == cause
 
 
-@pytest.mark.parametrize("dialect", list(Dialect))
+@pytest.mark.parametrize("dialect", list(ProtocolVersion))
 async def test_a_connection_on_which_nothing_is_heard_is_over(
-    raw_server: Serve, make_connection: Make, token: Token, dialect: Dialect
+    raw_server: Serve, make_connection: Make, token: Token, dialect: ProtocolVersion
 ) -> None:
     server = await raw_server(generation=dialect.value, ping_interval_seconds=0.3, ping_timeout_seconds=0.2)
     one = make_connection(server.url, dialect)
@@ -405,7 +409,7 @@ async def test_generation_3_is_pinged_by_the_client_and_not_asked_to_connect(
     raw_server: Serve, make_connection: Make, token: Token
 ) -> None:
     server = await raw_server(generation="3", ping_interval_seconds=0.1, ping_timeout_seconds=5)
-    one = make_connection(server.url, Dialect.SOCKET_IO_2)
+    one = make_connection(server.url, ProtocolVersion.SOCKET_IO_2)
     await one.open(token)
     visitor = await server.visitor()
     await visitor.until(lambda: visitor.pings >= 3)
@@ -418,7 +422,7 @@ async def test_binary_of_generation_3_is_read_without_its_type_byte(
 ) -> None:
     said = [HEADER, b"\x04\x01", b"\x04\x09"]
     server = await raw_server(lambda visitor: visitor.say(*said), generation="3")
-    await make_connection(server.url, Dialect.SOCKET_IO_2).open(token)
+    await make_connection(server.url, ProtocolVersion.SOCKET_IO_2).open(token)
     await hear(memory, 2)
     assert memory.texts == ['42["res",{"base64":"AQ=="}]', "bBAk="]
 
@@ -427,7 +431,7 @@ async def test_an_error_packet_on_a_live_connection_is_a_complaint(
     memory: Memory, raw_server: Serve, make_connection: Make, token: Token
 ) -> None:
     server = await raw_server(generation="3")
-    one = make_connection(server.url, Dialect.SOCKET_IO_2)
+    one = make_connection(server.url, ProtocolVersion.SOCKET_IO_2)
     await one.open(token)
     await (await server.visitor()).say('44"too many"', END)
     await hear(memory, 1)
@@ -457,7 +461,7 @@ async def test_closing_while_something_is_being_sent_does_not_wait_for_the_libra
     raw_server: Serve, make_connection: Make, token: Token, steps: int
 ) -> None:
     server = await raw_server(generation="3")
-    one = make_connection(server.url, Dialect.SOCKET_IO_2)  # which sends its first ping at once
+    one = make_connection(server.url, ProtocolVersion.SOCKET_IO_2)  # which sends its first ping at once
     await one.open(token)
     for _ in range(steps):
         await asyncio.sleep(0)
@@ -631,14 +635,14 @@ async def test_the_token_is_in_no_log_no_error_and_no_traceback(
     assert TOKEN.split(".")[1] not in seen
 
 
-@pytest.mark.parametrize("dialect", list(Dialect))
+@pytest.mark.parametrize("dialect", list(ProtocolVersion))
 async def test_with_an_unknown_release_everything_goes_the_librarys_way(
     memory: Memory,
     raw_server: Serve,
     make_connection: Make,
     token: Token,
     monkeypatch: pytest.MonkeyPatch,
-    dialect: Dialect,
+    dialect: ProtocolVersion,
 ) -> None:
     monkeypatch.setattr(client, "TESTED_ENGINEIO", ("0.0.",))
 

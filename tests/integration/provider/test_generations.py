@@ -11,15 +11,15 @@ from typing import Any
 import pytest
 from pydantic import SecretStr
 
-from ingestor.config.model import Provider, Subscription
+from ingestor.config.model import ProviderConfig, Subscription
 from ingestor.core.backoff import Backoff
 from ingestor.core.clock import boottime
 from ingestor.errors import ConnectionRefused
-from ingestor.provider.auth import Token, TokenSupply, token_source
+from ingestor.provider.auth import Token, TokenSource, token_source
 from ingestor.provider.socket.connection import Connection
-from ingestor.provider.socket.protocol import Dialect
+from ingestor.provider.socket.protocol import ProtocolVersion
 from ingestor.provider.subscriptions import connection_group, state_tracker
-from ingestor.provider.subscriptions.activity import Heard
+from ingestor.provider.subscriptions.activity import ActivityTracker
 from ingestor.provider.subscriptions.supervisor import Supervisor
 
 from ...support.node_server import VERSIONS, Peer
@@ -35,8 +35,8 @@ DIFFERENT = ["1.0", "2", "4"]  # where only the protocol matters: binary framing
 Run = Callable[..., Awaitable[Supervisor]]
 
 
-def dialect_of(generation: str) -> Dialect:
-    return Dialect.SOCKET_IO_2 if generation < "3" else Dialect.SOCKET_IO_4
+def dialect_of(generation: str) -> ProtocolVersion:
+    return ProtocolVersion.SOCKET_IO_2 if generation < "3" else ProtocolVersion.SOCKET_IO_4
 
 
 @dataclass(frozen=True)
@@ -58,14 +58,14 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 async def run_against(scheduler: Any, memory: Memory) -> AsyncIterator[Run]:
     """`await run_against(peer)`: a supervisor, running; its facts and frames are in ``memory``."""
-    started: list[tuple[Supervisor, TokenSupply, asyncio.Task[None]]] = []
+    started: list[tuple[Supervisor, TokenSource, asyncio.Task[None]]] = []
 
     async def run(
         peer: Peer | Behind, subscriptions: list[Subscription] = SUBSCRIPTIONS, **settings: Any
     ) -> Supervisor:
-        provider = Provider.model_validate({"url": peer.url, **settings})
-        tokens = TokenSupply(f"{peer.url}/jwt", SecretStr(peer.api_key), provider.token, scheduler, spacing_seconds=0.2)
-        supervisor = Supervisor(provider, subscriptions, tokens, memory, memory.append, Heard())
+        provider = ProviderConfig.model_validate({"url": peer.url, **settings})
+        tokens = TokenSource(f"{peer.url}/jwt", SecretStr(peer.api_key), provider.token, scheduler, spacing_seconds=0.2)
+        supervisor = Supervisor(provider, subscriptions, tokens, memory, memory.append, ActivityTracker())
         started.append((supervisor, tokens, asyncio.create_task(supervisor.run())))
         return supervisor
 

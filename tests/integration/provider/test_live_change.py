@@ -11,7 +11,7 @@ import pytest
 
 from ingestor.config.model import Subscription
 from ingestor.provider.socket import connection
-from ingestor.provider.subscriptions.supervisor import Difference
+from ingestor.provider.subscriptions.supervisor import SubscriptionDiff
 from ingestor.simulator import Simulator
 
 from .raw_engineio_server import Memory
@@ -33,8 +33,8 @@ async def test_under_load_only_the_difference_is_asked_for_and_no_row_of_the_oth
     before = running.supervisor.status().groups[0]
     load = asyncio.create_task(simulator.burst(6000))
     await memory.until(lambda: len(memory.frames) > 500)
-    assert running.supervisor.apply([AAPL, ON]) == Difference((ON,), (TSLA,))
-    assert running.supervisor.apply([AAPL, ON]) == Difference((), ())
+    assert running.supervisor.apply([AAPL, ON]) == SubscriptionDiff((ON,), (TSLA,))
+    assert running.supervisor.apply([AAPL, ON]) == SubscriptionDiff((), ())
     await running.until("live", ON)
     assert not load.done()
     await load

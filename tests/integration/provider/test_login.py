@@ -15,7 +15,7 @@ import pytest
 from pydantic import SecretStr
 
 from ingestor.core.redaction import redactor
-from ingestor.errors import TokenNonsense, TokenRefused, TokenUnavailable
+from ingestor.errors import InvalidTokenResponse, TokenRefused, TokenUnavailable
 from ingestor.provider.auth import Token
 from ingestor.provider.auth.login import fetch
 from ingestor.provider.http_client import Deadline
@@ -86,17 +86,17 @@ async def test_a_refused_key_is_told_from_everything_else(web_server: Serve, sta
         pytest.param(http(500), TokenUnavailable, "HTTP 500", id="500"),
         pytest.param(http(503, Retry_After="7"), TokenUnavailable, "HTTP 503", id="503"),
         pytest.param(http(429), TokenUnavailable, "HTTP 429", id="429"),
-        pytest.param(http(302, Location="http://127.0.0.1:9/"), TokenNonsense, "redirect", id="a redirect"),
-        pytest.param(http(404), TokenNonsense, "token_path", id="404"),
-        pytest.param(http(200, "<html>hello</html>"), TokenNonsense, "18 bytes of something else", id="HTML"),
-        pytest.param(http(200, "{}"), TokenNonsense, "is not", id="an empty object"),
-        pytest.param(http(200, '{"token": 7}'), TokenNonsense, "is not", id="a number"),
-        pytest.param(http(200, '{"token": ""}'), TokenNonsense, "is not", id="an empty token"),
-        pytest.param(http(200, '{"token": "a b\\n"}'), TokenNonsense, "is not", id="blanks in it"),
-        pytest.param(http(200, "[" * 60_000), TokenNonsense, "is not", id="nested too deeply"),
-        pytest.param(http(200, b"\xff\xfe"), TokenNonsense, "is not", id="no text"),
-        pytest.param(http(200), TokenNonsense, "is not", id="nothing"),
-        pytest.param(http(200, "x" * 70_000), TokenNonsense, "longer than 65536", id="too long"),
+        pytest.param(http(302, Location="http://127.0.0.1:9/"), InvalidTokenResponse, "redirect", id="a redirect"),
+        pytest.param(http(404), InvalidTokenResponse, "token_path", id="404"),
+        pytest.param(http(200, "<html>hello</html>"), InvalidTokenResponse, "18 bytes of something else", id="HTML"),
+        pytest.param(http(200, "{}"), InvalidTokenResponse, "is not", id="an empty object"),
+        pytest.param(http(200, '{"token": 7}'), InvalidTokenResponse, "is not", id="a number"),
+        pytest.param(http(200, '{"token": ""}'), InvalidTokenResponse, "is not", id="an empty token"),
+        pytest.param(http(200, '{"token": "a b\\n"}'), InvalidTokenResponse, "is not", id="blanks in it"),
+        pytest.param(http(200, "[" * 60_000), InvalidTokenResponse, "is not", id="nested too deeply"),
+        pytest.param(http(200, b"\xff\xfe"), InvalidTokenResponse, "is not", id="no text"),
+        pytest.param(http(200), InvalidTokenResponse, "is not", id="nothing"),
+        pytest.param(http(200, "x" * 70_000), InvalidTokenResponse, "longer than 65536", id="too long"),
         pytest.param(b"HTTP/1.1 200 X\r\nContent-Length: 99\r\n\r\n{", TokenUnavailable, ":", id="cut off"),
         pytest.param(b"what?\r\n\r\n", TokenUnavailable, ":", id="no HTTP"),
         pytest.param(b"", TokenUnavailable, ":", id="closed without a word"),

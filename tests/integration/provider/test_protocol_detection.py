@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from ingestor.errors import ConnectionFailed, ConnectionRefused, DialectUnsupported
+from ingestor.errors import ConnectionFailed, ConnectionRefused, ProtocolUnsupported
 from ingestor.provider.socket import protocol as dialect
-from ingestor.provider.socket.protocol import Dialect, Dialects, probe
+from ingestor.provider.socket.protocol import ProtocolDetector, ProtocolVersion, probe
 from tests.support.reference_clients import login
 
 from .conftest import TOKEN
@@ -24,7 +24,7 @@ GREETING = '0{"sid":"a"}'
 
 async def test_the_token_goes_along_quoted(web_server: Serve) -> None:
     server = await web_server(http(200, GREETING))
-    assert await probe(server.url, "a+b/c", None) is Dialect.SOCKET_IO_4
+    assert await probe(server.url, "a+b/c", None) is ProtocolVersion.SOCKET_IO_4
     assert server.requests[0].startswith(b"GET /socket.io/?EIO=4&transport=polling&token=a%2Bb/c HTTP/1.1")
 
 
@@ -50,7 +50,7 @@ async def test_no_more_is_read_than_is_needed(web_server: Serve) -> None:
 
     server = await web_server(endless)
     async with asyncio.timeout(5):
-        assert await probe(server.url, TOKEN, None) is Dialect.SOCKET_IO_4
+        assert await probe(server.url, TOKEN, None) is ProtocolVersion.SOCKET_IO_4
 
 
 async def test_a_server_that_does_not_answer_is_given_up(web_server: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -82,7 +82,7 @@ async def test_a_server_that_is_not_there_is_a_failure_in_words(url: str) -> Non
 
 @pytest.mark.parametrize(
     ("reply", "error"),
-    [(http(403, "Forbidden"), ConnectionRefused), (http(200, "Welcome to socket.io."), DialectUnsupported)],
+    [(http(403, "Forbidden"), ConnectionRefused), (http(200, "Welcome to socket.io."), ProtocolUnsupported)],
 )
 async def test_a_refusal_and_an_unknown_generation_are_told_apart(
     web_server: Serve, reply: bytes, error: type[ConnectionFailed]
@@ -94,18 +94,20 @@ async def test_a_refusal_and_an_unknown_generation_are_told_apart(
 
 async def test_one_server_is_asked_once_however_many_connections_wait(raw_server: RawServe) -> None:
     server = await raw_server(generation="3")
-    dialects = Dialects(server.url, "auto", None)
+    dialects = ProtocolDetector(server.url, "auto", None)
     answers = await asyncio.gather(*(dialects.of(TOKEN) for _ in range(5)))
-    assert set(answers) == {Dialect.SOCKET_IO_2}
+    assert set(answers) == {ProtocolVersion.SOCKET_IO_2}
     assert server.probes == 1
     dialects.forget()
     await dialects.of(TOKEN)
     assert server.probes == 2
 
 
-@pytest.mark.parametrize(("protocol", "chosen"), [("3", Dialect.SOCKET_IO_2), ("4", Dialect.SOCKET_IO_4)])
-async def test_what_the_config_says_is_not_asked_about(protocol: Any, chosen: Dialect) -> None:
-    dialects = Dialects("http://127.0.0.1:9", protocol, None)
+@pytest.mark.parametrize(
+    ("protocol", "chosen"), [("3", ProtocolVersion.SOCKET_IO_2), ("4", ProtocolVersion.SOCKET_IO_4)]
+)
+async def test_what_the_config_says_is_not_asked_about(protocol: Any, chosen: ProtocolVersion) -> None:
+    dialects = ProtocolDetector("http://127.0.0.1:9", protocol, None)
     dialects.forget()
     assert await dialects.of(TOKEN) is chosen
 

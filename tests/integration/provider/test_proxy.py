@@ -14,11 +14,11 @@ from urllib.parse import urlsplit
 import pytest
 from pydantic import SecretStr
 
-from ingestor.config.model import Provider, Subscription
+from ingestor.config.model import ProviderConfig, Subscription
 from ingestor.errors import ConnectionFailed, ConnectionRefused, IngestorError, TokenUnavailable
-from ingestor.provider.auth import TokenSupply
+from ingestor.provider.auth import TokenSource
 from ingestor.provider.auth.login import fetch
-from ingestor.provider.subscriptions.activity import Heard
+from ingestor.provider.subscriptions.activity import ActivityTracker
 from ingestor.provider.subscriptions.supervisor import Supervisor
 
 from ...support.connect_proxy import ConnectProxy
@@ -61,9 +61,9 @@ async def test_a_supervisor_gets_token_dialect_and_data_through_the_proxy_which_
     server: RawServer = await raw_server(talk, tls=server_side)
     proxy: ConnectProxy = await make_proxy(CREDENTIALS)
     url, way = seen_from_outside(server.url), through(proxy, CREDENTIALS)
-    provider = Provider.model_validate({"url": url, "ca_file": str(certificate)})
-    tokens = TokenSupply(f"{url}/jwt", KEY, provider.token, scheduler, ca_file=provider.ca_file, proxy=way)
-    supervisor = Supervisor(provider, [AAPL], tokens, memory, memory.append, Heard(), way)
+    provider = ProviderConfig.model_validate({"url": url, "ca_file": str(certificate)})
+    tokens = TokenSource(f"{url}/jwt", KEY, provider.token, scheduler, ca_file=provider.ca_file, proxy=way)
+    supervisor = Supervisor(provider, [AAPL], tokens, memory, memory.append, ActivityTracker(), way)
     running = asyncio.create_task(supervisor.run())
     await memory.until(lambda: memory.frames)
     await supervisor.stop()

@@ -10,25 +10,25 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 import pytest
 from pydantic import SecretStr
 
-from ingestor.errors import IngestorError, RestRefused, RestTooLong, RestUnavailable, TokenRefused
+from ingestor.errors import IngestorError, ResponseTooLarge, RestRefused, RestUnavailable, TokenRefused
 from ingestor.provider import rest_api
-from ingestor.provider.rest_api import Question, Reply, Rest, question_then
+from ingestor.provider.rest_api import RestClient, RestRequest, RestResponse, question_then
 from ingestor.simulator import Simulator
 from tests.support.repairs import CROWD, at
 
 from .raw_http_server import Reply as Served
 from .raw_http_server import WebServer, http
 
-QUESTION = Question(path=CROWD, params={"ticker": "A&B"})
+QUESTION = RestRequest(path=CROWD, params={"ticker": "A&B"})
 KEY = SecretStr("s3cret-api-key")
 Serve = Callable[..., Awaitable[WebServer]]
 
 
-def asking(url: str) -> Rest:
-    return Rest(url, lambda: KEY)
+def asking(url: str) -> RestClient:
+    return RestClient(url, lambda: KEY)
 
 
-async def get(one: Rest, question: Question = QUESTION) -> Reply:
+async def get(one: RestClient, question: RestRequest = QUESTION) -> RestResponse:
     return await asyncio.to_thread(one.get, question)
 
 
@@ -74,7 +74,7 @@ async def test_what_is_larger_than_a_daemon_can_hold_is_not_read(
 ) -> None:
     monkeypatch.setattr(rest_api, "MAX_BYTES", 100_000)
     server = await web_server(http(200, "x" * 1_000_000))
-    with pytest.raises(RestTooLong, match="longer than 100000 bytes"):
+    with pytest.raises(ResponseTooLarge, match="longer than 100000 bytes"):
         await get(asking(server.url))
 
 
@@ -119,6 +119,6 @@ async def test_the_history_of_every_endpoint_is_asked_for_as_the_provider_wants_
     for path in ("/real-time/crowd-sentiment", "crowd-sentiment-chart-data", "user-sentiment"):
         question = question_then(path, {"ticker": "AAPL"}, at(4, 23, 30), at(5))
         assert question is not None
-        reply = await get(Rest(simulator.url, lambda: SecretStr(simulator.api_key)), question)
+        reply = await get(RestClient(simulator.url, lambda: SecretStr(simulator.api_key)), question)
         assert '"2026-01-04T23:59:00.000Z"' in reply.text
         assert '"2026-01-05T' not in reply.text

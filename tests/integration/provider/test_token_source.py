@@ -21,7 +21,7 @@ from pydantic import SecretStr
 from ingestor.core.backoff import Backoff
 from ingestor.core.redaction import redactor
 from ingestor.errors import IngestorError, TokenRefused, TokenUnavailable
-from ingestor.provider.auth import Token, TokenSupply
+from ingestor.provider.auth import Token, TokenSource
 from ingestor.provider.auth import token_source as supply_module
 from ingestor.provider.auth.token_source import KEPT_TOKENS
 
@@ -29,7 +29,7 @@ from .conftest import KEY
 from .raw_http_server import WebServer, http, token_reply, until
 
 Serve = Callable[..., Awaitable[WebServer]]
-Make = Callable[..., TokenSupply]
+Make = Callable[..., TokenSource]
 DATE = "Mon, 05 Jan 2026 14:30"
 
 
@@ -219,7 +219,7 @@ async def test_closing_does_not_wait_for_a_login_that_hangs(
 def test_the_end_of_the_process_does_not_wait_for_a_connect_into_nothing(blackhole: str) -> None:
     async def begin_a_login_and_stop() -> None:
         life = SimpleNamespace(lifetime=18_000.0, renew_before=600.0, timeout=1.5)
-        supply = TokenSupply(f"{blackhole}/jwt", KEY, life, None)
+        supply = TokenSource(f"{blackhole}/jwt", KEY, life, None)
         asking = asyncio.create_task(supply.get())
         await until(logins)
         await supply.close()

@@ -14,9 +14,9 @@ import msgspec
 import pytest
 
 from ingestor.daemon.factory import lock_database
-from ingestor.errors import DatabaseUnavailable, Held, SpoolFailed
+from ingestor.errors import AlreadyLocked, DatabaseUnavailable, SpoolFailed
 from ingestor.spool.ballast import Ballast
-from ingestor.spool.chunk_store import FORMAT, ChunkFile, pack
+from ingestor.spool.chunk_store import FORMAT, ChunkWriter, pack
 from ingestor.spool.spool import CHUNK_ENTRIES, Spool
 from tests.support.entries import fact, frame
 from tests.support.faulty_disks import full, small_disk
@@ -80,7 +80,7 @@ async def test_an_acknowledged_chunk_is_forgotten_and_its_room_is_free(tmp_path:
 def test_an_acknowledgement_costs_as_much_with_a_long_backlog_as_with_a_short_one(tmp_path: Path) -> None:
     costs = []
     for backlog in (100, 10_000):
-        file = ChunkFile(tmp_path / f"{backlog}.db")
+        file = ChunkWriter(tmp_path / f"{backlog}.db")
         file.write([pack(seq, [fact()]) for seq in range(1, backlog + 1)], acked=0)
         steps: list[None] = []
         file._db.set_progress_handler(lambda steps=steps: steps.append(None), 1)
@@ -165,7 +165,7 @@ async def test_an_entry_synced_while_the_oldest_is_looked_for_does_not_count_as_
 
 async def test_a_second_process_is_told_who_holds_the_spool(tmp_path: Path) -> None:
     async with opened(tmp_path):
-        with pytest.raises(Held, match=f"process {os.getpid()}"):
+        with pytest.raises(AlreadyLocked, match=f"process {os.getpid()}"):
             Spool(tmp_path, max_bytes=1, sync_every_seconds=1)
 
 
@@ -185,7 +185,7 @@ async def test_a_spool_of_the_first_format_is_read_and_gone_on_with(tmp_path: Pa
         db.execute("UPDATE head SET format = 1")
         db.execute("DELETE FROM chunks")
         db.execute("INSERT INTO chunks VALUES (1, 3, ?, ?, ?)", (len(body), zlib.crc32(body), body))
-    ChunkFile(tmp_path / "spool.db").close()  # which writes nothing: a full disk, or the way back, is not in its way
+    ChunkWriter(tmp_path / "spool.db").close()  # which writes nothing: a full disk, or the way back, is not in its way
     with closing(sqlite3.connect(tmp_path / "spool.db")) as db:
         assert db.execute("SELECT format FROM head").fetchone() == (1,)
     async with opened(tmp_path) as spool:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 from sqlalchemy import Engine, text
 
-from ingestor.pipeline.batch_builder import Assembly
+from ingestor.pipeline.batch_builder import BatchBuilder
 from ingestor.store.read.audit import audit, losses
 from ingestor.store.write.batch import Batch
-from ingestor.store.write.batch_writer import Database, Instance
+from ingestor.store.write.batch_writer import BatchWriter, InstanceInfo
 
 from ...support.entries import T0, decoder, fact, frame, row
 
@@ -25,7 +25,7 @@ def batch(first_seq: int, value: float) -> Batch:
         frame([{"ticker": "AAPL", "average_sentiment": 0.5}]),
         frame("{nonsense"),
     ]
-    assembly = Assembly(first_seq, decoder())
+    assembly = BatchBuilder(first_seq, decoder())
     for entry in enumerate(entries, first_seq):
         assembly.add(entry)
     return assembly.batch
@@ -35,8 +35,8 @@ def batch(first_seq: int, value: float) -> Batch:
 def sound(engine: Engine) -> Engine:
     """Two instances, three batches each: new, revised, duplicate and dead rows, two states of coverage."""
     for name in ("one", "two"):
-        database = Database(engine)
-        database.register(Instance(spool_id=name, name=name, version="1", config_sha256="", started_us=T0), 1)
+        database = BatchWriter(engine)
+        database.register(InstanceInfo(spool_id=name, name=name, version="1", config_sha256="", started_us=T0), 1)
         for first_seq, value in ((1, 0.1), (5, 0.2), (9, 0.2)):
             database.write(batch(first_seq, value))
     return engine
@@ -175,8 +175,8 @@ def test_an_instance_whose_journal_is_all_gone_is_no_finding(sound: Engine) -> N
 
 
 def test_a_spool_older_than_its_database_is_no_finding(engine: Engine) -> None:
-    database = Database(engine)
-    database.register(Instance(spool_id="one", name="one", version="1", config_sha256="", started_us=T0), 5)
+    database = BatchWriter(engine)
+    database.register(InstanceInfo(spool_id="one", name="one", version="1", config_sha256="", started_us=T0), 5)
     assert audit(engine) == []
     database.write(batch(5, 0.1))
     assert audit(engine) == []

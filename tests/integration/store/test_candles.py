@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine, insert, select, text
 
-from ingestor.pipeline.batch_builder import Assembly
+from ingestor.pipeline.batch_builder import BatchBuilder
 from ingestor.store import schema, views
 from ingestor.store.write import batch_writer
 from tests.support.entries import decoder, frame
@@ -30,9 +30,9 @@ class Reckoning:
     def __init__(self, engine: Engine, seed: int) -> None:
         self.random = random.Random(seed)
         self.db = Database(engine)
-        self._daemon = batch_writer.Database(engine)
+        self._daemon = batch_writer.BatchWriter(engine)
         self._daemon.register(
-            batch_writer.Instance(spool_id="s", name="", version="", config_sha256="", started_us=0), 1
+            batch_writer.InstanceInfo(spool_id="s", name="", version="", config_sha256="", started_us=0), 1
         )
         self._seq = 0
         self._values: dict[tuple[str, datetime], float] = {}
@@ -51,7 +51,7 @@ class Reckoning:
             (*key, self.random.random()) for key in self.random.sample(sorted(self._values), len(self._values) // 5)
         ]
         self._seq += 1
-        assembly = Assembly(self._seq, decoder())
+        assembly = BatchBuilder(self._seq, decoder())
         rows = [{"ts": ts.isoformat(), "ticker": ticker, "average_sentiment": value} for ticker, ts, value in found]
         received_us = int((DAY + timedelta(days=4)).timestamp() * 1e6) + self._seq
         assembly.add((self._seq, frame(rows, received_us=received_us, source=source)))

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine, text
 
-from ingestor.config.model import Retention as Horizons
+from ingestor.config.model import RetentionConfig as Horizons
 from ingestor.core.times import microseconds
 from ingestor.store import views
 from ingestor.store.maintenance import coverage_compaction, retention
@@ -161,7 +161,7 @@ def test_of_what_is_not_old_one_page_of_each_history_is_read(db: Database) -> No
     with db.engine.connect() as connection:
         assert coverage_compaction.fold(connection, coverage_compaction.START, at("10:12"), 3) == (
             4,
-            coverage_compaction.Key(1, 2, 0),
+            coverage_compaction.CoverageKey(1, 2, 0),
         )
 
 

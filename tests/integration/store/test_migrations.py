@@ -12,7 +12,7 @@ from alembic import command
 from sqlalchemy import Engine, insert, inspect, select, text
 from sqlalchemy.exc import IntegrityError
 
-from ingestor.errors import IngestorError, SchemaNewer, SchemaOlder
+from ingestor.errors import IngestorError, SchemaTooNew, SchemaTooOld
 from ingestor.store import migrate, views
 from ingestor.store.engine import connect
 from ingestor.store.schema import dead_letters, leases, metadata
@@ -100,20 +100,20 @@ def test_a_database_of_a_newer_program_is_refused_untouched(engine: Engine) -> N
     with engine.begin() as connection:
         connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
     for call in (migrate.upgrade, migrate.verify):
-        with pytest.raises(SchemaNewer, match=f"9999.*{migrate.head()}.*install the newer"):
+        with pytest.raises(SchemaTooNew, match=f"9999.*{migrate.head()}.*install the newer"):
             call(engine)
     assert migrate.current(engine) == "9999"
 
 
 def test_an_empty_database_is_older_than_the_program(empty_engine: Engine) -> None:
-    with pytest.raises(SchemaOlder, match=r"no tables yet.*ingestor db upgrade"):
+    with pytest.raises(SchemaTooOld, match=r"no tables yet.*ingestor db upgrade"):
         migrate.verify(empty_engine)
 
 
 def test_a_database_behind_the_program_is_older_and_an_upgrade_mends_it(empty_engine: Engine) -> None:
     with empty_engine.connect() as connection, migrate._locked(connection):
         command.upgrade(migrate._config(connection), "0001")
-    with pytest.raises(SchemaOlder, match=f"schema 0001 .* needs schema {migrate.head()}"):
+    with pytest.raises(SchemaTooOld, match=f"schema 0001 .* needs schema {migrate.head()}"):
         migrate.verify(empty_engine)
     migrate.upgrade(empty_engine)
     migrate.verify(empty_engine)

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 from sqlalchemy import event
 
-from ingestor.pipeline.batch_builder import Assembly
+from ingestor.pipeline.batch_builder import BatchBuilder
 from ingestor.store import schema
 from ingestor.store.engine import connect
 from ingestor.store.write import revision_rows
-from ingestor.store.write.batch_writer import Database, Instance
-from ingestor.store.write.interning import Names
+from ingestor.store.write.batch_writer import BatchWriter, InstanceInfo
+from ingestor.store.write.interning import InternTable
 from tests.support.entries import T0, decoder, fact, frame, row
 from tests.support.postgres_server import fresh_database
 
@@ -51,10 +51,10 @@ def steps(path: Path, template: Path, rows: int, statistics: bool) -> int:
     engine = connect(f"sqlite:///{path}")
     counted: list[None] = []
     event.listen(engine, "connect", lambda c, _: c.set_progress_handler(lambda: counted.append(None), 1))
-    database = Database(engine)
-    database.register(Instance(spool_id="s", name="", version="", config_sha256="", started_us=T0), 1)
+    database = BatchWriter(engine)
+    database.register(InstanceInfo(spool_id="s", name="", version="", config_sha256="", started_us=T0), 1)
     counted.clear()
-    assembly = Assembly(1, decoder())
+    assembly = BatchBuilder(1, decoder())
     assembly.add((1, fact(state="live", tickers=["OTHER1", "OTHER2"])))
     known = [row(f"OTHER{number}", value=0.25 if number % 2 else 0.75) for number in range(1, 21)]
     assembly.add((2, frame([*known, *(row(f"NEW{number}") for number in range(20)), {"ticker": "bad"}])))
@@ -80,7 +80,7 @@ def test_to_look_keys_up_postgresql_reads_no_other_rows_also_while_it_has_no_sta
                 "INSERT INTO samples (series_id, ts, value, received_at, seq, instance_id, source)"
                 " SELECT i, '2026-01-01Z', 1, now(), i, 1, 'stream' FROM generate_series(1, 20000) i"
             )
-        names: Names[tuple[str, ...]] = Names(schema.series, ("feed", "metric", "ticker", "user_id"), 1000)
+        names: InternTable[tuple[str, ...]] = InternTable(schema.series, ("feed", "metric", "ticker", "user_id"), 1000)
         with engine.begin() as connection:
             assert len(names._select(connection, [("f", "m", f"T{number}", "") for number in range(1, 21)])) == 20
             assert len(revision_rows.load(connection, [(number, T0) for number in range(1, 21)])) == 20

@@ -11,7 +11,7 @@ from sqlalchemy import Engine, text
 from ingestor.repair import window_scan
 from ingestor.store import schema
 from ingestor.store.maintenance import repairs
-from ingestor.store.maintenance.repairs import Gap, NotOurs, Repairs, Wish
+from ingestor.store.maintenance.repairs import BackfillRequest, Gap, LeaseHeldElsewhere, RepairTable
 from tests.support.entries import decoder
 
 from .row_factory import Database, at
@@ -79,7 +79,7 @@ def test_a_gap_inside_a_repair_is_named_by_it(
 
 
 def test_answers_are_looked_for_from_when_it_was_asked_again(db: Database) -> None:
-    Repairs(db.engine).open(1, [FIRST, SECOND, Gap(101, at("05:00"), at("06:00"))], at("18:00"))
+    RepairTable(db.engine).open(1, [FIRST, SECOND, Gap(101, at("05:00"), at("06:00"))], at("18:00"))
     resumed, unheard = repairs.resumed(db.engine, 10)
     # Of the second gap from `pending` on: what came before that was acknowledged is for others to judge.
     assert [(one.repair.from_ts, one.instance_id, one.seq) for one in resumed] == [
@@ -104,7 +104,7 @@ def test_the_most_urgent_is_due_first_and_days_once_they_are_over(db: Database) 
 
 
 def test_whoever_has_the_lease_writes_and_it_passes_on_when_it_has_run_out(db: Database) -> None:
-    table = Repairs(db.engine)
+    table = RepairTable(db.engine)
     table.hold(1)
     table.open(1, [FIRST], at("18:00"))
     (one,) = repairs.find(db.engine, [1])
@@ -115,19 +115,19 @@ def test_whoever_has_the_lease_writes_and_it_passes_on_when_it_has_run_out(db: D
         lambda: table.finish(2, {one.repair_id: 1}, at("18:00")),
         lambda: table.fail(2, [one.repair_id], "x", at("18:00")),
     ):
-        with pytest.raises(NotOurs):
+        with pytest.raises(LeaseHeldElsewhere):
             write()
     assert repairs.find(db.engine, [1, 2]) == [one]
     with db.engine.begin() as connection:
         connection.execute(schema.leases.update().values(until=datetime.now(UTC) - MINUTE))
     table.finish(2, {one.repair_id: 7}, at("18:00"))
     assert column(db.engine, "SELECT state FROM repairs") == ["done"]
-    with pytest.raises(NotOurs):
+    with pytest.raises(LeaseHeldElsewhere):
         table.hold(1)
 
 
 def test_gaps_shrink_by_what_is_done_and_by_nothing_else(db: Database) -> None:
-    table = Repairs(db.engine)
+    table = RepairTable(db.engine)
     table.open(1, [FIRST, SECOND], at("18:00"))
     table.open(1, [FIRST, SECOND], at("18:00"))  # as another daemon may
     table.put_off(1, 1, "later")
@@ -145,7 +145,7 @@ def test_gaps_shrink_by_what_is_done_and_by_nothing_else(db: Database) -> None:
 
 
 def test_what_has_failed_is_told_until_it_was_repaired_otherwise(db: Database) -> None:
-    table = Repairs(db.engine)
+    table = RepairTable(db.engine)
     table.open(1, [FIRST, SECOND], at("18:00"))
     table.fail(1, [1, 2], "why not", at("18:00"))
     assert [one.repair_id for one in repairs.unfinished(db.engine, "AAPL")] == [2, 1]
@@ -157,7 +157,7 @@ def test_what_has_failed_is_told_until_it_was_repaired_otherwise(db: Database) -
 
 
 def test_rows_are_counted_that_came_since_and_are_about_the_gaps_time(db: Database) -> None:
-    table = Repairs(db.engine)
+    table = RepairTable(db.engine)
     table.open(1, [FIRST], at("18:00"))
     (one,) = repairs.find(db.engine, [1])
     names = ("crowd-sentiment", "crowd_sentiment")
@@ -183,14 +183,14 @@ def test_rows_are_counted_that_came_since_and_are_about_the_gaps_time(db: Databa
     assert repairs.tickers(db.engine, names[0], 10) == ["6E", "AAPL", "ON", "TSLA"]
 
 
-def wish(ticker: str, params: str, end: str = "13:00") -> Wish:
+def wish(ticker: str, params: str, end: str = "13:00") -> BackfillRequest:
     path = "/real-time/crowd-sentiment"
     names = {"path": path, "method": "get", "params": params, "feed": "crowd-sentiment", "ticker": ticker}
-    return Wish(**names, from_ts=at("12:00"), to_ts=at(end))
+    return BackfillRequest(**names, from_ts=at("12:00"), to_ts=at(end))
 
 
 def test_what_is_asked_for_by_hand_goes_on_or_begins_anew_but_what_is_done_stays_so(db: Database) -> None:
-    table, ours = Repairs(db.engine), wish("AAPL", '{"ticker":"AAPL"}')
+    table, ours = RepairTable(db.engine), wish("AAPL", '{"ticker":"AAPL"}')
     other = wish("TSLA", '{"ticker":"TSLA"}')
     assert table.book([ours, other], at("18:00")) == [1, 2]
     assert [one.ticker for one in repairs.find(db.engine, [1, 2])] == ["AAPL", "TSLA"]
@@ -208,14 +208,14 @@ def test_what_is_asked_for_by_hand_goes_on_or_begins_anew_but_what_is_done_stays
 
 
 def test_a_gap_that_is_asked_for_by_hand_waits_for_nothing_else(db: Database) -> None:
-    table = Repairs(db.engine)
+    table = RepairTable(db.engine)
     table.open(1, [SECOND], at("18:00"))
     assert table.book([wish("AAPL", '{"ticker":"AAPL"}')], at("19:00")) == [1]
     assert [(one.kind, one.created_at) for one in repairs.due(db.engine, at("00:00"))] == [("manual", at("19:00"))]
 
 
 def test_what_was_asked_for_repairs_the_gaps_inside_it_as_well(db: Database) -> None:
-    table = Repairs(db.engine)
+    table = RepairTable(db.engine)
     table.open(1, [FIRST, SECOND, Gap(102, at("09:00"), at("09:30"))], at("18:00"))
     first = repairs.find(db.engine, [1])[0]
     assert [one.repair_id for one in repairs.inside(db.engine, first, at("13:00"))] == [2]
@@ -226,7 +226,7 @@ def test_only_an_answer_that_came_after_the_gap_and_reaches_back_to_its_start_pr
     db: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(window_scan, "PAGE", 2)
-    Repairs(db.engine).open(1, [FIRST, SECOND], at("18:00"))
+    RepairTable(db.engine).open(1, [FIRST, SECOND], at("18:00"))
     resumed, _ = repairs.resumed(db.engine, 10)
     looked: dict[tuple[int, int], int] = {}
 

@@ -13,13 +13,13 @@ import pytest
 import time_machine
 from sqlalchemy import Engine, select, text
 
-from ingestor.config.model import Retention as Horizons
+from ingestor.config.model import RetentionConfig as Horizons
 from ingestor.store import schema
 from ingestor.store.maintenance import retention
-from ingestor.store.maintenance.retention import Retention, Step
+from ingestor.store.maintenance.retention import Retention, RetentionResult
 from ingestor.store.read.audit import audit
-from ingestor.store.write.batch import Batch, Row
-from ingestor.store.write.batch_writer import Database, Instance
+from ingestor.store.write.batch import Batch, SampleRow
+from ingestor.store.write.batch_writer import BatchWriter, InstanceInfo
 
 NOW = datetime.now(UTC)
 NOW_US = int(NOW.timestamp() * 1_000_000)
@@ -68,7 +68,7 @@ def instance(engine: Engine, instance_id: int, ages_days: list[float], *, first_
     add(engine, "samples", [sample | {"seq": seq + 1, "ts": at, "received_at": at} for seq, at in stamped])
 
 
-def sweep(engine: Engine, horizons: Horizons, *, instance_id: int = 1) -> list[Step]:
+def sweep(engine: Engine, horizons: Horizons, *, instance_id: int = 1) -> list[RetentionResult]:
     """Step by step to the end; after each of them the books balance."""
     made = Retention(engine, horizons)
     steps = [made.step(instance_id, NOW_US)]
@@ -87,7 +87,7 @@ def small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_where_everything_is_kept_for_ever_nothing_is_taken(engine: Engine) -> None:
     instance(engine, 1, [4000, 1])
-    assert sweep(engine, keep()) == [Step()]
+    assert sweep(engine, keep()) == [RetentionResult()]
     assert column(engine, "SELECT seq FROM payloads UNION ALL SELECT seq FROM events ORDER BY 1") == [1, 2, 4, 5]
 
 
@@ -201,9 +201,9 @@ def test_samples_go_by_whole_days_so_that_no_candle_is_of_half_of_them(engine: E
     # What comes again is treated likewise.
     batch = Batch(first_seq=4, last_seq=4, frames=1, row_count=2)
     stamps_us = (int(midnight.timestamp()) * 1_000_000 + late for late in (-1, 1))
-    batch.rows = [Row(("", "", "T1", ""), ts_us, 0.5, None, NOW_US, "stream", 4, 0) for ts_us in stamps_us]
-    database = Database(engine, 365 * 86_400.0)
-    database.register(Instance(spool_id="spool 1", name="", version="", config_sha256="", started_us=NOW_US), 1)
+    batch.rows = [SampleRow(("", "", "T1", ""), ts_us, 0.5, None, NOW_US, "stream", 4, 0) for ts_us in stamps_us]
+    database = BatchWriter(engine, 365 * 86_400.0)
+    database.register(InstanceInfo(spool_id="spool 1", name="", version="", config_sha256="", started_us=NOW_US), 1)
     with time_machine.travel(NOW, tick=False):
         written = database.write(batch)
     assert (written.new, written.expired) == (1, 1)
@@ -225,7 +225,7 @@ def test_one_instance_at_a_time_takes_what_is_old(engine: Engine) -> None:
     with engine.begin() as connection:
         lease = {"name": retention.LEASE, "instance_id": 2, "until": datetime.now(UTC) + timedelta(minutes=1)}
         connection.execute(schema.leases.insert(), lease)
-    assert sweep(engine, keep(payloads="24h"), instance_id=1) == [Step()]
+    assert sweep(engine, keep(payloads="24h"), instance_id=1) == [RetentionResult()]
     assert len(column(engine, "SELECT seq FROM payloads")) == 4
     with engine.begin() as connection:
         connection.execute(schema.leases.update().values(until=NOW - timedelta(minutes=1)))
@@ -269,7 +269,7 @@ def test_a_step_of_another_that_hangs_keeps_nobody_waiting(engine: Engine) -> No
     with engine.begin() as connection:
         connection.execute(schema.leases.update().values(until=datetime.now(UTC) + timedelta(minutes=1)))
         began = time.monotonic()
-        assert Retention(engine, keep(payloads="24h")).step(1, NOW_US) == Step()
+        assert Retention(engine, keep(payloads="24h")).step(1, NOW_US) == RetentionResult()
     assert time.monotonic() - began < 5
 
 

@@ -15,12 +15,12 @@ import pytest
 from sqlalchemy import Engine, event, text
 
 from ingestor.errors import BatchRejected, DatabaseUnavailable
-from ingestor.pipeline.batch_builder import Assembly
+from ingestor.pipeline.batch_builder import BatchBuilder
 from ingestor.store import engine as engine_module
 from ingestor.store import migrate
 from ingestor.store.engine import connect, transaction, translated
 from ingestor.store.write.batch import Batch
-from ingestor.store.write.batch_writer import Database, Instance
+from ingestor.store.write.batch_writer import BatchWriter, InstanceInfo
 from tests.support.check_constraint import refuse
 from tests.support.entries import T0, decoder, frame, row
 from tests.support.postgres_server import Postgres, free_port, fresh_database
@@ -225,8 +225,8 @@ def test_a_server_whose_processes_stand_still_does_not_hold_the_writer_for_ever(
     monkeypatch.setattr(engine_module, "HANG_SECONDS", 0.5)
     engine = connect(postgres.url().replace("postgresql://", "postgresql+psycopg://"))
     migrate.upgrade(engine)
-    database = Database(engine)
-    database.register(Instance(spool_id="s", name="", version="", config_sha256="", started_us=T0), 1)
+    database = BatchWriter(engine)
+    database.register(InstanceInfo(spool_id="s", name="", version="", config_sha256="", started_us=T0), 1)
     postgres.pause()
     with pytest.raises(DatabaseUnavailable):
         database.write(batch(1, bad=None))
@@ -356,7 +356,7 @@ def batch(first_seq: int, *, bad: int | None) -> Batch:
     rows = [row(f"T{number}", minute=first_seq) for number in range(1000)]
     if bad is not None:
         rows[bad]["average_sentiment"] = 666
-    assembly = Assembly(first_seq, decoder())
+    assembly = BatchBuilder(first_seq, decoder())
     assembly.add((first_seq, frame(rows)))
     return assembly.batch
 
@@ -364,8 +364,8 @@ def batch(first_seq: int, *, bad: int | None) -> Batch:
 @pytest.mark.parametrize("bad", [0, 500, 999])
 def test_one_bad_row_of_a_thousand_costs_one_letter_and_two_tries_for_each_halving(engine: Engine, bad: int) -> None:
     refuse(engine, 666)
-    database = Database(engine)
-    database.register(Instance(spool_id="s", name="", version="", config_sha256="", started_us=T0), 1)
+    database = BatchWriter(engine)
+    database.register(InstanceInfo(spool_id="s", name="", version="", config_sha256="", started_us=T0), 1)
     database.write(batch(1, bad=None))
     tries = Counter[str]()
     event.listen(engine, "savepoint", lambda _connection, name: tries.update(["savepoints"]))

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ingestor.core.entries import Frame
-from ingestor.spool.chunk_store import ChunkFile, pack
+from ingestor.spool.chunk_store import ChunkWriter, pack
 from tests.support.process_usage import cpu_seconds, resident_mib
 from tests.tools.benchmarks.daemon import PATH, Daemon
 from tests.tools.benchmarks.stage import POLL_SECONDS, Stage, until
@@ -162,7 +162,7 @@ class Start:
 def fill_spool(folder: Path, events: int, rows: int) -> None:
     """A spool as a daemon leaves it that could not reach its database."""
     folder.mkdir(mode=0o700)
-    file = ChunkFile(folder / "spool.db")
+    file = ChunkWriter(folder / "spool.db")
     now = time.time_ns() // 1000 - events
     for first in range(0, events, _CHUNK):
         frames = [

@@ -3,20 +3,20 @@ from __future__ import annotations
 from datetime import timedelta
 
 from ingestor.cli import coverage
-from ingestor.store.read.coverage_report import Listening, Span
+from ingestor.store.read.coverage_report import SubscriptionCoverage, TimeSpan
 from tests.support.repairs import at, repair
 
 END = at(6)
 
 
-def listening(wanted: Span | None, *covered: Span) -> Listening:
+def listening(wanted: TimeSpan | None, *covered: TimeSpan) -> SubscriptionCoverage:
     names = {"subscription_id": 1, "feed": "f", "path": "/p", "params": "{}", "ticker": "AAPL"}
-    return Listening(**names, wanted=wanted, covered=covered, gaps=())  # type: ignore[arg-type]
+    return SubscriptionCoverage(**names, wanted=wanted, covered=covered, gaps=())  # type: ignore[arg-type]
 
 
 def test_the_strip_has_a_shape_for_each_half_hour() -> None:
-    wanted = Span(at(5, 1), at(5, 4))
-    strip = coverage.strip(listening(wanted, Span(at(5, 1), at(5, 2)), Span(at(5, 2, 10), at(5, 2, 20))), END)
+    wanted = TimeSpan(at(5, 1), at(5, 4))
+    strip = coverage.strip(listening(wanted, TimeSpan(at(5, 1), at(5, 2)), TimeSpan(at(5, 2, 10), at(5, 2, 20))), END)
     assert strip == "··" + "██" + "▄x" + "xx" + "·" * 40
 
 
@@ -34,7 +34,7 @@ def test_of_many_repairs_the_newest_are_told_and_how_many_more_there_are() -> No
 
 def test_a_hundred_percent_is_said_only_of_what_is_whole() -> None:
     almost = listening(
-        Span(END - timedelta(days=100), END), Span(END - timedelta(days=100), END - timedelta(seconds=1))
+        TimeSpan(END - timedelta(days=100), END), TimeSpan(END - timedelta(days=100), END - timedelta(seconds=1))
     )
     percent = coverage._percent(almost)
     assert percent is not None

@@ -5,13 +5,13 @@ from datetime import timedelta
 
 import pytest
 
-from ingestor.cli.status import LISTED, Look, _lines
-from ingestor.monitoring.status import Status, Token, Trouble
+from ingestor.cli.status import LISTED, StatusSample, _lines
+from ingestor.monitoring.status import RecentError, Status, TokenStatus
 from tests.unit.monitoring.healthy_status import AAPL, NOON, SENTIMENT, status
 
 
-def look(at: float, frames: int, rows: int, begun: str = "42") -> Look:
-    return Look(at, begun, frames, rows, {}, ())
+def look(at: float, frames: int, rows: int, begun: str = "42") -> StatusSample:
+    return StatusSample(at, begun, frames, rows, {}, ())
 
 
 @pytest.mark.parametrize(
@@ -23,7 +23,7 @@ def look(at: float, frames: int, rows: int, begun: str = "42") -> Look:
         pytest.param(look(12, 100, 1000), {}, id="the same moment"),
     ],
 )
-def test_a_rate_is_what_came_between_two_looks(before: Look | None, rates: dict[str, float]) -> None:
+def test_a_rate_is_what_came_between_two_looks(before: StatusSample | None, rates: dict[str, float]) -> None:
     assert look(12, 110, 1020).rates(before) == rates
 
 
@@ -32,7 +32,7 @@ def shown(live: Status) -> str:
 
 
 def test_a_daemon_in_good_health_in_a_few_lines() -> None:
-    assert shown(status(at=NOON + timedelta(seconds=3), token=Token(expires_at=NOON + timedelta(hours=1)))) == (
+    assert shown(status(at=NOON + timedelta(seconds=3), token=TokenStatus(expires_at=NOON + timedelta(hours=1)))) == (
         "desk: running since 2026-11-01 12:00:00 UTC, version 0.1.0\n"
         "  this is what the daemon says (process 42)\n"
         "  /real-time/crowd-sentiment: connected since 2026-11-01 12:00:00 UTC, Socket.IO dialect 4, 7 frames,"
@@ -61,7 +61,7 @@ def test_before_the_first_connection_there_is_no_reason_yet() -> None:
 
 
 def test_what_is_wrong_is_said() -> None:
-    trouble = Trouble(at=NOON, kind="refused", text="path: /x")
+    trouble = RecentError(at=NOON, kind="refused", text="path: /x")
     said = shown(
         status(
             connections=(replace(SENTIMENT, connected=False, last_error="no route"),),

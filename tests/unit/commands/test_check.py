@@ -4,13 +4,13 @@ from pathlib import Path
 
 import pytest
 
-from ingestor.commands.check import Finding, Load, _load, offline
+from ingestor.commands.check import CheckResult, LoadEstimate, _load, offline
 from ingestor.config import load
 
 CROWD = "/real-time/crowd-sentiment"
 
 
-def found(folder: Path, text: str) -> dict[str, Finding]:
+def found(folder: Path, text: str) -> dict[str, CheckResult]:
     (folder / "config.yaml").write_text(text)
     return {one.name: one for one in offline(load(folder / "config.yaml", {}))}
 
@@ -19,15 +19,25 @@ def found(folder: Path, text: str) -> dict[str, Finding]:
     ("subscriptions", "expected"),
     [
         pytest.param(
-            f"[{{path: {CROWD}, tickers: [A, B]}}]", Load(2 * 1440, 2 * 1440 * 60 * 85), id="two windows a minute"
+            f"[{{path: {CROWD}, tickers: [A, B]}}]",
+            LoadEstimate(2 * 1440, 2 * 1440 * 60 * 85),
+            id="two windows a minute",
         ),
-        pytest.param("[{path: crowd-sentiment}]", Load(1440 * 5000, 1440 * 5000 * 85), id="a stream of all, once each"),
-        pytest.param("[{path: crowd-sentiment-chart-data, ticker: A}]", Load(6 * 1440, 1440 * 85), id="six metrics"),
-        pytest.param("[{path: market-prophit-sentiment, ticker: A}]", Load(86400, 86400 * 85), id="each second"),
-        pytest.param("[{path: /unheard-of, ticker: A}]", Load(1440, 1440 * 60 * 85), id="as if it were documented"),
+        pytest.param(
+            "[{path: crowd-sentiment}]", LoadEstimate(1440 * 5000, 1440 * 5000 * 85), id="a stream of all, once each"
+        ),
+        pytest.param(
+            "[{path: crowd-sentiment-chart-data, ticker: A}]", LoadEstimate(6 * 1440, 1440 * 85), id="six metrics"
+        ),
+        pytest.param(
+            "[{path: market-prophit-sentiment, ticker: A}]", LoadEstimate(86400, 86400 * 85), id="each second"
+        ),
+        pytest.param(
+            "[{path: /unheard-of, ticker: A}]", LoadEstimate(1440, 1440 * 60 * 85), id="as if it were documented"
+        ),
     ],
 )
-def test_what_the_subscriptions_bring_in_a_day(tmp_path: Path, subscriptions: str, expected: Load) -> None:
+def test_what_the_subscriptions_bring_in_a_day(tmp_path: Path, subscriptions: str, expected: LoadEstimate) -> None:
     (tmp_path / "config.yaml").write_text(f"subscriptions: {subscriptions}\n")
     assert _load(load(tmp_path / "config.yaml", {})) == expected
 

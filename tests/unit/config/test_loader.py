@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from ingestor.config import Listen, load, loader
+from ingestor.config import ListenAddress, load, loader
 from ingestor.config.loader import spool_folder
 from ingestor.errors import ConfigError
 
@@ -31,7 +31,7 @@ def test_a_file_that_only_names_subscriptions_has_the_designs_defaults(folder: P
     assert (kept.payloads, kept.samples, kept.journal) == (86_400, None, 90 * 86_400)
     assert config.spool.path == folder / "spool"
     assert (config.spool.max_bytes, config.spool.sync_every) == (1 << 30, 0.02)
-    assert config.http.listen == Listen("127.0.0.1", 8642)
+    assert config.http.listen == ListenAddress("127.0.0.1", 8642)
     assert (config.log.level, config.log.format) == ("info", "auto")
     assert config.watch is False
     assert config.source == folder / "config.yaml"

@@ -37,14 +37,14 @@ def test_the_schema_names_and_explains_every_key_and_refuses_all_others() -> Non
         assert section["additionalProperties"] is False, name
         for key, value in section["properties"].items():
             assert value.get("description"), f"{name}.{key}"
-    assert "api_key" not in definitions["Provider"]["properties"]
-    assert definitions["TokenLife"]["properties"]["lifetime"]["default"] == "5h"
+    assert "api_key" not in definitions["ProviderConfig"]["properties"]
+    assert definitions["TokenConfig"]["properties"]["lifetime"]["default"] == "5h"
 
 
 def test_the_schema_takes_what_editors_read_as_numbers_and_booleans() -> None:
-    entry = schema()["$defs"]["Entry"]["properties"]
+    entry = schema()["$defs"]["SubscriptionEntry"]["properties"]
     assert entry["tickers"]["items"]["type"] == ["string", "number", "boolean"]
-    assert 4 in schema()["$defs"]["Provider"]["properties"]["protocol"]["enum"]
+    assert 4 in schema()["$defs"]["ProviderConfig"]["properties"]["protocol"]["enum"]
 
 
 def test_a_configuration_is_shown_as_it_is_written_and_its_secrets_are_not(loaded: Loaded) -> None:

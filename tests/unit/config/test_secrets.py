@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from ingestor.config import SecretFile, read_api_key, require_api_key
-from ingestor.config.secret_file import MAX_BYTES, Refusal
-from ingestor.errors import ConfigError, SecretExposed
+from ingestor.config.secret_file import MAX_BYTES, UnusableSecret
+from ingestor.errors import ConfigError, InsecureSecretFile
 
 from .conftest import ONE, Loaded, Refused
 
@@ -72,7 +72,7 @@ def test_a_secret_file_that_others_reach_is_refused_with_the_command_that_mends_
     folder: Path, loaded: Loaded, mode: int
 ) -> None:
     key = put(folder / "key", "hunter2", mode)
-    with pytest.raises(SecretExposed) as raised:
+    with pytest.raises(InsecureSecretFile) as raised:
         loaded(KEY_FILE)
     assert raised.value.exit_code == 77
     assert f"run: chmod 600 {key}" in str(raised.value)
@@ -83,7 +83,7 @@ def test_a_secret_file_that_others_reach_is_refused_with_the_command_that_mends_
 
 def test_the_command_that_mends_it_can_be_pasted(tmp_path: Path) -> None:
     refusal = SecretFile(put(tmp_path / "my key; rm x", "hunter2", 0o644)).read()
-    assert isinstance(refusal, Refusal)
+    assert isinstance(refusal, UnusableSecret)
     assert refusal.message.endswith(f"chmod 600 '{tmp_path}/my key; rm x'")
 
 
@@ -126,8 +126,8 @@ def test_what_is_not_there_is_not_quoted_since_it_may_be_the_key_itself(refused:
 def test_a_pipe_or_a_folder_is_no_secret_file(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     refusal = SecretFile(tmp_path / "pipe").read()
-    assert refusal == Refusal("is not a plain file; name the file that holds the secret")
-    assert isinstance(SecretFile(tmp_path).read(), Refusal)
+    assert refusal == UnusableSecret("is not a plain file; name the file that holds the secret")
+    assert isinstance(SecretFile(tmp_path).read(), UnusableSecret)
 
 
 def test_a_key_in_the_document_is_refused_with_the_three_places_and_not_shown(refused: Refused) -> None:

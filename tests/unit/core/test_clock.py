@@ -2,9 +2,9 @@ from __future__ import annotations
 
 import pytest
 
-from ingestor.core.clock import Tick, interruption
+from ingestor.core.clock import ClockReading, interruption
 
-BEFORE = Tick(1_000_000_000_000_000, 5000.0)
+BEFORE = ClockReading(1_000_000_000_000_000, 5000.0)
 
 
 @pytest.mark.parametrize(
@@ -31,6 +31,6 @@ BEFORE = Tick(1_000_000_000_000_000, 5000.0)
 def test_what_happened_between_two_looks_at_the_clocks(
     wall_seconds: float, boot_seconds: float, reason: str | None
 ) -> None:
-    now = Tick(BEFORE.wall_us + round(wall_seconds * 1_000_000), BEFORE.boottime + boot_seconds)
+    now = ClockReading(BEFORE.wall_us + round(wall_seconds * 1_000_000), BEFORE.boottime + boot_seconds)
     found = interruption(BEFORE, now)
     assert (found and found.reason) == reason

@@ -5,11 +5,20 @@ from __future__ import annotations
 from dataclasses import replace
 from datetime import UTC, datetime
 
-from ingestor.monitoring.status import Connection, Database, Pulse, Rows, Spool, Status, Subscription, Token
+from ingestor.monitoring.status import (
+    ConnectionStatus,
+    DatabaseStatus,
+    Heartbeat,
+    RowCounts,
+    SpoolStatus,
+    Status,
+    SubscriptionStatus,
+    TokenStatus,
+)
 
 NOON = datetime(2026, 11, 1, 12, tzinfo=UTC)
 
-SENTIMENT = Connection(
+SENTIMENT = ConnectionStatus(
     id="0123456789ab",
     path="/real-time/crowd-sentiment",
     feed="crowd-sentiment",
@@ -19,7 +28,7 @@ SENTIMENT = Connection(
     last_frame_at=NOON,
     since=NOON,
 )
-AAPL = Subscription(
+AAPL = SubscriptionStatus(
     path="/real-time/crowd-sentiment",
     params='{"ticker":"AAPL"}',
     feed="crowd-sentiment",
@@ -35,12 +44,12 @@ GOOD = Status(
     config_sha256="ab" * 32,
     connections=(SENTIMENT,),
     subscriptions=(AAPL,),
-    spool=Spool(entries=3, bytes=900, limit_bytes=1000, head_seq=10, durable_seq=9, acked_seq=7),
-    database=Database(up=True, kind="sqlite", position=7, last_commit_at=NOON, lag_seconds=0.25),
-    rows=Rows(new=5, revised=1, duplicate=2, dead=1),
+    spool=SpoolStatus(entries=3, bytes=900, limit_bytes=1000, head_seq=10, durable_seq=9, acked_seq=7),
+    database=DatabaseStatus(up=True, kind="sqlite", position=7, last_commit_at=NOON, lag_seconds=0.25),
+    rows=RowCounts(new=5, revised=1, duplicate=2, dead=1),
     batches=2,
-    token=Token(expires_at=NOON, life_seconds=3600.0, logins={"ok": 3}),
-    pulses=(Pulse(name="event loop", age_seconds=0.1, limit_seconds=30.0),),
+    token=TokenStatus(expires_at=NOON, life_seconds=3600.0, logins={"ok": 3}),
+    pulses=(Heartbeat(name="event loop", age_seconds=0.1, limit_seconds=30.0),),
 )
 
 

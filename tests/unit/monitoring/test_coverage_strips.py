@@ -11,18 +11,20 @@ import pytest
 
 from ingestor.core.redaction import redactor
 from ingestor.errors import DatabaseUnavailable
-from ingestor.monitoring.coverage_strips import CELL_SECONDS, CELLS, STRIPS, LastDay, Span, strips
+from ingestor.monitoring.coverage_strips import CELL_SECONDS, CELLS, STRIPS, CoverageCache, StateSpan, strips
 
 END = datetime(2026, 11, 1, 12, tzinfo=UTC)
 
 
-def span(state: str, from_cell: float, to_cell: float, *, feed: str = "tweet-buzz", subscriptions: int = 1) -> Span:
+def span(
+    state: str, from_cell: float, to_cell: float, *, feed: str = "tweet-buzz", subscriptions: int = 1
+) -> StateSpan:
     """In that state from and to so many cells before the end."""
     from_at, to_at = (END - timedelta(seconds=CELL_SECONDS * cell) for cell in (from_cell, to_cell))
-    return Span(feed=feed, state=state, from_at=from_at, to_at=to_at, subscriptions=subscriptions)
+    return StateSpan(feed=feed, state=state, from_at=from_at, to_at=to_at, subscriptions=subscriptions)
 
 
-def runs(*spans: Span) -> list[tuple[int, str, int]]:
+def runs(*spans: StateSpan) -> list[tuple[int, str, int]]:
     """Those of the one feed."""
     (strip,) = strips(spans, END)
     return [(run.cells, run.state, run.percent) for run in strip.runs]
@@ -59,7 +61,7 @@ def runs(*spans: Span) -> list[tuple[int, str, int]]:
     ],
 )
 def test_a_strip_says_of_each_cell_whether_it_was_live_and_what_it_was_instead(
-    spans: list[Span], expected: list[tuple[int, str, int]]
+    spans: list[StateSpan], expected: list[tuple[int, str, int]]
 ) -> None:
     assert runs(*spans) == expected
 
@@ -74,7 +76,7 @@ def test_each_feed_has_a_strip_by_name_if_there_was_anything() -> None:
     assert [strip.feed for strip in strips(spans, END)] == ["a", "b"]
 
 
-def told(day: LastDay, true: Callable[[dict[str, Any]], object]) -> dict[str, Any]:
+def told(day: CoverageCache, true: Callable[[dict[str, Any]], object]) -> dict[str, Any]:
     """coverage.json, once it holds."""
     deadline = time.monotonic() + 10
     while not true(found := json.loads(day.to_json())):
@@ -85,12 +87,12 @@ def told(day: LastDay, true: Callable[[dict[str, Any]], object]) -> dict[str, An
 def test_nobody_waits_for_the_database_and_it_is_asked_once_at_a_time() -> None:
     release, asked = threading.Event(), []
 
-    def read(since: datetime) -> Iterable[Span]:
+    def read(since: datetime) -> Iterable[StateSpan]:
         asked.append(since)
         release.wait(10)
-        return [Span(feed="a", state="live", from_at=since, to_at=since + timedelta(days=1), subscriptions=1)]
+        return [StateSpan(feed="a", state="live", from_at=since, to_at=since + timedelta(days=1), subscriptions=1)]
 
-    day = LastDay(read)
+    day = CoverageCache(read)
     for _ in range(3):
         assert json.loads(day.to_json())["as_of"] is None
     release.set()
@@ -100,23 +102,23 @@ def test_nobody_waits_for_the_database_and_it_is_asked_once_at_a_time() -> None:
 
 
 def test_a_database_that_is_away_is_told_of_without_its_secrets() -> None:
-    def read(_: datetime) -> Iterable[Span]:
+    def read(_: datetime) -> Iterable[StateSpan]:
         raise DatabaseUnavailable("no route for a-password-to-mask")
 
     redactor.add("a-password-to-mask")
     try:
-        assert told(LastDay(read), lambda one: one["error"])["error"] == "no route for ***"
+        assert told(CoverageCache(read), lambda one: one["error"])["error"] == "no route for ***"
     finally:
         redactor.forget("a-password-to-mask")
 
 
 def test_of_too_many_feeds_those_are_shown_that_missed_most() -> None:
-    def read(since: datetime) -> Iterable[Span]:
+    def read(since: datetime) -> Iterable[StateSpan]:
         for number in range(STRIPS + 1):
             middle, end = since + timedelta(minutes=number), since + timedelta(hours=2)
-            yield Span(feed=f"feed-{number:03}", state="live", from_at=since, to_at=middle, subscriptions=1)
-            yield Span(feed=f"feed-{number:03}", state="silent", from_at=middle, to_at=end, subscriptions=1)
+            yield StateSpan(feed=f"feed-{number:03}", state="live", from_at=since, to_at=middle, subscriptions=1)
+            yield StateSpan(feed=f"feed-{number:03}", state="silent", from_at=middle, to_at=end, subscriptions=1)
 
-    found = told(LastDay(read), lambda one: one["as_of"])
+    found = told(CoverageCache(read), lambda one: one["as_of"])
     assert [strip["feed"] for strip in found["strips"]] == [f"feed-{number:03}" for number in range(STRIPS)]
     assert found["more"] == 1

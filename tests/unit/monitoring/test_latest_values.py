@@ -5,29 +5,31 @@ from typing import Any
 
 import pytest
 
-from ingestor.monitoring.latest_values import KEEP, LEVELS, Values
-from ingestor.store.write.batch import Row
+from ingestor.monitoring.latest_values import KEEP, LEVELS, LatestValues
+from ingestor.store.write.batch import SampleRow
 
 MINUTE_US = 60_000_000
 FEED = "crowd-sentiment"
 
 
-def row(minute: int, value: float = 0.0, ticker: str = "AAPL", metric: str = "crowd_sentiment", user: str = "") -> Row:
+def row(
+    minute: int, value: float = 0.0, ticker: str = "AAPL", metric: str = "crowd_sentiment", user: str = ""
+) -> SampleRow:
     received_us = minute * MINUTE_US + 5_000
-    return Row((FEED, metric, ticker, user), minute * MINUTE_US, value, None, received_us, "stream", 1, 0)
+    return SampleRow((FEED, metric, ticker, user), minute * MINUTE_US, value, None, received_us, "stream", 1, 0)
 
 
 NAMES = ("feed", "ticker", "metric", "ts_ms", "received_ms", "rows", "restated", "value", "least", "greatest", "levels")
 
 
-def lines(values: Values, after: int = 0) -> dict[str, dict[str, Any]]:
+def lines(values: LatestValues, after: int = 0) -> dict[str, dict[str, Any]]:
     """values.json by ticker, under the names of its columns."""
     told = json.loads(values.since(after))["lines"]
     return {line[1]: dict(zip(NAMES, line, strict=True)) for line in told}
 
 
 def test_a_line_has_the_newest_value_and_the_way_there() -> None:
-    values = Values()
+    values = LatestValues()
     values.learn([row(1, -0.5), row(2, 0.5), row(3, 0.0)])
     assert lines(values)["AAPL"] == {
         "feed": FEED,
@@ -45,7 +47,7 @@ def test_a_line_has_the_newest_value_and_the_way_there() -> None:
 
 
 def test_values_stand_in_the_order_of_the_providers_clock_however_they_come() -> None:
-    values = Values()
+    values = LatestValues()
     values.learn([row(2, 2), row(4, 4)])
     values.learn([row(3, 3), row(1, 1)])
     line = lines(values)["AAPL"]
@@ -53,38 +55,38 @@ def test_values_stand_in_the_order_of_the_providers_clock_however_they_come() ->
 
 
 def test_a_restated_value_takes_the_place_of_the_one_before_and_is_counted() -> None:
-    values = Values()
+    values = LatestValues()
     values.learn([row(1, 0), row(2, 35), row(1, 7), row(2, 35)])
     line = lines(values)["AAPL"]
     assert (line["restated"], line["least"], line["rows"]) == (1, 7, 4)
 
 
 def test_what_several_users_say_of_one_moment_is_not_restated() -> None:
-    values = Values()
+    values = LatestValues()
     values.learn([row(1, 0.1, user="7"), row(1, 0.2, user="8")])
     assert lines(values)["AAPL"]["restated"] == 0
 
 
 def test_only_the_newest_are_kept() -> None:
-    values = Values()
+    values = LatestValues()
     values.learn([row(minute, minute) for minute in range(100, 101 + KEEP)])
     values.learn([row(1, -1)])  # older than all of them
     line = lines(values)["AAPL"]
     assert (len(line["levels"]), line["least"], line["greatest"]) == (KEEP, 101, 100 + KEEP)
-    values.learn([Row((FEED, "crowd_sentiment", "AAPL", ""), 150 * MINUTE_US + 1, 0, None, 0, "stream", 1, 0)])
+    values.learn([SampleRow((FEED, "crowd_sentiment", "AAPL", ""), 150 * MINUTE_US + 1, 0, None, 0, "stream", 1, 0)])
     line = lines(values)["AAPL"]
     assert (len(line["levels"]), line["least"], line["value"]) == (KEEP, 0, 100 + KEEP)
 
 
 def test_of_several_metrics_the_first_is_drawn() -> None:
-    values = Values()
+    values = LatestValues()
     values.learn([row(1, 1), row(1, 2, metric="volume"), row(2, 3, metric="volume")])
     line = lines(values)["AAPL"]
     assert (line["metric"], line["value"], line["rows"]) == ("crowd_sentiment", 1, 1)
 
 
 def test_who_has_seen_a_version_is_told_what_came_after_it() -> None:
-    values = Values()
+    values = LatestValues()
     values.learn([row(1, ticker="AAPL"), row(1, ticker="ON")])
     seen = json.loads(values.since(0))["version"]
     assert lines(values, after=seen) == {}
@@ -94,7 +96,7 @@ def test_who_has_seen_a_version_is_told_what_came_after_it() -> None:
 
 
 def test_there_is_a_bound_to_what_a_provider_may_invent() -> None:
-    values = Values(capacity=2)
+    values = LatestValues(capacity=2)
     values.learn([row(1, ticker=ticker) for ticker in ("A", "B", "C")])
     assert set(lines(values)) == {"B", "C"}
 
@@ -108,7 +110,7 @@ def test_there_is_a_bound_to_what_a_provider_may_invent() -> None:
     ],
 )
 def test_every_pair_of_doubles_can_be_drawn(numbers: tuple[float, ...], levels: str) -> None:
-    values = Values()
+    values = LatestValues()
     values.learn([row(minute, number) for minute, number in enumerate(numbers)])
     assert lines(values)["AAPL"]["levels"] == levels
     assert len(LEVELS) == 36

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from ingestor.monitoring.log_dedup import REMEMBERED, Repeats
+from ingestor.monitoring.log_dedup import REMEMBERED, DuplicateFilter
 
 
 def record(event: str = "disconnected", level: int = logging.WARNING, **fields: Any) -> logging.LogRecord:
@@ -21,7 +21,7 @@ def plain(text: str, *args: object, **fields: Any) -> logging.LogRecord:
     return made
 
 
-def told(repeats: Repeats, one: logging.LogRecord, now: float) -> list[Any]:
+def told(repeats: DuplicateFilter, one: logging.LogRecord, now: float) -> list[Any]:
     """What is told: its event, and how many it stands for."""
     found = []
     for each in repeats.admit(one, now):
@@ -31,14 +31,14 @@ def told(repeats: Repeats, one: logging.LogRecord, now: float) -> list[Any]:
 
 
 def test_what_repeats_each_second_is_told_once_a_minute_with_its_count() -> None:
-    repeats = Repeats()
+    repeats = DuplicateFilter()
     lines = [line for second in range(185) for line in told(repeats, record(connection=f"c{second}"), second)]
     assert lines == [("disconnected", None), ("disconnected", 59), ("disconnected", 60), ("disconnected", 60)]
     assert [one.msg["repeated"] for one in repeats.rest()] == [5]  # type: ignore[index]
 
 
 def test_after_a_quiet_minute_it_is_news_again() -> None:
-    repeats = Repeats()
+    repeats = DuplicateFilter()
     assert told(repeats, record(), 0) == [("disconnected", None)]
     assert told(repeats, record(), 30) == []
     # The count is not held back until it comes again: whatever comes next brings it along.
@@ -65,13 +65,13 @@ def test_after_a_quiet_minute_it_is_news_again() -> None:
     ],
 )
 def test_what_counts_as_the_same(one: logging.LogRecord, other: logging.LogRecord, same: bool) -> None:
-    repeats = Repeats()
+    repeats = DuplicateFilter()
     assert len(told(repeats, one, 0)) == 1
     assert (told(repeats, other, 1) == []) is same
 
 
 def test_however_many_different_ones_there_are_they_are_told_and_not_all_remembered() -> None:
-    repeats = Repeats()
+    repeats = DuplicateFilter()
     assert sum(len(told(repeats, record(reason="x" * n), 0)) for n in range(3 * REMEMBERED)) == 3 * REMEMBERED
     assert len(repeats._seen) == REMEMBERED
     assert len(told(repeats, record(), 60)) == 1

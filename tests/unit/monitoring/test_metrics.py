@@ -9,7 +9,7 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
 from ingestor.core.entries import Fact
 from ingestor.monitoring.metrics import Metrics
-from ingestor.monitoring.status import DeadLetters, Status, Token
+from ingestor.monitoring.status import DeadLetterCounts, Status, TokenStatus
 
 from .healthy_status import AAPL, GOOD, NOON, SENTIMENT, status
 
@@ -77,7 +77,7 @@ def test_every_promised_metric_is_there_from_the_first_scrape(name: str) -> None
     ],
 )
 def test_a_scrape_shows_the_snapshot(name: str, labels: dict[str, str], expected: float) -> None:
-    assert value(of(status(dead_letters=DeadLetters(decode=4, insert=6))), name, **labels) == expected
+    assert value(of(status(dead_letters=DeadLetterCounts(decode=4, insert=6))), name, **labels) == expected
 
 
 def test_each_scrape_takes_a_new_snapshot() -> None:
@@ -120,7 +120,7 @@ def test_the_publish_clock_is_shown_of_feeds_that_are_subscribed_to() -> None:
 
 
 def test_without_a_token_there_is_no_expiry() -> None:
-    assert value(of(status(token=Token())), "ingestor_token_expires_timestamp_seconds") is None
+    assert value(of(status(token=TokenStatus())), "ingestor_token_expires_timestamp_seconds") is None
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import threading
 import pytest
 
 from ingestor.monitoring import nonblocking_stream
-from ingestor.monitoring.nonblocking_stream import Outlet
+from ingestor.monitoring.nonblocking_stream import NonBlockingWriter
 
 
 class Turnstile(io.StringIO):
@@ -37,7 +37,7 @@ def test_the_number_of_lines_that_found_no_room_stands_where_they_are_missing(
 ) -> None:
     monkeypatch.setattr(nonblocking_stream, "WAITING_CHARACTERS", 6)
     stream = Turnstile()
-    made = Outlet(stream, lambda count: f"{count} missing\n")
+    made = NonBlockingWriter(stream, lambda count: f"{count} missing\n")
     for number in range(5):
         made.put(f"{number}\n")
     stream.arrived.acquire()
@@ -54,7 +54,7 @@ def test_the_number_of_lines_that_found_no_room_stands_where_they_are_missing(
 def test_a_line_longer_than_all_the_room_is_written_when_nothing_else_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(nonblocking_stream, "WAITING_CHARACTERS", 6)
     stream = io.StringIO()
-    made = Outlet(stream, str)
+    made = NonBlockingWriter(stream, str)
     made.put("x" * 100)
     made.flush()
     made.close()

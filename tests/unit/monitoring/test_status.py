@@ -8,7 +8,16 @@ import pytest
 
 from ingestor.core.entries import Fact
 from ingestor.core.redaction import redactor
-from ingestor.monitoring.status import Database, Pulse, Spool, Status, Troubles, healthy, ready, severity
+from ingestor.monitoring.status import (
+    DatabaseStatus,
+    Heartbeat,
+    RecentErrors,
+    SpoolStatus,
+    Status,
+    healthy,
+    ready,
+    severity,
+)
 
 from .healthy_status import AAPL, GOOD, NOON, SENTIMENT, status
 
@@ -36,12 +45,12 @@ def test_times_are_written_in_utc() -> None:
 
 
 def test_a_secret_in_any_text_from_outside_does_not_reach_status_json(secret: str) -> None:
-    troubles = Troubles()
+    troubles = RecentErrors()
     troubles.listen(Fact("refused", 0, {"reason": f"no {secret}"}))
     spoiled = status(
         connections=(replace(SENTIMENT, last_error=f"no {secret}"),),
         subscriptions=(replace(AAPL, reason=f"no {secret}"),),
-        database=Database(last_error=f"no {secret}"),
+        database=DatabaseStatus(last_error=f"no {secret}"),
         last_errors=troubles.last(),
     )
     body = spoiled.to_json().decode()
@@ -59,8 +68,8 @@ def test_a_secret_in_any_text_from_outside_does_not_reach_status_json(secret: st
             ("tweet-buzz: not connected",),
             id="one of two connections down",
         ),
-        pytest.param({"database": Database()}, ("the database cannot be reached",), id="no database"),
-        pytest.param({"spool": Spool(bytes=1000, limit_bytes=1000)}, ("the spool is full",), id="spool full"),
+        pytest.param({"database": DatabaseStatus()}, ("the database cannot be reached",), id="no database"),
+        pytest.param({"spool": SpoolStatus(bytes=1000, limit_bytes=1000)}, ("the spool is full",), id="spool full"),
     ],
 )
 def test_ready_means_connected_and_able_to_store(changes: dict[str, object], reasons: tuple[str, ...]) -> None:
@@ -69,30 +78,30 @@ def test_ready_means_connected_and_able_to_store(changes: dict[str, object], rea
 
 @pytest.mark.parametrize(("age", "ok"), [(29.9, True), (30.1, False)])
 def test_healthy_means_that_everything_advances(age: float, ok: bool) -> None:
-    pulse = Pulse(name="spool", age_seconds=age, limit_seconds=30)
+    pulse = Heartbeat(name="spool", age_seconds=age, limit_seconds=30)
     verdict = healthy(status(pulses=(*GOOD.pulses, pulse)))
     assert verdict.ok is ok
 
 
 def test_an_unhealthy_daemon_says_what_is_stuck() -> None:
-    stuck = Pulse(name="spool", age_seconds=75, limit_seconds=30)
+    stuck = Heartbeat(name="spool", age_seconds=75, limit_seconds=30)
     assert healthy(status(pulses=(stuck,))).reasons == ("spool has not advanced for 75 s (limit 30 s)",)
 
 
 def test_a_daemon_without_database_and_provider_is_healthy() -> None:
-    away = status(database=Database(), connections=(replace(SENTIMENT, connected=False),))
+    away = status(database=DatabaseStatus(), connections=(replace(SENTIMENT, connected=False),))
     assert healthy(away).ok
 
 
 def test_only_the_last_troubles_are_kept_newest_last() -> None:
-    troubles = Troubles(keep=2)
+    troubles = RecentErrors(keep=2)
     for number in range(3):
         troubles.listen(Fact("provider_error", number, {"text": str(number)}))
     assert [trouble.text for trouble in troubles.last()] == ["text: 1", "text: 2"]
 
 
 def test_good_news_is_no_trouble() -> None:
-    troubles = Troubles()
+    troubles = RecentErrors()
     troubles.listen(Fact("connected", int(NOON.timestamp() * 1e6), {}))
     assert troubles.last() == ()
 

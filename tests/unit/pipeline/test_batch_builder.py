@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from ingestor.core.entries import Frame
-from ingestor.pipeline.batch_builder import Assembly
+from ingestor.pipeline.batch_builder import BatchBuilder
 
 from ...support.entries import CROWD, T0, decoder, fact, frame, row
 
@@ -28,14 +28,14 @@ def envelope(*rows: dict[str, Any], **params: str) -> dict[str, Any]:
     ],
 )
 def test_an_assembly_knows_what_its_data_came_for(payload: Any, tickers: set[str]) -> None:
-    assembly = Assembly(1, decoder())
+    assembly = BatchBuilder(1, decoder())
     assembly.add((1, frame(payload, params='{"period":"30"}')))
     wanted = {(CROWD, '{"period":"30"}', ticker) for ticker in tickers | {""}}
     assert assembly.heard == dict.fromkeys(wanted, T0)
 
 
 def test_the_last_of_several_counts_and_only_what_was_heard_live() -> None:
-    assembly = Assembly(1, decoder())
+    assembly = BatchBuilder(1, decoder())
     assembly.add((1, frame([row("AAPL")])))
     assembly.add((2, frame([row("AAPL"), row("ON")], received_us=T0 + 5)))
     assembly.add((3, frame([row("TSLA")], source="backfill", received_us=T0 + 9)))
@@ -47,7 +47,7 @@ def test_the_last_of_several_counts_and_only_what_was_heard_live() -> None:
 
 def told(*frames: Frame) -> list[tuple[float, int]]:
     """(value, seq) of what goes to the database."""
-    assembly = Assembly(1, decoder())
+    assembly = BatchBuilder(1, decoder())
     for entry in enumerate(frames, 1):
         assembly.add(entry)
     batch = assembly.batch

@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from ingestor.pipeline.batch_builder import Assembly
-from ingestor.pipeline.clock_skew import FEEDS, Skews, described
+from ingestor.pipeline.batch_builder import BatchBuilder
+from ingestor.pipeline.clock_skew import FEEDS, ClockSkewMonitor, described
 from tests.support.entries import T0, decoder, frame, row
 
 HOUR_US = 3_600_000_000
@@ -14,7 +14,7 @@ def envelope(published: str | None, path: str = "crowd-sentiment") -> dict[str, 
 
 
 def test_the_last_stamp_of_a_feed_is_measured_against_its_receipt_and_only_what_was_heard_live() -> None:
-    assembly = Assembly(1, decoder())
+    assembly = BatchBuilder(1, decoder())
     assembly.add((1, frame(envelope("2025-12-31T19:00:00Z"), received_us=T0)))
     assembly.add((2, frame(envelope("2025-12-31T20:00:00.5Z"), received_us=T0)))
     assembly.add((3, frame(envelope("2026-01-01T00:00:09Z", "user-sentiment"), received_us=T0)))
@@ -26,7 +26,7 @@ def test_the_last_stamp_of_a_feed_is_measured_against_its_receipt_and_only_what_
 
 
 def test_a_feed_that_is_hours_off_is_told_of_once_until_it_has_come_right() -> None:
-    skews = Skews()
+    skews = ClockSkewMonitor()
     assert list(skews.learn({"a": -4 * HOUR_US, "b": -2_000_000})) == [("a", -14_400.0)]
     assert list(skews.learn({"a": -4 * HOUR_US - 1})) == []
     assert skews.seconds == {"a": -14_400.000001, "b": -2.0}
@@ -35,7 +35,7 @@ def test_a_feed_that_is_hours_off_is_told_of_once_until_it_has_come_right() -> N
 
 
 def test_what_an_envelope_may_name_is_bounded() -> None:
-    skews = Skews()
+    skews = ClockSkewMonitor()
     list(skews.learn({str(number): 0 for number in range(FEEDS + 10)}))
     list(skews.learn({"0": 1_000_000, "another": 0}))
     assert len(skews.seconds) == FEEDS

@@ -12,13 +12,13 @@ from hypothesis import strategies as st
 
 from ingestor.core.entries import Frame
 from ingestor.pipeline import decoder as module
-from ingestor.pipeline.decoder import DEAD_ROWS_PER_FRAME, Decoded
+from ingestor.pipeline.decoder import DEAD_ROWS_PER_FRAME, DecodedFrame
 from tests.support.entries import CROWD, T0, decoder, frame, row
 
 MINUTE = 60_000_000
 
 
-def decode(payload: Any, **more: Any) -> Decoded:
+def decode(payload: Any, **more: Any) -> DecodedFrame:
     return decoder().decode(frame(payload, **more))
 
 

@@ -1,28 +1,28 @@
 from __future__ import annotations
 
-from ingestor.pipeline.dedup import KnownValues
+from ingestor.pipeline.dedup import RecentValueCache
 
 SERIES = ("crowd-sentiment", "crowd_sentiment", "AAPL", "")
 
 
-def news(known: KnownValues, ts_us: int, value: float) -> bool:
+def news(known: RecentValueCache, ts_us: int, value: float) -> bool:
     return bool(known.news([(SERIES, ts_us, value, 0)]))
 
 
 def test_what_was_said_is_known_and_nothing_else() -> None:
-    known = KnownValues()
+    known = RecentValueCache()
     assert known.news([(SERIES, 1, 0.5, 0), (SERIES, 1, 0.5, 1)]) == [(SERIES, 1, 0.5, 0)]
     assert not news(known, 1, 0.5)
     assert news(known, 2, 0.5)
 
 
 def test_only_what_was_said_last_is_known() -> None:
-    known = KnownValues()
+    known = RecentValueCache()
     assert [news(known, 1, value) for value in (0.5, 0.6, 0.5, 0.5, 0.6)] == [True, True, True, False, True]
 
 
 def test_the_newest_value_counts_also_over_an_older_generation() -> None:
-    known = KnownValues(generation_seconds=10)
+    known = RecentValueCache(generation_seconds=10)
     news(known, 1, 0.5)
     known.age(10.0)
     assert news(known, 1, 0.6)
@@ -31,7 +31,7 @@ def test_the_newest_value_counts_also_over_an_older_generation() -> None:
 
 
 def test_an_entry_is_good_for_two_generations_at_most() -> None:
-    known = KnownValues(generation_seconds=10)
+    known = RecentValueCache(generation_seconds=10)
     news(known, 1, 0.5)
     known.age(10.0)
     assert not news(known, 1, 0.5)
@@ -40,7 +40,7 @@ def test_an_entry_is_good_for_two_generations_at_most() -> None:
 
 
 def test_memory_is_bounded() -> None:
-    known = KnownValues(capacity=10)
+    known = RecentValueCache(capacity=10)
     for ts_us in range(100):
         news(known, ts_us, 0.5)
         known.age(0.0)
@@ -48,7 +48,7 @@ def test_memory_is_bounded() -> None:
 
 
 def test_what_is_dropped_is_not_sure_in_either_generation() -> None:
-    known = KnownValues(generation_seconds=10)
+    known = RecentValueCache(generation_seconds=10)
     news(known, 1, 0.5)
     known.age(10.0)
     news(known, 2, 0.5)
@@ -58,7 +58,7 @@ def test_what_is_dropped_is_not_sure_in_either_generation() -> None:
 
 
 def test_after_a_failure_nothing_is_sure() -> None:
-    known = KnownValues()
+    known = RecentValueCache()
     news(known, 1, 0.5)
     known.forget()
     assert news(known, 1, 0.5)

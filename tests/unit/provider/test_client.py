@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from ingestor.provider.socket.client import Door, event_text, prefixes, raw_text
+from ingestor.provider.socket.client import SessionWrapper, event_text, prefixes, raw_text
 from ingestor.provider.transport import http_session
 
 
@@ -30,7 +30,7 @@ def test_a_parsed_event_becomes_the_text_of_a_message_again() -> None:
 
 async def test_a_door_is_a_session_to_whoever_asks_for_more_than_a_websocket() -> None:
     session = http_session(None)
-    door = Door(session)
+    door = SessionWrapper(session)
     assert door.cookie_jar is session.cookie_jar
     assert not door.closed
     await door.close(seconds=1)

@@ -137,7 +137,7 @@ def test_the_library_still_has_the_habit_that_we_rely_on(function: object, trait
 
 
 def test_the_url_ends_with_the_revision_that_we_replace() -> None:
-    url = client.LeanEngine3(handle_sigint=False)._get_engineio_url(
+    url = client.FastEngineV3(handle_sigint=False)._get_engineio_url(
         "http://127.0.0.1:1?token=t", "socket.io", "websocket"
     )
     assert url.endswith("&EIO=3")

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from ingestor.provider.subscriptions.eviction import Evictions
+from ingestor.provider.subscriptions.eviction import EvictionDetector
 
 
 @pytest.mark.parametrize(
@@ -19,7 +19,7 @@ from ingestor.provider.subscriptions.eviction import Evictions
 def test_a_provider_that_ends_the_older_connection_twice_in_a_row_is_told_of(
     ended: list[float | None], told: bool
 ) -> None:
-    evictions = Evictions()
+    evictions = EvictionDetector()
     found = [
         evictions.succeeded(opened_at=at, ended_at=None if after is None else at + after, now=at)
         for at, after in zip(range(0, 1000, 100), ended, strict=False)
@@ -28,6 +28,6 @@ def test_a_provider_that_ends_the_older_connection_twice_in_a_row_is_told_of(
 
 
 def test_it_is_told_once_an_hour() -> None:
-    evictions = Evictions()
+    evictions = EvictionDetector()
     told = [at for at in range(0, 9000, 100) if evictions.succeeded(opened_at=at, ended_at=at, now=at)]
     assert told == [100, 3700, 7300]

@@ -2,32 +2,32 @@ from __future__ import annotations
 
 import pytest
 
-from ingestor.errors import ConnectionFailed, ConnectionRefused, DialectUnsupported
-from ingestor.provider.socket.protocol import Dialect, classify, socketio_path
+from ingestor.errors import ConnectionFailed, ConnectionRefused, ProtocolUnsupported
+from ingestor.provider.socket.protocol import ProtocolVersion, classify, socketio_path
 
 
 @pytest.mark.parametrize(
     ("body", "dialect"),
     [
-        pytest.param(b'0{"sid":"a","upgrades":["websocket"]}', Dialect.SOCKET_IO_4, id="3.x and 4.x"),
-        pytest.param(b'97:0{"sid":"a"}2:40', Dialect.SOCKET_IO_2, id="2.x"),
-        pytest.param(b'\x00\x09\x07\xff0{"sid":"a"}', Dialect.SOCKET_IO_2, id="1.x"),
-        pytest.param(b'\x00\x01\x00\x05\xff0{"sid"', Dialect.SOCKET_IO_2, id="1.x, longer and cut"),
+        pytest.param(b'0{"sid":"a","upgrades":["websocket"]}', ProtocolVersion.SOCKET_IO_4, id="3.x and 4.x"),
+        pytest.param(b'97:0{"sid":"a"}2:40', ProtocolVersion.SOCKET_IO_2, id="2.x"),
+        pytest.param(b'\x00\x09\x07\xff0{"sid":"a"}', ProtocolVersion.SOCKET_IO_2, id="1.x"),
+        pytest.param(b'\x00\x01\x00\x05\xff0{"sid"', ProtocolVersion.SOCKET_IO_2, id="1.x, longer and cut"),
     ],
 )
-def test_a_generation_is_known_by_its_first_bytes(body: bytes, dialect: Dialect) -> None:
+def test_a_generation_is_known_by_its_first_bytes(body: bytes, dialect: ProtocolVersion) -> None:
     assert classify(200, body) is dialect
 
 
 @pytest.mark.parametrize(
     ("status", "body", "error", "words"),
     [
-        pytest.param(200, b"Welcome to socket.io.", DialectUnsupported, "0.9", id="0.9"),
-        pytest.param(200, b"<html>", DialectUnsupported, "check provider.url", id="a web site"),
-        pytest.param(200, b"", DialectUnsupported, "check provider.url", id="nothing"),
-        pytest.param(404, b"Cannot GET", DialectUnsupported, "check provider.url", id="not there"),
+        pytest.param(200, b"Welcome to socket.io.", ProtocolUnsupported, "0.9", id="0.9"),
+        pytest.param(200, b"<html>", ProtocolUnsupported, "check provider.url", id="a web site"),
+        pytest.param(200, b"", ProtocolUnsupported, "check provider.url", id="nothing"),
+        pytest.param(404, b"Cannot GET", ProtocolUnsupported, "check provider.url", id="not there"),
         pytest.param(
-            400, b'{"code":0,"message":"Transport unknown"}', DialectUnsupported, "provider.protocol", id="no polling"
+            400, b'{"code":0,"message":"Transport unknown"}', ProtocolUnsupported, "provider.protocol", id="no polling"
         ),
         pytest.param(401, b"", ConnectionRefused, "token", id="401"),
         pytest.param(403, b'{"code":4,"message":"Forbidden"}', ConnectionRefused, "Forbidden", id="403"),

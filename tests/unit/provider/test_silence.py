@@ -4,20 +4,20 @@ from itertools import pairwise
 
 import pytest
 
-from ingestor.provider.subscriptions.silence import Silences
+from ingestor.provider.subscriptions.silence import SilenceDetector
 
 A, B = ("/p", "get", '{"ticker":"A"}'), ("/p", "get", '{"ticker":"B"}')
 
 
 @pytest.fixture
-def silences() -> Silences:
+def silences() -> SilenceDetector:
     """Both are listened for since 100; ten minutes are too long."""
-    made = Silences(600)
+    made = SilenceDetector(600)
     made.listen([A, B], at=100)
     return made
 
 
-def test_who_had_no_data_for_the_limit_is_found_once(silences: Silences) -> None:
+def test_who_had_no_data_for_the_limit_is_found_once(silences: SilenceDetector) -> None:
     assert silences.heard(A, 150) is False
     assert silences.found(699.9) == []
     assert silences.found(700) == [B]
@@ -25,7 +25,7 @@ def test_who_had_no_data_for_the_limit_is_found_once(silences: Silences) -> None
     assert (A in silences, B in silences) == (False, True)
 
 
-def test_data_ends_a_silence_and_the_next_one_is_found_again(silences: Silences) -> None:
+def test_data_ends_a_silence_and_the_next_one_is_found_again(silences: SilenceDetector) -> None:
     silences.found(700)
     assert silences.heard(B, 800) is True
     assert silences.heard(B, 801) is False
@@ -33,13 +33,13 @@ def test_data_ends_a_silence_and_the_next_one_is_found_again(silences: Silences)
     assert silences.found(1401) == [B]
 
 
-def test_a_silence_counts_from_the_moment_at_which_data_may_be_expected(silences: Silences) -> None:
+def test_a_silence_counts_from_the_moment_at_which_data_may_be_expected(silences: SilenceDetector) -> None:
     silences.listen([A], at=500)
     assert silences.found(1099) == [B]
     assert silences.found(1100) == [A]
 
 
-def test_what_is_no_longer_listened_for_is_not_silent(silences: Silences) -> None:
+def test_what_is_no_longer_listened_for_is_not_silent(silences: SilenceDetector) -> None:
     silences.found(700)
     silences.ignore([A, B])
     assert B not in silences
@@ -48,7 +48,9 @@ def test_what_is_no_longer_listened_for_is_not_silent(silences: Silences) -> Non
     assert silences.found(10_000) == []
 
 
-def test_the_silent_are_asked_for_at_once_and_then_ever_more_rarely_up_to_once_an_hour(silences: Silences) -> None:
+def test_the_silent_are_asked_for_at_once_and_then_ever_more_rarely_up_to_once_an_hour(
+    silences: SilenceDetector,
+) -> None:
     silences.ignore([A])
     silences.found(700)
     asked_at = [second for second in range(700, 20_000) if silences.due(second, chance=1.0)]
@@ -56,7 +58,7 @@ def test_the_silent_are_asked_for_at_once_and_then_ever_more_rarely_up_to_once_a
 
 
 def test_a_limit_above_the_cap_is_the_shortest_wait() -> None:
-    silences = Silences(7200)
+    silences = SilenceDetector(7200)
     silences.listen([A], at=0)
     silences.found(7200)
     assert silences.due(7200, chance=1.0) == [A]

@@ -90,7 +90,7 @@ def test_what_is_left_is_left_in_pieces_of_any_length() -> None:
 def test_where_an_answer_was_too_long_half_of_it_is_asked_for(
     path: str, start: datetime, end: datetime, expected: timedelta | None
 ) -> None:
-    assert plan.half(path, plan.Step(start=start, end=end, ticker="AAPL")) == expected
+    assert plan.half(path, plan.HistoryQuery(start=start, end=end, ticker="AAPL")) == expected
 
 
 @pytest.mark.parametrize(

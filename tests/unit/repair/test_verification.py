@@ -5,20 +5,20 @@ from typing import Any
 import pytest
 
 from ingestor.core.times import microseconds
-from ingestor.pipeline.decoder import Decoded
+from ingestor.pipeline.decoder import DecodedFrame
 from ingestor.repair import verification
-from ingestor.repair.plan import Step
-from ingestor.store.maintenance.repairs import Held
+from ingestor.repair.plan import HistoryQuery
+from ingestor.store.maintenance.repairs import SampleRange
 from tests.support.entries import decoder, frame, row
 from tests.support.repairs import at, repair
 
 GAP = repair(at(1, 0, 30, 20), at(1, 0, 50))
 CAME_US = microseconds(at(1, 1, 0))
 LONG_AGO = row() | {"ts": "2025-12-31T22:59:00.000Z"}
-STEP = Step(start=at(1, 0, 0), end=at(1, 1, 0), ticker="AAPL")
+STEP = HistoryQuery(start=at(1, 0, 0), end=at(1, 1, 0), ticker="AAPL")
 
 
-def answer(payload: Any, **more: Any) -> Decoded:
+def answer(payload: Any, **more: Any) -> DecodedFrame:
     return decoder().decode(frame(payload, source="snapshot", event="get", **more))
 
 
@@ -74,13 +74,13 @@ CUT_OFF = "the answer is cut off, its rows are from "
 def test_history_proves_the_range_that_was_asked_for(
     minutes: list[int], held: tuple[int, int] | None, expected: str | None
 ) -> None:
-    known = held and Held(*(at(1, 0, minute) for minute in held))
+    known = held and SampleRange(*(at(1, 0, minute) for minute in held))
     found = verification.doubt(answer([row(minute=minute) for minute in minutes]), GAP, STEP, known, GAP.to_ts)
     assert (found is None) if expected is None else (found is not None and expected in found)
 
 
 def test_history_that_repairs_a_later_gap_as_well_reaches_to_its_end() -> None:
-    said, held = answer([row(minute=0), row(minute=51)]), Held(at(1, 0), at(1, 0, 59))
+    said, held = answer([row(minute=0), row(minute=51)]), SampleRange(at(1, 0), at(1, 0, 59))
     assert verification.doubt(said, GAP, STEP, held, GAP.to_ts) is None
     assert CUT_OFF in str(verification.doubt(said, GAP, STEP, held, at(1, 0, 58)))
 

@@ -3,31 +3,31 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ingestor.store.write.batch import Subscription, Transition
-from ingestor.store.write.coverage_intervals import Interval, Timeline
+from ingestor.store.write.batch import SubscriptionRow, Transition
+from ingestor.store.write.coverage_intervals import CoverageInterval, CoverageTimeline
 
-AAPL = Subscription("/real-time/crowd-sentiment", "get", '{"ticker":"AAPL"}', "crowd-sentiment", "AAPL")
+AAPL = SubscriptionRow("/real-time/crowd-sentiment", "get", '{"ticker":"AAPL"}', "crowd-sentiment", "AAPL")
 TSLA = AAPL._replace(params='{"ticker":"TSLA"}', ticker="TSLA")
 IDS = {AAPL: 1, TSLA: 2}
 
 
-def to(state: str, seq: int, since_us: int, *subscriptions: Subscription) -> Transition:
+def to(state: str, seq: int, since_us: int, *subscriptions: SubscriptionRow) -> Transition:
     return Transition(seq, since_us, state, "", subscriptions)
 
 
-def shape(timeline: Timeline) -> list[tuple[int, str, int, int | None]]:
+def shape(timeline: CoverageTimeline) -> list[tuple[int, str, int, int | None]]:
     return [(i.subscription_id, i.state, i.started_us, i.ended_us) for i in timeline.touched]
 
 
 def test_each_state_ends_where_the_next_begins() -> None:
-    timeline = Timeline([])
+    timeline = CoverageTimeline([])
     for transition in (to("pending", 1, 10, AAPL), to("live", 2, 20, AAPL), to("disconnected", 3, 25, AAPL)):
         timeline.apply(transition, IDS)
     assert shape(timeline) == [(1, "pending", 10, 20), (1, "live", 20, 25), (1, "disconnected", 25, None)]
 
 
 def test_a_state_repeated_extends_its_interval() -> None:
-    timeline = Timeline([])
+    timeline = CoverageTimeline([])
     timeline.apply(to("live", 1, 10, AAPL), IDS)
     timeline.apply(to("live", 2, 20, AAPL), IDS)
     assert shape(timeline) == [(1, "live", 10, None)]
@@ -35,17 +35,17 @@ def test_a_state_repeated_extends_its_interval() -> None:
 
 def test_a_crash_closes_what_was_open_but_not_what_was_stopped() -> None:
     stored = [
-        Interval(subscription_id=1, start_seq=1, started_us=10, state="live", reason="", stored=True),
-        Interval(subscription_id=2, start_seq=2, started_us=10, state="stopped", reason="", stored=True),
+        CoverageInterval(subscription_id=1, start_seq=1, started_us=10, state="live", reason="", stored=True),
+        CoverageInterval(subscription_id=2, start_seq=2, started_us=10, state="stopped", reason="", stored=True),
     ]
-    timeline = Timeline(stored)
+    timeline = CoverageTimeline(stored)
     timeline.apply(to("crashed", 9, 15), {})
     assert shape(timeline) == [(1, "live", 10, 15), (1, "crashed", 15, None)]
 
 
 @given(st.lists(st.tuples(st.sampled_from(["live", "pending", "silent"]), st.integers(0, 100)), min_size=1))
 def test_intervals_neither_overlap_nor_leave_a_hole_whatever_the_clock_does(steps: list[tuple[str, int]]) -> None:
-    timeline = Timeline([])
+    timeline = CoverageTimeline([])
     for seq, (state, since_us) in enumerate(steps, 1):
         timeline.apply(to(state, seq, since_us, AAPL), IDS)
     intervals = timeline.touched
@@ -57,9 +57,9 @@ def test_intervals_neither_overlap_nor_leave_a_hole_whatever_the_clock_does(step
 
 def test_what_is_not_wanted_any_more_is_stopped_whatever_it_was() -> None:
     stored = [
-        Interval(subscription_id=1, start_seq=1, started_us=10, state="live", reason="", stored=True),
-        Interval(subscription_id=2, start_seq=2, started_us=10, state="crashed", reason="", stored=True),
+        CoverageInterval(subscription_id=1, start_seq=1, started_us=10, state="live", reason="", stored=True),
+        CoverageInterval(subscription_id=2, start_seq=2, started_us=10, state="crashed", reason="", stored=True),
     ]
-    timeline = Timeline(stored)
+    timeline = CoverageTimeline(stored)
     timeline.apply(Transition(9, 15, "stopped", "not in the config any more", [AAPL], others=True), IDS)
     assert shape(timeline) == [(2, "crashed", 10, 15), (2, "stopped", 15, None)]

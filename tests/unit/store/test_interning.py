@@ -7,7 +7,7 @@ from typing import Any
 from sqlalchemy import create_engine
 
 from ingestor.store import schema
-from ingestor.store.write.interning import Names
+from ingestor.store.write.interning import InternTable
 
 KEY = ("feed", "metric", "ticker", "user_id")
 Key = tuple[str, str, str, str]
@@ -24,7 +24,7 @@ def columns(key: Key) -> dict[str, Any]:
 def test_a_full_memory_makes_room_in_time_that_grows_with_its_size_only() -> None:
     engine = create_engine("sqlite://")
     schema.metadata.create_all(engine)
-    names: Names[Key] = Names(schema.series, KEY, 12_000)
+    names: InternTable[Key] = InternTable(schema.series, KEY, 12_000)
     names.ids(engine, keys(0, 12_000), columns)
     started = time.process_time()
     found = names.ids(engine, keys(11_999, 2), columns)  # one known, one that needs room
@@ -37,7 +37,7 @@ def test_a_full_memory_makes_room_in_time_that_grows_with_its_size_only() -> Non
 def test_names_asked_for_now_are_not_what_goes() -> None:
     engine = create_engine("sqlite://")
     schema.metadata.create_all(engine)
-    names: Names[Key] = Names(schema.series, KEY, 4)
+    names: InternTable[Key] = InternTable(schema.series, KEY, 4)
     first = names.ids(engine, keys(0, 4), columns)
     assert names.ids(engine, keys(0, 6), columns).items() >= first.items()
     engine.dispose()

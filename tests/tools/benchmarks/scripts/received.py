@@ -11,8 +11,8 @@ from pathlib import Path
 from ingestor.config.model import Subscription
 from ingestor.core.entries import Fact, Frame
 from ingestor.provider.auth import Token
-from ingestor.provider.socket.connection import Connection, Line, Sink
-from ingestor.provider.socket.protocol import Dialect
+from ingestor.provider.socket.connection import Connection, ConnectionSettings, Sink
+from ingestor.provider.socket.protocol import ProtocolVersion
 from ingestor.spool.spool import Spool
 
 url, database, wanted = sys.argv[1], sys.argv[2], int(sys.argv[3])
@@ -37,8 +37,8 @@ class Count:
 
 
 async def measure(sink: Sink) -> None:
-    line = Line(url=url, path=PATH, params="{}", events=("res",))
-    connection = Connection(line, Dialect.SOCKET_IO_4, sink, sink.append)
+    line = ConnectionSettings(url=url, path=PATH, params="{}", events=("res",))
+    connection = Connection(line, ProtocolVersion.SOCKET_IO_4, sink, sink.append)
     await connection.open(Token(value="t", fetched_at=0.0, life_seconds=3600.0))
     wish = Subscription(path=PATH, method="get", params={"ticker": "A"})
     await connection.subscribe([wish], lambda _subscription, _error: None)
