@@ -34,7 +34,7 @@ from ingestor.provider.auth.login import fetch
 from ingestor.provider.http_client import Deadline, RequestFailed, ask
 from ingestor.provider.socket.connection import Connection, ConnectionSettings
 from ingestor.provider.socket.protocol import ProtocolDetector, ProtocolVersion
-from ingestor.provider.subscriptions.supervisor import grouped
+from ingestor.provider.subscriptions.supervisor import group_subscriptions
 from ingestor.provider.transport import tls
 from ingestor.store import migrate
 from ingestor.store.engine import sqlite_path
@@ -206,7 +206,7 @@ async def _listened(config: Config, token: Token, tell: Tell) -> list[Frame]:
             return findings, await _hear(line, subscription, dialect, token, findings.append)
 
     trials = []
-    for (path, params), members in grouped(config.subscriptions).items():
+    for (path, params), members in group_subscriptions(config.subscriptions).items():
         line = ConnectionSettings(
             url=provider.url,
             path=path,
@@ -312,7 +312,7 @@ def _understood(decoded: DecodedFrame) -> ProbeResult[DecodedFrame | None]:
 
 def _outage(config: Config, frames: list[Frame]) -> CheckResult:
     """What `checking` can only guess at: how large answers are."""
-    members = grouped(config.subscriptions)
+    members = group_subscriptions(config.subscriptions)
     per_day = 0.0
     for frame in frames:
         known = catalog.FEEDS.get(catalog.base_name(frame.path))

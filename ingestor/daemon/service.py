@@ -85,7 +85,7 @@ class Service:
             config,
             self._spool,
             self._engine,
-            on_decoded=self._heard.note,
+            on_decoded=self._heard.record,
             on_batch=self._metrics.batch,
             on_rows=self._values.learn,
             on_outage=_warn_of_outage,
@@ -333,7 +333,7 @@ class Service:
         """In the writer's thread: the database and the spool do not fit together any more."""
         detail = {"reason": reason, "first_seq": self._spool.first_seq()}
         self._loop.call_soon_threadsafe(self._record, Fact("lost", wall_us(), detail))
-        self._loop.call_soon_threadsafe(self._supervisor.restate)
+        self._loop.call_soon_threadsafe(self._supervisor.rerecord_states)
 
     def _tell_of_key(self) -> None:
         self._record(Fact("key_changed", wall_us(), {"reason": "there is another API key"}))
@@ -357,7 +357,7 @@ class Service:
             return
         kind = "clock_stepped" if found.set_by else "stood_still"
         detail = {"reason": found.reason, "seconds": round(found.set_by or found.stood_still, 3)}
-        self._supervisor.interrupt(kind, detail, before.wall_us)
+        self._supervisor.record_interruption(kind, detail, before.wall_us)
         self._tokens.rearm()
         self._arm_jobs()
 
@@ -403,7 +403,7 @@ class Service:
         detail = {"reason": what, "level": level.name.lower(), "used_percent": used_percent}
         self._record(Fact("spool_full" if level is FillLevel.FULL else "spool_level", wall_us(), detail))
         if level is FillLevel.FULL:
-            await self._supervisor.hang_up(what)
+            await self._supervisor.disconnect_all(what)
         elif before is FillLevel.FULL:
             self._supervisor.resume()
 

@@ -85,7 +85,7 @@ def _connection(group: GroupStatus) -> ops.ConnectionStatus:
         path=group.path,
         feed=feed_name(group.path, _params(group.params)),
         connected=group.connected,
-        dialect=group.dialect or None,
+        dialect=group.protocol or None,
         frames=group.frames,
         last_frame_at=_moment(group.last_frame_us),
         since=_moment(group.since_us),

@@ -28,11 +28,11 @@ class ActivityTracker:
         self._news: dict[Channel, ActivitySpan] = {}
         self.upto_seq = 0  # every entry up to here was decoded, and what it says is noted
 
-    def want(self, channels: Iterable[Channel]) -> None:
+    def set_channels(self, channels: Iterable[Channel]) -> None:
         """Keep these from now on, and no others: whatever the provider names, memory is bounded."""
         self._wanted = frozenset(channels)
 
-    def note(self, heard: Mapping[Channel, int], upto_seq: int) -> None:
+    def record(self, heard: Mapping[Channel, int], upto_seq: int) -> None:
         """When each was received, of the entries up to this one. Called in the writer's thread."""
         wanted = heard.keys() & self._wanted
         with self._lock:

@@ -46,7 +46,7 @@ class GroupContext:
     sink: Sink
     coverage: SubscriptionStates
     record: Callable[[Fact], object]
-    complaints: Counter[str]  # by event, counted here for all groups
+    provider_errors: Counter[str]  # by event, counted here for all groups
     renewal: Literal["overlap", "reconnect"]
     silence_seconds: float
     gate: asyncio.Event  # set: connections may be opened
@@ -120,7 +120,7 @@ class ConnectionGroup:
         finally:
             await self._stop()
 
-    async def hang_up(self, reason: str) -> None:
+    async def disconnect_all(self, reason: str) -> None:
         """Close what is open, since the spool is full; nothing is opened again before the gate is."""
         for session in list(self._sessions):
             await session.close("spool_full", reason)
@@ -357,7 +357,7 @@ class ConnectionGroup:
         if fact.kind != "provider_error":
             self._around.record(fact)
             return
-        self._around.complaints[fact.detail["event"]] += 1
+        self._around.provider_errors[fact.detail["event"]] += 1
         self._tally.last_error = fact.detail["text"]
         self._complaints.tell(fact)
 

@@ -18,7 +18,7 @@ class GroupStatus:
     path: str
     params: str
     connection_id: str  # empty without a connection
-    dialect: str  # "4" or "3"; empty without a connection
+    protocol: str  # "4" or "3"; empty without a connection
     connected: bool
     since_us: int | None  # when it was connected, or lost; None before the first connection
     frames: int  # of all its connections so far
@@ -64,7 +64,7 @@ class GroupCounters:
             path=line.path,
             params=line.params,
             connection_id=now.id if now else "",
-            dialect=now.dialect.value if now else "",
+            protocol=now.dialect.value if now else "",
             connected=now is not None,
             since_us=self._since_us,
             frames=self._frames + sum(connection.frames for connection in connections),

@@ -58,7 +58,7 @@ class SubscriptionStates:
         for key in keys:
             self._standings.pop(key, None)
 
-    def restate(self) -> None:
+    def rerecord_states(self) -> None:
         """Record every standing once more, as of now: one fact for each state."""
         now = wall_us()
         by_state: dict[State, list[SubscriptionKey]] = {}

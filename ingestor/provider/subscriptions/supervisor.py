@@ -45,7 +45,7 @@ class SupervisorStatus:
 
     groups: tuple[GroupStatus, ...]
     subscriptions: Mapping[SubscriptionKey, SubscriptionState]
-    complaints: Mapping[str, int]  # errors that the provider reported, by event
+    provider_errors: Mapping[str, int]  # errors that the provider reported, by event
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +62,7 @@ def shared_params(subscription: Subscription) -> str:
     return canonical(rest)
 
 
-def grouped(subscriptions: Iterable[Subscription]) -> dict[GroupKey, tuple[Subscription, ...]]:
+def group_subscriptions(subscriptions: Iterable[Subscription]) -> dict[GroupKey, tuple[Subscription, ...]]:
     """(path, shared params) → subscriptions. A bare list names neither, so a connection carries one of each only."""
     groups: dict[GroupKey, list[Subscription]] = {}
     for one in subscriptions:
@@ -104,12 +104,14 @@ class Supervisor:
             sink=sink,
             coverage=self._coverage,
             record=record,
-            complaints=self._complaints,
+            provider_errors=self._complaints,
             renewal=provider.renewal,
             silence_seconds=provider.silence,
             gate=self._gate,
         )
-        self._groups = {name: self._group(name, members) for name, members in grouped(self._subscriptions).items()}
+        self._groups = {
+            name: self._group(name, members) for name, members in group_subscriptions(self._subscriptions).items()
+        }
         self._tasks: dict[
             ConnectionGroup, asyncio.Task[None]
         ] = {}  # of those above, and of those that are being closed
@@ -154,7 +156,7 @@ class Supervisor:
         self._subscriptions = tuple(after.values())
         removed = tuple(one for key, one in before.items() if key not in after)
         added = tuple(one for key, one in after.items() if key not in before)
-        gone, new = grouped(removed), grouped(added)
+        gone, new = group_subscriptions(removed), group_subscriptions(added)
         for name in gone | new:
             self._change(name, gone.get(name, ()), new.get(name, ()))
         self._listen()
@@ -162,16 +164,16 @@ class Supervisor:
             self._say_uncovered(self._tokens.current)
         return SubscriptionDiff(added, removed)
 
-    async def hang_up(self, reason: str) -> None:
+    async def disconnect_all(self, reason: str) -> None:
         """The spool is full: close every connection, in state ``spool_full``, until ``resume``."""
         self._gate.clear()
-        await asyncio.gather(*(group.hang_up(reason) for group in self._groups.values()))
+        await asyncio.gather(*(group.disconnect_all(reason) for group in self._groups.values()))
 
     def resume(self) -> None:
         """There is room again."""
         self._gate.set()
 
-    def interrupt(self, kind: str, detail: dict[str, Any], from_us: int) -> None:
+    def record_interruption(self, kind: str, detail: dict[str, Any], from_us: int) -> None:
         """Nobody can vouch for the time from ``from_us`` (our wall clock) until now: what was live was silent.
 
         It is live again from now on, once its connection is heard. ``detail`` gives the ``reason``.
@@ -181,9 +183,9 @@ class Supervisor:
         live = self._coverage.are("live", (one.key for one in self._subscriptions))
         self._coverage.change(kind, "silent", live, detail, from_us)
 
-    def restate(self) -> None:
+    def rerecord_states(self) -> None:
         """Say again which state every subscription is in: whoever reads the facts begins anew."""
-        self._coverage.restate()
+        self._coverage.rerecord_states()
 
     def status(self) -> SupervisorStatus:
         """A snapshot."""
@@ -191,7 +193,7 @@ class Supervisor:
         return SupervisorStatus(
             groups=tuple(group.status() for group in self._groups.values()),
             subscriptions=MappingProxyType({key: at for key, at in standings.items() if at is not None}),
-            complaints=MappingProxyType(dict(self._complaints)),
+            provider_errors=MappingProxyType(dict(self._complaints)),
         )
 
     def _group(self, name: GroupKey, members: tuple[Subscription, ...]) -> ConnectionGroup:
@@ -226,7 +228,7 @@ class Supervisor:
                 task.cancel()
 
     def _listen(self) -> None:
-        self._heard.want(channel for group in self._groups.values() for channel in group.channels)
+        self._heard.set_channels(channel for group in self._groups.values() for channel in group.channels)
 
     async def _watch_silence(self) -> None:
         mark = ReadMark(boottime(), self._sink.head)

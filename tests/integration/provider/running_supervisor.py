@@ -62,7 +62,7 @@ class Running:
                 position += 1
                 assembly = BatchBuilder(position, decoder)
                 assembly.add((position, self.memory.all[position - 1]))
-                heard.note(assembly.heard, position)
+                heard.record(assembly.heard, position)
 
 
 async def run_simulated(run: Run, simulator: Simulator, *subscriptions: Subscription, **settings: Any) -> Running:

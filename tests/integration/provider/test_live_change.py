@@ -147,7 +147,7 @@ async def test_a_change_while_the_spool_is_full_counts_when_there_is_room(
     run: Run, simulator: Simulator, memory: Memory
 ) -> None:
     running = await run_simulated(run, simulator, AAPL, TSLA)
-    await running.supervisor.hang_up("the spool is full")
+    await running.supervisor.disconnect_all("the spool is full")
     await running.until("spool_full", AAPL, TSLA)
     running.supervisor.apply([AAPL, ON, BUZZ])
     await running.until("spool_full", ON, BUZZ)
@@ -267,7 +267,7 @@ async def test_what_was_removed_is_not_said_again_to_a_new_instance(
 ) -> None:
     running = await run_simulated(run, simulator, AAPL, TSLA)
     running.supervisor.apply([AAPL])
-    running.supervisor.restate()
+    running.supervisor.rerecord_states()
     assert [(fact.state, fact.subscriptions) for fact in memory.facts("restated")] == [("live", (AAPL.key,))]
 
 

@@ -172,7 +172,7 @@ async def test_a_silence_counts_anew_from_an_interruption_and_from_every_connect
     running = await run(server.url, "key", [AAPL, TSLA], protocol="4", silence="600ms")
     await running.until("live", TSLA)
     await asyncio.sleep(0.4)
-    running.supervisor.interrupt("stood_still", {"reason": "slept"}, memory.frames[-1].received_us)
+    running.supervisor.record_interruption("stood_still", {"reason": "slept"}, memory.frames[-1].received_us)
     await running.until("live", TSLA)
     await asyncio.sleep(0.4)
     assert memory.facts("silent") == []

@@ -78,7 +78,7 @@ async def test_the_status_says_who_is_connected_and_who_is_live(run: Run, simula
     for one in status.groups:
         assert one.connected
         assert len(one.connection_id) == 12
-        assert (one.dialect, one.last_error, dict(one.reconnects)) == ("4", "", {})
+        assert (one.protocol, one.last_error, dict(one.reconnects)) == ("4", "", {})
     assert sum(one.frames for one in status.groups) == len(memory.frames)
     assert max(one.last_frame_us or 0 for one in status.groups) == memory.frames[-1].received_us
     assert {key: standing.state for key, standing in status.subscriptions.items()} == {
@@ -246,7 +246,7 @@ async def test_after_an_interruption_what_is_heard_again_is_live_from_its_end_on
     running = await run_simulated(run, simulator, AAPL, TSLA, BUZZ)
     before = tick()
     await memory.until(lambda: len(memory.frames) > 5)
-    running.supervisor.interrupt("stood_still", {"reason": "slept"}, before.wall_us)
+    running.supervisor.record_interruption("stood_still", {"reason": "slept"}, before.wall_us)
     ended = tick()
     await running.until("live", AAPL, TSLA, BUZZ)
     (slept,) = memory.facts("stood_still")
@@ -271,8 +271,8 @@ async def test_a_connection_that_did_not_survive_an_interruption_is_not_live_aft
     await running.until("live", AAPL)
     proxy.half_open = True
     await asyncio.sleep(0.05)
-    running.supervisor.interrupt("stood_still", {"reason": "slept"}, memory.frames[-1].received_us)
-    running.supervisor.interrupt("clock_stepped", {"reason": "set"}, memory.frames[-1].received_us)
+    running.supervisor.record_interruption("stood_still", {"reason": "slept"}, memory.frames[-1].received_us)
+    running.supervisor.record_interruption("clock_stepped", {"reason": "set"}, memory.frames[-1].received_us)
     await running.until("disconnected", AAPL)
     assert running.states(AAPL) == ["pending", "live", "silent", "disconnected"]
     proxy.half_open = False
@@ -285,10 +285,10 @@ async def test_after_two_interruptions_in_a_row_the_later_one_counts(run: Run, r
     server = await raw_server(lambda visitor: visitor.acknowledge())
     running = await run(server.url, "key", [AAPL], protocol="4")
     await running.until("live", AAPL)
-    running.supervisor.interrupt("stood_still", {"reason": "slept"}, tick().wall_us)
+    running.supervisor.record_interruption("stood_still", {"reason": "slept"}, tick().wall_us)
     await asyncio.sleep(0.01)
     later = tick()
-    running.supervisor.interrupt("stood_still", {"reason": "slept"}, tick().wall_us)
+    running.supervisor.record_interruption("stood_still", {"reason": "slept"}, tick().wall_us)
     await (await server.visitor()).say("2")
     await running.until("live", AAPL)
     (again,) = memory.facts("heard_again")
@@ -302,7 +302,7 @@ async def test_a_connection_that_takes_over_during_an_interruptions_doubt_is_liv
     server = await raw_server(lambda visitor: visitor.acknowledge())
     running = await run(server.url, "key", [AAPL], protocol="4")
     await running.until("live", AAPL)
-    running.supervisor.interrupt("stood_still", {"reason": "slept"}, tick().wall_us)
+    running.supervisor.record_interruption("stood_still", {"reason": "slept"}, tick().wall_us)
     await running.tokens.get(fresh=True)
     await running.until("live", AAPL)
     assert running.states(AAPL) == ["pending", "live", "silent", "live"]
@@ -394,7 +394,7 @@ async def test_errors_that_the_provider_reports_are_quoted_once_and_counted_alwa
     for _ in range(3):
         await simulator.send_event("err", {"type": "api_error", "message": "overloaded"})
     await simulator.send_event("error", {"message": "other"})
-    await memory.until(lambda: dict(running.supervisor.status().complaints) == {"err": 3, "error": 1}, seconds=5)
+    await memory.until(lambda: dict(running.supervisor.status().provider_errors) == {"err": 3, "error": 1}, seconds=5)
     assert [fact.detail["text"] for fact in memory.facts("provider_error")] == ["api_error: overloaded", "other"]
     assert running.in_state("live", AAPL)
     await running.supervisor.stop()
@@ -411,7 +411,7 @@ async def test_a_flood_of_different_errors_makes_few_facts_that_tell_of_all(
     server = await raw_server(talk)
     running = await run(server.url, "key", [AAPL], protocol="4")
     await memory.until(lambda: memory.frames)
-    assert dict(running.supervisor.status().complaints) == {"err": 3000}
+    assert dict(running.supervisor.status().provider_errors) == {"err": 3000}
     await running.supervisor.stop()
     facts = memory.facts("provider_error")
     assert [fact.detail["text"] for fact in facts] == [*(f"no. {n}" for n in range(10)), "no. 2999"]
@@ -587,7 +587,7 @@ async def test_a_full_spool_closes_every_connection_until_there_is_room(
     run: Run, simulator: Simulator, memory: Memory
 ) -> None:
     running = await run_simulated(run, simulator, AAPL, BUZZ)
-    await running.supervisor.hang_up("the spool is full")
+    await running.supervisor.disconnect_all("the spool is full")
     await running.until("spool_full", AAPL, BUZZ)
     seen = len(memory.frames)
     await asyncio.sleep(0.4)
@@ -605,7 +605,7 @@ async def test_a_full_spool_does_not_end_a_group_that_is_still_asking(
     simulator.refuse("TSLA", "not yours")
     running = await run(simulator.url, simulator.api_key, [AAPL, TSLA])
     await running.until("refused", TSLA)
-    await running.supervisor.hang_up("the spool is full")
+    await running.supervisor.disconnect_all("the spool is full")
     running.supervisor.resume()
     await memory.until(lambda: running.states(AAPL).count("live") == 2)
 
@@ -616,7 +616,7 @@ async def test_a_connection_that_was_on_its_way_when_the_spool_filled_is_not_use
     server = await raw_server(lambda visitor: visitor.acknowledge(), greets=False)
     running = await run(server.url, "key", [AAPL], protocol="4")
     visitor = await server.visitor()
-    await running.supervisor.hang_up("the spool is full")
+    await running.supervisor.disconnect_all("the spool is full")
     await server.greet(visitor)
     async with asyncio.timeout(5):
         await visitor.gone.wait()

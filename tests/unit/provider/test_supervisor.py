@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from ingestor.config.model import Subscription
-from ingestor.provider.subscriptions.supervisor import grouped, shared_params
+from ingestor.provider.subscriptions.supervisor import group_subscriptions, shared_params
 
 
 def test_a_connection_carries_one_path_and_one_set_of_other_params_only() -> None:
@@ -12,7 +12,7 @@ def test_a_connection_carries_one_path_and_one_set_of_other_params_only() -> Non
         Subscription("/real-time/user-sentiment", "get", {"user_id": "7"}),
         Subscription("/real-time/user-sentiment", "get", {}),
     ]
-    assert {name: len(members) for name, members in grouped(asked).items()} == {
+    assert {name: len(members) for name, members in group_subscriptions(asked).items()} == {
         ("/real-time/tweet-buzz", "{}"): 2,
         ("/real-time/tweet-buzz", '{"period":"30"}'): 1,
         ("/real-time/user-sentiment", "{}"): 2,
