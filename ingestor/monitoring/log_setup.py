@@ -219,7 +219,7 @@ class _DedupHandler(logging.Handler):
         self._told.flush()
 
     def close(self) -> None:
-        rest = list(self._repeats.rest())
+        rest = self._repeats.flush()
         for one in rest:
             self._told.handle(one)
         if rest:

@@ -359,7 +359,7 @@ class ConnectionGroup:
             return
         self._around.provider_errors[fact.detail["event"]] += 1
         self._tally.last_error = fact.detail["text"]
-        self._complaints.tell(fact)
+        self._complaints.add(fact)
 
 
 async def _data(connection: Connection) -> None:

@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 
-from ingestor.monitoring.log_dedup import REMEMBERED, DuplicateFilter
+from ingestor.core.throttle import MAX_KEYS
+from ingestor.monitoring.log_dedup import DuplicateFilter
 
 
 def record(event: str = "disconnected", level: int = logging.WARNING, **fields: Any) -> logging.LogRecord:
@@ -34,7 +35,7 @@ def test_what_repeats_each_second_is_told_once_a_minute_with_its_count() -> None
     repeats = DuplicateFilter()
     lines = [line for second in range(185) for line in told(repeats, record(connection=f"c{second}"), second)]
     assert lines == [("disconnected", None), ("disconnected", 59), ("disconnected", 60), ("disconnected", 60)]
-    assert [one.msg["repeated"] for one in repeats.rest()] == [5]  # type: ignore[index]
+    assert [one.msg["repeated"] for one in repeats.flush()] == [5]  # type: ignore[index]
 
 
 def test_after_a_quiet_minute_it_is_news_again() -> None:
@@ -72,7 +73,7 @@ def test_what_counts_as_the_same(one: logging.LogRecord, other: logging.LogRecor
 
 def test_however_many_different_ones_there_are_they_are_told_and_not_all_remembered() -> None:
     repeats = DuplicateFilter()
-    assert sum(len(told(repeats, record(reason="x" * n), 0)) for n in range(3 * REMEMBERED)) == 3 * REMEMBERED
-    assert len(repeats._seen) == REMEMBERED
+    assert sum(len(told(repeats, record(reason="x" * n), 0)) for n in range(3 * MAX_KEYS)) == 3 * MAX_KEYS
+    assert len(repeats._throttle) == MAX_KEYS
     assert len(told(repeats, record(), 60)) == 1
-    assert len(repeats._seen) == 1
+    assert len(repeats._throttle) == 1

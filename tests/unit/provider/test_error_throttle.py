@@ -17,7 +17,7 @@ def told(facts: list[Fact]) -> Said:
 
 def complain(to: ErrorThrottle, *texts: str, event: str = "err") -> None:
     for number, text in enumerate(texts):
-        to.tell(Fact("provider_error", number, {"event": event, "text": text}))
+        to.add(Fact("provider_error", number, {"event": event, "text": text}))
 
 
 @pytest.fixture
@@ -62,9 +62,10 @@ async def test_each_event_has_a_measure_of_its_own(made: ErrorThrottle, facts: l
 
 
 async def test_what_was_held_back_is_said_when_the_minute_is_over_and_begins_another(
-    made: ErrorThrottle, facts: list[Fact], monkeypatch: pytest.MonkeyPatch
+    facts: list[Fact], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(error_throttle, "WINDOW_SECONDS", 0.0)
+    made = ErrorThrottle(facts.append)
     complain(made, "a", "a", "a")
     for _ in range(5):  # both windows end in the loop's next steps
         await asyncio.sleep(0)
