@@ -1,0 +1,14 @@
+"""Print the oldest release of every dependency that pyproject.toml allows, as constraints for pip."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from itertools import chain
+from pathlib import Path
+
+PROJECT = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+
+for requirement in chain(PROJECT["dependencies"], *PROJECT["optional-dependencies"].values()):
+    if found := re.match(r"([\w-]+)(?:\[[\w,]+\])?>=([\d.]+)", requirement):
+        print(f"{found[1]}=={found[2]}")

@@ -1,0 +1,26 @@
+# The usual tasks. Each works in the checkout's own environment, which `make setup` creates.
+PYTHON = python3
+BIN = .venv/bin
+QUICK = tests/unit tests/integration/spool tests/integration/pipeline tests/integration/store
+
+.PHONY: setup test quick lint types bench
+
+setup:  ## create .venv with the releases that CI tests
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install -q -c .ci/constraints.txt -e '.[dev]'
+
+test:  ## run every test that is not slow
+	$(BIN)/python -m pytest -q -n 4
+
+quick:  ## run the tests that need no daemon process, in under a minute
+	$(BIN)/python -m pytest -q -n 4 $(QUICK)
+
+lint:  ## check style and format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types:  ## check types
+	$(BIN)/mypy
+
+bench:  ## measure, and compare with what others would use
+	$(BIN)/python -m tests.tools.benchmarks --quick
