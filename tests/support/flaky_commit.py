@@ -22,7 +22,7 @@ class Unsteady:
         self._commit: Callable[[Any], None] = engine.dialect.do_commit
         self._left = 0
         self._done = False
-        engine.dialect.do_commit = self._do_commit  # type: ignore[method-assign]
+        engine.dialect.do_commit = self._do_commit  # type: ignore[method-assign, assignment]
 
     def fail(self, number: int, *, done: bool) -> None:
         """The ``number``-th commit from now on fails; ``done``: though it was done."""

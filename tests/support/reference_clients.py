@@ -25,7 +25,8 @@ async def login(url: str, api_key: str) -> str:
         aiohttp.ClientSession(raise_for_status=True, headers=basic(api_key)) as session,
         session.post(f"{url}/jwt") as response,
     ):
-        return (await response.json())["token"]
+        token: str = (await response.json())["token"]
+        return token
 
 
 class Refused(Exception):
