@@ -45,7 +45,7 @@ def coverage(
     output: OutputOption = Output.TEXT,
 ) -> None:
     """Was it listened to? Percent and gaps of each subscription, and its last day as a strip."""
-    from ingestor.store.maintenance.repairs import unfinished
+    from ingestor.store.maintenance.repairs import unfinished_repairs
     from ingestor.store.open_database import opened
 
     loaded = load_config(config)
@@ -53,7 +53,7 @@ def coverage(
     start = moment(since, now, "--since")
     with opened(loaded.database.url.get_secret_value()) as engine:
         found, last_day = _listening(engine, ticker, start, now)
-        repairs = unfinished(engine, ticker)
+        repairs = unfinished_repairs(engine, ticker)
     strips = {one.subscription_id: strip(one, now) for one in last_day}
     data = {
         "from": start.isoformat(),
@@ -75,10 +75,10 @@ def _listening(
     engine: Engine, ticker: str, start: datetime, now: datetime
 ) -> tuple[list[SubscriptionCoverage], list[SubscriptionCoverage]]:
     """Since ``start``, and of the last day. Nothing can be said of the time after the last heartbeat."""
-    from ingestor.store.read.coverage_report import listening
+    from ingestor.store.read.coverage_report import load_coverage
 
-    found = listening(engine, start, now, ticker)
-    return found, found if now - start == STRIP_TIME else listening(engine, now - STRIP_TIME, now, ticker)
+    found = load_coverage(engine, start, now, ticker)
+    return found, found if now - start == STRIP_TIME else load_coverage(engine, now - STRIP_TIME, now, ticker)
 
 
 def strip(one: SubscriptionCoverage, end: datetime) -> str:
@@ -152,10 +152,10 @@ def _table(found: Sequence[SubscriptionCoverage], strips: Mapping[int, str], sta
 
 def _columns(one: SubscriptionCoverage) -> tuple[str, ...]:
     from ingestor.config.units import format_duration
-    from ingestor.store.read.coverage_report import seconds
+    from ingestor.store.read.coverage_report import total_seconds
 
     percent = _percent(one)
-    missing = format_duration(round(seconds(one.gaps)))
+    missing = format_duration(round(total_seconds(one.gaps)))
     reason = (one.gaps[-1].reason or one.gaps[-1].states) if one.gaps else ""
     name = f"{one.path} {one.ticker or one.params}"
     return name, "" if percent is None else f"{_floor(percent)} %", str(len(one.gaps)), missing, reason[:60]
@@ -255,9 +255,9 @@ class _Watch:
 
     def ended(self, repair_ids: Sequence[int]) -> bool:
         """Whether all have come to an end; what keeps one from it is said once."""
-        from ingestor.store.maintenance.repairs import find
+        from ingestor.store.maintenance.repairs import load_repairs
 
-        self.repairs = find(self._engine, repair_ids)
+        self.repairs = load_repairs(self._engine, repair_ids)
         self._show(sum(map(_questions_left, self.repairs)))
         for one in self.repairs:
             if one.state == "open" and one.error and self._told.get(one.repair_id) != one.error:

@@ -22,12 +22,12 @@ def audit(config: ConfigOption = None, output: OutputOption = Output.TEXT) -> No
     """Prove that every entry is accounted for and that the rows balance; exit 1 if not. Tells of losses as well."""
     from ingestor.store.open_database import opened
     from ingestor.store.read.audit import audit as find
-    from ingestor.store.read.audit import losses
+    from ingestor.store.read.audit import find_losses
 
     loaded = load_config(config)
     with opened(loaded.database.url.get_secret_value()) as engine:
         findings = find(engine, samples_pruned=loaded.database.retention.samples is not None)
-        notes = losses(engine)
+        notes = find_losses(engine)
     told = [f"! {note.check}: {note.message}" for note in notes]
     told += [f"✗ {finding.check}: {finding.message}" for finding in findings] or ["✓ everything balances"]
     found = {"findings": [asdict(finding) for finding in findings], "notes": [asdict(note) for note in notes]}
@@ -44,7 +44,7 @@ def letters_list(
     limit: Annotated[int, typer.Option(help="How many at most.")] = 100,
 ) -> None:
     """The dead letters that nobody has tried again, one line each."""
-    letters = _letters(load_config(config), limit=limit, all_=every)
+    letters = _letters(load_config(config), limit=limit, include_retried=every)
     print_as(output, letters, lambda: "\n".join(map(_line, letters)) or "there are none")
 
 
@@ -89,7 +89,7 @@ def _letters(config: Config, **which: Any) -> list[dict[str, Any]]:
     from ingestor.store.read import status
 
     with opened(config.database.url.get_secret_value()) as engine:
-        letters = status.dead_letters(engine, **which)
+        letters = status.list_dead_letters(engine, **which)
     return [{name: _plain(value) for name, value in one.items()} for one in letters]
 
 

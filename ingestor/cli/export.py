@@ -90,7 +90,7 @@ def replay(
     from ingestor.store.engine import snapshot
     from ingestor.store.open_database import opened
     from ingestor.store.read import replay_source
-    from ingestor.store.read.fingerprint import contents
+    from ingestor.store.read.fingerprint import compute_fingerprint
 
     now = datetime.now(UTC)
     url, target_url = load_config(config).database.url.get_secret_value(), _database_url(into)
@@ -102,15 +102,15 @@ def replay(
         start = moment(since, now, "--from") if since else ALWAYS
         end = moment(until, now, "--to") if until else FOREVER
         try:
-            work = replaying.Replayer(source, target, replay_source.ranges(source, start, end))
+            work = replaying.Replayer(source, target, replay_source.entry_ranges(source, start, end))
         except ValueError as error:
             raise typer.BadParameter(str(error), param_hint="--from") from None
         with progress("entries", work.count) as advance:
             done = work.run(advance)
-        start = max(start, replay_source.beginning(source) or now)  # of what was before, the payloads are gone
-        kept = contents(source, start, end)
+        start = max(start, replay_source.oldest_payload_at(source) or now)  # of what was before, the payloads are gone
+        kept = compute_fingerprint(source, start, end)
         with snapshot(target) as written:
-            made = contents(written, start, end)
+            made = compute_fingerprint(written, start, end)
     data = {
         "from": start,
         "to": min(end, now),
@@ -151,9 +151,9 @@ def _described(one: Fingerprint) -> str:
 
 def _refuse_unknown(engine: Engine, feed: str) -> None:
     from ingestor.provider.catalog import FEEDS
-    from ingestor.store.read.export import feeds
+    from ingestor.store.read.export import list_feeds
 
-    known = feeds(engine)
+    known = list_feeds(engine)
     if feed not in known and feed not in FEEDS:
         there = ", ".join(known) or "no feed yet"
         raise typer.BadParameter(f'there is no feed "{feed}"; in the database: {there}', param_hint="--feed")
@@ -161,13 +161,13 @@ def _refuse_unknown(engine: Engine, feed: str) -> None:
 
 def _export(engine: Engine, wanted: ExportQuery, format_: ExportFormat, target: BinaryIO) -> int:
     """How many rows were written."""
-    from ingestor.store.read.export import count_series, pages
+    from ingestor.store.read.export import count_series, read_pages
 
     rows = 0
     made = _made(format_, target)
     count = partial(count_series, engine, wanted)
     data_on_screen = target is sys.stdout.buffer and sys.stdout.isatty()
-    with progress("series", count, shown=not data_on_screen) as advance, closing(pages(engine, wanted)) as found:
+    with progress("series", count, shown=not data_on_screen) as advance, closing(read_pages(engine, wanted)) as found:
         for done, page in found:
             made.write(page)
             rows += len(page)

@@ -229,7 +229,7 @@ def _ask_database(config: Config) -> dict[str, list[dict[str, Any]]]:
     from ingestor.store.read import status as query
 
     with opened(config.database.url.get_secret_value()) as engine:
-        return query.status(engine)
+        return query.load_status(engine)
 
 
 def _stored(found: dict[str, list[dict[str, Any]]]) -> StatusSample:

@@ -38,7 +38,7 @@ from ingestor.provider.subscriptions.supervisor import group_subscriptions
 from ingestor.provider.transport import tls
 from ingestor.store import migrate
 from ingestor.store.engine import sqlite_path
-from ingestor.store.maintenance.dry_run import rehearse
+from ingestor.store.maintenance.dry_run import dry_run
 from ingestor.store.open_database import opened
 from ingestor.store.write.batch_writer import InstanceInfo
 
@@ -355,7 +355,7 @@ def _rehearsed(config: Config, url: str, frames: list[Frame]) -> ProbeResult[Non
         spool_id="", name="check", version=__version__, config_sha256=config.sha256, started_us=wall_us()
     )
     try:
-        written = rehearse(url, instance, assembly.batch)
+        written = dry_run(url, instance, assembly.batch)
     except BatchRejected as error:
         raise DatabaseUnavailable(f"it refuses rows: {error}") from None
     except DatabaseUnavailable as error:

@@ -99,10 +99,10 @@ async def _watch(service: Service, folder: Path, show: Callable[[DemoView], None
 
 
 def _lines(engine: Any) -> tuple[TickerRow, ...]:
-    counts, now = query.rows_by_ticker(engine, FEED), datetime.now(UTC)
+    counts, now = query.count_samples_by_ticker(engine, FEED), datetime.now(UTC)
     lines = []
     for ticker, rows in sorted(counts.items()):
-        records = sorted(tail.tail(engine, limit=SPARK_VALUES, ticker=ticker), key=lambda one: one["ts"])
+        records = sorted(tail.latest_observations(engine, limit=SPARK_VALUES, ticker=ticker), key=lambda one: one["ts"])
         if records:
             values = tuple(one["value"] for one in records)
             lag = (now - records[-1]["ts"]).total_seconds()

@@ -16,7 +16,8 @@ from ingestor.pipeline.decoder import Decoder
 from ingestor.provider import catalog
 from ingestor.store.engine import Engine
 from ingestor.store.read import tail
-from ingestor.store.read.tail import CommittedBatch, ObservationKey, Record
+from ingestor.store.read.status import Record
+from ingestor.store.read.tail import CommittedBatch, ObservationKey
 
 # Where payloads are not kept: a look is at the newest so many of each series. A first answer has some 60.
 EACH = 100
@@ -38,32 +39,32 @@ class Follower:
         self._engine = engine
         self._ticker = ticker
         self._decoder = Decoder(catalog.metrics_of, catalog.feed_name)
-        self._positions = tail.positions(engine)
+        self._positions = tail.load_positions(engine)
 
     def before(self, limit: int) -> list[Record]:
         """The last observations that were there already when it was made."""
-        last = tail.tail(self._engine, limit=limit, ticker=self._ticker)
+        last = tail.latest_observations(self._engine, limit=limit, ticker=self._ticker)
         return [one for one in last if one["seq"] <= self._positions.get(one["instance_id"], 0)]
 
     def look(self) -> Iterator[NewObservations]:
         """What was committed since the last look, a batch at a time. Raises DatabaseUnavailable; look again then."""
-        for instance_id, position in sorted(tail.positions(self._engine).items()):
+        for instance_id, position in sorted(tail.load_positions(self._engine).items()):
             while (seen := self._positions.get(instance_id, 0)) < position:
                 batch = tail.next_batch(self._engine, instance_id, seen)
                 if batch is None:  # the journal is kept for less than a look takes
                     batch = CommittedBatch(instance_id, seen + 1, position, 1, 1)
-                found = self._find(batch) if batch.values else NewObservations([])
+                found = self._find(batch) if batch.value_count else NewObservations([])
                 self._positions[instance_id] = batch.last_seq
                 yield found
 
     def _find(self, batch: CommittedBatch) -> NewObservations:
-        payloads = tail.payloads(self._engine, batch)
-        if len(payloads) == batch.payloads:
+        payloads = tail.batch_payloads(self._engine, batch)
+        if len(payloads) == batch.payload_count:
             keys = {key for one in payloads for key in self._keys(one)}
-            return NewObservations(tail.recorded(self._engine, batch, keys))
-        found = tail.newest(self._engine, batch, each=EACH)
+            return NewObservations(tail.recorded_values(self._engine, batch, keys))
+        found = tail.newest_of_batch(self._engine, batch, per_series=EACH)
         wanted = [one for one in found if self._ticker in ("", one["ticker"])]
-        return NewObservations(wanted, max(0, batch.values - len(found)))
+        return NewObservations(wanted, max(0, batch.value_count - len(found)))
 
     def _keys(self, payload: dict[str, Any]) -> Iterator[ObservationKey]:
         decoded = self._decoder.decode(frame_of(payload))

@@ -49,7 +49,7 @@ def opened_beside(source: Engine, url: str) -> Iterator[Engine]:
     Raises PermissionDenied, AlreadyLocked, SchemaTooNew, DatabaseUnavailable.
     """
     with opened(url, read_only=False) as target:
-        if replay_source.is_same(source, target):
+        if replay_source.is_same_database(source, target):
             raise PermissionDenied(
                 "that is the database that is read: name another, which may be empty or not there yet"
             )
@@ -71,8 +71,8 @@ class Replayer:
         self._targets: dict[int, BatchWriter] = {}
         self._left: list[EntryRange] = []
         with snapshot(target) as connection:
-            there = replay_source.spools(connection)
-        for spool_id, instance_id in replay_source.spools(source).items():
+            there = replay_source.instances_by_spool(connection)
+        for spool_id, instance_id in replay_source.instances_by_spool(source).items():
             for one in (each for each in wanted if each.instance_id == instance_id):
                 self._introduce(target, spool_id, one, _told_from(spool_id, there))
 
@@ -99,7 +99,7 @@ class Replayer:
 
     def count(self) -> int:
         """How many entries are still to be told."""
-        return replay_source.count(self._source, self._left)
+        return replay_source.count_entries(self._source, self._left)
 
     def run(self, advance: Callable[[int], None]) -> ReplayResult:
         """Tell them. ``advance`` hears how many are done. Raises DatabaseUnavailable, AlreadyLocked."""
@@ -114,7 +114,7 @@ class Replayer:
 
     def _told(self) -> Generator[ReplayEntry]:
         with explained(str(self._source.engine.url)), translated():
-            yield from replay_source.told(self._source, self._left)
+            yield from replay_source.read_entries(self._source, self._left)
 
 
 def _prefix(spool_id: str) -> str:
@@ -137,7 +137,7 @@ def _assembled(decoder: Decoder, told: Iterable[ReplayEntry]) -> Iterator[BatchB
             yield assembly
             assembly = None
         assembly = assembly or BatchBuilder(one.seq, decoder, keep_payloads=False)
-        assembly.add((one.seq, frame_of({**one.stored, "dead_letter_id": 0 if one.retried else None})))
+        assembly.add((one.seq, frame_of({**one.columns, "dead_letter_id": 0 if one.is_retry else None})))
     if assembly:
         yield assembly
 

@@ -414,7 +414,7 @@ class Service:
     def _covered(self, since: datetime) -> Iterator[StateSpan]:
         """In a thread of its own: coverage of this instance, as the database has it."""
         with opened(self._config.database.url.get_secret_value()) as engine:
-            for record in query.coverage_since(engine, self._spool.spool_id, since):
+            for record in query.load_state_spans(engine, self._spool.spool_id, since):
                 yield StateSpan(**record)
 
 

@@ -41,9 +41,9 @@ async def retry_letters(spool: Spool, engine: Engine, ids: Sequence[int]) -> int
     The spool is left room: what comes from the provider now must not be turned away for what came long ago.
     """
     # Those that die again meanwhile would be tried again and again.
-    upto = await asyncio.to_thread(status.newest_letter, engine)
+    upto = await asyncio.to_thread(status.newest_dead_letter_id, engine)
     count, after = 0, 0
-    while letters := await asyncio.to_thread(status.letters_to_retry, engine, ids=ids, after=after, upto=upto):
+    while letters := await asyncio.to_thread(status.next_dead_letters, engine, ids=ids, after_id=after, max_id=upto):
         while spool.live_bytes > spool.max_bytes * RETRY_SHARE:
             spool.forget()
             await asyncio.sleep(LOOK_SECONDS)

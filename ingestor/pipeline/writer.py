@@ -372,9 +372,9 @@ class Writer:
 
     def _prune(self) -> None:
         step = self._prune_step()
-        if step.samples:
+        if step.deleted_samples:
             self._forget()
-        if not step.more:
+        if not step.has_more:
             self._pruning.clear()
 
     def _prune_step(self) -> RetentionResult:

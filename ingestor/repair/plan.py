@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 from ingestor.provider.rest_api import DAY, bucket, by_dates, has_history, question_now, span
-from ingestor.store.maintenance.repairs import Kind, Repair
+from ingestor.store.maintenance.repairs import Repair, RepairKind
 
 WINDOW = timedelta(hours=1)  # of a real-time answer, as far as the printed ones tell: 55 to 62 minutes
 REACH = 2 * WINDOW  # so long ago is out of reach of any real-time answer
@@ -40,10 +40,10 @@ def day_end(at: datetime) -> datetime:
     return start if start == at else start + DAY
 
 
-def next_way(repair: Repair, now: datetime) -> Kind | None:
+def next_way(repair: Repair, now: datetime) -> RepairKind | None:
     """What to try after ``repair.kind`` was in vain; None if nothing is left: see ``why_not``."""
     within_reach = now - repair.from_ts < REACH
-    if repair.kind == "window" and within_reach and question_now(repair.path, repair.asked):
+    if repair.kind == "window" and within_reach and question_now(repair.path, repair.parsed_params):
         return "snapshot"
     return "historical" if repair.kind != "historical" and has_history(repair.path) else None
 

@@ -10,7 +10,7 @@ from ingestor.core.times import microseconds
 from ingestor.pipeline.decoder import Decoder
 from ingestor.repair.verification import reaches_back
 from ingestor.store.engine import Engine
-from ingestor.store.maintenance.repairs import Repair, ResumedRepair, StoredPayload, answers
+from ingestor.store.maintenance.repairs import Repair, ResumedRepair, StoredPayload, stream_payloads
 
 PAGE = 200  # payloads read together
 SCAN_ENTRIES = 100_000  # looked through at most: with ten thousand tickers, those of ten minutes
@@ -74,7 +74,7 @@ def _answers(
     while pending and not stop():
         repairs = [repair for some in pending.values() for repair in some]
         paths, since = {one.path for one in repairs}, min(one.to_ts for one in repairs)
-        page = answers(engine, instance_id, range(after + 1, last + 1), since, paths, PAGE)
+        page = stream_payloads(engine, instance_id, range(after + 1, last + 1), since, paths, PAGE)
         yield from page
         if len(page) < PAGE:
             return

@@ -30,7 +30,7 @@ from ingestor.repair import plan, verification, window_scan
 from ingestor.spool.spool import Spool
 from ingestor.store.engine import Engine
 from ingestor.store.maintenance import repairs as store
-from ingestor.store.maintenance.repairs import BackfillRequest, Kind, LeaseHeldElsewhere, Repair, RepairTable
+from ingestor.store.maintenance.repairs import BackfillRequest, LeaseHeldElsewhere, Repair, RepairKind, RepairTable
 
 GAPS_AT_ONCE = 10_000
 PAGE = 200  # of repairs written together
@@ -102,7 +102,7 @@ class RepairWorker:
 
     async def book(self, wishes: Sequence[BackfillRequest]) -> list[int]:
         """Begin what a person asks for, and return its repairs. Raises DatabaseUnavailable."""
-        booked = asyncio.wrap_future(self._writer.errand(lambda _: self._table.book(wishes, _now())))
+        booked = asyncio.wrap_future(self._writer.errand(lambda _: self._table.request(wishes, _now())))
         await asyncio.wait({booked}, timeout=BOOK_SECONDS)
         if booked.cancelled() or not booked.done():
             booked.cancel()
@@ -167,7 +167,7 @@ class RepairWorker:
 
     def _next(self) -> Repair | None:
         now = boottime()
-        with closing(store.due(self._read, plan.midnight(_now()))) as due:
+        with closing(store.due_repairs(self._read, plan.midnight(_now()))) as due:
             for repair in due:
                 wanted = self.only is None or repair.repair_id in self.only
                 if wanted and self._not_before.get(repair.repair_id, 0.0) <= now:
@@ -177,12 +177,12 @@ class RepairWorker:
     # -- gaps, and what came when we listened again
 
     def _look(self) -> None:
-        self._do(self._table.hold)
+        self._do(self._table.acquire_lease)
         if self.only is not None:
             return
         started = boottime()
         if started >= self._look_not_before:
-            gaps = store.unnamed_gaps(self._read, GAPS_AT_ONCE)
+            gaps = store.find_gaps(self._read, GAPS_AT_ONCE)
             self._look_not_before = boottime() + LOOK_SHARE * (boottime() - started)
             for some in _pages(gaps):
                 self._do(partial(self._table.open, gaps=some, now=_now()))
@@ -190,7 +190,7 @@ class RepairWorker:
 
     def _prove_windows(self) -> None:
         """Repair what the answers that followed have repaired; what waited for them long enough is tried otherwise."""
-        resumed, unheard = store.resumed(self._read, GAPS_AT_ONCE)
+        resumed, unheard = store.resumed_repairs(self._read, GAPS_AT_ONCE)
         done: dict[int, Repair] = {}
         for instance_id in sorted({one.instance_id for one in resumed}):
             found = window_scan.proven(self._read, self._decoder, instance_id, resumed, self._looked, self._rested)
@@ -206,7 +206,7 @@ class RepairWorker:
 
     def _work(self, repair: Repair) -> None:
         """One question about one repair."""
-        self._do(self._table.hold)
+        self._do(self._table.acquire_lease)
         try:
             if repair.kind == "snapshot":
                 self._ask_now(repair)
@@ -218,7 +218,7 @@ class RepairWorker:
             self._put_off(repair, error)
 
     def _ask_now(self, repair: Repair) -> None:
-        question = question_now(repair.path, repair.asked)
+        question = question_now(repair.path, repair.parsed_params)
         if question is None or _now() - repair.from_ts > plan.REACH:
             self._turn([repair])
             return
@@ -255,11 +255,12 @@ class RepairWorker:
         self._longest[repair.repair_id] = longest
 
     def _ask_step(self, repair: Repair, step: plan.HistoryQuery, until: datetime) -> None:
-        params = repair.asked | ({"ticker": step.ticker} if step.ticker else {})
+        params = repair.parsed_params | ({"ticker": step.ticker} if step.ticker else {})
         question = question_then(repair.path, params, step.start, step.end)
         if question is None:
             raise RestRefused(plan.why_not(repair), 404)
-        held = store.held(self._read, repair.feed, step.ticker, repair.user_id, step.start, step.end)  # without it
+        # Read before the request, so that its own rows do not count.
+        held = store.sample_range(self._read, repair.feed, step.ticker, repair.user_id, step.start, step.end)
         decoded = self._ask(repair, question, in_pieces=plan.half(repair.path, step) is not None)
         if doubt := verification.doubt(decoded, repair, step, held, until):
             raise Inconclusive(doubt)
@@ -268,7 +269,7 @@ class RepairWorker:
         """Which to ask for; or why that cannot be said."""
         if repair.ticker or repair.user_id:
             return [repair.ticker]
-        known = sorted(store.tickers(self._read, repair.feed, TICKERS + 1))
+        known = sorted(store.known_tickers(self._read, repair.feed, TICKERS + 1))
         remedy = "name those that matter: `ingestor backfill --ticker`"
         if len(known) > TICKERS:
             return f"more than {TICKERS:,} tickers are known of {repair.feed}; {remedy}"
@@ -276,7 +277,7 @@ class RepairWorker:
 
     def _inside(self, repair: Repair) -> list[Repair]:
         """Other repairs of the same names which what was asked for repairs as well."""
-        return store.inside(self._read, repair, plan.range_of(repair)[1])
+        return store.repairs_inside(self._read, repair, plan.range_of(repair)[1])
 
     def _ask(self, repair: Repair, question: RestRequest, *, in_pieces: bool = False) -> DecodedFrame:
         """Ask, and have the answer committed. Raises RestUnavailable if it is no answer."""
@@ -305,7 +306,7 @@ class RepairWorker:
 
     def _finish(self, done: Sequence[Repair]) -> None:
         for some in _pages(done):
-            counts = {one.repair_id: store.rows_brought(self._read, one, bucket(one.path)) for one in some}
+            counts = {one.repair_id: store.count_new_rows(self._read, one, bucket(one.path)) for one in some}
             self._do(partial(self._table.finish, new_rows=counts, now=_now()))
             for one in some:
                 self._tell("repaired", one, new_rows=counts[one.repair_id])
@@ -317,13 +318,13 @@ class RepairWorker:
 
     def _turn(self, repairs: Sequence[Repair]) -> None:
         """Try them in the next way; those that have none left have failed."""
-        ways: dict[Kind | str, list[Repair]] = {}
+        ways: dict[RepairKind | str, list[Repair]] = {}
         for one in repairs:
             ways.setdefault(plan.next_way(one, _now()) or plan.why_not(one), []).append(one)
         for way, same in ways.items():
             for some in _pages(same):
                 if way in ("snapshot", "historical"):
-                    self._do(partial(self._table.turn, repair_ids=_ids(some), kind=way))
+                    self._do(partial(self._table.change_kind, repair_ids=_ids(some), kind=way))
                 else:
                     self._fail(some, way)
 
@@ -340,7 +341,7 @@ class RepairWorker:
         if attempts >= MOST_ATTEMPTS or (repair.kind == "manual" and isinstance(error, TokenRefused)):
             self._fail([repair], f"given up after {attempts} tries: {error}")
             return
-        self._do(partial(self._table.put_off, repair_id=repair.repair_id, error=storable(str(error))))
+        self._do(partial(self._table.postpone, repair_id=repair.repair_id, error=storable(str(error))))
         self._not_before[repair.repair_id] = boottime() + AGAIN.half_jitter(attempts, chance())
 
     def _tell(self, kind: str, repair: Repair, **more: object) -> None:

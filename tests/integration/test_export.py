@@ -121,7 +121,7 @@ def test_it_is_all_of_one_moment_while_the_daemon_goes_on(
     for ticker in "AB":
         db.sample(*CROWD, ticker, "10:00", 0.5)
     with opened(migrated_url.replace("postgresql://", "postgresql+psycopg://")) as engine:
-        pages = export.pages(engine, export.ExportQuery(feed="crowd-sentiment"))
+        pages = export.read_pages(engine, export.ExportQuery(feed="crowd-sentiment"))
         found = list(next(pages)[1])
         db.sample(*CROWD, "A", "10:01", 0.5)
         db.sample(*CROWD, "B", "10:01", 0.5)

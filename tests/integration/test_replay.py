@@ -91,12 +91,12 @@ def replay(
     source: Engine, target: Engine, start: datetime = FIRST, end: datetime = LAST, advance: Advance = lambda _done: None
 ) -> replaying.ReplayResult:
     with snapshot(source) as frozen:
-        return replaying.Replayer(frozen, target, replay_source.ranges(frozen, start, end)).run(advance)
+        return replaying.Replayer(frozen, target, replay_source.entry_ranges(frozen, start, end)).run(advance)
 
 
 def contents(engine: Engine) -> Fingerprint:
     with snapshot(engine) as frozen:
-        return compared.contents(frozen, FIRST, LAST)
+        return compared.compute_fingerprint(frozen, FIRST, LAST)
 
 
 def told(engine: Engine) -> dict[str, list[dict[str, Any]]]:

@@ -16,7 +16,7 @@ from ingestor.core.clock import ClockReading, tick
 from ingestor.daemon import service
 from ingestor.simulator import Simulator
 from ingestor.store.engine import connect
-from ingestor.store.read.audit import AuditIssue, audit, losses
+from ingestor.store.read.audit import AuditIssue, audit, find_losses
 
 from ..support import expected_rows
 from ..support.daemon import Program, Resident, until, write_config
@@ -163,7 +163,7 @@ async def test_a_database_that_was_made_anew_behind_our_back_is_a_loss_on_record
     assert daemon.books.column("SELECT kind FROM events WHERE kind = 'lost'") == ["lost"]
     assert findings(url) == []
     with engine_of(url) as engine:
-        (loss,) = losses(engine)
+        (loss,) = find_losses(engine)
     assert "those before were written to another database" in loss.message
 
 

@@ -52,7 +52,7 @@ class CoverageRun(NamedTuple):
         return self.key._replace(start_seq=self.last_seq)
 
 
-def fold(connection: Connection, start: CoverageKey, before: datetime, rows: int) -> tuple[int, CoverageKey | None]:
+def compact(connection: Connection, start: CoverageKey, before: datetime, rows: int) -> tuple[int, CoverageKey | None]:
     """Fold what ended before ``before`` among the ``rows`` that follow from ``start`` on.
 
     Returns how many were read, and where to go on; None at the end of the table.
@@ -64,7 +64,7 @@ def fold(connection: Connection, start: CoverageKey, before: datetime, rows: int
     page = connection.execute(query).all()
     histories = [_old(group, before) for _, group in groupby(page, lambda row: (row.subscription_id, row.instance_id))]
     had = _had(connection, [history for history in histories if len(history) > 1])
-    found = [run for history in histories if history for run in runs(history, had[history[0].subscription_id])]
+    found = [run for history in histories if history for run in covered_runs(history, had[history[0].subscription_id])]
     _replace(connection, [run for run in found if run.end != run.key])
     return len(page), _next(page[-1], histories[-1], found) if len(page) > rows else None
 
@@ -86,7 +86,7 @@ def _next(last: _Row, history: Sequence[_Row], found: Sequence[CoverageRun]) -> 
     return found[-1].key if found and found[-1].end == key else key
 
 
-def runs(history: Iterable[_Row], had: Sequence[TimeRange]) -> list[CoverageRun]:
+def covered_runs(history: Iterable[_Row], had: Sequence[TimeRange]) -> list[CoverageRun]:
     """Of rows in order those that were ``had``, as runs; where one does not touch the next, another run begins."""
     made: list[CoverageRun] = []
     follows = False
@@ -122,7 +122,7 @@ def _had(connection: Connection, histories: Sequence[Sequence[_Row]]) -> Mapping
         for subscription_id, from_at, to_at in _pieces(connection, ids, start, end):
             if from_at < to_at:  # a moment covers nothing of the gap around it
                 spans[subscription_id].append((from_at, to_at))
-    return defaultdict(tuple, {subscription_id: union(pieces) for subscription_id, pieces in spans.items()})
+    return defaultdict(tuple, {subscription_id: merge_intervals(pieces) for subscription_id, pieces in spans.items()})
 
 
 def _pieces(connection: Connection, ids: Collection[int], start: datetime, end: datetime) -> Sequence[Any]:
@@ -136,7 +136,7 @@ def _pieces(connection: Connection, ids: Collection[int], start: datetime, end: 
     return connection.execute(union_all(listened, repaired)).all()
 
 
-def union(pieces: Iterable[TimeRange]) -> list[TimeRange]:
+def merge_intervals(pieces: Iterable[TimeRange]) -> list[TimeRange]:
     """The same time in the fewest spans, in order."""
     spans: list[TimeRange] = []
     for from_at, to_at in sorted(pieces):

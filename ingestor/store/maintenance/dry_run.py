@@ -19,7 +19,7 @@ from ingestor.store.write.batch import Batch, WriteResult
 from ingestor.store.write.batch_writer import BatchWriter, InstanceInfo
 
 
-def rehearse(url: str, instance: InstanceInfo, batch: Batch) -> WriteResult:
+def dry_run(url: str, instance: InstanceInfo, batch: Batch) -> WriteResult:
     """What would become of a batch, as the first of an instance that nobody has met. The schema is there, or none is.
 
     An empty database gets its tables for as long as this lasts. For a SQLite file that is not there, one in a folder

@@ -21,7 +21,7 @@ from ingestor.store.engine import translated
 LEASE = "healing"
 LEASE_TIME = timedelta(minutes=5)  # longer than an answer takes; renewed before each question
 
-Kind = Literal["window", "snapshot", "historical", "manual"]
+RepairKind = Literal["window", "snapshot", "historical", "manual"]
 RepairState: TypeAlias = Literal["open", "done", "failed"]
 
 DUE_AT_ONCE = 100  # fetched together; nearly always the first one is taken
@@ -49,7 +49,7 @@ class Repair:
     ticker: str
     from_ts: datetime
     to_ts: datetime
-    kind: Kind
+    kind: RepairKind
     state: RepairState
     cursor: str
     attempts: int
@@ -58,15 +58,15 @@ class Repair:
     created_at: datetime
 
     @property
-    def asked(self) -> dict[str, str]:
+    def parsed_params(self) -> dict[str, str]:
         """The subscription's params."""
-        asked: dict[str, str] = json.loads(self.params)
-        return asked
+        params: dict[str, str] = json.loads(self.params)
+        return params
 
     @property
     def user_id(self) -> str:
         """The user asked for; empty for all."""
-        return self.asked.get("user_id", "")
+        return self.parsed_params.get("user_id", "")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,7 +111,7 @@ class StoredPayload(NamedTuple):
 # What is to be repaired
 
 
-def unnamed_gaps(engine: Engine, limit: int) -> list[Gap]:
+def find_gaps(engine: Engine, limit: int) -> list[Gap]:
     """Gaps that are over and that no repair names yet, the oldest first. Reads all of coverage.
 
     One at the end of the wanted time is over if nobody wants it any more. A gap inside a repair is named by it: another
@@ -138,7 +138,7 @@ def unnamed_gaps(engine: Engine, limit: int) -> list[Gap]:
         return [Gap(*row) for row in connection.execute(query)]
 
 
-def resumed(engine: Engine, limit: int) -> tuple[list[ResumedRepair], list[Repair]]:
+def resumed_repairs(engine: Engine, limit: int) -> tuple[list[ResumedRepair], list[Repair]]:
     """Open repairs by window: those whose answers can be looked for, and those that were not followed by listening."""
     c, r = schema.coverage.c, schema.repairs.c
     before = schema.coverage.alias()
@@ -166,7 +166,7 @@ def resumed(engine: Engine, limit: int) -> tuple[list[ResumedRepair], list[Repai
     return listening, [repair for repair, instance_id, _ in found if instance_id is None]
 
 
-def due(engine: Engine, midnight: datetime) -> Generator[Repair]:
+def due_repairs(engine: Engine, midnight: datetime) -> Generator[Repair]:
     """Open repairs by question, the most urgent first; days are asked for once ``midnight`` has ended them.
 
     Holds a connection until it is closed. Without a limit: those that wait must not hide the ones behind them.
@@ -185,7 +185,7 @@ def due(engine: Engine, midnight: datetime) -> Generator[Repair]:
             yield _repair(row)
 
 
-def inside(engine: Engine, repair: Repair, end: datetime) -> list[Repair]:
+def repairs_inside(engine: Engine, repair: Repair, end: datetime) -> list[Repair]:
     """Other open repairs of the same feed and params, whose gaps lie between the start of this one's and ``end``."""
     r, s = schema.repairs.c, schema.subscriptions.c
     query = _named_repairs().where(
@@ -200,14 +200,14 @@ def inside(engine: Engine, repair: Repair, end: datetime) -> list[Repair]:
         return [_repair(row) for row in connection.execute(query.limit(1000))]
 
 
-def find(engine: Engine, repair_ids: Sequence[int]) -> list[Repair]:
+def load_repairs(engine: Engine, repair_ids: Sequence[int]) -> list[Repair]:
     """These repairs, whatever has become of them."""
     query = _named_repairs().where(schema.repairs.c.repair_id.in_(repair_ids)).order_by(schema.repairs.c.repair_id)
     with translated(), engine.connect() as connection:
         return [_repair(row) for row in connection.execute(query)]
 
 
-def unfinished(engine: Engine, ticker: str = "") -> list[Repair]:
+def unfinished_repairs(engine: Engine, ticker: str = "") -> list[Repair]:
     """Repairs that are open, or have failed and are not covered otherwise since: of one ticker, or all.
 
     The newest first, a thousand at most.
@@ -239,7 +239,7 @@ def _repair(row: Any) -> Repair:
 # What it is proven by
 
 
-def answers(
+def stream_payloads(
     engine: Engine, instance_id: int, seqs: range, since: datetime, paths: Collection[str], limit: int
 ) -> list[StoredPayload]:
     """What came off the socket for ``paths`` from ``since`` on, in the order of seq; the first of ``seqs``."""
@@ -255,7 +255,7 @@ def answers(
         return [StoredPayload(*row) for row in connection.execute(query)]
 
 
-def tickers(engine: Engine, feed: str, limit: int) -> list[str]:
+def known_tickers(engine: Engine, feed: str, limit: int) -> list[str]:
     """The tickers of which anything of this feed was ever stored or asked for, in order."""
     n, s = schema.series.c, schema.subscriptions.c
     asked = select(s.ticker).where(s.feed == feed, s.ticker != "")
@@ -264,7 +264,9 @@ def tickers(engine: Engine, feed: str, limit: int) -> list[str]:
         return list(connection.execute(query).scalars())
 
 
-def held(engine: Engine, feed: str, ticker: str, user_id: str, start: datetime, end: datetime) -> SampleRange | None:
+def sample_range(
+    engine: Engine, feed: str, ticker: str, user_id: str, start: datetime, end: datetime
+) -> SampleRange | None:
     """Of which ts the first and last samples of these names are, with ``start`` ≤ ts < ``end``."""
     ts = schema.samples.c.ts
     query = _samples(feed, ticker, user_id, start, end).with_only_columns(func.min(ts), func.max(ts))
@@ -273,7 +275,7 @@ def held(engine: Engine, feed: str, ticker: str, user_id: str, start: datetime, 
     return None if first is None else SampleRange(first, last)
 
 
-def rows_brought(engine: Engine, repair: Repair, bucket: timedelta) -> int:
+def count_new_rows(engine: Engine, repair: Repair, bucket: timedelta) -> int:
     """How many samples of the gap's time came since: by stream, or by REST once it was asked about."""
     c = schema.samples.c
     # The bucket that the gap begins in was told of in the gap; what a person asks for begins where they say.
@@ -312,7 +314,7 @@ class RepairTable:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
 
-    def hold(self, me: int) -> None:
+    def acquire_lease(self, me: int) -> None:
         """Take or renew the lease."""
         with translated(), self._engine.begin() as connection:
             _lease(connection, me)
@@ -324,7 +326,7 @@ class RepairTable:
             _lease(connection, me)
             connection.execute(_insert(connection, schema.repairs).on_conflict_do_nothing(), rows)
 
-    def turn(self, me: int, repair_ids: Sequence[int], kind: Kind) -> None:
+    def change_kind(self, me: int, repair_ids: Sequence[int], kind: RepairKind) -> None:
         """From now on they are tried this way."""
         self._change(me, repair_ids, kind=kind, cursor="", error="", attempts=0)
 
@@ -332,7 +334,7 @@ class RepairTable:
         """All up to ``cursor`` is committed."""
         self._change(me, [repair_id], cursor=cursor, error="", attempts=0)
 
-    def put_off(self, me: int, repair_id: int, error: str) -> None:
+    def postpone(self, me: int, repair_id: int, error: str) -> None:
         """It could not be done now: it is tried again."""
         self._change(me, [repair_id], error=error, attempts=schema.repairs.c.attempts + 1)
 
@@ -349,7 +351,7 @@ class RepairTable:
         """They cannot be repaired, and ``error`` says why."""
         self._change(me, repair_ids, state="failed", error=error, finished_at=now)
 
-    def book(self, wishes: Sequence[BackfillRequest], now: datetime) -> list[int]:
+    def request(self, wishes: Sequence[BackfillRequest], now: datetime) -> list[int]:
         """Begin what a person asks for; what failed is begun anew, what is open goes on, what is done stays so.
 
         A gap that waits for something else is asked for now.

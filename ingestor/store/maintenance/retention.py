@@ -37,8 +37,8 @@ MOST = 2**31 - 1  # that such a column holds
 class RetentionResult:
     """What a step has done."""
 
-    samples: int = 0  # taken
-    more: bool = False  # there is, or may be
+    deleted_samples: int = 0
+    has_more: bool = False  # there is, or may be, more to delete
 
 
 class Retention:
@@ -69,16 +69,16 @@ class Retention:
         self._tasks = taken.rest
         if not taken.rest:
             self._folded_on = now.date()
-        self._rows = rows_of_next(self._rows, time.monotonic() - started)
+        self._rows = next_step_rows(self._rows, time.monotonic() - started)
         return RetentionResult(taken.samples, bool(taken.rest))
 
 
-def whole_days(now: datetime, keep_seconds: float) -> datetime:
+def samples_cutoff(now: datetime, keep_seconds: float) -> datetime:
     """Since when samples are kept: of an hour or a day that lost some, the candle would be wrong."""
     return moment(day_of(microseconds(now) - round(keep_seconds * 1_000_000)))
 
 
-def rows_of_next(rows: int, seconds: float) -> int:
+def next_step_rows(rows: int, seconds: float) -> int:
     """How many rows the next step may take, where ``rows`` took so long."""
     return max(rows // 2, 1) if seconds > STEP_SECONDS else min(rows * 2, STEP_ROWS)
 
@@ -106,7 +106,7 @@ def _sweep(connection: Connection, keep: Horizons, now: datetime, folded_on: dat
     if keep.journal is not None:
         tasks += [_Journal(one, now - timedelta(seconds=keep.journal)) for one in instances]
     if keep.samples is not None:
-        tasks.append(_Samples(whole_days(now, keep.samples)))
+        tasks.append(_Samples(samples_cutoff(now, keep.samples)))
     if keep.journal is not None and folded_on != now.date():
         tasks.append(_Coverage(now - max(timedelta(seconds=keep.journal), SHOWN)))
     return tasks
@@ -161,7 +161,7 @@ class _Journal:
         if not old:
             return _Taken(0, [])
         self._forget_events(connection, old[0].first_seq, old[-1].last_seq)
-        folded = fold(old)
+        folded = group_by_day(old)
         for day in folded:
             self._replace(connection, day)
         whole_page = len(old) == rows + 1
@@ -206,7 +206,7 @@ class LedgerDay:
 _LedgerRow: TypeAlias = Any  # a row of ``batches``
 
 
-def fold(rows: Iterable[_LedgerRow]) -> list[LedgerDay]:
+def group_by_day(rows: Iterable[_LedgerRow]) -> list[LedgerDay]:
     """Rows of one instance's ledger, in order, as days."""
     days: list[LedgerDay] = []
     for row in rows:
@@ -226,7 +226,7 @@ class _Coverage:
     start: coverage_compaction.CoverageKey = coverage_compaction.START
 
     def take(self, connection: Connection, rows: int) -> _Taken:
-        read, start = coverage_compaction.fold(connection, self.start, self.before, rows)
+        read, start = coverage_compaction.compact(connection, self.start, self.before, rows)
         return _Taken(read, [replace(self, start=start)] if start else [])
 
 

@@ -198,7 +198,7 @@ def _findings(connection: Connection, check: _Check) -> list[AuditIssue]:
     return [AuditIssue(check.name, check.message.format(**row)) for row in rows]
 
 
-def losses(engine: Engine) -> list[AuditIssue]:
+def find_losses(engine: Engine) -> list[AuditIssue]:
     """What was received and is not to be had any more: an unreadable spool, a database restored from an older copy.
 
     The books balance all the same, since they know of it. The newest hundred of each. Raises DatabaseUnavailable.

@@ -46,20 +46,20 @@ class SubscriptionCoverage:
     @property
     def wanted_seconds(self) -> float:
         """How long it was wanted."""
-        return seconds([self.wanted]) if self.wanted else 0.0
+        return total_seconds([self.wanted]) if self.wanted else 0.0
 
     @property
     def covered_seconds(self) -> float:
         """How much of that it was listened to, or repaired."""
-        return seconds(self.covered)
+        return total_seconds(self.covered)
 
 
-def seconds(spans: Iterable[TimeSpan | CoverageGap]) -> float:
+def total_seconds(spans: Iterable[TimeSpan | CoverageGap]) -> float:
     """How long they are together."""
     return sum((span.to_at - span.from_at).total_seconds() for span in spans)
 
 
-def listening(engine: Engine, start: datetime, end: datetime, ticker: str = "") -> list[SubscriptionCoverage]:
+def load_coverage(engine: Engine, start: datetime, end: datetime, ticker: str = "") -> list[SubscriptionCoverage]:
     """All subscriptions (or those that bring ``ticker``), from ``start`` to ``end``. Raises DatabaseUnavailable."""
     with translated(), engine.connect() as connection:
         names = connection.execute(_names(ticker)).all()

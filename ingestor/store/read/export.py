@@ -41,7 +41,7 @@ class ExportQuery:
         return since + ([ts < self.until] if self.until else [])
 
 
-def feeds(engine: Engine) -> list[str]:
+def list_feeds(engine: Engine) -> list[str]:
     """Those of which there are series. Raises DatabaseUnavailable."""
     c = schema.series.c
     with translated(), engine.connect() as connection:
@@ -55,7 +55,7 @@ def count_series(engine: Engine, wanted: ExportQuery) -> int:
     return count
 
 
-def pages(engine: Engine, wanted: ExportQuery) -> Generator[tuple[int, list[ExportRow]]]:
+def read_pages(engine: Engine, wanted: ExportQuery) -> Generator[tuple[int, list[ExportRow]]]:
     """(series that are done with it, observations) until there are no more, at most ``PAGE_ROWS`` at once.
 
     Ordered by metric, ticker, user_id and ts, all as it was at one moment, while the daemon goes on. Raises

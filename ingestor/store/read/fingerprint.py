@@ -23,7 +23,7 @@ class Fingerprint:
     sha256: str  # of feed, metric, ticker, user_id, ts and value of each, and which of them are current
 
 
-def contents(connection: Connection, since: datetime, until: datetime) -> Fingerprint:
+def compute_fingerprint(connection: Connection, since: datetime, until: datetime) -> Fingerprint:
     """Reads every sample of the time."""
     values = others = 0
     digests = []

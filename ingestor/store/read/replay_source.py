@@ -36,11 +36,11 @@ class ReplayEntry:
 
     instance_id: int
     seq: int
-    stored: Mapping[str, Any]  # column → value
-    retried: bool  # it tried a dead letter again: its seq says nothing of when it was received
+    columns: Mapping[str, Any]  # column → value
+    is_retry: bool  # it tried a dead letter again: its seq says nothing of when it was received
 
 
-def is_same(one: Engine, other: Engine) -> bool:
+def is_same_database(one: Engine, other: Engine) -> bool:
     """Whether both lead to one database, whatever their URLs look like. Raises DatabaseUnavailable."""
     paths = [sqlite_path(str(engine.url)) for engine in (one, other)]
     if paths[0] and paths[1]:
@@ -53,13 +53,13 @@ def is_same(one: Engine, other: Engine) -> bool:
         return not second.execute(select(func.pg_try_advisory_xact_lock(key))).scalar_one()
 
 
-def spools(connection: Connection) -> dict[str, int]:
+def instances_by_spool(connection: Connection) -> dict[str, int]:
     """spool_id → instance_id."""
     c = schema.instances.c
     return {row.spool_id: row.instance_id for row in connection.execute(select(c.spool_id, c.instance_id))}
 
 
-def beginning(connection: Connection) -> datetime | None:
+def oldest_payload_at(connection: Connection) -> datetime | None:
     """The receipt of the first payload that retention has left; None where there is none.
 
     Not the oldest receipt of all: a dead letter that was tried again is a payload with its old stamp.
@@ -71,7 +71,7 @@ def beginning(connection: Connection) -> datetime | None:
     return first
 
 
-def ranges(connection: Connection, start: datetime, end: datetime) -> list[EntryRange]:
+def entry_ranges(connection: Connection, start: datetime, end: datetime) -> list[EntryRange]:
     """Of each instance: from its first entry that was received at ``start`` or later to its last one before ``end``.
 
     By their seqs, since a clock may have been set back meanwhile.
@@ -82,13 +82,13 @@ def ranges(connection: Connection, start: datetime, end: datetime) -> list[Entry
     return [EntryRange(*row) for row in connection.execute(query.order_by(told.instance_id))]
 
 
-def count(connection: Connection, of: Sequence[EntryRange]) -> int:
+def count_entries(connection: Connection, of: Sequence[EntryRange]) -> int:
     """How many there are to be told again."""
     queries = [select(func.count()).select_from(_told(one).subquery()) for one in of]
     return sum(connection.execute(query).scalar_one() for query in queries)
 
 
-def told(connection: Connection, of: Sequence[EntryRange]) -> Generator[ReplayEntry]:
+def read_entries(connection: Connection, of: Sequence[EntryRange]) -> Generator[ReplayEntry]:
     """In the order in which it was committed."""
     tried = _tried_again(connection) if of else {}
     for turn in _turns(connection, of) if of else ():
@@ -96,7 +96,7 @@ def told(connection: Connection, of: Sequence[EntryRange]) -> Generator[ReplayEn
             for row in rows:
                 originals = tried.get(_mark(row), set())
                 retried = bool(originals) and (row.instance_id, row.seq) not in originals
-                yield ReplayEntry(instance_id=row.instance_id, seq=row.seq, stored=row._asdict(), retried=retried)
+                yield ReplayEntry(instance_id=row.instance_id, seq=row.seq, columns=row._asdict(), is_retry=retried)
 
 
 _TABLES: Sequence[Table] = (schema.payloads, schema.dead_letters)

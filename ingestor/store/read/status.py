@@ -18,7 +18,7 @@ PAGE_BYTES = 8 << 20
 _LEDGER_COUNTS = tuple(schema.batches.c[name] for name in schema.LEDGER_COUNTS)
 
 
-def status(engine: Engine) -> dict[str, list[Record]]:
+def load_status(engine: Engine) -> dict[str, list[Record]]:
     """What a database knows of its daemons, each a list of records.
 
     ``instances`` with the sums of their ledgers, ``feeds`` with their newest sample, ``states`` of subscriptions by
@@ -30,23 +30,23 @@ def status(engine: Engine) -> dict[str, list[Record]]:
         return {name: _records(connection, query) for name, query in parts.items()}
 
 
-def dead_letters(
-    engine: Engine, *, ids: Sequence[int] = (), after: int = 0, limit: int = 500, all_: bool = False
+def list_dead_letters(
+    engine: Engine, *, ids: Sequence[int] = (), after_id: int = 0, limit: int = 500, include_retried: bool = False
 ) -> list[Record]:
     """Dead letters past ``after`` in the order of their ids: those named, else those nobody has tried again, else all.
 
     Raises DatabaseUnavailable.
     """
     with translated(), engine.connect() as connection:
-        return _records(connection, _letters(ids, after, all_=all_).limit(limit))
+        return _records(connection, _letters(ids, after_id, include_retried=include_retried).limit(limit))
 
 
-def letters_to_retry(
-    engine: Engine, *, ids: Sequence[int] = (), after: int = 0, upto: int, max_bytes: int = PAGE_BYTES
+def next_dead_letters(
+    engine: Engine, *, ids: Sequence[int] = (), after_id: int = 0, max_id: int, max_bytes: int = PAGE_BYTES
 ) -> list[Record]:
     """The next page of ``dead_letters``: so many bytes of them, but one if there is any. Raises DatabaseUnavailable."""
     c = schema.dead_letters.c
-    query = _letters(ids, after).where(c.dead_letter_id <= upto).limit(PAGE_LETTERS)
+    query = _letters(ids, after_id).where(c.dead_letter_id <= max_id).limit(PAGE_LETTERS)
     page: list[Record] = []
     # A few at a time: read all at once, a page of frames could be gigabytes.
     with translated(), engine.connect() as connection, connection.execution_options(yield_per=10).execute(query) as got:
@@ -58,13 +58,13 @@ def letters_to_retry(
     return page
 
 
-def newest_letter(engine: Engine) -> int:
+def newest_dead_letter_id(engine: Engine) -> int:
     """The id of the newest dead letter, 0 if there never was one. Raises DatabaseUnavailable."""
     with translated(), engine.connect() as connection:
         return connection.scalar(select(func.max(schema.dead_letters.c.dead_letter_id))) or 0
 
 
-def coverage_since(engine: Engine, spool_id: str, since: datetime, limit: int = 20_000) -> list[Record]:
+def load_state_spans(engine: Engine, spool_id: str, since: datetime, limit: int = 20_000) -> list[Record]:
     """Which states the subscriptions of an instance have been in since then: the newest spans, with how many shared it.
 
     Columns: feed, state, from_at, to_at, subscriptions. Reads all of the instance's coverage. Raises
@@ -85,7 +85,7 @@ def coverage_since(engine: Engine, spool_id: str, since: datetime, limit: int = 
         return _records(connection, query)
 
 
-def rows_by_ticker(engine: Engine, feed: str) -> dict[str, int]:
+def count_samples_by_ticker(engine: Engine, feed: str) -> dict[str, int]:
     """How many samples each ticker of a feed has. Reads them all. Raises DatabaseUnavailable."""
     c = views.observations.c
     query = select(c.ticker, func.count().label("rows")).where(c.feed == feed).group_by(c.ticker)
@@ -118,12 +118,12 @@ def _states() -> Select[Any]:
     return query.group_by(*columns).order_by(*columns)
 
 
-def _letters(ids: Sequence[int], after: int, *, all_: bool = False) -> Select[Any]:
+def _letters(ids: Sequence[int], after_id: int, *, include_retried: bool = False) -> Select[Any]:
     c = schema.dead_letters.c
-    query = select(schema.dead_letters).where(c.dead_letter_id > after).order_by(c.dead_letter_id)
+    query = select(schema.dead_letters).where(c.dead_letter_id > after_id).order_by(c.dead_letter_id)
     if ids:
         return query.where(c.dead_letter_id.in_(ids))
-    return query if all_ else query.where(c.retried_at.is_(None))
+    return query if include_retried else query.where(c.retried_at.is_(None))
 
 
 def _dead() -> Select[Any]:

@@ -17,20 +17,21 @@ from ingestor.core.times import moment
 from ingestor.store import schema, views
 from ingestor.store.engine import translated
 from ingestor.store.key_lookup import KEYS_PER_QUERY, among
+from ingestor.store.read.status import Record
 from ingestor.store.write.batch import SeriesKey
 
-Record: TypeAlias = dict[str, Any]  # column of the view `observations` → value; times are aware, UTC
 ObservationKey: TypeAlias = tuple[SeriesKey, int]  # (series, ts in µs since the epoch)
 
 # The newest of each series by its key, so that the work is bounded by the number of series, not by that of samples.
 # CROSS tells SQLite which side comes first.
 _NEWEST_SQLITE = """
-    series n CROSS JOIN samples m ON m.series_id = n.series_id AND m.ts >= coalesce(
-        (SELECT p.ts FROM samples p WHERE p.series_id = n.series_id ORDER BY p.ts DESC LIMIT 1 OFFSET :each - 1), '')
+    series n CROSS JOIN samples m ON m.series_id = n.series_id AND m.ts >= coalesce((
+        SELECT p.ts FROM samples p WHERE p.series_id = n.series_id ORDER BY p.ts DESC LIMIT 1 OFFSET :per_series - 1
+    ), '')
 """
 _NEWEST_POSTGRESQL = """
     series n CROSS JOIN LATERAL
-        (SELECT * FROM samples p WHERE p.series_id = n.series_id ORDER BY p.ts DESC LIMIT :each) m
+        (SELECT * FROM samples p WHERE p.series_id = n.series_id ORDER BY p.ts DESC LIMIT :per_series) m
 """
 
 
@@ -40,32 +41,32 @@ class CommittedBatch(NamedTuple):
     instance_id: int
     first_seq: int
     last_seq: int
-    values: int  # that it recorded: new ones and revisions
-    payloads: int  # that it wrote, unless they are not kept
+    value_count: int  # values it recorded: new ones and revisions
+    payload_count: int  # payloads it wrote, unless payloads are not kept
 
 
-def tail(engine: Engine, *, limit: int, ticker: str = "") -> list[Record]:
+def latest_observations(engine: Engine, *, limit: int, ticker: str = "") -> list[Record]:
     """The last ``limit`` observations in the order of their arrival, of one ticker or all.
 
     Chosen among the newest ``limit`` of each series: what was healed long after its time is not news. Raises
     DatabaseUnavailable.
     """
     where = "WHERE n.ticker = :ticker" if ticker else ""
-    query = _newest(engine, f"{where} ORDER BY m.received_at DESC, m.seq DESC LIMIT :each")
+    query = _newest(engine, f"{where} ORDER BY m.received_at DESC, m.seq DESC LIMIT :per_series")
     with translated(), engine.connect() as connection:
-        found = _records(connection.execute(query, {"each": limit} | ({"ticker": ticker} if ticker else {})))
-    return sorted(found, key=lambda one: (one["received_at"], *order(one)))
+        found = _records(connection.execute(query, {"per_series": limit} | ({"ticker": ticker} if ticker else {})))
+    return sorted(found, key=lambda one: (one["received_at"], *sort_key(one)))
 
 
-def newest(engine: Engine, batch: CommittedBatch, *, each: int) -> list[Record]:
+def newest_of_batch(engine: Engine, batch: CommittedBatch, *, per_series: int) -> list[Record]:
     """What a batch made current, as far as it is among the newest ``each`` of its series."""
     query = _newest(engine, "WHERE m.instance_id = :instance_id AND m.seq BETWEEN :first_seq AND :last_seq")
-    asked = {"each": each, "instance_id": batch.instance_id, "first_seq": batch.first_seq, "last_seq": batch.last_seq}
+    parameters = {"per_series": per_series, **batch._asdict()}
     with translated(), engine.connect() as connection:
-        return sorted(_records(connection.execute(query, asked)), key=order)
+        return sorted(_records(connection.execute(query, parameters)), key=sort_key)
 
 
-def positions(engine: Engine) -> dict[int, int]:
+def load_positions(engine: Engine) -> dict[int, int]:
     """Of every instance: the last seq that is committed. Raises DatabaseUnavailable."""
     c = schema.instances.c
     with translated(), engine.connect() as connection:
@@ -80,8 +81,8 @@ def next_batch(engine: Engine, instance_id: int, after: int) -> CommittedBatch |
             c.instance_id,
             c.first_seq,
             c.last_seq,
-            (c.new_rows + c.revised_rows).label("values"),
-            (c.frames - c.dead_frames).label("payloads"),
+            (c.new_rows + c.revised_rows).label("value_count"),
+            (c.frames - c.dead_frames).label("payload_count"),
         )
         .where(c.instance_id == instance_id, c.first_seq > after)
         .order_by(c.first_seq)
@@ -92,7 +93,7 @@ def next_batch(engine: Engine, instance_id: int, after: int) -> CommittedBatch |
     return None if row is None else CommittedBatch(*row)
 
 
-def payloads(engine: Engine, batch: CommittedBatch) -> list[Record]:
+def batch_payloads(engine: Engine, batch: CommittedBatch) -> list[Record]:
     """The texts that a batch was decoded from, as rows of ``payloads``. Raises DatabaseUnavailable."""
     c = schema.payloads.c
     query = (
@@ -104,7 +105,7 @@ def payloads(engine: Engine, batch: CommittedBatch) -> list[Record]:
         return [dict(row) for row in connection.execute(query).mappings()]
 
 
-def recorded(engine: Engine, batch: CommittedBatch, keys: Iterable[ObservationKey]) -> list[Record]:
+def recorded_values(engine: Engine, batch: CommittedBatch, keys: Iterable[ObservationKey]) -> list[Record]:
     """The values that a batch recorded under these keys, in the order of their entries: also those replaced since.
 
     Raises DatabaseUnavailable.
@@ -119,10 +120,10 @@ def recorded(engine: Engine, batch: CommittedBatch, keys: Iterable[ObservationKe
             some = places[start : start + KEYS_PER_QUERY]
             for table in (schema.samples, schema.sample_revisions):
                 found += _values(connection, table, batch, some, names)
-    return sorted(found, key=order)
+    return sorted(found, key=sort_key)
 
 
-def order(record: Record) -> tuple[Any, ...]:
+def sort_key(record: Record) -> tuple[Any, ...]:
     """By entry, and within one by time and name."""
     return tuple(record[name] for name in ("seq", "ts", "feed", "metric", "ticker", "user_id", "revision"))
 

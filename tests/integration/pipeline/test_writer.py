@@ -605,7 +605,10 @@ async def test_a_page_of_letters_is_bounded_in_bytes(spool: Spool, engine: Engin
     await put(spool, *(frame("{bad" + "x" * 1000) for _ in range(5)))
     writer(spool, engine).run()
     pages = [
-        [letter["dead_letter_id"] for letter in letters.letters_to_retry(engine, after=after, upto=4, max_bytes=size)]
+        [
+            letter["dead_letter_id"]
+            for letter in letters.next_dead_letters(engine, after_id=after, max_id=4, max_bytes=size)
+        ]
         for after, size in ((0, 2500), (2, 2500), (4, 2500), (0, 1))
     ]
     assert pages == [[1, 2], [3, 4], [], [1]]

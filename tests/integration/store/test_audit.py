@@ -6,7 +6,7 @@ import pytest
 from sqlalchemy import Engine, text
 
 from ingestor.pipeline.batch_builder import BatchBuilder
-from ingestor.store.read.audit import audit, losses
+from ingestor.store.read.audit import audit, find_losses
 from ingestor.store.write.batch import Batch
 from ingestor.store.write.batch_writer import BatchWriter, InstanceInfo
 
@@ -196,10 +196,10 @@ def test_one_kind_of_harm_fills_no_more_than_a_hundred_lines(engine: Engine) -> 
 
 
 def test_a_loss_that_the_books_know_of_is_told_and_is_no_finding(sound: Engine) -> None:
-    assert losses(sound) == []
+    assert find_losses(sound) == []
     harm(sound, "UPDATE coverage SET state = 'lost', reason = 'a bad disk' WHERE instance_id = 2 AND start_seq = 1")
     assert audit(sound) == []
-    (loss,) = losses(sound)
+    (loss,) = find_losses(sound)
     assert loss.check == "lost"
     span = "from 2026-01-01 00:00:00 to 2026-01-01 00:00:00 UTC"
     assert loss.message == f"instance 2 (two): 1 subscriptions may lack what was received {span}: a bad disk"
@@ -212,8 +212,8 @@ def test_what_a_lost_spool_held_was_received_since_the_heartbeat_of_the_one_befo
         "UPDATE instances SET name = 'one', heartbeat_at = '2025-12-31 22:00:00.000000' WHERE instance_id = 1",
         "UPDATE instances SET name = 'one' WHERE instance_id = 2",
     )
-    (loss,) = losses(sound)
+    (loss,) = find_losses(sound)
     assert "received from 2025-12-31 22:00:00 to 2026-01-01 00:00:00 UTC" in loss.message
     harm(sound, "UPDATE instances SET heartbeat_at = '2026-01-02 00:00:00.000000' WHERE instance_id = 1")  # it lives
-    (loss,) = losses(sound)
+    (loss,) = find_losses(sound)
     assert "received from 2026-01-01 00:00:00" in loss.message

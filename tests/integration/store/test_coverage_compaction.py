@@ -15,7 +15,7 @@ from ingestor.core.times import microseconds
 from ingestor.store import views
 from ingestor.store.maintenance import coverage_compaction, retention
 from ingestor.store.maintenance.retention import Retention
-from ingestor.store.read.audit import audit, losses
+from ingestor.store.read.audit import audit, find_losses
 from tests.support.hypothesis_steps import wanted_steps
 
 from .row_factory import Database, at
@@ -40,7 +40,7 @@ def fold(db: Database, before: str, *, keep: str = "1d") -> None:
     """A whole sweep, of what was over by then."""
     horizons = Horizons.model_validate({"payloads": "forever", "samples": "forever", "journal": keep})
     made = Retention(db.engine, horizons)
-    while made.step(1, microseconds(at(before) + timedelta(seconds=horizons.journal or 0))).more:
+    while made.step(1, microseconds(at(before) + timedelta(seconds=horizons.journal or 0))).has_more:
         assert unbalanced(db) == []
 
 
@@ -51,7 +51,7 @@ def unbalanced(db: Database) -> list[str]:
 def answers(db: Database) -> dict[str, Any]:
     """All that is asked of coverage."""
     found: dict[str, Any] = {view.name: db.read(view) for view in ANSWERS}
-    return found | {"lost": losses(db.engine)}
+    return found | {"lost": find_losses(db.engine)}
 
 
 def table(db: Database) -> list[Any]:
@@ -159,7 +159,7 @@ def test_of_what_is_not_old_one_page_of_each_history_is_read(db: Database) -> No
         for minute in range(10, 50):
             db.state(1, instance_id, "silent", f"10:{minute}", f"10:{minute + 1}")
     with db.engine.connect() as connection:
-        assert coverage_compaction.fold(connection, coverage_compaction.START, at("10:12"), 3) == (
+        assert coverage_compaction.compact(connection, coverage_compaction.START, at("10:12"), 3) == (
             4,
             coverage_compaction.CoverageKey(1, 2, 0),
         )
@@ -169,7 +169,7 @@ def test_coverage_is_read_once_a_day(db: Database) -> None:
     made = Retention(db.engine, Horizons.model_validate({"journal": "1d", "payloads": "forever"}))
 
     def sweep(clock: str) -> int:
-        while made.step(1, microseconds(at(clock))).more:
+        while made.step(1, microseconds(at(clock))).has_more:
             pass
         return len(table(db))
 

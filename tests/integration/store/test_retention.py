@@ -72,7 +72,7 @@ def sweep(engine: Engine, horizons: Horizons, *, instance_id: int = 1) -> list[R
     """Step by step to the end; after each of them the books balance."""
     made = Retention(engine, horizons)
     steps = [made.step(instance_id, NOW_US)]
-    while steps[-1].more:
+    while steps[-1].has_more:
         assert audit(engine, samples_pruned=horizons.samples is not None) == []
         steps.append(made.step(instance_id, NOW_US))
     assert audit(engine, samples_pruned=horizons.samples is not None) == []
@@ -179,7 +179,7 @@ def test_samples_go_by_their_ts_with_their_revisions(engine: Engine) -> None:
         connection.execute(text("UPDATE batches SET revised_rows = 6, row_count = 8 WHERE last_seq = 3"))
         connection.execute(text("UPDATE samples SET revision = 2 WHERE instance_id = 1"))
     steps = sweep(engine, keep(samples="365d"))
-    assert sum(step.samples for step in steps) == 8
+    assert sum(step.deleted_samples for step in steps) == 8
     assert len(steps) > 2
     assert len(column(engine, "SELECT ts FROM samples WHERE series_id = 1")) == 1
     assert len(column(engine, "SELECT ts FROM samples WHERE series_id = 2")) == 2
@@ -289,7 +289,7 @@ def test_a_clock_of_ours_that_runs_ahead_takes_nothing_too_early(engine: Engine)
     ],
 )
 def test_steps_grow_and_shrink_with_the_time_they_take(rows: int, seconds: float, expected: int) -> None:
-    assert retention.rows_of_next(rows, seconds) == expected
+    assert retention.next_step_rows(rows, seconds) == expected
 
 
 def test_days_are_in_order_and_gapless_however_the_pages_fall(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ from sqlalchemy import Engine
 
 from ingestor.errors import DatabaseUnavailable
 from ingestor.store.engine import connect
-from ingestor.store.read.status import coverage_since, status
+from ingestor.store.read.status import load_state_spans, load_status
 
 from .row_factory import Database, at
 
@@ -22,7 +22,7 @@ def db(engine: Engine) -> Database:
 
 
 def test_status_of_an_empty_database_is_empty(db: Database) -> None:
-    assert status(db.engine) == {"instances": [], "feeds": [], "states": [], "dead": []}
+    assert load_status(db.engine) == {"instances": [], "feeds": [], "states": [], "dead": []}
 
 
 def test_status_sums_the_ledger_of_each_instance(db: Database) -> None:
@@ -31,7 +31,7 @@ def test_status_sums_the_ledger_of_each_instance(db: Database) -> None:
     for first_seq, clock in ((1, "09:00"), (11, "09:30")):
         counts = {"frames": 9, "facts": 1, "row_count": 7, "new_rows": 4, "revised_rows": 2, "dead_rows": 1}
         db.add("batches", instance_id=1, first_seq=first_seq, last_seq=first_seq + 9, committed_at=at(clock), **counts)
-    one, two = status(db.engine)["instances"]
+    one, two = load_status(db.engine)["instances"]
     assert one == {
         "instance_id": 1,
         "name": "one",
@@ -61,7 +61,7 @@ def test_status_knows_feeds_states_and_letters(db: Database) -> None:
     db.state(2, 1, "live", "10:00", None)
     for seq, retried in ((1, None), (2, at("11:00"))):
         db.add("dead_letters", instance_id=1, seq=seq, received_at=at("10:00"), stage="decode", retried_at=retried)
-    found = status(db.engine)
+    found = load_status(db.engine)
     assert found["feeds"] == [{"feed": CROWD[0], "series": 2, "ts": at("10:01"), "received_at": at("10:01:05")}]
     assert found["states"] == [
         {"instance_id": 1, "state": "live", "subscriptions": 1},
@@ -88,10 +88,10 @@ def test_coverage_tells_spans_that_several_share_as_one(db: Database) -> None:
     ]
     stopped = {"feed": "crowd-sentiment", "subscriptions": 1, "state": "stopped"}
     nothing = [stopped | {"from_at": at("11:30"), "to_at": at("11:30")}]
-    assert coverage_since(db.engine, "spool-1", at("09:00")) == [spans[0], *nothing, spans[1]]
-    assert coverage_since(db.engine, "spool-1", at("09:00"), limit=1) == spans[:1]
+    assert load_state_spans(db.engine, "spool-1", at("09:00")) == [spans[0], *nothing, spans[1]]
+    assert load_state_spans(db.engine, "spool-1", at("09:00"), limit=1) == spans[:1]
 
 
 def test_a_database_that_is_not_there_is_unavailable(tmp_path: Path) -> None:
     with pytest.raises(DatabaseUnavailable, match="unable to open"):
-        status(connect(f"sqlite:///{tmp_path / 'none.db'}", read_only=True))
+        load_status(connect(f"sqlite:///{tmp_path / 'none.db'}", read_only=True))

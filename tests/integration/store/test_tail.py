@@ -6,8 +6,8 @@ import pytest
 from sqlalchemy import Engine, text
 
 from ingestor.store.engine import connect
-from ingestor.store.read.status import status
-from ingestor.store.read.tail import tail
+from ingestor.store.read.status import load_status
+from ingestor.store.read.tail import latest_observations
 
 from .row_factory import Database, at
 
@@ -39,16 +39,16 @@ def flowing(db: Database) -> Database:
     ],
 )
 def test_tail_shows_what_came_live(flowing: Database, asked: dict[str, object], expected: list[tuple]) -> None:
-    assert [(row["ticker"], row["value"]) for row in tail(flowing.engine, **asked)] == expected
+    assert [(row["ticker"], row["value"]) for row in latest_observations(flowing.engine, **asked)] == expected
 
 
 def test_tail_is_not_led_astray_by_a_row_from_the_future(flowing: Database) -> None:
     flowing.sample(*CROWD, "WHEN", "+1 10:00", 9.0, received_at=at("10:02:30"))
-    assert [row["ticker"] for row in tail(flowing.engine, limit=4)] == ["TSLA", "WHEN", "AAPL", "TSLA"]
+    assert [row["ticker"] for row in latest_observations(flowing.engine, limit=4)] == ["TSLA", "WHEN", "AAPL", "TSLA"]
 
 
 def test_tail_of_an_empty_database_is_empty(db: Database) -> None:
-    assert tail(db.engine, limit=5) == []
+    assert latest_observations(db.engine, limit=5) == []
 
 
 def test_what_reads_needs_no_right_to_write(flowing: Database, migrated_url: str) -> None:
@@ -56,6 +56,6 @@ def test_what_reads_needs_no_right_to_write(flowing: Database, migrated_url: str
     if reader.dialect.name == "postgresql":
         with reader.begin() as connection:
             connection.execute(text("SET SESSION CHARACTERISTICS AS TRANSACTION READ ONLY"))
-    assert len(tail(reader, limit=3)) == 3
-    assert status(reader)["feeds"]
+    assert len(latest_observations(reader, limit=3)) == 3
+    assert load_status(reader)["feeds"]
     reader.dispose()
