@@ -37,7 +37,7 @@ def run(config: ConfigOption = None) -> None:
     loaded = load_config(config)
     api_key = require_api_key(loaded)
     log_setup.configure(loaded.log.level, loaded.log.format)
-    log_setup.catch_uncaught()
+    log_setup.log_uncaught_errors()
     service = Service(loaded, api_key)
     _look_for_cycles_seldom()
     sys.setswitchinterval(THREAD_SECONDS)

@@ -150,12 +150,12 @@ def _ask_daemon(spool: Path) -> Status | None:
 
 
 def _lines(status: Status) -> Iterator[str]:
-    from ingestor.monitoring.status import ready
+    from ingestor.monitoring.status import check_readiness
     from ingestor.pipeline.clock_skew import described
 
     yield f"{status.instance}: running since {_clock(status.started_at)}, version {status.version}"
     yield f"  this is what the daemon says (process {status.pid})"
-    for reason in ready(status).reasons:
+    for reason in check_readiness(status).reasons:
         yield f"  not ready: {reason}"
     for one in status.connections:
         yield f"  {_connection(one, status.at)}"

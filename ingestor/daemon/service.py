@@ -34,7 +34,7 @@ from ingestor.monitoring.http_server import StatusServer
 from ingestor.monitoring.latest_values import LatestValues
 from ingestor.monitoring.metrics import Metrics
 from ingestor.monitoring.sd_notify import SystemdNotifier, feed_watchdog, watchdog_seconds
-from ingestor.monitoring.status import RecentErrors, Status, healthy
+from ingestor.monitoring.status import RecentErrors, Status, check_health
 from ingestor.pipeline.dead_letters import retry_letters
 from ingestor.provider.auth import TokenSource
 from ingestor.provider.subscriptions.activity import ActivityTracker
@@ -77,8 +77,8 @@ class Service:
         self._metrics = Metrics(self.status)
         self._listeners: list[Callable[[Fact], None]] = [
             log_setup.log_fact,
-            self._metrics.listen,
-            self._troubles.listen,
+            self._metrics.on_fact,
+            self._troubles.on_fact,
         ]
         self._heard = ActivityTracker()
         self._writer = build_writer(
@@ -86,8 +86,8 @@ class Service:
             self._spool,
             self._engine,
             on_decoded=self._heard.record,
-            on_batch=self._metrics.batch,
-            on_rows=self._values.learn,
+            on_batch=self._metrics.observe_batch,
+            on_rows=self._values.add_rows,
             on_outage=_warn_of_outage,
             on_lost=self._tell_of_loss,
         )
@@ -102,7 +102,7 @@ class Service:
     async def run(self) -> None:
         """Until SIGTERM or SIGINT. Raises what ended it otherwise: SpoolFailed, SchemaTooNew, …"""
         self._loop = asyncio.get_running_loop()
-        self._loop.set_exception_handler(log_setup.loop_errors(self._metrics.uncaught))
+        self._loop.set_exception_handler(log_setup.loop_error_handler(self._metrics.count_uncaught_error))
         self._stopping, self._hurry, self._written = asyncio.Event(), asyncio.Event(), asyncio.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
             self._loop.add_signal_handler(number, self._on_signal)
@@ -191,7 +191,7 @@ class Service:
         self._start(self._keep_history(), "history")
         seconds = watchdog_seconds()
         if seconds:
-            self._start(feed_watchdog(self._systemd, seconds, lambda: healthy(self.status()).ok), "watchdog")
+            self._start(feed_watchdog(self._systemd, seconds, lambda: check_health(self.status()).ok), "watchdog")
 
     def _start(self, work: Coroutine[Any, Any, None], name: str) -> None:
         task = self._loop.create_task(work, name=name)
@@ -390,7 +390,7 @@ class Service:
     async def _keep_history(self) -> None:
         while True:
             lag_seconds = status_snapshot.lag_seconds(self._writer.status, datetime.now(UTC))
-            self._history.look(
+            self._history.record(
                 boottime(), head_seq=self._spool.head, waiting=self._spool.entries, lag_seconds=lag_seconds
             )
             await asyncio.sleep(HISTORY_LOOK_SECONDS)

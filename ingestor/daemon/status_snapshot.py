@@ -75,7 +75,7 @@ def take(parts: StatusSources) -> ops.Status:
         publish_skew_seconds=dict(writer.publish_skew_seconds),
         token=_token(parts.tokens(), now),
         pulses=(_spool_pulse(parts.spool),),
-        last_errors=parts.troubles.last(),
+        last_errors=parts.troubles.newest(),
     )
 
 

@@ -34,7 +34,7 @@ class LoadHistory:
         self._rings = {"hour": MaxRing(step_seconds=10, keep=360), "day": MaxRing(step_seconds=240, keep=360)}
         self._before: tuple[float, int] | None = None  # (at, head) of the look before
 
-    def look(self, at_seconds: float, *, head_seq: int, waiting: int, lag_seconds: float) -> None:
+    def record(self, at_seconds: float, *, head_seq: int, waiting: int, lag_seconds: float) -> None:
         """Note how it is now. Called about every second; the clock is one that never steps."""
         if self._before is not None and at_seconds > self._before[0]:
             at, head = self._before

@@ -22,7 +22,7 @@ from ingestor.config import ListenAddress
 from ingestor.config.urls import is_loopback
 from ingestor.monitoring.latest_values import LatestValues
 from ingestor.monitoring.metrics import Metrics
-from ingestor.monitoring.status import HealthResult, Status, healthy, ready
+from ingestor.monitoring.status import HealthResult, Status, check_health, check_readiness
 
 log = logging.getLogger(__name__)
 
@@ -126,10 +126,10 @@ class _Pages:
         self._values = values
 
     async def healthz(self, request: web.Request) -> web.Response:
-        return _verdict(healthy(self._snapshot()))
+        return _verdict(check_health(self._snapshot()))
 
     async def readyz(self, request: web.Request) -> web.Response:
-        return _verdict(ready(self._snapshot()))
+        return _verdict(check_readiness(self._snapshot()))
 
     async def status(self, request: web.Request) -> web.Response:
         return _answer(await asyncio.to_thread(self._snapshot().to_json))
@@ -138,10 +138,10 @@ class _Pages:
         after = request.query.get("after", "0")
         if not (after.isascii() and after.isdigit() and len(after) <= 18):
             raise web.HTTPBadRequest(text="400: after is the version that a former answer named\n")
-        return _answer(await asyncio.to_thread(self._values.since, int(after)))
+        return _answer(await asyncio.to_thread(self._values.changed_since, int(after)))
 
 
-def host_allowed(header: str, listen_host: str) -> bool:
+def is_host_allowed(header: str, listen_host: str) -> bool:
     """May a request with this Host header be answered?
 
     Against DNS rebinding: a page elsewhere can point its own *name* at us, but never an address or our names.
@@ -189,7 +189,7 @@ def _guard(listen_host: str) -> Middleware:
     @web.middleware
     async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
         hosts = request.headers.getall("Host", [])
-        if len(hosts) != 1 or not host_allowed(hosts[0], listen_host):
+        if len(hosts) != 1 or not is_host_allowed(hosts[0], listen_host):
             raise web.HTTPForbidden(text="403: this Host name is not ours; ask by address, or name it in http.listen\n")
         if request.method not in {"GET", "HEAD"}:
             raise web.HTTPMethodNotAllowed(request.method, ["GET", "HEAD"])

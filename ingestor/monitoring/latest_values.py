@@ -88,7 +88,7 @@ class LatestValues:
         self._version = 0
         self._lock = threading.Lock()
 
-    def learn(self, rows: Iterable[CommittedRow]) -> None:
+    def add_rows(self, rows: Iterable[CommittedRow]) -> None:
         """Take in what was committed."""
         last: SeriesKey | None = None
         with self._lock:
@@ -104,7 +104,7 @@ class LatestValues:
                     trace.received_us = received_us
                     trace.version = version
 
-    def since(self, version: int) -> bytes:
+    def changed_since(self, version: int) -> bytes:
         """values.json: the lines that changed after ``version``, and the version that they are of.
 
         0 gives all, and so does a version that is still to come: it is of another run.

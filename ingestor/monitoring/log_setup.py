@@ -57,7 +57,7 @@ def configure(level: str, format: Format = "auto", stream: TextIO | None = None)
     Below ``debug``, libraries are heard from ``warning`` on.
     """
     stream = stream or sys.stderr
-    form = choose(format, terminal=stream.isatty(), journal=is_journal(stream, os.environ))
+    form = resolve_format(format, terminal=stream.isatty(), journal=is_journal_stream(stream, os.environ))
     _replace_handler(_handler(form, stream, colors=stream.isatty() and _wants_colors(os.environ)))
     _set_levels(logging.getLevelNamesMapping()[level.upper()])
     logging.captureWarnings(True)
@@ -72,7 +72,7 @@ def configure(level: str, format: Format = "auto", stream: TextIO | None = None)
     )
 
 
-def choose(format: Format, *, terminal: bool, journal: bool) -> Form:
+def resolve_format(format: Format, *, terminal: bool, journal: bool) -> Form:
     """What the lines look like: as told, or as suits where they go."""
     if format != "auto":
         return format
@@ -81,7 +81,7 @@ def choose(format: Format, *, terminal: bool, journal: bool) -> Form:
     return "journal" if journal else "json"
 
 
-def is_journal(stream: TextIO, env: Mapping[str, str]) -> bool:
+def is_journal_stream(stream: TextIO, env: Mapping[str, str]) -> bool:
     """Is ``stream`` connected to the journal? ``JOURNAL_STREAM`` is its device and inode (systemd.exec(5))."""
     try:
         stat = os.fstat(stream.fileno())
@@ -103,7 +103,7 @@ def log_fact(fact: Fact) -> None:
     getattr(structlog.stdlib.get_logger("ingestor"), severity(fact))(fact.kind.replace("_", " "), **fields)
 
 
-def loop_errors(count: Callable[[], None]) -> Callable[[asyncio.AbstractEventLoop, dict[str, Any]], None]:
+def loop_error_handler(count: Callable[[], None]) -> Callable[[asyncio.AbstractEventLoop, dict[str, Any]], None]:
     """For ``loop.set_exception_handler``: an error that no task caught is logged, and counted by ``count``."""
 
     def handle(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
@@ -115,14 +115,14 @@ def loop_errors(count: Callable[[], None]) -> Callable[[asyncio.AbstractEventLoo
     return handle
 
 
-def catch_uncaught() -> None:
+def log_uncaught_errors() -> None:
     """Let errors that end the program or a thread pass the formatter: the interpreter would print them unmasked."""
     sys.excepthook = _uncaught
     threading.excepthook = lambda args: _uncaught(args.exc_type, args.exc_value, args.exc_traceback)
     sys.unraisablehook = lambda args: _uncaught(args.exc_type, args.exc_value, args.exc_traceback)
 
 
-def plain(value: object) -> object:
+def to_plain(value: object) -> object:
     """``value`` as JSON has it, every text in it scrubbed of secrets and cut to ``LONGEST`` characters."""
     match value:
         case None | bool() | int():
@@ -130,7 +130,7 @@ def plain(value: object) -> object:
         case Mapping():
             return {_text(key): _value(str(key), inner) for key, inner in value.items()}
         case list() | tuple() | set() | frozenset():
-            return [plain(inner) for inner in value]
+            return [to_plain(inner) for inner in value]
         case _:
             return _cut(_text(value))
 
@@ -142,7 +142,7 @@ def printable(text: str) -> str:
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode("ascii") for char in text)
 
 
-def datagram(fields: Mapping[str, str]) -> bytes:
+def encode_datagram(fields: Mapping[str, str]) -> bytes:
     """``fields`` in the journal's native protocol: a value with a newline has its length before it."""
     parts = []
     for name, value in fields.items():
@@ -237,7 +237,7 @@ class _StreamHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
-            self._outlet.put(self.format(record) + "\n")
+            self._outlet.write(self.format(record) + "\n")
         except Exception:
             self.handleError(record)
 
@@ -245,7 +245,7 @@ class _StreamHandler(logging.Handler):
         # The inherited one prints the message, its arguments and a traceback as they are, secrets and all.
         error = sys.exc_info()[0]
         what = f"{record.name}:{record.lineno}: {error.__name__ if error else 'error'}"
-        self._outlet.put(f"a log line could not be written ({what})\n")
+        self._outlet.write(f"a log line could not be written ({what})\n")
 
     def flush(self) -> None:
         self._outlet.flush()
@@ -271,7 +271,7 @@ class _JournaldHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
-            self._socket.sendto(datagram(json.loads(self.format(record))), self._path)
+            self._socket.sendto(encode_datagram(json.loads(self.format(record))), self._path)
         except OSError:
             self._fallback.handle(record)
         except Exception:
@@ -295,7 +295,7 @@ def _clean(logger: WrappedLogger, method: str, event: EventDict) -> EventDict:
 
 
 def _value(key: str, value: object) -> object:
-    return MASK if key.lower() in _SECRET_KEYS else plain(value)
+    return MASK if key.lower() in _SECRET_KEYS else to_plain(value)
 
 
 def _text(value: object) -> str:

@@ -47,7 +47,7 @@ class Metrics:
             registry=self.registry,
         )
 
-    def listen(self, fact: Fact) -> None:
+    def on_fact(self, fact: Fact) -> None:
         """Count a fact, if it is of a kind that is counted."""
         match fact.kind:
             case "disconnected":
@@ -60,11 +60,11 @@ class Metrics:
             case "repair_failed":
                 self._repairs.labels("failed").inc()
 
-    def batch(self, seconds: float) -> None:
+    def observe_batch(self, seconds: float) -> None:
         """A batch was committed. May be called from the writer's thread."""
         self._batch_seconds.observe(seconds)
 
-    def uncaught(self) -> None:
+    def count_uncaught_error(self) -> None:
         """An error reached the event loop's exception handler."""
         self._uncaught.inc()
 

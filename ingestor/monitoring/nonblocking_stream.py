@@ -30,7 +30,7 @@ class NonBlockingWriter:
         self._closed = False
         threading.Thread(target=self._run, name="log lines", daemon=True).start()
 
-    def put(self, line: str) -> None:
+    def write(self, line: str) -> None:
         """Write ``line`` (with its end) when its turn comes."""
         with self._changed:
             if self._closed:

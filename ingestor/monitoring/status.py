@@ -175,7 +175,7 @@ class Status:
 
         Texts that came from outside are scrubbed of secrets once more on their way out.
         """
-        verdicts = b',"healthy":%b,"ready":%b}' % (healthy(self).to_json(), ready(self).to_json())
+        verdicts = b',"healthy":%b,"ready":%b}' % (check_health(self).to_json(), check_readiness(self).to_json())
         return msgspec.json.encode(_scrubbed(self)).removesuffix(b"}") + verdicts
 
     @classmethod
@@ -198,7 +198,7 @@ class HealthResult:
         return msgspec.json.encode({"ok": self.ok, "reasons": self.reasons})
 
 
-def healthy(status: Status) -> HealthResult:
+def check_health(status: Status) -> HealthResult:
     """Does the daemon itself advance? Says nothing of provider and database: a restart would not mend those."""
     return HealthResult(
         tuple(
@@ -209,7 +209,7 @@ def healthy(status: Status) -> HealthResult:
     )
 
 
-def ready(status: Status) -> HealthResult:
+def check_readiness(status: Status) -> HealthResult:
     """Is every wanted connection up, and can what arrives be stored?"""
     return HealthResult(tuple(_not_ready(status)))
 
@@ -237,12 +237,12 @@ class RecentErrors:
     def __init__(self, keep: int = 20) -> None:
         self._last: deque[RecentError] = deque(maxlen=keep)
 
-    def listen(self, fact: Fact) -> None:
+    def on_fact(self, fact: Fact) -> None:
         if severity(fact) != "info":
             at = datetime.fromtimestamp(fact.at_us / 1_000_000, UTC)
             self._last.append(RecentError(at=at, kind=fact.kind, text=_told(fact)))
 
-    def last(self) -> tuple[RecentError, ...]:
+    def newest(self) -> tuple[RecentError, ...]:
         return tuple(self._last)
 
 

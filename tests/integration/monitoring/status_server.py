@@ -39,10 +39,10 @@ class Shown:
     def __init__(self) -> None:
         self.status = GOOD
         self.values = LatestValues()
-        self.values.learn([row()])
+        self.values.add_rows([row()])
         self.history = LoadHistory()
-        self.history.look(1.0, head_seq=0, waiting=0, lag_seconds=0.0)
-        self.history.look(2.0, head_seq=7, waiting=3, lag_seconds=0.25)
+        self.history.record(1.0, head_seq=0, waiting=0, lag_seconds=0.0)
+        self.history.record(2.0, head_seq=7, waiting=3, lag_seconds=0.25)
         self.spans: list[StateSpan] = []
 
     def snapshot(self) -> Status:

@@ -158,7 +158,7 @@ async def test_a_version_that_nobody_named_is_refused(client: aiohttp.ClientSess
 async def test_who_names_a_version_is_told_what_came_after_it(client: aiohttp.ClientSession, daemon: Shown) -> None:
     async with client.get("/values.json", params={"after": "1"}) as response:
         assert await response.json() == {"version": 1, "lines": []}
-    daemon.values.learn([row("ON")])
+    daemon.values.add_rows([row("ON")])
     async with client.get("/values.json", params={"after": "1"}) as response:
         assert [line[1] for line in (await response.json())["lines"]] == ["ON"]
 

@@ -89,5 +89,5 @@ def test_an_entry_too_long_for_the_journal_goes_to_stderr(stderr: TextIO, journa
 
 def test_another_stream_is_not_the_journal(stderr: TextIO, tmp_path: Path) -> None:
     with (tmp_path / "elsewhere").open("w") as other:
-        assert log_setup.is_journal(stderr, os.environ)
-        assert not log_setup.is_journal(other, os.environ)
+        assert log_setup.is_journal_stream(stderr, os.environ)
+        assert not log_setup.is_journal_stream(other, os.environ)

@@ -103,7 +103,7 @@ def test_the_lines_that_wait_are_bounded_and_those_that_were_dropped_counted(
     monkeypatch.setattr(nonblocking_stream, "WAITING_CHARACTERS", 10 * len(LINE))
     made = NonBlockingWriter(pipe.stream, lambda count: f"{count} missing\n")
     for _ in range(200):
-        made.put(LINE)
+        made.write(LINE)
     made.close()
     lines = pipe.read_all().splitlines(keepends=True)
     assert lines[:-1] == [LINE] * (len(lines) - 1)
@@ -116,7 +116,7 @@ def test_flushing_waits_for_a_reader_for_a_bounded_time(pipe: Pipe, monkeypatch:
     monkeypatch.setattr(nonblocking_stream, "FLUSH_SECONDS", 0.2)
     made = NonBlockingWriter(pipe.stream, str)
     for _ in range(100):
-        made.put(LINE)
+        made.write(LINE)
     began = time.monotonic()
     made.flush()
     assert 0.2 <= time.monotonic() - began < 5
@@ -129,7 +129,7 @@ def test_a_pipe_that_somebody_made_non_blocking_loses_nothing(pipe: Pipe) -> Non
     os.set_blocking(pipe.stream.fileno(), False)
     made = NonBlockingWriter(pipe.stream, str)
     for _ in range(500):
-        made.put(LINE)
+        made.write(LINE)
     made.close()
     assert pipe.read_all() == LINE * 500
 

@@ -171,7 +171,7 @@ async def test_five_thousand_subscriptions_are_searched_and_scrolled_without_bei
     states = {7: "refused", 4000: "silent"}
     crowd = tuple(subscription(name, states.get(number, "live")) for number, name in enumerate(names))
     shown.status = replace(GOOD, subscriptions=crowd)
-    shown.values.learn([row(name, value=number / 5000) for number, name in enumerate(names)])
+    shown.values.add_rows([row(name, value=number / 5000) for number, name in enumerate(names)])
     async with shown.web() as web, looking(browser, web.url):
         await browser.until(f"{text('#count')} === '5,000' && {ROWS} > 10")
         assert (await browser.run(f"return {TICKERS}"))[:4] == ["T0007", "T4000", "T0000", "T0001"]

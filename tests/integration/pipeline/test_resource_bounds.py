@@ -172,7 +172,7 @@ def test_no_text_from_outside_becomes_a_label() -> None:
     metrics = Metrics(lambda: GOOD)
     before = len(generate_latest(metrics.registry).splitlines())
     for number in range(1_000):
-        metrics.listen(Fact("disconnected", T0, {"cause": f"c{number}", "reason": f"r{number}"}))
-        metrics.listen(Fact("provider_error", T0, {"event": f"e{number}"}))
-        metrics.listen(Fact(f"kind{number}", T0, {}))
+        metrics.on_fact(Fact("disconnected", T0, {"cause": f"c{number}", "reason": f"r{number}"}))
+        metrics.on_fact(Fact("provider_error", T0, {"event": f"e{number}"}))
+        metrics.on_fact(Fact(f"kind{number}", T0, {}))
     assert len(generate_latest(metrics.registry).splitlines()) == before

@@ -26,10 +26,10 @@ def test_only_so_many_steps_are_kept() -> None:
 
 def test_what_was_received_is_told_by_the_second() -> None:
     history = LoadHistory()
-    history.look(1000.0, head_seq=500, waiting=0, lag_seconds=0.0)
+    history.record(1000.0, head_seq=500, waiting=0, lag_seconds=0.0)
     assert told(history, 1000.0)["hour"]["points"] == []  # since when the first 500 came nobody knows
-    history.look(1002.0, head_seq=510, waiting=4, lag_seconds=0.257)
-    history.look(1002.0, head_seq=510, waiting=4, lag_seconds=0.257)
+    history.record(1002.0, head_seq=510, waiting=4, lag_seconds=0.257)
+    history.record(1002.0, head_seq=510, waiting=4, lag_seconds=0.257)
     assert told(history, 1003.0)["hour"] == {"step_seconds": 10, "points": [[3.0, 5.0, 4, 0.26]]}
     assert told(history, 1003.0)["day"] == {"step_seconds": 240, "points": [[43.0, 5.0, 4, 0.26]]}
 
@@ -37,5 +37,5 @@ def test_what_was_received_is_told_by_the_second() -> None:
 def test_where_nobody_looked_there_is_no_point() -> None:
     history = LoadHistory()
     for at in (1000.0, 1001.0, 1100.0):
-        history.look(at, head_seq=0, waiting=0, lag_seconds=0.0)
+        history.record(at, head_seq=0, waiting=0, lag_seconds=0.0)
     assert [point[0] for point in told(history, 1100.0)["hour"]["points"]] == [100.0, 0.0]

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from ingestor.monitoring.http_server import host_allowed
+from ingestor.monitoring.http_server import is_host_allowed
 
 
 @pytest.mark.parametrize(
@@ -10,7 +10,7 @@ from ingestor.monitoring.http_server import host_allowed
     ["localhost", "LOCALHOST:8642", "127.0.0.1:8642", "[::1]:8642", "[::1]", "192.168.7.9:80", "status.lan:8642"],
 )
 def test_our_own_names_and_any_address_are_answered(header: str) -> None:
-    assert host_allowed(header, "status.lan")
+    assert is_host_allowed(header, "status.lan")
 
 
 @pytest.mark.parametrize(
@@ -26,4 +26,4 @@ def test_our_own_names_and_any_address_are_answered(header: str) -> None:
     ],
 )
 def test_other_names_are_not_answered(header: str) -> None:
-    assert not host_allowed(header, "status.lan")
+    assert not is_host_allowed(header, "status.lan")

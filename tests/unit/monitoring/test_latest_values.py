@@ -24,13 +24,13 @@ NAMES = ("feed", "ticker", "metric", "ts_ms", "received_ms", "rows", "restated",
 
 def lines(values: LatestValues, after: int = 0) -> dict[str, dict[str, Any]]:
     """values.json by ticker, under the names of its columns."""
-    told = json.loads(values.since(after))["lines"]
+    told = json.loads(values.changed_since(after))["lines"]
     return {line[1]: dict(zip(NAMES, line, strict=True)) for line in told}
 
 
 def test_a_line_has_the_newest_value_and_the_way_there() -> None:
     values = LatestValues()
-    values.learn([row(1, -0.5), row(2, 0.5), row(3, 0.0)])
+    values.add_rows([row(1, -0.5), row(2, 0.5), row(3, 0.0)])
     assert lines(values)["AAPL"] == {
         "feed": FEED,
         "ticker": "AAPL",
@@ -48,56 +48,56 @@ def test_a_line_has_the_newest_value_and_the_way_there() -> None:
 
 def test_values_stand_in_the_order_of_the_providers_clock_however_they_come() -> None:
     values = LatestValues()
-    values.learn([row(2, 2), row(4, 4)])
-    values.learn([row(3, 3), row(1, 1)])
+    values.add_rows([row(2, 2), row(4, 4)])
+    values.add_rows([row(3, 3), row(1, 1)])
     line = lines(values)["AAPL"]
     assert (line["value"], line["levels"], line["ts_ms"]) == (4, "0cnz", 240_000)
 
 
 def test_a_restated_value_takes_the_place_of_the_one_before_and_is_counted() -> None:
     values = LatestValues()
-    values.learn([row(1, 0), row(2, 35), row(1, 7), row(2, 35)])
+    values.add_rows([row(1, 0), row(2, 35), row(1, 7), row(2, 35)])
     line = lines(values)["AAPL"]
     assert (line["restated"], line["least"], line["rows"]) == (1, 7, 4)
 
 
 def test_what_several_users_say_of_one_moment_is_not_restated() -> None:
     values = LatestValues()
-    values.learn([row(1, 0.1, user="7"), row(1, 0.2, user="8")])
+    values.add_rows([row(1, 0.1, user="7"), row(1, 0.2, user="8")])
     assert lines(values)["AAPL"]["restated"] == 0
 
 
 def test_only_the_newest_are_kept() -> None:
     values = LatestValues()
-    values.learn([row(minute, minute) for minute in range(100, 101 + KEEP)])
-    values.learn([row(1, -1)])  # older than all of them
+    values.add_rows([row(minute, minute) for minute in range(100, 101 + KEEP)])
+    values.add_rows([row(1, -1)])  # older than all of them
     line = lines(values)["AAPL"]
     assert (len(line["levels"]), line["least"], line["greatest"]) == (KEEP, 101, 100 + KEEP)
-    values.learn([SampleRow((FEED, "crowd_sentiment", "AAPL", ""), 150 * MINUTE_US + 1, 0, None, 0, "stream", 1, 0)])
+    values.add_rows([SampleRow((FEED, "crowd_sentiment", "AAPL", ""), 150 * MINUTE_US + 1, 0, None, 0, "stream", 1, 0)])
     line = lines(values)["AAPL"]
     assert (len(line["levels"]), line["least"], line["value"]) == (KEEP, 0, 100 + KEEP)
 
 
 def test_of_several_metrics_the_first_is_drawn() -> None:
     values = LatestValues()
-    values.learn([row(1, 1), row(1, 2, metric="volume"), row(2, 3, metric="volume")])
+    values.add_rows([row(1, 1), row(1, 2, metric="volume"), row(2, 3, metric="volume")])
     line = lines(values)["AAPL"]
     assert (line["metric"], line["value"], line["rows"]) == ("crowd_sentiment", 1, 1)
 
 
 def test_who_has_seen_a_version_is_told_what_came_after_it() -> None:
     values = LatestValues()
-    values.learn([row(1, ticker="AAPL"), row(1, ticker="ON")])
-    seen = json.loads(values.since(0))["version"]
+    values.add_rows([row(1, ticker="AAPL"), row(1, ticker="ON")])
+    seen = json.loads(values.changed_since(0))["version"]
     assert lines(values, after=seen) == {}
-    values.learn([row(2, ticker="ON")])
+    values.add_rows([row(2, ticker="ON")])
     assert set(lines(values, after=seen)) == {"ON"}
     assert set(lines(values, after=seen + 10)) == {"AAPL", "ON"}  # a version of another run
 
 
 def test_there_is_a_bound_to_what_a_provider_may_invent() -> None:
     values = LatestValues(capacity=2)
-    values.learn([row(1, ticker=ticker) for ticker in ("A", "B", "C")])
+    values.add_rows([row(1, ticker=ticker) for ticker in ("A", "B", "C")])
     assert set(lines(values)) == {"B", "C"}
 
 
@@ -111,6 +111,6 @@ def test_there_is_a_bound_to_what_a_provider_may_invent() -> None:
 )
 def test_every_pair_of_doubles_can_be_drawn(numbers: tuple[float, ...], levels: str) -> None:
     values = LatestValues()
-    values.learn([row(minute, number) for minute, number in enumerate(numbers)])
+    values.add_rows([row(minute, number) for minute, number in enumerate(numbers)])
     assert lines(values)["AAPL"]["levels"] == levels
     assert len(LEVELS) == 36

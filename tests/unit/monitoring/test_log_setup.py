@@ -90,7 +90,7 @@ def as_text() -> io.StringIO:
 def test_the_form_suits_where_the_lines_go(
     format: log_setup.Format, terminal: bool, journal: bool, expected: str
 ) -> None:
-    assert log_setup.choose(format, terminal=terminal, journal=journal) == expected
+    assert log_setup.resolve_format(format, terminal=terminal, journal=journal) == expected
 
 
 def test_a_json_line_has_time_level_logger_and_fields(as_json: io.StringIO) -> None:
@@ -278,7 +278,7 @@ def test_a_fact_about_all_others_does_not_show_their_reason_as_its_own(as_json: 
 async def test_an_error_that_no_task_caught_is_logged_and_counted(as_json: io.StringIO) -> None:
     counted: list[None] = []
     loop = asyncio.get_running_loop()
-    loop.set_exception_handler(log_setup.loop_errors(lambda: counted.append(None)))
+    loop.set_exception_handler(log_setup.loop_error_handler(lambda: counted.append(None)))
     loop.call_soon(int, SECRET)
     await asyncio.sleep(0)
     (line,) = lines_of(as_json)
@@ -289,7 +289,7 @@ async def test_an_error_that_no_task_caught_is_logged_and_counted(as_json: io.St
 
 
 def test_an_error_that_ends_a_thread_passes_the_formatter(as_json: io.StringIO) -> None:
-    log_setup.catch_uncaught()
+    log_setup.log_uncaught_errors()
     thread = threading.Thread(target=int, args=(SECRET,))
     thread.start()
     thread.join()
@@ -300,13 +300,13 @@ def test_an_error_that_ends_a_thread_passes_the_formatter(as_json: io.StringIO) 
 
 
 def test_a_keyboard_interrupt_is_no_error(as_json: io.StringIO) -> None:
-    log_setup.catch_uncaught()
+    log_setup.log_uncaught_errors()
     sys.excepthook(KeyboardInterrupt, KeyboardInterrupt(), None)
     assert text_of(as_json) == ""
 
 
 def test_a_value_with_a_newline_goes_to_the_journal_with_its_length() -> None:
-    assert log_setup.datagram({"MESSAGE": "hello", "TRACE": "a\nb"}) == (
+    assert log_setup.encode_datagram({"MESSAGE": "hello", "TRACE": "a\nb"}) == (
         b"MESSAGE=hello\nTRACE\n\x03\x00\x00\x00\x00\x00\x00\x00a\nb\n"
     )
 

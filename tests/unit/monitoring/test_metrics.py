@@ -157,27 +157,27 @@ def test_without_a_token_there_is_no_expiry() -> None:
 def test_a_fact_counts_once_under_its_label(fact: Fact, name: str, labels: dict[str, str]) -> None:
     metrics = of(GOOD)
     assert value(metrics, name, **labels) == 0
-    metrics.listen(fact)
+    metrics.on_fact(fact)
     assert value(metrics, name, **labels) == 1
 
 
 def test_error_events_that_were_only_counted_are_in_the_metric_too() -> None:
     metrics = of(GOOD)
-    metrics.listen(Fact("provider_error", 0, {"event": "err", "text": "x", "suppressed": 2990}))
+    metrics.on_fact(Fact("provider_error", 0, {"event": "err", "text": "x", "suppressed": 2990}))
     assert value(metrics, "ingestor_provider_errors_total", event="err") == 2991
 
 
 def test_an_ordinary_fact_counts_nothing() -> None:
     metrics = of(GOOD)
     before = generate_latest(metrics.registry)
-    metrics.listen(Fact("subscribed", 0, {}, "live"))
+    metrics.on_fact(Fact("subscribed", 0, {}, "live"))
     assert generate_latest(metrics.registry) == before
 
 
 def test_batches_and_uncaught_errors_are_counted_as_they_happen() -> None:
     metrics = of(GOOD)
-    metrics.batch(0.02)
-    metrics.uncaught()
+    metrics.observe_batch(0.02)
+    metrics.count_uncaught_error()
     assert value(metrics, "ingestor_batch_seconds_count") == 1
     assert value(metrics, "ingestor_batch_seconds_bucket", le="0.025") == 1
     assert value(metrics, "ingestor_uncaught_errors_total") == 1
@@ -192,5 +192,5 @@ def test_the_openmetrics_text_is_valid_even_with_a_hostile_path() -> None:
 
 def test_two_daemons_in_one_process_do_not_share_counters() -> None:
     one, two = of(GOOD), of(GOOD)
-    one.uncaught()
+    one.count_uncaught_error()
     assert value(two, "ingestor_uncaught_errors_total") == 0

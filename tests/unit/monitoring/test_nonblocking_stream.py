@@ -39,12 +39,12 @@ def test_the_number_of_lines_that_found_no_room_stands_where_they_are_missing(
     stream = Turnstile()
     made = NonBlockingWriter(stream, lambda count: f"{count} missing\n")
     for number in range(5):
-        made.put(f"{number}\n")
+        made.write(f"{number}\n")
     stream.arrived.acquire()
     stream.passes.release()
     stream.arrived.acquire()  # the second line is on its way, so the first one's room is free
     for line in later:
-        made.put(f"{line}\n")
+        made.write(f"{line}\n")
     stream.passes.release(10)
     made.flush()
     made.close()
@@ -55,7 +55,7 @@ def test_a_line_longer_than_all_the_room_is_written_when_nothing_else_waits(monk
     monkeypatch.setattr(nonblocking_stream, "WAITING_CHARACTERS", 6)
     stream = io.StringIO()
     made = NonBlockingWriter(stream, str)
-    made.put("x" * 100)
+    made.write("x" * 100)
     made.flush()
     made.close()
     assert stream.getvalue() == "x" * 100

@@ -14,8 +14,8 @@ from ingestor.monitoring.status import (
     RecentErrors,
     SpoolStatus,
     Status,
-    healthy,
-    ready,
+    check_health,
+    check_readiness,
     severity,
 )
 
@@ -46,12 +46,12 @@ def test_times_are_written_in_utc() -> None:
 
 def test_a_secret_in_any_text_from_outside_does_not_reach_status_json(secret: str) -> None:
     troubles = RecentErrors()
-    troubles.listen(Fact("refused", 0, {"reason": f"no {secret}"}))
+    troubles.on_fact(Fact("refused", 0, {"reason": f"no {secret}"}))
     spoiled = status(
         connections=(replace(SENTIMENT, last_error=f"no {secret}"),),
         subscriptions=(replace(AAPL, reason=f"no {secret}"),),
         database=DatabaseStatus(last_error=f"no {secret}"),
-        last_errors=troubles.last(),
+        last_errors=troubles.newest(),
     )
     body = spoiled.to_json().decode()
     assert secret not in body
@@ -73,37 +73,37 @@ def test_a_secret_in_any_text_from_outside_does_not_reach_status_json(secret: st
     ],
 )
 def test_ready_means_connected_and_able_to_store(changes: dict[str, object], reasons: tuple[str, ...]) -> None:
-    assert ready(status(**changes)).reasons == reasons
+    assert check_readiness(status(**changes)).reasons == reasons
 
 
 @pytest.mark.parametrize(("age", "ok"), [(29.9, True), (30.1, False)])
 def test_healthy_means_that_everything_advances(age: float, ok: bool) -> None:
     pulse = Heartbeat(name="spool", age_seconds=age, limit_seconds=30)
-    verdict = healthy(status(pulses=(*GOOD.pulses, pulse)))
+    verdict = check_health(status(pulses=(*GOOD.pulses, pulse)))
     assert verdict.ok is ok
 
 
 def test_an_unhealthy_daemon_says_what_is_stuck() -> None:
     stuck = Heartbeat(name="spool", age_seconds=75, limit_seconds=30)
-    assert healthy(status(pulses=(stuck,))).reasons == ("spool has not advanced for 75 s (limit 30 s)",)
+    assert check_health(status(pulses=(stuck,))).reasons == ("spool has not advanced for 75 s (limit 30 s)",)
 
 
 def test_a_daemon_without_database_and_provider_is_healthy() -> None:
     away = status(database=DatabaseStatus(), connections=(replace(SENTIMENT, connected=False),))
-    assert healthy(away).ok
+    assert check_health(away).ok
 
 
 def test_only_the_last_troubles_are_kept_newest_last() -> None:
     troubles = RecentErrors(keep=2)
     for number in range(3):
-        troubles.listen(Fact("provider_error", number, {"text": str(number)}))
-    assert [trouble.text for trouble in troubles.last()] == ["text: 1", "text: 2"]
+        troubles.on_fact(Fact("provider_error", number, {"text": str(number)}))
+    assert [trouble.text for trouble in troubles.newest()] == ["text: 1", "text: 2"]
 
 
 def test_good_news_is_no_trouble() -> None:
     troubles = RecentErrors()
-    troubles.listen(Fact("connected", int(NOON.timestamp() * 1e6), {}))
-    assert troubles.last() == ()
+    troubles.on_fact(Fact("connected", int(NOON.timestamp() * 1e6), {}))
+    assert troubles.newest() == ()
 
 
 @pytest.mark.parametrize(
