@@ -16,10 +16,10 @@ class CommitHook(BuildHookInterface):  # type: ignore[type-arg]
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
         package = Path(self.root, "ingestor")
         known = runpy.run_path(str(package / "core" / "version.py"))
-        commit = known["of_checkout"](package.parent)
+        commit = known["checkout_commit"](package.parent)
         if version == "editable" or not commit:
             return
         self._folder = tempfile.TemporaryDirectory()
-        file = Path(self._folder.name, known["NAME"])
+        file = Path(self._folder.name, known["COMMIT_FILE"])
         file.write_text(f"{commit}\n", encoding="ascii")
         build_data["force_include"][str(file)] = f"ingestor/{file.name}"

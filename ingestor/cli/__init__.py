@@ -26,7 +26,7 @@ from ingestor import __version__
 from ingestor.cli import check, coverage, dead_letters, export, init, run, status, tail, tickers
 from ingestor.cli.output import safe, say
 from ingestor.core.redaction import redactor
-from ingestor.core.version import commit
+from ingestor.core.version import source_commit
 from ingestor.errors import IngestorError
 
 app = typer.Typer(
@@ -80,7 +80,7 @@ def _exit_with(message: str, code: int) -> None:
 
 def _show_version(wanted: bool) -> None:
     if wanted:
-        known = commit()
+        known = source_commit()
         say(f"ingestor {__version__}{f' ({known})' if known else ''}")
         raise typer.Exit
 

@@ -30,12 +30,12 @@ from ingestor.pipeline.batch_builder import BatchBuilder
 from ingestor.pipeline.decoder import DecodedFrame, Decoder
 from ingestor.provider import catalog
 from ingestor.provider.auth import Token
-from ingestor.provider.auth.login import fetch
-from ingestor.provider.http_client import Deadline, RequestFailed, ask
+from ingestor.provider.auth.login import fetch_token
+from ingestor.provider.http_client import Deadline, RequestFailed, send_request
 from ingestor.provider.socket.connection import Connection, ConnectionSettings
 from ingestor.provider.socket.protocol import ProtocolDetector, ProtocolVersion
 from ingestor.provider.subscriptions.supervisor import group_subscriptions
-from ingestor.provider.transport import tls
+from ingestor.provider.transport import make_tls_context
 from ingestor.store import migrate
 from ingestor.store.engine import sqlite_path
 from ingestor.store.maintenance.dry_run import dry_run
@@ -139,7 +139,7 @@ async def _logged_in(config: Config, tell: Tell) -> Token | None:
 async def _token(config: Config, key: SecretStr) -> ProbeResult[Token]:
     provider = config.provider
     login = partial(
-        fetch,
+        fetch_token,
         provider.url + provider.token_path,
         key,
         lifetime_seconds=provider.token.lifetime,
@@ -149,7 +149,7 @@ async def _token(config: Config, key: SecretStr) -> ProbeResult[Token]:
     )
     token = await run_in_daemon_thread(login, "token")
     life = f"the key is accepted; a token lives {format_duration(round(token.life_seconds))}"
-    others = sorted({one.path for one in config.subscriptions if not token.covers(one.path)})
+    others = sorted({one.path for one in config.subscriptions if not token.allows(one.path)})
     if others:
         more = f", and its claims do not name {', '.join(others)}, which are asked for all the same"
         return ProbeResult(life + more, token, warning=True)
@@ -159,7 +159,7 @@ async def _token(config: Config, key: SecretStr) -> ProbeResult[Token]:
 async def _clock(config: Config) -> ProbeResult[None]:
     provider = config.provider
     question = partial(
-        ask,
+        send_request,
         "HEAD",
         provider.url,
         headers={},
@@ -193,7 +193,7 @@ def _skew(seconds: float) -> ProbeResult[None]:
 async def _listened(config: Config, token: Token, tell: Tell) -> list[Frame]:
     """The first frames of each path, from as many connections as the daemon would have."""
     provider = config.provider
-    verification = tls(provider.ca_file) if urlsplit(provider.url).scheme == "https" else None
+    verification = make_tls_context(provider.ca_file) if urlsplit(provider.url).scheme == "https" else None
     dialects = ProtocolDetector(provider.url, provider.protocol, verification, config.proxy)
     dialect = await _tried(tell, "server", _dialect(config, dialects, token))
     if dialect is None:
@@ -212,7 +212,7 @@ async def _listened(config: Config, token: Token, tell: Tell) -> list[Frame]:
             path=path,
             params=params,
             events=provider.events,
-            verification=verification,
+            tls_context=verification,
             proxy=config.proxy,
         )
         trials.append(listen(line, members[0]))
@@ -234,7 +234,7 @@ async def _in_order(
 
 
 async def _dialect(config: Config, dialects: ProtocolDetector, token: Token) -> ProbeResult[ProtocolVersion]:
-    dialect = await dialects.of(token.value)
+    dialect = await dialects.detect(token.value)
     told = "as provider.protocol says" if config.provider.protocol != "auto" else "as it says itself"
     return ProbeResult(f"it speaks {_SPEAKS[dialect]}, {told}", dialect)
 

@@ -25,26 +25,26 @@ class Backoff:
         """Anything from nothing to the ceiling: a crowd of clients that lost one server spreads evenly."""
         return self.ceiling(failures) * chance
 
-    def half_jitter(self, failures: int, chance: float) -> float:
+    def equal_jitter(self, failures: int, chance: float) -> float:
         """From half the ceiling to all of it: for one who must never hurry."""
         return self.ceiling(failures) * (0.5 + chance / 2)
 
 
 @dataclass(slots=True)
 class RetryTimer:
-    """When the next of several tries is due, by a clock that the caller knows."""
+    """When the next of several attempts is due, by a clock that the caller knows."""
 
-    tries: int = 0
+    attempts: int = 0
     due_at: float = 0.0
 
-    def begin(self) -> None:
+    def start(self) -> None:
         """A try is under way: none is due until it is ``put_off``."""
         self.due_at = math.inf
 
-    def put_off(self, backoff: Backoff, now: float, chance: float) -> None:
+    def schedule_retry(self, backoff: Backoff, now: float, chance: float) -> None:
         """One more did not help."""
-        self.tries += 1
-        self.due_at = now + backoff.half_jitter(self.tries, chance)
+        self.attempts += 1
+        self.due_at = now + backoff.equal_jitter(self.attempts, chance)
 
 
 def chance() -> float:

@@ -27,7 +27,7 @@ class ClockReading(NamedTuple):
     boottime: float
 
 
-def tick() -> ClockReading:
+def read_clocks() -> ClockReading:
     """Look at both clocks."""
     return ClockReading(wall_us(), boottime())
 
@@ -36,19 +36,19 @@ def tick() -> ClockReading:
 class Interruption:
     """What happened between two looks at the clocks. Seconds; 0.0 for what did not happen."""
 
-    stood_still: float  # nothing ran: SIGSTOP, suspend, a machine that had no time for us
-    set_by: float  # the wall clock, forwards or (below zero) back
+    stall_seconds: float  # nothing ran: SIGSTOP, suspend, a machine that had no time for us
+    step_seconds: float  # the wall clock, forwards or (below zero) back
 
     @property
     def reason(self) -> str:
         """For people."""
-        stood = [f"the process stood still for {self.stood_still:.0f} s"] if self.stood_still else []
-        way = "forward" if self.set_by > 0 else "back"
-        was_set = [f"the clock was set {way} by {abs(self.set_by):.0f} s"] if self.set_by else []
+        stood = [f"the process stood still for {self.stall_seconds:.0f} s"] if self.stall_seconds else []
+        way = "forward" if self.step_seconds > 0 else "back"
+        was_set = [f"the clock was set {way} by {abs(self.step_seconds):.0f} s"] if self.step_seconds else []
         return ", and ".join(stood + was_set)
 
 
-def interruption(before: ClockReading, now: ClockReading) -> Interruption | None:
+def detect_interruption(before: ClockReading, now: ClockReading) -> Interruption | None:
     """What happened since the look before, which was meant to be a second ago; None on an ordinary day."""
     gone = now.boottime - before.boottime
     step = (now.wall_us - before.wall_us) / 1_000_000 - gone

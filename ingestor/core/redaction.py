@@ -13,7 +13,7 @@ from collections import Counter
 from urllib.parse import quote, quote_plus
 
 MASK = "***"
-SHORTEST = 4  # characters; masking anything shorter would make text unreadable and hide nothing
+MIN_SECRET_CHARACTERS = 4  # characters; masking anything shorter would make text unreadable and hide nothing
 
 _PATTERNS: tuple[tuple[re.Pattern[str], str], ...] = (
     # A JWT, whole or cut off anywhere: its first parts are JSON objects, and `{"` in base64 is `eyJ`.
@@ -40,7 +40,7 @@ class Redactor:
 
     def add(self, secret: str) -> None:
         """Mask ``secret`` from now on, in every spelling. Shorter than 4 characters: ignored."""
-        if len(secret) < SHORTEST:
+        if len(secret) < MIN_SECRET_CHARACTERS:
             return
         with self._lock:
             self._uses[secret] += 1

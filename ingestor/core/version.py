@@ -9,27 +9,27 @@ import re
 from functools import cache
 from pathlib import Path
 
-NAME = "_commit"  # of the file in the package
-DIGITS = 12
+COMMIT_FILE = "_commit"  # of the file in the package
+COMMIT_DIGITS = 12
 
 
 @cache
-def commit() -> str:
+def source_commit() -> str:
     """Its first twelve hexadecimal digits; empty where nobody knows."""
     package = Path(__file__).resolve().parent.parent
     try:
-        return (package / NAME).read_text(encoding="ascii").strip()
+        return (package / COMMIT_FILE).read_text(encoding="ascii").strip()
     except OSError:
-        return of_checkout(package.parent)
+        return checkout_commit(package.parent)
 
 
-def of_checkout(top: Path) -> str:
+def checkout_commit(top: Path) -> str:
     """The same of the repository whose files begin in this folder; empty if there is none that can be read."""
     try:
         found = _head(top / ".git")
     except (OSError, UnicodeDecodeError):
         return ""
-    return found[:DIGITS] if re.fullmatch(r"[0-9a-f]{40,64}", found) else ""
+    return found[:COMMIT_DIGITS] if re.fullmatch(r"[0-9a-f]{40,64}", found) else ""
 
 
 def _head(git: Path) -> str:

@@ -20,7 +20,7 @@ from apscheduler.schedulers.asyncio import AsyncIOScheduler
 from pydantic import SecretStr
 
 from ingestor.config import Config, require_api_key
-from ingestor.core.clock import boottime, interruption, tick, wall_us
+from ingestor.core.clock import boottime, detect_interruption, read_clocks, wall_us
 from ingestor.core.entries import Fact
 from ingestor.daemon import status_snapshot
 from ingestor.daemon.control import ControlError, ControlFunction, ControlServer
@@ -152,7 +152,7 @@ class Service:
             proxy=self._config.proxy,
             key_file=self._config.key_file,
         )
-        self._tokens.key.changed.append(self._tell_of_key)
+        self._tokens.api_key.on_changed.append(self._tell_of_key)
         stack.push_async_callback(self._tokens.close)
         self._supervisor = Supervisor(
             provider,
@@ -164,7 +164,7 @@ class Service:
             self._config.proxy,
         )
         self._healing = build_healing(
-            self._config, lambda: self._tokens.key.value, self._spool, self._writer, self._engine, self._record
+            self._config, lambda: self._tokens.api_key.value, self._spool, self._writer, self._engine, self._record
         )
         self._arm_jobs()
         self._reload = ConfigReloader(self._config, partial(reread, self._config.source), self._apply, self._record)
@@ -182,7 +182,7 @@ class Service:
 
     def _start_tasks(self) -> None:
         self._start(self._supervisor.run(), "supervisor")
-        self._ticked = tick()
+        self._ticked = read_clocks()
         self._start(self._beat(), "heartbeat")
         self._start(self._watch_clocks(), "clocks")
         self._start(self._watch_spool(), "spool level")
@@ -298,7 +298,7 @@ class Service:
     def _apply(self, config: Config) -> SubscriptionDiff:
         if self._stopping.is_set():
             raise ControlError("the daemon is stopping; the next start reads the file")
-        self._tokens.key.replace(require_api_key(config), config.key_file)
+        self._tokens.api_key.replace(require_api_key(config), config.key_file)
         return self._supervisor.apply(config.subscriptions)
 
     async def _backfill(self, asked: dict[str, Any]) -> dict[str, Any]:
@@ -351,12 +351,12 @@ class Service:
 
     def _look_at_clocks(self) -> None:
         """Where time went by unseen, say so in coverage, and arm every job anew: APScheduler follows the wall clock."""
-        before, self._ticked = self._ticked, tick()
-        found = interruption(before, self._ticked)
+        before, self._ticked = self._ticked, read_clocks()
+        found = detect_interruption(before, self._ticked)
         if found is None:
             return
-        kind = "clock_stepped" if found.set_by else "stood_still"
-        detail = {"reason": found.reason, "seconds": round(found.set_by or found.stood_still, 3)}
+        kind = "clock_stepped" if found.step_seconds else "stood_still"
+        detail = {"reason": found.reason, "seconds": round(found.step_seconds or found.stall_seconds, 3)}
         self._supervisor.record_interruption(kind, detail, before.wall_us)
         self._tokens.rearm()
         self._arm_jobs()

@@ -143,7 +143,7 @@ def _database(kind: str, writer: WriterStatus, now: datetime) -> ops.DatabaseSta
 
 
 def _token(token: TokenState, now: datetime) -> ops.TokenStatus:
-    ends = token.ends_in_seconds
+    ends = token.expires_in_seconds
     return ops.TokenStatus(
         expires_at=None if ends is None else now + timedelta(seconds=ends),
         life_seconds=token.life_seconds,

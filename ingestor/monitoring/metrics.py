@@ -15,7 +15,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoM
 from prometheus_client.registry import Collector
 
 from ingestor.core.entries import Fact, State
-from ingestor.core.version import commit
+from ingestor.core.version import source_commit
 from ingestor.monitoring.status import ConnectionStatus, Status
 
 OTHER = "other"
@@ -179,5 +179,5 @@ def _daemon(status: Status) -> Iterator[Metric]:
     yield InfoMetricFamily(
         "ingestor_build",
         "What runs here",
-        {"version": status.version, "commit": commit(), "python": platform.python_version()},
+        {"version": status.version, "commit": source_commit(), "python": platform.python_version()},
     )

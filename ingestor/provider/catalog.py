@@ -24,7 +24,7 @@ class Feed:
     metrics: Mapping[str, str]  # field of a row → canonical metric; several fields may mean one metric
     cadence_seconds: int  # the provider's bucket
     by_user: bool = False  # rows name a user_id
-    historical: str | None = None  # the REST path of past days
+    history_path: str | None = None  # the REST path of past days
     stream_only: bool = False  # known by its bare name only, not under /real-time/
     whole_days: bool = False  # its history is asked for by dates, not by instants
 
@@ -32,7 +32,7 @@ class Feed:
 def _feed(name: str, cadence_seconds: int, fields: str, **more: object) -> Feed:
     # "metric" or "field=metric", separated by blanks
     metrics = {field: metric or field for field, _, metric in (item.partition("=") for item in fields.split())}
-    more.setdefault("historical", f"/historical/{name}")
+    more.setdefault("history_path", f"/historical/{name}")
     return Feed(name=name, cadence_seconds=cadence_seconds, metrics=MappingProxyType(metrics), **more)  # type: ignore[arg-type]
 
 
@@ -69,9 +69,9 @@ FEEDS: Mapping[str, Feed] = MappingProxyType(
                 1,
                 "sentiment user_score",
                 by_user=True,
-                historical="/historical/user-sentiment-by-ticker",
+                history_path="/historical/user-sentiment-by-ticker",
             ),
-            _feed("user-sentiment-last-minute", 1, "sentiment user_score", by_user=True, historical=None),
+            _feed("user-sentiment-last-minute", 1, "sentiment user_score", by_user=True, history_path=None),
             _feed("crowd-sentiment-chart-data", 60, _chart("crowd_sentiment"), stream_only=True, whole_days=True),
             _feed("market-prophit-sentiment-chart-data", 1, _chart("mp_sentiment"), stream_only=True, whole_days=True),
         )

@@ -25,7 +25,7 @@ from urllib3.exceptions import HTTPError
 
 from ingestor import __version__
 from ingestor.errors import IngestorError
-from ingestor.provider.transport import reason, tls
+from ingestor.provider.transport import describe_error, make_tls_context
 
 CONNECT_SECONDS = 10.0
 CHUNK_BYTES = 8192
@@ -136,7 +136,7 @@ def _pools(watch: Callable[[socket], None]) -> dict[str, type[HTTPConnectionPool
     return {"http": PlainPool, "https": SecurePool}
 
 
-def ask(
+def send_request(
     method: str,
     url: str,
     *,
@@ -177,7 +177,7 @@ def _session(deadline: Deadline, ca_file: Path | None, proxy: SecretStr | None) 
     session.trust_env = False
     if proxy is not None:
         session.proxies = dict.fromkeys(("http", "https"), proxy.get_secret_value())
-    adapter = _Watched(deadline.watch, tls(ca_file))
+    adapter = _Watched(deadline.watch, make_tls_context(ca_file))
     session.mount("http://", adapter)
     session.mount("https://", adapter)
     return session
@@ -195,4 +195,4 @@ def _bounded(chunks: Iterator[bytes], max_bytes: int) -> bytes:
 def _why(error: BaseException, deadline: Deadline) -> str:
     if deadline.over:
         return f"no whole answer within {deadline.seconds:g} s"
-    return reason(error)
+    return describe_error(error)

@@ -21,21 +21,23 @@ from pydantic import SecretStr
 from ingestor.core.backoff import Backoff, chance
 from ingestor.core.clock import boottime, wall_us
 from ingestor.errors import ResponseTooLarge, RestRefused, RestUnavailable, TokenRefused
-from ingestor.provider.auth.login import retry_after
+from ingestor.provider.auth.login import retry_after_seconds
 from ingestor.provider.catalog import FEEDS, Feed, base_name
-from ingestor.provider.http_client import BodyTooLarge, Deadline, HttpResponse, RequestFailed, ask
-from ingestor.provider.socket.connection import complaint_text
+from ingestor.provider.http_client import BodyTooLarge, Deadline, HttpResponse, RequestFailed, send_request
+from ingestor.provider.socket.connection import error_text
 
-MAX_BYTES = 8 << 20  # on its way into the database it takes some twenty times as much memory
-PIECE_BYTES = 2 << 20  # so much less where less can be asked for: twice what was printed
-ANSWER_SECONDS = 180.0
+MAX_RESPONSE_BYTES = 8 << 20  # on its way into the database it takes some twenty times as much memory
+MAX_SPLITTABLE_BYTES = 2 << 20  # less where the range can be split: twice the largest documented response
+REQUEST_SECONDS = 180.0
 SPACING_SECONDS = 2.0  # from the end of one answer to the next question
-UNAVAILABLE = Backoff(first_seconds=15.0, cap_seconds=3600.0)
-REFUSING = frozenset({400, 403, 404, 405, 406, 410, 414})
+UNAVAILABLE_BACKOFF = Backoff(first_seconds=15.0, cap_seconds=3600.0)
+REFUSED_STATUSES = frozenset({400, 403, 404, 405, 406, 410, 414})
 
 DAY = timedelta(days=1)
-LONGEST_SPAN = timedelta(days=7)
-SPAN_BUCKETS = 7 * 24 * 60  # a week of minutes is the 0.5 to 1 MB that were printed; of seconds, not quite three hours
+MAX_RANGE = timedelta(days=7)
+MAX_RANGE_BUCKETS = (
+    7 * 24 * 60
+)  # a week of minutes is the 0.5 to 1 MB that were printed; of seconds, not quite three hours
 _BEFORE = timedelta(microseconds=1)  # the provider's end is the last instant asked for
 
 
@@ -55,7 +57,7 @@ class RestResponse:
     sent_us: int  # our wall clock when the question was sent: an answer is as old as that
 
 
-def question_now(path: str, params: Mapping[str, str]) -> RestRequest | None:
+def current_request(path: str, params: Mapping[str, str]) -> RestRequest | None:
     """The rolling window of what ``path`` streams; None where it is not to be had by REST."""
     feed = FEEDS.get(base_name(path))
     if (feed is None and not path.startswith("/real-time/")) or (feed and feed.stream_only) or not _named(params):
@@ -63,13 +65,13 @@ def question_now(path: str, params: Mapping[str, str]) -> RestRequest | None:
     return RestRequest(path=f"/real-time/{base_name(path)}", params=dict(params))
 
 
-def question_then(path: str, params: Mapping[str, str], start: datetime, end: datetime) -> RestRequest | None:
+def history_request(path: str, params: Mapping[str, str], start: datetime, end: datetime) -> RestRequest | None:
     """What ``path`` streamed from ``start`` (UTC) up to ``end``, not included; None where there is no history of it.
 
     ``end`` is midnight of today at the latest, and the two are at most ``span`` apart.
     """
     feed = FEEDS.get(base_name(path))
-    if feed is None or feed.historical is None or not _named(params):
+    if feed is None or feed.history_path is None or not _named(params):
         return None
     last = end - _BEFORE
     bounds = (
@@ -77,7 +79,7 @@ def question_then(path: str, params: Mapping[str, str], start: datetime, end: da
         if feed.whole_days
         else {"start_ts": _iso(start), "end_ts": _iso(last)}
     )
-    historical = feed.historical
+    historical = feed.history_path
     if feed.by_user and not params.get("ticker"):
         historical = historical.removesuffix("-by-ticker") + "-by-user"
     return RestRequest(path=historical, params={**params, **bounds})
@@ -86,21 +88,21 @@ def question_then(path: str, params: Mapping[str, str], start: datetime, end: da
 def has_history(path: str) -> bool:
     """Whether past days of what ``path`` streams can be asked for."""
     feed = FEEDS.get(base_name(path))
-    return feed is not None and feed.historical is not None
+    return feed is not None and feed.history_path is not None
 
 
-def by_dates(path: str) -> bool:
+def uses_dates(path: str) -> bool:
     """Whether its history is asked for in whole days."""
     return FEEDS[base_name(path)].whole_days
 
 
-def span(path: str) -> timedelta:
+def max_range(path: str) -> timedelta:
     """How much history of ``path`` one question may ask for."""
-    longest = min(LONGEST_SPAN, SPAN_BUCKETS * bucket(path))
-    return max(longest, DAY) if by_dates(path) else longest
+    longest = min(MAX_RANGE, MAX_RANGE_BUCKETS * bucket_length(path))
+    return max(longest, DAY) if uses_dates(path) else longest
 
 
-def bucket(path: str) -> timedelta:
+def bucket_length(path: str) -> timedelta:
     """The provider's bucket; a minute where nothing is known."""
     feed: Feed | None = FEEDS.get(base_name(path))
     return timedelta(seconds=feed.cadence_seconds if feed else 60)
@@ -133,10 +135,10 @@ class RestClient:
         """How long the provider is to be left alone from now on."""
         return max(0.0, self._not_before - boottime())
 
-    def get(self, question: RestRequest, *, in_pieces: bool = False) -> RestResponse:
+    def get(self, question: RestRequest, *, can_split: bool = False) -> RestResponse:
         """Ask, blocking, up to three minutes. To be called when there is no pause any more.
 
-        ``in_pieces``: less could be asked for at a time, so that ``PIECE_BYTES`` are the most, else ``MAX_BYTES``.
+        ``can_split``: less could be asked for at a time, so that ``PIECE_BYTES`` are the most, else ``MAX_BYTES``.
 
         Raises:
             RestUnavailable: no usable response now. RestRefused: there will be none. ResponseTooLarge: request less.
@@ -144,18 +146,18 @@ class RestClient:
         """
         sent_us = wall_us()
         try:
-            answer = self._ask(question, PIECE_BYTES if in_pieces else MAX_BYTES)
+            answer = self._ask(question, MAX_SPLITTABLE_BYTES if can_split else MAX_RESPONSE_BYTES)
             if answer.status != 200:
                 _refuse(question, answer)
             reply = RestResponse(text=_text(question, answer), sent_us=sent_us)
         except (RestUnavailable, TokenRefused):
             self._failures += 1
-            self._wait(UNAVAILABLE.half_jitter(self._failures, chance()))
+            self._wait(UNAVAILABLE_BACKOFF.equal_jitter(self._failures, chance()))
             raise
         self._failures = 0
         return reply
 
-    def cut(self) -> None:
+    def cancel(self) -> None:
         """End the question under way, and ask none again."""
         with self._lock:
             self._over = True
@@ -164,13 +166,13 @@ class RestClient:
 
     def _ask(self, question: RestRequest, max_bytes: int) -> HttpResponse:
         basic = base64.b64encode(self._api_key().get_secret_value().encode() + b":").decode()
-        deadline = Deadline(ANSWER_SECONDS)
+        deadline = Deadline(REQUEST_SECONDS)
         with self._lock:
             if self._over:
                 raise RestUnavailable("we are stopping")
             self._deadline = deadline
         try:
-            answer = ask(
+            answer = send_request(
                 "GET",
                 f"{self._url}{question.path}?{urlencode(question.params)}",
                 headers={"Authorization": f"Basic {basic}", "Accept": "application/json"},
@@ -185,7 +187,7 @@ class RestClient:
             raise RestUnavailable(f"{question.path}: {error}") from None
         finally:
             self._wait(SPACING_SECONDS)
-        self._wait(retry_after(answer.headers) or 0.0)
+        self._wait(retry_after_seconds(answer.headers) or 0.0)
         return answer
 
     def _wait(self, seconds: float) -> None:
@@ -196,7 +198,7 @@ def _refuse(question: RestRequest, answer: HttpResponse) -> NoReturn:
     message = f"{question.path}: HTTP {answer.status}{_complaint(answer.body)}"
     if answer.status == 401:
         raise TokenRefused(f"{message}: the API key is not accepted; check provider.api_key_file")
-    if answer.status in REFUSING:
+    if answer.status in REFUSED_STATUSES:
         raise RestRefused(message, answer.status)
     raise RestUnavailable(message)
 
@@ -207,7 +209,7 @@ def _complaint(body: bytes) -> str:
         said = json.loads(body)
     except (ValueError, RecursionError):
         return ""
-    return f": {complaint_text(said)}" if isinstance(said, dict) else ""
+    return f": {error_text(said)}" if isinstance(said, dict) else ""
 
 
 def _text(question: RestRequest, answer: HttpResponse) -> str:

@@ -22,7 +22,7 @@ _OF_THE_PROXY = (
 _TUNNEL = re.compile(r"Tunnel connection failed: (\d{3})")  # http.client's words, when it is not let through
 
 
-def tls(ca_file: Path | None) -> ssl.SSLContext:
+def make_tls_context(ca_file: Path | None) -> ssl.SSLContext:
     """TLS 1.2 or later, always verified; ``ca_file`` replaces the system's authorities. Blocks: it reads files."""
     context = ssl.create_default_context(cafile=str(ca_file) if ca_file else None)
     context.minimum_version = max(context.minimum_version, ssl.TLSVersion.TLSv1_2)  # the system's policy may say more
@@ -53,7 +53,7 @@ def http_session(verification: ssl.SSLContext | None, proxy: SecretStr | None = 
     )
 
 
-def reason(error: BaseException) -> str:
+def describe_error(error: BaseException) -> str:
     """What failed, in words, from the innermost cause that has some: the outer ones quote URLs."""
     links = _chain(error)
     whose = "the proxy that the environment names: " if any(isinstance(link, _OF_THE_PROXY) for link in links) else ""

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
-from ingestor.provider.rest_api import DAY, bucket, by_dates, has_history, question_now, span
+from ingestor.provider.rest_api import DAY, bucket_length, current_request, has_history, max_range, uses_dates
 from ingestor.store.maintenance.repairs import Repair, RepairKind
 
 WINDOW = timedelta(hours=1)  # of a real-time answer, as far as the printed ones tell: 55 to 62 minutes
@@ -43,7 +43,7 @@ def day_end(at: datetime) -> datetime:
 def next_way(repair: Repair, now: datetime) -> RepairKind | None:
     """What to try after ``repair.kind`` was in vain; None if nothing is left: see ``why_not``."""
     within_reach = now - repair.from_ts < REACH
-    if repair.kind == "window" and within_reach and question_now(repair.path, repair.parsed_params):
+    if repair.kind == "window" and within_reach and current_request(repair.path, repair.parsed_params):
         return "snapshot"
     return "historical" if repair.kind != "historical" and has_history(repair.path) else None
 
@@ -66,7 +66,7 @@ def range_of(repair: Repair) -> tuple[datetime, datetime]:
     """
     if repair.kind == "manual":
         return repair.from_ts, repair.to_ts
-    start, step = repair.from_ts - WINDOW, span(repair.path)
+    start, step = repair.from_ts - WINDOW, max_range(repair.path)
     questions = -(-(repair.to_ts - start) // step)
     return start, max(repair.to_ts, min(start + questions * step, day_end(repair.to_ts)))
 
@@ -78,20 +78,20 @@ def chunks(
 
     ``longest``: none is to be longer, though it may.
     """
-    piece = min(span(path), longest) if longest else span(path)
+    piece = min(max_range(path), longest) if longest else max_range(path)
     while start < end:
-        stop = min((midnight(start) if by_dates(path) else start) + piece, end)
+        stop = min((midnight(start) if uses_dates(path) else start) + piece, end)
         yield start, stop
         start = stop
 
 
 def half(path: str, step: HistoryQuery) -> timedelta | None:
     """How long the pieces are to be where the answer to ``step`` was too long; None if less cannot be asked for."""
-    if by_dates(path):
+    if uses_dates(path):
         days = -(-(step.end - midnight(step.start)) // DAY)
         return days // 2 * DAY or None
     length = (step.end - step.start) / 2
-    return length if length >= bucket(path) else None
+    return length if length >= bucket_length(path) else None
 
 
 def steps(repair: Repair, tickers: Sequence[str], longest: timedelta | None = None) -> Iterator[HistoryQuery]:

@@ -25,7 +25,7 @@ from ingestor.errors import DatabaseUnavailable, ResponseTooLarge, RestRefused, 
 from ingestor.pipeline.batch_builder import storable
 from ingestor.pipeline.decoder import DecodedFrame, Decoder
 from ingestor.pipeline.writer import Writer
-from ingestor.provider.rest_api import RestClient, RestRequest, bucket, question_now, question_then
+from ingestor.provider.rest_api import RestClient, RestRequest, bucket_length, current_request, history_request
 from ingestor.repair import plan, verification, window_scan
 from ingestor.spool.spool import Spool
 from ingestor.store.engine import Engine
@@ -114,7 +114,7 @@ class RepairWorker:
         """End what is under way; what was not noted is done again by whoever heals next."""
         self._stopping.set()
         self._wake.set()
-        self._rest.cut()
+        self._rest.cancel()
         if awaited := self._awaited:
             awaited.cancel()
         if self._thread.is_alive():
@@ -218,7 +218,7 @@ class RepairWorker:
             self._put_off(repair, error)
 
     def _ask_now(self, repair: Repair) -> None:
-        question = question_now(repair.path, repair.parsed_params)
+        question = current_request(repair.path, repair.parsed_params)
         if question is None or _now() - repair.from_ts > plan.REACH:
             self._turn([repair])
             return
@@ -256,12 +256,12 @@ class RepairWorker:
 
     def _ask_step(self, repair: Repair, step: plan.HistoryQuery, until: datetime) -> None:
         params = repair.parsed_params | ({"ticker": step.ticker} if step.ticker else {})
-        question = question_then(repair.path, params, step.start, step.end)
+        question = history_request(repair.path, params, step.start, step.end)
         if question is None:
             raise RestRefused(plan.why_not(repair), 404)
         # Read before the request, so that its own rows do not count.
         held = store.sample_range(self._read, repair.feed, step.ticker, repair.user_id, step.start, step.end)
-        decoded = self._ask(repair, question, in_pieces=plan.half(repair.path, step) is not None)
+        decoded = self._ask(repair, question, can_split=plan.half(repair.path, step) is not None)
         if doubt := verification.doubt(decoded, repair, step, held, until):
             raise Inconclusive(doubt)
 
@@ -279,9 +279,9 @@ class RepairWorker:
         """Other repairs of the same names which what was asked for repairs as well."""
         return store.repairs_inside(self._read, repair, plan.range_of(repair)[1])
 
-    def _ask(self, repair: Repair, question: RestRequest, *, in_pieces: bool = False) -> DecodedFrame:
+    def _ask(self, repair: Repair, question: RestRequest, *, can_split: bool = False) -> DecodedFrame:
         """Ask, and have the answer committed. Raises RestUnavailable if it is no answer."""
-        reply = self._rest.get(question, in_pieces=in_pieces)
+        reply = self._rest.get(question, can_split=can_split)
         frame = Frame(
             reply.sent_us,
             f"repair {repair.repair_id}",
@@ -306,7 +306,7 @@ class RepairWorker:
 
     def _finish(self, done: Sequence[Repair]) -> None:
         for some in _pages(done):
-            counts = {one.repair_id: store.count_new_rows(self._read, one, bucket(one.path)) for one in some}
+            counts = {one.repair_id: store.count_new_rows(self._read, one, bucket_length(one.path)) for one in some}
             self._do(partial(self._table.finish, new_rows=counts, now=_now()))
             for one in some:
                 self._tell("repaired", one, new_rows=counts[one.repair_id])
@@ -342,7 +342,7 @@ class RepairWorker:
             self._fail([repair], f"given up after {attempts} tries: {error}")
             return
         self._do(partial(self._table.postpone, repair_id=repair.repair_id, error=storable(str(error))))
-        self._not_before[repair.repair_id] = boottime() + AGAIN.half_jitter(attempts, chance())
+        self._not_before[repair.repair_id] = boottime() + AGAIN.equal_jitter(attempts, chance())
 
     def _tell(self, kind: str, repair: Repair, **more: object) -> None:
         detail = {

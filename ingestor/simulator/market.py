@@ -11,7 +11,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
 
 from ingestor.provider import catalog
-from ingestor.simulator.random_walk import chance, walk
+from ingestor.simulator.random_walk import hash_fraction, walk
 
 Style = Literal["numbers", "text"]
 Row = dict[str, Any]
@@ -75,7 +75,7 @@ class Market:
         feed = catalog.FEEDS[catalog.base_name(path)]
         row: Row = {"ts": iso(bucket * self.cadence_seconds(path))}
         if feed.by_user:
-            row["user_id"] = _USERS[int(chance(self.seed, ticker, bucket) * len(_USERS))]
+            row["user_id"] = _USERS[int(hash_fraction(self.seed, ticker, bucket) * len(_USERS))]
         row["ticker"] = ticker
         for metric in dict.fromkeys(feed.metrics.values()):
             field = metric if is_stream(path) else _REAL_TIME_FIELDS.get(metric, metric)

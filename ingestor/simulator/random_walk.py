@@ -9,7 +9,7 @@ _OCTAVES = 12  # the slowest swing takes 2**12 buckets: some three days of minut
 _WEIGHTS = [2 ** (octave / 2) for octave in range(_OCTAVES)]  # a walk's spread grows with the root of time
 
 
-def chance(*key: object) -> float:
+def hash_fraction(*key: object) -> float:
     """A number in [0, 1) that belongs to this key."""
     text = "/".join(map(str, key)).encode()
     return int.from_bytes(hashlib.blake2b(text, digest_size=6).digest()) / 2**48
@@ -31,4 +31,4 @@ def _swing(seed: int, series: str, octave: int, position: float) -> float:
 
 @lru_cache(maxsize=1 << 16)
 def _knot(seed: int, series: str, octave: int, index: int) -> float:
-    return 2 * chance(seed, series, octave, index) - 1
+    return 2 * hash_fraction(seed, series, octave, index) - 1

@@ -55,7 +55,7 @@ def check_key(request: web.Request, api_key: str) -> None:
         raise BadRequest("Invalid API Key provided", status=401)
 
 
-def check_asked(path: str, method: str, params: Mapping[str, str]) -> None:
+def check_request(path: str, method: str, params: Mapping[str, str]) -> None:
     """Whether the provider would answer this path. Raises BadRequest otherwise."""
     if method.lower() != "get":
         raise BadRequest(f"Unsupported method: {method}")
@@ -93,7 +93,7 @@ def _bound(query: Mapping[str, str], chart: bool, side: str) -> float:
     return moment.timestamp() + whole_day
 
 
-async def answer(request: web.Request, make: Callable[[], object], fault: Fault | None) -> web.StreamResponse:
+async def respond(request: web.Request, make: Callable[[], object], fault: Fault | None) -> web.StreamResponse:
     """What ``make`` returns as JSON, its BadRequest as the provider's error, or what the fault makes of either."""
     status = 200
     try:

@@ -16,10 +16,10 @@ from aiohttp import web
 from socketio.exceptions import ConnectionRefusedError as HandshakeRefused
 
 from ingestor.simulator.market import Market, Row, Style, envelope, is_stream
-from ingestor.simulator.rest_api import BadRequest, Fault, answer, check_asked, check_key, historical_buckets
-from ingestor.simulator.sessions import ClientSession, SubscribeRequest, parse
-from ingestor.simulator.socket_server import SocketServer, reset
-from ingestor.simulator.tokens import Stamps, TokenIssuer
+from ingestor.simulator.rest_api import BadRequest, Fault, check_key, check_request, historical_buckets, respond
+from ingestor.simulator.sessions import ClientSession, SubscribeRequest, parse_request
+from ingestor.simulator.socket_server import SocketServer, reset_connection
+from ingestor.simulator.tokens import TimeClaims, TokenIssuer
 
 TICKERS = ("AAPL", "TSLA", "ON", "6E_F", "CMGO", "EURAUD", "GOOG", "MSFT")
 
@@ -71,7 +71,7 @@ class Simulator:
         tickers: tuple[str, ...] = TICKERS,
         token_bytes: int | None = None,
         token_lifetime_seconds: float = 5 * 3600,
-        token_stamps: Stamps = "iat+exp",  # noqa: S107 - no password
+        token_stamps: TimeClaims = "iat+exp",  # noqa: S107 - no password
         kick_expired: bool = False,
         ping_interval_seconds: int = 25,
         ping_timeout_seconds: int = 20,
@@ -94,9 +94,9 @@ class Simulator:
         self.muted: set[str] = set()  # tickers that nothing is sent for
         self.quiet: set[str] = set()  # tickers that only empty lists are sent for
         self.emitted: deque[Emission] = deque(maxlen=record_limit)
-        self.asked: Counter[tuple[str, str]] = Counter()  # (subscribe or unsubscribe, path or ticker), how often
-        self.logins_at: deque[float] = deque(maxlen=record_limit)  # epoch seconds of the newest attempts
-        self.questions: deque[str] = deque(maxlen=record_limit)  # path and query
+        self.request_counts: Counter[tuple[str, str]] = Counter()  # (subscribe or unsubscribe, path or ticker)
+        self.login_times: deque[float] = deque(maxlen=record_limit)  # epoch seconds of the newest attempts
+        self.rest_requests: deque[str] = deque(maxlen=record_limit)  # path and query
         self._pings = {"ping_interval_seconds": ping_interval_seconds, "ping_timeout_seconds": ping_timeout_seconds}
         self._port = port
         self._sessions: dict[str, ClientSession] = {}
@@ -187,7 +187,7 @@ class Simulator:
         """End every transport: with an Engine.IO close packet (``1``), or with a TCP reset."""
         for session in list(self._sessions.values()):
             if how == "reset":
-                reset(session.request)
+                reset_connection(session.request)
             else:
                 await self._wire.close(session.sid)
 
@@ -221,8 +221,8 @@ class Simulator:
 
     async def _login(self, request: web.Request) -> web.StreamResponse:
         self.login_attempts += 1
-        self.logins_at.append(time.time())
-        return await answer(request, lambda: self._token(request), self.login_fault)
+        self.login_times.append(time.time())
+        return await respond(request, lambda: self._token(request), self.login_fault)
 
     def _token(self, request: web.Request) -> dict[str, str]:
         check_key(request, self.api_key)
@@ -230,23 +230,23 @@ class Simulator:
         return {"token": self.tokens.issue()}
 
     async def _real_time(self, request: web.Request) -> web.StreamResponse:
-        self.questions.append(request.path_qs)
-        return await answer(request, lambda: self._present(request), self.rest_fault)
+        self.rest_requests.append(request.path_qs)
+        return await respond(request, lambda: self._present(request), self.rest_fault)
 
     def _present(self, request: web.Request) -> list[Row]:
         check_key(request, self.api_key)
         path = request.path.removesuffix(".json")
-        check_asked(path, "get", request.query)
+        check_request(path, "get", request.query)
         return self._window(path, request.query)
 
     async def _historical(self, request: web.Request) -> web.StreamResponse:
-        self.questions.append(request.path_qs)
-        return await answer(request, lambda: self._past(request), self.rest_fault)
+        self.rest_requests.append(request.path_qs)
+        return await respond(request, lambda: self._past(request), self.rest_fault)
 
     def _past(self, request: web.Request) -> list[Row]:
         check_key(request, self.api_key)
         path = _real_time_path(request.match_info["name"])
-        check_asked(path, "get", {"ticker": "any"})
+        check_request(path, "get", {"ticker": "any"})
         first, last = historical_buckets(self.market, path, request.query, self.now)
         return self.market.rows(path, request.query, first, last, self._next_style())
 
@@ -264,8 +264,8 @@ class Simulator:
 
     def _on_subscribe(self, sid: str, wanted: Any) -> Any:
         try:
-            asked = parse(sid, wanted)
-            self.asked.update(("subscribe", name) for name in asked.names)
+            asked = parse_request(sid, wanted)
+            self.request_counts.update(("subscribe", name) for name in asked.names)
             if asked.names & self.unanswered:
                 return self._wire.unanswered
             self._check(asked)
@@ -281,8 +281,8 @@ class Simulator:
 
     def _on_unsubscribe(self, sid: str, wanted: Any) -> Any:
         try:
-            asked = parse(sid, wanted)
-            self.asked.update(("unsubscribe", name) for name in asked.names)
+            asked = parse_request(sid, wanted)
+            self.request_counts.update(("unsubscribe", name) for name in asked.names)
             if session := self._sessions.get(sid):
                 session.remove(asked)
         except BadRequest as refusal:
@@ -292,7 +292,7 @@ class Simulator:
     def _check(self, asked: SubscribeRequest) -> None:
         for name in asked.names & self.refused.keys():
             raise BadRequest(self.refused[name])
-        check_asked(asked.path, asked.method, asked.params)
+        check_request(asked.path, asked.method, asked.params)
 
     async def _tick_forever(self) -> None:
         loop = asyncio.get_running_loop()

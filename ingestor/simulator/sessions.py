@@ -53,7 +53,7 @@ class ClientSession:
             raise BadRequest("Not subscribed")
 
 
-def parse(sid: str, wanted: Any) -> SubscribeRequest:
+def parse_request(sid: str, wanted: Any) -> SubscribeRequest:
     """What a client sends with ``subscribe`` and ``unsubscribe``. Raises BadRequest."""
     if not isinstance(wanted, dict) or not isinstance(wanted.get("path"), str):
         raise BadRequest("Missing required parameter: path")

@@ -89,7 +89,7 @@ class SocketServer:
         return self._server.eio.sockets.get(self._server.manager.eio_sid_from_sid(sid, "/"))
 
 
-def reset(request: web.Request) -> None:
+def reset_connection(request: web.Request) -> None:
     """End a connection by a TCP reset."""
     transport = request.transport
     if transport is None:

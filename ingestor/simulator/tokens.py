@@ -12,13 +12,13 @@ from typing import Any, Literal
 
 from ingestor.provider import catalog
 
-Stamps = Literal["iat+exp", "exp", "none"]  # all three were printed or must be reckoned with
+TimeClaims = Literal["iat+exp", "exp", "none"]  # all three were printed or must be reckoned with
 
 
 class TokenIssuer:
     """Issues tokens, and knows those that are still good. Lifetimes run on CLOCK_BOOTTIME."""
 
-    def __init__(self, api_key: str, *, lifetime_seconds: float, stamps: Stamps, token_bytes: int | None) -> None:
+    def __init__(self, api_key: str, *, lifetime_seconds: float, stamps: TimeClaims, token_bytes: int | None) -> None:
         self.lifetime_seconds = lifetime_seconds
         self.stamps = stamps
         self.token_bytes = token_bytes

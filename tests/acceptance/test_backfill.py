@@ -102,7 +102,7 @@ async def test_killed_again_and_again_it_goes_on_where_it_was(
     hours.rest_fault = Fault(delay_seconds=0.05)
     for number in range(KILLS):
         async with made.command() as command:
-            await until(lambda: len(hours.questions) > 2 * number)  # noqa: B023
+            await until(lambda: len(hours.rest_requests) > 2 * number)  # noqa: B023
             await asyncio.sleep(pick.uniform(0, 0.2))
             command.kill()
     assert made.books.column(STATE) == ["open"]
@@ -111,7 +111,7 @@ async def test_killed_again_and_again_it_goes_on_where_it_was(
         await until(lambda: made.books.column(STATE) == ["done"])
         assert await daemon.terminate() == 0
     await assert_balances(daemon, nursery)
-    assert QUESTIONS < len(hours.questions) <= QUESTIONS + KILLS
+    assert QUESTIONS < len(hours.rest_requests) <= QUESTIONS + KILLS
     assert made.books.one("SELECT new_rows FROM repairs WHERE kind = 'manual'") == QUESTIONS * 7 * 24
     made.assert_whole()
 
@@ -129,7 +129,7 @@ async def test_the_daemon_does_it_if_one_runs_and_doing_it_again_asks_for_nothin
                 assert (told["state"], told["new_rows"]) == ("done", QUESTIONS * 7 * 24)
                 assert f"{QUESTIONS} questions, 0:02:40 to 0:10:00" in command.stderr
         assert await daemon.terminate() == 0
-    assert len(hours.questions) == QUESTIONS
+    assert len(hours.rest_requests) == QUESTIONS
     made.assert_whole()
 
 
@@ -143,10 +143,10 @@ async def test_without_a_daemon_what_was_refused_or_interrupted_goes_on_with_the
         assert (told["state"], "HTTP 401" in told["error"]) == ("failed", True)
         assert told["error"].endswith("the API key is not accepted; check provider.api_key_file")
         assert "wrong-key" not in command.stdout + command.stderr
-    hours.questions.clear()
+    hours.rest_requests.clear()
     hours.rest_fault = Fault(delay_seconds=0.1)
     async with made.command() as command:
-        await until(lambda: len(hours.questions) > 3)
+        await until(lambda: len(hours.rest_requests) > 3)
         os.kill(command.pid, signal.SIGINT)
         assert await command.ended() == 130
         assert command.stderr.endswith("interrupted; a daemon goes on with it, and so does the same command\n")
@@ -154,7 +154,7 @@ async def test_without_a_daemon_what_was_refused_or_interrupted_goes_on_with_the
     hours.rest_fault = None
     async with made.command() as command:
         assert await command.ended() == 0
-    assert len(hours.questions) <= QUESTIONS + 1
+    assert len(hours.rest_requests) <= QUESTIONS + 1
     made.assert_whole()
 
 
@@ -164,7 +164,7 @@ async def test_without_a_daemon_it_waits_for_nothing_that_a_daemon_has_left(
     made = asked(sqlite_url)
     hours.rest_fault = Fault(delay_seconds=0.2)
     async with made.command() as command:
-        await until(lambda: hours.questions)
+        await until(lambda: hours.rest_requests)
         command.kill()
     hours.rest_fault = None
     with closing(sqlite3.connect(tmp_path / "ingestor.db")) as database, database:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 import ingestor
-from ingestor.core.version import commit
+from ingestor.core.version import source_commit
 
 from ..support.daemon import COMMAND
 
@@ -54,7 +54,7 @@ def test_what_needs_no_database_or_socket_loads_neither(args: list[str]) -> None
 
 
 def test_the_version_is_the_packages_with_its_commit() -> None:
-    known = f" ({commit()})" if commit() else ""
+    known = f" ({source_commit()})" if source_commit() else ""
     assert ingestor_("--version").stdout == f"ingestor {ingestor.__version__}{known}\n"
 
 

@@ -138,7 +138,7 @@ async def test_a_token_that_ends_is_the_end_of_its_session(generation: str, sock
     peer = await socketio_peer(generation, lifetime_seconds=2, kick_expired=True)
     async with await connected(peer) as client:
         await client.until(lambda: client.endings == ["server disconnect"])
-        assert time.time() >= peer.logins_at[0] + 1  # `exp` is in whole seconds
+        assert time.time() >= peer.login_times[0] + 1  # `exp` is in whole seconds
 
 
 @pytest.mark.parametrize("end", ["kick", "close", "reset"])

@@ -154,7 +154,7 @@ async def test_after_outages_of_minutes_and_hours_everything_is_there(world: Wor
     ((restated, before),) = world.rows(CROWD, "AAPL", NOON, NOON + timedelta(seconds=1)).items()
     world.simulator.market.restate(CROWD, "AAPL", world.simulator.market.bucket(CROWD, NOON.timestamp()))
     world.move_to(NOON + 6 * HOUR)
-    world.simulator.questions.clear()
+    world.simulator.rest_requests.clear()
     async with world.daemon(database_url, wanted) as daemon:
         await daemon.live()
         await world.until(lambda: states(daemon.books) == ["done"] * 4 + ["open"] * 2)
@@ -168,7 +168,7 @@ async def test_after_outages_of_minutes_and_hours_everything_is_there(world: Wor
             done = {(one["from_at"], one["to_at"]) for one in repairs(daemon.books, "done") if one["ticker"] == ticker}
             assert gaps(daemon.books, ticker) == unheard(daemon.books, ticker) - done
             assert not gaps(daemon.books, ticker) & missed
-    assert [one.split("?")[0] for one in world.simulator.questions] == ["/historical/crowd-sentiment"] * 2
+    assert [one.split("?")[0] for one in world.simulator.rest_requests] == ["/historical/crowd-sentiment"] * 2
     world.move_to(NOON + 2 * DAY)
     async with world.daemon(database_url, wanted) as daemon:
         await daemon.live()
@@ -200,10 +200,10 @@ async def test_a_real_time_answer_heals_and_what_came_newer_meanwhile_stays_curr
         iter(world.rows(CROWD, "AAPL", *(datetime.fromtimestamp(60 * n + s, UTC) for n, s in ((at, 0), (at, 1)))))
     )
     older = simulator.market.value(CROWD, "crowd_sentiment", "AAPL", at)
-    simulator.questions.clear()
+    simulator.rest_requests.clear()
     async with world.daemon(database_url, wanted) as daemon:
         await daemon.live()
-        await until(lambda: simulator.questions)
+        await until(lambda: simulator.rest_requests)
         simulator.market.restate(CROWD, "AAPL", at)
         newer = simulator.market.value(CROWD, "crowd_sentiment", "AAPL", at)
         simulator.unmute("AAPL")
@@ -213,7 +213,7 @@ async def test_a_real_time_answer_heals_and_what_came_newer_meanwhile_stays_curr
         await until(lambda: states(daemon.books) == ["done"] * 2)
         assert daemon.books.current() == world.rows(CROWD, "AAPL", NOON - 59 * MINUTE)
         assert daemon.books.revisions() == {key: [older]}
-    assert list(simulator.questions) == [f"{CROWD}?ticker=AAPL"]
+    assert list(simulator.rest_requests) == [f"{CROWD}?ticker=AAPL"]
     assert repairs(daemon.books)[1]["kind"] == "snapshot"
     assert daemon.books.column("SELECT DISTINCT source FROM payloads ORDER BY 1") == ["snapshot", "stream"]
 
@@ -228,7 +228,7 @@ async def test_streams_of_all_tickers_are_healed_ticker_by_ticker(world: World, 
     async with world.daemon(sqlite_url, wanted) as daemon:
         await daemon.live()
         await world.until(lambda: len(repairs(daemon.books, "open")) == 4)
-    world.simulator.questions.clear()
+    world.simulator.rest_requests.clear()
     world.move_to(NOON + DAY)
     async with world.daemon(sqlite_url, wanted) as daemon:
         await daemon.live()
@@ -242,7 +242,7 @@ async def test_streams_of_all_tickers_are_healed_ticker_by_ticker(world: World, 
         held = daemon.books.current()
         assert {key: held.get(key) for key in everything} == everything
     # A day's gaps are healed together.
-    assert sorted(one.partition("&")[0] for one in world.simulator.questions) == [
+    assert sorted(one.partition("&")[0] for one in world.simulator.rest_requests) == [
         "/historical/crowd-sentiment-chart-data?ticker=AAPL",
         "/historical/crowd-sentiment-chart-data?ticker=ON",
         "/historical/crowd-sentiment?ticker=AAPL",
@@ -257,7 +257,7 @@ async def test_what_has_no_history_says_so(world: World, sqlite_url: str) -> Non
         await world.until(lambda: states(daemon.books) == ["done"])
     world.move_to(NOON + 3 * HOUR)
     world.simulator.mute("AAPL")
-    world.simulator.questions.clear()
+    world.simulator.rest_requests.clear()
     async with world.daemon(sqlite_url, wanted) as daemon:
         await daemon.live()
         await until(lambda: states(daemon.books) == ["done", "open"])
@@ -266,7 +266,7 @@ async def test_what_has_no_history_says_so(world: World, sqlite_url: str) -> Non
     assert repairs(daemon.books)[1]["error"] == (
         "no answer reached back to the gap's start, and the provider documents no history of user-sentiment-last-minute"
     )
-    assert not world.simulator.questions
+    assert not world.simulator.rest_requests
     assert len(gaps(daemon.books, "AAPL")) > 0
     assert daemon.books.column("SELECT kind FROM events WHERE kind LIKE 'repair%' ORDER BY kind")[:2] == [
         "repair_failed",
@@ -300,7 +300,7 @@ async def test_what_cannot_be_healed_says_why_and_is_done_when_it_is_asked_for_a
 ) -> None:
     monkeypatch.setattr(worker, "MOST_ATTEMPTS", 2)
     monkeypatch.setattr(worker, "AGAIN", Backoff(first_seconds=0.1, cap_seconds=0.1))
-    monkeypatch.setattr(rest_api, "UNAVAILABLE", Backoff(first_seconds=0.1, cap_seconds=0.1))
+    monkeypatch.setattr(rest_api, "UNAVAILABLE_BACKOFF", Backoff(first_seconds=0.1, cap_seconds=0.1))
     first_day = datetime(2026, 1, 1, tzinfo=UTC)
     async with world.daemon(sqlite_url, {CROWD: ["AAPL"]}) as daemon:
         await daemon.live()
@@ -357,22 +357,22 @@ async def test_an_answer_that_is_too_long_is_asked_for_in_smaller_pieces_down_to
 ) -> None:
     start, end = datetime(2026, 1, 1, tzinfo=UTC), datetime(2026, 1, 5, tzinfo=UTC)
     row = len(json.dumps(world.simulator.market.rows(CROWD, {"ticker": "AAPL"}, 0, 0, "text")))
-    for name in ("PIECE_BYTES", "MAX_BYTES"):
+    for name in ("MAX_SPLITTABLE_BYTES", "MAX_RESPONSE_BYTES"):
         monkeypatch.setattr(rest_api, name, 26 * 60 * row)  # of the chart a day has more
     async with world.daemon(sqlite_url, {CROWD: ["AAPL"], CHART: ["AAPL"]}) as daemon:
         await daemon.live()
         wanted = load(world.folder / "config.yaml", env={}).subscriptions
         wishes = backfill_requests.packed(backfill_requests.wishes(wanted, "AAPL", None, start, end, NOON))
-        world.simulator.questions.clear()
+        world.simulator.rest_requests.clear()
         await asyncio.to_thread(control.ask, world.folder / "spool", "backfill", wishes=wishes)
         ended = "SELECT state, error, cursor FROM repairs WHERE kind = 'manual' AND state <> 'open' ORDER BY state"
         done, failed = await until(lambda: (found := daemon.books.rows(ended))[1:] and found)
         assert (done["state"], failed["state"]) == ("done", "failed")
         assert failed["error"].endswith(" bytes, and less than that cannot be asked for")
-        asked = [one.partition("?")[0].removeprefix("/historical/") for one in world.simulator.questions]
+        asked = [one.partition("?")[0].removeprefix("/historical/") for one in world.simulator.rest_requests]
         assert asked.count("crowd-sentiment") == len(["4 days", "2 days"]) + 4
         assert asked.count(CHART) == len(["4 days", "2 days", "1 day"])
-        monkeypatch.setattr(rest_api, "MAX_BYTES", 1 << 20)  # of what cannot be had in pieces
+        monkeypatch.setattr(rest_api, "MAX_RESPONSE_BYTES", 1 << 20)  # of what cannot be had in pieces
         await asyncio.to_thread(control.ask, world.folder / "spool", "backfill", wishes=wishes)
         await until(lambda: [one["state"] for one in daemon.books.rows(ended)] == ["done"] * 2)
         everything = {**world.rows(CROWD, "AAPL", start, end), **world.rows(CHART, "AAPL", start, end)}
@@ -390,7 +390,7 @@ async def test_of_two_daemons_one_heals(world: World, postgres_url: str) -> None
         await daemon.live()
         await world.until(lambda: repairs(daemon.books, "open"))
     world.move_to(NOON + DAY)
-    world.simulator.questions.clear()
+    world.simulator.rest_requests.clear()
     world.simulator.rest_fault = Fault(delay_seconds=0.5)
     one, two = (world.daemon(postgres_url, wanted, name) for name in ("one", "two"))
     async with one, two:
@@ -399,5 +399,5 @@ async def test_of_two_daemons_one_heals(world: World, postgres_url: str) -> None
         await world.until(lambda: len(repairs(one.books, "done")) == 2)
         await one.stop()
         await two.stop()  # before either looks whether the books balance
-    assert len(world.simulator.questions) == 1
+    assert len(world.simulator.rest_requests) == 1
     assert len(one.books.rows("SELECT * FROM events WHERE kind = 'repaired'")) == 2

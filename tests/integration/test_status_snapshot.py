@@ -21,7 +21,7 @@ from ingestor.spool.spool import Spool
 
 from ..support.daemon import write_config
 
-NO_TOKEN = TokenState(ends_in_seconds=None, renews_in_seconds=None, life_seconds=None, logins={}, last_error="")
+NO_TOKEN = TokenState(expires_in_seconds=None, renews_in_seconds=None, life_seconds=None, logins={}, last_error="")
 
 
 class Receiver:

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from ingestor.core.clock import ClockReading, tick
+from ingestor.core.clock import ClockReading, read_clocks
 from ingestor.daemon import service
 from ingestor.simulator import Simulator
 from ingestor.store.engine import connect
@@ -62,7 +62,7 @@ async def test_after_a_jump_of_the_clocks_coverage_has_a_hole_and_every_job_is_a
         armed = [job.next_run_time for job in jobs(daemon)]
         for job in jobs(daemon):
             job.modify(next_run_time=job.next_run_time + timedelta(days=1))
-        monkeypatch.setattr(service, "tick", lambda: shifted(tick(), shift_us, boot_seconds))
+        monkeypatch.setattr(service, "read_clocks", lambda: shifted(read_clocks(), shift_us, boot_seconds))
         await until(lambda: daemon.books.states("AAPL") == ["pending", "live", "silent", "live"])
         assert daemon.connection_ids == connection
         assert len(armed) == 3  # token, retention, healing
@@ -84,7 +84,7 @@ async def test_before_a_heartbeat_the_clocks_are_looked_at_so_that_it_vouches_fo
     config = write_config(tmp_path, url=simulator.url, database_url=url, subscriptions={CROWD: ["AAPL"]})
     async with Resident(config, simulator.api_key) as daemon:
         await daemon.live()
-        monkeypatch.setattr(service, "tick", lambda: shifted(tick(), HOUR_US, 3600))
+        monkeypatch.setattr(service, "read_clocks", lambda: shifted(read_clocks(), HOUR_US, 3600))
         await until(lambda: daemon.books.states("AAPL") == ["pending", "live", "silent", "live"])
 
 

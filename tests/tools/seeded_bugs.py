@@ -259,7 +259,7 @@ BUGS = (
     Bug(
         "live until the loss was noticed",
         "provider/subscriptions/connection_group.py",
-        'all_are("disconnected", state, detail, connection.last_heard_us)',
+        'all_are("disconnected", state, detail, connection.last_activity_us)',
         'all_are("disconnected", state, detail)',
         "tests/integration/provider/test_supervisor.py",
     ),

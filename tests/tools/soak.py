@@ -129,7 +129,7 @@ async def soak(server: Server, folder: Path, *, minutes: float, rate: float) -> 
     tell_usage(table, looks)
     tell_received(table, account, daemon.books, rate * minutes * 60)
     tell_coverage(table, daemon.books)
-    tell_renewals(table, daemon.books, server.logins_at, minutes * 60)
+    tell_renewals(table, daemon.books, server.login_times, minutes * 60)
     await tell_audit(table, config)
     return table.kept
 

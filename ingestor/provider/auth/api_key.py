@@ -13,7 +13,7 @@ from ingestor.core.redaction import redactor
 from ingestor.core.threads import run_in_daemon_thread
 from ingestor.errors import ConfigError
 
-LOOK_SECONDS = 2.0  # between looks at the file
+POLL_SECONDS = 2.0  # between looks at the file
 
 
 class ApiKey:
@@ -22,7 +22,7 @@ class ApiKey:
     def __init__(self, value: SecretStr, file: SecretFile | None = None) -> None:
         """``file``: where it was read from; None if it came from the environment."""
         self.value = value
-        self.changed: list[Callable[[], object]] = []
+        self.on_changed: list[Callable[[], object]] = []
         self._file = file
         self._watch: asyncio.Task[None] | None = None
 
@@ -33,11 +33,11 @@ class ApiKey:
             return False
         redactor.add(value.get_secret_value())
         self.value = value
-        for tell in self.changed:
+        for tell in self.on_changed:
             tell()
         return True
 
-    async def reread(self) -> bool:
+    async def reload(self) -> bool:
         """Use what the file holds now; whether that is another key. Raises ConfigError: what is wrong with the file."""
         file = self._file
         if file is None:
@@ -60,11 +60,11 @@ class ApiKey:
         said = ""
         while True:
             try:
-                if await self.reread():
+                if await self.reload():
                     return
                 said = ""
             except ConfigError as error:
                 if str(error) != said:
                     said = str(error)
                     unusable(error)
-            await asyncio.sleep(LOOK_SECONDS)
+            await asyncio.sleep(POLL_SECONDS)

@@ -13,7 +13,7 @@ from typing import Any
 
 from ingestor.provider.catalog import base_name
 
-LONGEST_LIFE_SECONDS = 366 * 86400.0
+MAX_LIFETIME_SECONDS = 366 * 86400.0
 
 # Claims that may be shown. All others count as secret.
 _PUBLIC = frozenset(
@@ -33,17 +33,17 @@ class Token:
     life_seconds: float
     feeds: frozenset[str] | None = None  # that the key may use; None where the claims do not say
 
-    def covers(self, path: str) -> bool:
+    def allows(self, path: str) -> bool:
         """Whether the key may use this path, as far as the claims say: they are undocumented, so a no is a warning."""
         return self.feeds is None or base_name(path) in self.feeds
 
     @property
-    def ends_at(self) -> float:
+    def expires_at(self) -> float:
         """Seconds of CLOCK_BOOTTIME after which the provider no longer takes it."""
         return self.fetched_at + self.life_seconds
 
 
-def life(claims: Mapping[str, object], date: str | None, configured_seconds: float) -> float:
+def lifetime(claims: Mapping[str, object], date: str | None, configured_seconds: float) -> float:
     """How many seconds a token lives: ``exp - iat``, else ``exp`` less the reply's Date, else as configured.
 
     A result that makes no sense (not positive, over a year) falls back to ``configured_seconds``.
@@ -51,18 +51,18 @@ def life(claims: Mapping[str, object], date: str | None, configured_seconds: flo
     exp = _number(claims.get("exp"))
     begun = _number(claims.get("iat"))
     if begun is None and date:
-        begun = epoch(date)
-    if exp is None or begun is None or not 0 < exp - begun <= LONGEST_LIFE_SECONDS:
+        begun = parse_http_date(date)
+    if exp is None or begun is None or not 0 < exp - begun <= MAX_LIFETIME_SECONDS:
         return configured_seconds
     return exp - begun
 
 
-def renew_at(fetched_at: float, life_seconds: float, renew_before_seconds: float) -> float:
+def renewal_time(fetched_at: float, life_seconds: float, renew_before_seconds: float) -> float:
     """When to renew, on the clock of ``fetched_at``: before the end, but never in the first half of the life."""
     return fetched_at + max(life_seconds - renew_before_seconds, life_seconds / 2)
 
 
-def claims_of(value: str) -> Mapping[str, Any]:
+def decode_claims(value: str) -> Mapping[str, Any]:
     """What a JWT says, unverified; empty for a token that is not a JWT."""
     parts = value.split(".")
     if len(parts) != 3:
@@ -74,13 +74,13 @@ def claims_of(value: str) -> Mapping[str, Any]:
     return claims if isinstance(claims, dict) else {}
 
 
-def secrets_of(value: str, claims: Mapping[str, Any]) -> frozenset[str]:
+def secrets_in(value: str, claims: Mapping[str, Any]) -> frozenset[str]:
     """Every text that must not be seen once this token is here: itself, its parts, and its private claims."""
     parts = {part for part in value.split(".")[1:] if len(part) >= 8}
     return frozenset({value, *parts, *_private(claims)})
 
 
-def epoch(http_date: str) -> float | None:
+def parse_http_date(http_date: str) -> float | None:
     """Seconds since the epoch of an HTTP date; None for anything else."""
     try:
         return parsedate_to_datetime(http_date).timestamp()
@@ -88,7 +88,7 @@ def epoch(http_date: str) -> float | None:
         return None
 
 
-def feeds_of(claims: Mapping[str, object]) -> frozenset[str] | None:
+def feeds_in(claims: Mapping[str, object]) -> frozenset[str] | None:
     """The feeds that the claims name; None where they do not say."""
     lists = [claims.get(name) for name in ("endpoint_paths", "streaming_endpoint_paths")]
     paths = [path for one in lists if isinstance(one, list) for path in one if isinstance(path, str)]

@@ -14,25 +14,25 @@ from pydantic import SecretStr
 from ingestor.core.clock import boottime
 from ingestor.core.redaction import redactor
 from ingestor.errors import InvalidTokenResponse, TokenRefused, TokenUnavailable
-from ingestor.provider.auth.claims import Token, claims_of, epoch, feeds_of, life, secrets_of
-from ingestor.provider.http_client import BodyTooLarge, Deadline, HttpResponse, RequestFailed, ask
+from ingestor.provider.auth.claims import Token, decode_claims, feeds_in, lifetime, parse_http_date, secrets_in
+from ingestor.provider.http_client import BodyTooLarge, Deadline, HttpResponse, RequestFailed, send_request
 
-MAX_BYTES = 64 * 1024  # the largest answer printed in the documentation has 9,311
-LONGEST_WAIT_SECONDS = 3600.0  # of a Retry-After that we believe
+MAX_RESPONSE_BYTES = 64 * 1024  # the largest answer printed in the documentation has 9,311
+MAX_RETRY_AFTER_SECONDS = 3600.0  # of a Retry-After that we believe
 
 
-def retry_after(headers: Mapping[str, str]) -> float | None:
+def retry_after_seconds(headers: Mapping[str, str]) -> float | None:
     """Seconds that a Retry-After asks for, 0 to 3600; a date counts from the reply's own Date, as clocks differ."""
     text = headers.get("Retry-After", "").strip()
     if text.isascii() and text.isdigit():
-        return min(float(text), LONGEST_WAIT_SECONDS)
-    until, now = epoch(text), epoch(headers.get("Date", ""))
+        return min(float(text), MAX_RETRY_AFTER_SECONDS)
+    until, now = parse_http_date(text), parse_http_date(headers.get("Date", ""))
     if until is None or now is None:
         return None
-    return min(max(until - now, 0.0), LONGEST_WAIT_SECONDS)
+    return min(max(until - now, 0.0), MAX_RETRY_AFTER_SECONDS)
 
 
-def fetch(
+def fetch_token(
     url: str,
     api_key: SecretStr,
     *,
@@ -51,12 +51,12 @@ def fetch(
     basic = base64.b64encode(api_key.get_secret_value().encode() + b":").decode()
     headers = {"Authorization": f"Basic {basic}", "Accept": "application/json"}
     try:
-        answer = ask(
+        answer = send_request(
             "POST",
             url,
             headers=headers,
             deadline=deadline or Deadline(timeout_seconds),
-            max_bytes=MAX_BYTES,
+            max_bytes=MAX_RESPONSE_BYTES,
             ca_file=ca_file,
             proxy=proxy,
         )
@@ -71,14 +71,14 @@ def _token(url: str, answer: HttpResponse, lifetime_seconds: float, now: float) 
     if answer.status not in (200, 201):
         _refuse(url, answer)
     value = _value(url, answer.body)
-    claims = claims_of(value)
-    for secret in secrets_of(value, claims):
+    claims = decode_claims(value)
+    for secret in secrets_in(value, claims):
         redactor.add(secret)
     return Token(
         value=value,
         fetched_at=now,
-        life_seconds=life(claims, answer.headers.get("Date"), lifetime_seconds),
-        feeds=feeds_of(claims),
+        life_seconds=lifetime(claims, answer.headers.get("Date"), lifetime_seconds),
+        feeds=feeds_in(claims),
     )
 
 
@@ -87,7 +87,7 @@ def _refuse(url: str, answer: HttpResponse) -> NoReturn:
     if status in (401, 403):
         raise TokenRefused(f"{url}: HTTP {status}: the API key is not accepted; check provider.api_key_file")
     if status == 429 or status >= 500:
-        raise TokenUnavailable(f"{url}: HTTP {status}", retry_after(answer.headers))
+        raise TokenUnavailable(f"{url}: HTTP {status}", retry_after_seconds(answer.headers))
     if 300 <= status < 400:
         raise InvalidTokenResponse(f"{url}: HTTP {status}: a redirect, not followed; check provider.url")
     raise InvalidTokenResponse(f"{url}: HTTP {status}; check provider.url and provider.token_path")

@@ -21,14 +21,14 @@ from ingestor.core.redaction import redactor
 from ingestor.core.threads import run_in_daemon_thread
 from ingestor.errors import IngestorError, InvalidTokenResponse, TokenRefused, TokenUnavailable
 from ingestor.provider.auth.api_key import ApiKey
-from ingestor.provider.auth.claims import Token, claims_of, renew_at, secrets_of
-from ingestor.provider.auth.login import fetch
+from ingestor.provider.auth.claims import Token, decode_claims, renewal_time, secrets_in
+from ingestor.provider.auth.login import fetch_token
 from ingestor.provider.http_client import Deadline
 
-SPACING_SECONDS = 5.0  # between two logins at least, whatever happens
-STRIKE_SECONDS = 60.0  # a token refused sooner than this after its login was never any good
-UNAVAILABLE = Backoff(first_seconds=5.0, cap_seconds=300.0)
-REFUSED = Backoff(first_seconds=30.0, cap_seconds=900.0)  # a person has to act: no hurry
+LOGIN_SPACING_SECONDS = 5.0  # between two logins at least, whatever happens
+RAPID_REJECTION_SECONDS = 60.0  # a token refused sooner than this after its login was never any good
+UNAVAILABLE_BACKOFF = Backoff(first_seconds=5.0, cap_seconds=300.0)
+REFUSED_BACKOFF = Backoff(first_seconds=30.0, cap_seconds=900.0)  # a person has to act: no hurry
 KEPT_TOKENS = 4  # whose secrets stay masked by value: the current one, those overlapped, and a margin
 
 
@@ -47,7 +47,7 @@ class TokenSettings(Protocol):
 class TokenState:
     """The supply as status and metrics show it. Times are seconds from now; None without a token."""
 
-    ends_in_seconds: float | None
+    expires_in_seconds: float | None
     renews_in_seconds: float | None
     life_seconds: float | None
     logins: Mapping[str, int]  # by outcome: ok, refused, unavailable, nonsense
@@ -71,12 +71,12 @@ class TokenSource:
         ca_file: Path | None = None,
         proxy: SecretStr | None = None,
         key_file: SecretFile | None = None,  # that ``api_key`` was read from
-        spacing_seconds: float = SPACING_SECONDS,
+        spacing_seconds: float = LOGIN_SPACING_SECONDS,
     ) -> None:
-        self.renewed: list[Callable[[Token], None]] = []
-        self.failed: list[Callable[[IngestorError, float], None]] = []
-        self.key = ApiKey(api_key, key_file)
-        self.key.changed.append(self._pardon)
+        self.on_renewed: list[Callable[[Token], None]] = []
+        self.on_failed: list[Callable[[IngestorError, float], None]] = []
+        self.api_key = ApiKey(api_key, key_file)
+        self.api_key.on_changed.append(self._pardon)
         self._url = url
         self._life = life
         self._scheduler = scheduler
@@ -106,7 +106,7 @@ class TokenSource:
         Raises:
             TokenRefused, TokenUnavailable: this login failed. Ask again at once: the next one waits as long as it must.
         """
-        if not fresh and self._token is not None and boottime() < self._token.ends_at:
+        if not fresh and self._token is not None and boottime() < self._token.expires_at:
             return self._token
         if self._flight is None:
             self._flight = asyncio.create_task(self._login(), name="token login")
@@ -119,9 +119,9 @@ class TokenSource:
             return  # somebody else was refused with it before, and there is a newer one
         self._token = None
         now = boottime()
-        self._strikes = self._strikes + 1 if now - token.fetched_at < STRIKE_SECONDS else 0
+        self._strikes = self._strikes + 1 if now - token.fetched_at < RAPID_REJECTION_SECONDS else 0
         if self._strikes:
-            self._not_before = max(self._not_before, now + UNAVAILABLE.half_jitter(self._strikes, chance()))
+            self._not_before = max(self._not_before, now + UNAVAILABLE_BACKOFF.equal_jitter(self._strikes, chance()))
 
     def rearm(self) -> None:
         """Set the renewal's time anew. To be called after a step of the wall clock, which APScheduler follows."""
@@ -132,7 +132,7 @@ class TokenSource:
         """A snapshot. Nothing in it is secret."""
         now, token = boottime(), self._token
         return TokenState(
-            ends_in_seconds=token.ends_at - now if token else None,
+            expires_in_seconds=token.expires_at - now if token else None,
             renews_in_seconds=self._due(token) - now if token else None,
             life_seconds=token.life_seconds if token else None,
             logins=MappingProxyType(dict(self._logins)),
@@ -141,7 +141,7 @@ class TokenSource:
 
     async def close(self) -> None:
         """End a login that is under way, and look at no file any more."""
-        self.key.unwatch()
+        self.api_key.unwatch()
         if self._flight is not None:
             self._flight.cancel()
             await asyncio.wait([self._flight])
@@ -153,12 +153,12 @@ class TokenSource:
 
     async def _login(self) -> Token:
         await self._turn()
-        api_key = self.key.value
+        api_key = self.api_key.value
         try:
             token = await self._fetch(api_key)
         except (TokenRefused, TokenUnavailable) as error:
             self._fail(error)
-            if api_key is not self.key.value:
+            if api_key is not self.api_key.value:
                 self._pardon()  # the refusal was not the new key's
             raise
         self._take(token)
@@ -177,7 +177,7 @@ class TokenSource:
     async def _fetch(self, api_key: SecretStr) -> Token:
         deadline = Deadline(self._life.timeout)
         login = partial(
-            fetch,
+            fetch_token,
             self._url,
             api_key,
             lifetime_seconds=self._life.lifetime,
@@ -199,36 +199,36 @@ class TokenSource:
         self._token = token
         self._failures = 0
         self._key_refused = False
-        self.key.unwatch()
+        self.api_key.unwatch()
         self._last_error = ""
         self._logins["ok"] += 1
-        self._masked.append(secrets_of(token.value, claims_of(token.value)))
+        self._masked.append(secrets_in(token.value, decode_claims(token.value)))
         while len(self._masked) > KEPT_TOKENS:
             for secret in self._masked.popleft():
                 redactor.forget(secret)
         self._arm(token)
-        for tell in self.renewed:
+        for tell in self.on_renewed:
             tell(token)
 
     def _fail(self, error: TokenRefused | TokenUnavailable) -> None:
         self._failures += 1
-        backoff = REFUSED if isinstance(error, TokenRefused) else UNAVAILABLE
+        backoff = REFUSED_BACKOFF if isinstance(error, TokenRefused) else UNAVAILABLE_BACKOFF
         asked = error.retry_after_seconds if isinstance(error, TokenUnavailable) else None
-        wait = max(backoff.half_jitter(self._failures, chance()), asked or 0.0)
+        wait = max(backoff.equal_jitter(self._failures, chance()), asked or 0.0)
         self._not_before = max(self._not_before, boottime() + wait)
         self._logins[_outcome(error)] += 1
         self._key_refused = isinstance(error, TokenRefused)
         if self._key_refused:
-            self.key.watch(self._complain)
+            self.api_key.watch(self._complain)
         else:
-            self.key.unwatch()
+            self.api_key.unwatch()
         if self._token is not None:
             self._arm(self._token)
         self._complain(error)
 
     def _complain(self, error: IngestorError) -> None:
         self._last_error = redactor.scrub(str(error))
-        for tell in self.failed:
+        for tell in self.on_failed:
             tell(error, max(0.0, self._not_before - boottime()))
 
     def _pardon(self) -> None:
@@ -242,7 +242,7 @@ class TokenSource:
                 self._arm(self._token)
 
     def _due(self, token: Token) -> float:
-        return max(renew_at(token.fetched_at, token.life_seconds, self._life.renew_before), self._not_before)
+        return max(renewal_time(token.fetched_at, token.life_seconds, self._life.renew_before), self._not_before)
 
     def _arm(self, token: Token) -> None:
         self._scheduler.add_job(

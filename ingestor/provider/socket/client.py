@@ -129,7 +129,7 @@ def _binary(value: object) -> dict[str, str]:
     raise TypeError(type(value).__name__)
 
 
-def prefixes(events: Iterable[str]) -> tuple[tuple[str, str], ...]:
+def event_prefixes(events: Iterable[str]) -> tuple[tuple[str, str], ...]:
     """How the text of each event begins when it has no namespace, no acknowledgement and an argument."""
     return tuple((f"42{json.dumps([event], ensure_ascii=False)[:-1]},", event) for event in events)
 
@@ -161,7 +161,7 @@ class FastEngine(engineio.AsyncClient):  # type: ignore[misc]
             await self.write_loop_task
         if self.state == "connected":
             await self._trigger_event("disconnect", self.reason.TRANSPORT_ERROR, run_async=False)
-            forget(self)
+            unregister_engine(self)
             await self._reset()
 
     async def _listen(self) -> tuple[str, str]:
@@ -213,7 +213,7 @@ class FastEngine(engineio.AsyncClient):  # type: ignore[misc]
             self.listener.take("", raw_text(raw))
 
 
-def forget(engine: engineio.AsyncClient) -> None:
+def unregister_engine(engine: engineio.AsyncClient) -> None:
     """Take a client off the library's process-wide list, where one that was not closed by its rules stays for ever."""
     if engine in base_client.connected_clients:
         base_client.connected_clients.remove(engine)
@@ -252,7 +252,7 @@ class FastClient(socketio.AsyncClient):  # type: ignore[misc]
     def __init__(self, listener: ClientListener, events: tuple[str, ...], door: SessionWrapper) -> None:
         super().__init__(**_options(door))
         self.eio.listener = listener
-        self.eio.fast = prefixes(events)
+        self.eio.fast = event_prefixes(events)
         self._listener = listener
         self._text = ""  # the message being parsed
         self._confirmations: set[asyncio.Task[None]] = set()

@@ -26,21 +26,21 @@ from ingestor.core.entries import Fact, Frame
 from ingestor.core.redaction import redactor
 from ingestor.errors import ConnectionFailed, ConnectionRefused, IngestorError
 from ingestor.provider.auth import Token
-from ingestor.provider.socket.client import FastClient, PlainClient, SessionWrapper, client_for, forget
-from ingestor.provider.socket.protocol import REFUSING, ProtocolVersion, socketio_path
-from ingestor.provider.transport import RedirectRefused, http_session, reason
+from ingestor.provider.socket.client import FastClient, PlainClient, SessionWrapper, client_for, unregister_engine
+from ingestor.provider.socket.protocol import REFUSED_STATUSES, ProtocolVersion, socketio_path
+from ingestor.provider.transport import RedirectRefused, describe_error, http_session
 
 OPEN_SECONDS = 30.0  # from the first packet to the server's CONNECT
-VERDICT_SECONDS = 0.1  # from that CONNECT to an ERROR that takes it back, on Socket.IO 1.x and 2.x
+LATE_ERROR_SECONDS = 0.1  # from that CONNECT to an ERROR that takes it back, on Socket.IO 1.x and 2.x
 ACK_SECONDS = 10.0
-IN_FLIGHT = 200  # subscriptions asked for and not yet answered
+MAX_IN_FLIGHT = 200  # subscriptions asked for and not yet answered
 CLOSE_SECONDS = 2.0  # for the other side to answer our closing; then the socket is cut
-CUT_SECONDS = 0.1  # the same where it has gone already, or seems to
+ABORT_SECONDS = 0.1  # the same where it has gone already, or seems to
 GRACE_SECONDS = 0.25  # before a silence counts: after a stop of the whole process, the timer runs before the reader
-TEXT_CHARACTERS = 500  # of what the provider says about an error
+MAX_TEXT_CHARACTERS = 500  # of what the provider says about an error
 
 # To be told of each answer: the subscription, and None or the reason why not. One that comes late is told as well.
-Answered = Callable[[Subscription, str | None], None]
+AckCallback = Callable[[Subscription, str | None], None]
 
 
 class Sink(Protocol):
@@ -80,21 +80,21 @@ class ConnectionSettings:
     path: str  # of every subscription on it
     params: str  # those besides ticker and user_id, canonical JSON
     events: tuple[str, ...]  # that carry data
-    verification: ssl.SSLContext | None = None
+    tls_context: ssl.SSLContext | None = None
     proxy: SecretStr | None = None
 
 
-def outside(text: object) -> str:
+def sanitize(text: object) -> str:
     """Text from outside as it may be shown: without secrets, cut at 500 characters."""
-    return redactor.scrub(text if isinstance(text, str) else str(text))[:TEXT_CHARACTERS]
+    return redactor.scrub(text if isinstance(text, str) else str(text))[:MAX_TEXT_CHARACTERS]
 
 
-def complaint_text(answer: object) -> str:
+def error_text(answer: object) -> str:
     """What an error object says. It has a ``message`` or a ``type`` at least; its shape is open."""
     if isinstance(answer, dict):
         said = [str(answer[name]) for name in ("type", "message") if answer.get(name)]
-        return outside(": ".join(said) or json.dumps(answer, default=str))
-    return outside(answer)
+        return sanitize(": ".join(said) or json.dumps(answer, default=str))
+    return sanitize(answer)
 
 
 class Connection:
@@ -107,12 +107,12 @@ class Connection:
         self.token: Token | None = None
         self.frames = 0
         self.last_frame_us: int | None = None
-        self.last_heard_us = wall_us()  # the last sign of life; before the first, when we began
-        self.last_heard_at = boottime()
-        self.last_frame_at = self.last_heard_at  # likewise
+        self.last_activity_us = wall_us()  # the last sign of life; before the first, when we began
+        self.last_activity_at = boottime()
+        self.last_frame_at = self.last_activity_at  # likewise
         self.opened_at: float | None = None
         self.ended_at: float | None = None
-        self.dialect = dialect
+        self.protocol_version = dialect
         self.durable = sink.durable
         self._line = line
         self._sink = sink
@@ -143,11 +143,11 @@ class Connection:
             raise
         self.opened_at = self.last_frame_at = boottime()
 
-    async def subscribe(self, subscriptions: Iterable[Subscription], answered: Answered) -> None:
+    async def subscribe(self, subscriptions: Iterable[Subscription], answered: AckCallback) -> None:
         """Ask for all, a bounded number at a time. No answer within 10 s is one too, unless the connection ended."""
         await self._ask("subscribe", subscriptions, answered)
 
-    async def unsubscribe(self, subscriptions: Iterable[Subscription], answered: Answered) -> None:
+    async def unsubscribe(self, subscriptions: Iterable[Subscription], answered: AckCallback) -> None:
         """The same, to be left alone."""
         await self._ask("unsubscribe", subscriptions, answered)
 
@@ -169,7 +169,7 @@ class Connection:
             await _abandon(client, self._beat)
         door, self._door = self._door, None
         if door is not None:
-            await door.close(CLOSE_SECONDS if polite else CUT_SECONDS)
+            await door.close(CLOSE_SECONDS if polite else ABORT_SECONDS)
         if not self._end.cancelled():
             self._end.exception()  # whoever closes need not ask why
 
@@ -182,8 +182,8 @@ class Connection:
     def take(self, event: str, text: str) -> int:
         # No await anywhere here: order and speed depend on it.
         now = time.time_ns() // 1000
-        self.last_heard_us = self.last_frame_us = now
-        self.last_heard_at = self.last_frame_at = boottime()
+        self.last_activity_us = self.last_frame_us = now
+        self.last_activity_at = self.last_frame_at = boottime()
         self.frames += 1
         line = self._line
         try:
@@ -193,8 +193,8 @@ class Connection:
             raise
 
     def heard(self) -> None:
-        self.last_heard_us = wall_us()
-        self.last_heard_at = boottime()
+        self.last_activity_us = wall_us()
+        self.last_activity_at = boottime()
 
     async def room(self) -> None:
         self._paused = True
@@ -203,11 +203,11 @@ class Connection:
             await self._sink.room()
         finally:
             self._paused = False
-            self.last_heard_at = boottime()  # we did not listen: that is no silence of the other side's
+            self.last_activity_at = boottime()  # we did not listen: that is no silence of the other side's
         self._record(Fact("resumed", wall_us(), {"connection": self.id}))
 
     def complaint(self, event: str, args: list[Any]) -> None:
-        text = "; ".join(complaint_text(arg) for arg in args)[:TEXT_CHARACTERS]
+        text = "; ".join(error_text(arg) for arg in args)[:MAX_TEXT_CHARACTERS]
         detail = {"connection": self.id, "path": self._line.path, "event": event, "text": text}
         self._record(Fact("provider_error", wall_us(), detail))
 
@@ -216,14 +216,14 @@ class Connection:
             self.complaint("error", [answer])
             return
         # Nothing was asked for yet, so it can only be about the connection.
-        self._refusal = complaint_text(answer)
+        self._refusal = error_text(answer)
 
     def ended(self, cause: str, reason: str) -> None:
         if self._watch is not None:
             self._watch.cancel()
         if not self._end.done():
             self.ended_at = boottime()
-            self._end.set_result(CloseReason(cause, outside(reason)))
+            self._end.set_result(CloseReason(cause, sanitize(reason)))
 
     def _break(self, error: Exception) -> None:
         if not self._end.done():
@@ -232,8 +232,8 @@ class Connection:
     # --- opening ---
 
     async def _connect(self, token: Token) -> None:
-        self._door = SessionWrapper(http_session(self._line.verification, self._line.proxy))
-        self._client = client_for(self.dialect, self, self._line.events, self._door)
+        self._door = SessionWrapper(http_session(self._line.tls_context, self._line.proxy))
+        self._client = client_for(self.protocol_version, self, self._line.events, self._door)
         # The library waits for the server's OPEN without a limit, and for its CONNECT even when the socket has ended.
         attempt = asyncio.create_task(self._handshake(self._client, token))
         try:
@@ -249,13 +249,13 @@ class Connection:
             await asyncio.wait({attempt})
             if not attempt.cancelled():
                 attempt.exception()
-        if self.dialect is ProtocolVersion.SOCKET_IO_2:
+        if self.protocol_version is ProtocolVersion.SOCKET_IO_2:
             await self._verdict()
         self._guard()
 
     async def _verdict(self) -> None:
         """2.0.0 and 2.0.1 say CONNECT before they have looked at the token, and what they think of it right after."""
-        await asyncio.wait([self._end], timeout=VERDICT_SECONDS)
+        await asyncio.wait([self._end], timeout=LATE_ERROR_SECONDS)
         self._judge(None)
 
     async def _handshake(self, client: socketio.AsyncClient, token: Token) -> None:
@@ -274,7 +274,7 @@ class Connection:
             return
         failure = self._door.failure if self._door is not None else None
         status = failure.status if isinstance(failure, aiohttp.WSServerHandshakeError) else None
-        if status in REFUSING:
+        if status in REFUSED_STATUSES:
             raise ConnectionRefused(f"HTTP {status}: the server refused the token")
         if status not in (None, 101):
             raise ConnectionFailed(f"HTTP {status} where a websocket was asked for")
@@ -284,12 +284,12 @@ class Connection:
         client = self._client
         if isinstance(client, FastClient):  # the plain one has the library's own, dearer watch
             self._silence_check(client.eio.ping_interval + client.eio.ping_timeout)
-        if client is not None and self.dialect is ProtocolVersion.SOCKET_IO_2:
+        if client is not None and self.protocol_version is ProtocolVersion.SOCKET_IO_2:
             self._beat = asyncio.create_task(client.eio.beat(), name=f"pings of {self.id}")
 
     def _silence_check(self, limit_seconds: float, grace: bool = False) -> None:
         # One timer, instead of a timeout round every read.
-        left = limit_seconds - (boottime() - self.last_heard_at)
+        left = limit_seconds - (boottime() - self.last_activity_at)
         if self._paused:
             left = limit_seconds
         if left <= 0 and grace:
@@ -300,15 +300,15 @@ class Connection:
 
     # --- asking ---
 
-    async def _ask(self, verb: str, subscriptions: Iterable[Subscription], answered: Answered) -> None:
-        slots = asyncio.Semaphore(IN_FLIGHT)
+    async def _ask(self, verb: str, subscriptions: Iterable[Subscription], answered: AckCallback) -> None:
+        slots = asyncio.Semaphore(MAX_IN_FLIGHT)
         todo = iter(subscriptions)
         async with asyncio.TaskGroup() as group:
             # The next is looked at when it is its turn, and not before: meanwhile it may have become unwanted.
             while await slots.acquire() and self.alive and (one := next(todo, None)):
                 group.create_task(self._ask_one(verb, one, answered)).add_done_callback(lambda _: slots.release())
 
-    async def _ask_one(self, verb: str, subscription: Subscription, answered: Answered) -> None:
+    async def _ask_one(self, verb: str, subscription: Subscription, answered: AckCallback) -> None:
         heard = asyncio.Event()
         if not await self._emit(verb, subscription, partial(_answer, subscription, answered, heard)):
             return
@@ -331,11 +331,11 @@ class Connection:
         return True
 
 
-def _answer(subscription: Subscription, answered: Answered, heard: asyncio.Event, *args: object) -> None:
+def _answer(subscription: Subscription, answered: AckCallback, heard: asyncio.Event, *args: object) -> None:
     heard.set()
     error = args[0] if args else None
     # As the provider's own language has it: `callback(err)`, where nothing, false and "" are no error.
-    answered(subscription, None if error in (None, False, "") else complaint_text(error))
+    answered(subscription, None if error in (None, False, "") else error_text(error))
 
 
 async def _abandon(client: socketio.AsyncClient, beat: asyncio.Task[None] | None) -> None:
@@ -348,12 +348,12 @@ async def _abandon(client: socketio.AsyncClient, beat: asyncio.Task[None] | None
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
-    forget(engine)
+    unregister_engine(engine)
 
 
 def _why(error: BaseException) -> str:
     if isinstance(error, RedirectRefused):
         return str(error)
-    words = reason(error)
+    words = describe_error(error)
     # One word is a class's name: no error of the network, but the library choking on what came instead of OPEN.
     return words if " " in words else f"the server did not begin as Engine.IO does ({words})"

@@ -13,15 +13,15 @@ from pydantic import SecretStr
 
 from ingestor.core.redaction import redactor
 from ingestor.errors import ConnectionFailed, ConnectionRefused, ProtocolUnsupported
-from ingestor.provider.transport import RedirectRefused, http_session, reason
+from ingestor.provider.transport import RedirectRefused, describe_error, http_session
 
 PROBE_BYTES = 4096  # of the answer that are looked at
 PROBE_SECONDS = 30.0
-SEEN_CHARACTERS = 60  # of an answer we cannot read, in the message about it
+QUOTED_CHARACTERS = 60  # of an answer we cannot read, in the message about it
 
 # HTTP statuses by which a server refuses the token at the door. Engine.IO says 400 when it refuses a websocket,
 # whatever the reason is.
-REFUSING = frozenset({400, 401, 403})
+REFUSED_STATUSES = frozenset({400, 401, 403})
 
 _GENERATION_3 = re.compile(rb"\d+:0\{|\x00[\x00-\x09]+\xff0\{")  # text framing of 2.x, binary framing of 1.x
 _SID = re.compile(rb'"sid":"([^"]{1,200})"')
@@ -64,7 +64,7 @@ async def probe(
     except RedirectRefused as error:
         raise ConnectionFailed(f"{url}: {error}") from None
     except (aiohttp.ClientError, OSError, ValueError) as error:
-        raise ConnectionFailed(f"{url}: {reason(error)}") from None  # the cause's text holds the token
+        raise ConnectionFailed(f"{url}: {describe_error(error)}") from None  # the cause's text holds the token
 
 
 async def _hang_up(session: aiohttp.ClientSession, address: str, dialect: ProtocolVersion, head: bytes) -> None:
@@ -97,14 +97,14 @@ class ProtocolDetector:
         self._fixed = None if protocol == "auto" else ProtocolVersion(protocol)
         self._known = self._fixed
 
-    async def of(self, token: str) -> ProtocolVersion:
+    async def detect(self, token: str) -> ProtocolVersion:
         """Raises what ``probe`` raises."""
         async with self._asked:
             if self._known is None:
                 self._known = await probe(self._url, token, self._verification, self._proxy)
             return self._known
 
-    def forget(self) -> None:
+    def reset(self) -> None:
         """A connection failed: the server may have been replaced by one of another generation."""
         self._known = self._fixed
 
@@ -132,7 +132,7 @@ def classify(status: int, body: bytes) -> ProtocolVersion:
         raise ProtocolUnsupported("the server speaks Socket.IO 0.9, which we do not; it takes 1.0 or later")
     if b"Transport unknown" in body:
         raise ProtocolUnsupported("the server does not let itself be probed; set provider.protocol to 4 or 3")
-    if status in REFUSING:
+    if status in REFUSED_STATUSES:
         raise ConnectionRefused(f"HTTP {status}: the server does not accept the token{_seen(body)}")
     if status == 404:
         raise ProtocolUnsupported("HTTP 404: no Socket.IO server there; check provider.url")
@@ -142,5 +142,5 @@ def classify(status: int, body: bytes) -> ProtocolVersion:
 
 
 def _seen(body: bytes) -> str:
-    text = redactor.scrub(body.decode("utf-8", "replace"))[:SEEN_CHARACTERS]
+    text = redactor.scrub(body.decode("utf-8", "replace"))[:QUOTED_CHARACTERS]
     return f" ({text!r})" if text else ""

@@ -14,7 +14,7 @@ from ingestor.core.clock import boottime, wall_us
 from ingestor.core.entries import Channel, Fact, State, SubscriptionKey
 from ingestor.errors import ConnectionFailed, ConnectionRefused, IngestorError, TokenRefused, TokenUnavailable
 from ingestor.provider.auth import TokenSource
-from ingestor.provider.socket.connection import Connection, ConnectionSettings, Sink, outside
+from ingestor.provider.socket.connection import Connection, ConnectionSettings, Sink, sanitize
 from ingestor.provider.socket.protocol import ProtocolDetector
 from ingestor.provider.subscriptions.activity import ActivitySpan
 from ingestor.provider.subscriptions.counters import GroupCounters, GroupStatus
@@ -42,7 +42,7 @@ class GroupContext:
     """What all groups have in common."""
 
     tokens: TokenSource
-    dialects: ProtocolDetector
+    protocol_detector: ProtocolDetector
     sink: Sink
     coverage: SubscriptionStates
     record: Callable[[Fact], object]
@@ -161,7 +161,7 @@ class ConnectionGroup:
         for session in list(self._sessions):
             await self._retire(session, "stopped", reason)
         self._complaints.flush()
-        since_us = connection.last_heard_us if connection else None
+        since_us = connection.last_activity_us if connection else None
         self._states.all_are("stopped", "stopped", {"reason": reason}, since_us)
 
     # --- connecting ---
@@ -170,7 +170,7 @@ class ConnectionGroup:
         try:
             connection = await self._open()
         except (TokenRefused, TokenUnavailable) as error:
-            self._tally.last_error = outside(error)
+            self._tally.last_error = sanitize(error)
             return  # the supply has told everybody, and makes the next caller wait
         except ConnectionFailed as error:
             await self._failed(error)
@@ -183,28 +183,28 @@ class ConnectionGroup:
         around = self._around
         token = await around.tokens.get()
         try:
-            dialect = await around.dialects.of(token.value)
+            dialect = await around.protocol_detector.detect(token.value)
             connection = Connection(self._line, dialect, around.sink, self._record)
             await connection.open(token)
         except ConnectionRefused:
             around.tokens.discard(token)
-            around.dialects.forget()
+            around.protocol_detector.reset()
             raise
         except ConnectionFailed:
-            around.dialects.forget()
+            around.protocol_detector.reset()
             raise
         if not around.gate.is_set():  # closed while this one was on its way
             await connection.close("spool_full", SPOOL_FULL)
             raise ConnectionFailed(SPOOL_FULL)
-        self._tell("connected", connection=connection.id, dialect=dialect.value)
+        self._tell("connected", connection=connection.id, protocol_version=dialect.value)
         return connection
 
     async def _failed(self, error: ConnectionFailed) -> None:
         restarting = boottime() < self._well_until + RESTART_SECONDS
         wait = self._next_wait(RESTARTING if restarting else RECONNECT)
-        self._tally.last_error = outside(error)
+        self._tally.last_error = sanitize(error)
         if self._around.gate.is_set():
-            detail = {"reason": outside(error), "attempt": self._failures, "retry_in_seconds": round(wait, 1)}
+            detail = {"reason": sanitize(error), "attempt": self._failures, "retry_in_seconds": round(wait, 1)}
             self._states.all_are("connect_failed", "disconnected", detail)
         await asyncio.sleep(wait)
 
@@ -316,8 +316,8 @@ class ConnectionGroup:
     def _put_off(self, error: IngestorError) -> None:
         wait = self._next_wait(RECONNECT)
         self._retry_at = boottime() + wait
-        self._tally.last_error = outside(error)
-        detail = {"reason": outside(error), "attempt": self._failures, "retry_in_seconds": round(wait, 1)}
+        self._tally.last_error = sanitize(error)
+        detail = {"reason": sanitize(error), "attempt": self._failures, "retry_in_seconds": round(wait, 1)}
         self._tell("connect_failed", **detail)
 
     async def _lost(self, session: SubscriptionSession) -> None:
@@ -333,7 +333,7 @@ class ConnectionGroup:
         self._tally.ended(ended)
         detail = {"connection": connection.id, "cause": ended.cause, "reason": ended.reason}
         state: State = "spool_full" if ended.cause == "spool_full" else "disconnected"
-        self._states.all_are("disconnected", state, detail, connection.last_heard_us)
+        self._states.all_are("disconnected", state, detail, connection.last_activity_us)
 
     def _count(self, connection: Connection) -> None:
         now = boottime()

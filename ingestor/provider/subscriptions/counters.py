@@ -64,7 +64,7 @@ class GroupCounters:
             path=line.path,
             params=line.params,
             connection_id=now.id if now else "",
-            protocol=now.dialect.value if now else "",
+            protocol=now.protocol_version.value if now else "",
             connected=now is not None,
             since_us=self._since_us,
             frames=self._frames + sum(connection.frames for connection in connections),

@@ -11,7 +11,7 @@ from ingestor.config.model import Subscription
 from ingestor.core.backoff import Backoff, RetryTimer, chance
 from ingestor.core.clock import boottime, wall_us
 from ingestor.core.entries import SubscriptionKey
-from ingestor.provider.socket.connection import Answered, Connection
+from ingestor.provider.socket.connection import AckCallback, Connection
 
 RESUBSCRIBE = Backoff(first_seconds=5.0, cap_seconds=3600.0)
 QUOTED = 3  # different errors in one fact about many answers
@@ -108,7 +108,7 @@ class SubscriptionSession:
         now = boottime()
         due = [(self._wanted[key], turn) for key, turn in self._turns.items() if turn.due_at <= now]
         for _, turn in due:
-            turn.begin()
+            turn.start()
         return due
 
     async def _ask_first(self, due: list[tuple[Subscription, RetryTimer]]) -> None:
@@ -139,7 +139,7 @@ class SubscriptionSession:
             self._turns.pop(key, None)
         elif key not in self.acknowledged:  # else it answers our asking again before the first answer came
             self.refused[key] = error
-            self._turns[key].put_off(RESUBSCRIBE, boottime(), chance())
+            self._turns[key].schedule_retry(RESUBSCRIBE, boottime(), chance())
         self._changed(self)
 
     async def _ask_once_more(self, silent: list[Subscription]) -> None:
@@ -153,7 +153,7 @@ class SubscriptionSession:
     async def _ask_and_tell(
         self,
         kind: str,
-        ask: Callable[[Iterable[Subscription], Answered], Awaitable[None]],
+        ask: Callable[[Iterable[Subscription], AckCallback], Awaitable[None]],
         subscriptions: Iterable[Subscription],
     ) -> None:
         """One fact for all that were asked, with what was said against it."""

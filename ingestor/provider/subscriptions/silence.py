@@ -51,5 +51,5 @@ class SilenceDetector:
         """Those whose turn it is: ever more rarely, up to once an hour."""
         due = [key for key, turn in self._turns.items() if turn.due_at <= now]
         for key in due:
-            self._turns[key].put_off(self._again, now, chance)
+            self._turns[key].schedule_retry(self._again, now, chance)
         return due

@@ -9,7 +9,7 @@ from typing import Any
 
 from ingestor.config.model import Subscription
 from ingestor.core.backoff import chance
-from ingestor.core.clock import ClockReading, boottime, tick
+from ingestor.core.clock import ClockReading, boottime, read_clocks
 from ingestor.core.entries import Channel, State, SubscriptionKey
 from ingestor.provider.socket.connection import ConnectionSettings
 from ingestor.provider.subscriptions.activity import ActivitySpan
@@ -73,7 +73,7 @@ class StateTracker:
     def leave(self, keys: Collection[SubscriptionKey], reason: str) -> None:
         """These are not wanted any more. What was live was so until the connection was last heard."""
         session = self.session
-        since_us = session.connection.last_heard_us if session else None
+        since_us = session.connection.last_activity_us if session else None
         self._coverage.change("stopped", "stopped", keys, self._detail(reason=reason, count=len(keys)), since_us)
         self._coverage.forget(keys)
         self._silences.ignore(keys)
@@ -181,7 +181,7 @@ class StateTracker:
         self._last_us.clear()  # stamps of a clock that may have been set
         self._silences.listen(session.acknowledged, boottime())
         keys = (*self._doubted(session), *self._coverage.are("live", self._wanted))
-        self._doubt = Unconfirmed(session, keys, tick())
+        self._doubt = Unconfirmed(session, keys, read_clocks())
         self._listen_again(self._doubt)
 
     def _cancel_flush(self) -> None:
@@ -199,7 +199,7 @@ class StateTracker:
             return
         if doubt.session is not self.session or not connection.alive:
             self._doubt = None
-        elif connection.last_heard_at <= doubt.since.boottime:
+        elif connection.last_activity_at <= doubt.since.boottime:
             asyncio.get_running_loop().call_later(DOUBT_SECONDS, self._listen_again, doubt)
         else:
             self._doubt = None
@@ -214,7 +214,7 @@ class StateTracker:
             if lost := self._coverage.are("live", keys):
                 self._silences.ignore(lost)
                 detail = self._detail(connection=new.connection.id, reason=reason)
-                self._coverage.change("refused", "refused", lost, detail, old.connection.last_heard_us)
+                self._coverage.change("refused", "refused", lost, detail, old.connection.last_activity_us)
 
     def _not_yet(self, states: tuple[State, ...], keys: Iterable[SubscriptionKey]) -> list[SubscriptionKey]:
         return [key for key in keys if (at := self._coverage[key]) is None or at.state not in states]

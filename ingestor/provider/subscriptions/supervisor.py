@@ -19,13 +19,13 @@ from ingestor.errors import IngestorError
 from ingestor.provider.auth import Token, TokenSource
 from ingestor.provider.catalog import KEY_PARAMS
 from ingestor.provider.socket.client import known_release
-from ingestor.provider.socket.connection import ConnectionSettings, Sink, outside
+from ingestor.provider.socket.connection import ConnectionSettings, Sink, sanitize
 from ingestor.provider.socket.protocol import ProtocolDetector
 from ingestor.provider.subscriptions.activity import ActivityTracker
 from ingestor.provider.subscriptions.connection_group import ConnectionGroup, GroupContext
 from ingestor.provider.subscriptions.counters import GroupStatus
 from ingestor.provider.subscriptions.states import SubscriptionState, SubscriptionStates
-from ingestor.provider.transport import tls
+from ingestor.provider.transport import make_tls_context
 
 GroupKey: TypeAlias = tuple[str, str]  # of a group: its path and shared params
 LOOK_SECONDS = 5.0  # between looks who is silent; with a short ``silence`` more often
@@ -97,10 +97,10 @@ class Supervisor:
         self._gate.set()
         self._provider = provider
         self._proxy = proxy
-        self._verification = tls(provider.ca_file) if urlsplit(provider.url).scheme == "https" else None
+        self._verification = make_tls_context(provider.ca_file) if urlsplit(provider.url).scheme == "https" else None
         self._around = GroupContext(
             tokens=tokens,
-            dialects=ProtocolDetector(provider.url, provider.protocol, self._verification, proxy),
+            protocol_detector=ProtocolDetector(provider.url, provider.protocol, self._verification, proxy),
             sink=sink,
             coverage=self._coverage,
             record=record,
@@ -120,8 +120,8 @@ class Supervisor:
 
     async def run(self) -> None:
         """Until ``stop`` or cancelled. Raises what the sink raised."""
-        self._tokens.renewed.append(self._on_renewed)
-        self._tokens.failed.append(self._on_token_failed)
+        self._tokens.on_renewed.append(self._on_renewed)
+        self._tokens.on_failed.append(self._on_token_failed)
         if not known_release():
             self._record(Fact("plain_client", wall_us(), {"reason": "an untested release of the Socket.IO library"}))
         try:
@@ -133,8 +133,8 @@ class Supervisor:
             raise _first(errors) from None  # the others fell with it
         finally:
             self._nursery = None
-            self._tokens.renewed.remove(self._on_renewed)
-            self._tokens.failed.remove(self._on_token_failed)
+            self._tokens.on_renewed.remove(self._on_renewed)
+            self._tokens.on_failed.remove(self._on_token_failed)
 
     async def stop(self) -> None:
         """Close every connection; returns when the last fact is recorded, within some seconds."""
@@ -203,7 +203,7 @@ class Supervisor:
             path=path,
             params=params,
             events=provider.events,
-            verification=self._verification,
+            tls_context=self._verification,
             proxy=self._proxy,
         )
         return ConnectionGroup(line, members, self._around)
@@ -250,14 +250,14 @@ class Supervisor:
             group.wake()
 
     def _say_uncovered(self, token: Token) -> None:
-        paths = frozenset(one.path for one in self._subscriptions if not token.covers(one.path))
+        paths = frozenset(one.path for one in self._subscriptions if not token.allows(one.path))
         if paths - self._uncovered:
             text = "the token's claims do not name these paths; they are asked for all the same"
             self._record(Fact("not_entitled", wall_us(), {"reason": text, "paths": sorted(paths)}))
         self._uncovered = paths
 
     def _on_token_failed(self, error: IngestorError, retry_in_seconds: float) -> None:
-        detail: dict[str, Any] = {"reason": outside(error), "retry_in_seconds": round(retry_in_seconds, 1)}
+        detail: dict[str, Any] = {"reason": sanitize(error), "retry_in_seconds": round(retry_in_seconds, 1)}
         unheard = [key for group in self._groups.values() if not group.connected for key in group.keys]
         self._coverage.change("token_failed", "token_failed", unheard, detail)
 

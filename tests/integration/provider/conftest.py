@@ -16,12 +16,12 @@ from ingestor.config.model import ProviderConfig, Subscription
 from ingestor.core.backoff import Backoff
 from ingestor.core.clock import boottime
 from ingestor.provider.auth import Token, TokenSource, token_source
-from ingestor.provider.auth.login import fetch
+from ingestor.provider.auth.login import fetch_token
 from ingestor.provider.socket import connection
 from ingestor.provider.socket.connection import Connection, ConnectionSettings
 from ingestor.provider.socket.protocol import ProtocolVersion, probe
 from ingestor.provider.subscriptions import connection_group, session
-from ingestor.provider.transport import tls
+from ingestor.provider.transport import make_tls_context
 
 from .raw_engineio_server import Memory, RawServer
 from .raw_http_server import WebServer
@@ -72,12 +72,12 @@ def reach(certificate: Path, memory: Memory, token: Token) -> Reach:
     async def once(way: str, url: str, proxy: SecretStr | None = None, ca_file: Path | None = certificate) -> object:
         if way == "token":
             more: dict[str, Any] = {"lifetime_seconds": 60, "ca_file": ca_file, "proxy": proxy}
-            return await asyncio.to_thread(fetch, f"{url}/jwt", KEY, **more)
-        verification = tls(ca_file) if url.startswith("https") else None
+            return await asyncio.to_thread(fetch_token, f"{url}/jwt", KEY, **more)
+        verification = make_tls_context(ca_file) if url.startswith("https") else None
         if way == "probe":
             return await probe(url, TOKEN, verification, proxy)
         line = ConnectionSettings(
-            url=url, path="/p", params="{}", events=("res",), verification=verification, proxy=proxy
+            url=url, path="/p", params="{}", events=("res",), tls_context=verification, proxy=proxy
         )
         one = Connection(line, ProtocolVersion.SOCKET_IO_4, memory, memory.append)
         await one.open(token)
@@ -135,8 +135,8 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connection_group, "RECONNECT", Backoff(first_seconds=0.05, cap_seconds=0.2))
     monkeypatch.setattr(connection_group, "RESTARTING", Backoff(first_seconds=0.05, cap_seconds=0.2))
     monkeypatch.setattr(session, "RESUBSCRIBE", Backoff(first_seconds=0.1, cap_seconds=0.2))
-    monkeypatch.setattr(token_source, "UNAVAILABLE", Backoff(first_seconds=0.1, cap_seconds=0.2))
-    monkeypatch.setattr(token_source, "REFUSED", Backoff(first_seconds=0.1, cap_seconds=0.2))
+    monkeypatch.setattr(token_source, "UNAVAILABLE_BACKOFF", Backoff(first_seconds=0.1, cap_seconds=0.2))
+    monkeypatch.setattr(token_source, "REFUSED_BACKOFF", Backoff(first_seconds=0.1, cap_seconds=0.2))
     monkeypatch.setattr(connection, "ACK_SECONDS", 0.3)
 
 

@@ -31,9 +31,11 @@ LONG_SECONDS = 60.0  # longer than any test waits
 @pytest.fixture(autouse=True)
 def slow(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever waits for a backoff here waits too long."""
-    monkeypatch.setattr(token_source, "UNAVAILABLE", Backoff(first_seconds=LONG_SECONDS, cap_seconds=LONG_SECONDS))
-    monkeypatch.setattr(token_source, "REFUSED", Backoff(first_seconds=LONG_SECONDS, cap_seconds=LONG_SECONDS))
-    monkeypatch.setattr(key, "LOOK_SECONDS", 0.02)
+    monkeypatch.setattr(
+        token_source, "UNAVAILABLE_BACKOFF", Backoff(first_seconds=LONG_SECONDS, cap_seconds=LONG_SECONDS)
+    )
+    monkeypatch.setattr(token_source, "REFUSED_BACKOFF", Backoff(first_seconds=LONG_SECONDS, cap_seconds=LONG_SECONDS))
+    monkeypatch.setattr(key, "POLL_SECONDS", 0.02)
 
 
 @pytest.fixture
@@ -65,7 +67,7 @@ def taking(api_key: str, *tokens: str) -> Reply:
 
 def told_by(tokens: TokenSource) -> list[IngestorError]:
     told: list[IngestorError] = []
-    tokens.failed.append(lambda error, _: told.append(error))
+    tokens.on_failed.append(lambda error, _: told.append(error))
     return told
 
 
@@ -75,7 +77,7 @@ async def test_a_new_key_in_the_file_of_one_that_was_refused_is_used_at_once_but
     server = await web_server(taking(NEW))
     tokens = make_supply(server, key_file=key_file, spacing_seconds=0.3)
     changes: list[str] = []
-    tokens.key.changed.append(lambda: changes.append(tokens.key.value.get_secret_value()))
+    tokens.api_key.on_changed.append(lambda: changes.append(tokens.api_key.value.get_secret_value()))
     with pytest.raises(TokenRefused):
         await tokens.get()
     waiting = asyncio.create_task(tokens.get())
@@ -139,11 +141,11 @@ async def test_a_file_that_cannot_be_used_is_told_once_with_its_remedy_and_mende
         await tokens.get()
     put(key_file, text, mode)
     await until(lambda: len(told) > 1)
-    await asyncio.sleep(10 * key.LOOK_SECONDS)
+    await asyncio.sleep(10 * key.POLL_SECONDS)
     assert [type(error) for error in told] == [TokenRefused, kind]
     assert str(told[1]).startswith(f"{key_file.path}: provider.api_key: {remedy}")
     assert tokens.status().last_error == str(told[1])
-    assert tokens.key.value == KEY, "the old key stays"
+    assert tokens.api_key.value == KEY, "the old key stays"
     if kind is InsecureSecretFile:
         key_file.path.chmod(0o600)  # which changes neither its text nor when that was written
     else:
@@ -174,7 +176,7 @@ async def test_a_new_key_does_not_shorten_a_wait_that_no_refusal_has_earned(
     with pytest.raises(TokenUnavailable):
         await tokens.get()
     put(key_file, NEW)
-    assert await tokens.key.reread()
+    assert await tokens.api_key.reload()
     waiting = asyncio.create_task(tokens.get())
     await asyncio.sleep(0.3)
     assert not waiting.done()
@@ -195,7 +197,7 @@ async def test_a_refusal_that_was_on_its_way_when_the_key_changed_is_not_held_ag
     asking = asyncio.create_task(tokens.get())
     await until(lambda: server.requests)
     put(key_file, NEW)
-    assert await tokens.key.reread()
+    assert await tokens.api_key.reload()
     late.set()
     with pytest.raises(TokenRefused):
         await asking
@@ -208,14 +210,14 @@ async def test_reading_the_key_again_tells_whether_it_is_another_and_keeps_the_o
 ) -> None:
     server = await web_server(token_reply())
     tokens = make_supply(server, key_file=key_file)
-    assert not await tokens.key.reread()
+    assert not await tokens.api_key.reload()
     put(key_file, NEW, 0o640)
     with pytest.raises(InsecureSecretFile, match="chmod 600"):
-        await tokens.key.reread()
-    assert tokens.key.value == KEY
+        await tokens.api_key.reload()
+    assert tokens.api_key.value == KEY
     key_file.path.chmod(0o600)
-    assert await tokens.key.reread()
-    assert tokens.key.value.get_secret_value() == NEW
+    assert await tokens.api_key.reload()
+    assert tokens.api_key.value.get_secret_value() == NEW
     assert not await make_supply(server).key.reread(), "a key from the environment cannot change"
 
 
@@ -225,14 +227,14 @@ async def test_a_key_that_is_replaced_has_a_file_of_its_own_and_the_old_one_is_l
     tokens = make_supply(await web_server(taking(NEW)), key_file=key_file)
     other = SecretFile(tmp_path / "other")
     put(other, "wrong-as-well")
-    reading = asyncio.create_task(tokens.key.reread())
+    reading = asyncio.create_task(tokens.api_key.reload())
     await asyncio.sleep(0)
-    assert tokens.key.replace(SecretStr("wrong-as-well"), other)
+    assert tokens.api_key.replace(SecretStr("wrong-as-well"), other)
     assert not await reading
     with pytest.raises(TokenRefused):
         await tokens.get()
-    await asyncio.sleep(5 * key.LOOK_SECONDS)
-    assert tokens.key.value.get_secret_value() == "wrong-as-well"
+    await asyncio.sleep(5 * key.POLL_SECONDS)
+    assert tokens.api_key.value.get_secret_value() == "wrong-as-well"
     put(other, NEW)
     async with asyncio.timeout(5):
         assert (await tokens.get()).value == "a.token"
@@ -251,7 +253,7 @@ async def test_nobody_looks_at_the_file_any_more_once_a_login_worked_or_the_supp
     await until(lambda: not looks())
     os.truncate(key_file.path, 0)
     put(key_file, "refused-once-more")
-    assert await tokens.key.reread()
+    assert await tokens.api_key.reload()
     with pytest.raises(TokenRefused):
         await tokens.get(fresh=True)
     assert looks()

@@ -189,10 +189,10 @@ async def test_pings_are_answered_and_count_as_a_sign_of_life(
     server = await raw_server()
     one = make_connection(server.url)
     await one.open(token)
-    before, visitor = one.last_heard_us, await server.visitor()
+    before, visitor = one.last_activity_us, await server.visitor()
     await visitor.say("2")
     await visitor.until(lambda: visitor.pongs == 1)
-    assert one.last_heard_us > before
+    assert one.last_activity_us > before
     assert one.frames == 0
 
 
@@ -552,7 +552,7 @@ async def test_no_answer_in_time_is_told_as_a_refusal_and_a_late_answer_still_co
 async def test_no_more_than_a_bounded_number_is_in_flight(
     raw_server: Serve, make_connection: Make, token: Token, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(connection, "IN_FLIGHT", 5)
+    monkeypatch.setattr(connection, "MAX_IN_FLIGHT", 5)
     server = await raw_server()
     one = make_connection(server.url)
     await one.open(token)

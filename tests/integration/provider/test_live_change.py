@@ -43,7 +43,7 @@ async def test_under_load_only_the_difference_is_asked_for_and_no_row_of_the_oth
     (after,) = running.supervisor.status().groups
     assert after.connection_id == before.connection_id
     assert simulator.handshakes == 1
-    assert simulator.asked == {
+    assert simulator.request_counts == {
         ("subscribe", CROWD): 3,
         ("subscribe", "AAPL"): 1,
         ("subscribe", "TSLA"): 1,
@@ -109,8 +109,8 @@ async def test_a_change_while_there_is_no_connection_counts_for_the_next(
     await running.until("live", AAPL, ON)
     assert running.states(TSLA) == ["pending", "live", "disconnected", "stopped"]
     assert running.states(ON) == ["pending", "disconnected", "pending", "live"]
-    assert simulator.asked["subscribe", "TSLA"] == simulator.asked["subscribe", "ON"] == 1
-    assert simulator.asked["unsubscribe", CROWD] == 0
+    assert simulator.request_counts["subscribe", "TSLA"] == simulator.request_counts["subscribe", "ON"] == 1
+    assert simulator.request_counts["unsubscribe", CROWD] == 0
 
 
 async def test_a_change_during_a_renewal_reaches_the_old_connection_and_the_new_one(
@@ -176,7 +176,7 @@ async def test_what_is_removed_and_added_again_at_once_is_subscribed_in_the_end(
 async def test_what_is_asked_for_anew_is_not_given_up_by_a_goodbye_that_waited_for_its_turn(
     run: Run, raw_server: Any, memory: Memory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(connection, "IN_FLIGHT", 1)
+    monkeypatch.setattr(connection, "MAX_IN_FLIGHT", 1)
     server = await raw_server(talker := Talker())
     running = await run(server.url, "key", [ON, AAPL, TSLA], protocol="4")
     await running.until("live", ON, AAPL, TSLA)
@@ -195,7 +195,7 @@ async def test_what_is_asked_for_anew_is_not_given_up_by_a_goodbye_that_waited_f
 async def test_what_is_removed_before_it_was_asked_for_never_is(
     run: Run, raw_server: Any, memory: Memory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(connection, "IN_FLIGHT", 1)
+    monkeypatch.setattr(connection, "MAX_IN_FLIGHT", 1)
     server = await raw_server(talker := Talker())
     talker.unanswered = {"AAPL"}
     running = await run(server.url, "key", [AAPL, TSLA, ON], protocol="4")

@@ -17,7 +17,7 @@ from pydantic import SecretStr
 from ingestor.core.redaction import redactor
 from ingestor.errors import InvalidTokenResponse, TokenRefused, TokenUnavailable
 from ingestor.provider.auth import Token
-from ingestor.provider.auth.login import fetch
+from ingestor.provider.auth.login import fetch_token
 from ingestor.provider.http_client import Deadline
 
 from .raw_http_server import Reply, WebServer, http, token_reply
@@ -27,7 +27,7 @@ Serve = Callable[..., Awaitable[WebServer]]
 
 
 async def trade(url: str, **more: Any) -> Token:
-    return await asyncio.to_thread(fetch, f"{url}/jwt", KEY, lifetime_seconds=18_000, **more)
+    return await asyncio.to_thread(fetch_token, f"{url}/jwt", KEY, lifetime_seconds=18_000, **more)
 
 
 async def test_the_key_is_the_user_name_and_the_password_is_empty(web_server: Serve) -> None:

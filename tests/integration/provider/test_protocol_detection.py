@@ -95,11 +95,11 @@ async def test_a_refusal_and_an_unknown_generation_are_told_apart(
 async def test_one_server_is_asked_once_however_many_connections_wait(raw_server: RawServe) -> None:
     server = await raw_server(generation="3")
     dialects = ProtocolDetector(server.url, "auto", None)
-    answers = await asyncio.gather(*(dialects.of(TOKEN) for _ in range(5)))
+    answers = await asyncio.gather(*(dialects.detect(TOKEN) for _ in range(5)))
     assert set(answers) == {ProtocolVersion.SOCKET_IO_2}
     assert server.probes == 1
-    dialects.forget()
-    await dialects.of(TOKEN)
+    dialects.reset()
+    await dialects.detect(TOKEN)
     assert server.probes == 2
 
 
@@ -108,8 +108,8 @@ async def test_one_server_is_asked_once_however_many_connections_wait(raw_server
 )
 async def test_what_the_config_says_is_not_asked_about(protocol: Any, chosen: ProtocolVersion) -> None:
     dialects = ProtocolDetector("http://127.0.0.1:9", protocol, None)
-    dialects.forget()
-    assert await dialects.of(TOKEN) is chosen
+    dialects.reset()
+    assert await dialects.detect(TOKEN) is chosen
 
 
 @pytest.mark.node

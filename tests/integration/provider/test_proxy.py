@@ -17,7 +17,7 @@ from pydantic import SecretStr
 from ingestor.config.model import ProviderConfig, Subscription
 from ingestor.errors import ConnectionFailed, ConnectionRefused, IngestorError, TokenUnavailable
 from ingestor.provider.auth import TokenSource
-from ingestor.provider.auth.login import fetch
+from ingestor.provider.auth.login import fetch_token
 from ingestor.provider.subscriptions.activity import ActivityTracker
 from ingestor.provider.subscriptions.supervisor import Supervisor
 
@@ -133,7 +133,7 @@ async def test_a_trickle_through_a_proxy_does_not_beat_the_deadline(
 
     server, proxy = await web_server(trickle, tls=server_side), await make_proxy()
     login = asyncio.to_thread(
-        fetch,
+        fetch_token,
         f"{seen_from_outside(server.url)}/jwt",
         KEY,
         lifetime_seconds=60,

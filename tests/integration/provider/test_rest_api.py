@@ -12,7 +12,7 @@ from pydantic import SecretStr
 
 from ingestor.errors import IngestorError, ResponseTooLarge, RestRefused, RestUnavailable, TokenRefused
 from ingestor.provider import rest_api
-from ingestor.provider.rest_api import RestClient, RestRequest, RestResponse, question_then
+from ingestor.provider.rest_api import RestClient, RestRequest, RestResponse, history_request
 from ingestor.simulator import Simulator
 from tests.support.repairs import CROWD, at
 
@@ -72,7 +72,7 @@ async def test_what_is_no_answer_says_what_it_is(
 async def test_what_is_larger_than_a_daemon_can_hold_is_not_read(
     web_server: Serve, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(rest_api, "MAX_BYTES", 100_000)
+    monkeypatch.setattr(rest_api, "MAX_RESPONSE_BYTES", 100_000)
     server = await web_server(http(200, "x" * 1_000_000))
     with pytest.raises(ResponseTooLarge, match="longer than 100000 bytes"):
         await get(asking(server.url))
@@ -107,7 +107,7 @@ async def test_a_question_under_way_can_be_cut_and_none_follows(web_server: Serv
     attempt = asyncio.create_task(get(one))
     await asyncio.to_thread(asked.wait, 5)
     began = time.monotonic()
-    one.cut()
+    one.cancel()
     for waited in (attempt, get(one)):
         with pytest.raises(RestUnavailable):
             await waited
@@ -117,7 +117,7 @@ async def test_a_question_under_way_can_be_cut_and_none_follows(web_server: Serv
 
 async def test_the_history_of_every_endpoint_is_asked_for_as_the_provider_wants_it(simulator: Simulator) -> None:
     for path in ("/real-time/crowd-sentiment", "crowd-sentiment-chart-data", "user-sentiment"):
-        question = question_then(path, {"ticker": "AAPL"}, at(4, 23, 30), at(5))
+        question = history_request(path, {"ticker": "AAPL"}, at(4, 23, 30), at(5))
         assert question is not None
         reply = await get(RestClient(simulator.url, lambda: SecretStr(simulator.api_key)), question)
         assert '"2026-01-04T23:59:00.000Z"' in reply.text

@@ -12,7 +12,7 @@ import pytest
 
 from ingestor.config.model import Subscription
 from ingestor.core.backoff import Backoff
-from ingestor.core.clock import tick
+from ingestor.core.clock import read_clocks
 from ingestor.errors import SpoolFailed
 from ingestor.provider.socket import client, connection
 from ingestor.provider.subscriptions import connection_group, state_tracker
@@ -244,10 +244,10 @@ async def test_after_an_interruption_what_is_heard_again_is_live_from_its_end_on
     run: Run, simulator: Simulator, memory: Memory
 ) -> None:
     running = await run_simulated(run, simulator, AAPL, TSLA, BUZZ)
-    before = tick()
+    before = read_clocks()
     await memory.until(lambda: len(memory.frames) > 5)
     running.supervisor.record_interruption("stood_still", {"reason": "slept"}, before.wall_us)
-    ended = tick()
+    ended = read_clocks()
     await running.until("live", AAPL, TSLA, BUZZ)
     (slept,) = memory.facts("stood_still")
     assert (slept.state, slept.since_us, set(slept.subscriptions)) == (
@@ -285,10 +285,10 @@ async def test_after_two_interruptions_in_a_row_the_later_one_counts(run: Run, r
     server = await raw_server(lambda visitor: visitor.acknowledge())
     running = await run(server.url, "key", [AAPL], protocol="4")
     await running.until("live", AAPL)
-    running.supervisor.record_interruption("stood_still", {"reason": "slept"}, tick().wall_us)
+    running.supervisor.record_interruption("stood_still", {"reason": "slept"}, read_clocks().wall_us)
     await asyncio.sleep(0.01)
-    later = tick()
-    running.supervisor.record_interruption("stood_still", {"reason": "slept"}, tick().wall_us)
+    later = read_clocks()
+    running.supervisor.record_interruption("stood_still", {"reason": "slept"}, read_clocks().wall_us)
     await (await server.visitor()).say("2")
     await running.until("live", AAPL)
     (again,) = memory.facts("heard_again")
@@ -302,7 +302,7 @@ async def test_a_connection_that_takes_over_during_an_interruptions_doubt_is_liv
     server = await raw_server(lambda visitor: visitor.acknowledge())
     running = await run(server.url, "key", [AAPL], protocol="4")
     await running.until("live", AAPL)
-    running.supervisor.record_interruption("stood_still", {"reason": "slept"}, tick().wall_us)
+    running.supervisor.record_interruption("stood_still", {"reason": "slept"}, read_clocks().wall_us)
     await running.tokens.get(fresh=True)
     await running.until("live", AAPL)
     assert running.states(AAPL) == ["pending", "live", "silent", "live"]

@@ -29,14 +29,14 @@ class Choosy(RawServer):
     def __init__(self, refusals: int, door: Door, answer: int | str, generation: str) -> None:
         super().__init__(Visitor.acknowledge, generation=generation)
         self.refusals = refusals
-        self.logins_at: list[float] = []
+        self.login_times: list[float] = []
         self.shown: list[str] = []  # the tokens at the door, in order
         self._door = door
         self._answer = answer
 
     async def _login(self, _: web.Request) -> web.Response:
-        self.logins_at.append(asyncio.get_running_loop().time())
-        return web.json_response({"token": f"token-{len(self.logins_at)}"})
+        self.login_times.append(asyncio.get_running_loop().time())
+        return web.json_response({"token": f"token-{len(self.login_times)}"})
 
     async def _serve(self, request: web.Request) -> web.StreamResponse:
         token = request.query["token"]
@@ -77,12 +77,12 @@ async def test_a_token_that_is_refused_is_dropped_for_one_fresh_one_at_once(
     run: Run, memory: Memory, door: Door, answer: int | str, generation: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Whoever waits for this has not fetched the fresh token at once.
-    monkeypatch.setattr(token_source, "UNAVAILABLE", Backoff(first_seconds=60, cap_seconds=60))
-    monkeypatch.setattr(token_source, "STRIKE_SECONDS", 0.0)  # the token that is refused was good for a while
+    monkeypatch.setattr(token_source, "UNAVAILABLE_BACKOFF", Backoff(first_seconds=60, cap_seconds=60))
+    monkeypatch.setattr(token_source, "RAPID_REJECTION_SECONDS", 0.0)  # the token that is refused was good for a while
     async with Choosy(1, door, answer, generation) as server:
         await run(server.url, "any", SUBSCRIPTIONS[:1])
         await memory.until(lambda: memory.facts("subscribed"))
-    assert len(server.logins_at) == 2
+    assert len(server.login_times) == 2
     assert server.shown == sorted(server.shown), "a token that was refused is never shown again"
     assert re.search("refused the token|not accept the token", memory.facts("connect_failed")[0].detail["reason"])
 
@@ -90,15 +90,15 @@ async def test_a_token_that_is_refused_is_dropped_for_one_fresh_one_at_once(
 async def test_tokens_that_are_refused_in_a_loop_cost_ever_fewer_logins_however_many_connections_want_one(
     run: Run, memory: Memory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(token_source, "UNAVAILABLE", Backoff(first_seconds=0.4, cap_seconds=10))
+    monkeypatch.setattr(token_source, "UNAVAILABLE_BACKOFF", Backoff(first_seconds=0.4, cap_seconds=10))
     async with Choosy(4, "packet", '44{"message":"jwt expired"}', "4") as server:
         await run(server.url, "any", SUBSCRIPTIONS)
         await memory.until(lambda: len(memory.facts("subscribed")) == len(SUBSCRIPTIONS))
-    gaps = [later - sooner for sooner, later in pairwise(server.logins_at)]
+    gaps = [later - sooner for sooner, later in pairwise(server.login_times)]
     assert len(gaps) == 4
     assert gaps[0] >= 0.2
     assert gaps[2] >= 0.8
 
 
 def test_the_spacing_is_five_seconds() -> None:
-    assert token_source.SPACING_SECONDS == 5
+    assert token_source.LOGIN_SPACING_SECONDS == 5

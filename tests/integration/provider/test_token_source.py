@@ -40,8 +40,8 @@ def jwt(life_seconds: float, number: int = 0) -> str:
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(supply_module, "UNAVAILABLE", Backoff(first_seconds=0.4, cap_seconds=0.4))
-    monkeypatch.setattr(supply_module, "REFUSED", Backoff(first_seconds=0.4, cap_seconds=0.4))
+    monkeypatch.setattr(supply_module, "UNAVAILABLE_BACKOFF", Backoff(first_seconds=0.4, cap_seconds=0.4))
+    monkeypatch.setattr(supply_module, "REFUSED_BACKOFF", Backoff(first_seconds=0.4, cap_seconds=0.4))
 
 
 @pytest.fixture
@@ -84,7 +84,7 @@ async def test_two_logins_are_never_closer_than_the_spacing(web_server: Serve, m
 async def test_not_even_when_everything_goes_wrong_at_once(
     web_server: Serve, make_supply: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in ("UNAVAILABLE", "REFUSED"):
+    for name in ("UNAVAILABLE_BACKOFF", "REFUSED_BACKOFF"):
         monkeypatch.setattr(supply_module, name, Backoff(first_seconds=0.001, cap_seconds=0.001))
     replies = [token_reply(), http(401), http(429, Retry_After="0"), http(200, "{}"), b"", token_reply(), http(403)]
     server = await web_server(*replies)
@@ -93,7 +93,7 @@ async def test_not_even_when_everything_goes_wrong_at_once(
         if supply.current:
             supply.discard(supply.current)
         await asyncio.gather(*(supply.get(fresh=fresh) for fresh in (True, False)), return_exceptions=True)
-        supply.key.replace(SecretStr(f"key-number-{number}"), None)
+        supply.api_key.replace(SecretStr(f"key-number-{number}"), None)
     assert len(server.times) >= len(replies)
     assert min(later - sooner for sooner, later in pairwise(server.times)) >= 0.15
 
@@ -102,7 +102,7 @@ async def test_after_a_failure_the_next_login_waits_and_everybody_is_told(web_se
     server = await web_server(http(503), token_reply())
     supply = make_supply(server)
     told: list[tuple[IngestorError, float]] = []
-    supply.failed.append(lambda error, wait: told.append((error, wait)))
+    supply.on_failed.append(lambda error, wait: told.append((error, wait)))
     outcomes = await asyncio.gather(supply.get(), supply.get(), return_exceptions=True)
     assert [type(outcome) for outcome in outcomes] == [TokenUnavailable, TokenUnavailable]
     assert supply.status().last_error
@@ -137,7 +137,7 @@ async def test_a_token_is_renewed_before_it_ends(web_server: Serve, make_supply:
     server = await web_server(lambda _: numbered(count, 0.6))
     supply = make_supply(server)
     seen: list[Token] = []
-    supply.renewed.append(seen.append)
+    supply.on_renewed.append(seen.append)
     first = await supply.get()
     await until(lambda: len(seen) >= 3)
     assert len({token.value for token in seen}) == len(seen)
@@ -184,7 +184,7 @@ async def test_a_discarded_token_is_replaced_once_for_all_who_were_refused_with_
 async def test_tokens_that_are_refused_one_after_the_other_are_fetched_ever_more_slowly(
     web_server: Serve, make_supply: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(supply_module, "UNAVAILABLE", Backoff(first_seconds=0.2, cap_seconds=10))
+    monkeypatch.setattr(supply_module, "UNAVAILABLE_BACKOFF", Backoff(first_seconds=0.2, cap_seconds=10))
     count = [0]
     server = await web_server(lambda _: numbered(count, 3600))
     supply = make_supply(server)
@@ -271,7 +271,7 @@ async def test_without_a_token_there_is_nothing_to_rearm_or_to_tell(web_server: 
     supply = make_supply(await web_server(token_reply()))
     supply.rearm()
     status = supply.status()
-    assert (status.ends_in_seconds, status.renews_in_seconds, status.life_seconds) == (None, None, None)
+    assert (status.expires_in_seconds, status.renews_in_seconds, status.life_seconds) == (None, None, None)
 
 
 async def test_old_tokens_are_forgotten_but_what_others_hold_stays_masked(web_server: Serve, make_supply: Make) -> None:

@@ -22,7 +22,7 @@ def test_full_jitter_spreads_from_nothing_to_the_ceiling(luck: float, seconds: f
 
 @pytest.mark.parametrize(("luck", "seconds"), [(0.0, 2.0), (0.5, 3.0), (1.0, 4.0)])
 def test_half_jitter_never_waits_less_than_half_the_ceiling(luck: float, seconds: float) -> None:
-    assert BACKOFF.half_jitter(3, luck) == seconds
+    assert BACKOFF.equal_jitter(3, luck) == seconds
 
 
 def test_chance_is_a_fraction_and_not_always_the_same() -> None:

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from ingestor.core.clock import ClockReading, interruption
+from ingestor.core.clock import ClockReading, detect_interruption
 
 BEFORE = ClockReading(1_000_000_000_000_000, 5000.0)
 
@@ -32,5 +32,5 @@ def test_what_happened_between_two_looks_at_the_clocks(
     wall_seconds: float, boot_seconds: float, reason: str | None
 ) -> None:
     now = ClockReading(BEFORE.wall_us + round(wall_seconds * 1_000_000), BEFORE.boottime + boot_seconds)
-    found = interruption(BEFORE, now)
+    found = detect_interruption(BEFORE, now)
     assert (found and found.reason) == reason

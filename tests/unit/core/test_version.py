@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from ingestor.core.version import DIGITS, of_checkout
+from ingestor.core.version import COMMIT_DIGITS, checkout_commit
 from tests.support.requirements import missing
 
 
@@ -31,20 +31,20 @@ def git(folder: Path, *arguments: str) -> str:
 
 
 def test_a_branch_a_packed_one_a_worktree_and_no_branch_at_all(repository: Path, tmp_path: Path) -> None:
-    first = git(repository, "rev-parse", "HEAD")[:DIGITS]
-    assert of_checkout(repository) == first
+    first = git(repository, "rev-parse", "HEAD")[:COMMIT_DIGITS]
+    assert checkout_commit(repository) == first
     git(repository, "pack-refs", "--all")
     assert not (repository / ".git/refs/heads/main").exists()
-    assert of_checkout(repository) == first
+    assert checkout_commit(repository) == first
     other = tmp_path / "other"
     git(repository, "worktree", "add", "-q", str(other), "-b", "topic/b")
     git(other, "commit", "-q", "--allow-empty", "-m", "two")
-    second = git(other, "rev-parse", "HEAD")[:DIGITS]
-    assert (of_checkout(other), of_checkout(repository)) == (second, first)
+    second = git(other, "rev-parse", "HEAD")[:COMMIT_DIGITS]
+    assert (checkout_commit(other), checkout_commit(repository)) == (second, first)
     git(other, "pack-refs", "--all")
-    assert of_checkout(other) == second
+    assert checkout_commit(other) == second
     git(repository, "checkout", "-q", "--detach", second)
-    assert of_checkout(repository) == second != first
+    assert checkout_commit(repository) == second != first
 
 
 @pytest.mark.parametrize("head", [None, "", "ref: refs/heads/none", "<html>", "ref: ../../../secret", b"\xff"])
@@ -52,4 +52,4 @@ def test_where_nothing_can_be_read_nothing_is_said(tmp_path: Path, head: str | b
     if head is not None:
         (tmp_path / ".git").mkdir()
         (tmp_path / ".git" / "HEAD").write_bytes(head.encode() if isinstance(head, str) else head)
-    assert of_checkout(tmp_path) == ""
+    assert checkout_commit(tmp_path) == ""

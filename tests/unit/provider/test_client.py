@@ -4,17 +4,17 @@ import json
 
 import pytest
 
-from ingestor.provider.socket.client import SessionWrapper, event_text, prefixes, raw_text
+from ingestor.provider.socket.client import SessionWrapper, event_prefixes, event_text, raw_text
 from ingestor.provider.transport import http_session
 
 
 def test_the_prefix_of_an_event_is_what_a_server_writes_before_its_payload() -> None:
-    assert prefixes(["res", "data"]) == (('42["res",', "res"), ('42["data",', "data"))
+    assert event_prefixes(["res", "data"]) == (('42["res",', "res"), ('42["data",', "data"))
 
 
 @pytest.mark.parametrize("event", ['qu"ote', "ümlaut", "back\\slash"])
 def test_the_prefix_is_quoted_as_json_quotes(event: str) -> None:
-    (prefix, name), *_ = prefixes([event])
+    (prefix, name), *_ = event_prefixes([event])
     assert name == event
     assert json.loads(prefix[2:-1] + "]") == [event]
 

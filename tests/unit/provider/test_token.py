@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from ingestor.provider.auth import Token
-from ingestor.provider.auth.claims import claims_of, life, renew_at, secrets_of
-from ingestor.provider.auth.login import retry_after
+from ingestor.provider.auth.claims import decode_claims, lifetime, renewal_time, secrets_in
+from ingestor.provider.auth.login import retry_after_seconds
 
 CONFIGURED = 18_000.0
 DATE = "Mon, 09 Jun 2014 20:00:00 GMT"
@@ -43,7 +43,7 @@ def jwt(claims: Any) -> str:
     ],
 )
 def test_a_token_lives_as_long_as_it_says(claims: dict[str, object], date: str | None, seconds: float) -> None:
-    assert life(claims, date, CONFIGURED) == seconds
+    assert lifetime(claims, date, CONFIGURED) == seconds
 
 
 @pytest.mark.parametrize(
@@ -59,7 +59,7 @@ def test_a_token_lives_as_long_as_it_says(claims: dict[str, object], date: str |
 def test_it_is_renewed_before_its_end_but_never_in_its_first_half(
     life_seconds: float, before: float, due: float
 ) -> None:
-    assert renew_at(100_000.0, life_seconds, before) == due
+    assert renewal_time(100_000.0, life_seconds, before) == due
 
 
 @pytest.mark.parametrize(
@@ -78,11 +78,11 @@ def test_it_is_renewed_before_its_end_but_never_in_its_first_half(
     ],
 )
 def test_retry_after_is_understood_in_both_its_forms(headers: dict[str, str], seconds: float | None) -> None:
-    assert retry_after(headers) == seconds
+    assert retry_after_seconds(headers) == seconds
 
 
 def test_claims_are_read_without_asking_for_a_valid_signature() -> None:
-    assert claims_of(jwt({"exp": 1, "api": "k"})) == {"exp": 1, "api": "k"}
+    assert decode_claims(jwt({"exp": 1, "api": "k"})) == {"exp": 1, "api": "k"}
 
 
 @pytest.mark.parametrize(
@@ -99,7 +99,7 @@ def test_claims_are_read_without_asking_for_a_valid_signature() -> None:
     ],
 )
 def test_a_token_that_is_no_jwt_has_no_claims(value: str) -> None:
-    assert claims_of(value) == {}
+    assert decode_claims(value) == {}
 
 
 def test_what_a_token_holds_is_secret_but_for_what_is_harmless() -> None:
@@ -114,7 +114,7 @@ def test_what_a_token_holds_is_secret_but_for_what_is_harmless() -> None:
         "exp": 12,
     }
     value = jwt(claims)
-    hidden = secrets_of(value, claims)
+    hidden = secrets_in(value, claims)
     assert {value, "the-key", "me@example", "letmeinletmein", "na-cl", "S3cret-nick"} <= hidden
     assert not hidden & {"premium plan", "AAPL-LONG-NAME", "/real-time/crowd-sentiment"}
     assert value.split(".")[1] in hidden, "half a token is a secret as well"
@@ -132,7 +132,7 @@ def test_what_a_token_holds_is_secret_but_for_what_is_harmless() -> None:
 def test_a_token_covers_what_its_claims_name_or_everything(
     feeds: frozenset[str] | None, path: str, covered: bool
 ) -> None:
-    assert Token(value="t", fetched_at=0.0, life_seconds=1.0, feeds=feeds).covers(path) is covered
+    assert Token(value="t", fetched_at=0.0, life_seconds=1.0, feeds=feeds).allows(path) is covered
 
 
 def test_a_token_shows_nothing_of_itself() -> None:

@@ -7,7 +7,7 @@ from itertools import pairwise
 import pytest
 
 from ingestor.config.model import Subscription
-from ingestor.provider.rest_api import question_now, question_then
+from ingestor.provider.rest_api import current_request, history_request
 from ingestor.repair import backfill_requests, plan
 from ingestor.store.maintenance.repairs import Repair
 from tests.support.repairs import CHART, CROWD, at, repair
@@ -136,11 +136,11 @@ def test_a_day_that_has_just_ended_may_be_asked_for_too_early(status: int, momen
 
 def test_a_question_names_instants_or_dates_and_its_end_is_not_included() -> None:
     asked = {"ticker": "AAPL", "period": "30"}
-    instants = question_then(CROWD, asked, at(5, 10), at(6))
+    instants = history_request(CROWD, asked, at(5, 10), at(6))
     assert instants is not None
     assert instants.path == "/historical/crowd-sentiment"
     assert instants.params == asked | {"start_ts": "2026-01-05T10:00:00.000Z", "end_ts": "2026-01-05T23:59:59.999Z"}
-    dates = question_then(CHART, {"ticker": "AAPL"}, at(5, 10), at(12))
+    dates = history_request(CHART, {"ticker": "AAPL"}, at(5, 10), at(12))
     assert dates is not None
     assert dates.path == "/historical/crowd-sentiment-chart-data"
     assert dates.params == {"ticker": "AAPL", "start_date": "01-05-2026", "end_date": "01-11-2026"}
@@ -160,7 +160,7 @@ def test_a_question_names_instants_or_dates_and_its_end_is_not_included() -> Non
     ],
 )
 def test_which_endpoint_answers(path: str, params: dict[str, str], now: str | None, then: str | None) -> None:
-    present, past = question_now(path, params), question_then(path, params, at(5), at(6))
+    present, past = current_request(path, params), history_request(path, params, at(5), at(6))
     assert (present and present.path, past and past.path) == (now, then)
 
 
