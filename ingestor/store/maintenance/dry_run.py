@@ -1,4 +1,4 @@
-"""Write a batch and take all of it back: whether there are tables, rights and room for it. Nothing is kept."""
+"""Write a batch in a transaction that is rolled back, to check that tables, privileges and space suffice."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any, cast
 
-from sqlalchemy import Connection, Engine, NestedTransaction
+from sqlalchemy import Connection
 
 from ingestor.store import migrate
 from ingestor.store.engine import sqlite_path, translated
@@ -20,51 +20,33 @@ from ingestor.store.write.batch_writer import BatchWriter, InstanceInfo
 
 
 def dry_run(url: str, instance: InstanceInfo, batch: Batch) -> WriteResult:
-    """What would become of a batch, as the first of an instance that nobody has met. The schema is there, or none is.
+    """Return what writing ``batch`` as the first one of a new instance would result in. Nothing is kept.
 
-    An empty database gets its tables for as long as this lasts. For a SQLite file that is not there, one in a folder
-    beside its place is written and removed. Raises DatabaseUnavailable, which names the URL; BatchRejected, OSError.
+    An empty database gets its tables for the duration of the transaction; a non-empty one must have the current
+    schema. For a SQLite file that does not exist, a temporary one is written in a folder next to it. Raises
+    DatabaseUnavailable, which names the URL; BatchRejected, OSError.
     """
     path = sqlite_path(url)
     if path is None or path.exists():
-        return _rehearse(url, instance, batch)
+        return _write_and_roll_back(url, instance, batch)
     nearest = next(folder for folder in path.parents if folder.is_dir())
     with tempfile.TemporaryDirectory(prefix=".ingestor-check-", dir=nearest) as folder:
-        return _rehearse(f"sqlite:///{Path(folder, path.name)}", instance, batch)
+        return _write_and_roll_back(f"sqlite:///{Path(folder, path.name)}", instance, batch)
 
 
-def _rehearse(url: str, instance: InstanceInfo, batch: Batch) -> WriteResult:
+def _write_and_roll_back(url: str, instance: InstanceInfo, batch: Batch) -> WriteResult:
     with opened(url, read_only=False) as engine, translated(), engine.connect() as connection:
-        whole = connection.begin()
+        outer = connection.begin()
         try:
             migrate.make_if_empty(connection)
-            database = BatchWriter(_ConnectionEngine(connection))
-            database.register(replace(instance, spool_id=secrets.token_hex(16)), batch.first_seq)
-            return database.write(batch)
+            writer = BatchWriter(engine, begin=partial(_savepoint, connection))
+            writer.register(replace(instance, spool_id=secrets.token_hex(16)), batch.first_seq)
+            return writer.write(batch)
         finally:
-            whole.rollback()
+            outer.rollback()
 
 
-class _ConnectionEngine(Engine):
-    """An engine whose transactions are parts of one that somebody else ends."""
-
-    def __init__(self, connection: Connection) -> None:
-        self._connection = connection
-        self.dialect = connection.dialect
-
-    @contextmanager
-    def connect(self) -> Iterator[Connection]:  # type: ignore[override]
-        yield cast("Connection", _Part(self._connection))
-
-
-class _Part:
-    """The connection, with a savepoint for a transaction."""
-
-    def __init__(self, connection: Connection) -> None:
-        self._connection = connection
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._connection, name)
-
-    def begin(self) -> NestedTransaction:
-        return self._connection.begin_nested()
+@contextmanager
+def _savepoint(connection: Connection) -> Iterator[Connection]:
+    with translated(), connection.begin_nested():
+        yield connection

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Container, Sequence
+from collections.abc import Callable, Container, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from types import ModuleType
 from typing import Any
 
@@ -68,9 +70,19 @@ class BatchWriter:
     Raises DatabaseUnavailable, BatchRejected, PositionConflict and FullBatchRequired.
     """
 
-    def __init__(self, engine: Engine, keep_samples_seconds: float | None = None) -> None:
-        """What is older than samples are kept is not written, since retention would take it; None writes all."""
+    def __init__(
+        self,
+        engine: Engine,
+        keep_samples_seconds: float | None = None,
+        *,
+        begin: Callable[[], AbstractContextManager[Connection]] | None = None,
+    ) -> None:
+        """What is older than samples are kept is not written, since retention would take it; None writes all.
+
+        ``begin`` opens a transaction; default: one of the engine's.
+        """
         self._engine = engine
+        self._begin = begin or partial(transaction, engine)
         self._keep_samples_us = None if keep_samples_seconds is None else round(keep_samples_seconds * 1_000_000)
         self._bulk: ModuleType = bulk_postgres if engine.dialect.name == "postgresql" else bulk_sqlite
         self._series: InternTable[SeriesKey] = InternTable(
@@ -101,7 +113,7 @@ class BatchWriter:
         }
         self._series.forget()
         self._subscriptions.forget()
-        with transaction(self._engine) as connection:
+        with self._begin() as connection:
             new = self._insert_new(connection, schema.instances)
             connection.execute(new, [{"spool_id": instance.spool_id, "position": first_seq - 1, **introduction}])
             mine = table.c.spool_id == instance.spool_id
@@ -114,7 +126,7 @@ class BatchWriter:
     def abandon(self, now_us: int) -> None:
         """What this instance received since its last heartbeat here is not to be had any more: close its coverage."""
         table = schema.instances
-        with transaction(self._engine) as connection:
+        with self._begin() as connection:
             row = connection.execute(select(table).where(table.c.instance_id == self.instance_id)).one()
             since_us = now_us if row.heartbeat_at is None else microseconds(row.heartbeat_at)
             timeline = coverage_intervals.load(connection, self.instance_id)
@@ -126,7 +138,7 @@ class BatchWriter:
     def heartbeat(self, at_us: int) -> None:
         """Publish: what was received before this stamp is in the tables."""
         mine = schema.instances.c.instance_id == self.instance_id
-        with transaction(self._engine) as connection:
+        with self._begin() as connection:
             connection.execute(update(schema.instances).where(mine).values(heartbeat_at=moment(at_us)))
 
     def write(self, batch: Batch) -> WriteResult:
@@ -153,7 +165,7 @@ class BatchWriter:
         careful: bool,
     ) -> WriteResult:
         names = {id_: series for series, id_ in ids.items()}
-        with transaction(self._engine) as connection:
+        with self._begin() as connection:
             self._advance(connection, batch)
             tally = self._write_rows(connection, batch, ids, careful=careful)
             letters = batch.dead + _by_row(tally.dead + _unnamed(batch.rows, refusals))
@@ -168,7 +180,7 @@ class BatchWriter:
         """
         ids, refusals = self._intern_series({row[0] for row in batch.rows})
         names = {id_: series for series, id_ in ids.items()}
-        with transaction(self._engine) as connection:
+        with self._begin() as connection:
             self._advance(connection, batch, gapless=False)
             tally = self._write_rows(connection, batch, ids, careful=True)
         letters = batch.dead + _by_row(tally.dead + _unnamed(batch.rows, refusals))
@@ -185,7 +197,7 @@ class BatchWriter:
             return
         before_us = day_of(time.time_ns() // 1000 - self._keep_samples_us)
         if min(row.ts_us for row in batch.rows) < before_us:
-            with transaction(self._engine) as connection:
+            with self._begin() as connection:
                 now_us = microseconds(leases.now(connection))
             batch.expire(min(before_us, day_of(now_us - self._keep_samples_us)))
 
@@ -324,7 +336,7 @@ class BatchWriter:
     def _intern_series(self, keys: set[SeriesKey]) -> tuple[dict[SeriesKey, int], dict[SeriesKey, str]]:
         """The ids of ``keys``, and why the database refuses some of them (an encoding that lacks a character)."""
         try:
-            return self._series.ids(self._engine, keys, _series_columns), {}
+            return self._series.ids(self._begin, keys, _series_columns), {}
         except BatchRejected as refusal:
             if len(keys) == 1:
                 return {}, dict.fromkeys(keys, str(refusal))
@@ -335,7 +347,7 @@ class BatchWriter:
 
     def _intern_subscriptions(self, batch: Batch) -> dict[SubscriptionRow, int]:
         wanted = {(s.path, s.params): s for t in batch.transitions for s in t.subscriptions}
-        ids = self._subscriptions.ids(self._engine, wanted, lambda key: _subscription_columns(wanted[key]))
+        ids = self._subscriptions.ids(self._begin, wanted, lambda key: _subscription_columns(wanted[key]))
         return {s: ids[s.path, s.params] for t in batch.transitions for s in t.subscriptions}
 
     @staticmethod

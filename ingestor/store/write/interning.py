@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, Generic, TypeVar
 
-from sqlalchemy import Connection, Engine, Table, select
+from sqlalchemy import Connection, Table, select
 from sqlalchemy.dialects import postgresql, sqlite
 
-from ingestor.store.engine import transaction
 from ingestor.store.key_lookup import KEYS_PER_QUERY, among
 
 Key = TypeVar("Key", bound=tuple[str, ...])
@@ -24,13 +24,18 @@ class InternTable(Generic[Key]):
         self._capacity = capacity
         self._ids: dict[Key, int] = {}
 
-    def ids(self, engine: Engine, keys: Iterable[Key], columns: Callable[[Key], dict[str, Any]]) -> dict[Key, int]:
-        """The ids of ``keys``; those not seen before are written with ``columns(key)`` and committed."""
+    def ids(
+        self,
+        begin: Callable[[], AbstractContextManager[Connection]],
+        keys: Iterable[Key],
+        columns: Callable[[Key], dict[str, Any]],
+    ) -> dict[Key, int]:
+        """Return the ids of ``keys``, in a transaction that ``begin`` opens if any of them has to be written."""
         wanted = set(keys)
         missing = sorted(wanted - self._ids.keys())
         self._make_room(len(missing), wanted)
         if missing:
-            with transaction(engine) as connection:
+            with begin() as connection:
                 found = self._select(connection, missing)
                 self._insert(connection, [columns(key) for key in missing if key not in found])
                 found |= self._select(connection, [key for key in missing if key not in found])
