@@ -43,12 +43,12 @@ def _look(config: Config, connect: bool, tell: Callable[[CheckResult], None]) ->
 
     from ingestor.commands import check as checking
 
-    for finding in checking.offline(config):
+    for finding in checking.run_offline_checks(config):
         tell(finding)
     if connect:
         from ingestor.commands import check_online
 
-        asyncio.run(check_online.online(config, tell))
+        asyncio.run(check_online.run_online_checks(config, tell))
 
 
 def _line(finding: CheckResult) -> str:

@@ -202,7 +202,7 @@ def _wishes(config: Config, ticker: str, path: str | None, start: datetime, end:
     from ingestor.repair import backfill_requests
 
     try:
-        return backfill_requests.wishes(config.subscriptions, ticker, path, start, end, datetime.now(UTC))
+        return backfill_requests.build_requests(config.subscriptions, ticker, path, start, end, datetime.now(UTC))
     except ValueError as error:
         raise typer.BadParameter(str(error)) from None
 
@@ -210,7 +210,7 @@ def _wishes(config: Config, ticker: str, path: str | None, start: datetime, end:
 def _estimate(wishes: Sequence[BackfillRequest]) -> None:
     from ingestor.repair import backfill_requests
 
-    count = sum(map(backfill_requests.questions, wishes))
+    count = sum(map(backfill_requests.count_queries, wishes))
     shortest, longest = (timedelta(seconds=count * seconds) for seconds in ANSWER_SECONDS)
     _note(
         f"{wishes[0].ticker} from {wishes[0].from_ts:%Y-%m-%d %H:%M} to {wishes[0].to_ts:%Y-%m-%d %H:%M} UTC,"
@@ -223,8 +223,8 @@ def _backfill(config: Config, wishes: Sequence[BackfillRequest]) -> list[Repair]
     from ingestor.daemon import control
     from ingestor.repair import backfill_requests
 
-    with _watching(config, sum(map(backfill_requests.questions, wishes))) as watch:
-        answer = control.ask(config.spool.path, "backfill", wishes=backfill_requests.packed(wishes))
+    with _watching(config, sum(map(backfill_requests.count_queries, wishes))) as watch:
+        answer = control.send_request(config.spool.path, "backfill", wishes=backfill_requests.to_json(wishes))
         if answer is None:
             _backfill_offline(config, wishes, watch.ended)
         else:
@@ -287,7 +287,7 @@ def _watching(config: Config, questions: int) -> Iterator[_Watch]:
 def _questions_left(repair: Repair) -> int:
     from ingestor.repair import plan
 
-    return sum(1 for _ in plan.left(repair, [repair.ticker])) if repair.state == "open" else 0
+    return sum(1 for _ in plan.remaining_queries(repair, [repair.ticker])) if repair.state == "open" else 0
 
 
 def _told(one: Repair) -> str:

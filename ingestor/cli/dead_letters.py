@@ -71,7 +71,7 @@ def letters_retry(
     from ingestor.daemon import control
 
     loaded = load_config(config)
-    answer = control.ask(loaded.spool.path, "retry", ids=numbers or [])
+    answer = control.send_request(loaded.spool.path, "retry", ids=numbers or [])
     count = answer["retried"] if answer else _retry_offline(loaded, numbers or [])
     say(f"{count} dead letters go through again; `ingestor dead-letters list` shows what is still dead")
 
@@ -81,7 +81,7 @@ def _retry_offline(config: Config, numbers: list[int]) -> int:
     from ingestor.store.open_database import explained
 
     with explained(config.database.url.get_secret_value()):
-        return offline.retry(config, numbers)
+        return offline.retry_dead_letters(config, numbers)
 
 
 def _letters(config: Config, **which: Any) -> list[dict[str, Any]]:

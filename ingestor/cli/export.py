@@ -96,7 +96,7 @@ def replay(
     url, target_url = load_config(config).database.url.get_secret_value(), _database_url(into)
     with (
         opened(url) as engine,
-        replaying.opened_beside(engine, target_url) as target,
+        replaying.open_target(engine, target_url) as target,
         snapshot(engine) as source,  # what the daemon goes on to write is neither told nor compared
     ):
         start = moment(since, now, "--from") if since else ALWAYS

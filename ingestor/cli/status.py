@@ -142,7 +142,7 @@ def _ask_daemon(spool: Path) -> Status | None:
     from ingestor.daemon import control
     from ingestor.monitoring.status import Status
 
-    answer = control.ask(spool, "status")
+    answer = control.send_request(spool, "status")
     return Status.from_json(answer["status"].encode()) if answer else None
 
 

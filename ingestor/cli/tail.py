@@ -38,7 +38,7 @@ def tail(
 
     with until_interrupted(), opened(load_config(config).database.url.get_secret_value()) as engine:
         follower = Follower(engine, ticker)
-        _print(follower.before(limit), output)
+        _print(follower.latest(limit), output)
         while follow:
             pause(LOOK_SECONDS)
             _print_new(follower, output)
@@ -48,7 +48,7 @@ def _print_new(follower: Follower, output: Output) -> None:
     from ingestor.errors import DatabaseUnavailable
 
     try:
-        for seen in follower.look():
+        for seen in follower.poll():
             _print(seen.records, output)
             if seen.missing:
                 print(

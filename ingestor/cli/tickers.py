@@ -108,7 +108,7 @@ def _reloaded(config: Config) -> dict[str, Any]:
     from ingestor.daemon import control
 
     nobody = "none runs here that this user may ask; the next start reads the file"
-    return control.ask(config.spool.path, "reload") or {"daemon": nobody}
+    return control.send_request(config.spool.path, "reload") or {"daemon": nobody}
 
 
 def _told(answer: dict[str, Any]) -> Iterator[str]:

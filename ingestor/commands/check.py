@@ -39,7 +39,7 @@ class CheckResult:
     seconds: float | None = None  # that it took, where that tells something
 
 
-def offline(config: Config) -> Iterator[CheckResult]:
+def run_offline_checks(config: Config) -> Iterator[CheckResult]:
     """Everything that can be known without the provider. The database is only read."""
     tickers = len(config.subscriptions)
     yield CheckResult(name="config", message=f"{config.source}: {tickers} subscription{'s' if tickers != 1 else ''}")

@@ -99,7 +99,7 @@ class InMemorySink:
         return "; ".join(str(fact.detail["text"]) for fact in self.facts if fact.kind == "provider_error")
 
 
-async def online(config: Config, tell: Tell) -> None:
+async def run_online_checks(config: Config, tell: Tell) -> None:
     """Try all of it, and tell each finding as soon as it is there."""
     token = await _logged_in(config, tell)
     await _tried(tell, "clock", _clock(config))
@@ -328,7 +328,7 @@ def _outage(config: Config, frames: list[Frame]) -> CheckResult:
 
 async def _write(config: Config, frames: list[Frame]) -> ProbeResult[None]:
     url = config.database.url.get_secret_value()
-    running = await run_in_daemon_thread(partial(control.ask, config.spool.path, "status"), "daemon")
+    running = await run_in_daemon_thread(partial(control.send_request, config.spool.path, "status"), "daemon")
     if running and sqlite_path(url):
         return ProbeResult("not tried, since the daemon writes there, and only one may", None, warning=True)
     found = await run_in_daemon_thread(partial(_schema, url), "schema")

@@ -20,7 +20,7 @@ from ingestor.store.read.status import Record
 from ingestor.store.read.tail import CommittedBatch, ObservationKey
 
 # Where payloads are not kept: a look is at the newest so many of each series. A first answer has some 60.
-EACH = 100
+VALUES_PER_SERIES = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,12 +41,12 @@ class Follower:
         self._decoder = Decoder(catalog.metrics_of, catalog.feed_name)
         self._positions = tail.load_positions(engine)
 
-    def before(self, limit: int) -> list[Record]:
+    def latest(self, limit: int) -> list[Record]:
         """The last observations that were there already when it was made."""
         last = tail.latest_observations(self._engine, limit=limit, ticker=self._ticker)
         return [one for one in last if one["seq"] <= self._positions.get(one["instance_id"], 0)]
 
-    def look(self) -> Iterator[NewObservations]:
+    def poll(self) -> Iterator[NewObservations]:
         """What was committed since the last look, a batch at a time. Raises DatabaseUnavailable; look again then."""
         for instance_id, position in sorted(tail.load_positions(self._engine).items()):
             while (seen := self._positions.get(instance_id, 0)) < position:
@@ -62,7 +62,7 @@ class Follower:
         if len(payloads) == batch.payload_count:
             keys = {key for one in payloads for key in self._keys(one)}
             return NewObservations(tail.recorded_values(self._engine, batch, keys))
-        found = tail.newest_of_batch(self._engine, batch, per_series=EACH)
+        found = tail.newest_of_batch(self._engine, batch, per_series=VALUES_PER_SERIES)
         wanted = [one for one in found if self._ticker in ("", one["ticker"])]
         return NewObservations(wanted, max(0, batch.value_count - len(found)))
 

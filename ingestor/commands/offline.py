@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pydantic import SecretStr
 
 from ingestor.config import Config
-from ingestor.daemon.factory import build_healing, build_spool, build_writer, lock_database, past
+from ingestor.daemon.factory import build_repair_worker, build_spool, build_writer, lock_database, startup_facts
 from ingestor.errors import DatabaseUnavailable, SpoolFailed
 from ingestor.pipeline.dead_letters import retry_letters
 from ingestor.store.engine import connect
@@ -17,7 +17,7 @@ from ingestor.store.maintenance.repairs import BackfillRequest
 LOOK_SECONDS = 0.5
 
 
-def retry(config: Config, ids: Sequence[int]) -> int:
+def retry_dead_letters(config: Config, ids: Sequence[int]) -> int:
     """Try dead letters again, and write what follows. Raises Held if a daemon runs, DatabaseUnavailable."""
     url = config.database.url.get_secret_value()
     lock = lock_database(url)
@@ -34,7 +34,7 @@ async def _retry(config: Config, url: str, ids: Sequence[int]) -> int:
     engine = connect(url)
     writer = build_writer(config, spool, engine, on_outage=_no_patience)
     try:
-        for fact in past(spool, config):
+        for fact in startup_facts(spool, config):
             spool.append(fact)
         writing = asyncio.create_task(asyncio.to_thread(writer.run))
         retrying = asyncio.create_task(retry_letters(spool, engine, ids))
@@ -74,16 +74,16 @@ async def _backfill(
     spool.start(_give_up)
     engine = connect(config.database.url.get_secret_value())
     writer = build_writer(config, spool, engine, on_outage=_no_patience)
-    healing = build_healing(config, lambda: api_key, spool, writer, engine, spool.append)
+    healing = build_repair_worker(config, lambda: api_key, spool, writer, engine, spool.append)
     writing = asyncio.create_task(asyncio.to_thread(writer.run))
     try:
-        for fact in past(spool, config):
+        for fact in startup_facts(spool, config):
             spool.append(fact)
-        repairs = await healing.book(wishes)
+        repairs = await healing.request(wishes)
         healing.only = frozenset(repairs)
         healing.start()
         while not writing.done() and not ended(repairs):
-            healing.look()
+            healing.wake()
             await asyncio.wait({writing}, timeout=LOOK_SECONDS)
     finally:
         await healing.stop()

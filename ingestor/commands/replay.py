@@ -43,7 +43,7 @@ class ReplayResult:
 
 
 @contextmanager
-def opened_beside(source: Engine, url: str) -> Iterator[Engine]:
+def open_target(source: Engine, url: str) -> Iterator[Engine]:
     """Another database than ``source``, its tables up to date; a SQLite file is nobody else's as long as this lasts.
 
     Raises PermissionDenied, AlreadyLocked, SchemaTooNew, DatabaseUnavailable.

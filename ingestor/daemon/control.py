@@ -17,9 +17,9 @@ from typing import Any, TypeAlias
 
 from ingestor.errors import IngestorError
 
-NAME = "control.sock"
-LINE_BYTES = 1 << 20  # of a question; an answer may be longer
-ANSWER_SECONDS = 60.0
+SOCKET_NAME = "control.sock"
+MAX_REQUEST_BYTES = 1 << 20  # of a question; an answer may be longer
+RESPONSE_TIMEOUT_SECONDS = 60.0
 
 ControlResponse: TypeAlias = dict[str, Any]
 ControlFunction: TypeAlias = Callable[[dict[str, Any]], Awaitable[ControlResponse]]
@@ -41,12 +41,12 @@ class ControlServer:
         self._handlers = handlers
 
     async def __aenter__(self) -> ControlServer:
-        (self._folder / NAME).unlink(missing_ok=True)  # of a run that was killed; the spool's lock is ours
+        (self._folder / SOCKET_NAME).unlink(missing_ok=True)  # of a run that was killed; the spool's lock is ours
         with ExitStack() as stack:
             address = stack.enter_context(_address(self._folder))
             mask = os.umask(0o177)
             try:
-                self._server = await asyncio.start_unix_server(self._serve, address, limit=LINE_BYTES)
+                self._server = await asyncio.start_unix_server(self._serve, address, limit=MAX_REQUEST_BYTES)
             finally:
                 os.umask(mask)
             # From 3.13 on, asyncio uses the address once more as it closes.
@@ -58,11 +58,11 @@ class ControlServer:
     ) -> None:
         self._server.close()
         self._held.close()
-        (self._folder / NAME).unlink(missing_ok=True)
+        (self._folder / SOCKET_NAME).unlink(missing_ok=True)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
-            line = await asyncio.wait_for(reader.readline(), ANSWER_SECONDS)
+            line = await asyncio.wait_for(reader.readline(), RESPONSE_TIMEOUT_SECONDS)
             writer.write(json.dumps(await self._answer(line)).encode() + b"\n")
             await writer.drain()
         except (OSError, ValueError, TimeoutError):
@@ -87,15 +87,15 @@ def _address(folder: Path) -> Iterator[str]:
     """The socket's path by the handle of its folder: a socket's path has 107 bytes, and the folder's may have more."""
     handle = os.open(folder, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        yield f"/proc/self/fd/{handle}/{NAME}"
+        yield f"/proc/self/fd/{handle}/{SOCKET_NAME}"
     finally:
         os.close(handle)
 
 
-def ask(folder: Path, do: str, **more: Any) -> ControlResponse | None:
+def send_request(folder: Path, do: str, **more: Any) -> ControlResponse | None:
     """What the daemon answers; None if there is none. Raises ControlError with the daemon's own words."""
     with socket.socket(socket.AF_UNIX) as line:
-        line.settimeout(ANSWER_SECONDS)
+        line.settimeout(RESPONSE_TIMEOUT_SECONDS)
         try:
             with _address(folder) as address:
                 line.connect(address)
@@ -107,7 +107,7 @@ def ask(folder: Path, do: str, **more: Any) -> ControlResponse | None:
                 answer: ControlResponse = json.loads(answers.readline() or '{"error": "the daemon hung up"}')
         except TimeoutError:
             raise ControlError(
-                f"no answer within {ANSWER_SECONDS:g} s; the daemon goes on with it if it can: see `ingestor status`"
+                f"no answer within {RESPONSE_TIMEOUT_SECONDS:g} s; the daemon goes on with it if it can: see `ingestor status`"
             ) from None
     if "error" in answer:
         raise ControlError(answer["error"], answer.get("exit_code", 69))

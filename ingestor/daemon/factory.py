@@ -48,7 +48,7 @@ def _lock_beside(path: Path) -> FileLock:
     return FileLock(path.with_name(path.name + ".lock"), "stop it, or give this daemon a database of its own")
 
 
-def past(spool: Spool, config: Config) -> Iterator[Fact]:
+def startup_facts(spool: Spool, config: Config) -> Iterator[Fact]:
     """What coverage must know before anything new is said: how the run before ended, and what is wanted now."""
     wanted = tuple(one.key for one in config.subscriptions)
     if spool.set_aside:
@@ -111,7 +111,7 @@ def build_writer(config: Config, spool: Spool, engine: Engine, **hooks: Any) -> 
     )
 
 
-def build_healing(
+def build_repair_worker(
     config: Config,
     api_key: Callable[[], SecretStr],
     spool: Spool,

@@ -43,7 +43,7 @@ class ConfigReloader:
         self._record = record
         self._one_at_a_time = asyncio.Lock()
 
-    async def now(self) -> dict[str, Any]:
+    async def reload(self) -> dict[str, Any]:
         """Read and apply; what has changed, as facts and commands tell it.
 
         Raises ConfigError, and has told of it: then the one in force stays.
@@ -92,7 +92,7 @@ class ConfigReloader:
         return counts
 
 
-def reread(source: Path) -> Config:
+def read_config(source: Path) -> Config:
     """The config as it is now, blocking. Raises ConfigError, also where there is no key any more."""
     config = load(source, feed_name=catalog.feed_name)
     require_api_key(config)

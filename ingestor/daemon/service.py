@@ -24,8 +24,15 @@ from ingestor.core.clock import boottime, detect_interruption, read_clocks, wall
 from ingestor.core.entries import Fact
 from ingestor.daemon import status_snapshot
 from ingestor.daemon.control import ControlError, ControlFunction, ControlServer
-from ingestor.daemon.factory import build_healing, build_spool, build_writer, instance_name, lock_database, past
-from ingestor.daemon.reload import ConfigReloader, reread
+from ingestor.daemon.factory import (
+    build_repair_worker,
+    build_spool,
+    build_writer,
+    instance_name,
+    lock_database,
+    startup_facts,
+)
+from ingestor.daemon.reload import ConfigReloader, read_config
 from ingestor.errors import ConfigError, SpoolFailed
 from ingestor.monitoring import log_setup
 from ingestor.monitoring.coverage_strips import CoverageCache, StateSpan
@@ -137,7 +144,7 @@ class Service:
 
     def _build(self, stack: AsyncExitStack) -> None:
         self._spool.start(self._fail)
-        for fact in past(self._spool, self._config):
+        for fact in startup_facts(self._spool, self._config):
             self._record(fact)
         self._scheduler = scheduler = AsyncIOScheduler(timezone=UTC)
         scheduler.start()
@@ -163,11 +170,13 @@ class Service:
             self._heard,
             self._config.proxy,
         )
-        self._healing = build_healing(
+        self._healing = build_repair_worker(
             self._config, lambda: self._tokens.api_key.value, self._spool, self._writer, self._engine, self._record
         )
         self._arm_jobs()
-        self._reload = ConfigReloader(self._config, partial(reread, self._config.source), self._apply, self._record)
+        self._reload = ConfigReloader(
+            self._config, partial(read_config, self._config.source), self._apply, self._record
+        )
         self._parts = status_snapshot.StatusSources(
             reload=self._reload,
             instance=instance_name(self._config),
@@ -288,7 +297,7 @@ class Service:
         self._systemd.reloading()
         self._reloads += 1
         try:
-            return await self._reload.now()
+            return await self._reload.reload()
         finally:
             self._reloads -= 1
             # Whoever waits for the last of them must not hear of another's end, nor of a READY after STOPPING.
@@ -302,7 +311,7 @@ class Service:
         return self._supervisor.apply(config.subscriptions)
 
     async def _backfill(self, asked: dict[str, Any]) -> dict[str, Any]:
-        return {"repairs": await self._healing.book(backfill_requests.unpacked(asked["wishes"]))}
+        return {"repairs": await self._healing.request(backfill_requests.from_json(asked["wishes"]))}
 
     # -- what it does all the time
 
@@ -363,7 +372,7 @@ class Service:
 
     def _arm_jobs(self) -> None:
         self._arm("retention", self._writer.prune, FIRST_RETENTION_SECONDS, RETENTION_SECONDS)
-        self._arm("healing", self._healing.look, FIRST_HEALING_SECONDS, HEALING_SECONDS)
+        self._arm("healing", self._healing.wake, FIRST_HEALING_SECONDS, HEALING_SECONDS)
 
     def _arm(self, name: str, job: Callable[[], None], first_seconds: float, seconds: float) -> None:
         self._scheduler.add_job(
@@ -409,7 +418,7 @@ class Service:
 
     def status(self) -> Status:
         """The daemon now. Called in the loop, once ``run`` has begun."""
-        return status_snapshot.take(self._parts)
+        return status_snapshot.build_status(self._parts)
 
     def _covered(self, since: datetime) -> Iterator[StateSpan]:
         """In a thread of its own: coverage of this instance, as the database has it."""

@@ -46,7 +46,7 @@ class StatusSources:
     told: StatusCache = field(default_factory=dict)
 
 
-def take(parts: StatusSources) -> ops.Status:
+def build_status(parts: StatusSources) -> ops.Status:
     """The daemon now. Called in the event loop."""
     now = datetime.now(UTC)
     receive = parts.receive()

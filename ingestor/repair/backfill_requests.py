@@ -11,11 +11,11 @@ from ingestor.config import validators
 from ingestor.config.model import Subscription, canonical
 from ingestor.provider.catalog import feed_name
 from ingestor.provider.rest_api import has_history
-from ingestor.repair.plan import chunks, midnight
+from ingestor.repair.plan import midnight, split_range
 from ingestor.store.maintenance.repairs import BackfillRequest
 
 
-def wishes(
+def build_requests(
     subscriptions: Iterable[Subscription], ticker: str, path: str | None, start: datetime, end: datetime, now: datetime
 ) -> list[BackfillRequest]:
     """A wish for each feed that is subscribed to for ``ticker`` and has a history, or for ``path`` alone.
@@ -37,18 +37,18 @@ def wishes(
     return list(found.values())
 
 
-def questions(wish: BackfillRequest) -> int:
+def count_queries(wish: BackfillRequest) -> int:
     """How often the provider is to be asked."""
-    return sum(1 for _ in chunks(wish.path, wish.from_ts, wish.to_ts))
+    return sum(1 for _ in split_range(wish.path, wish.from_ts, wish.to_ts))
 
 
-def packed(some: Sequence[BackfillRequest]) -> list[dict[str, Any]]:
+def to_json(some: Sequence[BackfillRequest]) -> list[dict[str, Any]]:
     """As JSON takes it."""
     stamps = ("from_ts", "to_ts")
     return [asdict(one) | {name: getattr(one, name).isoformat() for name in stamps} for one in some]
 
 
-def unpacked(some: Sequence[dict[str, Any]]) -> list[BackfillRequest]:
+def from_json(some: Sequence[dict[str, Any]]) -> list[BackfillRequest]:
     """What ``packed`` has packed."""
     stamps = ("from_ts", "to_ts")
     return [BackfillRequest(**one | {name: datetime.fromisoformat(one[name]) for name in stamps}) for one in some]

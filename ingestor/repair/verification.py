@@ -15,28 +15,28 @@ from datetime import datetime, timedelta
 
 from ingestor.core.times import microseconds, moment
 from ingestor.pipeline.decoder import DecodedFrame
-from ingestor.repair.plan import REACH, HistoryQuery
+from ingestor.repair.plan import MAX_WINDOW_AGE, HistoryQuery
 from ingestor.store.maintenance.repairs import Repair, SampleRange
 
-QUOTED = 200  # characters of what cannot be read
+QUOTE_CHARACTERS = 200  # characters of what cannot be read
 
 
-def unreadable(decoded: DecodedFrame) -> str | None:
+def why_unreadable(decoded: DecodedFrame) -> str | None:
     """Why an answer is no list of rows; None if it is one. An error object looks like a single row."""
     if dead := decoded.dead_frame:
         return f"the answer is no list of rows: {dead.reason}"
     if decoded.dead and not decoded.observations:
-        return f"no row of the answer can be read: {decoded.dead[0].reason}, {decoded.dead[0].body[:QUOTED]}"
+        return f"no row of the answer can be read: {decoded.dead[0].reason}, {decoded.dead[0].body[:QUOTE_CHARACTERS]}"
     return None
 
 
-def reaches_back(decoded: DecodedFrame, repair: Repair, received_us: int) -> bool:
+def covers_start(decoded: DecodedFrame, repair: Repair, received_us: int) -> bool:
     """Whether the rolling window that was received then holds the gap's start."""
-    oldest, start = received_us - REACH // timedelta(microseconds=1), microseconds(repair.from_ts)
+    oldest, start = received_us - MAX_WINDOW_AGE // timedelta(microseconds=1), microseconds(repair.from_ts)
     return any(oldest <= ts_us <= start for ts_us in _stamps(decoded, repair, repair.ticker))
 
 
-def doubt(
+def why_inconclusive(
     decoded: DecodedFrame, repair: Repair, step: HistoryQuery, held: SampleRange | None, until: datetime
 ) -> str | None:
     """Why an answer does not prove the range that was asked for, as far as gaps lie in it; None if it does.

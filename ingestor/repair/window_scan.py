@@ -8,22 +8,22 @@ from typing import TypeAlias
 from ingestor.core.entries import Frame
 from ingestor.core.times import microseconds
 from ingestor.pipeline.decoder import Decoder
-from ingestor.repair.verification import reaches_back
+from ingestor.repair.verification import covers_start
 from ingestor.store.engine import Engine
 from ingestor.store.maintenance.repairs import Repair, ResumedRepair, StoredPayload, stream_payloads
 
-PAGE = 200  # payloads read together
-SCAN_ENTRIES = 100_000  # looked through at most: with ten thousand tickers, those of ten minutes
+PAGE_ROWS = 200  # payloads read together
+MAX_SCAN_ENTRIES = 100_000  # looked through at most: with ten thousand tickers, those of ten minutes
 
 _Pending: TypeAlias = dict[tuple[str, str], list[Repair]]  # by feed and ticker
 
 
-def rolls(repair: Repair) -> bool:
+def has_rolling_window(repair: Repair) -> bool:
     """Whether its answers are rolling windows. A bare stream says what is new, and an old row there proves nothing."""
     return repair.path.startswith("/")
 
 
-def proven(
+def find_repaired(
     engine: Engine,
     decoder: Decoder,
     instance_id: int,
@@ -43,7 +43,7 @@ def proven(
     waiting = [
         one._replace(seq=max(one.seq, looked.get((one.repair.repair_id, instance_id), 0)))
         for one in resumed
-        if one.instance_id == instance_id and rolls(one.repair)
+        if one.instance_id == instance_id and has_rolling_window(one.repair)
     ]
     seen = 0
     pending: _Pending = {}
@@ -55,7 +55,7 @@ def proven(
         for name in {(decoded.feed, ""), *((decoded.feed, series[2]) for series, _, _, _ in decoded.observations)}:
             asked = pending.pop(name, [])
             after = [one for one in asked if answer.received_at >= one.to_ts]
-            done = [one for one in after if reaches_back(decoded, one, frame.received_us)]
+            done = [one for one in after if covers_start(decoded, one, frame.received_us)]
             found += done
             if rest := [one for one in asked if one not in done]:
                 pending[name] = rest
@@ -70,13 +70,13 @@ def _answers(
 ) -> Iterator[StoredPayload]:
     """What was received since the first of them was asked for again, while any is ``pending``."""
     after = min((one.seq for one in waiting), default=0)
-    last = max((one.seq for one in waiting), default=0) + SCAN_ENTRIES
+    last = max((one.seq for one in waiting), default=0) + MAX_SCAN_ENTRIES
     while pending and not stop():
         repairs = [repair for some in pending.values() for repair in some]
         paths, since = {one.path for one in repairs}, min(one.to_ts for one in repairs)
-        page = stream_payloads(engine, instance_id, range(after + 1, last + 1), since, paths, PAGE)
+        page = stream_payloads(engine, instance_id, range(after + 1, last + 1), since, paths, PAGE_ROWS)
         yield from page
-        if len(page) < PAGE:
+        if len(page) < PAGE_ROWS:
             return
         after = page[-1].seq
 

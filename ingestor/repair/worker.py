@@ -32,17 +32,17 @@ from ingestor.store.engine import Engine
 from ingestor.store.maintenance import repairs as store
 from ingestor.store.maintenance.repairs import BackfillRequest, LeaseHeldElsewhere, Repair, RepairKind, RepairTable
 
-GAPS_AT_ONCE = 10_000
-PAGE = 200  # of repairs written together
-TICKERS = 1_000  # of a subscription without one, that are asked for
-MOST_ATTEMPTS = 20  # in vain, in a row: with the pauses between, more than half a day
-AGAIN = Backoff(first_seconds=60.0, cap_seconds=6 * 3600.0)  # for what was answered and not proven
-LOOK_SHARE = 20  # looking for gaps reads all of coverage: it takes this share of the time at most
-REST_SECONDS = 0.02  # between two pages of what came off the socket
+MAX_GAPS = 10_000
+PAGE_ROWS = 200  # of repairs written together
+MAX_TICKERS = 1_000  # of a subscription without one, that are asked for
+MAX_ATTEMPTS = 20  # in vain, in a row: with the pauses between, more than half a day
+RETRY_BACKOFF = Backoff(first_seconds=60.0, cap_seconds=6 * 3600.0)  # for what was answered and not proven
+GAP_SEARCH_RATIO = 20  # looking for gaps reads all of coverage: it takes this share of the time at most
+PAGE_PAUSE_SECONDS = 0.02  # between two pages of what came off the socket
 SHORT_PAUSE_SECONDS = 5.0  # is waited for on the spot
-ROOM_SHARE = 2  # of the spool, that healing leaves to what is live
-END_SECONDS = 2.0
-BOOK_SECONDS = 30.0  # less than a command waits for its answer
+SPOOL_RATIO = 2  # of the spool, that healing leaves to what is live
+JOIN_SECONDS = 2.0
+REQUEST_TIMEOUT_SECONDS = 30.0  # less than a command waits for its answer
 
 T = TypeVar("T")
 
@@ -95,19 +95,19 @@ class RepairWorker:
         """Begin. Nothing is done before the first ``look``."""
         self._thread.start()
 
-    def look(self) -> None:
+    def wake(self) -> None:
         """See what there is to be repaired, and do it. Returns at once; from any thread."""
         self._looking.set()
         self._wake.set()
 
-    async def book(self, wishes: Sequence[BackfillRequest]) -> list[int]:
+    async def request(self, wishes: Sequence[BackfillRequest]) -> list[int]:
         """Begin what a person asks for, and return its repairs. Raises DatabaseUnavailable."""
         booked = asyncio.wrap_future(self._writer.errand(lambda _: self._table.request(wishes, _now())))
-        await asyncio.wait({booked}, timeout=BOOK_SECONDS)
+        await asyncio.wait({booked}, timeout=REQUEST_TIMEOUT_SECONDS)
         if booked.cancelled() or not booked.done():
             booked.cancel()
             raise DatabaseUnavailable("the database is away; once it is back, the same command does it")
-        self.look()
+        self.wake()
         return booked.result()
 
     async def stop(self) -> None:
@@ -118,7 +118,7 @@ class RepairWorker:
         if awaited := self._awaited:
             awaited.cancel()
         if self._thread.is_alive():
-            await asyncio.to_thread(self._thread.join, END_SECONDS)
+            await asyncio.to_thread(self._thread.join, JOIN_SECONDS)
 
     # -- the thread's life
 
@@ -163,7 +163,7 @@ class RepairWorker:
         return None
 
     def _crowded(self) -> bool:
-        return self._spool.disk_full or self._spool.live_bytes * ROOM_SHARE > self._spool.max_bytes
+        return self._spool.disk_full or self._spool.live_bytes * SPOOL_RATIO > self._spool.max_bytes
 
     def _next(self) -> Repair | None:
         now = boottime()
@@ -182,25 +182,27 @@ class RepairWorker:
             return
         started = boottime()
         if started >= self._look_not_before:
-            gaps = store.find_gaps(self._read, GAPS_AT_ONCE)
-            self._look_not_before = boottime() + LOOK_SHARE * (boottime() - started)
+            gaps = store.find_gaps(self._read, MAX_GAPS)
+            self._look_not_before = boottime() + GAP_SEARCH_RATIO * (boottime() - started)
             for some in _pages(gaps):
                 self._do(partial(self._table.open, gaps=some, now=_now()))
         self._prove_windows()
 
     def _prove_windows(self) -> None:
         """Repair what the answers that followed have repaired; what waited for them long enough is tried otherwise."""
-        resumed, unheard = store.resumed_repairs(self._read, GAPS_AT_ONCE)
+        resumed, unheard = store.resumed_repairs(self._read, MAX_GAPS)
         done: dict[int, Repair] = {}
         for instance_id in sorted({one.instance_id for one in resumed}):
-            found = window_scan.proven(self._read, self._decoder, instance_id, resumed, self._looked, self._rested)
+            found = window_scan.find_repaired(
+                self._read, self._decoder, instance_id, resumed, self._looked, self._rested
+            )
             done |= {one.repair_id: one for one in found}
         self._finish(list(done.values()))
         self._turn([*unheard, *(repair for repair, _, _ in resumed if _over(repair) and repair.repair_id not in done)])
 
     def _rested(self) -> bool:
         """Leave the processor to those who receive, for a moment; whether it is time to stop."""
-        return self._stopping.wait(REST_SECONDS)
+        return self._stopping.wait(PAGE_PAUSE_SECONDS)
 
     # -- questions
 
@@ -219,11 +221,11 @@ class RepairWorker:
 
     def _ask_now(self, repair: Repair) -> None:
         question = current_request(repair.path, repair.parsed_params)
-        if question is None or _now() - repair.from_ts > plan.REACH:
+        if question is None or _now() - repair.from_ts > plan.MAX_WINDOW_AGE:
             self._turn([repair])
             return
         asked_us = wall_us()
-        if verification.reaches_back(self._ask(repair, question), repair, asked_us):
+        if verification.covers_start(self._ask(repair, question), repair, asked_us):
             self._finish([repair])
         else:
             self._turn([repair])
@@ -233,7 +235,7 @@ class RepairWorker:
         if isinstance(tickers, str):
             self._fail([repair], tickers)
             return
-        steps = plan.left(repair, tickers, self._longest.get(repair.repair_id))
+        steps = plan.remaining_queries(repair, tickers, self._longest.get(repair.repair_id))
         step, following = next(steps, None), next(steps, None)
         repaired = [repair, *self._inside(repair)]
         if step is not None:
@@ -249,7 +251,7 @@ class RepairWorker:
 
     def _ask_for_less(self, repair: Repair, step: plan.HistoryQuery, error: ResponseTooLarge) -> None:
         """At the next opportunity. What was done in longer pieces stays done."""
-        longest = plan.half(repair.path, step)
+        longest = plan.halved_length(repair.path, step)
         if longest is None:
             raise RestRefused(f"{error}, and less than that cannot be asked for", error.status) from None
         self._longest[repair.repair_id] = longest
@@ -258,26 +260,26 @@ class RepairWorker:
         params = repair.parsed_params | ({"ticker": step.ticker} if step.ticker else {})
         question = history_request(repair.path, params, step.start, step.end)
         if question is None:
-            raise RestRefused(plan.why_not(repair), 404)
+            raise RestRefused(plan.why_unrepairable(repair), 404)
         # Read before the request, so that its own rows do not count.
         held = store.sample_range(self._read, repair.feed, step.ticker, repair.user_id, step.start, step.end)
-        decoded = self._ask(repair, question, can_split=plan.half(repair.path, step) is not None)
-        if doubt := verification.doubt(decoded, repair, step, held, until):
+        decoded = self._ask(repair, question, can_split=plan.halved_length(repair.path, step) is not None)
+        if doubt := verification.why_inconclusive(decoded, repair, step, held, until):
             raise Inconclusive(doubt)
 
     def _tickers(self, repair: Repair) -> list[str] | str:
         """Which to ask for; or why that cannot be said."""
         if repair.ticker or repair.user_id:
             return [repair.ticker]
-        known = sorted(store.known_tickers(self._read, repair.feed, TICKERS + 1))
+        known = sorted(store.known_tickers(self._read, repair.feed, MAX_TICKERS + 1))
         remedy = "name those that matter: `ingestor backfill --ticker`"
-        if len(known) > TICKERS:
-            return f"more than {TICKERS:,} tickers are known of {repair.feed}; {remedy}"
+        if len(known) > MAX_TICKERS:
+            return f"more than {MAX_TICKERS:,} tickers are known of {repair.feed}; {remedy}"
         return known or f"nothing was ever stored of {repair.feed}, so its tickers are not known; {remedy}"
 
     def _inside(self, repair: Repair) -> list[Repair]:
         """Other repairs of the same names which what was asked for repairs as well."""
-        return store.repairs_inside(self._read, repair, plan.range_of(repair)[1])
+        return store.repairs_inside(self._read, repair, plan.history_range(repair)[1])
 
     def _ask(self, repair: Repair, question: RestRequest, *, can_split: bool = False) -> DecodedFrame:
         """Ask, and have the answer committed. Raises RestUnavailable if it is no answer."""
@@ -292,7 +294,7 @@ class RepairWorker:
             reply.text,
         )
         decoded = self._decoder.decode(frame)
-        if why := verification.unreadable(decoded):
+        if why := verification.why_unreadable(decoded):
             raise RestUnavailable(f"{question.path}: {why}")
         if self._spool.live_bytes + len(reply.text) > self._spool.max_bytes:
             raise RestUnavailable(f"the spool has no room for an answer of {len(reply.text):,} characters")
@@ -320,7 +322,7 @@ class RepairWorker:
         """Try them in the next way; those that have none left have failed."""
         ways: dict[RepairKind | str, list[Repair]] = {}
         for one in repairs:
-            ways.setdefault(plan.next_way(one, _now()) or plan.why_not(one), []).append(one)
+            ways.setdefault(plan.next_kind(one, _now()) or plan.why_unrepairable(one), []).append(one)
         for way, same in ways.items():
             for some in _pages(same):
                 if way in ("snapshot", "historical"):
@@ -331,18 +333,18 @@ class RepairWorker:
     def _refused(self, repair: Repair, error: RestRefused) -> None:
         if repair.kind == "snapshot":
             self._turn([repair])
-        elif plan.may_be_early(repair, error.status, _now()):
+        elif plan.may_be_too_early(repair, error.status, _now()):
             self._put_off(repair, error)
         else:
             self._fail([repair], str(error))
 
     def _put_off(self, repair: Repair, error: Exception) -> None:
         attempts = repair.attempts + 1
-        if attempts >= MOST_ATTEMPTS or (repair.kind == "manual" and isinstance(error, TokenRefused)):
+        if attempts >= MAX_ATTEMPTS or (repair.kind == "manual" and isinstance(error, TokenRefused)):
             self._fail([repair], f"given up after {attempts} tries: {error}")
             return
         self._do(partial(self._table.postpone, repair_id=repair.repair_id, error=storable(str(error))))
-        self._not_before[repair.repair_id] = boottime() + AGAIN.equal_jitter(attempts, chance())
+        self._not_before[repair.repair_id] = boottime() + RETRY_BACKOFF.equal_jitter(attempts, chance())
 
     def _tell(self, kind: str, repair: Repair, **more: object) -> None:
         detail = {
@@ -390,7 +392,7 @@ def _now() -> datetime:
 
 def _over(repair: Repair) -> bool:
     """Whether no answer will come any more that proves it by itself."""
-    return not window_scan.rolls(repair) or _now() > repair.to_ts + plan.PATIENCE
+    return not window_scan.has_rolling_window(repair) or _now() > repair.to_ts + plan.RESPONSE_TIMEOUT
 
 
 def _ids(repairs: Iterable[Repair]) -> list[int]:
@@ -398,4 +400,4 @@ def _ids(repairs: Iterable[Repair]) -> list[int]:
 
 
 def _pages(everything: Sequence[T]) -> Iterator[Sequence[T]]:
-    return (everything[start : start + PAGE] for start in range(0, len(everything), PAGE))
+    return (everything[start : start + PAGE_ROWS] for start in range(0, len(everything), PAGE_ROWS))

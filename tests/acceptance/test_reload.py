@@ -199,12 +199,12 @@ async def test_no_file_however_mutilated_stops_the_daemon(
         for _ in range(count):
             daemon.config_file.write_bytes(mutilated(good, dice))
             try:
-                await asyncio.to_thread(control.ask, tmp_path / "spool", "reload")
+                await asyncio.to_thread(control.send_request, tmp_path / "spool", "reload")
                 taken += 1
             except control.ControlError:
                 pass  # told, and not taken
         daemon.config_file.write_bytes(good)
-        await asyncio.to_thread(control.ask, tmp_path / "spool", "reload")
+        await asyncio.to_thread(control.send_request, tmp_path / "spool", "reload")
         await daemon.live()
         assert daemon.pid == pid
         assert await daemon.terminate() == 0

@@ -57,7 +57,7 @@ def check(tmp_path: Path) -> Check:
         )
         config = load(file, {"INGESTOR_PROVIDER__API_KEY": key} if key else {})
         findings: list[CheckResult] = []
-        await check_online.online(config, findings.append)
+        await check_online.run_online_checks(config, findings.append)
         assert all(simulator.api_key not in one.message and "eyJ" not in one.message for one in findings)
         assert all(one.seconds is not None or "not tried" in one.message or one.name == "outage" for one in findings)
         return {one.name: one for one in findings}

@@ -97,7 +97,9 @@ def test_check_names_a_database_that_is_well_without_the_password(
     ended = command("check", "--config", config)
     assert "?password=***: schema empty, run makes it" in ended.out
     assert HIDDEN not in ended.out + ended.err
-    assert HIDDEN not in "".join(one.message for one in check.offline(load(config, {})))  # nor before it is said
+    assert HIDDEN not in "".join(
+        one.message for one in check.run_offline_checks(load(config, {}))
+    )  # nor before it is said
 
 
 def test_check_warns_of_a_database_elsewhere_without_tls_and_names_the_proxy_without_its_password(
@@ -109,11 +111,11 @@ def test_check_warns_of_a_database_elsewhere_without_tls_and_names_the_proxy_wit
     assert "! database TLS: 0.0.0.0 may be spoken to without TLS (sslmode prefer)" in ended.out
     assert "is reached through http://proxy.example:3128, as the environment says" in ended.out
     assert HIDDEN not in ended.out + ended.err
-    found = {one.name: one for one in check.offline(load(config))}
+    found = {one.name: one for one in check.run_offline_checks(load(config))}
     assert found["database TLS"].warning
     assert found["database TLS"].exit_code == 0
     config = configured("postgresql://u@127.0.0.1:1/d")
-    assert "database TLS" not in {one.name for one in check.offline(load(config))}
+    assert "database TLS" not in {one.name for one in check.run_offline_checks(load(config))}
 
 
 def test_what_is_raised_about_a_database_does_not_hold_its_password() -> None:
@@ -159,7 +161,7 @@ def test_check_says_what_a_user_may_not_look_into(configured: Callable[..., Path
     closed.chmod(0)
     try:
         with somebody_else():
-            findings = {one.name: one for one in check.offline(config)}
+            findings = {one.name: one for one in check.run_offline_checks(config)}
     finally:
         closed.chmod(0o700)
     for name in ("spool", "database"):

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine, select
 
-from ingestor.commands.follow import EACH, Follower
+from ingestor.commands.follow import VALUES_PER_SERIES, Follower
 from ingestor.core.entries import Frame
 from ingestor.pipeline.batch_builder import BatchBuilder
 from ingestor.store import schema, views
@@ -62,7 +62,7 @@ def recorded(engine: Engine) -> list[dict[str, Any]]:
 
 
 def looked(follower: Follower) -> list[dict[str, Any]]:
-    return [one for seen in follower.look() for one in seen.records]
+    return [one for seen in follower.poll() for one in seen.records]
 
 
 def answer(chance: random.Random, at_us: int) -> Frame:
@@ -110,18 +110,20 @@ def test_what_was_there_before_and_what_comes_after_have_nothing_in_common(engin
     daemon.commit(frame([row("ON", minute, 0.1) for minute in range(4)]))
     follower = Follower(engine)
     daemon.commit(frame([row("ON", 3, 0.2), row("ON", 4, 0.1)], received_us=T0 + SECOND))  # before anybody has looked
-    assert [(one["ts"].minute, one["value"]) for one in follower.before(9)] == [(0, 0.1), (1, 0.1), (2, 0.1)]
+    assert [(one["ts"].minute, one["value"]) for one in follower.latest(9)] == [(0, 0.1), (1, 0.1), (2, 0.1)]
     assert [(one["ts"].minute, one["value"], one["revision"]) for one in looked(follower)] == [(3, 0.2, 1), (4, 0.1, 0)]
 
 
 def test_without_payloads_it_sees_the_newest_of_each_series_and_says_how_many_it_does_not(engine: Engine) -> None:
     daemon = Daemon(engine, "one", keep_payloads=False)
     follower = Follower(engine)
-    daemon.commit(frame([row(ticker, minute, 0.1) for ticker in ("ON", "AAPL") for minute in range(EACH + 5)]))
-    (seen,) = follower.look()
-    assert (len(seen.records), seen.missing) == (2 * EACH, 10)
-    assert {one["ts"].hour * 60 + one["ts"].minute for one in seen.records} == set(range(5, EACH + 5))
-    daemon.commit(frame([row("ON", EACH, 0.2)], received_us=T0 + SECOND))
+    daemon.commit(
+        frame([row(ticker, minute, 0.1) for ticker in ("ON", "AAPL") for minute in range(VALUES_PER_SERIES + 5)])
+    )
+    (seen,) = follower.poll()
+    assert (len(seen.records), seen.missing) == (2 * VALUES_PER_SERIES, 10)
+    assert {one["ts"].hour * 60 + one["ts"].minute for one in seen.records} == set(range(5, VALUES_PER_SERIES + 5))
+    daemon.commit(frame([row("ON", VALUES_PER_SERIES, 0.2)], received_us=T0 + SECOND))
     assert [(one["value"], one["revision"]) for one in looked(follower)] == [(0.2, 1)]
 
 
@@ -141,7 +143,7 @@ def test_no_look_reads_all_samples(engine: Engine) -> None:
     Daemon(engine, "two", keep_payloads=False).commit(frame([row("ON", 5, 0.1)]))
     with questions(engine, "samples") as asked, questions(engine, "sample_revisions") as more:
         assert len(looked(follower)) == 4
-        assert len(Follower(engine, "ON").before(2)) == 2
+        assert len(Follower(engine, "ON").latest(2)) == 2
     assert len(asked + more) >= 4
     for one in asked + more:
         assert reads_whole(engine, one, "samples", "sample_revisions", "m", "p") == [], one[0]

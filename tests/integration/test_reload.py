@@ -32,7 +32,7 @@ async def test_what_is_read_while_the_daemon_ends_is_left_to_the_next_start(
         await daemon.live()
         file.unlink()
         os.mkfifo(file)  # which is read for as long as nobody has written
-        asking = asyncio.create_task(asyncio.to_thread(control.ask, tmp_path / "spool", "reload"))
+        asking = asyncio.create_task(asyncio.to_thread(control.send_request, tmp_path / "spool", "reload"))
         pipe = await asyncio.to_thread(file.open, "w")
         with closing(sqlite3.connect(database, isolation_level=None)) as other, pipe:
             other.execute("BEGIN IMMEDIATE")  # so the daemon has something to wait for
@@ -71,11 +71,11 @@ async def test_of_reloads_that_overlap_systemd_hears_the_end_of_the_last(
             await daemon.live()
             file.unlink()
             os.mkfifo(file)
-            first = asyncio.create_task(asyncio.to_thread(control.ask, tmp_path / "spool", "reload"))
+            first = asyncio.create_task(asyncio.to_thread(control.send_request, tmp_path / "spool", "reload"))
             with await asyncio.to_thread(file.open, "w") as pipe:
                 file.unlink()
                 file.write_text(text)
-                second = asyncio.create_task(asyncio.to_thread(control.ask, tmp_path / "spool", "reload"))
+                second = asyncio.create_task(asyncio.to_thread(control.send_request, tmp_path / "spool", "reload"))
                 await until(lambda: count("RELOADING=1") == 2)
                 pipe.write(text)
             await asyncio.gather(first, second)

@@ -109,7 +109,7 @@ def in_a_hurry(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(service, "FIRST_HEALING_SECONDS", 0.2)
     monkeypatch.setattr(service, "HEALING_SECONDS", 0.2)
     monkeypatch.setattr(service, "HEARTBEAT_SECONDS", 0.2)
-    monkeypatch.setattr(worker, "LOOK_SHARE", 0)
+    monkeypatch.setattr(worker, "GAP_SEARCH_RATIO", 0)
     monkeypatch.setattr(rest_api, "SPACING_SECONDS", 0.0)
 
 
@@ -185,7 +185,7 @@ async def test_after_outages_of_minutes_and_hours_everything_is_there(world: Wor
 async def test_a_real_time_answer_heals_and_what_came_newer_meanwhile_stays_current(
     world: World, database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(plan, "PATIENCE", timedelta(0))
+    monkeypatch.setattr(plan, "RESPONSE_TIMEOUT", timedelta(0))
     wanted = {CROWD: ["AAPL"]}
     async with world.daemon(database_url, wanted) as daemon:
         await daemon.live()
@@ -261,7 +261,7 @@ async def test_what_has_no_history_says_so(world: World, sqlite_url: str) -> Non
     async with world.daemon(sqlite_url, wanted) as daemon:
         await daemon.live()
         await until(lambda: states(daemon.books) == ["done", "open"])
-        world.traveller.shift(2 * plan.PATIENCE)
+        world.traveller.shift(2 * plan.RESPONSE_TIMEOUT)
         await until(lambda: states(daemon.books) == ["done", "failed"])
     assert repairs(daemon.books)[1]["error"] == (
         "no answer reached back to the gap's start, and the provider documents no history of user-sentiment-last-minute"
@@ -298,8 +298,8 @@ FAULTS = {
 async def test_what_cannot_be_healed_says_why_and_is_done_when_it_is_asked_for_again(
     world: World, sqlite_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(worker, "MOST_ATTEMPTS", 2)
-    monkeypatch.setattr(worker, "AGAIN", Backoff(first_seconds=0.1, cap_seconds=0.1))
+    monkeypatch.setattr(worker, "MAX_ATTEMPTS", 2)
+    monkeypatch.setattr(worker, "RETRY_BACKOFF", Backoff(first_seconds=0.1, cap_seconds=0.1))
     monkeypatch.setattr(rest_api, "UNAVAILABLE_BACKOFF", Backoff(first_seconds=0.1, cap_seconds=0.1))
     first_day = datetime(2026, 1, 1, tzinfo=UTC)
     async with world.daemon(sqlite_url, {CROWD: ["AAPL"]}) as daemon:
@@ -308,8 +308,8 @@ async def test_what_cannot_be_healed_says_why_and_is_done_when_it_is_asked_for_a
 
         async def ask(hour: int) -> dict[str, Any]:
             span = first_day + hour * HOUR, first_day + (hour + 1) * HOUR
-            wishes = backfill_requests.packed(backfill_requests.wishes(wanted, "AAPL", None, *span, NOON))
-            await asyncio.to_thread(control.ask, world.folder / "spool", "backfill", wishes=wishes)
+            wishes = backfill_requests.to_json(backfill_requests.build_requests(wanted, "AAPL", None, *span, NOON))
+            await asyncio.to_thread(control.send_request, world.folder / "spool", "backfill", wishes=wishes)
             ended = "SELECT * FROM repairs WHERE kind = 'manual' AND state <> 'open' ORDER BY from_ts"
             return (await until(lambda: daemon.books.rows(ended)[hour:]))[0]
 
@@ -331,17 +331,17 @@ async def test_what_cannot_be_healed_says_why_and_is_done_when_it_is_asked_for_a
 async def test_an_answer_that_was_cut_off_proves_nothing(
     world: World, sqlite_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(worker, "MOST_ATTEMPTS", 1)
+    monkeypatch.setattr(worker, "MAX_ATTEMPTS", 1)
     midnight = datetime(2026, 1, 1, tzinfo=UTC)
     async with world.daemon(sqlite_url, {CROWD: ["AAPL"]}) as daemon:
         await daemon.live()
         wanted = load(world.folder / "config.yaml", env={}).subscriptions
         for hours in (1, 2):
-            wishes = backfill_requests.wishes(
+            wishes = backfill_requests.build_requests(
                 wanted, "AAPL", None, midnight - hours * HOUR, midnight + hours * HOUR, NOON
             )
             await asyncio.to_thread(
-                control.ask, world.folder / "spool", "backfill", wishes=backfill_requests.packed(wishes)
+                control.send_request, world.folder / "spool", "backfill", wishes=backfill_requests.to_json(wishes)
             )
             ended = "SELECT state, error FROM repairs WHERE kind = 'manual' AND state <> 'open' ORDER BY from_ts DESC"
             found = await until(lambda: daemon.books.rows(ended)[hours - 1 :])  # noqa: B023
@@ -362,9 +362,9 @@ async def test_an_answer_that_is_too_long_is_asked_for_in_smaller_pieces_down_to
     async with world.daemon(sqlite_url, {CROWD: ["AAPL"], CHART: ["AAPL"]}) as daemon:
         await daemon.live()
         wanted = load(world.folder / "config.yaml", env={}).subscriptions
-        wishes = backfill_requests.packed(backfill_requests.wishes(wanted, "AAPL", None, start, end, NOON))
+        wishes = backfill_requests.to_json(backfill_requests.build_requests(wanted, "AAPL", None, start, end, NOON))
         world.simulator.rest_requests.clear()
-        await asyncio.to_thread(control.ask, world.folder / "spool", "backfill", wishes=wishes)
+        await asyncio.to_thread(control.send_request, world.folder / "spool", "backfill", wishes=wishes)
         ended = "SELECT state, error, cursor FROM repairs WHERE kind = 'manual' AND state <> 'open' ORDER BY state"
         done, failed = await until(lambda: (found := daemon.books.rows(ended))[1:] and found)
         assert (done["state"], failed["state"]) == ("done", "failed")
@@ -373,7 +373,7 @@ async def test_an_answer_that_is_too_long_is_asked_for_in_smaller_pieces_down_to
         assert asked.count("crowd-sentiment") == len(["4 days", "2 days"]) + 4
         assert asked.count(CHART) == len(["4 days", "2 days", "1 day"])
         monkeypatch.setattr(rest_api, "MAX_RESPONSE_BYTES", 1 << 20)  # of what cannot be had in pieces
-        await asyncio.to_thread(control.ask, world.folder / "spool", "backfill", wishes=wishes)
+        await asyncio.to_thread(control.send_request, world.folder / "spool", "backfill", wishes=wishes)
         await until(lambda: [one["state"] for one in daemon.books.rows(ended)] == ["done"] * 2)
         everything = {**world.rows(CROWD, "AAPL", start, end), **world.rows(CHART, "AAPL", start, end)}
         held = daemon.books.current()

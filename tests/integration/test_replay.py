@@ -67,7 +67,7 @@ def source(urls: tuple[str, str]) -> Iterator[Engine]:
 
 @pytest.fixture
 def target(urls: tuple[str, str], source: Engine) -> Iterator[Engine]:
-    with replaying.opened_beside(source, urls[1]) as engine:
+    with replaying.open_target(source, urls[1]) as engine:
         yield engine
 
 
@@ -262,7 +262,7 @@ def test_a_database_is_not_told_what_it_has_said(source: Engine, urls: tuple[str
     if source.dialect.name == "sqlite":
         (tmp_path / "link.db").symlink_to(tmp_path / "x.db")
         same = f"sqlite:///{tmp_path / 'link.db'}"
-    with pytest.raises(PermissionDenied), replaying.opened_beside(source, same):
+    with pytest.raises(PermissionDenied), replaying.open_target(source, same):
         pass
     assert not (tmp_path / "link.db.lock").exists()
 
@@ -343,7 +343,7 @@ async def test_a_daemons_database_is_made_anew(
     async with Resident(config, simulator.api_key) as daemon:
         await until(lambda: daemon.status.rows.new > 300 and daemon.status.rows.revised > 3)
     source = connect(urls[0])
-    with replaying.opened_beside(source, urls[1]) as target:
+    with replaying.open_target(source, urls[1]) as target:
         replay(source, target)
         assert told(target) == told(source)
     source.dispose()

@@ -68,20 +68,20 @@ def parts(tmp_path: Path, receiver: Receiver) -> status_snapshot.StatusSources:
 def test_a_subscription_is_told_anew_when_and_only_when_its_standing_is_another(
     parts: status_snapshot.StatusSources, receiver: Receiver
 ) -> None:
-    assert [one.state for one in status_snapshot.take(parts).subscriptions] == ["pending", "pending"]
+    assert [one.state for one in status_snapshot.build_status(parts).subscriptions] == ["pending", "pending"]
     receiver.stands("AAPL", "ON", state="live")
-    before = status_snapshot.take(parts).subscriptions
+    before = status_snapshot.build_status(parts).subscriptions
     receiver.stands("ON", state="refused")
-    after = status_snapshot.take(parts).subscriptions
+    after = status_snapshot.build_status(parts).subscriptions
     assert [(one.state, one.reason) for one in after] == [("live", "so it is live"), ("refused", "so it is refused")]
     assert after[0] is before[0]
 
 
 def test_what_is_not_wanted_any_more_is_forgotten(parts: status_snapshot.StatusSources, receiver: Receiver) -> None:
     receiver.stands("AAPL", "ON", state="live")
-    status_snapshot.take(parts)
+    status_snapshot.build_status(parts)
     config = parts.reload.config
     one_less = config.model_copy(update={"subscriptions": config.subscriptions[1:]})
     fewer = replace(parts, reload=in_force(one_less))
-    assert [one.params for one in status_snapshot.take(fewer).subscriptions] == ['{"ticker":"ON"}']
+    assert [one.params for one in status_snapshot.build_status(fewer).subscriptions] == ['{"ticker":"ON"}']
     assert len(fewer.told) == 1

@@ -227,13 +227,15 @@ def test_what_was_asked_for_repairs_the_gaps_inside_it_as_well(db: Database) -> 
 def test_only_an_answer_that_came_after_the_gap_and_reaches_back_to_its_start_proves_it(
     db: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(window_scan, "PAGE", 2)
+    monkeypatch.setattr(window_scan, "PAGE_ROWS", 2)
     RepairTable(db.engine).open(1, [FIRST, SECOND], at("18:00"))
     resumed, _ = repairs.resumed_repairs(db.engine, 10)
     looked: dict[tuple[int, int], int] = {}
 
     def proven() -> list[datetime]:
-        return [one.from_ts for one in window_scan.proven(db.engine, decoder(), 1, resumed, looked, lambda: False)]
+        return [
+            one.from_ts for one in window_scan.find_repaired(db.engine, decoder(), 1, resumed, looked, lambda: False)
+        ]
 
     def came(seq: int, received: str, ticker: str, *rows: str, path: str = "/real-time/crowd-sentiment") -> None:
         body = json.dumps([{"ts": at(row).isoformat(), "ticker": ticker, "average_sentiment": 1} for row in rows])

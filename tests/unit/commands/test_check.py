@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from ingestor.commands.check import CheckResult, LoadEstimate, _load, offline
+from ingestor.commands.check import CheckResult, LoadEstimate, _load, run_offline_checks
 from ingestor.config import load
 
 CROWD = "/real-time/crowd-sentiment"
@@ -12,7 +12,7 @@ CROWD = "/real-time/crowd-sentiment"
 
 def found(folder: Path, text: str) -> dict[str, CheckResult]:
     (folder / "config.yaml").write_text(text)
-    return {one.name: one for one in offline(load(folder / "config.yaml", {}))}
+    return {one.name: one for one in run_offline_checks(load(folder / "config.yaml", {}))}
 
 
 @pytest.mark.parametrize(

@@ -30,7 +30,7 @@ SECONDS = "/real-time/market-prophit-sentiment"  # a row a second
 def test_what_is_asked_for_is_cut_into_what_one_question_may_ask_for(
     path: str, start: datetime, end: datetime, lengths: list[timedelta]
 ) -> None:
-    found = list(plan.chunks(path, start, end))
+    found = list(plan.split_range(path, start, end))
     assert [stop - begin for begin, stop in found] == lengths
     assert all(one[1] == two[0] for one, two in pairwise(found))
 
@@ -47,26 +47,29 @@ def test_what_is_asked_for_is_cut_into_what_one_question_may_ask_for(
 def test_history_is_asked_for_a_little_more_where_that_costs_nothing(
     one: Repair, expected: tuple[datetime, datetime]
 ) -> None:
-    assert plan.range_of(one) == expected
-    assert len(list(plan.chunks(one.path, *plan.range_of(one)))) == len(
-        list(plan.chunks(one.path, plan.range_of(one)[0], one.to_ts))
+    assert plan.history_range(one) == expected
+    assert len(list(plan.split_range(one.path, *plan.history_range(one)))) == len(
+        list(plan.split_range(one.path, plan.history_range(one)[0], one.to_ts))
     )
 
 
 def test_steps_go_on_after_the_cursor_of_the_last_one_that_was_done() -> None:
     one = repair(at(1), at(20), kind="manual", ticker="")
-    every = list(plan.steps(one, ["AAPL", "ON", "TSLA"]))
+    every = list(plan.all_queries(one, ["AAPL", "ON", "TSLA"]))
     assert len(every) == 9
     for number, step in enumerate(every):
-        assert list(plan.left(replace(one, cursor=step.cursor), ["AAPL", "ON", "TSLA"])) == every[number + 1 :]
+        assert (
+            list(plan.remaining_queries(replace(one, cursor=step.cursor), ["AAPL", "ON", "TSLA"]))
+            == every[number + 1 :]
+        )
 
 
 def test_what_is_left_is_left_in_pieces_of_any_length() -> None:
     one, tickers = repair(at(1), at(20), kind="manual", ticker=""), ["AAPL", "ON"]
     for done_in, go_on_in in ((None, timedelta(days=2)), (timedelta(days=2), None)):
-        every = list(plan.steps(one, tickers, done_in))
+        every = list(plan.all_queries(one, tickers, done_in))
         for number, step in enumerate(every):
-            rest = list(plan.left(replace(one, cursor=step.cursor), tickers, go_on_in))
+            rest = list(plan.remaining_queries(replace(one, cursor=step.cursor), tickers, go_on_in))
             asked = [*every[: number + 1], *rest]
             for ticker in tickers:
                 reached = at(1)
@@ -90,7 +93,7 @@ def test_what_is_left_is_left_in_pieces_of_any_length() -> None:
 def test_where_an_answer_was_too_long_half_of_it_is_asked_for(
     path: str, start: datetime, end: datetime, expected: timedelta | None
 ) -> None:
-    assert plan.half(path, plan.HistoryQuery(start=start, end=end, ticker="AAPL")) == expected
+    assert plan.halved_length(path, plan.HistoryQuery(start=start, end=end, ticker="AAPL")) == expected
 
 
 @pytest.mark.parametrize(
@@ -110,7 +113,7 @@ def test_where_an_answer_was_too_long_half_of_it_is_asked_for(
 )
 def test_one_way_after_the_other(kind: str, path: str, ticker: str, hours_since: float, expected: str | None) -> None:
     one = repair(at(5, 10), at(5, 10, 30), kind=kind, path=path, ticker=ticker)
-    assert plan.next_way(one, at(5, 10) + hours_since * HOUR) == expected
+    assert plan.next_kind(one, at(5, 10) + hours_since * HOUR) == expected
 
 
 @pytest.mark.parametrize(("moment", "expected"), [(at(5, 10), at(6)), (at(6), at(6))])
@@ -128,7 +131,7 @@ def test_a_day_ends_at_midnight_utc_wherever_we_are(moment: datetime, expected: 
     ],
 )
 def test_a_day_that_has_just_ended_may_be_asked_for_too_early(status: int, moment: datetime, early: bool) -> None:
-    assert plan.may_be_early(repair(at(5, 10), at(5, 12)), status, moment) is early
+    assert plan.may_be_too_early(repair(at(5, 10), at(5, 12)), status, moment) is early
 
 
 # Questions
@@ -177,14 +180,14 @@ SUBSCRIBED = [
 
 
 def test_by_hand_every_feed_that_brings_the_ticker_is_asked_once_and_up_to_yesterday() -> None:
-    found = backfill_requests.wishes(SUBSCRIBED, "AAPL", None, at(1), at(20), NOW)
+    found = backfill_requests.build_requests(SUBSCRIBED, "AAPL", None, at(1), at(20), NOW)
     assert {(one.path, one.params) for one in found} == {
         ("crowd-sentiment", '{"ticker":"AAPL"}'),
         (f"{CROWD}-moving-average", '{"period":"30","ticker":"AAPL"}'),
     }
     assert {(one.from_ts, one.to_ts) for one in found} == {(at(1), at(10))}
-    assert [backfill_requests.questions(one) for one in found] == [2, 2]
-    assert backfill_requests.unpacked(backfill_requests.packed(found)) == found
+    assert [backfill_requests.count_queries(one) for one in found] == [2, 2]
+    assert backfill_requests.from_json(backfill_requests.to_json(found)) == found
 
 
 @pytest.mark.parametrize(
@@ -201,11 +204,11 @@ def test_by_hand_what_cannot_be_asked_for_is_refused_before_anything_is_done(
     ticker: str, path: str | None, days: tuple[int, int], message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
-        backfill_requests.wishes(SUBSCRIBED, ticker, path, at(days[0]), at(days[1]), NOW)
+        backfill_requests.build_requests(SUBSCRIBED, ticker, path, at(days[0]), at(days[1]), NOW)
 
 
 def test_by_hand_a_ticker_that_nobody_subscribed_to_needs_its_endpoint_named() -> None:
     with pytest.raises(ValueError, match='"TSLA" is not subscribed to; say of which endpoint: --path'):
-        backfill_requests.wishes(SUBSCRIBED[:1], "TSLA", None, at(1), at(2), NOW)
-    (found,) = backfill_requests.wishes(SUBSCRIBED[:1], "TSLA", CROWD, at(1), at(2), NOW)
+        backfill_requests.build_requests(SUBSCRIBED[:1], "TSLA", None, at(1), at(2), NOW)
+    (found,) = backfill_requests.build_requests(SUBSCRIBED[:1], "TSLA", CROWD, at(1), at(2), NOW)
     assert (found.path, found.params) == (CROWD, '{"ticker":"TSLA"}')

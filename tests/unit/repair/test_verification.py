@@ -35,21 +35,21 @@ def answer(payload: Any, **more: Any) -> DecodedFrame:
     ],
 )
 def test_a_window_proves_a_gap_only_if_it_reaches_back_to_its_start(rows: list[Any], proven: bool) -> None:
-    assert verification.reaches_back(answer(rows), GAP, CAME_US) is proven
+    assert verification.covers_start(answer(rows), GAP, CAME_US) is proven
 
 
 def test_the_rows_of_another_feed_prove_nothing() -> None:
     other = answer([row(minute=3, field="moving_average")], path="/real-time/crowd-sentiment-moving-average")
-    assert not verification.reaches_back(other, GAP, CAME_US)
-    assert not verification.reaches_back(answer([row(minute=3)], params='{"period": "30"}'), GAP, CAME_US)
+    assert not verification.covers_start(other, GAP, CAME_US)
+    assert not verification.covers_start(answer([row(minute=3)], params='{"period": "30"}'), GAP, CAME_US)
 
 
 def test_where_one_user_is_asked_for_his_rows_count() -> None:
     asked = repair(at(1, 0, 30), at(1, 0, 50), path="/real-time/user-sentiment", ticker="", user_id="7")
     others, his = (row(minute=3, field="sentiment") | {"user_id": user} for user in ("8", "7"))
     path = "/real-time/user-sentiment"
-    assert not verification.reaches_back(answer([others], path=path), asked, CAME_US)
-    assert verification.reaches_back(answer([others, his], path=path), asked, CAME_US)
+    assert not verification.covers_start(answer([others], path=path), asked, CAME_US)
+    assert verification.covers_start(answer([others, his], path=path), asked, CAME_US)
 
 
 OTHERS = "none of the 1 rows of the answer is of what was asked for"
@@ -75,28 +75,30 @@ def test_history_proves_the_range_that_was_asked_for(
     minutes: list[int], held: tuple[int, int] | None, expected: str | None
 ) -> None:
     known = held and SampleRange(*(at(1, 0, minute) for minute in held))
-    found = verification.doubt(answer([row(minute=minute) for minute in minutes]), GAP, STEP, known, GAP.to_ts)
+    found = verification.why_inconclusive(
+        answer([row(minute=minute) for minute in minutes]), GAP, STEP, known, GAP.to_ts
+    )
     assert (found is None) if expected is None else (found is not None and expected in found)
 
 
 def test_history_that_repairs_a_later_gap_as_well_reaches_to_its_end() -> None:
     said, held = answer([row(minute=0), row(minute=51)]), SampleRange(at(1, 0), at(1, 0, 59))
-    assert verification.doubt(said, GAP, STEP, held, GAP.to_ts) is None
-    assert CUT_OFF in str(verification.doubt(said, GAP, STEP, held, at(1, 0, 58)))
+    assert verification.why_inconclusive(said, GAP, STEP, held, GAP.to_ts) is None
+    assert CUT_OFF in str(verification.why_inconclusive(said, GAP, STEP, held, at(1, 0, 58)))
 
 
 def test_history_of_another_ticker_proves_nothing() -> None:
-    assert verification.doubt(answer([row("ON")]), GAP, STEP, None, GAP.to_ts) == OTHERS
+    assert verification.why_inconclusive(answer([row("ON")]), GAP, STEP, None, GAP.to_ts) == OTHERS
 
 
 @pytest.mark.parametrize("body", ["<html>", "7", '{"a": 1', "[]]"])
 def test_what_is_no_list_of_rows_is_no_answer(body: str) -> None:
-    assert str(verification.unreadable(answer(body))).startswith("the answer is no list of rows: ")
-    assert verification.unreadable(answer([row(), {"ts": "?"}])) is None
+    assert str(verification.why_unreadable(answer(body))).startswith("the answer is no list of rows: ")
+    assert verification.why_unreadable(answer([row(), {"ts": "?"}])) is None
 
 
 def test_an_error_object_is_no_answer_whatever_its_status() -> None:
     said = answer({"type": "api_error", "message": "Try again"})
-    assert verification.unreadable(said) == (
+    assert verification.why_unreadable(said) == (
         'no row of the answer can be read: no ts, {"type": "api_error", "message": "Try again"}'
     )
