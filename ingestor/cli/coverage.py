@@ -224,7 +224,7 @@ def _backfill(config: Config, wishes: Sequence[BackfillRequest]) -> list[Repair]
     from ingestor.repair import backfill_requests
 
     with _watching(config, sum(map(backfill_requests.count_queries, wishes))) as watch:
-        answer = control.send_request(config.spool.path, "backfill", wishes=backfill_requests.to_json(wishes))
+        answer = control.send_request(config.spool.path, "backfill", requests=backfill_requests.to_json(wishes))
         if answer is None:
             _backfill_offline(config, wishes, watch.ended)
         else:

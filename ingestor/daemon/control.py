@@ -1,6 +1,6 @@
-"""The socket through which commands ask the running daemon: one JSON object a line, one answer each.
+"""The Unix socket through which commands talk to the running daemon: one JSON object per line, one response each.
 
-It lies in the spool's folder, which is nobody else's, and is 0600 besides.
+The socket is in the spool's folder, which only the daemon's user can open, and has mode 0600 as well.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any, TypeAlias
 from ingestor.errors import IngestorError
 
 SOCKET_NAME = "control.sock"
-MAX_REQUEST_BYTES = 1 << 20  # of a question; an answer may be longer
+MAX_REQUEST_BYTES = 1 << 20  # responses are not limited
 RESPONSE_TIMEOUT_SECONDS = 60.0
 
 ControlResponse: TypeAlias = dict[str, Any]
@@ -26,7 +26,7 @@ ControlFunction: TypeAlias = Callable[[dict[str, Any]], Awaitable[ControlRespons
 
 
 class ControlError(IngestorError):
-    """The daemon is there, and cannot do what was asked; the message is its own."""
+    """The daemon is running and could not carry out the command. The message is the daemon's own."""
 
     def __init__(self, message: str, exit_code: int = 69) -> None:
         super().__init__(message)
@@ -34,57 +34,59 @@ class ControlError(IngestorError):
 
 
 class ControlServer:
-    """The daemon's end, for as long as the block lasts. ``handlers`` by the word that stands in ``do``."""
+    """The daemon's end of the socket, open for as long as the ``async with`` block lasts."""
 
     def __init__(self, folder: Path, handlers: Mapping[str, ControlFunction]) -> None:
+        """Serve requests in ``folder``. ``handlers`` maps the request's ``command`` to a function."""
         self._folder = folder
         self._handlers = handlers
 
     async def __aenter__(self) -> ControlServer:
-        (self._folder / SOCKET_NAME).unlink(missing_ok=True)  # of a run that was killed; the spool's lock is ours
+        # A killed daemon leaves its socket behind. We hold the spool's lock, so no other daemon uses it.
+        (self._folder / SOCKET_NAME).unlink(missing_ok=True)
         with ExitStack() as stack:
-            address = stack.enter_context(_address(self._folder))
+            address = stack.enter_context(_socket_address(self._folder))
             mask = os.umask(0o177)
             try:
                 self._server = await asyncio.start_unix_server(self._serve, address, limit=MAX_REQUEST_BYTES)
             finally:
                 os.umask(mask)
-            # From 3.13 on, asyncio uses the address once more as it closes.
-            self._held = stack.pop_all()
+            # The address must stay valid: from Python 3.13 on, asyncio uses it again when it closes the server.
+            self._open_address = stack.pop_all()
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._server.close()
-        self._held.close()
+        self._open_address.close()
         (self._folder / SOCKET_NAME).unlink(missing_ok=True)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             line = await asyncio.wait_for(reader.readline(), RESPONSE_TIMEOUT_SECONDS)
-            writer.write(json.dumps(await self._answer(line)).encode() + b"\n")
+            writer.write(json.dumps(await self._respond(line)).encode() + b"\n")
             await writer.drain()
         except (OSError, ValueError, TimeoutError):
-            pass  # whoever asked has gone, or asked for more than a line
+            pass  # the client disconnected, or sent more than a line may have
         finally:
             writer.close()
 
-    async def _answer(self, line: bytes) -> ControlResponse:
+    async def _respond(self, line: bytes) -> ControlResponse:
         try:
-            asked = json.loads(line)
-            handler = self._handlers[asked["do"]]
+            request = json.loads(line)
+            handler = self._handlers[request["command"]]
         except (ValueError, KeyError, TypeError):
-            return {"error": f"unknown request; this daemon knows: {', '.join(self._handlers)}"}
+            return {"error": f"unknown command; this daemon knows: {', '.join(self._handlers)}"}
         try:
-            return await handler(asked)
+            return await handler(request)
         except IngestorError as error:
             return {"error": str(error), "exit_code": error.exit_code}
 
 
 @contextmanager
-def _address(folder: Path) -> Iterator[str]:
-    """The socket's path by the handle of its folder: a socket's path has 107 bytes, and the folder's may have more."""
+def _socket_address(folder: Path) -> Iterator[str]:
+    """Yield the socket's path through a descriptor of its folder, whose own path may exceed a socket's 107 bytes."""
     handle = os.open(folder, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         yield f"/proc/self/fd/{handle}/{SOCKET_NAME}"
@@ -92,23 +94,27 @@ def _address(folder: Path) -> Iterator[str]:
         os.close(handle)
 
 
-def send_request(folder: Path, do: str, **more: Any) -> ControlResponse | None:
-    """What the daemon answers; None if there is none. Raises ControlError with the daemon's own words."""
-    with socket.socket(socket.AF_UNIX) as line:
-        line.settimeout(RESPONSE_TIMEOUT_SECONDS)
+def send_request(folder: Path, command: str, **arguments: Any) -> ControlResponse | None:
+    """Send a command to the daemon and return its response; None if no daemon can be reached.
+
+    Raises ControlError with the daemon's own message, or if there is no response in time.
+    """
+    with socket.socket(socket.AF_UNIX) as client:
+        client.settimeout(RESPONSE_TIMEOUT_SECONDS)
         try:
-            with _address(folder) as address:
-                line.connect(address)
+            with _socket_address(folder) as address:
+                client.connect(address)
         except (FileNotFoundError, NotADirectoryError, ConnectionRefusedError, PermissionError):
-            return None  # nobody there, or not for this user
-        line.sendall(json.dumps({"do": do, **more}).encode() + b"\n")
+            return None  # no daemon is running, or this user may not connect to it
+        client.sendall(json.dumps({"command": command, **arguments}).encode() + b"\n")
         try:
-            with line.makefile() as answers:
-                answer: ControlResponse = json.loads(answers.readline() or '{"error": "the daemon hung up"}')
+            with client.makefile() as lines:
+                response: ControlResponse = json.loads(
+                    lines.readline() or '{"error": "the daemon closed the connection"}'
+                )
         except TimeoutError:
-            raise ControlError(
-                f"no answer within {RESPONSE_TIMEOUT_SECONDS:g} s; the daemon goes on with it if it can: see `ingestor status`"
-            ) from None
-    if "error" in answer:
-        raise ControlError(answer["error"], answer.get("exit_code", 69))
-    return answer
+            timeout = f"no response from the daemon within {RESPONSE_TIMEOUT_SECONDS:g} s"
+            raise ControlError(f"{timeout}; it may still carry out the command, see `ingestor status`") from None
+    if "error" in response:
+        raise ControlError(response["error"], response.get("exit_code", 69))
+    return response

@@ -311,7 +311,7 @@ class Service:
         return self._supervisor.apply(config.subscriptions)
 
     async def _backfill(self, asked: dict[str, Any]) -> dict[str, Any]:
-        return {"repairs": await self._healing.request(backfill_requests.from_json(asked["wishes"]))}
+        return {"repairs": await self._healing.request(backfill_requests.from_json(asked["requests"]))}
 
     # -- what it does all the time
 

@@ -309,7 +309,7 @@ async def test_what_cannot_be_healed_says_why_and_is_done_when_it_is_asked_for_a
         async def ask(hour: int) -> dict[str, Any]:
             span = first_day + hour * HOUR, first_day + (hour + 1) * HOUR
             wishes = backfill_requests.to_json(backfill_requests.build_requests(wanted, "AAPL", None, *span, NOON))
-            await asyncio.to_thread(control.send_request, world.folder / "spool", "backfill", wishes=wishes)
+            await asyncio.to_thread(control.send_request, world.folder / "spool", "backfill", requests=wishes)
             ended = "SELECT * FROM repairs WHERE kind = 'manual' AND state <> 'open' ORDER BY from_ts"
             return (await until(lambda: daemon.books.rows(ended)[hour:]))[0]
 
@@ -341,7 +341,7 @@ async def test_an_answer_that_was_cut_off_proves_nothing(
                 wanted, "AAPL", None, midnight - hours * HOUR, midnight + hours * HOUR, NOON
             )
             await asyncio.to_thread(
-                control.send_request, world.folder / "spool", "backfill", wishes=backfill_requests.to_json(wishes)
+                control.send_request, world.folder / "spool", "backfill", requests=backfill_requests.to_json(wishes)
             )
             ended = "SELECT state, error FROM repairs WHERE kind = 'manual' AND state <> 'open' ORDER BY from_ts DESC"
             found = await until(lambda: daemon.books.rows(ended)[hours - 1 :])  # noqa: B023
@@ -364,7 +364,7 @@ async def test_an_answer_that_is_too_long_is_asked_for_in_smaller_pieces_down_to
         wanted = load(world.folder / "config.yaml", env={}).subscriptions
         wishes = backfill_requests.to_json(backfill_requests.build_requests(wanted, "AAPL", None, start, end, NOON))
         world.simulator.rest_requests.clear()
-        await asyncio.to_thread(control.send_request, world.folder / "spool", "backfill", wishes=wishes)
+        await asyncio.to_thread(control.send_request, world.folder / "spool", "backfill", requests=wishes)
         ended = "SELECT state, error, cursor FROM repairs WHERE kind = 'manual' AND state <> 'open' ORDER BY state"
         done, failed = await until(lambda: (found := daemon.books.rows(ended))[1:] and found)
         assert (done["state"], failed["state"]) == ("done", "failed")
@@ -373,7 +373,7 @@ async def test_an_answer_that_is_too_long_is_asked_for_in_smaller_pieces_down_to
         assert asked.count("crowd-sentiment") == len(["4 days", "2 days"]) + 4
         assert asked.count(CHART) == len(["4 days", "2 days", "1 day"])
         monkeypatch.setattr(rest_api, "MAX_RESPONSE_BYTES", 1 << 20)  # of what cannot be had in pieces
-        await asyncio.to_thread(control.send_request, world.folder / "spool", "backfill", wishes=wishes)
+        await asyncio.to_thread(control.send_request, world.folder / "spool", "backfill", requests=wishes)
         await until(lambda: [one["state"] for one in daemon.books.rows(ended)] == ["done"] * 2)
         everything = {**world.rows(CROWD, "AAPL", start, end), **world.rows(CHART, "AAPL", start, end)}
         held = daemon.books.current()
