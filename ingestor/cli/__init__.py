@@ -1,17 +1,7 @@
-"""The only place that parses arguments, prints and exits. Data on stdout, all else on stderr.
+"""The command line: one module per command. The only package that parses arguments, prints and exits.
 
-Every command imports what it needs when it runs: `--help` loads no database or Socket.IO library.
-
-    output    what every command shares
-    setup     init, config, service, dashboards
-    daemon    run, simulate, demo
-    looking   check, db
-    status    status
-    tail      tail
-    tickers   add, remove, reload
-    books     audit, dead-letters
-    analysis  coverage, backfill
-    taking    export, replay
+Results go to stdout, everything else to stderr. Commands import what they need when they run, so that `--help` does
+not load the database and Socket.IO libraries.
 """
 
 from __future__ import annotations
@@ -23,65 +13,83 @@ from typing import Annotated
 import typer
 
 from ingestor import __version__
-from ingestor.cli import check, coverage, dead_letters, export, init, run, status, tail, tickers
-from ingestor.cli.output import safe, say
+from ingestor.cli import (
+    audit,
+    backfill,
+    check,
+    config,
+    coverage,
+    db,
+    dead_letters,
+    demo,
+    deploy,
+    export,
+    init,
+    replay,
+    run,
+    simulate,
+    status,
+    tail,
+    tickers,
+)
+from ingestor.cli.output import echo, printable
 from ingestor.core.redaction import redactor
 from ingestor.core.version import source_commit
 from ingestor.errors import IngestorError
 
 app = typer.Typer(
-    help="Market Prophit's crowd sentiment to SQL: complete, once, gaps on record.",
-    pretty_exceptions_enable=False,  # its tracebacks print local variables, and with them secrets
-    rich_markup_mode=None,  # its library would take longer to load than the help to be read
+    help="Write Market Prophit's crowd sentiment to SQL: complete, without duplicates, with every gap on record.",
+    pretty_exceptions_enable=False,  # its tracebacks print local variables, and secrets with them
+    rich_markup_mode=None,  # importing rich would take longer than printing the help
 )
 for command in (
     run.run,
-    run.demo,
-    run.simulate,
+    demo.demo,
+    simulate.simulate,
     check.check,
     status.status,
     tail.tail,
     tickers.add,
     tickers.remove,
     tickers.reload,
-    dead_letters.audit,
+    audit.audit,
     init.init,
+    coverage.coverage,
+    backfill.backfill,
+    export.export,
+    replay.replay,
 ):
     app.command()(command)
-app.command()(coverage.coverage)
-app.command()(coverage.backfill)
-app.command()(export.export)
-app.command()(export.replay)
 for name, group in (
-    ("config", init.config_app),
-    ("service", init.service_app),
-    ("dashboards", init.dashboards_app),
-    ("db", check.db_app),
-    ("dead-letters", dead_letters.letters_app),
+    ("config", config.config_app),
+    ("service", deploy.service_app),
+    ("dashboards", deploy.dashboards_app),
+    ("db", db.db_app),
+    ("dead-letters", dead_letters.dead_letters_app),
 ):
     app.add_typer(group, name=name, no_args_is_help=True)
 
 
 def main() -> None:
-    """Run the command. Errors end the process with their own exit code, in plain words, without secrets."""
+    """Run the command. An error ends the process with the error's exit code and message, secrets masked."""
     try:
         app(prog_name="ingestor")
     except IngestorError as error:
         _exit_with(str(error), error.exit_code)
     except Exception:
-        _exit_with(f"{traceback.format_exc()}This is a mistake in the ingestor.", IngestorError.exit_code)
+        _exit_with(f"{traceback.format_exc()}This is a bug in the ingestor.", IngestorError.exit_code)
 
 
 def _exit_with(message: str, code: int) -> None:
-    # The database's or the provider's words may be in it.
-    print("\n".join(map(safe, redactor.scrub(message).split("\n"))), file=sys.stderr)
+    # The message may quote the database or the provider.
+    print("\n".join(map(printable, redactor.scrub(message).split("\n"))), file=sys.stderr)
     sys.exit(code)
 
 
-def _show_version(wanted: bool) -> None:
-    if wanted:
-        known = source_commit()
-        say(f"ingestor {__version__}{f' ({known})' if known else ''}")
+def _show_version(requested: bool) -> None:
+    if requested:
+        revision = source_commit()
+        echo(f"ingestor {__version__}{f' ({revision})' if revision else ''}")
         raise typer.Exit
 
 
@@ -90,10 +98,10 @@ def _root(
     context: typer.Context,
     version: Annotated[
         bool,
-        typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version, and the commit."),
+        typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and commit, and exit."),
     ] = False,
 ) -> None:
-    """Nothing is done before the command itself; without one, the help says which there are."""
+    """Show the help if no command is given."""
     if context.invoked_subcommand is None:
-        say(context.get_help())
+        echo(context.get_help())
         raise typer.Exit(2)

@@ -1,4 +1,4 @@
-"""Commands that look once, and change nothing of the data: check, db."""
+"""Command check."""
 
 from __future__ import annotations
 
@@ -8,74 +8,58 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ingestor.cli.output import ConfigOption, Output, OutputOption, as_json, load_config, print_as, safe, say
+from ingestor.cli.output import ConfigOption, Output, OutputOption, echo, load_config, printable, to_json
 
 if TYPE_CHECKING:
     from ingestor.commands.check import CheckResult
     from ingestor.config import Config
 
-db_app = typer.Typer(help="The database's schema.")
-
 
 def check(
-    connect: Annotated[bool, typer.Option("--connect", help="Try the whole way too, from the key to a row.")] = False,
+    connect: Annotated[
+        bool, typer.Option("--connect", help="Also log in, subscribe, wait for data and write a row (rolled back).")
+    ] = False,
     config: ConfigOption = None,
     output: OutputOption = Output.TEXT,
 ) -> None:
-    """Look for everything that would keep `run` from working; keep nothing, change nothing."""
-    findings: list[CheckResult] = []
+    """Check everything that `run` needs. Changes nothing.
 
-    def tell(finding: CheckResult) -> None:
-        findings.append(finding)
+    Prints one line per check: ✓ passed, ! warning, ✗ failed. Exits with the code of the first failed check: 69 if a
+    service cannot be reached, 77 if permission is missing, 78 if the configuration or the schema is wrong.
+
+    \b
+    Example:
+      ingestor check --connect
+    """
+    results: list[CheckResult] = []
+
+    def report(result: CheckResult) -> None:
+        results.append(result)
         if output is Output.TEXT:
-            say(safe(_line(finding)))
+            echo(printable(_format_result(result)))
 
-    _look(load_config(config), connect, tell)
+    _run_checks(load_config(config), connect, report)
     if output is Output.JSON:
-        say(as_json([asdict(finding) for finding in findings]))
-    code = next((finding.exit_code for finding in findings if finding.exit_code), 0)
+        echo(to_json([asdict(result) for result in results]))
+    code = next((result.exit_code for result in results if result.exit_code), 0)
     if code:
         raise typer.Exit(code)
 
 
-def _look(config: Config, connect: bool, tell: Callable[[CheckResult], None]) -> None:
+def _run_checks(config: Config, connect: bool, report: Callable[[CheckResult], None]) -> None:
     import asyncio
 
-    from ingestor.commands import check as checking
+    from ingestor.commands.check import run_offline_checks
 
-    for finding in checking.run_offline_checks(config):
-        tell(finding)
+    for result in run_offline_checks(config):
+        report(result)
     if connect:
-        from ingestor.commands import check_online
+        from ingestor.commands.check_online import run_online_checks
 
-        asyncio.run(check_online.run_online_checks(config, tell))
-
-
-def _line(finding: CheckResult) -> str:
-    mark = "✗" if finding.exit_code else "!" if finding.warning else "✓"
-    took = f" ({finding.seconds:.2f} s)" if finding.seconds is not None else ""
-    return f"{mark} {finding.name}: {finding.message}{took}"
+        asyncio.run(run_online_checks(config, report))
 
 
-@db_app.command("upgrade")
-def db_upgrade(config: ConfigOption = None) -> None:
-    """Bring the tables up to this program's schema; what is up to date stays as it is."""
-    from ingestor.store import migrate
-    from ingestor.store.open_database import opened
-
-    with opened(load_config(config).database.url.get_secret_value(), read_only=False) as engine:
-        migrate.upgrade(engine)
-        found = migrate.current(engine)
-    say(f"schema {found}")
-
-
-@db_app.command("current")
-def db_current(config: ConfigOption = None, output: OutputOption = Output.TEXT) -> None:
-    """Say which schema the database has, and which one this program wants."""
-    from ingestor.store import migrate
-    from ingestor.store.open_database import opened
-
-    with opened(load_config(config).database.url.get_secret_value()) as engine:
-        found = migrate.current(engine)
-    data = {"current": found, "head": migrate.head()}
-    print_as(output, data, lambda: f"database {found or 'empty'}, program {migrate.head()}")
+def _format_result(result: CheckResult) -> str:
+    mark = "✗" if result.exit_code else "!" if result.warning else "✓"
+    duration = f" ({result.seconds:.2f} s)" if result.seconds is not None else ""
+    return f"{mark} {result.name}: {result.message}{duration}"

@@ -1,4 +1,4 @@
-"""What every command shares: the options that recur, the configuration, and how results reach stdout."""
+"""What the commands share: recurring options, loading the configuration, and printing without secrets."""
 
 from __future__ import annotations
 
@@ -20,12 +20,13 @@ from ingestor.errors import ConfigError, ConfigProblem
 
 if TYPE_CHECKING:
     from ingestor.config import Config
+    from ingestor.store.maintenance.repairs import Repair
 
 PACKAGE = Path(__file__).parent.parent
 
 
 class Output(StrEnum):
-    """How a command shows what it has read."""
+    """The format in which a command prints its result."""
 
     TEXT = "text"
     JSON = "json"
@@ -35,23 +36,26 @@ ConfigOption = Annotated[
     Path | None,
     typer.Option(
         "--config",
-        help="Default: $INGESTOR_CONFIG, ./config.yaml, /etc/ingestor/config.yaml",
+        help="Configuration file. Default: $INGESTOR_CONFIG, ./config.yaml, /etc/ingestor/config.yaml.",
         show_default=False,
     ),
 ]
-OutputOption = Annotated[Output, typer.Option("--output", help="For people, or for programs.")]
+OutputOption = Annotated[Output, typer.Option("--output", help="Output format.")]
 
-MOMENT = "A duration before now, as 7d, or a time in UTC, as 2026-01-31 or 2026-01-31T14:05."
+TIME_HELP = "A UTC time (2026-01-31 or 2026-01-31T14:05) or a duration before now (7d)."
 
 
-def moment(text: str, now: datetime, option: str) -> datetime:
-    """What ``MOMENT`` says, UTC. A time may have another zone, if it names it."""
+def parse_time(text: str, now: datetime, option: str) -> datetime:
+    """Return the UTC time that ``TIME_HELP`` describes. A time with an offset is converted to UTC.
+
+    Raises typer.BadParameter, which names the ``option``.
+    """
     from ingestor.config.units import parse_duration
 
     try:
         return now - timedelta(seconds=parse_duration(text))
     except (ValueError, OverflowError):
-        pass  # a time, then
+        pass  # not a duration
     try:
         at = datetime.fromisoformat(text)
         return at.astimezone(UTC) if at.tzinfo else at.replace(tzinfo=UTC)
@@ -60,94 +64,152 @@ def moment(text: str, now: datetime, option: str) -> datetime:
         raise typer.BadParameter(message, param_hint=option) from None
 
 
-def say(text: str) -> None:
-    """Print data, without secrets. Ends the command in peace if whoever read it has seen enough."""
-    try:
+def echo(text: str) -> None:
+    """Print to stdout, with secrets masked."""
+    with exit_if_stdout_closed():
         print(redactor.scrub(text), flush=True)
+
+
+def echo_stderr(text: str) -> None:
+    """Print one line to stderr, with secrets masked and control characters escaped."""
+    print(printable(redactor.scrub(text)), file=sys.stderr)
+
+
+@contextmanager
+def exit_if_stdout_closed() -> Iterator[None]:
+    """End the command with exit code 0 if the reader of stdout has closed the pipe."""
+    try:
+        yield
     except BrokenPipeError:
-        # The interpreter flushes once more at its end, and would complain.
+        # The interpreter flushes stdout again when it exits, which would print an error.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise typer.Exit from None
 
 
 @contextmanager
-def until_interrupted() -> Iterator[None]:
-    """For what goes on by itself: Ctrl-C is how it ends, and is no failure."""
+def exit_on_interrupt() -> Iterator[None]:
+    """End the command with exit code 0 on Ctrl-C: the normal end of a command that runs until then."""
     try:
         yield
     except KeyboardInterrupt:
         raise typer.Exit from None
 
 
-def pause(seconds: float) -> None:
-    """Wait. Ends the command in peace if meanwhile nobody is there any more to read what it says."""
+def sleep_until_closed(seconds: float) -> None:
+    """Sleep, but end the command with exit code 0 as soon as the reader of stdout has closed the pipe."""
     stdout = select.poll()
-    stdout.register(sys.stdout, 0)  # its end is told in any case
+    stdout.register(sys.stdout, 0)  # POLLERR and POLLHUP are always reported
     if stdout.poll(seconds * 1000):
         raise typer.Exit
 
 
-def safe(value: object) -> str:
-    """One line of text from outside, which cannot move the cursor, turn the line round or begin another."""
-    return "".join(one if one.isprintable() else json.dumps(one)[1:-1] for one in str(value))
+def printable(value: object) -> str:
+    """Return text as one line, with everything escaped that could control a terminal or reorder the text."""
+    return "".join(char if char.isprintable() else json.dumps(char)[1:-1] for char in str(value))
 
 
 def load_config(path: Path | None) -> Config:
-    """The configuration, its secrets known to the redactor; what may be a mistake is said on stderr."""
+    """Load the configuration and register its secrets for masking. Print warnings to stderr.
+
+    Raises ConfigError.
+    """
     from ingestor.config import load, secrets_of
     from ingestor.provider.catalog import feed_name
 
     config = load(path, feed_name=feed_name)
     for secret in secrets_of(config):
         redactor.add(secret)
-    _warn_of_unknown_endpoints(config)
+    _warn_unknown_endpoints(config)
     return config
 
 
-def _warn_of_unknown_endpoints(config: Config) -> None:
+def _warn_unknown_endpoints(config: Config) -> None:
     from ingestor.provider.catalog import unknown_path_warning
 
-    places = {one.where: one for one in config.subscriptions}  # a list of tickers stands at one place
-    for where, one in places.items():
-        if warning := unknown_path_warning(one.path):
-            print(ConfigProblem(where, f"{one.entry}.path", warning), file=sys.stderr)
+    # One warning per place in the file, not one per ticker of a list.
+    for where, subscription in {subscription.where: subscription for subscription in config.subscriptions}.items():
+        if warning := unknown_path_warning(subscription.path):
+            print(ConfigProblem(where, f"{subscription.entry}.path", warning), file=sys.stderr)
 
 
-def print_as(output: Output, data: Any, text: Callable[[], str]) -> None:
-    say(as_json(data) if output is Output.JSON else text())
+def print_result(output: Output, data: Any, text: Callable[[], str]) -> None:
+    """Print ``data`` as JSON, or the ``text``."""
+    echo(to_json(data) if output is Output.JSON else text())
 
 
-def as_json(data: Any) -> str:
-    """For programs, and for eyes: what a terminal would obey is escaped as JSON allows. Times are ISO 8601."""
-    return "\n".join(map(safe, json.dumps(data, indent=2, ensure_ascii=False, default=_told).split("\n")))
+def to_json(data: Any) -> str:
+    """Format as indented JSON. Times are ISO 8601; characters that could control a terminal are escaped."""
+    return "\n".join(map(printable, json.dumps(data, indent=2, ensure_ascii=False, default=_json_default).split("\n")))
 
 
-def as_line(data: Any) -> str:
-    """The same on one line."""
-    return safe(json.dumps(data, ensure_ascii=False, default=_told))
+def to_json_line(data: Any) -> str:
+    """Format as JSON on one line."""
+    return printable(json.dumps(data, ensure_ascii=False, default=_json_default))
 
 
-def _told(value: object) -> str:
+def _json_default(value: object) -> str:
     return value.isoformat() if isinstance(value, datetime) else str(value)
 
 
-def shipped(name: str) -> str:
-    """The text of a file that ships with us: ``_name`` in the package, else ``name`` in a checkout."""
+@contextmanager
+def progress_bar(unit: str, total: Callable[[], int], *, visible: bool = True) -> Iterator[Callable[[int], None]]:
+    """Show a progress bar on stderr if that is a terminal. Yields a function that takes how many are done."""
+    if not (visible and sys.stderr.isatty()):
+        yield lambda _done: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(unit, total=total())
+        yield lambda done: bar.update(task, completed=done)
+
+
+def format_repair(repair: Repair) -> str:
+    """Describe a repair on one line."""
+    outcome = f"{repair.new_rows:,} new rows" if repair.state == "done" else repair.error or f"waiting, {repair.kind}"
+    name = f"{repair.path} {repair.ticker or repair.params}"
+    window = f"{repair.from_ts:%Y-%m-%d %H:%M} to {repair.to_ts:%Y-%m-%d %H:%M}"
+    return printable(f"{repair.state}: {name} {window}: {outcome}")
+
+
+def repair_to_dict(repair: Repair) -> dict[str, Any]:
+    """Return a repair as it appears in JSON output."""
+    return {
+        "repair_id": repair.repair_id,
+        "path": repair.path,
+        "ticker": repair.ticker,
+        "from": repair.from_ts.isoformat(),
+        "to": repair.to_ts.isoformat(),
+        "kind": repair.kind,
+        "state": repair.state,
+        "new_rows": repair.new_rows,
+        "attempts": repair.attempts,
+        "error": repair.error,
+    }
+
+
+def package_file(name: str) -> str:
+    """Return the text of a file that the wheel contains as ``_name``, and a checkout as ``name`` at its top level."""
     packaged = PACKAGE / f"_{name}"
     return (packaged if packaged.exists() else PACKAGE.parent / name).read_text(encoding="utf-8")
 
 
-def write_new(path: Path, text: str) -> None:
-    """Write a file that is not there yet, or says this already. Raises ConfigError if it says else, or cannot be."""
+def write_new_file(path: Path, text: str) -> None:
+    """Write a file unless it exists with the same text.
+
+    Raises ConfigError if it exists with another text or cannot be written.
+    """
     try:
         with path.open("x", encoding="utf-8") as file:
             file.write(text)
     except FileExistsError:
         if path.is_file() and path.read_text(encoding="utf-8", errors="replace") == text:
             return
-        message = "is there already, and is left as it is; remove it, or name another file"
+        message = "already exists and was left unchanged; remove it, or name another file"
     except OSError as error:
-        message = f"cannot be written ({os.strerror(error.errno or 0)}); name a file in a folder of yours"
+        message = f"cannot be written ({os.strerror(error.errno or 0)}); name a file in a folder that you may write to"
     else:
         return
     raise ConfigError([ConfigProblem(str(path), "", message)])

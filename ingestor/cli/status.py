@@ -1,4 +1,4 @@
-"""The command status: how the daemon is, once or until Ctrl-C."""
+"""Command status."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
@@ -18,13 +18,13 @@ from ingestor.cli.output import (
     ConfigOption,
     Output,
     OutputOption,
-    as_line,
+    echo,
+    exit_on_interrupt,
     load_config,
-    pause,
-    print_as,
-    safe,
-    say,
-    until_interrupted,
+    print_result,
+    printable,
+    sleep_until_closed,
+    to_json_line,
 )
 from ingestor.errors import ConfigError, IngestorError
 
@@ -32,26 +32,26 @@ if TYPE_CHECKING:
     from ingestor.config import Config
     from ingestor.monitoring.status import ConnectionStatus, Status, SubscriptionStatus
 
-LOOK_SECONDS = 1.0
-TROUBLES = 5  # that are shown, of those that the daemon remembers
-SKEW_SECONDS = 60.0  # of the publish clock, from which on it is worth a line
-LISTED = 20  # subscriptions that are not live; the others are counted
+POLL_SECONDS = 1.0
+MAX_ERRORS = 5  # of the recent errors that the daemon reports
+MIN_SKEW_SECONDS = 60.0  # of the provider's publish clock; a smaller skew is not shown
+MAX_NOT_LIVE = 20  # subscriptions listed by name; the others are counted
 
 
 @dataclass(frozen=True, slots=True)
 class StatusSample:
-    """What was seen at one moment, and the counts by which two moments differ."""
+    """The status at one moment, with the counters from which rates are computed."""
 
-    at: float  # seconds of a clock that both looks share
-    begun: str  # counts of another beginning have nothing to do with these
+    at: float  # seconds on a clock that consecutive samples share
+    source_id: str  # counters of different sources cannot be compared
     frames: int
     rows: int
-    data: dict[str, Any]  # as JSON
-    lines: tuple[str, ...]  # as text
+    data: dict[str, Any]  # for JSON output
+    lines: tuple[str, ...]  # for text output
 
     def rates(self, before: StatusSample | None) -> dict[str, float]:
-        """Per second since the look before; empty if that tells nothing."""
-        if before is None or before.begun != self.begun or self.at <= before.at:
+        """Return the rates per second since the sample before, or nothing if the two cannot be compared."""
+        if before is None or before.source_id != self.source_id or self.at <= before.at:
             return {}
         seconds = self.at - before.at
         return {
@@ -62,21 +62,28 @@ class StatusSample:
 
 def status(
     config: ConfigOption = None,
-    watch: Annotated[bool, typer.Option("--watch", "-w", help="Look every second, until Ctrl-C.")] = False,
+    watch: Annotated[bool, typer.Option("--watch", "-w", help="Refresh every second until Ctrl-C.")] = False,
     output: OutputOption = Output.TEXT,
 ) -> None:
-    """How the daemon is: from itself if it runs here, else from the database."""
-    spool, loaded = _config(config)
+    """Show connections, subscriptions, spool and database.
+
+    From the running daemon, or from the database if no daemon runs here.
+
+    \b
+    Example:
+      ingestor status --watch
+    """
+    spool, loaded = _load(config)
     if watch:
-        with until_interrupted():
-            _watch(partial(_look, spool, loaded), output)
+        with exit_on_interrupt():
+            _watch(partial(_take_sample, spool, loaded), output)
         return
-    look = _look(spool, loaded)
-    print_as(output, look.data, lambda: "\n".join(map(safe, look.lines)))
+    sample = _take_sample(spool, loaded)
+    print_result(output, sample.data, lambda: "\n".join(map(printable, sample.lines)))
 
 
-def _config(path: Path | None) -> tuple[Path, Config | ConfigError]:
-    """Where the daemon may be asked, and the configuration; or what is wrong with it: a daemon goes on with another."""
+def _load(path: Path | None) -> tuple[Path, Config | ConfigError]:
+    """Return the spool's folder and the configuration, or its error: the daemon may run with an earlier version."""
     from ingestor.config.loader import spool_folder
 
     try:
@@ -86,135 +93,142 @@ def _config(path: Path | None) -> tuple[Path, Config | ConfigError]:
     return loaded.spool.path, loaded
 
 
-def _watch(look: Callable[[], StatusSample], output: Output) -> None:
-    """On a terminal in place, else a block or a JSON object after the other."""
+def _watch(take_sample: Callable[[], StatusSample], output: Output) -> None:
+    """Refresh in place on a terminal; else print one block or JSON object after the other."""
     from rich.console import Console
     from rich.live import Live
     from rich.text import Text
 
     console = Console()
-    if output is Output.JSON or not console.is_terminal or console.is_dumb_terminal:
-        _go_on(look, lambda lines, data: say(as_line(data) if output is Output.JSON else "\n".join([*lines, ""])))
-        return
+    if output is Output.JSON:
+        _poll(take_sample, lambda _lines, data: echo(to_json_line(data)))
+    elif not console.is_terminal or console.is_dumb_terminal:
+        _poll(take_sample, lambda lines, _data: echo("\n".join([*lines, ""])))
     with Live(console=console, auto_refresh=False) as live:
-        _go_on(look, lambda lines, _data: live.update(Text("\n".join(lines)), refresh=True))
+        _poll(take_sample, lambda lines, _data: live.update(Text("\n".join(lines)), refresh=True))
 
 
-def _go_on(look: Callable[[], StatusSample], show: Callable[[list[str], dict[str, Any]], None]) -> None:
+def _poll(take_sample: Callable[[], StatusSample], show: Callable[[list[str], dict[str, Any]], None]) -> NoReturn:
     before: StatusSample | None = None
     while True:
         try:
-            now = look()
-        except IngestorError as error:  # it may come back
-            show([safe(line) for line in str(error).split("\n")], {"source": None, "error": str(error)})
+            sample = take_sample()
+        except IngestorError as error:  # may be temporary
+            show([printable(line) for line in str(error).split("\n")], {"source": None, "error": str(error)})
         else:
-            rates = now.rates(before)
-            show([safe(line) for line in [*now.lines, *_rates(rates)]], now.data | {"rates": rates})
-            before = now
-        pause(LOOK_SECONDS)
+            rates = sample.rates(before)
+            show([printable(line) for line in [*sample.lines, *_format_rates(rates)]], sample.data | {"rates": rates})
+            before = sample
+        sleep_until_closed(POLL_SECONDS)
 
 
-def _rates(rates: dict[str, float]) -> Iterator[str]:
+def _format_rates(rates: dict[str, float]) -> Iterator[str]:
     if rates:
         yield f"  rate: {rates['frames_per_second']:,.1f} frames/s, {rates['rows_per_second']:,.1f} rows/s"
 
 
-def _look(spool: Path, config: Config | ConfigError) -> StatusSample:
-    """Raises ControlError, DatabaseUnavailable; and what is wrong with the configuration, if no daemon answers."""
+def _take_sample(spool: Path, config: Config | ConfigError) -> StatusSample:
+    """Ask the daemon, else the database.
+
+    Raises ControlError, DatabaseUnavailable, and the configuration's error if no daemon answers.
+    """
     live = _ask_daemon(spool)
     if live is None:
         if isinstance(config, ConfigError):
             raise config
-        return _stored(_ask_database(config))
+        return _database_sample(_ask_database(config))
     rows = live.rows
-    broken = [f"  config: {problem}" for problem in config.problems] if isinstance(config, ConfigError) else []
+    problems = [f"  config: {problem}" for problem in config.problems] if isinstance(config, ConfigError) else []
     return StatusSample(
         at=live.at.timestamp(),
-        begun=f"{live.pid} {live.started_at}",
-        frames=sum(one.frames for one in live.connections),
+        source_id=f"{live.pid} {live.started_at}",
+        frames=sum(connection.frames for connection in live.connections),
         rows=rows.new + rows.revised + rows.duplicate + rows.dead + rows.expired,
         data={"source": "daemon", **json.loads(live.to_json())},
-        lines=(*_lines(live), *broken),
+        lines=(*_format_status(live), *problems),
     )
+
+
+# From the daemon.
 
 
 def _ask_daemon(spool: Path) -> Status | None:
     from ingestor.daemon import control
     from ingestor.monitoring.status import Status
 
-    answer = control.send_request(spool, "status")
-    return Status.from_json(answer["status"].encode()) if answer else None
+    response = control.send_request(spool, "status")
+    return Status.from_json(response["status"].encode()) if response else None
 
 
-# From the daemon.
-
-
-def _lines(status: Status) -> Iterator[str]:
+def _format_status(status: Status) -> Iterator[str]:
     from ingestor.monitoring.status import check_readiness
     from ingestor.pipeline.clock_skew import described
 
-    yield f"{status.instance}: running since {_clock(status.started_at)}, version {status.version}"
-    yield f"  this is what the daemon says (process {status.pid})"
+    yield f"{status.instance}: running since {_format_time(status.started_at)}, version {status.version}"
+    yield f"  reported by the daemon (process {status.pid})"
     for reason in check_readiness(status).reasons:
         yield f"  not ready: {reason}"
-    for one in status.connections:
-        yield f"  {_connection(one, status.at)}"
-    yield from _subscriptions(status)
-    yield from _flow(status)
+    for connection in status.connections:
+        yield f"  {_format_connection(connection, status.at)}"
+    yield from _format_subscriptions(status)
+    yield from _format_flow(status)
     for feed, seconds in status.publish_skew_seconds.items():
-        if abs(seconds) >= SKEW_SECONDS:
+        if abs(seconds) >= MIN_SKEW_SECONDS:
             yield f"  {feed}: the provider's publish clock is {described(seconds)}"
     if not status.config_reload_successful:
-        yield "  config: the last reload was refused, and the config before it counts; `ingestor check` says why"
+        yield "  config: the last reload was rejected, the previous configuration is in use; run `ingestor check`"
     if status.token.expires_at:
-        yield f"  token: until {_clock(status.token.expires_at)}, {_away(status.token.expires_at, status.at)}"
-    for trouble in status.last_errors[-TROUBLES:]:
-        yield f"  {trouble.at:%H:%M:%S} {trouble.kind}: {trouble.text}"
+        expires = status.token.expires_at
+        yield f"  token: expires {_format_time(expires)}, {_format_distance(expires, status.at)}"
+    for error in status.last_errors[-MAX_ERRORS:]:
+        yield f"  {error.at:%H:%M:%S} {error.kind}: {error.text}"
 
 
-def _connection(one: ConnectionStatus, now: datetime) -> str:
-    since = f" since {_clock(one.since)}" if one.since else ""
-    why = f": {one.last_error}" if one.last_error else ""
-    state = f"connected{since}, Socket.IO dialect {one.dialect}" if one.connected else f"not connected{why}"
-    last = f", the last {_away(one.last_frame_at, now)}" if one.last_frame_at else ""
-    return f"{one.path}: {state}, {one.frames:,} frames{last}"
+def _format_connection(connection: ConnectionStatus, now: datetime) -> str:
+    since = f" since {_format_time(connection.since)}" if connection.since else ""
+    error = f": {connection.last_error}" if connection.last_error else ""
+    protocol = f"Socket.IO protocol {connection.dialect}"
+    state = f"connected{since}, {protocol}" if connection.connected else f"not connected{error}"
+    last = f", last {_format_distance(connection.last_frame_at, now)}" if connection.last_frame_at else ""
+    return f"{connection.path}: {state}, {connection.frames:,} frames{last}"
 
 
-def _subscriptions(status: Status) -> Iterator[str]:
-    for state, count in Counter(one.state for one in status.subscriptions).items():
+def _format_subscriptions(status: Status) -> Iterator[str]:
+    for state, count in Counter(subscription.state for subscription in status.subscriptions).items():
         yield f"  {count:,} subscriptions {state}"
-    others = [one for one in status.subscriptions if one.state != "live"]
-    for one in others[:LISTED]:
-        since = f" since {_clock(one.since)}" if one.since else ""
-        yield f"    {_name(one)}: {one.state}{since}{f': {one.reason}' if one.reason else ''}"
-    if len(others) > LISTED:
-        yield f"    and {len(others) - LISTED:,} more that are not live"
+    not_live = [subscription for subscription in status.subscriptions if subscription.state != "live"]
+    for subscription in not_live[:MAX_NOT_LIVE]:
+        since = f" since {_format_time(subscription.since)}" if subscription.since else ""
+        reason = f": {subscription.reason}" if subscription.reason else ""
+        yield f"    {_format_name(subscription)}: {subscription.state}{since}{reason}"
+    if len(not_live) > MAX_NOT_LIVE:
+        yield f"    and {len(not_live) - MAX_NOT_LIVE:,} more that are not live"
 
 
-def _name(one: SubscriptionStatus) -> str:
-    params = json.loads(one.params)
-    return f"{one.path} {params['ticker'] if list(params) == ['ticker'] else one.params}"
+def _format_name(subscription: SubscriptionStatus) -> str:
+    params = json.loads(subscription.params)
+    return f"{subscription.path} {params['ticker'] if list(params) == ['ticker'] else subscription.params}"
 
 
-def _flow(status: Status) -> Iterator[str]:
+def _format_flow(status: Status) -> Iterator[str]:
     spool, database, rows = status.spool, status.database, status.rows
-    full = f" ({spool.bytes / spool.limit_bytes:.0%})" if spool.limit_bytes else ""
-    oldest = f", the oldest for {spool.oldest_age_seconds:.1f} s" if spool.entries else ""
-    yield f"  spool: {spool.entries:,} entries wait{oldest}, {spool.bytes:,} of {spool.limit_bytes:,} bytes{full}"
-    up = "up" if database.up else f"away: {database.last_error}"
-    last = f", last commit {_away(database.last_commit_at, status.at)}" if database.last_commit_at else ""
-    yield f"  database: {database.kind}, {up}, lag {database.lag_seconds:.1f} s{last}"
+    fill = f" ({spool.bytes / spool.limit_bytes:.0%})" if spool.limit_bytes else ""
+    oldest = f", oldest {spool.oldest_age_seconds:.1f} s" if spool.entries else ""
+    yield f"  spool: {spool.entries:,} entries pending{oldest}, {spool.bytes:,} of {spool.limit_bytes:,} bytes{fill}"
+    state = "up" if database.up else f"unavailable: {database.last_error}"
+    last = f", last commit {_format_distance(database.last_commit_at, status.at)}" if database.last_commit_at else ""
+    yield f"  database: {database.kind}, {state}, lag {database.lag_seconds:.1f} s{last}"
     expired = f", {rows.expired:,} expired" if rows.expired else ""
     counts = f"{rows.new:,} new, {rows.revised:,} revised, {rows.duplicate:,} duplicate, {rows.dead:,} dead"
     yield f"  rows: {counts}{expired}"
 
 
-def _clock(at: datetime) -> str:
+def _format_time(at: datetime) -> str:
     return f"{at:%Y-%m-%d %H:%M:%S} UTC"
 
 
-def _away(at: datetime, now: datetime) -> str:
-    """How far from now: ``3s ago``, ``in 4h12m``."""
+def _format_distance(at: datetime, now: datetime) -> str:
+    """Format the time between the two: ``3s ago``, ``in 4h12m``."""
     from ingestor.config.units import format_duration
 
     seconds = round((at - now).total_seconds())
@@ -226,32 +240,32 @@ def _away(at: datetime, now: datetime) -> str:
 
 def _ask_database(config: Config) -> dict[str, list[dict[str, Any]]]:
     from ingestor.store.open_database import opened
-    from ingestor.store.read import status as query
+    from ingestor.store.read import status as store_status
 
     with opened(config.database.url.get_secret_value()) as engine:
-        return query.load_status(engine)
+        return store_status.load_status(engine)
 
 
-def _stored(found: dict[str, list[dict[str, Any]]]) -> StatusSample:
+def _database_sample(result: dict[str, list[dict[str, Any]]]) -> StatusSample:
     return StatusSample(
         at=time.monotonic(),
-        begun="the database",
-        frames=sum(one["frames"] for one in found["instances"]),
-        rows=sum(one["row_count"] for one in found["instances"]),
-        data={"source": "database", **found},
-        lines=tuple(_stored_lines(found)),
+        source_id="the database",
+        frames=sum(instance["frames"] for instance in result["instances"]),
+        rows=sum(instance["row_count"] for instance in result["instances"]),
+        data={"source": "database", **result},
+        lines=tuple(_format_database_status(result)),
     )
 
 
-def _stored_lines(found: dict[str, list[dict[str, Any]]]) -> Iterator[str]:
-    yield "no daemon answers; this is what the database says"
-    for one in found["instances"]:
-        heard = _clock(one["heartbeat_at"]) if one["heartbeat_at"] else "never"
-        yield f"  {one['name']}: {one['new_rows']:,} rows, last heard {heard}"
-        for state in found["states"]:
-            if state["instance_id"] == one["instance_id"]:
+def _format_database_status(result: dict[str, list[dict[str, Any]]]) -> Iterator[str]:
+    yield "no running daemon could be reached; reported from the database"
+    for instance in result["instances"]:
+        heartbeat = _format_time(instance["heartbeat_at"]) if instance["heartbeat_at"] else "never"
+        yield f"  {instance['name']}: {instance['new_rows']:,} rows, last heartbeat {heartbeat}"
+        for state in result["states"]:
+            if state["instance_id"] == instance["instance_id"]:
                 yield f"    {state['subscriptions']:,} subscriptions {state['state']}"
-    for feed in found["feeds"]:
-        yield f"  {feed['feed']}: {feed['series']:,} series up to {_clock(feed['ts'])}"
-    for dead in found["dead"]:
-        yield f"  {dead['letters']:,} dead letters of {dead['stage']}"
+    for feed in result["feeds"]:
+        yield f"  {feed['feed']}: {feed['series']:,} series up to {_format_time(feed['ts'])}"
+    for count in result["dead"]:
+        yield f"  {count['letters']:,} dead letters ({count['stage']})"

@@ -1,8 +1,7 @@
-"""The command tail: the last observations, and with -f those to come."""
+"""Command tail."""
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -11,36 +10,44 @@ from ingestor.cli.output import (
     ConfigOption,
     Output,
     OutputOption,
-    as_line,
+    echo,
+    echo_stderr,
+    exit_on_interrupt,
     load_config,
-    pause,
-    safe,
-    say,
-    until_interrupted,
+    printable,
+    sleep_until_closed,
+    to_json_line,
 )
 
 if TYPE_CHECKING:
     from ingestor.commands.follow import Follower
 
-LOOK_SECONDS = 0.5  # between two looks for what was committed
+POLL_SECONDS = 0.5
 
 
 def tail(
-    ticker: Annotated[str, typer.Argument(help="Of this one only.", show_default="all")] = "",
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on with what is committed, until Ctrl-C.")] = False,
-    limit: Annotated[int, typer.Option("--limit", "-n", min=1, help="How many at first.")] = 10,
+    ticker: Annotated[str, typer.Argument(help="Only this ticker.", show_default="all")] = "",
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Print new observations until Ctrl-C.")] = False,
+    limit: Annotated[int, typer.Option("--limit", "-n", min=1, help="Number of observations to start with.")] = 10,
     config: ConfigOption = None,
     output: OutputOption = Output.TEXT,
 ) -> None:
-    """The last observations as they arrived; with -f also those to come, restated values included."""
+    """Print the newest observations; with -f, also new ones.
+
+    Prints observations in the order in which they were received, including restated values.
+
+    \b
+    Example:
+      ingestor tail -f AAPL
+    """
     from ingestor.commands.follow import Follower
     from ingestor.store.open_database import opened
 
-    with until_interrupted(), opened(load_config(config).database.url.get_secret_value()) as engine:
+    with exit_on_interrupt(), opened(load_config(config).database.url.get_secret_value()) as engine:
         follower = Follower(engine, ticker)
         _print(follower.latest(limit), output)
         while follow:
-            pause(LOOK_SECONDS)
+            sleep_until_closed(POLL_SECONDS)
             _print_new(follower, output)
 
 
@@ -48,24 +55,23 @@ def _print_new(follower: Follower, output: Output) -> None:
     from ingestor.errors import DatabaseUnavailable
 
     try:
-        for seen in follower.poll():
-            _print(seen.records, output)
-            if seen.missing:
-                print(
-                    f"{seen.missing} values are not shown: they are old, and their payloads are not kept",
-                    file=sys.stderr,
-                )
+        for new in follower.poll():
+            _print(new.records, output)
+            if new.missing:
+                echo_stderr(f"{new.missing} restated values are not shown: their payloads are no longer stored")
     except DatabaseUnavailable as error:
-        print(safe(f"the database is away, and is asked again: {error}"), file=sys.stderr)
+        echo_stderr(f"database unavailable, retrying: {error}")
 
 
 def _print(records: list[dict[str, Any]], output: Output) -> None:
+    format_ = to_json_line if output is Output.JSON else _format_observation
     if records:
-        say("\n".join(as_line(one) if output is Output.JSON else safe(_observation(one)) for one in records))
+        echo("\n".join(map(format_, records)))
 
 
-def _observation(one: dict[str, Any]) -> str:
-    who = f"{one['ticker']} {one['user_id']}".rstrip()
-    said = f"{one['ts']:%Y-%m-%d %H:%M:%S}  {who:<8}  {one['feed']}  {one['metric']} {one['value']:.6g}"
-    restated = f", revision {one['revision']}" if one["revision"] else ""
-    return f"{said}  (received {one['received_at']:%H:%M:%S}{restated})"
+def _format_observation(record: dict[str, Any]) -> str:
+    owner = f"{record['ticker']} {record['user_id']}".rstrip()
+    value = f"{record['feed']}  {record['metric']} {record['value']:.6g}"
+    restated = f", revision {record['revision']}" if record["revision"] else ""
+    received = f"(received {record['received_at']:%H:%M:%S}{restated})"
+    return printable(f"{record['ts']:%Y-%m-%d %H:%M:%S}  {owner:<8}  {value}  {received}")

@@ -1,4 +1,4 @@
-"""Commands that change what is collected: add, remove, reload."""
+"""Commands add, remove and reload."""
 
 from __future__ import annotations
 
@@ -10,42 +10,62 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ingestor.cli.output import ConfigOption, Output, OutputOption, load_config, print_as, safe, say
+from ingestor.cli.output import ConfigOption, Output, OutputOption, echo, load_config, print_result, printable
 
 if TYPE_CHECKING:
     from ingestor.config import Config
 
-TickersArgument = Annotated[list[str], typer.Argument(help="As the provider spells them: TSLA ON 6E_F")]
-PathOption = Annotated[str, typer.Option("--path", help="Endpoint; may be left out where the file has only one.")]
-ReloadOption = Annotated[bool, typer.Option("--reload", help="Have the running daemon read the file at once.")]
+TickersArgument = Annotated[
+    list[str], typer.Argument(help="Tickers as the provider spells them: TSLA ON 6E_F.", metavar="TICKER...")
+]
+PathOption = Annotated[str, typer.Option("--path", help="Endpoint. Required if the file has several.")]
+ReloadOption = Annotated[bool, typer.Option("--reload", help="Make the running daemon reload the file.")]
 
 
 def add(
     tickers: TickersArgument, path: PathOption = "", reload: ReloadOption = False, config: ConfigOption = None
 ) -> None:
-    """Collect these tickers too: writes them into the configuration, whose comments and layout stay."""
+    """Add tickers to the configuration file.
+
+    Keeps the comments and layout of the file, and prints the changed lines.
+
+    \b
+    Example:
+      ingestor add TSLA NVDA --reload
+    """
     from ingestor.config.edit import add as edit
 
-    changed = _change(edit, tickers, path, config, done="added", else_="is asked for already")
-    if reload:
-        say("\n".join(_told(_reloaded(changed))))
+    _change(edit, tickers, path, config, reload, changed="added", unchanged="already subscribed")
 
 
 def remove(
     tickers: TickersArgument, path: PathOption = "", reload: ReloadOption = False, config: ConfigOption = None
 ) -> None:
-    """Collect these tickers no more: takes them out of the configuration. What was collected stays."""
+    """Remove tickers from the configuration file.
+
+    Keeps the comments and layout of the file, and prints the changed lines. Stored data is kept.
+
+    \b
+    Example:
+      ingestor remove TSLA --reload
+    """
     from ingestor.config.edit import remove as edit
 
-    changed = _change(edit, tickers, path, config, done="removed", else_="is not named there")
-    if reload:
-        say("\n".join(_told(_reloaded(changed))))
+    _change(edit, tickers, path, config, reload, changed="removed", unchanged="not in the file")
 
 
 def reload(config: ConfigOption = None, output: OutputOption = Output.TEXT) -> None:
-    """Have the running daemon read its configuration again, and say what came of it."""
-    answer = _reloaded(load_config(config))
-    print_as(output, answer, lambda: "\n".join(_told(answer)))
+    """Make the running daemon reload its configuration.
+
+    Prints what the daemon changed, and which settings require a restart. If the configuration is invalid, the daemon
+    keeps the current one.
+
+    \b
+    Example:
+      ingestor reload
+    """
+    response = _request_reload(load_config(config))
+    print_result(output, response, lambda: _format_response(response))
 
 
 def _change(
@@ -53,42 +73,46 @@ def _change(
     tickers: list[str],
     path: str,
     config: Path | None,
+    reload: bool,
     *,
-    done: str,
-    else_: str,
-) -> Config:
+    changed: str,
+    unchanged: str,
+) -> None:
     from ingestor.config.rewrite import rewrite
     from ingestor.provider.catalog import feed_name, unknown_path_warning
 
-    place = _checked(path or _only_path(load_config(config)), tickers)
-    changed: list[str] = []
+    endpoint = _validate(path or _only_path(load_config(config)), tickers)
+    edited: list[str] = []
 
-    def edited(text: str, name: str) -> str:
-        text, changed[:] = edit(text, name, place, tickers)
+    def edit_text(text: str, name: str) -> str:
+        text, edited[:] = edit(text, name, endpoint, tickers)
         return text
 
-    understood, before, after = rewrite(edited, config, feed_name=feed_name)
-    if changed and (warning := unknown_path_warning(place)):
+    new_config, before, after = rewrite(edit_text, config, feed_name=feed_name)
+    if edited and (warning := unknown_path_warning(endpoint)):
         print(warning, file=sys.stderr)
-    said = [f"{ticker}: {done}" if ticker in changed else f"{ticker}: {else_}" for ticker in dict.fromkeys(tickers)]
-    say("\n".join(map(safe, [f"{understood.source}: {place}", *_difference(before, after), *said])))
-    return understood
+    outcomes = [f"{ticker}: {changed if ticker in edited else unchanged}" for ticker in dict.fromkeys(tickers)]
+    lines = [f"{new_config.source}: {endpoint}", *_changed_lines(before, after), *outcomes]
+    echo("\n".join(map(printable, lines)))
+    if reload:
+        echo(_format_response(_request_reload(new_config)))
 
 
 def _only_path(config: Config) -> str:
-    paths = sorted({one.path for one in config.subscriptions})
+    paths = sorted({subscription.path for subscription in config.subscriptions})
     if len(paths) > 1:
-        raise typer.BadParameter(f"say which: {', '.join(paths)}", param_hint="--path")
+        raise typer.BadParameter(f"the file has several endpoints; name one: {', '.join(paths)}", param_hint="--path")
     return paths[0]
 
 
-def _checked(path: str, tickers: list[str]) -> str:
+def _validate(path: str, tickers: list[str]) -> str:
+    """Return the normalized path. Raises typer.BadParameter."""
+    from ingestor.config import validators
     from ingestor.config.subscriptions import endpoint
-    from ingestor.config.validators import ticker as name
 
     try:
-        for one in tickers:
-            name(one)
+        for ticker in tickers:
+            validators.ticker(ticker)
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint="TICKER") from None
     try:
@@ -97,22 +121,23 @@ def _checked(path: str, tickers: list[str]) -> str:
         raise typer.BadParameter(str(error), param_hint="--path") from None
 
 
-def _difference(before: str, after: str) -> Iterator[str]:
-    """The lines that went and came."""
+def _changed_lines(before: str, after: str) -> Iterator[str]:
     lines = difflib.unified_diff(before.splitlines(), after.splitlines(), lineterm="", n=0)
     return (line for line in list(lines)[2:] if not line.startswith("@@"))
 
 
-def _reloaded(config: Config) -> dict[str, Any]:
-    """What the daemon answers. Raises ControlError with its own words, if it keeps its configuration."""
+def _request_reload(config: Config) -> dict[str, Any]:
+    """Return the daemon's response. Raises ControlError if the daemon rejects the configuration."""
     from ingestor.daemon import control
 
-    nobody = "none runs here that this user may ask; the next start reads the file"
-    return control.send_request(config.spool.path, "reload") or {"daemon": nobody}
+    unreachable = "no running daemon could be reached; the change applies at the next start"
+    return control.send_request(config.spool.path, "reload") or {"daemon": unreachable}
 
 
-def _told(answer: dict[str, Any]) -> Iterator[str]:
-    for name, value in answer.items():
-        shown = ", ".join(map(str, value)) if isinstance(value, list) else value
-        if shown != "":
-            yield safe(f"{name.replace('_', ' ')}: {shown}")
+def _format_response(response: dict[str, Any]) -> str:
+    lines = []
+    for name, value in response.items():
+        text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+        if text:
+            lines.append(printable(f"{name.replace('_', ' ')}: {text}"))
+    return "\n".join(lines)

@@ -127,7 +127,7 @@ async def test_the_daemon_does_it_if_one_runs_and_doing_it_again_asks_for_nothin
                 assert await command.ended() == 0, command.stderr
                 (told,) = json.loads(command.stdout)
                 assert (told["state"], told["new_rows"]) == ("done", QUESTIONS * 7 * 24)
-                assert f"{QUESTIONS} questions, 0:02:40 to 0:10:00" in command.stderr
+                assert f"{QUESTIONS} requests, 0:02:40 to 0:10:00" in command.stderr
         assert await daemon.terminate() == 0
     assert len(hours.rest_requests) == QUESTIONS
     made.assert_whole()
@@ -149,7 +149,7 @@ async def test_without_a_daemon_what_was_refused_or_interrupted_goes_on_with_the
         await until(lambda: len(hours.rest_requests) > 3)
         os.kill(command.pid, signal.SIGINT)
         assert await command.ended() == 130
-        assert command.stderr.endswith("interrupted; a daemon goes on with it, and so does the same command\n")
+        assert command.stderr.endswith("interrupted; a running daemon continues, else repeat the command\n")
         assert "Traceback" not in command.stderr
     hours.rest_fault = None
     async with made.command() as command:

@@ -81,7 +81,7 @@ async def test_from_init_by_two_edits_and_a_check_to_rows(provider: str, nursery
     assert early.returncode == 78
     assert "there is none; put it into a file of mode 0600 named by provider.api_key_file" in early.stdout
     assert typed(paste, f"{KEY}\n").returncode == 0
-    key_line = re.search(r"write  (\S+: \S+)  in place of the line that has it", edit)
+    key_line = re.search(r"so that it reads  (\S+: \S+)  and", edit)
     assert key_line and "under provider:" in edit
     config = home / "config.yaml"
     config.write_text(re.sub(r"^  # api_key_file:.*$", f"  {key_line[1]}", config.read_text(), flags=re.MULTILINE))

@@ -108,7 +108,7 @@ def test_init_overwrites_nothing(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text("mine")
     ended = ingestor_("init", cwd=tmp_path)
     assert (ended.returncode, ended.stdout) == (78, "")
-    assert ended.stderr.startswith("config.yaml: is there already, and is left as it is; remove it, or name")
+    assert ended.stderr.startswith("config.yaml: already exists and was left unchanged; remove it, or name")
     assert [file.name for file in tmp_path.iterdir()] == ["config.yaml"]
     assert (tmp_path / "config.yaml").read_text() == "mine"
 
@@ -136,7 +136,7 @@ def test_dashboards_are_written_where_they_are_wanted_and_over_nothing(tmp_path:
     (folder / "ingestor-alerts.yaml").write_text("mine")
     again = ingestor_("dashboards", "export", "new/folder", cwd=tmp_path)
     assert again.returncode == 78
-    assert again.stderr.startswith("new/folder/ingestor-alerts.yaml: is there already, and is left as it is")
+    assert again.stderr.startswith("new/folder/ingestor-alerts.yaml: already exists and was left unchanged")
     assert (folder / "ingestor-alerts.yaml").read_text() == "mine"
     assert (
         "cannot be written"

@@ -25,7 +25,7 @@ def test_watching_says_a_block_each_second_and_how_quickly_it_comes(desk: Desk) 
     _, complaints = process.communicate(timeout=20)
     assert (process.returncode, complaints) == (0, b"")
     first, second = said.split("\n\n")[:2]
-    assert "this is what the daemon says" in first and "rate" not in first
+    assert "reported by the daemon" in first and "rate" not in first
     assert re.search(r"rate: [1-9][0-9.]* frames/s, [0-9.]+ rows/s", second)
     assert "  3 subscriptions live" in second
 
@@ -83,7 +83,7 @@ def test_a_daemon_is_asked_though_the_file_is_broken_and_what_is_wrong_there_sta
 def test_without_a_daemon_the_database_is_asked_and_that_is_said(tmp_path: Path) -> None:
     config = quiet_database(tmp_path)
     text = ingestor_("status", "--config", str(config))
-    assert text.stdout.startswith("no daemon answers; this is what the database says\n")
+    assert text.stdout.startswith("no running daemon could be reached; reported from the database\n")
     data = json.loads(ingestor_("status", "--config", str(config), "--output", "json").stdout)
     assert data["source"] == "database"
     assert data["feeds"][0]["ts"] == "2024-03-10T10:00:00+00:00"

@@ -40,7 +40,7 @@ def test_a_ticker_comes_and_goes_and_the_file_is_as_it_was(config: Path) -> None
         "-    tickers: [AAPL, ON]\n"
         "+    tickers: [AAPL, ON, 007, NO]\n"
         "007: added\n"
-        "ON: is asked for already\n"
+        "ON: already subscribed\n"
         "NO: added\n"
     )
     shown = json.loads(ingestor_("config", "show", "--output", "json", cwd=config.parent).stdout)
@@ -48,8 +48,8 @@ def test_a_ticker_comes_and_goes_and_the_file_is_as_it_was(config: Path) -> None
     removed = ingestor_("remove", "NO", "007", "GONE", "--reload", cwd=config.parent)  # there is one path only
     assert (removed.returncode, removed.stderr) == (0, "")
     assert removed.stdout.endswith(
-        "NO: removed\n007: removed\nGONE: is not named there\n"
-        "daemon: none runs here that this user may ask; the next start reads the file\n"
+        "NO: removed\n007: removed\nGONE: not in the file\n"
+        "daemon: no running daemon could be reached; the change applies at the next start\n"
     )
     assert config.read_text() == CONFIG
 

@@ -35,7 +35,7 @@ async def test_dead_letters_tried_again_after_a_kill_do_not_hide_the_kill(
         daemon.kill()
         async with Program("dead-letters", "retry", "--config", config, folder=tmp_path) as retry:
             assert await retry.ended() == 0
-            assert retry.stdout.startswith("1 dead letters go through again")
+            assert retry.stdout.startswith("retrying 1 dead letters")
         assert daemon.books.states("AAPL") == ["pending", "live", "crashed"]
         daemon.start()
         await daemon.live()

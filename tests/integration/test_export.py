@@ -136,7 +136,7 @@ def test_a_feed_that_nobody_knows_is_refused_one_without_data_is_empty(
     assert exported("--feed", "tweet-buzz").count("\n") == 1
     ended = command("export", "--feed", "crowd", "--config", configured(migrated_url))
     assert (ended.code, ended.out) == (2, "")
-    assert 'there is no feed "crowd"; in the database: crowd-sentiment' in ended.err
+    assert 'unknown feed "crowd"; in the database: crowd-sentiment' in ended.err
 
 
 def test_without_pyarrow_it_is_said_what_brings_it(

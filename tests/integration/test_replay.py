@@ -278,7 +278,7 @@ def test_the_command_compares_both(
     first, second = ended.out.splitlines()
     assert first == "2 entries with 4 rows: 2 new, 1 revised, 0 duplicate, 1 dead"
     hash_ = contents(source).sha256
-    assert second == f"the same in both: 2 values and 1 revisions, sha256 {hash_}"
+    assert second == f"both databases have the same contents: 2 values and 1 revisions, sha256 {hash_}"
     with source.begin() as connection:
         connection.execute(text("UPDATE samples SET value = 0.75 WHERE value = 0.5"))
     found = json.loads(command(*arguments, "--output", "json").out)

@@ -5,7 +5,7 @@ import json
 import pytest
 import typer
 
-from ingestor.cli.output import as_json, moment, safe, say
+from ingestor.cli.output import echo, parse_time, printable, to_json
 from ingestor.core.redaction import redactor
 from tests.support.repairs import at
 
@@ -24,12 +24,12 @@ HOSTILE = "\x1b[2J\x9b31mhacked\nfake line\u202e\x7f"
     ],
 )
 def test_text_from_outside_does_nothing_to_a_terminal(text: object, shown: str) -> None:
-    assert safe(text) == shown
+    assert printable(text) == shown
 
 
 def test_json_means_what_it_meant_and_does_nothing_to_a_terminal() -> None:
     data = {"said": HOSTILE, "half": "\ud800", "fine": "é ✓"}
-    text = as_json(data)
+    text = to_json(data)
     assert json.loads(text) == data
     assert all(line.isprintable() for line in text.split("\n"))
     assert "é ✓" in text
@@ -38,7 +38,7 @@ def test_json_means_what_it_meant_and_does_nothing_to_a_terminal() -> None:
 def test_nothing_is_said_with_a_secret_in_it(capsys: pytest.CaptureFixture[str]) -> None:
     redactor.add("hunter2secret")
     try:
-        say("the password is hunter2secret")
+        echo("the password is hunter2secret")
     finally:
         redactor.forget("hunter2secret")
     assert capsys.readouterr().out == "the password is ***\n"
@@ -49,10 +49,10 @@ def test_nothing_is_said_with_a_secret_in_it(capsys: pytest.CaptureFixture[str])
     [("24h", at(5)), ("1h30m", at(5, 22, 30)), ("2026-01-02", at(2)), ("2026-01-02T10:00+02:00", at(2, 8))],
 )
 def test_a_moment_is_a_duration_before_now_or_a_time(text: str, expected: object) -> None:
-    assert moment(text, at(6), "--since") == expected
+    assert parse_time(text, at(6), "--since") == expected
 
 
 @pytest.mark.parametrize("text", ["yesterday", "0001-01-01T00:00+14:00", "9" * 400 + "d"])
 def test_what_is_neither_says_what_to_write(text: str) -> None:
     with pytest.raises(typer.BadParameter, match=r'" is neither a duration \(7d\) nor a time'):
-        moment(text, at(6), "--since")
+        parse_time(text, at(6), "--since")

@@ -5,7 +5,7 @@ from datetime import timedelta
 
 import pytest
 
-from ingestor.cli.status import LISTED, StatusSample, _lines
+from ingestor.cli.status import MAX_NOT_LIVE, StatusSample, _format_status
 from ingestor.monitoring.status import RecentError, Status, TokenStatus
 from tests.unit.monitoring.healthy_status import AAPL, NOON, SENTIMENT, status
 
@@ -28,27 +28,27 @@ def test_a_rate_is_what_came_between_two_looks(before: StatusSample | None, rate
 
 
 def shown(live: Status) -> str:
-    return "\n".join(_lines(live))
+    return "\n".join(_format_status(live))
 
 
 def test_a_daemon_in_good_health_in_a_few_lines() -> None:
     assert shown(status(at=NOON + timedelta(seconds=3), token=TokenStatus(expires_at=NOON + timedelta(hours=1)))) == (
         "desk: running since 2026-11-01 12:00:00 UTC, version 0.1.0\n"
-        "  this is what the daemon says (process 42)\n"
-        "  /real-time/crowd-sentiment: connected since 2026-11-01 12:00:00 UTC, Socket.IO dialect 4, 7 frames,"
-        " the last 3s ago\n"
+        "  reported by the daemon (process 42)\n"
+        "  /real-time/crowd-sentiment: connected since 2026-11-01 12:00:00 UTC, Socket.IO protocol 4, 7 frames,"
+        " last 3s ago\n"
         "  1 subscriptions live\n"
-        "  spool: 3 entries wait, the oldest for 0.0 s, 900 of 1,000 bytes (90%)\n"
+        "  spool: 3 entries pending, oldest 0.0 s, 900 of 1,000 bytes (90%)\n"
         "  database: sqlite, up, lag 0.2 s, last commit 3s ago\n"
         "  rows: 5 new, 1 revised, 2 duplicate, 1 dead\n"
-        "  token: until 2026-11-01 13:00:00 UTC, in 59m57s"
+        "  token: expires 2026-11-01 13:00:00 UTC, in 59m57s"
     )
 
 
 def test_what_is_not_live_is_named_with_its_reason_and_what_is_too_much_is_counted() -> None:
     refused = replace(AAPL, state="refused", reason="no such ticker", params='{"ticker":"ON"}')
     other = replace(AAPL, state="pending", since=None, params='{"period":"30","ticker":"ON"}')
-    said = shown(status(subscriptions=(AAPL, refused, *[other] * LISTED)))
+    said = shown(status(subscriptions=(AAPL, refused, *[other] * MAX_NOT_LIVE)))
     assert "  1 subscriptions live\n  1 subscriptions refused\n  20 subscriptions pending\n" in said
     assert "    /real-time/crowd-sentiment ON: refused since 2026-11-01 12:00:00 UTC: no such ticker\n" in said
     assert '    /real-time/crowd-sentiment {"period":"30","ticker":"ON"}: pending\n' in said
@@ -71,8 +71,8 @@ def test_what_is_wrong_is_said() -> None:
         )
     )
     assert "  not ready: /real-time/crowd-sentiment: not connected\n" in said
-    assert "not connected: no route, 7 frames, the last 0s ago\n" in said
-    assert "config: the last reload was refused" in said
+    assert "not connected: no route, 7 frames, last 0s ago\n" in said
+    assert "config: the last reload was rejected" in said
     assert "  crowd-sentiment: the provider's publish clock is 3h59m58s behind ours\n" in said
     assert "tweet-buzz" not in said
     assert said.endswith("  12:00:00 refused: path: /x")

@@ -23,12 +23,12 @@ def test_the_strip_has_a_shape_for_each_half_hour() -> None:
 def test_of_many_repairs_the_newest_are_told_and_how_many_more_there_are() -> None:
     failed = repair(at(5, 10), at(5, 11), state="failed", error="no\x1b[2J")
     waiting = repair(at(4, 10), at(4, 11))
-    assert coverage._unfinished([failed, waiting]) == [
+    assert coverage._format_repairs([failed, waiting]) == [
         "failed: /real-time/crowd-sentiment AAPL 2026-01-05 10:00 to 2026-01-05 11:00: no\\u001b[2J",
-        "open: /real-time/crowd-sentiment AAPL 2026-01-04 10:00 to 2026-01-04 11:00: waits, historical",
+        "open: /real-time/crowd-sentiment AAPL 2026-01-04 10:00 to 2026-01-04 11:00: waiting, historical",
     ]
-    assert coverage._unfinished([failed] * 1000)[20:] == [
-        "and 980 more repairs are under way or have failed; --output json has them"
+    assert coverage._format_repairs([failed] * 1000)[20:] == [
+        "and 980 more repairs in progress or failed; --output json has all"
     ]
 
 
@@ -38,5 +38,5 @@ def test_a_hundred_percent_is_said_only_of_what_is_whole() -> None:
     )
     percent = coverage._percent(almost)
     assert percent is not None
-    assert coverage._floor(percent) == "99.99"
-    assert coverage._floor(100.0) == "100.00"
+    assert coverage._round_down(percent) == "99.99"
+    assert coverage._round_down(100.0) == "100.00"

@@ -1,0 +1,158 @@
+"""Command backfill."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ingestor.cli.output import (
+    TIME_HELP,
+    ConfigOption,
+    Output,
+    OutputOption,
+    echo_stderr,
+    format_repair,
+    load_config,
+    parse_time,
+    print_result,
+    progress_bar,
+    repair_to_dict,
+)
+
+if TYPE_CHECKING:
+    from ingestor.config import Config
+    from ingestor.store.engine import Engine
+    from ingestor.store.maintenance.repairs import BackfillRequest, Repair
+
+POLL_SECONDS = 0.5
+RESPONSE_SECONDS = (20, 75)  # per request, from the provider's documentation
+EXIT_FAILED = 69
+EXIT_INTERRUPTED = 130
+
+
+def backfill(
+    ticker: Annotated[str, typer.Option(help="Ticker to backfill.")],
+    since: Annotated[str, typer.Option("--from", help=f"Start of the range. {TIME_HELP}")],
+    until: Annotated[str, typer.Option("--to", help="End of the range, excluded; at the latest today, 00:00 UTC.")],
+    path: Annotated[str | None, typer.Option(help="Endpoint. Default: every subscribed endpoint.")] = None,
+    config: ConfigOption = None,
+    output: OutputOption = Output.TEXT,
+) -> None:
+    """Request history of a ticker and write it.
+
+    The running daemon does the work; without one, this command does. May be interrupted and repeated: what is already
+    stored is not duplicated. Exits with 69 if the provider did not deliver everything.
+
+    \b
+    Example:
+      ingestor backfill --ticker AAPL --from 2026-01-01 --to 2026-02-01
+    """
+    loaded = load_config(config)
+    now = datetime.now(UTC)
+    requests = _plan(loaded, ticker, path, parse_time(since, now, "--from"), parse_time(until, now, "--to"))
+    count = _count_queries(requests)
+    _print_estimate(requests, count)
+    try:
+        repairs = _run(loaded, requests, count)
+    except KeyboardInterrupt:
+        echo_stderr("interrupted; a running daemon continues, else repeat the command")
+        raise typer.Exit(EXIT_INTERRUPTED) from None
+    print_result(output, [repair_to_dict(repair) for repair in repairs], lambda: "\n".join(map(format_repair, repairs)))
+    if any(repair.state == "failed" for repair in repairs):
+        raise typer.Exit(EXIT_FAILED)
+
+
+def _plan(config: Config, ticker: str, path: str | None, start: datetime, end: datetime) -> list[BackfillRequest]:
+    from ingestor.repair import backfill_requests
+
+    try:
+        return backfill_requests.build_requests(config.subscriptions, ticker, path, start, end, datetime.now(UTC))
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+
+
+def _count_queries(requests: Sequence[BackfillRequest]) -> int:
+    from ingestor.repair import backfill_requests
+
+    return sum(map(backfill_requests.count_queries, requests))
+
+
+def _print_estimate(requests: Sequence[BackfillRequest], count: int) -> None:
+    first = requests[0]
+    shortest, longest = (timedelta(seconds=count * seconds) for seconds in RESPONSE_SECONDS)
+    echo_stderr(
+        f"{first.ticker} from {first.from_ts:%Y-%m-%d %H:%M} to {first.to_ts:%Y-%m-%d %H:%M} UTC,"
+        f" {len(requests)} feeds: {count} requests, {shortest} to {longest} at the documented response times"
+    )
+
+
+def _run(config: Config, requests: Sequence[BackfillRequest], count: int) -> list[Repair]:
+    """Have the daemon backfill, or do it here if none runs. Return the finished repairs."""
+    from ingestor.daemon import control
+    from ingestor.repair import backfill_requests
+
+    with _open_monitor(config, count) as monitor:
+        response = control.send_request(config.spool.path, "backfill", requests=backfill_requests.to_json(requests))
+        if response is None:
+            _run_offline(config, requests, monitor.is_finished)
+        else:
+            while not monitor.is_finished(response["repairs"]):
+                time.sleep(POLL_SECONDS)
+        return monitor.repairs
+
+
+def _run_offline(
+    config: Config, requests: Sequence[BackfillRequest], is_finished: Callable[[Sequence[int]], bool]
+) -> None:
+    from ingestor.commands import offline
+    from ingestor.config import require_api_key
+    from ingestor.store.open_database import explained
+
+    with explained(config.database.url.get_secret_value()):
+        offline.backfill(config, require_api_key(config), requests, is_finished)
+
+
+class _RepairMonitor:
+    """Polls repairs and reports their progress and errors."""
+
+    def __init__(self, engine: Engine, show_remaining: Callable[[int], None]) -> None:
+        self.repairs: list[Repair] = []
+        self._engine = engine
+        self._show_remaining = show_remaining
+        self._reported_errors: dict[int, str] = {}
+
+    def is_finished(self, repair_ids: Sequence[int]) -> bool:
+        """Poll, and return whether every repair is finished. Print each new error once."""
+        from ingestor.store.maintenance.repairs import load_repairs
+
+        self.repairs = load_repairs(self._engine, repair_ids)
+        self._show_remaining(sum(map(_count_remaining, self.repairs)))
+        for repair in self.repairs:
+            if repair.state == "open" and repair.error not in ("", self._reported_errors.get(repair.repair_id)):
+                echo_stderr(f"{repair.path}: {repair.error}; retrying")
+                self._reported_errors[repair.repair_id] = repair.error
+        return all(repair.state != "open" for repair in self.repairs)
+
+
+def _count_remaining(repair: Repair) -> int:
+    from ingestor.repair import plan
+
+    return sum(1 for _ in plan.remaining_queries(repair, [repair.ticker])) if repair.state == "open" else 0
+
+
+@contextmanager
+def _open_monitor(config: Config, count: int) -> Iterator[_RepairMonitor]:
+    from ingestor.store.engine import connect
+
+    # It connects on first use: the database may not exist before the work begins.
+    engine = connect(config.database.url.get_secret_value(), read_only=True)
+    try:
+        with progress_bar("requests", lambda: count) as advance:
+            yield _RepairMonitor(engine, lambda remaining: advance(count - remaining))
+    finally:
+        engine.dispose()

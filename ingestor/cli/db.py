@@ -1,0 +1,46 @@
+"""Commands db upgrade and db current."""
+
+from __future__ import annotations
+
+import typer
+
+from ingestor.cli.output import ConfigOption, Output, OutputOption, echo, load_config, print_result
+
+db_app = typer.Typer(help="Show and upgrade the database schema.")
+
+
+@db_app.command("upgrade")
+def upgrade(config: ConfigOption = None) -> None:
+    """Upgrade the database schema to this version's.
+
+    Does nothing if the schema is up to date. `ingestor run` does the same at startup unless database.migrate is
+    never.
+
+    \b
+    Example:
+      ingestor db upgrade
+    """
+    from ingestor.store import migrate
+    from ingestor.store.open_database import opened
+
+    with opened(load_config(config).database.url.get_secret_value(), read_only=False) as engine:
+        migrate.upgrade(engine)
+        revision = migrate.current(engine)
+    echo(f"schema {revision}")
+
+
+@db_app.command("current")
+def current(config: ConfigOption = None, output: OutputOption = Output.TEXT) -> None:
+    """Show the schema revision of the database and of this version.
+
+    \b
+    Example:
+      ingestor db current
+    """
+    from ingestor.store import migrate
+    from ingestor.store.open_database import opened
+
+    with opened(load_config(config).database.url.get_secret_value()) as engine:
+        revision = migrate.current(engine)
+    data = {"current": revision, "head": migrate.head()}
+    print_result(output, data, lambda: f"database {revision or 'empty'}, program {migrate.head()}")

@@ -1,0 +1,75 @@
+"""Command demo."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ingestor.cli.output import echo
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from ingestor.commands.demo import DemoView
+
+_BARS = "▁▂▃▄▅▆▇█"
+
+
+def demo(
+    seconds: Annotated[float | None, typer.Option(help="End after this many seconds. Default: at Ctrl-C.")] = None,
+) -> None:
+    """Try the ingestor without an account, with a live view.
+
+    Runs a simulated provider and the daemon, and writes to a SQLite database in a temporary folder.
+
+    \b
+    Example:
+      ingestor demo --seconds 30
+    """
+    import asyncio
+
+    from rich.console import Console
+    from rich.live import Live
+
+    from ingestor.commands.demo import QUERIES, run
+    from ingestor.monitoring import log_setup
+
+    log_setup.configure("warning", "auto")
+    console = Console(stderr=True)
+    with Live(console=console, auto_refresh=False, transient=not console.is_terminal) as live:
+        path = asyncio.run(run(seconds, lambda view: live.update(_table(view), refresh=True)))
+        last = live.get_renderable()
+    if not console.is_terminal:
+        console.print(last)
+    echo(f"The database is {path}. Two queries to try:")
+    for query in QUERIES:
+        echo(f'  sqlite3 {path} "{query}"')
+
+
+def _table(view: DemoView) -> Table:
+    from rich.table import Table
+    from rich.text import Text
+
+    page = f", status page {view.page}" if view.page else ""
+    title = f"{view.rows:,} rows from {view.frames:,} frames, {view.revised:,} restated, {view.spooled} spooled{page}"
+    table = Table(title=title, title_justify="left")
+    for name in ("ticker", "last", "", "rows", "lag"):
+        table.add_column(name, justify="left" if name in ("ticker", "") else "right")
+    for line in view.lines:
+        table.add_row(
+            Text(line.ticker),
+            f"{line.values[-1]:+.4f}",
+            _sparkline(line.values),
+            f"{line.rows:,}",
+            f"{line.lag_seconds:.1f} s",
+        )
+    return table
+
+
+def _sparkline(values: Sequence[float]) -> str:
+    """Draw one block per value, scaled between the lowest and the highest."""
+    low, high = min(values), max(values)
+    step = (high - low) / (len(_BARS) - 1) or 1.0
+    return "".join(_BARS[round((value - low) / step)] for value in values)

@@ -1,0 +1,118 @@
+"""Command replay."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ingestor.cli.output import (
+    TIME_HELP,
+    ConfigOption,
+    Output,
+    OutputOption,
+    load_config,
+    parse_time,
+    print_result,
+    progress_bar,
+)
+from ingestor.core.redaction import redactor
+
+if TYPE_CHECKING:
+    from ingestor.commands.replay import ReplayResult
+    from ingestor.store.engine import Connection, Engine
+    from ingestor.store.read.fingerprint import Fingerprint
+
+MIN_TIME = datetime.min.replace(tzinfo=UTC)
+MAX_TIME = datetime.max.replace(tzinfo=UTC)
+
+
+def replay(
+    into: Annotated[str, typer.Option(help="URL of another database. It may be empty or a SQLite file to create.")],
+    since: Annotated[str, typer.Option("--from", help=f"Received at or after. {TIME_HELP}", show_default="all")] = "",
+    until: Annotated[str, typer.Option("--to", help="Received before.", show_default="now")] = "",
+    config: ConfigOption = None,
+    output: OutputOption = Output.TEXT,
+) -> None:
+    """Rebuild the samples in another database, and compare.
+
+    Decodes the stored payloads and dead letters again, writes samples and revisions to the other database, and
+    compares the contents of both by a hash. May be interrupted and repeated. The daemon may keep running.
+
+    \b
+    Example:
+      ingestor replay --into sqlite:///copy.db --from 24h
+    """
+    from ingestor.commands.replay import open_target
+    from ingestor.store.engine import snapshot
+    from ingestor.store.open_database import opened
+
+    now = datetime.now(UTC)
+    start = parse_time(since, now, "--from") if since else MIN_TIME
+    end = parse_time(until, now, "--to") if until else MAX_TIME
+    url, target_url = load_config(config).database.url.get_secret_value(), _database_url(into)
+    with (
+        opened(url) as engine,
+        open_target(engine, target_url) as target,
+        snapshot(engine) as source,  # excludes what the daemon writes in the meantime
+    ):
+        start, result, read, written = _replay(source, target, start, end, now)
+    data = {
+        "from": start,
+        "to": min(end, now),
+        **asdict(result),
+        "same": read == written,
+        "read": asdict(read),
+        "written": asdict(written),
+    }
+    print_result(output, data, lambda: _format_result(result, read, written))
+
+
+def _replay(
+    source: Connection, target: Engine, start: datetime, end: datetime, now: datetime
+) -> tuple[datetime, ReplayResult, Fingerprint, Fingerprint]:
+    """Replay and compare. Return the start of what could be compared, the counts, and both fingerprints."""
+    from ingestor.commands.replay import Replayer
+    from ingestor.store.engine import snapshot
+    from ingestor.store.read import replay_source
+    from ingestor.store.read.fingerprint import compute_fingerprint
+
+    try:
+        replayer = Replayer(source, target, replay_source.entry_ranges(source, start, end))
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--from") from None
+    with progress_bar("entries", replayer.count) as advance:
+        result = replayer.run(advance)
+    start = max(start, replay_source.oldest_payload_at(source) or now)  # older payloads have been pruned
+    with snapshot(target) as connection:
+        return start, result, compute_fingerprint(source, start, end), compute_fingerprint(connection, start, end)
+
+
+def _database_url(text: str) -> str:
+    from ingestor.config.urls import database_url, passwords
+
+    try:
+        url = database_url(text, Path.cwd())
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--into") from None
+    for password in passwords(url):
+        redactor.add(password)
+    return url
+
+
+def _format_result(result: ReplayResult, source: Fingerprint, target: Fingerprint) -> str:
+    rows = f"{result.new:,} new, {result.revised:,} revised, {result.duplicate:,} duplicate, {result.dead:,} dead"
+    counts = f"{result.entries:,} entries with {result.rows:,} rows: {rows}"
+    if source == target:
+        return f"{counts}\nboth databases have the same contents: {_format_fingerprint(target)}"
+    return (
+        f"{counts}\nsource: {_format_fingerprint(source)}\ntarget: {_format_fingerprint(target)}\n"
+        "the contents differ: one of the databases also received data from outside this selection"
+    )
+
+
+def _format_fingerprint(contents: Fingerprint) -> str:
+    return f"{contents.values:,} values and {contents.others:,} revisions, sha256 {contents.sha256}"

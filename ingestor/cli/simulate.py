@@ -1,0 +1,58 @@
+"""Command simulate."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from typing import Annotated
+
+import typer
+
+from ingestor.cli.output import echo
+
+
+def simulate(
+    port: Annotated[int, typer.Option(help="Port on 127.0.0.1. 0: any free port.")] = 0,
+    api_key: Annotated[str, typer.Option(help="API key to accept. Default: a random one.")] = "",
+    seed: Annotated[int, typer.Option(help="Seed of the random walk that produces the values.")] = 0,
+    cadence: Annotated[int, typer.Option(help="Seconds between two values of a ticker. 0: as documented.")] = 0,
+) -> None:
+    """Run a simulated provider on this machine.
+
+    Prints its URL and API key, then serves until Ctrl-C or SIGTERM.
+
+    \b
+    Example:
+      ingestor simulate --cadence 1
+    """
+
+    asyncio.run(_serve(port, api_key, seed, cadence))
+
+
+async def _serve(port: int, api_key: str, seed: int, cadence: int) -> None:
+    from ingestor.simulator import Simulator
+
+    cadence_seconds = cadence or None
+    window = 60 * (cadence or 60)
+    simulator = Simulator(
+        seed=seed, port=port, api_key=api_key or None, cadence_seconds=cadence_seconds, window_seconds=window
+    )
+    try:
+        await simulator.start()
+    except OSError as error:
+        reason = os.strerror(error.errno or 0)  # asyncio wraps the system's message in its own
+        raise typer.BadParameter(f"cannot listen on {port} ({reason}); use another", param_hint="--port") from None
+    try:
+        echo(f"provider.url: {simulator.url}\nINGESTOR_PROVIDER__API_KEY={simulator.api_key}")
+        await _wait_for_signal()
+    finally:
+        await simulator.stop()
+
+
+async def _wait_for_signal() -> None:
+    import signal
+
+    received = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, received.set)
+    await received.wait()
