@@ -162,7 +162,7 @@ def _ask_daemon(spool: Path) -> Status | None:
 
 def _format_status(status: Status) -> Iterator[str]:
     from ingestor.monitoring.status import check_readiness
-    from ingestor.pipeline.clock_skew import described
+    from ingestor.pipeline.clock_skew import format_skew
 
     yield f"{status.instance}: running since {_format_time(status.started_at)}, version {status.version}"
     yield f"  reported by the daemon (process {status.pid})"
@@ -174,7 +174,7 @@ def _format_status(status: Status) -> Iterator[str]:
     yield from _format_flow(status)
     for feed, seconds in status.publish_skew_seconds.items():
         if abs(seconds) >= MIN_SKEW_SECONDS:
-            yield f"  {feed}: the provider's publish clock is {described(seconds)}"
+            yield f"  {feed}: the provider's publish clock is {format_skew(seconds)}"
     if not status.config_reload_successful:
         yield "  config: the last reload was rejected, the previous configuration is in use; run `ingestor check`"
     if status.token.expires_at:

@@ -87,7 +87,7 @@ class InMemorySink:
             self.came.set()
         return self.head
 
-    async def room(self) -> None:
+    async def wait_for_space(self) -> None:
         """There always is."""
 
     async def durable(self, seq: int) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from ingestor.pipeline.dead_letters import frame_of
+from ingestor.pipeline.dead_letters import rebuild_frame
 from ingestor.pipeline.decoder import Decoder
 from ingestor.provider import catalog
 from ingestor.store.engine import Engine
@@ -67,5 +67,5 @@ class Follower:
         return NewObservations(wanted, max(0, batch.value_count - len(found)))
 
     def _keys(self, payload: dict[str, Any]) -> Iterator[ObservationKey]:
-        decoded = self._decoder.decode(frame_of(payload))
+        decoded = self._decoder.decode(rebuild_frame(payload))
         return ((series, ts_us) for series, ts_us, _, _ in decoded.observations if self._ticker in ("", series[2]))

@@ -10,7 +10,7 @@ from pydantic import SecretStr
 from ingestor.config import Config
 from ingestor.daemon.factory import build_repair_worker, build_spool, build_writer, lock_database, startup_facts
 from ingestor.errors import DatabaseUnavailable, SpoolFailed
-from ingestor.pipeline.dead_letters import retry_letters
+from ingestor.pipeline.dead_letters import requeue_dead_letters
 from ingestor.store.engine import connect
 from ingestor.store.maintenance.repairs import BackfillRequest
 
@@ -37,7 +37,7 @@ async def _retry(config: Config, url: str, ids: Sequence[int]) -> int:
         for fact in startup_facts(spool, config):
             spool.append(fact)
         writing = asyncio.create_task(asyncio.to_thread(writer.run))
-        retrying = asyncio.create_task(retry_letters(spool, engine, ids))
+        retrying = asyncio.create_task(requeue_dead_letters(spool, engine, ids))
         await asyncio.wait([writing, retrying], return_when=asyncio.FIRST_COMPLETED)
         if writing.done():
             await writing  # raises: it ends by itself only if it cannot write

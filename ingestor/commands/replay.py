@@ -17,7 +17,7 @@ from ingestor.daemon.factory import lock_database
 from ingestor.errors import AlreadyLocked, PermissionDenied, PositionConflict
 from ingestor.pipeline.batch_builder import BatchBuilder
 from ingestor.pipeline.batch_policy import BatchPolicy
-from ingestor.pipeline.dead_letters import frame_of
+from ingestor.pipeline.dead_letters import rebuild_frame
 from ingestor.pipeline.decoder import Decoder
 from ingestor.provider import catalog
 from ingestor.store import migrate
@@ -137,7 +137,7 @@ def _assembled(decoder: Decoder, told: Iterable[ReplayEntry]) -> Iterator[BatchB
             yield assembly
             assembly = None
         assembly = assembly or BatchBuilder(one.seq, decoder, keep_payloads=False)
-        assembly.add((one.seq, frame_of({**one.columns, "dead_letter_id": 0 if one.is_retry else None})))
+        assembly.add((one.seq, rebuild_frame({**one.columns, "dead_letter_id": 0 if one.is_retry else None})))
     if assembly:
         yield assembly
 
@@ -145,7 +145,7 @@ def _assembled(decoder: Decoder, told: Iterable[ReplayEntry]) -> Iterator[BatchB
 def _written(database: BatchWriter, assembly: BatchBuilder, before: ReplayResult) -> ReplayResult:
     batch = assembly.batch
     try:
-        written = database.rewrite(batch)
+        written = database.write_samples(batch)
     except PositionConflict:
         raise AlreadyLocked(
             "somebody else tells that database the same; wait, then go on with the same command"

@@ -21,6 +21,8 @@ State = Literal[
     "lost",
 ]
 
+SeriesKey: TypeAlias = tuple[str, str, str, str]  # (feed, metric, ticker, user_id)
+
 # (path, method, params as canonical JSON): what a subscription is called wherever it is stored.
 SubscriptionKey: TypeAlias = tuple[str, str, str]
 
@@ -42,7 +44,7 @@ class Frame(Struct, frozen=True, array_like=True, tag="f"):
     path: str  # the path of the connection's subscriptions, or of the request
     params: str  # its params other than ticker (REST: all), canonical JSON
     text: str  # socket: the message as it came, `42["res",[…]]`; REST: the body
-    letter: int | None = None  # the dead letter that this frame tries again
+    retry_of: int | None = None  # the id of the dead letter that this frame retries
 
 
 class Fact(Struct, frozen=True, array_like=True, tag="e"):

@@ -10,24 +10,24 @@ DAY_US = 86_400_000_000
 _MICROSECOND = timedelta(microseconds=1)
 
 
-def moment(us: int) -> datetime:
+def to_datetime(us: int) -> datetime:
     return EPOCH + timedelta(microseconds=us)
 
 
-def optional_moment(us: int | None) -> datetime | None:
-    return None if us is None else moment(us)
+def to_optional_datetime(us: int | None) -> datetime | None:
+    return None if us is None else to_datetime(us)
 
 
-def microseconds(at: datetime) -> int:
+def to_us(at: datetime) -> int:
     return (at - EPOCH) // _MICROSECOND
 
 
-def day_of(us: int) -> int:
+def day_start_us(us: int) -> int:
     """The beginning of its UTC day, µs since the epoch."""
     return us - us % DAY_US
 
 
-def text_time(us: int | None) -> str | None:
+def to_sqlite_text(us: int | None) -> str | None:
     """``YYYY-MM-DD HH:MM:SS.ffffff``, UTC: how SQLite keeps a time."""
     if us is None:
         return None

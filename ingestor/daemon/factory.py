@@ -51,9 +51,9 @@ def _lock_beside(path: Path) -> FileLock:
 def startup_facts(spool: Spool, config: Config) -> Iterator[Fact]:
     """What coverage must know before anything new is said: how the run before ended, and what is wanted now."""
     wanted = tuple(one.key for one in config.subscriptions)
-    if spool.set_aside:
-        reason = f"the spool could not be read; it is kept in {spool.set_aside}"
-        since_us = max((part.stat().st_mtime_ns // 1000 for part in spool.set_aside.iterdir()), default=None)
+    if spool.quarantined:
+        reason = f"the spool could not be read; it is kept in {spool.quarantined}"
+        since_us = max((part.stat().st_mtime_ns // 1000 for part in spool.quarantined.iterdir()), default=None)
         yield Fact("lost", wall_us(), {"reason": reason}, "lost", wanted, since_us)
     elif spool.crashed and spool.head:
         reason = "the run before this one ended without a word"
@@ -101,7 +101,7 @@ def build_writer(config: Config, spool: Spool, engine: Engine, **hooks: Any) -> 
         BatchPolicy(
             max_rows=database.batch.max_rows,
             max_wait_seconds=database.batch.max_wait,
-            waited_seconds=sync_seconds(config),  # the oldest of those that a sync brings has waited so long
+            already_waited_seconds=sync_seconds(config),  # the oldest of those that a sync brings has waited so long
         ),
         instance,
         prepare=prepare,

@@ -42,7 +42,7 @@ from ingestor.monitoring.latest_values import LatestValues
 from ingestor.monitoring.metrics import Metrics
 from ingestor.monitoring.sd_notify import SystemdNotifier, feed_watchdog, watchdog_seconds
 from ingestor.monitoring.status import RecentErrors, Status, check_health
-from ingestor.pipeline.dead_letters import retry_letters
+from ingestor.pipeline.dead_letters import requeue_dead_letters
 from ingestor.provider.auth import TokenSource
 from ingestor.provider.subscriptions.activity import ActivityTracker
 from ingestor.provider.subscriptions.supervisor import SubscriptionDiff, Supervisor
@@ -238,9 +238,9 @@ class Service:
         await asyncio.gather(*tasks, return_exceptions=True)
         if self._spool.failure is None:
             self._record(Fact("stopped", wall_us(), {"reason": "stopped by us"}))
-            self._spool.beat(wall_us())
+            self._spool.heartbeat(wall_us())
             try:
-                await self._spool.settle()
+                await self._spool.flush()
             except SpoolFailed as failure:
                 self._fail(failure)
         await self._drain()
@@ -279,7 +279,7 @@ class Service:
         return {"status": self.status().to_json().decode()}
 
     async def _retry_letters(self, asked: dict[str, Any]) -> dict[str, Any]:
-        return {"retried": await retry_letters(self._spool, self._engine, asked.get("ids") or [])}
+        return {"retried": await requeue_dead_letters(self._spool, self._engine, asked.get("ids") or [])}
 
     async def _tell_reload(self, _asked: dict[str, Any]) -> dict[str, Any]:
         return await self._reload_now()
@@ -328,7 +328,7 @@ class Service:
         except Exception as error:
             self._in_loop(self._fail, error)
             if isinstance(error, SpoolUnreadable):
-                self._spool.condemn()
+                self._spool.mark_corrupt()
         finally:
             self._in_loop(self._written.set)
 
@@ -350,7 +350,7 @@ class Service:
     async def _beat(self) -> None:
         while True:
             self._look_at_clocks()  # first: a heartbeat must not vouch for a time in which nothing ran
-            self._spool.beat(wall_us())
+            self._spool.heartbeat(wall_us())
             await asyncio.sleep(HEARTBEAT_SECONDS)
 
     async def _watch_clocks(self) -> None:
@@ -371,7 +371,7 @@ class Service:
         self._arm_jobs()
 
     def _arm_jobs(self) -> None:
-        self._arm("retention", self._writer.prune, FIRST_RETENTION_SECONDS, RETENTION_SECONDS)
+        self._arm("retention", self._writer.request_retention, FIRST_RETENTION_SECONDS, RETENTION_SECONDS)
         self._arm("healing", self._healing.wake, FIRST_HEALING_SECONDS, HEALING_SECONDS)
 
     def _arm(self, name: str, job: Callable[[], None], first_seconds: float, seconds: float) -> None:
@@ -391,7 +391,7 @@ class Service:
         """Warn while it fills; when it is full close the connections on purpose, rather than drop what comes."""
         level = FillLevel.FINE
         while True:
-            before, level = level, self._spool.measure()
+            before, level = level, self._spool.update_fill_level()
             if level is not before:
                 await self._on_fill(before, level)
             await asyncio.sleep(SPOOL_LOOK_SECONDS)

@@ -14,6 +14,8 @@ from typing import TypeAlias
 
 import msgspec
 
+from ingestor.core.entries import SeriesKey
+
 KEEP = 60  # values of a trace
 CAPACITY = 10_000  # traces: some 15 MB
 LEVELS = "0123456789abcdefghijklmnopqrstuvwxyz"  # of a value between the least and the greatest of its trace
@@ -23,7 +25,6 @@ BREATH_SECONDS = 0.0001
 
 
 # What was committed: ((feed, metric, ticker, user_id), ts_us, value, published_us, received_us, source, seq, row_index)
-SeriesKey: TypeAlias = tuple[str, str, str, str]
 CommittedRow: TypeAlias = tuple[SeriesKey, int, float, int | None, int, str, int, int]
 
 

@@ -56,11 +56,11 @@ class BatchBuilder:
         observations = decoded.observations
         if self._known is None:
             news = observations
-        elif frame.letter is None:
-            news = self._known.news(observations)
+        elif frame.retry_of is None:
+            news = self._known.filter_new(observations)
         else:
             news = observations  # as old as its letter, it says nothing of what is current
-            self._known.drop((series, ts_us) for series, ts_us, _, _ in self._known.news(observations))
+            self._known.discard((series, ts_us) for series, ts_us, _, _ in self._known.filter_new(observations))
         rows = batch.rows
         for series, ts, value, index in news:
             rows.append(_new(SampleRow, (series, ts, value, published_us, received_us, source, seq, index)))
@@ -72,12 +72,12 @@ class BatchBuilder:
         # A row's letter goes by the path that its envelope named; a frame's has the envelope in it.
         attributed = decoded.path is not frame.path and dead_frame is None
         batch.origins[seq] = origin._replace(path=decoded.path, params=decoded.params) if attributed else origin
-        if frame.letter is not None:
-            batch.retries[seq] = frame.letter
+        if frame.retry_of is not None:
+            batch.retries[seq] = frame.retry_of
         if self._keep_payloads and dead_frame is None:
-            body = storable(decoded.body)
+            body = escape_unstorable(decoded.body)
             batch.payloads.append(_new(Payload, (seq, origin, received_us, published_us, decoded.rows, body)))
-        if source == "stream" and frame.letter is None:
+        if source == "stream" and frame.retry_of is None:
             self._note(frame, decoded)
             if published_us is not None:
                 self.skews_us[decoded.feed] = published_us - received_us
@@ -90,7 +90,9 @@ class BatchBuilder:
         """What is dead becomes letters. Returns the frame's, if it is the frame that is dead."""
         self.batch.row_count += sum(dead.row_index is not None for dead in decoded.dead)
         self.batch.dead += [
-            DeadLetter(seq, dead.row_index, frame.received_us, "decode", dead.reason, dead.detail, storable(dead.body))
+            DeadLetter(
+                seq, dead.row_index, frame.received_us, "decode", dead.reason, dead.detail, escape_unstorable(dead.body)
+            )
             for dead in decoded.dead
         ]
         return decoded.dead_frame
@@ -100,7 +102,7 @@ class BatchBuilder:
         names = (frame.connection_id, frame.source, event, frame.path, frame.params)
         if names != self._names:
             self._names = names
-            self._origin = Origin(*names)._replace(event=storable(event))
+            self._origin = Origin(*names)._replace(event=escape_unstorable(event))
         return self._origin
 
     def _note(self, frame: Frame, decoded: DecodedFrame) -> None:
@@ -121,7 +123,7 @@ class BatchBuilder:
         batch.events.append(EventRow(seq, fact.at_us, fact.kind, json.dumps(fact.detail)))
         if fact.state is not None:
             since_us = fact.at_us if fact.since_us is None else fact.since_us
-            reason = storable(str(fact.detail.get("reason", "")))
+            reason = escape_unstorable(str(fact.detail.get("reason", "")))
             named = [self._subscription(key) for key in fact.subscriptions]
             batch.transitions.append(Transition(seq, since_us, fact.state, reason, named, fact.others))
         self.units += len(fact.subscriptions) or 1
@@ -132,7 +134,7 @@ class BatchBuilder:
         return SubscriptionRow(path, method, params, self._decoder.feed_name(path, names), names.get("ticker", ""))
 
 
-def refused(entry: Entry, refusal: str) -> Batch:
+def rejected_batch(entry: Entry, refusal: str) -> Batch:
     """A batch of one entry that the database takes, whatever it disliked: plain ASCII, and a letter that says why."""
     seq, what = entry
     batch = Batch(first_seq=seq, last_seq=seq)
@@ -153,7 +155,7 @@ def _plain(text: str) -> str:
     return text.encode("ascii", "backslashreplace").decode().replace("\0", "\\u0000")
 
 
-def storable(text: str) -> str:
+def escape_unstorable(text: str) -> str:
     """Text that every database takes: NUL as ``\\u0000``, lone surrogates as their escapes."""
     if text.isascii() and "\0" not in text:
         return text

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 
 ALARM_SECONDS = 1800.0  # no envelope is on its way for so long: it is the clock, or its zone
-FEEDS = 100  # an envelope may name anything
+MAX_FEEDS = 100  # an envelope may name anything
 
 
 class ClockSkewMonitor:
@@ -20,11 +20,11 @@ class ClockSkewMonitor:
         self.seconds: Mapping[str, float] = MappingProxyType({})
         self._told: set[str] = set()
 
-    def learn(self, measured_us: Mapping[str, int]) -> Iterator[tuple[str, float]]:
+    def update(self, measured_us: Mapping[str, int]) -> Iterator[tuple[str, float]]:
         """Take in a batch's. Gives the feeds that are off by hours and were not a moment ago, each with its seconds."""
         known = dict(self.seconds)
         for feed, skew_us in measured_us.items():
-            if feed not in known and len(known) >= FEEDS:
+            if feed not in known and len(known) >= MAX_FEEDS:
                 continue
             known[feed] = skew_us / 1_000_000
             if abs(known[feed]) < ALARM_SECONDS:
@@ -35,7 +35,7 @@ class ClockSkewMonitor:
         self.seconds = MappingProxyType(known)
 
 
-def described(seconds: float) -> str:
+def format_skew(seconds: float) -> str:
     """``3h59m58s behind ours``."""
     whole = round(abs(seconds))
     parts = ((whole // 3600, "h"), (whole // 60 % 60, "m"), (whole % 60, "s"))

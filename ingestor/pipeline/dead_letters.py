@@ -7,16 +7,16 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ingestor.core.entries import Frame
-from ingestor.core.times import microseconds
+from ingestor.core.times import to_us
 from ingestor.spool.spool import Spool
 from ingestor.store.engine import Engine
 from ingestor.store.read import status
 
 RETRY_SHARE = 0.25  # of spool.max_bytes: fuller than that, dead letters wait
-LOOK_SECONDS = 0.25  # between looks whether there is room
+POLL_SECONDS = 0.25  # between looks whether there is room
 
 
-def frame_of(stored: Mapping[str, Any]) -> Frame:
+def rebuild_frame(stored: Mapping[str, Any]) -> Frame:
     """The frame that a row of ``payloads`` was, or that tries one of ``dead_letters`` again: stamped with its receipt.
 
     A row's letter is a frame of that row.
@@ -24,7 +24,7 @@ def frame_of(stored: Mapping[str, Any]) -> Frame:
     source, event, body = stored["source"], stored["event"], stored["body"]
     wrapped = source == "stream" and event and not body.startswith("42")  # a frame that never was one keeps its text
     return Frame(
-        microseconds(stored["received_at"]),
+        to_us(stored["received_at"]),
         stored["connection_id"],
         source,
         event,
@@ -35,7 +35,7 @@ def frame_of(stored: Mapping[str, Any]) -> Frame:
     )
 
 
-async def retry_letters(spool: Spool, engine: Engine, ids: Sequence[int]) -> int:
+async def requeue_dead_letters(spool: Spool, engine: Engine, ids: Sequence[int]) -> int:
     """Append the named dead letters (none: all that nobody tried again) as frames. Returns how many, durable.
 
     The spool is left room: what comes from the provider now must not be turned away for what came long ago.
@@ -45,10 +45,10 @@ async def retry_letters(spool: Spool, engine: Engine, ids: Sequence[int]) -> int
     count, after = 0, 0
     while letters := await asyncio.to_thread(status.next_dead_letters, engine, ids=ids, after_id=after, max_id=upto):
         while spool.live_bytes > spool.max_bytes * RETRY_SHARE:
-            spool.forget()
-            await asyncio.sleep(LOOK_SECONDS)
+            spool.purge_acknowledged()
+            await asyncio.sleep(POLL_SECONDS)
         for letter in letters:
-            spool.append(frame_of(letter))
+            spool.append(rebuild_frame(letter))
         await spool.durable(spool.head)
         count, after = count + len(letters), letters[-1]["dead_letter_id"]
     return count

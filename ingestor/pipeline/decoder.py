@@ -16,10 +16,9 @@ from typing import Any, NamedTuple, TypeAlias
 
 import msgspec
 
-from ingestor.core.entries import Frame
+from ingestor.core.entries import Frame, SeriesKey
 from ingestor.core.times import DAY_US
 
-SeriesKey: TypeAlias = tuple[str, str, str, str]  # (feed, metric, ticker, user_id)
 # (series, ts, value, row index); ts: µs since the epoch (UTC), the provider's bucket
 DecodedValue: TypeAlias = tuple[SeriesKey, int, float, int]
 
@@ -110,7 +109,7 @@ class Decoder:
         self._tickers = 0  # that the feeds know
 
     def decode(self, frame: Frame) -> DecodedFrame:
-        event, body = split(frame)
+        event, body = split_event(frame)
         decoded = DecodedFrame(event=event, body=body, path=frame.path, params=frame.params)
         try:
             self._read(frame, decoded)
@@ -263,7 +262,7 @@ def _bury(decoded: DecodedFrame, reason: str, detail: str) -> None:
     decoded.dead = [RejectedRow(reason=reason, detail=detail, body=decoded.body)]
 
 
-def split(frame: Frame) -> tuple[str, str]:
+def split_event(frame: Frame) -> tuple[str, str]:
     """(event, body): the argument's own text of ``42["event",body]``; a REST answer is its own body."""
     text, event = frame.text, frame.event
     if frame.source != "stream" or not event:

@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TypeAlias
 
+from ingestor.core.entries import SeriesKey
 from ingestor.pipeline.decoder import DecodedValue
-from ingestor.store.write.batch import SeriesKey
 
 CAPACITY = 50_000  # values of a generation: some 5 MB, and the windows of 800 tickers
 GENERATION_SECONDS = 300.0  # an entry lives for one to two generations
@@ -26,9 +26,9 @@ class RecentValueCache:
         self._capacity = capacity
         self._generation_seconds = generation_seconds
         self._begun = 0.0
-        self.forget()
+        self.clear()
 
-    def news(self, observations: Iterable[DecodedValue]) -> list[DecodedValue]:
+    def filter_new(self, observations: Iterable[DecodedValue]) -> list[DecodedValue]:
         """Without those that say again what was said last of their series and ts; the others are known from now on."""
         news: list[DecodedValue] = []
         last: SeriesKey | None = None
@@ -50,19 +50,19 @@ class RecentValueCache:
             news.append(one)
         return news
 
-    def drop(self, keys: Iterable[tuple[SeriesKey, int]]) -> None:
+    def discard(self, keys: Iterable[tuple[SeriesKey, int]]) -> None:
         """Of these (series, ts) nothing is sure."""
         for series, ts_us in keys:
             for generation in (self._young, self._old):
                 generation.get(series, {}).pop(ts_us, None)
 
-    def forget(self) -> None:
+    def clear(self) -> None:
         """Nothing is sure any more: a rollback, an unknown outcome, another connection."""
         self._young: _Generation = {}
         self._old: _Generation = {}
         self._count = 0
 
-    def age(self, now_seconds: float) -> None:
+    def rotate(self, now_seconds: float) -> None:
         """Begin another generation if this one is full, or has lasted long enough."""
         if self._count >= self._capacity or now_seconds - self._begun >= self._generation_seconds:
             self._old, self._young = self._young, {}

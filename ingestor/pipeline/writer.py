@@ -21,9 +21,9 @@ import tenacity
 from ingestor.core.entries import Channel, Entry, Frame
 from ingestor.core.threads import DaemonExecutor, WorkQueue
 from ingestor.errors import BatchRejected, DatabaseUnavailable, FullBatchRequired, PositionConflict, SpoolFailed
-from ingestor.pipeline.batch_builder import BatchBuilder, refused
+from ingestor.pipeline.batch_builder import BatchBuilder, rejected_batch
 from ingestor.pipeline.batch_policy import BatchPolicy
-from ingestor.pipeline.clock_skew import ClockSkewMonitor, described
+from ingestor.pipeline.clock_skew import ClockSkewMonitor, format_skew
 from ingestor.pipeline.decoder import Decoder
 from ingestor.pipeline.dedup import RecentValueCache
 from ingestor.spool.chunk_store import SpoolUnreadable
@@ -141,17 +141,17 @@ class Writer:
         self._stop.set()
         self._spool.wake()
 
-    def prune(self) -> None:
+    def request_retention(self) -> None:
         """Let retention take what is too old, in small steps while no batch is due. Returns at once."""
         self._pruning.set()
         self._spool.wake()
 
-    def errand(self, work: Callable[[int], T], after: int = 0) -> Future[T]:
-        """Have ``work`` done in the writer's thread, between batches, once all up to entry ``after`` is committed.
+    def run_in_writer(self, work: Callable[[int], T], after_seq: int = 0) -> Future[T]:
+        """Have ``work`` done in the writer's thread, between batches, once all up to entry ``after_seq`` is committed.
 
         It is called with our instance's id, and must be short. Cancelled when the writer ends.
         """
-        outcome = self._errands.submit(work, after)
+        outcome = self._errands.submit(work, after_seq)
         self._spool.wake()
         return outcome
 
@@ -180,7 +180,7 @@ class Writer:
         """Entries until the batch is due: full, or its oldest has waited long enough."""
         assembly, self._ahead = self._ahead or self._begun(self.status.position), None
         while not (self._full(assembly) or (assembly.units and self._hurried)):
-            missing = self._policy.missing(rows=assembly.units, entries=len(assembly.entries))
+            missing = self._policy.entries_to_full(rows=assembly.units, entries=len(assembly.entries))
             try:
                 if not self._refill(assembly.batch.last_seq, self._patience(assembly), missing):
                     break
@@ -201,7 +201,7 @@ class Writer:
             return 0.0
         age = time.monotonic() - self._since
         idle = PRUNE_PAUSE_SECONDS if self._pruning.is_set() else IDLE_SECONDS
-        return self._policy.patience_seconds(rows=assembly.units, age_seconds=age, idle_seconds=idle)
+        return self._policy.wait_seconds(rows=assembly.units, age_seconds=age, idle_seconds=idle)
 
     def _take(self, assembly: BatchBuilder, most: int) -> None:
         if not assembly.units:
@@ -255,7 +255,7 @@ class Writer:
 
     def _forget(self) -> None:
         """What was believed of the database is not sure: what was assembled in that belief is to be assembled anew."""
-        self._known.forget()
+        self._known.clear()
         if self._ahead is not None:
             self._waiting.extendleft(reversed(self._ahead.entries))
             self._ahead = None
@@ -274,7 +274,7 @@ class Writer:
         """What the database refuses is no row, or it would stand alone by now: find the entry that it is in."""
         if len(entries) == 1:
             try:
-                self._commit(refused(entries[0], refusal))
+                self._commit(rejected_batch(entries[0], refusal))
             except BatchRejected as again:
                 raise DatabaseUnavailable(f"it refuses what is surely sound: {again}") from None
             return
@@ -295,10 +295,10 @@ class Writer:
             self._forget()
             raise
         if written.unsure and self._ahead is None:
-            self._known.drop(written.unsure)
+            self._known.discard(written.unsure)
         elif written.unsure:
             self._forget()  # the batch ahead relies on it, and what that one said is in the memory as well
-        self._known.age(time.monotonic())
+        self._known.rotate(time.monotonic())
         self._on_rows(batch.rows)
         self._count(batch, written, seconds)
 
@@ -328,11 +328,11 @@ class Writer:
                 self._told.add((feed, name))
 
     def _measure_skew(self, measured_us: Mapping[str, int]) -> None:
-        for feed, seconds in self._skews.learn(measured_us):
+        for feed, seconds in self._skews.update(measured_us):
             log.warning(
                 "%s: the provider's publish clock is %s; published_at is kept as it comes, and orders nothing",
                 feed,
-                described(seconds),
+                format_skew(seconds),
             )
         self.status.publish_skew_seconds = self._skews.seconds
 
@@ -343,10 +343,10 @@ class Writer:
         position = self._register()
         if not self._spool.first_seq() - 1 <= position <= self._spool.synced:
             # One of the two is an older copy: going on would leave a hole unseen, or take new entries for old ones.
-            self._database.abandon(time.time_ns() // 1000)
+            self._database.close_coverage_as_lost(time.time_ns() // 1000)
             reason = f"the database's position {position} does not fit the spool: one of them is an older copy"
             self._on_lost(reason)
-            self._spool.begin_anew()
+            self._spool.reset_id()
             position = self._register()
         self.status.position = position
         self._forget()
@@ -357,7 +357,7 @@ class Writer:
         """A spool that has forgotten entries wrote them to a database; one that never met it lacks them."""
         spool_id = self._spool.spool_id
         named_anew = spool_id != self._instance.spool_id  # then this was said
-        if self._spool.first_seq() > 1 and not named_anew and not self._database.knows(spool_id):
+        if self._spool.first_seq() > 1 and not named_anew and not self._database.has_instance(spool_id):
             self._on_lost("the database does not know this spool, which had written to one before")
 
     def _register(self) -> int:
@@ -365,9 +365,9 @@ class Writer:
         return self._database.register(instance, self._spool.first_seq())
 
     def _publish(self) -> None:
-        beat = self._spool.heartbeat
+        beat = self._spool.durable_heartbeat
         if beat and beat[1] <= self.status.position and beat[0] != self._published_us:
-            self._database.heartbeat(beat[0])
+            self._database.publish_heartbeat(beat[0])
             self._published_us = beat[0]
 
     def _prune(self) -> None:

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from datetime import datetime, timedelta
 
-from ingestor.core.times import microseconds, moment
+from ingestor.core.times import to_datetime, to_us
 from ingestor.pipeline.decoder import DecodedFrame
 from ingestor.repair.plan import MAX_WINDOW_AGE, HistoryQuery
 from ingestor.store.maintenance.repairs import Repair, SampleRange
@@ -32,7 +32,7 @@ def why_unreadable(decoded: DecodedFrame) -> str | None:
 
 def covers_start(decoded: DecodedFrame, repair: Repair, received_us: int) -> bool:
     """Whether the rolling window that was received then holds the gap's start."""
-    oldest, start = received_us - MAX_WINDOW_AGE // timedelta(microseconds=1), microseconds(repair.from_ts)
+    oldest, start = received_us - MAX_WINDOW_AGE // timedelta(microseconds=1), to_us(repair.from_ts)
     return any(oldest <= ts_us <= start for ts_us in _stamps(decoded, repair, repair.ticker))
 
 
@@ -43,13 +43,13 @@ def why_inconclusive(
 
     ``held``: ours of that range. ``until``: where the last gap ends that is to be repaired by it.
     """
-    start, end = microseconds(step.start), microseconds(step.end)
+    start, end = to_us(step.start), to_us(step.end)
     found = list(_stamps(decoded, repair, step.ticker))
     if not any(start <= ts_us < end for ts_us in found):
         if decoded.rows:
             return f"none of the {decoded.rows} rows of the answer is of what was asked for"
         return f"the answer is empty, though samples {_span(held)} are known" if held else None
-    said = SampleRange(moment(min(found)), moment(max(found)))
+    said = SampleRange(to_datetime(min(found)), to_datetime(max(found)))
     if held and (said.first > max(held.first, repair.from_ts) or said.last < min(held.last, until)):
         return f"the answer is cut off, its rows are {_span(said)}, though samples {_span(held)} are known"
     return None

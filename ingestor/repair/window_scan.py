@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TypeAlias
 
 from ingestor.core.entries import Frame
-from ingestor.core.times import microseconds
+from ingestor.core.times import to_us
 from ingestor.pipeline.decoder import Decoder
 from ingestor.repair.verification import covers_start
 from ingestor.store.engine import Engine
@@ -83,5 +83,5 @@ def _answers(
 
 def _frame(answer: StoredPayload) -> Frame:
     # As a REST answer: its text is the body alone.
-    received_us = microseconds(answer.received_at)
+    received_us = to_us(answer.received_at)
     return Frame(received_us, "", "snapshot", answer.event, answer.path, answer.params, answer.body)

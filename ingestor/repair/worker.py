@@ -22,7 +22,7 @@ from ingestor.core.backoff import Backoff, chance
 from ingestor.core.clock import boottime, wall_us
 from ingestor.core.entries import Fact, Frame
 from ingestor.errors import DatabaseUnavailable, ResponseTooLarge, RestRefused, RestUnavailable, TokenRefused
-from ingestor.pipeline.batch_builder import storable
+from ingestor.pipeline.batch_builder import escape_unstorable
 from ingestor.pipeline.decoder import DecodedFrame, Decoder
 from ingestor.pipeline.writer import Writer
 from ingestor.provider.rest_api import RestClient, RestRequest, bucket_length, current_request, history_request
@@ -102,7 +102,7 @@ class RepairWorker:
 
     async def request(self, wishes: Sequence[BackfillRequest]) -> list[int]:
         """Begin what a person asks for, and return its repairs. Raises DatabaseUnavailable."""
-        booked = asyncio.wrap_future(self._writer.errand(lambda _: self._table.request(wishes, _now())))
+        booked = asyncio.wrap_future(self._writer.run_in_writer(lambda _: self._table.request(wishes, _now())))
         await asyncio.wait({booked}, timeout=REQUEST_TIMEOUT_SECONDS)
         if booked.cancelled() or not booked.done():
             booked.cancel()
@@ -314,7 +314,7 @@ class RepairWorker:
                 self._tell("repaired", one, new_rows=counts[one.repair_id])
 
     def _fail(self, repairs: Sequence[Repair], reason: str) -> None:
-        self._do(partial(self._table.fail, repair_ids=_ids(repairs), error=storable(reason), now=_now()))
+        self._do(partial(self._table.fail, repair_ids=_ids(repairs), error=escape_unstorable(reason), now=_now()))
         for one in repairs:
             self._tell("repair_failed", one, reason=reason)
 
@@ -343,7 +343,7 @@ class RepairWorker:
         if attempts >= MAX_ATTEMPTS or (repair.kind == "manual" and isinstance(error, TokenRefused)):
             self._fail([repair], f"given up after {attempts} tries: {error}")
             return
-        self._do(partial(self._table.postpone, repair_id=repair.repair_id, error=storable(str(error))))
+        self._do(partial(self._table.postpone, repair_id=repair.repair_id, error=escape_unstorable(str(error))))
         self._not_before[repair.repair_id] = boottime() + RETRY_BACKOFF.equal_jitter(attempts, chance())
 
     def _tell(self, kind: str, repair: Repair, **more: object) -> None:
@@ -374,7 +374,7 @@ class RepairWorker:
 
     def _do(self, work: Callable[[int], T], after: int = 0) -> T:
         """In the writer's thread, once all up to entry ``after`` is committed."""
-        return self._outcome(self._writer.errand(work, after))
+        return self._outcome(self._writer.run_in_writer(work, after))
 
     def _outcome(self, future: Future[T]) -> T:
         self._awaited = future

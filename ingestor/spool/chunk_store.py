@@ -95,7 +95,7 @@ def _items(entries: Iterable[Frame | Fact]) -> list[FrameRun | Frame | Fact]:
     items: list[FrameRun | Frame | Fact] = []
     run: FrameRun | None = None
     for one in entries:
-        if type(one) is not Frame or one.letter is not None:
+        if type(one) is not Frame or one.retry_of is not None:
             items.append(one)
             run = None
             continue

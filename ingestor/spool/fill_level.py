@@ -17,7 +17,7 @@ class FillLevel(IntEnum):
 RESUME_PERCENT = 80  # FULL ends here, and not a byte before: each reconnect costs a window of data
 
 
-def fill(before: FillLevel, *, used_percent: float, disk_full: bool) -> FillLevel:
+def next_fill_level(before: FillLevel, *, used_percent: float, disk_full: bool) -> FillLevel:
     """The fill that follows ``before``. A full disk counts as FULL, however little is taken."""
     if disk_full or used_percent >= FillLevel.FULL or (before is FillLevel.FULL and used_percent > RESUME_PERCENT):
         return FillLevel.FULL

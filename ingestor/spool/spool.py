@@ -22,13 +22,13 @@ from ingestor.core.files import FileLock
 from ingestor.errors import PermissionDenied, SpoolFailed
 from ingestor.spool.ballast import Ballast
 from ingestor.spool.chunk_store import ChunkReader, ChunkRow, ChunkWriter, DiskFull, SpoolUnreadable, pack
-from ingestor.spool.fill_level import FillLevel, fill
+from ingestor.spool.fill_level import FillLevel, next_fill_level
 
 CHUNK_ENTRIES = 1_000
 CHUNK_BYTES = 1 << 20
 READ_BYTES = 8 << 20
-CONDEMNED = "condemned"  # the file that says so, in the spool's folder
-UNREADABLE = "unreadable-"  # and a stamp: the folder for what was set aside
+CORRUPT_MARKER = "condemned"  # the file that says so, in the spool's folder
+QUARANTINE_PREFIX = "unreadable-"  # and a stamp: the folder for what was set aside
 UNSYNCED_BYTES = 32 << 20  # what a power cut may take; more than this and reading pauses
 FULL_RETRY_SECONDS = 0.5
 FULL_PATIENCE_SECONDS = 5.0  # of a stop: what could not be synced by then was never received
@@ -62,7 +62,7 @@ class Spool:
         Raises Held if another process has it, SpoolFailed. A spool that cannot be read is set aside, see ``set_aside``.
         """
         _make_folder(folder)
-        self.set_aside: Path | None = None  # the unreadable spool that this one replaces
+        self.quarantined: Path | None = None  # the unreadable spool that this one replaces
         try:
             self._lock = FileLock(folder / "lock", "stop it, or give this daemon a spool.path of its own")
             self._ballast = Ballast(folder / "ballast")
@@ -106,18 +106,18 @@ class Spool:
             return self._open(path)
 
     def _open(self, path: Path) -> ChunkWriter:
-        condemned = path.with_name(CONDEMNED)
+        condemned = path.with_name(CORRUPT_MARKER)
         try:
             if not condemned.exists():
                 file = ChunkWriter(path)
-                self.set_aside = _untold(path.parent) if file.head.next_seq == 1 else None
+                self.quarantined = _untold(path.parent) if file.head.next_seq == 1 else None
                 return file
         except SpoolUnreadable:
             condemned.touch()  # a kill in the midst of what follows: the next start goes on with it
-        self.set_aside = path.with_name(f"{UNREADABLE}{time.time_ns()}")
-        self.set_aside.mkdir()
+        self.quarantined = path.with_name(f"{QUARANTINE_PREFIX}{time.time_ns()}")
+        self.quarantined.mkdir()
         for part in path.parent.glob(f"{path.name}*"):
-            part.rename(self.set_aside / part.name)
+            part.rename(self.quarantined / part.name)
         condemned.unlink(missing_ok=True)
         return ChunkWriter(path)
 
@@ -148,21 +148,21 @@ class Spool:
         chunk = _Chunk(self.head - len(self._pending) + 1, self._pending, self._pending_bytes)
         self._pending, self._pending_bytes = [], 0
         self._unsynced_bytes += chunk.size
-        self.measure()
+        self.update_fill_level()
         self._queue.put(chunk)
 
-    def measure(self) -> FillLevel:
+    def update_fill_level(self) -> FillLevel:
         """How full it is. Remembers what it was, since FULL ends later than it begins."""
         used_percent = 100 * self.live_bytes / self.max_bytes
-        self._level = fill(self._level, used_percent=used_percent, disk_full=self.disk_full)
+        self._level = next_fill_level(self._level, used_percent=used_percent, disk_full=self.disk_full)
         return self._level
 
     @property
     def congested(self) -> bool:
-        """Too much is unsynced, or no room is left: who reads from outside should wait for ``room``."""
+        """Too much is unsynced, or no room is left: who reads from outside should await ``wait_for_space``."""
         return self._unsynced_bytes > UNSYNCED_BYTES or self._level is FillLevel.FULL
 
-    async def room(self) -> None:
+    async def wait_for_space(self) -> None:
         while self.congested:
             await self._next_sync()
 
@@ -176,16 +176,16 @@ class Spool:
             raise self.failure
         await self._progress.wait()
 
-    def beat(self, at_us: int) -> None:
+    def heartbeat(self, at_us: int) -> None:
         """State that all received before ``at_us`` has been appended."""
         self._hand_over()
         self._queue.put(_HeartbeatWork(at_us, self.head))
 
-    def forget(self) -> None:
+    def purge_acknowledged(self) -> None:
         """Let what was acknowledged go now, though nothing new comes with which it would."""
         self._queue.put(_Chunk(self.head + 1, [], 0))
 
-    async def settle(self) -> None:
+    async def flush(self) -> None:
         """Return when all that was appended is on the disk. From now on a full disk is not waited for without an end.
 
         Raises SpoolFailed if some of it never will be: that was never received.
@@ -279,7 +279,7 @@ class Spool:
 
     def _synced(self, size: int) -> None:
         self._unsynced_bytes -= size
-        self.measure()
+        self.update_fill_level()
         self._progress.set()
         self._progress = asyncio.Event()
 
@@ -311,7 +311,7 @@ class Spool:
         synced = self.synced  # before looking: what is synced meanwhile is held, not gone
         return max(self._reader.first_seq() or synced + 1, self.acked + 1)
 
-    def begin_anew(self) -> None:
+    def reset_id(self) -> None:
         """Take a new ``spool_id``, with what is held: to a database this is another instance. Durable on return."""
         spool_id = secrets.token_hex(16)
         self._queue.put(_Name(spool_id))
@@ -320,9 +320,9 @@ class Spool:
         if self.failure:
             raise self.failure
 
-    def condemn(self) -> None:
+    def mark_corrupt(self) -> None:
         """What was read is not what was written: the next start sets this spool aside."""
-        (self._file.path.parent / CONDEMNED).touch()
+        (self._file.path.parent / CORRUPT_MARKER).touch()
 
     def ack(self, seq: int) -> None:
         """All up to ``seq`` is in the database: forget it with the next sync. The database's own position rules."""
@@ -339,7 +339,7 @@ class Spool:
         return self._file.head.live_bytes + self._unsynced_bytes
 
     @property
-    def heartbeat(self) -> tuple[int, int] | None:
+    def durable_heartbeat(self) -> tuple[int, int] | None:
         """(µs, seq) of the newest durable heartbeat."""
         head = self._file.head
         if head.heartbeat_us is None or head.heartbeat_seq is None:
@@ -349,7 +349,7 @@ class Spool:
 
 def _untold(folder: Path) -> Path | None:
     """What was set aside for a spool that has no entry yet: that this happened would have been its first."""
-    return max(folder.glob(f"{UNREADABLE}*"), default=None)
+    return max(folder.glob(f"{QUARANTINE_PREFIX}*"), default=None)
 
 
 def _make_folder(folder: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 from sqlalchemy import Column, ColumnElement, Connection, column, func, literal, select, tuple_
 from sqlalchemy.dialects.postgresql import ARRAY
 
-from ingestor.core.times import microseconds, text_time
+from ingestor.core.times import to_sqlite_text, to_us
 
 KEYS_PER_QUERY = 500
 
@@ -40,4 +40,4 @@ def _json(columns: Sequence[Column[Any]], keys: Sequence[tuple[Any, ...]]) -> It
 
 
 def _text(at: datetime) -> str | None:
-    return text_time(microseconds(at))
+    return to_sqlite_text(to_us(at))

@@ -15,7 +15,7 @@ from sqlalchemy import Engine, select, text
 
 from ingestor.commands import replay as replaying
 from ingestor.core.entries import Fact, Frame
-from ingestor.core.times import moment
+from ingestor.core.times import to_datetime
 from ingestor.errors import PermissionDenied
 from ingestor.pipeline.batch_builder import BatchBuilder
 from ingestor.pipeline.batch_policy import BatchPolicy
@@ -170,7 +170,7 @@ def hours(daemon: Daemon, count: int) -> None:
 
 
 def hour(number: float) -> datetime:
-    return moment(T0 + int(number * 60 * MINUTE_US))
+    return to_datetime(T0 + int(number * 60 * MINUTE_US))
 
 
 def test_it_goes_on_where_it_ended_whatever_comes_between_and_nothing_is_put_before_it(
@@ -194,7 +194,7 @@ def test_one_that_is_interrupted_is_gone_on_with(
     with source.begin() as connection:  # by a clock that was set back each time
         for one in connection.execute(select(schema.batches.c.first_seq)).scalars().all():
             mine = schema.batches.c.first_seq == one
-            connection.execute(schema.batches.update().where(mine).values(committed_at=moment(T0 - one)))
+            connection.execute(schema.batches.update().where(mine).values(committed_at=to_datetime(T0 - one)))
 
     def interrupt(done: int) -> None:
         if done > 10:
@@ -224,7 +224,7 @@ def test_a_dead_letter_that_was_tried_again_is_as_old_as_it_was_then(source: Eng
     daemon = Daemon(source, "one")
     daemon.write(frame([row(value=1)], received_us=T0), by=blind())
     daemon.write(frame([row(value=2)], received_us=T0 + 5))
-    daemon.write(frame([row(value=1)], received_us=T0, letter=letter_ids(source)[0]))
+    daemon.write(frame([row(value=1)], received_us=T0, retry_of=letter_ids(source)[0]))
     assert [one["value"] for one in told(source)["observations"]] == [2]
     assert replay(source, target).entries == 2
     assert told(target) == told(source)
@@ -321,7 +321,7 @@ def test_what_has_lost_its_payloads_is_not_compared_however_old_the_dead_letters
     daemon.write(frame("no JSON", received_us=old), frame([row("A")], received_us=old), by=blind())
     daemon.write(frame([row("B")], received_us=old))
     daemon.write(frame([row("C", minute=301)], received_us=later))
-    daemon.write(frame([row("A")], received_us=old, letter=letter_ids(source)[1]))
+    daemon.write(frame([row("A")], received_us=old, retry_of=letter_ids(source)[1]))
     with source.begin() as connection:
         connection.execute(text("DELETE FROM payloads WHERE seq < 4"))  # as retention does
     for since in ([], ["--from", "2000-01-01"]):

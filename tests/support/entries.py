@@ -29,12 +29,12 @@ def frame(
     path: str = CROWD,
     source: Source = "stream",
     params: str = "{}",
-    letter: int | None = None,
+    retry_of: int | None = None,
 ) -> Frame:
     """A frame of a payload (JSON-able, or already text)."""
     body = payload if isinstance(payload, str) else json.dumps(payload)
     text = f'42["{event}",{body}]' if source == "stream" else body
-    return Frame(received_us, "c0ffee000001", source, event, path, params, text, letter)
+    return Frame(received_us, "c0ffee000001", source, event, path, params, text, retry_of)
 
 
 def fact(kind: str = "connected", *, at_us: int = T0, state: State | None = None, **more: Any) -> Fact:

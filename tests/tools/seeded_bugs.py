@@ -145,7 +145,7 @@ BUGS = (
     Bug(
         "a value that did not become current counts as known",
         "pipeline/writer.py",
-        "            self._known.drop(written.unsure)\n",
+        "            self._known.discard(written.unsure)\n",
         "            pass\n",
         MODEL,
     ),

@@ -38,13 +38,13 @@ _silence.propagate = False
 
 
 class ClientListener(Protocol):
-    """Whom a client tells what it hears. Nothing here waits except ``room`` and ``durable``."""
+    """Whom a client tells what it hears. Nothing here waits except ``wait_for_space`` and ``durable``."""
 
     @property
     def congested(self) -> bool:
         """Whether reading must pause."""
 
-    async def room(self) -> None:
+    async def wait_for_space(self) -> None:
         """Wait until reading may go on."""
 
     async def durable(self, seq: int) -> None:
@@ -186,7 +186,7 @@ class FastEngine(engineio.AsyncClient):  # type: ignore[misc]
             else:
                 return _why_closed(message)
             if listener.congested:
-                await listener.room()
+                await listener.wait_for_space()
         return "lost", "the connection can no longer be written to"
 
     async def _other(self, text: str) -> bool:
@@ -334,7 +334,7 @@ class PlainEngine(engineio.AsyncClient):  # type: ignore[misc]
         self.listener.heard()
         await super()._receive_packet(pkt)
         if self.listener.congested:
-            await self.listener.room()
+            await self.listener.wait_for_space()
 
 
 class PlainEngine3(_EngineV3, PlainEngine):

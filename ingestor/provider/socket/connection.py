@@ -57,7 +57,7 @@ class Sink(Protocol):
     def append(self, what: Frame | Fact) -> int:
         """Take it, without waiting; return its seq."""
 
-    async def room(self) -> None:
+    async def wait_for_space(self) -> None:
         """Wait until not congested."""
 
     async def durable(self, seq: int) -> None:
@@ -196,11 +196,11 @@ class Connection:
         self.last_activity_us = wall_us()
         self.last_activity_at = boottime()
 
-    async def room(self) -> None:
+    async def wait_for_space(self) -> None:
         self._paused = True
         self._record(Fact("paused", wall_us(), {"connection": self.id, "reason": "the spool is behind"}))
         try:
-            await self._sink.room()
+            await self._sink.wait_for_space()
         finally:
             self._paused = False
             self.last_activity_at = boottime()  # we did not listen: that is no silence of the other side's

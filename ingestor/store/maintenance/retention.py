@@ -17,7 +17,7 @@ from typing import Any, Protocol, TypeAlias
 from sqlalchemy import Connection, Engine, Table, bindparam, delete, exists, select, update
 
 from ingestor.config.model import RetentionConfig as Horizons
-from ingestor.core.times import day_of, microseconds, moment
+from ingestor.core.times import day_start_us, to_datetime, to_us
 from ingestor.store import leases, schema
 from ingestor.store.engine import transaction
 from ingestor.store.maintenance import coverage_compaction
@@ -63,7 +63,7 @@ class Retention:
             now = leases.hold(connection, LEASE, instance_id, LEASE_TIME)
             if now is None:
                 return RetentionResult()
-            now = min(now, moment(now_us))
+            now = min(now, to_datetime(now_us))
             tasks = tasks or _sweep(connection, self._keep, now, self._folded_on)
             taken = _work(connection, tasks, self._rows, started + STEP_SECONDS)
         self._tasks = taken.rest
@@ -75,7 +75,7 @@ class Retention:
 
 def samples_cutoff(now: datetime, keep_seconds: float) -> datetime:
     """Since when samples are kept: of an hour or a day that lost some, the candle would be wrong."""
-    return moment(day_of(microseconds(now) - round(keep_seconds * 1_000_000)))
+    return to_datetime(day_start_us(to_us(now) - round(keep_seconds * 1_000_000)))
 
 
 def next_step_rows(rows: int, seconds: float) -> int:

@@ -8,7 +8,7 @@ from datetime import datetime
 
 from sqlalchemy import Connection, Table, select
 
-from ingestor.core.times import microseconds
+from ingestor.core.times import to_us
 from ingestor.store import schema
 
 FETCH_ROWS = 10_000
@@ -47,6 +47,6 @@ def _add(
     query = select(c.ts, c.value).where(c.series_id == series_id, c.ts >= since, c.ts < until).order_by(c.ts, c.value)
     count = 0
     for ts, value in connection.execute(query, execution_options={"yield_per": FETCH_ROWS}):
-        digest.update(f"{microseconds(ts)} {value!r}\n".encode())
+        digest.update(f"{to_us(ts)} {value!r}\n".encode())
         count += 1
     return count

@@ -13,12 +13,12 @@ from typing import Any, NamedTuple, TypeAlias
 from sqlalchemy import Connection, Engine, Result, Table, column, select, text
 from sqlalchemy.sql.expression import TextualSelect
 
-from ingestor.core.times import moment
+from ingestor.core.entries import SeriesKey
+from ingestor.core.times import to_datetime
 from ingestor.store import schema, views
 from ingestor.store.engine import translated
 from ingestor.store.key_lookup import KEYS_PER_QUERY, among
 from ingestor.store.read.status import Record
-from ingestor.store.write.batch import SeriesKey
 
 ObservationKey: TypeAlias = tuple[SeriesKey, int]  # (series, ts in µs since the epoch)
 
@@ -114,7 +114,7 @@ def recorded_values(engine: Engine, batch: CommittedBatch, keys: Iterable[Observ
     found: list[Record] = []
     with translated(), engine.connect() as connection:
         series = _series(connection, {name for name, _ in wanted})
-        places = sorted((series[name], moment(ts_us)) for name, ts_us in wanted if name in series)
+        places = sorted((series[name], to_datetime(ts_us)) for name, ts_us in wanted if name in series)
         names = {id_: name for name, id_ in series.items()}
         for start in range(0, len(places), KEYS_PER_QUERY):
             some = places[start : start + KEYS_PER_QUERY]

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple
 
-SeriesKey: TypeAlias = tuple[str, str, str, str]  # (feed, metric, ticker, user_id)
+from ingestor.core.entries import SeriesKey
 
 
 class SampleRow(NamedTuple):

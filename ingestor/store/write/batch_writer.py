@@ -20,7 +20,8 @@ from sqlalchemy import Connection, Engine, bindparam, insert, select, update
 from sqlalchemy.dialects import postgresql as pg_dialect
 from sqlalchemy.dialects import sqlite as sqlite_dialect
 
-from ingestor.core.times import day_of, microseconds, moment
+from ingestor.core.entries import SeriesKey
+from ingestor.core.times import day_start_us, to_datetime, to_us
 from ingestor.errors import BatchRejected, DatabaseUnavailable, FullBatchRequired, PositionConflict
 from ingestor.store import leases, schema
 from ingestor.store.engine import transaction, translated
@@ -30,7 +31,6 @@ from ingestor.store.write.batch import (
     DeadLetter,
     Origin,
     SampleRow,
-    SeriesKey,
     SubscriptionRow,
     Transition,
     WriteResult,
@@ -38,7 +38,7 @@ from ingestor.store.write.batch import (
 from ingestor.store.write.interning import InternTable
 from ingestor.store.write.revisions import GroupedRows, SampleKey, SampleValue, fold
 
-SERIES_REMEMBERED = 200_000
+INTERNED_NAMES = 200_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,14 +86,14 @@ class BatchWriter:
         self._keep_samples_us = None if keep_samples_seconds is None else round(keep_samples_seconds * 1_000_000)
         self._bulk: ModuleType = bulk_postgres if engine.dialect.name == "postgresql" else bulk_sqlite
         self._series: InternTable[SeriesKey] = InternTable(
-            schema.series, ("feed", "metric", "ticker", "user_id"), SERIES_REMEMBERED
+            schema.series, ("feed", "metric", "ticker", "user_id"), INTERNED_NAMES
         )
         self._subscriptions: InternTable[tuple[str, str]] = InternTable(
-            schema.subscriptions, ("path", "params"), SERIES_REMEMBERED
+            schema.subscriptions, ("path", "params"), INTERNED_NAMES
         )
         self.instance_id = 0
 
-    def knows(self, spool_id: str) -> bool:
+    def has_instance(self, spool_id: str) -> bool:
         """Whether this spool was ever introduced here."""
         with translated(), self._engine.connect() as connection:
             query = select(schema.instances.c.instance_id).where(schema.instances.c.spool_id == spool_id)
@@ -109,7 +109,7 @@ class BatchWriter:
             "name": instance.name,
             "version": instance.version,
             "config_sha256": instance.config_sha256,
-            "started_at": moment(instance.started_us),
+            "started_at": to_datetime(instance.started_us),
         }
         self._series.forget()
         self._subscriptions.forget()
@@ -123,23 +123,23 @@ class BatchWriter:
         position: int = row.position
         return position
 
-    def abandon(self, now_us: int) -> None:
+    def close_coverage_as_lost(self, now_us: int) -> None:
         """What this instance received since its last heartbeat here is not to be had any more: close its coverage."""
         table = schema.instances
         with self._begin() as connection:
             row = connection.execute(select(table).where(table.c.instance_id == self.instance_id)).one()
-            since_us = now_us if row.heartbeat_at is None else microseconds(row.heartbeat_at)
+            since_us = now_us if row.heartbeat_at is None else to_us(row.heartbeat_at)
             timeline = coverage_intervals.load(connection, self.instance_id)
             reason = "the database does not hold what was written after this"
             timeline.apply(Transition(row.position + 1, since_us, "lost", reason, ()), {})
             timeline.end(now_us)
             coverage_intervals.save(connection, self.instance_id, timeline)
 
-    def heartbeat(self, at_us: int) -> None:
+    def publish_heartbeat(self, at_us: int) -> None:
         """Publish: what was received before this stamp is in the tables."""
         mine = schema.instances.c.instance_id == self.instance_id
         with self._begin() as connection:
-            connection.execute(update(schema.instances).where(mine).values(heartbeat_at=moment(at_us)))
+            connection.execute(update(schema.instances).where(mine).values(heartbeat_at=to_datetime(at_us)))
 
     def write(self, batch: Batch) -> WriteResult:
         """Commit a batch, whole. PositionConflict: somebody did already; nothing was changed."""
@@ -173,7 +173,7 @@ class BatchWriter:
             self._write_journal(connection, batch, letters, subscriptions, written)
         return written
 
-    def rewrite(self, batch: Batch) -> WriteResult:
+    def write_samples(self, batch: Batch) -> WriteResult:
         """Commit a batch's rows, and nothing else of it: another database has its ledger and its letters.
 
         Its entries need not be gapless. PositionConflict: one of them was written already; nothing was changed.
@@ -195,11 +195,11 @@ class BatchWriter:
         """By our clock and the database's, as retention does: to one that runs ahead nothing is too old."""
         if self._keep_samples_us is None or not batch.rows:
             return
-        before_us = day_of(time.time_ns() // 1000 - self._keep_samples_us)
+        before_us = day_start_us(time.time_ns() // 1000 - self._keep_samples_us)
         if min(row.ts_us for row in batch.rows) < before_us:
             with self._begin() as connection:
-                now_us = microseconds(leases.now(connection))
-            batch.expire(min(before_us, day_of(now_us - self._keep_samples_us)))
+                now_us = to_us(leases.now(connection))
+            batch.expire(min(before_us, day_start_us(now_us - self._keep_samples_us)))
 
     def _advance(self, connection: Connection, batch: Batch, *, gapless: bool = True) -> None:
         c = schema.instances.c
@@ -316,7 +316,8 @@ class BatchWriter:
             self._bulk.insert_payloads(connection, self.instance_id, batch.payloads)
         if batch.events:
             events = [
-                me | {"seq": e.seq, "at": moment(e.at_us), "kind": e.kind, "detail": e.detail} for e in batch.events
+                me | {"seq": e.seq, "at": to_datetime(e.at_us), "kind": e.kind, "detail": e.detail}
+                for e in batch.events
             ]
             connection.execute(insert(schema.events), events)
         if letters:
@@ -366,7 +367,7 @@ def _subscription_columns(subscription: SubscriptionRow) -> dict[str, Any]:
 
 
 def _letter_columns(letter: DeadLetter, origin: Origin) -> dict[str, Any]:
-    columns = letter._asdict() | origin._asdict() | {"received_at": moment(letter.received_us)}
+    columns = letter._asdict() | origin._asdict() | {"received_at": to_datetime(letter.received_us)}
     del columns["received_us"]
     return columns
 
@@ -448,7 +449,7 @@ def _by_row(letters: Sequence[DeadLetter]) -> list[DeadLetter]:
 
 def _letter(row: SampleRow, refusal: str) -> DeadLetter:
     _, metric, ticker, user_id = row.series
-    body = {"ts": moment(row.ts_us).isoformat(), "ticker": ticker, metric: row.value}
+    body = {"ts": to_datetime(row.ts_us).isoformat(), "ticker": ticker, metric: row.value}
     if user_id:
         body["user_id"] = user_id
     return DeadLetter(

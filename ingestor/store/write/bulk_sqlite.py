@@ -13,7 +13,7 @@ from typing import Any
 
 from sqlalchemy import Connection
 
-from ingestor.core.times import text_time
+from ingestor.core.times import to_sqlite_text
 from ingestor.store.write.batch import Payload, SampleRow
 from ingestor.store.write.revisions import SampleKey
 
@@ -92,7 +92,7 @@ class _TimestampCache(dict[int | None, str | None]):
     def __missing__(self, us: int | None) -> str | None:
         if len(self) >= STAMPS_REMEMBERED:
             self.clear()
-        text = self[us] = text_time(us)
+        text = self[us] = to_sqlite_text(us)
         return text
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from sqlalchemy import Connection, bindparam, insert, select, update
 
-from ingestor.core.times import microseconds, moment, optional_moment
+from ingestor.core.times import to_datetime, to_optional_datetime, to_us
 from ingestor.store.schema import coverage
 from ingestor.store.write.batch import SubscriptionRow, Transition
 
@@ -78,7 +78,7 @@ def load(connection: Connection, instance_id: int) -> CoverageTimeline:
             CoverageInterval(
                 subscription_id=row.subscription_id,
                 start_seq=row.start_seq,
-                started_us=microseconds(row.started_at),
+                started_us=to_us(row.started_at),
                 state=row.state,
                 reason=row.reason,
                 stored=True,
@@ -90,7 +90,7 @@ def load(connection: Connection, instance_id: int) -> CoverageTimeline:
 
 def save(connection: Connection, instance_id: int, timeline: CoverageTimeline) -> None:
     closed = [
-        {"id_": i.subscription_id, "seq_": i.start_seq, "ended_at": optional_moment(i.ended_us)}
+        {"id_": i.subscription_id, "seq_": i.start_seq, "ended_at": to_optional_datetime(i.ended_us)}
         for i in timeline.touched
         if i.stored
     ]
@@ -108,8 +108,8 @@ def _columns(instance_id: int, interval: CoverageInterval) -> dict[str, object]:
         "subscription_id": interval.subscription_id,
         "instance_id": instance_id,
         "start_seq": interval.start_seq,
-        "started_at": moment(interval.started_us),
-        "ended_at": optional_moment(interval.ended_us),
+        "started_at": to_datetime(interval.started_us),
+        "ended_at": to_optional_datetime(interval.ended_us),
         "state": interval.state,
         "reason": interval.reason,
     }

@@ -7,7 +7,7 @@ from typing import Any
 
 from sqlalchemy import Connection, bindparam, insert, select, update
 
-from ingestor.core.times import microseconds, moment, optional_moment
+from ingestor.core.times import to_datetime, to_optional_datetime, to_us
 from ingestor.store import schema
 from ingestor.store.key_lookup import KEYS_PER_QUERY, among
 from ingestor.store.write.revisions import SampleKey, SampleRecord, SampleValue
@@ -17,20 +17,20 @@ def load(connection: Connection, keys: Sequence[SampleKey]) -> dict[SampleKey, S
     records: dict[SampleKey, SampleRecord] = {}
     current, others = schema.samples, schema.sample_revisions
     for start in range(0, len(keys), KEYS_PER_QUERY):
-        some = [(series_id, moment(ts_us)) for series_id, ts_us in keys[start : start + KEYS_PER_QUERY]]
+        some = [(series_id, to_datetime(ts_us)) for series_id, ts_us in keys[start : start + KEYS_PER_QUERY]]
         mine = among(connection, (current.c.series_id, current.c.ts), some)
         query = select(current).where(mine).order_by(current.c.series_id, current.c.ts).with_for_update()
         for row in connection.execute(query):
-            records[row.series_id, microseconds(row.ts)] = SampleRecord(_value(row), row.revision)
+            records[row.series_id, to_us(row.ts)] = SampleRecord(_value(row), row.revision)
         mine = among(connection, (others.c.series_id, others.c.ts), some)
         for row in connection.execute(select(others.c.series_id, others.c.ts, others.c.value).where(mine)):
-            records[row.series_id, microseconds(row.ts)].others.add(row.value)
+            records[row.series_id, to_us(row.ts)].others.add(row.value)
     return records
 
 
 def _value(row: Any) -> SampleValue:
-    published_us = None if row.published_at is None else microseconds(row.published_at)
-    return SampleValue(row.value, published_us, microseconds(row.received_at), row.source, row.instance_id, row.seq)
+    published_us = None if row.published_at is None else to_us(row.published_at)
+    return SampleValue(row.value, published_us, to_us(row.received_at), row.source, row.instance_id, row.seq)
 
 
 def save(connection: Connection, records: dict[SampleKey, SampleRecord]) -> None:
@@ -42,14 +42,14 @@ def save(connection: Connection, records: dict[SampleKey, SampleRecord]) -> None
     connection.execute(
         update(table).where(*key),
         [
-            {"id_": id_, "ts_": moment(ts_us), **_columns(record.current, record.revision)}
+            {"id_": id_, "ts_": to_datetime(ts_us), **_columns(record.current, record.revision)}
             for (id_, ts_us), record in changed.items()
         ],
     )
     connection.execute(
         insert(schema.sample_revisions),
         [
-            {"series_id": id_, "ts": moment(ts_us), **_columns(value, revision)}
+            {"series_id": id_, "ts": to_datetime(ts_us), **_columns(value, revision)}
             for (id_, ts_us), record in changed.items()
             for revision, value in record.added
         ],
@@ -60,8 +60,8 @@ def _columns(value: SampleValue, revision: int) -> dict[str, Any]:
     return {
         "value": value.value,
         "revision": revision,
-        "published_at": optional_moment(value.published_us),
-        "received_at": moment(value.received_us),
+        "published_at": to_optional_datetime(value.published_us),
+        "received_at": to_datetime(value.received_us),
         "source": value.source,
         "instance_id": value.instance_id,
         "seq": value.seq,

@@ -48,7 +48,7 @@ database = BatchWriter(engine)
 database.register(InstanceInfo(spool_id="s", name="", version="", config_sha256="", started_us=0), 1)
 input()
 for at_us in range({TIMES}):
-    database.heartbeat(at_us)
+    database.publish_heartbeat(at_us)
 """
 
 

@@ -13,10 +13,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import Table, select, text, union_all
 
-from ingestor.core.entries import Frame
-from ingestor.core.times import moment
+from ingestor.core.entries import Frame, SeriesKey
+from ingestor.core.times import to_datetime
 from ingestor.pipeline.batch_builder import BatchBuilder
-from ingestor.pipeline.decoder import DecodedFrame, SeriesKey
+from ingestor.pipeline.decoder import DecodedFrame
 from ingestor.spool.chunk_store import pack, unpack
 from ingestor.store import schema
 from ingestor.store.engine import connect
@@ -82,7 +82,9 @@ def _values(table: Table, series: SeriesKey, ts_us: int) -> Any:
     names = schema.series.c
     key = (names.feed, names.metric, names.ticker, names.user_id)
     found = select(table.c.value).join(schema.series, names.series_id == table.c.series_id)
-    return found.where(table.c.ts == moment(ts_us), *(column == name for column, name in zip(key, series, strict=True)))
+    return found.where(
+        table.c.ts == to_datetime(ts_us), *(column == name for column, name in zip(key, series, strict=True))
+    )
 
 
 @pytest.fixture(scope="module")

@@ -87,7 +87,7 @@ def resident_bytes() -> int:
 async def test_names_from_outside_take_no_more_memory_than_they_are_allowed(
     spool: Spool, engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(store, "SERIES_REMEMBERED", 3_000)
+    monkeypatch.setattr(store, "INTERNED_NAMES", 3_000)
     writer = begun(spool, engine)
     writer._known = RecentValueCache(capacity=3_000)
     for first in range(0, 12_000, FRAME_ROWS):

@@ -94,7 +94,7 @@ async def test_what_is_old_is_taken_while_entries_come_and_are_written(spool: Sp
     made = writer(spool, engine, max_rows=100, payloads="24h")
     with running(made):
         await until(lambda: made.status.position == 300)
-        made.prune()
+        made.request_retention()
         for minute in range(300, 400):
             await put(spool, frame([row(minute=minute)], received_us=NOW_US))
         await until(lambda: made.status.position == 400)
@@ -108,7 +108,7 @@ async def test_a_writer_that_is_behind_writes_first(spool: Spool, engine: Engine
     await put(spool, *(frame([row(minute=i)], received_us=LONG_AGO_US) for i in range(3)))
     made = writer(spool, engine, max_rows=2, payloads="24h")
     made._begin()
-    made.prune()
+    made.request_retention()
     made.step()
     assert (made.status.position, query(engine, "SELECT seq FROM payloads ORDER BY 1")) == (2, [1, 2])
     while made._pruning.is_set():  # on a busy machine a step has time for less
@@ -121,7 +121,7 @@ async def test_a_value_that_retention_took_is_not_taken_for_known(spool: Spool, 
     with running(made):
         await put(spool, frame([LONG_AGO_ROW, row()]))
         await until(lambda: made.status.position == 1)
-        made.prune()
+        made.request_retention()
         await until(lambda: query(engine, "SELECT seq FROM samples") == [1] and not made._pruning.is_set())
         await put(spool, frame([LONG_AGO_ROW]))
         await until(lambda: made.status.position == 2)
@@ -188,13 +188,13 @@ async def test_retention_that_fails_stops_nobody_and_works_once_it_can(
     with running(made):
         await put(spool, frame([row("A")], received_us=LONG_AGO_US))
         await until(lambda: made.status.position == 1)
-        made.prune()
+        made.request_retention()
         await until(lambda: "could not be taken" in caplog.text)
         await put(spool, frame([row("B")], received_us=LONG_AGO_US))
         await until(lambda: made.status.position == 2)
         assert len(query(engine, "SELECT seq FROM payloads")) == 2
         with engine.begin() as connection:
             connection.execute(text("ALTER TABLE elsewhere RENAME TO leases"))
-        made.prune()
+        made.request_retention()
         await until(lambda: query(engine, "SELECT seq FROM payloads") == [])
     assert len([record for record in caplog.records if "could not be taken" in record.message]) == 1

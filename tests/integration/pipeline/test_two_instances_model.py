@@ -21,7 +21,7 @@ from msgspec import structs
 from sqlalchemy import text
 
 from ingestor.core.entries import Frame, Source
-from ingestor.core.times import microseconds
+from ingestor.core.times import to_us
 from ingestor.errors import SpoolFailed
 from ingestor.pipeline.batch_policy import BatchPolicy
 from ingestor.spool import ballast
@@ -147,7 +147,7 @@ class Telling(NamedTuple):
     def frame(self) -> Frame:
         rows = [_json(told) if told else {"ticker": "A", "average_sentiment": 1} for told in self.rows]
         made = frame(rows, received_us=self.received_us, source=self.source)
-        return structs.replace(made, letter=1_000_000 if self.retried else None)  # no such letter: nothing to mark
+        return structs.replace(made, retry_of=1_000_000 if self.retried else None)  # no such letter: nothing to mark
 
 
 def _json(told: tuple[Key, float]) -> dict[str, Any]:
@@ -227,7 +227,7 @@ class TwoDaemons(Counted):
     def something_happens(self, which: int, state: Any, at: int) -> None:
         spool = self._daemons[which].spool
         spool.append(fact(state, at_us=T0 + at, state=state, tickers=["A"]))
-        spool.beat(T0 + at)
+        spool.heartbeat(T0 + at)
         self._await(spool.durable(spool.head))
 
     @rule(which=which, number=st.integers(1, 4), done=st.booleans())
@@ -313,7 +313,7 @@ class TwoDaemons(Counted):
         )
         with self._engine.connect() as connection:
             for ticker, ts, revision, *value in connection.execute(text(query).columns(ts=schema.UtcDateTime())):
-                found.setdefault((ticker, microseconds(ts)), []).append((revision, tuple(value)))
+                found.setdefault((ticker, to_us(ts)), []).append((revision, tuple(value)))
         return found
 
 

@@ -21,7 +21,7 @@ from ingestor.core.entries import Fact, Frame
 from ingestor.errors import DatabaseUnavailable, SpoolFailed
 from ingestor.pipeline import dead_letters
 from ingestor.pipeline.batch_policy import BatchPolicy
-from ingestor.pipeline.dead_letters import retry_letters
+from ingestor.pipeline.dead_letters import requeue_dead_letters
 from ingestor.pipeline.writer import Writer
 from ingestor.spool.chunk_store import SpoolUnreadable
 from ingestor.spool.spool import Spool
@@ -181,10 +181,13 @@ async def test_an_errand_is_done_once_what_it_follows_is_committed_and_not_at_al
     await put(spool, frame([row("A")]))
     made = writer(spool, engine)
     count = "SELECT count(*) FROM observations"
-    done, too_early = made.errand(lambda me: (me, query(engine, count)), after=1), made.errand(lambda me: me, after=2)
+    done, too_early = (
+        made.run_in_writer(lambda me: (me, query(engine, count)), after_seq=1),
+        made.run_in_writer(lambda me: me, after_seq=2),
+    )
     made.run()
     assert done.result(0) == (1, [(1,)])
-    for waiting in (too_early, made.errand(lambda me: me)):
+    for waiting in (too_early, made.run_in_writer(lambda me: me)):
         with pytest.raises(CancelledError):
             waiting.result(0)
 
@@ -519,7 +522,7 @@ async def test_without_payload_retention_no_payload_is_kept(spool: Spool, engine
 
 async def test_the_heartbeat_is_published_once_all_before_it_is_committed(spool: Spool, engine: Engine) -> None:
     await put(spool, frame([row()]))
-    spool.beat(T0 + MINUTE)
+    spool.heartbeat(T0 + MINUTE)
     await put(spool, frame([row()]))
     made = writer(spool, engine)
     made._begin()
@@ -541,7 +544,7 @@ async def test_a_dead_row_that_can_be_stored_now_goes_in_under_the_stamp_of_its_
     with engine.begin() as connection:
         drop = "ALTER TABLE samples DROP CONSTRAINT samples_value_check"
         connection.execute(text(drop if engine.dialect.name == "postgresql" else "DROP TRIGGER refuse"))
-    assert await retry_letters(spool, engine, []) == 1
+    assert await requeue_dead_letters(spool, engine, []) == 1
     writer(spool, engine).run()
     assert [(ticker, value) for ticker, value, *_ in query(engine, OBSERVATIONS)] == [("A", 2.0), ("B", 0.5)]
     assert query(engine, "SELECT ticker, value FROM revisions") == [("A", 666.0)]
@@ -556,7 +559,7 @@ async def test_what_is_said_again_after_a_letter_that_was_retried_is_current_aga
     made._begin()
     await put(spool, frame([row(value=1)], received_us=T0 + 10))
     made.step()
-    retried = structs.replace(frame([row(value=2)], received_us=T0 + 50), letter=1)
+    retried = structs.replace(frame([row(value=2)], received_us=T0 + 50), retry_of=1)
     await put(spool, retried, frame([row(value=1)], received_us=T0 + 60))
     made.step()
     assert query(engine, OBSERVATIONS) == [("AAPL", 1.0, 2, "stream", 3)]
@@ -565,7 +568,7 @@ async def test_what_is_said_again_after_a_letter_that_was_retried_is_current_aga
 async def test_a_dead_frame_goes_the_whole_way_again(spool: Spool, engine: Engine) -> None:
     await put(spool, frame("{bad"), Frame(T0, "c", "stream", "", "p", "{}", "42[]"))
     writer(spool, engine).run()
-    assert await retry_letters(spool, engine, [1]) == 1
+    assert await requeue_dead_letters(spool, engine, [1]) == 1
     writer(spool, engine).run()
     letters = query(engine, "SELECT dead_letter_id, seq, body, retried_at IS NULL FROM dead_letters ORDER BY 1")
     assert [(n, seq, body, bool(new)) for n, seq, body, new in letters] == [
@@ -573,7 +576,7 @@ async def test_a_dead_frame_goes_the_whole_way_again(spool: Spool, engine: Engin
         (2, 2, "42[]", True),
         (3, 3, "{bad", True),
     ]
-    assert await retry_letters(spool, engine, []) == 2
+    assert await requeue_dead_letters(spool, engine, []) == 2
     assert audit(engine) == []
 
 
@@ -581,12 +584,12 @@ async def test_letters_leave_the_spool_room_and_those_that_die_again_are_not_tri
     tmp_path: Path, engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(letters, "PAGE_LETTERS", 10)
-    monkeypatch.setattr(dead_letters, "LOOK_SECONDS", 0.01)
+    monkeypatch.setattr(dead_letters, "POLL_SECONDS", 0.01)
     small = Spool(tmp_path / "small", max_bytes=20_000, sync_every_seconds=0.001)
     small.start(_unexpected)
     await put(small, *(frame("{bad" + "x" * 300) for _ in range(60)))
     writer(small, engine).run()
-    retrying = asyncio.create_task(retry_letters(small, engine, []))
+    retrying = asyncio.create_task(requeue_dead_letters(small, engine, []))
     await asyncio.sleep(0.3)
     assert 1_000 < small.live_bytes < 10_000
     made = writer(small, engine)

@@ -202,7 +202,7 @@ class Memory:
     def head(self) -> int:
         return len(self.all)
 
-    async def room(self) -> None:
+    async def wait_for_space(self) -> None:
         await self.roomy.wait()
 
     async def durable(self, seq: int) -> None:

@@ -105,7 +105,7 @@ async def test_too_much_unsynced_asks_the_reader_to_pause(tmp_path: Path) -> Non
         for _ in range(34):
             spool.append(frame("x" * (1 << 20)))
         assert spool.congested
-        await spool.room()
+        await spool.wait_for_space()
         assert not spool.congested
 
 
@@ -128,10 +128,10 @@ async def test_who_waits_for_entries_can_be_called_away(tmp_path: Path) -> None:
 async def test_a_heartbeat_says_up_to_where_all_was_received(tmp_path: Path) -> None:
     async with opened(tmp_path) as spool:
         spool.append(fact())
-        spool.beat(1234)
+        spool.heartbeat(1234)
         await spool.durable(1)
         await spool.durable(spool.append(fact()))
-        assert spool.heartbeat == (1234, 1)
+        assert spool.durable_heartbeat == (1234, 1)
     async with opened(tmp_path) as spool:
         assert spool.last_heartbeat_us == 1234
 
@@ -139,10 +139,10 @@ async def test_a_heartbeat_says_up_to_where_all_was_received(tmp_path: Path) -> 
 async def test_a_heartbeat_is_not_on_the_disk_before_what_it_vouches_for(tmp_path: Path) -> None:
     async with opened(tmp_path, sync_every_seconds=3600) as spool:
         spool.append(fact())
-        spool.beat(1234)
+        spool.heartbeat(1234)
         async with asyncio.timeout(5):
             await spool.durable(1)  # with the heartbeat, and not in an hour
-        assert spool.heartbeat == (1234, 1)
+        assert spool.durable_heartbeat == (1234, 1)
 
 
 async def test_an_entry_synced_while_the_oldest_is_looked_for_does_not_count_as_gone(
@@ -176,7 +176,7 @@ async def test_the_folder_is_nobody_elses(tmp_path: Path) -> None:
 
 async def test_a_spool_of_the_first_format_is_read_and_gone_on_with(tmp_path: Path) -> None:
     """Its chunks have a list of entries, each frame with all of its names."""
-    entries = [frame([1], received_us=1), fact(at_us=2), frame([2], received_us=3, letter=4)]
+    entries = [frame([1], received_us=1), fact(at_us=2), frame([2], received_us=3, retry_of=4)]
     async with opened(tmp_path) as spool:
         await spool.durable([spool.append(entry) for entry in entries][-1])
         spool_id = spool.spool_id
@@ -189,7 +189,7 @@ async def test_a_spool_of_the_first_format_is_read_and_gone_on_with(tmp_path: Pa
     with closing(sqlite3.connect(tmp_path / "spool.db")) as db:
         assert db.execute("SELECT format FROM head").fetchone() == (1,)
     async with opened(tmp_path) as spool:
-        assert (spool.spool_id, spool.set_aside) == (spool_id, None)
+        assert (spool.spool_id, spool.quarantined) == (spool_id, None)
         await spool.durable(spool.append(entries[0]))
         assert spool.read(0, max_entries=99) == list(enumerate([*entries, entries[0]], 1))
     with closing(sqlite3.connect(tmp_path / "spool.db")) as db:  # a program that knows no other must not read on
@@ -215,8 +215,8 @@ async def test_an_unreadable_spool_is_set_aside_and_a_new_one_begins(tmp_path: P
         db.close()
     async with opened(tmp_path) as spool:
         assert spool.spool_id != old
-        assert spool.set_aside is not None
-        assert (spool.set_aside / "spool.db").exists()
+        assert spool.quarantined is not None
+        assert (spool.quarantined / "spool.db").exists()
         assert spool.append(fact()) == 1
 
 
@@ -225,22 +225,22 @@ async def test_a_condemned_spool_is_set_aside_at_the_next_start_which_is_known_u
 ) -> None:
     async with opened(tmp_path) as spool:
         await spool.durable(spool.append(fact()))
-        spool.condemn()
+        spool.mark_corrupt()
     async with opened(tmp_path) as spool:
-        aside = spool.set_aside
+        aside = spool.quarantined
         assert aside is not None
         assert spool.synced == 0
     async with opened(tmp_path) as spool:
-        assert spool.set_aside == aside
+        assert spool.quarantined == aside
         await spool.durable(spool.append(fact()))
     async with opened(tmp_path) as spool:
-        assert spool.set_aside is None
+        assert spool.quarantined is None
 
 
 async def test_a_new_name_lasts(tmp_path: Path) -> None:
     async with opened(tmp_path) as spool:
         old = spool.spool_id
-        spool.begin_anew()
+        spool.reset_id()
         name = spool.spool_id
         assert name != old
     async with opened(tmp_path) as spool:
@@ -306,5 +306,5 @@ async def test_every_entry_that_was_durable_survives_a_kill(tmp_path: Path) -> N
     )
     assert done.returncode == -9
     async with opened(tmp_path) as spool:
-        assert spool.set_aside is None
+        assert spool.quarantined is None
         assert spool.synced in (400, 401)

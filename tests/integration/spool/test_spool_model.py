@@ -87,7 +87,7 @@ class SpoolAgainstModel(Counted):
     def beat(self) -> None:
         self._beats += 1
         self.heartbeat = (T0 + self._beats, len(self.given))
-        self.spool.beat(self.heartbeat[0])
+        self.spool.heartbeat(self.heartbeat[0])
         self._await(self._published(self.heartbeat))
         self.synced = len(self.given)
         # Whatever is written, what was acknowledged goes with it, chunk by chunk.
@@ -95,7 +95,7 @@ class SpoolAgainstModel(Counted):
         assert self.spool.live_bytes == 0 or self.told < len(self.given)
 
     async def _published(self, heartbeat: tuple[int, int]) -> None:
-        while self.spool.heartbeat != heartbeat:
+        while self.spool.durable_heartbeat != heartbeat:
             await asyncio.sleep(0.0005)
 
     # -- what comes out
@@ -120,9 +120,9 @@ class SpoolAgainstModel(Counted):
         self.told = self.position
 
     @rule()
-    def begin_anew(self) -> None:
+    def reset_id(self) -> None:
         self._hold_still()
-        self.spool.begin_anew()
+        self.spool.reset_id()
         assert self.spool.spool_id != self.name
         self.name = self.spool.spool_id
 
@@ -164,11 +164,11 @@ class SpoolAgainstModel(Counted):
         self.sync()
 
     @rule()
-    def condemn(self) -> None:
-        self.spool.condemn()
+    def mark_corrupt(self) -> None:
+        self.spool.mark_corrupt()
         self._await(self.spool.close())
         self._open(self._folder)
-        assert self.spool.set_aside is not None
+        assert self.spool.quarantined is not None
         assert self.spool.spool_id != self.name
         self._begin_model()
         self._recovered()
@@ -190,14 +190,14 @@ class SpoolAgainstModel(Counted):
         shutil.rmtree(self._folder)
         self._open(copy)
         assert self.spool.crashed
-        assert self.spool.set_aside is None
+        assert self.spool.quarantined is None
         assert self.spool.spool_id == self.name
 
     def _recovered(self) -> None:
         """What was synced is there; what was not may be, in order."""
         assert self.synced <= self.spool.head == self.spool.synced <= len(self.given)
         assert self.spool.acked <= self.position
-        assert self.spool.heartbeat == self.heartbeat
+        assert self.spool.durable_heartbeat == self.heartbeat
         assert self.spool.live_bytes == self._stored_bytes()
         del self.given[self.spool.head :]
         self.synced = self.spool.head

@@ -11,7 +11,7 @@ import pytest
 from sqlalchemy import Engine, text
 
 from ingestor.config.model import RetentionConfig as Horizons
-from ingestor.core.times import microseconds
+from ingestor.core.times import to_us
 from ingestor.store import views
 from ingestor.store.maintenance import coverage_compaction, retention
 from ingestor.store.maintenance.retention import Retention
@@ -40,7 +40,7 @@ def fold(db: Database, before: str, *, keep: str = "1d") -> None:
     """A whole sweep, of what was over by then."""
     horizons = Horizons.model_validate({"payloads": "forever", "samples": "forever", "journal": keep})
     made = Retention(db.engine, horizons)
-    while made.step(1, microseconds(at(before) + timedelta(seconds=horizons.journal or 0))).has_more:
+    while made.step(1, to_us(at(before) + timedelta(seconds=horizons.journal or 0))).has_more:
         assert unbalanced(db) == []
 
 
@@ -150,7 +150,7 @@ def test_the_last_day_is_as_it_was_however_little_is_kept(db: Database) -> None:
         db.state(1, 1, state, start, end)
     db.repair(1, "+2 11:00", "+2 12:00")
     horizons = Horizons.model_validate({"journal": "1s"})
-    Retention(db.engine, horizons).step(1, microseconds(now))
+    Retention(db.engine, horizons).step(1, to_us(now))
     assert len(table(db)) == 2
 
 
@@ -169,7 +169,7 @@ def test_coverage_is_read_once_a_day(db: Database) -> None:
     made = Retention(db.engine, Horizons.model_validate({"journal": "1d", "payloads": "forever"}))
 
     def sweep(clock: str) -> int:
-        while made.step(1, microseconds(at(clock))).has_more:
+        while made.step(1, to_us(at(clock))).has_more:
             pass
         return len(table(db))
 

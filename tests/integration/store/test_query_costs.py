@@ -59,7 +59,7 @@ def steps(path: Path, template: Path, rows: int, statistics: bool) -> int:
     known = [row(f"OTHER{number}", value=0.25 if number % 2 else 0.75) for number in range(1, 21)]
     assembly.add((2, frame([*known, *(row(f"NEW{number}") for number in range(20)), {"ticker": "bad"}])))
     written = database.write(assembly.batch)
-    database.heartbeat(T0)
+    database.publish_heartbeat(T0)
     engine.dispose()
     assert (written.new, written.revised, written.duplicate, written.dead_rows) == (20, 10, 10, 1)
     return len(counted)

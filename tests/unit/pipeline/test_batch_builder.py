@@ -39,7 +39,7 @@ def test_the_last_of_several_counts_and_only_what_was_heard_live() -> None:
     assembly.add((1, frame([row("AAPL")])))
     assembly.add((2, frame([row("AAPL"), row("ON")], received_us=T0 + 5)))
     assembly.add((3, frame([row("TSLA")], source="backfill", received_us=T0 + 9)))
-    assembly.add((4, frame([row("TSLA")], received_us=T0 + 9, letter=7)))
+    assembly.add((4, frame([row("TSLA")], received_us=T0 + 9, retry_of=7)))
     assembly.add((5, fact(at_us=T0 + 9)))
     at = T0 + 5
     assert assembly.heard == {(CROWD, "{}", ""): at, (CROWD, "{}", "AAPL"): at, (CROWD, "{}", "ON"): at}
@@ -55,7 +55,7 @@ def told(*frames: Frame) -> list[tuple[float, int]]:
     return [(row.value, row.seq) for row in batch.rows]
 
 
-@pytest.mark.parametrize("more", [{}, {"source": "snapshot"}, {"letter": 7}], ids=["live", "a snapshot", "a retry"])
+@pytest.mark.parametrize("more", [{}, {"source": "snapshot"}, {"retry_of": 7}], ids=["live", "a snapshot", "a retry"])
 def test_a_value_said_over_and_over_in_a_batch_is_written_each_time(more: dict[str, Any]) -> None:
     # Between any two of them another instance may have said another value, and then each of them counts.
     same = frame([row(value=1)], **more)

@@ -24,7 +24,7 @@ def test_a_batch_is_full_by_rows_or_by_bytes(rows: int, size_bytes: int, full: b
     [(0, 5.0, 1.0), (1, 0.04, pytest.approx(0.06)), (1, 7.0, 0.0)],
 )
 def test_an_entry_waits_for_company_no_longer_than_allowed(rows: int, age_seconds: float, patience: float) -> None:
-    assert POLICY.patience_seconds(rows=rows, age_seconds=age_seconds, idle_seconds=1.0) == patience
+    assert POLICY.wait_seconds(rows=rows, age_seconds=age_seconds, idle_seconds=1.0) == patience
 
 
 @pytest.mark.parametrize(
@@ -37,12 +37,12 @@ def test_an_entry_waits_for_company_no_longer_than_allowed(rows: int, age_second
     ],
 )
 def test_a_batch_is_waited_for_by_what_is_in_it(rows: int, entries: int, missing: int) -> None:
-    assert POLICY.missing(rows=rows, entries=entries) == missing
+    assert POLICY.entries_to_full(rows=rows, entries=entries) == missing
 
 
 @pytest.mark.parametrize(
     ("age_seconds", "patience"), [(0.0, pytest.approx(0.08)), (0.07, pytest.approx(0.01)), (0.09, 0.0)]
 )
 def test_what_an_entry_has_waited_before_counts(age_seconds: float, patience: float) -> None:
-    policy = BatchPolicy(max_rows=100, max_wait_seconds=0.1, waited_seconds=0.02)
-    assert policy.patience_seconds(rows=1, age_seconds=age_seconds, idle_seconds=1.0) == patience
+    policy = BatchPolicy(max_rows=100, max_wait_seconds=0.1, already_waited_seconds=0.02)
+    assert policy.wait_seconds(rows=1, age_seconds=age_seconds, idle_seconds=1.0) == patience

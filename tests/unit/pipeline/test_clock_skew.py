@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from ingestor.pipeline.batch_builder import BatchBuilder
-from ingestor.pipeline.clock_skew import FEEDS, ClockSkewMonitor, described
+from ingestor.pipeline.clock_skew import MAX_FEEDS, ClockSkewMonitor, format_skew
 from tests.support.entries import T0, decoder, frame, row
 
 HOUR_US = 3_600_000_000
@@ -19,7 +19,7 @@ def test_the_last_stamp_of_a_feed_is_measured_against_its_receipt_and_only_what_
     assembly.add((2, frame(envelope("2025-12-31T20:00:00.5Z"), received_us=T0)))
     assembly.add((3, frame(envelope("2026-01-01T00:00:09Z", "user-sentiment"), received_us=T0)))
     assembly.add((4, frame(envelope("2026-01-01T00:00:00Z"), received_us=T0, source="snapshot")))
-    assembly.add((5, frame(envelope("2026-01-01T00:00:00Z"), received_us=T0, letter=3)))
+    assembly.add((5, frame(envelope("2026-01-01T00:00:00Z"), received_us=T0, retry_of=3)))
     assembly.add((6, frame(envelope("never"), received_us=T0)))
     assembly.add((7, frame([row()], received_us=T0)))
     assert assembly.skews_us == {"crowd-sentiment": -4 * HOUR_US + 500_000, "user-sentiment": 9_000_000}
@@ -27,18 +27,18 @@ def test_the_last_stamp_of_a_feed_is_measured_against_its_receipt_and_only_what_
 
 def test_a_feed_that_is_hours_off_is_told_of_once_until_it_has_come_right() -> None:
     skews = ClockSkewMonitor()
-    assert list(skews.learn({"a": -4 * HOUR_US, "b": -2_000_000})) == [("a", -14_400.0)]
-    assert list(skews.learn({"a": -4 * HOUR_US - 1})) == []
+    assert list(skews.update({"a": -4 * HOUR_US, "b": -2_000_000})) == [("a", -14_400.0)]
+    assert list(skews.update({"a": -4 * HOUR_US - 1})) == []
     assert skews.seconds == {"a": -14_400.000001, "b": -2.0}
-    assert list(skews.learn({"a": 0})) == []
-    assert list(skews.learn({"a": HOUR_US})) == [("a", 3600.0)]
+    assert list(skews.update({"a": 0})) == []
+    assert list(skews.update({"a": HOUR_US})) == [("a", 3600.0)]
 
 
 def test_what_an_envelope_may_name_is_bounded() -> None:
     skews = ClockSkewMonitor()
-    list(skews.learn({str(number): 0 for number in range(FEEDS + 10)}))
-    list(skews.learn({"0": 1_000_000, "another": 0}))
-    assert len(skews.seconds) == FEEDS
+    list(skews.update({str(number): 0 for number in range(MAX_FEEDS + 10)}))
+    list(skews.update({"0": 1_000_000, "another": 0}))
+    assert len(skews.seconds) == MAX_FEEDS
     assert skews.seconds["0"] == 1
 
 
@@ -52,4 +52,4 @@ def test_what_an_envelope_may_name_is_bounded() -> None:
     ],
 )
 def test_a_skew_in_words(seconds: float, told: str) -> None:
-    assert described(seconds) == told
+    assert format_skew(seconds) == told

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from ingestor.core.times import microseconds
+from ingestor.core.times import to_us
 from ingestor.pipeline.decoder import DecodedFrame
 from ingestor.repair import verification
 from ingestor.repair.plan import HistoryQuery
@@ -13,7 +13,7 @@ from tests.support.entries import decoder, frame, row
 from tests.support.repairs import at, repair
 
 GAP = repair(at(1, 0, 30, 20), at(1, 0, 50))
-CAME_US = microseconds(at(1, 1, 0))
+CAME_US = to_us(at(1, 1, 0))
 LONG_AGO = row() | {"ts": "2025-12-31T22:59:00.000Z"}
 STEP = HistoryQuery(start=at(1, 0, 0), end=at(1, 1, 0), ticker="AAPL")
 

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from ingestor.spool.fill_level import FillLevel, fill
+from ingestor.spool.fill_level import FillLevel, next_fill_level
 
 
 @pytest.mark.parametrize(
@@ -20,4 +20,4 @@ from ingestor.spool.fill_level import FillLevel, fill
     ],
 )
 def test_how_full_the_spool_is(before: FillLevel, used_percent: float, disk_full: bool, after: FillLevel) -> None:
-    assert fill(before, used_percent=used_percent, disk_full=disk_full) is after
+    assert next_fill_level(before, used_percent=used_percent, disk_full=disk_full) is after

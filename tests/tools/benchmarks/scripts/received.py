@@ -29,7 +29,7 @@ class Count:
         self.head += 1
         return self.head
 
-    async def room(self) -> None:
+    async def wait_for_space(self) -> None:
         """There is always room."""
 
     async def durable(self, seq: int) -> None:
