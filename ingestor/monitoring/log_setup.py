@@ -1,45 +1,37 @@
-"""Log lines: text for people on a terminal, fields for the journal, JSON for everything else.
+"""Set up logging: text for a terminal, fields for the journal, JSON for everything else.
 
-All of them pass one formatter, those of libraries and their tracebacks too. There secrets are masked, and what
-outsiders wrote is made harmless: it cannot begin a line of its own, move the cursor or turn the text round. Who logs
-never waits for who reads: see ``outlet``; and what repeats is counted: see ``repeats``.
+Every record of the process passes the same formatter (``log_format``), those of libraries and tracebacks included.
+Logging never waits for a reader (``nonblocking_stream``). Repeated warnings are counted, not logged (``log_dedup``).
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import os
-import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
-from pathlib import Path
+from collections.abc import Callable, Iterable, Mapping
 from types import TracebackType
 from typing import Any, Literal, TextIO
 
 import structlog
 from structlog.stdlib import ProcessorFormatter
-from structlog.typing import EventDict, Processor, WrappedLogger
+from structlog.typing import EventDict, Processor
 
 from ingestor.core.entries import Fact
-from ingestor.core.redaction import MASK, redactor
+from ingestor.monitoring import journald
 from ingestor.monitoring.log_dedup import DuplicateFilter
+from ingestor.monitoring.log_format import TRACEBACK_FIELDS, console_renderer, sanitize_event
 from ingestor.monitoring.nonblocking_stream import NonBlockingWriter
 from ingestor.monitoring.status import severity
 
 Format = Literal["auto", "console", "json"]
-Form = Literal["console", "json", "journal"]
+ResolvedFormat = Literal["console", "json", "journal"]
 
-JOURNAL = Path("/run/systemd/journal/socket")
-LONGEST = 4096  # characters of one value; tracebacks are spared
-
-_SECRET_KEYS = frozenset({"token", "api_key", "password", "authorization"})
-_TRACEBACKS = frozenset({"exception", "stack"})
-_TAKEN = frozenset({"event", "level", "logger", "timestamp", "exc_info", "stack_info", *_TRACEBACKS})
-_PRIORITIES = {"critical": "2", "error": "3", "warning": "4", "info": "6", "debug": "7"}  # of syslog(3)
+# Fields that a log line has anyway: a field of a fact with such a name gets a prefix.
+_RESERVED_FIELDS = frozenset({"event", "level", "logger", "timestamp", "exc_info", "stack_info", *TRACEBACK_FIELDS})
 
 _PREPARE: tuple[Processor, ...] = (
     structlog.contextvars.merge_contextvars,
@@ -54,11 +46,11 @@ _PREPARE: tuple[Processor, ...] = (
 def configure(level: str, format: Format = "auto", stream: TextIO | None = None) -> None:
     """Send every log record and warning of this process to ``stream`` (default: stderr). May be called again.
 
-    Below ``debug``, libraries are heard from ``warning`` on.
+    Unless ``level`` is ``debug``, libraries log from ``warning`` up.
     """
     stream = stream or sys.stderr
-    form = resolve_format(format, terminal=stream.isatty(), journal=is_journal_stream(stream, os.environ))
-    _replace_handler(_handler(form, stream, colors=stream.isatty() and _wants_colors(os.environ)))
+    resolved = resolve_format(format, terminal=stream.isatty(), journal=journald.is_journal_stream(stream, os.environ))
+    _replace_handler(_make_handler(resolved, stream, colors=stream.isatty() and _wants_colors(os.environ)))
     _set_levels(logging.getLevelNamesMapping()[level.upper()])
     logging.captureWarnings(True)
     structlog.configure(
@@ -72,8 +64,8 @@ def configure(level: str, format: Format = "auto", stream: TextIO | None = None)
     )
 
 
-def resolve_format(format: Format, *, terminal: bool, journal: bool) -> Form:
-    """What the lines look like: as told, or as suits where they go."""
+def resolve_format(format: Format, *, terminal: bool, journal: bool) -> ResolvedFormat:
+    """Return the format that was configured or, for ``auto``, the one that suits the destination."""
     if format != "auto":
         return format
     if terminal:
@@ -81,20 +73,11 @@ def resolve_format(format: Format, *, terminal: bool, journal: bool) -> Form:
     return "journal" if journal else "json"
 
 
-def is_journal_stream(stream: TextIO, env: Mapping[str, str]) -> bool:
-    """Is ``stream`` connected to the journal? ``JOURNAL_STREAM`` is its device and inode (systemd.exec(5))."""
-    try:
-        stat = os.fstat(stream.fileno())
-    except (OSError, ValueError):  # no file behind it, or closed
-        return False
-    return env.get("JOURNAL_STREAM") == f"{stat.st_dev}:{stat.st_ino}"
-
-
 def log_fact(fact: Fact) -> None:
-    """One line for one fact. A fact about many subscriptions says how many, not which."""
-    fields = {f"fact_{key}" if key in _TAKEN else key: value for key, value in fact.detail.items()}
+    """Log one line for a fact. If it concerns many subscriptions, the line has their number and the first of them."""
+    fields = {f"fact_{key}" if key in _RESERVED_FIELDS else key: value for key, value in fact.detail.items()}
     if fact.others:
-        fields.pop("reason", None)  # is that of subscriptions which it does not name
+        fields.pop("reason", None)  # it applies to the subscriptions that the fact does not name
     elif fact.state:
         fields["state"] = fact.state
     if fact.subscriptions and not fact.others:
@@ -104,7 +87,7 @@ def log_fact(fact: Fact) -> None:
 
 
 def loop_error_handler(count: Callable[[], None]) -> Callable[[asyncio.AbstractEventLoop, dict[str, Any]], None]:
-    """For ``loop.set_exception_handler``: an error that no task caught is logged, and counted by ``count``."""
+    """Return a handler for ``loop.set_exception_handler`` that logs errors no task caught, and calls ``count``."""
 
     def handle(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         count()
@@ -116,47 +99,15 @@ def loop_error_handler(count: Callable[[], None]) -> Callable[[asyncio.AbstractE
 
 
 def log_uncaught_errors() -> None:
-    """Let errors that end the program or a thread pass the formatter: the interpreter would print them unmasked."""
-    sys.excepthook = _uncaught
-    threading.excepthook = lambda args: _uncaught(args.exc_type, args.exc_value, args.exc_traceback)
-    sys.unraisablehook = lambda args: _uncaught(args.exc_type, args.exc_value, args.exc_traceback)
-
-
-def to_plain(value: object) -> object:
-    """``value`` as JSON has it, every text in it scrubbed of secrets and cut to ``LONGEST`` characters."""
-    match value:
-        case None | bool() | int():
-            return value
-        case Mapping():
-            return {_text(key): _value(str(key), inner) for key, inner in value.items()}
-        case list() | tuple() | set() | frozenset():
-            return [to_plain(inner) for inner in value]
-        case _:
-            return _cut(_text(value))
-
-
-def printable(text: str) -> str:
-    """``text`` on one line: newlines, control characters, ANSI and what turns the writing direction are spelled out."""
-    if text.isprintable():
-        return text
-    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode("ascii") for char in text)
-
-
-def encode_datagram(fields: Mapping[str, str]) -> bytes:
-    """``fields`` in the journal's native protocol: a value with a newline has its length before it."""
-    parts = []
-    for name, value in fields.items():
-        raw = value.encode(errors="backslashreplace")
-        if b"\n" in raw:
-            parts.append(name.encode() + b"\n" + len(raw).to_bytes(8, "little") + raw + b"\n")
-        else:
-            parts.append(name.encode() + b"=" + raw + b"\n")
-    return b"".join(parts)
+    """Log errors that end the program or a thread. The interpreter would print them with secrets in them."""
+    sys.excepthook = _log_uncaught
+    threading.excepthook = lambda args: _log_uncaught(args.exc_type, args.exc_value, args.exc_traceback)
+    sys.unraisablehook = lambda args: _log_uncaught(args.exc_type, args.exc_value, args.exc_traceback)
 
 
 def _replace_handler(handler: logging.Handler) -> None:
     root = logging.getLogger()
-    for old in [each for each in root.handlers if isinstance(each, _DedupHandler)]:
+    for old in [existing for existing in root.handlers if isinstance(existing, _DedupHandler)]:
         root.removeHandler(old)
         old.close()
     root.addHandler(_DedupHandler(handler))
@@ -165,198 +116,108 @@ def _replace_handler(handler: logging.Handler) -> None:
 def _set_levels(level: int) -> None:
     logging.getLogger().setLevel(level if level == logging.DEBUG else max(level, logging.WARNING))
     logging.getLogger("ingestor").setLevel(level)
-    # At debug it would spell out every statement with its rows: the writer would do little else.
+    # At debug, SQLAlchemy logs every statement with its rows, which would slow the writer to a crawl.
     logging.getLogger("sqlalchemy").setLevel(logging.WARNING)
 
 
-def _handler(form: Form, stream: TextIO, *, colors: bool) -> logging.Handler:
-    lines = _StreamHandler(stream)
-    if form == "journal":
-        lines.setFormatter(_formatter(_console(colors=False)))
-        journal = _JournaldHandler(JOURNAL, fallback=lines)
-        journal.setFormatter(_formatter(_journal_fields))
-        return journal
-    lines.setFormatter(
-        _formatter(_console(colors=colors) if form == "console" else structlog.processors.JSONRenderer(sort_keys=False))
-    )
-    return lines
+def _make_handler(format: ResolvedFormat, stream: TextIO, *, colors: bool) -> logging.Handler:
+    handler = _StreamHandler(stream)
+    if format == "json":
+        handler.setFormatter(_formatter(structlog.processors.JSONRenderer(sort_keys=False)))
+        return handler
+    handler.setFormatter(_formatter(console_renderer(colors=colors and format == "console")))
+    if format == "console":
+        return handler
+    journal = journald.JournaldHandler(journald.SOCKET_PATH, fallback=handler)
+    journal.setFormatter(_formatter(journald.render_fields))
+    return journal
 
 
 def _formatter(render: Processor) -> logging.Formatter:
     return ProcessorFormatter(
-        foreign_pre_chain=[*_PREPARE, structlog.stdlib.ExtraAdder(), _own],
+        foreign_pre_chain=[*_PREPARE, structlog.stdlib.ExtraAdder(), _drop_formatted_fields],
         processors=[
             ProcessorFormatter.remove_processors_meta,
-            _clean,
+            sanitize_event,
             render,
         ],
     )
 
 
-def _own(_logger: object, _name: str, event: EventDict) -> EventDict:
-    """Without what other formatters have left in the record: to structlog it looks like fields of the event."""
+def _drop_formatted_fields(_logger: object, _name: str, event: EventDict) -> EventDict:
+    """Drop what other formatters left in the record: structlog takes it for fields of the event."""
     event.pop("message", None)
     event.pop("asctime", None)
     return event
 
 
 class _DedupHandler(logging.Handler):
-    """Hands on what is no repetition."""
+    """Passes records on to another handler, without the repetitions."""
 
-    def __init__(self, told: logging.Handler) -> None:
+    def __init__(self, inner: logging.Handler) -> None:
         super().__init__()
-        self._told, self._repeats = told, DuplicateFilter()
+        self._inner, self._filter = inner, DuplicateFilter()
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
-            news = list(self._repeats.admit(record, time.monotonic()))
-        except Exception:  # it cannot be read, and the next one says so
-            news = [record]
-        for one in news:
-            self._told.handle(one)
+            records = list(self._filter.admit(record, time.monotonic()))
+        except Exception:  # the message cannot be formatted; the inner handler reports that
+            records = [record]
+        self._pass_on(records)
 
     def flush(self) -> None:
-        self._told.flush()
+        self._inner.flush()
 
     def close(self) -> None:
-        rest = self._repeats.flush()
-        for one in rest:
-            self._told.handle(one)
-        if rest:
-            self._told.flush()
-        self._told.close()
+        summaries = self._filter.flush()
+        self._pass_on(summaries)
+        if summaries:
+            self._inner.flush()
+        self._inner.close()
         super().close()
+
+    def _pass_on(self, records: Iterable[logging.LogRecord]) -> None:
+        for record in records:
+            self._inner.handle(record)
 
 
 class _StreamHandler(logging.Handler):
-    """Formats where the record was made, with that moment's context and values; only the writing is for later."""
+    """Formats a record at once, with the context and the secrets of that moment. Another thread writes it."""
 
     def __init__(self, stream: TextIO) -> None:
         super().__init__()
-        self._outlet = NonBlockingWriter(stream, self._missing)
+        self._writer = NonBlockingWriter(stream, self._missing_notice)
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
-            self._outlet.write(self.format(record) + "\n")
+            self._writer.write(self.format(record) + "\n")
         except Exception:
             self.handleError(record)
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 (logging's own name)
-        # The inherited one prints the message, its arguments and a traceback as they are, secrets and all.
+        # The inherited method prints the message, its arguments and a traceback with secrets in them.
         error = sys.exc_info()[0]
-        what = f"{record.name}:{record.lineno}: {error.__name__ if error else 'error'}"
-        self._outlet.write(f"a log line could not be written ({what})\n")
+        where = f"{record.name}:{record.lineno}: {error.__name__ if error else 'error'}"
+        self._writer.write(f"a log line could not be formatted and was dropped ({where})\n")
 
     def flush(self) -> None:
-        self._outlet.flush()
+        self._writer.flush()
 
     def close(self) -> None:
-        self._outlet.close()
+        self._writer.close()
         super().close()
 
-    def _missing(self, count: int) -> str:
-        said = {"msg": "%d log lines are missing here: nobody read them", "args": (count,), "name": "ingestor"}
-        level = {"levelno": logging.WARNING, "levelname": "WARNING"}
-        return self.format(logging.makeLogRecord({**said, **level})) + "\n"
-
-
-class _JournaldHandler(logging.Handler):
-    """Sends to the journal's own socket; what that does not take (too long, no journal) goes to ``fallback``."""
-
-    def __init__(self, path: Path, fallback: logging.Handler) -> None:
-        super().__init__()
-        self._path, self._fallback = str(path), fallback
-        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
-        self._socket.setblocking(False)
-
-    def emit(self, record: logging.LogRecord) -> None:
-        try:
-            self._socket.sendto(encode_datagram(json.loads(self.format(record))), self._path)
-        except OSError:
-            self._fallback.handle(record)
-        except Exception:
-            self._fallback.handleError(record)
-
-    def flush(self) -> None:
-        self._fallback.flush()
-
-    def close(self) -> None:
-        self._socket.close()
-        self._fallback.close()
-        super().close()
-
-
-def _clean(logger: WrappedLogger, method: str, event: EventDict) -> EventDict:
-    # Here and not on the finished line: in JSON a mask could swallow the quote that ends a value.
-    return {
-        printable(_text(key)): redactor.scrub(str(value)) if key in _TRACEBACKS else _value(key, value)
-        for key, value in event.items()
-    }
-
-
-def _value(key: str, value: object) -> object:
-    return MASK if key.lower() in _SECRET_KEYS else to_plain(value)
-
-
-def _text(value: object) -> str:
-    try:
-        return redactor.scrub(str(value))
-    except Exception:  # somebody else's __str__
-        return f"<unprintable {type(value).__name__}>"
-
-
-def _cut(text: str) -> str:
-    return text if len(text) <= LONGEST else f"{text[:LONGEST]}… ({len(text)} characters)"
-
-
-def _console(*, colors: bool) -> Processor:
-    # repr for every value: it quotes, and spells out what is not printable.
-    render = structlog.dev.ConsoleRenderer(
-        colors=colors, repr_native_str=True, exception_formatter=structlog.dev.plain_traceback
-    )
-
-    def console(logger: WrappedLogger, method: str, event: EventDict) -> str:
-        return render(logger, method, _one_line(event))
-
-    return console
-
-
-def _one_line(event: EventDict) -> EventDict:
-    def shown(key: str, value: object) -> object:
-        if key in {"event", "logger"}:
-            return printable(str(value))
-        if key in _TRACEBACKS:
-            # Indented, so that a newline in an error's message cannot look like another log line.
-            return "\n".join("    " + printable(line) for line in str(value).split("\n"))
-        return value
-
-    return {key: shown(key, value) for key, value in event.items()}
-
-
-def _journal_fields(logger: WrappedLogger, method: str, event: EventDict) -> str:
-    stamps = {key: event.pop(key, "") for key in ("timestamp", "level")}  # the journal has its own
-    fields = {
-        "MESSAGE": _console(colors=False)(logger, method, dict(event)),
-        "PRIORITY": _PRIORITIES.get(stamps["level"], "5"),
-        "SYSLOG_IDENTIFIER": "ingestor",
-    }
-    for key, value in event.items():
-        if key not in {"event", *_TRACEBACKS}:
-            fields[_field_name(key)] = value if isinstance(value, str) else json.dumps(value)
-    return json.dumps(fields)
-
-
-def _field_name(key: str) -> str:
-    # Upper-case ASCII letters, digits and _, at most 64 (systemd.journal-fields(7)); the rest would drop the field.
-    name = "".join(char if char.isascii() and char.isalnum() else "_" for char in key)
-    return f"INGESTOR_{name.upper()}"[:64]
+    def _missing_notice(self, count: int) -> str:
+        message = {"msg": "%d log lines were dropped here: the reader was too slow", "args": (count,)}
+        level = {"name": "ingestor", "levelno": logging.WARNING, "levelname": "WARNING"}
+        return self.format(logging.makeLogRecord({**message, **level})) + "\n"
 
 
 def _wants_colors(env: Mapping[str, str]) -> bool:
     return not env.get("NO_COLOR") and env.get("TERM") != "dumb"
 
 
-def _uncaught(kind: type[BaseException], error: BaseException | None, trace: TracebackType | None) -> None:
+def _log_uncaught(kind: type[BaseException], error: BaseException | None, trace: TracebackType | None) -> None:
     if issubclass(kind, KeyboardInterrupt | SystemExit):
-        return  # somebody's wish, not an error
+        return  # a request to end, not an error
     logging.getLogger("ingestor").critical("uncaught error", exc_info=(kind, error or kind(), trace))

@@ -1,4 +1,4 @@
-"""Log lines into a real pipe that nobody reads, or not yet."""
+"""Log into a real pipe whose reader is slow or absent."""
 
 from __future__ import annotations
 
@@ -17,29 +17,29 @@ from ingestor.core.redaction import redactor
 from ingestor.monitoring import log_setup, nonblocking_stream
 from ingestor.monitoring.nonblocking_stream import NonBlockingWriter
 
-SECRET = "a-key-that-nobody-may-read"
+SECRET = "a-key-to-mask"
 LINE = "x" * 1023 + "\n"
-MANY = 2 * nonblocking_stream.WAITING_CHARACTERS // len(LINE)  # more than pipe and outlet hold together
+MANY = 2 * nonblocking_stream.MAX_QUEUED_CHARACTERS // len(LINE)  # more than pipe and queue hold together
 log = logging.getLogger("ingestor.somewhere")
 
-NOISY = """
+LOGGING_PROGRAM = """
 import logging, sys
-from ingestor.monitoring import log_setup as logs
-logs.configure("info", "json")
+from ingestor.monitoring import log_setup
+log_setup.configure("info", "json")
 for number in range(int(sys.argv[1])):
     logging.getLogger("ingestor").info("%d %s", number, "x" * 1000)
 """
 
 
 class Pipe:
-    """A stream that writes into a pipe, and whoever reads at its other end."""
+    """A stream that writes into a pipe, and the pipe's reading end."""
 
     def __init__(self) -> None:
         self._end, end = os.pipe()
         self.stream: TextIO = os.fdopen(end, "w", encoding="utf-8")
 
     def read_all(self) -> str:
-        """Everything until the writing ends are closed."""
+        """Close our writing end and return everything until all others are closed."""
         self.stream.close()
         with os.fdopen(self._end, encoding="utf-8") as reader:
             return reader.read()
@@ -52,10 +52,10 @@ def pipe() -> Pipe:
 
 @pytest.fixture
 def full(pipe: Pipe) -> Iterator[Pipe]:
-    """More is logged than pipe and outlet hold, and nobody reads: a writer who waits would never come back."""
+    """Log more than pipe and queue hold, without a reader: a blocking writer would never return."""
     redactor.add(SECRET)
     log_setup.configure("info", "json", pipe.stream)
-    logging.getLogger().handlers[:] = logging.getLogger().handlers[-1:]  # pytest's own would take their time
+    logging.getLogger().handlers[:] = logging.getLogger().handlers[-1:]  # pytest's own are slow
     for number in range(MANY):
         log.info("%d %s %s", number, SECRET, "x" * 1000)
     yield pipe
@@ -71,24 +71,24 @@ def close_logs() -> None:
         handler.close()
 
 
-def missing(lines: list[dict[str, Any]]) -> list[int]:
-    notices = [line["event"] for line in lines if "are missing here" in line["event"]]
+def missing_counts(lines: list[dict[str, Any]]) -> list[int]:
+    notices = [line["event"] for line in lines if "were dropped here" in line["event"]]
     return [int(notice.split()[0]) for notice in notices]
 
 
 @pytest.mark.timeout(30)
-def test_who_logs_never_waits_and_what_found_no_room_is_told_when_it_flows_again(full: Pipe) -> None:
+def test_logging_never_blocks_and_reports_dropped_lines(full: Pipe) -> None:
     close_logs()
     lines = lines_of(full.read_all())
     numbers = [int(line["event"].split()[0]) for line in lines[:-1]]
-    assert numbers == list(range(len(numbers))), "the oldest are kept, in order"
-    assert missing(lines) == [MANY - len(numbers)]
+    assert numbers == list(range(len(numbers))), "the oldest lines are kept, in order"
+    assert missing_counts(lines) == [MANY - len(numbers)]
     assert (lines[-1]["level"], lines[-1]["logger"]) == ("warning", "ingestor")
 
 
 @pytest.mark.timeout(30)
-def test_a_secret_is_masked_in_lines_that_waited(full: Pipe) -> None:
-    redactor.forget(SECRET)  # as a token's is, some renewals later
+def test_secret_is_masked_in_queued_lines(full: Pipe) -> None:
+    redactor.forget(SECRET)  # as happens to a token's after some renewals
     close_logs()
     text = full.read_all()
     redactor.add(SECRET)
@@ -97,45 +97,43 @@ def test_a_secret_is_masked_in_lines_that_waited(full: Pipe) -> None:
 
 
 @pytest.mark.timeout(30)
-def test_the_lines_that_wait_are_bounded_and_those_that_were_dropped_counted(
-    pipe: Pipe, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(nonblocking_stream, "WAITING_CHARACTERS", 10 * len(LINE))
-    made = NonBlockingWriter(pipe.stream, lambda count: f"{count} missing\n")
+def test_queue_is_bounded_and_dropped_lines_are_counted(pipe: Pipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nonblocking_stream, "MAX_QUEUED_CHARACTERS", 10 * len(LINE))
+    writer = NonBlockingWriter(pipe.stream, lambda count: f"{count} missing\n")
     for _ in range(200):
-        made.write(LINE)
-    made.close()
+        writer.write(LINE)
+    writer.close()
     lines = pipe.read_all().splitlines(keepends=True)
     assert lines[:-1] == [LINE] * (len(lines) - 1)
     assert lines[-1] == f"{200 - len(lines) + 1} missing\n"
-    assert len(lines) <= 64 + 10 + 2, "what Linux keeps in a pipe, what waits, and one being written"
+    assert len(lines) <= 64 + 10 + 2, "pipe, queue, and the line that is being written"
 
 
 @pytest.mark.timeout(30)
-def test_flushing_waits_for_a_reader_for_a_bounded_time(pipe: Pipe, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_flush_waits_for_a_reader_for_a_limited_time(pipe: Pipe, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(nonblocking_stream, "FLUSH_SECONDS", 0.2)
-    made = NonBlockingWriter(pipe.stream, str)
+    writer = NonBlockingWriter(pipe.stream, str)
     for _ in range(100):
-        made.write(LINE)
+        writer.write(LINE)
     began = time.monotonic()
-    made.flush()
+    writer.flush()
     assert 0.2 <= time.monotonic() - began < 5
-    made.close()
+    writer.close()
     assert pipe.read_all() == LINE * 100
 
 
 @pytest.mark.timeout(30)
-def test_a_pipe_that_somebody_made_non_blocking_loses_nothing(pipe: Pipe) -> None:
+def test_nonblocking_pipe_loses_nothing(pipe: Pipe) -> None:
     os.set_blocking(pipe.stream.fileno(), False)
-    made = NonBlockingWriter(pipe.stream, str)
+    writer = NonBlockingWriter(pipe.stream, str)
     for _ in range(500):
-        made.write(LINE)
-    made.close()
+        writer.write(LINE)
+    writer.close()
     assert pipe.read_all() == LINE * 500
 
 
-def test_a_process_whose_stderr_nobody_reads_ends_all_the_same() -> None:
-    command = [sys.executable, "-c", NOISY, str(MANY)]
+def test_process_ends_though_its_stderr_has_no_reader() -> None:
+    command = [sys.executable, "-c", LOGGING_PROGRAM, str(MANY)]
     buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
     with subprocess.Popen(command, stderr=subprocess.PIPE, env=buffered) as process:
         try:
@@ -144,7 +142,7 @@ def test_a_process_whose_stderr_nobody_reads_ends_all_the_same() -> None:
             process.kill()
 
 
-def test_a_process_that_ends_leaves_no_line_behind() -> None:
-    command = [sys.executable, "-c", NOISY, "500"]
+def test_process_writes_all_lines_before_it_ends() -> None:
+    command = [sys.executable, "-c", LOGGING_PROGRAM, "500"]
     done = subprocess.run(command, stderr=subprocess.PIPE, text=True, timeout=20, check=True)
     assert [int(line["event"].split()[0]) for line in lines_of(done.stderr)] == list(range(500))

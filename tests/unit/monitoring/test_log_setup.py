@@ -16,16 +16,16 @@ import structlog
 
 from ingestor.core.entries import Fact
 from ingestor.core.redaction import redactor
-from ingestor.monitoring import log_setup
+from ingestor.monitoring import journald, log_format, log_setup
 from ingestor.monitoring.nonblocking_stream import FLUSH_SECONDS
 
-SECRET = 'a-"key"-that-nobody-may-read'
+SECRET = 'a-"key"-to-mask'
 log = logging.getLogger("ingestor.somewhere")
 
 
 @pytest.fixture(autouse=True)
-def restored() -> Iterator[None]:
-    """Logging belongs to the whole process: leave it as it was found."""
+def _restore_logging() -> Iterator[None]:
+    """Restore the logging configuration, which belongs to the whole process."""
     root, ours = logging.getLogger(), logging.getLogger("ingestor")
     handlers, levels = root.handlers[:], (root.level, ours.level)
     hooks = sys.excepthook, threading.excepthook, sys.unraisablehook
@@ -35,17 +35,17 @@ def restored() -> Iterator[None]:
     sys.excepthook, threading.excepthook, sys.unraisablehook = hooks
     logging.captureWarnings(False)
     structlog.reset_defaults()
-    for handler in [each for each in root.handlers if each not in handlers]:
+    for handler in [handler for handler in root.handlers if handler not in handlers]:
         root.removeHandler(handler)
         handler.close()
     root.setLevel(levels[0])
     ours.setLevel(levels[1])
 
 
-def without_pytests_handlers() -> None:
-    """They raise where a line cannot be formatted, and leave their text on the record."""
+def remove_pytest_handlers() -> None:
+    """Remove pytest's handlers: they raise if a record cannot be formatted, and leave their text on the record."""
     root = logging.getLogger()
-    root.handlers[:] = [each for each in root.handlers if type(each).__module__ == log_setup.__name__]
+    root.handlers[:] = [handler for handler in root.handlers if type(handler).__module__ == log_setup.__name__]
 
 
 class Terminal(io.StringIO):
@@ -64,14 +64,14 @@ def lines_of(stream: io.StringIO) -> list[dict[str, Any]]:
 
 
 @pytest.fixture
-def as_json() -> io.StringIO:
+def json_stream() -> io.StringIO:
     stream = io.StringIO()
     log_setup.configure("info", "json", stream)
     return stream
 
 
 @pytest.fixture
-def as_text() -> io.StringIO:
+def text_stream() -> io.StringIO:
     stream = io.StringIO()
     log_setup.configure("info", "console", stream)
     return stream
@@ -87,33 +87,33 @@ def as_text() -> io.StringIO:
         ("console", False, True, "console"),
     ],
 )
-def test_the_form_suits_where_the_lines_go(
+def test_auto_format_suits_the_destination(
     format: log_setup.Format, terminal: bool, journal: bool, expected: str
 ) -> None:
     assert log_setup.resolve_format(format, terminal=terminal, journal=journal) == expected
 
 
-def test_a_json_line_has_time_level_logger_and_fields(as_json: io.StringIO) -> None:
-    without_pytests_handlers()
+def test_json_line_has_time_level_logger_and_fields(json_stream: io.StringIO) -> None:
+    remove_pytest_handlers()
     log.info("%d frames", 3, extra={"feed": "tweet-buzz"})
-    (line,) = lines_of(as_json)
+    (line,) = lines_of(json_stream)
     assert line.pop("timestamp").endswith("Z")
     assert line == {"event": "3 frames", "level": "info", "logger": "ingestor.somewhere", "feed": "tweet-buzz"}
 
 
-def test_structlog_and_the_standard_library_share_the_form(as_json: io.StringIO) -> None:
+def test_structlog_and_standard_library_share_the_format(json_stream: io.StringIO) -> None:
     structlog.stdlib.get_logger("ingestor.elsewhere").warning("late", seconds=2)
-    (line,) = lines_of(as_json)
+    (line,) = lines_of(json_stream)
     assert (line["event"], line["seconds"], line["logger"]) == ("late", 2, "ingestor.elsewhere")
 
 
-def test_libraries_are_heard_from_warning_on(as_json: io.StringIO) -> None:
+def test_libraries_log_from_warning_up(json_stream: io.StringIO) -> None:
     logging.getLogger("apscheduler").info("added a job")
     logging.getLogger("apscheduler").warning("missed a job")
-    assert [line["event"] for line in lines_of(as_json)] == ["missed a job"]
+    assert [line["event"] for line in lines_of(json_stream)] == ["missed a job"]
 
 
-def test_at_debug_libraries_are_heard_too_but_not_their_statements() -> None:
+def test_debug_logs_libraries_but_no_sql_statements() -> None:
     stream = io.StringIO()
     log_setup.configure("debug", "json", stream)
     logging.getLogger("apscheduler").debug("looking for jobs")
@@ -121,23 +121,23 @@ def test_at_debug_libraries_are_heard_too_but_not_their_statements() -> None:
     assert [line["event"] for line in lines_of(stream)] == ["looking for jobs"]
 
 
-def test_configuring_again_replaces_and_does_not_double(as_json: io.StringIO) -> None:
+def test_configuring_again_replaces_the_handler(json_stream: io.StringIO) -> None:
     second = io.StringIO()
     log_setup.configure("warning", "json", second)
     log.info("quiet")
     log.warning("once")
-    assert text_of(as_json) == ""
+    assert text_of(json_stream) == ""
     assert [line["event"] for line in lines_of(second)] == ["once"]
 
 
-def test_warnings_become_log_lines(as_json: io.StringIO) -> None:
+def test_python_warnings_become_log_lines(json_stream: io.StringIO) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("always")
         logging.captureWarnings(False)
-        log_setup.configure("info", "json", as_json)
+        log_setup.configure("info", "json", json_stream)
         warnings.warn(f"old {SECRET}", UserWarning, stacklevel=1)
         logging.captureWarnings(False)
-    (line,) = lines_of(as_json)
+    (line,) = lines_of(json_stream)
     assert line["logger"] == "py.warnings"
     assert "UserWarning: old ***" in line["event"]
 
@@ -148,10 +148,10 @@ class Unprintable:
 
 
 @pytest.mark.parametrize("format", ["json", "console"])
-def test_a_secret_reaches_no_line_wherever_it_stands(format: log_setup.Format) -> None:
+def test_secret_is_masked_wherever_it_occurs(format: log_setup.Format) -> None:
     stream = io.StringIO()
     log_setup.configure("debug", format, stream)
-    without_pytests_handlers()
+    remove_pytest_handlers()
     other = structlog.stdlib.get_logger("lib")
     log.info("key %s", SECRET)
     log.info("nested", extra={"detail": {"list": [1, (SECRET,)], SECRET: 1}, "error": ValueError(SECRET)})
@@ -168,14 +168,14 @@ def test_a_secret_reaches_no_line_wherever_it_stands(format: log_setup.Format) -
     assert text_of(stream).count("ValueError: secret ***") == 2
 
 
-def test_what_is_called_a_secret_is_masked_even_if_nobody_told_us(as_json: io.StringIO) -> None:
-    log.info("answer", extra={"body": {"token": "unheard-of"}, "password": "unheard-of"})
-    (line,) = lines_of(as_json)
+def test_field_named_like_a_secret_is_masked(json_stream: io.StringIO) -> None:
+    log.info("answer", extra={"body": {"token": "not registered"}, "password": "not registered"})
+    (line,) = lines_of(json_stream)
     assert (line["body"], line["password"]) == ({"token": "***"}, "***")
 
 
 @pytest.mark.parametrize(
-    ("hostile", "spelled"),
+    ("hostile", "escaped"),
     [
         pytest.param("A\n2026-01-01 [error] forged", "A\\n2026-01-01", id="newline"),
         pytest.param("\x1b[31mred", "\\x1b[31mred", id="ANSI"),
@@ -184,58 +184,58 @@ def test_what_is_called_a_secret_is_masked_even_if_nobody_told_us(as_json: io.St
         pytest.param("\x00\x85\u2028", "\\x00\\x85\\u2028", id="controls"),
     ],
 )
-def test_hostile_text_is_spelled_out_on_a_terminal(as_text: io.StringIO, hostile: str, spelled: str) -> None:
+def test_hostile_text_is_escaped_on_a_terminal(text_stream: io.StringIO, hostile: str, escaped: str) -> None:
     log.warning("refused %s", hostile, extra={"ticker": hostile, hostile: 1, "more": [hostile]})
-    text = text_of(as_text)
+    text = text_of(text_stream)
     assert text.count("\n") == 1
     assert text.rstrip("\n").isprintable()
-    assert text.count(spelled) == 4
+    assert text.count(escaped) == 4
 
 
-def test_what_another_formatter_left_in_the_record_is_not_told(as_text: io.StringIO) -> None:
+def test_text_of_another_formatter_is_not_logged(text_stream: io.StringIO) -> None:
     record = log.makeRecord(log.name, logging.WARNING, "", 0, "refused", (), None)
     logging.Formatter("%(asctime)s %(message)s").format(record)
     log.handle(record)
-    text = text_of(as_text)
+    text = text_of(text_stream)
     assert "refused" in text
     assert "message=" not in text
     assert "asctime=" not in text
 
 
-def test_an_errors_message_cannot_begin_a_line_of_its_own(as_text: io.StringIO) -> None:
+def test_error_message_cannot_start_a_line_of_its_own(text_stream: io.StringIO) -> None:
     try:
         raise ValueError("bad\n2026-01-01 [error] \x1b[2Jforged")
     except ValueError:
         log.exception("failed")
-    first, *rest = text_of(as_text).splitlines()
+    first, *traceback = text_of(text_stream).splitlines()
     assert "failed" in first
-    assert all(line.startswith("    ") for line in rest)
-    assert "\x1b" not in text_of(as_text)
+    assert all(line.startswith("    ") for line in traceback)
+    assert "\x1b" not in text_of(text_stream)
 
 
-def test_a_long_value_is_cut_and_says_so(as_json: io.StringIO) -> None:
+def test_long_value_is_cut_with_its_length(json_stream: io.StringIO) -> None:
     log.info("long", extra={"ticker": "A" * 10_000})
-    (line,) = lines_of(as_json)
-    assert line["ticker"] == "A" * log_setup.LONGEST + "… (10000 characters)"
+    (line,) = lines_of(json_stream)
+    assert line["ticker"] == "A" * log_format.MAX_CHARACTERS + "… (10000 characters)"
 
 
-def test_a_line_that_cannot_be_written_says_where_it_came_from(as_text: io.StringIO) -> None:
-    without_pytests_handlers()
+def test_line_that_cannot_be_formatted_names_its_origin(text_stream: io.StringIO) -> None:
+    remove_pytest_handlers()
     log.info("%d", SECRET)
-    assert text_of(as_text).startswith("a log line could not be written (ingestor.somewhere:")
-    assert text_of(as_text).endswith(": TypeError)\n")
+    assert text_of(text_stream).startswith("a log line could not be formatted and was dropped (ingestor.somewhere:")
+    assert text_of(text_stream).endswith(": TypeError)\n")
 
 
-def test_a_closed_stream_stops_nobody(as_text: io.StringIO) -> None:
-    as_text.close()
-    log.info("nobody hears this")
+def test_closed_stream_does_not_block_logging(text_stream: io.StringIO) -> None:
+    text_stream.close()
+    log.info("lost")
     began = time.monotonic()
     logging.getLogger().handlers[-1].flush()
-    assert time.monotonic() - began < FLUSH_SECONDS, "the thread that writes goes on"
+    assert time.monotonic() - began < FLUSH_SECONDS, "the writing thread must go on"
 
 
 @pytest.mark.parametrize(("no_color", "colored"), [("", True), ("1", False)])
-def test_a_terminal_has_colors_unless_no_color_is_set(
+def test_terminal_has_colors_unless_no_color_is_set(
     monkeypatch: pytest.MonkeyPatch, no_color: str, colored: bool
 ) -> None:
     monkeypatch.setenv("NO_COLOR", no_color)
@@ -249,86 +249,86 @@ def test_a_terminal_has_colors_unless_no_color_is_set(
 @pytest.mark.parametrize(
     ("fact", "level"),
     [
-        pytest.param(Fact("connected", 0, {"event": "res"}), "info", id="a detail named like our own key"),
-        pytest.param(Fact("disconnected", 0, {"reason": "gone"}, "disconnected"), "warning", id="bad news"),
-        pytest.param(Fact("spool_full", 0, {}, "spool_full"), "error", id="alarm"),
+        pytest.param(Fact("connected", 0, {"event": "res"}), "info", id="detail named like a reserved field"),
+        pytest.param(Fact("disconnected", 0, {"reason": "gone"}, "disconnected"), "warning", id="warning"),
+        pytest.param(Fact("spool_full", 0, {}, "spool_full"), "error", id="error"),
     ],
 )
-def test_a_fact_is_one_line_at_its_severity(as_json: io.StringIO, fact: Fact, level: str) -> None:
+def test_fact_is_one_line_at_its_severity(json_stream: io.StringIO, fact: Fact, level: str) -> None:
     log_setup.log_fact(fact)
-    (line,) = lines_of(as_json)
+    (line,) = lines_of(json_stream)
     assert (line["event"], line["level"]) == (fact.kind.replace("_", " "), level)
 
 
-def test_a_fact_about_many_subscriptions_counts_them(as_json: io.StringIO) -> None:
+def test_fact_about_many_subscriptions_has_their_number(json_stream: io.StringIO) -> None:
     keys = tuple(("/real-time/tweet-buzz", "get", f'{{"ticker":"{n}"}}') for n in range(1000))
     log_setup.log_fact(Fact("subscribed", 0, {}, "live", keys))
-    (line,) = lines_of(as_json)
+    (line,) = lines_of(json_stream)
     assert (line["subscriptions"], line["state"]) == (1000, "live")
     assert line["first"] == '/real-time/tweet-buzz get {"ticker":"0"}'
 
 
-def test_a_fact_about_all_others_does_not_show_their_reason_as_its_own(as_json: io.StringIO) -> None:
+def test_fact_about_all_others_hides_their_reason(json_stream: io.StringIO) -> None:
     key = ("/real-time/tweet-buzz", "get", "{}")
     log_setup.log_fact(Fact("started", 0, {"version": "1", "reason": "not wanted"}, "stopped", (key,), others=True))
-    (line,) = lines_of(as_json)
+    (line,) = lines_of(json_stream)
     assert line.keys() == {"event", "level", "logger", "timestamp", "version"}
 
 
-async def test_an_error_that_no_task_caught_is_logged_and_counted(as_json: io.StringIO) -> None:
-    counted: list[None] = []
+async def test_error_in_the_loop_is_logged_and_counted(json_stream: io.StringIO) -> None:
+    counts: list[None] = []
     loop = asyncio.get_running_loop()
-    loop.set_exception_handler(log_setup.loop_error_handler(lambda: counted.append(None)))
+    loop.set_exception_handler(log_setup.loop_error_handler(lambda: counts.append(None)))
     loop.call_soon(int, SECRET)
     await asyncio.sleep(0)
-    (line,) = lines_of(as_json)
+    (line,) = lines_of(json_stream)
     assert line["level"] == "error"
     assert "ValueError: invalid literal" in line["exception"]
-    assert SECRET not in text_of(as_json)
-    assert len(counted) == 1
+    assert SECRET not in text_of(json_stream)
+    assert len(counts) == 1
 
 
-def test_an_error_that_ends_a_thread_passes_the_formatter(as_json: io.StringIO) -> None:
+def test_error_that_ends_a_thread_is_logged(json_stream: io.StringIO) -> None:
     log_setup.log_uncaught_errors()
     thread = threading.Thread(target=int, args=(SECRET,))
     thread.start()
     thread.join()
-    (line,) = lines_of(as_json)
+    (line,) = lines_of(json_stream)
     assert line["level"] == "critical"
     assert "ValueError" in line["exception"]
-    assert SECRET not in text_of(as_json)
+    assert SECRET not in text_of(json_stream)
 
 
-def test_a_keyboard_interrupt_is_no_error(as_json: io.StringIO) -> None:
+def test_keyboard_interrupt_is_not_logged(json_stream: io.StringIO) -> None:
     log_setup.log_uncaught_errors()
     sys.excepthook(KeyboardInterrupt, KeyboardInterrupt(), None)
-    assert text_of(as_json) == ""
+    assert text_of(json_stream) == ""
 
 
-def test_a_value_with_a_newline_goes_to_the_journal_with_its_length() -> None:
-    assert log_setup.encode_datagram({"MESSAGE": "hello", "TRACE": "a\nb"}) == (
+def test_datagram_value_with_newline_has_its_length() -> None:
+    assert journald.encode_datagram({"MESSAGE": "hello", "TRACE": "a\nb"}) == (
         b"MESSAGE=hello\nTRACE\n\x03\x00\x00\x00\x00\x00\x00\x00a\nb\n"
     )
 
 
-def test_what_repeats_is_a_line_and_at_the_end_a_count(as_json: io.StringIO) -> None:
-    without_pytests_handlers()
+def test_repetitions_are_counted_when_logging_ends(json_stream: io.StringIO) -> None:
+    remove_pytest_handlers()
     for number in range(5):
         log.warning("%d is too many", number)
         structlog.stdlib.get_logger("ingestor").warning("paused", reason="the spool is behind")
     (handler,) = logging.getLogger().handlers
-    assert [line["event"] for line in lines_of(as_json)] == ["0 is too many", "paused"]
+    assert [line["event"] for line in lines_of(json_stream)] == ["0 is too many", "paused"]
     handler.close()
-    assert [(line["event"], line["repeated"]) for line in map(json.loads, as_json.getvalue().splitlines()[2:])] == [
+    assert [(line["event"], line["repeated"]) for line in map(json.loads, json_stream.getvalue().splitlines()[2:])] == [
         ("4 is too many", 4),
         ("paused", 4),
     ]
 
 
-def test_a_line_that_cannot_be_read_does_not_hold_up_the_next(as_json: io.StringIO) -> None:
-    without_pytests_handlers()
+def test_unformattable_line_does_not_stop_the_next(json_stream: io.StringIO) -> None:
+    remove_pytest_handlers()
     log.warning("%d", "no number")
     log.warning("after it")
-    text = text_of(as_json)
-    assert "a log line could not be written" in text
+    text = text_of(json_stream)
+    assert "a log line could not be formatted" in text
     assert "after it" in text

@@ -10,7 +10,7 @@ from ingestor.monitoring.nonblocking_stream import NonBlockingWriter
 
 
 class Turnstile(io.StringIO):
-    """A stream that lets one line through for each ``passes``, as a pipe does whose reader comes and goes."""
+    """A stream that lets one line pass for each release of ``passes``, like a pipe with a slow reader."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -27,35 +27,35 @@ class Turnstile(io.StringIO):
 @pytest.mark.parametrize(
     ("later", "expected"),
     [
-        pytest.param([], ["0", "1", "2", "2 missing"], id="nothing more"),
-        pytest.param(["5"], ["0", "1", "2", "2 missing", "5"], id="more"),
-        pytest.param(["5", "6"], ["0", "1", "2", "2 missing", "5", "1 missing"], id="more than there is room for"),
+        pytest.param([], ["0", "1", "2", "2 missing"], id="no further line"),
+        pytest.param(["5"], ["0", "1", "2", "2 missing", "5"], id="a further line"),
+        pytest.param(["5", "6"], ["0", "1", "2", "2 missing", "5", "1 missing"], id="further lines than fit"),
     ],
 )
-def test_the_number_of_lines_that_found_no_room_stands_where_they_are_missing(
+def test_notice_stands_where_dropped_lines_are_missing(
     monkeypatch: pytest.MonkeyPatch, later: list[str], expected: list[str]
 ) -> None:
-    monkeypatch.setattr(nonblocking_stream, "WAITING_CHARACTERS", 6)
+    monkeypatch.setattr(nonblocking_stream, "MAX_QUEUED_CHARACTERS", 6)
     stream = Turnstile()
-    made = NonBlockingWriter(stream, lambda count: f"{count} missing\n")
+    writer = NonBlockingWriter(stream, lambda count: f"{count} missing\n")
     for number in range(5):
-        made.write(f"{number}\n")
+        writer.write(f"{number}\n")
     stream.arrived.acquire()
     stream.passes.release()
-    stream.arrived.acquire()  # the second line is on its way, so the first one's room is free
+    stream.arrived.acquire()  # the second line is being written, so there is room for another one
     for line in later:
-        made.write(f"{line}\n")
+        writer.write(f"{line}\n")
     stream.passes.release(10)
-    made.flush()
-    made.close()
+    writer.flush()
+    writer.close()
     assert stream.getvalue().splitlines() == expected
 
 
-def test_a_line_longer_than_all_the_room_is_written_when_nothing_else_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(nonblocking_stream, "WAITING_CHARACTERS", 6)
+def test_line_longer_than_the_queue_is_written_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nonblocking_stream, "MAX_QUEUED_CHARACTERS", 6)
     stream = io.StringIO()
-    made = NonBlockingWriter(stream, str)
-    made.write("x" * 100)
-    made.flush()
-    made.close()
+    writer = NonBlockingWriter(stream, str)
+    writer.write("x" * 100)
+    writer.flush()
+    writer.close()
     assert stream.getvalue() == "x" * 100
