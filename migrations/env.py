@@ -27,9 +27,9 @@ def migrate(connection: Connection) -> None:
 def migrate_configured() -> None:
     """Open the database that the operator's config names."""
     from ingestor.config import load
-    from ingestor.store.engine import connect
+    from ingestor.store.engine import make_engine
 
-    engine = connect(load().database.url.get_secret_value())
+    engine = make_engine(load().database.url.get_secret_value())
     with engine.connect() as connection:
         migrate(connection)
     engine.dispose()

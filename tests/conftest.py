@@ -17,7 +17,7 @@ import pytest
 from ingestor.core.redaction import redactor
 from ingestor.simulator import Simulator
 from ingestor.store import migrate
-from ingestor.store.engine import connect
+from ingestor.store.engine import make_engine
 
 from .support import postgres_server as pg
 from .support.node_server import Peer, begin_installing
@@ -134,7 +134,7 @@ def migrated_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str
 
 
 def _migrate(url: str) -> None:
-    engine = connect(url.replace("postgresql://", "postgresql+psycopg://"))
+    engine = make_engine(url.replace("postgresql://", "postgresql+psycopg://"))
     migrate.upgrade(engine)
     engine.dispose()
 

@@ -20,11 +20,11 @@ def audit(config: ConfigOption = None, output: OutputOption = Output.TEXT) -> No
     Example:
       ingestor audit
     """
-    from ingestor.store.open_database import opened
+    from ingestor.store.open_database import open_database
     from ingestor.store.read import audit as store_audit
 
     loaded = load_config(config)
-    with opened(loaded.database.url.get_secret_value()) as engine:
+    with open_database(loaded.database.url.get_secret_value()) as engine:
         issues = store_audit.audit(engine, samples_pruned=loaded.database.retention.samples is not None)
         losses = store_audit.find_losses(engine)
     lines = [f"! {loss.check}: {loss.message}" for loss in losses]

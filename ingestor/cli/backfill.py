@@ -111,9 +111,9 @@ def _run_offline(
 ) -> None:
     from ingestor.commands import offline
     from ingestor.config import require_api_key
-    from ingestor.store.open_database import explained
+    from ingestor.store.open_database import with_remedy
 
-    with explained(config.database.url.get_secret_value()):
+    with with_remedy(config.database.url.get_secret_value()):
         offline.backfill(config, require_api_key(config), requests, is_finished)
 
 
@@ -147,10 +147,10 @@ def _count_remaining(repair: Repair) -> int:
 
 @contextmanager
 def _open_monitor(config: Config, count: int) -> Iterator[_RepairMonitor]:
-    from ingestor.store.engine import connect
+    from ingestor.store.engine import make_engine
 
     # It connects on first use: the database may not exist before the work begins.
-    engine = connect(config.database.url.get_secret_value(), read_only=True)
+    engine = make_engine(config.database.url.get_secret_value(), read_only=True)
     try:
         with progress_bar("requests", lambda: count) as advance:
             yield _RepairMonitor(engine, lambda remaining: advance(count - remaining))

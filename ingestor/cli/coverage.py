@@ -56,12 +56,12 @@ def coverage(
       ingestor coverage --ticker AAPL --since 30d
     """
     from ingestor.store.maintenance.repairs import unfinished_repairs
-    from ingestor.store.open_database import opened
+    from ingestor.store.open_database import open_database
 
     loaded = load_config(config)
     now = datetime.now(UTC)
     start = parse_time(since, now, "--since")
-    with opened(loaded.database.url.get_secret_value()) as engine:
+    with open_database(loaded.database.url.get_secret_value()) as engine:
         subscriptions, last_day = _fetch(engine, ticker, start, now)
         repairs = unfinished_repairs(engine, ticker)
     strips = {subscription.subscription_id: strip(subscription, now) for subscription in last_day}

@@ -21,11 +21,11 @@ def upgrade(config: ConfigOption = None) -> None:
       ingestor db upgrade
     """
     from ingestor.store import migrate
-    from ingestor.store.open_database import opened
+    from ingestor.store.open_database import open_database
 
-    with opened(load_config(config).database.url.get_secret_value(), read_only=False) as engine:
+    with open_database(load_config(config).database.url.get_secret_value(), read_only=False) as engine:
         migrate.upgrade(engine)
-        revision = migrate.current(engine)
+        revision = migrate.current_revision(engine)
     echo(f"schema {revision}")
 
 
@@ -38,9 +38,9 @@ def current(config: ConfigOption = None, output: OutputOption = Output.TEXT) -> 
       ingestor db current
     """
     from ingestor.store import migrate
-    from ingestor.store.open_database import opened
+    from ingestor.store.open_database import open_database
 
-    with opened(load_config(config).database.url.get_secret_value()) as engine:
-        revision = migrate.current(engine)
-    data = {"current": revision, "head": migrate.head()}
-    print_result(output, data, lambda: f"database {revision or 'empty'}, program {migrate.head()}")
+    with open_database(load_config(config).database.url.get_secret_value()) as engine:
+        revision = migrate.current_revision(engine)
+    data = {"current": revision, "head": migrate.head_revision()}
+    print_result(output, data, lambda: f"database {revision or 'empty'}, program {migrate.head_revision()}")

@@ -80,17 +80,17 @@ def retry(
 
 def _retry_offline(config: Config, letter_ids: list[int]) -> int:
     from ingestor.commands import offline
-    from ingestor.store.open_database import explained
+    from ingestor.store.open_database import with_remedy
 
-    with explained(config.database.url.get_secret_value()):
+    with with_remedy(config.database.url.get_secret_value()):
         return offline.retry_dead_letters(config, letter_ids)
 
 
 def _fetch(config: Config, **filters: Any) -> list[dict[str, Any]]:
-    from ingestor.store.open_database import opened
+    from ingestor.store.open_database import open_database
     from ingestor.store.read.status import list_dead_letters
 
-    with opened(config.database.url.get_secret_value()) as engine:
+    with open_database(config.database.url.get_secret_value()) as engine:
         letters = list_dead_letters(engine, **filters)
     return [{name: _format_value(value) for name, value in letter.items()} for letter in letters]
 

@@ -60,7 +60,7 @@ def export(
     Example:
       ingestor export --feed crowd-sentiment --since 7d --format parquet -o week.parquet
     """
-    from ingestor.store.open_database import opened
+    from ingestor.store.open_database import open_database
     from ingestor.store.read.export import ExportQuery
 
     now = datetime.now(UTC)
@@ -72,7 +72,7 @@ def export(
         since=parse_time(since, now, "--since") if since else None,
         until=parse_time(until, now, "--until") if until else None,
     )
-    with opened(load_config(config).database.url.get_secret_value()) as engine:
+    with open_database(load_config(config).database.url.get_secret_value()) as engine:
         _check_feed(engine, feed)
         if file is None:
             with _open_stdout() as target:

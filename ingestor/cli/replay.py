@@ -47,17 +47,17 @@ def replay(
       ingestor replay --into sqlite:///copy.db --from 24h
     """
     from ingestor.commands.replay import open_target
-    from ingestor.store.engine import snapshot
-    from ingestor.store.open_database import opened
+    from ingestor.store.engine import repeatable_read
+    from ingestor.store.open_database import open_database
 
     now = datetime.now(UTC)
     start = parse_time(since, now, "--from") if since else MIN_TIME
     end = parse_time(until, now, "--to") if until else MAX_TIME
     url, target_url = load_config(config).database.url.get_secret_value(), _database_url(into)
     with (
-        opened(url) as engine,
+        open_database(url) as engine,
         open_target(engine, target_url) as target,
-        snapshot(engine) as source,  # excludes what the daemon writes in the meantime
+        repeatable_read(engine) as source,  # excludes what the daemon writes in the meantime
     ):
         start, result, read, written = _replay(source, target, start, end, now)
     data = {
@@ -76,7 +76,7 @@ def _replay(
 ) -> tuple[datetime, ReplayResult, Fingerprint, Fingerprint]:
     """Replay and compare. Return the start of what could be compared, the counts, and both fingerprints."""
     from ingestor.commands.replay import Replayer
-    from ingestor.store.engine import snapshot
+    from ingestor.store.engine import repeatable_read
     from ingestor.store.read import replay_source
     from ingestor.store.read.fingerprint import compute_fingerprint
 
@@ -87,7 +87,7 @@ def _replay(
     with progress_bar("entries", replayer.count) as advance:
         result = replayer.run(advance)
     start = max(start, replay_source.oldest_payload_at(source) or now)  # older payloads have been pruned
-    with snapshot(target) as connection:
+    with repeatable_read(target) as connection:
         return start, result, compute_fingerprint(source, start, end), compute_fingerprint(connection, start, end)
 
 

@@ -239,10 +239,10 @@ def _format_distance(at: datetime, now: datetime) -> str:
 
 
 def _ask_database(config: Config) -> dict[str, list[dict[str, Any]]]:
-    from ingestor.store.open_database import opened
+    from ingestor.store.open_database import open_database
     from ingestor.store.read import status as store_status
 
-    with opened(config.database.url.get_secret_value()) as engine:
+    with open_database(config.database.url.get_secret_value()) as engine:
         return store_status.load_status(engine)
 
 

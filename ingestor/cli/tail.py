@@ -41,9 +41,9 @@ def tail(
       ingestor tail -f AAPL
     """
     from ingestor.commands.follow import Follower
-    from ingestor.store.open_database import opened
+    from ingestor.store.open_database import open_database
 
-    with exit_on_interrupt(), opened(load_config(config).database.url.get_secret_value()) as engine:
+    with exit_on_interrupt(), open_database(load_config(config).database.url.get_secret_value()) as engine:
         follower = Follower(engine, ticker)
         _print(follower.latest(limit), output)
         while follow:

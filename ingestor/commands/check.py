@@ -16,7 +16,7 @@ from ingestor.errors import IngestorError
 from ingestor.provider.catalog import FEEDS, STREAMS, base_name
 from ingestor.store import migrate
 from ingestor.store.engine import sqlite_path
-from ingestor.store.open_database import opened
+from ingestor.store.open_database import open_database
 
 # Measured: 200,000 samples took 19.1 MB of a SQLite file. A row of a printed answer has some 85 characters, and an
 # answer of /real-time/… is a rolling window of about an hour of minutes; a stream sends what is new.
@@ -101,14 +101,14 @@ def _database(config: Config) -> CheckResult:
 
 
 def _schema(url: str, migrates: str) -> CheckResult:
-    with opened(url) as engine:
-        found = migrate.current(engine)
-        migrate.refuse_newer(found)
-        if found != migrate.head() and migrates == "never":
-            migrate.verify(engine)
-    if found == migrate.head():
+    with open_database(url) as engine:
+        found = migrate.current_revision(engine)
+        migrate.refuse_unsupported(found)
+        if found != migrate.head_revision() and migrates == "never":
+            migrate.verify_revision(engine)
+    if found == migrate.head_revision():
         return CheckResult(name="database", message=f"{masked(url)}: schema {found}")
-    message = f"{masked(url)}: schema {found or 'empty'}, run makes it {migrate.head()}"
+    message = f"{masked(url)}: schema {found or 'empty'}, run makes it {migrate.head_revision()}"
     return CheckResult(name="database", message=message)
 
 

@@ -39,7 +39,7 @@ from ingestor.provider.transport import make_tls_context
 from ingestor.store import migrate
 from ingestor.store.engine import sqlite_path
 from ingestor.store.maintenance.dry_run import dry_run
-from ingestor.store.open_database import opened
+from ingestor.store.open_database import open_database
 from ingestor.store.write.batch_writer import InstanceInfo
 
 DATA_SECONDS = 10.0  # for the first answer
@@ -332,7 +332,7 @@ async def _write(config: Config, frames: list[Frame]) -> ProbeResult[None]:
     if running and sqlite_path(url):
         return ProbeResult("not tried, since the daemon writes there, and only one may", None, warning=True)
     found = await run_in_daemon_thread(partial(_schema, url), "schema")
-    if found != migrate.head() and (found or config.database.migrate == "never"):
+    if found != migrate.head_revision() and (found or config.database.migrate == "never"):
         state = f"of schema {found}" if found else "not there"
         return ProbeResult(f"not tried, since the tables are {state}: see above", None, warning=True)
     return await run_in_daemon_thread(partial(_rehearsed, config, url, frames), "write")
@@ -342,8 +342,8 @@ def _schema(url: str) -> str | None:
     path = sqlite_path(url)
     if path and not path.exists():
         return None
-    with opened(url) as engine:
-        return migrate.current(engine)
+    with open_database(url) as engine:
+        return migrate.current_revision(engine)
 
 
 def _rehearsed(config: Config, url: str, frames: list[Frame]) -> ProbeResult[None]:

@@ -17,7 +17,7 @@ from ingestor.core.redaction import redactor
 from ingestor.daemon.service import Service
 from ingestor.errors import DatabaseUnavailable
 from ingestor.simulator import Simulator
-from ingestor.store.engine import connect
+from ingestor.store.engine import make_engine
 from ingestor.store.read import status as query
 from ingestor.store.read import tail
 
@@ -83,7 +83,7 @@ async def run(seconds: float | None, show: Callable[[DemoView], None]) -> Path:
 
 
 async def _watch(service: Service, folder: Path, show: Callable[[DemoView], None], seconds: float | None) -> None:
-    engine = connect(f"sqlite:///{folder / 'ingestor.db'}", read_only=True)
+    engine = make_engine(f"sqlite:///{folder / 'ingestor.db'}", read_only=True)
     loop = asyncio.get_running_loop()
     until = None if seconds is None else loop.time() + seconds
     try:

@@ -11,7 +11,7 @@ from ingestor.config import Config
 from ingestor.daemon.factory import build_repair_worker, build_spool, build_writer, lock_database, startup_facts
 from ingestor.errors import DatabaseUnavailable, SpoolFailed
 from ingestor.pipeline.dead_letters import requeue_dead_letters
-from ingestor.store.engine import connect
+from ingestor.store.engine import make_engine
 from ingestor.store.maintenance.repairs import BackfillRequest
 
 LOOK_SECONDS = 0.5
@@ -31,7 +31,7 @@ def retry_dead_letters(config: Config, ids: Sequence[int]) -> int:
 async def _retry(config: Config, url: str, ids: Sequence[int]) -> int:
     spool = build_spool(config)
     spool.start(_give_up)
-    engine = connect(url)
+    engine = make_engine(url)
     writer = build_writer(config, spool, engine, on_outage=_no_patience)
     try:
         for fact in startup_facts(spool, config):
@@ -72,7 +72,7 @@ async def _backfill(
 ) -> None:
     spool = build_spool(config)
     spool.start(_give_up)
-    engine = connect(config.database.url.get_secret_value())
+    engine = make_engine(config.database.url.get_secret_value())
     writer = build_writer(config, spool, engine, on_outage=_no_patience)
     healing = build_repair_worker(config, lambda: api_key, spool, writer, engine, spool.append)
     writing = asyncio.create_task(asyncio.to_thread(writer.run))

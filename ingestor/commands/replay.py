@@ -21,8 +21,8 @@ from ingestor.pipeline.dead_letters import rebuild_frame
 from ingestor.pipeline.decoder import Decoder
 from ingestor.provider import catalog
 from ingestor.store import migrate
-from ingestor.store.engine import Connection, Engine, snapshot, translated
-from ingestor.store.open_database import explained, opened
+from ingestor.store.engine import Connection, Engine, repeatable_read, translate_errors
+from ingestor.store.open_database import open_database, with_remedy
 from ingestor.store.read import replay_source
 from ingestor.store.read.replay_source import EntryRange, ReplayEntry
 from ingestor.store.write.batch_writer import BatchWriter, InstanceInfo
@@ -48,7 +48,7 @@ def open_target(source: Engine, url: str) -> Iterator[Engine]:
 
     Raises PermissionDenied, AlreadyLocked, SchemaTooNew, DatabaseUnavailable.
     """
-    with opened(url, read_only=False) as target:
+    with open_database(url, read_only=False) as target:
         if replay_source.is_same_database(source, target):
             raise PermissionDenied(
                 "that is the database that is read: name another, which may be empty or not there yet"
@@ -66,11 +66,11 @@ class Replayer:
     """Of some entries of one database into another, whose tables are up to date."""
 
     def __init__(self, source: Connection, target: Engine, wanted: Sequence[EntryRange]) -> None:
-        """``source``: see ``snapshot``. Raises ValueError if later ones were told before: nothing can be put before."""
+        """``source`` reads repeatably. Raises ValueError if later ones were told before: nothing can be put before."""
         self._source = source
         self._targets: dict[int, BatchWriter] = {}
         self._left: list[EntryRange] = []
-        with snapshot(target) as connection:
+        with repeatable_read(target) as connection:
             there = replay_source.instances_by_spool(connection)
         for spool_id, instance_id in replay_source.instances_by_spool(source).items():
             for one in (each for each in wanted if each.instance_id == instance_id):
@@ -113,7 +113,7 @@ class Replayer:
         return done
 
     def _told(self) -> Generator[ReplayEntry]:
-        with explained(str(self._source.engine.url)), translated():
+        with with_remedy(str(self._source.engine.url)), translate_errors():
             yield from replay_source.read_entries(self._source, self._left)
 
 

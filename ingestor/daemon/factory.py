@@ -24,7 +24,7 @@ from ingestor.provider.rest_api import RestClient
 from ingestor.repair import RepairWorker
 from ingestor.spool.spool import Spool
 from ingestor.store import migrate
-from ingestor.store.engine import Engine, connect, sqlite_path, translated
+from ingestor.store.engine import Engine, make_engine, sqlite_path, translate_errors
 from ingestor.store.maintenance.retention import Retention
 from ingestor.store.write.batch_writer import BatchWriter, InstanceInfo
 
@@ -91,8 +91,8 @@ def build_writer(config: Config, spool: Spool, engine: Engine, **hooks: Any) -> 
     )
 
     def prepare() -> None:
-        with translated():
-            (migrate.upgrade if database.migrate == "auto" else migrate.verify)(engine)
+        with translate_errors():
+            (migrate.upgrade if database.migrate == "auto" else migrate.verify_revision)(engine)
 
     return Writer(
         spool,
@@ -127,5 +127,5 @@ def build_repair_worker(
         Decoder(catalog.metrics_of, catalog.feed_name),
         record,
         write_to=engine,
-        read_from=connect(config.database.url.get_secret_value(), read_only=True),
+        read_from=make_engine(config.database.url.get_secret_value(), read_only=True),
     )

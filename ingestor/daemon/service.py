@@ -49,8 +49,8 @@ from ingestor.provider.subscriptions.supervisor import SubscriptionDiff, Supervi
 from ingestor.repair import backfill_requests
 from ingestor.spool.chunk_store import SpoolUnreadable
 from ingestor.spool.fill_level import FillLevel
-from ingestor.store.engine import connect
-from ingestor.store.open_database import opened
+from ingestor.store.engine import make_engine
+from ingestor.store.open_database import open_database
 from ingestor.store.read import status as query
 
 HEARTBEAT_SECONDS = 5.0
@@ -78,7 +78,7 @@ class Service:
         self._systemd = SystemdNotifier()
         self._database_lock = lock_database(config.database.url.get_secret_value())
         self._spool = build_spool(config)
-        self._engine = connect(config.database.url.get_secret_value())
+        self._engine = make_engine(config.database.url.get_secret_value())
         self._troubles = RecentErrors()
         self._values, self._history = LatestValues(), LoadHistory()
         self._metrics = Metrics(self.status)
@@ -422,7 +422,7 @@ class Service:
 
     def _covered(self, since: datetime) -> Iterator[StateSpan]:
         """In a thread of its own: coverage of this instance, as the database has it."""
-        with opened(self._config.database.url.get_secret_value()) as engine:
+        with open_database(self._config.database.url.get_secret_value()) as engine:
             for record in query.load_state_spans(engine, self._spool.spool_id, since):
                 yield StateSpan(**record)
 

@@ -65,7 +65,7 @@ class BatchBuilder:
         for series, ts, value, index in news:
             rows.append(_new(SampleRow, (series, ts, value, published_us, received_us, source, seq, index)))
         batch.frames += 1
-        batch.known_rows += len(observations) - len(news)
+        batch.deduplicated_rows += len(observations) - len(news)
         batch.row_count += len(observations)
         dead_frame = self._bury(seq, frame, decoded) if decoded.dead else None
         origin = self._origin_of(frame, decoded.event)
@@ -89,7 +89,7 @@ class BatchBuilder:
     def _bury(self, seq: int, frame: Frame, decoded: DecodedFrame) -> RejectedRow | None:
         """What is dead becomes letters. Returns the frame's, if it is the frame that is dead."""
         self.batch.row_count += sum(dead.row_index is not None for dead in decoded.dead)
-        self.batch.dead += [
+        self.batch.dead_letters += [
             DeadLetter(
                 seq, dead.row_index, frame.received_us, "decode", dead.reason, dead.detail, escape_unstorable(dead.body)
             )
@@ -145,7 +145,7 @@ def rejected_batch(entry: Entry, refusal: str) -> Batch:
     batch.frames = 1
     batch.origins[seq] = Origin(what.connection_id, what.source, _plain(what.event), _plain(what.path), "{}")
     detail = _plain(refusal)[:1000]
-    batch.dead.append(
+    batch.dead_letters.append(
         DeadLetter(seq, None, what.received_us, "insert", "refused by the database", detail, _plain(what.text))
     )
     return batch

@@ -294,9 +294,9 @@ class Writer:
         except BaseException:
             self._forget()
             raise
-        if written.unsure and self._ahead is None:
-            self._known.discard(written.unsure)
-        elif written.unsure:
+        if written.uncertain_keys and self._ahead is None:
+            self._known.discard(written.uncertain_keys)
+        elif written.uncertain_keys:
             self._forget()  # the batch ahead relies on it, and what that one said is in the memory as well
         self._known.rotate(time.monotonic())
         self._on_rows(batch.rows)
@@ -309,8 +309,8 @@ class Writer:
         status.new += written.new
         status.revised += written.revised
         status.duplicate += written.duplicate
-        status.dead_at_decode += len(batch.dead)
-        status.dead_at_insert += written.dead_rows + written.dead_frames - len(batch.dead)
+        status.dead_at_decode += len(batch.dead_letters)
+        status.dead_at_insert += written.dead_rows + written.dead_frames - len(batch.dead_letters)
         status.expired += written.expired
         status.committed_at = time.time()
         self._on_batch(seconds)

@@ -15,13 +15,14 @@ from typing import Any
 
 from sqlalchemy import Connection as Connection
 from sqlalchemy import Engine as Engine
-from sqlalchemy import create_engine, event, exc, make_url
+from sqlalchemy import Table, create_engine, event, exc, make_url
+from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.pool import QueuePool
 
 from ingestor.errors import BatchRejected, DatabaseUnavailable
 
 STATEMENT_TIMEOUT_SECONDS = 60  # a hung query must not stop the writer for ever
-HANG_SECONDS = (
+TRANSACTION_TIMEOUT_SECONDS = (
     600.0  # nor a server that stands still, or a commit that waits for a standby: no timeout of its ends those
 )
 LOCK_TIMEOUT_SECONDS = 15
@@ -35,7 +36,7 @@ log = logging.getLogger(__name__)
 _SQLITE_REJECTS = (sqlite3.SQLITE_CONSTRAINT, sqlite3.SQLITE_MISMATCH, sqlite3.SQLITE_TOOBIG)
 
 
-def connect(url: str, *, read_only: bool = False) -> Engine:
+def make_engine(url: str, *, read_only: bool = False) -> Engine:
     """An engine for the writer (default) or for a command that only reads. Connects when first used."""
     parsed = make_url(url)
     if parsed.get_backend_name() == "sqlite":
@@ -98,17 +99,18 @@ def _pragmas_to_read(connection: sqlite3.Connection, _: Any) -> None:
 
 @contextmanager
 def transaction(engine: Engine) -> Iterator[Connection]:
-    """Committed at the end of the block, rolled back on an error; see ``translated``.
+    """Committed at the end of the block, rolled back on an error; see ``translate_errors``.
 
     Where a server does not answer for long, the connection is cut, as if the server had gone.
     """
-    with translated(), engine.connect() as connection, _patience.with_it(connection), connection.begin():
+    with translate_errors(), engine.connect() as connection, _patience.with_it(connection), connection.begin():
         yield connection
 
 
 class _TransactionWatchdog:
-    """Cuts connections that are in one transaction for ``HANG_SECONDS``. One thread looks after them all, since to
-    start one for each transaction takes longer than most transactions.
+    """Cuts connections that are in one transaction for ``TRANSACTION_TIMEOUT_SECONDS``.
+
+    One thread looks after them all, since to start one for each transaction takes longer than most transactions.
     """
 
     def __init__(self) -> None:
@@ -135,8 +137,8 @@ class _TransactionWatchdog:
 
     def _run(self) -> None:
         while True:
-            time.sleep(min(HANG_SECONDS / 20, 1.0))
-            late = time.monotonic() - HANG_SECONDS
+            time.sleep(min(TRANSACTION_TIMEOUT_SECONDS / 20, 1.0))
+            late = time.monotonic() - TRANSACTION_TIMEOUT_SECONDS
             with self._lock:  # a transaction that ends now waits for this, and is not cut in the midst of the next one
                 for line in [line for line, since in self._since.items() if since < late]:
                     _cut(line)
@@ -155,16 +157,22 @@ _patience = _TransactionWatchdog()
 
 
 @contextmanager
-def snapshot(engine: Engine) -> Iterator[Connection]:
-    """To read all as it is at one moment, while others write; see ``translated``."""
-    with translated(), engine.connect() as connection:
+def repeatable_read(engine: Engine) -> Iterator[Connection]:
+    """To read all as it is at one moment, while others write; see ``translate_errors``."""
+    with translate_errors(), engine.connect() as connection:
         if engine.dialect.name == "postgresql":  # SQLite's transactions are snapshots
             connection = connection.execution_options(isolation_level="REPEATABLE READ")
         yield connection
 
 
+def insert_or_ignore(connection: Connection, table: Table) -> postgresql.Insert | sqlite.Insert:
+    """Return an INSERT that skips the rows whose key is already in the table."""
+    insert = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
+    return insert(table).on_conflict_do_nothing()
+
+
 @contextmanager
-def translated() -> Iterator[None]:
+def translate_errors() -> Iterator[None]:
     """Turn what drivers raise into DatabaseUnavailable (try again) or BatchRejected (a row is at fault).
 
     Whatever is not surely the row's fault counts as unavailable: a batch tried in vain can be tried again, a good row

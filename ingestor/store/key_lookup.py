@@ -15,7 +15,7 @@ from ingestor.core.times import to_sqlite_text, to_us
 KEYS_PER_QUERY = 500
 
 
-def among(
+def keys_in(
     connection: Connection, columns: Sequence[Column[Any]], keys: Sequence[tuple[Any, ...]]
 ) -> ColumnElement[bool]:
     """Whether ``columns`` are one of ``keys``, of which there are at most ``KEYS_PER_QUERY``.

@@ -20,12 +20,12 @@ from ingestor.errors import IngestorError, SchemaTooNew, SchemaTooOld
 _ADVISORY_LOCK = 0x696E67657374
 
 
-def head() -> str:
+def head_revision() -> str:
     """The revision that this program was written for."""
     return str(_scripts().get_current_head())
 
 
-def current(engine: Engine) -> str | None:
+def current_revision(engine: Engine) -> str | None:
     """The revision of the database; None where nothing was ever made."""
     with engine.connect() as connection:
         return _current(connection)
@@ -37,29 +37,29 @@ def upgrade(engine: Engine) -> None:
     Raises SchemaTooNew, with nothing changed.
     """
     with engine.connect() as connection, _locked(connection):
-        refuse_newer(_current(connection))
+        refuse_unsupported(_current(connection))
         command.upgrade(_config(connection), "head")
 
 
-def make_if_empty(connection: Connection) -> None:
+def create_if_empty(connection: Connection) -> None:
     """Make the tables in the caller's transaction, where there are none."""
     if _current(connection) is None:
         command.upgrade(_config(connection), "head")
 
 
-def verify(engine: Engine) -> None:
+def verify_revision(engine: Engine) -> None:
     """Raise SchemaTooNew or SchemaTooOld unless the database has exactly the schema of this program."""
-    found = current(engine)
-    refuse_newer(found)
-    if found != head():
+    found = current_revision(engine)
+    refuse_unsupported(found)
+    if found != head_revision():
         state = f"has schema {found}" if found else "has no tables yet"
         raise SchemaTooOld(
-            f"the database {state} and this program needs schema {head()}: "
+            f"the database {state} and this program needs schema {head_revision()}: "
             "run `ingestor db upgrade`, or set database.migrate to auto"
         )
 
 
-def check(engine: Engine) -> None:
+def check_metadata(engine: Engine) -> None:
     """Raise IngestorError, naming each difference, if ``schema.metadata`` is not what the migrations have made."""
     with engine.connect() as connection:
         try:
@@ -68,12 +68,12 @@ def check(engine: Engine) -> None:
             raise IngestorError(f"schema.py and migrations/ differ: {differs}") from differs
 
 
-def refuse_newer(found: str | None) -> None:
+def refuse_unsupported(found: str | None) -> None:
     """Raise SchemaTooNew for a revision that this program does not know."""
     if found is not None and found not in {script.revision for script in _scripts().walk_revisions()}:
         raise SchemaTooNew(
-            f"the database has schema {found}, made by a newer program; this one knows schemas up to {head()}: "
-            "install the newer ingestor, or restore a backup from before its first start"
+            f"the database has schema {found}, made by a newer program; this one knows schemas up to"
+            f" {head_revision()}: install the newer ingestor, or restore a backup from before its first start"
         )
 
 

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 from ingestor.config.urls import masked
 from ingestor.errors import DatabaseUnavailable
-from ingestor.store.engine import Engine, connect, sqlite_path, translated
+from ingestor.store.engine import Engine, make_engine, sqlite_path, translate_errors
 
 _MAKE_TABLES = "`ingestor run` or `ingestor db upgrade` makes the tables"
 
@@ -25,16 +25,16 @@ _REMEDIES = (
 
 
 @contextmanager
-def opened(url: str, *, read_only: bool = True) -> Iterator[Engine]:
+def open_database(url: str, *, read_only: bool = True) -> Iterator[Engine]:
     """An engine on a normalised URL, for as long as the block lasts.
 
     Raises DatabaseUnavailable, which names the URL without its password.
     """
     if read_only and _is_missing(url):
         raise DatabaseUnavailable(f"{masked(url)}: is not there yet; `ingestor run` makes it, or mend database.url")
-    engine = connect(url, read_only=read_only)
+    engine = make_engine(url, read_only=read_only)
     try:
-        with explained(url):
+        with with_remedy(url):
             yield engine
     finally:
         engine.dispose()
@@ -45,10 +45,10 @@ class _Explained(DatabaseUnavailable):
 
 
 @contextmanager
-def explained(url: str) -> Iterator[None]:
+def with_remedy(url: str) -> Iterator[None]:
     """Put the database's name before what goes wrong with it, and behind that what to do."""
     try:
-        with translated():
+        with translate_errors():
             yield
     except _Explained:
         raise

@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 from ingestor.store import migrate
-from ingestor.store.engine import connect
+from ingestor.store.engine import make_engine
 
 from ..integration.store.row_factory import Database
 from ..support.daemon import COMMAND
@@ -49,7 +49,7 @@ def test_one_ticker_for_people(desk: Desk) -> None:
 
 def quiet_database(folder: Path) -> Path:
     """A configuration whose database holds one value, and nobody writes to it."""
-    engine = connect(f"sqlite:///{folder / 'ingestor.db'}")
+    engine = make_engine(f"sqlite:///{folder / 'ingestor.db'}")
     migrate.upgrade(engine)
     database = Database(engine)
     database.instance(1, "10:00", position=7)

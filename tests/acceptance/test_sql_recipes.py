@@ -15,7 +15,7 @@ import pytest
 from sqlalchemy import Engine, create_engine, text
 from sqlalchemy.exc import DatabaseError
 
-from ingestor.store.engine import connect
+from ingestor.store.engine import make_engine
 
 from ..integration.store.row_factory import DAY, Database, at
 from ..support.query_plans import reads_whole
@@ -48,7 +48,7 @@ FOUND: dict[str, list[tuple[Any, ...]]] = {
 
 @pytest.fixture
 def engine(migrated_url: str) -> Iterator[Engine]:
-    engine = connect(migrated_url.replace("postgresql://", "postgresql+psycopg://"))
+    engine = make_engine(migrated_url.replace("postgresql://", "postgresql+psycopg://"))
     fill(Database(engine))
     yield engine
     engine.dispose()

@@ -23,8 +23,8 @@ from ingestor.config import load
 from ingestor.daemon.control import ControlServer
 from ingestor.errors import DatabaseUnavailable
 from ingestor.store import migrate
-from ingestor.store.engine import connect
-from ingestor.store.open_database import opened
+from ingestor.store.engine import make_engine
+from ingestor.store.open_database import open_database
 from tests.integration.conftest import Command
 from tests.integration.store.row_factory import Database, at
 from tests.unit.monitoring.healthy_status import NOON, SENTIMENT, status
@@ -121,7 +121,7 @@ def test_check_warns_of_a_database_elsewhere_without_tls_and_names_the_proxy_wit
 def test_what_is_raised_about_a_database_does_not_hold_its_password() -> None:
     with (
         pytest.raises(DatabaseUnavailable) as raised,
-        opened(f"postgresql+psycopg://u:{HIDDEN}@127.0.0.1:1/d?password={HIDDEN}") as engine,
+        open_database(f"postgresql+psycopg://u:{HIDDEN}@127.0.0.1:1/d?password={HIDDEN}") as engine,
     ):
         engine.connect()
     assert "postgresql+psycopg://u:***@127.0.0.1:1/d?password=***: " in str(raised.value)
@@ -131,7 +131,7 @@ def test_what_is_raised_about_a_database_does_not_hold_its_password() -> None:
 def test_the_status_that_the_database_knows_is_told_to_programs_as_well(
     command: Command, configured: Callable[..., Path], migrated_url: str
 ) -> None:
-    engine = connect(migrated_url.replace("postgresql://", "postgresql+psycopg://"))
+    engine = make_engine(migrated_url.replace("postgresql://", "postgresql+psycopg://"))
     Database(engine).instance(1, "10:00", name="one", position=1)
     engine.dispose()
     ended = command("status", "--config", configured(migrated_url), "--output", "json")
@@ -179,7 +179,7 @@ def test_a_database_that_a_user_may_not_read_is_not_said_to_be_missing(tmp_path:
         with (
             somebody_else(),
             pytest.raises(DatabaseUnavailable, match=re.escape(said)),
-            opened(f"sqlite:///{closed}/ingestor.db") as engine,
+            open_database(f"sqlite:///{closed}/ingestor.db") as engine,
         ):
             engine.connect()
     finally:
@@ -190,20 +190,20 @@ def test_another_user_may_read_while_the_daemon_runs_and_with_immutable_afterwar
     with tempfile.TemporaryDirectory() as folder:  # not in tmp_path, which nobody else may search
         file = Path(folder, "ingestor.db")
         url = f"sqlite:///{file}"
-        head = migrate.head()  # asked here, since the checkout may be nobody else's to read
-        writer = connect(url)
+        head = migrate.head_revision()  # asked here, since the checkout may be nobody else's to read
+        writer = make_engine(url)
         migrate.upgrade(writer)
         Path(folder).chmod(0o555)
         for part in Path(folder).iterdir():
             part.chmod(0o444)
-        with somebody_else(), opened(url) as engine:
-            assert migrate.current(engine) == head
+        with somebody_else(), open_database(url) as engine:
+            assert migrate.current_revision(engine) == head
         Path(folder).chmod(0o755)
         writer.dispose()
         Path(folder).chmod(0o555)
         refused = pytest.raises(DatabaseUnavailable, match="readonly database; nobody has it open")
-        with somebody_else(), refused, opened(url) as engine:
-            migrate.current(engine)
+        with somebody_else(), refused, open_database(url) as engine:
+            migrate.current_revision(engine)
         with somebody_else(), closing(sqlite3.connect(f"file:{file}?immutable=1", uri=True)) as reader:
             assert reader.execute("SELECT count(*) FROM observations").fetchall() == [(0,)]
         Path(folder).chmod(0o755)
@@ -243,7 +243,7 @@ async def test_what_the_provider_said_does_nothing_to_the_terminal_of_who_asks_f
 def test_what_the_tables_hold_does_nothing_to_the_terminal(
     command: Command, configured: Callable[..., Path], migrated_url: str
 ) -> None:
-    engine = connect(migrated_url.replace("postgresql://", "postgresql+psycopg://"))
+    engine = make_engine(migrated_url.replace("postgresql://", "postgresql+psycopg://"))
     database = Database(engine)
     database.instance(1, "10:00", name=HOSTILE[:60], position=1)
     database.subscription(1)
@@ -267,7 +267,7 @@ def test_what_the_tables_hold_does_nothing_to_the_terminal(
 def test_coverage_tells_what_was_listened_to_and_why_not_in_the_rest(
     command: Command, configured: Callable[..., Path], migrated_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    engine = connect(migrated_url.replace("postgresql://", "postgresql+psycopg://"))
+    engine = make_engine(migrated_url.replace("postgresql://", "postgresql+psycopg://"))
     database = Database(engine)
     database.instance(1, "12:00")
     for number, ticker in ((1, "AAPL"), (2, "ON")):

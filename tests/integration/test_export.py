@@ -24,8 +24,8 @@ import pytest
 import time_machine
 from pyarrow import parquet
 
-from ingestor.store.engine import connect
-from ingestor.store.open_database import opened
+from ingestor.store.engine import make_engine
+from ingestor.store.open_database import open_database
 from ingestor.store.read import export
 from tests.integration.conftest import Command
 from tests.integration.store.row_factory import Database, at
@@ -37,7 +37,7 @@ Export = Callable[..., str]
 
 @pytest.fixture
 def db(migrated_url: str) -> Iterator[Database]:
-    engine = connect(migrated_url.replace("postgresql://", "postgresql+psycopg://"))
+    engine = make_engine(migrated_url.replace("postgresql://", "postgresql+psycopg://"))
     yield Database(engine)
     engine.dispose()
 
@@ -120,7 +120,7 @@ def test_it_is_all_of_one_moment_while_the_daemon_goes_on(
     monkeypatch.setattr(export, "PAGE_ROWS", 1)
     for ticker in "AB":
         db.sample(*CROWD, ticker, "10:00", 0.5)
-    with opened(migrated_url.replace("postgresql://", "postgresql+psycopg://")) as engine:
+    with open_database(migrated_url.replace("postgresql://", "postgresql+psycopg://")) as engine:
         pages = export.read_pages(engine, export.ExportQuery(feed="crowd-sentiment"))
         found = list(next(pages)[1])
         db.sample(*CROWD, "A", "10:01", 0.5)

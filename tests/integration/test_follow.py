@@ -14,7 +14,7 @@ from ingestor.commands.follow import VALUES_PER_SERIES, Follower
 from ingestor.core.entries import Frame
 from ingestor.pipeline.batch_builder import BatchBuilder
 from ingestor.store import schema, views
-from ingestor.store.engine import connect
+from ingestor.store.engine import make_engine
 from ingestor.store.write.batch_writer import BatchWriter, InstanceInfo
 from tests.support.entries import T0, decoder, fact, frame, row
 from tests.support.query_plans import questions, reads_whole
@@ -24,7 +24,7 @@ SECOND = 1_000_000
 
 @pytest.fixture
 def engine(migrated_url: str) -> Iterator[Engine]:
-    engine = connect(migrated_url.replace("postgresql://", "postgresql+psycopg://"))
+    engine = make_engine(migrated_url.replace("postgresql://", "postgresql+psycopg://"))
     yield engine
     engine.dispose()
 

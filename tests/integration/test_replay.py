@@ -22,7 +22,7 @@ from ingestor.pipeline.batch_policy import BatchPolicy
 from ingestor.pipeline.decoder import Decoder
 from ingestor.provider import catalog
 from ingestor.store import schema, views
-from ingestor.store.engine import connect, snapshot
+from ingestor.store.engine import make_engine, repeatable_read
 from ingestor.store.read import fingerprint as compared
 from ingestor.store.read import replay_source
 from ingestor.store.read.audit import audit
@@ -59,7 +59,7 @@ pytestmark = pytest.mark.postgres
 def source(urls: tuple[str, str]) -> Iterator[Engine]:
     from ingestor.store import migrate
 
-    engine = connect(urls[0])
+    engine = make_engine(urls[0])
     migrate.upgrade(engine)
     yield engine
     engine.dispose()
@@ -90,12 +90,12 @@ class Daemon:
 def replay(
     source: Engine, target: Engine, start: datetime = FIRST, end: datetime = LAST, advance: Advance = lambda _done: None
 ) -> replaying.ReplayResult:
-    with snapshot(source) as frozen:
+    with repeatable_read(source) as frozen:
         return replaying.Replayer(frozen, target, replay_source.entry_ranges(frozen, start, end)).run(advance)
 
 
 def contents(engine: Engine) -> Fingerprint:
-    with snapshot(engine) as frozen:
+    with repeatable_read(engine) as frozen:
         return compared.compute_fingerprint(frozen, FIRST, LAST)
 
 
@@ -342,7 +342,7 @@ async def test_a_daemons_database_is_made_anew(
     )
     async with Resident(config, simulator.api_key) as daemon:
         await until(lambda: daemon.status.rows.new > 300 and daemon.status.rows.revised > 3)
-    source = connect(urls[0])
+    source = make_engine(urls[0])
     with replaying.open_target(source, urls[1]) as target:
         replay(source, target)
         assert told(target) == told(source)

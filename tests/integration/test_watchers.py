@@ -15,7 +15,7 @@ import pytest
 from ingestor.core.clock import ClockReading, read_clocks
 from ingestor.daemon import service
 from ingestor.simulator import Simulator
-from ingestor.store.engine import connect
+from ingestor.store.engine import make_engine
 from ingestor.store.read.audit import AuditIssue, audit, find_losses
 
 from ..support import expected_rows
@@ -27,7 +27,7 @@ HOUR_US = 3_600_000_000
 
 @contextmanager
 def engine_of(url: str) -> Iterator[Any]:
-    engine = connect(url.replace("postgresql://", "postgresql+psycopg://"), read_only=True)
+    engine = make_engine(url.replace("postgresql://", "postgresql+psycopg://"), read_only=True)
     yield engine
     engine.dispose()
 

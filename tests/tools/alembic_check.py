@@ -6,15 +6,15 @@ import tempfile
 from pathlib import Path
 
 from ingestor.store import migrate
-from ingestor.store.engine import connect
+from ingestor.store.engine import make_engine
 from tests.support.postgres_server import find_binaries, own_server
 
 
 def _check(url: str) -> None:
-    engine = connect(url)
+    engine = make_engine(url)
     migrate.upgrade(engine)
-    migrate.check(engine)
-    print(f"{engine.dialect.name}: schema {migrate.current(engine)}, no difference")
+    migrate.check_metadata(engine)
+    print(f"{engine.dialect.name}: schema {migrate.current_revision(engine)}, no difference")
     engine.dispose()
 
 

@@ -145,7 +145,7 @@ BUGS = (
     Bug(
         "a value that did not become current counts as known",
         "pipeline/writer.py",
-        "            self._known.discard(written.unsure)\n",
+        "            self._known.discard(written.uncertain_keys)\n",
         "            pass\n",
         MODEL,
     ),
@@ -159,8 +159,8 @@ BUGS = (
     Bug(
         "the batch ahead relies on what is not sure",
         "pipeline/writer.py",
-        "if written.unsure and self._ahead is None:",
-        "if written.unsure:",
+        "if written.uncertain_keys and self._ahead is None:",
+        "if written.uncertain_keys:",
         MODEL,
     ),
     Bug(

@@ -149,7 +149,7 @@ def test_module_imports_only_lower_layers_and_its_own_libraries(path: Path) -> N
         ("ingestor/provider/auth/token_source.py", "ingestor.provider.http_client.request", True),
         ("ingestor/provider/auth/token_source.py", "ingestor.provider.socket.connection.Connection", False),
         ("ingestor/provider/auth/token_source.py", "ingestor.pipeline.writer.Writer", False),
-        ("ingestor/provider/auth/token_source.py", "ingestor.store.engine.connect", False),
+        ("ingestor/provider/auth/token_source.py", "ingestor.store.engine.make_engine", False),
         ("ingestor/store/write/batch_writer.py", "ingestor.provider.catalog", False),
         ("ingestor/store/write/batch_writer.py", "ingestor.store.read.audit", False),
         ("ingestor/store/read/audit.py", "ingestor.store.write.batch", True),

@@ -13,8 +13,8 @@ from pathlib import Path
 from sqlalchemy import Connection
 
 from ingestor.store import migrate
-from ingestor.store.engine import sqlite_path, translated
-from ingestor.store.open_database import opened
+from ingestor.store.engine import sqlite_path, translate_errors
+from ingestor.store.open_database import open_database
 from ingestor.store.write.batch import Batch, WriteResult
 from ingestor.store.write.batch_writer import BatchWriter, InstanceInfo
 
@@ -35,10 +35,10 @@ def dry_run(url: str, instance: InstanceInfo, batch: Batch) -> WriteResult:
 
 
 def _write_and_roll_back(url: str, instance: InstanceInfo, batch: Batch) -> WriteResult:
-    with opened(url, read_only=False) as engine, translated(), engine.connect() as connection:
+    with open_database(url, read_only=False) as engine, translate_errors(), engine.connect() as connection:
         outer = connection.begin()
         try:
-            migrate.make_if_empty(connection)
+            migrate.create_if_empty(connection)
             writer = BatchWriter(engine, begin=partial(_savepoint, connection))
             writer.register(replace(instance, spool_id=secrets.token_hex(16)), batch.first_seq)
             return writer.write(batch)
@@ -48,5 +48,5 @@ def _write_and_roll_back(url: str, instance: InstanceInfo, batch: Batch) -> Writ
 
 @contextmanager
 def _savepoint(connection: Connection) -> Iterator[Connection]:
-    with translated(), connection.begin_nested():
+    with translate_errors(), connection.begin_nested():
         yield connection

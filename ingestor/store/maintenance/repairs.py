@@ -13,10 +13,9 @@ from datetime import datetime, timedelta
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 from sqlalchemy import Connection, Engine, Select, and_, bindparam, case, func, or_, select, update
-from sqlalchemy.dialects import postgresql, sqlite
 
 from ingestor.store import leases, schema, views
-from ingestor.store.engine import translated
+from ingestor.store.engine import insert_or_ignore, translate_errors
 
 LEASE = "healing"
 LEASE_TIME = timedelta(minutes=5)  # longer than an answer takes; renewed before each question
@@ -134,7 +133,7 @@ def find_gaps(engine: Engine, limit: int) -> list[Gap]:
         .order_by(gaps.from_at)
         .limit(limit)
     )
-    with translated(), engine.connect() as connection:
+    with translate_errors(), engine.connect() as connection:
         return [Gap(*row) for row in connection.execute(query)]
 
 
@@ -157,7 +156,7 @@ def resumed_repairs(engine: Engine, limit: int) -> tuple[list[ResumedRepair], li
         .order_by(r.repair_id)
         .limit(limit)
     )
-    with translated(), engine.connect() as connection:
+    with translate_errors(), engine.connect() as connection:
         rows = connection.execute(query).all()
     found = [(_repair(row), row.instance_id, row.seq) for row in rows]
     listening = [
@@ -177,7 +176,7 @@ def due_repairs(engine: Engine, midnight: datetime) -> Generator[Repair]:
     query = _named_repairs().where(r.state == "open", is_due)
     query = query.order_by(urgency, r.attempts, r.from_ts, r.repair_id)
     with (
-        translated(),
+        translate_errors(),
         engine.connect() as connection,
         connection.execution_options(yield_per=DUE_AT_ONCE).execute(query) as rows,
     ):
@@ -196,14 +195,14 @@ def repairs_inside(engine: Engine, repair: Repair, end: datetime) -> list[Repair
         r.from_ts >= repair.from_ts,
         r.to_ts <= end,
     )
-    with translated(), engine.connect() as connection:
+    with translate_errors(), engine.connect() as connection:
         return [_repair(row) for row in connection.execute(query.limit(1000))]
 
 
 def load_repairs(engine: Engine, repair_ids: Sequence[int]) -> list[Repair]:
     """These repairs, whatever has become of them."""
     query = _named_repairs().where(schema.repairs.c.repair_id.in_(repair_ids)).order_by(schema.repairs.c.repair_id)
-    with translated(), engine.connect() as connection:
+    with translate_errors(), engine.connect() as connection:
         return [_repair(row) for row in connection.execute(query)]
 
 
@@ -222,7 +221,7 @@ def unfinished_repairs(engine: Engine, ticker: str = "") -> list[Repair]:
     query = query.order_by(r.to_ts.desc(), r.repair_id).limit(1000)
     if ticker:
         query = query.where(s.ticker.in_((ticker, "")))
-    with translated(), engine.connect() as connection:
+    with translate_errors(), engine.connect() as connection:
         return [_repair(row) for row in connection.execute(query)]
 
 
@@ -251,7 +250,7 @@ def stream_payloads(
         .order_by(c.seq)
         .limit(limit)
     )
-    with translated(), engine.connect() as connection:
+    with translate_errors(), engine.connect() as connection:
         return [StoredPayload(*row) for row in connection.execute(query)]
 
 
@@ -260,7 +259,7 @@ def known_tickers(engine: Engine, feed: str, limit: int) -> list[str]:
     n, s = schema.series.c, schema.subscriptions.c
     asked = select(s.ticker).where(s.feed == feed, s.ticker != "")
     query = select(n.ticker).where(n.feed == feed).union(asked).order_by("ticker").limit(limit)
-    with translated(), engine.connect() as connection:
+    with translate_errors(), engine.connect() as connection:
         return list(connection.execute(query).scalars())
 
 
@@ -270,7 +269,7 @@ def sample_range(
     """Of which ts the first and last samples of these names are, with ``start`` ≤ ts < ``end``."""
     ts = schema.samples.c.ts
     query = _samples(feed, ticker, user_id, start, end).with_only_columns(func.min(ts), func.max(ts))
-    with translated(), engine.connect() as connection:
+    with translate_errors(), engine.connect() as connection:
         first, last = connection.execute(query).one()
     return None if first is None else SampleRange(first, last)
 
@@ -285,7 +284,7 @@ def count_new_rows(engine: Engine, repair: Repair, bucket: timedelta) -> int:
         query = query.where(c.source == "stream", c.received_at >= repair.from_ts)
     else:
         query = query.where(c.source != "stream", c.received_at >= repair.created_at)
-    with translated(), engine.connect() as connection:
+    with translate_errors(), engine.connect() as connection:
         return int(connection.scalar(query) or 0)
 
 
@@ -316,15 +315,15 @@ class RepairTable:
 
     def acquire_lease(self, me: int) -> None:
         """Take or renew the lease."""
-        with translated(), self._engine.begin() as connection:
+        with translate_errors(), self._engine.begin() as connection:
             _lease(connection, me)
 
     def open(self, me: int, gaps: Sequence[Gap], now: datetime) -> None:
         """Begin a repair of each gap."""
         rows = [gap._asdict() | {"kind": "window", "state": "open", "created_at": now} for gap in gaps]
-        with translated(), self._engine.begin() as connection:
+        with translate_errors(), self._engine.begin() as connection:
             _lease(connection, me)
-            connection.execute(_insert(connection, schema.repairs).on_conflict_do_nothing(), rows)
+            connection.execute(insert_or_ignore(connection, schema.repairs), rows)
 
     def change_kind(self, me: int, repair_ids: Sequence[int], kind: RepairKind) -> None:
         """From now on they are tried this way."""
@@ -343,7 +342,7 @@ class RepairTable:
         c = schema.repairs.c
         still_open = update(schema.repairs).where(c.repair_id == bindparam("id_"), c.state == "open")
         done = still_open.values(state="done", new_rows=bindparam("count_"), error="", finished_at=now)
-        with translated(), self._engine.begin() as connection:
+        with translate_errors(), self._engine.begin() as connection:
             _lease(connection, me)
             connection.execute(done, [{"id_": id_, "count_": count} for id_, count in new_rows.items()])
 
@@ -360,11 +359,11 @@ class RepairTable:
         """
         r = schema.repairs.c
         booked = []
-        with translated(), self._engine.begin() as connection:
+        with translate_errors(), self._engine.begin() as connection:
             for wish in wishes:
                 gap = Gap(_subscription_id(connection, wish, now), wish.from_ts, wish.to_ts)
                 row = gap._asdict() | {"kind": "manual", "state": "open", "created_at": now}
-                connection.execute(_insert(connection, schema.repairs).on_conflict_do_nothing(), [row])
+                connection.execute(insert_or_ignore(connection, schema.repairs), [row])
                 named = [r[name] == value for name, value in gap._asdict().items()]
                 again = {"kind": "manual", "state": "open", "cursor": "", "error": "", "attempts": 0}
                 waits = and_(r.state == "open", r.kind != "manual")
@@ -374,13 +373,13 @@ class RepairTable:
         return booked
 
     def _change(self, me: int, repair_ids: Sequence[int], **values: Any) -> None:
-        with translated(), self._engine.begin() as connection:
+        with translate_errors(), self._engine.begin() as connection:
             _lease(connection, me)
             connection.execute(_still_open(repair_ids).values(values))
 
 
 def _lease(connection: Connection, me: int) -> None:
-    if leases.hold(connection, LEASE, me, LEASE_TIME) is None:
+    if leases.acquire(connection, LEASE, me, LEASE_TIME) is None:
         raise LeaseHeldElsewhere
 
 
@@ -389,14 +388,10 @@ def _still_open(repair_ids: Sequence[int]) -> Any:
     return update(schema.repairs).where(c.repair_id.in_(repair_ids), c.state == "open")
 
 
-def _insert(connection: Connection, table: Any) -> Any:
-    return (postgresql if connection.dialect.name == "postgresql" else sqlite).insert(table)
-
-
 def _subscription_id(connection: Connection, wish: BackfillRequest, now: datetime) -> int:
     c = schema.subscriptions.c
     names = {name: getattr(wish, name) for name in ("feed", "path", "method", "params", "ticker")}
-    new = _insert(connection, schema.subscriptions).on_conflict_do_nothing()
+    new = insert_or_ignore(connection, schema.subscriptions)
     connection.execute(new, [names | {"first_seen_at": now}])
     query = select(c.subscription_id).where(c.path == wish.path, c.params == wish.params)
     return int(connection.execute(query).scalar_one())

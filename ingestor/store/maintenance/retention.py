@@ -60,7 +60,7 @@ class Retention:
         started = time.monotonic()
         tasks, self._tasks = self._tasks, []  # a step that fails ends its sweep
         with transaction(self._engine) as connection:
-            now = leases.hold(connection, LEASE, instance_id, LEASE_TIME)
+            now = leases.acquire(connection, LEASE, instance_id, LEASE_TIME)
             if now is None:
                 return RetentionResult()
             now = min(now, to_datetime(now_us))

@@ -8,7 +8,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Engine, Select, func, select, text
 
-from ingestor.store.engine import translated
+from ingestor.store.engine import translate_errors
 from ingestor.store.schema import batches, coverage, instances
 
 
@@ -189,7 +189,7 @@ def audit(engine: Engine, *, samples_pruned: bool = False) -> list[AuditIssue]:
     sample once. Raises DatabaseUnavailable.
     """
     checks = [check for check in _CHECKS if not (check.all_samples and samples_pruned)]
-    with translated(), engine.connect() as connection:
+    with translate_errors(), engine.connect() as connection:
         return [finding for check in checks for finding in _findings(connection, check)]
 
 
@@ -203,7 +203,7 @@ def find_losses(engine: Engine) -> list[AuditIssue]:
 
     The books balance all the same, since they know of it. The newest hundred of each. Raises DatabaseUnavailable.
     """
-    with translated(), engine.connect() as connection:
+    with translate_errors(), engine.connect() as connection:
         lost = [AuditIssue("lost", _loss(row)) for row in connection.execute(_lost())]
         return lost + [AuditIssue("elsewhere", _ELSEWHERE.format(**row)) for row in _begun_late(connection)]
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from sqlalchemy import Connection, Engine, Select, TableClause, select
 
 from ingestor.store import schema, views
-from ingestor.store.engine import translated
+from ingestor.store.engine import translate_errors
 
 
 class TimeSpan(NamedTuple):
@@ -61,7 +61,7 @@ def total_seconds(spans: Iterable[TimeSpan | CoverageGap]) -> float:
 
 def load_coverage(engine: Engine, start: datetime, end: datetime, ticker: str = "") -> list[SubscriptionCoverage]:
     """All subscriptions (or those that bring ``ticker``), from ``start`` to ``end``. Raises DatabaseUnavailable."""
-    with translated(), engine.connect() as connection:
+    with translate_errors(), engine.connect() as connection:
         names = connection.execute(_names(ticker)).all()
         wanted = _spans(connection, views.wanted, start, end)
         covered = _spans(connection, views.covered, start, end)

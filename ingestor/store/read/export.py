@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 from sqlalchemy import ColumnElement, Connection, Engine, Row, Select, func, select, tuple_
 
 from ingestor.store import schema, views
-from ingestor.store.engine import snapshot, translated
+from ingestor.store.engine import repeatable_read, translate_errors
 
 PAGE_ROWS = 10_000
 SERIES_PER_QUERY = 1_000
@@ -44,13 +44,13 @@ class ExportQuery:
 def list_feeds(engine: Engine) -> list[str]:
     """Those of which there are series. Raises DatabaseUnavailable."""
     c = schema.series.c
-    with translated(), engine.connect() as connection:
+    with translate_errors(), engine.connect() as connection:
         return list(connection.execute(select(c.feed).distinct().order_by(c.feed)).scalars())
 
 
 def count_series(engine: Engine, wanted: ExportQuery) -> int:
     """How many have to be looked at. Raises DatabaseUnavailable."""
-    with translated(), engine.connect() as connection:
+    with translate_errors(), engine.connect() as connection:
         count: int = connection.execute(select(func.count()).where(*wanted._series())).scalar_one()
     return count
 
@@ -62,7 +62,7 @@ def read_pages(engine: Engine, wanted: ExportQuery) -> Generator[tuple[int, list
     DatabaseUnavailable.
     """
     done = 0
-    with snapshot(engine) as connection:
+    with repeatable_read(engine) as connection:
         for series in _all_series(connection, wanted):
             for values in _pages_of(connection, series.series_id, wanted):
                 yield done, [(*series[1:], *row) for row in values]

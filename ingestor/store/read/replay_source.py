@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, TypeAlias
 from sqlalchemy import Connection, Engine, Row, Table, and_, func, literal, or_, select, tuple_, union_all
 
 from ingestor.store import schema
-from ingestor.store.engine import sqlite_path, translated
+from ingestor.store.engine import sqlite_path, translate_errors
 
 FETCH_ROWS = 20  # a payload may have megabytes
 
@@ -48,7 +48,7 @@ def is_same_database(one: Engine, other: Engine) -> bool:
     if paths[0] or paths[1]:
         return False
     key = secrets.randbits(62)
-    with translated(), one.connect() as holder, other.connect() as second:
+    with translate_errors(), one.connect() as holder, other.connect() as second:
         holder.execute(select(func.pg_advisory_xact_lock(key)))  # is in the way of others in the same database only
         return not second.execute(select(func.pg_try_advisory_xact_lock(key))).scalar_one()
 

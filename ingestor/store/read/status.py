@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 from sqlalchemy import Connection, Engine, Select, func, select
 
 from ingestor.store import schema, views
-from ingestor.store.engine import translated
+from ingestor.store.engine import translate_errors
 
 Record: TypeAlias = dict[str, Any]  # column → value; times are aware, UTC
 
@@ -26,7 +26,7 @@ def load_status(engine: Engine) -> dict[str, list[Record]]:
     (``retention.journal``). Raises DatabaseUnavailable.
     """
     parts = {"instances": _instances(), "feeds": _feeds(), "states": _states(), "dead": _dead()}
-    with translated(), engine.connect() as connection:
+    with translate_errors(), engine.connect() as connection:
         return {name: _records(connection, query) for name, query in parts.items()}
 
 
@@ -37,7 +37,7 @@ def list_dead_letters(
 
     Raises DatabaseUnavailable.
     """
-    with translated(), engine.connect() as connection:
+    with translate_errors(), engine.connect() as connection:
         return _records(connection, _letters(ids, after_id, include_retried=include_retried).limit(limit))
 
 
@@ -49,7 +49,11 @@ def next_dead_letters(
     query = _letters(ids, after_id).where(c.dead_letter_id <= max_id).limit(PAGE_LETTERS)
     page: list[Record] = []
     # A few at a time: read all at once, a page of frames could be gigabytes.
-    with translated(), engine.connect() as connection, connection.execution_options(yield_per=10).execute(query) as got:
+    with (
+        translate_errors(),
+        engine.connect() as connection,
+        connection.execution_options(yield_per=10).execute(query) as got,
+    ):
         for letter in got.mappings():
             max_bytes -= len(letter["body"])
             if page and max_bytes < 0:
@@ -60,7 +64,7 @@ def next_dead_letters(
 
 def newest_dead_letter_id(engine: Engine) -> int:
     """The id of the newest dead letter, 0 if there never was one. Raises DatabaseUnavailable."""
-    with translated(), engine.connect() as connection:
+    with translate_errors(), engine.connect() as connection:
         return connection.scalar(select(func.max(schema.dead_letters.c.dead_letter_id))) or 0
 
 
@@ -81,7 +85,7 @@ def load_state_spans(engine: Engine, spool_id: str, since: datetime, limit: int 
         .order_by(c.to_at.desc())
         .limit(limit)
     )
-    with translated(), engine.connect() as connection:
+    with translate_errors(), engine.connect() as connection:
         return _records(connection, query)
 
 
@@ -89,7 +93,7 @@ def count_samples_by_ticker(engine: Engine, feed: str) -> dict[str, int]:
     """How many samples each ticker of a feed has. Reads them all. Raises DatabaseUnavailable."""
     c = views.observations.c
     query = select(c.ticker, func.count().label("rows")).where(c.feed == feed).group_by(c.ticker)
-    with translated(), engine.connect() as connection:
+    with translate_errors(), engine.connect() as connection:
         return {row.ticker: row.rows for row in connection.execute(query)}
 
 

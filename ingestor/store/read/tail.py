@@ -16,8 +16,8 @@ from sqlalchemy.sql.expression import TextualSelect
 from ingestor.core.entries import SeriesKey
 from ingestor.core.times import to_datetime
 from ingestor.store import schema, views
-from ingestor.store.engine import translated
-from ingestor.store.key_lookup import KEYS_PER_QUERY, among
+from ingestor.store.engine import translate_errors
+from ingestor.store.key_lookup import KEYS_PER_QUERY, keys_in
 from ingestor.store.read.status import Record
 
 ObservationKey: TypeAlias = tuple[SeriesKey, int]  # (series, ts in µs since the epoch)
@@ -53,7 +53,7 @@ def latest_observations(engine: Engine, *, limit: int, ticker: str = "") -> list
     """
     where = "WHERE n.ticker = :ticker" if ticker else ""
     query = _newest(engine, f"{where} ORDER BY m.received_at DESC, m.seq DESC LIMIT :per_series")
-    with translated(), engine.connect() as connection:
+    with translate_errors(), engine.connect() as connection:
         found = _records(connection.execute(query, {"per_series": limit} | ({"ticker": ticker} if ticker else {})))
     return sorted(found, key=lambda one: (one["received_at"], *sort_key(one)))
 
@@ -62,14 +62,14 @@ def newest_of_batch(engine: Engine, batch: CommittedBatch, *, per_series: int) -
     """What a batch made current, as far as it is among the newest ``each`` of its series."""
     query = _newest(engine, "WHERE m.instance_id = :instance_id AND m.seq BETWEEN :first_seq AND :last_seq")
     parameters = {"per_series": per_series, **batch._asdict()}
-    with translated(), engine.connect() as connection:
+    with translate_errors(), engine.connect() as connection:
         return sorted(_records(connection.execute(query, parameters)), key=sort_key)
 
 
 def load_positions(engine: Engine) -> dict[int, int]:
     """Of every instance: the last seq that is committed. Raises DatabaseUnavailable."""
     c = schema.instances.c
-    with translated(), engine.connect() as connection:
+    with translate_errors(), engine.connect() as connection:
         return {row.instance_id: row.position for row in connection.execute(select(c.instance_id, c.position))}
 
 
@@ -88,7 +88,7 @@ def next_batch(engine: Engine, instance_id: int, after: int) -> CommittedBatch |
         .order_by(c.first_seq)
         .limit(1)
     )
-    with translated(), engine.connect() as connection:
+    with translate_errors(), engine.connect() as connection:
         row = connection.execute(query).one_or_none()
     return None if row is None else CommittedBatch(*row)
 
@@ -101,7 +101,7 @@ def batch_payloads(engine: Engine, batch: CommittedBatch) -> list[Record]:
         .where(c.instance_id == batch.instance_id, c.seq.between(batch.first_seq, batch.last_seq))
         .order_by(c.seq)
     )
-    with translated(), engine.connect() as connection:
+    with translate_errors(), engine.connect() as connection:
         return [dict(row) for row in connection.execute(query).mappings()]
 
 
@@ -112,7 +112,7 @@ def recorded_values(engine: Engine, batch: CommittedBatch, keys: Iterable[Observ
     """
     wanted = set(keys)
     found: list[Record] = []
-    with translated(), engine.connect() as connection:
+    with translate_errors(), engine.connect() as connection:
         series = _series(connection, {name for name, _ in wanted})
         places = sorted((series[name], to_datetime(ts_us)) for name, ts_us in wanted if name in series)
         names = {id_: name for name, id_ in series.items()}
@@ -135,7 +135,7 @@ def _series(connection: Connection, names: set[SeriesKey]) -> dict[SeriesKey, in
     wanted = sorted(names)
     for start in range(0, len(wanted), KEYS_PER_QUERY):
         some = wanted[start : start + KEYS_PER_QUERY]
-        for id_, *name in connection.execute(select(c.series_id, *key).where(among(connection, key, some))):
+        for id_, *name in connection.execute(select(c.series_id, *key).where(keys_in(connection, key, some))):
             found[tuple(name)] = id_
     return found
 
@@ -149,7 +149,7 @@ def _values(
 ) -> list[Record]:
     c = table.c
     query = select(table).where(
-        among(connection, (c.series_id, c.ts), places),
+        keys_in(connection, (c.series_id, c.ts), places),
         c.instance_id == batch.instance_id,
         c.seq.between(batch.first_seq, batch.last_seq),
     )

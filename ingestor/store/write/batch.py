@@ -95,11 +95,11 @@ class Batch:
     payloads: list[Payload] = field(default_factory=list)
     events: list[EventRow] = field(default_factory=list)
     transitions: list[Transition] = field(default_factory=list)
-    dead: list[DeadLetter] = field(default_factory=list)
+    dead_letters: list[DeadLetter] = field(default_factory=list)
     frames: int = 0
     facts: int = 0
     row_count: int = 0  # rows decoded: those above, those known already, expired and dead ones
-    known_rows: int = 0  # repetitions of what was said last, left out
+    deduplicated_rows: int = 0  # repetitions of what was said last, left out
     expired: list[SampleRow] = field(default_factory=list)  # taken out: older than samples are kept
     origins: dict[int, Origin] = field(default_factory=dict)  # of each frame, by seq
     retries: dict[int, int] = field(default_factory=dict)  # seq of a frame → the dead letter that it tries again
@@ -120,5 +120,5 @@ class WriteResult:
     dead_rows: int
     dead_frames: int
     expired: int = 0  # older than samples are kept, and not written
-    dead_together: int = 0  # values refused beside another of their row: with it they are one dead row
-    unsure: frozenset[tuple[SeriesKey, int]] = frozenset()  # (series, ts) of which another value may be current
+    dead_siblings: int = 0  # values refused beside another of their row: with it they are one dead row
+    uncertain_keys: frozenset[tuple[SeriesKey, int]] = frozenset()  # (series, ts) of which another value may be current

@@ -17,14 +17,12 @@ from types import ModuleType
 from typing import Any
 
 from sqlalchemy import Connection, Engine, bindparam, insert, select, update
-from sqlalchemy.dialects import postgresql as pg_dialect
-from sqlalchemy.dialects import sqlite as sqlite_dialect
 
 from ingestor.core.entries import SeriesKey
 from ingestor.core.times import day_start_us, to_datetime, to_us
 from ingestor.errors import BatchRejected, DatabaseUnavailable, FullBatchRequired, PositionConflict
 from ingestor.store import leases, schema
-from ingestor.store.engine import transaction, translated
+from ingestor.store.engine import insert_or_ignore, transaction, translate_errors
 from ingestor.store.write import bulk_postgres, bulk_sqlite, coverage_intervals, revision_rows
 from ingestor.store.write.batch import (
     Batch,
@@ -36,7 +34,7 @@ from ingestor.store.write.batch import (
     WriteResult,
 )
 from ingestor.store.write.interning import InternTable
-from ingestor.store.write.revisions import GroupedRows, SampleKey, SampleValue, fold
+from ingestor.store.write.revisions import GroupedRows, SampleKey, SampleValue, group_by_key
 
 INTERNED_NAMES = 200_000
 
@@ -95,7 +93,7 @@ class BatchWriter:
 
     def has_instance(self, spool_id: str) -> bool:
         """Whether this spool was ever introduced here."""
-        with translated(), self._engine.connect() as connection:
+        with translate_errors(), self._engine.connect() as connection:
             query = select(schema.instances.c.instance_id).where(schema.instances.c.spool_id == spool_id)
             return connection.execute(query).first() is not None
 
@@ -111,10 +109,10 @@ class BatchWriter:
             "config_sha256": instance.config_sha256,
             "started_at": to_datetime(instance.started_us),
         }
-        self._series.forget()
-        self._subscriptions.forget()
+        self._series.clear()
+        self._subscriptions.clear()
         with self._begin() as connection:
-            new = self._insert_new(connection, schema.instances)
+            new = insert_or_ignore(connection, schema.instances)
             connection.execute(new, [{"spool_id": instance.spool_id, "position": first_seq - 1, **introduction}])
             mine = table.c.spool_id == instance.spool_id
             connection.execute(update(table).where(mine).values(**introduction))
@@ -132,7 +130,7 @@ class BatchWriter:
             timeline = coverage_intervals.load(connection, self.instance_id)
             reason = "the database does not hold what was written after this"
             timeline.apply(Transition(row.position + 1, since_us, "lost", reason, ()), {})
-            timeline.end(now_us)
+            timeline.close_all(now_us)
             coverage_intervals.save(connection, self.instance_id, timeline)
 
     def publish_heartbeat(self, at_us: int) -> None:
@@ -144,10 +142,10 @@ class BatchWriter:
     def write(self, batch: Batch) -> WriteResult:
         """Commit a batch, whole. PositionConflict: somebody did already; nothing was changed."""
         self._expire(batch)
-        if batch.expired and batch.known_rows:  # also those that an earlier try took out
+        if batch.expired and batch.deduplicated_rows:  # also those that an earlier try took out
             raise FullBatchRequired("some rows are older than samples are kept")
         ids, refusals = self._intern_series({row[0] for row in batch.rows})
-        if refusals and batch.known_rows:
+        if refusals and batch.deduplicated_rows:
             raise FullBatchRequired("the database refuses the name of a series")
         subscriptions = self._intern_subscriptions(batch)
         try:
@@ -168,7 +166,7 @@ class BatchWriter:
         with self._begin() as connection:
             self._advance(connection, batch)
             tally = self._write_rows(connection, batch, ids, careful=careful)
-            letters = batch.dead + _by_row(tally.dead + _unnamed(batch.rows, refusals))
+            letters = batch.dead_letters + _by_row(tally.dead + _unnamed(batch.rows, refusals))
             written = _outcome(batch, tally, letters, names, refusals)
             self._write_journal(connection, batch, letters, subscriptions, written)
         return written
@@ -183,7 +181,7 @@ class BatchWriter:
         with self._begin() as connection:
             self._advance(connection, batch, gapless=False)
             tally = self._write_rows(connection, batch, ids, careful=True)
-        letters = batch.dead + _by_row(tally.dead + _unnamed(batch.rows, refusals))
+        letters = batch.dead_letters + _by_row(tally.dead + _unnamed(batch.rows, refusals))
         return _outcome(batch, tally, letters, names, refusals)
 
     def close(self) -> None:
@@ -198,7 +196,7 @@ class BatchWriter:
         before_us = day_start_us(time.time_ns() // 1000 - self._keep_samples_us)
         if min(row.ts_us for row in batch.rows) < before_us:
             with self._begin() as connection:
-                now_us = to_us(leases.now(connection))
+                now_us = to_us(leases.database_time(connection))
             batch.expire(min(before_us, day_start_us(now_us - self._keep_samples_us)))
 
     def _advance(self, connection: Connection, batch: Batch, *, gapless: bool = True) -> None:
@@ -214,8 +212,8 @@ class BatchWriter:
     ) -> _WriteCounts:
         """Write what is new and settle the rest. Unless ``careful``, one row that is refused fails the whole batch."""
         rows = [row for row in batch.rows if row.series in ids]
-        folded = fold([(ids[row[0]], row[1]) for row in rows], rows)
-        tally = _WriteCounts(batch.known_rows > 0)
+        folded = group_by_key([(ids[row[0]], row[1]) for row in rows], rows)
+        tally = _WriteCounts(batch.deduplicated_rows > 0)
         keys = sorted(folded.first)  # two daemons that take locks in different order would deadlock
         if not careful and keys:
             return self._place_all(connection, folded, keys, batch.retries, partial=tally.partial)
@@ -234,7 +232,7 @@ class BatchWriter:
         if not keys:
             return
         try:
-            with connection.begin_nested(), translated():
+            with connection.begin_nested(), translate_errors():
                 part = self._place_all(connection, folded, keys, retries, partial=tally.partial)
         except BatchRejected as refusal:
             if len(keys) == 1:
@@ -242,7 +240,7 @@ class BatchWriter:
                 if tally.partial:
                     raise FullBatchRequired("the database refuses a value") from None
                 tally.late += keys
-                tally.dead += [_letter(row, str(refusal)) for row in folded.of(keys[0])]
+                tally.dead += [_letter(row, str(refusal)) for row in folded.rows_of(keys[0])]
                 return
             middle = len(keys) // 2
             self._place(connection, folded, keys[:middle], tally, retries)
@@ -267,8 +265,8 @@ class BatchWriter:
         disputed = folded.restated.intersection(keys) if folded.restated else set()
         if new < len(rows):
             # Only now: looking for differing values in every batch costs three times the insert.
-            disputed.update(self._bulk.conflicts(connection, self.instance_id, rows))
-        repeated = folded.repeated(keys, disputed) if folded.more else 0
+            disputed.update(self._bulk.find_conflicts(connection, self.instance_id, rows))
+        repeated = folded.count_repeats(keys, disputed) if folded.repeats else 0
         tally = _WriteCounts(partial, new=new, duplicate=len(rows) - new + repeated)
         if disputed:
             self._settle(connection, folded, sorted(disputed), tally, retries)
@@ -288,7 +286,9 @@ class BatchWriter:
             raise DatabaseUnavailable("another daemon has just pruned samples that this batch was compared with")
         for key in keys:
             record = known[key]
-            offers = [SampleValue.of(row, self.instance_id, retried=row.seq in retries) for row in folded.of(key)]
+            offers = [
+                SampleValue.from_row(row, self.instance_id, retried=row.seq in retries) for row in folded.rows_of(key)
+            ]
             if (record.current.instance_id, record.current.seq) == (self.instance_id, offers[0].seq):
                 del offers[0]
             else:
@@ -322,7 +322,7 @@ class BatchWriter:
             connection.execute(insert(schema.events), events)
         if letters:
             dead = [me | _letter_columns(letter, batch.origins[letter.seq]) for letter in letters]
-            connection.execute(self._insert_new(connection, schema.dead_letters), dead)
+            connection.execute(insert_or_ignore(connection, schema.dead_letters), dead)
         if batch.retries:
             table = schema.dead_letters
             mark = update(table).where(table.c.dead_letter_id == bindparam("id_")).values(retried_at=datetime.now(UTC))
@@ -337,7 +337,7 @@ class BatchWriter:
     def _intern_series(self, keys: set[SeriesKey]) -> tuple[dict[SeriesKey, int], dict[SeriesKey, str]]:
         """The ids of ``keys``, and why the database refuses some of them (an encoding that lacks a character)."""
         try:
-            return self._series.ids(self._begin, keys, _series_columns), {}
+            return self._series.intern(self._begin, keys, _series_columns), {}
         except BatchRejected as refusal:
             if len(keys) == 1:
                 return {}, dict.fromkeys(keys, str(refusal))
@@ -348,13 +348,8 @@ class BatchWriter:
 
     def _intern_subscriptions(self, batch: Batch) -> dict[SubscriptionRow, int]:
         wanted = {(s.path, s.params): s for t in batch.transitions for s in t.subscriptions}
-        ids = self._subscriptions.ids(self._begin, wanted, lambda key: _subscription_columns(wanted[key]))
+        ids = self._subscriptions.intern(self._begin, wanted, lambda key: _subscription_columns(wanted[key]))
         return {s: ids[s.path, s.params] for t in batch.transitions for s in t.subscriptions}
-
-    @staticmethod
-    def _insert_new(connection: Connection, table: Any) -> Any:
-        dialect = pg_dialect if connection.dialect.name == "postgresql" else sqlite_dialect
-        return dialect.insert(table).on_conflict_do_nothing()
 
 
 def _series_columns(key: SeriesKey) -> dict[str, Any]:
@@ -379,7 +374,7 @@ def _ledger(batch: Batch, written: WriteResult) -> dict[str, Any]:
         "committed_at": datetime.now(UTC),
         "frames": batch.frames,
         "facts": batch.facts,
-        "row_count": batch.row_count - written.dead_together,
+        "row_count": batch.row_count - written.dead_siblings,
         "new_rows": written.new,
         "revised_rows": written.revised,
         "duplicate_rows": written.duplicate,
@@ -401,7 +396,7 @@ def _prove_well(connection: Connection, instance_id: int) -> None:
         "body": "",
     }
     try:
-        with translated():
+        with translate_errors():
             attempt = connection.begin_nested()
             connection.execute(insert(schema.dead_letters), [canary])
             attempt.rollback()
@@ -416,16 +411,16 @@ def _outcome(
     names: dict[int, SeriesKey],
     refusals: dict[SeriesKey, str],
 ) -> WriteResult:
-    refused = len(letters) - len(batch.dead)
+    refused = len(letters) - len(batch.dead_letters)
     return WriteResult(
         new=tally.new,
         revised=tally.revised,
-        duplicate=tally.duplicate + batch.known_rows,
+        duplicate=tally.duplicate + batch.deduplicated_rows,
         dead_rows=sum(letter.row_index is not None for letter in letters),
         dead_frames=sum(letter.row_index is None for letter in letters),
         expired=len(batch.expired),
-        dead_together=len(tally.dead) + sum(row.series in refusals for row in batch.rows) - refused,
-        unsure=frozenset(
+        dead_siblings=len(tally.dead) + sum(row.series in refusals for row in batch.rows) - refused,
+        uncertain_keys=frozenset(
             [(names[id_], ts_us) for id_, ts_us in tally.late]
             + [(row.series, row.ts_us) for row in batch.rows if row.series in refusals]
             + [(row.series, row.ts_us) for row in batch.expired]

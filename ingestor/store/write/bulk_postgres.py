@@ -56,7 +56,9 @@ def insert_samples(connection: Connection, instance_id: int, rows: Sequence[tupl
     return connection.exec_driver_sql(*_of_stage(_MERGE, instance_id, rows)).rowcount
 
 
-def conflicts(connection: Connection, instance_id: int, rows: Sequence[tuple[SampleKey, SampleRow]]) -> list[SampleKey]:
+def find_conflicts(
+    connection: Connection, instance_id: int, rows: Sequence[tuple[SampleKey, SampleRow]]
+) -> list[SampleKey]:
     """The keys of the rows just offered whose recorded value is another."""
     return [(row[0], row[1]) for row in connection.exec_driver_sql(*_of_stage(_CONFLICTS, instance_id, rows))]
 

@@ -50,7 +50,9 @@ def insert_samples(connection: Connection, instance_id: int, rows: Sequence[tupl
     )
 
 
-def conflicts(connection: Connection, instance_id: int, rows: Sequence[tuple[SampleKey, SampleRow]]) -> list[SampleKey]:
+def find_conflicts(
+    connection: Connection, instance_id: int, rows: Sequence[tuple[SampleKey, SampleRow]]
+) -> list[SampleKey]:
     """The keys of the rows just offered whose recorded value is another."""
     connection.exec_driver_sql(_STAGE)
     connection.exec_driver_sql("DELETE FROM stage")

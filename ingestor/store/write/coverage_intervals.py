@@ -30,7 +30,7 @@ class CoverageTimeline:
 
     def __init__(self, open_intervals: Sequence[CoverageInterval]) -> None:
         self._open = {interval.subscription_id: interval for interval in open_intervals}
-        self.touched: list[CoverageInterval] = []
+        self.changed_intervals: list[CoverageInterval] = []
 
     def apply(self, transition: Transition, ids: Mapping[SubscriptionRow, int]) -> None:
         """Close and open intervals without overlap or hole; a state repeated extends its interval."""
@@ -42,7 +42,7 @@ class CoverageTimeline:
         for subscription_id in named:
             self._enter(subscription_id, transition)
 
-    def end(self, at_us: int) -> None:
+    def close_all(self, at_us: int) -> None:
         """Close what is open, with nothing to follow: this instance says no more."""
         for interval in self._open.values():
             interval.ended_us = max(at_us, interval.started_us)
@@ -59,7 +59,7 @@ class CoverageTimeline:
             # A clock that was set back must not make an interval end before it began.
             started_us = before.ended_us = max(started_us, before.started_us)
             if before.stored:
-                self.touched.append(before)
+                self.changed_intervals.append(before)
         interval = CoverageInterval(
             subscription_id=subscription_id,
             start_seq=transition.seq,
@@ -68,7 +68,7 @@ class CoverageTimeline:
             reason=transition.reason,
         )
         self._open[subscription_id] = interval
-        self.touched.append(interval)
+        self.changed_intervals.append(interval)
 
 
 def load(connection: Connection, instance_id: int) -> CoverageTimeline:
@@ -91,10 +91,10 @@ def load(connection: Connection, instance_id: int) -> CoverageTimeline:
 def save(connection: Connection, instance_id: int, timeline: CoverageTimeline) -> None:
     closed = [
         {"id_": i.subscription_id, "seq_": i.start_seq, "ended_at": to_optional_datetime(i.ended_us)}
-        for i in timeline.touched
+        for i in timeline.changed_intervals
         if i.stored
     ]
-    opened = [_columns(instance_id, interval) for interval in timeline.touched if not interval.stored]
+    opened = [_columns(instance_id, interval) for interval in timeline.changed_intervals if not interval.stored]
     c = coverage.c
     if closed:
         key = (c.subscription_id == bindparam("id_"), c.instance_id == instance_id, c.start_seq == bindparam("seq_"))

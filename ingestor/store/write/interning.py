@@ -7,9 +7,9 @@ from contextlib import AbstractContextManager
 from typing import Any, Generic, TypeVar
 
 from sqlalchemy import Connection, Table, select
-from sqlalchemy.dialects import postgresql, sqlite
 
-from ingestor.store.key_lookup import KEYS_PER_QUERY, among
+from ingestor.store.engine import insert_or_ignore
+from ingestor.store.key_lookup import KEYS_PER_QUERY, keys_in
 
 Key = TypeVar("Key", bound=tuple[str, ...])
 
@@ -24,7 +24,7 @@ class InternTable(Generic[Key]):
         self._capacity = capacity
         self._ids: dict[Key, int] = {}
 
-    def ids(
+    def intern(
         self,
         begin: Callable[[], AbstractContextManager[Connection]],
         keys: Iterable[Key],
@@ -42,7 +42,7 @@ class InternTable(Generic[Key]):
             self._ids |= found
         return {key: self._ids[key] for key in wanted}
 
-    def forget(self) -> None:
+    def clear(self) -> None:
         """The database may be another one now."""
         self._ids.clear()
 
@@ -56,11 +56,10 @@ class InternTable(Generic[Key]):
         found: dict[Key, int] = {}
         for start in range(0, len(keys), KEYS_PER_QUERY):
             some = keys[start : start + KEYS_PER_QUERY]
-            query = select(self._id, *self._key).where(among(connection, self._key, some))
+            query = select(self._id, *self._key).where(keys_in(connection, self._key, some))
             found |= {tuple(row[1:]): row[0] for row in connection.execute(query)}
         return found
 
     def _insert(self, connection: Connection, rows: list[dict[str, Any]]) -> None:
         if rows:
-            insert = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
-            connection.execute(insert(self._table).on_conflict_do_nothing(), rows)
+            connection.execute(insert_or_ignore(connection, self._table), rows)

@@ -9,7 +9,7 @@ from sqlalchemy import Connection, bindparam, insert, select, update
 
 from ingestor.core.times import to_datetime, to_optional_datetime, to_us
 from ingestor.store import schema
-from ingestor.store.key_lookup import KEYS_PER_QUERY, among
+from ingestor.store.key_lookup import KEYS_PER_QUERY, keys_in
 from ingestor.store.write.revisions import SampleKey, SampleRecord, SampleValue
 
 
@@ -18,13 +18,13 @@ def load(connection: Connection, keys: Sequence[SampleKey]) -> dict[SampleKey, S
     current, others = schema.samples, schema.sample_revisions
     for start in range(0, len(keys), KEYS_PER_QUERY):
         some = [(series_id, to_datetime(ts_us)) for series_id, ts_us in keys[start : start + KEYS_PER_QUERY]]
-        mine = among(connection, (current.c.series_id, current.c.ts), some)
+        mine = keys_in(connection, (current.c.series_id, current.c.ts), some)
         query = select(current).where(mine).order_by(current.c.series_id, current.c.ts).with_for_update()
         for row in connection.execute(query):
             records[row.series_id, to_us(row.ts)] = SampleRecord(_value(row), row.revision)
-        mine = among(connection, (others.c.series_id, others.c.ts), some)
+        mine = keys_in(connection, (others.c.series_id, others.c.ts), some)
         for row in connection.execute(select(others.c.series_id, others.c.ts, others.c.value).where(mine)):
-            records[row.series_id, to_us(row.ts)].others.add(row.value)
+            records[row.series_id, to_us(row.ts)].other_values.add(row.value)
     return records
 
 
@@ -51,7 +51,7 @@ def save(connection: Connection, records: dict[SampleKey, SampleRecord]) -> None
         [
             {"series_id": id_, "ts": to_datetime(ts_us), **_columns(value, revision)}
             for (id_, ts_us), record in changed.items()
-            for revision, value in record.added
+            for revision, value in record.new_revisions
         ],
     )
 

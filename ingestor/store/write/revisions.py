@@ -23,7 +23,7 @@ class SampleValue(NamedTuple):
     retried: bool = False  # off a dead letter: its seq says nothing of when it was received; not stored
 
     @classmethod
-    def of(cls, row: SampleRow, instance_id: int, *, retried: bool) -> SampleValue:
+    def from_row(cls, row: SampleRow, instance_id: int, *, retried: bool) -> SampleValue:
         return cls(row.value, row.published_us, row.received_us, row.source, instance_id, row.seq, retried)
 
     def later_than(self, other: SampleValue) -> bool:
@@ -44,8 +44,8 @@ class SampleRecord:
 
     current: SampleValue
     revision: int = 0  # how many others there are
-    others: set[float] = field(default_factory=set)
-    added: list[tuple[int, SampleValue]] = field(default_factory=list)  # (revision, value) not yet stored
+    other_values: set[float] = field(default_factory=set)
+    new_revisions: list[tuple[int, SampleValue]] = field(default_factory=list)  # (revision, value) not yet stored
     changed: bool = False
 
     def offer(self, value: SampleValue) -> bool:
@@ -58,10 +58,10 @@ class SampleRecord:
             return False
         if value.later_than(self.current):
             value, self.current = self.current, value
-        elif value.value in self.others:
+        elif value.value in self.other_values:
             return False
-        self.added.append((self.revision, value))
-        self.others.add(value.value)
+        self.new_revisions.append((self.revision, value))
+        self.other_values.add(value.value)
         self.revision += 1
         self.changed = True
         return True
@@ -71,19 +71,19 @@ class GroupedRows(NamedTuple):
     """A batch's rows by key: the first of each, those that followed, and the keys whose values differ."""
 
     first: dict[SampleKey, SampleRow]
-    more: dict[SampleKey, list[SampleRow]]
+    repeats: dict[SampleKey, list[SampleRow]]
     restated: set[SampleKey]
 
-    def of(self, key: SampleKey) -> list[SampleRow]:
+    def rows_of(self, key: SampleKey) -> list[SampleRow]:
         """All rows of a key, in seq order."""
-        return [self.first[key], *self.more.get(key, ())]
+        return [self.first[key], *self.repeats.get(key, ())]
 
-    def repeated(self, keys: Iterable[SampleKey], disputed: Set[SampleKey]) -> int:
+    def count_repeats(self, keys: Iterable[SampleKey], disputed: Set[SampleKey]) -> int:
         """How many values of ``keys`` say once more what the first one said."""
-        return sum(len(self.more[key]) for key in keys if key in self.more and key not in disputed)
+        return sum(len(self.repeats[key]) for key in keys if key in self.repeats and key not in disputed)
 
 
-def fold(keys: Sequence[SampleKey], rows: Sequence[SampleRow]) -> GroupedRows:
+def group_by_key(keys: Sequence[SampleKey], rows: Sequence[SampleRow]) -> GroupedRows:
     """Bring a batch's rows together by their keys, in seq order.
 
     A repetition is kept as well: it may be later than what another instance said after the first.

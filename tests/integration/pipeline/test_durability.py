@@ -14,7 +14,7 @@ from ingestor.errors import SpoolFailed
 from ingestor.pipeline.batch_policy import BatchPolicy
 from ingestor.spool.chunk_store import ChunkWriter
 from ingestor.spool.spool import Spool
-from ingestor.store.engine import connect
+from ingestor.store.engine import make_engine
 from ingestor.store.write.batch_writer import BatchWriter, InstanceInfo
 from tests.support.entries import T0, decoder, fact, frame, row
 from tests.support.flaky_commit import HastyWriter, Unsteady
@@ -41,9 +41,9 @@ asyncio.run(main())
 """
 DATABASE = f"""
 from ingestor.store.write.batch_writer import BatchWriter, InstanceInfo
-from ingestor.store.engine import connect
+from ingestor.store.engine import make_engine
 
-engine = connect("sqlite:///spool.db")
+engine = make_engine("sqlite:///spool.db")
 database = BatchWriter(engine)
 database.register(InstanceInfo(spool_id="s", name="", version="", config_sha256="", started_us=0), 1)
 input()
@@ -70,7 +70,7 @@ def test_each_commit_is_synced_to_the_disk(tmp_path: Path, sqlite_template: Path
 
 def test_the_spool_and_a_sqlite_database_are_as_careful_as_sqlite_can_be(tmp_path: Path) -> None:
     file = ChunkWriter(tmp_path / "spool.db")
-    engine = connect(f"sqlite:///{tmp_path / 'ingestor.db'}")
+    engine = make_engine(f"sqlite:///{tmp_path / 'ingestor.db'}")
     with engine.connect() as connection:
         assert connection.execute(text("PRAGMA synchronous")).scalar_one() == FULL
     assert file._db.execute("PRAGMA synchronous").fetchone() == (FULL,)
@@ -86,7 +86,7 @@ def test_postgresql_commits_to_the_disk_also_where_it_usually_does_not(
     url = postgres_url.replace("postgresql://", "postgresql+psycopg://")
     with psycopg.connect(postgres_url, autocommit=True) as admin:
         admin.execute(f"ALTER DATABASE {admin.info.dbname} SET synchronous_commit = '{usual}'")
-    engine = connect(url)
+    engine = make_engine(url)
     found = []
     with engine.connect() as connection:
         for _ in range(2):
@@ -117,7 +117,7 @@ async def test_nothing_is_received_before_it_is_in_the_file(tmp_path: Path) -> N
 
 
 async def test_what_is_not_committed_is_not_forgotten(tmp_path: Path, migrated_url: str) -> None:
-    engine = connect(migrated_url.replace("postgresql://", "postgresql+psycopg://"))
+    engine = make_engine(migrated_url.replace("postgresql://", "postgresql+psycopg://"))
     spool = Spool(tmp_path / "spool", max_bytes=1 << 30, sync_every_seconds=0)
     spool.start(_unexpected)
     instance = InstanceInfo(spool_id=spool.spool_id, name="", version="", config_sha256="", started_us=T0)

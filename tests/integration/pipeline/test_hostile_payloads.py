@@ -19,7 +19,7 @@ from ingestor.pipeline.batch_builder import BatchBuilder
 from ingestor.pipeline.decoder import DecodedFrame
 from ingestor.spool.chunk_store import pack, unpack
 from ingestor.store import schema
-from ingestor.store.engine import connect
+from ingestor.store.engine import make_engine
 from ingestor.store.read.audit import audit
 from ingestor.store.write.batch_writer import BatchWriter, InstanceInfo
 from tests.support.entries import CROWD, T0, decoder, frame, row
@@ -45,7 +45,7 @@ class Store:
     """One database, given frames one by one."""
 
     def __init__(self, url: str) -> None:
-        self.engine = connect(url)
+        self.engine = make_engine(url)
         self._database = BatchWriter(self.engine)
         self._decoder = decoder()
         introduction = InstanceInfo(spool_id="s", name="", version="", config_sha256="", started_us=T0)

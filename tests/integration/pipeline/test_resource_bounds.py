@@ -19,7 +19,7 @@ from ingestor.pipeline.batch_policy import BatchPolicy
 from ingestor.pipeline.dedup import RecentValueCache
 from ingestor.pipeline.writer import Writer
 from ingestor.spool.spool import Spool
-from ingestor.store.engine import connect
+from ingestor.store.engine import make_engine
 from ingestor.store.read.audit import audit
 from ingestor.store.write import batch_writer as store
 from ingestor.store.write.batch_writer import BatchWriter, InstanceInfo
@@ -37,7 +37,7 @@ def _unexpected(failure: SpoolFailed) -> None:
 
 @pytest.fixture
 def engine(migrated_url: str) -> Iterator[Engine]:
-    engine = connect(migrated_url.replace("postgresql://", "postgresql+psycopg://"))
+    engine = make_engine(migrated_url.replace("postgresql://", "postgresql+psycopg://"))
     yield engine
     engine.dispose()
 

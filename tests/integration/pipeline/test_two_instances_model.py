@@ -27,7 +27,7 @@ from ingestor.pipeline.batch_policy import BatchPolicy
 from ingestor.spool import ballast
 from ingestor.spool.spool import Spool
 from ingestor.store import schema
-from ingestor.store.engine import connect
+from ingestor.store.engine import make_engine
 from ingestor.store.read.audit import audit
 from ingestor.store.write.batch_writer import BatchWriter, InstanceInfo
 from tests.support.entries import T0, decoder, fact, frame, row
@@ -90,7 +90,7 @@ class Daemon:
     def __init__(self, url: str, folder: Path, name: str, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
         self._name = name
-        self._engine = connect(url)
+        self._engine = make_engine(url)
         self.commits = Unsteady(self._engine)
         self.spool = Spool(folder, max_bytes=1 << 30, sync_every_seconds=0)
         self.told: dict[int, Telling] = {}
@@ -179,7 +179,7 @@ class TwoDaemons(Counted):
         self._loop = asyncio.new_event_loop()
         self._folder = fast_folder()
         url = type(self).fresh_url(self._folder)
-        self._engine = connect(url)
+        self._engine = make_engine(url)
         self._daemons = [Daemon(url, self._folder / name, name, self._loop) for name in ("one", "two")]
         for daemon in self._daemons:
             self._await(self._start(daemon.spool))

@@ -25,7 +25,7 @@ from ingestor.pipeline.dead_letters import requeue_dead_letters
 from ingestor.pipeline.writer import Writer
 from ingestor.spool.chunk_store import SpoolUnreadable
 from ingestor.spool.spool import Spool
-from ingestor.store.engine import connect
+from ingestor.store.engine import make_engine
 from ingestor.store.read import status as letters
 from ingestor.store.read.audit import audit
 from ingestor.store.write.batch_writer import BatchWriter, InstanceInfo
@@ -44,7 +44,7 @@ def _unexpected(failure: SpoolFailed) -> None:
 
 @pytest.fixture
 def engine(migrated_url: str) -> Iterator[Engine]:
-    engine = connect(migrated_url.replace("postgresql://", "postgresql+psycopg://"))
+    engine = make_engine(migrated_url.replace("postgresql://", "postgresql+psycopg://"))
     yield engine
     engine.dispose()
 
@@ -159,7 +159,7 @@ async def test_a_sample_that_another_daemon_prunes_while_it_is_restated_is_writt
     spool: Spool, postgres_template_url: str, postgres_server_url: str
 ) -> None:
     with fresh_database(postgres_server_url, postgres_template_url) as url:
-        engine = connect(url.replace("postgresql://", "postgresql+psycopg://"))
+        engine = make_engine(url.replace("postgresql://", "postgresql+psycopg://"))
         await put(spool, frame([row(value=1)]))
         writer(spool, engine).run()
         await put(spool, frame([row(value=2)]))

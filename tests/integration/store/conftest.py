@@ -7,13 +7,13 @@ from collections.abc import Iterator
 import pytest
 from sqlalchemy import Engine
 
-from ingestor.store.engine import connect
+from ingestor.store.engine import make_engine
 
 
 @pytest.fixture
 def empty_engine(database_url: str) -> Iterator[Engine]:
     """Opened as the daemon opens it; nothing in it."""
-    engine = connect(database_url.replace("postgresql://", "postgresql+psycopg://"))
+    engine = make_engine(database_url.replace("postgresql://", "postgresql+psycopg://"))
     yield engine
     engine.dispose()
 
@@ -21,6 +21,6 @@ def empty_engine(database_url: str) -> Iterator[Engine]:
 @pytest.fixture
 def engine(migrated_url: str) -> Iterator[Engine]:
     """The tables and views, without rows."""
-    engine = connect(migrated_url.replace("postgresql://", "postgresql+psycopg://"))
+    engine = make_engine(migrated_url.replace("postgresql://", "postgresql+psycopg://"))
     yield engine
     engine.dispose()

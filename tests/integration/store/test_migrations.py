@@ -14,7 +14,7 @@ from sqlalchemy.exc import IntegrityError
 
 from ingestor.errors import IngestorError, SchemaTooNew, SchemaTooOld
 from ingestor.store import migrate, views
-from ingestor.store.engine import connect
+from ingestor.store.engine import make_engine
 from ingestor.store.schema import dead_letters, leases, metadata
 
 from .row_factory import at
@@ -23,10 +23,10 @@ URL_OF_DRIVER = ("postgresql://", "postgresql+psycopg://")
 START = """
 import sys
 from ingestor.store import engine, migrate
-migrate.head()
+migrate.head_revision()
 print("ready", flush=True)
 sys.stdin.readline()
-migrate.upgrade(engine.connect(sys.argv[1]))
+migrate.upgrade(engine.make_engine(sys.argv[1]))
 """
 
 
@@ -35,7 +35,7 @@ def test_an_empty_database_gets_every_table_and_view(empty_engine: Engine) -> No
     found = inspect(empty_engine)
     assert set(found.get_table_names()) == {*metadata.tables, "alembic_version"}
     assert set(found.get_view_names()) == {view.name for view in views.VIEWS}
-    assert migrate.current(empty_engine) == migrate.head()
+    assert migrate.current_revision(empty_engine) == migrate.head_revision()
 
 
 def test_each_view_has_the_columns_that_it_is_read_by(engine: Engine) -> None:
@@ -52,14 +52,14 @@ def test_each_view_of_nothing_is_empty(engine: Engine) -> None:
 
 
 def test_metadata_and_migrations_describe_the_same_schema(engine: Engine) -> None:
-    migrate.check(engine)
+    migrate.check_metadata(engine)
 
 
 def test_a_column_that_no_migration_made_is_found(engine: Engine) -> None:
     with engine.begin() as connection:
         connection.execute(text("ALTER TABLE leases ADD COLUMN surprise INTEGER"))
     with pytest.raises(IngestorError, match="surprise"):
-        migrate.check(engine)
+        migrate.check_metadata(engine)
 
 
 def test_an_upgrade_keeps_what_is_there(engine: Engine) -> None:
@@ -85,7 +85,7 @@ def test_of_two_that_start_together_one_migrates_and_the_other_waits(empty_engin
         start.stdin.write("go\n")
         start.stdin.flush()
     assert [start.communicate(timeout=30) for start in starts] == [("", "")] * 2
-    migrate.verify(empty_engine)
+    migrate.verify_revision(empty_engine)
 
 
 def test_a_migration_that_fails_leaves_nothing_behind(empty_engine: Engine) -> None:
@@ -99,25 +99,25 @@ def test_a_migration_that_fails_leaves_nothing_behind(empty_engine: Engine) -> N
 def test_a_database_of_a_newer_program_is_refused_untouched(engine: Engine) -> None:
     with engine.begin() as connection:
         connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
-    for call in (migrate.upgrade, migrate.verify):
-        with pytest.raises(SchemaTooNew, match=f"9999.*{migrate.head()}.*install the newer"):
+    for call in (migrate.upgrade, migrate.verify_revision):
+        with pytest.raises(SchemaTooNew, match=f"9999.*{migrate.head_revision()}.*install the newer"):
             call(engine)
-    assert migrate.current(engine) == "9999"
+    assert migrate.current_revision(engine) == "9999"
 
 
 def test_an_empty_database_is_older_than_the_program(empty_engine: Engine) -> None:
     with pytest.raises(SchemaTooOld, match=r"no tables yet.*ingestor db upgrade"):
-        migrate.verify(empty_engine)
+        migrate.verify_revision(empty_engine)
 
 
 def test_a_database_behind_the_program_is_older_and_an_upgrade_mends_it(empty_engine: Engine) -> None:
     with empty_engine.connect() as connection, migrate._locked(connection):
         command.upgrade(migrate._config(connection), "0001")
-    with pytest.raises(SchemaTooOld, match=f"schema 0001 .* needs schema {migrate.head()}"):
-        migrate.verify(empty_engine)
+    with pytest.raises(SchemaTooOld, match=f"schema 0001 .* needs schema {migrate.head_revision()}"):
+        migrate.verify_revision(empty_engine)
     migrate.upgrade(empty_engine)
-    migrate.verify(empty_engine)
-    migrate.check(empty_engine)
+    migrate.verify_revision(empty_engine)
+    migrate.check_metadata(empty_engine)
 
 
 def test_alembic_itself_finds_the_database_through_the_config(
@@ -128,8 +128,8 @@ def test_alembic_itself_finds_the_database_through_the_config(
     config.chmod(0o600)
     monkeypatch.setenv("INGESTOR_CONFIG", str(config))
     command.upgrade(migrate._config(), "head")
-    engine = connect(database_url.replace(*URL_OF_DRIVER))
-    migrate.verify(engine)
+    engine = make_engine(database_url.replace(*URL_OF_DRIVER))
+    migrate.verify_revision(engine)
     engine.dispose()
 
 

@@ -11,7 +11,7 @@ from sqlalchemy import event
 
 from ingestor.pipeline.batch_builder import BatchBuilder
 from ingestor.store import schema
-from ingestor.store.engine import connect
+from ingestor.store.engine import make_engine
 from ingestor.store.write import revision_rows
 from ingestor.store.write.batch_writer import BatchWriter, InstanceInfo
 from ingestor.store.write.interning import InternTable
@@ -48,7 +48,7 @@ def steps(path: Path, template: Path, rows: int, statistics: bool) -> int:
         if statistics:
             raw.execute("ANALYZE")
     raw.close()
-    engine = connect(f"sqlite:///{path}")
+    engine = make_engine(f"sqlite:///{path}")
     counted: list[None] = []
     event.listen(engine, "connect", lambda c, _: c.set_progress_handler(lambda: counted.append(None), 1))
     database = BatchWriter(engine)
@@ -70,7 +70,7 @@ def test_to_look_keys_up_postgresql_reads_no_other_rows_also_while_it_has_no_sta
     postgres_server_url: str, postgres_template_url: str
 ) -> None:
     with fresh_database(postgres_server_url, postgres_template_url) as url:
-        engine = connect(url.replace("postgresql://", "postgresql+psycopg://"))
+        engine = make_engine(url.replace("postgresql://", "postgresql+psycopg://"))
         with engine.begin() as connection:
             connection.exec_driver_sql(
                 "INSERT INTO series (feed, metric, ticker, first_seen_at)"

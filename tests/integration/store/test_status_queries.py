@@ -8,7 +8,7 @@ import pytest
 from sqlalchemy import Engine
 
 from ingestor.errors import DatabaseUnavailable
-from ingestor.store.engine import connect
+from ingestor.store.engine import make_engine
 from ingestor.store.read.status import load_state_spans, load_status
 
 from .row_factory import Database, at
@@ -94,4 +94,4 @@ def test_coverage_tells_spans_that_several_share_as_one(db: Database) -> None:
 
 def test_a_database_that_is_not_there_is_unavailable(tmp_path: Path) -> None:
     with pytest.raises(DatabaseUnavailable, match="unable to open"):
-        load_status(connect(f"sqlite:///{tmp_path / 'none.db'}", read_only=True))
+        load_status(make_engine(f"sqlite:///{tmp_path / 'none.db'}", read_only=True))

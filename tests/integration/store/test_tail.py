@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from sqlalchemy import Engine, text
 
-from ingestor.store.engine import connect
+from ingestor.store.engine import make_engine
 from ingestor.store.read.status import load_status
 from ingestor.store.read.tail import latest_observations
 
@@ -52,7 +52,7 @@ def test_tail_of_an_empty_database_is_empty(db: Database) -> None:
 
 
 def test_what_reads_needs_no_right_to_write(flowing: Database, migrated_url: str) -> None:
-    reader = connect(migrated_url.replace("postgresql://", "postgresql+psycopg://"), read_only=True)
+    reader = make_engine(migrated_url.replace("postgresql://", "postgresql+psycopg://"), read_only=True)
     if reader.dialect.name == "postgresql":
         with reader.begin() as connection:
             connection.execute(text("SET SESSION CHARACTERISTICS AS TRANSACTION READ ONLY"))

@@ -18,7 +18,7 @@ from ingestor.errors import BatchRejected, DatabaseUnavailable
 from ingestor.pipeline.batch_builder import BatchBuilder
 from ingestor.store import engine as engine_module
 from ingestor.store import migrate
-from ingestor.store.engine import connect, transaction, translated
+from ingestor.store.engine import make_engine, transaction, translate_errors
 from ingestor.store.write.batch import Batch
 from ingestor.store.write.batch_writer import BatchWriter, InstanceInfo
 from tests.support.check_constraint import refuse
@@ -45,7 +45,7 @@ def raised(sqlstate: str) -> Act:
 
 
 def meaning(engine: Engine, act: Act) -> type[Exception]:
-    with pytest.raises((BatchRejected, DatabaseUnavailable)) as caught, translated():
+    with pytest.raises((BatchRejected, DatabaseUnavailable)) as caught, translate_errors():
         act(engine)
     return caught.type
 
@@ -57,7 +57,7 @@ def meaning(engine: Engine, act: Act) -> type[Exception]:
 def on_postgres(postgres_server_url: str, postgres_template_url: str) -> Iterator[Engine]:
     """A connection, and room for others that stand in its way."""
     with fresh_database(postgres_server_url, postgres_template_url) as url:
-        engine = connect(url.replace("postgresql://", "postgresql+psycopg://"))
+        engine = make_engine(url.replace("postgresql://", "postgresql+psycopg://"))
         yield engine
         engine.dispose()
 
@@ -175,13 +175,13 @@ def test_what_postgresql_says_is_the_rows_fault_or_not(
 
 @pytest.mark.postgres
 def test_a_server_that_nobody_listens_for_is_unavailable() -> None:
-    engine = connect(f"postgresql+psycopg://nobody@127.0.0.1:{free_port()}/none")
+    engine = make_engine(f"postgresql+psycopg://nobody@127.0.0.1:{free_port()}/none")
     assert meaning(engine, run("SELECT 1")) is DatabaseUnavailable
 
 
 @pytest.mark.postgres
 def test_a_server_that_is_stopped_in_the_midst_of_a_transaction_is_unavailable(postgres: Postgres) -> None:
-    engine = connect(postgres.url().replace("postgresql://", "postgresql+psycopg://"))
+    engine = make_engine(postgres.url().replace("postgresql://", "postgresql+psycopg://"))
 
     def stopped(engine: Engine) -> None:
         with engine.begin() as connection:
@@ -212,7 +212,7 @@ def waits_in(statement: str) -> Act:
 def test_a_server_that_answers_no_more_is_unavailable_after_a_while(
     on_postgres: Engine, statement: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(engine_module, "HANG_SECONDS", 0.5)
+    monkeypatch.setattr(engine_module, "TRANSACTION_TIMEOUT_SECONDS", 0.5)
     assert meaning(on_postgres, waits_in(statement)) is DatabaseUnavailable
     with on_postgres.connect() as another:
         assert another.exec_driver_sql("SELECT 1").scalar_one() == 1
@@ -222,8 +222,8 @@ def test_a_server_that_answers_no_more_is_unavailable_after_a_while(
 def test_a_server_whose_processes_stand_still_does_not_hold_the_writer_for_ever(
     postgres: Postgres, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(engine_module, "HANG_SECONDS", 0.5)
-    engine = connect(postgres.url().replace("postgresql://", "postgresql+psycopg://"))
+    monkeypatch.setattr(engine_module, "TRANSACTION_TIMEOUT_SECONDS", 0.5)
+    engine = make_engine(postgres.url().replace("postgresql://", "postgresql+psycopg://"))
     migrate.upgrade(engine)
     database = BatchWriter(engine)
     database.register(InstanceInfo(spool_id="s", name="", version="", config_sha256="", started_us=T0), 1)
@@ -240,7 +240,7 @@ def test_a_server_whose_processes_stand_still_does_not_hold_the_writer_for_ever(
 
 @pytest.fixture
 def on_sqlite(tmp_path: Path, sqlite_template: Path) -> Iterator[Engine]:
-    engine = connect(f"sqlite:///{shutil.copy(sqlite_template, tmp_path / 'ingestor.db')}")
+    engine = make_engine(f"sqlite:///{shutil.copy(sqlite_template, tmp_path / 'ingestor.db')}")
     yield engine
     engine.dispose()
 
@@ -268,7 +268,7 @@ def table_locked(engine: Engine) -> None:
 
 
 def read_only(engine: Engine) -> None:
-    reader = connect(str(engine.url), read_only=True)
+    reader = make_engine(str(engine.url), read_only=True)
     try:
         run(INSERT)(reader)
     finally:
@@ -276,13 +276,13 @@ def read_only(engine: Engine) -> None:
 
 
 def no_folder(engine: Engine) -> None:
-    run("SELECT 1")(connect(f"{engine.url}.not-there/ingestor.db"))
+    run("SELECT 1")(make_engine(f"{engine.url}.not-there/ingestor.db"))
 
 
 def not_a_database(engine: Engine) -> None:
     path = Path(str(engine.url.database)).with_name("other.db")
     path.write_bytes(b"not a database" * 1000)
-    run("SELECT 1")(connect(f"sqlite:///{path}"))
+    run("SELECT 1")(make_engine(f"sqlite:///{path}"))
 
 
 def too_big(engine: Engine) -> None:
@@ -346,7 +346,7 @@ def test_what_sqlite_says_is_the_rows_fault_or_not(on_sqlite: Engine, act: Act, 
 
 @pytest.fixture
 def engine(migrated_url: str) -> Iterator[Engine]:
-    engine = connect(migrated_url.replace("postgresql://", "postgresql+psycopg://"))
+    engine = make_engine(migrated_url.replace("postgresql://", "postgresql+psycopg://"))
     yield engine
     engine.dispose()
 

@@ -51,7 +51,7 @@ def told(*frames: Frame) -> list[tuple[float, int]]:
     for entry in enumerate(frames, 1):
         assembly.add(entry)
     batch = assembly.batch
-    assert batch.known_rows + len(batch.rows) == batch.row_count == len(frames)
+    assert batch.deduplicated_rows + len(batch.rows) == batch.row_count == len(frames)
     return [(row.value, row.seq) for row in batch.rows]
 
 

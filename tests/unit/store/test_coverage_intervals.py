@@ -16,7 +16,7 @@ def to(state: str, seq: int, since_us: int, *subscriptions: SubscriptionRow) -> 
 
 
 def shape(timeline: CoverageTimeline) -> list[tuple[int, str, int, int | None]]:
-    return [(i.subscription_id, i.state, i.started_us, i.ended_us) for i in timeline.touched]
+    return [(i.subscription_id, i.state, i.started_us, i.ended_us) for i in timeline.changed_intervals]
 
 
 def test_each_state_ends_where_the_next_begins() -> None:
@@ -48,7 +48,7 @@ def test_intervals_neither_overlap_nor_leave_a_hole_whatever_the_clock_does(step
     timeline = CoverageTimeline([])
     for seq, (state, since_us) in enumerate(steps, 1):
         timeline.apply(to(state, seq, since_us, AAPL), IDS)
-    intervals = timeline.touched
+    intervals = timeline.changed_intervals
     assert [i.ended_us for i in intervals[:-1]] == [i.started_us for i in intervals[1:]]
     assert all(i.started_us <= (i.ended_us or i.started_us) for i in intervals)
     assert intervals[-1].ended_us is None

@@ -25,9 +25,9 @@ def test_a_full_memory_makes_room_in_time_that_grows_with_its_size_only() -> Non
     engine = create_engine("sqlite://")
     schema.metadata.create_all(engine)
     names: InternTable[Key] = InternTable(schema.series, KEY, 12_000)
-    names.ids(engine.begin, keys(0, 12_000), columns)
+    names.intern(engine.begin, keys(0, 12_000), columns)
     started = time.process_time()
-    found = names.ids(engine.begin, keys(11_999, 2), columns)  # one known, one that needs room
+    found = names.intern(engine.begin, keys(11_999, 2), columns)  # one known, one that needs room
     assert time.process_time() - started < 1.0
     assert sorted(found.values()) == [12_000, 12_001]
     assert len(names._ids) <= 12_000
@@ -38,6 +38,6 @@ def test_names_asked_for_now_are_not_what_goes() -> None:
     engine = create_engine("sqlite://")
     schema.metadata.create_all(engine)
     names: InternTable[Key] = InternTable(schema.series, KEY, 4)
-    first = names.ids(engine.begin, keys(0, 4), columns)
-    assert names.ids(engine.begin, keys(0, 6), columns).items() >= first.items()
+    first = names.intern(engine.begin, keys(0, 4), columns)
+    assert names.intern(engine.begin, keys(0, 6), columns).items() >= first.items()
     engine.dispose()

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ingestor.store.write.batch import SampleRow
-from ingestor.store.write.revisions import SampleRecord, SampleValue, fold
+from ingestor.store.write.revisions import SampleRecord, SampleValue, group_by_key
 
 A, B = 1, 2  # instances
 SERIES = ("crowd-sentiment", "crowd_sentiment", "AAPL", "")
@@ -41,7 +41,7 @@ def test_a_later_value_becomes_current_and_the_one_before_a_revision() -> None:
     record = SampleRecord(value(1.0, seq=1))
     assert record.offer(value(2.0, seq=2))
     assert (record.current.value, record.revision) == (2.0, 1)
-    assert [(revision, v.value) for revision, v in record.added] == [(0, 1.0)]
+    assert [(revision, v.value) for revision, v in record.new_revisions] == [(0, 1.0)]
 
 
 def test_a_late_value_never_becomes_current() -> None:
@@ -49,7 +49,7 @@ def test_a_late_value_never_becomes_current() -> None:
     late = value(1.0, received_us=10, instance=B)
     assert record.offer(late)
     assert (record.current.value, record.revision) == (2.0, 1)
-    assert record.added == [(0, late)]
+    assert record.new_revisions == [(0, late)]
 
 
 def test_the_same_late_value_is_recorded_once() -> None:
@@ -62,7 +62,7 @@ def test_the_same_late_value_is_recorded_once() -> None:
 def test_a_number_may_become_current_again() -> None:
     record = SampleRecord(value(1.0, seq=1))
     assert [record.offer(value(n, seq=seq)) for seq, n in ((2, 2.0), (3, 1.0))] == [True, True]
-    assert (record.current.value, record.revision, [v.value for _, v in record.added]) == (1.0, 2, [1.0, 2.0])
+    assert (record.current.value, record.revision, [v.value for _, v in record.new_revisions]) == (1.0, 2, [1.0, 2.0])
 
 
 @given(st.lists(st.tuples(st.sampled_from([A, B]), st.integers(0, 50)), min_size=1, unique=True))
@@ -74,16 +74,16 @@ def test_whatever_the_order_of_arrival_the_latest_is_current_and_no_number_is_fo
     for offer in values[1:]:
         record.offer(offer)
     assert record.current == max(values, key=lambda v: (v.received_us, v.instance_id))
-    assert record.others | {record.current.value} == {v.value for v in values}
-    assert [revision for revision, _ in record.added] == list(range(record.revision))
+    assert record.other_values | {record.current.value} == {v.value for v in values}
+    assert [revision for revision, _ in record.new_revisions] == list(range(record.revision))
 
 
 def test_folding_brings_the_values_of_a_key_together_and_says_which_differ() -> None:
     key, steady = (1, 60), (2, 60)
     given = [(key, 1.0), (key, 1.0), (key, 2.0), (key, 1.0), (steady, 7.0), (steady, 7.0), ((3, 60), 7.0)]
-    folded = fold(
+    folded = group_by_key(
         [of for of, _ in given], [SampleRow(SERIES, of[1], number, None, 0, "stream", 1, 0) for of, number in given]
     )
     assert {k: v.value for k, v in folded.first.items()} == {key: 1.0, steady: 7.0, (3, 60): 7.0}
-    assert {k: [v.value for v in more] for k, more in folded.more.items()} == {key: [1.0, 2.0, 1.0], steady: [7.0]}
+    assert {k: [v.value for v in more] for k, more in folded.repeats.items()} == {key: [1.0, 2.0, 1.0], steady: [7.0]}
     assert folded.restated == {key}
