@@ -12,11 +12,10 @@ import signal
 import threading
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import AsyncExitStack
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
-from apscheduler.schedulers.asyncio import AsyncIOScheduler
 from pydantic import SecretStr
 
 from ingestor.config import Config, require_api_key
@@ -33,6 +32,7 @@ from ingestor.daemon.factory import (
     startup_facts,
 )
 from ingestor.daemon.reload import ConfigReloader, read_config
+from ingestor.daemon.scheduler import JobScheduler
 from ingestor.errors import ConfigError, SpoolFailed
 from ingestor.monitoring import log_setup
 from ingestor.monitoring.coverage_strips import CoverageCache, StateSpan
@@ -146,15 +146,15 @@ class Service:
         self._spool.start(self._fail)
         for fact in startup_facts(self._spool, self._config):
             self._record(fact)
-        self._scheduler = scheduler = AsyncIOScheduler(timezone=UTC)
-        scheduler.start()
-        stack.callback(scheduler.shutdown, wait=False)
+        self._scheduler = JobScheduler()
+        self._scheduler.start()
+        stack.callback(self._scheduler.shutdown)
         provider = self._config.provider
         self._tokens = TokenSource(
             provider.url + provider.token_path,
             self._api_key,
             provider.token,
-            scheduler,
+            self._scheduler,
             ca_file=provider.ca_file,
             proxy=self._config.proxy,
             key_file=self._config.key_file,
@@ -173,7 +173,7 @@ class Service:
         self._healing = build_repair_worker(
             self._config, lambda: self._tokens.api_key.value, self._spool, self._writer, self._engine, self._record
         )
-        self._arm_jobs()
+        self._schedule_jobs()
         self._reload = ConfigReloader(
             self._config, partial(read_config, self._config.source), self._apply, self._record
         )
@@ -367,25 +367,12 @@ class Service:
         kind = "clock_stepped" if found.step_seconds else "stood_still"
         detail = {"reason": found.reason, "seconds": round(found.step_seconds or found.stall_seconds, 3)}
         self._supervisor.record_interruption(kind, detail, before.wall_us)
-        self._tokens.rearm()
-        self._arm_jobs()
+        self._scheduler.rearm_all()
 
-    def _arm_jobs(self) -> None:
-        self._arm("retention", self._writer.request_retention, FIRST_RETENTION_SECONDS, RETENTION_SECONDS)
-        self._arm("healing", self._healing.wake, FIRST_HEALING_SECONDS, HEALING_SECONDS)
-
-    def _arm(self, name: str, job: Callable[[], None], first_seconds: float, seconds: float) -> None:
-        self._scheduler.add_job(
-            job,
-            "interval",
-            seconds=seconds,
-            next_run_time=datetime.now(UTC) + timedelta(seconds=first_seconds),
-            id=name,
-            replace_existing=True,
-            max_instances=1,
-            misfire_grace_time=None,
-            coalesce=True,
-        )
+    def _schedule_jobs(self) -> None:
+        every = self._scheduler.every
+        every("retention", self._writer.request_retention, RETENTION_SECONDS, first_seconds=FIRST_RETENTION_SECONDS)
+        every("repair", self._healing.wake, HEALING_SECONDS, first_seconds=FIRST_HEALING_SECONDS)
 
     async def _watch_spool(self) -> None:
         """Warn while it fills; when it is full close the connections on purpose, rather than drop what comes."""

@@ -94,7 +94,7 @@ def shifted(now: ClockReading, shift_us: int, boot_seconds: float) -> ClockReadi
 
 def jobs(daemon: Resident) -> list[Any]:
     """Retention and the token's renewal."""
-    found: list[Any] = daemon._service._scheduler.get_jobs()
+    found: list[Any] = daemon._service._scheduler._scheduler.get_jobs()
     return sorted(found, key=lambda job: str(job.id))
 
 

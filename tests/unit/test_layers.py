@@ -51,7 +51,7 @@ INNER_LAYERS = {
 LIBRARIES = {
     "aiohttp": {"provider", "simulator", "monitoring"},  # the socket's transport; the status port
     "alembic": {"store", "migrations"},
-    "apscheduler": {"provider", "daemon"},
+    "apscheduler": {"daemon"},
     "engineio": {"provider", "simulator"},
     "msgspec": {"core", "spool", "pipeline", "monitoring"},
     "prometheus_client": {"monitoring"},

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter, deque
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Protocol
+from typing import Protocol
 
 from pydantic import SecretStr
 
@@ -43,6 +42,13 @@ class TokenSettings(Protocol):
     def timeout(self) -> float: ...
 
 
+class RenewalScheduler(Protocol):
+    """What runs the renewal: the daemon's ``JobScheduler``."""
+
+    def at(self, name: str, job: Callable[[], Awaitable[object]], due_at: float) -> None:
+        """Run ``job`` at the boottime ``due_at``, in place of an earlier job of this name."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenState:
     """The supply as status and metrics show it. Times are seconds from now; None without a token."""
@@ -66,7 +72,7 @@ class TokenSource:
         url: str,
         api_key: SecretStr,
         life: TokenSettings,
-        scheduler: Any,  # APScheduler's AsyncIOScheduler, started and stopped by the service
+        scheduler: RenewalScheduler,
         *,
         ca_file: Path | None = None,
         proxy: SecretStr | None = None,
@@ -122,11 +128,6 @@ class TokenSource:
         self._strikes = self._strikes + 1 if now - token.fetched_at < RAPID_REJECTION_SECONDS else 0
         if self._strikes:
             self._not_before = max(self._not_before, now + UNAVAILABLE_BACKOFF.equal_jitter(self._strikes, chance()))
-
-    def rearm(self) -> None:
-        """Set the renewal's time anew. To be called after a step of the wall clock, which APScheduler follows."""
-        if self._token is not None:
-            self._arm(self._token)
 
     def status(self) -> TokenState:
         """A snapshot. Nothing in it is secret."""
@@ -245,22 +246,9 @@ class TokenSource:
         return max(renewal_time(token.fetched_at, token.life_seconds, self._life.renew_before), self._not_before)
 
     def _arm(self, token: Token) -> None:
-        self._scheduler.add_job(
-            self._renew,
-            "date",
-            run_date=datetime.now(UTC) + timedelta(seconds=max(0.0, self._due(token) - boottime())),
-            id="token renewal",
-            replace_existing=True,
-            max_instances=1,
-            misfire_grace_time=None,  # else a job that is a second late is dropped for ever
-            coalesce=True,
-        )
+        self._scheduler.at("token renewal", self._renew, self._due(token))
 
     async def _renew(self) -> None:
-        token = self._token
-        if token is not None and boottime() < self._due(token) - 1:
-            self._arm(token)  # the wall clock was set forward; the token's life was not
-            return
         try:
             await self.get(fresh=True)
         except (TokenRefused, TokenUnavailable):

@@ -8,13 +8,13 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from apscheduler.schedulers.asyncio import AsyncIOScheduler
 from pydantic import SecretStr
 
 from ingestor.config import SecretFile
 from ingestor.config.model import ProviderConfig, Subscription
 from ingestor.core.backoff import Backoff
 from ingestor.core.clock import boottime
+from ingestor.daemon.scheduler import JobScheduler
 from ingestor.provider.auth import Token, TokenSource, token_source
 from ingestor.provider.auth.login import fetch_token
 from ingestor.provider.socket import connection
@@ -87,17 +87,17 @@ def reach(certificate: Path, memory: Memory, token: Token) -> Reach:
 
 
 @pytest.fixture
-async def scheduler() -> AsyncIterator[AsyncIOScheduler]:
-    """The service's, running."""
-    made = AsyncIOScheduler()
+async def scheduler() -> AsyncIterator[JobScheduler]:
+    """The daemon's scheduler, running."""
+    made = JobScheduler()
     made.start()
     yield made
-    made.shutdown(wait=False)
+    made.shutdown()
     await asyncio.sleep(0)  # it shuts down in the loop's next step
 
 
 @pytest.fixture
-async def make_supply(scheduler: AsyncIOScheduler) -> AsyncIterator[Callable[..., TokenSource]]:
+async def make_supply(scheduler: JobScheduler) -> AsyncIterator[Callable[..., TokenSource]]:
     """`make_supply(server)`: a supply that logs in there; closed at the end."""
     made: list[TokenSource] = []
 
@@ -141,7 +141,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-async def run(scheduler: AsyncIOScheduler, memory: Memory) -> AsyncIterator[Run]:
+async def run(scheduler: JobScheduler, memory: Memory) -> AsyncIterator[Run]:
     """`await run(url, api_key, subscriptions, **provider_settings)`: a supervisor at work."""
     started: list[Running] = []
 

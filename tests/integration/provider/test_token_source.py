@@ -9,13 +9,10 @@ import socket
 import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
-import time_machine
 from pydantic import SecretStr
 
 from ingestor.core.backoff import Backoff
@@ -235,41 +232,8 @@ def test_the_end_of_the_process_does_not_wait_for_a_connect_into_nothing(blackho
     assert not login.is_alive(), "it ends by itself, and minds no loop that has ended"
 
 
-@pytest.mark.parametrize("step", [timedelta(hours=-1), timedelta(hours=1)])
-async def test_a_step_of_the_wall_clock_moves_the_renewal_with_it(
-    web_server: Serve, make_supply: Make, scheduler: Any, step: timedelta
-) -> None:
-    supply = make_supply(await web_server(token_reply(jwt(3600))))
-    await supply.get()
-    left = supply.status().renews_in_seconds
-    assert left is not None
-    with time_machine.travel(datetime.now(UTC) + step, tick=True):
-        supply.rearm()
-        due = scheduler.get_job("token renewal").next_run_time - datetime.now(UTC)
-    assert due.total_seconds() == pytest.approx(left, abs=2)
-
-
-async def test_a_renewal_that_a_step_of_the_clock_brought_early_is_put_off(
-    web_server: Serve, make_supply: Make, scheduler: Any
-) -> None:
-    server = await web_server(token_reply(jwt(3600)))
-    supply = make_supply(server)
-    await supply.get()
-    await scheduler.get_job("token renewal").func()
-    assert len(server.requests) == 1
-    assert scheduler.get_job("token renewal").next_run_time > datetime.now(UTC) + timedelta(seconds=1700)
-
-
-async def test_the_renewal_survives_being_late(web_server: Serve, make_supply: Make, scheduler: Any) -> None:
-    supply = make_supply(await web_server(token_reply(jwt(3600))))
-    await supply.get()
-    job = scheduler.get_job("token renewal")
-    assert (job.misfire_grace_time, job.coalesce, job.max_instances) == (None, True, 1)
-
-
-async def test_without_a_token_there_is_nothing_to_rearm_or_to_tell(web_server: Serve, make_supply: Make) -> None:
+async def test_status_without_token_has_no_times(web_server: Serve, make_supply: Make) -> None:
     supply = make_supply(await web_server(token_reply()))
-    supply.rearm()
     status = supply.status()
     assert (status.expires_in_seconds, status.renews_in_seconds, status.life_seconds) == (None, None, None)
 
