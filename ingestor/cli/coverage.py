@@ -6,7 +6,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from io import StringIO
-from itertools import groupby, pairwise
+from itertools import groupby
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -23,6 +23,7 @@ from ingestor.cli.output import (
     printable,
     repair_to_dict,
 )
+from ingestor.core.times import DAY_US, split_into_cells
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 
 STRIP_DURATION = timedelta(days=1)
 STRIP_CELLS = 48
+STRIP_CELL_US = DAY_US // STRIP_CELLS
 MAX_ROWS = 200  # subscriptions in the table; --output json has all
 MAX_REPAIRS = 20  # below the table; --output json has all
 # The shape of a cell says how much of the wanted time was covered; its color repeats it for quick reading.
@@ -88,28 +90,27 @@ def _fetch(
 
 def strip(subscription: SubscriptionCoverage, end: datetime) -> str:
     """Draw the day before ``end``, half an hour per cell, oldest first."""
-    from ingestor.store.read.coverage_report import TimeSpan
-
-    width = STRIP_DURATION / STRIP_CELLS
-    edges = [end - STRIP_DURATION + width * number for number in range(STRIP_CELLS + 1)]
-    wanted = [subscription.wanted] if subscription.wanted else []
-    return "".join(
-        _cell(_overlap_seconds(wanted, cell), _overlap_seconds(subscription.covered, cell))
-        for cell in (TimeSpan(start, stop) for start, stop in pairwise(edges))
-    )
+    wanted = _cell_totals([subscription.wanted] if subscription.wanted else [], end)
+    return "".join(map(_cell, wanted, _cell_totals(subscription.covered, end)))
 
 
-def _cell(wanted_seconds: float, covered_seconds: float) -> str:
-    if not wanted_seconds:
+def _cell_totals(spans: Sequence[TimeSpan], end: datetime) -> list[int]:
+    """Return how many µs of each cell the spans cover."""
+    totals = [0] * STRIP_CELLS
+    for span in spans:
+        for cell, us in split_into_cells(
+            span.from_at, span.to_at, start=end - STRIP_DURATION, cell_us=STRIP_CELL_US, cells=STRIP_CELLS
+        ):
+            totals[cell] += us
+    return totals
+
+
+def _cell(wanted_us: int, covered_us: int) -> str:
+    if not wanted_us:
         return UNWANTED
-    if not covered_seconds:
+    if not covered_us:
         return NONE
-    return FULL if covered_seconds >= wanted_seconds else PARTIAL
-
-
-def _overlap_seconds(spans: Sequence[TimeSpan], cell: TimeSpan) -> float:
-    overlaps = ((max(span.from_at, cell.from_at), min(span.to_at, cell.to_at)) for span in spans)
-    return sum(max((stop - start).total_seconds(), 0.0) for start, stop in overlaps)
+    return FULL if covered_us >= wanted_us else PARTIAL
 
 
 def _to_dict(subscription: SubscriptionCoverage, strips: Mapping[int, str]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 
@@ -25,6 +26,19 @@ def to_us(at: datetime) -> int:
 def day_start_us(us: int) -> int:
     """The beginning of its UTC day, µs since the epoch."""
     return us - us % DAY_US
+
+
+def split_into_cells(
+    from_at: datetime, to_at: datetime, *, start: datetime, cell_us: int, cells: int
+) -> Iterator[tuple[int, int]]:
+    """Yield how many µs of an interval fall into each of the ``cells`` cells from ``start`` that it touches."""
+    first_us = max((from_at - start) // _MICROSECOND, 0)
+    last_us = min((to_at - start) // _MICROSECOND, cells * cell_us)
+    cell = first_us // cell_us
+    while first_us < last_us:
+        edge_us = min(last_us, (cell + 1) * cell_us)
+        yield cell, edge_us - first_us
+        first_us, cell = edge_us, cell + 1
 
 
 def to_sqlite_text(us: int | None) -> str | None:

@@ -11,7 +11,7 @@ import pytest
 
 from ingestor.core.redaction import redactor
 from ingestor.errors import DatabaseUnavailable
-from ingestor.monitoring.coverage_strips import CELL_SECONDS, CELLS, STRIPS, CoverageCache, StateSpan, strips
+from ingestor.monitoring.coverage_strips import CELL_SECONDS, CELLS, MAX_STRIPS, CoverageCache, StateSpan, build_strips
 
 END = datetime(2026, 11, 1, 12, tzinfo=UTC)
 
@@ -19,14 +19,14 @@ END = datetime(2026, 11, 1, 12, tzinfo=UTC)
 def span(
     state: str, from_cell: float, to_cell: float, *, feed: str = "tweet-buzz", subscriptions: int = 1
 ) -> StateSpan:
-    """In that state from and to so many cells before the end."""
+    """Return a span whose ends are given in cells before END."""
     from_at, to_at = (END - timedelta(seconds=CELL_SECONDS * cell) for cell in (from_cell, to_cell))
     return StateSpan(feed=feed, state=state, from_at=from_at, to_at=to_at, subscriptions=subscriptions)
 
 
 def runs(*spans: StateSpan) -> list[tuple[int, str, int]]:
-    """Those of the one feed."""
-    (strip,) = strips(spans, END)
+    """Return the runs of the only feed."""
+    (strip,) = build_strips(spans, END)
     return [(run.cells, run.state, run.percent) for run in strip.runs]
 
 
@@ -38,87 +38,87 @@ def runs(*spans: StateSpan) -> list[tuple[int, str, int]]:
         pytest.param(
             [span("live", 10, 4), span("disconnected", 4, 2), span("live", 2, 0)],
             [(134, "", 0), (6, "live", 100), (2, "disconnected", 0), (2, "live", 100)],
-            id="an outage",
+            id="outage",
         ),
         pytest.param(
             [span("live", 2, 0.25), span("silent", 0.25, 0)],
             [(142, "", 0), (1, "live", 100), (1, "silent", 75)],
-            id="a part of a cell",
+            id="part of a cell",
         ),
         pytest.param(
             [span("live", 1, 0, subscriptions=999), span("refused", 1, 0)],
             [(143, "", 0), (1, "refused", 99)],
-            id="one of a thousand: never 100",
+            id="rounded down to 99",
         ),
         pytest.param(
             [span("pending", 1, 0.9), span("crashed", 0.9, 0)],
             [(143, "", 0), (1, "crashed", 0)],
-            id="the state that took most of it",
+            id="state with the largest part",
         ),
         pytest.param(
-            [span("live", 1, 0), span("stopped", 1, 1)], [(143, "", 0), (1, "live", 100)], id="no time at all"
+            [span("live", 1, 0), span("stopped", 1, 1)], [(143, "", 0), (1, "live", 100)], id="span of length zero"
         ),
     ],
 )
-def test_a_strip_says_of_each_cell_whether_it_was_live_and_what_it_was_instead(
+def test_strip_has_state_and_live_percent_of_each_cell(
     spans: list[StateSpan], expected: list[tuple[int, str, int]]
 ) -> None:
     assert runs(*spans) == expected
 
 
-def test_the_share_of_a_day_counts_every_subscription() -> None:
-    (strip,) = strips([span("live", 4, 0, subscriptions=3), span("refused", 4, 0)], END)
+def test_live_share_counts_every_subscription() -> None:
+    (strip,) = build_strips([span("live", 4, 0, subscriptions=3), span("refused", 4, 0)], END)
     assert strip.live_seconds / strip.wanted_seconds == 0.75
 
 
-def test_each_feed_has_a_strip_by_name_if_there_was_anything() -> None:
+def test_feeds_with_wanted_time_have_a_strip_in_order() -> None:
     spans = [span("live", 1, 0, feed="b"), span("live", 1, 0, feed="a"), span("live", 300, 290, feed="long ago")]
-    assert [strip.feed for strip in strips(spans, END)] == ["a", "b"]
+    assert [strip.feed for strip in build_strips(spans, END)] == ["a", "b"]
 
 
-def told(day: CoverageCache, true: Callable[[dict[str, Any]], object]) -> dict[str, Any]:
-    """coverage.json, once it holds."""
+def wait_for(cache: CoverageCache, condition: Callable[[dict[str, Any]], object]) -> dict[str, Any]:
+    """Poll coverage.json until the condition holds, and return it."""
     deadline = time.monotonic() + 10
-    while not true(found := json.loads(day.to_json())):
+    while not condition(found := json.loads(cache.to_json())):
         assert time.monotonic() < deadline, found
     return dict(found)
 
 
-def test_nobody_waits_for_the_database_and_it_is_asked_once_at_a_time() -> None:
-    release, asked = threading.Event(), []
+def test_cache_does_not_wait_and_reads_once_at_a_time() -> None:
+    release, reads = threading.Event(), []
 
     def read(since: datetime) -> Iterable[StateSpan]:
-        asked.append(since)
+        reads.append(since)
         release.wait(10)
         return [StateSpan(feed="a", state="live", from_at=since, to_at=since + timedelta(days=1), subscriptions=1)]
 
-    day = CoverageCache(read)
+    cache = CoverageCache(read)
     for _ in range(3):
-        assert json.loads(day.to_json())["as_of"] is None
+        assert json.loads(cache.to_json())["as_of"] is None
     release.set()
-    found = told(day, lambda one: one["as_of"])
+    found = wait_for(cache, lambda body: body["as_of"])
     assert found["strips"][0]["runs"] == [[CELLS, "live", 100]]
-    assert len(asked) == 1
+    assert len(reads) == 1
 
 
-def test_a_database_that_is_away_is_told_of_without_its_secrets() -> None:
+def test_database_error_is_reported_without_secrets() -> None:
     def read(_: datetime) -> Iterable[StateSpan]:
         raise DatabaseUnavailable("no route for a-password-to-mask")
 
     redactor.add("a-password-to-mask")
     try:
-        assert told(CoverageCache(read), lambda one: one["error"])["error"] == "no route for ***"
+        assert wait_for(CoverageCache(read), lambda body: body["error"])["error"] == "no route for ***"
     finally:
         redactor.forget("a-password-to-mask")
 
 
-def test_of_too_many_feeds_those_are_shown_that_missed_most() -> None:
+def test_feeds_with_the_worst_coverage_are_shown() -> None:
     def read(since: datetime) -> Iterable[StateSpan]:
-        for number in range(STRIPS + 1):
+        for number in range(MAX_STRIPS + 1):
             middle, end = since + timedelta(minutes=number), since + timedelta(hours=2)
             yield StateSpan(feed=f"feed-{number:03}", state="live", from_at=since, to_at=middle, subscriptions=1)
             yield StateSpan(feed=f"feed-{number:03}", state="silent", from_at=middle, to_at=end, subscriptions=1)
 
-    found = told(CoverageCache(read), lambda one: one["as_of"])
-    assert [strip["feed"] for strip in found["strips"]] == [f"feed-{number:03}" for number in range(STRIPS)]
+    found = wait_for(CoverageCache(read), lambda body: body["as_of"])
+    assert [strip["feed"] for strip in found["strips"]] == [f"feed-{number:03}" for number in range(MAX_STRIPS)]
     assert found["more"] == 1
