@@ -15,12 +15,12 @@ class IngestorError(Exception):
 class ConfigProblem:
     """One thing wrong in the configuration: where it stands, and what to do about it."""
 
-    where: str  # file:line:column, or the environment variable's name
+    location: str  # file:line:column, or the environment variable's name
     path: str  # the place in the document, e.g. "subscriptions.2.path"; empty for the document itself
     message: str  # what is wrong, and what to do
 
     def __str__(self) -> str:
-        return ": ".join(part for part in (self.where, self.path, self.message) if part)
+        return ": ".join(part for part in (self.location, self.path, self.message) if part)
 
 
 class ConfigError(IngestorError):

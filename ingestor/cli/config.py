@@ -37,4 +37,4 @@ def schema(output: OutputOption = Output.JSON) -> None:
     """
     from ingestor import config
 
-    print_result(output, config.schema(), lambda: "\n".join(config.outline()))
+    print_result(output, config.json_schema(), lambda: "\n".join(config.describe_keys()))

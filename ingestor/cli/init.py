@@ -22,12 +22,12 @@ def init(
     Example:
       ingestor init
     """
-    from ingestor.config import schema
+    from ingestor.config import json_schema
 
     write_new_file(path, package_file("config.yaml"))
     schema_path = path.parent / "config.schema.json"
     if not schema_path.exists():
-        write_new_file(schema_path, to_json(schema()) + "\n")
+        write_new_file(schema_path, to_json(json_schema()) + "\n")
     option = "" if path == Path("config.yaml") else f" --config {path}"
     echo(
         f"Wrote {path}. Next:\n"

@@ -113,11 +113,11 @@ def load_config(path: Path | None) -> Config:
 
     Raises ConfigError.
     """
-    from ingestor.config import load, secrets_of
+    from ingestor.config import list_secrets, load
     from ingestor.provider.catalog import feed_name
 
     config = load(path, feed_name=feed_name)
-    for secret in secrets_of(config):
+    for secret in list_secrets(config):
         redactor.add(secret)
     _warn_unknown_endpoints(config)
     return config
@@ -127,9 +127,10 @@ def _warn_unknown_endpoints(config: Config) -> None:
     from ingestor.provider.catalog import unknown_path_warning
 
     # One warning per place in the file, not one per ticker of a list.
-    for where, subscription in {subscription.where: subscription for subscription in config.subscriptions}.items():
+    by_location = {subscription.location: subscription for subscription in config.subscriptions}
+    for location, subscription in by_location.items():
         if warning := unknown_path_warning(subscription.path):
-            print(ConfigProblem(where, f"{subscription.entry}.path", warning), file=sys.stderr)
+            print(ConfigProblem(location, f"{subscription.config_path}.path", warning), file=sys.stderr)
 
 
 def print_result(output: Output, data: Any, text: Callable[[], str]) -> None:

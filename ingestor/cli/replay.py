@@ -92,13 +92,13 @@ def _replay(
 
 
 def _database_url(text: str) -> str:
-    from ingestor.config.urls import database_url, passwords
+    from ingestor.config.urls import find_passwords, normalize_database_url
 
     try:
-        url = database_url(text, Path.cwd())
+        url = normalize_database_url(text, Path.cwd())
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint="--into") from None
-    for password in passwords(url):
+    for password in find_passwords(url):
         redactor.add(password)
     return url
 

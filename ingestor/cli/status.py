@@ -84,12 +84,12 @@ def status(
 
 def _load(path: Path | None) -> tuple[Path, Config | ConfigError]:
     """Return the spool's folder and the configuration, or its error: the daemon may run with an earlier version."""
-    from ingestor.config.loader import spool_folder
+    from ingestor.config.loader import find_spool_folder
 
     try:
         loaded = load_config(path)
     except ConfigError as error:
-        return spool_folder(path), error
+        return find_spool_folder(path), error
     return loaded.spool.path, loaded
 
 

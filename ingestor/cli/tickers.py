@@ -33,7 +33,7 @@ def add(
     Example:
       ingestor add TSLA NVDA --reload
     """
-    from ingestor.config.edit import add as edit
+    from ingestor.config.edit import add_tickers as edit
 
     _change(edit, tickers, path, config, reload, changed="added", unchanged="already subscribed")
 
@@ -49,7 +49,7 @@ def remove(
     Example:
       ingestor remove TSLA --reload
     """
-    from ingestor.config.edit import remove as edit
+    from ingestor.config.edit import remove_tickers as edit
 
     _change(edit, tickers, path, config, reload, changed="removed", unchanged="not in the file")
 
@@ -78,7 +78,7 @@ def _change(
     changed: str,
     unchanged: str,
 ) -> None:
-    from ingestor.config.rewrite import rewrite
+    from ingestor.config.rewrite import rewrite_file
     from ingestor.provider.catalog import feed_name, unknown_path_warning
 
     endpoint = _validate(path or _only_path(load_config(config)), tickers)
@@ -88,7 +88,7 @@ def _change(
         text, edited[:] = edit(text, name, endpoint, tickers)
         return text
 
-    new_config, before, after = rewrite(edit_text, config, feed_name=feed_name)
+    new_config, before, after = rewrite_file(edit_text, config, feed_name=feed_name)
     if edited and (warning := unknown_path_warning(endpoint)):
         print(warning, file=sys.stderr)
     outcomes = [f"{ticker}: {changed if ticker in edited else unchanged}" for ticker in dict.fromkeys(tickers)]
@@ -108,7 +108,7 @@ def _only_path(config: Config) -> str:
 def _validate(path: str, tickers: list[str]) -> str:
     """Return the normalized path. Raises typer.BadParameter."""
     from ingestor.config import validators
-    from ingestor.config.subscriptions import endpoint
+    from ingestor.config.subscriptions import validate_endpoint
 
     try:
         for ticker in tickers:
@@ -116,7 +116,7 @@ def _validate(path: str, tickers: list[str]) -> str:
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint="TICKER") from None
     try:
-        return endpoint(path)
+        return validate_endpoint(path)
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint="--path") from None
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ingestor.config import Config, require_api_key
 from ingestor.config.units import format_duration
-from ingestor.config.urls import masked, origin, unencrypted_database
+from ingestor.config.urls import find_unencrypted_host, mask_url, origin
 from ingestor.errors import IngestorError
 from ingestor.provider.catalog import FEEDS, STREAMS, base_name
 from ingestor.store import migrate
@@ -107,13 +107,13 @@ def _schema(url: str, migrates: str) -> CheckResult:
         if found != migrate.head_revision() and migrates == "never":
             migrate.verify_revision(engine)
     if found == migrate.head_revision():
-        return CheckResult(name="database", message=f"{masked(url)}: schema {found}")
-    message = f"{masked(url)}: schema {found or 'empty'}, run makes it {migrate.head_revision()}"
+        return CheckResult(name="database", message=f"{mask_url(url)}: schema {found}")
+    message = f"{mask_url(url)}: schema {found or 'empty'}, run makes it {migrate.head_revision()}"
     return CheckResult(name="database", message=message)
 
 
 def _unencrypted(config: Config) -> Iterator[CheckResult]:
-    if found := unencrypted_database(config.database.url.get_secret_value(), os.environ):
+    if found := find_unencrypted_host(config.database.url.get_secret_value(), os.environ):
         host, sslmode = found
         message = (
             f"{host} may be spoken to without TLS (sslmode {sslmode}): password and data can be read on the way;"

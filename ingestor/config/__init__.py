@@ -10,7 +10,7 @@ difference                   what another configuration changes
 showing                      JSON Schema, and `config show`
 """
 
-from ingestor.config.diff import settings_changed
+from ingestor.config.diff import changed_settings
 from ingestor.config.loader import load, require_api_key
 from ingestor.config.model import (
     BatchConfig,
@@ -24,7 +24,7 @@ from ingestor.config.model import (
     Subscription,
     TokenConfig,
 )
-from ingestor.config.render import outline, render, render_yaml, schema, secrets_of
+from ingestor.config.render import describe_keys, json_schema, list_secrets, render, render_yaml
 from ingestor.config.secret_file import SecretFile
 from ingestor.config.secrets import read_api_key
 from ingestor.config.validators import ListenAddress
@@ -42,13 +42,13 @@ __all__ = [
     "SpoolConfig",
     "Subscription",
     "TokenConfig",
+    "changed_settings",
+    "describe_keys",
+    "json_schema",
+    "list_secrets",
     "load",
-    "outline",
     "read_api_key",
     "render",
     "render_yaml",
     "require_api_key",
-    "schema",
-    "secrets_of",
-    "settings_changed",
 ]

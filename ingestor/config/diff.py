@@ -15,7 +15,7 @@ _NOT_SETTINGS = frozenset(
 )
 
 
-def settings_changed(old: Config, new: Config) -> tuple[str, ...]:
+def changed_settings(old: Config, new: Config) -> tuple[str, ...]:
     """The keys, such as ``spool.max_bytes``, whose values are others; subscriptions, key and secrets' files apart."""
     before = _leaves(old)
     return tuple(name for name, value in _leaves(new).items() if value != before[name])

@@ -45,16 +45,18 @@ class Draft:
         if isinstance(holder, dict):
             holder.pop(loc[-1], None)
 
-    def where(self, loc: Loc, *, key: bool = False) -> str:
+    def location_of(self, loc: Loc, *, key: bool = False) -> str:
         """Where a value was written: ``file:line:column``, or a variable's or file's name."""
         for length in range(len(loc), 0, -1):
             if loc[:length] in self._origins:
                 return self._origins[loc[:length]]
-        return self._document.where(loc, key=key)
+        return self._document.location_of(loc, key=key)
 
     def complain(self, complaint: ValidationIssue) -> None:
         path = ".".join(map(str, complaint.loc))
-        self._problems.append(ConfigProblem(self.where(complaint.loc, key=complaint.key), path, complaint.message))
+        self._problems.append(
+            ConfigProblem(self.location_of(complaint.loc, key=complaint.key), path, complaint.message)
+        )
 
     def report(self, problem: ConfigProblem, *, exposed: bool = False) -> None:
         """Add a problem whose place is known. ``exposed``: it is about a secret that others can read."""
@@ -69,5 +71,5 @@ class Draft:
 
 
 def _order(problem: ConfigProblem) -> tuple[bool, int, int]:
-    place = re.search(r":(\d+):(\d+)$", problem.where)
+    place = re.search(r":(\d+):(\d+)$", problem.location)
     return (False, int(place[1]), int(place[2])) if place else (True, 0, 0)

@@ -11,9 +11,9 @@ import re
 from collections.abc import Sequence
 from typing import Any, NoReturn, TypeAlias
 
-from ingestor.config.model import canonical
-from ingestor.config.subscriptions import expand
-from ingestor.config.yaml_document import YamlDocument, YamlNode, parse, position
+from ingestor.config.model import canonical_json
+from ingestor.config.subscriptions import expand_subscriptions
+from ingestor.config.yaml_document import YamlDocument, YamlNode, line_and_column, parse_yaml
 from ingestor.errors import ConfigError, ConfigProblem
 
 _PLAIN = re.compile(r"[A-Za-z0-9_/][A-Za-z0-9_/.^=+-]*")  # needs no quotes, wherever it stands
@@ -23,7 +23,7 @@ _REST = re.compile(r"[ \t]*(#[^\n]*)?\r?")
 ConfiguredKeys: TypeAlias = set[tuple[str, str, str]]  # (path, method, canonical params) of each subscription
 
 
-def add(text: str, name: str, path: str, tickers: Sequence[str]) -> tuple[str, list[str]]:
+def add_tickers(text: str, name: str, path: str, tickers: Sequence[str]) -> tuple[str, list[str]]:
     """The text of the file ``name`` with these tickers of the path asked for, and which of them were not before.
 
     Raises ConfigError, with the place, where they cannot be written in safely.
@@ -45,7 +45,7 @@ def add(text: str, name: str, path: str, tickers: Sequence[str]) -> tuple[str, l
     return edit.proven(changed, edit.asked | {_key(path, ticker) for ticker in added}), added
 
 
-def remove(text: str, name: str, path: str, tickers: Sequence[str]) -> tuple[str, list[str]]:
+def remove_tickers(text: str, name: str, path: str, tickers: Sequence[str]) -> tuple[str, list[str]]:
     """The text without them, and which of them it named. The comment in a removed line goes with it.
 
     Raises ConfigError as ``add``, also where nothing would be left to collect.
@@ -65,7 +65,7 @@ class _Edit:
 
     def __init__(self, text: str, name: str) -> None:
         self._text = text
-        self._document = parse(text.encode(), name)
+        self._document = parse_yaml(text.encode(), name)
         self.asked = _asked(self._document)
         self._newline = "\r\n" if "\r\n" in text else "\n"
 
@@ -151,7 +151,7 @@ class _Edit:
     def proven(self, text: str, asked: ConfiguredKeys) -> str:
         """The text, if it asks for exactly this and says all else as before. Raises ConfigError."""
         try:
-            changed = parse(text.encode(), self._document.name)
+            changed = parse_yaml(text.encode(), self._document.name)
             same = _others(changed) == _others(self._document) and _asked(changed) == asked
         except ConfigError:
             same = False
@@ -186,7 +186,7 @@ class _Edit:
         return None
 
     def _refuse(self, node: YamlNode, why: str, remedy: str = "edit the file by hand") -> NoReturn:
-        line, column = position(self._text[: node.start])  # an alias's own place is its anchor's
+        line, column = line_and_column(self._text[: node.start])  # an alias's own place is its anchor's
         where = f"{self._document.name}:{line}:{column}"
         raise ConfigError([ConfigProblem(where, "subscriptions", f"cannot be edited safely: {why}; {remedy}")])
 
@@ -223,11 +223,11 @@ def _tickers(entry: YamlNode) -> list[str]:
 
 
 def _key(path: str, ticker: str) -> tuple[str, str, str]:
-    return path, "get", canonical({"ticker": ticker})
+    return path, "get", canonical_json({"ticker": ticker})
 
 
 def _asked(document: YamlDocument) -> ConfiguredKeys:
-    found = expand(document.value.get("subscriptions"), document.where, lambda _complaint: None)
+    found = expand_subscriptions(document.value.get("subscriptions"), document.location_of, lambda _complaint: None)
     return {one.key for one in found}
 
 

@@ -17,14 +17,14 @@ _PREFIX = "INGESTOR_"
 _FOR_TESTS = "INGESTOR_TEST_"
 
 
-def variable(*loc: str) -> str:
+def variable_name(*loc: str) -> str:
     """The variable that sets a place: ``("http", "listen")`` → ``INGESTOR_HTTP__LISTEN``."""
     return _PREFIX + "__".join(loc).upper()
 
 
-def override(draft: Draft, env: Mapping[str, str], secrets: frozenset[tuple[str, str]]) -> None:
+def apply_environment(draft: Draft, env: Mapping[str, str], secrets: frozenset[tuple[str, str]]) -> None:
     """Put each known variable over the document's value. ``secrets`` are left to who weighs their sources."""
-    known = {variable(*loc): (loc, is_list) for loc, is_list in _places(Settings)}
+    known = {variable_name(*loc): (loc, is_list) for loc, is_list in _places(Settings)}
     for name, text in sorted(env.items()):
         if name not in known:
             if name.startswith(_PREFIX) and not name.startswith(_FOR_TESTS) and name != FILE_VARIABLE:
@@ -37,7 +37,7 @@ def override(draft: Draft, env: Mapping[str, str], secrets: frozenset[tuple[str,
 
 
 def _unknown(name: str, known: list[str]) -> str:
-    if name.startswith(variable("subscriptions")):
+    if name.startswith(variable_name("subscriptions")):
         return "subscriptions cannot come from the environment; write them in the file"
     # Without the prefix, which would make every name look like every other.
     bare = {other.removeprefix(_PREFIX): other for other in known}

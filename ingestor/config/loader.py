@@ -11,14 +11,14 @@ from pathlib import Path
 from pydantic import SecretStr, ValidationError
 
 from ingestor.config.draft import Draft
-from ingestor.config.environment import FILE_VARIABLE, override, variable
+from ingestor.config.environment import FILE_VARIABLE, apply_environment, variable_name
 from ingestor.config.model import Config, Settings, SpoolConfig
 from ingestor.config.proxy import find_proxy
-from ingestor.config.secrets import API_KEY, KEY_PLACES, LOCS, place_secrets
-from ingestor.config.subscriptions import ConfigFile, FeedName, expand
-from ingestor.config.validation_errors import complaints
-from ingestor.config.validators import resolve
-from ingestor.config.yaml_document import MAX_BYTES, parse
+from ingestor.config.secrets import API_KEY, API_KEY_REMEDY, SECRET_LOCS, place_secrets
+from ingestor.config.subscriptions import ConfigFile, FeedNamer, expand_subscriptions
+from ingestor.config.validation_errors import to_issues
+from ingestor.config.validators import resolve_path
+from ingestor.config.yaml_document import MAX_BYTES, parse_yaml
 from ingestor.errors import ConfigError, ConfigProblem
 
 SYSTEM_FILE = Path("/etc/ingestor/config.yaml")
@@ -27,7 +27,7 @@ _SPOOL_PATH: str = SpoolConfig.model_fields["path"].default
 
 
 def load(
-    path: Path | None = None, env: Mapping[str, str] | None = None, *, feed_name: FeedName | None = None
+    path: Path | None = None, env: Mapping[str, str] | None = None, *, feed_name: FeedNamer | None = None
 ) -> Config:
     """The configuration, from ``path`` or where ``find`` says; ``env`` is the process's unless given.
 
@@ -35,19 +35,21 @@ def load(
     Raises ConfigError with every problem; InsecureSecretFile if the only ones are secrets that others can read.
     """
     env = os.environ if env is None else env
-    source = find(path, env)
-    return understand(source, *read(source), env, feed_name)
+    source = find_file(path, env)
+    return parse_config(source, *read_file(source), env, feed_name)
 
 
-def understand(
-    source: Path, raw: bytes, file_is_private: bool, env: Mapping[str, str], feed_name: FeedName | None = None
+def parse_config(
+    source: Path, raw: bytes, file_is_private: bool, env: Mapping[str, str], feed_name: FeedNamer | None = None
 ) -> Config:
     """What ``load`` makes of the file, if these were its bytes. Raises as it does."""
-    draft = Draft(parse(raw, str(source)))
+    draft = Draft(parse_yaml(raw, str(source)))
     base = base_folder(source, env)
-    override(draft, env, LOCS)
+    apply_environment(draft, env, SECRET_LOCS)
     key_file = place_secrets(draft, env, base, file_is_private=file_is_private)
-    subscriptions = expand(draft.value.pop("subscriptions", None), draft.where, draft.complain, feed_name)
+    subscriptions = expand_subscriptions(
+        draft.value.pop("subscriptions", None), draft.location_of, draft.complain, feed_name
+    )
     settings = _settings(draft, base)
     proxy = find_proxy(settings.provider.url, env, draft.report) if settings else None
     draft.check()
@@ -62,7 +64,7 @@ def understand(
     )
 
 
-def find(path: Path | None, env: Mapping[str, str]) -> Path:
+def find_file(path: Path | None, env: Mapping[str, str]) -> Path:
     """The file to read: asked for, ``$INGESTOR_CONFIG``, ``./config.yaml``, ``/etc/ingestor/config.yaml``.
 
     One that was asked for is not searched any further. Raises ConfigError that names what was looked for.
@@ -96,23 +98,23 @@ def base_folder(source: Path, env: Mapping[str, str]) -> Path:
     return Path(state) if state else source.absolute().parent
 
 
-def spool_folder(path: Path | None = None, env: Mapping[str, str] | None = None) -> Path:
+def find_spool_folder(path: Path | None = None, env: Mapping[str, str] | None = None) -> Path:
     """Where a running daemon can be asked, as far as the file tells: whatever else is wrong there, it may go on.
 
     Raises ConfigError if there is no file.
     """
     env = os.environ if env is None else env
-    source = find(path, env)
-    written = env.get(variable("spool", "path")) or _spool_written(source)
+    source = find_file(path, env)
+    written = env.get(variable_name("spool", "path")) or _spool_written(source)
     try:
-        return resolve(written, base_folder(source, env))
+        return resolve_path(written, base_folder(source, env))
     except ValueError:  # not a path
-        return resolve(_SPOOL_PATH, base_folder(source, env))
+        return resolve_path(_SPOOL_PATH, base_folder(source, env))
 
 
 def _spool_written(source: Path) -> object:
     try:
-        return Draft(parse(read(source)[0], str(source))).get("spool", "path") or _SPOOL_PATH
+        return Draft(parse_yaml(read_file(source)[0], str(source))).get("spool", "path") or _SPOOL_PATH
     except ConfigError:
         return _SPOOL_PATH
 
@@ -121,11 +123,11 @@ def require_api_key(config: Config) -> SecretStr:
     """The API key of a configuration that will connect. Raises ConfigError that says where to put one."""
     if config.provider.api_key is None:
         path = ".".join(API_KEY.loc)
-        raise ConfigError([ConfigProblem(str(config.source), path, f"there is none; {KEY_PLACES}")])
+        raise ConfigError([ConfigProblem(str(config.source), path, f"there is none; {API_KEY_REMEDY}")])
     return config.provider.api_key
 
 
-def read(source: Path) -> tuple[bytes, bool]:
+def read_file(source: Path) -> tuple[bytes, bool]:
     """The file's bytes (one more than may be, if there are), and whether only its owner can read it.
 
     Raises ConfigError.
@@ -148,7 +150,7 @@ def _settings(draft: Draft, base: Path) -> Settings | None:
     try:
         return Settings.model_validate(draft.value, context={"base": base})
     except ValidationError as error:
-        found = list(complaints(error, ConfigFile))
+        found = list(to_issues(error, ConfigFile))
     for complaint in found:
         draft.complain(complaint)
     return None

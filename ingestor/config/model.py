@@ -34,13 +34,13 @@ _CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_asci
 
 # Editors read an unquoted 007 or TRUE as a number or a boolean; here all three are text.
 ANY_SCALAR = {"type": ["string", "number", "boolean"]}
-LABEL = WithJsonSchema({"type": "string", "maxLength": validators.MAX_KEY})
+LABEL = WithJsonSchema({"type": "string", "maxLength": validators.MAX_KEY_LENGTH})
 Text = Annotated[str, BeforeValidator(validators.text)]
 Ticker = Annotated[str, BeforeValidator(validators.ticker), WithJsonSchema({**ANY_SCALAR, "maxLength": 64})]
-AbsolutePath = Annotated[Path, BeforeValidator(validators.absolute), WithJsonSchema({"type": "string"})]
+AbsolutePath = Annotated[Path, BeforeValidator(validators.absolute_path), WithJsonSchema({"type": "string"})]
 
 
-def key(default: Any, description: str) -> Any:
+def config_key(default: Any, description: str) -> Any:
     """A key of ``config.yaml``: its default as it would be written there, and what an editor shows."""
     return Field(default=default, validate_default=True, description=description)
 
@@ -59,9 +59,9 @@ class ConfigSection(BaseModel):
 class TokenConfig(ConfigSection):
     """How long a token is used."""
 
-    lifetime: Annotated[float, duration("1s", "365d")] = key("5h", "Life of a token that names no end")
-    renew_before: Annotated[float, duration("0s", "30d")] = key("10m", "How long before its end to renew")
-    timeout: Annotated[float, duration("100ms", "1h")] = key(
+    lifetime: Annotated[float, duration("1s", "365d")] = config_key("5h", "Life of a token that names no end")
+    renew_before: Annotated[float, duration("0s", "30d")] = config_key("10m", "How long before its end to renew")
+    timeout: Annotated[float, duration("100ms", "1h")] = config_key(
         "120s", "Deadline of a whole token request; answers of 36s are documented"
     )
 
@@ -76,13 +76,13 @@ class TokenConfig(ConfigSection):
 class ProviderConfig(ConfigSection):
     """Where the data comes from, and how it is asked for."""
 
-    url: Annotated[str, BeforeValidator(validators.text), AfterValidator(urls.provider_url)] = key(
+    url: Annotated[str, BeforeValidator(validators.text), AfterValidator(urls.normalize_provider_url)] = config_key(
         "https://open.marketprophit.com", "Root URL of the provider, https://…"
     )
-    token_path: Annotated[str, BeforeValidator(validators.url_path)] = key(
+    token_path: Annotated[str, BeforeValidator(validators.url_path)] = config_key(
         "/jwt", "Path under the root that hands out tokens"
     )
-    api_key_file: AbsolutePath | None = key(
+    api_key_file: AbsolutePath | None = config_key(
         None,
         "File with the API key, mode 0600; or systemd credential api_key, or INGESTOR_PROVIDER__API_KEY",
     )
@@ -90,31 +90,31 @@ class ProviderConfig(ConfigSection):
     api_key: SkipJsonSchema[Annotated[SecretStr, AfterValidator(validators.api_key)] | None] = Field(
         default=None, exclude=True
     )
-    protocol: Annotated[Literal["auto", "4", "3"], WithJsonSchema({"enum": ["auto", "4", "3", 4, 3]})] = key(
+    protocol: Annotated[Literal["auto", "4", "3"], WithJsonSchema({"enum": ["auto", "4", "3", 4, 3]})] = config_key(
         "auto", "Socket.IO generation: auto asks the server, 4 is 3.x-4.x, 3 is 1.x-2.x"
     )
-    events: Annotated[tuple[Text, ...], Field(min_length=1)] = key(
+    events: Annotated[tuple[Text, ...], Field(min_length=1)] = config_key(
         ["res", "data"], "Names of the events that carry data"
     )
-    token: TokenConfig = key({}, "How long a token is used")
-    renewal: Literal["overlap", "reconnect"] = key(
+    token: TokenConfig = config_key({}, "How long a token is used")
+    renewal: Literal["overlap", "reconnect"] = config_key(
         "overlap", "On a new token: overlap opens the new connection before the old is closed"
     )
-    silence: Annotated[float, duration("100ms", "30d")] = key(
+    silence: Annotated[float, duration("100ms", "30d")] = config_key(
         "10m", "A ticker without data for this long is asked for again, a connection without any is renewed"
     )
-    ca_file: AbsolutePath | None = key(None, "CA certificates (PEM) to trust in place of the system's")
-    allow_insecure: bool = key(False, "Allow http:// to a host other than this machine")
+    ca_file: AbsolutePath | None = config_key(None, "CA certificates (PEM) to trust in place of the system's")
+    allow_insecure: bool = config_key(False, "Allow http:// to a host other than this machine")
 
     @field_validator("ca_file")
     @classmethod
     def _can_be_trusted(cls, path: Path | None) -> Path | None:
-        return None if path is None else validators.certificates(path)
+        return None if path is None else validators.ca_file(path)
 
     @field_validator("allow_insecure")
     @classmethod
     def _no_secrets_in_plain_text(cls, allowed: bool, info: ValidationInfo) -> bool:
-        host = urls.plain_text_host(info.data.get("url", ""))
+        host = urls.find_plaintext_host(info.data.get("url", ""))
         if host and not allowed:
             message = (
                 f'http:// would send the key and all data readable to "{host}"; write https://, '
@@ -127,50 +127,50 @@ class ProviderConfig(ConfigSection):
 class BatchConfig(ConfigSection):
     """When entries are written."""
 
-    max_rows: Annotated[int, Field(ge=1, le=1_000_000)] = key(5000, "Rows that are written at once at most")
-    max_wait: Annotated[float, duration("0s", "60s")] = key("100ms", "How long an entry may wait for company")
+    max_rows: Annotated[int, Field(ge=1, le=1_000_000)] = config_key(5000, "Rows that are written at once at most")
+    max_wait: Annotated[float, duration("0s", "60s")] = config_key("100ms", "How long an entry may wait for company")
 
 
 class RetentionConfig(ConfigSection):
     """How long is kept what is not a sample. Seconds; 0.0 keeps nothing, None keeps for ever."""
 
-    payloads: Annotated[float | None, duration("1s", "36500d", none=0.0, forever=None)] = key(
+    payloads: Annotated[float | None, duration("1s", "36500d", none=0.0, forever=None)] = config_key(
         "24h", "Raw text of what was received: a duration, none or forever"
     )
-    samples: Annotated[float | None, duration("1s", "36500d", forever=None)] = key(
+    samples: Annotated[float | None, duration("1s", "36500d", forever=None)] = config_key(
         "forever", "Samples and their revisions: a duration or forever"
     )
-    journal: Annotated[float | None, duration("1s", "36500d", forever=None)] = key(
+    journal: Annotated[float | None, duration("1s", "36500d", forever=None)] = config_key(
         "90d", "Events, the ledger of batches, and coverage in full: a duration or forever"
     )
 
 
 def _normalised(value: Any, info: ValidationInfo) -> str:
     written = validators.text(value.get_secret_value() if isinstance(value, SecretStr) else value)
-    return urls.database_url(written, validators.base_of(info))
+    return urls.normalize_database_url(written, validators.base_folder_of(info))
 
 
 class DatabaseConfig(ConfigSection):
     """Where the data goes."""
 
-    url: Annotated[SecretStr, BeforeValidator(_normalised), WithJsonSchema({"type": "string"})] = key(
+    url: Annotated[SecretStr, BeforeValidator(_normalised), WithJsonSchema({"type": "string"})] = config_key(
         "sqlite:///ingestor.db",
         "sqlite:///file or postgresql://user@host/database; with a password, see url_file",
     )
-    url_file: AbsolutePath | None = key(
+    url_file: AbsolutePath | None = config_key(
         None, "File that holds a URL with a password, mode 0600; or systemd credential database_url"
     )
-    migrate: Literal["auto", "never"] = key("auto", "Whether run brings the tables up to date itself")
-    batch: BatchConfig = key({}, "When entries are written")
-    retention: RetentionConfig = key({}, "How long data is kept")
+    migrate: Literal["auto", "never"] = config_key("auto", "Whether run brings the tables up to date itself")
+    batch: BatchConfig = config_key({}, "When entries are written")
+    retention: RetentionConfig = config_key({}, "How long data is kept")
 
 
 class SpoolConfig(ConfigSection):
     """The durable store between socket and database."""
 
-    path: AbsolutePath = key("spool", "Folder of the spool")
-    max_bytes: Annotated[int, size("64KiB", "64TiB")] = key("1GiB", "Beyond it, connections are closed")
-    sync_every: Annotated[float, duration("1ms", "10s")] = key("20ms", "Longest wait before a sync")
+    path: AbsolutePath = config_key("spool", "Folder of the spool")
+    max_bytes: Annotated[int, size("64KiB", "64TiB")] = config_key("1GiB", "Beyond it, connections are closed")
+    sync_every: Annotated[float, duration("1ms", "10s")] = config_key("20ms", "Longest wait before a sync")
 
 
 class HttpConfig(ConfigSection):
@@ -178,20 +178,20 @@ class HttpConfig(ConfigSection):
 
     listen: Annotated[
         ListenAddress,
-        PlainValidator(validators.listen),
+        PlainValidator(validators.listen_address),
         PlainSerializer(str, when_used="json"),
         WithJsonSchema({"type": "string", "pattern": r"^(\[[0-9A-Fa-f:.%]+\]|[^\s:/@\[\]]+):[0-9]{1,5}$"}),
-    ] = key("127.0.0.1:8642", "Address of the status page, /healthz, /readyz and /metrics")
+    ] = config_key("127.0.0.1:8642", "Address of the status page, /healthz, /readyz and /metrics")
 
 
 class LogConfig(ConfigSection):
     """What is said on stderr."""
 
-    level: Literal["debug", "info", "warning", "error"] = key("info", "The least that is said")
-    format: Literal["auto", "console", "json"] = key("auto", "auto: console on a terminal, else json")
+    level: Literal["debug", "info", "warning", "error"] = config_key("info", "The least that is said")
+    format: Literal["auto", "console", "json"] = config_key("auto", "auto: console on a terminal, else json")
 
 
-def canonical(params: Mapping[str, str]) -> str:
+def canonical_json(params: Mapping[str, str]) -> str:
     """Params as the one JSON text that names them wherever they are stored: sorted, no blanks."""
     return _CANONICAL.encode(dict(params))
 
@@ -203,13 +203,13 @@ class Subscription:
     path: str = field(compare=False)
     method: str = field(default="get", compare=False)  # lower case
     params: Mapping[str, str] = field(default_factory=dict, compare=False)
-    where: str = field(default="", compare=False, repr=False)  # file:line:column of its path
-    entry: str = field(default="", compare=False, repr=False)  # "subscriptions.2", which may be many tickers
+    location: str = field(default="", compare=False, repr=False)  # file:line:column of its path
+    config_path: str = field(default="", compare=False, repr=False)  # "subscriptions.2", which may be many tickers
     key: tuple[str, str, str] = field(init=False, repr=False)  # path, method, canonical params
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "params", MappingProxyType(dict(self.params)))
-        object.__setattr__(self, "key", (self.path, self.method, canonical(self.params)))
+        object.__setattr__(self, "key", (self.path, self.method, canonical_json(self.params)))
 
     @property
     def ticker(self) -> str:
@@ -220,15 +220,15 @@ class Subscription:
 class Settings(ConfigSection):
     """What the document says, apart from its subscriptions."""
 
-    instance: Annotated[str, BeforeValidator(validators.label), LABEL] | None = key(
+    instance: Annotated[str, BeforeValidator(validators.label), LABEL] | None = config_key(
         None, "Label of this daemon in the database; default: the host's name"
     )
-    provider: ProviderConfig = key({}, "Where the data comes from")
-    database: DatabaseConfig = key({}, "Where the data goes")
-    spool: SpoolConfig = key({}, "The durable store between socket and database")
-    http: HttpConfig = key({}, "Health, metrics and status over HTTP")
-    log: LogConfig = key({}, "What is said on stderr")
-    watch: bool = key(False, "Reload when this file changes")
+    provider: ProviderConfig = config_key({}, "Where the data comes from")
+    database: DatabaseConfig = config_key({}, "Where the data goes")
+    spool: SpoolConfig = config_key({}, "The durable store between socket and database")
+    http: HttpConfig = config_key({}, "Health, metrics and status over HTTP")
+    log: LogConfig = config_key({}, "What is said on stderr")
+    watch: bool = config_key(False, "Reload when this file changes")
 
 
 class Config(Settings):

@@ -12,7 +12,7 @@ from urllib.request import proxy_bypass_environment  # type: ignore[attr-defined
 
 from pydantic import SecretStr
 
-from ingestor.config.urls import is_loopback, proxy_url
+from ingestor.config.urls import is_loopback, normalize_proxy_url
 from ingestor.errors import ConfigProblem
 
 
@@ -26,7 +26,7 @@ def find_proxy(url: str, env: Mapping[str, str], report: Callable[[ConfigProblem
     if not env.get(name) or proxy_bypass_environment(parts.netloc, {"no": no_proxy}):
         return None
     try:
-        return SecretStr(proxy_url(env[name]))
+        return SecretStr(normalize_proxy_url(env[name]))
     except ValueError as error:
         report(ConfigProblem(name, "", str(error)))
         return None

@@ -9,10 +9,10 @@ import yaml
 
 from ingestor.config.model import Config
 from ingestor.config.subscriptions import ConfigFile
-from ingestor.config.urls import credentials, masked, passwords
+from ingestor.config.urls import find_credentials, find_passwords, mask_url
 
 
-def schema() -> dict[str, Any]:
+def json_schema() -> dict[str, Any]:
     """JSON Schema (2020-12) of ``config.yaml``: what an editor completes, explains and refuses."""
     body = _without_noise(ConfigFile.model_json_schema())
     return {
@@ -26,7 +26,7 @@ def render(config: Config) -> dict[str, Any]:
     """The configuration in the shape of its file, durations and sizes with units, secrets as ``***``."""
     shown = config.model_dump(mode="json", exclude={"subscriptions", "key_file", "proxy", "source", "sha256"})
     shown["provider"]["api_key"] = "***" if config.provider.api_key else None
-    shown["database"]["url"] = masked(config.database.url.get_secret_value())
+    shown["database"]["url"] = mask_url(config.database.url.get_secret_value())
     shown["subscriptions"] = [
         {"path": one.path, "method": one.method, "params": dict(one.params)} for one in config.subscriptions
     ]
@@ -45,18 +45,18 @@ def render_yaml(config: Config) -> str:
     return f"# {config.source}\n{shown.rstrip()}"
 
 
-def outline() -> Iterator[str]:
+def describe_keys() -> Iterator[str]:
     """A line for every key of the document: its place, its default as it is written, and what it is for."""
-    body = schema()
+    body = json_schema()
     for place, default, about in _keys(body, body["$defs"], ""):
         yield f"{place:<30} {default:<32} {about}"
 
 
-def secrets_of(config: Config) -> tuple[str, ...]:
+def list_secrets(config: Config) -> tuple[str, ...]:
     """The texts that must not be shown: the API key, and the database's and the proxy's passwords in every spelling."""
     key = config.provider.api_key.get_secret_value() if config.provider.api_key else ""
     proxy = config.proxy.get_secret_value() if config.proxy else ""
-    found = {key, *passwords(config.database.url.get_secret_value()), *credentials(proxy)}
+    found = {key, *find_passwords(config.database.url.get_secret_value()), *find_credentials(proxy)}
     return tuple(secret for secret in found if secret)
 
 

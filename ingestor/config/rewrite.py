@@ -8,21 +8,21 @@ import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from ingestor.config.loader import find, read, understand
+from ingestor.config.loader import find_file, parse_config, read_file
 from ingestor.config.model import Config
-from ingestor.config.subscriptions import FeedName
+from ingestor.config.subscriptions import FeedNamer
 from ingestor.core.files import sync_folder
 from ingestor.errors import ConfigError, ConfigProblem
 
 _BOM = "\N{ZERO WIDTH NO-BREAK SPACE}"
 
 
-def rewrite(
+def rewrite_file(
     edit: Callable[[str, str], str],
     path: Path | None = None,
     env: Mapping[str, str] | None = None,
     *,
-    feed_name: FeedName | None = None,
+    feed_name: FeedNamer | None = None,
 ) -> tuple[Config, str, str]:
     """Put the file through ``edit(text, name)``. Returns what it says then, and the text before and after.
 
@@ -30,13 +30,13 @@ def rewrite(
     for a file that was wrong before or would be afterwards, and for one that cannot be replaced.
     """
     env = os.environ if env is None else env
-    source = find(path, env)
-    raw, is_private = read(source)
-    understand(source, raw, is_private, env, feed_name)
+    source = find_file(path, env)
+    raw, is_private = read_file(source)
+    parse_config(source, raw, is_private, env, feed_name)
     before = raw.decode()
     mark = _BOM if before.startswith(_BOM) else ""
     after = mark + edit(before.removeprefix(mark), str(source))
-    config = understand(source, after.encode(), is_private, env, feed_name)
+    config = parse_config(source, after.encode(), is_private, env, feed_name)
     if after != before:
         _replace(source, raw, after.encode())
     return config, before, after
@@ -52,7 +52,7 @@ def _replace(source: Path, before: bytes, after: bytes) -> None:
                 file.write(after)
                 file.flush()
                 os.fsync(handle)
-            if read(source)[0] != before:
+            if read_file(source)[0] != before:
                 raise ConfigError([ConfigProblem(str(source), "", "was changed meanwhile by somebody else; try again")])
             os.replace(name, target)  # noqa: PTH105
         except BaseException:

@@ -15,7 +15,7 @@ from pydantic import SecretStr
 
 from ingestor.config import urls, validators
 from ingestor.config.draft import Draft
-from ingestor.config.environment import variable
+from ingestor.config.environment import variable_name
 from ingestor.config.secret_file import SecretFile, UnusableSecret
 from ingestor.config.validation_errors import ValidationIssue
 from ingestor.errors import ConfigError, ConfigProblem, InsecureSecretFile
@@ -35,14 +35,14 @@ class SecretField:
 
     @property
     def variable(self) -> str:
-        return variable(*self.loc)
+        return variable_name(*self.loc)
 
 
 API_KEY = SecretField(("provider", "api_key"), credential="api_key", file_key="api_key_file")
 DATABASE_URL = SecretField(("database", "url"), credential="database_url", file_key="url_file")
-LOCS = frozenset({API_KEY.loc, DATABASE_URL.loc})
+SECRET_LOCS = frozenset({API_KEY.loc, DATABASE_URL.loc})
 
-KEY_PLACES = (
+API_KEY_REMEDY = (
     "put it into a file of mode 0600 named by provider.api_key_file, "
     f"into the systemd credential {API_KEY.credential}, or into {API_KEY.variable}"
 )
@@ -64,7 +64,7 @@ def place_secrets(draft: Draft, env: Mapping[str, str], base: Path, *, file_is_p
     Returns the file that the API key came from, if it did.
     """
     if draft.get(*API_KEY.loc) is not None:
-        draft.complain(ValidationIssue(API_KEY.loc, f"does not belong in this file; {KEY_PLACES}", key=True))
+        draft.complain(ValidationIssue(API_KEY.loc, f"does not belong in this file; {API_KEY_REMEDY}", key=True))
     draft.drop(API_KEY.loc)
     written = draft.get(*DATABASE_URL.loc)
     if isinstance(written, str) and urls.has_password(written) and not file_is_private:
@@ -101,7 +101,7 @@ def _found(draft: Draft, slot: SecretField, env: Mapping[str, str], base: Path) 
         return SecretSource(f"credential {slot.credential}", slot.loc, file.read(), file)
     if path := _named_file(draft.get(*slot.file_loc), base):
         file = SecretFile(path)
-        return SecretSource(draft.where(slot.file_loc), slot.file_loc, file.read(), file)
+        return SecretSource(draft.location_of(slot.file_loc), slot.file_loc, file.read(), file)
     text = env.get(slot.variable)
     if text is not None:
         content = SecretStr(text) if text.strip() else UnusableSecret("is empty; set it or unset it")
@@ -111,7 +111,7 @@ def _found(draft: Draft, slot: SecretField, env: Mapping[str, str], base: Path) 
 
 def _named_file(written: object, base: Path) -> Path | None:
     try:
-        return validators.resolve(written, base) if written is not None else None
+        return validators.resolve_path(written, base) if written is not None else None
     except ValueError:  # not a path: the check of its own key says so
         return None
 

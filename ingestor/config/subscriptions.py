@@ -10,34 +10,34 @@ from pydantic import BeforeValidator, Field, ValidationError, WithJsonSchema
 
 from ingestor.config import validators
 from ingestor.config.model import ANY_SCALAR, ConfigSection, Settings, Subscription, Text, Ticker
-from ingestor.config.validation_errors import ValidationIssue, complaints
+from ingestor.config.validation_errors import ValidationIssue, to_issues
 from ingestor.config.yaml_document import Loc
 
-MAX_PATH = 76  # "/historical/" and a feed's name of 64 characters, the longest that the database takes
-VERBS = ("get", "post", "put", "patch", "delete")
-MAX_PARAMS = 512  # characters of canonical JSON
+MAX_PATH_LENGTH = 76  # "/historical/" and a feed's name of 64 characters, the longest that the database takes
+METHODS = ("get", "post", "put", "patch", "delete")
+MAX_PARAMS_LENGTH = 512  # characters of canonical JSON
 
-Report = Callable[[ValidationIssue], None]
-Where = Callable[[Loc], str]
-FeedName = Callable[[str, Mapping[str, str]], str]  # of a path and params; known to another room
+ReportIssue = Callable[[ValidationIssue], None]
+LocationOf = Callable[[Loc], str]
+FeedNamer = Callable[[str, Mapping[str, str]], str]  # of a path and params; the provider package knows it
 
 
-def endpoint(value: Any) -> str:
+def validate_endpoint(value: Any) -> str:
     """A path that may be subscribed to. Raises ValueError with a message for the operator."""
     path = validators.text(value)
     if "://" in path:
         raise ValueError("must be the path alone, without the server: /real-time/crowd-sentiment")
     if re.search(r"[\s?#]", path):
         raise ValueError("must have no blanks, ? or #; what follows a ? belongs into params")
-    if len(path) > MAX_PATH:
-        raise ValueError(f"has {len(path)} characters; at most {MAX_PATH} can be stored")
+    if len(path) > MAX_PATH_LENGTH:
+        raise ValueError(f"has {len(path)} characters; at most {MAX_PATH_LENGTH} can be stored")
     return path
 
 
 def _method(value: Any) -> str:
     verb = validators.text(value).lower()
-    if verb not in VERBS:
-        raise ValueError(f"must be one of {', '.join(VERBS)}")
+    if verb not in METHODS:
+        raise ValueError(f"must be one of {', '.join(METHODS)}")
     return verb
 
 
@@ -46,13 +46,13 @@ class SubscriptionEntry(ConfigSection):
 
     path: Annotated[
         str,
-        BeforeValidator(endpoint),
-        WithJsonSchema({"type": "string", "maxLength": MAX_PATH}),
+        BeforeValidator(validate_endpoint),
+        WithJsonSchema({"type": "string", "maxLength": MAX_PATH_LENGTH}),
     ] = Field(description="Endpoint, such as /real-time/crowd-sentiment")
     method: Annotated[
         str,
         BeforeValidator(_method),
-        WithJsonSchema({"enum": [*VERBS, *map(str.upper, VERBS)]}),
+        WithJsonSchema({"enum": [*METHODS, *map(str.upper, METHODS)]}),
     ] = Field(default="get", description="HTTP verb that the endpoint is asked with")
     params: dict[Text, Annotated[Text, WithJsonSchema(ANY_SCALAR)]] = Field(
         default={}, description="Parameters of the endpoint"
@@ -69,7 +69,9 @@ class ConfigFile(Settings):
     subscriptions: Annotated[list[SubscriptionEntry], Field(min_length=1)] = Field(description="What is collected")
 
 
-def expand(written: Any, where: Where, report: Report, feed_name: FeedName | None = None) -> tuple[Subscription, ...]:
+def expand_subscriptions(
+    written: Any, where: LocationOf, report: ReportIssue, feed_name: FeedNamer | None = None
+) -> tuple[Subscription, ...]:
     """Every subscription that the list stands for, in its order; what is wrong goes to ``report``.
 
     With ``feed_name`` also refuses those whose feed has a name that the database has no room for.
@@ -98,29 +100,31 @@ def _twice(subscription: Subscription, other: Subscription, at: str) -> str:
 
 
 def _of_item(
-    item: Any, loc: Loc, where: Where, report: Report, feed_name: FeedName | None
+    item: Any, loc: Loc, where: LocationOf, report: ReportIssue, feed_name: FeedNamer | None
 ) -> Iterator[tuple[Loc, Subscription]]:
     try:
         entry = SubscriptionEntry.model_validate(item)
     except ValidationError as error:
-        for complaint in complaints(error, SubscriptionEntry, at=loc):
+        for complaint in to_issues(error, SubscriptionEntry, at=loc):
             report(complaint)
         return
     problems = [*_contradictions(entry, loc), *_misnamed(entry, loc)]
     if feed_name:
-        problems += _overlong(feed_name(entry.path, entry.params), loc)
+        problems += _check_feed_name(feed_name(entry.path, entry.params), loc)
     for problem in problems:
         report(problem)
     if not problems:
         yield from _each(entry, loc, where((*loc, "path")), report)
 
 
-def _each(entry: SubscriptionEntry, loc: Loc, place: str, report: Report) -> Iterator[tuple[Loc, Subscription]]:
+def _each(entry: SubscriptionEntry, loc: Loc, place: str, report: ReportIssue) -> Iterator[tuple[Loc, Subscription]]:
     name = ".".join(map(str, loc))
     for at, params in _params(entry, loc):
-        subscription = Subscription(entry.path, entry.method, params, where=place, entry=name)
-        if len(subscription.key[2]) > MAX_PARAMS:
-            report(ValidationIssue((*loc, "params"), f"is longer than {MAX_PARAMS} characters as JSON; shorten it"))
+        subscription = Subscription(entry.path, entry.method, params, location=place, config_path=name)
+        if len(subscription.key[2]) > MAX_PARAMS_LENGTH:
+            report(
+                ValidationIssue((*loc, "params"), f"is longer than {MAX_PARAMS_LENGTH} characters as JSON; shorten it")
+            )
             return
         yield at, subscription
 
@@ -151,11 +155,11 @@ def _misnamed(entry: SubscriptionEntry, loc: Loc) -> Iterator[ValidationIssue]:
                 yield ValidationIssue((*loc, "params", name), str(error))
 
 
-def _overlong(feed: str, loc: Loc) -> Iterator[ValidationIssue]:
-    if len(feed) > validators.MAX_KEY:
+def _check_feed_name(feed: str, loc: Loc) -> Iterator[ValidationIssue]:
+    limit = validators.MAX_KEY_LENGTH
+    if len(feed) > limit:
         message = (
-            f'makes a feed named "{feed[:24]}…" with {len(feed)} characters, of which {validators.MAX_KEY} can be '
-            "stored; "
+            f'makes a feed named "{feed[:24]}…" with {len(feed)} characters, of which {limit} can be stored; '
             "shorten the path, or the params other than ticker and user_id"
         )
         yield ValidationIssue((*loc, "path"), message)

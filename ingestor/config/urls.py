@@ -30,7 +30,7 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-def provider_url(text: str) -> str:
+def normalize_provider_url(text: str) -> str:
     """The provider's root URL without a trailing slash. Raises ValueError with a message for the operator."""
     parts = _split(text)
     if "@" in text:
@@ -44,7 +44,7 @@ def provider_url(text: str) -> str:
     return urlunsplit((parts.scheme, parts.netloc, parts.path.rstrip("/"), "", ""))
 
 
-def proxy_url(text: str) -> str:
+def normalize_proxy_url(text: str) -> str:
     """A proxy's URL, ``http://`` unless it says otherwise. Raises ValueError with a message for the operator."""
     written = text if "://" in text else f"http://{text}"
     parts = _split(written)
@@ -55,14 +55,14 @@ def proxy_url(text: str) -> str:
     return written
 
 
-def plain_text_host(url: str) -> str | None:
+def find_plaintext_host(url: str) -> str | None:
     """The host to which this URL would send secrets unencrypted over a network; None if it does not."""
     parts = urlsplit(url)
     host = parts.hostname or ""
     return host if parts.scheme == "http" and not is_loopback(host) else None
 
 
-def database_url(text: str, base: Path) -> str:
+def normalize_database_url(text: str, base: Path) -> str:
     """The URL with the driver that we ship, a SQLite file's path made absolute against ``base``.
 
     Raises ValueError with a message for the operator.
@@ -107,7 +107,7 @@ def has_password(url: str) -> bool:
     return bool(_PASSWORD.search(url)) or any(name in _SECRET_OPTIONS for name, _ in options)
 
 
-def passwords(url: str) -> set[str]:
+def find_passwords(url: str) -> set[str]:
     """Every password of a normalised database URL, as written and as meant."""
     parts = _split(url)
     if parts is None:
@@ -117,7 +117,7 @@ def passwords(url: str) -> set[str]:
     return {form for text in written for form in (text, unquote(text)) if form}
 
 
-def credentials(url: str) -> set[str]:
+def find_credentials(url: str) -> set[str]:
     """What must not be seen of a proxy's URL, as written, as meant and as sent: the password, or a user without one."""
     parts = _split(url)
     if parts is None or not parts.username:
@@ -133,7 +133,7 @@ def origin(url: str) -> str:
     return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
 
 
-def unencrypted_database(url: str, env: Mapping[str, str]) -> tuple[str, str] | None:
+def find_unencrypted_host(url: str, env: Mapping[str, str]) -> tuple[str, str] | None:
     """The other host to which a PostgreSQL database may be spoken to without TLS, and the sslmode that allows it.
 
     The rules are libpq's, https://www.postgresql.org/docs/current/libpq-ssl.html: without an sslmode TLS is preferred,
@@ -157,7 +157,7 @@ def _stays_here(host: str) -> bool:
     return host[:1] in ("", "/", "@") or is_loopback(host) or is_loopback(host.rpartition(":")[0].strip("[]"))
 
 
-def masked(url: str) -> str:
+def mask_url(url: str) -> str:
     """A normalised database URL as it may be shown: the password and the values of options as ``***``."""
     parts = _split(url)
     if parts is None:

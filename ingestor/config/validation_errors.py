@@ -39,20 +39,20 @@ _MESSAGES = {
 }
 
 
-def complaints(error: ValidationError, model: type[BaseModel], at: Loc = ()) -> Iterator[ValidationIssue]:
+def to_issues(error: ValidationError, model: type[BaseModel], at: Loc = ()) -> Iterator[ValidationIssue]:
     """Each of a validation's errors; ``at`` is where the model stands in the document."""
     for found in error.errors(include_url=False):
         loc = (*at, *found["loc"])
         if found["type"] == "extra_forbidden":
             *above, name = found["loc"]
-            yield ValidationIssue(loc, f"unknown key{did_you_mean(str(name), _keys(model, above))}", key=True)
+            yield ValidationIssue(loc, f"unknown key{suggest(str(name), _keys(model, above))}", key=True)
         elif found["type"] == "sibling":
             yield ValidationIssue((*loc[:-1], found["ctx"]["sibling"]), found["msg"])
         else:
             yield ValidationIssue(loc, _message(found))
 
 
-def did_you_mean(name: str, known: Iterable[str]) -> str:
+def suggest(name: str, known: Iterable[str]) -> str:
     """``; did you mean "x"?``, or all that is known if nothing is near."""
     names = list(known)
     near = difflib.get_close_matches(name, names, n=1)
@@ -67,7 +67,7 @@ def _message(found: ErrorDetails) -> str:
         return str(context["error"])
     if kind == "literal_error":
         choices = [part.strip("'") for part in context["expected"].replace(" or ", ", ").split(", ")]
-        hint = did_you_mean(str(found["input"]), choices)
+        hint = suggest(str(found["input"]), choices)
         return f"{_quoted(found['input'])} is not one of the choices{hint}"
     if kind in ("greater_than_equal", "less_than_equal"):
         return f"must be at {'least' if 'ge' in context else 'most'} {context.get('ge', context.get('le')):,}"

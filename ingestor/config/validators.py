@@ -18,7 +18,7 @@ from pydantic_core import core_schema
 
 from ingestor.config import units
 
-MAX_KEY = 64  # characters of a text key in the database
+MAX_KEY_LENGTH = 64  # characters of a text key in the database
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 
@@ -38,8 +38,8 @@ def text(value: Any) -> str:
 def label(value: Any) -> str:
     """A name for people that fits the database. Raises ValueError."""
     name = text(value)
-    if len(name) > MAX_KEY:
-        raise ValueError(f"has {len(name)} characters; at most {MAX_KEY} can be stored")
+    if len(name) > MAX_KEY_LENGTH:
+        raise ValueError(f"has {len(name)} characters; at most {MAX_KEY_LENGTH} can be stored")
     return name
 
 
@@ -65,8 +65,8 @@ def _key_text(value: Any, noun: str) -> str:
     name = text(value)
     if re.search(r"\s", name):
         raise ValueError(f"{noun} has no blanks; write several as a list: [AAPL, TSLA]")
-    if len(name) > MAX_KEY:
-        raise ValueError(f"{noun} has at most {MAX_KEY} characters, this has {len(name)}")
+    if len(name) > MAX_KEY_LENGTH:
+        raise ValueError(f"{noun} has at most {MAX_KEY_LENGTH} characters, this has {len(name)}")
     return name
 
 
@@ -127,7 +127,7 @@ class ListenAddress(NamedTuple):
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
 
-def listen(value: Any) -> ListenAddress:
+def listen_address(value: Any) -> ListenAddress:
     """``127.0.0.1:8642`` or ``[::1]:8642``. Raises ValueError."""
     if isinstance(value, ListenAddress):
         return value
@@ -141,18 +141,18 @@ def listen(value: Any) -> ListenAddress:
     return ListenAddress(bare, int(port))
 
 
-def absolute(value: Any, info: ValidationInfo) -> Path:
+def absolute_path(value: Any, info: ValidationInfo) -> Path:
     """A path, a relative one being taken from the validation's context."""
-    return resolve(value, base_of(info))
+    return resolve_path(value, base_folder_of(info))
 
 
-def base_of(info: ValidationInfo) -> Path:
+def base_folder_of(info: ValidationInfo) -> Path:
     """The absolute folder that relative paths are taken from; the current one outside of ``load``."""
     base: Path = (info.context or {}).get("base", Path())
     return base.absolute()
 
 
-def resolve(value: Any, base: Path) -> Path:
+def resolve_path(value: Any, base: Path) -> Path:
     """A path from its text: absolute, from the home with ``~``, else below ``base``. Raises ValueError."""
     path = value if isinstance(value, Path) else Path(text(value))
     try:
@@ -161,7 +161,7 @@ def resolve(value: Any, base: Path) -> Path:
         raise ValueError("begins with ~ and a user who is not there; write the whole path") from None
 
 
-def certificates(path: Path) -> Path:
+def ca_file(path: Path) -> Path:
     """A file of CA certificates in PEM form that can be loaded. Raises ValueError."""
     try:
         ssl.create_default_context(cafile=path)

@@ -73,7 +73,7 @@ class YamlDocument:
     value: dict[str, Any]  # nested dicts and lists of text; None where nothing is written
     problems: list[ConfigProblem] = field(default_factory=list)
 
-    def where(self, loc: Loc, *, key: bool = False) -> str:
+    def location_of(self, loc: Loc, *, key: bool = False) -> str:
         """``file:line:column`` of a value (or its key); or of what is nearest around it."""
         node = self.root
         for depth, part in enumerate(loc, start=1):
@@ -87,7 +87,7 @@ class YamlDocument:
         return _place(self.name, node.line, node.column)
 
 
-def parse(raw: bytes, name: str) -> YamlDocument:
+def parse_yaml(raw: bytes, name: str) -> YamlDocument:
     """Read one YAML document whose top is a mapping.
 
     Raises ConfigError, with one problem, for what makes the rest unreadable: size, encoding, syntax, nesting.
@@ -115,17 +115,17 @@ def _decoded(raw: bytes, name: str) -> str:
         text = raw.decode("utf-8-sig")
     except UnicodeDecodeError as bad:
         # The position is kept and the exception dropped: its text quotes the file.
-        error = position(raw[: bad.start].decode("utf-8", "replace"))
+        error = line_and_column(raw[: bad.start].decode("utf-8", "replace"))
     if error:
         raise ConfigError([ConfigProblem(_place(name, *error), "", "is not UTF-8 text; save the file as UTF-8")])
     if strange := _UNPRINTABLE.search(text):
-        line, column = position(text[: strange.start()])
+        line, column = line_and_column(text[: strange.start()])
         message = f"holds the control character U+{ord(strange[0]):04X}; remove it"
         raise ConfigError([ConfigProblem(_place(name, line, column), "", message)])
     return text
 
 
-def position(before: str) -> tuple[int, int]:
+def line_and_column(before: str) -> tuple[int, int]:
     """Line and column, from 1, of what follows this text."""
     return before.count("\n") + 1, len(before) - (before.rfind("\n") + 1) + 1
 

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from ingestor.config import Config, load, require_api_key, secrets_of, settings_changed
+from ingestor.config import Config, changed_settings, list_secrets, load, require_api_key
 from ingestor.core.clock import wall_us
 from ingestor.core.entries import Fact
 from ingestor.core.redaction import redactor
@@ -81,7 +81,7 @@ class ConfigReloader:
         self._record(Fact("config_rejected", wall_us(), {"reason": reason, "problems": problems[:TOLD]}))
 
     def _accepted(self, new: Config, difference: SubscriptionDiff) -> dict[str, Any]:
-        waiting = settings_changed(self.config, new)
+        waiting = changed_settings(self.config, new)
         # What waits for a restart is not in force, and must still differ at the next reload.
         self.config = self.config.model_copy(update={"subscriptions": new.subscriptions, "sha256": new.sha256})
         self.successful = True
@@ -96,7 +96,7 @@ def read_config(source: Path) -> Config:
     """The config as it is now, blocking. Raises ConfigError, also where there is no key any more."""
     config = load(source, feed_name=catalog.feed_name)
     require_api_key(config)
-    for secret in secrets_of(config):
+    for secret in list_secrets(config):
         redactor.add(secret)
     return config
 

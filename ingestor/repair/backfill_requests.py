@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import Any
 
 from ingestor.config import validators
-from ingestor.config.model import Subscription, canonical
+from ingestor.config.model import Subscription, canonical_json
 from ingestor.provider.catalog import feed_name
 from ingestor.provider.rest_api import has_history
 from ingestor.repair.plan import midnight, split_range
@@ -66,7 +66,7 @@ def _wish(one: Subscription, start: datetime, end: datetime) -> BackfillRequest:
     return BackfillRequest(
         path=one.path,
         method=one.method,
-        params=canonical(one.params),
+        params=canonical_json(one.params),
         feed=feed_name(one.path, one.params),
         ticker=one.ticker,
         from_ts=start,

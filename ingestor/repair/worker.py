@@ -17,7 +17,7 @@ from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any, TypeVar
 
-from ingestor.config.model import canonical
+from ingestor.config.model import canonical_json
 from ingestor.core.backoff import Backoff, chance
 from ingestor.core.clock import boottime, wall_us
 from ingestor.core.entries import Fact, Frame
@@ -290,7 +290,7 @@ class RepairWorker:
             "snapshot" if repair.kind == "snapshot" else "backfill",
             "get",
             question.path,
-            canonical(question.params),
+            canonical_json(question.params),
             reply.text,
         )
         decoded = self._decoder.decode(frame)

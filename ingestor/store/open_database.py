@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from ingestor.config.urls import masked
+from ingestor.config.urls import mask_url
 from ingestor.errors import DatabaseUnavailable
 from ingestor.store.engine import Engine, make_engine, sqlite_path, translate_errors
 
@@ -31,7 +31,7 @@ def open_database(url: str, *, read_only: bool = True) -> Iterator[Engine]:
     Raises DatabaseUnavailable, which names the URL without its password.
     """
     if read_only and _is_missing(url):
-        raise DatabaseUnavailable(f"{masked(url)}: is not there yet; `ingestor run` makes it, or mend database.url")
+        raise DatabaseUnavailable(f"{mask_url(url)}: is not there yet; `ingestor run` makes it, or mend database.url")
     engine = make_engine(url, read_only=read_only)
     try:
         with with_remedy(url):
@@ -55,7 +55,7 @@ def with_remedy(url: str) -> Iterator[None]:
     except DatabaseUnavailable as error:
         said = str(error)
         remedy = next((remedy for fragment, remedy in _REMEDIES if fragment in said), "see database.url")
-        raise _Explained(f"{masked(url)}: {said}; {remedy}") from None
+        raise _Explained(f"{mask_url(url)}: {said}; {remedy}") from None
 
 
 def _is_missing(url: str) -> bool:

@@ -22,7 +22,7 @@ from typing import Any
 
 from sqlalchemy import Engine, insert, text
 
-from ingestor.config.urls import database_url
+from ingestor.config.urls import normalize_database_url
 from ingestor.store import migrate, schema
 from ingestor.store.engine import make_engine
 
@@ -143,7 +143,7 @@ def _listening(start: datetime, tickers: int) -> Iterator[tuple[str, list[dict[s
 
 def ask(url: str, rows: int, tickers: int) -> bool:
     """Whether all goals were met."""
-    engine = make_engine(database_url(url, Path.cwd()))
+    engine = make_engine(normalize_database_url(url, Path.cwd()))
     migrate.upgrade(engine)
     with engine.connect() as connection:
         empty = connection.execute(text("SELECT NOT EXISTS (SELECT 1 FROM samples)")).scalar()

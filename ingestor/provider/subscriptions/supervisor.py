@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 from pydantic import SecretStr
 
-from ingestor.config.model import ProviderConfig, Subscription, canonical
+from ingestor.config.model import ProviderConfig, Subscription, canonical_json
 from ingestor.core.clock import boottime, wall_us
 from ingestor.core.entries import Fact, SubscriptionKey
 from ingestor.errors import IngestorError
@@ -59,7 +59,7 @@ class SubscriptionDiff:
 def shared_params(subscription: Subscription) -> str:
     """The params that a connection's subscriptions have in common, canonical JSON: those that rows do not name."""
     rest = {name: value for name, value in subscription.params.items() if name not in KEY_PARAMS}
-    return canonical(rest)
+    return canonical_json(rest)
 
 
 def group_subscriptions(subscriptions: Iterable[Subscription]) -> dict[GroupKey, tuple[Subscription, ...]]:

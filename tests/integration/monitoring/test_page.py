@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from ingestor.config.model import canonical
+from ingestor.config.model import canonical_json
 from ingestor.monitoring.coverage_strips import StateSpan
 from ingestor.monitoring.status import DatabaseStatus, Heartbeat, RecentError, SubscriptionStatus
 from ingestor.simulator import Simulator
@@ -74,7 +74,7 @@ def text(selector: str) -> str:
 
 
 def subscription(ticker: str, state: str = "live", **changes: Any) -> SubscriptionStatus:
-    params = canonical({"ticker": ticker} if ticker else {})
+    params = canonical_json({"ticker": ticker} if ticker else {})
     made = SubscriptionStatus(path=CROWD, params=params, feed="crowd-sentiment", state=state)  # type: ignore[arg-type]
     return replace(made, **changes)
 

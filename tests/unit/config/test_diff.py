@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from ingestor.config import load, settings_changed
+from ingestor.config import changed_settings, load
 
 BASE = """\
 provider: {url: 'http://127.0.0.1:1'}
@@ -39,4 +39,4 @@ def test_the_keys_of_what_another_config_changes(tmp_path: Path, old: str, new: 
     for text in (BASE, BASE.replace(old, new)):
         file.write_text(text)
         configs.append(load(file, env={}))
-    assert settings_changed(*configs) == changed
+    assert changed_settings(*configs) == changed

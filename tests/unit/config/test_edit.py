@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ingestor.config.edit import add, remove
-from ingestor.config.subscriptions import expand
-from ingestor.config.yaml_document import parse
+from ingestor.config.edit import add_tickers, remove_tickers
+from ingestor.config.subscriptions import expand_subscriptions
+from ingestor.config.yaml_document import parse_yaml
 from ingestor.errors import ConfigError
 
 CROWD = "/real-time/crowd-sentiment"
@@ -21,9 +21,9 @@ CROWD = "/real-time/crowd-sentiment"
 
 def asked(text: str) -> set[tuple[str, str]]:
     """(path, params) of all that a text asks for. It must be sound."""
-    document = parse(text.encode(), "c.yaml")
+    document = parse_yaml(text.encode(), "c.yaml")
     problems: list[Any] = []
-    found = expand(document.value.get("subscriptions"), document.where, problems.append)
+    found = expand_subscriptions(document.value.get("subscriptions"), document.location_of, problems.append)
     assert not problems and not document.problems
     return {(one.path, one.key[2]) for one in found}
 
@@ -76,22 +76,22 @@ def asked(text: str) -> set[tuple[str, str]]:
 )
 def test_a_ticker_is_written_in_as_its_neighbours_are_and_taken_out_without_a_trace(before: str, after: str) -> None:
     head = "# 1\nsubscriptions: # 2\n"
-    assert add(head + before, "c.yaml", "p", ["T"]) == (head + after, ["T"])
-    assert remove(head + after, "c.yaml", "p", ["T"]) == (head + before, ["T"])
+    assert add_tickers(head + before, "c.yaml", "p", ["T"]) == (head + after, ["T"])
+    assert remove_tickers(head + after, "c.yaml", "p", ["T"]) == (head + before, ["T"])
 
 
 def test_within_brackets_and_in_json_too() -> None:
-    assert add("subscriptions: [{path: q}]\n", "c", "p", ["T", "U"])[0] == (
+    assert add_tickers("subscriptions: [{path: q}]\n", "c", "p", ["T", "U"])[0] == (
         "subscriptions: [{path: q}, {path: p, tickers: [T, U]}]\n"
     )
     document = {"http": {"listen": "127.0.0.1:0"}, "subscriptions": [{"path": "p", "tickers": ["A"]}]}
     for indent in (None, 1):
         text = json.dumps(document, indent=indent)
         for path in ("p", "q"):
-            changed, _ = add(text, "c", path, ["é", "U"])
+            changed, _ = add_tickers(text, "c", path, ["é", "U"])
             assert asked(changed) == asked(text) | {(path, '{"ticker":"é"}'), (path, '{"ticker":"U"}')}
             assert json.loads(changed)["http"] == document["http"]
-            assert remove(changed, "c", path, ["U", "é"])[0] == text
+            assert remove_tickers(changed, "c", path, ["U", "é"])[0] == text
 
 
 @pytest.mark.parametrize(
@@ -134,7 +134,7 @@ def test_within_brackets_and_in_json_too() -> None:
 )
 def test_a_ticker_is_taken_out_and_the_rest_stays(before: str, ticker: str, after: str) -> None:
     head = "subscriptions:\n"
-    assert remove(head + before, "c.yaml", "p", [ticker]) == (head + after, [ticker])
+    assert remove_tickers(head + before, "c.yaml", "p", [ticker]) == (head + after, [ticker])
 
 
 @pytest.mark.parametrize(
@@ -146,48 +146,48 @@ def test_a_ticker_is_taken_out_and_the_rest_stays(before: str, ticker: str, afte
     ],
 )
 def test_what_is_asked_for_already_changes_nothing(text: str, path: str, ticker: str) -> None:
-    assert add(f"subscriptions: {text}", "c", path, [ticker]) == (f"subscriptions: {text}", [])
+    assert add_tickers(f"subscriptions: {text}", "c", path, [ticker]) == (f"subscriptions: {text}", [])
 
 
 @pytest.mark.parametrize("text", ["[{path: p, tickers: [A]}]", "[{path: p}]", "[{path: q, tickers: [T]}]"])
 def test_what_is_not_named_cannot_be_removed(text: str) -> None:
-    assert remove(f"subscriptions: {text}", "c", "p", ["T"]) == (f"subscriptions: {text}", [])
+    assert remove_tickers(f"subscriptions: {text}", "c", "p", ["T"]) == (f"subscriptions: {text}", [])
 
 
 @pytest.mark.parametrize(
     ("edit", "text", "said"),
     [
         pytest.param(
-            remove,
+            remove_tickers,
             "[{path: p, tickers: [T]}]",
             "1:17: {}: nothing would be left to collect; stop the daemon",
             id="the last",
         ),
         pytest.param(
-            add,
+            add_tickers,
             "\n- {path: q, tickers: &x [A]}\n- {path: p, tickers: *x}",
             "3:22: {}: an alias (*name) stands here; {}",
             id="an alias",
         ),
         pytest.param(
-            add,
+            add_tickers,
             "\n- {path: q, tickers: *x}\n- {path: p, tickers: &x [A]}",
             "without its anchor",
             id="an alias before its anchor",
         ),
         pytest.param(
-            add,
+            add_tickers,
             "\n- {path: p, tickers: &x [A]}\n- {path: q, tickers: *x}",
             "2:1: {}: the list is not written in a way that this command understands; {}",
             id="an anchor that is used",
         ),
         pytest.param(
-            add,
+            add_tickers,
             "\n- path: p\n  tickers:\n  -\n    A",
             "5:5: {}: the item does not stand behind a dash of its own; {}",
             id="a dash alone",
         ),
-        pytest.param(add, "\n- path: p\n  tickers: !x [A]", "YAML tags", id="a tag"),
+        pytest.param(add_tickers, "\n- path: p\n  tickers: !x [A]", "YAML tags", id="a tag"),
     ],
 )
 def test_what_cannot_be_edited_safely_is_refused_with_its_place(
@@ -195,7 +195,7 @@ def test_what_cannot_be_edited_safely_is_refused_with_its_place(
 ) -> None:
     with pytest.raises(ConfigError) as refused:
         changed, _ = edit(f"subscriptions: {text}", "c.yaml", "p", ["T"])
-        parsed = parse(changed.encode(), "c.yaml")  # a tag is told of when the file is loaded
+        parsed = parse_yaml(changed.encode(), "c.yaml")  # a tag is told of when the file is loaded
         if parsed.problems:
             raise ConfigError(parsed.problems)
     assert said.format("subscriptions: cannot be edited safely", "edit the file by hand") in str(refused.value)
@@ -278,14 +278,14 @@ def comments(text: str) -> list[str]:
 def test_what_was_added_means_that_and_taken_out_again_leaves_the_very_text(
     text: str, path: str, tickers: list[str]
 ) -> None:
-    changed, added = add(text, "c.yaml", path, tickers)
+    changed, added = add_tickers(text, "c.yaml", path, tickers)
     new = {(path, json.dumps({"ticker": one}, ensure_ascii=False, separators=(",", ":"))) for one in tickers}
     assert asked(changed) == asked(text) | new
     assert len(added) == len(asked(changed)) - len(asked(text))
     # It is in one piece: what stood before and behind it does so still.
     same = next((n for n, (one, two) in enumerate(zip(text, changed, strict=False)) if one != two), len(text))
     assert changed.endswith(text[same:])
-    assert remove(changed, "c.yaml", path, added) == (text, added)
+    assert remove_tickers(changed, "c.yaml", path, added) == (text, added)
 
 
 @settings(max_examples=200, deadline=None)
@@ -294,7 +294,7 @@ def test_what_is_removed_is_all_that_goes(text: str, data: st.DataObject) -> Non
     before = asked(text)
     path, params = data.draw(st.sampled_from(sorted(before)))
     try:
-        changed, removed = remove(text, "c.yaml", path, [json.loads(params)["ticker"]])
+        changed, removed = remove_tickers(text, "c.yaml", path, [json.loads(params)["ticker"]])
     except ConfigError as refused:
         assert len(before) == 1 and "nothing would be left" in str(refused)
         return
@@ -325,11 +325,11 @@ def test_a_file_in_any_state_is_edited_rightly_or_refused(text: str, data: st.Da
         asked(text)
     except (ConfigError, AssertionError):
         return  # its writer is told to mend it first
-    for edit in (add, remove):
+    for edit in (add_tickers, remove_tickers):
         try:
             changed, done = edit(text, "c.yaml", "p", ["ON"])
         except ConfigError:
             continue
-        before, after = parse(text.encode(), "c").value, parse(changed.encode(), "c").value
+        before, after = parse_yaml(text.encode(), "c").value, parse_yaml(changed.encode(), "c").value
         assert {**before, "subscriptions": None} == {**after, "subscriptions": None}
         assert bool(done) == (before != after)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from ingestor.config import ListenAddress, load, loader
-from ingestor.config.loader import spool_folder
+from ingestor.config.loader import find_spool_folder
 from ingestor.errors import ConfigError
 
 from .conftest import ONE, Loaded, Refused
@@ -250,4 +250,4 @@ def test_where_a_daemon_may_be_asked_is_told_of_a_file_that_cannot_be_used(
 ) -> None:
     file = tmp_path / "config.yaml"
     file.write_text(text)
-    assert spool_folder(file, env) == tmp_path / folder
+    assert find_spool_folder(file, env) == tmp_path / folder

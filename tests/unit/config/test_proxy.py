@@ -4,7 +4,7 @@ import base64
 
 import pytest
 
-from ingestor.config import render, secrets_of
+from ingestor.config import list_secrets, render
 
 from .conftest import ONE, Loaded, Refused
 
@@ -74,6 +74,6 @@ def test_a_proxy_that_cannot_be_used_is_a_problem_of_its_variable_and_not_quoted
 )
 def test_what_opens_a_proxy_is_a_secret(loaded: Loaded, credentials: str, hidden: list[str]) -> None:
     config = loaded(ONE, {"HTTPS_PROXY": f"http://{credentials}proxy.example"})
-    assert set(hidden) == set(secrets_of(config))
+    assert set(hidden) == set(list_secrets(config))
     shown = f"{config!r} {render(config)} {config.model_dump(mode='json', exclude={'subscriptions'})}"
     assert not [secret for secret in hidden if secret in shown]

@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from ingestor.config import load, render, schema
+from ingestor.config import json_schema, load, render
 
 from .conftest import ONE, Loaded
 
@@ -28,12 +28,12 @@ def test_what_the_shipped_configuration_comments_out_is_the_default(folder: Path
 
 def test_the_shipped_schema_is_the_one_that_the_program_prints() -> None:
     shipped = json.loads((TOP / "config.schema.json").read_text())
-    assert shipped == schema(), "write it again: ingestor config schema > config.schema.json"
+    assert shipped == json_schema(), "write it again: ingestor config schema > config.schema.json"
 
 
 def test_the_schema_names_and_explains_every_key_and_refuses_all_others() -> None:
-    definitions = schema()["$defs"]
-    for name, section in [*definitions.items(), ("", schema())]:
+    definitions = json_schema()["$defs"]
+    for name, section in [*definitions.items(), ("", json_schema())]:
         assert section["additionalProperties"] is False, name
         for key, value in section["properties"].items():
             assert value.get("description"), f"{name}.{key}"
@@ -42,9 +42,9 @@ def test_the_schema_names_and_explains_every_key_and_refuses_all_others() -> Non
 
 
 def test_the_schema_takes_what_editors_read_as_numbers_and_booleans() -> None:
-    entry = schema()["$defs"]["SubscriptionEntry"]["properties"]
+    entry = json_schema()["$defs"]["SubscriptionEntry"]["properties"]
     assert entry["tickers"]["items"]["type"] == ["string", "number", "boolean"]
-    assert 4 in schema()["$defs"]["ProviderConfig"]["properties"]["protocol"]["enum"]
+    assert 4 in json_schema()["$defs"]["ProviderConfig"]["properties"]["protocol"]["enum"]
 
 
 def test_a_configuration_is_shown_as_it_is_written_and_its_secrets_are_not(loaded: Loaded) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from ingestor.config.rewrite import rewrite
+from ingestor.config.rewrite import rewrite_file
 from ingestor.errors import ConfigError
 
 OLD = "subscriptions: [{path: p, ticker: A}]\n"
@@ -34,7 +34,7 @@ def test_it_keeps_its_mode_its_owner_and_the_link_to_it(file: Path) -> None:
     real = file.rename(file.parent / "real" / "ours.yaml")
     file.symlink_to("real/ours.yaml")
     before = real.stat()
-    config, old, new = rewrite(to_new, file, {})
+    config, old, new = rewrite_file(to_new, file, {})
     assert (old, new, real.read_text()) == (OLD, NEW, NEW)
     assert config.subscriptions[0].ticker == "B"
     assert file.is_symlink() and config.source == file
@@ -47,7 +47,7 @@ def test_it_keeps_its_mode_its_owner_and_the_link_to_it(file: Path) -> None:
 
 def test_marks_and_line_ends_stay(file: Path) -> None:
     file.write_bytes(b"\xef\xbb\xbfsubscriptions:\r\n- path: p\r\n")
-    rewrite(lambda text, _: text.replace("path: p", "path: q"), file, {})
+    rewrite_file(lambda text, _: text.replace("path: p", "path: q"), file, {})
     assert file.read_bytes() == b"\xef\xbb\xbfsubscriptions:\r\n- path: q\r\n"
 
 
@@ -55,7 +55,7 @@ def test_marks_and_line_ends_stay(file: Path) -> None:
 def test_what_would_be_wrong_is_not_written(file: Path, text: str) -> None:
     inode = file.stat().st_ino
     with pytest.raises(ConfigError):
-        rewrite(lambda _text, _name: text, file, {})
+        rewrite_file(lambda _text, _name: text, file, {})
     assert (file.read_text(), file.stat().st_ino) == (OLD, inode)
     assert [one.name for one in file.parent.iterdir()] == ["config.yaml"]
 
@@ -63,7 +63,7 @@ def test_what_would_be_wrong_is_not_written(file: Path, text: str) -> None:
 def test_what_was_wrong_before_is_not_edited(file: Path) -> None:
     file.write_text("watch: perhaps\n" + OLD)
     with pytest.raises(ConfigError, match="watch: is neither true nor false"):
-        rewrite(to_new, file, {})
+        rewrite_file(to_new, file, {})
 
 
 def test_what_somebody_else_wrote_meanwhile_is_not_written_over(file: Path) -> None:
@@ -72,14 +72,14 @@ def test_what_somebody_else_wrote_meanwhile_is_not_written_over(file: Path) -> N
         return NEW
 
     with pytest.raises(ConfigError, match="was changed meanwhile"):
-        rewrite(slowly, file, {})
+        rewrite_file(slowly, file, {})
     assert file.read_text() == OLD + "# mine\n"
     assert [one.name for one in file.parent.iterdir()] == ["config.yaml"]
 
 
 def test_without_a_change_nothing_is_written(file: Path) -> None:
     inode = file.stat().st_ino
-    rewrite(lambda text, _: text, file, {})
+    rewrite_file(lambda text, _: text, file, {})
     assert file.stat().st_ino == inode
 
 
@@ -93,7 +93,7 @@ def test_who_may_not_write_or_does_not_own_it_is_told(file: Path, mode: int) -> 
     os.seteuid(65534)
     try:
         with pytest.raises(ConfigError, match=r"cannot be replaced \((Permission|Operation) .*own the file"):
-            rewrite(to_new, file, {})
+            rewrite_file(to_new, file, {})
     finally:
         os.seteuid(0)
     assert file.read_text() == OLD

@@ -31,8 +31,8 @@ def test_the_key_is_one_however_params_are_written(loaded: Loaded) -> None:
 
 
 def test_a_subscription_is_what_it_asks_for_wherever_it_was_written() -> None:
-    one = Subscription("/a", "get", {"ticker": "X", "p": "1"}, where="c.yaml:1:1")
-    other = Subscription("/a", "get", {"p": "1", "ticker": "X"}, where="c.yaml:9:9")
+    one = Subscription("/a", "get", {"ticker": "X", "p": "1"}, location="c.yaml:1:1")
+    other = Subscription("/a", "get", {"p": "1", "ticker": "X"}, location="c.yaml:9:9")
     assert one == other
     assert len({one, other}) == 1
     assert one != Subscription("/a", "get", {"ticker": "Y", "p": "1"})
@@ -53,7 +53,7 @@ def test_nothing_can_be_changed_afterwards() -> None:
 
 def test_each_knows_where_its_path_was_written(loaded: Loaded) -> None:
     read = loaded("subscriptions:\n  - path: /a\n    tickers: [X, Y]\n  - {path: /b}\n").subscriptions
-    assert [(one.where, one.entry) for one in read] == [
+    assert [(one.location, one.config_path) for one in read] == [
         ("config.yaml:2:11", "subscriptions.0"),
         ("config.yaml:2:11", "subscriptions.0"),
         ("config.yaml:4:12", "subscriptions.1"),

@@ -5,13 +5,13 @@ from pathlib import Path
 import pytest
 
 from ingestor.config.urls import (
-    database_url,
+    find_plaintext_host,
+    find_unencrypted_host,
     has_password,
     is_loopback,
-    masked,
-    plain_text_host,
-    provider_url,
-    unencrypted_database,
+    mask_url,
+    normalize_database_url,
+    normalize_provider_url,
 )
 
 BASE = Path("/var/lib/ingestor")
@@ -27,7 +27,7 @@ BASE = Path("/var/lib/ingestor")
     ],
 )
 def test_a_provider_url_loses_its_trailing_slash(written: str, url: str) -> None:
-    assert provider_url(written) == url
+    assert normalize_provider_url(written) == url
 
 
 @pytest.mark.parametrize(
@@ -49,7 +49,7 @@ def test_a_provider_url_loses_its_trailing_slash(written: str, url: str) -> None
 )
 def test_a_provider_url_that_will_not_do_is_refused_without_quoting_it(written: str, says: str) -> None:
     with pytest.raises(ValueError, match=says) as raised:
-        provider_url(written)
+        normalize_provider_url(written)
     assert "hunter2" not in str(raised.value)
 
 
@@ -82,7 +82,7 @@ def test_loopback_is_this_machine_and_nothing_else(host: str, expected: bool) ->
     ],
 )
 def test_plain_http_is_named_with_its_host_unless_it_stays_here(url: str, host: str | None) -> None:
-    assert plain_text_host(url) == host
+    assert find_plaintext_host(url) == host
 
 
 @pytest.mark.parametrize(
@@ -97,7 +97,7 @@ def test_plain_http_is_named_with_its_host_unless_it_stays_here(url: str, host: 
     ],
 )
 def test_a_database_url_gets_the_driver_that_is_shipped(written: str, url: str) -> None:
-    assert database_url(written, BASE) == url
+    assert normalize_database_url(written, BASE) == url
 
 
 @pytest.mark.parametrize(
@@ -119,7 +119,7 @@ def test_a_database_url_gets_the_driver_that_is_shipped(written: str, url: str) 
 )
 def test_a_database_url_that_will_not_do_is_refused_without_quoting_it(written: str, says: str) -> None:
     with pytest.raises(ValueError, match=says) as raised:
-        database_url(written, BASE)
+        normalize_database_url(written, BASE)
     assert not {"hunter2", "hun#", "ter2"} & set(str(raised.value).replace('"', " ").split())
     assert "hunter2" not in str(raised.value)
 
@@ -164,14 +164,14 @@ def test_a_password_is_found_wherever_it_stands(url: str, expected: bool) -> Non
 def test_a_database_elsewhere_that_may_be_spoken_to_without_tls_is_found(
     rest: str, found: tuple[str, str] | None
 ) -> None:
-    assert unencrypted_database(f"postgresql+psycopg://{rest}", {}) == found
+    assert find_unencrypted_host(f"postgresql+psycopg://{rest}", {}) == found
 
 
 def test_the_drivers_own_variables_count_where_a_database_url_is_silent() -> None:
     url = "postgresql+psycopg://u@/d"
-    assert unencrypted_database(url, {"PGHOST": "db.example"}) == ("db.example", "prefer")
-    assert unencrypted_database(url, {"PGHOST": "db.example", "PGSSLMODE": "require"}) is None
-    assert unencrypted_database("sqlite:////srv/x.db", {"PGHOST": "db.example"}) is None
+    assert find_unencrypted_host(url, {"PGHOST": "db.example"}) == ("db.example", "prefer")
+    assert find_unencrypted_host(url, {"PGHOST": "db.example", "PGSSLMODE": "require"}) is None
+    assert find_unencrypted_host("sqlite:////srv/x.db", {"PGHOST": "db.example"}) is None
 
 
 @pytest.mark.parametrize(
@@ -186,4 +186,4 @@ def test_the_drivers_own_variables_count_where_a_database_url_is_silent() -> Non
     ],
 )
 def test_a_database_url_is_shown_without_its_password(url: str, shown: str) -> None:
-    assert masked(url) == shown
+    assert mask_url(url) == shown

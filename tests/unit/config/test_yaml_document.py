@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from ingestor.config import yaml_document
-from ingestor.config.yaml_document import MAX_BYTES, parse
+from ingestor.config.yaml_document import MAX_BYTES, parse_yaml
 from ingestor.errors import ConfigError
 
 LOADERS = [pytest.param(yaml.CSafeLoader, id="libyaml"), pytest.param(yaml.SafeLoader, id="pure Python")]
@@ -20,7 +20,7 @@ def loader(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> N
 
 def failure(raw: bytes | str) -> str:
     with pytest.raises(ConfigError) as raised:
-        parse(raw.encode() if isinstance(raw, str) else raw, "c.yaml")
+        parse_yaml(raw.encode() if isinstance(raw, str) else raw, "c.yaml")
     assert len(raised.value.problems) == 1
     return str(raised.value)
 
@@ -30,7 +30,7 @@ def failure(raw: bytes | str) -> str:
     ["ON", "NO", "TRUE", "007", "1E5", "2024-01-01", "12:30:45", "NULL", "0x1F", "1_000", ".5", "y"],
 )
 def test_every_scalar_is_the_text_that_was_written(text: str) -> None:
-    assert parse(f"a: {text}\nb: [{text}]\n{text}: c".encode(), "c.yaml").value == {
+    assert parse_yaml(f"a: {text}\nb: [{text}]\n{text}: c".encode(), "c.yaml").value == {
         "a": text,
         "b": [text],
         text: "c",
@@ -38,23 +38,23 @@ def test_every_scalar_is_the_text_that_was_written(text: str) -> None:
 
 
 def test_nothing_is_null_only_where_it_is_not_quoted() -> None:
-    read = parse(b"a:\nb: ~\nc: null\nd: ''\ne: 'null'\nf: \"~\"\ng: !!str null", "c.yaml")
+    read = parse_yaml(b"a:\nb: ~\nc: null\nd: ''\ne: 'null'\nf: \"~\"\ng: !!str null", "c.yaml")
     assert read.value == {"a": None, "b": None, "c": None, "d": "", "e": "null", "f": "~", "g": "null"}
 
 
 def test_every_value_and_key_knows_its_place() -> None:
-    read = parse("# é\na: 1\nb:\n  - c: x\n    ü: [y, z]\n".encode(), "c.yaml")
-    assert read.where(("a",)) == "c.yaml:2:4"
-    assert read.where(("b", 0, "c")) == "c.yaml:4:8"
-    assert read.where(("b", 0, "ü", 1)) == "c.yaml:5:12"
-    assert read.where(("b", 0, "ü"), key=True) == "c.yaml:5:5"
-    assert read.where(("b", 0, "missing", "deeper")) == "c.yaml:4:5", "placed where it belongs"
+    read = parse_yaml("# é\na: 1\nb:\n  - c: x\n    ü: [y, z]\n".encode(), "c.yaml")
+    assert read.location_of(("a",)) == "c.yaml:2:4"
+    assert read.location_of(("b", 0, "c")) == "c.yaml:4:8"
+    assert read.location_of(("b", 0, "ü", 1)) == "c.yaml:5:12"
+    assert read.location_of(("b", 0, "ü"), key=True) == "c.yaml:5:5"
+    assert read.location_of(("b", 0, "missing", "deeper")) == "c.yaml:4:5", "placed where it belongs"
 
 
 def test_an_alias_stands_for_what_its_anchor_holds() -> None:
-    read = parse(b"a: &t [X, Y]\nb: *t\nc: {d: *t}", "c.yaml")
+    read = parse_yaml(b"a: &t [X, Y]\nb: *t\nc: {d: *t}", "c.yaml")
     assert read.value == {"a": ["X", "Y"], "b": ["X", "Y"], "c": {"d": ["X", "Y"]}}
-    assert read.where(("c", "d", 1)) == "c.yaml:1:11", "where the text is written"
+    assert read.location_of(("c", "d", 1)) == "c.yaml:1:11", "where the text is written"
 
 
 @pytest.mark.parametrize(
@@ -69,12 +69,12 @@ def test_an_alias_stands_for_what_its_anchor_holds() -> None:
     ],
 )
 def test_a_problem_that_hides_nothing_else_is_kept_for_later(text: str, expected: str) -> None:
-    (problem,) = parse(text.encode(), "c.yaml").problems
+    (problem,) = parse_yaml(text.encode(), "c.yaml").problems
     assert str(problem).startswith(expected)
 
 
 def test_of_two_equal_keys_the_first_counts() -> None:
-    assert parse(b"a: 1\na: 2", "c.yaml").value == {"a": "1"}
+    assert parse_yaml(b"a: 1\na: 2", "c.yaml").value == {"a": "1"}
 
 
 @pytest.mark.parametrize(
@@ -125,10 +125,10 @@ def test_a_few_aliases_that_stand_for_billions_are_refused() -> None:
 
 
 def test_a_byte_order_mark_is_no_part_of_the_first_key() -> None:
-    assert parse(b"\xef\xbb\xbfa: 1", "c.yaml").value == {"a": "1"}
+    assert parse_yaml(b"\xef\xbb\xbfa: 1", "c.yaml").value == {"a": "1"}
 
 
 def test_no_text_of_the_file_hides_in_the_error_that_is_raised() -> None:
     with pytest.raises(ConfigError) as raised:
-        parse(b"key: hunter2\nbad: 'x", "c.yaml")
+        parse_yaml(b"key: hunter2\nbad: 'x", "c.yaml")
     assert raised.value.__context__ is None, "the parser's own error quotes the file"
