@@ -194,16 +194,16 @@ async def _listened(config: Config, token: Token, tell: Tell) -> list[Frame]:
     """The first frames of each path, from as many connections as the daemon would have."""
     provider = config.provider
     verification = make_tls_context(provider.ca_file) if urlsplit(provider.url).scheme == "https" else None
-    dialects = ProtocolDetector(provider.url, provider.protocol, verification, config.proxy)
-    dialect = await _tried(tell, "server", _dialect(config, dialects, token))
-    if dialect is None:
+    detector = ProtocolDetector(provider.url, provider.protocol, verification, config.proxy)
+    version = await _tried(tell, "server", _detect_protocol(config, detector, token))
+    if version is None:
         return []
     slots = asyncio.Semaphore(AT_ONCE)
 
     async def listen(line: ConnectionSettings, subscription: Subscription) -> tuple[list[CheckResult], list[Frame]]:
         findings: list[CheckResult] = []
         async with slots:
-            return findings, await _hear(line, subscription, dialect, token, findings.append)
+            return findings, await _hear(line, subscription, version, token, findings.append)
 
     trials = []
     for (path, params), members in group_subscriptions(config.subscriptions).items():
@@ -233,17 +233,17 @@ async def _in_order(
     return frames
 
 
-async def _dialect(config: Config, dialects: ProtocolDetector, token: Token) -> ProbeResult[ProtocolVersion]:
-    dialect = await dialects.detect(token.value)
+async def _detect_protocol(config: Config, detector: ProtocolDetector, token: Token) -> ProbeResult[ProtocolVersion]:
+    version = await detector.detect(token.value)
     told = "as provider.protocol says" if config.provider.protocol != "auto" else "as it says itself"
-    return ProbeResult(f"it speaks {_SPEAKS[dialect]}, {told}", dialect)
+    return ProbeResult(f"it speaks {_SPEAKS[version]}, {told}", version)
 
 
 async def _hear(
-    line: ConnectionSettings, subscription: Subscription, dialect: ProtocolVersion, token: Token, tell: Tell
+    line: ConnectionSettings, subscription: Subscription, version: ProtocolVersion, token: Token, tell: Tell
 ) -> list[Frame]:
     memory = InMemorySink()
-    connection = Connection(line, dialect, memory, memory.facts.append)
+    connection = Connection(line, version, memory, memory.facts.append)
     name = f"{subscription.path} {subscription.ticker}".rstrip()
     try:
         if (
@@ -267,7 +267,7 @@ async def _subscribe(connection: Connection, subscription: Subscription) -> Prob
     answers: list[str | None] = []
     await connection.subscribe([subscription], lambda _one, error: answers.append(error))
     if not answers:
-        raise ConnectionFailed((await connection.closed()).reason)
+        raise ConnectionFailed((await connection.wait_closed()).reason)
     if answers[0] is not None:
         raise ProbeFailed(
             f"refused: {answers[0]}; the daemon would go on asking: mend the subscription, or ask them why"
@@ -278,14 +278,14 @@ async def _subscribe(connection: Connection, subscription: Subscription) -> Prob
 async def _data(
     connection: Connection, memory: InMemorySink, subscription: Subscription
 ) -> ProbeResult[DecodedFrame | None]:
-    waits = [asyncio.ensure_future(memory.came.wait()), asyncio.ensure_future(connection.closed())]
+    waits = [asyncio.ensure_future(memory.came.wait()), asyncio.ensure_future(connection.wait_closed())]
     await asyncio.wait(waits, timeout=DATA_SECONDS, return_when=asyncio.FIRST_COMPLETED)
     for wait in waits:
         wait.cancel()
     if memory.frames:
         return _understood(Decoder(catalog.metrics_of, catalog.feed_name).decode(memory.frames[0]))
     if not connection.alive:
-        raise ConnectionFailed((await connection.closed()).reason)
+        raise ConnectionFailed((await connection.wait_closed()).reason)
     if memory.complaints:
         raise ProbeFailed(f"the provider says: {memory.complaints}")
     known = catalog.FEEDS.get(catalog.base_name(subscription.path))

@@ -33,7 +33,6 @@ _SEVERITY: dict[str, Severity] = {
     "connect_failed": "warning",
     "not_entitled": "warning",
     "evicted": "warning",
-    "plain_client": "warning",
     "config_rejected": "warning",
     "repair_failed": "warning",
     "spool_full": "error",

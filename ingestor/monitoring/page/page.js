@@ -96,14 +96,14 @@ function connection(one) {
   const [name, mood] = one.connected ? ["dot", "good"] : ["triangle", "bad"];
   const since = one.since ? ` for ${lasting((now() - Date.parse(one.since)) / 1000)}` : "";
   const frames = `${whole(one.frames)} frames` + (one.last_frame_at ? `, the last ${lasting((now() - Date.parse(one.last_frame_at)) / 1000)} ago` : "");
-  const dialect = one.connected && one.dialect ? ` · Socket.IO dialect ${one.dialect}` : "";
+  const protocol = one.connected && one.dialect ? ` · Socket.IO protocol ${one.dialect}` : "";
   return element(
     "li",
     { "data-mood": mood },
     shape(name),
     element("div", {},
       element("strong", {}, plain(one.path)),
-      element("span", {}, `${one.connected ? "connected" : "not connected"}${since}${dialect} · ${frames}`),
+      element("span", {}, `${one.connected ? "connected" : "not connected"}${since}${protocol} · ${frames}`),
       ...(one.last_error ? [element("span", { class: "error" }, plain(one.last_error))] : []),
     ),
   );

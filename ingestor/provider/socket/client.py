@@ -1,10 +1,10 @@
-"""The Socket.IO clients: the library's own, and a lean one that takes data events out of its read loop as text.
+"""Socket.IO clients whose read loop hands data events over as raw text, without parsing them.
 
-The library makes a task of every message: order is lost at the first await, what cannot be parsed vanishes in an
-exception nobody sees, and a burst piles up thousands of tasks. The lean client reads on its own: what surely is a data
-event goes to the listener as it came, before JSON; everything else is parsed by the library, in order, and kept raw if
-it cannot be. That leans on private names, listed in tests/unit/provider/test_engine_contract.py; with a release that
-the test has not seen, the plain client is used.
+The library starts a task for every message: the order is lost at the first await, a message that cannot be parsed
+disappears in an exception that is never reported, and a burst creates thousands of tasks. Our read loop passes whatever
+is certain to be a data event to the listener as it arrived, before JSON. The library parses everything else, in order;
+what it cannot parse is kept as raw text. This depends on private names of both libraries, so pyproject.toml pins them
+to the minor release that tests/unit/provider/test_engine_contract.py was written for.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import base64
 import json
 import logging
 from collections.abc import Iterable
-from importlib.metadata import version
 from typing import Any, Protocol
 
 import aiohttp
@@ -26,115 +25,108 @@ from socketio import packet as socketio_packet
 from ingestor.errors import IngestorError
 from ingestor.provider.socket.protocol import ProtocolVersion
 
-# Releases that the contract test was run with.
-TESTED_ENGINEIO = ("4.15.",)
-TESTED_SOCKETIO = ("5.18.",)
-MAX_MESSAGE_BYTES = 64 << 20  # aiohttp's own limit of 4 MiB would end the connection, again and again
+MAX_MESSAGE_BYTES = 64 << 20  # aiohttp's default of 4 MiB would close the connection on every larger message
 ERROR_EVENTS = frozenset({"err", "error"})
 
-# Of nobody's tree: the library logs the URL, which holds the token, and installs handlers of its own.
-_silence = logging.Logger("socketio, silenced", level=logging.CRITICAL + 1)
-_silence.propagate = False
+# Outside the logger tree: the library logs the URL, which contains the token, and installs handlers of its own.
+_null_logger = logging.Logger("socketio, silenced", level=logging.CRITICAL + 1)
+_null_logger.propagate = False
 
 
 class ClientListener(Protocol):
-    """Whom a client tells what it hears. Nothing here waits except ``wait_for_space`` and ``durable``."""
+    """Receives what a client reads. Only ``wait_for_space`` and ``durable`` may wait."""
 
     @property
     def congested(self) -> bool:
         """Whether reading must pause."""
 
     async def wait_for_space(self) -> None:
-        """Wait until reading may go on."""
+        """Wait until reading may continue."""
 
     async def durable(self, seq: int) -> None:
-        """Wait until what was taken as ``seq`` is safe."""
+        """Wait until the entry ``seq`` is synced to disk."""
 
-    def heard(self) -> None:
-        """Something came that is not a data event: the other side is alive."""
+    def on_activity(self) -> None:
+        """Note that something other than a data event arrived: the server is alive."""
 
-    def take(self, event: str, text: str) -> int:
-        """A data event, raw; ``event`` is "" for what cannot be read. Returns its seq."""
+    def on_data(self, event: str, text: str) -> int:
+        """Store a data event as raw text and return its seq. ``event`` is "" for text that cannot be parsed."""
 
-    def complaint(self, event: str, args: list[Any]) -> None:
-        """The provider reports an error; the connection goes on."""
+    def on_provider_error(self, event: str, args: list[Any]) -> None:
+        """Report an error event of the provider. The connection stays open."""
 
-    def refused(self, answer: object) -> None:
-        """The server does not let us in; or it has, and reports an error as 1.x and 2.x do, in the same way."""
+    def on_error_packet(self, error: object) -> None:
+        """Handle an ERROR packet: the server rejects the connection or, on 1.x and 2.x, reports an error on it."""
 
-    def ended(self, cause: str, reason: str) -> None:
-        """The socket is over; only the first call counts."""
+    def on_closed(self, cause: str, reason: str) -> None:
+        """Note that the socket is closed. Only the first call counts."""
 
 
 class SessionWrapper:
-    """What the library takes for its HTTP session: ours, which keeps the websocket that the library forgets when the
-    greeting fails, and the reason why there is none, which it hides.
+    """The aiohttp session that the library is given.
+
+    It keeps two things that the library drops: the websocket, which the library does not close when the Engine.IO
+    handshake fails, and the exception with which ``ws_connect`` failed. ``__getattr__`` passes everything else on,
+    because a release of the library may use any other part of a session.
     """
 
     def __init__(self, session: aiohttp.ClientSession) -> None:
-        self.failure: aiohttp.ClientError | None = None
+        self.error: aiohttp.ClientError | None = None
         self._session = session
         self._socket: aiohttp.ClientWebSocketResponse | None = None
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._session, name)  # whatever else a release may ask of a session
+        return getattr(self._session, name)
 
     async def ws_connect(self, url: str, **options: Any) -> aiohttp.ClientWebSocketResponse:
         try:
             self._socket = await self._session.ws_connect(url, **options)
-        except aiohttp.ClientError as failure:
-            self.failure = failure
+        except aiohttp.ClientError as error:
+            self.error = error
             raise
         return self._socket
 
-    async def close(self, seconds: float) -> None:
-        """Close the websocket in order if the other side answers within ``seconds``, else cut it."""
+    async def close(self, timeout_seconds: float) -> None:
+        """Close the websocket, with a closing handshake if the server answers within ``timeout_seconds``."""
         try:
-            async with asyncio.timeout(seconds):
+            async with asyncio.timeout(timeout_seconds):
                 if self._socket is not None:
                     await self._socket.close()
         except TimeoutError:
-            pass  # cut by now: aiohttp drops the transport of a close that is cancelled
+            pass  # aiohttp aborts the transport when close() is cancelled
         await self._session.close()
 
 
-def known_release() -> bool:
-    """Whether the installed libraries are among those that the lean client was tested with."""
-    return version("python-engineio").startswith(TESTED_ENGINEIO) and version("python-socketio").startswith(
-        TESTED_SOCKETIO
-    )
-
-
-def client_for(
-    dialect: ProtocolVersion, listener: ClientListener, events: Iterable[str], door: SessionWrapper
-) -> FastClient | PlainClient:
-    """A fresh client for one connection. ``door`` stays the caller's to close."""
-    chosen = _CLIENTS[dialect, known_release()]
-    return chosen(listener, tuple(events), door)
+def make_client(
+    version: ProtocolVersion, listener: ClientListener, events: Iterable[str], session: SessionWrapper
+) -> FastClient:
+    """Return a new client for one connection. The caller closes ``session``."""
+    client = FastClient if version is ProtocolVersion.SOCKET_IO_4 else FastClientV3
+    return client(listener, tuple(events), session)
 
 
 def raw_text(data: str | bytes) -> str:
-    """A message as text. Binary takes the form that Engine.IO itself gives it in text: ``b`` and base64."""
+    """Return a message as text; binary data as Engine.IO itself encodes it in text: ``b`` and base64."""
     return data if isinstance(data, str) else "b" + base64.b64encode(data).decode()
 
 
 def event_text(event: str, args: Iterable[Any]) -> str:
-    """An event that the library has parsed, as the text of a message again; binary arguments in base64."""
-    return "42" + json.dumps([event, *args], ensure_ascii=False, separators=(",", ":"), default=_binary)
+    """Encode a parsed event as message text; binary arguments in base64."""
+    return "42" + json.dumps([event, *args], ensure_ascii=False, separators=(",", ":"), default=_encode_binary)
 
 
-def _binary(value: object) -> dict[str, str]:
+def _encode_binary(value: object) -> dict[str, str]:
     if isinstance(value, bytes | bytearray):
         return {"base64": base64.b64encode(value).decode()}
     raise TypeError(type(value).__name__)
 
 
 def event_prefixes(events: Iterable[str]) -> tuple[tuple[str, str], ...]:
-    """How the text of each event begins when it has no namespace, no acknowledgement and an argument."""
+    """Return (prefix, event): how a message begins that has no namespace, no ack id and at least one argument."""
     return tuple((f"42{json.dumps([event], ensure_ascii=False)[:-1]},", event) for event in events)
 
 
-def _why_closed(message: aiohttp.WSMessage) -> tuple[str, str]:
+def _close_reason(message: aiohttp.WSMessage) -> tuple[str, str]:
     match message.type:
         case aiohttp.WSMsgType.CLOSE:
             return "closed", f"the server closed the websocket ({message.data})"
@@ -145,17 +137,17 @@ def _why_closed(message: aiohttp.WSMessage) -> tuple[str, str]:
 
 
 class FastEngine(engineio.AsyncClient):  # type: ignore[misc]
-    """Engine.IO with a read loop that makes no task, no JSON and no await of a data event."""
+    """An Engine.IO client whose read loop needs no task, no JSON and no await for a data event."""
 
     listener: ClientListener
-    fast: tuple[tuple[str, str], ...]
+    prefixes: tuple[tuple[str, str], ...]
 
     async def _read_loop_websocket(self) -> None:
         try:
-            why = await self._listen()
-        except Exception as error:  # the listener failed, and has said so itself, or the library did
-            why = "lost", type(error).__name__
-        self.listener.ended(*why)
+            closed = await self._read_messages()
+        except Exception as error:  # raised by the listener, which has reported it, or by the library
+            closed = "lost", type(error).__name__
+        self.listener.on_closed(*closed)
         await self.queue.put(None)  # ends the write loop
         if self.write_loop_task:
             await self.write_loop_task
@@ -164,110 +156,114 @@ class FastEngine(engineio.AsyncClient):  # type: ignore[misc]
             unregister_engine(self)
             await self._reset()
 
-    async def _listen(self) -> tuple[str, str]:
-        """Read until the socket ends; return why. Everything heard so far is with the listener by then."""
-        receive, fast, listener = self.ws.receive, self.fast, self.listener
-        take = listener.take
+    async def _read_messages(self) -> tuple[str, str]:
+        """Read until the socket closes; return cause and reason. The listener then has everything that was read."""
+        receive, prefixes, listener = self.ws.receive, self.prefixes, self.listener
+        on_data = listener.on_data
         while self.state == "connected" and self.write_loop_task:
-            # Does not suspend while aiohttp has more: a burst is read in one go, as long as its buffer (some 100 kB).
+            # Does not suspend while aiohttp has more buffered (about 100 kB): a burst is read in one go.
             message = await receive()
             data = message.data
             if type(data) is str:
-                for prefix, event in fast:
+                for prefix, event in prefixes:
                     if data.startswith(prefix) and data.endswith("]"):
-                        take(event, data)
+                        on_data(event, data)
                         break
                 else:
-                    if not await self._other(data):
+                    if not await self._handle_text(data):
                         return "closed", "the server closed the connection"
             elif type(data) is bytes:
-                listener.heard()
-                await self._message(data, data)
+                listener.on_activity()
+                await self._parse_message(data, data)
             else:
-                return _why_closed(message)
+                return _close_reason(message)
             if listener.congested:
                 await listener.wait_for_space()
         return "lost", "the connection can no longer be written to"
 
-    async def _other(self, text: str) -> bool:
-        """Handle what is not surely a data event. False: the server said goodbye."""
-        self.listener.heard()
+    async def _handle_text(self, text: str) -> bool:
+        """Handle a message that is not certain to be a data event. Return False for a CLOSE packet."""
+        self.listener.on_activity()
         match text[:1]:
             case "1":
                 return False
             case "2":
                 await self._send_packet(packet.Packet(packet.PONG, text[1:]))
             case "3" | "6":
-                pass  # answer to our ping, no operation
+                pass  # PONG, NOOP
             case "4" if text[1:2] in tuple("0123456"):
-                await self._message(text, text[1:])
+                await self._parse_message(text, text[1:])
             case _:
-                self.listener.take("", text)
+                self.listener.on_data("", text)
         return True
 
-    async def _message(self, raw: str | bytes, data: str | bytes) -> None:
+    async def _parse_message(self, raw: str | bytes, data: str | bytes) -> None:
         try:
-            # Called here, and not in a task as the library does, so that what it parses keeps its place among the rest.
+            # Called directly, not in a task as the library does, to keep parsed messages in order with the others.
             await self.handlers["message"](data)
-        except Exception:  # bad JSON, 42[], an integer of 4301 digits, no such type: whatever it is, it came
-            self.listener.take("", raw_text(raw))
+        except Exception:  # bad JSON, 42[], an integer of 4301 digits, an unknown packet type: keep it as it arrived
+            self.listener.on_data("", raw_text(raw))
 
 
 def unregister_engine(engine: engineio.AsyncClient) -> None:
-    """Take a client off the library's process-wide list, where one that was not closed by its rules stays for ever."""
+    """Remove a client from the library's process-wide list, which otherwise keeps every client that was aborted."""
     if engine in base_client.connected_clients:
         base_client.connected_clients.remove(engine)
 
 
-class _EngineV3(engineio.AsyncClient):  # type: ignore[misc]
-    """Engine.IO revision 3, where the client pings."""
+class FastEngineV3(FastEngine):
+    """The same for Engine.IO revision 3: the client pings, and binary messages begin with a type byte."""
 
     def _get_engineio_url(self, *args: Any, **kwargs: Any) -> str:
         url: str = super()._get_engineio_url(*args, **kwargs)
         return url.removesuffix("EIO=4") + "EIO=3"
 
-    async def beat(self) -> None:
-        """Ping as often as the server asked for, for as long as there is a connection."""
+    async def send_pings(self) -> None:
+        """Ping at the interval that the server requested, while connected."""
         while self.state == "connected":
             await self._send_packet(packet.Packet(packet.PING))
             await asyncio.sleep(self.ping_interval)
 
-
-class FastEngineV3(_EngineV3, FastEngine):
-    """The lean read loop on revision 3, whose binary messages begin with a byte for their type."""
-
-    async def _message(self, raw: str | bytes, data: str | bytes) -> None:
-        await super()._message(raw, data[1:] if isinstance(data, bytes) and data[:1] == b"\x04" else data)
+    async def _parse_message(self, raw: str | bytes, data: str | bytes) -> None:
+        await super()._parse_message(raw, data[1:] if isinstance(data, bytes) and data[:1] == b"\x04" else data)
 
 
 class FastClient(socketio.AsyncClient):  # type: ignore[misc]
-    """Socket.IO that tells its listener of every event, whatever its name: no handler is registered by name, since a
-    server may call an event ``connect`` or ``disconnect``, and no handler waits, since a kick meanwhile would leave a
-    connection that is neither dead nor alive.
+    """A Socket.IO client that passes every event to its listener, whatever the event's name.
+
+    No handler is registered by name, because a server may name an event ``connect`` or ``disconnect``. No handler
+    waits, because a disconnect packet that arrived meanwhile would leave a connection that is neither open nor closed.
     """
 
     engine: type[FastEngine] = FastEngine
     _binary_packet: Any
 
-    def __init__(self, listener: ClientListener, events: tuple[str, ...], door: SessionWrapper) -> None:
-        super().__init__(**_options(door))
+    def __init__(self, listener: ClientListener, events: tuple[str, ...], session: SessionWrapper) -> None:
+        super().__init__(
+            reconnection=False,  # the library does not reconnect after a disconnect packet; the supervisor does
+            handle_sigint=False,
+            logger=_null_logger,
+            engineio_logger=_null_logger,
+            http_session=session,
+            websocket_extra_options={"max_msg_size": MAX_MESSAGE_BYTES},
+        )
         self.eio.listener = listener
-        self.eio.fast = event_prefixes(events)
+        self.eio.prefixes = event_prefixes(events)
         self._listener = listener
-        self._text = ""  # the message being parsed
-        self._confirmations: set[asyncio.Task[None]] = set()
+        self._text = ""  # the message that is being parsed
+        self._acks: set[asyncio.Task[None]] = set()
 
     def _engineio_client_class(self) -> type[FastEngine]:
         return self.engine
 
     async def _handle_eio_message(self, data: str | bytes) -> None:
         if isinstance(data, str):
-            if self._binary_packet is not None:  # its attachments never came: it would swallow what comes now
+            if self._binary_packet is not None:  # its attachments never arrived; without this it would consume `data`
                 self._binary_packet = None
-                self._listener.take("", f"4{self._text}")
+                self._listener.on_data("", f"4{self._text}")
             self._text = data
         elif self._binary_packet is None:
-            raise ValueError("an attachment that belongs to nothing")
+            raise ValueError("an attachment without an event")
         await super()._handle_eio_message(data)
 
     async def _handle_event(self, namespace: str | None, id: int | None, data: Any) -> None:
@@ -276,124 +272,46 @@ class FastClient(socketio.AsyncClient):  # type: ignore[misc]
         event, args = data[0], data[1:]
         seq = None
         if event in ERROR_EVENTS and namespace in (None, "/"):
-            self._listener.complaint(event, args)
+            self._listener.on_provider_error(event, args)
         else:
-            seq = self._listener.take(event, self._plain_text(event, args))
+            seq = self._listener.on_data(event, self._event_text(event, args))
         if id is not None:
-            task = asyncio.create_task(self._confirm(namespace, id, seq))
-            self._confirmations.add(task)
-            task.add_done_callback(self._confirmations.discard)
+            task = asyncio.create_task(self._acknowledge(namespace, id, seq))
+            self._acks.add(task)
+            task.add_done_callback(self._acks.discard)
 
-    def _plain_text(self, event: str, args: list[Any]) -> str:
-        # As it came, without namespace and acknowledgement: numbers keep their digits.
+    def _event_text(self, event: str, args: list[Any]) -> str:
+        # The text as it arrived, without namespace and ack id, so that numbers keep all their digits.
         if not self._text.startswith("2"):
             return event_text(event, args)
-        rest = self._text[1:]
-        if rest.startswith("/"):
-            rest = rest.partition(",")[2]
-        return "42" + rest[rest.index("[") :]
+        text = self._text[1:]
+        if text.startswith("/"):
+            text = text.partition(",")[2]
+        return "42" + text[text.index("[") :]
 
-    async def _confirm(self, namespace: str | None, id: int, seq: int | None) -> None:
+    async def _acknowledge(self, namespace: str | None, id: int, seq: int | None) -> None:
         if seq is not None:
             try:
                 await self._listener.durable(seq)
             except IngestorError:
-                return  # not safe, so not acknowledged; the spool has told the service
+                return  # not durable, so not acknowledged; the spool reports the error to the service
         await self._send_packet(self.packet_class(socketio_packet.ACK, namespace=namespace, id=id, data=[]))
 
     async def _handle_disconnect(self, namespace: str | None) -> None:
-        # The library ignores this while connect() has not returned, and would then call a dead connection connected.
+        # The library ignores this packet until connect() has returned, and would then report a connection.
         if namespace in (None, "/"):
-            self._listener.ended("kicked", "the server disconnected the socket")
+            self._listener.on_closed("kicked", "the server disconnected the socket")
 
     async def _handle_error(self, namespace: str | None, data: Any) -> None:
-        self._listener.refused(data)
-        if "/" not in self.namespaces:  # else the library would take a live connection for a dead one
+        self._listener.on_error_packet(data)
+        if "/" not in self.namespaces:  # otherwise the library would treat an open connection as closed
             await super()._handle_error(namespace, data)
 
 
-class _ClientV3(socketio.AsyncClient):  # type: ignore[misc]
-    """Socket.IO 1.x and 2.x, where the server connects ``/`` by itself; asking for it would make a second socket."""
+class FastClientV3(FastClient):
+    """The same for Socket.IO 1.x and 2.x, which connect ``/`` unasked: requesting it would open a second socket."""
+
+    engine = FastEngineV3
 
     async def _handle_eio_connect(self) -> None:
         self.sid = self.eio.sid
-
-
-class FastClientV3(_ClientV3, FastClient):
-    engine = FastEngineV3
-
-
-class PlainEngine(engineio.AsyncClient):  # type: ignore[misc]
-    """The library's own read loop, which tells of every packet, and waits between two while there is no room."""
-
-    listener: ClientListener
-
-    async def _receive_packet(self, pkt: packet.Packet) -> None:
-        # The one private name here. Where a release has another, this is never called: signs of life are then those of
-        # data events only, and nothing pauses.
-        self.listener.heard()
-        await super()._receive_packet(pkt)
-        if self.listener.congested:
-            await self.listener.wait_for_space()
-
-
-class PlainEngine3(_EngineV3, PlainEngine):
-    """The same on revision 3."""
-
-
-class PlainClient(socketio.AsyncClient):  # type: ignore[misc]
-    """The library as its documentation describes it, for a release whose inside we do not know. Better than nothing:
-
-    - what the library cannot parse is lost, and numbers may lose digits: what is kept was parsed and written anew;
-    - events wait in tasks of their own, so that a pause lets those come that were read before it;
-    - events named connect or disconnect are taken for the library's own;
-    - a kick while connecting goes unnoticed, but for the silence after it;
-    - the end of a connection is told as the library words it: its cause is always ``lost``.
-    """
-
-    engine: type[PlainEngine] = PlainEngine
-
-    def __init__(self, listener: ClientListener, events: tuple[str, ...], door: SessionWrapper) -> None:
-        super().__init__(**_options(door))
-        self.eio.listener = listener
-        self._listener = listener
-        self.on("*", self._on_event)
-        self.on("connect_error", listener.refused)
-        self.on("disconnect", self._on_disconnect)
-
-    def _engineio_client_class(self) -> type[PlainEngine]:
-        return self.engine
-
-    async def _on_event(self, event: str, *args: Any) -> None:
-        if event in ERROR_EVENTS:
-            self._listener.complaint(event, list(args))
-            return
-        # Handed over before the first await: each event has its own task, and awaiting would lose their order.
-        seq = self._listener.take(event, event_text(event, args))
-        await self._listener.durable(seq)
-
-    def _on_disconnect(self, reason: object = "") -> None:
-        self._listener.ended("lost", str(reason))
-
-
-class PlainClient3(_ClientV3, PlainClient):
-    engine = PlainEngine3
-
-
-_CLIENTS: dict[tuple[ProtocolVersion, bool], type[FastClient] | type[PlainClient]] = {
-    (ProtocolVersion.SOCKET_IO_4, True): FastClient,
-    (ProtocolVersion.SOCKET_IO_2, True): FastClientV3,
-    (ProtocolVersion.SOCKET_IO_4, False): PlainClient,
-    (ProtocolVersion.SOCKET_IO_2, False): PlainClient3,
-}
-
-
-def _options(door: SessionWrapper) -> dict[str, Any]:
-    return {
-        "reconnection": False,  # it does not come back from a kick, and gives up for good on others; see supervisor
-        "handle_sigint": False,
-        "logger": _silence,
-        "engineio_logger": _silence,
-        "http_session": door,
-        "websocket_extra_options": {"max_msg_size": MAX_MESSAGE_BYTES},
-    }

@@ -183,8 +183,8 @@ class ConnectionGroup:
         around = self._around
         token = await around.tokens.get()
         try:
-            dialect = await around.protocol_detector.detect(token.value)
-            connection = Connection(self._line, dialect, around.sink, self._record)
+            version = await around.protocol_detector.detect(token.value)
+            connection = Connection(self._line, version, around.sink, self._record)
             await connection.open(token)
         except ConnectionRefused:
             around.tokens.discard(token)
@@ -196,7 +196,7 @@ class ConnectionGroup:
         if not around.gate.is_set():  # closed while this one was on its way
             await connection.close("spool_full", SPOOL_FULL)
             raise ConnectionFailed(SPOOL_FULL)
-        self._tell("connected", connection=connection.id, protocol_version=dialect.value)
+        self._tell("connected", connection=connection.id, protocol_version=version.value)
         return connection
 
     async def _failed(self, error: ConnectionFailed) -> None:
@@ -249,7 +249,7 @@ class ConnectionGroup:
         keeper = session.keeper
         left = max(0.0, self._due(session) - boottime())
         asking = [] if keeper.done() else [keeper]
-        await _first(asking, session.connection.closed(), self._wake.wait(), seconds=left)
+        await _first(asking, session.connection.wait_closed(), self._wake.wait(), seconds=left)
         self._wake.clear()
         if keeper.done() and not keeper.cancelled():
             keeper.result()
@@ -275,7 +275,7 @@ class ConnectionGroup:
         """
         attempt = asyncio.create_task(self._prepare(), name="successor")
         try:
-            await _first([attempt], old.connection.closed())
+            await _first([attempt], old.connection.wait_closed())
             if not old.connection.alive:
                 await self._lost(old)  # told at once, not when the attempt is over
             new = await attempt
@@ -291,7 +291,7 @@ class ConnectionGroup:
     async def _prepare(self) -> SubscriptionSession:
         """A session that has been answered, while the other one still counts."""
         session = self._begin(await self._open())
-        await _first([], session.settled.wait(), session.connection.closed())
+        await _first([], session.settled.wait(), session.connection.wait_closed())
         if not session.connection.alive:
             await self._retire(session)
             raise ConnectionFailed("the successor did not last")
@@ -304,13 +304,13 @@ class ConnectionGroup:
         self._look_for_eviction(old.connection, new.connection)
         self._install(new)
         if old in self._sessions:
-            ends = (old.connection.closed(), new.connection.closed())
+            ends = (old.connection.wait_closed(), new.connection.wait_closed())
             await _first([], _data(new.connection), *ends, seconds=GRACE_SECONDS)
             await self._retire(old, "renewed", "its successor has taken over")
 
     def _look_for_eviction(self, old: Connection, new: Connection) -> None:
         now = boottime()
-        if self._evictions.succeeded(opened_at=new.opened_at or now, ended_at=old.ended_at, now=now):
+        if self._evictions.succeeded(opened_at=new.opened_at or now, ended_at=old.closed_at, now=now):
             self._tell("evicted", connection=old.id, reason=EVICTED)
 
     def _put_off(self, error: IngestorError) -> None:
@@ -326,7 +326,7 @@ class ConnectionGroup:
         self._states.follow_none()
         self._tally.disconnected()
         try:
-            ended = await connection.closed()
+            ended = await connection.wait_closed()
         finally:
             await self._retire(session)
         self._count(connection)

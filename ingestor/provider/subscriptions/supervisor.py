@@ -18,7 +18,6 @@ from ingestor.core.entries import Fact, SubscriptionKey
 from ingestor.errors import IngestorError
 from ingestor.provider.auth import Token, TokenSource
 from ingestor.provider.catalog import KEY_PARAMS
-from ingestor.provider.socket.client import known_release
 from ingestor.provider.socket.connection import ConnectionSettings, Sink, sanitize
 from ingestor.provider.socket.protocol import ProtocolDetector
 from ingestor.provider.subscriptions.activity import ActivityTracker
@@ -122,8 +121,6 @@ class Supervisor:
         """Until ``stop`` or cancelled. Raises what the sink raised."""
         self._tokens.on_renewed.append(self._on_renewed)
         self._tokens.on_failed.append(self._on_token_failed)
-        if not known_release():
-            self._record(Fact("plain_client", wall_us(), {"reason": "an untested release of the Socket.IO library"}))
         try:
             async with asyncio.TaskGroup() as self._nursery:
                 self._watch = self._nursery.create_task(self._watch_silence(), name="silence")

@@ -119,9 +119,9 @@ async def make_connection(memory: Memory) -> AsyncIterator[Callable[..., Connect
     """`make_connection(url)`: a connection that hands over to ``memory``; closed at the end."""
     made: list[Connection] = []
 
-    def make(url: str, dialect: ProtocolVersion = ProtocolVersion.SOCKET_IO_4) -> Connection:
+    def make(url: str, version: ProtocolVersion = ProtocolVersion.SOCKET_IO_4) -> Connection:
         line = ConnectionSettings(url=url, path="/real-time/crowd-sentiment", params="{}", events=("res", "data"))
-        made.append(Connection(line, dialect, memory, memory.append))
+        made.append(Connection(line, version, memory, memory.append))
         return made[-1]
 
     yield make

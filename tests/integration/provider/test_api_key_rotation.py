@@ -218,7 +218,7 @@ async def test_reading_the_key_again_tells_whether_it_is_another_and_keeps_the_o
     key_file.path.chmod(0o600)
     assert await tokens.api_key.reload()
     assert tokens.api_key.value.get_secret_value() == NEW
-    assert not await make_supply(server).key.reread(), "a key from the environment cannot change"
+    assert not await make_supply(server).api_key.reload(), "a key from the environment cannot change"
 
 
 async def test_a_key_that_is_replaced_has_a_file_of_its_own_and_the_old_one_is_looked_at_no_more(

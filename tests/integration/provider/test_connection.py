@@ -14,7 +14,7 @@ from engineio import base_client
 from ingestor.config.model import Subscription
 from ingestor.errors import ConnectionFailed, ConnectionRefused, SpoolFailed
 from ingestor.provider.auth import Token
-from ingestor.provider.socket import client, connection
+from ingestor.provider.socket import connection
 from ingestor.provider.socket.connection import Connection
 from ingestor.provider.socket.protocol import ProtocolVersion
 
@@ -32,13 +32,6 @@ HEADER = '451-["res",{"_placeholder":true,"num":0}]'  # of an event whose attach
 
 def nobody(_: Subscription, __: str | None) -> None:
     pass
-
-
-@pytest.fixture(params=["lean", "plain"])
-def either_client(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Once with the release that is installed, once as with one that we do not know."""
-    if request.param == "plain":
-        monkeypatch.setattr(client, "TESTED_ENGINEIO", ("0.0.",))
 
 
 async def hear(memory: Memory, messages: int) -> None:
@@ -182,7 +175,6 @@ async def test_an_acknowledgement_is_sent_once_the_frame_is_durable(
     await visitor.until(lambda: "4317[]" in visitor.heard)
 
 
-@pytest.mark.usefixtures("either_client")
 async def test_pings_are_answered_and_count_as_a_sign_of_life(
     raw_server: Serve, make_connection: Make, token: Token
 ) -> None:
@@ -196,7 +188,6 @@ async def test_pings_are_answered_and_count_as_a_sign_of_life(
     assert one.frames == 0
 
 
-@pytest.mark.usefixtures("either_client")
 async def test_reading_pauses_while_the_sink_is_behind(
     memory: Memory, raw_server: Serve, make_connection: Make, token: Token
 ) -> None:
@@ -223,7 +214,7 @@ async def test_what_the_sink_raises_ends_the_connection_and_reaches_whoever_wait
     await one.open(token)
     await (await server.visitor()).say('42["res",1]')
     with pytest.raises(SpoolFailed):
-        await one.closed()
+        await one.wait_closed()
     assert not one.alive
 
 
@@ -231,7 +222,7 @@ async def test_what_the_sink_raises_ends_the_connection_and_reaches_whoever_wait
 
 
 @pytest.mark.parametrize(
-    ("dialect", "said", "why"),
+    ("version", "said", "why"),
     [
         pytest.param(ProtocolVersion.SOCKET_IO_4, ['44{"message":"token expired"}'], "token expired", id="4"),
         pytest.param(
@@ -243,19 +234,19 @@ async def test_what_the_sink_raises_ends_the_connection_and_reaches_whoever_wait
     ],
 )
 async def test_a_refused_token_is_told_from_a_failure(
-    raw_server: Serve, make_connection: Make, token: Token, dialect: ProtocolVersion, said: list[str], why: str
+    raw_server: Serve, make_connection: Make, token: Token, version: ProtocolVersion, said: list[str], why: str
 ) -> None:
     async def talk(visitor: Visitor) -> None:
         await visitor.say(OPEN)
-        if dialect is ProtocolVersion.SOCKET_IO_4:
+        if version is ProtocolVersion.SOCKET_IO_4:
             await visitor.until(lambda: visitor.heard)
         for message in said:
             await visitor.say(message)
             await asyncio.sleep(0.02)  # so that the first is heard alone
 
-    server = await raw_server(talk, greets=False, generation=dialect.value)
+    server = await raw_server(talk, greets=False, generation=version.value)
     with pytest.raises(ConnectionRefused, match=why):
-        await make_connection(server.url, dialect).open(token)
+        await make_connection(server.url, version).open(token)
 
 
 @pytest.mark.parametrize("status", [400, 401, 403])
@@ -361,19 +352,19 @@ async def test_every_end_is_noticed_with_its_cause(
     await one.open(token)
     await end(await server.visitor())
     async with asyncio.timeout(5):
-        assert (await one.closed()).cause == cause
+        assert (await one.wait_closed()).cause == cause
 
 
-@pytest.mark.parametrize("dialect", list(ProtocolVersion))
+@pytest.mark.parametrize("version", list(ProtocolVersion))
 async def test_a_connection_on_which_nothing_is_heard_is_over(
-    raw_server: Serve, make_connection: Make, token: Token, dialect: ProtocolVersion
+    raw_server: Serve, make_connection: Make, token: Token, version: ProtocolVersion
 ) -> None:
-    server = await raw_server(generation=dialect.value, ping_interval_seconds=0.3, ping_timeout_seconds=0.2)
-    one = make_connection(server.url, dialect)
+    server = await raw_server(generation=version.value, ping_interval_seconds=0.3, ping_timeout_seconds=0.2)
+    one = make_connection(server.url, version)
     await one.open(token)
     async with asyncio.timeout(3):
-        ended = await one.closed()
-    assert (ended.cause, ended.reason) == ("mute", "nothing heard for 0.5 s")
+        ended = await one.wait_closed()
+    assert (ended.cause, ended.reason) == ("mute", "nothing received for 0.5 s")
 
 
 @pytest.mark.parametrize("sign_of_life", ["2", "3", '42["res",1]', "6"])
@@ -450,7 +441,7 @@ async def test_closing_is_in_order_and_leaves_nothing_behind(
     visitor = await server.visitor()
     await visitor.until(visitor.gone.is_set)
     assert visitor.close_code == 1000
-    assert (await one.closed()).cause == "stopped"
+    assert (await one.wait_closed()).cause == "stopped"
     assert base_client.connected_clients == []
     assert len(asyncio.all_tasks()) < tasks
     gc.collect()
@@ -576,7 +567,7 @@ async def test_asking_on_a_connection_that_has_ended_is_over_at_once_and_no_refu
     one = make_connection(server.url)
     await one.open(token)
     await (await server.visitor()).leave()
-    await one.closed()
+    await one.wait_closed()
     answers: list[str | None] = []
     async with asyncio.timeout(2):
         await one.subscribe([AAPL], lambda _, error: answers.append(error))
@@ -633,30 +624,3 @@ async def test_the_token_is_in_no_log_no_error_and_no_traceback(
     seen = " ".join([*said, *map(str, links), *capfd.readouterr()])
     assert TOKEN not in seen
     assert TOKEN.split(".")[1] not in seen
-
-
-@pytest.mark.parametrize("dialect", list(ProtocolVersion))
-async def test_with_an_unknown_release_everything_goes_the_librarys_way(
-    memory: Memory,
-    raw_server: Serve,
-    make_connection: Make,
-    token: Token,
-    monkeypatch: pytest.MonkeyPatch,
-    dialect: ProtocolVersion,
-) -> None:
-    monkeypatch.setattr(client, "TESTED_ENGINEIO", ("0.0.",))
-
-    async def talk(visitor: Visitor) -> None:
-        await visitor.acknowledge()
-        await visitor.say('42["res",[1]]', '42["err",{"message":"no"}]', END)
-
-    server = await raw_server(talk, generation=dialect.value)
-    one = make_connection(server.url, dialect)
-    await one.open(token)
-    await one.subscribe([AAPL], nobody)
-    await hear(memory, 2)
-    assert memory.texts == ['42["res",[1]]', END]
-    assert [fact.detail["text"] for fact in memory.facts("provider_error")] == ["no"]
-    await (await server.visitor()).leave()
-    async with asyncio.timeout(5):
-        assert (await one.closed()).cause == "lost"

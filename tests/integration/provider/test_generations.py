@@ -35,7 +35,7 @@ DIFFERENT = ["1.0", "2", "4"]  # where only the protocol matters: binary framing
 Run = Callable[..., Awaitable[Supervisor]]
 
 
-def dialect_of(generation: str) -> ProtocolVersion:
+def protocol_of(generation: str) -> ProtocolVersion:
     return ProtocolVersion.SOCKET_IO_2 if generation < "3" else ProtocolVersion.SOCKET_IO_4
 
 
@@ -94,7 +94,7 @@ async def test_it_is_recognised_and_both_shapes_arrive_as_the_text_that_was_sent
     await memory.until(lambda: len(memory.frames) > enough)
     await supervisor.stop()
     await peer.emit()  # by now it has told of all that it had sent
-    assert {fact.detail["dialect"] for fact in memory.facts("connected")} == {dialect_of(generation).value}
+    assert {fact.detail["protocol_version"] for fact in memory.facts("connected")} == {protocol_of(generation).value}
     assert memory.facts("disconnected", "connect_failed", "refused", "provider_error") == []
     for path, event in ((PATH, "res"), (STREAM, "data")):
         texts = [frame.text for frame in memory.frames if (frame.path, frame.event) == (path, event)]
@@ -117,7 +117,7 @@ async def test_a_bad_token_is_refused_in_the_servers_words(
     peer = await socketio_peer(generation)
     bad = Token(value="e30.e30.e30", fetched_at=boottime(), life_seconds=3600)
     with pytest.raises(ConnectionRefused, match="invalid signature"):
-        await make_connection(peer.url, dialect_of(generation)).open(bad)
+        await make_connection(peer.url, protocol_of(generation)).open(bad)
 
 
 @pytest.mark.parametrize("generation", SPOKEN)
@@ -154,7 +154,7 @@ async def test_a_connection_lasts_for_longer_than_two_ping_windows(
     memory: Memory, socketio_peer: Any, run_against: Run, generation: str
 ) -> None:
     peer = await socketio_peer(generation, ping_interval_seconds=0.4, ping_timeout_seconds=0.3)
-    await run_against(peer, protocol=dialect_of(generation).value)
+    await run_against(peer, protocol=protocol_of(generation).value)
     await memory.until(lambda: live(memory) == 3)
     await asyncio.sleep(1.6)
     assert memory.facts("disconnected", "connect_failed") == []
@@ -166,7 +166,7 @@ async def test_a_refused_token_is_replaced_and_the_connection_made(
     memory: Memory, socketio_peer: Any, run_against: Run, generation: str
 ) -> None:
     peer = await socketio_peer(generation)
-    supervisor = await run_against(peer, protocol=dialect_of(generation).value)
+    supervisor = await run_against(peer, protocol=protocol_of(generation).value)
     await memory.until(lambda: live(memory) == 3)
     await peer.do("revoke")
     await peer.do("kick")

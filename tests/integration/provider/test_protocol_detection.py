@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from ingestor.errors import ConnectionFailed, ConnectionRefused, ProtocolUnsupported
-from ingestor.provider.socket import protocol as dialect
+from ingestor.provider.socket import protocol
 from ingestor.provider.socket.protocol import ProtocolDetector, ProtocolVersion, probe
 from tests.support.reference_clients import login
 
@@ -58,7 +58,7 @@ async def test_a_server_that_does_not_answer_is_given_up(web_server: Serve, monk
         await asyncio.sleep(3600)
         yield b""
 
-    monkeypatch.setattr(dialect, "PROBE_SECONDS", 0.2)
+    monkeypatch.setattr(protocol, "PROBE_SECONDS", 0.2)
     server = await web_server(nothing)
     with pytest.raises(ConnectionFailed, match=r"within 0\.2 s"):
         await probe(server.url, TOKEN, None)
@@ -94,12 +94,12 @@ async def test_a_refusal_and_an_unknown_generation_are_told_apart(
 
 async def test_one_server_is_asked_once_however_many_connections_wait(raw_server: RawServe) -> None:
     server = await raw_server(generation="3")
-    dialects = ProtocolDetector(server.url, "auto", None)
-    answers = await asyncio.gather(*(dialects.detect(TOKEN) for _ in range(5)))
+    detector = ProtocolDetector(server.url, "auto", None)
+    answers = await asyncio.gather(*(detector.detect(TOKEN) for _ in range(5)))
     assert set(answers) == {ProtocolVersion.SOCKET_IO_2}
     assert server.probes == 1
-    dialects.reset()
-    await dialects.detect(TOKEN)
+    detector.reset()
+    await detector.detect(TOKEN)
     assert server.probes == 2
 
 
@@ -107,9 +107,9 @@ async def test_one_server_is_asked_once_however_many_connections_wait(raw_server
     ("protocol", "chosen"), [("3", ProtocolVersion.SOCKET_IO_2), ("4", ProtocolVersion.SOCKET_IO_4)]
 )
 async def test_what_the_config_says_is_not_asked_about(protocol: Any, chosen: ProtocolVersion) -> None:
-    dialects = ProtocolDetector("http://127.0.0.1:9", protocol, None)
-    dialects.reset()
-    assert await dialects.detect(TOKEN) is chosen
+    detector = ProtocolDetector("http://127.0.0.1:9", protocol, None)
+    detector.reset()
+    assert await detector.detect(TOKEN) is chosen
 
 
 @pytest.mark.node

@@ -14,7 +14,7 @@ from ingestor.config.model import Subscription
 from ingestor.core.backoff import Backoff
 from ingestor.core.clock import read_clocks
 from ingestor.errors import SpoolFailed
-from ingestor.provider.socket import client, connection
+from ingestor.provider.socket import connection
 from ingestor.provider.subscriptions import connection_group, state_tracker
 from ingestor.simulator import Simulator
 from ingestor.simulator.rest_api import Fault
@@ -647,12 +647,3 @@ async def test_stopping_while_connecting_is_quick_and_leaves_nothing(run: Run, r
     async with asyncio.timeout(2):
         await running.supervisor.stop()
     assert running.states(AAPL) == ["pending", "stopped"]
-
-
-async def test_an_untested_release_of_the_library_is_told(
-    run: Run, simulator: Simulator, memory: Memory, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(client, "TESTED_SOCKETIO", ("0.0.",))
-    await run_simulated(run, simulator, AAPL)
-    assert memory.facts("plain_client")
-    await memory.until(lambda: len(memory.frames) > 5)

@@ -138,7 +138,7 @@ async def test_a_token_is_renewed_before_it_ends(web_server: Serve, make_supply:
     first = await supply.get()
     await until(lambda: len(seen) >= 3)
     assert len({token.value for token in seen}) == len(seen)
-    assert seen[1].fetched_at < first.ends_at, "renewed before the end"
+    assert seen[1].fetched_at < first.expires_at, "renewed before the end"
     assert supply.current == seen[-1]
 
 

@@ -7,7 +7,7 @@ from ingestor.provider.socket.protocol import ProtocolVersion, classify, socketi
 
 
 @pytest.mark.parametrize(
-    ("body", "dialect"),
+    ("body", "version"),
     [
         pytest.param(b'0{"sid":"a","upgrades":["websocket"]}', ProtocolVersion.SOCKET_IO_4, id="3.x and 4.x"),
         pytest.param(b'97:0{"sid":"a"}2:40', ProtocolVersion.SOCKET_IO_2, id="2.x"),
@@ -15,8 +15,8 @@ from ingestor.provider.socket.protocol import ProtocolVersion, classify, socketi
         pytest.param(b'\x00\x01\x00\x05\xff0{"sid"', ProtocolVersion.SOCKET_IO_2, id="1.x, longer and cut"),
     ],
 )
-def test_a_generation_is_known_by_its_first_bytes(body: bytes, dialect: ProtocolVersion) -> None:
-    assert classify(200, body) is dialect
+def test_a_generation_is_known_by_its_first_bytes(body: bytes, version: ProtocolVersion) -> None:
+    assert classify(200, body) is version
 
 
 @pytest.mark.parametrize(
