@@ -259,8 +259,8 @@ BUGS = (
     Bug(
         "live until the loss was noticed",
         "provider/subscriptions/connection_group.py",
-        'all_are("disconnected", state, detail, connection.last_activity_us)',
-        'all_are("disconnected", state, detail)',
+        'self._set_all(event, detail, connection.last_activity_us, kind="disconnected")',
+        'self._set_all(event, detail, kind="disconnected")',
         "tests/integration/provider/test_supervisor.py",
     ),
     Bug(
@@ -273,15 +273,15 @@ BUGS = (
     Bug(
         "a silence counts from when it was noticed",
         "provider/subscriptions/state_tracker.py",
-        'change("silent", "silent", keys, detail, since_us)',
-        'change("silent", "silent", keys, detail)',
+        'apply("no_data", keys, detail, now.wall_us, since_us, kind="silent")',
+        'apply("no_data", keys, detail, now.wall_us, kind="silent")',
         "tests/integration/provider/test_silence.py",
     ),
     Bug(
         "a change is kept from the connection that is about to take over",
         "provider/subscriptions/connection_group.py",
         "for session in self._sessions:\n            session.add(subscriptions)",
-        "if session := self._states.session:\n            session.add(subscriptions)",
+        "if session := self._tracker.session:\n            session.add(subscriptions)",
         "tests/integration/provider/test_live_change.py",
     ),
     Bug(

@@ -1,6 +1,7 @@
-"""Which tickers data came for, as the writer finds in the frames that it decodes: the receive path never looks inside.
+"""Report for which tickers data was received. The writer finds out as it decodes; the receive path never parses frames.
 
-It lags as the writer does. So that a database that is away makes nobody silent, it also says how far it has got.
+Lags behind by as much as the writer does. ``upto_seq`` reports progress, so that a database outage is not mistaken for
+silence.
 """
 
 from __future__ import annotations
@@ -13,36 +14,36 @@ from ingestor.core.entries import Channel
 
 
 class ActivitySpan(NamedTuple):
-    """When the first and the last data came, by our wall clock."""
+    """When the first and the last data was received, by our wall clock."""
 
     first_us: int
     last_us: int
 
 
 class ActivityTracker:
-    """What was heard since it was last asked. The writer's thread notes, the event loop takes."""
+    """Collects activity until it is taken. The writer's thread records, the event loop takes."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._wanted: frozenset[Channel] = frozenset()
-        self._news: dict[Channel, ActivitySpan] = {}
-        self.upto_seq = 0  # every entry up to here was decoded, and what it says is noted
+        self._channels: frozenset[Channel] = frozenset()
+        self._activity: dict[Channel, ActivitySpan] = {}
+        self.upto_seq = 0  # every entry up to here was decoded, and its activity recorded
 
     def set_channels(self, channels: Iterable[Channel]) -> None:
-        """Keep these from now on, and no others: whatever the provider names, memory is bounded."""
-        self._wanted = frozenset(channels)
+        """Track these channels and no others, so that memory is bounded whatever names the provider sends."""
+        self._channels = frozenset(channels)
 
-    def record(self, heard: Mapping[Channel, int], upto_seq: int) -> None:
-        """When each was received, of the entries up to this one. Called in the writer's thread."""
-        wanted = heard.keys() & self._wanted
+    def record(self, received_us: Mapping[Channel, int], upto_seq: int) -> None:
+        """Record when each channel last had data in the entries up to ``upto_seq``. Called in the writer's thread."""
+        channels = received_us.keys() & self._channels
         with self._lock:
-            for channel in wanted:
-                before = self._news.get(channel)
-                self._news[channel] = ActivitySpan(before.first_us if before else heard[channel], heard[channel])
+            for channel in channels:
+                before, last_us = self._activity.get(channel), received_us[channel]
+                self._activity[channel] = ActivitySpan(before.first_us if before else last_us, last_us)
             self.upto_seq = upto_seq
 
     def take(self) -> Mapping[Channel, ActivitySpan]:
-        """What was heard since the last time."""
+        """Return the activity since the last call."""
         with self._lock:
-            news, self._news = self._news, {}
-        return news
+            activity, self._activity = self._activity, {}
+        return activity

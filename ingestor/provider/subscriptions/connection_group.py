@@ -1,4 +1,4 @@
-"""Subscriptions that share a connection, and the loop that keeps them one: connect, serve, renew, connect again."""
+"""Subscriptions that share a connection, and the loop that keeps it open: connect, serve, replace, reconnect."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import Any, Literal
 
 from ingestor.config.model import Subscription
 from ingestor.core.backoff import Backoff, chance
-from ingestor.core.clock import boottime, wall_us
-from ingestor.core.entries import Channel, Fact, State, SubscriptionKey
+from ingestor.core.clock import boottime, read_clocks, wall_us
+from ingestor.core.entries import Channel, Fact, SubscriptionKey
 from ingestor.errors import ConnectionFailed, ConnectionRefused, IngestorError, TokenRefused, TokenUnavailable
 from ingestor.provider.auth import TokenSource
 from ingestor.provider.socket.connection import Connection, ConnectionSettings, Sink, sanitize
@@ -22,358 +22,397 @@ from ingestor.provider.subscriptions.error_throttle import ErrorThrottle
 from ingestor.provider.subscriptions.eviction import EvictionDetector
 from ingestor.provider.subscriptions.session import SubscriptionSession
 from ingestor.provider.subscriptions.state_tracker import StateTracker
-from ingestor.provider.subscriptions.states import SubscriptionStates
+from ingestor.provider.subscriptions.states import Event, SubscriptionStates
 
 RECONNECT = Backoff(first_seconds=1.0, cap_seconds=60.0)
-RESTARTING = Backoff(first_seconds=1.0, cap_seconds=3.0)  # where a server that was well is not there
-RESTART_SECONDS = 60.0  # after which it is away, and no longer restarting
-GRACE_SECONDS = 1.0  # in which a successor's first data is waited for
-DATA_LOOK_SECONDS = 0.02
+RECONNECT_AFTER_RESTART = Backoff(first_seconds=1.0, cap_seconds=3.0)  # if the server was healthy a moment ago
+RESTART_SECONDS = 60.0  # after which a server that was healthy counts as away, no longer as restarting
+OVERLAP_SECONDS = 1.0  # how long an old connection stays open for the first data on its replacement
+FIRST_FRAME_POLL_SECONDS = 0.02
+HEALTHY_SECONDS = 30.0  # a shorter session counts as another failure, so that a server that kicks is not hammered
 EVICTED = (
-    "the provider ended the old connection as soon as its successor was there, twice in a row; it seems to allow one"
-    " connection for each key: set provider.renewal: reconnect"
+    "the provider closed the old connection as soon as its replacement opened, twice in a row; it seems to allow one"
+    " connection for each API key: set provider.renewal: reconnect"
 )
 SPOOL_FULL = "the spool is full"
-HEALTHY_SECONDS = 30.0  # a shorter session counts as another failure: a server that kicks must not be hammered
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GroupContext:
-    """What all groups have in common."""
+    """What all groups share."""
 
     tokens: TokenSource
     protocol_detector: ProtocolDetector
     sink: Sink
-    coverage: SubscriptionStates
+    states: SubscriptionStates
     record: Callable[[Fact], object]
-    provider_errors: Counter[str]  # by event, counted here for all groups
+    provider_errors: Counter[str]  # by event, over all groups
     renewal: Literal["overlap", "reconnect"]
     silence_seconds: float
-    gate: asyncio.Event  # set: connections may be opened
+    may_connect: asyncio.Event  # cleared while the spool is full
 
 
 class ConnectionGroup:
-    """Keeps one connection for its subscriptions, until cancelled."""
+    """Keeps one connection open for its subscriptions until cancelled."""
 
-    def __init__(self, line: ConnectionSettings, subscriptions: tuple[Subscription, ...], around: GroupContext) -> None:
-        self._line = line
-        self._wanted = {one.key: one for one in subscriptions}
-        self._around = around
-        self._states = StateTracker(line, self._wanted, around.coverage, around.silence_seconds)
-        self._sessions: set[SubscriptionSession] = set()  # the one that counts, and the one that is to follow it
-        self._wake = asyncio.Event()
+    def __init__(
+        self, settings: ConnectionSettings, subscriptions: tuple[Subscription, ...], context: GroupContext
+    ) -> None:
+        self._settings = settings
+        self._subscriptions = {subscription.key: subscription for subscription in subscriptions}
+        self._context = context
+        self._tracker = StateTracker(settings, self._subscriptions, context.states, context.silence_seconds)
+        self._tracker_timer: asyncio.TimerHandle | None = None
+        self._sessions: set[SubscriptionSession] = set()  # the one in use, and the one that is to replace it
+        self._wake_up = asyncio.Event()
         self._failures = 0
-        self._retry_at = 0.0  # boottime of the next try of a succession
-        self._well_until = boottime()  # when the last session that was no failure ended
-        self._evictions = EvictionDetector()
-        self._tally = GroupCounters()
-        self._complaints = ErrorThrottle(around.record)
+        self._retry_boottime = 0.0  # when replacing the connection may be tried again
+        self._healthy_until_boottime = boottime()  # when the last session that was no failure ended
+        self._eviction = EvictionDetector()
+        self._counters = GroupCounters()
+        self._error_throttle = ErrorThrottle(context.record)
 
     @property
     def keys(self) -> tuple[SubscriptionKey, ...]:
-        """What its subscriptions are called."""
-        return tuple(self._wanted)
+        """The keys of its subscriptions."""
+        return tuple(self._subscriptions)
 
     @property
     def connected(self) -> bool:
-        """Whether there is a connection now."""
+        """Whether a connection is in use."""
         return self._connection is not None
 
     @property
-    def _connection(self) -> Connection | None:
-        session = self._states.session
-        return session.connection if session and session.connection.alive else None
-
-    def wake(self) -> None:
-        """There is a new token: see whether the connection needs a successor."""
-        self._wake.set()
-
-    def doubt(self) -> None:
-        """We did not listen for a while: see ``StateTracker.doubt``."""
-        self._wake.set()  # what became due meanwhile is due now, not when a timer that stood still as well has run out
-        self._states.doubt()
+    def channels(self) -> Iterable[Channel]:
+        """The channels whose data counts as activity of its subscriptions."""
+        return self._tracker.channels.values()
 
     @property
-    def channels(self) -> Iterable[Channel]:
-        """What tells that data came for its subscriptions."""
-        return self._states.channels.values()
-
-    def hear(self, news: Mapping[Channel, ActivitySpan]) -> None:
-        """Data was found in what came."""
-        self._states.hear(news)
-
-    def judge(self, until: float) -> None:
-        """Who had no data for too long up to ``until`` (boottime)? See ``StateTracker.judge``."""
-        self._states.judge(until)
+    def _connection(self) -> Connection | None:
+        session = self._tracker.session
+        return session.connection if session and session.connection.alive else None
 
     def status(self) -> GroupStatus:
-        """A snapshot."""
-        return self._tally.status(self._line, self._connection, [session.connection for session in self._sessions])
+        """Return the current status."""
+        return self._counters.status(
+            self._settings, self._connection, [session.connection for session in self._sessions]
+        )
 
     async def run(self) -> None:
-        """Connect, serve, connect again. Raises what the sink raises; everything else is waited out."""
-        self._enter(self.keys, "not yet connected")
+        """Connect, serve, reconnect. Raises what the sink raises; every other error is retried."""
+        self._track(self.keys, "not yet connected")
         try:
             while True:
-                await self._around.gate.wait()
-                await self._once()
+                await self._context.may_connect.wait()
+                await self._connect_and_serve()
         finally:
             await self._stop()
 
+    def wake_up(self) -> None:
+        """Check whether the connection has to be replaced, because there is a new token."""
+        self._wake_up.set()
+
     async def disconnect_all(self, reason: str) -> None:
-        """Close what is open, since the spool is full; nothing is opened again before the gate is."""
+        """Close the connections, because the spool is full. None is opened until the context allows it."""
         for session in list(self._sessions):
             await session.close("spool_full", reason)
         if not self._sessions:
-            self._states.all_are("spool_full", "spool_full", {"reason": reason})
+            self._set_all("spool_full", {"reason": reason}, kind="spool_full")
 
     def add(self, subscriptions: Collection[Subscription]) -> None:
-        """Want these too, from now on, on the connection that there is."""
+        """Add subscriptions, on the open connection if there is one."""
         if not subscriptions:
             return
-        self._wanted |= {one.key: one for one in subscriptions}
-        self._states.rewire()
-        self._enter([one.key for one in subscriptions], "added to the config")
+        self._subscriptions |= {subscription.key: subscription for subscription in subscriptions}
+        self._tracker.rebuild_channels()
+        self._track([subscription.key for subscription in subscriptions], "added to the config")
         for session in self._sessions:
             session.add(subscriptions)
 
     def remove(self, subscriptions: Collection[Subscription]) -> None:
-        """Want these no more; the others do not notice."""
+        """Remove subscriptions without affecting the others."""
         if not subscriptions:
             return
-        keys = [one.key for one in subscriptions]
+        keys = [subscription.key for subscription in subscriptions]
         for session in self._sessions:
             session.remove(subscriptions)
-        self._states.leave(keys, "not in the config any more")
+        self._tracker.remove(keys, "removed from the config", read_clocks())
         for key in keys:
-            del self._wanted[key]
-        self._states.rewire()
+            del self._subscriptions[key]
+        self._tracker.rebuild_channels()
 
-    def _enter(self, keys: Collection[SubscriptionKey], reason: str) -> None:
-        self._states.enter(keys, reason)
-        if not self._around.gate.is_set():
-            self._states.all_are("spool_full", "spool_full", {"reason": SPOOL_FULL})
+    # --- states ---
 
-    async def _stop(self) -> None:
-        connection = self._connection
-        self._states.follow_none()
-        reason = "stopped by us" if self._wanted else "nothing is asked for on it any more"
-        for session in list(self._sessions):
-            await self._retire(session, "stopped", reason)
-        self._complaints.flush()
-        since_us = connection.last_activity_us if connection else None
-        self._states.all_are("stopped", "stopped", {"reason": reason}, since_us)
+    def note_activity(self, activity: Mapping[Channel, ActivitySpan]) -> None:
+        """Note that data was received. See ``StateTracker.note_activity``."""
+        self._tracker.note_activity(activity, read_clocks())
+
+    def detect_silence(self, until_boottime: float) -> None:
+        """Record and resubscribe silent subscriptions. See ``StateTracker.detect_silence``."""
+        silent = self._tracker.detect_silence(until_boottime, read_clocks(), chance())
+        if silent and self._tracker.session:
+            self._tracker.session.resubscribe(silent)
+
+    def mark_unconfirmed(self) -> None:
+        """Note an interruption that ends now. See ``StateTracker.mark_unconfirmed``."""
+        self._wake_up.set()  # what became due is due now; timers stood still as well
+        self._tracker.mark_unconfirmed(read_clocks())
+        self._set_tracker_timer()
+
+    def _track(self, keys: Collection[SubscriptionKey], reason: str) -> None:
+        self._tracker.add(keys, reason, read_clocks())
+        if not self._context.may_connect.is_set():
+            self._set_all("spool_full", {"reason": SPOOL_FULL}, kind="spool_full")
+
+    def _set_all(self, event: Event, detail: dict[str, Any], since_us: int | None = None, *, kind: str) -> None:
+        self._tracker.set_all(event, detail, read_clocks(), since_us, kind=kind)
+
+    def _on_answer(self, session: SubscriptionSession) -> None:
+        self._tracker.note_answer(session, read_clocks())
+        self._set_tracker_timer()
+
+    def _set_tracker_timer(self) -> None:
+        if self._tracker_timer is not None:
+            self._tracker_timer.cancel()
+            self._tracker_timer = None
+        if (due_boottime := self._tracker.timer_boottime) is not None:
+            wait = max(0.0, due_boottime - boottime())
+            self._tracker_timer = asyncio.get_running_loop().call_later(wait, self._on_tracker_timer)
+
+    def _on_tracker_timer(self) -> None:
+        self._tracker_timer = None
+        self._tracker.on_timer(read_clocks())
+        self._set_tracker_timer()
 
     # --- connecting ---
 
-    async def _once(self) -> None:
+    async def _connect_and_serve(self) -> None:
         try:
-            connection = await self._open()
+            connection = await self._open_connection()
         except (TokenRefused, TokenUnavailable) as error:
-            self._tally.last_error = sanitize(error)
-            return  # the supply has told everybody, and makes the next caller wait
+            self._counters.last_error = sanitize(error)
+            return  # the token source has recorded it, and makes the next caller wait
         except ConnectionFailed as error:
-            await self._failed(error)
+            await self._wait_to_reconnect(error)
             return
-        session = self._begin(connection)
-        self._install(session)
+        session = self._start_session(connection)
+        self._use(session)
         await self._serve(session)
 
-    async def _open(self) -> Connection:
-        around = self._around
-        token = await around.tokens.get()
+    async def _open_connection(self) -> Connection:
+        context = self._context
+        token = await context.tokens.get()
         try:
-            version = await around.protocol_detector.detect(token.value)
-            connection = Connection(self._line, version, around.sink, self._record)
+            version = await context.protocol_detector.detect(token.value)
+            connection = Connection(self._settings, version, context.sink, self._on_connection_fact)
             await connection.open(token)
         except ConnectionRefused:
-            around.tokens.discard(token)
-            around.protocol_detector.reset()
+            context.tokens.discard(token)
+            context.protocol_detector.reset()
             raise
         except ConnectionFailed:
-            around.protocol_detector.reset()
+            context.protocol_detector.reset()
             raise
-        if not around.gate.is_set():  # closed while this one was on its way
+        if not context.may_connect.is_set():  # the spool became full meanwhile
             await connection.close("spool_full", SPOOL_FULL)
             raise ConnectionFailed(SPOOL_FULL)
-        self._tell("connected", connection=connection.id, protocol_version=version.value)
+        self._record_event("connected", connection=connection.id, protocol_version=version.value)
         return connection
 
-    async def _failed(self, error: ConnectionFailed) -> None:
-        restarting = boottime() < self._well_until + RESTART_SECONDS
-        wait = self._next_wait(RESTARTING if restarting else RECONNECT)
-        self._tally.last_error = sanitize(error)
-        if self._around.gate.is_set():
-            detail = {"reason": sanitize(error), "attempt": self._failures, "retry_in_seconds": round(wait, 1)}
-            self._states.all_are("connect_failed", "disconnected", detail)
+    async def _wait_to_reconnect(self, error: ConnectionFailed) -> None:
+        restarting = boottime() < self._healthy_until_boottime + RESTART_SECONDS
+        wait, detail = self._note_failure(error, RECONNECT_AFTER_RESTART if restarting else RECONNECT)
+        if self._context.may_connect.is_set():
+            self._set_all("disconnected", detail, kind="connect_failed")
         await asyncio.sleep(wait)
 
-    def _next_wait(self, backoff: Backoff) -> float:
+    def _note_failure(self, error: IngestorError, backoff: Backoff) -> tuple[float, dict[str, Any]]:
+        """Count a failed attempt. Return the seconds to wait, and the detail of its fact."""
         self._failures += 1
-        return backoff.full_jitter(self._failures, chance())
+        self._counters.last_error = sanitize(error)
+        wait = backoff.full_jitter(self._failures, chance())
+        return wait, {"reason": sanitize(error), "attempt": self._failures, "retry_in_seconds": round(wait, 1)}
 
-    def _begin(self, connection: Connection) -> SubscriptionSession:
-        session = SubscriptionSession(connection, self._wanted, self._states.answers_came, self._tell)
+    def _start_session(self, connection: Connection) -> SubscriptionSession:
+        session = SubscriptionSession(connection, self._subscriptions, self._on_answer, self._record_event)
         self._sessions.add(session)
         return session
 
-    def _install(self, session: SubscriptionSession) -> None:
-        self._tally.connected()
-        self._states.follow(session)
+    def _use(self, session: SubscriptionSession) -> None:
+        self._counters.on_connected()
+        self._tracker.follow(session, read_clocks())
 
-    # --- one session after the other ---
+    # --- one session after another ---
 
     async def _serve(self, session: SubscriptionSession) -> None:
-        """Hold the session until it ends, or its successors do; where it can, a successor takes over before."""
+        """Serve until the session, or the last of its replacements, ends. Where possible, each is replaced before."""
         while True:
-            await self._until_due(session)
+            await self._wait_until_due(session)
             if not session.connection.alive:
-                await self._lost(session)
+                await self._on_disconnect(session)
                 break
-            if boottime() < self._due(session):
+            if boottime() < self._due_boottime(session):
                 continue
-            if not self._stale(session):
-                self._say_silent(session)
-            if self._around.renewal == "reconnect":
-                await session.close("renewed", "closed first, as provider.renewal says")
-                await self._lost(session)
+            if not self._token_changed(session):
+                self._record_silence(session)
+            if self._context.renewal == "reconnect":
+                await session.close("renewed", "closed before reconnecting, because provider.renewal is reconnect")
+                await self._on_disconnect(session)
                 return
-            successor = await self._succeed(session)
-            if successor is None:
+            replacement = await self._replace_connection(session)
+            if replacement is None:
                 break
-            session = successor
+            session = replacement
         await asyncio.sleep(RECONNECT.full_jitter(self._failures, chance()))
 
-    async def _until_due(self, session: SubscriptionSession) -> None:
-        """Wait for the session's end, a new token, or the time to replace it. Raises what ended the asking."""
-        keeper = session.keeper
-        left = max(0.0, self._due(session) - boottime())
-        asking = [] if keeper.done() else [keeper]
-        await _first(asking, session.connection.wait_closed(), self._wake.wait(), seconds=left)
-        self._wake.clear()
-        if keeper.done() and not keeper.cancelled():
-            keeper.result()
+    async def _wait_until_due(self, session: SubscriptionSession) -> None:
+        """Wait until the session ends, is due for replacement, or ``wake_up``. Raises what ended its task."""
+        task = session.task
+        wait = max(0.0, self._due_boottime(session) - boottime())
+        running = [] if task.done() else [task]
+        await _wait_for_any(running, session.connection.wait_closed(), self._wake_up.wait(), seconds=wait)
+        self._wake_up.clear()
+        if task.done() and not task.cancelled():
+            task.result()
 
-    def _stale(self, session: SubscriptionSession) -> bool:
-        # Also if there is none at the moment: then the newest was refused, and a fresh one is to be had.
-        return self._around.tokens.current != session.connection.token
+    def _token_changed(self, session: SubscriptionSession) -> bool:
+        # True also if there is no token now: the newest one was refused, and the next attempt gets another.
+        return self._context.tokens.current != session.connection.token
 
-    def _due(self, session: SubscriptionSession) -> float:
-        """Boottime at which this session needs a successor."""
-        if self._stale(session):
-            return self._retry_at
-        return max(session.connection.last_frame_at + self._around.silence_seconds, self._retry_at)
+    def _due_boottime(self, session: SubscriptionSession) -> float:
+        """Return when to replace the connection: for a new token, or because nothing arrives on it."""
+        if self._token_changed(session):
+            return self._retry_boottime
+        return max(session.connection.last_frame_at + self._context.silence_seconds, self._retry_boottime)
 
-    def _say_silent(self, session: SubscriptionSession) -> None:
+    def _record_silence(self, session: SubscriptionSession) -> None:
         seconds = round(boottime() - session.connection.last_frame_at)
-        self._tell("silent", connection=session.connection.id, reason=f"no data for {seconds} s; renewing")
+        reason = f"no data for {seconds} s; renewing"
+        self._record_event("silent", connection=session.connection.id, reason=reason)
 
-    async def _succeed(self, old: SubscriptionSession) -> SubscriptionSession | None:
-        """Connect and subscribe anew first, then close the old: nothing is missed, and what comes twice is known.
+    async def _replace_connection(self, old: SubscriptionSession) -> SubscriptionSession | None:
+        """Connect and subscribe on a new connection, then close the old one. Nothing is missed; duplicates are dropped.
 
-        Returns the session that counts from now on: the old one if there is no other, None if that has ended as well.
+        Returns the session in use: the old one if the attempt failed, None if the old one has ended as well.
         """
-        attempt = asyncio.create_task(self._prepare(), name="successor")
+        attempt = asyncio.create_task(self._prepare_replacement(), name="replacement")
         try:
-            await _first([attempt], old.connection.wait_closed())
+            await _wait_for_any([attempt], old.connection.wait_closed())
             if not old.connection.alive:
-                await self._lost(old)  # told at once, not when the attempt is over
+                await self._on_disconnect(old)  # recorded at once, not when the attempt is over
             new = await attempt
         except (ConnectionFailed, TokenRefused, TokenUnavailable) as error:
-            self._put_off(error)
-            return old if self._states.session is old else None
+            self._schedule_retry(error)
+            return old if self._tracker.session is old else None
         finally:
             attempt.cancel()
             await asyncio.gather(attempt, return_exceptions=True)
         await self._hand_over(old, new)
         return new
 
-    async def _prepare(self) -> SubscriptionSession:
-        """A session that has been answered, while the other one still counts."""
-        session = self._begin(await self._open())
-        await _first([], session.settled.wait(), session.connection.wait_closed())
+    async def _prepare_replacement(self) -> SubscriptionSession:
+        """Return a session whose first round was answered, while the old one is still in use."""
+        session = self._start_session(await self._open_connection())
+        await _wait_for_any([], session.first_round_done.wait(), session.connection.wait_closed())
         if not session.connection.alive:
-            await self._retire(session)
-            raise ConnectionFailed("the successor did not last")
+            await self._close_session(session)
+            raise ConnectionFailed("the new connection ended before its subscriptions were answered")
         return session
 
     async def _hand_over(self, old: SubscriptionSession, new: SubscriptionSession) -> None:
-        """From now on the new one counts. The old one goes on for a moment: the new one may be slow to begin."""
-        self._retry_at = 0.0
+        """Use the new session. Keep the old one open for a moment, because data may be slow to begin on the new one."""
+        self._retry_boottime = 0.0
         self._failures = 0
-        self._look_for_eviction(old.connection, new.connection)
-        self._install(new)
+        self._check_eviction(old.connection, new.connection)
+        self._use(new)
         if old in self._sessions:
             ends = (old.connection.wait_closed(), new.connection.wait_closed())
-            await _first([], _data(new.connection), *ends, seconds=GRACE_SECONDS)
-            await self._retire(old, "renewed", "its successor has taken over")
+            await _wait_for_any([], _first_frame(new.connection), *ends, seconds=OVERLAP_SECONDS)
+            await self._close_session(old, "renewed", "replaced by a new connection")
 
-    def _look_for_eviction(self, old: Connection, new: Connection) -> None:
+    def _check_eviction(self, old: Connection, new: Connection) -> None:
         now = boottime()
-        if self._evictions.succeeded(opened_at=new.opened_at or now, ended_at=old.closed_at, now=now):
-            self._tell("evicted", connection=old.id, reason=EVICTED)
+        if self._eviction.should_report(opened_at=new.opened_at or now, old_ended_at=old.closed_at, now=now):
+            self._record_event("evicted", connection=old.id, reason=EVICTED)
 
-    def _put_off(self, error: IngestorError) -> None:
-        wait = self._next_wait(RECONNECT)
-        self._retry_at = boottime() + wait
-        self._tally.last_error = sanitize(error)
-        detail = {"reason": sanitize(error), "attempt": self._failures, "retry_in_seconds": round(wait, 1)}
-        self._tell("connect_failed", **detail)
+    def _schedule_retry(self, error: IngestorError) -> None:
+        wait, detail = self._note_failure(error, RECONNECT)
+        self._retry_boottime = boottime() + wait
+        self._record_event("connect_failed", **detail)
 
-    async def _lost(self, session: SubscriptionSession) -> None:
-        """State why and since when nothing is heard, and clear up. Raises what the sink raised, if that was the end."""
+    # --- ends ---
+
+    async def _on_disconnect(self, session: SubscriptionSession) -> None:
+        """Record why the connection ended, as of its last sign of life. Raises what the sink raised, if anything."""
         connection = session.connection
-        self._states.follow_none()
-        self._tally.disconnected()
+        self._tracker.detach(read_clocks())
+        self._counters.on_disconnected()
         try:
-            ended = await connection.wait_closed()
+            closed = await connection.wait_closed()
         finally:
-            await self._retire(session)
-        self._count(connection)
-        self._tally.ended(ended)
-        detail = {"connection": connection.id, "cause": ended.cause, "reason": ended.reason}
-        state: State = "spool_full" if ended.cause == "spool_full" else "disconnected"
-        self._states.all_are("disconnected", state, detail, connection.last_activity_us)
+            await self._close_session(session)
+        self._count_failure(connection)
+        self._counters.count_reconnect(closed)
+        detail = {"connection": connection.id, "cause": closed.cause, "reason": closed.reason}
+        event: Event = "spool_full" if closed.cause == "spool_full" else "disconnected"
+        self._set_all(event, detail, connection.last_activity_us, kind="disconnected")
 
-    def _count(self, connection: Connection) -> None:
+    def _count_failure(self, connection: Connection) -> None:
         now = boottime()
         self._failures += 1
         if connection.opened_at is not None and now - connection.opened_at > HEALTHY_SECONDS:
             self._failures = 1
-            self._well_until = now
+            self._healthy_until_boottime = now
 
-    async def _retire(self, session: SubscriptionSession, cause: str = "lost", reason: str = "cleared up") -> None:
+    async def _close_session(
+        self, session: SubscriptionSession, cause: str = "lost", reason: str = "connection ended"
+    ) -> None:
         await session.close(cause, reason)
         if session in self._sessions:
             self._sessions.discard(session)
-            self._tally.retired(session.connection)
+            self._counters.add_closed(session.connection)
 
-    def _tell(self, kind: str, **detail: object) -> None:
-        """State a fact that changes no state."""
-        self._around.record(Fact(kind, wall_us(), {"path": self._line.path, **detail}))
+    async def _stop(self) -> None:
+        connection = self._connection
+        self._tracker.detach(read_clocks())
+        self._set_tracker_timer()
+        reason = "daemon stopped" if self._subscriptions else "no subscriptions left on this connection"
+        for session in list(self._sessions):
+            await self._close_session(session, "stopped", reason)
+        self._error_throttle.flush()
+        self._set_all(
+            "stopped", {"reason": reason}, connection.last_activity_us if connection else None, kind="stopped"
+        )
 
-    def _record(self, fact: Fact) -> None:
-        """What connections report."""
+    # --- facts ---
+
+    def _record_event(self, kind: str, **detail: object) -> None:
+        """Record a fact that changes no state."""
+        self._context.record(Fact(kind, wall_us(), {"path": self._settings.path, **detail}))
+
+    def _on_connection_fact(self, fact: Fact) -> None:
         if fact.kind != "provider_error":
-            self._around.record(fact)
+            self._context.record(fact)
             return
-        self._around.provider_errors[fact.detail["event"]] += 1
-        self._tally.last_error = fact.detail["text"]
-        self._complaints.add(fact)
+        self._context.provider_errors[fact.detail["event"]] += 1
+        self._counters.last_error = fact.detail["text"]
+        self._error_throttle.add(fact)
 
 
-async def _data(connection: Connection) -> None:
-    """Wait for its first frame. Looks now and then: the receive path has no time to tell."""
+async def _first_frame(connection: Connection) -> None:
+    """Wait for the first frame. Polls, because notifying would cost the receive path time for each frame."""
     while not connection.frames:  # noqa: ASYNC110
-        await asyncio.sleep(DATA_LOOK_SECONDS)
+        await asyncio.sleep(FIRST_FRAME_POLL_SECONDS)
 
 
-async def _first(tasks: list[asyncio.Task[Any]], *more: Coroutine[Any, Any, Any], seconds: float | None = None) -> None:
-    """Wait for one of them. ``tasks`` go on, the coroutines are ended; their outcomes are for others to look at."""
-    own = [asyncio.ensure_future(one) for one in more]
+async def _wait_for_any(
+    tasks: list[asyncio.Task[Any]], *waits: Coroutine[Any, Any, Any], seconds: float | None = None
+) -> None:
+    """Wait until one is done. Cancel the ``waits``, not the ``tasks``. Results and errors are left to the caller."""
+    own = [asyncio.ensure_future(wait) for wait in waits]
     try:
         await asyncio.wait([*tasks, *own], timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
     finally:
-        for one in own:
-            one.cancel()
+        for wait in own:
+            wait.cancel()
         await asyncio.gather(*own, return_exceptions=True)

@@ -1,4 +1,4 @@
-"""What a group's connections have come to so far, for status and metrics."""
+"""Count over all connections of a group, for status and metrics."""
 
 from __future__ import annotations
 
@@ -13,59 +13,61 @@ from ingestor.provider.socket.connection import CloseReason, Connection, Connect
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GroupStatus:
-    """A group as status and metrics show it."""
+    """The status of one connection group."""
 
     path: str
     params: str
     connection_id: str  # empty without a connection
     protocol: str  # "4" or "3"; empty without a connection
     connected: bool
-    since_us: int | None  # when it was connected, or lost; None before the first connection
-    frames: int  # of all its connections so far
+    since_us: int | None  # when it connected or disconnected; None before the first connection
+    frames: int  # over all its connections
     last_frame_us: int | None
     reconnects: Mapping[str, int]  # by cause
     last_error: str
 
 
 class GroupCounters:
-    """Counts on over all connections that a group has had."""
+    """Counters of one group, which go on from connection to connection."""
 
     def __init__(self) -> None:
         self.last_error = ""
-        self._frames = 0  # of connections that are over
+        self._frames = 0  # of closed connections
         self._last_frame_us: int | None = None
         self._since_us: int | None = None
         self._reconnects: Counter[str] = Counter()
 
-    def connected(self) -> None:
-        """There is a connection that counts."""
+    def on_connected(self) -> None:
+        """Note that a connection is in use."""
         self._since_us = wall_us()
         self.last_error = ""
 
-    def disconnected(self) -> None:
-        """There is none any more."""
+    def on_disconnected(self) -> None:
+        """Note that none is in use any more."""
         self._since_us = wall_us()
 
-    def ended(self, ended: CloseReason) -> None:
-        """Why."""
-        self._reconnects[ended.cause] += 1
-        self.last_error = ended.reason
+    def count_reconnect(self, closed: CloseReason) -> None:
+        """Count why a connection ended."""
+        self._reconnects[closed.cause] += 1
+        self.last_error = closed.reason
 
-    def retired(self, connection: Connection) -> None:
-        """One is cleared up, whether it counted or not."""
+    def add_closed(self, connection: Connection) -> None:
+        """Add the frames of a connection that is closed, whether it was ever in use or not."""
         self._frames += connection.frames
         self._last_frame_us = connection.last_frame_us or self._last_frame_us
 
-    def status(self, line: ConnectionSettings, now: Connection | None, still: Iterable[Connection]) -> GroupStatus:
-        """A snapshot. ``now`` is the connection that counts; ``still`` are all that are not retired."""
-        connections = list(still)
+    def status(
+        self, settings: ConnectionSettings, current: Connection | None, open_connections: Iterable[Connection]
+    ) -> GroupStatus:
+        """Return the status. ``open_connections`` are those that were not passed to ``add_closed``."""
+        connections = list(open_connections)
         frame_times = [connection.last_frame_us for connection in connections]
         return GroupStatus(
-            path=line.path,
-            params=line.params,
-            connection_id=now.id if now else "",
-            protocol=now.protocol_version.value if now else "",
-            connected=now is not None,
+            path=settings.path,
+            params=settings.params,
+            connection_id=current.id if current else "",
+            protocol=current.protocol_version.value if current else "",
+            connected=current is not None,
             since_us=self._since_us,
             frames=self._frames + sum(connection.frames for connection in connections),
             last_frame_us=max((at for at in [*frame_times, self._last_frame_us] if at is not None), default=None),

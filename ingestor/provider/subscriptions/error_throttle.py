@@ -9,7 +9,7 @@ from ingestor.core.entries import Fact
 from ingestor.core.throttle import Throttle
 
 WINDOW_SECONDS = 60.0
-QUOTED = 10  # different texts of one event that are recorded as they arrive, in one window
+MAX_QUOTED = 10  # different texts of one event that are recorded as they arrive, in one window
 
 
 class ErrorThrottle:
@@ -21,7 +21,7 @@ class ErrorThrottle:
 
     def __init__(self, record: Callable[[Fact], object]) -> None:
         self._record = record
-        self._throttle: Throttle[Fact] = Throttle(WINDOW_SECONDS, variants=QUOTED)
+        self._throttle: Throttle[Fact] = Throttle(WINDOW_SECONDS, variants=MAX_QUOTED)
         self._timer: asyncio.TimerHandle | None = None
 
     def add(self, fact: Fact) -> None:

@@ -1,27 +1,27 @@
-"""Does the provider throw out an older connection when its successor comes? Pure: time is an argument."""
+"""Detect a provider that closes a connection as soon as its replacement opens. Free of I/O: time is an argument."""
 
 from __future__ import annotations
 
-AROUND_SECONDS = 1.0  # the older one may learn of it before the newer one learns that it is connected
-IN_A_ROW = 2  # once may be chance
-AGAIN_SECONDS = 3600.0
+TOLERANCE_SECONDS = 1.0  # the close may arrive before we know that the replacement is open
+MIN_IN_A_ROW = 2  # one may be a coincidence
+REPORT_INTERVAL_SECONDS = 3600.0
 
 
 class EvictionDetector:
-    """Of one group. Times are seconds on one clock."""
+    """Judges the replacements of one group's connections. All times are seconds on one clock."""
 
     def __init__(self) -> None:
         self._in_a_row = 0
-        self._told_at = float("-inf")
+        self._reported_at = float("-inf")
 
-    def succeeded(self, *, opened_at: float, ended_at: float | None, now: float) -> bool:
-        """A connection that opened then is to take over from one that ended then, if it has ended.
+    def should_report(self, *, opened_at: float, old_ended_at: float | None, now: float) -> bool:
+        """Note a replacement that opened at ``opened_at``, and when the old connection ended, if it has.
 
-        True if that is worth telling: twice in a row the older one did not outlive the newer one's coming.
+        Return True, at most once an hour, if replacements closed the old connection several times in a row.
         """
-        evicted = ended_at is not None and ended_at >= opened_at - AROUND_SECONDS
+        evicted = old_ended_at is not None and old_ended_at >= opened_at - TOLERANCE_SECONDS
         self._in_a_row = self._in_a_row + 1 if evicted else 0
-        if self._in_a_row < IN_A_ROW or now < self._told_at + AGAIN_SECONDS:
+        if self._in_a_row < MIN_IN_A_ROW or now < self._reported_at + REPORT_INTERVAL_SECONDS:
             return False
-        self._told_at = now
+        self._reported_at = now
         return True

@@ -1,8 +1,9 @@
-"""One connection of a group, and the asking on it: for what, what was answered, and when again."""
+"""One connection of a group, and the subscribe requests on it: what to send, how it was answered, when to retry."""
 
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from typing import Protocol
@@ -14,156 +15,159 @@ from ingestor.core.entries import SubscriptionKey
 from ingestor.provider.socket.connection import AckCallback, Connection
 
 RESUBSCRIBE = Backoff(first_seconds=5.0, cap_seconds=3600.0)
-QUOTED = 3  # different errors in one fact about many answers
+MAX_QUOTED = 3  # different errors in one fact about many answers
 
 
-class RecordFact(Protocol):
-    """States a fact of the group."""
+class RecordEvent(Protocol):
+    """Records a fact of the group that changes no state."""
 
     def __call__(self, kind: str, **detail: object) -> None: ...
 
 
 class SubscriptionSession:
-    """Its ``acknowledged`` and ``refused`` are what the provider said so far; ``changed`` is told of every answer."""
+    """Keeps subscriptions subscribed on one connection, and what the provider answered to each.
+
+    ``on_answer`` is called after each answer.
+    """
 
     def __init__(
         self,
         connection: Connection,
-        wanted: Mapping[SubscriptionKey, Subscription],
-        changed: Callable[[SubscriptionSession], None],
-        tell: RecordFact,
+        subscriptions: Mapping[SubscriptionKey, Subscription],
+        on_answer: Callable[[SubscriptionSession], None],
+        record_event: RecordEvent,
     ) -> None:
-        """Begins to ask at once."""
+        """Start subscribing at once."""
         self.connection = connection
-        self.acknowledged: dict[SubscriptionKey, int] = {}  # when, by our wall clock
+        self.acknowledged: dict[SubscriptionKey, int] = {}  # when, by our wall clock (µs)
         self.refused: dict[SubscriptionKey, str] = {}  # why
-        self.settled = asyncio.Event()  # what was wanted at first was asked for, and answered or not in time
-        self.rounds = 0  # of asking that are under way
-        self._wanted = dict(wanted)
-        self._turns = {key: RetryTimer() for key in wanted}  # of those that are not acknowledged
-        self._asked: set[SubscriptionKey] = set()
-        self._again: list[Subscription] = []
-        self._unwanted: list[Subscription] = []
-        self._news = asyncio.Event()  # there is something to ask
-        self._changed = changed
-        self._tell = tell
-        self.keeper = asyncio.create_task(self._keep_asking(), name=f"subscribing {connection.id}")
+        self.first_round_done = asyncio.Event()  # each of the first subscriptions was answered, or not in time
+        self.open_rounds = 0  # in which answers are still due
+        self._subscriptions = dict(subscriptions)
+        self._retries = {key: RetryTimer() for key in subscriptions}  # of those that are not acknowledged
+        self._sent: set[SubscriptionKey] = set()
+        self._to_resubscribe: list[Subscription] = []
+        self._to_unsubscribe: list[Subscription] = []
+        self._work_added = asyncio.Event()
+        self._on_answer = on_answer
+        self._record_event = record_event
+        self.task = asyncio.create_task(self._run(), name=f"subscribing {connection.id}")
 
     def add(self, subscriptions: Iterable[Subscription]) -> None:
-        """Ask for these too."""
-        for one in subscriptions:
-            self._wanted[one.key] = one
-            self._turns[one.key] = RetryTimer()
-        self._news.set()
+        """Subscribe to these too."""
+        for subscription in subscriptions:
+            self._subscriptions[subscription.key] = subscription
+            self._retries[subscription.key] = RetryTimer()
+        self._work_added.set()
 
     def remove(self, subscriptions: Iterable[Subscription]) -> None:
-        """Ask for these no more, and to be left alone where they were asked for."""
-        for one in subscriptions:
-            for memory in (self._wanted, self._turns, self.acknowledged, self.refused):
-                memory.pop(one.key, None)
-            if one.key in self._asked:
-                self._asked.discard(one.key)
-                self._unwanted.append(one)
-        self._news.set()
+        """Stop subscribing to these, and unsubscribe those for which a subscribe was sent."""
+        for subscription in subscriptions:
+            key = subscription.key
+            for memory in (self._subscriptions, self._retries, self.acknowledged, self.refused):
+                memory.pop(key, None)
+            if key in self._sent:
+                self._sent.discard(key)
+                self._to_unsubscribe.append(subscription)
+        self._work_added.set()
 
-    def ask_again(self, subscriptions: Iterable[Subscription]) -> None:
-        """Ask once more for what is acknowledged, but silent. Whatever the answer is, it stays acknowledged."""
-        self._again += subscriptions
-        self._news.set()
+    def resubscribe(self, subscriptions: Iterable[Subscription]) -> None:
+        """Send a subscribe for acknowledged subscriptions again. They stay acknowledged, whatever the answer."""
+        self._to_resubscribe += subscriptions
+        self._work_added.set()
 
     async def close(self, cause: str, reason: str) -> None:
-        """End the connection and the asking."""
-        self.keeper.cancel()
-        await asyncio.wait([self.keeper])
+        """Stop subscribing and close the connection."""
+        self.task.cancel()
+        await asyncio.wait([self.task])
         await self.connection.close(cause, reason)
 
-    async def _keep_asking(self) -> None:
-        """Ask for all; then for what is added, and ever more rarely for those that were refused or not answered.
+    async def _run(self) -> None:
+        """Subscribe to all, then to what is added, and retry what was refused or not answered, backing off.
 
-        Each round goes its own way: one that waits for answers holds up no other.
+        Rounds run concurrently, so that one that waits for answers does not delay the next.
         """
         async with asyncio.TaskGroup() as rounds:
-            rounds.create_task(self._ask_first(self._due()))
+            rounds.create_task(self._subscribe_first(self._take_due()))
             while True:
-                await self._until_due()
-                if self._unwanted:  # before anything else: what was removed and added again must end up subscribed
-                    unwanted, self._unwanted = self._unwanted, []
-                    rounds.create_task(self._leave(unwanted))
-                if due := self._due():
-                    rounds.create_task(self._ask(due))
-                if self._again:
-                    again, self._again = self._again, []
-                    rounds.create_task(self._ask_once_more(again))
+                await self._wait_for_work()
+                if self._to_unsubscribe:  # first: what was removed and added again must end up subscribed
+                    unwanted, self._to_unsubscribe = self._to_unsubscribe, []
+                    rounds.create_task(self._unsubscribe(unwanted))
+                if due := self._take_due():
+                    rounds.create_task(self._subscribe(due))
+                if self._to_resubscribe:
+                    silent, self._to_resubscribe = self._to_resubscribe, []
+                    rounds.create_task(self._send("asked_again", self.connection.subscribe, silent))
 
-    async def _until_due(self) -> None:
-        next_at = min((turn.due_at for turn in self._turns.values()), default=float("inf"))
+    async def _wait_for_work(self) -> None:
+        """Wait until there is something to send: added by a call, or due for a retry."""
+        next_boottime = min((retry.due_at for retry in self._retries.values()), default=math.inf)
         try:
-            async with asyncio.timeout(max(0.0, next_at - boottime()) if next_at < float("inf") else None):
-                await self._news.wait()
+            async with asyncio.timeout(max(0.0, next_boottime - boottime()) if next_boottime < math.inf else None):
+                await self._work_added.wait()
         except TimeoutError:
-            pass  # somebody's turn has come
-        self._news.clear()
+            pass  # a retry is due
+        self._work_added.clear()
 
-    def _due(self) -> list[tuple[Subscription, RetryTimer]]:
+    def _take_due(self) -> list[tuple[Subscription, RetryTimer]]:
         now = boottime()
-        due = [(self._wanted[key], turn) for key, turn in self._turns.items() if turn.due_at <= now]
-        for _, turn in due:
-            turn.start()
+        due = [(self._subscriptions[key], retry) for key, retry in self._retries.items() if retry.due_at <= now]
+        for _, retry in due:
+            retry.start()
         return due
 
-    async def _ask_first(self, due: list[tuple[Subscription, RetryTimer]]) -> None:
-        await self._ask(due)
-        self.settled.set()
+    async def _subscribe_first(self, due: list[tuple[Subscription, RetryTimer]]) -> None:
+        await self._subscribe(due)
+        self.first_round_done.set()
 
-    async def _ask(self, due: list[tuple[Subscription, RetryTimer]]) -> None:
-        self.rounds += 1
-        await self.connection.subscribe(self._still_wanted(due), self._answered)
-        self.rounds -= 1
-        self._changed(self)
-        self._news.set()  # now that all are answered, and not at each of a thousand answers: some may be due again
+    async def _subscribe(self, due: list[tuple[Subscription, RetryTimer]]) -> None:
+        self.open_rounds += 1
+        await self.connection.subscribe(self._still_due(due), self._note_answer)
+        self.open_rounds -= 1
+        self._on_answer(self)
+        self._work_added.set()  # recompute the next retry once for the round, not for each of a thousand answers
 
-    def _still_wanted(self, due: list[tuple[Subscription, RetryTimer]]) -> Iterator[Subscription]:
-        for one, turn in due:
-            if self._turns.get(one.key) is turn:
-                self._asked.add(one.key)
-                yield one
+    def _still_due(self, due: list[tuple[Subscription, RetryTimer]]) -> Iterator[Subscription]:
+        """Yield what is still wanted when its turn comes: only so many subscribes are in flight at a time."""
+        for subscription, retry in due:
+            if self._retries.get(subscription.key) is retry:
+                self._sent.add(subscription.key)
+                yield subscription
 
-    def _answered(self, subscription: Subscription, error: str | None) -> None:
-        """Note the provider's answer, or that there was none. What was acknowledged stays so while this lasts."""
+    def _note_answer(self, subscription: Subscription, error: str | None) -> None:
+        """Note an answer, or its absence. What was acknowledged stays so for the rest of the connection."""
         key = subscription.key
-        if self._wanted.get(key) is not subscription:
+        if self._subscriptions.get(key) is not subscription:
             return  # removed meanwhile
         if error is None:
             self.acknowledged[key] = wall_us()
             self.refused.pop(key, None)
-            self._turns.pop(key, None)
-        elif key not in self.acknowledged:  # else it answers our asking again before the first answer came
+            self._retries.pop(key, None)
+        elif key not in self.acknowledged:  # else the answer to a retry that was sent before the first answer arrived
             self.refused[key] = error
-            self._turns[key].schedule_retry(RESUBSCRIBE, boottime(), chance())
-        self._changed(self)
+            self._retries[key].schedule_retry(RESUBSCRIBE, boottime(), chance())
+        self._on_answer(self)
 
-    async def _ask_once_more(self, silent: list[Subscription]) -> None:
-        await self._ask_and_tell("asked_again", self.connection.subscribe, silent)
+    async def _unsubscribe(self, unwanted: list[Subscription]) -> None:
+        # One that was added again and sent before its turn comes must not be unsubscribed.
+        still_unwanted = (subscription for subscription in unwanted if subscription.key not in self._sent)
+        await self._send("unsubscribed", self.connection.unsubscribe, still_unwanted)
 
-    async def _leave(self, unwanted: list[Subscription]) -> None:
-        # By its turn one may have been asked for anew: to say so now would end that.
-        still = (one for one in unwanted if one.key not in self._asked)
-        await self._ask_and_tell("unsubscribed", self.connection.unsubscribe, still)
-
-    async def _ask_and_tell(
+    async def _send(
         self,
         kind: str,
-        ask: Callable[[Iterable[Subscription], AckCallback], Awaitable[None]],
+        send: Callable[[Iterable[Subscription], AckCallback], Awaitable[None]],
         subscriptions: Iterable[Subscription],
     ) -> None:
-        """One fact for all that were asked, with what was said against it."""
+        """Send requests and record one fact for all, with the errors among the answers."""
         errors: dict[SubscriptionKey, str | None] = {}
 
-        def answered(subscription: Subscription, error: str | None) -> None:
+        def note_answer(subscription: Subscription, error: str | None) -> None:
             errors[subscription.key] = error
 
-        await ask(subscriptions, answered)
+        await send(subscriptions, note_answer)
         if self.connection.alive and errors:
-            quoted = dict(Counter(error for error in errors.values() if error is not None).most_common(QUOTED))
-            detail = {"refused": quoted} if quoted else {}
-            self._tell(kind, connection=self.connection.id, count=len(errors), **detail)
+            most_common = Counter(error for error in errors.values() if error is not None).most_common(MAX_QUOTED)
+            detail = {"refused": dict(most_common)} if most_common else {}
+            self._record_event(kind, connection=self.connection.id, count=len(errors), **detail)

@@ -1,4 +1,4 @@
-"""Which subscriptions have had no data for too long, and when each is asked for again. Pure: time is an argument."""
+"""Detect subscriptions without data, and schedule when each is resubscribed. Free of I/O: time is an argument."""
 
 from __future__ import annotations
 
@@ -7,49 +7,51 @@ from collections.abc import Iterable
 from ingestor.core.backoff import Backoff, RetryTimer
 from ingestor.core.entries import SubscriptionKey
 
-CAP_SECONDS = 3600.0
+MAX_RETRY_SECONDS = 3600.0
 
 
 class SilenceDetector:
-    """Of one group's subscriptions. Times are seconds on one clock, ``chance`` is a random number in [0, 1)."""
+    """Detects silence among one group's subscriptions. Times are boottime."""
 
     def __init__(self, limit_seconds: float) -> None:
-        self._limit = limit_seconds
-        self._again = Backoff(limit_seconds, max(limit_seconds, CAP_SECONDS))
-        self._since: dict[SubscriptionKey, float] = {}  # of all that are listened for
-        self._turns: dict[SubscriptionKey, RetryTimer] = {}  # of those that are silent
+        self._limit_seconds = limit_seconds
+        self._backoff = Backoff(limit_seconds, max(limit_seconds, MAX_RETRY_SECONDS))
+        self._last_data_boottime: dict[SubscriptionKey, float] = {}  # or since when data is expected
+        self._retries: dict[SubscriptionKey, RetryTimer] = {}  # of the silent subscriptions
 
     def __contains__(self, key: SubscriptionKey) -> bool:
-        """Whether it is silent."""
-        return key in self._turns
+        """Return whether this subscription is silent."""
+        return key in self._retries
 
-    def listen(self, keys: Iterable[SubscriptionKey], at: float) -> None:
-        """Data may be expected from now on."""
-        for key in keys:
-            self._since[key] = at
+    def expect(self, keys: Iterable[SubscriptionKey], now: float) -> None:
+        """Expect data from now on."""
+        self._last_data_boottime.update(dict.fromkeys(keys, now))
 
     def ignore(self, keys: Iterable[SubscriptionKey]) -> None:
-        """None can be expected any more."""
-        for key in list(keys):
-            self._since.pop(key, None)
-            self._turns.pop(key, None)
+        """Expect no more data: these subscriptions are not silent."""
+        for key in keys:
+            self._last_data_boottime.pop(key, None)
+            self._retries.pop(key, None)
 
-    def heard(self, key: SubscriptionKey, at: float) -> bool:
-        """Data came. Whether that ends a silence."""
-        if key in self._since:
-            self._since[key] = at
-        return self._turns.pop(key, None) is not None
+    def note_data(self, key: SubscriptionKey, now: float) -> bool:
+        """Note that data was received. Return whether that ends a silence."""
+        if key in self._last_data_boottime:
+            self._last_data_boottime[key] = now
+        return self._retries.pop(key, None) is not None
 
-    def found(self, until: float) -> list[SubscriptionKey]:
-        """Those that have become silent. Their turn to be asked for again is at once."""
-        limit = self._limit
-        found = [key for key, at in self._since.items() if until - at >= limit and key not in self._turns]
-        self._turns |= {key: RetryTimer() for key in found}
-        return found
+    def detect(self, until: float) -> list[SubscriptionKey]:
+        """Return the subscriptions that have become silent by ``until``. Each is due to be resubscribed at once."""
+        latest = until - self._limit_seconds
+        silent = [key for key, at in self._last_data_boottime.items() if at <= latest and key not in self._retries]
+        self._retries |= {key: RetryTimer() for key in silent}
+        return silent
 
     def due(self, now: float, chance: float) -> list[SubscriptionKey]:
-        """Those whose turn it is: ever more rarely, up to once an hour."""
-        due = [key for key, turn in self._turns.items() if turn.due_at <= now]
+        """Return the silent subscriptions to resubscribe now, and schedule the next time, backing off to once an hour.
+
+        ``chance`` is a random number in [0, 1).
+        """
+        due = [key for key, retry in self._retries.items() if retry.due_at <= now]
         for key in due:
-            self._turns[key].schedule_retry(self._again, now, chance)
+            self._retries[key].schedule_retry(self._backoff, now, chance)
         return due

@@ -1,226 +1,249 @@
-"""What is said of one group's subscriptions: answers on its connection, silences and interruptions become states."""
+"""Turn what happens on one group's connection into state changes: answers, silences and interruptions.
+
+Free of I/O and timers: time and chance are arguments. The clock shows in each name:
+
+    ``*_us``        our wall clock, microseconds since the epoch: the times that facts carry
+    ``*_boottime``  seconds since boot, suspend included: durations and deadlines
+    ``now``         a reading of both
+"""
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from ingestor.config.model import Subscription
-from ingestor.core.backoff import chance
-from ingestor.core.clock import ClockReading, boottime, read_clocks
-from ingestor.core.entries import Channel, State, SubscriptionKey
+from ingestor.core.clock import ClockReading
+from ingestor.core.entries import Channel, SubscriptionKey
 from ingestor.provider.socket.connection import ConnectionSettings
 from ingestor.provider.subscriptions.activity import ActivitySpan
 from ingestor.provider.subscriptions.session import SubscriptionSession
 from ingestor.provider.subscriptions.silence import SilenceDetector
-from ingestor.provider.subscriptions.states import SubscriptionStates
+from ingestor.provider.subscriptions.states import Event, SubscriptionStates
 
-FLUSH_SECONDS = 0.1  # answers that come this close together make one fact
-ROUND_FLUSH_SECONDS = 1.0  # the same, while more are awaited
-FLUSH_LIMIT_SECONDS = 10.0  # after the first of them
-DOUBT_SECONDS = 0.1  # between looks whether a doubted connection is heard again
-TOGETHER_US = 5_000_000  # silences that began this close together make one fact, from the earliest on
+PUBLISH_SECONDS = 0.1  # from the last answer to its fact: answers that are this close together make one fact
+ROUND_PUBLISH_SECONDS = 1.0  # the same, while more answers are due
+PUBLISH_LIMIT_SECONDS = 10.0  # from the first answer to its fact
+CONFIRM_SECONDS = 0.1  # between two checks whether an unconfirmed connection has shown a sign of life
+SAME_TIME_US = 5_000_000  # silences that began this close together make one fact, as of the earliest
 
 
 @dataclass(frozen=True, slots=True)
 class Unconfirmed:
-    """After an interruption nobody knows whether the connection still lives, until something is heard on it."""
+    """Subscriptions that were live before an interruption. Their connection has shown no sign of life since."""
 
-    session: SubscriptionSession
-    keys: tuple[SubscriptionKey, ...]  # that were live on it
-    since: ClockReading  # when we could listen again
+    keys: tuple[SubscriptionKey, ...]
+    since: ClockReading  # the end of the interruption
 
 
 class StateTracker:
-    """Follows one session at a time: the one that counts."""
+    """Follows one session at a time: the one whose answers count.
+
+    The caller must call ``on_timer`` at ``timer_boottime``, which any other call may change.
+    """
 
     def __init__(
         self,
-        line: ConnectionSettings,
-        wanted: Mapping[SubscriptionKey, Subscription],
-        coverage: SubscriptionStates,
+        settings: ConnectionSettings,
+        subscriptions: Mapping[SubscriptionKey, Subscription],
+        states: SubscriptionStates,
         silence_seconds: float,
     ) -> None:
-        """``wanted`` is the group's own; after a change of it, ``rewire``."""
+        """``subscriptions`` is the group's own mapping. Call ``rebuild_channels`` after changing it."""
         self.session: SubscriptionSession | None = None
-        self._line = line
-        self._wanted = wanted
-        self._coverage = coverage
+        self._settings = settings
+        self._subscriptions = subscriptions
+        self._states = states
         self._silence_seconds = silence_seconds
-        self._silences = SilenceDetector(silence_seconds)
-        self._last_us: dict[SubscriptionKey, int] = {}  # the last data heard
-        self._flush: asyncio.TimerHandle | None = None
-        self._flush_by = 0.0  # by the loop's clock
-        self._doubt: Unconfirmed | None = None
-        self.rewire()
+        self._silence = SilenceDetector(silence_seconds)
+        self._last_data_us: dict[SubscriptionKey, int] = {}
+        self._unconfirmed: Unconfirmed | None = None
+        self._publish_boottime: float | None = None  # when the answers so far are published
+        self._publish_limit_boottime = 0.0  # and when at the latest, however many follow
+        self._confirm_boottime: float | None = None  # the next check of an unconfirmed connection
+        self.rebuild_channels()
 
-    def rewire(self) -> None:
-        """See by what it is told that data came for a subscription: any data, if it is alone or wants all tickers."""
-        alone = len(self._wanted) == 1
-        path, params = self._line.path, self._line.params
-        self.channels = {key: (path, params, "" if alone else one.ticker) for key, one in self._wanted.items()}
+    def rebuild_channels(self) -> None:
+        """Determine which data counts for a subscription: any, if it is the only one or asks for all tickers."""
+        is_only_one = len(self._subscriptions) == 1
+        path, params = self._settings.path, self._settings.params
+        self.channels: dict[SubscriptionKey, Channel] = {
+            key: (path, params, "" if is_only_one else subscription.ticker)
+            for key, subscription in self._subscriptions.items()
+        }
 
-    def all_are(self, kind: str, state: State, detail: dict[str, Any], since_us: int | None = None) -> None:
-        """State a fact of that kind, by which every subscription is in ``state`` since then (default: now)."""
-        self._coverage.change(kind, state, self._wanted, self._detail(**detail), since_us)
+    # --- changes of all subscriptions, or of the config ---
 
-    def enter(self, keys: Iterable[SubscriptionKey], reason: str) -> None:
-        """These are wanted from now on."""
-        self._coverage.change("pending", "pending", keys, self._detail(reason=reason))
+    def set_all(
+        self, event: Event, detail: dict[str, Any], now: ClockReading, since_us: int | None = None, *, kind: str
+    ) -> None:
+        """Record an event that concerns every subscription of the group."""
+        self._states.apply(event, self._subscriptions, self._detail(**detail), now.wall_us, since_us, kind=kind)
 
-    def leave(self, keys: Collection[SubscriptionKey], reason: str) -> None:
-        """These are not wanted any more. What was live was so until the connection was last heard."""
-        session = self.session
-        since_us = session.connection.last_activity_us if session else None
-        self._coverage.change("stopped", "stopped", keys, self._detail(reason=reason, count=len(keys)), since_us)
-        self._coverage.forget(keys)
-        self._silences.ignore(keys)
+    def add(self, keys: Iterable[SubscriptionKey], reason: str, now: ClockReading) -> None:
+        """Begin with subscriptions, as pending."""
+        self._states.apply("added", keys, self._detail(reason=reason), now.wall_us, kind="pending")
+
+    def remove(self, keys: Collection[SubscriptionKey], reason: str, now: ClockReading) -> None:
+        """End subscriptions. What was live was so until the last sign of life of the connection."""
+        since_us = self.session.connection.last_activity_us if self.session else None
+        detail = self._detail(reason=reason, count=len(keys))
+        self._states.apply("stopped", keys, detail, now.wall_us, since_us, kind="stopped")
+        self._states.forget(keys)
+        self._silence.ignore(keys)
         for key in keys:
-            self._last_us.pop(key, None)
+            self._last_data_us.pop(key, None)
 
-    def follow(self, session: SubscriptionSession) -> None:
-        """From now on this session's answers are the subscriptions' states."""
-        before, self.session = self.session, session
-        if before is not None:
-            self._take_over(before, session)
-        self.publish()
+    # --- answers ---
 
-    def follow_none(self) -> None:
-        """The session is over: say what was still unsaid of it."""
-        self.publish()
+    def follow(self, session: SubscriptionSession, now: ClockReading) -> None:
+        """Let this session's answers count from now on."""
+        previous, self.session = self.session, session
+        self._end_unconfirmed()
+        if previous is not None:
+            self._reject_what_was_live(previous, session, now)
+        self.publish(now)
+
+    def detach(self, now: ClockReading) -> None:
+        """End the session, after publishing what is left of it."""
+        self.publish(now)
         self.session = None
-        self._silences.ignore(self._wanted)
+        self._end_unconfirmed()
+        self._silence.ignore(self._subscriptions)
 
-    def answers_came(self, session: SubscriptionSession) -> None:
-        """Publish when no more come, or when the first of them has waited for long enough."""
+    def note_answer(self, session: SubscriptionSession, now: ClockReading) -> None:
+        """Schedule ``publish``: when no more answers follow, or the first one has waited for long enough."""
         if session is not self.session:
             return
-        loop = asyncio.get_running_loop()
-        if self._flush is None:
-            self._flush_by = loop.time() + FLUSH_LIMIT_SECONDS
-        else:
-            self._flush.cancel()
-        patience = ROUND_FLUSH_SECONDS if session.rounds else FLUSH_SECONDS
-        self._flush = loop.call_at(min(loop.time() + patience, self._flush_by), self.publish)
+        if self._publish_boottime is None:
+            self._publish_limit_boottime = now.boottime + PUBLISH_LIMIT_SECONDS
+        wait = ROUND_PUBLISH_SECONDS if session.open_rounds else PUBLISH_SECONDS
+        self._publish_boottime = min(now.boottime + wait, self._publish_limit_boottime)
 
-    def publish(self) -> None:
-        """Turn the answers so far into states: one fact for all that were acknowledged, one for each reason why not."""
-        self._cancel_flush()
+    @property
+    def timer_boottime(self) -> float | None:
+        """When to call ``on_timer``; None if nothing is scheduled."""
+        return min((at for at in (self._publish_boottime, self._confirm_boottime) if at is not None), default=None)
+
+    def on_timer(self, now: ClockReading) -> None:
+        """Do what is due."""
+        if self._publish_boottime is not None and self._publish_boottime <= now.boottime:
+            self.publish(now)
+        if self._confirm_boottime is not None and self._confirm_boottime <= now.boottime:
+            self._confirm(now)
+
+    def publish(self, now: ClockReading) -> None:
+        """Record the answers so far: one fact for all acknowledged subscriptions, one for each reason of a refusal."""
+        self._publish_boottime = None
         session = self.session
         if session is None:
             return
         detail = self._detail(connection=session.connection.id)
-        waiting = [key for key in self._wanted if key not in session.acknowledged and key not in session.refused]
-        if asked := self._not_yet(("live", "pending"), waiting):
-            reason = "asked, not yet acknowledged"
-            self._coverage.change("pending", "pending", asked, {**detail, "reason": reason})
-        self._publish_acknowledged(session, detail)
+        unanswered = [
+            key for key in self._subscriptions if key not in session.acknowledged and key not in session.refused
+        ]
+        if pending := self._states.affected("requested", unanswered):
+            extra = {"reason": "subscribe sent, not yet acknowledged"}
+            self._states.apply("requested", pending, detail | extra, now.wall_us, kind="pending")
+        self._publish_acknowledged(session, detail, now)
         for reason, keys in _by_reason(session.refused).items():
-            if refused := self._not_yet(("refused",), keys):
-                self._silences.ignore(refused)
-                self._coverage.change("refused", "refused", refused, {**detail, "reason": reason})
+            if refused := self._states.affected("rejected", keys):
+                self._silence.ignore(refused)
+                self._states.apply("rejected", refused, detail | {"reason": reason}, now.wall_us, kind="refused")
 
-    def _publish_acknowledged(self, session: SubscriptionSession, detail: dict[str, Any]) -> None:
-        known = {*self._coverage.are("live", session.acknowledged), *self._doubted(session)}
-        fresh = {
-            key: at for key, at in session.acknowledged.items() if key not in known and key not in self._silences
-        }  # what is silent stays so until data comes: another connection proves nothing
-        if fresh:
-            self._silences.listen(fresh, boottime())
-            # From the last of them on: a state may be claimed late, never early.
-            more = {"count": len(fresh)}
-            self._coverage.change("subscribed", "live", fresh, detail | more, max(fresh.values()))
+    def _publish_acknowledged(self, session: SubscriptionSession, detail: dict[str, Any], now: ClockReading) -> None:
+        # A silent subscription stays silent until data arrives, because another connection proves nothing; and so does
+        # an unconfirmed one on the same connection.
+        unproven = self._unconfirmed.keys if self._unconfirmed else ()
+        candidates = (key for key in session.acknowledged if key not in self._silence and key not in unproven)
+        if live := self._states.affected("acknowledged", candidates):
+            self._silence.expect(live, now.boottime)
+            # As of the last of them: a state may begin late, never early.
+            since_us = max(session.acknowledged[key] for key in live)
+            extra = {"count": len(live)}
+            self._states.apply("acknowledged", live, detail | extra, now.wall_us, since_us, kind="subscribed")
+
+    def _reject_what_was_live(self, old: SubscriptionSession, new: SubscriptionSession, now: ClockReading) -> None:
+        """What only the old connection was granted was live until that one's last sign of life."""
+        for reason, keys in _by_reason(new.refused).items():
+            if lost := self._states.in_state("live", keys):
+                self._silence.ignore(lost)
+                detail = self._detail(connection=new.connection.id, reason=reason)
+                since_us = old.connection.last_activity_us
+                self._states.apply("rejected", lost, detail, now.wall_us, since_us, kind="refused")
 
     # --- silences ---
 
-    def hear(self, news: Mapping[Channel, ActivitySpan]) -> None:
-        """Data was found in what came. What was silent is live again from the first of it on."""
-        now = boottime()
-        again: dict[SubscriptionKey, int] = {}
+    def note_activity(self, activity: Mapping[Channel, ActivitySpan], now: ClockReading) -> None:
+        """Note that data was received. What was silent is live again as of the first of it."""
+        first_us: dict[SubscriptionKey, int] = {}
         for key, channel in self.channels.items():
-            if span := news.get(channel):
-                self._last_us[key] = span.last_us
-                if self._silences.heard(key, now):
-                    again[key] = span.first_us
-        for since_us, keys in _together(again, latest=True):
-            if silent := self._coverage.are("silent", keys):
-                self._coverage.change("heard_again", "live", silent, self._detail(count=len(silent)), since_us)
+            if span := activity.get(channel):
+                self._last_data_us[key] = span.last_us
+                if self._silence.note_data(key, now.boottime):
+                    first_us[key] = span.first_us
+        for since_us, keys in _grouped_by_time(first_us, latest=True):
+            if live := self._states.affected("confirmed", keys):
+                detail = self._detail(count=len(live))
+                self._states.apply("confirmed", live, detail, now.wall_us, since_us, kind="heard_again")
 
-    def judge(self, until: float) -> None:
-        """Say who had no data for too long up to ``until`` (boottime), and ask again for those whose turn it is.
+    def detect_silence(self, until_boottime: float, now: ClockReading, chance: float) -> list[Subscription]:
+        """Record which subscriptions had no data for too long, and return those to resubscribe.
 
-        To be called only when all that was received until then has gone through ``hear``.
+        All data that was received up to ``until_boottime`` must have been passed to ``note_activity`` before.
         """
         session = self.session
         if session is None:
-            return
+            return []
         reason = f"no data for {self._silence_seconds:g} s"
-        began = {key: self._silent_from_us(key) for key in self._coverage.are("live", self._silences.found(until))}
-        for since_us, keys in _together(began, latest=False):
+        silent = self._states.affected("no_data", self._silence.detect(until_boottime))
+        for since_us, keys in _grouped_by_time({key: self._silent_since_us(key) for key in silent}, latest=False):
             detail = self._detail(connection=session.connection.id, reason=reason, count=len(keys))
-            self._coverage.change("silent", "silent", keys, detail, since_us)
-        if due := self._silences.due(boottime(), chance()):
-            session.ask_again([self._wanted[key] for key in due])
+            self._states.apply("no_data", keys, detail, now.wall_us, since_us, kind="silent")
+        return [self._subscriptions[key] for key in self._silence.due(now.boottime, chance)]
 
-    def _silent_from_us(self, key: SubscriptionKey) -> int:
-        standing = self._coverage[key]
-        return max(self._last_us.get(key, 0), standing.since_us if standing else 0)
+    def _silent_since_us(self, key: SubscriptionKey) -> int:
+        current = self._states[key]
+        return max(self._last_data_us.get(key, 0), current.since_us if current else 0)
 
     # --- interruptions ---
 
-    def doubt(self) -> None:
-        """We did not listen for a while. What is live is so again, from now on, once something is heard.
+    def mark_unconfirmed(self, now: ClockReading) -> None:
+        """Note an interruption that ends now: what is live is so again as of now, once its connection shows life.
 
-        To be called before these subscriptions are said to be silent.
+        Must be called before these subscriptions are recorded as silent.
         """
         session = self.session
         if session is None:
             return
-        self._last_us.clear()  # stamps of a clock that may have been set
-        self._silences.listen(session.acknowledged, boottime())
-        keys = (*self._doubted(session), *self._coverage.are("live", self._wanted))
-        self._doubt = Unconfirmed(session, keys, read_clocks())
-        self._listen_again(self._doubt)
+        self._last_data_us.clear()  # the clock may have been set
+        self._silence.expect(session.acknowledged, now.boottime)
+        already = self._unconfirmed.keys if self._unconfirmed else ()
+        self._unconfirmed = Unconfirmed((*already, *self._states.in_state("live", self._subscriptions)), now)
+        self._confirm(now)
 
-    def _cancel_flush(self) -> None:
-        if self._flush is not None:
-            self._flush.cancel()
-            self._flush = None
-
-    def _doubted(self, session: SubscriptionSession) -> tuple[SubscriptionKey, ...]:
-        return self._doubt.keys if self._doubt and self._doubt.session is session else ()
-
-    def _listen_again(self, doubt: Unconfirmed) -> None:
-        """End the doubt when something was heard; a connection that ends, or has a successor, ends it as well."""
-        connection = doubt.session.connection
-        if self._doubt is not doubt:
+    def _confirm(self, now: ClockReading) -> None:
+        """Make unconfirmed subscriptions live if the connection has shown a sign of life, else check again later."""
+        self._confirm_boottime = None
+        session, unconfirmed = self.session, self._unconfirmed
+        if session is None or unconfirmed is None or not session.connection.alive:
+            return  # a connection that has ended is about to be detached
+        if session.connection.last_activity_at <= unconfirmed.since.boottime:
+            self._confirm_boottime = now.boottime + CONFIRM_SECONDS
             return
-        if doubt.session is not self.session or not connection.alive:
-            self._doubt = None
-        elif connection.last_activity_at <= doubt.since.boottime:
-            asyncio.get_running_loop().call_later(DOUBT_SECONDS, self._listen_again, doubt)
-        else:
-            self._doubt = None
-            if silent := self._coverage.are("silent", doubt.keys):
-                detail = self._detail(connection=connection.id)
-                self._coverage.change("heard_again", "live", silent, detail, doubt.since.wall_us)
-            self.publish()
+        self._end_unconfirmed()
+        if live := self._states.affected("confirmed", unconfirmed.keys):
+            detail = self._detail(connection=session.connection.id)
+            since_us = unconfirmed.since.wall_us
+            self._states.apply("confirmed", live, detail, now.wall_us, since_us, kind="heard_again")
+        self.publish(now)
 
-    def _take_over(self, old: SubscriptionSession, new: SubscriptionSession) -> None:
-        """What the old connection listened to and the new one does not was live until the old was last heard."""
-        for reason, keys in _by_reason(new.refused).items():
-            if lost := self._coverage.are("live", keys):
-                self._silences.ignore(lost)
-                detail = self._detail(connection=new.connection.id, reason=reason)
-                self._coverage.change("refused", "refused", lost, detail, old.connection.last_activity_us)
+    def _end_unconfirmed(self) -> None:
+        self._unconfirmed = self._confirm_boottime = None
 
-    def _not_yet(self, states: tuple[State, ...], keys: Iterable[SubscriptionKey]) -> list[SubscriptionKey]:
-        return [key for key in keys if (at := self._coverage[key]) is None or at.state not in states]
-
-    def _detail(self, **more: object) -> dict[str, Any]:
-        return {"path": self._line.path, **more}
+    def _detail(self, **extra: object) -> dict[str, Any]:
+        return {"path": self._settings.path, **extra}
 
 
 def _by_reason(refused: Mapping[SubscriptionKey, str]) -> dict[str, list[SubscriptionKey]]:
@@ -230,11 +253,13 @@ def _by_reason(refused: Mapping[SubscriptionKey, str]) -> dict[str, list[Subscri
     return reasons
 
 
-def _together(times_us: Mapping[SubscriptionKey, int], *, latest: bool) -> Iterator[tuple[int, list[SubscriptionKey]]]:
-    """Those whose times lie some seconds apart at most, with the latest or the earliest of them."""
+def _grouped_by_time(
+    times_us: Mapping[SubscriptionKey, int], *, latest: bool
+) -> Iterator[tuple[int, list[SubscriptionKey]]]:
+    """Group keys whose times are a few seconds apart at most. Yield each group with its latest or its earliest time."""
     group: list[SubscriptionKey] = []
     for key in sorted(times_us, key=times_us.__getitem__):
-        if group and times_us[key] - times_us[group[0]] > TOGETHER_US:
+        if group and times_us[key] - times_us[group[0]] > SAME_TIME_US:
             yield times_us[group[-1 if latest else 0]], group
             group = []
         group.append(key)

@@ -1,18 +1,76 @@
-"""Which state each subscription is in, and since when. Every change becomes a fact, and nothing else does."""
+"""Decide which state each subscription is in, and record every change as a fact.
+
+    added ──▶ pending ───── acknowledged ─────▶ live ── no_data, interrupted ──▶ silent
+                 │                              ▲  │▲                              │
+              rejected       ┌─ acknowledged ───┘  │└───────── confirmed ──────────┘
+                 ▼           │                     │
+              refused ───────┘ ◀──── rejected ─────┘
+
+    any state ── disconnected ──▶ disconnected ─┐
+    any state ── token_failed ──▶ token_failed ─┼─ requested, acknowledged, rejected ──▶ pending, live, refused
+    any state ── spool_full ────▶ spool_full ───┘
+    any state ── stopped ───────▶ stopped, which is final: a subscription that is added again is a new one
+
+    A new connection also takes subscriptions from silent and refused back to pending (requested), and from silent to
+    refused (rejected). A subscription is new until it is added; it may be token_failed or spool_full before that.
+
+``crashed`` and ``lost`` are set elsewhere, because only the next run can tell. At its start ``daemon.factory`` records
+``crashed`` after an unclean shutdown, ``lost`` if the spool was quarantined, and ``stopped`` for the subscriptions that
+were removed from the config in between. ``store.write.batch_writer`` writes ``lost`` if the spool no longer holds
+entries that the database lacks.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
-from ingestor.core.clock import wall_us
 from ingestor.core.entries import Fact, State, SubscriptionKey
+
+Event: TypeAlias = Literal[
+    "added",  # it is in the config, and nothing was sent yet
+    "requested",  # the current connection has not answered its subscribe yet
+    "acknowledged",  # the provider accepted the subscribe
+    "rejected",  # the provider refused the subscribe, or did not answer it in time
+    "no_data",  # no data for as long as provider.silence
+    "interrupted",  # the process stood still, or the clock was set
+    "confirmed",  # data after a silence, or any sign of life of the connection after an interruption
+    "disconnected",  # its connection was lost, or could not be opened
+    "token_failed",  # there is no token to connect with
+    "spool_full",  # its connection was closed, or not opened, because the spool is full
+    "stopped",  # it was removed from the config, or the daemon stops
+]
+
+# Event, the states in which it has an effect (None: a new subscription), the state to which it leads. Some of these are
+# races, such as a token failure between the end of a connection and its "disconnected".
+_RULES: tuple[tuple[Event, tuple[State | None, ...], State], ...] = (
+    ("added", (None, "token_failed", "spool_full"), "pending"),
+    ("requested", ("silent", "refused", "disconnected", "token_failed", "spool_full"), "pending"),
+    # From silent only after an interruption: an answer proves nothing about missing data (see StateTracker.publish).
+    ("acknowledged", ("pending", "silent", "refused", "disconnected", "token_failed", "spool_full"), "live"),
+    ("rejected", ("pending", "live", "silent", "disconnected", "token_failed", "spool_full"), "refused"),
+    ("no_data", ("live",), "silent"),
+    ("interrupted", ("live",), "silent"),
+    ("confirmed", ("silent",), "live"),
+    ("disconnected", ("pending", "live", "silent", "refused", "token_failed", "spool_full"), "disconnected"),
+    ("token_failed", (None, "pending", "live", "silent", "refused", "disconnected", "spool_full"), "token_failed"),
+    ("spool_full", (None, "pending", "live", "silent", "refused", "disconnected", "token_failed"), "spool_full"),
+    (
+        "stopped",
+        (None, "pending", "live", "silent", "refused", "disconnected", "token_failed", "spool_full"),
+        "stopped",
+    ),
+)
+TRANSITIONS: Mapping[tuple[State | None, Event], State] = {
+    (state, event): target for event, states, target in _RULES for state in states
+}
+_TARGETS: Mapping[Event, State] = {event: target for event, _, target in _RULES}
 
 
 @dataclass(frozen=True, slots=True)
 class SubscriptionState:
-    """What can be said of one subscription now."""
+    """The state of one subscription, since when, and why."""
 
     state: State
     since_us: int  # our wall clock
@@ -20,53 +78,60 @@ class SubscriptionState:
 
 
 class SubscriptionStates:
-    """The standings of all subscriptions of this daemon."""
+    """The states of all subscriptions of this daemon. Each change is a fact, which goes to ``record``."""
 
     def __init__(self, record: Callable[[Fact], object]) -> None:
         self._record = record
-        self._standings: dict[SubscriptionKey, SubscriptionState] = {}
+        self._states: dict[SubscriptionKey, SubscriptionState] = {}
 
     def __getitem__(self, key: SubscriptionKey) -> SubscriptionState | None:
-        return self._standings.get(key)
+        return self._states.get(key)
 
-    def are(self, state: State, keys: Iterable[SubscriptionKey]) -> list[SubscriptionKey]:
-        """Those of ``keys`` that are in ``state``."""
-        return [key for key in keys if (standing := self._standings.get(key)) and standing.state == state]
+    def in_state(self, state: State, keys: Iterable[SubscriptionKey]) -> list[SubscriptionKey]:
+        """Return those of ``keys`` that are in this state."""
+        return [key for key in keys if self._state_of(key) == state]
 
-    def change(
+    def affected(self, event: Event, keys: Iterable[SubscriptionKey]) -> list[SubscriptionKey]:
+        """Return those of ``keys`` whose state the event changes."""
+        return [key for key in keys if (self._state_of(key), event) in TRANSITIONS]
+
+    def apply(
         self,
-        kind: str,
-        state: State,
+        event: Event,
         keys: Iterable[SubscriptionKey],
         detail: dict[str, Any],
+        now_us: int,
         since_us: int | None = None,
+        *,
+        kind: str,
     ) -> None:
-        """Record that ``keys`` are in ``state`` since ``since_us`` (default: now); those already in it stay.
+        """Change the state of those ``keys`` that the event affects, as of ``since_us`` (default: now).
 
-        The fact is recorded even if no state changed: it did happen. Where ``since_us`` lies before the state that it
-        ends (a connection on which nothing more was heard), that state has lasted no time at all.
+        One fact of that ``kind`` is recorded even if no state changed, because the event did happen. Where ``since_us``
+        lies before the start of the state that it ends (a connection on which nothing more came), that state lasted
+        no time at all.
         """
-        now = wall_us()
-        changed = [key for key in keys if (at := self._standings.get(key)) is None or at.state != state]
+        changed = self.affected(event, keys)
         for key in changed:
-            since = now if since_us is None else max(since_us, self._since(key))
-            self._standings[key] = SubscriptionState(state, since, str(detail.get("reason", "")))
-        self._record(Fact(kind, now, detail, state if changed else None, tuple(changed), since_us if changed else None))
+            previous = self._states.get(key)
+            since = now_us if since_us is None else max(since_us, previous.since_us if previous else 0)
+            self._states[key] = SubscriptionState(_TARGETS[event], since, str(detail.get("reason", "")))
+        state, since_us = (_TARGETS[event], since_us) if changed else (None, None)
+        self._record(Fact(kind, now_us, detail, state, tuple(changed), since_us))
 
     def forget(self, keys: Iterable[SubscriptionKey]) -> None:
-        """These are nobody's any more; what they are in must have been recorded."""
+        """Drop subscriptions that were removed. Their last state must have been recorded."""
         for key in keys:
-            self._standings.pop(key, None)
+            self._states.pop(key, None)
 
-    def rerecord_states(self) -> None:
-        """Record every standing once more, as of now: one fact for each state."""
-        now = wall_us()
-        by_state: dict[State, list[SubscriptionKey]] = {}
-        for key, standing in self._standings.items():
-            by_state.setdefault(standing.state, []).append(key)
-        for state, keys in by_state.items():
-            self._record(Fact("restated", now, {"reason": "said again for a new instance"}, state, tuple(keys)))
+    def record_all(self, now_us: int) -> None:
+        """Record every state again, as of now: one fact for each state."""
+        keys_by_state: dict[State, list[SubscriptionKey]] = {}
+        for key, current in self._states.items():
+            keys_by_state.setdefault(current.state, []).append(key)
+        for state, keys in keys_by_state.items():
+            self._record(Fact("restated", now_us, {"reason": "re-recorded for a new instance id"}, state, tuple(keys)))
 
-    def _since(self, key: SubscriptionKey) -> int:
-        standing = self._standings.get(key)
-        return standing.since_us if standing else 0
+    def _state_of(self, key: SubscriptionKey) -> State | None:
+        current = self._states.get(key)
+        return current.state if current else None

@@ -1,4 +1,4 @@
-"""The set of connections that the config wants: one group for each path and its other params."""
+"""The connections that the config needs: one group of subscriptions for each path and its shared params."""
 
 from __future__ import annotations
 
@@ -26,21 +26,21 @@ from ingestor.provider.subscriptions.counters import GroupStatus
 from ingestor.provider.subscriptions.states import SubscriptionState, SubscriptionStates
 from ingestor.provider.transport import make_tls_context
 
-GroupKey: TypeAlias = tuple[str, str]  # of a group: its path and shared params
-LOOK_SECONDS = 5.0  # between looks who is silent; with a short ``silence`` more often
-LOOKS = 20  # in one ``silence`` at least
+GroupKey: TypeAlias = tuple[str, str]  # the path and the shared params of a group
+SILENCE_CHECK_SECONDS = 5.0  # between two checks for silence
+MIN_SILENCE_CHECKS = 20  # in provider.silence, if that is short
 
 
 class ReadMark(NamedTuple):
-    """A moment, and what had been received by then."""
+    """A moment, and the newest entry at that moment."""
 
-    at: float  # boottime
+    boottime: float
     seq: int
 
 
 @dataclass(frozen=True, slots=True)
 class SupervisorStatus:
-    """The receive side as status and metrics show it."""
+    """The status of the receive side."""
 
     groups: tuple[GroupStatus, ...]
     subscriptions: Mapping[SubscriptionKey, SubscriptionState]
@@ -49,28 +49,30 @@ class SupervisorStatus:
 
 @dataclass(frozen=True, slots=True)
 class SubscriptionDiff:
-    """What became of the subscriptions by a change of the config."""
+    """What a config change added and removed."""
 
     added: tuple[Subscription, ...]
     removed: tuple[Subscription, ...]
 
 
 def shared_params(subscription: Subscription) -> str:
-    """The params that a connection's subscriptions have in common, canonical JSON: those that rows do not name."""
-    rest = {name: value for name, value in subscription.params.items() if name not in KEY_PARAMS}
-    return canonical_json(rest)
+    """Return the params that a connection's subscriptions share, as canonical JSON: all that a row does not name."""
+    return canonical_json({name: value for name, value in subscription.params.items() if name not in KEY_PARAMS})
 
 
 def group_subscriptions(subscriptions: Iterable[Subscription]) -> dict[GroupKey, tuple[Subscription, ...]]:
-    """(path, shared params) → subscriptions. A bare list names neither, so a connection carries one of each only."""
+    """Group subscriptions by path and shared params.
+
+    A connection carries one of each only, because a frame that is a bare list names neither.
+    """
     groups: dict[GroupKey, list[Subscription]] = {}
-    for one in subscriptions:
-        groups.setdefault((one.path, shared_params(one)), []).append(one)
-    return {name: tuple(members) for name, members in groups.items()}
+    for subscription in subscriptions:
+        groups.setdefault((subscription.path, shared_params(subscription)), []).append(subscription)
+    return {group_key: tuple(members) for group_key, members in groups.items()}
 
 
 class Supervisor:
-    """Keeps every subscription subscribed, and says in facts when one is not."""
+    """Keeps every subscription subscribed, and records a fact when one is not."""
 
     def __init__(
         self,
@@ -79,186 +81,200 @@ class Supervisor:
         tokens: TokenSource,
         sink: Sink,
         record: Callable[[Fact], object],
-        heard: ActivityTracker,
+        activity: ActivityTracker,
         proxy: SecretStr | None = None,
     ) -> None:
-        """Must be made inside the running loop. Reads the CA file."""
-        self._heard = heard
+        """Must be called inside the running loop. Reads the CA file."""
+        self._activity = activity
         self._sink = sink
-        self._look_seconds = min(LOOK_SECONDS, provider.silence / LOOKS)
+        self._silence_check_seconds = min(SILENCE_CHECK_SECONDS, provider.silence / MIN_SILENCE_CHECKS)
         self._record = record
         self._tokens = tokens
         self._subscriptions = tuple(subscriptions)
-        self._coverage = SubscriptionStates(record)
-        self._complaints: Counter[str] = Counter()
-        self._uncovered: frozenset[str] = frozenset()  # paths that were warned of
-        self._gate = asyncio.Event()
-        self._gate.set()
+        self._states = SubscriptionStates(record)
+        self._provider_errors: Counter[str] = Counter()
+        self._reported_paths: frozenset[str] = frozenset()  # that the token does not allow
+        self._may_connect = asyncio.Event()
+        self._may_connect.set()
         self._provider = provider
         self._proxy = proxy
-        self._verification = make_tls_context(provider.ca_file) if urlsplit(provider.url).scheme == "https" else None
-        self._around = GroupContext(
+        self._tls_context = make_tls_context(provider.ca_file) if urlsplit(provider.url).scheme == "https" else None
+        self._context = GroupContext(
             tokens=tokens,
-            protocol_detector=ProtocolDetector(provider.url, provider.protocol, self._verification, proxy),
+            protocol_detector=ProtocolDetector(provider.url, provider.protocol, self._tls_context, proxy),
             sink=sink,
-            coverage=self._coverage,
+            states=self._states,
             record=record,
-            provider_errors=self._complaints,
+            provider_errors=self._provider_errors,
             renewal=provider.renewal,
             silence_seconds=provider.silence,
-            gate=self._gate,
+            may_connect=self._may_connect,
         )
         self._groups = {
-            name: self._group(name, members) for name, members in group_subscriptions(self._subscriptions).items()
+            group_key: self._make_group(group_key, members)
+            for group_key, members in group_subscriptions(self._subscriptions).items()
         }
-        self._tasks: dict[
-            ConnectionGroup, asyncio.Task[None]
-        ] = {}  # of those above, and of those that are being closed
-        self._nursery: asyncio.TaskGroup | None = None  # while it runs
-        self._listen()
+        self._tasks: dict[ConnectionGroup, asyncio.Task[None]] = {}  # also of removed groups, while they close
+        self._task_group: asyncio.TaskGroup | None = None  # while running
+        self._update_channels()
 
     async def run(self) -> None:
-        """Until ``stop`` or cancelled. Raises what the sink raised."""
+        """Run until ``stop`` or cancelled. Raises what the sink raised."""
         self._tokens.on_renewed.append(self._on_renewed)
         self._tokens.on_failed.append(self._on_token_failed)
         try:
-            async with asyncio.TaskGroup() as self._nursery:
-                self._watch = self._nursery.create_task(self._watch_silence(), name="silence")
+            async with asyncio.TaskGroup() as self._task_group:
+                self._silence_task = self._task_group.create_task(self._watch_silence(), name="silence")
                 for group in self._groups.values():
                     self._start(group)
         except BaseExceptionGroup as errors:
-            raise _first(errors) from None  # the others fell with it
+            raise _first_error(errors) from None  # the others follow from it
         finally:
-            self._nursery = None
+            self._task_group = None
             self._tokens.on_renewed.remove(self._on_renewed)
             self._tokens.on_failed.remove(self._on_token_failed)
 
     async def stop(self) -> None:
-        """Close every connection; returns when the last fact is recorded, within some seconds."""
-        if self._nursery is None:
+        """Close every connection. Returns when the last fact is recorded, within a few seconds."""
+        if self._task_group is None:
             return
-        self._nursery = None  # nothing is started any more
-        tasks = [self._watch, *self._tasks.values()]
+        self._task_group = None  # so that no group is started any more
+        tasks = [self._silence_task, *self._tasks.values()]
         for task in tasks:
             task.cancel()
         await asyncio.wait(tasks)
 
     def apply(self, subscriptions: Iterable[Subscription]) -> SubscriptionDiff:
-        """Want these from now on. Only the difference is carried out: every connection that is still needed stays as it
-        is, with one unsubscribe for each that is gone and one subscribe for each that is new.
+        """Replace the subscriptions. Returns at once; facts report the outcome.
 
-        Returns at once; what comes of it is told in facts.
+        Only the difference is sent: one unsubscribe for each that was removed, one subscribe for each that was added.
+        Every connection that is still needed stays open.
         """
-        before, after = ({one.key: one for one in some} for some in (self._subscriptions, subscriptions))
+        before = {subscription.key: subscription for subscription in self._subscriptions}
+        after = {subscription.key: subscription for subscription in subscriptions}
         self._subscriptions = tuple(after.values())
-        removed = tuple(one for key, one in before.items() if key not in after)
-        added = tuple(one for key, one in after.items() if key not in before)
-        gone, new = group_subscriptions(removed), group_subscriptions(added)
-        for name in gone | new:
-            self._change(name, gone.get(name, ()), new.get(name, ()))
-        self._listen()
+        removed = tuple(subscription for key, subscription in before.items() if key not in after)
+        added = tuple(subscription for key, subscription in after.items() if key not in before)
+        removed_by_group, added_by_group = group_subscriptions(removed), group_subscriptions(added)
+        for group_key in removed_by_group | added_by_group:
+            self._change_group(group_key, removed_by_group.get(group_key, ()), added_by_group.get(group_key, ()))
+        self._update_channels()
         if self._tokens.current is not None:
-            self._say_uncovered(self._tokens.current)
+            self._report_paths_not_allowed(self._tokens.current)
         return SubscriptionDiff(added, removed)
 
     async def disconnect_all(self, reason: str) -> None:
-        """The spool is full: close every connection, in state ``spool_full``, until ``resume``."""
-        self._gate.clear()
+        """Close every connection, because the spool is full. None is opened until ``resume``."""
+        self._may_connect.clear()
         await asyncio.gather(*(group.disconnect_all(reason) for group in self._groups.values()))
 
     def resume(self) -> None:
-        """There is room again."""
-        self._gate.set()
+        """Connect again, because the spool has space."""
+        self._may_connect.set()
 
     def record_interruption(self, kind: str, detail: dict[str, Any], from_us: int) -> None:
-        """Nobody can vouch for the time from ``from_us`` (our wall clock) until now: what was live was silent.
+        """Record that it is unknown what was missed between ``from_us`` (our wall clock) and now.
 
-        It is live again from now on, once its connection is heard. ``detail`` gives the ``reason``.
+        What was live was silent in that time, and is live again as of now once its connection shows a sign of life.
+        ``detail`` gives the ``reason``.
         """
         for group in self._groups.values():
-            group.doubt()
-        live = self._coverage.are("live", (one.key for one in self._subscriptions))
-        self._coverage.change(kind, "silent", live, detail, from_us)
+            group.mark_unconfirmed()
+        keys = [subscription.key for subscription in self._subscriptions]
+        self._states.apply("interrupted", keys, detail, wall_us(), from_us, kind=kind)
 
     def rerecord_states(self) -> None:
-        """Say again which state every subscription is in: whoever reads the facts begins anew."""
-        self._coverage.rerecord_states()
+        """Record the state of every subscription again, because a new spool or instance begins without any."""
+        self._states.record_all(wall_us())
 
     def status(self) -> SupervisorStatus:
-        """A snapshot."""
-        standings = {one.key: self._coverage[one.key] for one in self._subscriptions}
+        """Return the current status."""
+        states = {subscription.key: self._states[subscription.key] for subscription in self._subscriptions}
         return SupervisorStatus(
             groups=tuple(group.status() for group in self._groups.values()),
-            subscriptions=MappingProxyType({key: at for key, at in standings.items() if at is not None}),
-            provider_errors=MappingProxyType(dict(self._complaints)),
+            subscriptions=MappingProxyType({key: state for key, state in states.items() if state is not None}),
+            provider_errors=MappingProxyType(dict(self._provider_errors)),
         )
 
-    def _group(self, name: GroupKey, members: tuple[Subscription, ...]) -> ConnectionGroup:
-        (path, params), provider = name, self._provider
-        line = ConnectionSettings(
-            url=provider.url,
+    # --- groups ---
+
+    def _make_group(self, group_key: GroupKey, members: tuple[Subscription, ...]) -> ConnectionGroup:
+        path, params = group_key
+        settings = ConnectionSettings(
+            url=self._provider.url,
             path=path,
             params=params,
-            events=provider.events,
-            tls_context=self._verification,
+            events=self._provider.events,
+            tls_context=self._tls_context,
             proxy=self._proxy,
         )
-        return ConnectionGroup(line, members, self._around)
+        return ConnectionGroup(settings, members, self._context)
 
     def _start(self, group: ConnectionGroup) -> None:
-        if self._nursery is not None:
-            task = self._tasks[group] = self._nursery.create_task(group.run(), name="connection group")
+        if self._task_group is not None:
+            task = self._tasks[group] = self._task_group.create_task(group.run(), name="connection group")
             task.add_done_callback(lambda _: self._tasks.pop(group))
 
-    def _change(self, name: GroupKey, removed: tuple[Subscription, ...], added: tuple[Subscription, ...]) -> None:
-        group = self._groups.get(name)
+    def _change_group(
+        self, group_key: GroupKey, removed: tuple[Subscription, ...], added: tuple[Subscription, ...]
+    ) -> None:
+        group = self._groups.get(group_key)
         if group is None:
-            group = self._groups[name] = self._group(name, added)
+            group = self._groups[group_key] = self._make_group(group_key, added)
             self._start(group)
             return
-        # What is gone first: to the tables, two that differ in their method only are one subscription.
+        # First remove: subscriptions that differ only in their method are one subscription in the tables.
         group.remove(removed)
         group.add(added)
         if not group.keys:
-            del self._groups[name]
+            del self._groups[group_key]
             if task := self._tasks.get(group):
                 task.cancel()
 
-    def _listen(self) -> None:
-        self._heard.set_channels(channel for group in self._groups.values() for channel in group.channels)
+    # --- silence ---
+
+    def _update_channels(self) -> None:
+        self._activity.set_channels(channel for group in self._groups.values() for channel in group.channels)
 
     async def _watch_silence(self) -> None:
         mark = ReadMark(boottime(), self._sink.head)
         while True:
-            await asyncio.sleep(self._look_seconds)
-            upto_seq = self._heard.upto_seq  # before taking: what that seq says has been noted
-            news = self._heard.take()
+            await asyncio.sleep(self._silence_check_seconds)
+            upto_seq = self._activity.upto_seq  # read first: all activity up to that entry has been recorded
+            activity = self._activity.take()
             for group in self._groups.values():
-                group.hear(news)
-            if upto_seq >= mark.seq:  # else what was received by then may be of anyone: nobody is called silent
+                group.note_activity(activity)
+            if upto_seq >= mark.seq:  # otherwise what is still to be decoded may be data for any subscription
                 for group in self._groups.values():
-                    group.judge(mark.at)
+                    group.detect_silence(mark.boottime)
                 mark = ReadMark(boottime(), self._sink.head)
+
+    # --- tokens ---
 
     def _on_renewed(self, token: Token) -> None:
         self._record(Fact("token_renewed", wall_us(), {"life_seconds": round(token.life_seconds)}))
-        self._say_uncovered(token)
+        self._report_paths_not_allowed(token)
         for group in self._groups.values():
-            group.wake()
+            group.wake_up()
 
-    def _say_uncovered(self, token: Token) -> None:
-        paths = frozenset(one.path for one in self._subscriptions if not token.allows(one.path))
-        if paths - self._uncovered:
-            text = "the token's claims do not name these paths; they are asked for all the same"
-            self._record(Fact("not_entitled", wall_us(), {"reason": text, "paths": sorted(paths)}))
-        self._uncovered = paths
+    def _report_paths_not_allowed(self, token: Token) -> None:
+        subscriptions = self._subscriptions
+        paths = frozenset(subscription.path for subscription in subscriptions if not token.allows(subscription.path))
+        if paths - self._reported_paths:
+            reason = "the token's claims do not include these paths; subscribing anyway"
+            self._record(Fact("not_entitled", wall_us(), {"reason": reason, "paths": sorted(paths)}))
+        self._reported_paths = paths
 
     def _on_token_failed(self, error: IngestorError, retry_in_seconds: float) -> None:
         detail: dict[str, Any] = {"reason": sanitize(error), "retry_in_seconds": round(retry_in_seconds, 1)}
-        unheard = [key for group in self._groups.values() if not group.connected for key in group.keys]
-        self._coverage.change("token_failed", "token_failed", unheard, detail)
+        keys = [key for group in self._groups.values() if not group.connected for key in group.keys]
+        self._states.apply("token_failed", keys, detail, wall_us(), kind="token_failed")
 
 
-def _first(errors: BaseExceptionGroup[BaseException]) -> BaseException:
-    first = errors.exceptions[0]
-    return _first(cast("BaseExceptionGroup[BaseException]", first)) if isinstance(first, BaseExceptionGroup) else first
+def _first_error(errors: BaseExceptionGroup[BaseException]) -> BaseException:
+    error = errors.exceptions[0]
+    return (
+        _first_error(cast("BaseExceptionGroup[BaseException]", error))
+        if isinstance(error, BaseExceptionGroup)
+        else error
+    )

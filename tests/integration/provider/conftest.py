@@ -133,7 +133,7 @@ async def make_connection(memory: Memory) -> AsyncIterator[Callable[..., Connect
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Everything is tried again at once."""
     monkeypatch.setattr(connection_group, "RECONNECT", Backoff(first_seconds=0.05, cap_seconds=0.2))
-    monkeypatch.setattr(connection_group, "RESTARTING", Backoff(first_seconds=0.05, cap_seconds=0.2))
+    monkeypatch.setattr(connection_group, "RECONNECT_AFTER_RESTART", Backoff(first_seconds=0.05, cap_seconds=0.2))
     monkeypatch.setattr(session, "RESUBSCRIBE", Backoff(first_seconds=0.1, cap_seconds=0.2))
     monkeypatch.setattr(token_source, "UNAVAILABLE_BACKOFF", Backoff(first_seconds=0.1, cap_seconds=0.2))
     monkeypatch.setattr(token_source, "REFUSED_BACKOFF", Backoff(first_seconds=0.1, cap_seconds=0.2))

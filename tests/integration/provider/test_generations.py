@@ -50,8 +50,8 @@ class Behind:
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connection_group, "RECONNECT", Backoff(first_seconds=0.05, cap_seconds=0.2))
-    monkeypatch.setattr(connection_group, "RESTARTING", Backoff(first_seconds=0.05, cap_seconds=0.2))
-    monkeypatch.setattr(state_tracker, "FLUSH_SECONDS", 0.02)
+    monkeypatch.setattr(connection_group, "RECONNECT_AFTER_RESTART", Backoff(first_seconds=0.05, cap_seconds=0.2))
+    monkeypatch.setattr(state_tracker, "PUBLISH_SECONDS", 0.02)
     monkeypatch.setattr(token_source, "UNAVAILABLE_BACKOFF", Backoff(first_seconds=0.1, cap_seconds=0.2))
 
 

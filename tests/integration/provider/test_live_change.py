@@ -22,7 +22,7 @@ from .scripted_replies import Talker, asked_for, empty
 pytestmark = pytest.mark.usefixtures("quick")
 
 ON = Subscription(CROWD, "get", {"ticker": "ON"})
-GONE = "not in the config any more"
+GONE = "removed from the config"
 
 
 async def test_under_load_only_the_difference_is_asked_for_and_no_row_of_the_others_is_lost(
@@ -74,7 +74,10 @@ async def test_paths_come_and_go_with_their_connections(run: Run, simulator: Sim
     running.supervisor.apply([BUZZ])
     await memory.until(lambda: len(memory.facts("stopped")) == 2)
     assert running.states(AAPL) == ["pending", "live", "stopped"]
-    assert [fact.detail["reason"] for fact in memory.facts("stopped")] == [GONE, "nothing is asked for on it any more"]
+    assert [fact.detail["reason"] for fact in memory.facts("stopped")] == [
+        GONE,
+        "no subscriptions left on this connection",
+    ]
     assert [one.connection_id for one in running.supervisor.status().groups] == [buzz.connection_id]
     running.supervisor.apply([AAPL, BUZZ])
     await running.until("live", AAPL)

@@ -176,13 +176,13 @@ async def test_a_server_that_was_well_is_tried_often_until_it_is_away_for_too_lo
     run: Run, simulator: Simulator, memory: Memory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(connection_group, "HEALTHY_SECONDS", 0.0)
-    monkeypatch.setattr(connection_group, "RESTARTING", Backoff(first_seconds=0.01, cap_seconds=0.01))
+    monkeypatch.setattr(connection_group, "RECONNECT_AFTER_RESTART", Backoff(first_seconds=0.01, cap_seconds=0.01))
     used: list[Backoff] = []
     monkeypatch.setattr(Backoff, "full_jitter", lambda self, *_: used.append(self) or 0.01)  # type: ignore[func-returns-value]
     await run_simulated(run, simulator, AAPL)
     await simulator.stop()
     await memory.until(lambda: len(memory.facts("connect_failed")) >= 3)
-    assert used[1:3] == [connection_group.RESTARTING, connection_group.RESTARTING]
+    assert used[1:3] == [connection_group.RECONNECT_AFTER_RESTART, connection_group.RECONNECT_AFTER_RESTART]
     monkeypatch.setattr(connection_group, "RESTART_SECONDS", 0.0)
     await memory.until(lambda: used[-1] == connection_group.RECONNECT)
     await simulator.start()
@@ -383,7 +383,7 @@ async def test_an_answer_that_comes_late_ends_the_refusal_whatever_the_second_as
     (first, _), (second, _) = visitor.asked("subscribe")
     await visitor.say(f"43{first}[null]", f'43{second}["subscribed already"]')
     await running.until("live", AAPL)
-    await asyncio.sleep(3 * state_tracker.FLUSH_SECONDS)
+    await asyncio.sleep(3 * state_tracker.PUBLISH_SECONDS)
     assert running.states(AAPL) == ["pending", "refused", "live"]
 
 
@@ -560,7 +560,7 @@ async def test_a_provider_that_ends_the_older_connection_is_noticed_with_what_to
 async def test_the_old_connection_goes_on_until_the_new_one_has_data_or_has_had_time_for_it(
     run: Run, raw_server: Any, memory: Memory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(connection_group, "GRACE_SECONDS", 0.5)
+    monkeypatch.setattr(connection_group, "OVERLAP_SECONDS", 0.5)
     server = await raw_server(lambda visitor: visitor.acknowledge())
     running = await run(server.url, "key", [AAPL], protocol="4")
     await running.until("live", AAPL)

@@ -59,7 +59,7 @@ class Choosy(RawServer):
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connection_group, "RECONNECT", Backoff(first_seconds=0.02, cap_seconds=0.05))
-    monkeypatch.setattr(connection_group, "RESTARTING", Backoff(first_seconds=0.02, cap_seconds=0.05))
+    monkeypatch.setattr(connection_group, "RECONNECT_AFTER_RESTART", Backoff(first_seconds=0.02, cap_seconds=0.05))
 
 
 REFUSALS = [

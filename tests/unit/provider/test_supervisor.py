@@ -4,15 +4,15 @@ from ingestor.config.model import Subscription
 from ingestor.provider.subscriptions.supervisor import group_subscriptions, shared_params
 
 
-def test_a_connection_carries_one_path_and_one_set_of_other_params_only() -> None:
-    asked = [
+def test_group_has_one_path_and_one_set_of_shared_params() -> None:
+    subscriptions = [
         Subscription("/real-time/tweet-buzz", "get", {"ticker": "AAPL"}),
         Subscription("/real-time/tweet-buzz", "get", {"ticker": "TSLA"}),
         Subscription("/real-time/tweet-buzz", "get", {"ticker": "AAPL", "period": "30"}),
         Subscription("/real-time/user-sentiment", "get", {"user_id": "7"}),
         Subscription("/real-time/user-sentiment", "get", {}),
     ]
-    assert {name: len(members) for name, members in group_subscriptions(asked).items()} == {
+    assert {group_key: len(members) for group_key, members in group_subscriptions(subscriptions).items()} == {
         ("/real-time/tweet-buzz", "{}"): 2,
         ("/real-time/tweet-buzz", '{"period":"30"}'): 1,
         ("/real-time/user-sentiment", "{}"): 2,
@@ -20,5 +20,5 @@ def test_a_connection_carries_one_path_and_one_set_of_other_params_only() -> Non
 
 
 def test_shared_params_are_canonical_json() -> None:
-    one = Subscription("/p", "get", {"z": "ü", "ticker": "AAPL", "a": "1"})
-    assert shared_params(one) == '{"a":"1","z":"ü"}'
+    subscription = Subscription("/p", "get", {"z": "ü", "ticker": "AAPL", "a": "1"})
+    assert shared_params(subscription) == '{"a":"1","z":"ü"}'
