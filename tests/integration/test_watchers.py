@@ -164,7 +164,7 @@ async def test_a_database_that_was_made_anew_behind_our_back_is_a_loss_on_record
     assert findings(url) == []
     with engine_of(url) as engine:
         (loss,) = find_losses(engine)
-    assert "those before were written to another database" in loss.message
+    assert "earlier entries were written to another database" in loss.message
 
 
 async def test_while_the_spool_fills_it_warns_then_hangs_up_and_comes_back_by_itself_with_nothing_lost(

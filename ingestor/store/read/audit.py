@@ -1,4 +1,4 @@
-"""Prove that the books balance: what the ledger says was written against what is in the tables. Changes nothing."""
+"""Compare the ledger (table `batches`) with the tables it describes. Read-only."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ingestor.store.schema import batches, coverage, instances
 
 @dataclass(frozen=True, slots=True)
 class AuditIssue:
-    """Something that does not balance: which check found it, where, and what is wrong."""
+    """A discrepancy: the check that found it, and a message that says where and what is wrong."""
 
     check: str
     message: str
@@ -22,20 +22,20 @@ class AuditIssue:
 
 @dataclass(frozen=True, slots=True)
 class _Check:
-    """A query that finds nothing in a sound database, and what a row that it does find says."""
+    """A query that returns no rows for a sound database, and the message for a row that it does return."""
 
     name: str
     message: str
     query: str
-    all_samples: bool = False  # holds only where retention never took a sample
+    all_samples: bool = False  # valid only if retention does not delete samples
 
 
-_AT_MOST = 100  # findings of one check: the first ones tell the story
+_MAX_ISSUES = 100  # per check; the first ones are enough for a diagnosis
 
 _CHECKS: Sequence[_Check] = (
     _Check(
         "ledger",
-        "instance {instance_id}: after entry {before} the ledger goes on with {first_seq}",
+        "instance {instance_id}: the ledger continues with entry {first_seq} after entry {before}",
         """
         SELECT instance_id, before, first_seq FROM (
             SELECT instance_id, first_seq,
@@ -46,7 +46,7 @@ _CHECKS: Sequence[_Check] = (
     ),
     _Check(
         "ledger",
-        "instance {instance_id}: its position is {position}, but its ledger ends at {last_seq}",
+        "instance {instance_id}: the position is {position}, but the ledger ends at entry {last_seq}",
         """
         SELECT i.instance_id, i.position, MAX(b.last_seq) AS last_seq
         FROM instances i JOIN batches b ON b.instance_id = i.instance_id
@@ -55,7 +55,7 @@ _CHECKS: Sequence[_Check] = (
     ),
     _Check(
         "ledger",
-        "instance {instance_id}: it has entries up to {seq}, but its ledger ends at {last_seq}",
+        "instance {instance_id}: there are entries up to {seq}, but the ledger ends at entry {last_seq}",
         """
         SELECT instance_id, MAX(seq) AS seq, last_seq FROM (
             SELECT i.instance_id, n.seq, COALESCE(
@@ -69,13 +69,13 @@ _CHECKS: Sequence[_Check] = (
     ),
     _Check(
         "entries",
-        "instance {instance_id}, entries {first_seq} to {last_seq}: {frames} frames and {facts} facts are not as many",
+        "instance {instance_id}, entries {first_seq} to {last_seq}: {frames} frames and {facts} facts do not add up",
         """
         SELECT instance_id, first_seq, last_seq, frames, facts FROM batches
         WHERE last_seq - first_seq + 1 <> frames + facts ORDER BY instance_id, first_seq
         """,
     ),
-    # Retention takes the events of a batch with its row of the ledger: all that end before the oldest event are folded.
+    # Retention deletes events and compacts their ledger rows together: rows that end before the oldest event have none.
     _Check(
         "facts",
         "instance {instance_id}, entries {first_seq} to {last_seq}: {found} events for {expected} facts",
@@ -89,7 +89,7 @@ _CHECKS: Sequence[_Check] = (
         WHERE found <> expected ORDER BY instance_id, first_seq
         """,
     ),
-    # Payloads that retention took, or that are no longer kept, lie before the oldest or after the newest that is there.
+    # Payloads that retention deleted lie before the oldest one, payloads that are no longer kept after the newest one.
     _Check(
         "frames",
         "instance {instance_id}, entries {first_seq} to {last_seq}: {found} payloads for {expected} good frames",
@@ -106,8 +106,8 @@ _CHECKS: Sequence[_Check] = (
     ),
     _Check(
         "dead letters",
-        "instance {instance_id}, entries {first_seq} to {last_seq}: {frames} dead frames and {found} dead rows are kept"
-        " of {dead_frames} and {dead_rows}",
+        "instance {instance_id}, entries {first_seq} to {last_seq}: dead letters for {frames} frames and {found} rows,"
+        " expected {dead_frames} and {dead_rows}",
         """
         SELECT * FROM (
             SELECT b.instance_id, b.first_seq, b.last_seq, b.dead_frames, b.dead_rows,
@@ -129,10 +129,10 @@ _CHECKS: Sequence[_Check] = (
         ORDER BY instance_id, first_seq
         """,
     ),
-    # Only while every ledger is whole: a part that retention took knew of samples that are still there.
+    # Only while every ledger starts at entry 1: a missing part may have counted samples that still exist.
     _Check(
         "rows",
-        "{found} {what} are in the tables, and the ledger knows of {expected}",
+        "there are {found} {what}, but the ledger counts {expected}",
         """
         SELECT * FROM (
             SELECT 'samples' AS what, (SELECT COUNT(*) FROM samples) AS found,
@@ -148,7 +148,7 @@ _CHECKS: Sequence[_Check] = (
     ),
     _Check(
         "names",
-        "{what} of series {series_id}, which has no name",
+        "{what} of series {series_id}, which is not in table series",
         """
         SELECT 'samples' AS what, series_id FROM (
             SELECT series_id FROM samples EXCEPT SELECT series_id FROM series) orphans
@@ -160,13 +160,13 @@ _CHECKS: Sequence[_Check] = (
     ),
     _Check(
         "names",
-        "coverage of subscription {subscription_id}, which has no name",
+        "coverage of subscription {subscription_id}, which is not in table subscriptions",
         "SELECT subscription_id FROM coverage EXCEPT SELECT subscription_id FROM subscriptions ORDER BY 1",
     ),
     _Check(
         "coverage",
-        "subscription {subscription_id}, instance {instance_id}: the interval that begins with entry {start_seq}"
-        " begins before the one before it ends",
+        "subscription {subscription_id}, instance {instance_id}: the interval that starts with entry {start_seq}"
+        " overlaps the previous one",
         """
         SELECT subscription_id, instance_id, start_seq FROM (
             SELECT subscription_id, instance_id, start_seq, started_at,
@@ -181,66 +181,68 @@ _CHECKS: Sequence[_Check] = (
 
 
 def audit(engine: Engine, *, samples_pruned: bool = False) -> list[AuditIssue]:
-    """Whatever does not balance, at most a hundred findings of each check; empty for a sound database.
+    """Return all discrepancies, at most 100 per check; an empty list for a sound database.
 
-    Every seq up to an instance's position is exactly one of payload, fact and dead frame, and rows decoded = new +
-    revised + duplicate + dead + expired. What retention took from the old end of payloads, events and ledger is none;
-    ``samples_pruned`` says that it takes samples too, so that they cannot be counted against the ledger. Reads every
+    Every seq up to an instance's position must be exactly one of payload, fact and dead frame, and rows decoded = new +
+    revised + duplicate + dead + expired. Payloads, events and ledger rows that retention deleted are no discrepancy.
+    Set ``samples_pruned`` if retention deletes samples too: they are not compared with the ledger then. Reads every
     sample once. Raises DatabaseUnavailable.
     """
     checks = [check for check in _CHECKS if not (check.all_samples and samples_pruned)]
     with translate_errors(), engine.connect() as connection:
-        return [finding for check in checks for finding in _findings(connection, check)]
+        return [issue for check in checks for issue in _issues(connection, check)]
 
 
-def _findings(connection: Connection, check: _Check) -> list[AuditIssue]:
-    rows = connection.execute(text(check.query)).mappings().fetchmany(_AT_MOST)
+def _issues(connection: Connection, check: _Check) -> list[AuditIssue]:
+    rows = connection.execute(text(check.query)).mappings().fetchmany(_MAX_ISSUES)
     return [AuditIssue(check.name, check.message.format(**row)) for row in rows]
 
 
 def find_losses(engine: Engine) -> list[AuditIssue]:
-    """What was received and is not to be had any more: an unreadable spool, a database restored from an older copy.
+    """Return known losses: received entries that are not in this database, with the reason.
 
-    The books balance all the same, since they know of it. The newest hundred of each. Raises DatabaseUnavailable.
+    Causes are an unreadable spool and a database restored from an older backup. The ledger accounts for them, so
+    ``audit`` does not report them. Returns the newest 100 of each kind. Raises DatabaseUnavailable.
     """
     with translate_errors(), engine.connect() as connection:
-        lost = [AuditIssue("lost", _loss(row)) for row in connection.execute(_lost())]
-        return lost + [AuditIssue("elsewhere", _ELSEWHERE.format(**row)) for row in _begun_late(connection)]
+        lost = [AuditIssue("lost", _loss_message(row)) for row in connection.execute(_lost_coverage())]
+        return lost + [AuditIssue("elsewhere", _ELSEWHERE.format(**row)) for row in _late_ledgers(connection)]
 
 
-def _lost() -> Select[Any]:
-    c, i, before = coverage.c, instances.c, instances.alias("before")
+def _lost_coverage() -> Select[Any]:
+    c, i, previous = coverage.c, instances.c, instances.alias("previous")
     end = func.max(func.coalesce(c.ended_at, i.heartbeat_at, c.started_at)).label("ended_at")
-    # What begins with it replaces an instance whose spool was lost, with all that came since the heartbeat of that one.
-    namesake = (before.c.name == i.name, before.c.instance_id < c.instance_id, c.start_seq == 1)
-    heard = select(func.max(before.c.heartbeat_at)).where(*namesake).scalar_subquery().label("heard_at")
-    names = (c.instance_id, i.name, c.start_seq, c.started_at, c.reason)
+    # An instance whose first entry is `lost` replaces one whose spool was lost: everything since the last heartbeat of
+    # its predecessor of the same name may be missing.
+    predecessor = (previous.c.name == i.name, previous.c.instance_id < c.instance_id, c.start_seq == 1)
+    heartbeat = select(func.max(previous.c.heartbeat_at)).where(*predecessor).scalar_subquery().label("heartbeat_at")
+    columns = (c.instance_id, i.name, c.start_seq, c.started_at, c.reason)
     return (
-        select(*names, heard, end, func.count().label("subscriptions"))
+        select(*columns, heartbeat, end, func.count().label("subscriptions"))
         .select_from(coverage.outerjoin(instances, c.instance_id == i.instance_id))
         .where(c.state == "lost")
-        .group_by(*names)
+        .group_by(*columns)
         .order_by(c.started_at.desc(), c.instance_id)
-        .limit(_AT_MOST)
+        .limit(_MAX_ISSUES)
     )
 
 
-def _loss(row: Any) -> str:
-    began = min(row.started_at, row.heard_at or row.started_at)
-    span = f"from {began:%Y-%m-%d %H:%M:%S} to {row.ended_at:%Y-%m-%d %H:%M:%S} UTC"
-    where = f"instance {row.instance_id} ({row.name}): {row.subscriptions} subscriptions"
-    return f"{where} may lack what was received {span}: {row.reason}"
+def _loss_message(row: Any) -> str:
+    start = min(row.started_at, row.heartbeat_at or row.started_at)
+    span = f"from {start:%Y-%m-%d %H:%M:%S} to {row.ended_at:%Y-%m-%d %H:%M:%S} UTC"
+    instance = f"instance {row.instance_id} ({row.name})"
+    return f"{instance}: data of {row.subscriptions} subscriptions received {span} may be lost: {row.reason}"
 
 
 _ELSEWHERE = (
-    "instance {instance_id} ({name}): its first entry here is {first_seq};"
-    " those before were written to another database, or under another instance's number"
+    "instance {instance_id} ({name}): the ledger starts at entry {first_seq};"
+    " earlier entries were written to another database or by another instance"
 )
 
 
-def _begun_late(connection: Connection) -> Sequence[Any]:
+def _late_ledgers(connection: Connection) -> Sequence[Any]:
     c, i = batches.c, instances.c
     first = func.min(c.first_seq).label("first_seq")
     query = select(i.instance_id, i.name, first).join_from(instances, batches, c.instance_id == i.instance_id)
-    query = query.group_by(i.instance_id, i.name).having(first > 1).order_by(i.instance_id.desc()).limit(_AT_MOST)
+    query = query.group_by(i.instance_id, i.name).having(first > 1).order_by(i.instance_id.desc()).limit(_MAX_ISSUES)
     return connection.execute(query).mappings().all()

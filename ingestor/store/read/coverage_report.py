@@ -1,4 +1,4 @@
-"""Since when each subscription was wanted, when it was listened to, and why not in the rest. Reads views only."""
+"""Report for each subscription when it was wanted, when it was covered, and the gaps. Reads only views."""
 
 from __future__ import annotations
 
@@ -15,69 +15,72 @@ from ingestor.store.engine import translate_errors
 
 
 class TimeSpan(NamedTuple):
-    """An interval of our clock, UTC."""
+    """An interval of the daemon's clock, UTC."""
 
     from_at: datetime
     to_at: datetime
 
 
 class CoverageGap(NamedTuple):
-    """Wanted time that nobody listened in and nothing has repaired."""
+    """Wanted time that no instance covered and no repair has filled."""
 
     from_at: datetime
     to_at: datetime
-    states: str  # that the subscription was in meanwhile
+    states: str  # coverage states during the gap
     reason: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SubscriptionCoverage:
-    """One subscription, within the time that was asked about."""
+    """One subscription within the reported time."""
 
     subscription_id: int
     feed: str
     path: str
     params: str  # canonical JSON
     ticker: str
-    wanted: TimeSpan | None  # None: it was wanted at other times
+    wanted: TimeSpan | None  # None: not wanted within the reported time
     covered: tuple[TimeSpan, ...]
     gaps: tuple[CoverageGap, ...]
 
     @property
     def wanted_seconds(self) -> float:
-        """How long it was wanted."""
+        """Length of the wanted time."""
         return total_seconds([self.wanted]) if self.wanted else 0.0
 
     @property
     def covered_seconds(self) -> float:
-        """How much of that it was listened to, or repaired."""
+        """How much of the wanted time was live or has been repaired."""
         return total_seconds(self.covered)
 
 
 def total_seconds(spans: Iterable[TimeSpan | CoverageGap]) -> float:
-    """How long they are together."""
+    """Return the sum of the lengths of ``spans``."""
     return sum((span.to_at - span.from_at).total_seconds() for span in spans)
 
 
 def load_coverage(engine: Engine, start: datetime, end: datetime, ticker: str = "") -> list[SubscriptionCoverage]:
-    """All subscriptions (or those that bring ``ticker``), from ``start`` to ``end``. Raises DatabaseUnavailable."""
+    """Load the coverage of all subscriptions from ``start`` to ``end``, or of those that include ``ticker``.
+
+    Raises DatabaseUnavailable.
+    """
     with translate_errors(), engine.connect() as connection:
-        names = connection.execute(_names(ticker)).all()
+        subscriptions = connection.execute(_subscriptions(ticker)).all()
         wanted = _spans(connection, views.wanted, start, end)
         covered = _spans(connection, views.covered, start, end)
-        gaps = _holes(connection, start, end)
+        gaps = _gaps(connection, start, end)
     return [
         SubscriptionCoverage(
             **row._mapping,
             wanted=next(iter(wanted[row.subscription_id]), None),
-            covered=_within(wanted[row.subscription_id], covered[row.subscription_id]),
+            covered=_intersect(wanted[row.subscription_id], covered[row.subscription_id]),
             gaps=tuple(gaps[row.subscription_id]),
         )
-        for row in names
+        for row in subscriptions
     ]
 
 
-def _names(ticker: str) -> Select[Any]:
+def _subscriptions(ticker: str) -> Select[Any]:
     c = schema.subscriptions.c
     query = select(c.subscription_id, c.feed, c.path, c.params, c.ticker).order_by(c.path, c.params)
     return query.where(c.ticker.in_((ticker, ""))) if ticker else query
@@ -92,7 +95,7 @@ def _spans(connection: Connection, view: TableClause, start: datetime, end: date
     return found
 
 
-def _holes(connection: Connection, start: datetime, end: datetime) -> dict[int, list[CoverageGap]]:
+def _gaps(connection: Connection, start: datetime, end: datetime) -> dict[int, list[CoverageGap]]:
     found: dict[int, list[CoverageGap]] = defaultdict(list)
     c = views.gaps.c
     query = select(views.gaps).where(c.from_at < end, c.to_at > start).order_by(c.from_at)
@@ -103,7 +106,7 @@ def _holes(connection: Connection, start: datetime, end: datetime) -> dict[int, 
     return found
 
 
-def _within(wanted: list[TimeSpan], covered: list[TimeSpan]) -> tuple[TimeSpan, ...]:
-    """What is covered of the wanted time: others may have listened before or since."""
+def _intersect(wanted: list[TimeSpan], covered: list[TimeSpan]) -> tuple[TimeSpan, ...]:
+    """Return the covered part of the wanted time. Another instance may have covered more than was wanted here."""
     clipped = [TimeSpan(max(w.from_at, c.from_at), min(w.to_at, c.to_at)) for w in wanted for c in covered]
     return tuple(span for span in clipped if span.from_at < span.to_at)

@@ -1,4 +1,4 @@
-"""Observations as files: CSV, JSON lines, Parquet. Each takes a binary file, and pages of what ``export`` reads."""
+"""Write pages of exported observations to a binary file as CSV, JSON lines or Parquet."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ from typing import Any, BinaryIO, Protocol
 from ingestor.errors import MissingExtra
 from ingestor.store.read.export import COLUMNS, ExportRow
 
-GROUP_ROWS = 50_000  # of Parquet: what is held in memory
+GROUP_ROWS = 50_000  # per row group of a Parquet file; buffered in memory
 
-# What a spreadsheet takes a cell for a formula by: https://owasp.org/www-community/attacks/CSV_Injection
+# Spreadsheets interpret a cell that starts with one of these as a formula: https://owasp.org/www-community/attacks/CSV_Injection
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
 class ExportWriter(Protocol):
-    """A file in the making."""
+    """Writes one file."""
 
     def write(self, page: Sequence[ExportRow]) -> None:
-        """Add these."""
+        """Append a page of rows."""
 
     def close(self) -> None:
-        """Write what is still held; the file itself stays open."""
+        """Write what is still buffered. Does not close the file."""
 
 
 class CsvWriter:
-    """As in RFC 4180, with a header. A text that would be a formula in a spreadsheet has an apostrophe before it."""
+    """Writes CSV as in RFC 4180, with a header. Prefixes text that a spreadsheet would execute with an apostrophe."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
@@ -51,7 +51,7 @@ def _cell(value: Any) -> Any:
 
 
 class JsonLinesWriter:
-    """One object a line, times in ISO 8601."""
+    """Writes one JSON object per line, with times in ISO 8601."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
@@ -65,7 +65,7 @@ class JsonLinesWriter:
 
 
 class ParquetWriter:
-    """Types as they are: times with their zone and microseconds, doubles, integers. Raises MissingExtra."""
+    """Writes typed columns: timestamps in microseconds with time zone, doubles, integers. Raises MissingExtra."""
 
     def __init__(self, file: BinaryIO) -> None:
         try:
@@ -78,29 +78,30 @@ class ParquetWriter:
         self._arrow = pyarrow
         self._schema = _arrow_schema(pyarrow)
         self._writer = parquet.ParquetWriter(pyarrow.PythonFile(file, mode="w"), self._schema)
-        self._held: list[ExportRow] = []
+        self._buffer: list[ExportRow] = []
 
     def write(self, page: Sequence[ExportRow]) -> None:
-        self._held += page
-        if len(self._held) >= GROUP_ROWS:
+        self._buffer += page
+        if len(self._buffer) >= GROUP_ROWS:
             self._write_group()
 
     def close(self) -> None:
-        if self._held:
+        if self._buffer:
             self._write_group()
         self._writer.close()
 
     def _write_group(self) -> None:
-        columns = zip(zip(*self._held, strict=True), self._schema.types, strict=True)
+        columns = zip(zip(*self._buffer, strict=True), self._schema.types, strict=True)
         arrays = [self._arrow.array(values, type_) for values, type_ in columns]
         self._writer.write_table(self._arrow.Table.from_arrays(arrays, schema=self._schema))
-        self._held = []
+        self._buffer = []
 
 
 def _arrow_schema(arrow: Any) -> Any:
-    stamp = arrow.timestamp("us", tz="UTC")
-    others = {"value": arrow.float64(), "revision": arrow.int32(), "instance_id": arrow.int32(), "seq": arrow.int64()}
+    timestamp = arrow.timestamp("us", tz="UTC")
+    numbers = {"value": arrow.float64(), "revision": arrow.int32(), "instance_id": arrow.int32(), "seq": arrow.int64()}
     types = {
-        name: stamp if name == "ts" or name.endswith("_at") else others.get(name, arrow.string()) for name in COLUMNS
+        name: timestamp if name == "ts" or name.endswith("_at") else numbers.get(name, arrow.string())
+        for name in COLUMNS
     }
     return arrow.schema([arrow.field(name, type_, nullable=name == "published_at") for name, type_ in types.items()])

@@ -1,4 +1,4 @@
-"""What a database says of a time, as one hash: the same in every database that says the same."""
+"""Hash all values of a time range, to compare the contents of two databases."""
 
 from __future__ import annotations
 
@@ -16,31 +16,31 @@ FETCH_ROWS = 10_000
 
 @dataclass(frozen=True, slots=True)
 class Fingerprint:
-    """Of the samples with ``since <= ts < until``."""
+    """Counts and hash of the values with ``since <= ts < until``. Equal contents have equal fingerprints."""
 
-    values: int  # that are current
+    values: int  # current values
     others: int  # revisions
-    sha256: str  # of feed, metric, ticker, user_id, ts and value of each, and which of them are current
+    sha256: str  # covers feed, metric, ticker, user_id, ts and value, and which values are current
 
 
 def compute_fingerprint(connection: Connection, since: datetime, until: datetime) -> Fingerprint:
-    """Reads every sample of the time."""
+    """Compute the fingerprint. Reads every sample of the time range."""
     values = others = 0
     digests = []
     n = schema.series.c
-    # Sorted here: databases sort letters differently.
+    # The digests are sorted below, and not by the database: collations differ.
     for series_id, *names in connection.execute(select(n.series_id, n.feed, n.metric, n.ticker, n.user_id)).all():
         digest = hashlib.sha256("\0".join(names).encode())
-        current = _add(connection, digest, schema.samples, series_id, since, until)
+        current = _update(connection, digest, schema.samples, series_id, since, until)
         digest.update(b"revisions")
-        past = _add(connection, digest, schema.sample_revisions, series_id, since, until)
-        if current or past:
+        revisions = _update(connection, digest, schema.sample_revisions, series_id, since, until)
+        if current or revisions:
             digests.append(digest.digest())
-        values, others = values + current, others + past
+        values, others = values + current, others + revisions
     return Fingerprint(values, others, hashlib.sha256(b"".join(sorted(digests))).hexdigest())
 
 
-def _add(
+def _update(
     connection: Connection, digest: hashlib._Hash, table: Table, series_id: int, since: datetime, until: datetime
 ) -> int:
     c = table.c

@@ -1,4 +1,4 @@
-"""What ``status``, ``dead-letters`` and the status page read. Changes nothing, and works on an engine that may not."""
+"""Queries of ``status``, ``dead-letters``, the status page and the demo. Read-only, so a read-only engine suffices."""
 
 from __future__ import annotations
 
@@ -11,50 +11,54 @@ from sqlalchemy import Connection, Engine, Select, func, select
 from ingestor.store import schema, views
 from ingestor.store.engine import translate_errors
 
-Record: TypeAlias = dict[str, Any]  # column → value; times are aware, UTC
+Record: TypeAlias = dict[str, Any]  # a row: column → value; times are aware, UTC
 
-PAGE_LETTERS = 500
+PAGE_DEAD_LETTERS = 500
 PAGE_BYTES = 8 << 20
 _LEDGER_COUNTS = tuple(schema.batches.c[name] for name in schema.LEDGER_COUNTS)
 
 
 def load_status(engine: Engine) -> dict[str, list[Record]]:
-    """What a database knows of its daemons, each a list of records.
+    """Load the status of all daemons that write to the database, as lists of records.
 
-    ``instances`` with the sums of their ledgers, ``feeds`` with their newest sample, ``states`` of subscriptions by
-    instance, ``dead`` letters by stage that nobody has tried again. Counts are of the ledger that is kept
+    ``instances`` with the sums of their ledgers, ``feeds`` with their newest sample, ``states``: subscriptions by
+    instance and state, ``dead``: dead letters by stage that were not retried. Counts cover the ledger that is kept
     (``retention.journal``). Raises DatabaseUnavailable.
     """
-    parts = {"instances": _instances(), "feeds": _feeds(), "states": _states(), "dead": _dead()}
+    queries = {"instances": _instances(), "feeds": _feeds(), "states": _states(), "dead": _dead_letter_counts()}
     with translate_errors(), engine.connect() as connection:
-        return {name: _records(connection, query) for name, query in parts.items()}
+        return {name: _records(connection, query) for name, query in queries.items()}
 
 
 def list_dead_letters(
     engine: Engine, *, ids: Sequence[int] = (), after_id: int = 0, limit: int = 500, include_retried: bool = False
 ) -> list[Record]:
-    """Dead letters past ``after`` in the order of their ids: those named, else those nobody has tried again, else all.
+    """List dead letters with an id above ``after_id``, in the order of their ids.
 
-    Raises DatabaseUnavailable.
+    Selects those in ``ids``; if that is empty, those that were not retried, or all with ``include_retried``. Raises
+    DatabaseUnavailable.
     """
     with translate_errors(), engine.connect() as connection:
-        return _records(connection, _letters(ids, after_id, include_retried=include_retried).limit(limit))
+        return _records(connection, _dead_letters(ids, after_id, include_retried=include_retried).limit(limit))
 
 
 def next_dead_letters(
     engine: Engine, *, ids: Sequence[int] = (), after_id: int = 0, max_id: int, max_bytes: int = PAGE_BYTES
 ) -> list[Record]:
-    """The next page of ``dead_letters``: so many bytes of them, but one if there is any. Raises DatabaseUnavailable."""
+    """Return the next page of dead letters to retry, up to ``max_bytes`` of text but at least one, if there is any.
+
+    Selects those in ``ids``, or (if that is empty) those that were not retried. Raises DatabaseUnavailable.
+    """
     c = schema.dead_letters.c
-    query = _letters(ids, after_id).where(c.dead_letter_id <= max_id).limit(PAGE_LETTERS)
+    query = _dead_letters(ids, after_id).where(c.dead_letter_id <= max_id).limit(PAGE_DEAD_LETTERS)
     page: list[Record] = []
-    # A few at a time: read all at once, a page of frames could be gigabytes.
+    # Fetch a few rows at a time: a whole page of frames could be gigabytes.
     with (
         translate_errors(),
         engine.connect() as connection,
-        connection.execution_options(yield_per=10).execute(query) as got,
+        connection.execution_options(yield_per=10).execute(query) as rows,
     ):
-        for letter in got.mappings():
+        for letter in rows.mappings():
             max_bytes -= len(letter["body"])
             if page and max_bytes < 0:
                 break
@@ -63,16 +67,16 @@ def next_dead_letters(
 
 
 def newest_dead_letter_id(engine: Engine) -> int:
-    """The id of the newest dead letter, 0 if there never was one. Raises DatabaseUnavailable."""
+    """Return the id of the newest dead letter, 0 if there is none. Raises DatabaseUnavailable."""
     with translate_errors(), engine.connect() as connection:
         return connection.scalar(select(func.max(schema.dead_letters.c.dead_letter_id))) or 0
 
 
 def load_state_spans(engine: Engine, spool_id: str, since: datetime, limit: int = 20_000) -> list[Record]:
-    """Which states the subscriptions of an instance have been in since then: the newest spans, with how many shared it.
+    """Load the coverage intervals of an instance that end after ``since``, the newest ``limit`` of them.
 
-    Columns: feed, state, from_at, to_at, subscriptions. Reads all of the instance's coverage. Raises
-    DatabaseUnavailable.
+    Subscriptions of one feed with the same state and times are counted in one record: feed, state, from_at, to_at,
+    subscriptions. Reads all of the instance's coverage. Raises DatabaseUnavailable.
     """
     c, s, i = views.coverage_intervals.c, schema.subscriptions.c, schema.instances.c
     span = (s.feed, c.state, c.from_at, c.to_at)
@@ -90,7 +94,7 @@ def load_state_spans(engine: Engine, spool_id: str, since: datetime, limit: int 
 
 
 def count_samples_by_ticker(engine: Engine, feed: str) -> dict[str, int]:
-    """How many samples each ticker of a feed has. Reads them all. Raises DatabaseUnavailable."""
+    """Count the samples of each ticker of a feed. Reads all samples of the feed. Raises DatabaseUnavailable."""
     c = views.observations.c
     query = select(c.ticker, func.count().label("rows")).where(c.feed == feed).group_by(c.ticker)
     with translate_errors(), engine.connect() as connection:
@@ -122,7 +126,7 @@ def _states() -> Select[Any]:
     return query.group_by(*columns).order_by(*columns)
 
 
-def _letters(ids: Sequence[int], after_id: int, *, include_retried: bool = False) -> Select[Any]:
+def _dead_letters(ids: Sequence[int], after_id: int, *, include_retried: bool = False) -> Select[Any]:
     c = schema.dead_letters.c
     query = select(schema.dead_letters).where(c.dead_letter_id > after_id).order_by(c.dead_letter_id)
     if ids:
@@ -130,7 +134,7 @@ def _letters(ids: Sequence[int], after_id: int, *, include_retried: bool = False
     return query if include_retried else query.where(c.retried_at.is_(None))
 
 
-def _dead() -> Select[Any]:
+def _dead_letter_counts() -> Select[Any]:
     c = schema.dead_letters.c
     return select(c.stage, func.count().label("letters")).where(c.retried_at.is_(None)).group_by(c.stage)
 

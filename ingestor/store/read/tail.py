@@ -1,7 +1,7 @@
-"""Observations in the order in which they came: what ``tail`` reads. Changes nothing, and never scans the samples.
+"""Queries of ``tail``: observations in the order of their arrival. Read-only; never scans ``samples``.
 
-A value is found again by its key, and known by the entry that it came in: (instance_id, seq). It keeps that for as
-long as it is stored, whether it is current or has become a revision.
+A value is looked up by its key and identified by its entry (instance_id, seq), which does not change when the value
+becomes a revision.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from ingestor.store.read.status import Record
 
 ObservationKey: TypeAlias = tuple[SeriesKey, int]  # (series, ts in µs since the epoch)
 
-# The newest of each series by its key, so that the work is bounded by the number of series, not by that of samples.
-# CROSS tells SQLite which side comes first.
+# Read the newest samples of each series through the primary key: the cost depends on the number of series, not of
+# samples. In SQLite, CROSS JOIN fixes the join order.
 _NEWEST_SQLITE = """
     series n CROSS JOIN samples m ON m.series_id = n.series_id AND m.ts >= coalesce((
         SELECT p.ts FROM samples p WHERE p.series_id = n.series_id ORDER BY p.ts DESC LIMIT 1 OFFSET :per_series - 1
@@ -36,7 +36,7 @@ _NEWEST_POSTGRESQL = """
 
 
 class CommittedBatch(NamedTuple):
-    """One batch of the ledger."""
+    """A row of the ledger."""
 
     instance_id: int
     first_seq: int
@@ -46,20 +46,23 @@ class CommittedBatch(NamedTuple):
 
 
 def latest_observations(engine: Engine, *, limit: int, ticker: str = "") -> list[Record]:
-    """The last ``limit`` observations in the order of their arrival, of one ticker or all.
+    """Return the last ``limit`` observations in the order of their arrival, of one ticker or (empty) of all.
 
-    Chosen among the newest ``limit`` of each series: what was healed long after its time is not news. Raises
+    They are selected among the ``limit`` newest ts of each series, so backfilled old values do not appear. Raises
     DatabaseUnavailable.
     """
     where = "WHERE n.ticker = :ticker" if ticker else ""
     query = _newest(engine, f"{where} ORDER BY m.received_at DESC, m.seq DESC LIMIT :per_series")
     with translate_errors(), engine.connect() as connection:
-        found = _records(connection.execute(query, {"per_series": limit} | ({"ticker": ticker} if ticker else {})))
-    return sorted(found, key=lambda one: (one["received_at"], *sort_key(one)))
+        records = _records(connection.execute(query, {"per_series": limit} | ({"ticker": ticker} if ticker else {})))
+    return sorted(records, key=lambda record: (record["received_at"], *sort_key(record)))
 
 
 def newest_of_batch(engine: Engine, batch: CommittedBatch, *, per_series: int) -> list[Record]:
-    """What a batch made current, as far as it is among the newest ``each`` of its series."""
+    """Return current values that a batch wrote, if they are among the newest ``per_series`` of their series.
+
+    Raises DatabaseUnavailable.
+    """
     query = _newest(engine, "WHERE m.instance_id = :instance_id AND m.seq BETWEEN :first_seq AND :last_seq")
     parameters = {"per_series": per_series, **batch._asdict()}
     with translate_errors(), engine.connect() as connection:
@@ -67,14 +70,14 @@ def newest_of_batch(engine: Engine, batch: CommittedBatch, *, per_series: int) -
 
 
 def load_positions(engine: Engine) -> dict[int, int]:
-    """Of every instance: the last seq that is committed. Raises DatabaseUnavailable."""
+    """Return the position (last committed seq) of each instance. Raises DatabaseUnavailable."""
     c = schema.instances.c
     with translate_errors(), engine.connect() as connection:
         return {row.instance_id: row.position for row in connection.execute(select(c.instance_id, c.position))}
 
 
-def next_batch(engine: Engine, instance_id: int, after: int) -> CommittedBatch | None:
-    """The first batch of an instance past the seq ``after``; None if there is none. Raises DatabaseUnavailable."""
+def next_batch(engine: Engine, instance_id: int, after_seq: int) -> CommittedBatch | None:
+    """Return an instance's first batch after ``after_seq``, or None. Raises DatabaseUnavailable."""
     c = schema.batches.c
     query = (
         select(
@@ -84,7 +87,7 @@ def next_batch(engine: Engine, instance_id: int, after: int) -> CommittedBatch |
             (c.new_rows + c.revised_rows).label("value_count"),
             (c.frames - c.dead_frames).label("payload_count"),
         )
-        .where(c.instance_id == instance_id, c.first_seq > after)
+        .where(c.instance_id == instance_id, c.first_seq > after_seq)
         .order_by(c.first_seq)
         .limit(1)
     )
@@ -94,7 +97,7 @@ def next_batch(engine: Engine, instance_id: int, after: int) -> CommittedBatch |
 
 
 def batch_payloads(engine: Engine, batch: CommittedBatch) -> list[Record]:
-    """The texts that a batch was decoded from, as rows of ``payloads``. Raises DatabaseUnavailable."""
+    """Return the payloads of a batch, in the order of seq. Raises DatabaseUnavailable."""
     c = schema.payloads.c
     query = (
         select(schema.payloads)
@@ -106,66 +109,67 @@ def batch_payloads(engine: Engine, batch: CommittedBatch) -> list[Record]:
 
 
 def recorded_values(engine: Engine, batch: CommittedBatch, keys: Iterable[ObservationKey]) -> list[Record]:
-    """The values that a batch recorded under these keys, in the order of their entries: also those replaced since.
+    """Return the values that a batch recorded for ``keys``, in the order of ``sort_key``, including revisions.
 
     Raises DatabaseUnavailable.
     """
-    wanted = set(keys)
-    found: list[Record] = []
+    keys = set(keys)
+    records: list[Record] = []
     with translate_errors(), engine.connect() as connection:
-        series = _series(connection, {name for name, _ in wanted})
-        places = sorted((series[name], to_datetime(ts_us)) for name, ts_us in wanted if name in series)
-        names = {id_: name for name, id_ in series.items()}
-        for start in range(0, len(places), KEYS_PER_QUERY):
-            some = places[start : start + KEYS_PER_QUERY]
+        ids = _series_ids(connection, {series for series, _ in keys})
+        sample_keys = sorted((ids[series], to_datetime(ts_us)) for series, ts_us in keys if series in ids)
+        names = {id_: series for series, id_ in ids.items()}
+        for start in range(0, len(sample_keys), KEYS_PER_QUERY):
+            page = sample_keys[start : start + KEYS_PER_QUERY]
             for table in (schema.samples, schema.sample_revisions):
-                found += _values(connection, table, batch, some, names)
-    return sorted(found, key=sort_key)
+                records += _values(connection, table, batch, page, names)
+    return sorted(records, key=sort_key)
 
 
 def sort_key(record: Record) -> tuple[Any, ...]:
-    """By entry, and within one by time and name."""
+    """Sort by entry, then by time and series."""
     return tuple(record[name] for name in ("seq", "ts", "feed", "metric", "ticker", "user_id", "revision"))
 
 
-def _series(connection: Connection, names: set[SeriesKey]) -> dict[SeriesKey, int]:
+def _series_ids(connection: Connection, series: set[SeriesKey]) -> dict[SeriesKey, int]:
     c = schema.series.c
-    key = (c.feed, c.metric, c.ticker, c.user_id)
-    found: dict[SeriesKey, int] = {}
-    wanted = sorted(names)
-    for start in range(0, len(wanted), KEYS_PER_QUERY):
-        some = wanted[start : start + KEYS_PER_QUERY]
-        for id_, *name in connection.execute(select(c.series_id, *key).where(keys_in(connection, key, some))):
-            found[tuple(name)] = id_
-    return found
+    columns = (c.feed, c.metric, c.ticker, c.user_id)
+    ids: dict[SeriesKey, int] = {}
+    keys = sorted(series)
+    for start in range(0, len(keys), KEYS_PER_QUERY):
+        page = keys[start : start + KEYS_PER_QUERY]
+        for id_, *key in connection.execute(select(c.series_id, *columns).where(keys_in(connection, columns, page))):
+            ids[tuple(key)] = id_
+    return ids
 
 
 def _values(
     connection: Connection,
     table: Table,
     batch: CommittedBatch,
-    places: Sequence[tuple[int, datetime]],
+    keys: Sequence[tuple[int, datetime]],  # (series_id, ts)
     names: dict[int, SeriesKey],
 ) -> list[Record]:
     c = table.c
     query = select(table).where(
-        keys_in(connection, (c.series_id, c.ts), places),
+        keys_in(connection, (c.series_id, c.ts), keys),
         c.instance_id == batch.instance_id,
         c.seq.between(batch.first_seq, batch.last_seq),
     )
-    return [_named(dict(row), names) for row in connection.execute(query).mappings()]
+    return [_observation(dict(row), names) for row in connection.execute(query).mappings()]
 
 
-def _named(row: Record, names: dict[int, SeriesKey]) -> Record:
+def _observation(row: Record, names: dict[int, SeriesKey]) -> Record:
     row |= dict(zip(("feed", "metric", "ticker", "user_id"), names[row["series_id"]], strict=True))
     return {column.name: row[column.name] for column in views.observations.columns}
 
 
-def _newest(engine: Engine, more: str) -> TextualSelect:
+def _newest(engine: Engine, clauses: str) -> TextualSelect:
+    """Select the newest ``:per_series`` observations of each series, restricted by SQL ``clauses``."""
     source = _NEWEST_POSTGRESQL if engine.dialect.name == "postgresql" else _NEWEST_SQLITE
-    columns = [column(each.name, each.type) for each in views.observations.columns]
-    listed = ", ".join(f"{'n' if each.name in schema.series.c else 'm'}.{each.name}" for each in columns)
-    return text(f"SELECT {listed} FROM {source} {more}").columns(*columns)  # noqa: S608 -- all of it is written here
+    columns = [column(clause.name, clause.type) for clause in views.observations.columns]
+    names = ", ".join(f"{'n' if clause.name in schema.series.c else 'm'}.{clause.name}" for clause in columns)
+    return text(f"SELECT {names} FROM {source} {clauses}").columns(*columns)  # noqa: S608 -- constants of this module
 
 
 def _records(result: Result[Any]) -> list[Record]:

@@ -583,7 +583,7 @@ async def test_a_dead_frame_goes_the_whole_way_again(spool: Spool, engine: Engin
 async def test_letters_leave_the_spool_room_and_those_that_die_again_are_not_tried_for_ever(
     tmp_path: Path, engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(letters, "PAGE_LETTERS", 10)
+    monkeypatch.setattr(letters, "PAGE_DEAD_LETTERS", 10)
     monkeypatch.setattr(dead_letters, "POLL_SECONDS", 0.01)
     small = Spool(tmp_path / "small", max_bytes=20_000, sync_every_seconds=0.001)
     small.start(_unexpected)

@@ -1,4 +1,4 @@
-"""The audit of a database that the daemon's own writer filled, sound at first and then harmed in one place."""
+"""Audit of a database that the daemon's writer filled, before and after a test damages it in one place."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from ...support.entries import T0, decoder, fact, frame, row
 
 
 def batch(first_seq: int, value: float) -> Batch:
-    """Four entries: a fact, a frame of two rows, a frame with a dead row, a dead frame.
+    """Make a batch of four entries: a fact, a frame of two rows, a frame with a dead row, a dead frame.
 
-    One of the rows is new; the other, with the value given, is of the same moment in every batch.
+    One of the two rows is new; the other has the same ts in every batch, and the given ``value``.
     """
     state = "live" if first_seq % 8 == 1 else "disconnected"
     entries = [
@@ -25,34 +25,34 @@ def batch(first_seq: int, value: float) -> Batch:
         frame([{"ticker": "AAPL", "average_sentiment": 0.5}]),
         frame("{nonsense"),
     ]
-    assembly = BatchBuilder(first_seq, decoder())
+    builder = BatchBuilder(first_seq, decoder())
     for entry in enumerate(entries, first_seq):
-        assembly.add(entry)
-    return assembly.batch
+        builder.add(entry)
+    return builder.batch
 
 
 @pytest.fixture
 def sound(engine: Engine) -> Engine:
     """Two instances, three batches each: new, revised, duplicate and dead rows, two states of coverage."""
     for name in ("one", "two"):
-        database = BatchWriter(engine)
-        database.register(InstanceInfo(spool_id=name, name=name, version="1", config_sha256="", started_us=T0), 1)
+        writer = BatchWriter(engine)
+        writer.register(InstanceInfo(spool_id=name, name=name, version="1", config_sha256="", started_us=T0), 1)
         for first_seq, value in ((1, 0.1), (5, 0.2), (9, 0.2)):
-            database.write(batch(first_seq, value))
+            writer.write(batch(first_seq, value))
     return engine
 
 
-def harm(engine: Engine, *statements: str) -> None:
+def damage(engine: Engine, *statements: str) -> None:
     with engine.begin() as connection:
         for statement in statements:
             assert connection.execute(text(statement)).rowcount > 0
 
 
-def test_an_empty_database_balances(engine: Engine) -> None:
+def test_audit_of_empty_database_finds_nothing(engine: Engine) -> None:
     assert audit(engine) == []
 
 
-def test_what_the_writer_wrote_balances(sound: Engine) -> None:
+def test_audit_of_written_batches_finds_nothing(sound: Engine) -> None:
     assert audit(sound) == []
 
 
@@ -62,151 +62,157 @@ def test_what_the_writer_wrote_balances(sound: Engine) -> None:
         pytest.param(
             "DELETE FROM batches WHERE instance_id = 1 AND first_seq = 5",
             "ledger",
-            "instance 1: after entry 4 the ledger goes on with 9",
-            id="a batch is missing",
+            "instance 1: the ledger continues with entry 9 after entry 4",
+            id="missing batch",
         ),
         pytest.param(
             "UPDATE instances SET position = 13 WHERE instance_id = 2",
             "ledger",
-            "instance 2: its position is 13, but its ledger ends at 12",
-            id="the position ran ahead",
+            "instance 2: the position is 13, but the ledger ends at entry 12",
+            id="position ahead of ledger",
         ),
         pytest.param(
             "DELETE FROM batches",
             "ledger",
-            "instance 1: it has entries up to 11, but its ledger ends at 0",
-            id="no ledger",
+            "instance 1: there are entries up to 11, but the ledger ends at entry 0",
+            id="empty ledger",
         ),
         pytest.param(
             "UPDATE events SET seq = 13 WHERE instance_id = 1 AND seq = 9",
             "ledger",
-            "instance 1: it has entries up to 13, but its ledger ends at 12",
-            id="an entry that no batch wrote",
+            "instance 1: there are entries up to 13, but the ledger ends at entry 12",
+            id="entry after the last batch",
         ),
         pytest.param(
             "UPDATE batches SET frames = 4, dead_frames = 2 WHERE instance_id = 1 AND first_seq = 5",
             "entries",
-            "instance 1, entries 5 to 8: 4 frames and 1 facts are not as many",
-            id="an entry is neither frame nor fact",
+            "instance 1, entries 5 to 8: 4 frames and 1 facts do not add up",
+            id="entry neither frame nor fact",
         ),
         pytest.param(
             "DELETE FROM events WHERE instance_id = 1 AND seq = 5",
             "facts",
             "instance 1, entries 5 to 8: 0 events for 1 facts",
-            id="a fact is missing",
+            id="missing fact",
         ),
         pytest.param(
             "DELETE FROM payloads WHERE instance_id = 1 AND seq = 7",
             "frames",
             "instance 1, entries 5 to 8: 1 payloads for 2 good frames",
-            id="a payload in the midst is missing",
+            id="missing payload in the middle",
         ),
         pytest.param(
             "DELETE FROM dead_letters WHERE instance_id = 1 AND seq = 8",
             "dead letters",
-            "instance 1, entries 5 to 8: 0 dead frames and 1 dead rows are kept of 1 and 1",
-            id="a dead frame is missing",
+            "instance 1, entries 5 to 8: dead letters for 0 frames and 1 rows, expected 1 and 1",
+            id="missing dead frame",
         ),
         pytest.param(
             "DELETE FROM dead_letters WHERE instance_id = 1 AND seq = 7",
             "dead letters",
-            "instance 1, entries 5 to 8: 1 dead frames and 0 dead rows are kept of 1 and 1",
-            id="a dead row is missing",
+            "instance 1, entries 5 to 8: dead letters for 1 frames and 0 rows, expected 1 and 1",
+            id="missing dead row",
         ),
         pytest.param(
             "UPDATE batches SET duplicate_rows = 7 WHERE instance_id = 1 AND first_seq = 1",
             "rows",
             "instance 1, entries 1 to 4: 3 rows, but 2 new + 0 revised + 7 duplicate + 1 dead",
-            id="rows do not add up",
+            id="row counts do not add up",
         ),
         pytest.param(
             "DELETE FROM samples WHERE revision = 0 AND seq = 2",
             "rows",
-            "3 samples are in the tables, and the ledger knows of 4",
-            id="a sample is missing",
+            "there are 3 samples, but the ledger counts 4",
+            id="missing sample",
         ),
         pytest.param(
             "DELETE FROM sample_revisions WHERE revision = 0",
             "rows",
-            "revisions are in the tables, and the ledger knows of",
-            id="a revision is missing",
+            "revisions, but the ledger counts",
+            id="missing revision",
         ),
         pytest.param(
-            "DELETE FROM series", "names", "samples of series 1, which has no name", id="a series without a name"
+            "DELETE FROM series",
+            "names",
+            "samples of series 1, which is not in table series",
+            id="series without a row",
         ),
         pytest.param(
             "DELETE FROM subscriptions",
             "names",
-            "coverage of subscription 1, which has no name",
-            id="a subscription without a name",
+            "coverage of subscription 1, which is not in table subscriptions",
+            id="subscription without a row",
         ),
         pytest.param(
             "UPDATE coverage SET ended_at = NULL WHERE instance_id = 2 AND start_seq = 1",
             "coverage",
-            "subscription 1, instance 2: the interval that begins with entry 5 begins before the one before it ends",
-            id="two states at once",
+            "subscription 1, instance 2: the interval that starts with entry 5 overlaps the previous one",
+            id="overlapping intervals",
         ),
     ],
 )
-def test_the_audit_finds(sound: Engine, statement: str, check: str, message: str) -> None:
-    harm(sound, statement)
-    found = [finding for finding in audit(sound) if finding.check == check]
-    assert any(message in finding.message for finding in found), audit(sound)
+def test_audit_reports_damage(sound: Engine, statement: str, check: str, message: str) -> None:
+    damage(sound, statement)
+    issues = [issue for issue in audit(sound) if issue.check == check]
+    assert any(message in issue.message for issue in issues), audit(sound)
 
 
 @pytest.mark.parametrize(
     "statement",
     [
         pytest.param("DELETE FROM payloads", id="all payloads"),
-        pytest.param("DELETE FROM payloads WHERE seq < 7", id="the older payloads"),
-        pytest.param("DELETE FROM payloads WHERE seq > 7", id="the newer payloads: they are no longer kept"),
-        pytest.param("DELETE FROM batches WHERE first_seq = 1", id="the older ledger"),
+        pytest.param("DELETE FROM payloads WHERE seq < 7", id="older payloads"),
+        pytest.param("DELETE FROM payloads WHERE seq > 7", id="newer payloads, no longer kept"),
+        pytest.param("DELETE FROM batches WHERE first_seq = 1", id="older ledger rows"),
     ],
 )
-def test_what_retention_takes_is_no_finding(sound: Engine, statement: str) -> None:
-    harm(sound, statement)
+def test_audit_accepts_rows_deleted_by_retention(sound: Engine, statement: str) -> None:
+    damage(sound, statement)
     assert audit(sound) == []
 
 
-def test_an_instance_whose_journal_is_all_gone_is_no_finding(sound: Engine) -> None:
+def test_audit_accepts_instance_without_journal(sound: Engine) -> None:
     for table in ("batches", "events", "payloads", "dead_letters"):
-        harm(sound, f"DELETE FROM {table} WHERE instance_id = 1")
+        damage(sound, f"DELETE FROM {table} WHERE instance_id = 1")
     assert audit(sound) == []
 
 
-def test_a_spool_older_than_its_database_is_no_finding(engine: Engine) -> None:
-    database = BatchWriter(engine)
-    database.register(InstanceInfo(spool_id="one", name="one", version="1", config_sha256="", started_us=T0), 5)
+def test_audit_accepts_ledger_that_starts_late(engine: Engine) -> None:
+    writer = BatchWriter(engine)
+    writer.register(InstanceInfo(spool_id="one", name="one", version="1", config_sha256="", started_us=T0), 5)
     assert audit(engine) == []
-    database.write(batch(5, 0.1))
+    writer.write(batch(5, 0.1))
     assert audit(engine) == []
 
 
-def test_samples_that_retention_takes_are_not_counted(sound: Engine) -> None:
-    harm(sound, "DELETE FROM samples WHERE seq = 2")
+def test_audit_does_not_count_samples_if_pruned(sound: Engine) -> None:
+    damage(sound, "DELETE FROM samples WHERE seq = 2")
     assert audit(sound, samples_pruned=True) == []
     assert audit(sound) != []
 
 
-def test_one_kind_of_harm_fills_no_more_than_a_hundred_lines(engine: Engine) -> None:
+def test_audit_limits_issues_per_check(engine: Engine) -> None:
     count = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 500)"
     columns = "(subscription_id, instance_id, start_seq, started_at, state)"
-    harm(engine, f"INSERT INTO coverage {columns} {count} SELECT i, 1, i, CURRENT_TIMESTAMP, 'live' FROM n")
+    damage(engine, f"INSERT INTO coverage {columns} {count} SELECT i, 1, i, CURRENT_TIMESTAMP, 'live' FROM n")
     assert len(audit(engine)) == 100
 
 
-def test_a_loss_that_the_books_know_of_is_told_and_is_no_finding(sound: Engine) -> None:
+def test_loss_is_reported_apart_from_audit_issues(sound: Engine) -> None:
     assert find_losses(sound) == []
-    harm(sound, "UPDATE coverage SET state = 'lost', reason = 'a bad disk' WHERE instance_id = 2 AND start_seq = 1")
+    damage(
+        sound,
+        "UPDATE coverage SET state = 'lost', reason = 'a bad disk' WHERE instance_id = 2 AND start_seq = 1",
+    )
     assert audit(sound) == []
     (loss,) = find_losses(sound)
     assert loss.check == "lost"
     span = "from 2026-01-01 00:00:00 to 2026-01-01 00:00:00 UTC"
-    assert loss.message == f"instance 2 (two): 1 subscriptions may lack what was received {span}: a bad disk"
+    assert loss.message == f"instance 2 (two): data of 1 subscriptions received {span} may be lost: a bad disk"
 
 
-def test_what_a_lost_spool_held_was_received_since_the_heartbeat_of_the_one_before_it(sound: Engine) -> None:
-    harm(
+def test_loss_starts_at_heartbeat_of_previous_instance(sound: Engine) -> None:
+    damage(
         sound,
         "UPDATE coverage SET state = 'lost' WHERE instance_id = 2 AND start_seq = 1",
         "UPDATE instances SET name = 'one', heartbeat_at = '2025-12-31 22:00:00.000000' WHERE instance_id = 1",
@@ -214,6 +220,8 @@ def test_what_a_lost_spool_held_was_received_since_the_heartbeat_of_the_one_befo
     )
     (loss,) = find_losses(sound)
     assert "received from 2025-12-31 22:00:00 to 2026-01-01 00:00:00 UTC" in loss.message
-    harm(sound, "UPDATE instances SET heartbeat_at = '2026-01-02 00:00:00.000000' WHERE instance_id = 1")  # it lives
+    damage(
+        sound, "UPDATE instances SET heartbeat_at = '2026-01-02 00:00:00.000000' WHERE instance_id = 1"
+    )  # still running
     (loss,) = find_losses(sound)
     assert "received from 2026-01-01 00:00:00" in loss.message

@@ -157,7 +157,7 @@ def test_a_gap_in_the_ledger_is_not_folded_away(engine: Engine) -> None:
         connection.execute(text("DELETE FROM batches WHERE first_seq = 4"))
     Retention(engine, keep(journal="90d")).step(1, NOW_US)
     assert column(engine, "SELECT first_seq FROM batches ORDER BY 1") == [1, 7, 10]
-    assert "after entry 3 the ledger goes on with 7" in str(audit(engine))
+    assert "the ledger continues with entry 7 after entry 3" in str(audit(engine))
 
 
 def test_sums_too_great_for_their_column_are_not_made(engine: Engine) -> None:
