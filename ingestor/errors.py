@@ -125,6 +125,12 @@ class SchemaTooOld(IngestorError):
     exit_code = 78
 
 
+class SchemaUnsupported(IngestorError):
+    """The database was created by a pre-release, whose schema cannot be upgraded. Use another database."""
+
+    exit_code = 78
+
+
 class AlreadyLocked(IngestorError):
     """Another process holds the spool or the SQLite database; the message names it."""
 

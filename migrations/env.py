@@ -1,6 +1,6 @@
-"""How Alembic reaches a database: through the connection it is handed, else through the config's ``database.url``.
+"""Alembic's environment: run migrations on the connection that the caller passes, or on the configured database.
 
-The daemon comes the first way (``ingestor.store.migrate``), a developer's ``alembic revision`` the second.
+``ingestor.store.migrate`` passes its connection; `alembic revision` on the command line does not.
 """
 
 from __future__ import annotations
@@ -12,20 +12,20 @@ from ingestor.store.schema import metadata
 
 
 def migrate(connection: Connection) -> None:
-    """Run what was asked for in one transaction; in the caller's, where there is one."""
+    """Run the migrations in one transaction: the caller's, if there is one."""
     context.configure(
         connection=connection,
         target_metadata=metadata,
         render_as_batch=True,  # SQLite alters a table by copying it
         compare_type=True,
-        transactional_ddl=True,  # SQLite can; Alembic assumes that its driver cannot
+        transactional_ddl=True,  # SQLite can; Alembic assumes that it cannot
     )
     with context.begin_transaction():
         context.run_migrations()
 
 
 def migrate_configured() -> None:
-    """Open the database that the operator's config names."""
+    """Migrate the database that the configuration names."""
     from ingestor.config import load
     from ingestor.store.engine import make_engine
 

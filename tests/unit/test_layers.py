@@ -173,8 +173,8 @@ def test_module_imports_only_lower_layers_and_its_own_libraries(path: Path) -> N
         ("ingestor/provider/auth/token_source.py", "signal", False),
         ("ingestor/provider/auth/token_source.py", "httpx", False),
         ("migrations/env.py", "ingestor.store.schema.metadata", True),
-        ("migrations/versions/0001_initial.py", "ingestor.store.schema.metadata", False),
-        ("migrations/versions/0001_initial.py", "alembic.op", True),
+        ("migrations/versions/0001_tables.py", "ingestor.store.schema.metadata", False),
+        ("migrations/versions/0001_tables.py", "alembic.op", True),
     ],
 )
 def test_import_rules_match_design(path: str, name: str, allowed: bool) -> None:

@@ -1,0 +1,212 @@
+"""Create the tables and their indexes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import sqlalchemy as sa
+from alembic import op
+
+revision = "0001_tables"
+down_revision = None
+branch_labels = None
+depends_on = None
+
+KEY = sa.String(64)  # as every word of ours: a state, a kind, a source
+TIMESTAMP = sa.DateTime(timezone=True)
+BIG_ID = sa.BigInteger().with_variant(sa.Integer, "sqlite")
+
+
+def upgrade() -> None:
+    create_names()
+    create_values()
+    create_frames()
+    create_coverage()
+    create_ledger()
+
+
+def downgrade() -> None:
+    raise NotImplementedError("migrations only expand: to go back, restore a backup")
+
+
+def identity(name: str, type_: Any = sa.Integer) -> sa.Column[Any]:
+    return sa.Column(name, type_, sa.Identity(), primary_key=True)
+
+
+def required(name: str, type_: Any) -> sa.Column[Any]:
+    return sa.Column(name, type_, nullable=False, autoincrement=False)
+
+
+def defaulted(name: str, type_: Any = sa.Text) -> sa.Column[Any]:
+    return sa.Column(name, type_, nullable=False, server_default="")
+
+
+def count(name: str, type_: Any = sa.Integer) -> sa.Column[Any]:
+    return sa.Column(name, type_, nullable=False, server_default=sa.text("0"))
+
+
+def optional(name: str, type_: Any) -> sa.Column[Any]:
+    return sa.Column(name, type_, nullable=True)
+
+
+def primary_key(table: str, *columns: str) -> sa.PrimaryKeyConstraint:
+    return sa.PrimaryKeyConstraint(*columns, name=f"pk_{table}")
+
+
+def unique_key(table: str, *columns: str) -> sa.UniqueConstraint:
+    return sa.UniqueConstraint(*columns, name="_".join(["uq", table, *columns]))
+
+
+def create_names() -> None:
+    op.create_table(
+        "series",
+        identity("series_id"),
+        *(defaulted(name, KEY) for name in ("feed", "metric", "ticker", "user_id")),
+        required("first_seen_at", TIMESTAMP),
+        primary_key("series", "series_id"),
+        unique_key("series", "feed", "metric", "ticker", "user_id"),
+    )
+    op.create_table(
+        "subscriptions",
+        identity("subscription_id"),
+        defaulted("feed", KEY),
+        required("path", sa.String(255)),
+        required("method", KEY),
+        required("params", sa.String(512)),
+        defaulted("ticker", KEY),
+        required("first_seen_at", TIMESTAMP),
+        primary_key("subscriptions", "subscription_id"),
+        unique_key("subscriptions", "path", "params"),
+    )
+    op.create_index("ix_subscriptions_feed_ticker", "subscriptions", ["feed", "ticker"])
+    op.create_table(
+        "instances",
+        identity("instance_id"),
+        required("spool_id", KEY),
+        defaulted("name"),
+        count("position", sa.BigInteger),
+        defaulted("version"),
+        defaulted("config_sha256"),
+        required("started_at", TIMESTAMP),
+        optional("heartbeat_at", TIMESTAMP),
+        primary_key("instances", "instance_id"),
+        unique_key("instances", "spool_id"),
+    )
+
+
+def create_values() -> None:
+    for table, key in (("samples", ["series_id", "ts"]), ("sample_revisions", ["series_id", "ts", "revision"])):
+        op.create_table(
+            table,
+            required("series_id", sa.Integer),
+            count("revision"),
+            required("ts", TIMESTAMP),
+            required("value", sa.Double),
+            required("received_at", TIMESTAMP),
+            optional("published_at", TIMESTAMP),
+            required("seq", sa.BigInteger),
+            required("instance_id", sa.Integer),
+            required("source", KEY),
+            primary_key(table, *key),
+            sqlite_with_rowid=False,
+        )
+
+
+def create_frames() -> None:
+    op.create_table(
+        "payloads",
+        required("instance_id", sa.Integer),
+        required("seq", sa.BigInteger),
+        defaulted("connection_id", KEY),
+        required("source", KEY),
+        *(defaulted(name) for name in ("event", "path", "params")),
+        required("received_at", TIMESTAMP),
+        optional("published_at", TIMESTAMP),
+        count("row_count"),
+        defaulted("body"),
+        primary_key("payloads", "instance_id", "seq"),
+    )
+    op.create_table(
+        "dead_letters",
+        identity("dead_letter_id", BIG_ID),
+        required("instance_id", sa.Integer),
+        required("seq", sa.BigInteger),
+        optional("row_index", sa.Integer),
+        required("received_at", TIMESTAMP),
+        required("stage", KEY),
+        *(defaulted(name) for name in ("reason", "detail", "body")),
+        defaulted("connection_id", KEY),
+        *(defaulted(name) for name in ("source", "event", "path", "params")),
+        optional("retried_at", TIMESTAMP),
+        primary_key("dead_letters", "dead_letter_id"),
+        unique_key("dead_letters", "instance_id", "seq", "row_index"),
+    )
+    create_partial_index(
+        "uq_dead_letters_frame", "dead_letters", ["instance_id", "seq"], "row_index IS NULL", unique=True
+    )
+
+
+def create_coverage() -> None:
+    op.create_table(
+        "coverage",
+        required("subscription_id", sa.Integer),
+        required("instance_id", sa.Integer),
+        required("start_seq", sa.BigInteger),
+        required("started_at", TIMESTAMP),
+        optional("ended_at", TIMESTAMP),
+        required("state", KEY),
+        defaulted("reason"),
+        primary_key("coverage", "subscription_id", "instance_id", "start_seq"),
+    )
+    create_partial_index("ix_coverage_open", "coverage", ["instance_id", "subscription_id"], "ended_at IS NULL")
+    op.create_table(
+        "repairs",
+        identity("repair_id"),
+        required("subscription_id", sa.Integer),
+        required("from_ts", TIMESTAMP),
+        required("to_ts", TIMESTAMP),
+        required("kind", KEY),
+        required("state", KEY),
+        defaulted("cursor"),
+        count("attempts"),
+        count("new_rows"),
+        defaulted("error"),
+        required("created_at", TIMESTAMP),
+        optional("finished_at", TIMESTAMP),
+        primary_key("repairs", "repair_id"),
+        unique_key("repairs", "subscription_id", "from_ts", "to_ts"),
+    )
+    create_partial_index("ix_repairs_open", "repairs", ["repair_id"], "state = 'open'")
+
+
+def create_ledger() -> None:
+    op.create_table(
+        "events",
+        required("instance_id", sa.Integer),
+        required("seq", sa.BigInteger),
+        required("at", TIMESTAMP),
+        required("kind", KEY),
+        defaulted("detail"),
+        primary_key("events", "instance_id", "seq"),
+    )
+    op.create_table(
+        "batches",
+        required("instance_id", sa.Integer),
+        required("first_seq", sa.BigInteger),
+        required("last_seq", sa.BigInteger),
+        required("committed_at", TIMESTAMP),
+        *(count(name) for name in ("frames", "facts", "row_count", "new_rows", "revised_rows", "duplicate_rows")),
+        *(count(name) for name in ("dead_frames", "dead_rows", "expired_rows")),
+        primary_key("batches", "instance_id", "first_seq"),
+    )
+    op.create_table(
+        "leases",
+        required("name", KEY),
+        required("instance_id", sa.Integer),
+        required("until", TIMESTAMP),
+        primary_key("leases", "name"),
+    )
+
+
+def create_partial_index(name: str, table: str, columns: list[str], where: str, *, unique: bool = False) -> None:
+    op.create_index(name, table, columns, unique=unique, sqlite_where=sa.text(where), postgresql_where=sa.text(where))
