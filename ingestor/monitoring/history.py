@@ -1,4 +1,4 @@
-"""How the daemon did in the last hour and the last day, in memory: the status page's charts. Pure; time comes in."""
+"""In-memory history of load, for the charts of the status page: the last hour and the last day. Pure."""
 
 from __future__ import annotations
 
@@ -9,42 +9,45 @@ import msgspec
 
 
 class MaxRing:
-    """The greatest of what was seen in each step, for a bounded time. A step in which nobody looked is not there."""
+    """The maxima of some quantities in each step of time. A step without samples has no point."""
 
-    def __init__(self, *, step_seconds: int, keep: int) -> None:
+    def __init__(self, *, step_seconds: int, max_points: int) -> None:
         self.step_seconds = step_seconds
-        self._points: deque[tuple[int, tuple[float, ...]]] = deque(maxlen=keep)  # (number of the step, what was seen)
+        self._points: deque[tuple[int, tuple[float, ...]]] = deque(maxlen=max_points)  # (number of the step, maxima)
 
-    def add(self, at_seconds: float, seen: Sequence[float]) -> None:
-        """``at_seconds`` on a clock that never steps back."""
+    def add(self, at_seconds: float, sample: Sequence[float]) -> None:
+        """Add a sample. ``at_seconds`` is on a clock that never steps back."""
         step = int(at_seconds // self.step_seconds)
         if self._points and self._points[-1][0] == step:
-            seen = tuple(map(max, self._points.pop()[1], seen))
-        self._points.append((step, tuple(seen)))
+            sample = tuple(map(max, self._points.pop()[1], sample))
+        self._points.append((step, tuple(sample)))
 
     def points(self, now_seconds: float) -> list[tuple[float, ...]]:
-        """The oldest first: how many seconds ago the step began, and what was seen."""
-        return [(round(now_seconds - step * self.step_seconds, 1), *seen) for step, seen in self._points]
+        """Return the age of each step in seconds, counted from its start, and its maxima. The oldest comes first."""
+        return [(round(now_seconds - step * self.step_seconds, 1), *maxima) for step, maxima in self._points]
 
 
 class LoadHistory:
-    """What came in a second, what waits in the spool, and for how long: an hour finely, a day coarsely."""
+    """Entries received per second, entries in the spool, and commit lag: an hour by 10 s, a day by 4 minutes."""
 
     def __init__(self) -> None:
-        self._rings = {"hour": MaxRing(step_seconds=10, keep=360), "day": MaxRing(step_seconds=240, keep=360)}
-        self._before: tuple[float, int] | None = None  # (at, head) of the look before
+        self._rings = {
+            "hour": MaxRing(step_seconds=10, max_points=360),
+            "day": MaxRing(step_seconds=240, max_points=360),
+        }
+        self._previous: tuple[float, int] | None = None  # at_seconds and head_seq
 
     def record(self, at_seconds: float, *, head_seq: int, waiting: int, lag_seconds: float) -> None:
-        """Note how it is now. Called about every second; the clock is one that never steps."""
-        if self._before is not None and at_seconds > self._before[0]:
-            at, head = self._before
-            received = (head_seq - head) / (at_seconds - at)
+        """Add the current load. Called about once per second; ``at_seconds`` is on a clock that never steps back."""
+        if self._previous is not None and at_seconds > self._previous[0]:
+            previous_at, previous_seq = self._previous
+            rate = (head_seq - previous_seq) / (at_seconds - previous_at)
             for ring in self._rings.values():
-                ring.add(at_seconds, (round(received, 1), waiting, round(lag_seconds, 2)))
-        self._before = at_seconds, head_seq
+                ring.add(at_seconds, (round(rate, 1), waiting, round(lag_seconds, 2)))
+        self._previous = at_seconds, head_seq
 
     def to_json(self, now_seconds: float) -> bytes:
-        """history.json: for each ring its step, and points of (age, entries received a second, waiting, lag)."""
+        """Return history.json: for each ring its step, and points of (age, entries per second, waiting, lag)."""
         rings = {
             name: {"step_seconds": ring.step_seconds, "points": ring.points(now_seconds)}
             for name, ring in self._rings.items()

@@ -1,6 +1,6 @@
-"""The status port: /healthz, /readyz, /metrics, and the status page with what it shows. Reads only, for this machine.
+"""The HTTP server for /healthz, /readyz, /metrics and the status page. Read-only; meant for this machine.
 
-The daemon never depends on it: a port that is taken costs the page, not the data.
+The daemon runs without it if the port is taken.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ _HEADERS = {
     "Cache-Control": "no-store",
     "Server": "ingestor",  # the default names the library's version
 }
-_TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
+_CONTENT_TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
 _FILES = {file.name: file.read_bytes() for file in sorted((Path(__file__).parent / "page").iterdir())}
-_COMPRESSED_ASIDE_BYTES = 4096  # what is longer is compressed in a thread
+_COMPRESS_IN_THREAD_BYTES = 4096  # longer bodies are compressed in a thread
 _HOST = re.compile(r"(?:\[([0-9a-f:.]+)\]|([^\[\]:@/\s]+))(?::\d{1,5})?")
 
 
 class StatusServer:
-    """An HTTP server for as long as the block lasts. ``url`` is None if the port could not be had."""
+    """Serves while the ``async with`` block runs. ``url`` is None if the port could not be opened."""
 
     def __init__(
         self,
@@ -55,23 +55,23 @@ class StatusServer:
         history: Callable[[], bytes],
         coverage: Callable[[], bytes],
     ) -> None:
-        """``history`` and ``coverage`` give the JSON of that name, at once."""
+        """``history`` and ``coverage`` return the JSON document of that name; they must not block."""
         self.url: str | None = None
         self._listen = listen
-        pages = _Pages(snapshot, values)
+        documents = _Documents(snapshot, values)
         app = web.Application(middlewares=[_guard(listen.host)], client_max_size=1024)
-        app.on_response_prepare.append(_harden)
+        app.on_response_prepare.append(_add_headers)
         app.add_routes(
             [
-                web.get("/healthz", pages.healthz),
-                web.get("/readyz", pages.readyz),
-                web.get("/status.json", pages.status),
-                web.get("/values.json", pages.values),
-                web.get("/history.json", _json(history)),
-                web.get("/coverage.json", _json(coverage)),
+                web.get("/healthz", documents.healthz),
+                web.get("/readyz", documents.readyz),
+                web.get("/status.json", documents.status),
+                web.get("/values.json", documents.values),
+                web.get("/history.json", _json_handler(history)),
+                web.get("/coverage.json", _json_handler(coverage)),
                 web.get("/metrics", make_aiohttp_handler(metrics.registry, disable_compression=True)),
-                web.get("/", _file("page.html")),
-                *(web.get(f"/{name}", _file(name)) for name in _FILES),
+                web.get("/", _file_handler("page.html")),
+                *(web.get(f"/{name}", _file_handler(name)) for name in _FILES),
             ]
         )
         self._runner = web.AppRunner(
@@ -87,11 +87,11 @@ class StatusServer:
         await self._runner.setup()
         try:
             await web.TCPSite(self._runner, *self._listen).start()
-        except (OSError, UnicodeError) as error:  # the latter for a host that cannot be a name
-            self._tell_closed(error)
+        except (OSError, UnicodeError) as error:  # UnicodeError: the host is not a valid name
+            self._log_not_listening(error)
         else:
             self.url = f"http://{ListenAddress(*self._runner.addresses[0][:2])}"
-            self._warn_if_open()
+            self._warn_if_exposed()
         return self
 
     async def __aexit__(
@@ -99,52 +99,52 @@ class StatusServer:
     ) -> None:
         await self._runner.cleanup()
 
-    def _tell_closed(self, error: OSError | UnicodeError) -> None:
-        # asyncio wraps the system's words in its own
+    def _log_not_listening(self, error: OSError | UnicodeError) -> None:
+        # asyncio puts the system's message into one of its own
         number = error.errno if isinstance(error, OSError) else None
         log.error(
-            "http.listen: %s cannot be had (%s): going on without status page and /metrics; "
-            "free the port or set http.listen to another one, and restart",
+            "http.listen: cannot listen on %s (%s), continuing without status page and /metrics: "
+            "free the port or change http.listen, then restart",
             self._listen,
             os.strerror(number) if number and number > 0 else error,
         )
 
-    def _warn_if_open(self) -> None:
+    def _warn_if_exposed(self) -> None:
         if not is_loopback(self._listen.host):
             log.warning(
-                "http.listen: %s can be reached from other machines, and asks nobody who they are; "
-                "127.0.0.1 with a proxy in front is safer",
+                "http.listen: %s is reachable from other machines and has no authentication; "
+                "127.0.0.1 behind a reverse proxy is safer",
                 self._listen,
             )
 
 
-class _Pages:
-    """What is made anew for each request. Of thousands of subscriptions it takes a while: in a thread."""
+class _Documents:
+    """Handlers of documents that are built per request. With thousands of subscriptions that takes a thread."""
 
     def __init__(self, snapshot: Callable[[], Status], values: LatestValues) -> None:
         self._snapshot = snapshot
         self._values = values
 
     async def healthz(self, request: web.Request) -> web.Response:
-        return _verdict(check_health(self._snapshot()))
+        return _health_response(check_health(self._snapshot()))
 
     async def readyz(self, request: web.Request) -> web.Response:
-        return _verdict(check_readiness(self._snapshot()))
+        return _health_response(check_readiness(self._snapshot()))
 
     async def status(self, request: web.Request) -> web.Response:
-        return _answer(await asyncio.to_thread(self._snapshot().to_json))
+        return _json_response(await asyncio.to_thread(self._snapshot().to_json))
 
     async def values(self, request: web.Request) -> web.Response:
         after = request.query.get("after", "0")
         if not (after.isascii() and after.isdigit() and len(after) <= 18):
-            raise web.HTTPBadRequest(text="400: after is the version that a former answer named\n")
-        return _answer(await asyncio.to_thread(self._values.changed_since, int(after)))
+            raise web.HTTPBadRequest(text="400: after must be a version from an earlier response\n")
+        return _json_response(await asyncio.to_thread(self._values.changed_since, int(after)))
 
 
 def is_host_allowed(header: str, listen_host: str) -> bool:
-    """May a request with this Host header be answered?
+    """Return whether a request with this Host header may be answered.
 
-    Against DNS rebinding: a page elsewhere can point its own *name* at us, but never an address or our names.
+    This prevents DNS rebinding: a foreign page can make its own *name* resolve to us, but not an address or our names.
     """
     match = _HOST.fullmatch(header.lower())
     if match is None:
@@ -159,30 +159,30 @@ def is_host_allowed(header: str, listen_host: str) -> bool:
     return True
 
 
-def _answer(body: bytes, status: int = 200) -> web.Response:
+def _json_response(body: bytes, status: int = 200) -> web.Response:
     response = web.Response(
-        status=status, body=body, content_type="application/json", zlib_executor_size=_COMPRESSED_ASIDE_BYTES
+        status=status, body=body, content_type="application/json", zlib_executor_size=_COMPRESS_IN_THREAD_BYTES
     )
-    response.enable_compression()  # if the browser likes; the page is also looked at from afar, through a tunnel
+    response.enable_compression()  # if the client accepts it; the page is also viewed over slow tunnels
     return response
 
 
-def _verdict(verdict: HealthResult) -> web.Response:
-    return _answer(verdict.to_json(), 200 if verdict.ok else 503)
+def _health_response(result: HealthResult) -> web.Response:
+    return _json_response(result.to_json(), 200 if result.ok else 503)
 
 
-def _json(made: Callable[[], bytes]) -> Handler:
-    async def answer(request: web.Request) -> web.Response:
-        return _answer(made())
+def _json_handler(build: Callable[[], bytes]) -> Handler:
+    async def handle(request: web.Request) -> web.Response:
+        return _json_response(build())
 
-    return answer
+    return handle
 
 
-def _file(name: str) -> Handler:
-    async def answer(request: web.Request) -> web.Response:
-        return web.Response(body=_FILES[name], content_type=_TYPES[Path(name).suffix], charset="utf-8")
+def _file_handler(name: str) -> Handler:
+    async def handle(request: web.Request) -> web.Response:
+        return web.Response(body=_FILES[name], content_type=_CONTENT_TYPES[Path(name).suffix], charset="utf-8")
 
-    return answer
+    return handle
 
 
 def _guard(listen_host: str) -> Middleware:
@@ -190,7 +190,7 @@ def _guard(listen_host: str) -> Middleware:
     async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
         hosts = request.headers.getall("Host", [])
         if len(hosts) != 1 or not is_host_allowed(hosts[0], listen_host):
-            raise web.HTTPForbidden(text="403: this Host name is not ours; ask by address, or name it in http.listen\n")
+            raise web.HTTPForbidden(text="403: unknown Host name; use an address, or set http.listen to this name\n")
         if request.method not in {"GET", "HEAD"}:
             raise web.HTTPMethodNotAllowed(request.method, ["GET", "HEAD"])
         return await handler(request)
@@ -198,5 +198,5 @@ def _guard(listen_host: str) -> Middleware:
     return guard
 
 
-async def _harden(request: web.Request, response: web.StreamResponse) -> None:
+async def _add_headers(request: web.Request, response: web.StreamResponse) -> None:
     response.headers.update(_HEADERS)

@@ -1,6 +1,6 @@
-"""The last values of each ticker, in memory, for the status page. Bounded; fed by the writer once a batch.
+"""The latest values of each ticker in memory, for the status page. The writer adds every batch that it committed.
 
-What stands here was committed by this run of the daemon. Knows nothing of databases.
+Bounded. Covers this run of the daemon only; knows nothing of databases.
 """
 
 from __future__ import annotations
@@ -16,20 +16,20 @@ import msgspec
 
 from ingestor.core.entries import SeriesKey
 
-KEEP = 60  # values of a trace
-CAPACITY = 10_000  # traces: some 15 MB
-LEVELS = "0123456789abcdefghijklmnopqrstuvwxyz"  # of a value between the least and the greatest of its trace
-# Of thousands of lines: else the event loop would wait for the interpreter, 20 ms and more at a time.
-LINES_AT_ONCE = 100
-BREATH_SECONDS = 0.0001
+WINDOW_VALUES = 60
+MAX_WINDOWS = 10_000  # some 15 MB
+LEVELS = "0123456789abcdefghijklmnopqrstuvwxyz"  # the digits by which a window's values are scaled
+# Encoding thousands of lines at once would keep the event loop waiting for the interpreter lock, 20 ms and more.
+LINES_PER_SLICE = 100
+SLICE_PAUSE_SECONDS = 0.0001
 
 
-# What was committed: ((feed, metric, ticker, user_id), ts_us, value, published_us, received_us, source, seq, row_index)
+# A committed row: (series, ts_us, value, published_us, received_us, source, seq, row_index)
 CommittedRow: TypeAlias = tuple[SeriesKey, int, float, int | None, int, str, int, int]
 
 
 class ValueWindow:
-    """One feed's newest values of one ticker, by the provider's clock. Of several metrics the first that came."""
+    """The newest values of one ticker in one feed, by the provider's clock. Only the metric that came first is kept."""
 
     __slots__ = ("metric", "received_us", "restated", "rows", "stamps", "values", "version")
 
@@ -42,30 +42,30 @@ class ValueWindow:
         self.restated = 0
         self.version = 0
 
-    def take(self, ts_us: int, value: float) -> bool:
-        """Put a value into its place, unless all that is kept is newer; whether it says a known ts anew."""
+    def add(self, ts_us: int, value: float) -> bool:
+        """Insert a value in order of time, unless it is older than a full window. Return whether it restates one."""
         stamps, values = self.stamps, self.values
-        if not stamps or ts_us > stamps[-1]:  # as nearly always
+        if not stamps or ts_us > stamps[-1]:  # nearly always
             stamps.append(ts_us)
             values.append(value)
-            if len(stamps) > KEEP:
+            if len(stamps) > WINDOW_VALUES:
                 del stamps[0], values[0]
             return False
-        place = bisect_left(stamps, ts_us)
-        if stamps[place] == ts_us:
-            restated = values[place] != value
-            values[place] = value
+        index = bisect_left(stamps, ts_us)
+        if stamps[index] == ts_us:
+            restated = values[index] != value
+            values[index] = value
             return restated
-        if place or len(stamps) < KEEP:
-            stamps.insert(place, ts_us)
-            values.insert(place, value)
-        if len(stamps) > KEEP:
+        if index or len(stamps) < WINDOW_VALUES:
+            stamps.insert(index, ts_us)
+            values.insert(index, value)
+        if len(stamps) > WINDOW_VALUES:
             del stamps[0], values[0]
         return False
 
 
 class ValueLine(msgspec.Struct, array_like=True, frozen=True, gc=False):
-    """A trace at one moment, as values.json has it: a list. Stamps are milliseconds since the epoch, UTC."""
+    """A line of values.json, encoded as a list. Stamps are milliseconds since the epoch, UTC."""
 
     feed: str
     ticker: str
@@ -81,57 +81,57 @@ class ValueLine(msgspec.Struct, array_like=True, frozen=True, gc=False):
 
 
 class LatestValues:
-    """All traces. The writer's thread learns, any other may ask."""
+    """The windows of all tickers. The writer's thread adds rows; any thread may read."""
 
-    def __init__(self, capacity: int = CAPACITY) -> None:
-        self._capacity = capacity
-        self._traces: dict[tuple[str, str], ValueWindow] = {}  # (feed, ticker), in the order of their making
+    def __init__(self, max_windows: int = MAX_WINDOWS) -> None:
+        self._max_windows = max_windows
+        self._windows: dict[tuple[str, str], ValueWindow] = {}  # (feed, ticker), the oldest first
         self._version = 0
         self._lock = threading.Lock()
 
     def add_rows(self, rows: Iterable[CommittedRow]) -> None:
-        """Take in what was committed."""
+        """Add the rows of a committed batch."""
         last: SeriesKey | None = None
         with self._lock:
             self._version = version = self._version + 1
             for series, ts_us, value, _, received_us, _, _, _ in rows:
                 if series is not last:
                     last, (feed, metric, ticker, user_id) = series, series
-                    trace = self._traces.get((feed, ticker)) or self._begin(feed, ticker, metric)
-                if trace.metric == metric:
-                    if trace.take(ts_us, value) and not user_id:  # else it is what another user says
-                        trace.restated += 1
-                    trace.rows += 1
-                    trace.received_us = received_us
-                    trace.version = version
+                    window = self._windows.get((feed, ticker)) or self._add_window(feed, ticker, metric)
+                if window.metric == metric:
+                    if window.add(ts_us, value) and not user_id:  # the values of different users do not restate
+                        window.restated += 1
+                    window.rows += 1
+                    window.received_us = received_us
+                    window.version = version
 
     def changed_since(self, version: int) -> bytes:
-        """values.json: the lines that changed after ``version``, and the version that they are of.
+        """Return values.json: the lines that changed after ``version``, and the current version.
 
-        0 gives all, and so does a version that is still to come: it is of another run.
+        All lines are returned for 0, and for a version that lies ahead because it is from another run.
         """
         with self._lock:
-            now = self._version
-            after = version if version <= now else 0
-            changed = [(key, trace) for key, trace in self._traces.items() if trace.version > after]
+            current = self._version
+            after = version if version <= current else 0
+            changed = [(key, window) for key, window in self._windows.items() if window.version > after]
         lines = []
-        for number, (key, trace) in enumerate(changed, 1):
-            lines.append(msgspec.json.encode(self._line(*key, trace)))
-            if number % LINES_AT_ONCE == 0:
-                time.sleep(BREATH_SECONDS)
-        return b'{"version":%d,"lines":[%b]}' % (now, b",".join(lines))
+        for number, (key, window) in enumerate(changed, 1):
+            lines.append(msgspec.json.encode(self._line(*key, window)))
+            if number % LINES_PER_SLICE == 0:
+                time.sleep(SLICE_PAUSE_SECONDS)
+        return b'{"version":%d,"lines":[%b]}' % (current, b",".join(lines))
 
-    def _line(self, feed: str, ticker: str, trace: ValueWindow) -> ValueLine:
+    def _line(self, feed: str, ticker: str, window: ValueWindow) -> ValueLine:
         with self._lock:
-            values, ts_us, received_us = trace.values[:], trace.stamps[-1], trace.received_us
-            rows, restated = trace.rows, trace.restated
+            values, ts_us, received_us = window.values[:], window.stamps[-1], window.received_us
+            rows, restated = window.rows, window.restated
         least, greatest = min(values), max(values)
-        low, span = least / 4, greatest / 4 - least / 4  # quarters: the difference of two doubles need not be one
+        low, span = least / 4, greatest / 4 - least / 4  # quarters, because the difference of two doubles may overflow
         scale = (len(LEVELS) - 1) / span if span > 1e-300 else 0.0
         return ValueLine(
             feed=feed,
             ticker=ticker,
-            metric=trace.metric,
+            metric=window.metric,
             ts_ms=ts_us // 1000,
             received_ms=received_us // 1000,
             rows=rows,
@@ -142,9 +142,9 @@ class LatestValues:
             levels="".join([LEVELS[int((value / 4 - low) * scale + 0.5)] for value in values]),
         )
 
-    def _begin(self, feed: str, ticker: str, metric: str) -> ValueWindow:
-        # The provider names the tickers, so there may be any number; those that speak come back at their next value.
-        if len(self._traces) >= self._capacity:
-            del self._traces[next(iter(self._traces))]
-        trace = self._traces[feed, ticker] = ValueWindow(metric)
-        return trace
+    def _add_window(self, feed: str, ticker: str, metric: str) -> ValueWindow:
+        # The provider names the tickers, so their number has no bound. An evicted one returns with its next value.
+        if len(self._windows) >= self._max_windows:
+            del self._windows[next(iter(self._windows))]
+        window = self._windows[feed, ticker] = ValueWindow(metric)
+        return window

@@ -1,6 +1,6 @@
-"""Tell systemd how we are (sd_notify, by hand: it is one datagram). Without systemd every call does nothing.
+"""Notify systemd of the daemon's state, and feed its watchdog. Without systemd every call does nothing.
 
-The protocol: sd_notify(3), sd_watchdog_enabled(3).
+The protocol is one datagram per notification: sd_notify(3), sd_watchdog_enabled(3).
 """
 
 from __future__ import annotations
@@ -16,24 +16,26 @@ log = logging.getLogger(__name__)
 
 
 class SystemdNotifier:
-    """The service manager that started us, if any. The environment is read once, and left as it is."""
+    """Sends notifications to the service manager, if one started this process."""
 
     def __init__(self, env: Mapping[str, str] = os.environ) -> None:
         self._address = _address(env.get("NOTIFY_SOCKET", ""))
 
     def ready(self, status: str = "") -> None:
-        """Start-up is over. ``status`` is a line for `systemctl status`."""
+        """Report that startup or a reload has finished. ``status`` is a line for `systemctl status`."""
         self._send("READY=1", *_status(status))
 
     def reloading(self) -> None:
-        """The config is read anew. ``ready`` ends it, whether the new one was taken or not."""
-        # systemd 253 and newer compare the stamp with when they asked, on this very clock.
+        """Report that the config is being reloaded. Call ``ready`` afterwards, whether or not the reload succeeded."""
+        # systemd 253 and newer require this timestamp, on this clock, to recognize the reload that they requested.
         self._send("RELOADING=1", f"MONOTONIC_USEC={time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000}")
 
     def stopping(self) -> None:
+        """Report that the daemon is shutting down."""
         self._send("STOPPING=1")
 
     def watchdog(self) -> None:
+        """Reset the watchdog's timeout."""
         self._send("WATCHDOG=1")
 
     def _send(self, *lines: str) -> None:
@@ -41,27 +43,30 @@ class SystemdNotifier:
             return
         try:
             with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as channel:
-                channel.setblocking(False)  # the event loop sends, and must not wait for a busy manager
+                channel.setblocking(False)  # called in the event loop, which must not wait for a busy manager
                 channel.sendto("\n".join(lines).encode(errors="backslashreplace"), self._address)
         except OSError as error:
-            log.warning("systemd cannot be told %s: %s", lines[0], error.strerror)
+            log.warning("could not send %s to systemd: %s", lines[0], error.strerror)
 
 
-async def feed_watchdog(systemd: SystemdNotifier, seconds: float, advancing: Callable[[], bool]) -> None:
-    """Feed the watchdog twice in its ``seconds``, while ``advancing()`` holds. Runs until cancelled."""
-    was_advancing = True
+async def feed_watchdog(systemd: SystemdNotifier, timeout_seconds: float, is_healthy: Callable[[], bool]) -> None:
+    """Feed the watchdog twice per timeout as long as ``is_healthy`` returns True. Runs until cancelled."""
+    was_healthy = True
     while True:
-        now_advancing = advancing()
-        if now_advancing:
+        healthy = is_healthy()
+        if healthy:
             systemd.watchdog()
-        elif was_advancing:
-            log.error("the watchdog is not fed any more: systemd restarts us within %.0f s", seconds)
-        was_advancing = now_advancing
-        await asyncio.sleep(seconds / 2)
+        elif was_healthy:
+            log.error(
+                "the daemon is stuck, no longer feeding the watchdog: systemd will restart it within %.0f s",
+                timeout_seconds,
+            )
+        was_healthy = healthy
+        await asyncio.sleep(timeout_seconds / 2)
 
 
 def watchdog_seconds(env: Mapping[str, str] = os.environ, pid: int | None = None) -> float | None:
-    """How long the watchdog waits for us; None if there is none, or it is meant for another process."""
+    """Return the timeout of the watchdog; None if there is none or it watches another process."""
     if env.get("WATCHDOG_PID", str(pid or os.getpid())) != str(pid or os.getpid()):
         return None
     try:
@@ -78,5 +83,5 @@ def _address(name: str) -> str:
 
 
 def _status(text: str) -> tuple[str, ...]:
-    # A newline would begin another assignment.
+    # A newline would start another assignment.
     return (f"STATUS={' '.join(text.split())}",) if text else ()

@@ -1,7 +1,7 @@
-"""The daemon at one moment, as a frozen snapshot.
+"""The state of the daemon at one moment, as a frozen snapshot.
 
-status.json, /healthz, /readyz, metrics and `ingestor status` are all made from it, so they cannot disagree.
-Knows nothing of who fills it (the service) or shows it (web, metrics, cli).
+status.json, /healthz, /readyz, the metrics and `ingestor status` are all made from it, so they cannot disagree.
+``daemon.status_snapshot`` fills it.
 """
 
 from __future__ import annotations
@@ -42,22 +42,22 @@ _SEVERITY: dict[str, Severity] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConnectionStatus:
-    """The socket of one group of subscriptions: one path, and one set of params other than the ticker."""
+    """The connection of one group: the subscriptions that share a path and all params other than the ticker."""
 
-    id: str | None  # None before the first socket
+    id: str | None  # None before the first connection
     path: str
     feed: str
     connected: bool
-    dialect: str | None = None  # "4" or "3"; None before the probe
-    frames: int = 0  # since the daemon started, over all sockets that this group has had
+    dialect: str | None = None  # protocol version "4" or "3"; None until it was detected
+    frames: int = 0  # since the daemon started, on all connections of this group
     last_frame_at: datetime | None = None
-    since: datetime | None = None  # connected, or not, since then
+    since: datetime | None = None  # when ``connected`` last changed
     last_error: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SubscriptionStatus:
-    """One (path, method, params) that the operator asked for, and how it fares."""
+    """A subscription and its state."""
 
     path: str
     params: str  # canonical JSON
@@ -69,15 +69,15 @@ class SubscriptionStatus:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SpoolStatus:
-    """What waits between socket and database."""
+    """The queue between socket and database."""
 
     entries: int = 0
     bytes: int = 0
     limit_bytes: int = 0
-    head_seq: int = 0  # the last appended
-    durable_seq: int = 0  # the last fsynced
-    acked_seq: int = 0  # the last that the database has
-    oldest_age_seconds: float = 0.0  # of the first entry that waits; 0 with none
+    head_seq: int = 0  # of the last entry appended
+    durable_seq: int = 0  # of the last entry fsynced
+    acked_seq: int = 0  # of the last entry committed and acknowledged
+    oldest_age_seconds: float = 0.0  # of the oldest entry; 0 if empty
 
     @property
     def full(self) -> bool:
@@ -86,7 +86,7 @@ class SpoolStatus:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DatabaseStatus:
-    """The other end. ``lag_seconds`` is how long the oldest entry has waited for its commit."""
+    """The database. ``lag_seconds`` is how long the oldest entry has waited for its commit."""
 
     up: bool = False
     kind: str = ""  # "sqlite", "postgresql"
@@ -98,18 +98,18 @@ class DatabaseStatus:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RowCounts:
-    """What became of every row decoded since the daemon started."""
+    """Rows decoded since the daemon started, by outcome."""
 
     new: int = 0
     revised: int = 0
     duplicate: int = 0
     dead: int = 0
-    expired: int = 0  # older than samples are kept, and not stored
+    expired: int = 0  # older than the retention of samples, not stored
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeadLetterCounts:
-    """Dead letters written since the daemon started, frames and rows, by where they died."""
+    """Dead letters (frames and rows) written since the daemon started, by stage."""
 
     decode: int = 0
     insert: int = 0
@@ -117,7 +117,7 @@ class DeadLetterCounts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenStatus:
-    """How long the token lasts. Its text is nowhere in here."""
+    """The token's lifetime. Never contains the token itself."""
 
     expires_at: datetime | None = None
     life_seconds: float | None = None
@@ -126,10 +126,10 @@ class TokenStatus:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Heartbeat:
-    """Something that has to advance for the daemon to be alive, e.g. the event loop, the spool's thread."""
+    """A loop or thread that must keep advancing, such as the event loop or the spool's thread."""
 
     name: str
-    age_seconds: float  # since it last advanced, on CLOCK_BOOTTIME
+    age_seconds: float  # since it last advanced
     limit_seconds: float
 
     @property
@@ -139,7 +139,7 @@ class Heartbeat:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RecentError:
-    """One thing that went wrong, as people are told of it."""
+    """A fact of severity warning or error, as text."""
 
     at: datetime
     kind: str
@@ -148,7 +148,7 @@ class RecentError:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Status:
-    """The whole daemon at ``at``. Counts run since ``started_at``; times are UTC."""
+    """The whole daemon at the time ``at``. Counts start at ``started_at``; times are UTC."""
 
     at: datetime
     instance: str
@@ -170,22 +170,22 @@ class Status:
     last_errors: tuple[RecentError, ...] = ()
 
     def to_json(self) -> bytes:
-        """As status.json, with both verdicts in it.
+        """Return status.json, including the results of both health checks.
 
-        Texts that came from outside are scrubbed of secrets once more on their way out.
+        Texts from outside are scrubbed of secrets once more.
         """
-        verdicts = b',"healthy":%b,"ready":%b}' % (check_health(self).to_json(), check_readiness(self).to_json())
-        return msgspec.json.encode(_scrubbed(self)).removesuffix(b"}") + verdicts
+        health = b',"healthy":%b,"ready":%b}' % (check_health(self).to_json(), check_readiness(self).to_json())
+        return msgspec.json.encode(_scrubbed(self)).removesuffix(b"}") + health
 
     @classmethod
     def from_json(cls, body: bytes) -> Status:
-        """What :meth:`to_json` wrote, also by another version (unknown keys are skipped). Raises ValueError."""
+        """Read what ``to_json`` of this or another version wrote; unknown keys are skipped. Raises ValueError."""
         return msgspec.json.decode(body, type=cls)
 
 
 @dataclass(frozen=True, slots=True)
 class HealthResult:
-    """Yes, or no with every reason."""
+    """The reasons why a check failed; none if it passed."""
 
     reasons: tuple[str, ...]
 
@@ -198,24 +198,25 @@ class HealthResult:
 
 
 def check_health(status: Status) -> HealthResult:
-    """Does the daemon itself advance? Says nothing of provider and database: a restart would not mend those."""
+    """Check that the daemon advances. Provider and database do not count, because a restart would not help them."""
+    stuck = [heartbeat for heartbeat in status.pulses if heartbeat.stuck]
     return HealthResult(
         tuple(
-            f"{pulse.name} has not advanced for {pulse.age_seconds:.0f} s (limit {pulse.limit_seconds:.0f} s)"
-            for pulse in status.pulses
-            if pulse.stuck
+            f"{heartbeat.name} has not advanced for {heartbeat.age_seconds:.0f} s"
+            f" (limit {heartbeat.limit_seconds:.0f} s)"
+            for heartbeat in stuck
         )
     )
 
 
 def check_readiness(status: Status) -> HealthResult:
-    """Is every wanted connection up, and can what arrives be stored?"""
-    return HealthResult(tuple(_not_ready(status)))
+    """Check that every connection is established and that received data can be stored."""
+    return HealthResult(tuple(_readiness_problems(status)))
 
 
-def _not_ready(status: Status) -> Iterator[str]:
+def _readiness_problems(status: Status) -> Iterator[str]:
     if not status.connections:
-        yield "no connection has been tried yet"
+        yield "no connection has been attempted yet"
     for connection in status.connections:
         if not connection.connected:
             yield f"{connection.path}: not connected"
@@ -226,41 +227,44 @@ def _not_ready(status: Status) -> Iterator[str]:
 
 
 def severity(fact: Fact) -> Severity:
-    """How much a person should care."""
+    """Return the severity of a fact: that of its kind, or else that of its state."""
     return _SEVERITY.get(fact.kind) or _SEVERITY.get(fact.state or "", "info")
 
 
 class RecentErrors:
-    """The last things that went wrong, newest last. Listens to facts."""
+    """Keeps the newest facts of severity warning and error."""
 
-    def __init__(self, keep: int = 20) -> None:
-        self._last: deque[RecentError] = deque(maxlen=keep)
+    def __init__(self, max_errors: int = 20) -> None:
+        self._errors: deque[RecentError] = deque(maxlen=max_errors)
 
     def on_fact(self, fact: Fact) -> None:
+        """Keep the fact unless its severity is info."""
         if severity(fact) != "info":
             at = datetime.fromtimestamp(fact.at_us / 1_000_000, UTC)
-            self._last.append(RecentError(at=at, kind=fact.kind, text=_told(fact)))
+            text = ", ".join(f"{key}: {value}" for key, value in fact.detail.items())
+            self._errors.append(RecentError(at=at, kind=fact.kind, text=text))
 
     def newest(self) -> tuple[RecentError, ...]:
-        return tuple(self._last)
-
-
-def _told(fact: Fact) -> str:
-    return ", ".join(f"{key}: {value}" for key, value in fact.detail.items())
+        """Return the errors, the newest last."""
+        return tuple(self._errors)
 
 
 def _scrubbed(status: Status) -> Status:
-    # Only what outsiders wrote, and every text once: thousands of subscriptions have the same reason.
+    # Only texts from outside, and equal texts once: thousands of subscriptions may have the same reason.
     scrub = functools.cache(redactor.scrub)
     return replace(
         status,
         connections=tuple(
-            replace(one, last_error=one.last_error and scrub(one.last_error)) for one in status.connections
+            replace(connection, last_error=connection.last_error and scrub(connection.last_error))
+            for connection in status.connections
         ),
         subscriptions=tuple(
-            one if not one.reason or scrub(one.reason) == one.reason else replace(one, reason=scrub(one.reason))
-            for one in status.subscriptions
+            # A copy only where it differs: there may be thousands.
+            replace(subscription, reason=scrub(subscription.reason))
+            if subscription.reason and scrub(subscription.reason) != subscription.reason
+            else subscription
+            for subscription in status.subscriptions
         ),
         database=replace(status.database, last_error=status.database.last_error and scrub(status.database.last_error)),
-        last_errors=tuple(replace(one, text=scrub(one.text)) for one in status.last_errors),
+        last_errors=tuple(replace(error, text=scrub(error.text)) for error in status.last_errors),
     )

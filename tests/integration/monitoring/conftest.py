@@ -8,14 +8,14 @@ import structlog
 
 
 @pytest.fixture(autouse=True)
-def restored() -> Iterator[None]:
-    """Logging belongs to the whole process: leave it as it was found."""
+def _restore_logging() -> Iterator[None]:
+    """Restore the logging configuration, which belongs to the whole process."""
     root, ours = logging.getLogger(), logging.getLogger("ingestor")
     handlers, levels = root.handlers[:], (root.level, ours.level)
     yield
     logging.captureWarnings(False)
     structlog.reset_defaults()
-    for handler in [each for each in root.handlers if each not in handlers]:
+    for handler in [handler for handler in root.handlers if handler not in handlers]:
         root.removeHandler(handler)
         handler.close()
     root.setLevel(levels[0])

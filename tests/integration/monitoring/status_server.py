@@ -1,4 +1,4 @@
-"""A status port without a daemon behind it: a test says what is shown."""
+"""A status server without a daemon: a test sets what it serves."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ GOOD = Status(
 
 
 def row(ticker: str = "AAPL", *, feed: str = "crowd-sentiment", ts_us: int = NOON_US, value: float = 0.25) -> SampleRow:
-    """One that was committed."""
+    """Return a committed row."""
     return SampleRow((feed, feed.replace("-", "_"), ticker, ""), ts_us, value, None, NOON_US, "stream", 1, 0)
 
 
-class Shown:
-    """What the web shows; a test changes ``status``, ``values`` and ``spans`` under it."""
+class StatusContent:
+    """What the server serves. A test changes ``status``, ``values`` and ``spans`` while it runs."""
 
     def __init__(self) -> None:
         self.status = GOOD
@@ -48,15 +48,15 @@ class Shown:
     def snapshot(self) -> Status:
         return self.status
 
-    def covered(self, _since: datetime) -> Iterable[StateSpan]:
+    def read_spans(self, _since: datetime) -> Iterable[StateSpan]:
         return self.spans
 
-    def web(self, host: str = "127.0.0.1", port: int = 0) -> StatusServer:
+    def server(self, host: str = "127.0.0.1", port: int = 0) -> StatusServer:
         return StatusServer(
             ListenAddress(host, port),
             snapshot=self.snapshot,
             metrics=Metrics(self.snapshot),
             values=self.values,
             history=lambda: self.history.to_json(5.0),
-            coverage=CoverageCache(self.covered).to_json,
+            coverage=CoverageCache(self.read_spans).to_json,
         )

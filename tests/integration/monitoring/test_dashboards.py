@@ -1,4 +1,4 @@
-"""The dashboard and the alerts, against what a daemon that runs says of itself."""
+"""The dashboard and the alerts, compared with the metrics of a running daemon."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ DASHBOARD: dict[str, Any] = json.loads((FOLDER / "ingestor-dashboard.json").read
 ALERTS: list[dict[str, Any]] = [
     rule for group in yaml.safe_load((FOLDER / "ingestor-alerts.yaml").read_text())["groups"] for rule in group["rules"]
 ]
-# What Prometheus adds to every sample of a target.
-TARGET = {"instance", "job"}
+# The labels that Prometheus adds to every sample of a target.
+TARGET_LABELS = {"instance", "job"}
 
 
 def expressions() -> Iterator[str]:
     yield from (target["expr"] for panel in DASHBOARD["panels"] for target in panel["targets"])
     yield from (rule["expr"] for rule in ALERTS)
-    variable = next(one for one in DASHBOARD["templating"]["list"] if one["name"] == "instance")
+    variable = next(item for item in DASHBOARD["templating"]["list"] if item["name"] == "instance")
     yield variable["query"]["query"]
 
 
 def labels_of(expression: str) -> Iterator[tuple[str, str]]:
-    """(metric, label) of every matcher, and of what it is grouped by."""
+    """Yield (metric, label) of every matcher and every grouping."""
     names = re.findall(r"ingestor_[a-z_]+", expression)
     for name, matchers in re.findall(r"(ingestor_[a-z_]+)\{([^}]*)\}", expression):
         yield from ((name, label) for label in re.findall(r"(\w+)\s*[=!]", matchers))
@@ -44,7 +44,7 @@ def labels_of(expression: str) -> Iterator[tuple[str, str]]:
 
 @pytest.fixture
 async def exposed(simulator: Simulator, tmp_path: Path) -> dict[str, set[str]]:
-    """Every metric that a live daemon has → its labels."""
+    """The metrics of a live daemon → their labels."""
     url = f"sqlite:///{tmp_path / 'ingestor.db'}"
     subscriptions = {"/real-time/crowd-sentiment": ["AAPL"]}
     config = write_config(tmp_path, url=simulator.url, database_url=url, subscriptions=subscriptions)
@@ -59,25 +59,27 @@ async def exposed(simulator: Simulator, tmp_path: Path) -> dict[str, set[str]]:
     return found
 
 
-async def test_every_metric_and_label_that_they_use_is_there_and_no_metric_is_forgotten(
+async def test_metrics_and_labels_exist_and_all_metrics_are_shown(
     exposed: dict[str, set[str]],
 ) -> None:
-    used = {name for one in expressions() for name in re.findall(r"ingestor_[a-z_]+", one)}
+    used = {name for expr in expressions() for name in re.findall(r"ingestor_[a-z_]+", expr)}
     assert len(used) > 15
     assert used - exposed.keys() == set()
-    wrong = {(n, label) for one in expressions() for n, label in labels_of(one) if label not in exposed[n] | TARGET}
+    wrong = {
+        (n, label) for expr in expressions() for n, label in labels_of(expr) if label not in exposed[n] | TARGET_LABELS
+    }
     assert wrong == set()
     for rule in ALERTS:
         named = set(re.findall(r"\$labels\.(\w+)", json.dumps(rule["annotations"])))
         assert all(named <= exposed[name] for name in re.findall(r"ingestor_[a-z_]+", rule["expr"])), rule["alert"]
-    # A panel for each: what nobody can see might as well not be counted.
+    # Every metric has a panel.
     shown = {name for target in DASHBOARD["panels"] for name in re.findall(r"ingestor_[a-z_]+", json.dumps(target))}
     created = {name for name in exposed if name.endswith("_created")}
     assert exposed.keys() - created - shown == set()
 
 
 @pytest.mark.parametrize("rule", ALERTS, ids=lambda rule: str(rule["alert"]))
-def test_an_alert_says_what_is_wrong_and_what_to_do(rule: dict[str, Any]) -> None:
+def test_alert_has_summary_and_description(rule: dict[str, Any]) -> None:
     assert rule.keys() <= {"alert", "expr", "for", "labels", "annotations"}
     assert re.fullmatch(r"Ingestor[A-Z][A-Za-z]+", rule["alert"])
     assert rule["labels"]["severity"] in ("warning", "critical")
@@ -85,7 +87,7 @@ def test_an_alert_says_what_is_wrong_and_what_to_do(rule: dict[str, Any]) -> Non
     assert rule["annotations"].keys() == {"summary", "description"}
 
 
-def test_there_is_an_alert_for_each_way_in_which_data_is_missed() -> None:
+def test_each_way_to_miss_data_has_an_alert() -> None:
     rules = {rule["alert"]: rule["expr"] for rule in ALERTS}
     assert len(rules) == len(ALERTS)
     assert "== 0" in rules["IngestorNotConnected"] and "== 0" in rules["IngestorDatabaseDown"]
@@ -94,15 +96,17 @@ def test_there_is_an_alert_for_each_way_in_which_data_is_missed() -> None:
     assert {"IngestorReloadFailed", "IngestorNoFrames", "IngestorAbsent"} <= rules.keys()
 
 
-def test_the_dashboards_panels_have_each_a_place_of_their_own() -> None:
+def test_dashboard_panels_do_not_overlap() -> None:
     panels = DASHBOARD["panels"]
     taken: list[tuple[int, int]] = []
     for panel in panels:
-        at = panel["gridPos"]
-        assert at["x"] >= 0 and at["x"] + at["w"] <= 24
-        taken += [(x, y) for x in range(at["x"], at["x"] + at["w"]) for y in range(at["y"], at["y"] + at["h"])]
+        grid = panel["gridPos"]
+        assert grid["x"] >= 0 and grid["x"] + grid["w"] <= 24
+        taken += [
+            (x, y) for x in range(grid["x"], grid["x"] + grid["w"]) for y in range(grid["y"], grid["y"] + grid["h"])
+        ]
         assert panel["title"]
         assert {target["datasource"]["uid"] for target in panel["targets"]} == {"${datasource}"}
     assert len(set(taken)) == len(taken)
     assert len({panel["id"] for panel in panels}) == len(panels)
-    assert [one["name"] for one in DASHBOARD["templating"]["list"]] == ["datasource", "instance"]
+    assert [item["name"] for item in DASHBOARD["templating"]["list"]] == ["datasource", "instance"]

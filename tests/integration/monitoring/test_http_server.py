@@ -11,17 +11,17 @@ import pytest
 
 from ingestor.monitoring.status import DatabaseStatus, Heartbeat, Status
 
-from .status_server import GOOD, Shown, row
+from .status_server import GOOD, StatusContent, row
 
 
 @pytest.fixture
-def daemon() -> Shown:
-    return Shown()
+def content() -> StatusContent:
+    return StatusContent()
 
 
 @pytest.fixture
-async def client(daemon: Shown) -> AsyncIterator[aiohttp.ClientSession]:
-    async with daemon.web() as web, aiohttp.ClientSession(web.url) as session:
+async def client(content: StatusContent) -> AsyncIterator[aiohttp.ClientSession]:
+    async with content.server() as server, aiohttp.ClientSession(server.url) as session:
         yield session
 
 
@@ -41,7 +41,7 @@ async def client(daemon: Shown) -> AsyncIterator[aiohttp.ClientSession]:
         ("/metrics", "text/plain", "ingestor_database_up 1.0"),
     ],
 )
-async def test_every_page_answers(client: aiohttp.ClientSession, path: str, type_: str, part: str) -> None:
+async def test_every_path_is_served(client: aiohttp.ClientSession, path: str, type_: str, part: str) -> None:
     async with client.get(path) as response:
         assert response.status == 200
         assert response.content_type == type_
@@ -53,7 +53,7 @@ async def test_status_json_is_the_whole_status(client: aiohttp.ClientSession) ->
         assert Status.from_json(await response.read()) == GOOD
 
 
-async def test_prometheus_may_ask_for_openmetrics(client: aiohttp.ClientSession) -> None:
+async def test_metrics_are_served_as_openmetrics_on_request(client: aiohttp.ClientSession) -> None:
     accept = {"Accept": "application/openmetrics-text;version=1.0.0"}
     async with client.get("/metrics", headers=accept) as response:
         assert response.content_type == "application/openmetrics-text"
@@ -61,7 +61,7 @@ async def test_prometheus_may_ask_for_openmetrics(client: aiohttp.ClientSession)
 
 
 @pytest.mark.parametrize(
-    ("path", "spoil", "reason"),
+    ("path", "change", "reason"),
     [
         pytest.param(
             "/healthz",
@@ -77,10 +77,10 @@ async def test_prometheus_may_ask_for_openmetrics(client: aiohttp.ClientSession)
         ),
     ],
 )
-async def test_bad_health_is_a_503_with_its_reason(
-    client: aiohttp.ClientSession, daemon: Shown, path: str, spoil: Callable[[Status], Status], reason: str
+async def test_failed_check_is_a_503_with_its_reason(
+    client: aiohttp.ClientSession, content: StatusContent, path: str, change: Callable[[Status], Status], reason: str
 ) -> None:
-    daemon.status = spoil(daemon.status)
+    content.status = change(content.status)
     async with client.get(path) as response:
         assert response.status == 503
         assert json.loads(await response.read()) == {"ok": False, "reasons": [reason]}
@@ -94,13 +94,13 @@ async def test_head_is_get_without_a_body(client: aiohttp.ClientSession) -> None
 
 @pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "OPTIONS", "PATCH", "TRACE"])
 @pytest.mark.parametrize("path", ["/", "/metrics", "/nowhere"])
-async def test_only_reading_is_allowed(client: aiohttp.ClientSession, method: str, path: str) -> None:
+async def test_only_get_and_head_are_allowed(client: aiohttp.ClientSession, method: str, path: str) -> None:
     async with client.request(method, path) as response:
         assert response.status == 405
         assert response.headers["Allow"] == "GET,HEAD"
 
 
-async def test_another_sites_name_for_us_is_refused(client: aiohttp.ClientSession) -> None:
+async def test_foreign_host_name_is_refused(client: aiohttp.ClientSession) -> None:
     async with client.get("/status.json", headers={"Host": "rebound.example"}) as response:
         assert response.status == 403
         assert "desk" not in await response.text()
@@ -113,10 +113,10 @@ async def test_another_sites_name_for_us_is_refused(client: aiohttp.ClientSessio
         pytest.param(b"GET / HTTP/1.0\r\n\r\n", id="none"),
     ],
 )
-async def test_a_request_names_its_host_once(daemon: Shown, request_: bytes) -> None:
-    async with daemon.web() as web:
-        assert web.url
-        answer = await exchange(int(web.url.rpartition(":")[2]), request_)
+async def test_request_must_have_one_host_header(content: StatusContent, request_: bytes) -> None:
+    async with content.server() as server:
+        assert server.url
+        answer = await exchange(int(server.url.rpartition(":")[2]), request_)
     assert answer.split()[1] in {b"400", b"403"}
 
 
@@ -132,7 +132,7 @@ async def exchange(port: int, request: bytes) -> bytes:
 
 
 @pytest.mark.parametrize(("path", "host"), [("/", "localhost"), ("/nowhere", "localhost"), ("/", "rebound.example")])
-async def test_every_answer_is_hardened(client: aiohttp.ClientSession, path: str, host: str) -> None:
+async def test_every_response_has_the_security_headers(client: aiohttp.ClientSession, path: str, host: str) -> None:
     async with client.get(path, headers={"Host": host, "Origin": "https://rebound.example"}) as response:
         assert response.headers["Content-Security-Policy"].startswith("default-src 'none'")
         assert response.headers["X-Content-Type-Options"] == "nosniff"
@@ -140,7 +140,7 @@ async def test_every_answer_is_hardened(client: aiohttp.ClientSession, path: str
         assert not [name for name in response.headers if name.lower().startswith("access-control-")]
 
 
-async def test_nothing_but_our_own_files_may_run_be_shown_or_be_asked(client: aiohttp.ClientSession) -> None:
+async def test_content_security_policy_allows_own_files_only(client: aiohttp.ClientSession) -> None:
     async with client.get("/") as response:
         policy = dict(rule.split(maxsplit=1) for rule in response.headers["Content-Security-Policy"].split("; "))
     assert policy.pop("default-src") == "'none'"
@@ -150,50 +150,52 @@ async def test_nothing_but_our_own_files_may_run_be_shown_or_be_asked(client: ai
 
 
 @pytest.mark.parametrize("after", ["-1", "x", "", "٣", "1" * 19])
-async def test_a_version_that_nobody_named_is_refused(client: aiohttp.ClientSession, after: str) -> None:
+async def test_invalid_version_is_refused(client: aiohttp.ClientSession, after: str) -> None:
     async with client.get("/values.json", params={"after": after}) as response:
         assert response.status == 400
 
 
-async def test_who_names_a_version_is_told_what_came_after_it(client: aiohttp.ClientSession, daemon: Shown) -> None:
+async def test_values_after_a_version_are_those_changed_since(
+    client: aiohttp.ClientSession, content: StatusContent
+) -> None:
     async with client.get("/values.json", params={"after": "1"}) as response:
         assert await response.json() == {"version": 1, "lines": []}
-    daemon.values.add_rows([row("ON")])
+    content.values.add_rows([row("ON")])
     async with client.get("/values.json", params={"after": "1"}) as response:
         assert [line[1] for line in (await response.json())["lines"]] == ["ON"]
 
 
-async def test_a_port_that_is_taken_costs_the_page_and_not_the_daemon(
-    daemon: Shown, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_taken_port_is_logged_and_not_raised(content: StatusContent, caplog: pytest.LogCaptureFixture) -> None:
     with socket.create_server(("127.0.0.1", 0)) as holder:
         port = holder.getsockname()[1]
-        async with daemon.web(port=port) as web:
-            assert web.url is None
+        async with content.server(port=port) as server:
+            assert server.url is None
     (record,) = caplog.records
     assert record.levelname == "ERROR"
-    assert record.getMessage().startswith(f"http.listen: 127.0.0.1:{port} cannot be had (Address already in use)")
+    assert record.getMessage().startswith(f"http.listen: cannot listen on 127.0.0.1:{port} (Address already in use)")
 
 
-async def test_a_host_that_cannot_be_a_name_costs_no_more(daemon: Shown, caplog: pytest.LogCaptureFixture) -> None:
-    async with daemon.web(host="not..a.name", port=8642) as web:
-        assert web.url is None
-    assert caplog.messages[0].startswith("http.listen: not..a.name:8642 cannot be had")
+async def test_invalid_host_name_is_logged_and_not_raised(
+    content: StatusContent, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with content.server(host="not..a.name", port=8642) as server:
+        assert server.url is None
+    assert caplog.messages[0].startswith("http.listen: cannot listen on not..a.name:8642")
 
 
-async def test_nobody_is_warned_of_loopback(daemon: Shown, caplog: pytest.LogCaptureFixture) -> None:
-    async with daemon.web(host="::1") as web:
-        assert web.url
-        assert web.url.startswith("http://[::1]:")
+async def test_loopback_address_is_not_warned_of(content: StatusContent, caplog: pytest.LogCaptureFixture) -> None:
+    async with content.server(host="::1") as server:
+        assert server.url
+        assert server.url.startswith("http://[::1]:")
     assert caplog.records == []
 
 
-async def test_a_listener_that_is_not_surely_loopback_is_warned_of(
-    daemon: Shown, caplog: pytest.LogCaptureFixture
+async def test_address_other_than_loopback_is_warned_of(
+    content: StatusContent, caplog: pytest.LogCaptureFixture
 ) -> None:
-    # The resolver reads this as 127.0.0.1, but it is a name to everyone else: nothing is opened to the network.
-    async with daemon.web(host="127.1") as web:
-        assert web.url
+    # The resolver reads this as 127.0.0.1, but our check takes it for a name: nothing is opened to the network.
+    async with content.server(host="127.1") as server:
+        assert server.url
     (record,) = caplog.records
     assert record.levelname == "WARNING"
-    assert "can be reached from other machines" in record.getMessage()
+    assert "is reachable from other machines and has no authentication" in record.getMessage()

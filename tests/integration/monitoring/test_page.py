@@ -19,7 +19,7 @@ from ingestor.simulator import Simulator
 
 from ...support.browser import Browser, chromium
 from ...support.daemon import Resident, until, write_config
-from .status_server import GOOD, Shown, row
+from .status_server import GOOD, StatusContent, row
 
 pytestmark = pytest.mark.chromium
 
@@ -64,8 +64,8 @@ async def looking(browser: Browser, url: str | None) -> AsyncIterator[None]:
 
 
 @pytest.fixture
-def shown() -> Shown:
-    return Shown()
+def content() -> StatusContent:
+    return StatusContent()
 
 
 def text(selector: str) -> str:
@@ -140,8 +140,8 @@ async def test_hostile_names_from_the_provider_are_text(
         ]
 
 
-async def test_what_gets_into_the_page_all_the_same_cannot_run(browser: Browser, shown: Shown) -> None:
-    async with shown.web() as web, looking(browser, web.url):
+async def test_what_gets_into_the_page_all_the_same_cannot_run(browser: Browser, content: StatusContent) -> None:
+    async with content.server() as server, looking(browser, server.url):
         told = await browser.run(ATTACK, MARKUP)
         assert told.count("TypeError") == 3
         assert {"img-src", "connect-src", "undefined"} <= set(told)
@@ -165,14 +165,14 @@ return told.concat(typeof pwned);
 
 
 async def test_five_thousand_subscriptions_are_searched_and_scrolled_without_being_in_the_document(
-    browser: Browser, shown: Shown
+    browser: Browser, content: StatusContent
 ) -> None:
     names = [f"T{number:04}" for number in range(5000)]
     states = {7: "refused", 4000: "silent"}
     crowd = tuple(subscription(name, states.get(number, "live")) for number, name in enumerate(names))
-    shown.status = replace(GOOD, subscriptions=crowd)
-    shown.values.add_rows([row(name, value=number / 5000) for number, name in enumerate(names)])
-    async with shown.web() as web, looking(browser, web.url):
+    content.status = replace(GOOD, subscriptions=crowd)
+    content.values.add_rows([row(name, value=number / 5000) for number, name in enumerate(names)])
+    async with content.server() as server, looking(browser, server.url):
         await browser.until(f"{text('#count')} === '5,000' && {ROWS} > 10")
         assert (await browser.run(f"return {TICKERS}"))[:4] == ["T0007", "T4000", "T0000", "T0001"]
         assert await browser.run(f"return {text('#chips')}") == "all 5,000 live 4,998 silent 1 refused 1"
@@ -207,11 +207,11 @@ async def enter(browser: Browser, field: str, value: str, event: str) -> None:
     await browser.run(script, field, value, event)
 
 
-async def test_all_can_be_done_from_the_keyboard(browser: Browser, shown: Shown) -> None:
+async def test_all_can_be_done_from_the_keyboard(browser: Browser, content: StatusContent) -> None:
     crowd = tuple(subscription(f"T{number:02}", reason="Restricted") for number in range(40))
-    shown.status = replace(GOOD, subscriptions=crowd)
+    content.status = replace(GOOD, subscriptions=crowd)
     focus = "return document.activeElement.id || document.activeElement.className"
-    async with shown.web() as web, looking(browser, web.url):
+    async with content.server() as server, looking(browser, server.url):
         await browser.until(f"{ROWS} > 10")
         await browser.press("Tab")
         assert await browser.run(focus) == "skip"
@@ -236,9 +236,9 @@ async def test_all_can_be_done_from_the_keyboard(browser: Browser, shown: Shown)
 
 
 @pytest.mark.parametrize("width", [320, 390, 768, 1280])
-async def test_no_width_needs_scrolling_sideways(browser: Browser, shown: Shown, width: int) -> None:
+async def test_no_width_needs_scrolling_sideways(browser: Browser, content: StatusContent, width: int) -> None:
     endless = "x" * 200
-    shown.status = replace(
+    content.status = replace(
         GOOD,
         instance=endless,
         subscriptions=(subscription("W" * 64, "refused", feed="y" * 64, reason=endless), subscription("ON")),
@@ -247,7 +247,7 @@ async def test_no_width_needs_scrolling_sideways(browser: Browser, shown: Shown,
         last_errors=(RecentError(at=GOOD.at, kind="refused", text=endless),),
     )
     now = datetime.now(UTC)
-    shown.spans = [
+    content.spans = [
         StateSpan(
             feed="z" * 64,
             state="live",
@@ -257,7 +257,7 @@ async def test_no_width_needs_scrolling_sideways(browser: Browser, shown: Shown,
         )
     ]
     await browser.size(width, 800, phone=width < 700)
-    async with shown.web() as web, looking(browser, web.url):
+    async with content.server() as server, looking(browser, server.url):
         await browser.until(f"{ROWS} === 2 && document.querySelector('.strip')")
         assert await browser.run("return document.documentElement.scrollWidth") <= width
         await browser.run("document.querySelector('.row').click()")
@@ -267,10 +267,10 @@ async def test_no_width_needs_scrolling_sideways(browser: Browser, shown: Shown,
         assert await browser.run(f"return Math.min(...{heights})") >= (40 if width < 700 else 32)
 
 
-async def test_the_last_day_is_told_in_shapes_and_in_words(browser: Browser, shown: Shown) -> None:
+async def test_the_last_day_is_told_in_shapes_and_in_words(browser: Browser, content: StatusContent) -> None:
     edge = datetime.fromtimestamp(datetime.now(UTC).timestamp() // 3600 * 3600, UTC)
     spans = [("live", 24, 5), ("disconnected", 5, 4), ("live", 4, 3), ("silent", 3, 2.5), ("live", 2.5, 0)]
-    shown.spans = [
+    content.spans = [
         StateSpan(
             feed="tweet-buzz",
             state=state,
@@ -280,7 +280,7 @@ async def test_the_last_day_is_told_in_shapes_and_in_words(browser: Browser, sho
         )
         for state, begun, ended in spans
     ]
-    async with shown.web() as web, looking(browser, web.url):
+    async with content.server() as server, looking(browser, server.url):
         await browser.until("document.querySelector('.strip')")
         hours = [f"{edge - timedelta(hours=hour):%H:%M}" for hour in (5, 4, 3, 2.5)]
         words = f"{hours[0]}–{hours[1]} disconnected · {hours[2]}–{hours[3]} silent"
@@ -307,22 +307,22 @@ VERDICTS = {
 }
 
 
-async def test_the_verdict_says_how_it_is_and_why(browser: Browser, shown: Shown) -> None:
-    async with shown.web() as web, looking(browser, web.url):
-        for said, shown.status in VERDICTS.items():
+async def test_the_verdict_says_how_it_is_and_why(browser: Browser, content: StatusContent) -> None:
+    async with content.server() as server, looking(browser, server.url):
+        for said, content.status in VERDICTS.items():
             await browser.run(LOOK_AGAIN)
             await browser.until(f"{text('#verdict')} === '{said}'")
 
 
 async def test_a_daemon_that_answers_no_more_is_said_to_and_what_is_old_is_not_taken_for_new(
-    browser: Browser, shown: Shown
+    browser: Browser, content: StatusContent
 ) -> None:
-    async with shown.web() as web:
+    async with content.server() as server:
         await browser.console()
-        await browser.open(str(web.url))
+        await browser.open(str(server.url))
         await browser.until(f"{text('#verdict')} === 'Receiving'")
         assert await browser.console() == []
-        port = urlsplit(str(web.url)).port or 0
+        port = urlsplit(str(server.url)).port or 0
     await browser.until("!document.getElementById('outage').hidden")
     assert await browser.run(f"return {text('#outage')}") == (
         "The daemon does not answer. What is shown here is of 2026-11-01 12:00:00 UTC, and old."
@@ -331,8 +331,8 @@ async def test_a_daemon_that_answers_no_more_is_said_to_and_what_is_old_is_not_t
     assert await browser.run(f"return {text('#verdict')}") == "No answer"
     assert await browser.run("return getComputedStyle(document.querySelector('main')).opacity") == "0.5"
     assert (await browser.run("return document.title")).startswith("✕")
-    shown.status = replace(shown.status, started_at=GOOD.at + timedelta(minutes=1))
-    async with shown.web(port=port):
+    content.status = replace(content.status, started_at=GOOD.at + timedelta(minutes=1))
+    async with content.server(port=port):
         await browser.until("document.getElementById('outage').hidden")
         assert await browser.run(f"return {text('#verdict')}") == "Receiving"
         await browser.open("about:blank")

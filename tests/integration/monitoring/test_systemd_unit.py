@@ -1,4 +1,4 @@
-"""The systemd unit, as systemd itself judges it. Nothing is started: tests/acceptance/test_booted_unit.py does that."""
+"""Check the systemd unit with systemd-analyze. tests/acceptance/test_booted_unit.py starts it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 from tests.support.requirements import missing
 
 UNIT = Path(__file__).parents[3] / "systemd" / "ingestor.service"
-WORST = 1.1  # exposure, of 10
+MAX_EXPOSURE = 1.1  # on a scale to 10
 
 
 def analyze(*arguments: str) -> str:
@@ -23,19 +23,19 @@ def analyze(*arguments: str) -> str:
     return done.stdout + done.stderr
 
 
-def test_the_unit_is_understood_without_a_word(tmp_path: Path) -> None:
-    # It exits 0 for a directive that it does not know, and says so: every word counts.
+def test_systemd_accepts_the_unit_without_a_message(tmp_path: Path) -> None:
+    # It prints a message for an unknown directive, but exits with 0.
     text = UNIT.read_text().replace("/opt/ingestor/bin/ingestor", "/bin/true")
     unit = tmp_path / "ingestor.service"
     unit.write_text(text)
     assert analyze("verify", str(unit)) == ""
 
 
-def test_the_unit_is_well_confined() -> None:
+def test_unit_is_well_sandboxed() -> None:
     report = analyze("security", "--offline=true", str(UNIT))
     found = re.search(r"Overall exposure level for ingestor\.service: ([\d.]+)", report)
     assert found, report
-    assert float(found[1]) <= WORST
+    assert float(found[1]) <= MAX_EXPOSURE
 
 
 @pytest.mark.parametrize(
@@ -51,10 +51,10 @@ def test_the_unit_is_well_confined() -> None:
         "LoadCredential=api_key:/etc/ingestor/credentials/api_key",
     ],
 )
-def test_the_unit_keeps_what_no_score_measures(line: str) -> None:
+def test_unit_has_what_the_score_does_not_measure(line: str) -> None:
     assert line in UNIT.read_text().splitlines()
 
 
-def test_no_secret_is_handed_over_in_the_environment() -> None:
+def test_unit_has_no_secret_in_the_environment() -> None:
     environment = [line for line in UNIT.read_text().splitlines() if line.startswith("Environment")]
     assert environment == ["Environment=INGESTOR_CONFIG=/etc/ingestor/config.yaml"]

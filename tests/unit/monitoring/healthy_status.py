@@ -1,4 +1,4 @@
-"""A daemon in good health, to be spoiled in one place by each test."""
+"""The status of a healthy daemon, of which each test changes one part."""
 
 from __future__ import annotations
 

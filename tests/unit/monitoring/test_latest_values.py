@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from ingestor.monitoring.latest_values import KEEP, LEVELS, LatestValues
+from ingestor.monitoring.latest_values import LEVELS, WINDOW_VALUES, LatestValues
 from ingestor.store.write.batch import SampleRow
 
 MINUTE_US = 60_000_000
@@ -23,12 +23,12 @@ NAMES = ("feed", "ticker", "metric", "ts_ms", "received_ms", "rows", "restated",
 
 
 def lines(values: LatestValues, after: int = 0) -> dict[str, dict[str, Any]]:
-    """values.json by ticker, under the names of its columns."""
-    told = json.loads(values.changed_since(after))["lines"]
-    return {line[1]: dict(zip(NAMES, line, strict=True)) for line in told}
+    """Return the lines of values.json by ticker, as dictionaries."""
+    decoded = json.loads(values.changed_since(after))["lines"]
+    return {line[1]: dict(zip(NAMES, line, strict=True)) for line in decoded}
 
 
-def test_a_line_has_the_newest_value_and_the_way_there() -> None:
+def test_line_has_the_newest_value_and_the_trend() -> None:
     values = LatestValues()
     values.add_rows([row(1, -0.5), row(2, 0.5), row(3, 0.0)])
     assert lines(values)["AAPL"] == {
@@ -46,7 +46,7 @@ def test_a_line_has_the_newest_value_and_the_way_there() -> None:
     }
 
 
-def test_values_stand_in_the_order_of_the_providers_clock_however_they_come() -> None:
+def test_values_are_sorted_by_the_providers_clock() -> None:
     values = LatestValues()
     values.add_rows([row(2, 2), row(4, 4)])
     values.add_rows([row(3, 3), row(1, 1)])
@@ -54,38 +54,38 @@ def test_values_stand_in_the_order_of_the_providers_clock_however_they_come() ->
     assert (line["value"], line["levels"], line["ts_ms"]) == (4, "0cnz", 240_000)
 
 
-def test_a_restated_value_takes_the_place_of_the_one_before_and_is_counted() -> None:
+def test_restated_value_replaces_the_previous_one_and_counts() -> None:
     values = LatestValues()
     values.add_rows([row(1, 0), row(2, 35), row(1, 7), row(2, 35)])
     line = lines(values)["AAPL"]
     assert (line["restated"], line["least"], line["rows"]) == (1, 7, 4)
 
 
-def test_what_several_users_say_of_one_moment_is_not_restated() -> None:
+def test_values_of_different_users_do_not_count_as_restated() -> None:
     values = LatestValues()
     values.add_rows([row(1, 0.1, user="7"), row(1, 0.2, user="8")])
     assert lines(values)["AAPL"]["restated"] == 0
 
 
-def test_only_the_newest_are_kept() -> None:
+def test_window_keeps_the_newest_values() -> None:
     values = LatestValues()
-    values.add_rows([row(minute, minute) for minute in range(100, 101 + KEEP)])
+    values.add_rows([row(minute, minute) for minute in range(100, 101 + WINDOW_VALUES)])
     values.add_rows([row(1, -1)])  # older than all of them
     line = lines(values)["AAPL"]
-    assert (len(line["levels"]), line["least"], line["greatest"]) == (KEEP, 101, 100 + KEEP)
+    assert (len(line["levels"]), line["least"], line["greatest"]) == (WINDOW_VALUES, 101, 100 + WINDOW_VALUES)
     values.add_rows([SampleRow((FEED, "crowd_sentiment", "AAPL", ""), 150 * MINUTE_US + 1, 0, None, 0, "stream", 1, 0)])
     line = lines(values)["AAPL"]
-    assert (len(line["levels"]), line["least"], line["value"]) == (KEEP, 0, 100 + KEEP)
+    assert (len(line["levels"]), line["least"], line["value"]) == (WINDOW_VALUES, 0, 100 + WINDOW_VALUES)
 
 
-def test_of_several_metrics_the_first_is_drawn() -> None:
+def test_window_keeps_the_metric_that_came_first() -> None:
     values = LatestValues()
     values.add_rows([row(1, 1), row(1, 2, metric="volume"), row(2, 3, metric="volume")])
     line = lines(values)["AAPL"]
     assert (line["metric"], line["value"], line["rows"]) == ("crowd_sentiment", 1, 1)
 
 
-def test_who_has_seen_a_version_is_told_what_came_after_it() -> None:
+def test_changed_since_returns_later_changes_only() -> None:
     values = LatestValues()
     values.add_rows([row(1, ticker="AAPL"), row(1, ticker="ON")])
     seen = json.loads(values.changed_since(0))["version"]
@@ -95,8 +95,8 @@ def test_who_has_seen_a_version_is_told_what_came_after_it() -> None:
     assert set(lines(values, after=seen + 10)) == {"AAPL", "ON"}  # a version of another run
 
 
-def test_there_is_a_bound_to_what_a_provider_may_invent() -> None:
-    values = LatestValues(capacity=2)
+def test_number_of_windows_is_bounded() -> None:
+    values = LatestValues(max_windows=2)
     values.add_rows([row(1, ticker=ticker) for ticker in ("A", "B", "C")])
     assert set(lines(values)) == {"B", "C"}
 
@@ -105,11 +105,11 @@ def test_there_is_a_bound_to_what_a_provider_may_invent() -> None:
     ("numbers", "levels"),
     [
         pytest.param((1.0, 1.0), "00", id="flat"),
-        pytest.param((-1.7e308, 1.7e308, 0.0), "0zi", id="too far apart for a double"),
-        pytest.param((0.0, 5e-324), "00", id="too close for a double"),
+        pytest.param((-1.7e308, 1.7e308, 0.0), "0zi", id="difference overflows"),
+        pytest.param((0.0, 5e-324), "00", id="difference underflows"),
     ],
 )
-def test_every_pair_of_doubles_can_be_drawn(numbers: tuple[float, ...], levels: str) -> None:
+def test_levels_work_for_extreme_doubles(numbers: tuple[float, ...], levels: str) -> None:
     values = LatestValues()
     values.add_rows([row(minute, number) for minute, number in enumerate(numbers)])
     assert lines(values)["AAPL"]["levels"] == levels

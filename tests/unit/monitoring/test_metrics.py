@@ -46,7 +46,7 @@ EVERY_NAME = [
 
 
 @pytest.mark.parametrize("name", EVERY_NAME)
-def test_every_promised_metric_is_there_from_the_first_scrape(name: str) -> None:
+def test_every_metric_is_exported_from_the_first_scrape(name: str) -> None:
     lines = generate_latest(of(GOOD).registry).decode().splitlines()
     assert any(line.startswith((f"{name} ", f"{name}{{")) for line in lines)
 
@@ -76,7 +76,7 @@ def test_every_promised_metric_is_there_from_the_first_scrape(name: str) -> None
         ("ingestor_config_last_reload_successful", {}, 1),
     ],
 )
-def test_a_scrape_shows_the_snapshot(name: str, labels: dict[str, str], expected: float) -> None:
+def test_scrape_shows_the_snapshot(name: str, labels: dict[str, str], expected: float) -> None:
     assert value(of(status(dead_letters=DeadLetterCounts(decode=4, insert=6))), name, **labels) == expected
 
 
@@ -87,7 +87,7 @@ def test_each_scrape_takes_a_new_snapshot() -> None:
     assert value(metrics, "ingestor_config_last_reload_successful") == 0
 
 
-def test_building_the_metrics_takes_no_snapshot() -> None:
+def test_constructor_takes_no_snapshot() -> None:
     def unready() -> Status:
         raise AssertionError("the daemon is still being built")
 
@@ -100,26 +100,26 @@ def test_two_paths_of_one_feed_are_one_series() -> None:
     assert value(metrics, "ingestor_frames_received_total", feed="crowd-sentiment") == 10
 
 
-def test_a_path_is_connected_only_if_all_its_connections_are() -> None:
+def test_path_is_connected_if_all_its_connections_are() -> None:
     other_params = replace(SENTIMENT, connected=False)
     metrics = of(status(connections=(other_params, SENTIMENT)))
     assert value(metrics, "ingestor_connected", path=SENTIMENT.path) == 0
 
 
-def test_a_feed_that_nobody_subscribed_to_is_called_other() -> None:
+def test_feed_without_subscription_is_labeled_other() -> None:
     stray = replace(SENTIMENT, feed="made-up-by-the-server", frames=2)
     metrics = of(status(connections=(SENTIMENT, stray), subscriptions=(AAPL,)))
     assert value(metrics, "ingestor_frames_received_total", feed="other") == 2
     assert value(metrics, "ingestor_frames_received_total", feed="made-up-by-the-server") is None
 
 
-def test_the_publish_clock_is_shown_of_feeds_that_are_subscribed_to() -> None:
+def test_publish_skew_is_exported_for_subscribed_feeds() -> None:
     metrics = of(status(publish_skew_seconds={"crowd-sentiment": -14_400.0, "made-up-by-the-server": 1.0}))
     assert value(metrics, "ingestor_publish_skew_seconds", feed="crowd-sentiment") == -14_400
     assert value(metrics, "ingestor_publish_skew_seconds", feed="made-up-by-the-server") is None
 
 
-def test_without_a_token_there_is_no_expiry() -> None:
+def test_expiry_is_absent_without_a_token() -> None:
     assert value(of(status(token=TokenStatus())), "ingestor_token_expires_timestamp_seconds") is None
 
 
@@ -136,45 +136,45 @@ def test_without_a_token_there_is_no_expiry() -> None:
             Fact("disconnected", 0, {"reason": "the server's own words"}),
             "ingestor_reconnects_total",
             {"reason": "other"},
-            id="a reason that would add a label",
+            id="unknown cause",
         ),
         pytest.param(
             Fact("provider_error", 0, {"event": "err", "text": "x"}),
             "ingestor_provider_errors_total",
             {"event": "err"},
-            id="an err event",
+            id="err event",
         ),
         pytest.param(
             Fact("provider_error", 0, {"event": "invented-by-the-server"}),
             "ingestor_provider_errors_total",
             {"event": "other"},
-            id="an event that would add a label",
+            id="unknown event",
         ),
-        pytest.param(Fact("repaired", 0, {}), "ingestor_repairs_total", {"outcome": "done"}, id="a gap repaired"),
-        pytest.param(Fact("repair_failed", 0, {}), "ingestor_repairs_total", {"outcome": "failed"}, id="or not"),
+        pytest.param(Fact("repaired", 0, {}), "ingestor_repairs_total", {"outcome": "done"}, id="repaired"),
+        pytest.param(Fact("repair_failed", 0, {}), "ingestor_repairs_total", {"outcome": "failed"}, id="repair failed"),
     ],
 )
-def test_a_fact_counts_once_under_its_label(fact: Fact, name: str, labels: dict[str, str]) -> None:
+def test_fact_counts_once_under_its_label(fact: Fact, name: str, labels: dict[str, str]) -> None:
     metrics = of(GOOD)
     assert value(metrics, name, **labels) == 0
     metrics.on_fact(fact)
     assert value(metrics, name, **labels) == 1
 
 
-def test_error_events_that_were_only_counted_are_in_the_metric_too() -> None:
+def test_suppressed_provider_errors_are_counted() -> None:
     metrics = of(GOOD)
     metrics.on_fact(Fact("provider_error", 0, {"event": "err", "text": "x", "suppressed": 2990}))
     assert value(metrics, "ingestor_provider_errors_total", event="err") == 2991
 
 
-def test_an_ordinary_fact_counts_nothing() -> None:
+def test_fact_without_a_metric_counts_nothing() -> None:
     metrics = of(GOOD)
     before = generate_latest(metrics.registry)
     metrics.on_fact(Fact("subscribed", 0, {}, "live"))
     assert generate_latest(metrics.registry) == before
 
 
-def test_batches_and_uncaught_errors_are_counted_as_they_happen() -> None:
+def test_batches_and_uncaught_errors_are_counted() -> None:
     metrics = of(GOOD)
     metrics.observe_batch(0.02)
     metrics.count_uncaught_error()
@@ -183,7 +183,7 @@ def test_batches_and_uncaught_errors_are_counted_as_they_happen() -> None:
     assert value(metrics, "ingestor_uncaught_errors_total") == 1
 
 
-def test_the_openmetrics_text_is_valid_even_with_a_hostile_path() -> None:
+def test_openmetrics_text_is_valid_with_a_hostile_path() -> None:
     hostile = replace(SENTIMENT, path='a"b\nc\\d')
     text = generate_openmetrics(of(status(connections=(hostile,))).registry).decode()
     samples = [s for family in text_string_to_metric_families(text) for s in family.samples]
@@ -191,6 +191,6 @@ def test_the_openmetrics_text_is_valid_even_with_a_hostile_path() -> None:
 
 
 def test_two_daemons_in_one_process_do_not_share_counters() -> None:
-    one, two = of(GOOD), of(GOOD)
-    one.count_uncaught_error()
-    assert value(two, "ingestor_uncaught_errors_total") == 0
+    first, second = of(GOOD), of(GOOD)
+    first.count_uncaught_error()
+    assert value(second, "ingestor_uncaught_errors_total") == 0
