@@ -49,9 +49,9 @@ DAY: Sequence[tuple[str, str, float, State, str]] = (
     ("", "", 13.6, "live", ""),
     (VOLUME, "GOOG", 9.0, "refused", "invalid_request_error: Restricted ticker"),
     (VOLUME, "GOOG", 6.2, "live", ""),
-    ("", "", 4.3, "crashed", "the run before this one ended without a word"),
+    ("", "", 4.3, "crashed", "previous run did not shut down cleanly"),
     ("", "", 4.1, "live", ""),
-    ("", "", 0.005, "stopped", "stopped by us"),
+    ("", "", 0.005, "stopped", "daemon stopped"),
 )
 
 
