@@ -250,10 +250,10 @@ BUGS = (
         f"{WRITER} {STORE}/test_write_failures.py",
     ),
     Bug(
-        "old coverage is folded though it was not had",
+        "compaction merges uncovered rows",
         "store/maintenance/coverage_compaction.py",
-        "place > 0 and bool(row.ended_at <= had[place - 1][1])",
-        "place > 0",
+        "following > 0 and bool(row.ended_at <= covered[following - 1][1])",
+        "following > 0",
         f"{STORE}/test_coverage_compaction.py",
     ),
     Bug(
