@@ -329,8 +329,8 @@ BUGS = (
     Bug(
         "healing: an answer is as old as its arrival",
         "provider/rest_api.py",
-        "reply = RestResponse(text=_text(question, answer), sent_us=sent_us)",
-        "reply = RestResponse(text=_text(question, answer), sent_us=wall_us())",
+        "result = RestResponse(text=_decode_body(request, response), sent_us=sent_us)",
+        "result = RestResponse(text=_decode_body(request, response), sent_us=wall_us())",
         f"{REPAIR_TESTS}::test_a_real_time_answer_heals_and_what_came_newer_meanwhile_stays_current",
     ),
     Bug(

@@ -29,7 +29,7 @@ from .running_supervisor import RunningSupervisor, StartSupervisor
 
 WAYS = ("token", "probe", "socket")
 Reach = Callable[..., Awaitable[object]]
-KEY = SecretStr("key-of-the-supply")
+KEY = SecretStr("key-of-the-source")
 TOKEN = "eyJhbGciOiJIUzI1NiJ9.eyJhcGkiOiJzZWNyZXQifQ.c2lnbmF0dXJlLW9mLXRoaXM"
 
 
@@ -97,8 +97,8 @@ async def scheduler() -> AsyncIterator[JobScheduler]:
 
 
 @pytest.fixture
-async def make_supply(scheduler: JobScheduler) -> AsyncIterator[Callable[..., TokenSource]]:
-    """`make_supply(server)`: a supply that logs in there; closed at the end."""
+async def make_token_source(scheduler: JobScheduler) -> AsyncIterator[Callable[..., TokenSource]]:
+    """`make_token_source(server)`: a source that logs in there; closed at the end."""
     made: list[TokenSource] = []
 
     def make(
