@@ -231,8 +231,8 @@ BUGS = (
     Bug(
         "an outage sets rows aside",
         "store/engine.py",
-        "    return DatabaseUnavailable(_line(error))\n\n\ndef _line",
-        "    return BatchRejected(_line(error))\n\n\ndef _line",
+        "    return DatabaseUnavailable(_one_line(error))\n\n\ndef _one_line",
+        "    return BatchRejected(_one_line(error))\n\n\ndef _one_line",
         f"{STORE}/test_write_failures.py",
     ),
     Bug(
