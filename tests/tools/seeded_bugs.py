@@ -273,8 +273,8 @@ BUGS = (
     Bug(
         "a silence counts from when it was noticed",
         "provider/subscriptions/state_tracker.py",
-        'apply("no_data", keys, detail, now.wall_us, since_us, kind="silent")',
-        'apply("no_data", keys, detail, now.wall_us, kind="silent")',
+        'apply("no_data", keys, detail, now.wall_us, since_us)',
+        'apply("no_data", keys, detail, now.wall_us)',
         "tests/integration/provider/test_silence.py",
     ),
     Bug(

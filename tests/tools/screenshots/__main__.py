@@ -42,7 +42,7 @@ WANTED = {
 # (path or all, ticker or all, hours ago, state, reason)
 DAY: Sequence[tuple[str, str, float, State, str]] = (
     ("", "", 26.0, "live", ""),
-    (PROPHIT, "", 21.4, "silent", "no data for 600 s; renewing"),
+    (PROPHIT, "", 21.4, "silent", "no data for 600 s; replacing the connection"),
     (PROPHIT, "", 20.9, "live", ""),
     ("", "", 15.2, "disconnected", "the server closed the connection"),
     ("", "", 14.1, "token_failed", "https://open.marketprophit.com/jwt: 503"),
