@@ -207,7 +207,7 @@ class TokenSource:
         self._masked.append(secrets_in(token.value, decode_claims(token.value)))
         while len(self._masked) > KEPT_TOKENS:
             for secret in self._masked.popleft():
-                redactor.forget(secret)
+                redactor.remove(secret)
         self._schedule_renewal(token)
         for listener in self.on_renewed:
             listener(token)

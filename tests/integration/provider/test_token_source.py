@@ -252,4 +252,4 @@ async def test_secrets_of_old_tokens_are_unmasked_unless_shared(web_server: Serv
         await source.get(fresh=True)
     assert redactor.scrub("opaque-token-001 opaque-token-002") == "opaque-token-001 ***"
     assert redactor.scrub(KEY.get_secret_value()) == "***"
-    redactor.forget(KEY.get_secret_value())
+    redactor.remove(KEY.get_secret_value())
