@@ -22,6 +22,7 @@ from structlog.typing import EventDict, Processor
 
 from ingestor.core.entries import Fact
 from ingestor.monitoring import journald
+from ingestor.monitoring.fact_messages import message_of
 from ingestor.monitoring.log_dedup import DuplicateFilter
 from ingestor.monitoring.log_format import TRACEBACK_FIELDS, console_renderer, sanitize_event
 from ingestor.monitoring.nonblocking_stream import NonBlockingWriter
@@ -31,7 +32,9 @@ Format = Literal["auto", "console", "json"]
 ResolvedFormat = Literal["console", "json", "journal"]
 
 # Fields that a log line has anyway: a field of a fact with such a name gets a prefix.
-_RESERVED_FIELDS = frozenset({"event", "level", "logger", "timestamp", "exc_info", "stack_info", *TRACEBACK_FIELDS})
+_RESERVED_FIELDS = frozenset(
+    {"event", "kind", "level", "logger", "timestamp", "exc_info", "stack_info", *TRACEBACK_FIELDS}
+)
 
 _PREPARE: tuple[Processor, ...] = (
     structlog.contextvars.merge_contextvars,
@@ -83,7 +86,8 @@ def log_fact(fact: Fact) -> None:
     if fact.subscriptions and not fact.others:
         fields["subscriptions"] = len(fact.subscriptions)
         fields.setdefault("first", " ".join(fact.subscriptions[0]))
-    getattr(structlog.stdlib.get_logger("ingestor"), severity(fact))(fact.kind.replace("_", " "), **fields)
+    log = getattr(structlog.stdlib.get_logger("ingestor"), severity(fact))
+    log(message_of(fact), kind=fact.kind, **fields)
 
 
 def loop_error_handler(count: Callable[[], None]) -> Callable[[asyncio.AbstractEventLoop, dict[str, Any]], None]:

@@ -260,14 +260,14 @@ async def test_no_way_of_not_getting_a_token_shows_what_it_was_asked_with(
         )
         for ear in [*ears, rotated]:
             await stack.enter_async_context(ear.daemon)
-        await until(lambda: "token failed" in rotated.daemon.stderr)
+        await until(lambda: "token_failed" in rotated.daemon.stderr)
         put(key_file, NEW_KEY)
         for ear, (*_, words) in zip(ears, cases, strict=True):
             await until(lambda words=words, ear=ear: words in ear.daemon.stderr)
             await ear.listen(["status"], ["config", "show", *JSON])
         await rotated.daemon.live()
         everything = "\n".join(await asyncio.gather(*(ear.end() for ear in [*ears, rotated])))
-    assert "key changed" in rotated.daemon.stderr
+    assert "API key changed" in rotated.daemon.stderr
     hidden = [*known(KEY), *known(OLD_KEY), *known(NEW_KEY), *spellings(PROXY_PASSWORD), STRAY_TOKEN]
     hidden.append(base64.b64encode(f"canary:{PROXY_PASSWORD}".encode()).decode())
     assert [secret for secret in hidden if secret in everything] == []

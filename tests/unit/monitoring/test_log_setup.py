@@ -17,6 +17,7 @@ import structlog
 from ingestor.core.entries import Fact
 from ingestor.core.redaction import redactor
 from ingestor.monitoring import journald, log_format, log_setup
+from ingestor.monitoring.fact_messages import message_of
 from ingestor.monitoring.nonblocking_stream import FLUSH_SECONDS
 
 SECRET = 'a-"key"-to-mask'
@@ -249,15 +250,16 @@ def test_terminal_has_colors_unless_no_color_is_set(
 @pytest.mark.parametrize(
     ("fact", "level"),
     [
-        pytest.param(Fact("connected", 0, {"event": "res"}), "info", id="detail named like a reserved field"),
+        pytest.param(Fact("connected", 0, {"event": "res", "kind": "k"}), "info", id="reserved detail names"),
         pytest.param(Fact("disconnected", 0, {"reason": "gone"}, "disconnected"), "warning", id="warning"),
         pytest.param(Fact("spool_full", 0, {}, "spool_full"), "error", id="error"),
+        pytest.param(Fact("of_tomorrow", 0, {}), "info", id="kind without a message"),
     ],
 )
 def test_fact_is_one_line_at_its_severity(json_stream: io.StringIO, fact: Fact, level: str) -> None:
     log_setup.log_fact(fact)
     (line,) = lines_of(json_stream)
-    assert (line["event"], line["level"]) == (fact.kind.replace("_", " "), level)
+    assert (line["event"], line["kind"], line["level"]) == (message_of(fact), fact.kind, level)
 
 
 def test_fact_about_many_subscriptions_has_their_number(json_stream: io.StringIO) -> None:
@@ -272,7 +274,7 @@ def test_fact_about_all_others_hides_their_reason(json_stream: io.StringIO) -> N
     key = ("/real-time/tweet-buzz", "get", "{}")
     log_setup.log_fact(Fact("started", 0, {"version": "1", "reason": "not wanted"}, "stopped", (key,), others=True))
     (line,) = lines_of(json_stream)
-    assert line.keys() == {"event", "level", "logger", "timestamp", "version"}
+    assert line.keys() == {"event", "kind", "level", "logger", "timestamp", "version"}
 
 
 async def test_error_in_the_loop_is_logged_and_counted(json_stream: io.StringIO) -> None:
