@@ -206,7 +206,13 @@ BUGS = (
         "                self._ids |= found\n",
         MODEL,
     ),
-    Bug("a late value becomes current", "store/write/revisions.py", "return mine >= theirs", "return True", VALUES),
+    Bug(
+        "a late value becomes current",
+        "store/write/revisions.py",
+        "return (self.received_us, self.instance_id, self.seq) >= (other.received_us, other.instance_id, other.seq)",
+        "return True",
+        VALUES,
+    ),
     Bug(
         "of several values in a batch the first stays",
         "store/write/revisions.py",
@@ -217,8 +223,8 @@ BUGS = (
     Bug(
         "a value repeated in a batch is dropped",
         "store/write/revisions.py",
-        "        more.setdefault(key, []).append(row)\n        if known.value != row.value:\n",
-        "        if known.value != row.value:\n            more.setdefault(key, []).append(row)\n",
+        "        repeats.setdefault(key, []).append(row)\n        if first_row.value != row.value:\n",
+        "        if first_row.value != row.value:\n            repeats.setdefault(key, []).append(row)\n",
         VALUES,
     ),
     Bug(
@@ -287,7 +293,7 @@ BUGS = (
     Bug(
         "an interval may end before it began",
         "store/write/coverage_intervals.py",
-        "max(started_us, before.started_us)",
+        "max(started_us, previous.started_us)",
         "started_us",
         "tests/unit/store/test_coverage_intervals.py",
     ),

@@ -1,4 +1,4 @@
-"""What the store is given to write, in one transaction: plain rows, no engine. Stamps are µs since the epoch, UTC."""
+"""The rows that one transaction writes, and its result. Times ending in ``_us`` are µs since the epoch, UTC."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ingestor.core.entries import SeriesKey
 
 
 class SampleRow(NamedTuple):
-    """One observation with where it came from."""
+    """One observation with its origin."""
 
     series: SeriesKey
     ts_us: int
@@ -23,7 +23,7 @@ class SampleRow(NamedTuple):
 
 
 class Origin(NamedTuple):
-    """Where a frame came from."""
+    """The origin of a frame."""
 
     connection_id: str
     source: str
@@ -44,7 +44,7 @@ class Payload(NamedTuple):
 
 
 class EventRow(NamedTuple):
-    """A fact."""
+    """A fact, as a row of the table `events`."""
 
     seq: int
     at_us: int
@@ -53,7 +53,7 @@ class EventRow(NamedTuple):
 
 
 class SubscriptionRow(NamedTuple):
-    """A subscription's names, as they are interned."""
+    """The columns of a subscription that are interned."""
 
     path: str
     method: str
@@ -63,18 +63,22 @@ class SubscriptionRow(NamedTuple):
 
 
 class Transition(NamedTuple):
-    """From ``since_us`` on, these subscriptions were in this state. None named: all that were not stopped."""
+    """A change of state at ``since_us``.
+
+    It applies to the listed subscriptions; without any to all that are not stopped; with ``others`` to all known ones
+    except those listed.
+    """
 
     seq: int
     since_us: int
     state: str
     reason: str
     subscriptions: Sequence[SubscriptionRow]
-    others: bool = False  # it is those that are not named
+    others: bool = False
 
 
 class DeadLetter(NamedTuple):
-    """A row (with ``row_index``) or a frame that could not be read, or that the database refused."""
+    """A row (with ``row_index``) or a frame that could not be decoded, or that the database rejected."""
 
     seq: int
     row_index: int | None
@@ -87,7 +91,7 @@ class DeadLetter(NamedTuple):
 
 @dataclass(slots=True, kw_only=True)
 class Batch:
-    """Whole entries, gapless: what one transaction writes."""
+    """Whole entries without a gap between their seqs: what one transaction writes."""
 
     first_seq: int
     last_seq: int
@@ -98,27 +102,29 @@ class Batch:
     dead_letters: list[DeadLetter] = field(default_factory=list)
     frames: int = 0
     facts: int = 0
-    row_count: int = 0  # rows decoded: those above, those known already, expired and dead ones
-    deduplicated_rows: int = 0  # repetitions of what was said last, left out
-    expired: list[SampleRow] = field(default_factory=list)  # taken out: older than samples are kept
-    origins: dict[int, Origin] = field(default_factory=dict)  # of each frame, by seq
-    retries: dict[int, int] = field(default_factory=dict)  # seq of a frame → the dead letter that it tries again
+    row_count: int = 0  # rows decoded: those in `rows`, and the deduplicated, expired and dead ones
+    deduplicated_rows: int = 0  # left out, because the value was committed before
+    expired: list[SampleRow] = field(default_factory=list)  # taken out of `rows`: older than the retention of samples
+    origins: dict[int, Origin] = field(default_factory=dict)  # seq of a frame → its origin
+    retries: dict[int, int] = field(default_factory=dict)  # seq of a frame → id of the dead letter that it retries
 
     def expire(self, before_us: int) -> None:
-        """Take out the rows of a time before that, and count them: also if the batch is written again, once each."""
+        """Move rows with an earlier ts from ``rows`` to ``expired``. May be called again if the batch is retried."""
         self.expired += [row for row in self.rows if row.ts_us < before_us]
         self.rows = [row for row in self.rows if row.ts_us >= before_us]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WriteResult:
-    """What became of a batch's rows: rows decoded = new + revised + duplicate + dead + expired."""
+    """The outcome of a batch's rows: rows decoded = new + revised + duplicate + dead + expired."""
 
     new: int
     revised: int
     duplicate: int
     dead_rows: int
     dead_frames: int
-    expired: int = 0  # older than samples are kept, and not written
-    dead_siblings: int = 0  # values refused beside another of their row: with it they are one dead row
-    uncertain_keys: frozenset[tuple[SeriesKey, int]] = frozenset()  # (series, ts) of which another value may be current
+    expired: int = 0  # older than the retention of samples, hence not written
+    dead_siblings: int = 0  # rejected values beyond the first of their row, which count as one dead row
+    uncertain_keys: frozenset[tuple[SeriesKey, int]] = (
+        frozenset()
+    )  # (series, ts) for which another value may be current

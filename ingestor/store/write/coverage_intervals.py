@@ -1,4 +1,4 @@
-"""Intervals of coverage from transitions. One is open per subscription and instance; it is closed once and for all."""
+"""Turn transitions into coverage intervals. One per subscription and instance is open; a closed one never changes."""
 
 from __future__ import annotations
 
@@ -22,44 +22,41 @@ class CoverageInterval:
     state: str
     reason: str
     ended_us: int | None = None
-    stored: bool = False  # its row exists: closing it is an update
+    stored: bool = False  # its row exists, so that closing it is an UPDATE
 
 
 class CoverageTimeline:
-    """The open intervals of one instance, and what a batch's transitions make of them."""
+    """The open intervals of one instance, and those that the transitions of a batch close and open."""
 
     def __init__(self, open_intervals: Sequence[CoverageInterval]) -> None:
         self._open = {interval.subscription_id: interval for interval in open_intervals}
         self.changed_intervals: list[CoverageInterval] = []
 
     def apply(self, transition: Transition, ids: Mapping[SubscriptionRow, int]) -> None:
-        """Close and open intervals without overlap or hole; a state repeated extends its interval."""
-        named = [ids[subscription] for subscription in transition.subscriptions]
+        """Close and open intervals without overlap or hole. A repeated state extends its interval."""
+        listed = [ids[subscription] for subscription in transition.subscriptions]
         if transition.others:
-            named = [subscription_id for subscription_id in self._open if subscription_id not in set(named)]
-        elif not named:
-            named = self._not_stopped()
-        for subscription_id in named:
-            self._enter(subscription_id, transition)
+            affected = [subscription_id for subscription_id in self._open if subscription_id not in set(listed)]
+        else:
+            affected = listed or [key for key, interval in self._open.items() if interval.state != "stopped"]
+        for subscription_id in affected:
+            self._change_state(subscription_id, transition)
 
     def close_all(self, at_us: int) -> None:
-        """Close what is open, with nothing to follow: this instance says no more."""
+        """Close all open intervals without opening others: this instance has ended."""
         for interval in self._open.values():
             interval.ended_us = max(at_us, interval.started_us)
 
-    def _not_stopped(self) -> list[int]:
-        return [key for key, interval in self._open.items() if interval.state != "stopped"]
-
-    def _enter(self, subscription_id: int, transition: Transition) -> None:
+    def _change_state(self, subscription_id: int, transition: Transition) -> None:
         started_us = transition.since_us
-        before = self._open.get(subscription_id)
-        if before is not None:
-            if before.state == transition.state:
+        previous = self._open.get(subscription_id)
+        if previous is not None:
+            if previous.state == transition.state:
                 return
-            # A clock that was set back must not make an interval end before it began.
-            started_us = before.ended_us = max(started_us, before.started_us)
-            if before.stored:
-                self.changed_intervals.append(before)
+            # If the clock was set back, an interval must not end before it starts.
+            started_us = previous.ended_us = max(started_us, previous.started_us)
+            if previous.stored:
+                self.changed_intervals.append(previous)
         interval = CoverageInterval(
             subscription_id=subscription_id,
             start_seq=transition.seq,
@@ -72,6 +69,7 @@ class CoverageTimeline:
 
 
 def load(connection: Connection, instance_id: int) -> CoverageTimeline:
+    """Read the open intervals of an instance."""
     query = select(coverage).where(coverage.c.instance_id == instance_id, coverage.c.ended_at.is_(None))
     return CoverageTimeline(
         [
@@ -89,18 +87,19 @@ def load(connection: Connection, instance_id: int) -> CoverageTimeline:
 
 
 def save(connection: Connection, instance_id: int, timeline: CoverageTimeline) -> None:
+    """Update the intervals that were closed, and insert the new ones."""
     closed = [
         {"id_": i.subscription_id, "seq_": i.start_seq, "ended_at": to_optional_datetime(i.ended_us)}
         for i in timeline.changed_intervals
         if i.stored
     ]
-    opened = [_columns(instance_id, interval) for interval in timeline.changed_intervals if not interval.stored]
+    new = [_columns(instance_id, interval) for interval in timeline.changed_intervals if not interval.stored]
     c = coverage.c
     if closed:
         key = (c.subscription_id == bindparam("id_"), c.instance_id == instance_id, c.start_seq == bindparam("seq_"))
         connection.execute(update(coverage).where(*key), closed)
-    if opened:
-        connection.execute(insert(coverage), opened)
+    if new:
+        connection.execute(insert(coverage), new)
 
 
 def _columns(instance_id: int, interval: CoverageInterval) -> dict[str, object]:

@@ -1,4 +1,7 @@
-"""Short ids for long names. Interned in a committed transaction of its own: an id from a rolled back one is nothing."""
+"""Intern names as integer ids.
+
+New ids are committed before they are used, because an id from a rolled-back transaction does not exist.
+"""
 
 from __future__ import annotations
 
@@ -15,12 +18,12 @@ Key = TypeVar("Key", bound=tuple[str, ...])
 
 
 class InternTable(Generic[Key]):
-    """key → id of one table, through a bounded memory. Only ids that were committed are remembered."""
+    """Maps keys to the ids of a table, with a bounded cache of committed ids."""
 
-    def __init__(self, table: Table, key: Sequence[str], capacity: int) -> None:
+    def __init__(self, table: Table, key_columns: Sequence[str], capacity: int) -> None:
         self._table = table
-        self._key = [table.c[name] for name in key]
-        self._id = next(iter(table.primary_key))
+        self._key_columns = [table.c[name] for name in key_columns]
+        self._id_column = next(iter(table.primary_key))
         self._capacity = capacity
         self._ids: dict[Key, int] = {}
 
@@ -30,7 +33,7 @@ class InternTable(Generic[Key]):
         keys: Iterable[Key],
         columns: Callable[[Key], dict[str, Any]],
     ) -> dict[Key, int]:
-        """Return the ids of ``keys``, in a transaction that ``begin`` opens if any of them has to be written."""
+        """Return the ids of ``keys``. Insert new keys with ``columns(key)``, in a transaction that ``begin`` opens."""
         wanted = set(keys)
         missing = sorted(wanted - self._ids.keys())
         self._make_room(len(missing), wanted)
@@ -43,11 +46,11 @@ class InternTable(Generic[Key]):
         return {key: self._ids[key] for key in wanted}
 
     def clear(self) -> None:
-        """The database may be another one now."""
+        """Forget all ids, because the database may be another one now."""
         self._ids.clear()
 
     def _make_room(self, count: int, wanted: set[Key]) -> None:
-        # The oldest half goes: a dict keeps the order of entry, and no bookkeeping per look-up pays here.
+        # Drop the oldest half: a dict keeps insertion order, and LRU bookkeeping per lookup would cost more.
         if len(self._ids) + count > self._capacity:
             stale = set(list(self._ids)[: len(self._ids) // 2]) - wanted
             self._ids = {key: id_ for key, id_ in self._ids.items() if key not in stale}
@@ -55,8 +58,8 @@ class InternTable(Generic[Key]):
     def _select(self, connection: Connection, keys: Sequence[Key]) -> dict[Key, int]:
         found: dict[Key, int] = {}
         for start in range(0, len(keys), KEYS_PER_QUERY):
-            some = keys[start : start + KEYS_PER_QUERY]
-            query = select(self._id, *self._key).where(keys_in(connection, self._key, some))
+            page = keys[start : start + KEYS_PER_QUERY]
+            query = select(self._id_column, *self._key_columns).where(keys_in(connection, self._key_columns, page))
             found |= {tuple(row[1:]): row[0] for row in connection.execute(query)}
         return found
 

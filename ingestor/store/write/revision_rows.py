@@ -1,4 +1,4 @@
-"""The disputed values of a batch: what is recorded of them, read under lock and written back."""
+"""Read the stored records of values that a batch may restate, with row locks, and write them back."""
 
 from __future__ import annotations
 
@@ -14,16 +14,17 @@ from ingestor.store.write.revisions import SampleKey, SampleRecord, SampleValue
 
 
 def load(connection: Connection, keys: Sequence[SampleKey]) -> dict[SampleKey, SampleRecord]:
+    """Return the stored record of each key that has one, and lock its row until the transaction ends."""
     records: dict[SampleKey, SampleRecord] = {}
     current, others = schema.samples, schema.sample_revisions
     for start in range(0, len(keys), KEYS_PER_QUERY):
-        some = [(series_id, to_datetime(ts_us)) for series_id, ts_us in keys[start : start + KEYS_PER_QUERY]]
-        mine = keys_in(connection, (current.c.series_id, current.c.ts), some)
-        query = select(current).where(mine).order_by(current.c.series_id, current.c.ts).with_for_update()
+        page = [(series_id, to_datetime(ts_us)) for series_id, ts_us in keys[start : start + KEYS_PER_QUERY]]
+        is_current = keys_in(connection, (current.c.series_id, current.c.ts), page)
+        query = select(current).where(is_current).order_by(current.c.series_id, current.c.ts).with_for_update()
         for row in connection.execute(query):
             records[row.series_id, to_us(row.ts)] = SampleRecord(_value(row), row.revision)
-        mine = keys_in(connection, (others.c.series_id, others.c.ts), some)
-        for row in connection.execute(select(others.c.series_id, others.c.ts, others.c.value).where(mine)):
+        is_other = keys_in(connection, (others.c.series_id, others.c.ts), page)
+        for row in connection.execute(select(others.c.series_id, others.c.ts, others.c.value).where(is_other)):
             records[row.series_id, to_us(row.ts)].other_values.add(row.value)
     return records
 
@@ -34,6 +35,7 @@ def _value(row: Any) -> SampleValue:
 
 
 def save(connection: Connection, records: dict[SampleKey, SampleRecord]) -> None:
+    """Update the current value of each changed record, and insert its new revisions."""
     changed = {key: record for key, record in records.items() if record.changed}
     if not changed:
         return

@@ -1,4 +1,4 @@
-"""Which of several values of one series and ts is current, and which are revisions. Pure."""
+"""Decide which of several values of a series and ts is current and which are revisions. Does no I/O."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ SampleKey: TypeAlias = tuple[int, int]  # (series_id, ts in µs since the epoch)
 
 
 class SampleValue(NamedTuple):
-    """One value as it was received. Stamps are µs since the epoch, UTC."""
+    """A value as it was received. Times are µs since the epoch, UTC."""
 
     value: float
     published_us: int | None
@@ -20,39 +20,39 @@ class SampleValue(NamedTuple):
     source: str
     instance_id: int
     seq: int
-    retried: bool = False  # off a dead letter: its seq says nothing of when it was received; not stored
+    retried: bool = False  # from a dead letter, whose seq does not tell when it was received; not stored
 
     @classmethod
     def from_row(cls, row: SampleRow, instance_id: int, *, retried: bool) -> SampleValue:
         return cls(row.value, row.published_us, row.received_us, row.source, instance_id, row.seq, retried)
 
     def later_than(self, other: SampleValue) -> bool:
-        """Within an instance what came off the socket is ordered by seq: its clock may have been set back.
+        """Return whether this value replaces the other.
 
-        Between instances, for REST answers (as old as their question, which was asked at ``received_us``) and for what
-        is tried again, the stamp decides.
+        Within an instance, values from the socket are ordered by seq, because the clock may have been set back.
+        Otherwise by time: between instances, for REST responses (``received_us`` is when the request was sent, since
+        the response may reflect that moment), and for retried dead letters.
         """
         if self.instance_id == other.instance_id and self.source == other.source == "stream" and not self.retried:
-            return self.seq >= other.seq  # of two in one frame the last one counts
-        mine, theirs = (self.received_us, self.instance_id, self.seq), (other.received_us, other.instance_id, other.seq)
-        return mine >= theirs
+            return self.seq >= other.seq  # equal within a frame, where the last one counts
+        return (self.received_us, self.instance_id, self.seq) >= (other.received_us, other.instance_id, other.seq)
 
 
 @dataclass(slots=True)
 class SampleRecord:
-    """What is recorded of one series at one ts: the current value and every other, numbered in order of arrival."""
+    """All values recorded for a series and ts: the current one, and the others numbered in order of arrival."""
 
     current: SampleValue
-    revision: int = 0  # how many others there are
+    revision: int = 0  # the number of other values
     other_values: set[float] = field(default_factory=set)
     new_revisions: list[tuple[int, SampleValue]] = field(default_factory=list)  # (revision, value) not yet stored
     changed: bool = False
 
     def offer(self, value: SampleValue) -> bool:
-        """Take a value in; False if it says nothing new.
+        """Add a value. Returns False if it changes nothing.
 
-        A later value becomes current and the one before it a revision, even if the same number was current once: it is
-        so again. A late one never becomes current, and is a revision if that number was not recorded yet.
+        A later value becomes current, also if it was current before, and the value it replaces becomes a revision. A
+        value that arrived late never becomes current; it becomes a revision if it was not recorded yet.
         """
         if value.value == self.current.value:
             return False
@@ -68,37 +68,37 @@ class SampleRecord:
 
 
 class GroupedRows(NamedTuple):
-    """A batch's rows by key: the first of each, those that followed, and the keys whose values differ."""
+    """A batch's rows by key: the first of each key, the repeats of it, and the keys with different values."""
 
     first: dict[SampleKey, SampleRow]
     repeats: dict[SampleKey, list[SampleRow]]
     restated: set[SampleKey]
 
     def rows_of(self, key: SampleKey) -> list[SampleRow]:
-        """All rows of a key, in seq order."""
+        """Return all rows of a key, in seq order."""
         return [self.first[key], *self.repeats.get(key, ())]
 
     def count_repeats(self, keys: Iterable[SampleKey], disputed: Set[SampleKey]) -> int:
-        """How many values of ``keys`` say once more what the first one said."""
+        """Count the rows of ``keys`` that repeat the first one's value."""
         return sum(len(self.repeats[key]) for key in keys if key in self.repeats and key not in disputed)
 
 
 def group_by_key(keys: Sequence[SampleKey], rows: Sequence[SampleRow]) -> GroupedRows:
-    """Bring a batch's rows together by their keys, in seq order.
+    """Group a batch's rows by key, in seq order.
 
-    A repetition is kept as well: it may be later than what another instance said after the first.
+    Rows that repeat a value are kept: another instance may have written another value between the first and them.
     """
     first = dict(zip(keys, rows, strict=True))
-    more: dict[SampleKey, list[SampleRow]] = {}
+    repeats: dict[SampleKey, list[SampleRow]] = {}
     restated: set[SampleKey] = set()
-    if len(first) == len(rows):  # as nearly always, once what is known was left out
-        return GroupedRows(first, more, restated)
+    if len(first) == len(rows):  # nearly always, because known values were left out
+        return GroupedRows(first, repeats, restated)
     first.clear()
     for key, row in zip(keys, rows, strict=True):
-        known = first.setdefault(key, row)
-        if known is row:
+        first_row = first.setdefault(key, row)
+        if first_row is row:
             continue
-        more.setdefault(key, []).append(row)
-        if known.value != row.value:
+        repeats.setdefault(key, []).append(row)
+        if first_row.value != row.value:
             restated.add(key)
-    return GroupedRows(first, more, restated)
+    return GroupedRows(first, repeats, restated)
