@@ -1,62 +1,78 @@
-// The figures at the top.
+// The cards at the top: one figure each for connections, subscriptions, rows, spool, database and token.
 
-import { bytes, drawn, element, lasting, mood, several, shape, shapeOf, STATES, whole, words } from "./text.js";
+import {
+  element, formatBytes, formatCount, formatDuration, formatInteger, formatName, levelOf, shapeIcon, shapeOf, STATES, svgElement,
+} from "./text.js";
 
 /** `now`: the daemon's clock, in milliseconds. */
-export function cards(root, status, now) {
-  root.replaceChildren(connections(status), subscriptions(status), rows(status), spool(status), database(status, now), token(status, now));
+export function renderCards(root, status, now) {
+  root.replaceChildren(
+    connectionsCard(status), subscriptionsCard(status), rowsCard(status), spoolCard(status), databaseCard(status, now), tokenCard(status, now),
+  );
 }
 
-function card(name, mood, figure, notes, share) {
-  const made = element("article", { "data-mood": mood }, element("h2", {}, name), figure);
-  if (share !== undefined) made.append(meter(name, share));
-  made.append(...notes.filter(Boolean).map((note) => (typeof note === "string" ? element("p", {}, note) : note)));
-  return made;
+/** `share`: draws a bar that is full at 1. */
+function card(name, level, figure, notes, share) {
+  const article = element("article", { "data-level": level }, element("h2", {}, name), figure);
+  if (share !== undefined) article.append(meter(name, share));
+  article.append(...notes.filter(Boolean).map((note) => (typeof note === "string" ? element("p", {}, note) : note)));
+  return article;
 }
 
 const figure = (text, unit = "") => element("p", { class: "figure" }, text, element("small", {}, unit && ` ${unit}`));
 
 function meter(name, share) {
   const percent = Math.max(0, Math.min(100, 100 * share));
-  const bar = drawn("rect", { class: "bar", height: 6, rx: 3, width: `${percent ? Math.max(percent, 1) : 0}%` });
-  return drawn("svg", { class: "meter", role: "img", "aria-label": `${name}: ${Math.round(percent)} %`, height: 6 }, drawn("rect", { class: "track", height: 6, rx: 3, width: "100%" }), bar);
+  const bar = svgElement("rect", { class: "bar", height: 6, rx: 3, width: `${percent ? Math.max(percent, 1) : 0}%` });
+  const track = svgElement("rect", { class: "track", height: 6, rx: 3, width: "100%" });
+  return svgElement("svg", { class: "meter", role: "img", "aria-label": `${name}: ${Math.round(percent)} %`, height: 6 }, track, bar);
 }
 
-function connections({ connections: all }) {
-  const up = all.filter((one) => one.connected).length;
-  return card("Connections", up === all.length && up ? "good" : "bad", figure(`${up}`, `of ${all.length} up`), [several(all.reduce((sum, one) => sum + one.frames, 0), "frame")]);
+function connectionsCard({ connections }) {
+  const up = connections.filter((connection) => connection.connected).length;
+  const frames = connections.reduce((sum, connection) => sum + connection.frames, 0);
+  const level = up === connections.length && up ? "good" : "bad";
+  return card("Connections", level, figure(`${up}`, `of ${connections.length} up`), [formatCount(frames, "frame")]);
 }
 
-function subscriptions({ subscriptions: all }) {
+function subscriptionsCard({ subscriptions }) {
   const counts = new Map();
-  for (const { state } of all) counts.set(state, (counts.get(state) ?? 0) + 1);
-  const live = counts.get("live") ?? 0;
+  for (const { state } of subscriptions) counts.set(state, (counts.get(state) ?? 0) + 1);
   const others = STATES.filter((state) => state !== "live" && counts.has(state));
-  const notes = others.map((state) => element("p", { "data-mood": mood(state) }, shape(shapeOf(state)), `${whole(counts.get(state))} ${words(state)}`));
-  return card("Subscriptions", others.length ? mood(others[0]) : "good", figure(whole(live), `of ${whole(all.length)} live`), notes.length ? notes.slice(0, 3) : ["all of them"]);
+  const notes = others.map((state) =>
+    element("p", { "data-level": levelOf(state) }, shapeIcon(shapeOf(state)), `${formatInteger(counts.get(state))} ${formatName(state)}`),
+  );
+  const live = figure(formatInteger(counts.get("live") ?? 0), `of ${formatInteger(subscriptions.length)} live`);
+  return card("Subscriptions", others.length ? levelOf(others[0]) : "good", live, notes.length ? notes.slice(0, 3) : ["all are live"]);
 }
 
-function rows({ rows: { new: fresh, revised, duplicate, dead } }) {
-  const worse = dead && element("p", { "data-mood": "warn" }, shape("triangle"), `${whole(dead)} dead letters`);
-  return card("Rows written", dead ? "warn" : "good", figure(whole(fresh), "new"), [`${whole(revised)} restated`, `${whole(duplicate)} repeats`, worse]);
+function rowsCard({ rows: { new: added, revised, duplicate, dead } }) {
+  const deadNote = dead && element("p", { "data-level": "warn" }, shapeIcon("triangle"), `${formatInteger(dead)} dead letters`);
+  const notes = [`${formatInteger(revised)} restated`, `${formatInteger(duplicate)} duplicates`, deadNote];
+  return card("Rows written", dead ? "warn" : "good", figure(formatInteger(added), "new"), notes);
 }
 
-function spool({ spool: { entries, bytes: used, limit_bytes: limit, oldest_age_seconds: age } }) {
-  const share = limit ? used / limit : 0;
-  const waits = entries ? `oldest waits ${lasting(age)}` : "nothing waits";
-  return card("Spool", share >= 1 ? "bad" : share > 0.5 ? "warn" : "good", figure(whole(entries), entries === 1 ? "entry" : "entries"), [`${bytes(used)} of ${bytes(limit)}`, waits], share);
+function spoolCard({ spool: { entries, bytes, limit_bytes: limit, oldest_age_seconds: age } }) {
+  const share = limit ? bytes / limit : 0;
+  const oldest = entries ? `oldest has waited ${formatDuration(age)}` : "nothing is waiting";
+  const notes = [`${formatBytes(bytes)} of ${formatBytes(limit)}`, oldest];
+  return card("Spool", share >= 1 ? "bad" : share > 0.5 ? "warn" : "good", figure(formatInteger(entries), entries === 1 ? "entry" : "entries"), notes, share);
 }
 
-function database({ database: { up, kind, lag_seconds: lag, last_commit_at: commit, last_error: error } }, now) {
-  const ago = commit && `last commit ${lasting((now - Date.parse(commit)) / 1000)} ago`;
-  const name = { sqlite: "SQLite", postgresql: "PostgreSQL" }[kind] ?? kind;
-  return card("Database", up ? "good" : "bad", figure(up ? "up" : "away", name), [`lag ${lag < 10 ? `${lag.toFixed(1)} s` : lasting(lag)}`, up ? ago : error && element("p", { class: "error" }, error)]);
+function databaseCard({ database: { up, kind, lag_seconds: lag, last_commit_at: committed, last_error: error } }, now) {
+  const lastCommit = committed && `last commit ${formatDuration((now - Date.parse(committed)) / 1000)} ago`;
+  const product = { sqlite: "SQLite", postgresql: "PostgreSQL" }[kind] ?? kind;
+  const lagNote = `commit lag ${lag < 10 ? `${lag.toFixed(1)} s` : formatDuration(lag)}`;
+  return card("Database", up ? "good" : "bad", figure(up ? "up" : "down", product), [lagNote, up ? lastCommit : error && element("p", { class: "error" }, error)]);
 }
 
-function token({ token: { expires_at: end, life_seconds: life, logins } }, now) {
-  if (!end) return card("Token", "bad", figure("none"), [outcomes(logins)]);
+function tokenCard({ token: { expires_at: end, life_seconds: life, logins } }, now) {
+  if (!end) return card("Token", "bad", figure("none"), [formatLogins(logins)]);
   const left = (Date.parse(end) - now) / 1000;
-  return card("Token", left > 0 ? "good" : "bad", figure(lasting(left), "left"), [outcomes(logins)], life ? left / life : undefined);
+  return card("Token", left > 0 ? "good" : "bad", figure(formatDuration(left), "left"), [formatLogins(logins)], life ? left / life : undefined);
 }
 
-const outcomes = (logins) => Object.entries(logins).filter(([, count]) => count).map(([outcome, count]) => `${whole(count)} ${outcome}`).join(", ").replace(/^(.+)$/, "logins: $1");
+function formatLogins(logins) {
+  const counts = Object.entries(logins).filter(([, count]) => count).map(([outcome, count]) => `${formatInteger(count)} ${outcome}`);
+  return counts.length ? `logins: ${counts.join(", ")}` : "";
+}

@@ -1,26 +1,26 @@
-// What is drawn: sparklines, the load over time, and the strips of the last day.
+// Sparklines, the charts of the load over time, and the coverage strips of the last day.
 
-import { clock, drawn, element, lasting, mood, plain, whole, words } from "./text.js";
+import { element, formatDuration, formatInteger, formatName, formatTime, levelOf, printable, svgElement } from "./text.js";
 
 const DAY_SECONDS = 86_400;
 
 // -- sparklines
 
-/** Draw a trace into an svg of this size: `levels` has a digit of base 36 for each value. */
-export function trace(svg, line, width, height) {
-  const steps = [...(line?.levels ?? "")].map((level) => parseInt(level, 36) / 35);
+/** Draw a line of values.json into an svg of this size. Its `levels` has one base-36 digit per value. */
+export function drawSparkline(svg, line, width, height) {
+  const levels = [...(line?.levels ?? "")].map((digit) => parseInt(digit, 36) / 35);
   const flat = line && line.least === line.greatest;
-  const at = (level) => (flat ? height / 2 : 2 + (height - 4) * (1 - level)).toFixed(1);
-  const across = (index) => (2 + ((width - 5) * index) / Math.max(steps.length - 1, 1)).toFixed(1);
-  const points = steps.map((level, index) => `${across(index)},${at(level)}`);
-  const zero = line && line.least < 0 && line.greatest > 0 ? at(-line.least / (line.greatest - line.least)) : null;
+  const yOf = (level) => (flat ? height / 2 : 2 + (height - 4) * (1 - level)).toFixed(1);
+  const xOf = (index) => (2 + ((width - 5) * index) / Math.max(levels.length - 1, 1)).toFixed(1);
+  const points = levels.map((level, index) => `${xOf(index)},${yOf(level)}`);
+  const zero = line && line.least < 0 && line.greatest > 0 ? yOf(-line.least / (line.greatest - line.least)) : null;
   svg.setAttribute("viewBox", `0 0 ${width} ${height}`);
   svg.replaceChildren(
-    ...(zero === null ? [] : [drawn("path", { class: "zero", d: `M0 ${zero}H${width}` })]),
-    drawn("polyline", { class: "trace", points: points.join(" ") }),
+    ...(zero === null ? [] : [svgElement("path", { class: "zero", d: `M0 ${zero}H${width}` })]),
+    svgElement("polyline", { class: "trace", points: points.join(" ") }),
     ...points.slice(-1).map((end) => {
       const [cx, cy] = end.split(",");
-      return drawn("circle", { class: "end", cx, cy, r: 2 });
+      return svgElement("circle", { class: "end", cx, cy, r: 2 });
     }),
   );
 }
@@ -28,16 +28,16 @@ export function trace(svg, line, width, height) {
 // -- load
 
 const CHARTS = [
-  { title: "Received", unit: "entries a second, at most", column: 1, tell: (number) => `${whole(number)}/s` },
-  { title: "Spool", unit: "entries that wait", column: 2, tell: (number) => whole(number) },
-  { title: "Commit lag", unit: "wait of the oldest entry", column: 3, tell: (number) => (number < 10 ? `${number.toFixed(1)} s` : lasting(number)) },
+  { title: "Received", unit: "entries per second, maximum", column: 1, format: (number) => `${formatInteger(number)}/s` },
+  { title: "Spool", unit: "entries waiting", column: 2, format: (number) => formatInteger(number) },
+  { title: "Commit lag", unit: "age of the oldest entry", column: 3, format: (number) => (number < 10 ? `${number.toFixed(1)} s` : formatDuration(number)) },
 ];
 const HEIGHT = 96;
 
-export class Charts {
+export class LoadCharts {
   constructor(root) {
     this.panels = CHARTS.map((chart) => {
-      const svg = drawn("svg", { role: "img", height: HEIGHT });
+      const svg = svgElement("svg", { role: "img", height: HEIGHT });
       const now = element("strong");
       const note = element("span", { class: "note" });
       const from = element("span");
@@ -51,106 +51,106 @@ export class Charts {
         ),
       );
       const panel = { chart, svg, now, note, from };
-      svg.addEventListener("pointermove", (event) => this.point(panel, event.offsetX));
-      svg.addEventListener("pointerleave", () => this.point(panel, null));
+      svg.addEventListener("pointermove", (event) => this.showPoint(panel, event.offsetX));
+      svg.addEventListener("pointerleave", () => this.showPoint(panel, null));
       return panel;
     });
     this.ring = { step_seconds: 10, points: [] };
-    new ResizeObserver(() => this.draw()).observe(root);
+    new ResizeObserver(() => this.render()).observe(root);
   }
 
-  /** The step that is not over yet says too little, unless it is the first. */
-  show({ step_seconds, points }) {
-    const whole = points.filter((point) => point[0] >= step_seconds);
-    this.ring = { step_seconds, points: whole.length ? whole : points };
-    this.draw();
+  /** Show a ring of history.json, without the current step: its maxima are still too low. */
+  setRing({ step_seconds, points }) {
+    const finished = points.filter((point) => point[0] >= step_seconds);
+    this.ring = { step_seconds, points: finished.length ? finished : points };
+    this.render();
   }
 
-  draw() {
+  render() {
     for (const panel of this.panels) {
       const { points, step_seconds } = this.ring;
       const width = panel.svg.clientWidth;
       const span = Math.max(points[0]?.[0] ?? 0, 30 * step_seconds);
-      const top = nice(Math.max(...points.map((point) => point[panel.chart.column]), 0));
+      const top = roundUp(Math.max(...points.map((point) => point[panel.chart.column]), 0));
       Object.assign(panel, { width, span, top });
-      panel.from.textContent = `${lasting(span)} ago`;
+      panel.from.textContent = `${formatDuration(span)} ago`;
       panel.svg.setAttribute("viewBox", `0 0 ${width} ${HEIGHT}`);
-      panel.svg.replaceChildren(...this.picture(panel));
-      this.point(panel, null);
+      panel.svg.replaceChildren(...this.chartElements(panel));
+      this.showPoint(panel, null);
     }
   }
 
-  picture(panel) {
+  chartElements(panel) {
     const { width, top, chart } = panel;
-    const half = this.down(panel, top / 2);
+    const middle = this.yOf(panel, top / 2);
     return [
-      drawn("path", { class: "grid", d: `M0 ${this.down(panel, top)}H${width}M0 ${half}H${width}M0 ${HEIGHT - 1}H${width}` }),
-      ...this.pieces(panel).flatMap((piece) => {
-        const line = piece.map((point) => `${this.across(panel, point[0])} ${this.down(panel, point[chart.column])}`);
-        const ends = [piece[0], piece.at(-1)].map((point) => this.across(panel, point[0]));
+      svgElement("path", { class: "grid", d: `M0 ${this.yOf(panel, top)}H${width}M0 ${middle}H${width}M0 ${HEIGHT - 1}H${width}` }),
+      ...this.segments().flatMap((segment) => {
+        const line = segment.map((point) => `${this.xOf(panel, point[0])} ${this.yOf(panel, point[chart.column])}`);
+        const ends = [segment[0], segment.at(-1)].map((point) => this.xOf(panel, point[0]));
         return [
-          drawn("path", { class: "area", d: `M${ends[0]} ${HEIGHT - 1}L${line.join("L")}L${ends[1]} ${HEIGHT - 1}z` }),
-          drawn("path", { class: "line", d: `M${line.join("L")}` }),
+          svgElement("path", { class: "area", d: `M${ends[0]} ${HEIGHT - 1}L${line.join("L")}L${ends[1]} ${HEIGHT - 1}z` }),
+          svgElement("path", { class: "line", d: `M${line.join("L")}` }),
         ];
       }),
-      drawn("text", { class: "scale", x: 0, y: this.down(panel, top) - 3 }, chart.tell(top)),
-      drawn("path", { class: "pointer" }),
+      svgElement("text", { class: "scale", x: 0, y: this.yOf(panel, top) - 3 }, chart.format(top)),
+      svgElement("path", { class: "pointer" }),
     ];
   }
 
-  /** Points that follow on each other: where nobody looked, the line is broken. */
-  pieces(panel) {
-    const pieces = [];
-    let before = Infinity;
+  /** Split the points where steps are missing: the line is interrupted there. */
+  segments() {
+    const segments = [];
+    let previousAge = Infinity;
     for (const point of this.ring.points) {
-      if (before - point[0] > 1.5 * this.ring.step_seconds) pieces.push([]);
-      pieces.at(-1).push(point);
-      before = point[0];
+      if (previousAge - point[0] > 1.5 * this.ring.step_seconds) segments.push([]);
+      segments.at(-1).push(point);
+      previousAge = point[0];
     }
-    return pieces;
+    return segments;
   }
 
-  across(panel, age) {
+  xOf(panel, age) {
     return Math.round(10 * panel.width * (1 - age / panel.span)) / 10;
   }
 
-  down(panel, number) {
+  yOf(panel, number) {
     return Math.round(10 * (HEIGHT - 1 - (HEIGHT - 17) * (number / panel.top))) / 10;
   }
 
-  /** Say what it is now, or what it was where somebody points. */
-  point(panel, x) {
+  /** Show the number at the pointer's `x`, or the current one if `x` is null. */
+  showPoint(panel, x) {
     const { chart } = panel;
     const points = this.ring.points;
     const age = x === null ? 0 : panel.span * (1 - x / panel.width);
-    const nearest = points.reduce((best, one) => (Math.abs(one[0] - age) < Math.abs(best[0] - age) ? one : best), points.at(-1));
-    const said = nearest ? chart.tell(nearest[chart.column]) : "–";
-    panel.now.textContent = said;
-    panel.note.textContent = x === null || !nearest ? chart.unit : `${lasting(nearest[0])} ago`;
-    const most = chart.tell(Math.max(...points.map((point) => point[chart.column]), 0));
-    panel.svg.setAttribute("aria-label", `${chart.title}: now ${said}, at most ${most} in ${lasting(panel.span)}`);
-    panel.svg.querySelector(".pointer")?.setAttribute("d", x === null || !nearest ? "" : `M${this.across(panel, nearest[0])} 12V${HEIGHT}`);
+    const nearest = points.reduce((best, point) => (Math.abs(point[0] - age) < Math.abs(best[0] - age) ? point : best), points.at(-1));
+    const number = nearest ? chart.format(nearest[chart.column]) : "–";
+    panel.now.textContent = number;
+    panel.note.textContent = x === null || !nearest ? chart.unit : `${formatDuration(nearest[0])} ago`;
+    const maximum = chart.format(Math.max(...points.map((point) => point[chart.column]), 0));
+    panel.svg.setAttribute("aria-label", `${chart.title}: now ${number}, maximum ${maximum} in ${formatDuration(panel.span)}`);
+    panel.svg.querySelector(".pointer")?.setAttribute("d", x === null || !nearest ? "" : `M${this.xOf(panel, nearest[0])} 12V${HEIGHT}`);
   }
 }
 
-/** The least round number that is not below. */
-function nice(most) {
-  if (most <= 1) return 1;
-  const power = 10 ** Math.floor(Math.log10(most));
-  return [1, 2, 5, 10].map((factor) => factor * power).find((round) => round >= most);
+/** Round up to 1, 2 or 5 times a power of ten. */
+function roundUp(number) {
+  if (number <= 1) return 1;
+  const power = 10 ** Math.floor(Math.log10(number));
+  return [1, 2, 5, 10].map((factor) => factor * power).find((round) => round >= number);
 }
 
 // -- strips
 
 const STRIP_HEIGHT = 26;
 
-/** The strips of coverage.json, and below each what was missed in words. */
-export function strips(root, told) {
-  const end = Date.parse(told.end_at);
-  root.replaceChildren(...told.strips.map((strip) => stripOf(strip, end, told.cell_seconds)), axis(end));
+/** Draw the strips of coverage.json, each with its longest gaps in words. */
+export function renderStrips(root, coverage) {
+  const end = Date.parse(coverage.end_at);
+  root.replaceChildren(...coverage.strips.map((strip) => stripElement(strip, end, coverage.cell_seconds)), hourAxis(end));
 }
 
-function stripOf(strip, end, cellSeconds) {
+function stripElement(strip, end, cellSeconds) {
   const share = strip.live_seconds / strip.wanted_seconds;
   const percent = share === 1 ? "100 %" : `${(Math.floor(share * 1000) / 10).toFixed(1)} %`;
   let cell = 0;
@@ -161,62 +161,62 @@ function stripOf(strip, end, cellSeconds) {
     run.to = start + cell * cellSeconds * 1000;
     return run;
   });
-  const svg = drawn(
+  const svg = svgElement(
     "svg",
-    { class: "strip", role: "img", "aria-label": `${plain(strip.feed)}: ${percent} listened`, preserveAspectRatio: "none" },
-    ...runs.flatMap((run) => pictured(run, cell)),
+    { class: "strip", role: "img", "aria-label": `${printable(strip.feed)}: ${percent} live`, preserveAspectRatio: "none" },
+    ...runs.flatMap((run) => runElements(run, cell)),
   );
   return element(
     "div",
     { class: "day" },
-    element("span", { class: "label" }, plain(strip.feed)),
+    element("span", { class: "label" }, printable(strip.feed)),
     svg,
     element("span", { class: "percent" }, percent),
-    element("p", { class: "note missed-words" }, missed(runs)),
+    element("p", { class: "note gaps" }, describeGaps(runs)),
   );
 }
 
-function pictured(run, cells) {
+function runElements(run, cells) {
   const percent = (part) => `${(100 * part) / cells}%`;
   const place = { x: percent(run.first), width: percent(run.cells) };
-  const title = drawn("title", {}, spoken(run));
-  if (run.state === "") return [drawn("rect", { ...place, y: 0, height: STRIP_HEIGHT, class: "unknown" }, title)];
-  if (run.state === "live") return [drawn("rect", { ...place, y: 0, height: STRIP_HEIGHT, class: "live" }, title)];
-  // However short it was, it is to be seen.
+  const title = svgElement("title", {}, runTitle(run));
+  if (run.state === "") return [svgElement("rect", { ...place, y: 0, height: STRIP_HEIGHT, class: "unknown" }, title)];
+  if (run.state === "live") return [svgElement("rect", { ...place, y: 0, height: STRIP_HEIGHT, class: "live" }, title)];
+  // At most 70 % of the height, so that the shortest gap can be seen.
   const live = Math.round((STRIP_HEIGHT * Math.min(run.live, 70)) / 100);
   return [
-    drawn("rect", { ...place, y: 0, height: STRIP_HEIGHT - live, class: `missed ${mood(run.state)}` }, title),
-    drawn("rect", { ...place, y: STRIP_HEIGHT - live, height: live, class: "live" }, title.cloneNode(true)),
+    svgElement("rect", { ...place, y: 0, height: STRIP_HEIGHT - live, class: `missed ${levelOf(run.state)}` }, title),
+    svgElement("rect", { ...place, y: STRIP_HEIGHT - live, height: live, class: "live" }, title.cloneNode(true)),
   ];
 }
 
-function spoken(run) {
-  const share = run.state === "" ? "not asked for" : run.state === "live" ? "live" : `${words(run.state)}, live ${run.live} %`;
-  return `${between(run)}: ${share}`;
+function runTitle(run) {
+  const state = run.state === "" ? "not subscribed" : run.state === "live" ? "live" : `${formatName(run.state)}, live ${run.live} %`;
+  return `${timeRange(run)}: ${state}`;
 }
 
-const between = (run) => `${clock(run.from).slice(0, 5)}–${clock(run.to).slice(0, 5)}`;
+const timeRange = (run) => `${formatTime(run.from).slice(0, 5)}–${formatTime(run.to).slice(0, 5)}`;
 
-/** What was missed, the longest first; cells next to each other in one state are told as one. */
-function missed(runs) {
-  const holes = [];
+/** Name the three longest gaps. Adjacent runs of one state are one gap. */
+function describeGaps(runs) {
+  const gaps = [];
   for (const run of runs) {
     if (run.state === "" || run.state === "live") continue;
-    const last = holes.at(-1);
+    const last = gaps.at(-1);
     if (last?.to === run.from && last.state === run.state) last.to = run.to;
-    else holes.push({ ...run });
+    else gaps.push({ ...run });
   }
-  if (!holes.length) return "nothing missed";
-  const longest = holes.toSorted((one, other) => other.to - other.from - (one.to - one.from)).slice(0, 3);
-  const told = longest.toSorted((one, other) => one.from - other.from).map((hole) => `${between(hole)} ${words(hole.state)}`);
-  return told.join(" · ") + (holes.length > 3 ? ` · and ${holes.length - 3} more` : "");
+  if (!gaps.length) return "no gaps";
+  const longest = gaps.toSorted((a, b) => b.to - b.from - (a.to - a.from)).slice(0, 3);
+  const descriptions = longest.toSorted((a, b) => a.from - b.from).map((gap) => `${timeRange(gap)} ${formatName(gap.state)}`);
+  return descriptions.join(" · ") + (gaps.length > 3 ? ` · and ${gaps.length - 3} more` : "");
 }
 
-function axis(end) {
+function hourAxis(end) {
   const hours = element("p", { class: "axis hours", "aria-hidden": "true" });
   const first = Math.ceil((end - 1000 * DAY_SECONDS) / 10_800_000) * 10_800_000;
   for (let at = first; at <= end; at += 10_800_000) {
-    const tick = element("span", {}, clock(at).slice(0, 5));
+    const tick = element("span", {}, formatTime(at).slice(0, 5));
     tick.style.left = `${(100 * (at - end + 1000 * DAY_SECONDS)) / (1000 * DAY_SECONDS)}%`;
     hours.append(tick);
   }

@@ -1,48 +1,48 @@
-// Asks the daemon every other second and shows what it says; says so when it says nothing any more.
+// Polls the daemon every two seconds and shows its status. Says so when the daemon no longer responds.
 
-import { cards } from "./cards.js";
-import { Charts, strips } from "./charts.js";
+import { renderCards } from "./cards.js";
+import { LoadCharts, renderStrips } from "./charts.js";
 import { Table } from "./table.js";
-import { clock, date, element, lasting, plain, shape, whole, words } from "./text.js";
+import { element, formatDateTime, formatDuration, formatInteger, formatName, formatTime, printable, shapeIcon } from "./text.js";
 
-const ASK_MS = 2000;
-const PATIENCE_MS = 5000; // for an answer
+const POLL_MS = 2000;
+const TIMEOUT_MS = 5000;
 
-const at = (id) => document.getElementById(id);
-let status = null; // the last that was told
-let toldAt = 0; // performance.now() of it
-let failingSince = null; // performance.now() of the first question that had no answer
-let version = 0; // of the values that we have
+const byId = (id) => document.getElementById(id);
+let status = null; // the last one received
+let receivedAt = 0; // performance.now() when it was
+let failingSince = null; // performance.now() of the first request that failed; null while the daemon responds
+let version = 0; // of the values received so far
 let rings = null;
 let range = "hour";
 
-/** The daemon's clock, in milliseconds: ours may be wrong. */
-const now = () => (status ? Date.parse(status.at) + performance.now() - toldAt : 0);
+/** The daemon's clock, in milliseconds: the browser's may be wrong. */
+const now = () => (status ? Date.parse(status.at) + performance.now() - receivedAt : 0);
 const table = new Table(now);
-const charts = new Charts(at("charts"));
+const charts = new LoadCharts(byId("charts"));
 
-// -- asking
+// -- requests
 
-async function ask(path) {
-  const answer = await fetch(path, { signal: AbortSignal.timeout(PATIENCE_MS) });
-  return answer.json();
+async function fetchJson(path) {
+  const response = await fetch(path, { signal: AbortSignal.timeout(TIMEOUT_MS) });
+  return response.json();
 }
 
-/** Ask again and again while somebody looks. `pause(answer)`: milliseconds to the next time. */
-async function keepAsking(path, use, pause = () => ASK_MS, fail = () => null) {
+/** Fetch a document again and again while the page is visible. `pause(body)`: milliseconds to the next request. */
+async function poll(path, show, pause = () => POLL_MS, onFailure = () => null) {
   for (;;) {
-    const answer = document.hidden ? null : await ask(path()).catch(fail);
+    const body = document.hidden ? null : await fetchJson(path()).catch(onFailure);
     try {
-      if (answer) use(answer);
+      if (body) show(body);
     } catch (error) {
-      reportError(error); // a mistake of ours: to the console, and on with the next answer
+      reportError(error); // a bug of this page must not stop the polling
     }
-    await passed(answer ? pause(answer) : ASK_MS);
+    await sleep(body ? pause(body) : POLL_MS);
   }
 }
 
-/** Time passes, less for whoever comes back to the page. */
-function passed(ms) {
+/** Wait, but not longer than until the page becomes visible again. */
+function sleep(ms) {
   return new Promise((resolve) => {
     const end = () => {
       clearTimeout(timer);
@@ -54,23 +54,23 @@ function passed(ms) {
   });
 }
 
-// -- showing
+// -- content
 
-function showStatus(told) {
-  if (status && status.started_at !== told.started_at) {
-    version = 0; // another run, which counts anew
-    table.forget();
+function showStatus(body) {
+  if (status && status.started_at !== body.started_at) {
+    version = 0; // the daemon was restarted, and counts from 0
+    table.clearLines();
   }
-  status = told;
-  toldAt = performance.now();
+  status = body;
+  receivedAt = performance.now();
   failingSince = null;
-  at("instance").textContent = plain(told.instance);
-  cards(at("cards"), told, now());
-  table.setSubscriptions(told.subscriptions);
-  at("connections").replaceChildren(...told.connections.map(connection));
-  at("troubles").replaceChildren(...told.last_errors.toReversed().map(trouble));
-  if (!told.last_errors.length) at("troubles").append(element("li", { class: "none" }, "nothing"));
-  tick();
+  byId("instance").textContent = printable(body.instance);
+  renderCards(byId("cards"), body, now());
+  table.setSubscriptions(body.subscriptions);
+  byId("connections").replaceChildren(...body.connections.map(connectionItem));
+  byId("errors").replaceChildren(...body.last_errors.toReversed().map(errorItem));
+  if (!body.last_errors.length) byId("errors").append(element("li", { class: "none" }, "none"));
+  showVerdict();
 }
 
 function showValues({ version: newest, lines }) {
@@ -79,95 +79,109 @@ function showValues({ version: newest, lines }) {
 }
 
 function showRange() {
-  for (const button of at("range").children) button.setAttribute("aria-pressed", String(button.dataset.range === range));
-  if (rings) charts.show(rings[range]);
+  for (const button of byId("range").children) button.setAttribute("aria-pressed", String(button.dataset.range === range));
+  if (rings) charts.setRing(rings[range]);
 }
 
-function showCoverage(told) {
-  if (told.as_of) strips(at("strips"), told);
-  at("coverage-note").textContent = [
-    told.as_of ? "share of the time that was asked for; hours are UTC" : "not read yet",
-    ...(told.more ? [`and ${whole(told.more)} more feeds, of which less was missed`] : []),
-    ...(told.error ? [told.as_of ? `as of ${clock(Date.parse(told.as_of))}: ${plain(told.error)}` : plain(told.error)] : []),
+function showCoverage(body) {
+  if (body.as_of) renderStrips(byId("strips"), body);
+  byId("coverage-note").textContent = [
+    body.as_of ? "share of the subscribed time that was live; times are UTC" : "not read yet",
+    ...(body.more ? [`and ${formatInteger(body.more)} more feeds with fewer gaps`] : []),
+    ...(body.error ? [body.as_of ? `as of ${formatTime(Date.parse(body.as_of))}: ${printable(body.error)}` : printable(body.error)] : []),
   ].join(" · ");
 }
 
-function connection(one) {
-  const [name, mood] = one.connected ? ["dot", "good"] : ["triangle", "bad"];
-  const since = one.since ? ` for ${lasting((now() - Date.parse(one.since)) / 1000)}` : "";
-  const frames = `${whole(one.frames)} frames` + (one.last_frame_at ? `, the last ${lasting((now() - Date.parse(one.last_frame_at)) / 1000)} ago` : "");
-  const protocol = one.connected && one.dialect ? ` · Socket.IO protocol ${one.dialect}` : "";
+function connectionItem(connection) {
+  const [shape, level] = connection.connected ? ["dot", "good"] : ["triangle", "bad"];
+  const ago = (at) => formatDuration((now() - Date.parse(at)) / 1000);
+  const since = connection.since ? ` for ${ago(connection.since)}` : "";
+  const frames = `${formatInteger(connection.frames)} frames` + (connection.last_frame_at ? `, last ${ago(connection.last_frame_at)} ago` : "");
+  const protocol = connection.connected && connection.dialect ? ` · Socket.IO protocol ${connection.dialect}` : "";
   return element(
     "li",
-    { "data-mood": mood },
-    shape(name),
+    { "data-level": level },
+    shapeIcon(shape),
     element("div", {},
-      element("strong", {}, plain(one.path)),
-      element("span", {}, `${one.connected ? "connected" : "not connected"}${since}${protocol} · ${frames}`),
-      ...(one.last_error ? [element("span", { class: "error" }, plain(one.last_error))] : []),
+      element("strong", {}, printable(connection.path)),
+      element("span", {}, `${connection.connected ? "connected" : "not connected"}${since}${protocol} · ${frames}`),
+      ...(connection.last_error ? [element("span", { class: "error" }, printable(connection.last_error))] : []),
     ),
   );
 }
 
-function trouble(one) {
-  return element("li", {}, element("time", {}, clock(Date.parse(one.at))), element("strong", {}, words(one.kind)), element("span", {}, plain(one.text)));
+function errorItem(error) {
+  return element(
+    "li",
+    {},
+    element("time", {}, formatTime(Date.parse(error.at))),
+    element("strong", {}, formatName(error.kind)),
+    element("span", {}, printable(error.text)),
+  );
 }
 
-// -- the verdict, every second, also when nothing is heard
+// -- the verdict, updated every second even if the daemon does not respond
 
-function tick() {
+function showVerdict() {
   if (!status && failingSince === null) return;
-  const silent = failingSince === null ? 0 : (performance.now() - failingSince) / 1000;
   document.body.classList.toggle("stale", failingSince !== null);
-  const [mood, name, said, reasons] = verdict();
-  at("verdict").dataset.mood = mood;
-  tell(at("verdict"), said + reasons.join(), shape(name), element("strong", {}, said), ...reasons.map((reason) => element("span", {}, plain(reason))));
-  document.title = `${{ good: "●", warn: "▲", bad: "✕" }[mood]} ${status ? plain(status.instance) : "ingestor"}: ${said.toLowerCase()}`;
-  at("outage").hidden = failingSince === null;
+  const [level, shape, title, reasons] = verdict();
+  byId("verdict").dataset.level = level;
+  replaceIfChanged(
+    byId("verdict"),
+    title + reasons.join(),
+    shapeIcon(shape),
+    element("strong", {}, title),
+    ...reasons.map((reason) => element("span", {}, printable(reason))),
+  );
+  document.title = `${{ good: "●", warn: "▲", bad: "✕" }[level]} ${status ? printable(status.instance) : "ingestor"}: ${title.toLowerCase()}`;
+  byId("outage").hidden = failingSince === null;
   if (failingSince !== null) {
-    const last = status ? ` What is shown here is of ${date(Date.parse(status.at))} UTC, and old.` : "";
-    tell(at("outage"), last, `The daemon does not answer.${last} It is asked again every ${ASK_MS / 1000} seconds.`);
+    const age = status ? ` The data shown here is from ${formatDateTime(Date.parse(status.at))} UTC.` : "";
+    replaceIfChanged(byId("outage"), age, `The daemon does not respond.${age} Trying again every ${POLL_MS / 1000} seconds.`);
   }
   if (!status) return;
-  at("about").textContent = `version ${status.version} · up ${lasting((now() - Date.parse(status.started_at)) / 1000)} · times are UTC`;
-  at("updated").textContent = failingSince === null ? `updated ${clock(now())} UTC` : `no answer for ${lasting(silent)}`;
-  table.soon();
+  const uptime = formatDuration((now() - Date.parse(status.started_at)) / 1000);
+  byId("about").textContent = `version ${status.version} · up ${uptime} · times are UTC`;
+  byId("updated").textContent =
+    failingSince === null ? `updated ${formatTime(now())} UTC` : `no response for ${formatDuration((performance.now() - failingSince) / 1000)}`;
+  table.scheduleRender();
 }
 
-/** Only if it is news: what has the role of an alert is read aloud at every change. */
-function tell(root, news, ...children) {
-  if (root.dataset.news === news) return;
-  root.dataset.news = news;
+/** Leave the element alone unless `content` differs: screen readers read an alert aloud at every change. */
+function replaceIfChanged(root, content, ...children) {
+  if (root.dataset.content === content) return;
+  root.dataset.content = content;
   root.replaceChildren(...children);
 }
 
 function verdict() {
-  if (failingSince !== null) return ["bad", "cross", "No answer", []];
+  if (failingSince !== null) return ["bad", "cross", "No response", []];
   if (!status.healthy.ok) return ["bad", "cross", "Stuck", status.healthy.reasons];
-  if (!status.ready.ok) return ["bad", "triangle", "Not ready", some(status.ready.reasons)];
-  const idle = status.subscriptions.filter((one) => one.state !== "live").length;
-  const cares = [
-    ...(idle ? [`${whole(idle)} of ${whole(status.subscriptions.length)} subscriptions are not live`] : []),
-    ...(status.config_reload_successful ? [] : ["the changed config was refused, and the one before is in use"]),
+  if (!status.ready.ok) return ["bad", "triangle", "Not ready", shorten(status.ready.reasons)];
+  const notLive = status.subscriptions.filter((subscription) => subscription.state !== "live").length;
+  const warnings = [
+    ...(notLive ? [`${formatInteger(notLive)} of ${formatInteger(status.subscriptions.length)} subscriptions are not live`] : []),
+    ...(status.config_reload_successful ? [] : ["the changed config was rejected, the previous one is in use"]),
   ];
-  if (cares.length) return ["warn", "half", idle ? "Receiving, not all" : "Receiving, with the old config", cares];
+  if (warnings.length) return ["warn", "half", notLive ? "Partly receiving" : "Receiving, config rejected", warnings];
   return ["good", "dot", "Receiving", []];
 }
 
-const some = (reasons) => (reasons.length > 4 ? [...reasons.slice(0, 3), `and ${reasons.length - 3} more`] : reasons);
+const shorten = (reasons) => (reasons.length > 4 ? [...reasons.slice(0, 3), `and ${reasons.length - 3} more`] : reasons);
 
-function noAnswer() {
+function onStatusFailure() {
   failingSince ??= performance.now();
-  tick();
+  showVerdict();
   return null;
 }
 
-at("range").addEventListener("click", (event) => {
+byId("range").addEventListener("click", (event) => {
   range = event.target.dataset.range ?? range;
   showRange();
 });
-setInterval(tick, 1000);
-keepAsking(() => "/status.json", showStatus, () => ASK_MS, noAnswer);
-keepAsking(() => `/values.json?after=${version}`, showValues);
-keepAsking(() => "/history.json", (told) => { rings = told; showRange(); }, () => 2 * ASK_MS);
-keepAsking(() => "/coverage.json", showCoverage, (told) => (told.strips.length ? 5 * ASK_MS : ASK_MS / 2));
+setInterval(showVerdict, 1000);
+poll(() => "/status.json", showStatus, () => POLL_MS, onStatusFailure);
+poll(() => `/values.json?after=${version}`, showValues);
+poll(() => "/history.json", (body) => { rings = body; showRange(); }, () => 2 * POLL_MS);
+poll(() => "/coverage.json", showCoverage, (body) => (body.strips.length ? 5 * POLL_MS : POLL_MS / 2));

@@ -1,24 +1,24 @@
-// From data to words. Whatever came from outside goes through `plain`, and reaches the page as text, never as markup.
+// Formatting and DOM helpers. Text from outside goes through `printable`, and is always inserted as text, never as markup.
 
-const WHOLE = new Intl.NumberFormat("en-US");
+const INTEGER = new Intl.NumberFormat("en-US");
 
-/** What may turn a line round, begin another or not be seen at all becomes its escape. */
-export const plain = (text) =>
-  String(text ?? "").replace(/[\p{C}\p{Zl}\p{Zp}]/gu, (one) => `\\u{${one.codePointAt(0).toString(16)}}`);
+/** Escape control characters, bidirectional overrides and invisible characters. */
+export const printable = (text) =>
+  String(text ?? "").replace(/[\p{C}\p{Zl}\p{Zp}]/gu, (char) => `\\u{${char.codePointAt(0).toString(16)}}`);
 
-export const whole = (number) => WHOLE.format(Math.round(number));
+export const formatInteger = (number) => INTEGER.format(Math.round(number));
 
-export const several = (count, word) => `${whole(count)} ${word}${count === 1 ? "" : "s"}`;
+export const formatCount = (count, noun) => `${formatInteger(count)} ${noun}${count === 1 ? "" : "s"}`;
 
-/** A provider's value: four decimals where it has any. */
-export function value(number) {
+/** Format a provider's value, with four decimals unless it is an integer. */
+export function formatValue(number) {
   if (number === undefined) return "";
-  if (Number.isInteger(number) && Math.abs(number) < 1e9) return WHOLE.format(number);
+  if (Number.isInteger(number) && Math.abs(number) < 1e9) return INTEGER.format(number);
   return Math.abs(number) < 1e4 && Math.abs(number) >= 1e-4 ? number.toFixed(4) : number.toPrecision(4);
 }
 
-/** Seconds as people say them, in one or two units. */
-export function lasting(seconds) {
+/** Format a number of seconds in one or two units. */
+export function formatDuration(seconds) {
   if (!(seconds >= 0)) return "0 s";
   if (seconds < 60) return `${Math.floor(seconds)} s`;
   const minutes = Math.floor(seconds / 60);
@@ -28,37 +28,38 @@ export function lasting(seconds) {
   return `${Math.floor(hours / 24)} d ${hours % 24} h`;
 }
 
-export function bytes(count) {
+export function formatBytes(count) {
   const units = ["B", "KiB", "MiB", "GiB", "TiB"];
   let unit = 0;
   for (; count >= 1024 && unit < units.length - 1; unit++) count /= 1024;
-  return `${unit && count < 10 ? count.toFixed(1) : whole(count)} ${units[unit]}`;
+  return `${unit && count < 10 ? count.toFixed(1) : formatInteger(count)} ${units[unit]}`;
 }
 
-/** HH:MM:SS of a stamp in milliseconds, UTC. */
-export const clock = (ms) => new Date(ms).toISOString().slice(11, 19);
+/** Format milliseconds since the epoch as HH:MM:SS, UTC. */
+export const formatTime = (ms) => new Date(ms).toISOString().slice(11, 19);
 
-/** YYYY-MM-DD HH:MM:SS, UTC. */
-export const date = (ms) => new Date(ms).toISOString().slice(0, 19).replace("T", " ");
+/** Format milliseconds since the epoch as YYYY-MM-DD HH:MM:SS, UTC. */
+export const formatDateTime = (ms) => new Date(ms).toISOString().slice(0, 19).replace("T", " ");
 
-/** An element; children are elements or texts. */
+/** Create an HTML element. Children are elements or texts. */
 export function element(name, attributes = {}, ...children) {
-  return fill(document.createElement(name), attributes, children);
+  return populate(document.createElement(name), attributes, children);
 }
 
-export function drawn(name, attributes = {}, ...children) {
-  return fill(document.createElementNS("http://www.w3.org/2000/svg", name), attributes, children);
+/** Create an SVG element. */
+export function svgElement(name, attributes = {}, ...children) {
+  return populate(document.createElementNS("http://www.w3.org/2000/svg", name), attributes, children);
 }
 
-function fill(made, attributes, children) {
-  for (const [name, text] of Object.entries(attributes)) made.setAttribute(name, text);
-  made.append(...children);
-  return made;
+function populate(node, attributes, children) {
+  for (const [name, text] of Object.entries(attributes)) node.setAttribute(name, text);
+  node.append(...children);
+  return node;
 }
 
-// -- states: a shape and a mood each
+// -- states: each has a shape and a level, which is a color
 
-const SHAPES = {
+const STYLES = {
   live: ["dot", "good"],
   pending: ["ring", "idle"],
   stopped: ["bars", "idle"],
@@ -70,18 +71,20 @@ const SHAPES = {
   crashed: ["cross", "bad"],
   lost: ["cross", "bad"],
 };
+const UNKNOWN_STYLE = ["ring", "idle"];
 
-/** In the order in which they ask for attention. */
+/** All states, the one that needs attention most comes first. */
 export const STATES = [
   "lost", "crashed", "spool_full", "token_failed", "disconnected", "refused", "silent", "stopped", "pending", "live",
 ];
 
-export const mood = (state) => (SHAPES[state] ?? ["ring", "idle"])[1];
+export const shapeOf = (state) => (STYLES[state] ?? UNKNOWN_STYLE)[0];
 
-export const words = (state) => plain(state).replaceAll("_", " ");
+export const levelOf = (state) => (STYLES[state] ?? UNKNOWN_STYLE)[1];
 
-export function shape(name) {
-  return drawn("svg", { class: "shape", "aria-hidden": "true" }, drawn("use", { href: `#shape-${name}` }));
+/** Format the name of a state or of a kind of fact. */
+export const formatName = (name) => printable(name).replaceAll("_", " ");
+
+export function shapeIcon(shape) {
+  return svgElement("svg", { class: "shape", "aria-hidden": "true" }, svgElement("use", { href: `#shape-${shape}` }));
 }
-
-export const shapeOf = (state) => (SHAPES[state] ?? ["ring", "idle"])[0];

@@ -1,4 +1,4 @@
-"""The status page in a real browser: what people see, press and are told."""
+"""The status page in a real browser."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.chromium
 
 CROWD, VOLUME = "/real-time/crowd-sentiment", "/real-time/tweet-volume"
 MARKUP = "<img src=x onerror=pwned=1>"
-# What each may be read as by whoever is careless, and how it must stand there.
+# Hostile ticker → the text that must be shown.
 HOSTILE = {
     MARKUP: MARKUP,
     "A\nB": "A\\u{a}B",
@@ -34,7 +34,7 @@ HOSTILE = {
     "${7*7}": "${7*7}",
     "W" * 64: "W" * 64,
 }
-TICKERS = "[...document.querySelectorAll('#rows .row:not([hidden]) .ticker')].map(one => one.textContent)"
+TICKERS = "[...document.querySelectorAll('#rows .row:not([hidden]) .ticker')].map(cell => cell.textContent)"
 ROWS = "document.querySelectorAll('#rows .row:not([hidden])').length"
 
 
@@ -46,14 +46,14 @@ def window(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
 
 @pytest.fixture
 async def browser(window: Browser) -> Browser:
-    """The browser, as large as on a desk."""
+    """The browser with a desktop-sized window."""
     await window.size(1280, 900)
     return window
 
 
 @asynccontextmanager
-async def looking(browser: Browser, url: str | None) -> AsyncIterator[None]:
-    """At this page; in the end the browser must have had nothing to complain of."""
+async def page(browser: Browser, url: str | None) -> AsyncIterator[None]:
+    """Open a page. Fails if the browser logged a warning or an error in the end."""
     await browser.console()
     await browser.open(str(url))
     try:
@@ -69,32 +69,34 @@ def content() -> StatusContent:
 
 
 def text(selector: str) -> str:
-    """What can be read there."""
+    """Return an expression for the visible text of an element."""
     return f"document.querySelector('{selector}').innerText.replace(/\\s+/g, ' ')"
 
 
 def subscription(ticker: str, state: str = "live", **changes: Any) -> SubscriptionStatus:
     params = canonical_json({"ticker": ticker} if ticker else {})
-    made = SubscriptionStatus(path=CROWD, params=params, feed="crowd-sentiment", state=state)  # type: ignore[arg-type]
-    return replace(made, **changes)
+    status = SubscriptionStatus(path=CROWD, params=params, feed="crowd-sentiment", state=state)  # type: ignore[arg-type]
+    return replace(status, **changes)
 
 
-# Before a real daemon.
+# With a real daemon.
 
-# Who comes back to the page is not kept waiting for two seconds.
-LOOK_AGAIN = "document.dispatchEvent(new Event('visibilitychange'))"
+# Makes the page poll at once.
+POLL_NOW = "document.dispatchEvent(new Event('visibilitychange'))"
 
 
-async def test_it_shows_a_daemon_at_work_then_the_outage_and_its_end_without_being_asked(
+async def test_page_follows_a_daemon_through_an_outage(
     browser: Browser, make_simulator: Callable[..., Any], tmp_path: Path
 ) -> None:
     simulator: Simulator = await make_simulator(restate_every=2)
-    wanted = {CROWD: ["AAPL", "TSLA", "ON"], VOLUME: ["AAPL"]}
-    config = write_config(tmp_path, url=simulator.url, database_url=f"sqlite:///{tmp_path}/x.db", subscriptions=wanted)
-    async with Resident(config, simulator.api_key) as daemon, looking(browser, daemon.url):
+    subscriptions = {CROWD: ["AAPL", "TSLA", "ON"], VOLUME: ["AAPL"]}
+    config = write_config(
+        tmp_path, url=simulator.url, database_url=f"sqlite:///{tmp_path}/x.db", subscriptions=subscriptions
+    )
+    async with Resident(config, simulator.api_key) as daemon, page(browser, daemon.url):
         await browser.until(f"{text('#verdict')} === 'Receiving'")
         await browser.until(f"{ROWS} === 4")
-        cells = "[...document.querySelector('#rows .row').children].map(one => one.textContent)"
+        cells = "[...document.querySelector('#rows .row').children].map(cell => cell.textContent)"
         await browser.until(f"{cells}[7] > 3")  # restated
         state, ticker, feed, value, _, age, rows, _ = await browser.run(f"return {cells}")
         assert (state, ticker, feed) == ("live", "AAPL", "crowd-sentiment")
@@ -111,27 +113,29 @@ async def test_it_shows_a_daemon_at_work_then_the_outage_and_its_end_without_bei
 
         await simulator.stop()
         await until(lambda: set(daemon.states) == {"disconnected"})
-        await browser.run(LOOK_AGAIN)  # before the daemon gets patient
+        await browser.run(POLL_NOW)  # before the daemon waits longer between its attempts
         await browser.until(f"{text('#verdict')}.startsWith('Not ready {CROWD}: not connected')")
         await browser.until(f"{cells}[0] === 'disconnected'")
         assert await browser.run("return document.querySelector('.row use').getAttribute('href')") == "#shape-triangle"
-        await browser.until(f"{text('#troubles')}.includes('disconnected')")
-        assert await browser.run(f"return {text('#chips')}") == "all 4 disconnected 4"
+        await browser.until(f"{text('#errors')}.includes('disconnected')")
+        assert await browser.run(f"return {text('#states')}") == "all 4 disconnected 4"
         await simulator.start()
         await browser.until(f"{text('#verdict')} === 'Receiving'")
 
 
-async def test_hostile_names_from_the_provider_are_text(
+async def test_hostile_names_are_shown_as_text(
     browser: Browser, make_simulator: Callable[..., Any], tmp_path: Path
 ) -> None:
     simulator: Simulator = await make_simulator(tickers=tuple(HOSTILE))
-    wanted: dict[str, list[str]] = {"crowd-sentiment": []}
-    config = write_config(tmp_path, url=simulator.url, database_url=f"sqlite:///{tmp_path}/x.db", subscriptions=wanted)
-    async with Resident(config, simulator.api_key) as daemon, looking(browser, daemon.url):
+    subscriptions: dict[str, list[str]] = {"crowd-sentiment": []}
+    config = write_config(
+        tmp_path, url=simulator.url, database_url=f"sqlite:///{tmp_path}/x.db", subscriptions=subscriptions
+    )
+    async with Resident(config, simulator.api_key) as daemon, page(browser, daemon.url):
         await browser.until(f"{ROWS} === {len(HOSTILE) + 1}")
-        assert set(await browser.run(f"return {TICKERS}")) == {"every ticker", *HOSTILE.values()}
+        assert set(await browser.run(f"return {TICKERS}")) == {"all tickers", *HOSTILE.values()}
         await simulator.send_event("err", {"message": MARKUP})
-        await browser.until(f"{text('#troubles')}.includes('{MARKUP}')")
+        await browser.until(f"{text('#errors')}.includes('{MARKUP}')")
         await browser.run(f"document.querySelectorAll('#rows .ticker')[{TICKERS}.indexOf('{MARKUP}')].click()")
         assert await browser.run(f"return {text('#detail-title')}") == MARKUP
         assert await browser.run("return [document.querySelectorAll('img, b').length, typeof pwned]") == [
@@ -140,84 +144,83 @@ async def test_hostile_names_from_the_provider_are_text(
         ]
 
 
-async def test_what_gets_into_the_page_all_the_same_cannot_run(browser: Browser, content: StatusContent) -> None:
-    async with content.server() as server, looking(browser, server.url):
-        told = await browser.run(ATTACK, MARKUP)
-        assert told.count("TypeError") == 3
-        assert {"img-src", "connect-src", "undefined"} <= set(told)
+async def test_injected_markup_cannot_run(browser: Browser, content: StatusContent) -> None:
+    async with content.server() as server, page(browser, server.url):
+        violations = await browser.run(ATTACK, MARKUP)
+        assert violations.count("TypeError") == 3
+        assert {"img-src", "connect-src", "undefined"} <= set(violations)
         assert len(await browser.console()) >= 3
 
 
 ATTACK = """
-const told = [];
-document.addEventListener("securitypolicyviolation", (event) => told.push(event.effectiveDirective));
+const violations = [];
+document.addEventListener("securitypolicyviolation", (event) => violations.push(event.effectiveDirective));
 for (const name of ["innerHTML", "outerHTML"]) {
-  try { document.getElementById("keys")[name] = arguments[0]; } catch (error) { told.push(error.name); }
+  try { document.getElementById("keys")[name] = arguments[0]; } catch (error) { violations.push(error.name); }
 }
 document.body.append(Object.assign(document.createElement("img"), { src: "http://127.0.0.1:9/x" }));
-await fetch("http://127.0.0.1:9/").catch((error) => told.push(error.name));
-for (let tries = 0; tries < 100 && !told.includes("img-src"); tries++) await new Promise((go) => setTimeout(go, 20));
-return told.concat(typeof pwned);
+await fetch("http://127.0.0.1:9/").catch((error) => violations.push(error.name));
+for (let tries = 0; tries < 100 && !violations.includes("img-src"); tries++)
+  await new Promise((resolve) => setTimeout(resolve, 20));
+return violations.concat(typeof pwned);
 """
 
 
-# Before a status port of our own, which shows what a test says.
+# With a server whose content the test sets.
 
 
-async def test_five_thousand_subscriptions_are_searched_and_scrolled_without_being_in_the_document(
-    browser: Browser, content: StatusContent
-) -> None:
+async def test_five_thousand_subscriptions_render_visible_rows_only(browser: Browser, content: StatusContent) -> None:
     names = [f"T{number:04}" for number in range(5000)]
     states = {7: "refused", 4000: "silent"}
     crowd = tuple(subscription(name, states.get(number, "live")) for number, name in enumerate(names))
     content.status = replace(GOOD, subscriptions=crowd)
     content.values.add_rows([row(name, value=number / 5000) for number, name in enumerate(names)])
-    async with content.server() as server, looking(browser, server.url):
+    async with content.server() as server, page(browser, server.url):
         await browser.until(f"{text('#count')} === '5,000' && {ROWS} > 10")
         assert (await browser.run(f"return {TICKERS}"))[:4] == ["T0007", "T4000", "T0000", "T0001"]
-        assert await browser.run(f"return {text('#chips')}") == "all 5,000 live 4,998 silent 1 refused 1"
+        assert await browser.run(f"return {text('#states')}") == "all 5,000 live 4,998 silent 1 refused 1"
         await browser.run("const rows = document.getElementById('rows'); rows.scrollTop = rows.scrollHeight")
         last = "[...document.querySelectorAll('.row')].find((row) => row.innerText.includes('T4999'))"
         await browser.until(f"{last}?.querySelector('.value').textContent === '0.9998'")
         assert await browser.run("return document.querySelectorAll('.row').length") < 60
 
-        await find(browser, "t49 crowd")
+        await search(browser, "t49 crowd")
         await browser.until(f"{text('#count')} === '100 of 5,000'")
-        await find(browser, "refused")
+        await search(browser, "refused")
         await browser.until(f"{TICKERS}.join() === 'T0007'")
-        await find(browser, "")
+        await search(browser, "")
         await browser.run("document.querySelector('[data-state=silent]').click()")
         await browser.until(f"{TICKERS}.join() === 'T4000'")
         await browser.run("document.querySelector('[data-state=\"\"]').click()")
-        await choose(browser, "value")
+        await sort_by(browser, "value")
         await browser.until(f"{TICKERS}.includes('T4999') && !{TICKERS}.includes('T0000')")
 
 
-async def find(browser: Browser, words: str) -> None:
-    await enter(browser, "search", words, "input")
+async def search(browser: Browser, words: str) -> None:
+    await set_field(browser, "search", words, "input")
 
 
-async def choose(browser: Browser, order: str) -> None:
-    await enter(browser, "sort", order, "change")
+async def sort_by(browser: Browser, order: str) -> None:
+    await set_field(browser, "sort", order, "change")
 
 
-async def enter(browser: Browser, field: str, value: str, event: str) -> None:
+async def set_field(browser: Browser, field: str, value: str, event: str) -> None:
     script = "document.getElementById(arguments[0]).value = arguments[1];"
     script += "document.getElementById(arguments[0]).dispatchEvent(new Event(arguments[2]))"
     await browser.run(script, field, value, event)
 
 
-async def test_all_can_be_done_from_the_keyboard(browser: Browser, content: StatusContent) -> None:
+async def test_page_can_be_used_by_keyboard(browser: Browser, content: StatusContent) -> None:
     crowd = tuple(subscription(f"T{number:02}", reason="Restricted") for number in range(40))
     content.status = replace(GOOD, subscriptions=crowd)
     focus = "return document.activeElement.id || document.activeElement.className"
-    async with content.server() as server, looking(browser, server.url):
+    async with content.server() as server, page(browser, server.url):
         await browser.until(f"{ROWS} > 10")
         await browser.press("Tab")
         assert await browser.run(focus) == "skip"
-        await browser.press("Enter")  # leads to the search
+        await browser.press("Enter")  # moves the focus to the search
         assert await browser.run(focus) == "search"
-        await browser.press("Tab", "Tab", "Tab", "Tab")  # past the order and the states
+        await browser.press("Tab", "Tab", "Tab", "Tab")  # past sort order and states
         assert await browser.run(focus) == "rows"
         await browser.press("/", "T", "3", "ArrowDown")
         assert await browser.run(focus) == "rows"
@@ -231,20 +234,23 @@ async def test_all_can_be_done_from_the_keyboard(browser: Browser, content: Stat
         await browser.press("Escape")
         await browser.until("!document.getElementById('detail').open")
         assert await browser.run(focus) == "rows"
-        marked = "document.getElementById(document.getElementById('rows').getAttribute('aria-activedescendant'))"
-        assert "T39" in await browser.run(f"return {marked}.innerText")
+        active = "document.getElementById(document.getElementById('rows').getAttribute('aria-activedescendant'))"
+        assert "T39" in await browser.run(f"return {active}.innerText")
 
 
 @pytest.mark.parametrize("width", [320, 390, 768, 1280])
-async def test_no_width_needs_scrolling_sideways(browser: Browser, content: StatusContent, width: int) -> None:
-    endless = "x" * 200
+async def test_no_window_width_scrolls_horizontally(browser: Browser, content: StatusContent, width: int) -> None:
+    long_text = "x" * 200
     content.status = replace(
         GOOD,
-        instance=endless,
-        subscriptions=(subscription("W" * 64, "refused", feed="y" * 64, reason=endless), subscription("ON")),
-        connections=tuple(replace(one, path=endless, connected=False, last_error=endless) for one in GOOD.connections),
-        database=replace(GOOD.database, up=False, last_error=endless),
-        last_errors=(RecentError(at=GOOD.at, kind="refused", text=endless),),
+        instance=long_text,
+        subscriptions=(subscription("W" * 64, "refused", feed="y" * 64, reason=long_text), subscription("ON")),
+        connections=tuple(
+            replace(connection, path=long_text, connected=False, last_error=long_text)
+            for connection in GOOD.connections
+        ),
+        database=replace(GOOD.database, up=False, last_error=long_text),
+        last_errors=(RecentError(at=GOOD.at, kind="refused", text=long_text),),
     )
     now = datetime.now(UTC)
     content.spans = [
@@ -257,36 +263,38 @@ async def test_no_width_needs_scrolling_sideways(browser: Browser, content: Stat
         )
     ]
     await browser.size(width, 800, phone=width < 700)
-    async with content.server() as server, looking(browser, server.url):
+    async with content.server() as server, page(browser, server.url):
         await browser.until(f"{ROWS} === 2 && document.querySelector('.strip')")
         assert await browser.run("return document.documentElement.scrollWidth") <= width
         await browser.run("document.querySelector('.row').click()")
         await browser.until("document.getElementById('detail').open")
         assert await browser.run("return document.documentElement.scrollWidth") <= width
-        heights = "[...document.querySelectorAll('button, input, select, .row')].map((one) => one.offsetHeight || 99)"
+        heights = (
+            "[...document.querySelectorAll('button, input, select, .row')].map((field) => field.offsetHeight || 99)"
+        )
         assert await browser.run(f"return Math.min(...{heights})") >= (40 if width < 700 else 32)
 
 
-async def test_the_last_day_is_told_in_shapes_and_in_words(browser: Browser, content: StatusContent) -> None:
+async def test_coverage_strip_has_shapes_and_names_its_gaps(browser: Browser, content: StatusContent) -> None:
     edge = datetime.fromtimestamp(datetime.now(UTC).timestamp() // 3600 * 3600, UTC)
     spans = [("live", 24, 5), ("disconnected", 5, 4), ("live", 4, 3), ("silent", 3, 2.5), ("live", 2.5, 0)]
     content.spans = [
         StateSpan(
             feed="tweet-buzz",
             state=state,
-            from_at=edge - timedelta(hours=begun),
-            to_at=edge - timedelta(hours=ended),
+            from_at=edge - timedelta(hours=start),
+            to_at=edge - timedelta(hours=end),
             subscriptions=3,
         )
-        for state, begun, ended in spans
+        for state, start, end in spans
     ]
-    async with content.server() as server, looking(browser, server.url):
+    async with content.server() as server, page(browser, server.url):
         await browser.until("document.querySelector('.strip')")
         hours = [f"{edge - timedelta(hours=hour):%H:%M}" for hour in (5, 4, 3, 2.5)]
-        words = f"{hours[0]}–{hours[1]} disconnected · {hours[2]}–{hours[3]} silent"
-        assert words in await browser.run(f"return {text('.day')}")
-        fills = "return [...document.querySelectorAll('.strip .missed')].map(one => getComputedStyle(one).fill)"
-        assert [one for one in await browser.run(fills) if "height" not in one] == [
+        gaps = f"{hours[0]}–{hours[1]} disconnected · {hours[2]}–{hours[3]} silent"
+        assert gaps in await browser.run(f"return {text('.day')}")
+        fills = "return [...document.querySelectorAll('.strip .missed')].map(rect => getComputedStyle(rect).fill)"
+        assert [fill for fill in await browser.run(fills) if "height" not in fill] == [
             'url("#missed-bad")',
             'url("#missed-warn")',
         ]
@@ -294,10 +302,10 @@ async def test_the_last_day_is_told_in_shapes_and_in_words(browser: Browser, con
 
 VERDICTS = {
     "Receiving": GOOD,
-    "Receiving, with the old config the changed config was refused, and the one before is in use": replace(
+    "Receiving, config rejected the changed config was rejected, the previous one is in use": replace(
         GOOD, config_reload_successful=False
     ),
-    "Receiving, not all 1 of 2 subscriptions are not live": replace(
+    "Partly receiving 1 of 2 subscriptions are not live": replace(
         GOOD, subscriptions=(subscription("AAPL"), subscription("ON", "silent"))
     ),
     "Not ready the database cannot be reached": replace(GOOD, database=DatabaseStatus(kind="sqlite")),
@@ -307,16 +315,14 @@ VERDICTS = {
 }
 
 
-async def test_the_verdict_says_how_it_is_and_why(browser: Browser, content: StatusContent) -> None:
-    async with content.server() as server, looking(browser, server.url):
-        for said, content.status in VERDICTS.items():
-            await browser.run(LOOK_AGAIN)
-            await browser.until(f"{text('#verdict')} === '{said}'")
+async def test_verdict_names_the_state_and_its_reasons(browser: Browser, content: StatusContent) -> None:
+    async with content.server() as server, page(browser, server.url):
+        for verdict, content.status in VERDICTS.items():
+            await browser.run(POLL_NOW)
+            await browser.until(f"{text('#verdict')} === '{verdict}'")
 
 
-async def test_a_daemon_that_answers_no_more_is_said_to_and_what_is_old_is_not_taken_for_new(
-    browser: Browser, content: StatusContent
-) -> None:
+async def test_page_marks_its_data_as_old_if_the_daemon_is_gone(browser: Browser, content: StatusContent) -> None:
     async with content.server() as server:
         await browser.console()
         await browser.open(str(server.url))
@@ -325,10 +331,10 @@ async def test_a_daemon_that_answers_no_more_is_said_to_and_what_is_old_is_not_t
         port = urlsplit(str(server.url)).port or 0
     await browser.until("!document.getElementById('outage').hidden")
     assert await browser.run(f"return {text('#outage')}") == (
-        "The daemon does not answer. What is shown here is of 2026-11-01 12:00:00 UTC, and old."
-        " It is asked again every 2 seconds."
+        "The daemon does not respond. The data shown here is from 2026-11-01 12:00:00 UTC."
+        " Trying again every 2 seconds."
     )
-    assert await browser.run(f"return {text('#verdict')}") == "No answer"
+    assert await browser.run(f"return {text('#verdict')}") == "No response"
     assert await browser.run("return getComputedStyle(document.querySelector('main')).opacity") == "0.5"
     assert (await browser.run("return document.title")).startswith("✕")
     content.status = replace(content.status, started_at=GOOD.at + timedelta(minutes=1))
@@ -336,6 +342,6 @@ async def test_a_daemon_that_answers_no_more_is_said_to_and_what_is_old_is_not_t
         await browser.until("document.getElementById('outage').hidden")
         assert await browser.run(f"return {text('#verdict')}") == "Receiving"
         await browser.open("about:blank")
-    refused = await browser.console()
-    assert refused
-    assert all("ERR_CONNECTION_REFUSED" in one or "ERR_CONNECTION_RESET" in one for one in refused)
+    messages = await browser.console()
+    assert messages
+    assert all("ERR_CONNECTION_REFUSED" in text or "ERR_CONNECTION_RESET" in text for text in messages)

@@ -1,1 +1,1 @@
-"""The pictures in the README, taken of a real daemon: ``python -m tests.tools.screenshots``."""
+"""Take the screenshot in the README: ``python -m tests.tools.screenshots``."""

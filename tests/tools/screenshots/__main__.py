@@ -1,7 +1,7 @@
-"""``python -m tests.tools.screenshots``: a day of a daemon's life, and a picture of its page.
+"""``python -m tests.tools.screenshots``: take a screenshot of the status page after an eventful day.
 
-What happened in the day is told to the spool as the facts that a daemon would have stated; the daemon that then starts
-on it is a real one, before the simulator. For half a minute somebody else holds its database.
+The events of the day are put into the spool as facts. A real daemon then starts with this spool and the simulator. For
+a sixth of the time, its database is locked.
 """
 
 from __future__ import annotations
@@ -56,18 +56,20 @@ DAY: Sequence[tuple[str, str, float, State, str]] = (
 
 
 def facts(config: Config) -> Iterator[Fact]:
-    """The day, as its daemon would have stated it."""
+    """Yield the facts of the day, as its daemon would have recorded them."""
     now = wall_us()
     for path, ticker, hours, state, reason in DAY:
-        named: tuple[SubscriptionKey, ...] = tuple(
-            one.key for one in config.subscriptions if path in ("", one.path) and ticker in ("", one.ticker)
+        keys: tuple[SubscriptionKey, ...] = tuple(
+            subscription.key
+            for subscription in config.subscriptions
+            if path in ("", subscription.path) and ticker in ("", subscription.ticker)
         )
         at_us = now - round(hours * HOUR_US)
-        yield Fact(state, at_us, {"reason": reason}, state, named, at_us)
+        yield Fact(state, at_us, {"reason": reason}, state, keys, at_us)
 
 
-async def tell(config: Config) -> None:
-    """Put the day into the spool."""
+async def fill_spool(config: Config) -> None:
+    """Put the day's facts into the spool."""
     spool = Spool(config.spool.path, max_bytes=config.spool.max_bytes, sync_every_seconds=config.spool.sync_every)
     spool.start(lambda failure: None)
     for fact in facts(config):
@@ -76,47 +78,47 @@ async def tell(config: Config) -> None:
     await spool.close()
 
 
-async def hold(database: Path, seconds: float) -> None:
-    """Keep everybody else from writing."""
-    with sqlite3.connect(database, isolation_level=None) as other:
-        other.execute("BEGIN IMMEDIATE")
+async def lock(database: Path, seconds: float) -> None:
+    """Keep the daemon from writing."""
+    with sqlite3.connect(database, isolation_level=None) as connection:
+        connection.execute("BEGIN IMMEDIATE")
         await asyncio.sleep(seconds)
-        other.execute("ROLLBACK")
-    other.close()
+        connection.execute("ROLLBACK")
+    connection.close()
 
 
-async def take(browser: Browser, url: str, file: Path, *, width: int = WIDTH, scheme: str = "light") -> None:
+async def take_screenshot(browser: Browser, url: str, file: Path, *, width: int = WIDTH, scheme: str = "light") -> None:
     await browser.size(width, HEIGHT, phone=width < 700)
     await browser.devtools("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
     await browser.open(url)
     await browser.until(
         "document.querySelectorAll('.row .trace').length > 10 && document.querySelector('.strip .live')"
     )
-    await asyncio.sleep(0.5)  # what is asked for every other second is there by now, and drawn
+    await asyncio.sleep(0.5)  # until the answers of the first requests are drawn
     with Image.open(BytesIO(await browser.screenshot())) as picture:
-        # A page has few colours: a palette makes a third of it.
+        # The page has few colors: a palette makes the file a third as large.
         picture.quantize(256, dither=Image.Dither.NONE).save(file, optimize=True)
 
 
-async def main(folder: Path, seconds: float, more: Path | None) -> None:
-    # A value each five seconds, so that minutes are enough to see something.
+async def main(folder: Path, seconds: float, extra: Path | None) -> None:
+    # A value every five seconds, so that a few minutes make a chart.
     async with Simulator(seed=11, cadence_seconds=5, window_seconds=300, restate_every=9) as simulator:
         simulator.refuse("NFLX", "Restricted ticker")
         database = folder / "ingestor.db"
         file = write_config(folder, url=simulator.url, database_url=f"sqlite:///{database}", subscriptions=WANTED)
         config = load(file, env={"INGESTOR_INSTANCE": "desk-2"})
-        await tell(config)
+        await fill_spool(config)
         service = Service(config, SecretStr(simulator.api_key))
         daemon = asyncio.create_task(service.run())
         await until(lambda: service.url and service.status().database.up)
         await asyncio.sleep(seconds / 3)
-        await hold(database, seconds / 6)
+        await lock(database, seconds / 6)
         await asyncio.sleep(seconds / 2)
         with chromium(folder / "profile") as browser:
-            await take(browser, str(service.url), PICTURE)
-            if more:
-                await take(browser, str(service.url), more / "dark.png", scheme="dark")
-                await take(browser, str(service.url), more / "phone.png", width=390)
+            await take_screenshot(browser, str(service.url), PICTURE)
+            if extra:
+                await take_screenshot(browser, str(service.url), extra / "dark.png", scheme="dark")
+                await take_screenshot(browser, str(service.url), extra / "phone.png", width=390)
         service.stop()
         await daemon
     print(f"{PICTURE}: {PICTURE.stat().st_size:,} bytes")
@@ -124,10 +126,12 @@ async def main(folder: Path, seconds: float, more: Path | None) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(prog="python -m tests.tools.screenshots", description=__doc__)
-    parser.add_argument("--seconds", type=float, default=240, help="how long the daemon runs before (default 240)")
-    parser.add_argument("--more", type=Path, help="a folder for the same in the dark and on a phone, to look at")
+    parser.add_argument(
+        "--seconds", type=float, default=240, help="how long the daemon runs before the screenshot (default 240)"
+    )
+    parser.add_argument("--extra", type=Path, help="a folder for two further screenshots: dark.png and phone.png")
     options = parser.parse_args()
     log_setup.configure("critical", "console")
     logging.getLogger("ingestor").setLevel(logging.CRITICAL)
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as name:
-        asyncio.run(main(Path(name), options.seconds, options.more))
+        asyncio.run(main(Path(name), options.seconds, options.extra))
