@@ -1,4 +1,4 @@
-"""Render the configuration: its JSON Schema for editors, and its values for ``config show``."""
+"""The configuration turned outwards: its JSON Schema for editors, and its values for ``config show``."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ingestor.config.urls import find_credentials, find_passwords, mask_url
 
 
 def json_schema() -> dict[str, Any]:
-    """Return the JSON Schema (2020-12) of ``config.yaml``, with which editors complete, explain and check it."""
+    """JSON Schema (2020-12) of ``config.yaml``: what an editor completes, explains and refuses."""
     body = _without_noise(ConfigFile.model_json_schema())
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
@@ -23,62 +23,61 @@ def json_schema() -> dict[str, Any]:
 
 
 def render(config: Config) -> dict[str, Any]:
-    """Return the configuration in the shape of its file, with units, and with secrets as ``***``."""
-    values = config.model_dump(mode="json", exclude={"subscriptions", "key_file", "proxy", "source", "sha256"})
-    values["provider"]["api_key"] = "***" if config.provider.api_key else None
-    values["database"]["url"] = mask_url(config.database.url.get_secret_value())
-    values["subscriptions"] = [
-        {"path": subscription.path, "method": subscription.method, "params": dict(subscription.params)}
-        for subscription in config.subscriptions
+    """The configuration in the shape of its file, durations and sizes with units, secrets as ``***``."""
+    shown = config.model_dump(mode="json", exclude={"subscriptions", "key_file", "proxy", "source", "sha256"})
+    shown["provider"]["api_key"] = "***" if config.provider.api_key else None
+    shown["database"]["url"] = mask_url(config.database.url.get_secret_value())
+    shown["subscriptions"] = [
+        {"path": one.path, "method": one.method, "params": dict(one.params)} for one in config.subscriptions
     ]
-    return values
+    return shown
 
 
 def render_yaml(config: Config) -> str:
-    """Return the result of ``render`` as YAML, after a comment with the name of the file."""
-    text = yaml.safe_dump(
+    """What ``render`` gives, as YAML that names its file first."""
+    shown = yaml.safe_dump(
         render(config),
         sort_keys=False,
         allow_unicode=True,
         default_flow_style=None,
         width=110,
     )
-    return f"# {config.source}\n{text.rstrip()}"
+    return f"# {config.source}\n{shown.rstrip()}"
 
 
 def describe_keys() -> Iterator[str]:
-    """Yield a line for every key of the document: its path, default and description."""
+    """A line for every key of the document: its place, its default as it is written, and what it is for."""
     body = json_schema()
-    for path, default, description in _keys(body, body["$defs"], ""):
-        yield f"{path:<30} {default:<32} {description}"
+    for place, default, about in _keys(body, body["$defs"], ""):
+        yield f"{place:<30} {default:<32} {about}"
 
 
 def list_secrets(config: Config) -> tuple[str, ...]:
-    """Return what must be masked: the API key, and the passwords of database and proxy in every spelling."""
+    """The texts that must not be shown: the API key, and the database's and the proxy's passwords in every spelling."""
     key = config.provider.api_key.get_secret_value() if config.provider.api_key else ""
     proxy = config.proxy.get_secret_value() if config.proxy else ""
-    secrets = {key, *find_passwords(config.database.url.get_secret_value()), *find_credentials(proxy)}
-    return tuple(secret for secret in secrets if secret)
+    found = {key, *find_passwords(config.database.url.get_secret_value()), *find_credentials(proxy)}
+    return tuple(secret for secret in found if secret)
 
 
 def _keys(node: Any, definitions: Any, prefix: str) -> Iterator[tuple[str, str, str]]:
     for name, value in node["properties"].items():
         section = value.get("$ref") or value.get("items", {}).get("$ref")
         if section is None:
-            yield f"{prefix}{name}", _format_default(value.get("default")), value["description"]
+            yield f"{prefix}{name}", _written(value.get("default")), value["description"]
         else:
-            child_prefix = f"{prefix}{name}[]." if "items" in value else f"{prefix}{name}."
-            yield from _keys(definitions[section.rpartition("/")[2]], definitions, child_prefix)
+            below = f"{prefix}{name}[]." if "items" in value else f"{prefix}{name}."
+            yield from _keys(definitions[section.rpartition("/")[2]], definitions, below)
 
 
-def _format_default(default: Any) -> str:
+def _written(default: Any) -> str:
     if isinstance(default, list):
         return f"[{', '.join(default)}]"
     return str(default).lower() if isinstance(default, bool) else str("" if default is None else default)
 
 
 def _without_noise(node: Any) -> Any:
-    """Remove pydantic's titles, the docstrings of its classes, and empty defaults."""
+    """Drop pydantic's titles, its class docstrings, and defaults that only say "nothing"."""
     if isinstance(node, list):
         return [_without_noise(item) for item in node]
     if not isinstance(node, dict):
@@ -94,5 +93,5 @@ def _without_noise(node: Any) -> Any:
 
 
 def _is_noise(name: str, value: Any) -> bool:
-    # A property may be named "title" or "default"; its value is then a schema.
+    # A property may be called "title" or "default", but then its value is a schema of its own.
     return (name == "title" and isinstance(value, str)) or (name == "default" and value in ({}, [], "", None))

@@ -1,6 +1,6 @@
-"""The commit that this program was built from: from a file in the package, else from the git checkout around it.
+"""Which commit of its repository this program is: written into the package when that was built, else the checkout's.
 
-The build runs this file on its own. It reads the repository's files and does not need git.
+Runs by itself too, in the build. Needs no git: a checkout is read as it lies there.
 """
 
 from __future__ import annotations
@@ -9,13 +9,13 @@ import re
 from functools import cache
 from pathlib import Path
 
-COMMIT_FILE = "_commit"  # in the package; written by the build
+COMMIT_FILE = "_commit"  # of the file in the package
 COMMIT_DIGITS = 12
 
 
 @cache
 def source_commit() -> str:
-    """Return the first twelve hexadecimal digits of the commit; "" if it is unknown."""
+    """Its first twelve hexadecimal digits; empty where nobody knows."""
     package = Path(__file__).resolve().parent.parent
     try:
         return (package / COMMIT_FILE).read_text(encoding="ascii").strip()
@@ -24,27 +24,27 @@ def source_commit() -> str:
 
 
 def checkout_commit(top: Path) -> str:
-    """Return the same for the repository with this top folder; "" if there is none or it cannot be read."""
+    """The same of the repository whose files begin in this folder; empty if there is none that can be read."""
     try:
-        commit = _head(top / ".git")
+        found = _head(top / ".git")
     except (OSError, UnicodeDecodeError):
         return ""
-    return commit[:COMMIT_DIGITS] if re.fullmatch(r"[0-9a-f]{40,64}", commit) else ""
+    return found[:COMMIT_DIGITS] if re.fullmatch(r"[0-9a-f]{40,64}", found) else ""
 
 
 def _head(git: Path) -> str:
-    if git.is_file():  # a worktree: the file names its git folder
+    if git.is_file():  # of a worktree: it says where its own folder is
         git = git.parent / git.read_text(encoding="utf-8").removeprefix("gitdir:").strip()
     head = (git / "HEAD").read_text(encoding="utf-8").strip()
     if not head.startswith("ref: "):
         return head
-    ref = head.removeprefix("ref: ")
-    commondir = git / "commondir"
-    common = git / commondir.read_text(encoding="utf-8").strip() if commondir.exists() else git
-    file = common / ref
-    return file.read_text(encoding="utf-8").strip() if file.exists() else _packed_ref(common / "packed-refs", ref)
+    name = head.removeprefix("ref: ")
+    shared = git / "commondir"
+    common = git / shared.read_text(encoding="utf-8").strip() if shared.exists() else git
+    loose = common / name
+    return loose.read_text(encoding="utf-8").strip() if loose.exists() else _packed(common / "packed-refs", name)
 
 
-def _packed_ref(file: Path, ref: str) -> str:
+def _packed(file: Path, name: str) -> str:
     lines = file.read_text(encoding="utf-8").splitlines()
-    return next((line.partition(" ")[0] for line in lines if line.endswith(f" {ref}")), "")
+    return next((line.partition(" ")[0] for line in lines if line.endswith(f" {name}")), "")

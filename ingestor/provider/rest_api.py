@@ -1,7 +1,7 @@
-"""GET requests to the provider: current data and history, one at a time, with a pause between them.
+"""GET answers of the provider: what is current, and what past days were. One at a time, spaced. Knows nothing of gaps.
 
-The rules come from the provider's documentation of June to September 2014. It shows responses of 0.5 to 1 MB that took
-20 to 75 s; history ends yesterday at the latest; chart data is requested by dates, at most seven days at once.
+Source of the rules: the documentation of June to September 2014. Answers of 0.5 to 1 MB that took 20 to 75 s are
+printed there; history ends yesterday at the latest; chart data is asked for by dates, seven days at most.
 """
 
 from __future__ import annotations
@@ -23,25 +23,27 @@ from ingestor.core.clock import boottime, wall_us
 from ingestor.errors import ResponseTooLarge, RestRefused, RestUnavailable, TokenRefused
 from ingestor.provider.auth.login import retry_after_seconds
 from ingestor.provider.catalog import FEEDS, Feed, base_name
-from ingestor.provider.http_client import BodyTooLarge, HttpRequest, HttpResponse, RequestFailed
+from ingestor.provider.http_client import BodyTooLarge, Deadline, HttpResponse, RequestFailed, send_request
 from ingestor.provider.socket.connection import error_text
 
-MAX_RESPONSE_BYTES = 8 << 20  # on its way into the database it takes about twenty times as much memory
-MAX_SPLITTABLE_BYTES = 2 << 20  # where the range can be split: twice the largest documented response
+MAX_RESPONSE_BYTES = 8 << 20  # on its way into the database it takes some twenty times as much memory
+MAX_SPLITTABLE_BYTES = 2 << 20  # less where the range can be split: twice the largest documented response
 REQUEST_SECONDS = 180.0
-SPACING_SECONDS = 2.0  # from the end of a response to the next request
+SPACING_SECONDS = 2.0  # from the end of one answer to the next question
 UNAVAILABLE_BACKOFF = Backoff(first_seconds=15.0, cap_seconds=3600.0)
 REFUSED_STATUSES = frozenset({400, 403, 404, 405, 406, 410, 414})
 
 DAY = timedelta(days=1)
 MAX_RANGE = timedelta(days=7)
-MAX_RANGE_BUCKETS = 7 * 24 * 60  # a week of minutes is the documented 0.5 to 1 MB; of seconds, not quite three hours
-_BEFORE = timedelta(microseconds=1)  # the provider includes the end of a range
+MAX_RANGE_BUCKETS = (
+    7 * 24 * 60
+)  # a week of minutes is the 0.5 to 1 MB that were printed; of seconds, not quite three hours
+_BEFORE = timedelta(microseconds=1)  # the provider's end is the last instant asked for
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RestRequest:
-    """What to GET. The params include the times."""
+    """What to GET. Times are in its params."""
 
     path: str
     params: Mapping[str, str]
@@ -49,27 +51,27 @@ class RestRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RestResponse:
-    """The body of a response with status 200."""
+    """What came back with 200."""
 
     text: str
-    sent_us: int  # our wall clock when the request was sent: the response may reflect the state at that moment
+    sent_us: int  # our wall clock when the question was sent: an answer is as old as that
 
 
 def current_request(path: str, params: Mapping[str, str]) -> RestRequest | None:
-    """Return the request for the rolling window of ``path``; None where the provider has no REST endpoint for it."""
+    """The rolling window of what ``path`` streams; None where it is not to be had by REST."""
     feed = FEEDS.get(base_name(path))
-    if (feed is None and not path.startswith("/real-time/")) or (feed and feed.stream_only) or not _has_key(params):
+    if (feed is None and not path.startswith("/real-time/")) or (feed and feed.stream_only) or not _named(params):
         return None
     return RestRequest(path=f"/real-time/{base_name(path)}", params=dict(params))
 
 
 def history_request(path: str, params: Mapping[str, str], start: datetime, end: datetime) -> RestRequest | None:
-    """Return the request for what ``path`` streamed from ``start`` (UTC) to before ``end``; None without history.
+    """What ``path`` streamed from ``start`` (UTC) up to ``end``, not included; None where there is no history of it.
 
-    ``end`` is midnight of today at the latest; the range is at most ``max_range`` long.
+    ``end`` is midnight of today at the latest, and the two are at most ``span`` apart.
     """
     feed = FEEDS.get(base_name(path))
-    if feed is None or feed.history_path is None or not _has_key(params):
+    if feed is None or feed.history_path is None or not _named(params):
         return None
     last = end - _BEFORE
     bounds = (
@@ -77,37 +79,37 @@ def history_request(path: str, params: Mapping[str, str], start: datetime, end: 
         if feed.whole_days
         else {"start_ts": _iso(start), "end_ts": _iso(last)}
     )
-    history_path = feed.history_path
+    historical = feed.history_path
     if feed.by_user and not params.get("ticker"):
-        history_path = history_path.removesuffix("-by-ticker") + "-by-user"
-    return RestRequest(path=history_path, params={**params, **bounds})
+        historical = historical.removesuffix("-by-ticker") + "-by-user"
+    return RestRequest(path=historical, params={**params, **bounds})
 
 
 def has_history(path: str) -> bool:
-    """Return whether past days of ``path`` can be requested."""
+    """Whether past days of what ``path`` streams can be asked for."""
     feed = FEEDS.get(base_name(path))
     return feed is not None and feed.history_path is not None
 
 
 def uses_dates(path: str) -> bool:
-    """Return whether the history of ``path`` is requested in whole days."""
+    """Whether its history is asked for in whole days."""
     return FEEDS[base_name(path)].whole_days
 
 
 def max_range(path: str) -> timedelta:
-    """Return how much history of ``path`` one request may cover."""
+    """How much history of ``path`` one question may ask for."""
     longest = min(MAX_RANGE, MAX_RANGE_BUCKETS * bucket_length(path))
     return max(longest, DAY) if uses_dates(path) else longest
 
 
 def bucket_length(path: str) -> timedelta:
-    """Return the length of the provider's buckets; a minute for a path that is not documented."""
+    """The provider's bucket; a minute where nothing is known."""
     feed: Feed | None = FEEDS.get(base_name(path))
     return timedelta(seconds=feed.cadence_seconds if feed else 60)
 
 
 class RestClient:
-    """Sends one request at a time, from one thread. ``cancel`` may be called from any thread."""
+    """The one who asks. For one thread; ``cut`` may come from any."""
 
     def __init__(
         self,
@@ -117,26 +119,26 @@ class RestClient:
         ca_file: Path | None = None,
         proxy: SecretStr | None = None,
     ) -> None:
-        """``url``: the API's root. ``api_key`` is called for each request."""
+        """``url``: the API's root. ``api_key`` is called for each question."""
         self._url = url
         self._api_key = api_key
         self._ca_file = ca_file
         self._proxy = proxy
         self._failures = 0
-        self._not_before = 0.0  # boottime of the next request at the earliest
+        self._not_before = 0.0  # boottime of the next question at the earliest
         self._lock = threading.Lock()
-        self._current: HttpRequest | None = None
-        self._cancelled = False
+        self._deadline: Deadline | None = None
+        self._over = False
 
     @property
     def pause_seconds(self) -> float:
-        """How long to wait before the next request."""
+        """How long the provider is to be left alone from now on."""
         return max(0.0, self._not_before - boottime())
 
-    def get(self, request: RestRequest, *, can_split: bool = False) -> RestResponse:
-        """Send a request and wait up to three minutes for the response. Call it once ``pause_seconds`` is 0.
+    def get(self, question: RestRequest, *, can_split: bool = False) -> RestResponse:
+        """Ask, blocking, up to three minutes. To be called when there is no pause any more.
 
-        ``can_split``: the caller can request the same in smaller ranges, so at most ``MAX_SPLITTABLE_BYTES`` are read.
+        ``can_split``: less could be asked for at a time, so that ``PIECE_BYTES`` are the most, else ``MAX_BYTES``.
 
         Raises:
             RestUnavailable: no usable response now. RestRefused: there will be none. ResponseTooLarge: request less.
@@ -144,80 +146,80 @@ class RestClient:
         """
         sent_us = wall_us()
         try:
-            response = self._send(request, MAX_SPLITTABLE_BYTES if can_split else MAX_RESPONSE_BYTES)
-            if response.status != 200:
-                _raise_for_status(request, response)
-            result = RestResponse(text=_decode_body(request, response), sent_us=sent_us)
+            answer = self._ask(question, MAX_SPLITTABLE_BYTES if can_split else MAX_RESPONSE_BYTES)
+            if answer.status != 200:
+                _refuse(question, answer)
+            reply = RestResponse(text=_text(question, answer), sent_us=sent_us)
         except (RestUnavailable, TokenRefused):
             self._failures += 1
-            self._pause(UNAVAILABLE_BACKOFF.equal_jitter(self._failures, chance()))
+            self._wait(UNAVAILABLE_BACKOFF.equal_jitter(self._failures, chance()))
             raise
         self._failures = 0
-        return result
+        return reply
 
     def cancel(self) -> None:
-        """Let the current request and every later one fail with RestUnavailable at once."""
+        """End the question under way, and ask none again."""
         with self._lock:
-            self._cancelled = True
-            if self._current:
-                self._current.cancel()
+            self._over = True
+            if self._deadline:
+                self._deadline.cut()
 
-    def _send(self, request: RestRequest, max_bytes: int) -> HttpResponse:
+    def _ask(self, question: RestRequest, max_bytes: int) -> HttpResponse:
         basic = base64.b64encode(self._api_key().get_secret_value().encode() + b":").decode()
-        http_request = HttpRequest(
-            "GET",
-            f"{self._url}{request.path}?{urlencode(request.params)}",
-            headers={"Authorization": f"Basic {basic}", "Accept": "application/json"},
-            timeout_seconds=REQUEST_SECONDS,
-            max_bytes=max_bytes,
-            ca_file=self._ca_file,
-            proxy=self._proxy,
-        )
+        deadline = Deadline(REQUEST_SECONDS)
         with self._lock:
-            if self._cancelled:
-                raise RestUnavailable("the daemon is stopping")
-            self._current = http_request
+            if self._over:
+                raise RestUnavailable("we are stopping")
+            self._deadline = deadline
         try:
-            response = http_request.send()
+            answer = send_request(
+                "GET",
+                f"{self._url}{question.path}?{urlencode(question.params)}",
+                headers={"Authorization": f"Basic {basic}", "Accept": "application/json"},
+                deadline=deadline,
+                max_bytes=max_bytes,
+                ca_file=self._ca_file,
+                proxy=self._proxy,
+            )
         except BodyTooLarge as error:
-            raise ResponseTooLarge(f"{request.path}: {error}", 200) from None
+            raise ResponseTooLarge(f"{question.path}: {error}", 200) from None
         except RequestFailed as error:
-            raise RestUnavailable(f"{request.path}: {error}") from None
+            raise RestUnavailable(f"{question.path}: {error}") from None
         finally:
-            self._pause(SPACING_SECONDS)
-        self._pause(retry_after_seconds(response.headers) or 0.0)
-        return response
+            self._wait(SPACING_SECONDS)
+        self._wait(retry_after_seconds(answer.headers) or 0.0)
+        return answer
 
-    def _pause(self, seconds: float) -> None:
+    def _wait(self, seconds: float) -> None:
         self._not_before = max(self._not_before, boottime() + seconds)
 
 
-def _raise_for_status(request: RestRequest, response: HttpResponse) -> NoReturn:
-    message = f"{request.path}: HTTP {response.status}{_provider_error(response.body)}"
-    if response.status == 401:
+def _refuse(question: RestRequest, answer: HttpResponse) -> NoReturn:
+    message = f"{question.path}: HTTP {answer.status}{_complaint(answer.body)}"
+    if answer.status == 401:
         raise TokenRefused(f"{message}: the API key is not accepted; check provider.api_key_file")
-    if response.status in REFUSED_STATUSES:
-        raise RestRefused(message, response.status)
+    if answer.status in REFUSED_STATUSES:
+        raise RestRefused(message, answer.status)
     raise RestUnavailable(message)
 
 
-def _provider_error(body: bytes) -> str:
-    """Return the text of the provider's documented error object; "" if the body is something else."""
+def _complaint(body: bytes) -> str:
+    """What the provider says about it, if it is an error object as documented."""
     try:
-        error = json.loads(body)
+        said = json.loads(body)
     except (ValueError, RecursionError):
         return ""
-    return f": {error_text(error)}" if isinstance(error, dict) else ""
+    return f": {error_text(said)}" if isinstance(said, dict) else ""
 
 
-def _decode_body(request: RestRequest, response: HttpResponse) -> str:
+def _text(question: RestRequest, answer: HttpResponse) -> str:
     try:
-        return response.body.decode("utf-8")
+        return answer.body.decode("utf-8")
     except UnicodeDecodeError:
-        raise RestUnavailable(f"{request.path}: the response is not UTF-8") from None
+        raise RestUnavailable(f"{question.path}: the answer is not UTF-8") from None
 
 
-def _has_key(params: Mapping[str, str]) -> bool:
+def _named(params: Mapping[str, str]) -> bool:
     return bool(params.get("ticker") or params.get("user_id"))
 
 

@@ -1,22 +1,21 @@
-"""A database connection that is lost at COMMIT, and a writer that does not rest before it tries again."""
+"""Commits that fail on request, and a record of what the dedup cache held when each batch was begun."""
 
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import psycopg
 from sqlalchemy import Engine
 
-from ingestor.core.entries import Entry
 from ingestor.pipeline.batch_builder import BatchBuilder
+from ingestor.pipeline.decoder import Decoder
 from ingestor.pipeline.dedup import RecentValueCache
-from ingestor.pipeline.writer import Writer
 
 
-class Unsteady:
-    """Commits that fail when told to, before or after they are done: nobody who is told so can know which."""
+class FlakyCommits:
+    """Lets a commit fail before or after it is done: whoever receives the error cannot know which."""
 
     def __init__(self, engine: Engine) -> None:
         self._commit: Callable[[Any], None] = engine.dialect.do_commit
@@ -25,7 +24,7 @@ class Unsteady:
         engine.dialect.do_commit = self._do_commit  # type: ignore[method-assign, assignment]
 
     def fail(self, number: int, *, done: bool) -> None:
-        """The ``number``-th commit from now on fails; ``done``: though it was done."""
+        """Let the ``number``-th commit from now on fail; with ``done`` only after it was done."""
         self._left, self._done = number, done
 
     def _do_commit(self, connection: Any) -> None:
@@ -41,38 +40,22 @@ class Unsteady:
         raise psycopg.OperationalError("server closed the connection unexpectedly")
 
 
-class HastyWriter(Writer):
-    """Does not wait between two tries. Remembers what it knew when it began each batch, and nothing if all was sent."""
+class CacheRecorder:
+    """Options of a Writer (``cache``, ``new_builder``) that record the cache at the beginning of each batch."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.believed: dict[int, dict[tuple[str, int], float]] = {}  # by the batch's first seq: (ticker, ts) → value
+    def __init__(self) -> None:
+        self.cache = RecentValueCache()
+        self.contents: dict[int, dict[tuple[str, int], float]] = {}  # batch's first seq: (ticker, ts) → value
 
-    def _pause(self, seconds: float) -> None:
-        pass
-
-    def _assembled(self, entries: Sequence[Entry], known: RecentValueCache | None) -> BatchBuilder:
-        if known is None:
-            self.believed[entries[0][0]] = {}
-        return super()._assembled(entries, known)
-
-    def _begun(self, after: int) -> BatchBuilder:
-        # What was begun further on, in another belief of where this one would end, was never written.
-        self.believed = {first: known for first, known in self.believed.items() if first <= after}
-        self.believed[after + 1] = contents(self._known)
-        return super()._begun(after)
-
-    @property
-    def knows(self) -> dict[tuple[str, int], float]:
-        """Of what is committed."""
-        return contents(self._known) if self._ahead is None else self.believed[self._ahead.batch.first_seq]
+    def new_builder(
+        self, first_seq: int, decoder: Decoder, known: RecentValueCache | None = None, *, keep_payloads: bool
+    ) -> BatchBuilder:
+        # Batches further on were begun on another assumption, and were never written.
+        self.contents = {first: contents for first, contents in self.contents.items() if first < first_seq}
+        self.contents[first_seq] = {} if known is None else latest_values(known)
+        return BatchBuilder(first_seq, decoder, known, keep_payloads=keep_payloads)
 
 
-def contents(known: RecentValueCache) -> dict[tuple[str, int], float]:
-    """What it says last of each ticker and ts: of the two generations the younger counts."""
-    return {
-        (series[2], ts_us): value
-        for generation in (known._old, known._young)
-        for series, values in generation.items()
-        for ts_us, value in values.items()
-    }
+def latest_values(cache: RecentValueCache) -> dict[tuple[str, int], float]:
+    """(ticker, ts) → value."""
+    return {(series[2], ts_us): value for (series, ts_us), value in cache.snapshot().items()}

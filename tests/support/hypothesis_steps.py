@@ -13,7 +13,7 @@ STEPS_PER_RUN = 50
 _TMPFS = Path("/dev/shm")
 
 
-class Counted(RuleBasedStateMachine):
+class StepCounter(RuleBasedStateMachine):
     """A machine that counts its steps, over all its runs."""
 
     steps = 0
@@ -23,7 +23,7 @@ class Counted(RuleBasedStateMachine):
         type(self).steps += 1
 
 
-def run_for(machine: type[Counted], steps: int) -> None:
+def run_for(machine: type[StepCounter], steps: int) -> None:
     """Run until ``steps`` (or INGESTOR_TEST_STEPS) steps are done, in runs that each begin with nothing."""
     wanted = wanted_steps(steps)
     machine.steps = 0

@@ -64,7 +64,6 @@ LIBRARIES = {
     "socketio": {"provider", "simulator"},
     "sqlalchemy": {"store", "migrations"},
     "structlog": {"monitoring"},
-    "tenacity": {"provider", "pipeline"},
     "typer": {"cli"},
     "urllib3": {"provider"},  # a dependency of requests
     "yaml": {"config"},

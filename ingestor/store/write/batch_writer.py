@@ -1,47 +1,47 @@
 """The idempotent write: one batch, one transaction, however often it is tried.
 
-The position moves by compare-and-set in the batch's first statement: a batch that an earlier try did commit, perhaps
-late and unseen, changes nothing.
+The first statement of a batch moves the position by compare-and-set. So a batch that an earlier attempt committed,
+perhaps late and unnoticed, changes nothing.
 """
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, Engine, bindparam, insert, select, update
 
 from ingestor.core.entries import SeriesKey
 from ingestor.core.times import day_start_us, to_datetime, to_us
-from ingestor.errors import BatchRejected, DatabaseUnavailable, FullBatchRequired, PositionConflict
+from ingestor.errors import BatchRejected, FullBatchRequired, PositionConflict
 from ingestor.store import leases, schema
 from ingestor.store.engine import insert_or_ignore, transaction, translate_errors
-from ingestor.store.write import bulk_postgres, bulk_sqlite, coverage_intervals, revision_rows
+from ingestor.store.write import bulk_postgres, bulk_sqlite, coverage_intervals
 from ingestor.store.write.batch import (
     Batch,
     DeadLetter,
     Origin,
-    SampleRow,
     SubscriptionRow,
     Transition,
     WriteResult,
 )
+from ingestor.store.write.bisection import bisect_rejected
 from ingestor.store.write.interning import InternTable
-from ingestor.store.write.revisions import GroupedRows, SampleKey, SampleValue, group_by_key
+from ingestor.store.write.sample_insert import InsertCounts, SampleInsert, dead_letter_of
 
-INTERNED_NAMES = 200_000
+INTERNED_NAMES = 200_000  # that are cached, of series and of subscriptions each
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InstanceInfo:
-    """One spool's life, as it introduces itself to a database."""
+    """What a database records of an instance: the life of one spool."""
 
     spool_id: str
     name: str
@@ -50,20 +50,13 @@ class InstanceInfo:
     started_us: int
 
 
-@dataclass(slots=True)
-class _WriteCounts:
-    """What became of rows, summed over the parts of a halved batch."""
-
-    partial: bool  # known rows were left out of the batch
-    new: int = 0
-    revised: int = 0
-    duplicate: int = 0
-    dead: list[DeadLetter] = field(default_factory=list)
-    late: list[SampleKey] = field(default_factory=list)  # keys with a value that did not become current
+class _InternedSeries(NamedTuple):
+    ids: dict[SeriesKey, int]
+    rejections: dict[SeriesKey, str]  # names that the database rejects (its encoding lacks a character), and why
 
 
 class BatchWriter:
-    """Write the batches of one daemon. Not thread-safe.
+    """Writes the batches of one daemon. Not thread-safe.
 
     Raises DatabaseUnavailable, BatchRejected, PositionConflict and FullBatchRequired.
     """
@@ -75,7 +68,7 @@ class BatchWriter:
         *,
         begin: Callable[[], AbstractContextManager[Connection]] | None = None,
     ) -> None:
-        """What is older than samples are kept is not written, since retention would take it; None writes all.
+        """Samples older than ``keep_samples_seconds`` are not written: retention would delete them. None writes all.
 
         ``begin`` opens a transaction; default: one of the engine's.
         """
@@ -92,18 +85,18 @@ class BatchWriter:
         self.instance_id = 0
 
     def has_instance(self, spool_id: str) -> bool:
-        """Whether this spool was ever introduced here."""
+        """Whether this spool was ever registered here."""
         with translate_errors(), self._engine.connect() as connection:
             query = select(schema.instances.c.instance_id).where(schema.instances.c.spool_id == spool_id)
             return connection.execute(query).first() is not None
 
     def register(self, instance: InstanceInfo, first_seq: int) -> int:
-        """Make the instance known, and return its position: the last seq that is committed.
+        """Insert or update the instance, and return its position: the last seq that is committed.
 
-        To an instance that this database has not met, that is the one before its spool's ``first_seq``.
+        For a new instance that is the seq before its spool's ``first_seq``.
         """
         table = schema.instances
-        introduction = {
+        columns = {
             "name": instance.name,
             "version": instance.version,
             "config_sha256": instance.config_sha256,
@@ -113,84 +106,74 @@ class BatchWriter:
         self._subscriptions.clear()
         with self._begin() as connection:
             new = insert_or_ignore(connection, schema.instances)
-            connection.execute(new, [{"spool_id": instance.spool_id, "position": first_seq - 1, **introduction}])
+            connection.execute(new, [{"spool_id": instance.spool_id, "position": first_seq - 1, **columns}])
             mine = table.c.spool_id == instance.spool_id
-            connection.execute(update(table).where(mine).values(**introduction))
+            connection.execute(update(table).where(mine).values(**columns))
             row = connection.execute(select(table.c.instance_id, table.c.position).where(mine)).one()
         self.instance_id = row.instance_id
         position: int = row.position
         return position
 
     def close_coverage_as_lost(self, now_us: int) -> None:
-        """What this instance received since its last heartbeat here is not to be had any more: close its coverage."""
+        """Close the coverage of this instance: what it received after its last heartbeat here is lost."""
         table = schema.instances
         with self._begin() as connection:
             row = connection.execute(select(table).where(table.c.instance_id == self.instance_id)).one()
             since_us = now_us if row.heartbeat_at is None else to_us(row.heartbeat_at)
             timeline = coverage_intervals.load(connection, self.instance_id)
-            reason = "the database does not hold what was written after this"
+            reason = "the database lacks what was written after this: it is an older copy"
             timeline.apply(Transition(row.position + 1, since_us, "lost", reason, ()), {})
             timeline.close_all(now_us)
             coverage_intervals.save(connection, self.instance_id, timeline)
 
     def publish_heartbeat(self, at_us: int) -> None:
-        """Publish: what was received before this stamp is in the tables."""
+        """State that everything received before ``at_us`` is in the tables."""
         mine = schema.instances.c.instance_id == self.instance_id
         with self._begin() as connection:
             connection.execute(update(schema.instances).where(mine).values(heartbeat_at=to_datetime(at_us)))
 
     def write(self, batch: Batch) -> WriteResult:
-        """Commit a batch, whole. PositionConflict: somebody did already; nothing was changed."""
+        """Commit a whole batch. Raises PositionConflict if it was committed before; nothing is changed then."""
         self._expire(batch)
-        if batch.expired and batch.deduplicated_rows:  # also those that an earlier try took out
+        if batch.expired and batch.deduplicated_rows:  # also rows that an earlier attempt took out
             raise FullBatchRequired("some rows are older than samples are kept")
-        ids, refusals = self._intern_series({row[0] for row in batch.rows})
-        if refusals and batch.deduplicated_rows:
-            raise FullBatchRequired("the database refuses the name of a series")
+        series = self._intern_series(batch)
+        if series.rejections and batch.deduplicated_rows:
+            raise FullBatchRequired("the database rejects the name of a series")
         subscriptions = self._intern_subscriptions(batch)
         try:
-            return self._write(batch, ids, refusals, subscriptions, careful=False)
+            return self._write(batch, series, subscriptions, isolate=False)
         except BatchRejected:
-            return self._write(batch, ids, refusals, subscriptions, careful=True)
+            return self._write(batch, series, subscriptions, isolate=True)  # only now: savepoints cost round trips
 
     def _write(
-        self,
-        batch: Batch,
-        ids: dict[SeriesKey, int],
-        refusals: dict[SeriesKey, str],
-        subscriptions: dict[SubscriptionRow, int],
-        *,
-        careful: bool,
+        self, batch: Batch, series: _InternedSeries, subscriptions: dict[SubscriptionRow, int], *, isolate: bool
     ) -> WriteResult:
-        names = {id_: series for series, id_ in ids.items()}
         with self._begin() as connection:
             self._advance(connection, batch)
-            tally = self._write_rows(connection, batch, ids, careful=careful)
-            letters = batch.dead_letters + _by_row(tally.dead + _unnamed(batch.rows, refusals))
-            written = _outcome(batch, tally, letters, names, refusals)
-            self._write_journal(connection, batch, letters, subscriptions, written)
-        return written
+            counts = SampleInsert(connection, self.instance_id, batch, series.ids).run(isolate=isolate)
+            result, dead_letters = _summarize(batch, counts, series)
+            self._write_journal(connection, batch, dead_letters, subscriptions, result)
+        return result
 
     def write_samples(self, batch: Batch) -> WriteResult:
-        """Commit a batch's rows, and nothing else of it: another database has its ledger and its letters.
+        """Commit only the samples of a batch: another database has its ledger and its dead letters.
 
-        Its entries need not be gapless. PositionConflict: one of them was written already; nothing was changed.
+        Its entries may have gaps. Raises PositionConflict if one of them was written before; nothing is changed then.
         """
-        ids, refusals = self._intern_series({row[0] for row in batch.rows})
-        names = {id_: series for series, id_ in ids.items()}
+        series = self._intern_series(batch)
         with self._begin() as connection:
             self._advance(connection, batch, gapless=False)
-            tally = self._write_rows(connection, batch, ids, careful=True)
-        letters = batch.dead_letters + _by_row(tally.dead + _unnamed(batch.rows, refusals))
-        return _outcome(batch, tally, letters, names, refusals)
+            counts = SampleInsert(connection, self.instance_id, batch, series.ids).run(isolate=True)
+        return _summarize(batch, counts, series)[0]
 
     def close(self) -> None:
         self._engine.dispose()
 
-    # -- one batch
+    # -- parts of a batch
 
     def _expire(self, batch: Batch) -> None:
-        """By our clock and the database's, as retention does: to one that runs ahead nothing is too old."""
+        """Take out what is too old by our clock and by the database's, as retention does: one of them may run ahead."""
         if self._keep_samples_us is None or not batch.rows:
             return
         before_us = day_start_us(time.time_ns() // 1000 - self._keep_samples_us)
@@ -202,127 +185,31 @@ class BatchWriter:
     def _advance(self, connection: Connection, batch: Batch, *, gapless: bool = True) -> None:
         c = schema.instances.c
         follows = c.position == batch.first_seq - 1 if gapless else c.position < batch.first_seq
-        mine = update(schema.instances).where(c.instance_id == self.instance_id, follows)
-        moved = connection.execute(mine.values(position=batch.last_seq))
-        if moved.rowcount != 1:
-            raise PositionConflict(f"entries {batch.first_seq} to {batch.last_seq} were written already")
-
-    def _write_rows(
-        self, connection: Connection, batch: Batch, ids: dict[SeriesKey, int], *, careful: bool
-    ) -> _WriteCounts:
-        """Write what is new and settle the rest. Unless ``careful``, one row that is refused fails the whole batch."""
-        rows = [row for row in batch.rows if row.series in ids]
-        folded = group_by_key([(ids[row[0]], row[1]) for row in rows], rows)
-        tally = _WriteCounts(batch.deduplicated_rows > 0)
-        keys = sorted(folded.first)  # two daemons that take locks in different order would deadlock
-        if not careful and keys:
-            return self._place_all(connection, folded, keys, batch.retries, partial=tally.partial)
-        self._place(connection, folded, keys, tally, batch.retries)
-        return tally
-
-    def _place(
-        self,
-        connection: Connection,
-        folded: GroupedRows,
-        keys: list[SampleKey],
-        tally: _WriteCounts,
-        retries: Container[int],
-    ) -> None:
-        """Write the values of ``keys``; if the database refuses one, halve until it stands alone."""
-        if not keys:
-            return
-        try:
-            with connection.begin_nested(), translate_errors():
-                part = self._place_all(connection, folded, keys, retries, partial=tally.partial)
-        except BatchRejected as refusal:
-            if len(keys) == 1:
-                _prove_well(connection, self.instance_id)
-                if tally.partial:
-                    raise FullBatchRequired("the database refuses a value") from None
-                tally.late += keys
-                tally.dead += [_letter(row, str(refusal)) for row in folded.rows_of(keys[0])]
-                return
-            middle = len(keys) // 2
-            self._place(connection, folded, keys[:middle], tally, retries)
-            self._place(connection, folded, keys[middle:], tally, retries)
-            return
-        tally.new += part.new
-        tally.revised += part.revised
-        tally.duplicate += part.duplicate
-        tally.late += part.late
-
-    def _place_all(
-        self,
-        connection: Connection,
-        folded: GroupedRows,
-        keys: list[SampleKey],
-        retries: Container[int],
-        *,
-        partial: bool,
-    ) -> _WriteCounts:
-        rows = [(key, folded.first[key]) for key in keys]
-        new = self._bulk.insert_samples(connection, self.instance_id, rows)
-        disputed = folded.restated.intersection(keys) if folded.restated else set()
-        if new < len(rows):
-            # Only now: looking for differing values in every batch costs three times the insert.
-            disputed.update(self._bulk.find_conflicts(connection, self.instance_id, rows))
-        repeated = folded.count_repeats(keys, disputed) if folded.repeats else 0
-        tally = _WriteCounts(partial, new=new, duplicate=len(rows) - new + repeated)
-        if disputed:
-            self._settle(connection, folded, sorted(disputed), tally, retries)
-        return tally
-
-    def _settle(
-        self,
-        connection: Connection,
-        folded: GroupedRows,
-        keys: list[SampleKey],
-        tally: _WriteCounts,
-        retries: Container[int],
-    ) -> None:
-        """Bring differing values in order: which is current, and which are revisions."""
-        known = revision_rows.load(connection, keys)
-        if len(known) < len(keys):
-            raise DatabaseUnavailable("another daemon has just pruned samples that this batch was compared with")
-        for key in keys:
-            record = known[key]
-            offers = [
-                SampleValue.from_row(row, self.instance_id, retried=row.seq in retries) for row in folded.rows_of(key)
-            ]
-            if (record.current.instance_id, record.current.seq) == (self.instance_id, offers[0].seq):
-                del offers[0]
-            else:
-                tally.duplicate -= 1  # counted as one when it did not go in
-            taken = [(record.offer(value), record.current.value == value.value) for value in offers]
-            revised = sum(new for new, _ in taken)
-            tally.revised += revised
-            tally.duplicate += len(offers) - revised
-            if not all(current for _, current in taken):
-                tally.late.append(key)
-        if tally.partial and tally.late:
-            raise FullBatchRequired("a value is older than another instance's; a repetition of it might be newer")
-        revision_rows.save(connection, known)
+        advance = update(schema.instances).where(c.instance_id == self.instance_id, follows)
+        if connection.execute(advance.values(position=batch.last_seq)).rowcount != 1:
+            raise PositionConflict(f"entries {batch.first_seq} to {batch.last_seq} were written before")
 
     def _write_journal(
         self,
         connection: Connection,
         batch: Batch,
-        letters: Sequence[DeadLetter],
+        dead_letters: Sequence[DeadLetter],
         subscriptions: dict[SubscriptionRow, int],
-        written: WriteResult,
+        result: WriteResult,
     ) -> None:
-        me = {"instance_id": self.instance_id}
+        instance = {"instance_id": self.instance_id}
         if batch.payloads:
             self._bulk.insert_payloads(connection, self.instance_id, batch.payloads)
         if batch.events:
             events = [
-                me | {"seq": e.seq, "at": to_datetime(e.at_us), "kind": e.kind, "detail": e.detail}
-                for e in batch.events
+                instance
+                | {"seq": event.seq, "at": to_datetime(event.at_us), "kind": event.kind, "detail": event.detail}
+                for event in batch.events
             ]
             connection.execute(insert(schema.events), events)
-        if letters:
-            dead = [me | _letter_columns(letter, batch.origins[letter.seq]) for letter in letters]
-            connection.execute(insert_or_ignore(connection, schema.dead_letters), dead)
+        if dead_letters:
+            rows = [instance | _dead_letter_columns(letter, batch.origins[letter.seq]) for letter in dead_letters]
+            connection.execute(insert_or_ignore(connection, schema.dead_letters), rows)
         if batch.retries:
             table = schema.dead_letters
             mark = update(table).where(table.c.dead_letter_id == bindparam("id_")).values(retried_at=datetime.now(UTC))
@@ -332,24 +219,25 @@ class BatchWriter:
             for transition in batch.transitions:
                 timeline.apply(transition, subscriptions)
             coverage_intervals.save(connection, self.instance_id, timeline)
-        connection.execute(insert(schema.batches), [me | _ledger(batch, written)])
+        connection.execute(insert(schema.batches), [instance | _ledger_columns(batch, result)])
 
-    def _intern_series(self, keys: set[SeriesKey]) -> tuple[dict[SeriesKey, int], dict[SeriesKey, str]]:
-        """The ids of ``keys``, and why the database refuses some of them (an encoding that lacks a character)."""
-        try:
-            return self._series.intern(self._begin, keys, _series_columns), {}
-        except BatchRejected as refusal:
-            if len(keys) == 1:
-                return {}, dict.fromkeys(keys, str(refusal))
-        ordered = sorted(keys)
-        ids, refusals = self._intern_series(set(ordered[: len(ordered) // 2]))
-        more_ids, more_refusals = self._intern_series(set(ordered[len(ordered) // 2 :]))
-        return ids | more_ids, refusals | more_refusals
+    def _intern_series(self, batch: Batch) -> _InternedSeries:
+        series = _InternedSeries({}, {})
+
+        def intern(keys: Iterable[SeriesKey]) -> None:
+            series.ids.update(self._series.intern(self._begin, keys, _series_columns))
+
+        def reject(key: SeriesKey, rejection: BatchRejected) -> None:
+            series.rejections[key] = str(rejection)
+
+        if batch.rows:
+            bisect_rejected(list({row[0] for row in batch.rows}), intern, reject)
+        return series
 
     def _intern_subscriptions(self, batch: Batch) -> dict[SubscriptionRow, int]:
-        wanted = {(s.path, s.params): s for t in batch.transitions for s in t.subscriptions}
-        ids = self._subscriptions.intern(self._begin, wanted, lambda key: _subscription_columns(wanted[key]))
-        return {s: ids[s.path, s.params] for t in batch.transitions for s in t.subscriptions}
+        rows = {(row.path, row.params): row for change in batch.transitions for row in change.subscriptions}
+        ids = self._subscriptions.intern(self._begin, rows, lambda key: _subscription_columns(rows[key]))
+        return {row: ids[row.path, row.params] for change in batch.transitions for row in change.subscriptions}
 
 
 def _series_columns(key: SeriesKey) -> dict[str, Any]:
@@ -361,98 +249,58 @@ def _subscription_columns(subscription: SubscriptionRow) -> dict[str, Any]:
     return subscription._asdict() | {"first_seen_at": datetime.now(UTC)}
 
 
-def _letter_columns(letter: DeadLetter, origin: Origin) -> dict[str, Any]:
+def _dead_letter_columns(letter: DeadLetter, origin: Origin) -> dict[str, Any]:
     columns = letter._asdict() | origin._asdict() | {"received_at": to_datetime(letter.received_us)}
     del columns["received_us"]
     return columns
 
 
-def _ledger(batch: Batch, written: WriteResult) -> dict[str, Any]:
+def _ledger_columns(batch: Batch, result: WriteResult) -> dict[str, Any]:
     return {
         "first_seq": batch.first_seq,
         "last_seq": batch.last_seq,
         "committed_at": datetime.now(UTC),
         "frames": batch.frames,
         "facts": batch.facts,
-        "row_count": batch.row_count - written.dead_siblings,
-        "new_rows": written.new,
-        "revised_rows": written.revised,
-        "duplicate_rows": written.duplicate,
-        "dead_frames": written.dead_frames,
-        "dead_rows": written.dead_rows,
-        "expired_rows": written.expired,
+        "row_count": batch.row_count - result.dead_siblings,
+        "new_rows": result.new,
+        "revised_rows": result.revised,
+        "duplicate_rows": result.duplicate,
+        "dead_frames": result.dead_frames,
+        "dead_rows": result.dead_rows,
+        "expired_rows": result.expired,
     }
 
 
-def _prove_well(connection: Connection, instance_id: int) -> None:
-    """Write something harmless and take it back. A row is set aside only if that works: else it is not the row."""
-    canary = {
-        "instance_id": instance_id,
-        "seq": -1,
-        "received_at": datetime.now(UTC),
-        "stage": "canary",
-        "reason": "",
-        "detail": "",
-        "body": "",
-    }
-    try:
-        with translate_errors():
-            attempt = connection.begin_nested()
-            connection.execute(insert(schema.dead_letters), [canary])
-            attempt.rollback()
-    except BatchRejected as refusal:
-        raise DatabaseUnavailable(f"it refuses rows, and dead letters too: {refusal}") from None
-
-
-def _outcome(
-    batch: Batch,
-    tally: _WriteCounts,
-    letters: Sequence[DeadLetter],
-    names: dict[int, SeriesKey],
-    refusals: dict[SeriesKey, str],
-) -> WriteResult:
-    refused = len(letters) - len(batch.dead_letters)
-    return WriteResult(
-        new=tally.new,
-        revised=tally.revised,
-        duplicate=tally.duplicate + batch.deduplicated_rows,
-        dead_rows=sum(letter.row_index is not None for letter in letters),
-        dead_frames=sum(letter.row_index is None for letter in letters),
+def _summarize(batch: Batch, counts: InsertCounts, series: _InternedSeries) -> tuple[WriteResult, Sequence[DeadLetter]]:
+    """Return what became of a batch, and its dead letters: those of the decoder and those of rejected values."""
+    unnamed = [row for row in batch.rows if row.series in series.rejections] if series.rejections else []
+    rejected = counts.rejected + [dead_letter_of(row, series.rejections[row.series]) for row in unnamed]
+    merged = _merge_letters_per_row(rejected)
+    dead_letters = batch.dead_letters + merged
+    names = {id_: key for key, id_ in series.ids.items()} if counts.not_current else {}
+    result = WriteResult(
+        new=counts.new,
+        revised=counts.revised,
+        duplicate=counts.duplicate + batch.deduplicated_rows,
+        dead_rows=sum(letter.row_index is not None for letter in dead_letters),
+        dead_frames=sum(letter.row_index is None for letter in dead_letters),
         expired=len(batch.expired),
-        dead_siblings=len(tally.dead) + sum(row.series in refusals for row in batch.rows) - refused,
+        dead_siblings=len(rejected) - len(merged),
         uncertain_keys=frozenset(
-            [(names[id_], ts_us) for id_, ts_us in tally.late]
-            + [(row.series, row.ts_us) for row in batch.rows if row.series in refusals]
+            [(names[id_], ts_us) for id_, ts_us in counts.not_current]
+            + [(row.series, row.ts_us) for row in unnamed]
             + [(row.series, row.ts_us) for row in batch.expired]
         ),
     )
+    return result, dead_letters
 
 
-def _unnamed(rows: Sequence[SampleRow], refusals: dict[SeriesKey, str]) -> list[DeadLetter]:
-    return [_letter(row, refusals[row.series]) for row in rows if row.series in refusals]
-
-
-def _by_row(letters: Sequence[DeadLetter]) -> list[DeadLetter]:
-    """One letter for a row of the provider's, though several of its values were refused."""
+def _merge_letters_per_row(letters: Sequence[DeadLetter]) -> list[DeadLetter]:
+    """Make one dead letter of a row's rejected values."""
     rows: dict[tuple[int, int | None], DeadLetter] = {}
     for letter in letters:
         before = rows.get((letter.seq, letter.row_index))
         body = json.dumps(json.loads(before.body) | json.loads(letter.body)) if before else letter.body
         rows[letter.seq, letter.row_index] = letter._replace(body=body)
     return list(rows.values())
-
-
-def _letter(row: SampleRow, refusal: str) -> DeadLetter:
-    _, metric, ticker, user_id = row.series
-    body = {"ts": to_datetime(row.ts_us).isoformat(), "ticker": ticker, metric: row.value}
-    if user_id:
-        body["user_id"] = user_id
-    return DeadLetter(
-        seq=row.seq,
-        row_index=row.row_index,
-        received_us=row.received_us,
-        stage="insert",
-        reason="refused by the database",
-        detail=refusal,
-        body=json.dumps(body),
-    )

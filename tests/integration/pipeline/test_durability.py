@@ -1,4 +1,4 @@
-"""In which order things become durable: synced before received, committed before forgotten. Counted where it counts."""
+"""The order in which things become durable: synced before received, committed before acknowledged."""
 
 from __future__ import annotations
 
@@ -8,17 +8,15 @@ from pathlib import Path
 
 import psycopg
 import pytest
-from sqlalchemy import text
+from sqlalchemy import Engine, text
 
-from ingestor.errors import SpoolFailed
-from ingestor.pipeline.batch_policy import BatchPolicy
 from ingestor.spool.chunk_store import ChunkWriter
 from ingestor.spool.spool import Spool
 from ingestor.store.engine import make_engine
-from ingestor.store.write.batch_writer import BatchWriter, InstanceInfo
-from tests.support.entries import T0, decoder, fact, frame, row
-from tests.support.flaky_commit import HastyWriter, Unsteady
+from tests.support.entries import fact, frame, row
+from tests.support.flaky_commit import FlakyCommits
 from tests.support.strace import counting
+from tests.support.writers import make_writer, put, raise_failure
 
 TIMES = 25
 FULL = 2  # PRAGMA synchronous
@@ -53,7 +51,7 @@ for at_us in range({TIMES}):
 
 
 @pytest.mark.parametrize("script", [SPOOL, DATABASE], ids=["spool", "SQLite database"])
-def test_each_commit_is_synced_to_the_disk(tmp_path: Path, sqlite_template: Path, script: str) -> None:
+def test_every_commit_is_synced_to_disk(tmp_path: Path, sqlite_template: Path, script: str) -> None:
     if script is DATABASE:
         (tmp_path / "spool.db").write_bytes(sqlite_template.read_bytes())
     with (
@@ -68,7 +66,7 @@ def test_each_commit_is_synced_to_the_disk(tmp_path: Path, sqlite_template: Path
     assert calls["fdatasync", log] + calls["fsync", log] >= TIMES
 
 
-def test_the_spool_and_a_sqlite_database_are_as_careful_as_sqlite_can_be(tmp_path: Path) -> None:
+def test_spool_and_sqlite_database_use_synchronous_full(tmp_path: Path) -> None:
     file = ChunkWriter(tmp_path / "spool.db")
     engine = make_engine(f"sqlite:///{tmp_path / 'ingestor.db'}")
     with engine.connect() as connection:
@@ -79,13 +77,11 @@ def test_the_spool_and_a_sqlite_database_are_as_careful_as_sqlite_can_be(tmp_pat
 
 
 @pytest.mark.postgres
-@pytest.mark.parametrize(("usual", "ours"), [("off", "on"), ("local", "local"), ("remote_apply", "remote_apply")])
-def test_postgresql_commits_to_the_disk_also_where_it_usually_does_not(
-    postgres_url: str, usual: str, ours: str
-) -> None:
+@pytest.mark.parametrize(("default", "expected"), [("off", "on"), ("local", "local"), ("remote_apply", "remote_apply")])
+def test_postgresql_commits_durably_whatever_its_default(postgres_url: str, default: str, expected: str) -> None:
     url = postgres_url.replace("postgresql://", "postgresql+psycopg://")
     with psycopg.connect(postgres_url, autocommit=True) as admin:
-        admin.execute(f"ALTER DATABASE {admin.info.dbname} SET synchronous_commit = '{usual}'")
+        admin.execute(f"ALTER DATABASE {admin.info.dbname} SET synchronous_commit = '{default}'")
     engine = make_engine(url)
     found = []
     with engine.connect() as connection:
@@ -93,51 +89,38 @@ def test_postgresql_commits_to_the_disk_also_where_it_usually_does_not(
             found.append(connection.execute(text("SHOW synchronous_commit")).scalar_one())
             connection.rollback()
     engine.dispose()
-    assert found == [ours] * 2
+    assert found == [expected] * 2
 
 
-def _unexpected(failure: SpoolFailed) -> None:
-    raise failure
-
-
-async def test_nothing_is_received_before_it_is_in_the_file(tmp_path: Path) -> None:
+async def test_entry_is_durable_only_after_the_spool_commits(tmp_path: Path) -> None:
     spool = Spool(tmp_path, max_bytes=1 << 30, sync_every_seconds=0)
-    spool.start(_unexpected)
-    write, written = spool._file.write, []
+    spool.start(raise_failure)
+    write, synced_before = spool._file.write, []
 
-    def watched(*arguments: object, **more: object) -> None:
-        written.append(spool.synced)  # before the commit
-        write(*arguments, **more)  # type: ignore[arg-type]
+    def record(*arguments: object, **options: object) -> None:
+        synced_before.append(spool.synced)  # before the commit
+        write(*arguments, **options)  # type: ignore[arg-type]
 
-    spool._file.write = watched  # type: ignore[method-assign]
+    spool._file.write = record  # type: ignore[method-assign]
     for _ in range(3):
         await spool.durable(spool.append(fact()))
-    assert written == [0, 1, 2]
+    assert synced_before == [0, 1, 2]
     await spool.close()
 
 
-async def test_what_is_not_committed_is_not_forgotten(tmp_path: Path, migrated_url: str) -> None:
-    engine = make_engine(migrated_url.replace("postgresql://", "postgresql+psycopg://"))
-    spool = Spool(tmp_path / "spool", max_bytes=1 << 30, sync_every_seconds=0)
-    spool.start(_unexpected)
-    instance = InstanceInfo(spool_id=spool.spool_id, name="", version="", config_sha256="", started_us=T0)
-    policy = BatchPolicy(max_rows=5_000, max_wait_seconds=0)
-    commits, outages = Unsteady(engine), list[str]()
+async def test_spool_keeps_entries_whose_commit_failed(spool: Spool, engine: Engine) -> None:
+    commits, outages = FlakyCommits(engine), list[str]()
 
     def give_up(error: str, _delay_seconds: float) -> None:
         outages.append(error)
         writer.stop()
-        commits.fail(1, done=False)  # the last try as well
+        commits.fail(1, done=False)  # the last attempt as well
 
-    writer = HastyWriter(
-        spool, BatchWriter(engine), decoder(), policy, instance, prepare=lambda: None, on_outage=give_up
-    )
-    writer._begin()
-    commits.fail(2, done=False)  # the first is that of the names
-    await spool.durable(spool.append(frame([row()])))
+    writer = make_writer(spool, engine, drain=False, on_outage=give_up, sleep=lambda _seconds: None)
+    writer.register()
+    commits.fail(2, done=False)  # the first commit is that of the series
+    await put(spool, frame([row()]))
     writer.step()
-    await spool.durable(spool.append(fact()))  # what was acknowledged would go with this sync
+    await put(spool, fact())  # this sync would delete what was acknowledged
     assert len(outages) == 1
     assert (spool.acked, [seq for seq, _ in spool.read(0, max_entries=9)]) == (0, [1, 2])
-    await spool.close()
-    engine.dispose()

@@ -1,7 +1,7 @@
 """Two daemons on one database against a plain model of values, with restarts and commits of unknown outcome.
 
-The model takes entries one by one, as the design's "Order of values" has it; the writers take them in batches, through
-real spools, and skip what they know to be current.
+The model applies entries one by one, in the order of values that the design defines. The writers apply them in batches,
+through real spools, and leave out what their cache says is current.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import asyncio
 import shutil
 from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,40 +18,37 @@ import psycopg
 import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import invariant, rule
-from msgspec import structs
-from sqlalchemy import text
+from sqlalchemy import Engine, text
 
 from ingestor.core.entries import Frame, Source
 from ingestor.core.times import to_us
-from ingestor.errors import SpoolFailed
-from ingestor.pipeline.batch_policy import BatchPolicy
+from ingestor.errors import DatabaseUnavailable
+from ingestor.pipeline.writer import Writer
 from ingestor.spool import ballast
 from ingestor.spool.spool import Spool
 from ingestor.store import schema
 from ingestor.store.engine import make_engine
 from ingestor.store.read.audit import audit
-from ingestor.store.write.batch_writer import BatchWriter, InstanceInfo
-from tests.support.entries import T0, decoder, fact, frame, row
-from tests.support.flaky_commit import HastyWriter, Unsteady
-from tests.support.hypothesis_steps import Counted, fast_folder, run_for
+from tests.support.entries import T0, fact, frame, row
+from tests.support.flaky_commit import CacheRecorder, FlakyCommits, latest_values
+from tests.support.hypothesis_steps import StepCounter, fast_folder, run_for
 from tests.support.postgres_server import fresh_database
+from tests.support.writers import make_writer, raise_failure
 
 Key = tuple[str, int]  # ticker, ts in µs
 MINUTE = 60_000_000
 
 
-class Given(NamedTuple):
-    """A value as the model has it."""
-
+class ModelValue(NamedTuple):
     value: float
     instance: int
     seq: int
     received_us: int
     source: str
-    retried: bool = False
+    is_retry: bool = False
 
-    def later_than(self, other: Given) -> bool:
-        if self.instance == other.instance and self.source == other.source == "stream" and not self.retried:
+    def later_than(self, other: ModelValue) -> bool:
+        if self.instance == other.instance and self.source == other.source == "stream" and not self.is_retry:
             return self.seq >= other.seq
         return (self.received_us, self.instance, self.seq) >= (other.received_us, other.instance, other.seq)
 
@@ -59,62 +57,121 @@ class Given(NamedTuple):
         return self.value, self.instance, self.seq
 
 
-class Books:
+class Model:
     """What the tables must hold: per key the current value, and every other in order of arrival."""
 
     def __init__(self) -> None:
-        self.current: dict[Key, Given] = {}
-        self.others: dict[Key, list[Given]] = {}
+        self.current: dict[Key, ModelValue] = {}
+        self.others: dict[Key, list[ModelValue]] = {}
         self.outcomes: Counter[str] = Counter()
 
-    def take(self, key: Key, given: Given) -> None:
+    def apply(self, key: Key, value: ModelValue) -> None:
         current = self.current.get(key)
         if current is None:
-            self.current[key], outcome = given, "new"
-        elif given.value == current.value:
+            self.current[key], outcome = value, "new"
+        elif value.value == current.value:
             outcome = "duplicate"
-        elif given.later_than(current):
+        elif value.later_than(current):
             self.others.setdefault(key, []).append(current)
-            self.current[key], outcome = given, "revised"
-        elif any(given.value == other.value for other in self.others.get(key, ())):
+            self.current[key], outcome = value, "revised"
+        elif any(value.value == other.value for other in self.others.get(key, ())):
             outcome = "duplicate"
         else:
-            self.others.setdefault(key, []).append(given)
+            self.others.setdefault(key, []).append(value)
             outcome = "revised"
         self.outcomes[outcome] += 1
 
 
-class Daemon:
-    """A spool, and the writers of its runs. A run that was killed may have one commit still on its way."""
+class ModelFrame(NamedTuple):
+    """A frame as the model has it. A row is (key, value); None is a row without ts."""
 
-    def __init__(self, url: str, folder: Path, name: str, loop: asyncio.AbstractEventLoop) -> None:
-        self._loop = loop
-        self._name = name
-        self._engine = make_engine(url)
-        self.commits = Unsteady(self._engine)
-        self.spool = Spool(folder, max_bytes=1 << 30, sync_every_seconds=0)
-        self.told: dict[int, Telling] = {}
-        self.written = 0  # the model's position
-        self.writer = self._begun()
-        self.before = self.writer  # of the run before this one
+    rows: list[tuple[Key, float] | None]
+    received_us: int
+    source: Source
+    is_retry: bool
 
-    def _begun(self) -> HastyWriter:
-        instance = InstanceInfo(
-            spool_id=self.spool.spool_id, name=self._name, version="", config_sha256="", started_us=T0
+    @property
+    def frame(self) -> Frame:
+        rows = [_json(row) if row else {"ticker": "A", "average_sentiment": 1} for row in self.rows]
+        no_such_letter = 1_000_000  # nothing is marked as retried
+        retry_of = no_such_letter if self.is_retry else None
+        return frame(rows, received_us=self.received_us, source=self.source, retry_of=retry_of)
+
+
+def _json(model_row: tuple[Key, float]) -> dict[str, Any]:
+    (ticker, ts_us), value = model_row
+    return row(ticker, (ts_us - T0) // MINUTE, value)
+
+
+class Run:
+    """One run of a daemon. If it was killed, its last commit may still come through, but it acknowledges nothing."""
+
+    def __init__(self, spool: Spool, engine: Engine) -> None:
+        self._spool = spool
+        self.killed = False
+        self._recorder = CacheRecorder()
+        self.writer: Writer = make_writer(
+            self,  # type: ignore[arg-type]
+            engine,
+            max_rows=6,
+            cache=self._recorder.cache,
+            new_builder=self._recorder.new_builder,
+            sleep=lambda _seconds: None,
         )
-        policy = BatchPolicy(max_rows=6, max_wait_seconds=0)
-        writer = HastyWriter(self.spool, BatchWriter(self._engine), decoder(), policy, instance, prepare=lambda: None)
-        writer.drain()
-        assert writer._retry(writer._begin)
-        return writer
+        self.writer.register()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._spool, name)
+
+    def ack(self, seq: int) -> None:
+        if not self.killed:
+            self._spool.ack(seq)
+
+    def cached_before(self, first_seq: int) -> dict[Key, float] | None:
+        """What the cache held when the batch with this first seq was begun. None: no batch begins there."""
+        return self._recorder.contents.get(first_seq)
+
+    @property
+    def cached(self) -> dict[Key, float]:
+        """The cached values that are committed: without those of a batch that was built ahead."""
+        ahead = self.writer.read_ahead.next_batch
+        return self._recorder.contents[ahead.batch.first_seq] if ahead else latest_values(self._recorder.cache)
+
+
+class Daemon:
+    """A spool, and its runs."""
+
+    def __init__(self, url: str, folder: Path, name: str) -> None:
+        self._engine = make_engine(url)
+        self.name = name
+        self.commits = FlakyCommits(self._engine)
+        self.spool = Spool(folder, max_bytes=1 << 30, sync_every_seconds=0)
+        self.received: dict[int, ModelFrame] = {}  # by seq
+        self.written = 0  # the model's position
+        self.run = self._start_run()
+        self.previous_run = self.run
+
+    def _start_run(self) -> Run:
+        while True:
+            try:
+                return Run(self.spool, self._engine)
+            except DatabaseUnavailable:
+                pass  # a commit was to fail
 
     def restart(self) -> None:
-        self.before, self.writer = self.writer, self._begun()
-        self.before._spool = Left(self.spool)
+        self.previous_run, self.run = self.run, self._start_run()
+        self.previous_run.killed = True
 
-    async def receive(self, tellings: Sequence[Telling]) -> None:
-        for telling in tellings:
-            self.told[self.spool.append(telling.frame)] = telling
+    @cached_property
+    def instance_id(self) -> int:
+        with self._engine.connect() as connection:
+            query = text("SELECT instance_id FROM instances WHERE spool_id = :spool_id")
+            found: int = connection.execute(query, {"spool_id": self.spool.spool_id}).scalar_one()
+        return found
+
+    async def receive(self, frames: Sequence[ModelFrame]) -> None:
+        for model_frame in frames:
+            self.received[self.spool.append(model_frame.frame)] = model_frame
         await self.spool.durable(self.spool.head)
 
     async def close(self) -> None:
@@ -122,55 +179,22 @@ class Daemon:
         self._engine.dispose()
 
 
-class Left:
-    """The spool as a killed run has it: its commit may still come through, but it takes nothing away any more."""
-
-    def __init__(self, spool: Spool) -> None:
-        self._spool = spool
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._spool, name)
-
-    def ack(self, seq: int) -> None:
-        pass
-
-
-class Telling(NamedTuple):
-    """A frame as the model has it. A row is (key, value); None is one that lacks its moment."""
-
-    rows: list[tuple[Key, float] | None]
-    received_us: int
-    source: Source
-    retried: bool
-
-    @property
-    def frame(self) -> Frame:
-        rows = [_json(told) if told else {"ticker": "A", "average_sentiment": 1} for told in self.rows]
-        made = frame(rows, received_us=self.received_us, source=self.source)
-        return structs.replace(made, retry_of=1_000_000 if self.retried else None)  # no such letter: nothing to mark
-
-
-def _json(told: tuple[Key, float]) -> dict[str, Any]:
-    (ticker, ts_us), value = told
-    return row(ticker, (ts_us - T0) // MINUTE, value)
-
-
 # The same few values at a few moments: repeated, restated, late.
 _keys = st.sampled_from([("A", T0), ("A", T0 + MINUTE), ("B", T0)])
 _rows = st.tuples(_keys, st.sampled_from([0.0, 1.0, 2.0]))
 _sources: st.SearchStrategy[Source] = st.sampled_from(["stream", "stream", "stream", "snapshot", "backfill"])
-_tellings = st.builds(
-    Telling,
+_frames = st.builds(
+    ModelFrame,
     st.lists(_rows, min_size=1, max_size=4) | st.lists(st.none() | _rows, max_size=2),
     st.integers(T0, T0 + 12),
     _sources,
     st.sampled_from([False, False, False, True]),
 )
-_few = st.lists(_tellings, min_size=1, max_size=4)
+_few = st.lists(_frames, min_size=1, max_size=4)
 
 
-class TwoDaemons(Counted):
-    """``fresh_url`` gives a database with the schema and nothing else in it; for a file there is a folder."""
+class TwoDaemons(StepCounter):
+    """``fresh_url`` gives a database with the schema and nothing else in it; a file goes into the folder."""
 
     fresh_url: Callable[[Path], str]
 
@@ -180,10 +204,10 @@ class TwoDaemons(Counted):
         self._folder = fast_folder()
         url = type(self).fresh_url(self._folder)
         self._engine = make_engine(url)
-        self._daemons = [Daemon(url, self._folder / name, name, self._loop) for name in ("one", "two")]
+        self._daemons = [Daemon(url, self._folder / name, name) for name in ("one", "two")]
         for daemon in self._daemons:
             self._await(self._start(daemon.spool))
-        self._books = Books()
+        self._model = Model()
 
     def teardown(self) -> None:
         try:
@@ -199,93 +223,95 @@ class TwoDaemons(Counted):
         self._loop.run_until_complete(asyncio.wait_for(work, 20))
 
     async def _start(self, spool: Spool) -> None:
-        spool.start(_unexpected)
+        spool.start(raise_failure)
 
     which = st.sampled_from([0, 1])
 
-    @rule(which=which, tellings=_few)
-    def fall_behind(self, which: int, tellings: list[Telling]) -> None:
-        self._await(self._daemons[which].receive(tellings))
+    @rule(which=which, frames=_few)
+    def fall_behind(self, which: int, frames: list[ModelFrame]) -> None:
+        self._await(self._daemons[which].receive(frames))
 
-    @rule(which=which, tellings=_few)
-    def keep_up(self, which: int, tellings: list[Telling]) -> None:
-        self._await(self._daemons[which].receive(tellings))
+    @rule(which=which, frames=_few)
+    def keep_up(self, which: int, frames: list[ModelFrame]) -> None:
+        self._await(self._daemons[which].receive(frames))
         self.write(which)
 
-    @rule(told=_few, again=_few)
-    def hear_the_same(self, told: list[Telling], again: list[Telling]) -> None:
+    @rule(first=_few, second=_few)
+    def receive_the_same(self, first: list[ModelFrame], second: list[ModelFrame]) -> None:
         for which in (0, 1):
-            self.keep_up(which, told)
+            self.keep_up(which, first)
         for which in (0, 1):
-            self.keep_up(which, again)
+            self.keep_up(which, second)
 
     @rule(which=which)
     def write(self, which: int) -> None:
-        self._write(self._daemons[which], self._daemons[which].writer)
+        self._write(self._daemons[which], self._daemons[which].run)
 
     @rule(which=which, state=st.sampled_from(["live", "disconnected"]), at=st.integers(0, 12))
-    def something_happens(self, which: int, state: Any, at: int) -> None:
+    def change_state(self, which: int, state: Any, at: int) -> None:
         spool = self._daemons[which].spool
         spool.append(fact(state, at_us=T0 + at, state=state, tickers=["A"]))
         spool.heartbeat(T0 + at)
         self._await(spool.durable(spool.head))
 
     @rule(which=which, number=st.integers(1, 4), done=st.booleans())
-    def a_commit_will_fail(self, which: int, number: int, done: bool) -> None:
+    def let_a_commit_fail(self, which: int, number: int, done: bool) -> None:
         self._daemons[which].commits.fail(number, done=done)
 
-    @rule(which=which, written=st.sampled_from(["nothing", "by the new run", "late, by the killed one"]))
+    @rule(which=which, written=st.sampled_from(["nothing", "by the new run", "late, by the killed run"]))
     def restart(self, which: int, written: str) -> None:
-        """The old run may have one commit on its way still, which comes through before the new run's first or not."""
+        """The killed run may have a commit in progress, which comes through before the new run's first, or does not."""
         daemon = self._daemons[which]
         daemon.restart()
         if written != "nothing":
-            self._write(daemon, daemon.writer if written == "by the new run" else daemon.before)
+            self._write(daemon, daemon.run if written == "by the new run" else daemon.previous_run)
 
-    def _write(self, daemon: Daemon, writer: HastyWriter) -> None:
-        writer.step()
-        instance = writer._database.instance_id
-        committed = self._one(f"SELECT position FROM instances WHERE instance_id = {instance}")
-        assert writer.status.position == committed >= daemon.written
-        known: dict[Key, float] = {}
+    def _write(self, daemon: Daemon, run: Run) -> None:
+        run.writer.step()
+        instance = daemon.instance_id
+        committed = self._scalar(f"SELECT position FROM instances WHERE instance_id = {instance}")
+        assert run.writer.status.position == committed >= daemon.written
+        cached: dict[Key, float] = {}
         for seq in range(daemon.written + 1, committed + 1):
-            known = dict(writer.believed.get(seq, known))
-            if seq in daemon.told:
-                self._account(instance, seq, daemon.told[seq], known)
+            before = run.cached_before(seq)
+            cached = cached if before is None else dict(before)
+            if seq in daemon.received:
+                self._apply(instance, seq, daemon.received[seq], cached)
         daemon.written = committed
 
-    def _account(self, instance: int, seq: int, telling: Telling, known: dict[Key, float]) -> None:
-        _, received_us, source, retried = telling
-        for told in telling.rows:
-            if told is None:
-                self._books.outcomes["dead"] += 1
+    def _apply(self, instance: int, seq: int, model_frame: ModelFrame, cached: dict[Key, float]) -> None:
+        """Apply a frame to the model, but for the values that the writer leaves out: it must be right in that."""
+        rows, received_us, source, is_retry = model_frame
+        for model_row in rows:
+            if model_row is None:
+                self._model.outcomes["dead"] += 1
                 continue
-            key, value = told
-            if known.get(key, value) != value:
-                del known[key]
-            if key in known and not retried:
-                current = self._books.current[key]
+            key, value = model_row
+            if cached.get(key, value) != value:
+                del cached[key]
+            if key in cached and not is_retry:
+                current = self._model.current[key]
                 assert current.value == value or current.instance != instance
-                self._books.outcomes["duplicate"] += 1
+                self._model.outcomes["duplicate"] += 1
             else:
-                self._books.take(key, Given(value, instance, seq, received_us, source, retried))
+                self._model.apply(key, ModelValue(value, instance, seq, received_us, source, is_retry))
 
-    def _one(self, query: str) -> Any:
+    def _scalar(self, query: str) -> Any:
         with self._engine.connect() as connection:
             return connection.execute(text(query)).scalar_one()
 
-    # -- what always holds
+    # -- invariants
 
     @invariant()
-    def every_value_is_where_it_belongs(self) -> None:
+    def tables_equal_the_model(self) -> None:
         assert self._table(schema.samples) == {
-            key: [(0 if revisions is None else len(revisions), given.stored)]
-            for key, given in self._books.current.items()
-            for revisions in [self._books.others.get(key)]
+            key: [(0 if revisions is None else len(revisions), value.stored)]
+            for key, value in self._model.current.items()
+            for revisions in [self._model.others.get(key)]
         }
         assert self._table(schema.sample_revisions) == {
-            key: [(number, given.stored) for number, given in enumerate(others)]
-            for key, others in self._books.others.items()
+            key: [(number, value.stored) for number, value in enumerate(others)]
+            for key, others in self._model.others.items()
         }
 
     @invariant()
@@ -294,16 +320,16 @@ class TwoDaemons(Counted):
         sums = ", ".join(f"coalesce(sum({outcome}_rows), 0)" for outcome in outcomes)
         with self._engine.connect() as connection:
             found = connection.execute(text(f"SELECT {sums} FROM batches")).one()
-        assert dict(zip(outcomes, found, strict=True)) == {name: self._books.outcomes[name] for name in outcomes}
+        assert dict(zip(outcomes, found, strict=True)) == {name: self._model.outcomes[name] for name in outcomes}
 
     @invariant()
-    def what_a_writer_knows_is_current_unless_the_other_restated_it(self) -> None:
+    def cached_values_are_current_unless_the_other_restated_them(self) -> None:
         for daemon in self._daemons:
-            if daemon.writer.status.position != daemon.written:
-                continue  # another run of it has committed since: it will notice, and forget
-            for key, value in daemon.writer.knows.items():
-                current = self._books.current[key]
-                assert current.value == value or current.instance != daemon.writer._database.instance_id
+            if daemon.run.writer.status.position != daemon.written:
+                continue  # another run of it has committed since: this one will notice, and clear its cache
+            for key, value in daemon.run.cached.items():
+                current = self._model.current[key]
+                assert current.value == value or current.instance != daemon.instance_id
 
     def _table(self, table: Any) -> dict[Key, list[tuple[int, tuple[float, int, int]]]]:
         found: dict[Key, list[tuple[int, tuple[float, int, int]]]] = {}
@@ -317,10 +343,6 @@ class TwoDaemons(Counted):
         return found
 
 
-def _unexpected(failure: SpoolFailed) -> None:
-    raise failure
-
-
 class OnSqlite(TwoDaemons):
     pass
 
@@ -330,7 +352,7 @@ class OnPostgres(TwoDaemons):
 
 
 @pytest.fixture(autouse=True)
-def no_room_for_a_full_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+def small_ballast(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ballast, "BALLAST_BYTES", 4096)
 
 

@@ -7,84 +7,30 @@ import json
 import sqlite3
 import threading
 import time
-from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import CancelledError
 from pathlib import Path
-from typing import Any
 
 import psycopg
 import pytest
 from msgspec import structs
 from sqlalchemy import Engine, event, text
 
-from ingestor.core.entries import Fact, Frame
-from ingestor.errors import DatabaseUnavailable, SpoolFailed
+from ingestor.core.entries import Frame
 from ingestor.pipeline import dead_letters
-from ingestor.pipeline.batch_policy import BatchPolicy
 from ingestor.pipeline.dead_letters import requeue_dead_letters
-from ingestor.pipeline.writer import Writer
 from ingestor.spool.chunk_store import SpoolUnreadable
 from ingestor.spool.spool import Spool
 from ingestor.store.engine import make_engine
 from ingestor.store.read import status as letters
 from ingestor.store.read.audit import audit
-from ingestor.store.write.batch_writer import BatchWriter, InstanceInfo
 from tests.support.check_constraint import refuse
 from tests.support.daemon import until
-from tests.support.entries import CROWD, T0, decoder, fact, frame, row
-from tests.support.flaky_commit import Unsteady
+from tests.support.entries import CROWD, T0, fact, frame, row
+from tests.support.flaky_commit import FlakyCommits
 from tests.support.postgres_server import fresh_database
+from tests.support.writers import make_writer, put, query, raise_failure
 
 MINUTE = 60_000_000
-
-
-def _unexpected(failure: SpoolFailed) -> None:
-    raise failure
-
-
-@pytest.fixture
-def engine(migrated_url: str) -> Iterator[Engine]:
-    engine = make_engine(migrated_url.replace("postgresql://", "postgresql+psycopg://"))
-    yield engine
-    engine.dispose()
-
-
-@pytest.fixture
-async def spool(tmp_path: Path) -> AsyncIterator[Spool]:
-    spool = Spool(tmp_path / "spool", max_bytes=1 << 30, sync_every_seconds=0.001)
-    spool.start(_unexpected)
-    yield spool
-    await spool.close()
-
-
-def writer(
-    spool: Spool,
-    engine: Engine,
-    *,
-    max_rows: int = 5000,
-    max_wait_seconds: float = 0,
-    keep_payloads: bool = True,
-    drain: bool = True,
-) -> Writer:
-    instance = InstanceInfo(spool_id=spool.spool_id, name="test", version="0", config_sha256="", started_us=T0)
-    policy = BatchPolicy(max_rows=max_rows, max_wait_seconds=max_wait_seconds)
-    made = Writer(
-        spool, BatchWriter(engine), decoder(), policy, instance, prepare=lambda: None, keep_payloads=keep_payloads
-    )
-    if drain:
-        made.drain()
-    return made
-
-
-async def put(spool: Spool, *entries: Frame | Fact) -> None:
-    for entry in entries:
-        spool.append(entry)
-    await spool.durable(spool.head)
-
-
-def query(engine: Engine, sql: str) -> list[tuple[Any, ...]]:
-    with engine.connect() as connection:
-        return [tuple(row) for row in connection.execute(text(sql))]
 
 
 OBSERVATIONS = "SELECT ticker, value, revision, source, seq FROM observations ORDER BY ticker, ts"
@@ -93,9 +39,9 @@ LEDGER = "SELECT sum(row_count), sum(new_rows), sum(revised_rows), sum(duplicate
 
 async def test_rows_reach_the_table_once_however_often_they_come(spool: Spool, engine: Engine) -> None:
     await put(spool, frame([row("A"), row("B")]), frame([row("A"), row("B"), row("C")]))
-    writer(spool, engine).run()
+    make_writer(spool, engine).run()
     await put(spool, frame([row("A"), row("C")]))
-    writer(spool, engine).run()
+    make_writer(spool, engine).run()
     assert query(engine, OBSERVATIONS) == [
         ("A", 0.5, 0, "stream", 1),
         ("B", 0.5, 0, "stream", 1),
@@ -111,8 +57,8 @@ async def test_a_restated_value_becomes_current_and_the_others_are_kept(
     for number in (1, 2, 2, 3):
         await put(spool, frame([row(value=number)]))
         if not together:
-            writer(spool, engine).run()
-    writer(spool, engine).run()
+            make_writer(spool, engine).run()
+    make_writer(spool, engine).run()
     assert query(engine, OBSERVATIONS) == [("AAPL", 3.0, 2, "stream", 4)]
     assert query(engine, "SELECT value, revision, seq FROM revisions ORDER BY revision") == [(1.0, 0, 1), (2.0, 1, 2)]
     assert query(engine, LEDGER) == [(4, 1, 2, 1, 0)]
@@ -120,9 +66,9 @@ async def test_a_restated_value_becomes_current_and_the_others_are_kept(
 
 async def test_a_slow_answer_never_replaces_a_newer_value(spool: Spool, engine: Engine) -> None:
     await put(spool, frame([row(value=2)], received_us=T0 + 10))
-    writer(spool, engine).run()
+    make_writer(spool, engine).run()
     await put(spool, frame([row(value=1)], received_us=T0 + 5, source="snapshot"))
-    writer(spool, engine).run()
+    make_writer(spool, engine).run()
     assert query(engine, OBSERVATIONS) == [("AAPL", 2.0, 1, "stream", 1)]
     assert query(engine, "SELECT value, revision, source FROM revisions") == [(1.0, 0, "snapshot")]
 
@@ -131,12 +77,12 @@ async def test_a_value_said_again_after_another_instance_restated_it_is_current_
     tmp_path: Path, spool: Spool, engine: Engine
 ) -> None:
     other = Spool(tmp_path / "other", max_bytes=1 << 30, sync_every_seconds=0.001)
-    other.start(_unexpected)
+    other.start(raise_failure)
     await put(other, frame([row(value=2)], received_us=T0 + 20))
-    writer(other, engine).run()
+    make_writer(other, engine).run()
     await other.close()
     await put(spool, frame([row(value=1)], received_us=T0 + 10), frame([row(value=1)], received_us=T0 + 30))
-    writer(spool, engine).run()
+    make_writer(spool, engine).run()
     assert query(engine, OBSERVATIONS) == [("AAPL", 1.0, 2, "stream", 2)]
     assert query(engine, "SELECT value, revision FROM revisions ORDER BY revision") == [(1.0, 0), (2.0, 1)]
     assert audit(engine) == []
@@ -144,9 +90,9 @@ async def test_a_value_said_again_after_another_instance_restated_it_is_current_
 
 async def test_a_batch_that_did_commit_unseen_is_not_written_again(spool: Spool, engine: Engine) -> None:
     await put(spool, frame([row("A")]), frame([row("B")]))
-    stale = writer(spool, engine)
-    stale._begin()  # it has read its position …
-    writer(spool, engine).run()  # … when an earlier try's commit comes through
+    stale = make_writer(spool, engine)
+    stale.register()  # it has read its position …
+    make_writer(spool, engine).run()  # … when an earlier try's commit comes through
     stale.step()
     stale.step()
     assert stale.status.position == 2
@@ -161,7 +107,7 @@ async def test_a_sample_that_another_daemon_prunes_while_it_is_restated_is_writt
     with fresh_database(postgres_server_url, postgres_template_url) as url:
         engine = make_engine(url.replace("postgresql://", "postgresql+psycopg://"))
         await put(spool, frame([row(value=1)]))
-        writer(spool, engine).run()
+        make_writer(spool, engine).run()
         await put(spool, frame([row(value=2)]))
 
         @event.listens_for(engine, "before_cursor_execute")
@@ -170,7 +116,7 @@ async def test_a_sample_that_another_daemon_prunes_while_it_is_restated_is_writt
                 with psycopg.connect(url) as other:
                     other.execute("DELETE FROM samples WHERE value = 1")
 
-        writer(spool, engine).run()
+        make_writer(spool, engine).run()
         assert query(engine, OBSERVATIONS) == [("AAPL", 2.0, 0, "stream", 2)]
         engine.dispose()
 
@@ -179,7 +125,7 @@ async def test_an_errand_is_done_once_what_it_follows_is_committed_and_not_at_al
     spool: Spool, engine: Engine
 ) -> None:
     await put(spool, frame([row("A")]))
-    made = writer(spool, engine)
+    made = make_writer(spool, engine)
     count = "SELECT count(*) FROM observations"
     done, too_early = (
         made.run_in_writer(lambda me: (me, query(engine, count)), after_seq=1),
@@ -195,13 +141,12 @@ async def test_an_errand_is_done_once_what_it_follows_is_committed_and_not_at_al
 @pytest.mark.parametrize("done", [False, True], ids=["not done", "done unseen"])
 async def test_after_a_commit_that_failed_nothing_counts_as_known(spool: Spool, engine: Engine, done: bool) -> None:
     sent: list[list[str]] = []
-    made = writer(spool, engine)
-    made._on_rows = lambda rows: sent.append([one.series[2] for one in rows])
-    made._begin()
+    made = make_writer(spool, engine, on_rows=lambda rows: sent.append([row.series[2] for row in rows]))
+    made.register()
     for tickers in ("AB", "A"):
         await put(spool, frame([row(ticker) for ticker in tickers]))
         made.step()
-    Unsteady(engine).fail(1, done=done)
+    FlakyCommits(engine).fail(1, done=done)
     await put(spool, frame([row("B", 1)]))
     made.step()
     await put(spool, frame([row("A")]))
@@ -211,7 +156,7 @@ async def test_after_a_commit_that_failed_nothing_counts_as_known(spool: Spool, 
 
 async def test_dead_rows_stand_beside_the_living(spool: Spool, engine: Engine) -> None:
     await put(spool, frame([row("A"), {"ticker": "B"}, row("C")]), frame("{bad"), frame([]))
-    writer(spool, engine).run()
+    make_writer(spool, engine).run()
     assert [ticker for ticker, *_ in query(engine, OBSERVATIONS)] == ["A", "C"]
     letters = query(engine, "SELECT seq, row_index, stage, reason, body FROM dead_letters ORDER BY seq")
     assert letters == [(1, 1, "decode", "no ts", '{"ticker": "B"}'), (2, None, "decode", "not JSON", "{bad")]
@@ -223,7 +168,7 @@ async def test_dead_rows_stand_beside_the_living(spool: Spool, engine: Engine) -
 async def test_a_row_that_the_database_refuses_stands_alone(spool: Spool, engine: Engine, bad: list[int]) -> None:
     refuse(engine, 666.0)
     await put(spool, frame([row("T", minute, 666.0 if minute in bad else 1.0) for minute in range(5)]))
-    writer(spool, engine).run()
+    make_writer(spool, engine).run()
     assert query(engine, "SELECT count(*) FROM samples") == [(5 - len(bad),)]
     letters = query(engine, "SELECT row_index, stage, body FROM dead_letters ORDER BY row_index")
     assert [(index, stage) for index, stage, _ in letters] == [(index, "insert") for index in bad]
@@ -234,7 +179,7 @@ async def test_a_row_that_the_database_refuses_stands_alone(spool: Spool, engine
 async def test_every_repetition_of_what_the_database_refuses_is_a_letter(spool: Spool, engine: Engine) -> None:
     refuse(engine, 666.0)
     await put(spool, frame([row(value=666.0)]), frame([row(value=666.0), row("ON")]), frame([row("ON")]))
-    writer(spool, engine).run()
+    make_writer(spool, engine).run()
     assert query(engine, "SELECT seq, row_index FROM dead_letters ORDER BY seq") == [(1, 0), (2, 0)]
     assert query(engine, "SELECT new_rows, duplicate_rows, dead_rows FROM batches") == [(1, 1, 2)]
     assert audit(engine) == []
@@ -244,7 +189,7 @@ async def test_a_row_whose_values_are_all_refused_is_one_letter(spool: Spool, en
     refuse(engine, 666.0)
     chart = {"ts": "2026-01-01T00:00:00.000Z", "ticker": "A", "crowd_sentiment": 666, "volume": 666, "buzz": 1}
     await put(spool, frame([chart], path="crowd-sentiment-chart-data"))
-    writer(spool, engine).run()
+    make_writer(spool, engine).run()
     assert query(engine, "SELECT metric, value FROM observations") == [("buzz", 1.0)]
     [(body,)] = query(engine, "SELECT body FROM dead_letters")
     assert (json.loads(body)["crowd_sentiment"], json.loads(body)["volume"]) == (666.0, 666.0)
@@ -263,7 +208,7 @@ async def test_a_name_that_the_database_refuses_costs_only_its_own_rows(spool: S
                 )
             )
     await put(spool, frame([row("A"), row("BAD"), row("C")]), frame([row("BAD", 1)]))
-    writer(spool, engine).run()
+    make_writer(spool, engine).run()
     assert [ticker for ticker, *_ in query(engine, OBSERVATIONS)] == ["A", "C"]
     letters = query(engine, "SELECT seq, row_index, stage FROM dead_letters ORDER BY seq")
     assert letters == [(1, 1, "insert"), (2, 0, "insert")]
@@ -279,28 +224,35 @@ async def test_a_database_that_takes_no_dead_letters_is_not_well(spool: Spool, e
                 text("CREATE TRIGGER full BEFORE INSERT ON dead_letters BEGIN SELECT raise(ABORT, 'full'); END")
             )
     await put(spool, frame([row(value=666.0)]))
-    made = writer(spool, engine)
-    made._begin()
-    assembly = made._gather()
-    with pytest.raises(DatabaseUnavailable, match="dead letters too"):
-        made._database.write(assembly.batch)
+    outages: list[str] = []
+
+    def stop(error: str, _delay_seconds: float) -> None:
+        outages.append(error)
+        writer.stop()
+
+    writer = make_writer(spool, engine, on_outage=stop)
+    writer.register()
+    writer.step()
+    assert len(outages) == 1
+    assert "rejects even a plain-ASCII dead letter" in outages[0]
     assert query(engine, "SELECT position FROM instances") == [(0,)]
+    assert query(engine, "SELECT count(*) FROM dead_letters") == [(0,)]
+    assert spool.acked == 0
 
 
 async def test_a_database_restored_from_an_older_copy_is_met_as_another_instance(spool: Spool, engine: Engine) -> None:
     await put(spool, fact("subscribed", state="live", tickers=["A"]), frame([row("A")]))
-    writer(spool, engine).run()
+    make_writer(spool, engine).run()
     await put(spool, frame([row("B")]))
-    writer(spool, engine).run()
+    make_writer(spool, engine).run()
     await put(spool, fact())  # with this sync the spool forgets what was acknowledged
     with engine.begin() as connection:
         connection.execute(text("UPDATE instances SET position = 1"))
         connection.execute(text("DELETE FROM batches WHERE first_seq > 1"))
     await put(spool, frame([row("C")]))
     lost: list[str] = []
-    made = writer(spool, engine)
-    made._on_lost = lost.append
-    Unsteady(engine).fail(2, done=False)  # that of the old one's end: it is tried again, and told once
+    made = make_writer(spool, engine, on_lost=lost.append)
+    FlakyCommits(engine).fail(2, done=False)  # that of the old one's end: it is tried again, and told once
     made.run()
     assert lost == ["the database's position 1 does not fit the spool: one of them is an older copy"]
     assert query(engine, "SELECT count(*) FROM instances") == [(2,)]
@@ -313,8 +265,7 @@ async def test_a_database_that_never_met_a_spool_with_a_past_lacks_what_it_forgo
     lost: list[str] = []
     for ticker in "AB":
         await put(spool, frame([row(ticker)]))
-        made = writer(spool, engine)
-        made._on_lost = lost.append
+        made = make_writer(spool, engine, on_lost=lost.append)
         made.run()
         assert lost == []
     await put(spool, fact())  # with this sync the spool forgets what was acknowledged
@@ -328,14 +279,14 @@ async def test_a_database_that_never_met_a_spool_with_a_past_lacks_what_it_forgo
 async def test_what_was_acknowledged_and_not_yet_forgotten_is_not_begun_with(
     spool: Spool, engine: Engine, older: str
 ) -> None:
-    made = writer(spool, engine)
-    made._begin()
+    made = make_writer(spool, engine)
+    made.register()
     for ticker in "AB":
         await put(spool, frame([row(ticker)]))
     made.step()
     with engine.begin() as connection:
         connection.execute(text(older))
-    made._begin()
+    made.register()
     await put(spool, frame([row("C")]))  # with this sync the spool forgets what was acknowledged
     made.step()
     assert (made.status.position, made.drained) == (3, True)
@@ -346,11 +297,11 @@ async def test_a_spool_older_than_the_database_does_not_have_its_new_entries_tak
     spool: Spool, engine: Engine
 ) -> None:
     await put(spool, frame([row("A")]))
-    writer(spool, engine).run()
+    make_writer(spool, engine).run()
     with engine.begin() as connection:
         connection.execute(text("UPDATE instances SET position = 1000"))
     await put(spool, frame([row("B")]))
-    writer(spool, engine).run()
+    make_writer(spool, engine).run()
     assert [ticker for ticker, *_ in query(engine, OBSERVATIONS)] == ["A", "B"]
 
 
@@ -367,8 +318,8 @@ async def test_entries_that_are_not_as_they_were_written_condemn_the_spool(
 ) -> None:
     for ticker in "ABC":
         await put(spool, frame([row(ticker)]))
-    made = writer(spool, engine)
-    made._begin()
+    made = make_writer(spool, engine)
+    made.register()
     with sqlite3.connect(tmp_path / "spool" / "spool.db") as db:
         db.execute(damage)
     db.close()
@@ -390,10 +341,10 @@ async def test_what_is_written_when_the_spool_cannot_be_read_on_is_written_to_it
 ) -> None:
     for ticker in "ABC":
         await put(spool, frame([row(ticker)]))
-    made = writer(spool, engine, max_rows=max_rows)
-    made._begin()
+    made = make_writer(spool, engine, max_rows=max_rows)
+    made.register()
     damage_last(tmp_path)
-    Unsteady(engine).fail(commit, done=False)  # that of B
+    FlakyCommits(engine).fail(commit, done=False)  # that of B
     with pytest.raises(SpoolUnreadable, match="entries 3 to 3"):
         made.run()
     assert [ticker for ticker, *_ in query(engine, OBSERVATIONS)] == ["A", "B"]
@@ -403,10 +354,10 @@ async def test_what_is_written_when_the_spool_cannot_be_read_on_is_written_to_it
 async def test_what_waits_for_company_when_the_spool_cannot_be_read_on_is_written(
     tmp_path: Path, spool: Spool, engine: Engine
 ) -> None:
-    made = writer(spool, engine, max_wait_seconds=1, drain=False)
-    made._begin()
+    made = make_writer(spool, engine, max_wait_seconds=1, drain=False)
+    made.register()
     await put(spool, frame([row("A")]))
-    assert made._refill(0, 0)
+    assert made.read_ahead.read_entries(0, 0)
     await put(spool, frame([row("B")]))
     damage_last(tmp_path)
     made.step()
@@ -419,8 +370,7 @@ async def test_the_seconds_of_a_batch_are_those_of_its_write_also_while_the_next
     spool: Spool, engine: Engine
 ) -> None:
     seconds: list[float] = []
-    made = writer(spool, engine, max_rows=2)
-    made._on_batch = seconds.append
+    made = make_writer(spool, engine, max_rows=2, on_batch=seconds.append)
     commit = engine.dialect.do_commit
     engine.dialect.do_commit = lambda connection: (time.sleep(0.05), commit(connection))  # type: ignore[method-assign]
     await put(spool, *(frame([row(ticker)]) for ticker in "ABC"))
@@ -430,13 +380,13 @@ async def test_the_seconds_of_a_batch_are_those_of_its_write_also_while_the_next
 
 
 async def test_beside_one_of_the_largest_frames_nothing_is_read_ahead(spool: Spool, engine: Engine) -> None:
-    made = writer(spool, engine, max_rows=2)
-    made._begin()
+    made = make_writer(spool, engine, max_rows=2)
+    made.register()
     await put(spool, frame([row("A")]), frame([row("B", minute) for minute in range(10)]), frame([row("C")]))
     begun = []
     for _ in range(2):
         made.step()
-        begun.append(made._ahead is not None)
+        begun.append(made.read_ahead.next_batch is not None)
     assert begun == [False, False]
     made.step()
     assert made.status.new == 12
@@ -447,13 +397,13 @@ HOSTILE = ["O'Brien\"; DROP TABLE samples;--", "%s%(x)s", ":x", "a\nb", "\x1b[31
 
 async def test_hostile_tickers_are_text_like_any_other(spool: Spool, engine: Engine) -> None:
     await put(spool, frame([row(ticker) for ticker in HOSTILE]))
-    writer(spool, engine).run()
+    make_writer(spool, engine).run()
     assert sorted(ticker for ticker, *_ in query(engine, OBSERVATIONS)) == sorted(HOSTILE)
 
 
 async def test_nul_and_lone_surrogates_in_a_body_are_kept_as_escapes(spool: Spool, engine: Engine) -> None:
     await put(spool, frame('["\0\ud800"]', source="backfill"))
-    writer(spool, engine).run()
+    make_writer(spool, engine).run()
     assert query(engine, "SELECT body FROM dead_letters") == [('["\\u0000\\ud800"]',)]
 
 
@@ -464,7 +414,7 @@ async def test_facts_become_events_and_coverage(spool: Spool, engine: Engine) ->
         fact("subscribed", at_us=T0 + 2 * MINUTE, state="live", tickers=["A"]),
         fact("disconnected", at_us=T0 + 9 * MINUTE, since_us=T0 + 5 * MINUTE, state="disconnected", tickers=["A"]),
     )
-    writer(spool, engine).run()
+    make_writer(spool, engine).run()
     assert query(engine, "SELECT seq, kind FROM events ORDER BY seq") == [
         (1, "pending"),
         (2, "subscribed"),
@@ -485,14 +435,14 @@ async def test_facts_become_events_and_coverage(spool: Spool, engine: Engine) ->
 
 async def test_batches_are_bounded_and_gapless(spool: Spool, engine: Engine) -> None:
     await put(spool, *(frame([row(minute=i)]) for i in range(50)))
-    writer(spool, engine, max_rows=10).run()
+    make_writer(spool, engine, max_rows=10).run()
     batches = query(engine, "SELECT first_seq, last_seq FROM batches ORDER BY first_seq")
     assert len(batches) == 5
     assert [first for first, _ in batches] == [1, *(last + 1 for _, last in batches[:-1])]
 
 
 async def test_a_batch_is_as_large_as_the_load(spool: Spool, engine: Engine) -> None:
-    working = writer(spool, engine, max_rows=200, max_wait_seconds=0.02, drain=False)
+    working = make_writer(spool, engine, max_rows=200, max_wait_seconds=0.02, drain=False)
     thread = threading.Thread(target=working.run)
     thread.start()
     try:
@@ -515,20 +465,20 @@ async def test_a_batch_is_as_large_as_the_load(spool: Spool, engine: Engine) -> 
 
 async def test_without_payload_retention_no_payload_is_kept(spool: Spool, engine: Engine) -> None:
     await put(spool, frame([row()]))
-    writer(spool, engine, keep_payloads=False).run()
+    make_writer(spool, engine, keep_payloads=False).run()
     assert query(engine, "SELECT count(*) FROM payloads") == [(0,)]
     assert query(engine, "SELECT count(*) FROM samples") == [(1,)]
 
 
-async def test_the_heartbeat_is_published_once_all_before_it_is_committed(spool: Spool, engine: Engine) -> None:
-    await put(spool, frame([row()]))
+async def test_heartbeat_is_published_once_all_before_it_is_committed(spool: Spool, engine: Engine) -> None:
+    await put(spool, frame([row("A")]), frame([row("B")]))
     spool.heartbeat(T0 + MINUTE)
-    await put(spool, frame([row()]))
-    made = writer(spool, engine)
-    made._begin()
-    made._publish()
-    assert query(engine, "SELECT heartbeat_at FROM instances") == [(None,)]
-    made.step()
+    await put(spool, frame([row("C")]))
+    writer = make_writer(spool, engine, max_rows=1)
+    writer.register()
+    writer.step()
+    assert query(engine, "SELECT position, heartbeat_at FROM instances") == [(1, None)]
+    writer.step()
     assert query(engine, "SELECT heartbeat_at IS NOT NULL FROM instances") in ([(True,)], [(1,)])
 
 
@@ -538,14 +488,14 @@ async def test_a_dead_row_that_can_be_stored_now_goes_in_under_the_stamp_of_its_
     refuse(engine, 666.0)
     envelope = {"path": "crowd-sentiment", "params": {}, "results": [row("A", value=666.0), row("B")]}
     await put(spool, frame(envelope, received_us=T0, path="other"))
-    writer(spool, engine).run()
+    make_writer(spool, engine).run()
     await put(spool, frame([row("A", value=2.0)], received_us=T0 + MINUTE))
-    writer(spool, engine).run()
+    make_writer(spool, engine).run()
     with engine.begin() as connection:
         drop = "ALTER TABLE samples DROP CONSTRAINT samples_value_check"
         connection.execute(text(drop if engine.dialect.name == "postgresql" else "DROP TRIGGER refuse"))
     assert await requeue_dead_letters(spool, engine, []) == 1
-    writer(spool, engine).run()
+    make_writer(spool, engine).run()
     assert [(ticker, value) for ticker, value, *_ in query(engine, OBSERVATIONS)] == [("A", 2.0), ("B", 0.5)]
     assert query(engine, "SELECT ticker, value FROM revisions") == [("A", 666.0)]
     assert query(engine, "SELECT count(*) FROM dead_letters WHERE retried_at IS NULL") == [(0,)]
@@ -555,8 +505,8 @@ async def test_a_dead_row_that_can_be_stored_now_goes_in_under_the_stamp_of_its_
 async def test_what_is_said_again_after_a_letter_that_was_retried_is_current_again(
     spool: Spool, engine: Engine
 ) -> None:
-    made = writer(spool, engine)
-    made._begin()
+    made = make_writer(spool, engine)
+    made.register()
     await put(spool, frame([row(value=1)], received_us=T0 + 10))
     made.step()
     retried = structs.replace(frame([row(value=2)], received_us=T0 + 50), retry_of=1)
@@ -567,9 +517,9 @@ async def test_what_is_said_again_after_a_letter_that_was_retried_is_current_aga
 
 async def test_a_dead_frame_goes_the_whole_way_again(spool: Spool, engine: Engine) -> None:
     await put(spool, frame("{bad"), Frame(T0, "c", "stream", "", "p", "{}", "42[]"))
-    writer(spool, engine).run()
+    make_writer(spool, engine).run()
     assert await requeue_dead_letters(spool, engine, [1]) == 1
-    writer(spool, engine).run()
+    make_writer(spool, engine).run()
     letters = query(engine, "SELECT dead_letter_id, seq, body, retried_at IS NULL FROM dead_letters ORDER BY 1")
     assert [(n, seq, body, bool(new)) for n, seq, body, new in letters] == [
         (1, 1, "{bad", False),
@@ -586,14 +536,13 @@ async def test_letters_leave_the_spool_room_and_those_that_die_again_are_not_tri
     monkeypatch.setattr(letters, "PAGE_DEAD_LETTERS", 10)
     monkeypatch.setattr(dead_letters, "POLL_SECONDS", 0.01)
     small = Spool(tmp_path / "small", max_bytes=20_000, sync_every_seconds=0.001)
-    small.start(_unexpected)
+    small.start(raise_failure)
     await put(small, *(frame("{bad" + "x" * 300) for _ in range(60)))
-    writer(small, engine).run()
+    make_writer(small, engine).run()
     retrying = asyncio.create_task(requeue_dead_letters(small, engine, []))
     await asyncio.sleep(0.3)
     assert 1_000 < small.live_bytes < 10_000
-    made = writer(small, engine)
-    made._draining.clear()
+    made = make_writer(small, engine, drain=False)
     writing = asyncio.create_task(asyncio.to_thread(made.run))
     try:
         assert await asyncio.wait_for(retrying, 20) == 60
@@ -606,7 +555,7 @@ async def test_letters_leave_the_spool_room_and_those_that_die_again_are_not_tri
 
 async def test_a_page_of_letters_is_bounded_in_bytes(spool: Spool, engine: Engine) -> None:
     await put(spool, *(frame("{bad" + "x" * 1000) for _ in range(5)))
-    writer(spool, engine).run()
+    make_writer(spool, engine).run()
     pages = [
         [
             letter["dead_letter_id"]
@@ -618,8 +567,8 @@ async def test_a_page_of_letters_is_bounded_in_bytes(spool: Spool, engine: Engin
 
 
 async def test_a_value_restated_and_said_again_within_a_batch_is_current(spool: Spool, engine: Engine) -> None:
-    made = writer(spool, engine)
-    made._begin()
+    made = make_writer(spool, engine)
+    made.register()
     for batch in ([0.1], [0.2, 0.1]):
         await put(spool, *(frame([row(value=number)]) for number in batch))
         made.step()
@@ -628,7 +577,7 @@ async def test_a_value_restated_and_said_again_within_a_batch_is_current(spool: 
 
 async def test_a_batch_is_bounded_in_bytes_though_its_rows_be_few(spool: Spool, engine: Engine) -> None:
     await put(spool, *(frame("x" * (3 << 20)) for _ in range(9)))
-    writer(spool, engine).run()
+    make_writer(spool, engine).run()
     sizes = [last - first + 1 for first, last in query(engine, "SELECT first_seq, last_seq FROM batches")]
     assert sum(sizes) == 9
     assert max(sizes) <= 3
@@ -636,7 +585,7 @@ async def test_a_batch_is_bounded_in_bytes_though_its_rows_be_few(spool: Spool, 
 
 async def test_an_event_name_that_no_database_takes_stops_nobody(spool: Spool, engine: Engine) -> None:
     await put(spool, Frame(T0, "c", "stream", "re\0s", CROWD, "{}", '42["re\\u0000s",[]]'), frame([row()]))
-    writer(spool, engine).run()
+    make_writer(spool, engine).run()
     assert query(engine, "SELECT seq, event FROM payloads ORDER BY seq") == [(1, "re\\u0000s"), (2, "res")]
 
 
@@ -655,7 +604,7 @@ async def test_an_entry_that_the_database_refuses_elsewhere_than_in_its_rows_sta
                     )
                 )
     await put(spool, *(frame([row("nonsense" if i == 3 else "A", i)]) for i in range(8)))
-    writer(spool, engine).run()
+    make_writer(spool, engine).run()
     assert [ticker for ticker, *_ in query(engine, OBSERVATIONS)] == ["A"] * 7
     [(seq, index, stage, body)] = query(engine, "SELECT seq, row_index, stage, body FROM dead_letters")
     assert (seq, index, stage) == (4, None, "insert")
@@ -667,7 +616,7 @@ async def test_a_field_that_is_not_documented_is_told_of_once(
     spool: Spool, engine: Engine, caplog: pytest.LogCaptureFixture
 ) -> None:
     await put(spool, *(frame([row(minute=i) | {"mood": 1}]) for i in range(3)))
-    writer(spool, engine, max_rows=2).run()
+    make_writer(spool, engine, max_rows=2).run()
     assert [one.getMessage() for one in caplog.records if "mood" in one.getMessage()] == [
-        "crowd-sentiment: the field 'mood' is not in the documentation, and is not stored"
+        "crowd-sentiment: field 'mood' is not documented, its values are not stored"
     ]

@@ -25,11 +25,11 @@ from ingestor.provider.transport import make_tls_context
 
 from .raw_engineio_server import Memory, RawServer
 from .raw_http_server import WebServer
-from .running_supervisor import RunningSupervisor, StartSupervisor
+from .running_supervisor import Run, Running
 
 WAYS = ("token", "probe", "socket")
 Reach = Callable[..., Awaitable[object]]
-KEY = SecretStr("key-of-the-source")
+KEY = SecretStr("key-of-the-supply")
 TOKEN = "eyJhbGciOiJIUzI1NiJ9.eyJhcGkiOiJzZWNyZXQifQ.c2lnbmF0dXJlLW9mLXRoaXM"
 
 
@@ -97,8 +97,8 @@ async def scheduler() -> AsyncIterator[JobScheduler]:
 
 
 @pytest.fixture
-async def make_token_source(scheduler: JobScheduler) -> AsyncIterator[Callable[..., TokenSource]]:
-    """`make_token_source(server)`: a source that logs in there; closed at the end."""
+async def make_supply(scheduler: JobScheduler) -> AsyncIterator[Callable[..., TokenSource]]:
+    """`make_supply(server)`: a supply that logs in there; closed at the end."""
     made: list[TokenSource] = []
 
     def make(
@@ -141,14 +141,14 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-async def run(scheduler: JobScheduler, memory: Memory) -> AsyncIterator[StartSupervisor]:
+async def run(scheduler: JobScheduler, memory: Memory) -> AsyncIterator[Run]:
     """`await run(url, api_key, subscriptions, **provider_settings)`: a supervisor at work."""
-    started: list[RunningSupervisor] = []
+    started: list[Running] = []
 
-    async def start(url: str, api_key: str, subscriptions: list[Subscription], **settings: Any) -> RunningSupervisor:
+    async def start(url: str, api_key: str, subscriptions: list[Subscription], **settings: Any) -> Running:
         provider = ProviderConfig.model_validate({"url": url, **settings})
         tokens = TokenSource(f"{url}/jwt", SecretStr(api_key), provider.token, scheduler, spacing_seconds=0.05)
-        started.append(RunningSupervisor(provider, subscriptions, tokens, memory))
+        started.append(Running(provider, subscriptions, tokens, memory))
         return started[-1]
 
     yield start

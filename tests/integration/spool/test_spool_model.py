@@ -20,7 +20,7 @@ from ingestor.spool import ballast
 from ingestor.spool import spool as module
 from ingestor.spool.spool import Spool
 from tests.support.entries import T0, fact, frame
-from tests.support.hypothesis_steps import Counted, fast_folder, run_for
+from tests.support.hypothesis_steps import StepCounter, fast_folder, run_for
 
 CHUNK_ENTRIES = 4  # small, so that the ends of chunks are everywhere
 
@@ -29,7 +29,7 @@ def _unexpected(failure: SpoolFailed) -> None:
     raise failure
 
 
-class SpoolAgainstModel(Counted):
+class SpoolAgainstModel(StepCounter):
     """One spool on the disk. The model: every entry given in since its name began, and how far it surely lasts."""
 
     def __init__(self) -> None:

@@ -1,0 +1,111 @@
+"""Commit batches. What the database rejects is isolated, down to a single entry, so that all others are committed."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from typing import TypeAlias
+
+from ingestor.core.entries import Entry
+from ingestor.core.threads import DaemonExecutor
+from ingestor.errors import BatchRejected, DatabaseUnavailable, FullBatchRequired
+from ingestor.pipeline.batch_builder import BatchBuilder, rejected_batch
+from ingestor.pipeline.read_ahead import ReadAhead
+from ingestor.pipeline.writer_status import WriterStatus
+from ingestor.store.write.batch import Batch, SampleRow, WriteResult
+from ingestor.store.write.batch_writer import BatchWriter
+from ingestor.store.write.bisection import bisect_rejected
+
+_Outcome: TypeAlias = tuple[WriteResult, float]  # and the seconds that the transaction took
+
+
+class Committer:
+    """Commits one batch at a time. ``start`` does it in a thread of its own, so that the next batch can be built."""
+
+    def __init__(
+        self,
+        database: BatchWriter,
+        read_ahead: ReadAhead,
+        status: WriterStatus,
+        on_rows: Callable[[Sequence[SampleRow]], None],
+        on_batch: Callable[[float], None],
+    ) -> None:
+        self._database = database
+        self._read_ahead = read_ahead
+        self._status = status
+        self._on_rows = on_rows
+        self._on_batch = on_batch
+        self._executor = DaemonExecutor("commit")
+        self._started: tuple[Batch, Future[_Outcome]] | None = None  # until ``commit`` takes its outcome
+
+    def start(self, batch: Batch, when_done: Callable[[], None]) -> Callable[[], bool]:
+        """Begin to commit in the other thread, and return a function that tells whether this has ended.
+
+        ``commit`` must follow. ``when_done`` is called in the other thread.
+        """
+        future = self._executor.submit(lambda: self._write(batch))
+        future.add_done_callback(lambda _: when_done())
+        self._started = batch, future
+        return future.done
+
+    def commit(self, builder: BatchBuilder) -> None:
+        """Commit a batch, or wait for the outcome if it was started. Raises DatabaseUnavailable, PositionConflict.
+
+        After either error some of its first entries may be committed. A repeated call then raises PositionConflict.
+        """
+        bisect_rejected(
+            builder.entries,
+            lambda entries: self._commit_entries(
+                builder if entries is builder.entries else self._read_ahead.rebuild(entries)
+            ),
+            self._reject,
+        )
+
+    def close(self) -> None:
+        self._executor.close()
+
+    def _commit_entries(self, builder: BatchBuilder) -> None:
+        try:
+            self._commit_batch(builder.batch)
+        except FullBatchRequired:
+            self._commit_batch(self._read_ahead.rebuild(builder.entries, deduplicate=False).batch)
+
+    def _reject(self, entry: Entry, rejection: BatchRejected) -> None:
+        """Make one entry a dead letter: the database rejects it, though its samples were isolated already."""
+        try:
+            self._commit_batch(rejected_batch(entry, str(rejection)))
+        except BatchRejected as error:
+            # Plain ASCII that fits every column: it is not the entry. A database that is unwell gets no dead letters.
+            raise DatabaseUnavailable(f"the database rejects even a plain-ASCII dead letter: {error}") from None
+
+    def _commit_batch(self, batch: Batch) -> None:
+        try:
+            result, seconds = self._outcome(batch)
+        except BaseException:
+            self._read_ahead.invalidate()
+            raise
+        self._read_ahead.confirm(result.uncertain_keys)
+        self._on_rows(batch.rows)
+        self._count(batch, result)
+        self._on_batch(seconds)
+
+    def _outcome(self, batch: Batch) -> _Outcome:
+        started, self._started = self._started, None
+        return started[1].result() if started and started[0] is batch else self._write(batch)
+
+    def _write(self, batch: Batch) -> _Outcome:
+        started = time.monotonic()
+        return self._database.write(batch), time.monotonic() - started
+
+    def _count(self, batch: Batch, result: WriteResult) -> None:
+        status = self._status
+        status.position = batch.last_seq
+        status.batches += 1
+        status.new += result.new
+        status.revised += result.revised
+        status.duplicate += result.duplicate
+        status.dead_at_decode += len(batch.dead_letters)
+        status.dead_at_insert += result.dead_rows + result.dead_frames - len(batch.dead_letters)
+        status.expired += result.expired
+        status.committed_at = time.time()

@@ -1,0 +1,164 @@
+"""Read entries from the spool and build batches from them, one batch ahead of the commit."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from itertools import chain
+from typing import TypeAlias
+
+from ingestor.core.entries import Entry, Frame, SeriesKey
+from ingestor.errors import SpoolFailed
+from ingestor.pipeline.batch_builder import BatchBuilder
+from ingestor.pipeline.batch_policy import BatchPolicy
+from ingestor.pipeline.dedup import RecentValueCache
+from ingestor.pipeline.writer_status import WriterStatus
+from ingestor.spool.chunk_store import SpoolUnreadable
+from ingestor.spool.spool import Spool
+
+AHEAD_WAIT_SECONDS = 1.0  # for an entry to build ahead from; a commit that ends wakes the spool earlier
+AHEAD_ENTRIES = 100  # decoded between two checks whether the commit has ended
+
+NewBuilder: TypeAlias = Callable[..., BatchBuilder]  # first_seq: int, known: RecentValueCache | None
+
+
+class ReadAhead:
+    """Builds the batches that the writer commits, in seq order. Used by the writer's thread only.
+
+    While a batch is being committed, the next one is built on the assumption that the first commits unchanged. The
+    dedup cache rests on the same assumption: a value enters it when it is put into a batch, before that batch is
+    committed. So one rule governs both, and every commit ends in ``confirm`` or ``invalidate``:
+
+    * The batch was committed and all its values are current: cache and next batch are valid.
+    * It was committed, but some of its values are not current: they leave the cache. If a next batch was built, it may
+      lack repetitions of them, and its own values are in the cache: both are invalid.
+    * It failed, or its outcome is unknown, or the position or the samples were changed otherwise: both are invalid.
+
+    If they are invalid, the cache is cleared, and the entries of the next batch are built into a batch once more.
+    """
+
+    def __init__(
+        self,
+        spool: Spool,
+        policy: BatchPolicy,
+        new_builder: NewBuilder,
+        cache: RecentValueCache,
+        status: WriterStatus,
+        is_draining: Callable[[], bool],
+    ) -> None:
+        self.next_batch: BatchBuilder | None = None  # built while the one before it is committed
+        self._spool = spool
+        self._policy = policy
+        self._new_builder = new_builder
+        self._cache = cache
+        self._status = status
+        self._is_draining = is_draining
+        self._unbatched: deque[Entry] = deque()  # entries that were read and are not in a batch
+        self._started_at = 0.0  # time.monotonic() when the first entry was added to the batch that is being built
+
+    def collect_batch(self, after_seq: int, idle_seconds: float) -> BatchBuilder:
+        """Return the next batch when it is full, or its oldest entry has waited long enough.
+
+        Without any entry it is returned empty after ``idle_seconds``. Raises SpoolFailed if no entry can be read.
+        """
+        builder = self.next_batch or self._new_builder(first_seq=after_seq + 1, known=self._cache)
+        self.next_batch = None
+        while not (self.is_full(builder) or (builder.units and self._is_draining())):
+            wanted = self._policy.entries_to_full(rows=builder.units, entries=len(builder.entries))
+            try:
+                if not self.read_entries(builder.batch.last_seq, self._wait_seconds(builder, idle_seconds), wanted):
+                    break
+            except SpoolFailed:
+                if not builder.entries:
+                    raise
+                break  # the entries that could be read are written first; the next call raises
+            if not builder.units:
+                self._status.oldest_us = _received_us(self._unbatched[0])
+            self._add_entries(builder, len(self._unbatched))
+        return builder
+
+    def build_next(self, after_seq: int, is_committed: Callable[[], bool]) -> None:
+        """Build the batch that follows ``after_seq``, until it is full or the batch before it is committed."""
+        builder = self._new_builder(first_seq=after_seq + 1, known=self._cache)
+        try:
+            while not (is_committed() or self.is_full(builder)):
+                if self.read_entries(builder.batch.last_seq, AHEAD_WAIT_SECONDS):
+                    self._add_entries(builder, AHEAD_ENTRIES)
+        except SpoolFailed:
+            pass  # the entries that could be read are written first; collect_batch raises
+        self.next_batch = builder
+
+    def rebuild(self, entries: Sequence[Entry], *, deduplicate: bool = True) -> BatchBuilder:
+        """Build a batch of entries that were in a batch before."""
+        builder = self._new_builder(first_seq=entries[0][0], known=self._cache if deduplicate else None)
+        for entry in entries:
+            builder.add(entry)
+        return builder
+
+    def confirm(self, not_current: Iterable[tuple[SeriesKey, int]]) -> None:
+        """A batch was committed. ``not_current``: (series, ts) of its values that may not be current."""
+        not_current = list(not_current)
+        if not_current and self.next_batch is not None:
+            self.invalidate()
+        else:
+            self._cache.discard(not_current)
+        self._cache.rotate(time.monotonic())
+
+    def invalidate(self) -> None:
+        """Clear the cache, and take the next batch apart: both rest on what may not be in the database."""
+        self._cache.clear()
+        if self.next_batch is not None:
+            self._unbatched.extendleft(reversed(self.next_batch.entries))
+            self.next_batch = None
+
+    def reset(self) -> None:
+        """Forget every entry that was read: the position has changed, and reading starts from it."""
+        self.invalidate()
+        self._unbatched.clear()
+
+    def update_oldest(self) -> None:
+        """Set ``status.oldest_us`` after a commit."""
+        ahead = self.next_batch.entries if self.next_batch else ()
+        oldest = next(chain(ahead, self._unbatched), None)
+        self._status.oldest_us = oldest and _received_us(oldest)
+
+    def can_build_next(self, builder: BatchBuilder) -> bool:
+        """Whether there are entries after this batch, and memory: it has no room for two of the largest frames."""
+        has_entries = bool(self._unbatched) or self._spool.synced > builder.batch.last_seq
+        return has_entries and builder.units < 2 * self._policy.max_rows
+
+    def is_full(self, builder: BatchBuilder) -> bool:
+        return self._policy.full(rows=builder.units, size_bytes=builder.size_bytes)
+
+    def read_entries(self, after_seq: int, max_wait_seconds: float, min_entries: int = 1) -> bool:
+        """Return whether entries past ``after_seq`` were read, now or before.
+
+        If the spool has none, wait for ``min_entries`` of them, for up to ``max_wait_seconds``. Raises SpoolFailed.
+        """
+        if not self._unbatched and self._spool.wait(after_seq, max_wait_seconds, min_entries):
+            entries = self._spool.read(after_seq, max_entries=self._policy.max_rows)
+            if [seq for seq, _ in entries] != list(range(after_seq + 1, after_seq + 1 + len(entries))) or not entries:
+                raise SpoolUnreadable(f"spool entries after {after_seq}: some are missing, the disk lost them")
+            self._unbatched.extend(entries)
+        return bool(self._unbatched)
+
+    def _wait_seconds(self, builder: BatchBuilder, idle_seconds: float) -> float:
+        if self._is_draining():
+            return 0.0
+        age_seconds = time.monotonic() - self._started_at
+        return self._policy.wait_seconds(rows=builder.units, age_seconds=age_seconds, idle_seconds=idle_seconds)
+
+    def _add_entries(self, builder: BatchBuilder, limit: int) -> None:
+        if not builder.units:
+            self._started_at = time.monotonic()
+        max_rows, max_bytes, next_entry = self._policy.max_rows, self._policy.max_bytes, self._unbatched.popleft
+        for _ in range(min(limit, len(self._unbatched))):
+            if builder.units >= max_rows or builder.size_bytes >= max_bytes:  # is_full, without a call for each entry
+                return
+            builder.add(next_entry())
+
+
+def _received_us(entry: Entry) -> int:
+    what = entry[1]
+    return what.received_us if isinstance(what, Frame) else what.at_us

@@ -1,0 +1,52 @@
+"""Writers on real spools and databases, and what their tests do with both."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import Engine, text
+
+from ingestor.core.entries import Fact, Frame
+from ingestor.errors import SpoolFailed
+from ingestor.pipeline.batch_policy import BatchPolicy
+from ingestor.pipeline.writer import Writer
+from ingestor.spool.spool import Spool
+from ingestor.store.write.batch_writer import BatchWriter, InstanceInfo
+from tests.support.entries import T0, decoder
+
+
+def make_writer(
+    spool: Spool,
+    engine: Engine,
+    *,
+    max_rows: int = 5000,
+    max_wait_seconds: float = 0,
+    keep_samples_seconds: float | None = None,
+    drain: bool = True,
+    **options: Any,
+) -> Writer:
+    """A writer that is not running. With ``drain`` it waits for nothing. ``options``: those of Writer."""
+    instance = InstanceInfo(spool_id=spool.spool_id, name="test", version="0", config_sha256="", started_us=T0)
+    policy = BatchPolicy(max_rows=max_rows, max_wait_seconds=max_wait_seconds)
+    database = BatchWriter(engine, keep_samples_seconds)
+    writer = Writer(spool, database, decoder(), policy, instance, **{"prepare": lambda: None} | options)
+    if drain:
+        writer.drain()
+    return writer
+
+
+async def put(spool: Spool, *entries: Frame | Fact) -> None:
+    """Append entries and wait until they are durable."""
+    for entry in entries:
+        spool.append(entry)
+    await spool.durable(spool.head)
+
+
+def query(engine: Engine, sql: str) -> list[tuple[Any, ...]]:
+    with engine.connect() as connection:
+        return [tuple(row) for row in connection.execute(text(sql))]
+
+
+def raise_failure(failure: SpoolFailed) -> None:
+    """For ``Spool.start``: in most tests the spool must not fail."""
+    raise failure
