@@ -8,14 +8,14 @@ import socket
 import sqlite3
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Connection as Connection
 from sqlalchemy import Engine as Engine
-from sqlalchemy import Table, create_engine, event, exc, make_url
+from sqlalchemy import Executable, Table, create_engine, event, exc, make_url
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.pool import QueuePool
 
@@ -163,6 +163,12 @@ def repeatable_read(engine: Engine) -> Iterator[Connection]:
         if engine.dialect.name == "postgresql":  # SQLite's transactions are snapshots
             connection = connection.execution_options(isolation_level="REPEATABLE READ")
         yield connection
+
+
+def fetch_all(engine: Engine, query: Executable, parameters: dict[str, Any] | None = None) -> Sequence[Any]:
+    """Run a query in a connection of its own and return all rows. Raises what ``translate_errors`` does."""
+    with translate_errors(), engine.connect() as connection:
+        return connection.execute(query, parameters).all()
 
 
 def insert_or_ignore(connection: Connection, table: Table) -> postgresql.Insert | sqlite.Insert:

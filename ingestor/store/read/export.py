@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 from sqlalchemy import ColumnElement, Connection, Engine, Row, func, select, tuple_
 
 from ingestor.store import schema, views
-from ingestor.store.engine import repeatable_read, translate_errors
+from ingestor.store.engine import fetch_all, repeatable_read
 
 PAGE_ROWS = 10_000
 SERIES_PER_QUERY = 1_000
@@ -45,22 +45,19 @@ class ExportQuery:
 def list_feeds(engine: Engine) -> list[str]:
     """List the feeds that have series. Raises DatabaseUnavailable."""
     c = schema.series.c
-    with translate_errors(), engine.connect() as connection:
-        return list(connection.execute(select(c.feed).distinct().order_by(c.feed)).scalars())
+    return [row.feed for row in fetch_all(engine, select(c.feed).distinct().order_by(c.feed))]
 
 
 def count_series(engine: Engine, query: ExportQuery) -> int:
     """Count the series that ``query`` selects. Raises DatabaseUnavailable."""
-    with translate_errors(), engine.connect() as connection:
-        count: int = connection.execute(select(func.count()).where(*query.series_conditions())).scalar_one()
-    return count
+    ((count,),) = fetch_all(engine, select(func.count()).where(*query.series_conditions()))
+    return int(count)
 
 
 def read_pages(engine: Engine, query: ExportQuery) -> Generator[tuple[int, list[ExportRow]]]:
-    """Yield (number of series completed, observations), at most ``PAGE_ROWS`` observations at a time.
+    """Yield (number of completed series, at most ``PAGE_ROWS`` observations), from one snapshot of the database.
 
-    The observations are ordered by metric, ticker, user_id and ts, and come from one snapshot of the database, which
-    the daemon may go on writing to. Raises DatabaseUnavailable.
+    The observations are ordered by metric, ticker, user_id and ts. Raises DatabaseUnavailable.
     """
     done = 0
     with repeatable_read(engine) as connection:

@@ -6,16 +6,21 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any, TypeAlias
 
-from sqlalchemy import Connection, Engine, Select, func, select
+from sqlalchemy import Engine, Executable, Select, func, select
 
 from ingestor.store import schema, views
-from ingestor.store.engine import translate_errors
+from ingestor.store.engine import fetch_all, translate_errors
 
 Record: TypeAlias = dict[str, Any]  # a row: column → value; times are aware, UTC
 
 PAGE_DEAD_LETTERS = 500
 PAGE_BYTES = 8 << 20
 _LEDGER_COUNTS = tuple(schema.batches.c[name] for name in schema.LEDGER_COUNTS)
+
+
+def fetch_records(engine: Engine, query: Executable, parameters: Record | None = None) -> list[Record]:
+    """Run a query and return its rows as records. Raises DatabaseUnavailable."""
+    return [dict(row._mapping) for row in fetch_all(engine, query, parameters)]
 
 
 def load_status(engine: Engine) -> dict[str, list[Record]]:
@@ -27,7 +32,7 @@ def load_status(engine: Engine) -> dict[str, list[Record]]:
     """
     queries = {"instances": _instances(), "feeds": _feeds(), "states": _states(), "dead": _dead_letter_counts()}
     with translate_errors(), engine.connect() as connection:
-        return {name: _records(connection, query) for name, query in queries.items()}
+        return {name: [dict(row) for row in connection.execute(query).mappings()] for name, query in queries.items()}
 
 
 def list_dead_letters(
@@ -38,8 +43,7 @@ def list_dead_letters(
     Selects those in ``ids``; if that is empty, those that were not retried, or all with ``include_retried``. Raises
     DatabaseUnavailable.
     """
-    with translate_errors(), engine.connect() as connection:
-        return _records(connection, _dead_letters(ids, after_id, include_retried=include_retried).limit(limit))
+    return fetch_records(engine, _dead_letters(ids, after_id, include_retried=include_retried).limit(limit))
 
 
 def next_dead_letters(
@@ -68,8 +72,8 @@ def next_dead_letters(
 
 def newest_dead_letter_id(engine: Engine) -> int:
     """Return the id of the newest dead letter, 0 if there is none. Raises DatabaseUnavailable."""
-    with translate_errors(), engine.connect() as connection:
-        return connection.scalar(select(func.max(schema.dead_letters.c.dead_letter_id))) or 0
+    ((newest,),) = fetch_all(engine, select(func.max(schema.dead_letters.c.dead_letter_id)))
+    return newest or 0
 
 
 def load_state_spans(engine: Engine, spool_id: str, since: datetime, limit: int = 20_000) -> list[Record]:
@@ -89,16 +93,14 @@ def load_state_spans(engine: Engine, spool_id: str, since: datetime, limit: int 
         .order_by(c.to_at.desc())
         .limit(limit)
     )
-    with translate_errors(), engine.connect() as connection:
-        return _records(connection, query)
+    return fetch_records(engine, query)
 
 
 def count_samples_by_ticker(engine: Engine, feed: str) -> dict[str, int]:
     """Count the samples of each ticker of a feed. Reads all samples of the feed. Raises DatabaseUnavailable."""
     c = views.observations.c
     query = select(c.ticker, func.count().label("rows")).where(c.feed == feed).group_by(c.ticker)
-    with translate_errors(), engine.connect() as connection:
-        return {row.ticker: row.rows for row in connection.execute(query)}
+    return {row.ticker: row.rows for row in fetch_all(engine, query)}
 
 
 def _instances() -> Select[Any]:
@@ -137,7 +139,3 @@ def _dead_letters(ids: Sequence[int], after_id: int, *, include_retried: bool = 
 def _dead_letter_counts() -> Select[Any]:
     c = schema.dead_letters.c
     return select(c.stage, func.count().label("letters")).where(c.retried_at.is_(None)).group_by(c.stage)
-
-
-def _records(connection: Connection, query: Select[Any]) -> list[Record]:
-    return [dict(row) for row in connection.execute(query).mappings()]

@@ -10,15 +10,15 @@ from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import Any, NamedTuple, TypeAlias
 
-from sqlalchemy import Connection, Engine, Result, Table, column, select, text
+from sqlalchemy import Connection, Engine, Table, column, select, text
 from sqlalchemy.sql.expression import TextualSelect
 
 from ingestor.core.entries import SeriesKey
 from ingestor.core.times import to_datetime
 from ingestor.store import schema, views
-from ingestor.store.engine import translate_errors
+from ingestor.store.engine import fetch_all, translate_errors
 from ingestor.store.key_lookup import KEYS_PER_QUERY, keys_in
-from ingestor.store.read.status import Record
+from ingestor.store.read.status import Record, fetch_records
 
 ObservationKey: TypeAlias = tuple[SeriesKey, int]  # (series, ts in µs since the epoch)
 
@@ -53,8 +53,7 @@ def latest_observations(engine: Engine, *, limit: int, ticker: str = "") -> list
     """
     where = "WHERE n.ticker = :ticker" if ticker else ""
     query = _newest(engine, f"{where} ORDER BY m.received_at DESC, m.seq DESC LIMIT :per_series")
-    with translate_errors(), engine.connect() as connection:
-        records = _records(connection.execute(query, {"per_series": limit} | ({"ticker": ticker} if ticker else {})))
+    records = fetch_records(engine, query, {"per_series": limit} | ({"ticker": ticker} if ticker else {}))
     return sorted(records, key=lambda record: (record["received_at"], *sort_key(record)))
 
 
@@ -65,15 +64,13 @@ def newest_of_batch(engine: Engine, batch: CommittedBatch, *, per_series: int) -
     """
     query = _newest(engine, "WHERE m.instance_id = :instance_id AND m.seq BETWEEN :first_seq AND :last_seq")
     parameters = {"per_series": per_series, **batch._asdict()}
-    with translate_errors(), engine.connect() as connection:
-        return sorted(_records(connection.execute(query, parameters)), key=sort_key)
+    return sorted(fetch_records(engine, query, parameters), key=sort_key)
 
 
 def load_positions(engine: Engine) -> dict[int, int]:
     """Return the position (last committed seq) of each instance. Raises DatabaseUnavailable."""
     c = schema.instances.c
-    with translate_errors(), engine.connect() as connection:
-        return {row.instance_id: row.position for row in connection.execute(select(c.instance_id, c.position))}
+    return {row.instance_id: row.position for row in fetch_all(engine, select(c.instance_id, c.position))}
 
 
 def next_batch(engine: Engine, instance_id: int, after_seq: int) -> CommittedBatch | None:
@@ -91,9 +88,7 @@ def next_batch(engine: Engine, instance_id: int, after_seq: int) -> CommittedBat
         .order_by(c.first_seq)
         .limit(1)
     )
-    with translate_errors(), engine.connect() as connection:
-        row = connection.execute(query).one_or_none()
-    return None if row is None else CommittedBatch(*row)
+    return next((CommittedBatch(*row) for row in fetch_all(engine, query)), None)
 
 
 def batch_payloads(engine: Engine, batch: CommittedBatch) -> list[Record]:
@@ -104,8 +99,7 @@ def batch_payloads(engine: Engine, batch: CommittedBatch) -> list[Record]:
         .where(c.instance_id == batch.instance_id, c.seq.between(batch.first_seq, batch.last_seq))
         .order_by(c.seq)
     )
-    with translate_errors(), engine.connect() as connection:
-        return [dict(row) for row in connection.execute(query).mappings()]
+    return fetch_records(engine, query)
 
 
 def recorded_values(engine: Engine, batch: CommittedBatch, keys: Iterable[ObservationKey]) -> list[Record]:
@@ -170,7 +164,3 @@ def _newest(engine: Engine, clauses: str) -> TextualSelect:
     columns = [column(clause.name, clause.type) for clause in views.observations.columns]
     names = ", ".join(f"{'n' if clause.name in schema.series.c else 'm'}.{clause.name}" for clause in columns)
     return text(f"SELECT {names} FROM {source} {clauses}").columns(*columns)  # noqa: S608 -- constants of this module
-
-
-def _records(result: Result[Any]) -> list[Record]:
-    return [dict(row) for row in result.mappings()]

@@ -1,4 +1,4 @@
-"""The table of repairs on both databases: what is to be repaired, by whom, and what is noted."""
+"""Queries and state changes of the table ``repairs``, on both databases."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ MINUTE = timedelta(minutes=1)
 
 @pytest.fixture
 def db(engine: Engine) -> Database:
-    """Two gaps of AAPL on record, and a third that is not over."""
+    """Two gaps of AAPL that have ended, and a third that has not."""
     db = Database(engine)
     db.instance(1, "18:00")
     db.subscription(101, "AAPL")
@@ -44,12 +44,12 @@ def column(engine: Engine, query: str) -> list[object]:
         return list(connection.execute(text(query)).scalars())
 
 
-def test_gaps_that_are_over_and_not_named_are_to_be_repaired(db: Database) -> None:
+def test_find_gaps_returns_ended_gaps_without_repair(db: Database) -> None:
     assert repairs.find_gaps(db.engine, 10) == [FIRST, SECOND]
     assert repairs.find_gaps(db.engine, 1) == [FIRST]
 
 
-def test_a_gap_in_which_it_was_taken_out_of_the_config_is_over(db: Database) -> None:
+def test_find_gaps_includes_gap_before_removal_from_config(db: Database) -> None:
     db.state(102, 1, "live", "08:00", "09:00")
     db.state(102, 1, "disconnected", "09:00", "09:30")
     db.state(102, 1, "stopped", "09:30", None)
@@ -60,7 +60,7 @@ def test_a_gap_in_which_it_was_taken_out_of_the_config_is_over(db: Database) -> 
 
 
 @pytest.mark.parametrize(
-    ("kind", "state", "start", "end", "named"),
+    ("kind", "state", "start", "end", "has_repair"),
     [
         ("historical", "open", "12:00", "13:00", True),
         ("historical", "open", "11:00", "14:00", True),
@@ -70,190 +70,189 @@ def test_a_gap_in_which_it_was_taken_out_of_the_config_is_over(db: Database) -> 
         ("manual", "failed", "10:00", "15:00", False),
     ],
 )
-def test_a_gap_inside_a_repair_is_named_by_it(
-    db: Database, kind: str, state: str, start: str, end: str, named: bool
+def test_find_gaps_omits_gap_inside_a_repair(
+    db: Database, kind: str, state: str, start: str, end: str, has_repair: bool
 ) -> None:
     times = {"from_ts": at(start), "to_ts": at(end), "created_at": at("18:00")}
     db.add("repairs", subscription_id=101, kind=kind, state=state, **times)
-    assert repairs.find_gaps(db.engine, 10) == ([FIRST] if named else [FIRST, SECOND])
+    assert repairs.find_gaps(db.engine, 10) == ([FIRST] if has_repair else [FIRST, SECOND])
 
 
-def test_answers_are_looked_for_from_when_it_was_asked_again(db: Database) -> None:
+def test_resumed_repairs_start_at_the_new_subscribe_request(db: Database) -> None:
     RepairTable(db.engine).open(1, [FIRST, SECOND, Gap(101, at("05:00"), at("06:00"))], at("18:00"))
-    resumed, unheard = repairs.resumed_repairs(db.engine, 10)
-    # Of the second gap from `pending` on: what came before that was acknowledged is for others to judge.
-    assert [(one.repair.from_ts, one.instance_id, one.seq) for one in resumed] == [
+    resumed, not_resumed = repairs.resumed_repairs(db.engine, 10)
+    # In the second gap the request is the `pending` interval: responses may arrive before it is acknowledged.
+    assert [(again.repair.from_ts, again.instance_id, again.seq) for again in resumed] == [
         (at("09:00"), 1, 2),
         (at("12:00"), 1, 5),
     ]
-    assert [one.from_ts for one in unheard] == [at("05:00")]
+    assert [repair.from_ts for repair in not_resumed] == [at("05:00")]
 
 
-def test_the_most_urgent_is_due_first_and_days_once_they_are_over(db: Database) -> None:
-    made = [("historical", "-1 12:00", "-1 13:00"), ("manual", "-1 00:00", "00:00"), ("snapshot", "09:00", "09:30")]
-    made += [("historical", "12:00", "13:00"), ("window", "10:00", "11:00")]
-    for kind, start, end in made:
+def test_due_repairs_are_ordered_by_urgency(db: Database) -> None:
+    rows = [("historical", "-1 12:00", "-1 13:00"), ("manual", "-1 00:00", "00:00"), ("snapshot", "09:00", "09:30")]
+    rows += [("historical", "12:00", "13:00"), ("window", "10:00", "11:00")]
+    for kind, start, end in rows:
         times = {"from_ts": at(start), "to_ts": at(end), "created_at": at("18:00")}
         db.add("repairs", subscription_id=101, kind=kind, state="open", **times)
     due = list(repairs.due_repairs(db.engine, at("00:00")))
-    assert [(one.kind, one.ticker, one.parsed_params) for one in due] == [
+    assert [(repair.kind, repair.ticker, repair.parsed_params) for repair in due] == [
         ("snapshot", "AAPL", {"ticker": "AAPL"}),
         ("manual", "AAPL", {"ticker": "AAPL"}),
         ("historical", "AAPL", {"ticker": "AAPL"}),
     ]
 
 
-def test_whoever_has_the_lease_writes_and_it_passes_on_when_it_has_run_out(db: Database) -> None:
+def test_only_holder_of_the_lease_writes_until_it_expires(db: Database) -> None:
     table = RepairTable(db.engine)
     table.acquire_lease(1)
     table.open(1, [FIRST], at("18:00"))
-    (one,) = repairs.load_repairs(db.engine, [1])
+    (repair,) = repairs.load_repairs(db.engine, [1])
     for write in (
         lambda: table.acquire_lease(2),
         lambda: table.open(2, [SECOND], at("18:00")),
-        lambda: table.postpone(2, one.repair_id, "x"),
-        lambda: table.finish(2, {one.repair_id: 1}, at("18:00")),
-        lambda: table.fail(2, [one.repair_id], "x", at("18:00")),
+        lambda: table.postpone(2, repair.repair_id, "x"),
+        lambda: table.finish(2, {repair.repair_id: 1}, at("18:00")),
+        lambda: table.fail(2, [repair.repair_id], "x", at("18:00")),
     ):
         with pytest.raises(LeaseHeldElsewhere):
             write()
-    assert repairs.load_repairs(db.engine, [1, 2]) == [one]
+    assert repairs.load_repairs(db.engine, [1, 2]) == [repair]
     with db.engine.begin() as connection:
         connection.execute(schema.leases.update().values(until=datetime.now(UTC) - MINUTE))
-    table.finish(2, {one.repair_id: 7}, at("18:00"))
+    table.finish(2, {repair.repair_id: 7}, at("18:00"))
     assert column(db.engine, "SELECT state FROM repairs") == ["done"]
     with pytest.raises(LeaseHeldElsewhere):
         table.acquire_lease(1)
 
 
-def test_gaps_shrink_by_what_is_done_and_by_nothing_else(db: Database) -> None:
+def test_only_finished_repairs_close_gaps(db: Database) -> None:
     table = RepairTable(db.engine)
     table.open(1, [FIRST, SECOND], at("18:00"))
-    table.open(1, [FIRST, SECOND], at("18:00"))  # as another daemon may
+    table.open(1, [FIRST, SECOND], at("18:00"))  # as another daemon might
     table.postpone(1, 1, "later")
     table.change_kind(1, [1], "historical")
-    table.advance(1, 1, "some of it")
+    table.advance(1, 1, "half of it")
     table.fail(1, [2], "why not", at("18:00"))
-    holes = "SELECT from_at FROM gaps ORDER BY from_at"
-    assert len(column(db.engine, holes)) == 3
-    table.finish(1, {1: 30, 2: 30}, at("18:00"))  # of what has failed nothing is done
-    assert len(column(db.engine, holes)) == 2
-    assert [(one.state, one.new_rows, one.error) for one in repairs.load_repairs(db.engine, [1, 2])] == [
+    gaps = "SELECT from_at FROM gaps ORDER BY from_at"
+    assert len(column(db.engine, gaps)) == 3
+    table.finish(1, {1: 30, 2: 30}, at("18:00"))  # a failed repair does not become done
+    assert len(column(db.engine, gaps)) == 2
+    assert [(repair.state, repair.new_rows, repair.error) for repair in repairs.load_repairs(db.engine, [1, 2])] == [
         ("done", 30, ""),
         ("failed", 0, "why not"),
     ]
 
 
-def test_what_has_failed_is_told_until_it_was_repaired_otherwise(db: Database) -> None:
+def test_unfinished_repairs_omit_failed_ones_covered_since(db: Database) -> None:
     table = RepairTable(db.engine)
     table.open(1, [FIRST, SECOND], at("18:00"))
     table.fail(1, [1, 2], "why not", at("18:00"))
-    assert [one.repair_id for one in repairs.unfinished_repairs(db.engine, "AAPL")] == [2, 1]
-    by_hand = Gap(101, at("08:30"), at("12:30"))
-    table.open(1, [by_hand], at("19:00"))
+    assert [repair.repair_id for repair in repairs.unfinished_repairs(db.engine, "AAPL")] == [2, 1]
+    manual = Gap(101, at("08:30"), at("12:30"))
+    table.open(1, [manual], at("19:00"))
     table.finish(1, {3: 1}, at("19:00"))
-    assert [one.repair_id for one in repairs.unfinished_repairs(db.engine)] == [2]  # half of it is still missing
+    assert [repair.repair_id for repair in repairs.unfinished_repairs(db.engine)] == [2]  # half of it is still missing
     assert repairs.unfinished_repairs(db.engine, "ON") == []
 
 
-def test_rows_are_counted_that_came_since_and_are_about_the_gaps_time(db: Database) -> None:
+def test_count_new_rows_counts_rows_of_the_gap_that_arrived_since(db: Database) -> None:
     table = RepairTable(db.engine)
     table.open(1, [FIRST], at("18:00"))
-    (one,) = repairs.load_repairs(db.engine, [1])
+    (repair,) = repairs.load_repairs(db.engine, [1])
     names = ("crowd-sentiment", "crowd_sentiment")
-    for clock, came, source in (
-        ("08:58", "09:31", "stream"),  # not of its time
-        ("08:59:30", "09:31", "stream"),  # of the bucket that it begins in
+    for clock, received, source in (
+        ("08:58", "09:31", "stream"),  # before the gap
+        ("08:59:30", "09:31", "stream"),  # in the bucket that the gap starts in
         ("09:10", "09:31", "stream"),
         ("09:11", "18:30", "backfill"),
-        ("09:12", "17:30", "backfill"),  # before it was begun
-        ("09:30", "09:31", "stream"),  # the end is not in it
+        ("09:12", "17:30", "backfill"),  # before the repair was created
+        ("09:30", "09:31", "stream"),  # the end is exclusive
     ):
-        db.sample(*names, "AAPL", clock, 1.0, received_at=at(came), source=source)
+        db.sample(*names, "AAPL", clock, 1.0, received_at=at(received), source=source)
     db.sample(*names, "ON", "09:10", 1.0, received_at=at("09:31"))
-    assert repairs.count_new_rows(db.engine, one, MINUTE) == 2
+    assert repairs.count_new_rows(db.engine, repair, MINUTE) == 2
     table.change_kind(1, [1], "historical")
     assert repairs.count_new_rows(db.engine, repairs.load_repairs(db.engine, [1])[0], MINUTE) == 1
     assert repairs.sample_range(db.engine, names[0], "AAPL", "", at("09:00"), at("09:30")) == (at("09:10"), at("09:12"))
     assert repairs.sample_range(db.engine, names[0], "AAPL", "", at("09:40"), at("09:50")) is None
     db.sample(*names, "TSLA", "09:10", 1.0)
-    db.subscription(103, path="crowd-sentiment")  # all of them
-    db.subscription(104, "6E")  # asked for, and nothing has come
+    db.subscription(103, path="crowd-sentiment")  # all tickers
+    db.subscription(104, "6E")  # subscribed, without data
     db.subscription(105, "ES", feed="tweet-volume", path="/real-time/tweet-volume")
     assert repairs.known_tickers(db.engine, names[0], 10) == ["6E", "AAPL", "ON", "TSLA"]
 
 
-def wish(ticker: str, params: str, end: str = "13:00") -> BackfillRequest:
+def request(ticker: str, params: str, end: str = "13:00") -> BackfillRequest:
     path = "/real-time/crowd-sentiment"
-    names = {"path": path, "method": "get", "params": params, "feed": "crowd-sentiment", "ticker": ticker}
-    return BackfillRequest(**names, from_ts=at("12:00"), to_ts=at(end))
+    columns = {"path": path, "method": "get", "params": params, "feed": "crowd-sentiment", "ticker": ticker}
+    return BackfillRequest(**columns, from_ts=at("12:00"), to_ts=at(end))
 
 
-def test_what_is_asked_for_by_hand_goes_on_or_begins_anew_but_what_is_done_stays_so(db: Database) -> None:
-    table, ours = RepairTable(db.engine), wish("AAPL", '{"ticker":"AAPL"}')
-    other = wish("TSLA", '{"ticker":"TSLA"}')
-    assert table.request([ours, other], at("18:00")) == [1, 2]
-    assert [one.ticker for one in repairs.load_repairs(db.engine, [1, 2])] == ["AAPL", "TSLA"]
+def test_request_reopens_failed_repair_and_keeps_finished_one(db: Database) -> None:
+    table, aapl = RepairTable(db.engine), request("AAPL", '{"ticker":"AAPL"}')
+    tsla = request("TSLA", '{"ticker":"TSLA"}')
+    assert table.request([aapl, tsla], at("18:00")) == [1, 2]
+    assert [repair.ticker for repair in repairs.load_repairs(db.engine, [1, 2])] == ["AAPL", "TSLA"]
     table.advance(1, 1, "half of it")
     table.fail(1, [2], "no", at("18:00"))
-    assert table.request([ours, other], at("19:00")) == [1, 2]
-    assert [(one.state, one.cursor, one.error) for one in repairs.load_repairs(db.engine, [1, 2])] == [
+    assert table.request([aapl, tsla], at("19:00")) == [1, 2]
+    assert [(repair.state, repair.cursor, repair.error) for repair in repairs.load_repairs(db.engine, [1, 2])] == [
         ("open", "half of it", ""),
         ("open", "", ""),
     ]
     table.finish(1, {1: 5}, at("19:00"))
-    assert table.request([ours], at("20:00")) == [1]
+    assert table.request([aapl], at("20:00")) == [1]
     assert repairs.load_repairs(db.engine, [1])[0].state == "done"
     assert column(db.engine, "SELECT ticker FROM subscriptions ORDER BY ticker") == ["AAPL", "ON", "TSLA"]
 
 
-def test_a_gap_that_is_asked_for_by_hand_waits_for_nothing_else(db: Database) -> None:
+def test_request_makes_waiting_repair_manual(db: Database) -> None:
     table = RepairTable(db.engine)
     table.open(1, [SECOND], at("18:00"))
-    assert table.request([wish("AAPL", '{"ticker":"AAPL"}')], at("19:00")) == [1]
-    assert [(one.kind, one.created_at) for one in repairs.due_repairs(db.engine, at("00:00"))] == [
+    assert table.request([request("AAPL", '{"ticker":"AAPL"}')], at("19:00")) == [1]
+    assert [(repair.kind, repair.created_at) for repair in repairs.due_repairs(db.engine, at("00:00"))] == [
         ("manual", at("19:00"))
     ]
 
 
-def test_what_was_asked_for_repairs_the_gaps_inside_it_as_well(db: Database) -> None:
+def test_repairs_inside_returns_later_repairs_of_the_feed(db: Database) -> None:
     table = RepairTable(db.engine)
     table.open(1, [FIRST, SECOND, Gap(102, at("09:00"), at("09:30"))], at("18:00"))
     first = repairs.load_repairs(db.engine, [1])[0]
-    assert [one.repair_id for one in repairs.repairs_inside(db.engine, first, at("13:00"))] == [2]
+    assert [repair.repair_id for repair in repairs.repairs_inside(db.engine, first, at("13:00"))] == [2]
     assert repairs.repairs_inside(db.engine, first, at("12:59")) == []
 
 
-def test_only_an_answer_that_came_after_the_gap_and_reaches_back_to_its_start_proves_it(
-    db: Database, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_window_is_proven_by_later_response_that_covers_start(db: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(window_scan, "PAGE_ROWS", 2)
     RepairTable(db.engine).open(1, [FIRST, SECOND], at("18:00"))
     resumed, _ = repairs.resumed_repairs(db.engine, 10)
-    looked: dict[tuple[int, int], int] = {}
+    scanned: dict[tuple[int, int], int] = {}
 
     def proven() -> list[datetime]:
         return [
-            one.from_ts for one in window_scan.find_repaired(db.engine, decoder(), 1, resumed, looked, lambda: False)
+            repair.from_ts
+            for repair in window_scan.find_repaired(db.engine, decoder(), 1, resumed, scanned, lambda: False)
         ]
 
-    def came(seq: int, received: str, ticker: str, *rows: str, path: str = "/real-time/crowd-sentiment") -> None:
+    def receive(seq: int, received: str, ticker: str, *rows: str, path: str = "/real-time/crowd-sentiment") -> None:
         body = json.dumps([{"ts": at(row).isoformat(), "ticker": ticker, "average_sentiment": 1} for row in rows])
         names = {"connection_id": "c", "source": "stream", "event": "res", "path": path, "params": "{}", "body": body}
         db.add("payloads", instance_id=1, seq=seq, received_at=at(received), **names)
 
-    came(20, "09:29:59", "AAPL", "09:00")  # still in the gap, which goes on to its end
-    came(21, "09:30:01", "AAPL", "09:01")  # sparse
-    came(22, "09:30:02", "ON", "09:00")
-    came(23, "09:30:03", "AAPL", "09:00", path="crowd-sentiment")  # says what is new, and restates what is old
-    came(24, "09:30:04", "AAPL")
-    came(25, "09:30:05", "AAPL", "02:00", "09:29")  # restated, from before any window
+    receive(20, "09:29:59", "AAPL", "09:00")  # before the end of the gap
+    receive(21, "09:30:01", "AAPL", "09:01")  # does not reach the start of the gap
+    receive(22, "09:30:02", "ON", "09:00")
+    receive(23, "09:30:03", "AAPL", "09:00", path="crowd-sentiment")  # a bare stream: only new and restated rows
+    receive(24, "09:30:04", "AAPL")
+    receive(25, "09:30:05", "AAPL", "02:00", "09:29")  # a restated row, older than any window
     assert proven() == []
-    assert looked == {(1, 1): 25, (2, 1): 25}
-    came(26, "09:31", "AAPL", "09:25", "09:00")
+    assert scanned == {(1, 1): 25, (2, 1): 25}
+    receive(26, "09:31", "AAPL", "09:25", "09:00")
     assert proven() == [at("09:00")]
-    came(27, "13:01", "AAPL", "11:59", "13:00")
-    assert proven() == [at("09:00"), at("12:00")]  # the first is still among those asked about: looked at from 25 on
-    resumed = [one for one in resumed if one.repair.from_ts == at("12:00")]
+    receive(27, "13:01", "AAPL", "11:59", "13:00")
+    assert proven() == [at("09:00"), at("12:00")]  # the first is still among those passed in, and is scanned from 25 on
+    resumed = [again for again in resumed if again.repair.from_ts == at("12:00")]
     proven()
-    assert looked.keys() == {(2, 1)}
+    assert scanned.keys() == {(2, 1)}
