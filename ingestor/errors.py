@@ -1,4 +1,7 @@
-"""What can go wrong, each named for what its caller does next. Libraries' exceptions end at the door of their room."""
+"""Every exception, named for what the caller does next.
+
+Third-party exceptions are translated where they are raised and never leave their package.
+"""
 
 from __future__ import annotations
 
@@ -6,17 +9,17 @@ from dataclasses import dataclass
 
 
 class IngestorError(Exception):
-    """The root. ``exit_code`` is what the process ends with where the error ends it (after sysexits.h)."""
+    """Base class. ``exit_code`` is the exit code of the process if this error ends it (see sysexits.h)."""
 
     exit_code = 70
 
 
 @dataclass(frozen=True, slots=True)
 class ConfigProblem:
-    """One thing wrong in the configuration: where it stands, and what to do about it."""
+    """One problem in the configuration, and how to fix it."""
 
-    location: str  # file:line:column, or the environment variable's name
-    path: str  # the place in the document, e.g. "subscriptions.2.path"; empty for the document itself
+    location: str  # file:line:column, or the name of an environment variable
+    path: str  # of the key, such as "subscriptions.2.path"; empty for the whole document
     message: str  # what is wrong, and what to do
 
     def __str__(self) -> str:
@@ -24,7 +27,7 @@ class ConfigProblem:
 
 
 class ConfigError(IngestorError):
-    """The configuration cannot be used. Carries every problem found, not only the first."""
+    """The configuration is invalid. Report it and do not use it. Contains every problem found."""
 
     exit_code = 78
 
@@ -34,19 +37,19 @@ class ConfigError(IngestorError):
 
 
 class InsecureSecretFile(ConfigError):
-    """A secret's file can be read by others; the message holds the command that mends it."""
+    """Others can read a file with a secret. Do not use the secret; the message has the command that fixes it."""
 
     exit_code = 77
 
 
 class TokenRefused(IngestorError):
-    """The provider does not accept the API key (401, 403). Do not hurry: a person has to act."""
+    """The provider rejected the API key (401, 403). Retry slowly: someone has to change the key."""
 
     exit_code = 77
 
 
 class TokenUnavailable(IngestorError):
-    """No token now (network, 5xx, 429, deadline). Try again, after ``retry_after_seconds`` if the provider said so."""
+    """No token could be obtained (network, 5xx, 429, timeout). Retry, not before ``retry_after_seconds`` if set."""
 
     exit_code = 69
 
@@ -56,33 +59,33 @@ class TokenUnavailable(IngestorError):
 
 
 class InvalidTokenResponse(TokenUnavailable):
-    """The answer was not a token (HTML, ``{}``, a redirect, too long). Try again later; tell a person."""
+    """The response was not a token (HTML, ``{}``, a redirect, too long). Report it, and retry later."""
 
 
 class ConnectionFailed(IngestorError):
-    """The socket could not be had, or was lost. Try again after a backoff."""
+    """The socket could not be opened, or was closed. Retry with backoff."""
 
     exit_code = 69
 
 
 class ConnectionRefused(ConnectionFailed):
-    """The server refused the token at the handshake. Fetch one fresh token, then back off."""
+    """The server rejected the token during the handshake. Get a new token once, then back off."""
 
     exit_code = 77
 
 
 class ProtocolUnsupported(ConnectionFailed):
-    """The server speaks a Socket.IO generation that we do not (0.9), or none."""
+    """The server uses an unsupported version of Socket.IO, or another protocol. Retry with backoff."""
 
 
 class RestUnavailable(IngestorError):
-    """No REST answer that can be used, now. Ask again later; the message says why."""
+    """A REST request failed for a reason that may be temporary. Retry later."""
 
     exit_code = 69
 
 
 class RestRefused(IngestorError):
-    """The provider will not answer this question (400, 403, 404, …), in its own words. Do not ask it again."""
+    """The provider rejected a REST request (400, 403, 404, …). Do not repeat it. The message quotes the provider."""
 
     exit_code = 69
 
@@ -92,35 +95,35 @@ class RestRefused(IngestorError):
 
 
 class ResponseTooLarge(RestRefused):
-    """The answer is longer than we take. Ask for less at a time."""
+    """The response exceeds the size limit. Request a shorter range."""
 
 
 class DatabaseUnavailable(IngestorError):
-    """Nothing is wrong with the rows: connection, lock, disk, restart, timeout. Try the same batch again."""
+    """The database failed for a reason other than the rows: connection, lock, disk, restart, timeout. Retry."""
 
     exit_code = 69
 
 
 class BatchRejected(IngestorError):
-    """The database refused a row. Halve the batch until it stands alone."""
+    """The database rejected a row. Split the batch until the row is found."""
 
 
 class FullBatchRequired(IngestorError):
-    """A batch cannot be judged without the rows that were left out as known. Nothing was written: leave none out."""
+    """The batch lacks rows that dedup removed, and needs them. Nothing was written: write it again with all rows."""
 
 
 class PositionConflict(IngestorError):
-    """Somebody (an earlier try that did commit) wrote this batch already. Read the position again and go on from it."""
+    """This batch was already written, by an earlier attempt. Read the position again and continue from there."""
 
 
 class SchemaTooNew(IngestorError):
-    """The database was migrated by a newer program. Upgrade this one."""
+    """A newer version migrated the database. Stop: this program has to be upgraded."""
 
     exit_code = 78
 
 
 class SchemaTooOld(IngestorError):
-    """The database lacks migrations and ``database.migrate`` is ``never``. Run ``ingestor db upgrade``."""
+    """The database lacks migrations and ``database.migrate`` is ``never``. Stop: run ``ingestor db upgrade``."""
 
     exit_code = 78
 
@@ -132,30 +135,30 @@ class SchemaUnsupported(IngestorError):
 
 
 class AlreadyLocked(IngestorError):
-    """Another process holds the spool or the SQLite database; the message names it."""
+    """Another process uses the spool or the SQLite database. Stop; the message names the process."""
 
     exit_code = 75
 
 
 class PermissionDenied(IngestorError):
-    """This user may not do what is needed; the message says what, and how to allow it."""
+    """This user lacks a permission. Stop; the message says which, and how to grant it."""
 
     exit_code = 77
 
 
 class SpoolFailed(IngestorError):
-    """The spool cannot be written. Nothing after the last sync is acknowledged: stop, restart, verify."""
+    """The spool cannot be written. Stop, and acknowledge nothing after the last sync; a restart verifies the spool."""
 
     exit_code = 74
 
 
 class MissingExtra(IngestorError):
-    """A library is not installed that only some need; the message says which extra brings it."""
+    """An optional library is not installed. Stop; the message names the extra to install."""
 
     exit_code = 69
 
 
 class FileWriteFailed(IngestorError):
-    """A file that was asked for cannot be written; the message says why. Nothing of it was left."""
+    """An output file cannot be written. Stop; no partial file is left."""
 
     exit_code = 74

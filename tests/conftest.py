@@ -56,10 +56,10 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 @pytest.fixture(autouse=True)
 def _forget_secrets() -> Iterator[None]:
     """Take back what a test made secret: the redactor is one for the process, and would mask it in the tests after."""
-    before = redactor._uses.copy()
+    before = redactor._counts.copy()
     yield
-    for secret in (redactor._uses - before).elements():
-        redactor.forget(secret)
+    for secret in (redactor._counts - before).elements():
+        redactor.remove(secret)
 
 
 @pytest.fixture(scope="session")

@@ -2,14 +2,7 @@
 
 from __future__ import annotations
 
-import gc
-import sys
-
 from ingestor.cli.output import ConfigOption, load_config
-
-# How long one thread computes while another waits for its turn. The interpreter's 5 ms would be lost at nearly every
-# answer of the database, and as often the event loop's.
-THREAD_SECONDS = 0.001
 
 
 def run(config: ConfigOption = None) -> None:
@@ -30,6 +23,7 @@ def run(config: ConfigOption = None) -> None:
 
     from ingestor.config import require_api_key
     from ingestor.daemon.service import Service
+    from ingestor.daemon.tuning import tune_interpreter
     from ingestor.monitoring import log_setup
 
     loaded = load_config(config)
@@ -37,15 +31,5 @@ def run(config: ConfigOption = None) -> None:
     log_setup.configure(loaded.log.level, loaded.log.format)
     log_setup.log_uncaught_errors()
     service = Service(loaded, api_key)
-    _look_for_cycles_seldom()
-    sys.setswitchinterval(THREAD_SECONDS)
+    tune_interpreter()
     asyncio.run(service.run())
-
-
-def _look_for_cycles_seldom() -> None:
-    """A batch is thousands of small objects without a cycle among them. With the interpreter's own thresholds the
-    collector goes through them, and all that was imported, again and again: a quarter of the writer's time.
-    """
-    gc.collect()
-    gc.freeze()  # what was imported stays
-    gc.set_threshold(20_000, 20, 50)

@@ -31,7 +31,7 @@ from ingestor.pipeline.decoder import DecodedFrame, Decoder
 from ingestor.provider import catalog
 from ingestor.provider.auth import Token
 from ingestor.provider.auth.login import fetch_token
-from ingestor.provider.http_client import Deadline, RequestFailed, send_request
+from ingestor.provider.http_client import HttpRequest, RequestFailed
 from ingestor.provider.socket.connection import Connection, ConnectionSettings
 from ingestor.provider.socket.protocol import ProtocolDetector, ProtocolVersion
 from ingestor.provider.subscriptions.supervisor import group_subscriptions
@@ -158,19 +158,18 @@ async def _token(config: Config, key: SecretStr) -> ProbeResult[Token]:
 
 async def _clock(config: Config) -> ProbeResult[None]:
     provider = config.provider
-    question = partial(
-        send_request,
+    request = HttpRequest(
         "HEAD",
         provider.url,
         headers={},
-        deadline=Deadline(CLOCK_SECONDS),
+        timeout_seconds=CLOCK_SECONDS,
         max_bytes=0,
         ca_file=provider.ca_file,
         proxy=config.proxy,
     )
     began = time.time()
     try:
-        answer = await run_in_daemon_thread(question, "clock")
+        answer = await run_in_daemon_thread(request.send, "clock")
     except RequestFailed as error:
         raise ProbeFailed(f"{provider.url}: {error}") from None
     ours = (began + time.time()) / 2

@@ -1,13 +1,13 @@
-"""What the operator told us: YAML and environment, as one frozen Config.
+"""The configuration: YAML file, environment variables and secrets as one frozen Config.
 
-document                     YAML as text, with places
-units, values, urls          what a single value may be
-model, subscriptions         the nouns, and the list of what is collected
-environment, secrets, proxy  what comes from elsewhere; secretfile is a secret's own file
-draft, complaints, loading   put together, with every problem at once
-editing, rewriting           a ticker more or less, and the file replaced
-difference                   what another configuration changes
-showing                      JSON Schema, and `config show`
+yaml_document                   YAML as text, with the location of each value
+units, validators, urls         check and convert single values
+model, subscriptions            the sections, and the list of what is collected
+environment, secrets, proxy     values from outside the file; secret_file reads a file with one secret
+draft, validation_errors, loader  combine everything, and report all problems at once
+edit, rewrite                   add or remove a ticker in the file's text, and replace the file
+diff                            which settings differ between two configurations
+render                          JSON Schema, and `config show`
 """
 
 from ingestor.config.diff import changed_settings

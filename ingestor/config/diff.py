@@ -1,4 +1,4 @@
-"""Which values another configuration changes. Pure."""
+"""Compare two configurations."""
 
 from __future__ import annotations
 
@@ -9,27 +9,22 @@ from pydantic import BaseModel, SecretStr
 
 from ingestor.config.model import Config
 
-# Told elsewhere, or no values of the document; where a secret stands is none, its own value is.
-_NOT_SETTINGS = frozenset(
+# Compared elsewhere, or not settings: not the name of a secret's file counts, but the secret in it.
+_NOT_COMPARED = frozenset(
     {"subscriptions", "source", "sha256", "key_file", "provider.api_key", "provider.api_key_file", "database.url_file"}
 )
 
 
 def changed_settings(old: Config, new: Config) -> tuple[str, ...]:
-    """The keys, such as ``spool.max_bytes``, whose values are others; subscriptions, key and secrets' files apart."""
-    before = _leaves(old)
-    return tuple(name for name, value in _leaves(new).items() if value != before[name])
+    """Return the keys whose values differ, such as ``spool.max_bytes``. Ignores subscriptions and the API key."""
+    before = dict(_settings(old))
+    return tuple(name for name, value in _settings(new) if value != before[name])
 
 
-def _leaves(section: BaseModel, prefix: str = "") -> dict[str, Any]:
-    """Every value of the document but the subscriptions, by the path at which it stands there."""
-    return dict(_walk(section, prefix))
-
-
-def _walk(section: BaseModel, prefix: str) -> Iterator[tuple[str, Any]]:
+def _settings(section: BaseModel, prefix: str = "") -> Iterator[tuple[str, Any]]:
     for name in type(section).model_fields:
         value = getattr(section, name)
         if isinstance(value, BaseModel):
-            yield from _walk(value, f"{prefix}{name}.")
-        elif f"{prefix}{name}" not in _NOT_SETTINGS:
+            yield from _settings(value, f"{prefix}{name}.")
+        elif f"{prefix}{name}" not in _NOT_COMPARED:
             yield f"{prefix}{name}", value.get_secret_value() if isinstance(value, SecretStr) else value

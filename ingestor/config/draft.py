@@ -1,4 +1,4 @@
-"""The document and what environment and secrets add to it: values, their places, and what is wrong so far."""
+"""A configuration under construction: values, their locations, and the problems found so far."""
 
 from __future__ import annotations
 
@@ -11,65 +11,64 @@ from ingestor.errors import ConfigError, ConfigProblem, InsecureSecretFile
 
 
 class Draft:
-    """A configuration while it is put together. Problems gather until ``check`` raises them all at once."""
+    """The document plus values from elsewhere. Collects problems until ``check`` raises all of them at once."""
 
     def __init__(self, document: YamlDocument) -> None:
         self._document = document
-        self._origins: dict[Loc, str] = {}  # what does not stand in the document, and where it came from
+        self._origins: dict[Loc, str] = {}  # where values that are not in the document come from
         self._problems = list(document.problems)
         self._exposed: list[ConfigProblem] = []
         self.value: dict[str, Any] = document.value
 
     def get(self, *loc: str) -> Any:
-        """The value at a place; None if there is none."""
-        found: Any = self.value
+        """Return the value at a location, or None."""
+        value: Any = self.value
         for part in loc:
-            found = found.get(part) if isinstance(found, dict) else None
-        return found
+            value = value.get(part) if isinstance(value, dict) else None
+        return value
 
-    def put(self, loc: tuple[str, ...], value: Any, origin: str) -> None:
-        """Set a value that comes from ``origin``; nothing where the document has no mapping to hold it."""
-        holder = self.value
+    def set(self, loc: tuple[str, ...], value: Any, origin: str) -> None:
+        """Set a value that comes from ``origin``. Does nothing if the document has no mapping there."""
+        parent = self.value
         for part in loc[:-1]:
-            if holder.get(part) is None:
-                holder[part] = {}
-            holder = holder[part]
-            if not isinstance(holder, dict):
+            if parent.get(part) is None:
+                parent[part] = {}
+            parent = parent[part]
+            if not isinstance(parent, dict):
                 return
-        holder[loc[-1]] = value
+        parent[loc[-1]] = value
         self._origins[loc] = origin
 
-    def drop(self, loc: tuple[str, ...]) -> None:
-        """Take a value out, so that it is neither checked nor shown."""
-        holder = self.get(*loc[:-1])
-        if isinstance(holder, dict):
-            holder.pop(loc[-1], None)
+    def remove(self, loc: tuple[str, ...]) -> None:
+        """Remove a value, so that it is neither validated nor shown."""
+        parent = self.get(*loc[:-1])
+        if isinstance(parent, dict):
+            parent.pop(loc[-1], None)
 
     def location_of(self, loc: Loc, *, key: bool = False) -> str:
-        """Where a value was written: ``file:line:column``, or a variable's or file's name."""
+        """Return where a value comes from: ``file:line:column``, or the name of a variable or file."""
         for length in range(len(loc), 0, -1):
             if loc[:length] in self._origins:
                 return self._origins[loc[:length]]
         return self._document.location_of(loc, key=key)
 
-    def complain(self, complaint: ValidationIssue) -> None:
-        path = ".".join(map(str, complaint.loc))
-        self._problems.append(
-            ConfigProblem(self.location_of(complaint.loc, key=complaint.key), path, complaint.message)
-        )
+    def add_issue(self, issue: ValidationIssue) -> None:
+        """Add an issue at its location."""
+        location = self.location_of(issue.loc, key=issue.key)
+        self._problems.append(ConfigProblem(location, ".".join(map(str, issue.loc)), issue.message))
 
-    def report(self, problem: ConfigProblem, *, exposed: bool = False) -> None:
-        """Add a problem whose place is known. ``exposed``: it is about a secret that others can read."""
+    def add_problem(self, problem: ConfigProblem, *, exposed: bool = False) -> None:
+        """Add a problem. ``exposed``: others can read a secret."""
         (self._exposed if exposed else self._problems).append(problem)
 
     def check(self) -> None:
-        """Raise all problems in the file's order: InsecureSecretFile if nothing else is wrong, or ConfigError."""
+        """Raise all problems in file order: InsecureSecretFile if there are no others, else ConfigError."""
         if self._problems:
-            raise ConfigError(sorted(self._problems + self._exposed, key=_order))
+            raise ConfigError(sorted(self._problems + self._exposed, key=_sort_key))
         if self._exposed:
             raise InsecureSecretFile(self._exposed)
 
 
-def _order(problem: ConfigProblem) -> tuple[bool, int, int]:
-    place = re.search(r":(\d+):(\d+)$", problem.location)
-    return (False, int(place[1]), int(place[2])) if place else (True, 0, 0)
+def _sort_key(problem: ConfigProblem) -> tuple[bool, int, int]:
+    position = re.search(r":(\d+):(\d+)$", problem.location)
+    return (False, int(position[1]), int(position[2])) if position else (True, 0, 0)

@@ -1,4 +1,4 @@
-"""Find the file, read it, put environment and secrets over it: one Config, or every problem at once."""
+"""Find and read the configuration file, and combine it with environment and secrets."""
 
 from __future__ import annotations
 
@@ -23,16 +23,17 @@ from ingestor.errors import ConfigError, ConfigProblem
 
 SYSTEM_FILE = Path("/etc/ingestor/config.yaml")
 LOCAL_FILE = Path("config.yaml")
-_SPOOL_PATH: str = SpoolConfig.model_fields["path"].default
+_DEFAULT_SPOOL: str = SpoolConfig.model_fields["path"].default
 
 
 def load(
     path: Path | None = None, env: Mapping[str, str] | None = None, *, feed_name: FeedNamer | None = None
 ) -> Config:
-    """The configuration, from ``path`` or where ``find`` says; ``env`` is the process's unless given.
+    """Load the configuration from ``path``, or from the file that ``find_file`` finds.
 
-    ``feed_name`` tells a feed's name from path and params, so that one which cannot be stored is refused.
-    Raises ConfigError with every problem; InsecureSecretFile if the only ones are secrets that others can read.
+    ``env`` defaults to the environment of the process. With ``feed_name``, subscriptions whose feed name is too long
+    for the database are rejected. Raises ConfigError with every problem, or InsecureSecretFile if the only problem is
+    that others can read a secret.
     """
     env = os.environ if env is None else env
     source = find_file(path, env)
@@ -42,18 +43,17 @@ def load(
 def parse_config(
     source: Path, raw: bytes, file_is_private: bool, env: Mapping[str, str], feed_name: FeedNamer | None = None
 ) -> Config:
-    """What ``load`` makes of the file, if these were its bytes. Raises as it does."""
+    """Build the configuration from the contents of the file. Raises as ``load`` does."""
     draft = Draft(parse_yaml(raw, str(source)))
     base = base_folder(source, env)
     apply_environment(draft, env, SECRET_LOCS)
     key_file = place_secrets(draft, env, base, file_is_private=file_is_private)
-    subscriptions = expand_subscriptions(
-        draft.value.pop("subscriptions", None), draft.location_of, draft.complain, feed_name
-    )
-    settings = _settings(draft, base)
-    proxy = find_proxy(settings.provider.url, env, draft.report) if settings else None
+    written = draft.value.pop("subscriptions", None)
+    subscriptions = expand_subscriptions(written, draft.location_of, draft.add_issue, feed_name)
+    settings = _validate_settings(draft, base)
+    proxy = find_proxy(settings.provider.url, env, draft.add_problem) if settings else None
     draft.check()
-    assert settings is not None  # noqa: S101  # check has raised otherwise
+    assert settings is not None  # noqa: S101  # else check has raised
     return Config(
         **{name: getattr(settings, name) for name in Settings.model_fields},
         subscriptions=subscriptions,
@@ -65,72 +65,72 @@ def parse_config(
 
 
 def find_file(path: Path | None, env: Mapping[str, str]) -> Path:
-    """The file to read: asked for, ``$INGESTOR_CONFIG``, ``./config.yaml``, ``/etc/ingestor/config.yaml``.
+    """Return the file to read: ``path``, ``$INGESTOR_CONFIG``, ``./config.yaml`` or ``/etc/ingestor/config.yaml``.
 
-    One that was asked for is not searched any further. Raises ConfigError that names what was looked for.
+    The first two are returned whether they exist or not. Raises ConfigError, which lists the places searched.
     """
     if path is not None:
         return path
     if named := env.get(FILE_VARIABLE):
         return Path(named)
-    places = (LOCAL_FILE, SYSTEM_FILE)
-    found = next((place for place in places if _may_be_there(place)), None)
+    candidates = (LOCAL_FILE, SYSTEM_FILE)
+    found = next((candidate for candidate in candidates if _may_exist(candidate)), None)
     if found is None:
-        looked = f"looked for --config, ${FILE_VARIABLE}, {', '.join(map(str, places))}"
-        message = f"there is no configuration ({looked}); `ingestor init` writes one"
+        searched = f"looked for --config, ${FILE_VARIABLE}, {', '.join(map(str, candidates))}"
+        message = f"no configuration found ({searched}); `ingestor init` writes one"
         raise ConfigError([ConfigProblem("", "", message)])
     return found
 
 
-def _may_be_there(place: Path) -> bool:
+def _may_exist(path: Path) -> bool:
     try:
-        place.stat()
+        path.stat()
     except (FileNotFoundError, NotADirectoryError):
         return False
-    except OSError:  # not for this user: reading it will say so, rather than that there is none
+    except OSError:  # not accessible for this user: reading it reports the reason
         return True
     return True
 
 
 def base_folder(source: Path, env: Mapping[str, str]) -> Path:
-    """Where relative paths begin: the first of ``$STATE_DIRECTORY``, else the configuration's own folder."""
+    """Return the folder that relative paths start from: the first of ``$STATE_DIRECTORY``, else the file's folder."""
     state = env.get("STATE_DIRECTORY", "").partition(":")[0]
     return Path(state) if state else source.absolute().parent
 
 
 def find_spool_folder(path: Path | None = None, env: Mapping[str, str] | None = None) -> Path:
-    """Where a running daemon can be asked, as far as the file tells: whatever else is wrong there, it may go on.
+    """Return the spool's folder even if the file is invalid, because a daemon may run with an earlier version of it.
 
     Raises ConfigError if there is no file.
     """
     env = os.environ if env is None else env
     source = find_file(path, env)
-    written = env.get(variable_name("spool", "path")) or _spool_written(source)
+    written = env.get(variable_name("spool", "path")) or _read_spool_path(source)
     try:
         return resolve_path(written, base_folder(source, env))
     except ValueError:  # not a path
-        return resolve_path(_SPOOL_PATH, base_folder(source, env))
+        return resolve_path(_DEFAULT_SPOOL, base_folder(source, env))
 
 
-def _spool_written(source: Path) -> object:
+def _read_spool_path(source: Path) -> object:
     try:
-        return Draft(parse_yaml(read_file(source)[0], str(source))).get("spool", "path") or _SPOOL_PATH
+        return Draft(parse_yaml(read_file(source)[0], str(source))).get("spool", "path") or _DEFAULT_SPOOL
     except ConfigError:
-        return _SPOOL_PATH
+        return _DEFAULT_SPOOL
 
 
 def require_api_key(config: Config) -> SecretStr:
-    """The API key of a configuration that will connect. Raises ConfigError that says where to put one."""
+    """Return the API key. Raises ConfigError, which says where to put one, if there is none."""
     if config.provider.api_key is None:
         path = ".".join(API_KEY.loc)
-        raise ConfigError([ConfigProblem(str(config.source), path, f"there is none; {API_KEY_REMEDY}")])
+        raise ConfigError([ConfigProblem(str(config.source), path, f"is missing; {API_KEY_REMEDY}")])
     return config.provider.api_key
 
 
 def read_file(source: Path) -> tuple[bytes, bool]:
-    """The file's bytes (one more than may be, if there are), and whether only its owner can read it.
+    """Return the contents of the file, and whether only its owner can read it.
 
-    Raises ConfigError.
+    Reads at most one byte more than is allowed. Raises ConfigError.
     """
     try:
         with source.open("rb") as file:
@@ -139,18 +139,18 @@ def read_file(source: Path) -> tuple[bytes, bool]:
     except FileNotFoundError:
         message = "there is no such file; name another with --config, or write one with `ingestor init`"
     except OSError as error:
-        message = f"cannot be read ({os.strerror(error.errno or 0)}); mend the path or the permissions"
+        message = f"cannot be read ({os.strerror(error.errno or 0)}); correct the path or the permissions"
     else:
         return raw, not mode & (stat.S_IRWXG | stat.S_IRWXO)
     raise ConfigError([ConfigProblem(str(source), "", message)])
 
 
-def _settings(draft: Draft, base: Path) -> Settings | None:
-    """All but the subscriptions; None if the draft has got complaints instead."""
+def _validate_settings(draft: Draft, base: Path) -> Settings | None:
+    """Return everything but the subscriptions, or add the issues to the draft and return None."""
     try:
         return Settings.model_validate(draft.value, context={"base": base})
     except ValidationError as error:
-        found = list(to_issues(error, ConfigFile))
-    for complaint in found:
-        draft.complain(complaint)
+        issues = list(to_issues(error, ConfigFile))
+    for issue in issues:  # outside of the except clause: the error quotes secrets, and would become a context
+        draft.add_issue(issue)
     return None

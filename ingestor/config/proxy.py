@@ -1,14 +1,14 @@
-"""The proxy on the way to the provider, named by the environment's usual variables in either case.
+"""Find the proxy for the provider in the usual environment variables, in upper or lower case.
 
-HTTPS_PROXY (for a provider.url with http://, HTTP_PROXY) and NO_PROXY, which lists hosts and domains to go to directly.
-What stays on this machine never takes a proxy.
+HTTPS_PROXY (HTTP_PROXY for a provider.url with http://) and NO_PROXY, which lists hosts and domains to connect to
+directly. Connections to this machine never use a proxy.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from urllib.parse import urlsplit
-from urllib.request import proxy_bypass_environment  # type: ignore[attr-defined]  # there, if in no stub
+from urllib.request import proxy_bypass_environment  # type: ignore[attr-defined]  # missing from the stubs
 
 from pydantic import SecretStr
 
@@ -17,12 +17,12 @@ from ingestor.errors import ConfigProblem
 
 
 def find_proxy(url: str, env: Mapping[str, str], report: Callable[[ConfigProblem], None]) -> SecretStr | None:
-    """The proxy's URL for the provider's; it may hold a password. One that cannot be used is reported."""
+    """Return the proxy's URL, which may contain a password, for a provider's URL. Report one that cannot be used."""
     parts = urlsplit(url)
     if is_loopback(parts.hostname or ""):
         return None
-    name = _set(f"{parts.scheme}_proxy", env)
-    no_proxy = env.get(_set("no_proxy", env), "")
+    name = _variable_name(f"{parts.scheme}_proxy", env)
+    no_proxy = env.get(_variable_name("no_proxy", env), "")
     if not env.get(name) or proxy_bypass_environment(parts.netloc, {"no": no_proxy}):
         return None
     try:
@@ -32,6 +32,6 @@ def find_proxy(url: str, env: Mapping[str, str], report: Callable[[ConfigProblem
         return None
 
 
-def _set(name: str, env: Mapping[str, str]) -> str:
-    """The spelling that counts: the lower one where both are set, as everywhere."""
+def _variable_name(name: str, env: Mapping[str, str]) -> str:
+    """Return the spelling that counts. Lower case takes precedence, as in other programs."""
     return name if name in env else name.upper()

@@ -1,4 +1,4 @@
-"""The configuration turned outwards: its JSON Schema for editors, and its values for ``config show``."""
+"""Render the configuration: its JSON Schema for editors, and its values for ``config show``."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ingestor.config.urls import find_credentials, find_passwords, mask_url
 
 
 def json_schema() -> dict[str, Any]:
-    """JSON Schema (2020-12) of ``config.yaml``: what an editor completes, explains and refuses."""
+    """Return the JSON Schema (2020-12) of ``config.yaml``, with which editors complete, explain and check it."""
     body = _without_noise(ConfigFile.model_json_schema())
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
@@ -23,61 +23,62 @@ def json_schema() -> dict[str, Any]:
 
 
 def render(config: Config) -> dict[str, Any]:
-    """The configuration in the shape of its file, durations and sizes with units, secrets as ``***``."""
-    shown = config.model_dump(mode="json", exclude={"subscriptions", "key_file", "proxy", "source", "sha256"})
-    shown["provider"]["api_key"] = "***" if config.provider.api_key else None
-    shown["database"]["url"] = mask_url(config.database.url.get_secret_value())
-    shown["subscriptions"] = [
-        {"path": one.path, "method": one.method, "params": dict(one.params)} for one in config.subscriptions
+    """Return the configuration in the shape of its file, with units, and with secrets as ``***``."""
+    values = config.model_dump(mode="json", exclude={"subscriptions", "key_file", "proxy", "source", "sha256"})
+    values["provider"]["api_key"] = "***" if config.provider.api_key else None
+    values["database"]["url"] = mask_url(config.database.url.get_secret_value())
+    values["subscriptions"] = [
+        {"path": subscription.path, "method": subscription.method, "params": dict(subscription.params)}
+        for subscription in config.subscriptions
     ]
-    return shown
+    return values
 
 
 def render_yaml(config: Config) -> str:
-    """What ``render`` gives, as YAML that names its file first."""
-    shown = yaml.safe_dump(
+    """Return the result of ``render`` as YAML, after a comment with the name of the file."""
+    text = yaml.safe_dump(
         render(config),
         sort_keys=False,
         allow_unicode=True,
         default_flow_style=None,
         width=110,
     )
-    return f"# {config.source}\n{shown.rstrip()}"
+    return f"# {config.source}\n{text.rstrip()}"
 
 
 def describe_keys() -> Iterator[str]:
-    """A line for every key of the document: its place, its default as it is written, and what it is for."""
+    """Yield a line for every key of the document: its path, default and description."""
     body = json_schema()
-    for place, default, about in _keys(body, body["$defs"], ""):
-        yield f"{place:<30} {default:<32} {about}"
+    for path, default, description in _keys(body, body["$defs"], ""):
+        yield f"{path:<30} {default:<32} {description}"
 
 
 def list_secrets(config: Config) -> tuple[str, ...]:
-    """The texts that must not be shown: the API key, and the database's and the proxy's passwords in every spelling."""
+    """Return what must be masked: the API key, and the passwords of database and proxy in every spelling."""
     key = config.provider.api_key.get_secret_value() if config.provider.api_key else ""
     proxy = config.proxy.get_secret_value() if config.proxy else ""
-    found = {key, *find_passwords(config.database.url.get_secret_value()), *find_credentials(proxy)}
-    return tuple(secret for secret in found if secret)
+    secrets = {key, *find_passwords(config.database.url.get_secret_value()), *find_credentials(proxy)}
+    return tuple(secret for secret in secrets if secret)
 
 
 def _keys(node: Any, definitions: Any, prefix: str) -> Iterator[tuple[str, str, str]]:
     for name, value in node["properties"].items():
         section = value.get("$ref") or value.get("items", {}).get("$ref")
         if section is None:
-            yield f"{prefix}{name}", _written(value.get("default")), value["description"]
+            yield f"{prefix}{name}", _format_default(value.get("default")), value["description"]
         else:
-            below = f"{prefix}{name}[]." if "items" in value else f"{prefix}{name}."
-            yield from _keys(definitions[section.rpartition("/")[2]], definitions, below)
+            child_prefix = f"{prefix}{name}[]." if "items" in value else f"{prefix}{name}."
+            yield from _keys(definitions[section.rpartition("/")[2]], definitions, child_prefix)
 
 
-def _written(default: Any) -> str:
+def _format_default(default: Any) -> str:
     if isinstance(default, list):
         return f"[{', '.join(default)}]"
     return str(default).lower() if isinstance(default, bool) else str("" if default is None else default)
 
 
 def _without_noise(node: Any) -> Any:
-    """Drop pydantic's titles, its class docstrings, and defaults that only say "nothing"."""
+    """Remove pydantic's titles, the docstrings of its classes, and empty defaults."""
     if isinstance(node, list):
         return [_without_noise(item) for item in node]
     if not isinstance(node, dict):
@@ -93,5 +94,5 @@ def _without_noise(node: Any) -> Any:
 
 
 def _is_noise(name: str, value: Any) -> bool:
-    # A property may be called "title" or "default", but then its value is a schema of its own.
+    # A property may be named "title" or "default"; its value is then a schema.
     return (name == "title" and isinstance(value, str)) or (name == "default" and value in ({}, [], "", None))

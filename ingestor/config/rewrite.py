@@ -1,4 +1,4 @@
-"""Replace the operator's file by an edited one, whole or not at all, once it is known to be a good configuration."""
+"""Replace the configuration file by an edited version, atomically, if the result is valid."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ def rewrite_file(
     *,
     feed_name: FeedNamer | None = None,
 ) -> tuple[Config, str, str]:
-    """Put the file through ``edit(text, name)``. Returns what it says then, and the text before and after.
+    """Replace the file's text by ``edit(text, name)``. Return the new configuration, and the text before and after.
 
-    The file's mode, owner and attributes stay, and a link to it stays a link. Raises ConfigError, with nothing changed:
-    for a file that was wrong before or would be afterwards, and for one that cannot be replaced.
+    Keeps the file's mode, owner and attributes, and follows symbolic links. Raises ConfigError, without changing
+    anything, if the file is invalid before or after the edit, or cannot be replaced.
     """
     env = os.environ if env is None else env
     source = find_file(path, env)
     raw, is_private = read_file(source)
     parse_config(source, raw, is_private, env, feed_name)
     before = raw.decode()
-    mark = _BOM if before.startswith(_BOM) else ""
-    after = mark + edit(before.removeprefix(mark), str(source))
+    bom = _BOM if before.startswith(_BOM) else ""
+    after = bom + edit(before.removeprefix(bom), str(source))
     config = parse_config(source, after.encode(), is_private, env, feed_name)
     if after != before:
         _replace(source, raw, after.encode())
@@ -48,26 +48,26 @@ def _replace(source: Path, before: bytes, after: bytes) -> None:
         handle, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
         try:
             with open(handle, "wb") as file:  # noqa: PTH123 -- a handle is no path
-                _like(target, handle, name)
+                _copy_attributes(target, handle, name)
                 file.write(after)
                 file.flush()
                 os.fsync(handle)
             if read_file(source)[0] != before:
-                raise ConfigError([ConfigProblem(str(source), "", "was changed meanwhile by somebody else; try again")])
+                raise ConfigError([ConfigProblem(str(source), "", "was changed by somebody else; repeat the command")])
             os.replace(name, target)  # noqa: PTH105
         except BaseException:
             os.unlink(name)  # noqa: PTH108
             raise
         sync_folder(target.parent)
     except OSError as error:
-        said = os.strerror(error.errno or 0)
-        message = f"cannot be replaced ({said}); run this as a user who may write in {target.parent}, and own the file"
+        reason = os.strerror(error.errno or 0)
+        message = f"cannot be replaced ({reason}); run this as the owner of the file, who may write to {target.parent}"
         raise ConfigError([ConfigProblem(str(source), "", message)]) from None
 
 
-def _like(target: Path, handle: int, name: str) -> None:
-    """Give a new file the owner, mode and attributes of another, but not its times."""
-    wanted = target.stat()
-    os.fchown(handle, wanted.st_uid, wanted.st_gid)
+def _copy_attributes(target: Path, handle: int, name: str) -> None:
+    """Copy owner, mode and extended attributes, but not the times."""
+    status = target.stat()
+    os.fchown(handle, status.st_uid, status.st_gid)
     shutil.copystat(target, name)
     os.utime(handle)

@@ -1,4 +1,4 @@
-"""A file that holds one secret and nothing else: read only where nobody else can read or change it."""
+"""Read a file that contains a single secret, if nobody else can read or change it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ MAX_BYTES = 64 * 1024
 
 @dataclass(frozen=True, slots=True)
 class UnusableSecret:
-    """Why a secret's file is not used."""
+    """Why a secret is not used, and what to do."""
 
     message: str
     exposed: bool = False  # others can read it
@@ -23,31 +23,32 @@ class UnusableSecret:
 
 @dataclass(frozen=True, slots=True)
 class SecretFile:
-    """Where it is, and whose business its permissions are."""
+    """The path of a secret, and whether its permissions are checked."""
 
     path: Path
-    others_may_read: bool = False  # a credential: systemd made it, and guards the folder
+    others_may_read: bool = False  # for a credential, whose folder systemd protects
 
     def read(self) -> SecretStr | UnusableSecret:
-        """Its text without the last line break. The mode is that of the file which is read."""
+        """Return the contents without the last line break. Checks the permissions of the open file."""
         try:
-            # Without O_NONBLOCK, opening a pipe would wait for its writer.
+            # Without O_NONBLOCK, opening a named pipe would block until it has a writer.
             with os.fdopen(os.open(self.path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
                 status = os.fstat(file.fileno())
                 if not stat.S_ISREG(status.st_mode):
-                    return UnusableSecret("is not a plain file; name the file that holds the secret")
+                    return UnusableSecret("is not a regular file; name the file that contains the secret")
                 if status.st_mode & 0o066 and not self.others_may_read:
                     command = f"chmod 600 {shlex.quote(str(self.path))}"
                     return UnusableSecret(f"others can read or change this file; run: {command}", exposed=True)
                 raw = file.read(MAX_BYTES + 1)
-        except OSError as error:  # it holds the path and no content
-            return UnusableSecret(f"cannot be read ({os.strerror(error.errno or 0)}); mend the path or the permissions")
-        return _text(raw)
+        except OSError as error:  # str(error) would quote the path, which may be a secret put in the wrong place
+            reason = os.strerror(error.errno or 0)
+            return UnusableSecret(f"cannot be read ({reason}); correct the path or the permissions")
+        return _parse(raw)
 
 
-def _text(raw: bytes) -> SecretStr | UnusableSecret:
+def _parse(raw: bytes) -> SecretStr | UnusableSecret:
     if len(raw) > MAX_BYTES:
         return UnusableSecret(f"is larger than {MAX_BYTES >> 10} KiB; is it the right file?")
-    # What is not UTF-8 becomes surrogates, which the value's own check refuses: an exception would quote it.
+    # Bytes that are not UTF-8 become surrogates, which the validator rejects: an exception would quote the secret.
     text = raw.decode("utf-8", "surrogateescape").removesuffix("\n").removesuffix("\r")
     return SecretStr(text) if text.strip() else UnusableSecret("is empty; write the secret into it")

@@ -1,7 +1,7 @@
-"""Where API key and database URL come from, by trust: systemd credential, file, environment.
+"""Find API key and database URL. In order of precedence: systemd credential, file, environment variable.
 
-A key that came from a file can be read from there again while the daemon runs. A secret's text is in no message, and
-no exception that could quote it survives here.
+A key from a file can be read again while the daemon runs. Messages never contain a secret, and no exception that could
+quote one leaves this module.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from ingestor.errors import ConfigError, ConfigProblem, InsecureSecretFile
 
 @dataclass(frozen=True, slots=True)
 class SecretField:
-    """A secret's place in the configuration, and the names of its sources."""
+    """The location of a secret in the configuration, and the names of its sources."""
 
     loc: tuple[str, str]
     credential: str
-    file_key: str  # the key, in the same section, that names its file
+    file_key: str  # the key in the same section that names its file
 
     @property
     def file_loc(self) -> tuple[str, str]:
@@ -50,38 +50,38 @@ API_KEY_REMEDY = (
 
 @dataclass(frozen=True, slots=True)
 class SecretSource:
-    """One place that was looked into."""
+    """The source of a secret and what it contains."""
 
-    where: str  # for people
-    loc: tuple[str, str]  # the key that names it
+    name: str  # for messages
+    loc: tuple[str, str]  # the key that names the source
     content: SecretStr | UnusableSecret
     file: SecretFile | None = None
 
 
 def place_secrets(draft: Draft, env: Mapping[str, str], base: Path, *, file_is_private: bool) -> SecretFile | None:
-    """Put both secrets into the draft as SecretStr, from the most trusted source that has one.
+    """Put both secrets into the draft as SecretStr, each from the first source that has it.
 
-    Returns the file that the API key came from, if it did.
+    Returns the file that the API key was read from, or None.
     """
     if draft.get(*API_KEY.loc) is not None:
-        draft.complain(ValidationIssue(API_KEY.loc, f"does not belong in this file; {API_KEY_REMEDY}", key=True))
-    draft.drop(API_KEY.loc)
+        draft.add_issue(ValidationIssue(API_KEY.loc, f"does not belong in this file; {API_KEY_REMEDY}", key=True))
+    draft.remove(API_KEY.loc)
     written = draft.get(*DATABASE_URL.loc)
     if isinstance(written, str) and urls.has_password(written) and not file_is_private:
         message = (
-            "holds a password in a file that others can read; put the URL into a file of mode 0600 "
+            "contains a password, and others can read this file; put the URL into a file of mode 0600 "
             f"named by database.url_file, or into {DATABASE_URL.variable}"
         )
-        draft.complain(ValidationIssue(DATABASE_URL.loc, message))
-    sources = {slot: _found(draft, slot, env, base) for slot in (API_KEY, DATABASE_URL)}
-    for slot, source in sources.items():
-        _place(draft, slot, source)
-    key = sources[API_KEY]
-    return key.file if key else None
+        draft.add_issue(ValidationIssue(DATABASE_URL.loc, message))
+    sources = {field: _find_source(draft, field, env, base) for field in (API_KEY, DATABASE_URL)}
+    for field, source in sources.items():
+        _place(draft, field, source)
+    api_key = sources[API_KEY]
+    return api_key.file if api_key else None
 
 
 def read_api_key(file: SecretFile) -> SecretStr:
-    """The API key that the file holds now. Raises ConfigError, or InsecureSecretFile, with what to do about it."""
+    """Read the API key from its file. Raises ConfigError or InsecureSecretFile."""
     content = file.read()
     if isinstance(content, SecretStr):
         try:
@@ -92,36 +92,36 @@ def read_api_key(file: SecretFile) -> SecretStr:
     raise (InsecureSecretFile if content.exposed else ConfigError)([problem])
 
 
-def _found(draft: Draft, slot: SecretField, env: Mapping[str, str], base: Path) -> SecretSource | None:
-    """The first source that has the secret."""
-    credential = Path(env.get("CREDENTIALS_DIRECTORY", ""), slot.credential)
+def _find_source(draft: Draft, field: SecretField, env: Mapping[str, str], base: Path) -> SecretSource | None:
+    """Return the first source that has the secret."""
+    credential = Path(env.get("CREDENTIALS_DIRECTORY", ""), field.credential)
     # Unlike Path.exists, this does not raise for a folder that may not be searched.
     if env.get("CREDENTIALS_DIRECTORY") and os.path.exists(credential):  # noqa: PTH110
         file = SecretFile(credential, others_may_read=True)
-        return SecretSource(f"credential {slot.credential}", slot.loc, file.read(), file)
-    if path := _named_file(draft.get(*slot.file_loc), base):
+        return SecretSource(f"credential {field.credential}", field.loc, file.read(), file)
+    if path := _resolve_file(draft.get(*field.file_loc), base):
         file = SecretFile(path)
-        return SecretSource(draft.location_of(slot.file_loc), slot.file_loc, file.read(), file)
-    text = env.get(slot.variable)
+        return SecretSource(draft.location_of(field.file_loc), field.file_loc, file.read(), file)
+    text = env.get(field.variable)
     if text is not None:
         content = SecretStr(text) if text.strip() else UnusableSecret("is empty; set it or unset it")
-        return SecretSource(slot.variable, slot.loc, content)
+        return SecretSource(field.variable, field.loc, content)
     return None
 
 
-def _named_file(written: object, base: Path) -> Path | None:
+def _resolve_file(written: object, base: Path) -> Path | None:
     try:
         return validators.resolve_path(written, base) if written is not None else None
-    except ValueError:  # not a path: the check of its own key says so
+    except ValueError:  # not a path: the validator of this key reports it
         return None
 
 
-def _place(draft: Draft, slot: SecretField, source: SecretSource | None) -> None:
+def _place(draft: Draft, field: SecretField, source: SecretSource | None) -> None:
     if source is None:
         return
     if isinstance(source.content, UnusableSecret):
-        problem = ConfigProblem(source.where, ".".join(source.loc), source.content.message)
-        draft.report(problem, exposed=source.content.exposed)
-        draft.drop(slot.loc)
+        problem = ConfigProblem(source.name, ".".join(source.loc), source.content.message)
+        draft.add_problem(problem, exposed=source.content.exposed)
+        draft.remove(field.loc)
     else:
-        draft.put(slot.loc, source.content, source.where)
+        draft.set(field.loc, source.content, source.name)

@@ -1,4 +1,4 @@
-"""From the list that was written to the subscriptions it stands for. Knows no endpoints."""
+"""Expand the list of subscriptions in the file. Knows nothing about which endpoints exist."""
 
 from __future__ import annotations
 
@@ -13,36 +13,36 @@ from ingestor.config.model import ANY_SCALAR, ConfigSection, Settings, Subscript
 from ingestor.config.validation_errors import ValidationIssue, to_issues
 from ingestor.config.yaml_document import Loc
 
-MAX_PATH_LENGTH = 76  # "/historical/" and a feed's name of 64 characters, the longest that the database takes
+MAX_PATH_LENGTH = 76  # "/historical/" and a feed name of 64 characters, the longest that the database stores
 METHODS = ("get", "post", "put", "patch", "delete")
 MAX_PARAMS_LENGTH = 512  # characters of canonical JSON
 
 ReportIssue = Callable[[ValidationIssue], None]
 LocationOf = Callable[[Loc], str]
-FeedNamer = Callable[[str, Mapping[str, str]], str]  # of a path and params; the provider package knows it
+FeedNamer = Callable[[str, Mapping[str, str]], str]  # takes path and params; the provider package has one
 
 
 def validate_endpoint(value: Any) -> str:
-    """A path that may be subscribed to. Raises ValueError with a message for the operator."""
+    """Return a path that can be subscribed to. Raises ValueError with a message for the operator."""
     path = validators.text(value)
     if "://" in path:
         raise ValueError("must be the path alone, without the server: /real-time/crowd-sentiment")
     if re.search(r"[\s?#]", path):
-        raise ValueError("must have no blanks, ? or #; what follows a ? belongs into params")
+        raise ValueError("must not contain spaces, ? or #; write what follows the ? under params")
     if len(path) > MAX_PATH_LENGTH:
         raise ValueError(f"has {len(path)} characters; at most {MAX_PATH_LENGTH} can be stored")
     return path
 
 
-def _method(value: Any) -> str:
-    verb = validators.text(value).lower()
-    if verb not in METHODS:
+def _validate_method(value: Any) -> str:
+    method = validators.text(value).lower()
+    if method not in METHODS:
         raise ValueError(f"must be one of {', '.join(METHODS)}")
-    return verb
+    return method
 
 
 class SubscriptionEntry(ConfigSection):
-    """One item of ``subscriptions``, which may stand for several."""
+    """One item of ``subscriptions``, which may stand for several subscriptions."""
 
     path: Annotated[
         str,
@@ -51,106 +51,108 @@ class SubscriptionEntry(ConfigSection):
     ] = Field(description="Endpoint, such as /real-time/crowd-sentiment")
     method: Annotated[
         str,
-        BeforeValidator(_method),
+        BeforeValidator(_validate_method),
         WithJsonSchema({"enum": [*METHODS, *map(str.upper, METHODS)]}),
-    ] = Field(default="get", description="HTTP verb that the endpoint is asked with")
+    ] = Field(default="get", description="HTTP method of the endpoint")
     params: dict[Text, Annotated[Text, WithJsonSchema(ANY_SCALAR)]] = Field(
         default={}, description="Parameters of the endpoint"
     )
     ticker: Ticker = Field(default="", description="Short for params: {ticker: …}")
     tickers: Annotated[list[Ticker], Field(min_length=1)] = Field(
-        default=[], description="Short for one subscription each"
+        default=[], description="Short for one subscription per ticker"
     )
 
 
 class ConfigFile(Settings):
-    """The whole document as it is written: what the JSON Schema describes."""
+    """The whole document as written, which the JSON Schema describes."""
 
-    subscriptions: Annotated[list[SubscriptionEntry], Field(min_length=1)] = Field(description="What is collected")
+    subscriptions: Annotated[list[SubscriptionEntry], Field(min_length=1)] = Field(description="What to collect")
 
 
 def expand_subscriptions(
-    written: Any, where: LocationOf, report: ReportIssue, feed_name: FeedNamer | None = None
+    written: Any, location_of: LocationOf, report: ReportIssue, feed_name: FeedNamer | None = None
 ) -> tuple[Subscription, ...]:
-    """Every subscription that the list stands for, in its order; what is wrong goes to ``report``.
+    """Return every subscription that the list stands for, in order. Report what is invalid.
 
-    With ``feed_name`` also refuses those whose feed has a name that the database has no room for.
+    With ``feed_name``, also reports feeds whose name is too long for the database.
     """
     if not written:
-        report(ValidationIssue(("subscriptions",), "nothing to do; name at least one: - {path: /real-time/…}"))
+        report(ValidationIssue(("subscriptions",), "is empty; add at least one: - {path: /real-time/…}"))
         return ()
     if not isinstance(written, list):
         report(ValidationIssue(("subscriptions",), 'must be a list; begin each item with "- path:"'))
         return ()
     first: dict[tuple[str, str], tuple[Subscription, Loc]] = {}
     for index, item in enumerate(written):
-        for place, subscription in _of_item(item, ("subscriptions", index), where, report, feed_name):
-            # Not the method: the tables tell one from another by path and params.
-            other, at = first.setdefault((subscription.path, subscription.key[2]), (subscription, place))
+        for loc, subscription in _expand_item(item, ("subscriptions", index), location_of, report, feed_name):
+            # Without the method, because the tables identify a subscription by path and params.
+            other, other_loc = first.setdefault((subscription.path, subscription.key[2]), (subscription, loc))
             if other is not subscription:
-                report(ValidationIssue(place, _twice(subscription, other, where(at))))
+                message = _duplicate_message(subscription, other, location_of(other_loc))
+                report(ValidationIssue(loc, message))
     return tuple(subscription for subscription, _ in first.values())
 
 
-def _twice(subscription: Subscription, other: Subscription, at: str) -> str:
+def _duplicate_message(subscription: Subscription, other: Subscription, location: str) -> str:
     if subscription == other:
-        return f"asks for the same as {at}; keep one"
-    differs = f'"{subscription.method}" and there "{other.method}"'
-    return f"asks for the same as {at} but for the method, here {differs}, and would be stored as one with it; keep one"
+        return f"is a duplicate of {location}; keep one"
+    methods = f'"{subscription.method}" here and "{other.method}" there'
+    return f"differs from {location} only in the method ({methods}), and both would be stored as one; keep one"
 
 
-def _of_item(
-    item: Any, loc: Loc, where: LocationOf, report: ReportIssue, feed_name: FeedNamer | None
+def _expand_item(
+    item: Any, loc: Loc, location_of: LocationOf, report: ReportIssue, feed_name: FeedNamer | None
 ) -> Iterator[tuple[Loc, Subscription]]:
     try:
         entry = SubscriptionEntry.model_validate(item)
     except ValidationError as error:
-        for complaint in to_issues(error, SubscriptionEntry, at=loc):
-            report(complaint)
+        for issue in to_issues(error, SubscriptionEntry, at=loc):
+            report(issue)
         return
-    problems = [*_contradictions(entry, loc), *_misnamed(entry, loc)]
+    issues = [*_check_exclusive_keys(entry, loc), *_check_params(entry, loc)]
     if feed_name:
-        problems += _check_feed_name(feed_name(entry.path, entry.params), loc)
-    for problem in problems:
-        report(problem)
-    if not problems:
-        yield from _each(entry, loc, where((*loc, "path")), report)
+        issues += _check_feed_name(feed_name(entry.path, entry.params), loc)
+    for issue in issues:
+        report(issue)
+    if not issues:
+        yield from _expand_entry(entry, loc, location_of((*loc, "path")), report)
 
 
-def _each(entry: SubscriptionEntry, loc: Loc, place: str, report: ReportIssue) -> Iterator[tuple[Loc, Subscription]]:
-    name = ".".join(map(str, loc))
-    for at, params in _params(entry, loc):
-        subscription = Subscription(entry.path, entry.method, params, location=place, config_path=name)
+def _expand_entry(
+    entry: SubscriptionEntry, loc: Loc, location: str, report: ReportIssue
+) -> Iterator[tuple[Loc, Subscription]]:
+    config_path = ".".join(map(str, loc))
+    for params_loc, params in _expand_params(entry, loc):
+        subscription = Subscription(entry.path, entry.method, params, location=location, config_path=config_path)
         if len(subscription.key[2]) > MAX_PARAMS_LENGTH:
-            report(
-                ValidationIssue((*loc, "params"), f"is longer than {MAX_PARAMS_LENGTH} characters as JSON; shorten it")
-            )
+            message = f"is longer than {MAX_PARAMS_LENGTH} characters as JSON; shorten it"
+            report(ValidationIssue((*loc, "params"), message))
             return
-        yield at, subscription
+        yield params_loc, subscription
 
 
-def _params(entry: SubscriptionEntry, loc: Loc) -> Iterator[tuple[Loc, Mapping[str, str]]]:
-    for index, name in enumerate(entry.tickers):
-        yield (*loc, "tickers", index), {**entry.params, "ticker": name}
+def _expand_params(entry: SubscriptionEntry, loc: Loc) -> Iterator[tuple[Loc, Mapping[str, str]]]:
+    for index, ticker in enumerate(entry.tickers):
+        yield (*loc, "tickers", index), {**entry.params, "ticker": ticker}
     if entry.ticker:
         yield (*loc, "ticker"), {**entry.params, "ticker": entry.ticker}
     elif not entry.tickers:
         yield loc, entry.params
 
 
-def _contradictions(entry: SubscriptionEntry, loc: Loc) -> Iterator[ValidationIssue]:
-    """What is wrong between keys of one item that are right by themselves."""
+def _check_exclusive_keys(entry: SubscriptionEntry, loc: Loc) -> Iterator[ValidationIssue]:
+    """Report tickers that are named by more than one key of the item."""
     given = {"params": "ticker" in entry.params, "ticker": bool(entry.ticker), "tickers": bool(entry.tickers)}
-    named = [key for key, is_given in given.items() if is_given]
-    if len(named) > 1:
-        yield ValidationIssue((*loc, named[-1]), f'names tickers, and so does "{named[0]}"; keep one of the two')
+    keys = [key for key, is_given in given.items() if is_given]
+    if len(keys) > 1:
+        yield ValidationIssue((*loc, keys[-1]), f'names tickers, and so does "{keys[0]}"; keep one of the two')
 
 
-def _misnamed(entry: SubscriptionEntry, loc: Loc) -> Iterator[ValidationIssue]:
-    for name, check in (("ticker", validators.ticker), ("user_id", validators.user_id)):
+def _check_params(entry: SubscriptionEntry, loc: Loc) -> Iterator[ValidationIssue]:
+    for name, validate in (("ticker", validators.ticker), ("user_id", validators.user_id)):
         if name in entry.params:
             try:
-                check(entry.params[name])
+                validate(entry.params[name])
             except ValueError as error:
                 yield ValidationIssue((*loc, "params", name), str(error))
 
@@ -159,7 +161,7 @@ def _check_feed_name(feed: str, loc: Loc) -> Iterator[ValidationIssue]:
     limit = validators.MAX_KEY_LENGTH
     if len(feed) > limit:
         message = (
-            f'makes a feed named "{feed[:24]}…" with {len(feed)} characters, of which {limit} can be stored; '
+            f'makes a feed name of {len(feed)} characters, "{feed[:24]}…", of which {limit} can be stored; '
             "shorten the path, or the params other than ticker and user_id"
         )
         yield ValidationIssue((*loc, "path"), message)

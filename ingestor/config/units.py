@@ -1,4 +1,4 @@
-"""Durations and sizes as people write them, ``1h30m`` and ``512MiB``. Knows nothing of what they are for."""
+"""Parse and format durations and sizes with units, such as ``1h30m`` and ``512MiB``."""
 
 from __future__ import annotations
 
@@ -30,54 +30,57 @@ _PART = re.compile(rf"({_NUMBER})(ms|[wdhms])")
 
 
 def parse_duration(text: str) -> float:
-    """``90s``, ``1h30m``, ``100ms`` → seconds. A plain ``0`` needs no unit; every other number does.
+    """Parse ``90s``, ``1h30m`` or ``100ms`` to seconds. Every number but ``0`` needs a unit.
 
     Raises ValueError with a message for the operator.
     """
     if not re.fullmatch(DURATION_PATTERN, text):
-        raise ValueError(_not_a_duration(text))
+        raise ValueError(_invalid_duration_message(text))
     parts = _PART.findall(text)
     units = [unit for _, unit in parts]
     if units != [unit for unit in SECONDS if unit in units]:
-        raise ValueError(f'"{text}" has its units out of order; write the largest first, each once: 1h30m')
+        raise ValueError(f'"{text}" has its units out of order; write the largest first, and each once: 1h30m')
     return sum(float(number) * SECONDS[unit] for number, unit in parts)
 
 
-def _not_a_duration(text: str) -> str:
+def _invalid_duration_message(text: str) -> str:
     if re.fullmatch(_NUMBER, text):
         return f'"{text}" has no unit; add one of ms, s, m, h, d: "{text}s" is {text} seconds'
     return f'"{text[:40]}" is not a duration; write for example 100ms, 90s, 1h30m or 7d'
 
 
 def format_duration(seconds: float) -> str:
-    """The shortest text that ``parse_duration`` reads as the same seconds, to the microsecond."""
-    rest = round(seconds * 1_000_000)
+    """Return the shortest text that ``parse_duration`` parses to the same number of microseconds."""
+    remainder = round(seconds * 1_000_000)
     parts = []
     for unit in ("d", "h", "m", "s"):
-        count, rest = divmod(rest, round(SECONDS[unit] * 1_000_000))
+        count, remainder = divmod(remainder, round(SECONDS[unit] * 1_000_000))
         if count:
             parts.append(f"{count}{unit}")
-    if rest:
-        parts.append(f"{rest / 1000:g}ms")
+    if remainder:
+        parts.append(f"{remainder / 1000:g}ms")
     return "".join(parts) or "0s"
 
 
 def parse_size(text: str) -> int:
-    """``512MiB``, ``10MB``, ``0`` → bytes, rounded down. Raises ValueError, a message for the operator."""
+    """Parse ``512MiB``, ``10MB`` or ``0`` to bytes, rounded down.
+
+    Raises ValueError with a message for the operator.
+    """
     if not re.fullmatch(SIZE_PATTERN, text):
-        raise ValueError(_not_a_size(text))
-    number, unit = re.fullmatch(r"([0-9.]+)(.*)", text).groups("B")  # type: ignore[union-attr]  # it matched
+        raise ValueError(_invalid_size_message(text))
+    number, unit = re.fullmatch(r"([0-9.]+)(.*)", text).groups("B")  # type: ignore[union-attr]  # the pattern matched
     return int(float(number) * BYTES[unit or "B"])
 
 
-def _not_a_size(text: str) -> str:
+def _invalid_size_message(text: str) -> str:
     if re.fullmatch(_NUMBER, text):
         return f'"{text}" has no unit; add one of B, KiB, MiB, GiB: "{text}MiB" is {text} × 1,048,576 bytes'
     return f'"{text[:40]}" is not a size; write for example 512MiB, 1GiB or 10MB'
 
 
 def format_size(size_bytes: int) -> str:
-    """The size in the largest unit that holds it exactly."""
+    """Format in the largest unit that represents the size exactly."""
     for unit, factor in sorted(BYTES.items(), key=lambda item: -item[1]):
         if size_bytes and size_bytes % factor == 0:
             return f"{size_bytes // factor}{unit}"

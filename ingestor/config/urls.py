@@ -1,6 +1,6 @@
-"""The URLs of provider, proxy and database: which are allowed, how they are normalised, and how they are shown.
+"""Validate, normalize and mask the URLs of provider, proxy and database.
 
-No message quotes one, since it may hold a secret.
+Messages never quote a URL, because it may contain a secret.
 """
 
 from __future__ import annotations
@@ -12,80 +12,80 @@ from collections.abc import Mapping
 from pathlib import Path
 from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit, urlunsplit
 
-POSTGRES = "postgresql+psycopg"  # the one driver that we ship
+POSTGRES = "postgresql+psycopg"  # the only driver that is included
 _POSTGRES_NAMES = frozenset({"postgres", "postgresql", POSTGRES})
 _SQLITE_NAMES = frozenset({"sqlite", "sqlite+pysqlite"})
-_PASSWORD = re.compile(r"://[^@]*:[^@]*@")  # also where a character in it makes the URL unreadable
+_PASSWORD = re.compile(r"://[^@]*:[^@]*@")  # finds it even if a character in it makes the URL invalid
 _ENCRYPTED = frozenset({"require", "verify-ca", "verify-full"})
 _SECRET_OPTIONS = frozenset({"password", "passfile", "sslpassword"})
 
 
 def is_loopback(host: str) -> bool:
-    """Whether traffic to this host (no brackets) stays on the machine."""
+    """Return whether traffic to this host, written without brackets, stays on this machine."""
     if host.lower().rstrip(".") == "localhost":
         return True
     try:
         return ipaddress.ip_address(host.partition("%")[0]).is_loopback
-    except ValueError:  # a name: it may point anywhere
+    except ValueError:  # a name: it may resolve to any address
         return False
 
 
 def normalize_provider_url(text: str) -> str:
-    """The provider's root URL without a trailing slash. Raises ValueError with a message for the operator."""
+    """Return the provider's root URL without a trailing slash. Raises ValueError with a message for the operator."""
     parts = _split(text)
     if "@" in text:
-        raise ValueError("must not hold a user name or key; the key has its own place: provider.api_key_file")
+        raise ValueError("must not contain a user name or key; put the key into provider.api_key_file")
     if parts is None or not parts.hostname or re.search(r"\s", text):
-        raise ValueError("is not a URL that can be read; write for example https://open.marketprophit.com")
+        raise ValueError("is not a valid URL; write for example https://open.marketprophit.com")
     if parts.scheme not in ("https", "http"):
-        raise ValueError(f'begins with "{parts.scheme}:"; write https:// (the socket follows by itself)')
+        raise ValueError(f'begins with "{parts.scheme}:"; write https:// (the URL of the socket is derived from it)')
     if parts.query or parts.fragment:
         raise ValueError("must end before ? and #; the token is added by the ingestor")
     return urlunsplit((parts.scheme, parts.netloc, parts.path.rstrip("/"), "", ""))
 
 
 def normalize_proxy_url(text: str) -> str:
-    """A proxy's URL, ``http://`` unless it says otherwise. Raises ValueError with a message for the operator."""
+    """Return a proxy's URL, ``http://`` if it has no scheme. Raises ValueError with a message for the operator."""
     written = text if "://" in text else f"http://{text}"
     parts = _split(written)
     if parts is None or not parts.hostname or re.search(r"\s", text):
-        raise ValueError("is not a URL that can be read; write for example http://proxy.example:3128")
+        raise ValueError("is not a valid URL; write for example http://proxy.example:3128")
     if parts.scheme not in ("http", "https"):
-        raise ValueError(f'names a "{parts.scheme}" proxy; one of http:// or https:// is what can be used')
+        raise ValueError(f'is a "{parts.scheme}" proxy; only http:// and https:// are supported')
     return written
 
 
 def find_plaintext_host(url: str) -> str | None:
-    """The host to which this URL would send secrets unencrypted over a network; None if it does not."""
+    """Return the host to which this URL would send secrets unencrypted over a network, or None."""
     parts = urlsplit(url)
     host = parts.hostname or ""
     return host if parts.scheme == "http" and not is_loopback(host) else None
 
 
 def normalize_database_url(text: str, base: Path) -> str:
-    """The URL with the driver that we ship, a SQLite file's path made absolute against ``base``.
+    """Return the URL with the included driver; a SQLite file's path becomes absolute, starting from ``base``.
 
     Raises ValueError with a message for the operator.
     """
     scheme, separator, rest = text.partition("://")
     if not separator or not re.fullmatch(r"[a-z0-9+]+", scheme):
-        raise ValueError("is no database URL; write sqlite:///ingestor.db or postgresql://user@host/database")
+        raise ValueError("is not a database URL; write sqlite:///ingestor.db or postgresql://user@host/database")
     if scheme in _SQLITE_NAMES:
         return _sqlite_url(rest, base)
     if scheme in _POSTGRES_NAMES:
         return _postgres_url(f"{POSTGRES}://{rest}")
     if scheme.startswith("postgresql+"):
-        raise ValueError(f'asks for the driver "{scheme}"; write postgresql:// (psycopg 3 is what we ship)')
+        raise ValueError(f'names the driver "{scheme}"; write postgresql:// (only psycopg 3 is included)')
     raise ValueError(f'"{scheme}" is not supported; write sqlite:/// or postgresql://')
 
 
 def _sqlite_url(rest: str, base: Path) -> str:
     path, mark, options = rest.partition("?")
     if not path.startswith("/"):
-        raise ValueError("names a host, which SQLite has not; write three slashes: sqlite:///ingestor.db")
+        raise ValueError("names a host, but SQLite has none; write three slashes: sqlite:///ingestor.db")
     name = path[1:]
     if not name or name.startswith((":memory:", "file:")):
-        raise ValueError("must name a file, since the data has to outlive the process: sqlite:///ingestor.db")
+        raise ValueError("must name a file, because the data must outlive the process: sqlite:///ingestor.db")
     return f"sqlite:///{base / name}{mark}{options}"
 
 
@@ -93,22 +93,22 @@ def _postgres_url(text: str) -> str:
     parts = _split(text)
     if parts is None or parts.fragment or re.search(r"\s", text):
         raise ValueError(
-            "cannot be read as postgresql://user:password@host:port/database; "
+            "is not of the form postgresql://user:password@host:port/database; "
             "in a password write %40 for @, %3A for :, %2F for /, %23 for #, %3F for ?"
         )
     if len(parts.path) < 2:
-        raise ValueError("names no database; write postgresql://user@host/database")
+        raise ValueError("has no database name; write postgresql://user@host/database")
     return text
 
 
 def has_password(url: str) -> bool:
-    """Whether a database URL carries a password, be it readable otherwise or not."""
+    """Return whether a database URL contains a password, even if the URL is invalid."""
     options = parse_qsl(url.partition("?")[2])
     return bool(_PASSWORD.search(url)) or any(name in _SECRET_OPTIONS for name, _ in options)
 
 
 def find_passwords(url: str) -> set[str]:
-    """Every password of a normalised database URL, as written and as meant."""
+    """Return every password in a normalized database URL, as written and decoded."""
     parts = _split(url)
     if parts is None:
         return set()
@@ -118,7 +118,7 @@ def find_passwords(url: str) -> set[str]:
 
 
 def find_credentials(url: str) -> set[str]:
-    """What must not be seen of a proxy's URL, as written, as meant and as sent: the password, or a user without one."""
+    """Return the secret in a proxy's URL as written, decoded and as sent: the password, or a user without one."""
     parts = _split(url)
     if parts is None or not parts.username:
         return set()
@@ -128,16 +128,16 @@ def find_credentials(url: str) -> set[str]:
 
 
 def origin(url: str) -> str:
-    """A URL's scheme, host and port alone."""
+    """Return only scheme, host and port of a URL."""
     parts = urlsplit(url)
     return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
 
 
 def find_unencrypted_host(url: str, env: Mapping[str, str]) -> tuple[str, str] | None:
-    """The other host to which a PostgreSQL database may be spoken to without TLS, and the sslmode that allows it.
+    """Return a remote PostgreSQL host that may be connected to without TLS, and the sslmode that allows it.
 
-    The rules are libpq's, https://www.postgresql.org/docs/current/libpq-ssl.html: without an sslmode TLS is preferred,
-    and done without where the server has none. None for what stays on this machine, and for SQLite.
+    The rules are those of libpq, https://www.postgresql.org/docs/current/libpq-ssl.html: the default sslmode is
+    prefer, which connects without TLS if the server has none. Returns None for connections on this machine and SQLite.
     """
     parts = _split(url)
     if parts is None or parts.scheme != POSTGRES:
@@ -148,17 +148,17 @@ def find_unencrypted_host(url: str, env: Mapping[str, str]) -> tuple[str, str] |
         return None
     written = {name: [value for key, value in options if key == name] for name in ("hostaddr", "host")}
     hosts = written["hostaddr"] or written["host"] or [parts.hostname or env.get("PGHOST", "")]
-    far = [host for host in ",".join(hosts).split(",") if not _stays_here(host)]
-    return (far[0], sslmode) if far else None
+    remote = [host for host in ",".join(hosts).split(",") if not _is_local(host)]
+    return (remote[0], sslmode) if remote else None
 
 
-def _stays_here(host: str) -> bool:
-    # Nothing, a path and an abstract name are Unix sockets.
+def _is_local(host: str) -> bool:
+    # Empty, a path or an abstract name: a Unix socket.
     return host[:1] in ("", "/", "@") or is_loopback(host) or is_loopback(host.rpartition(":")[0].strip("[]"))
 
 
 def mask_url(url: str) -> str:
-    """A normalised database URL as it may be shown: the password and the values of options as ``***``."""
+    """Return a normalized database URL with the password and the values of all options replaced by ``***``."""
     parts = _split(url)
     if parts is None:
         return "***"
@@ -172,7 +172,7 @@ def mask_url(url: str) -> str:
 def _split(url: str) -> SplitResult | None:
     try:
         parts = urlsplit(url)
-        _ = parts.port  # reading it is what checks it
-    except ValueError:  # its text quotes the URL
+        _ = parts.port  # raises ValueError if it is invalid
+    except ValueError:  # str(error) would quote the URL
         return None
     return parts

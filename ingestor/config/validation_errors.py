@@ -1,6 +1,6 @@
-"""What pydantic found wrong, said to a person: what is wrong, and what to do.
+"""Translate pydantic's errors to messages that say what is wrong and what to do.
 
-A refused value is quoted only where it cannot be a secret.
+A rejected value is quoted only where it cannot be a secret.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from ingestor.config.yaml_document import Loc
 
 @dataclass(frozen=True, slots=True)
 class ValidationIssue:
-    """One thing wrong at a place in the document, wherever that was written."""
+    """Something wrong at a location in the document, wherever its value comes from."""
 
     loc: Loc
     message: str
@@ -26,60 +26,60 @@ class ValidationIssue:
 
 
 _MESSAGES = {
-    "missing": "is missing; write it",
+    "missing": "is missing; add it",
     "bool_parsing": "is neither true nor false; write one of the two",
     "bool_type": "must be true or false",
-    "int_parsing": "is not a whole number; write digits alone",
+    "int_parsing": "is not a whole number; write only digits",
     "int_type": "must be a whole number",
-    "model_type": "must be a mapping; write its keys as {key: value}, or below it and indented",
+    "model_type": "must be a mapping; write its keys as {key: value}, or indented on the lines below",
     "dict_type": "must be a mapping; write {name: value}",
     "list_type": "must be a list; write [first, second]",
     "tuple_type": "must be a list; write [first, second]",
-    "too_short": "is empty; name at least one, or remove the line",
+    "too_short": "is empty; add at least one, or remove the line",
 }
 
 
 def to_issues(error: ValidationError, model: type[BaseModel], at: Loc = ()) -> Iterator[ValidationIssue]:
-    """Each of a validation's errors; ``at`` is where the model stands in the document."""
-    for found in error.errors(include_url=False):
-        loc = (*at, *found["loc"])
-        if found["type"] == "extra_forbidden":
-            *above, name = found["loc"]
-            yield ValidationIssue(loc, f"unknown key{suggest(str(name), _keys(model, above))}", key=True)
-        elif found["type"] == "sibling":
-            yield ValidationIssue((*loc[:-1], found["ctx"]["sibling"]), found["msg"])
+    """Yield an issue for each error. ``at`` is the location of the model in the document."""
+    for details in error.errors(include_url=False):
+        loc = (*at, *details["loc"])
+        if details["type"] == "extra_forbidden":
+            *parent, name = details["loc"]
+            yield ValidationIssue(loc, f"unknown key{suggest(str(name), _keys(model, parent))}", key=True)
+        elif details["type"] == "sibling":
+            yield ValidationIssue((*loc[:-1], details["ctx"]["sibling"]), details["msg"])
         else:
-            yield ValidationIssue(loc, _message(found))
+            yield ValidationIssue(loc, _message(details))
 
 
 def suggest(name: str, known: Iterable[str]) -> str:
-    """``; did you mean "x"?``, or all that is known if nothing is near."""
+    """Return ``; did you mean "x"?`` with the most similar known name, or a list of all if none is similar."""
     names = list(known)
-    near = difflib.get_close_matches(name, names, n=1)
-    return f'; did you mean "{near[0]}"?' if near else f"; write one of {', '.join(names)}"
+    similar = difflib.get_close_matches(name, names, n=1)
+    return f'; did you mean "{similar[0]}"?' if similar else f"; write one of {', '.join(names)}"
 
 
-def _message(found: ErrorDetails) -> str:
-    kind, context = found["type"], found.get("ctx", {})
-    if found["input"] is None:
+def _message(details: ErrorDetails) -> str:
+    kind, context = details["type"], details.get("ctx", {})
+    if details["input"] is None:
         return "has no value; write one, or remove the line"
     if kind == "value_error":
         return str(context["error"])
     if kind == "literal_error":
         choices = [part.strip("'") for part in context["expected"].replace(" or ", ", ").split(", ")]
-        hint = suggest(str(found["input"]), choices)
-        return f"{_quoted(found['input'])} is not one of the choices{hint}"
+        hint = suggest(str(details["input"]), choices)
+        return f"{_quote(details['input'])} is not one of the choices{hint}"
     if kind in ("greater_than_equal", "less_than_equal"):
         return f"must be at {'least' if 'ge' in context else 'most'} {context.get('ge', context.get('le')):,}"
-    return _MESSAGES.get(kind, found["msg"])
+    return _MESSAGES.get(kind, details["msg"])
 
 
-def _quoted(value: Any) -> str:
+def _quote(value: Any) -> str:
     return f'"{value[:40]}"' if isinstance(value, str) else "a list or mapping"
 
 
 def _keys(model: type[BaseModel], loc: Iterable[str | int]) -> list[str]:
-    """The keys that may stand at this place of the model."""
+    """Return the keys allowed at this location of the model."""
     for part in loc:
         annotation = model.model_fields[str(part)].annotation
         model = next(kind for kind in (annotation, *get_args(annotation)) if _is_section(kind))

@@ -1,8 +1,8 @@
-"""YAML as the operator wrote it: every scalar is text, and every value knows its line and column.
+"""Read YAML so that every scalar is text and every value knows its line and column.
 
-``ON``, ``NO``, ``007``, ``1E5`` and ``2024-01-01`` are tickers here, not booleans, numbers or dates. Built on
-the parser's events and not on its nodes: libyaml's composer overflows the C stack on a file of a hundred
-thousand brackets, and the bounds below stop long before. What the keys mean is left to ``model``.
+``ON``, ``NO``, ``007``, ``1E5`` and ``2024-01-01`` are tickers here, not booleans, numbers or dates. This module uses
+the parser's events instead of its nodes, because libyaml's composer overflows the C stack on a file of a hundred
+thousand brackets; the limits below apply long before that. ``model`` defines what the keys mean.
 """
 
 from __future__ import annotations
@@ -16,43 +16,45 @@ import yaml
 
 from ingestor.errors import ConfigError, ConfigProblem
 
-Loc: TypeAlias = tuple[str | int, ...]  # the way from the top: ("subscriptions", 2, "path")
+Loc: TypeAlias = tuple[str | int, ...]  # the path from the top: ("subscriptions", 2, "path")
 
 MAX_BYTES = 16 * 1024 * 1024
-MAX_DEPTH = 16  # the configuration itself is four deep
-MAX_VALUES = 1_000_000  # after aliases are followed: a few lines of them can stand for billions
+MAX_DEPTH = 16  # the configuration itself has four levels
+MAX_VALUES = 1_000_000  # after expanding aliases: a few lines of them can stand for billions of values
 
-# The C parser is five times as fast, where it was built in.
+# The C parser is five times as fast, but not every build of PyYAML has it.
 _LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-_NULLS = frozenset({"", "~", "null"})  # NULL and Null stay text, as a ticker may be spelled so
+_NULLS = frozenset({"", "~", "null"})  # NULL and Null stay text, because they may be tickers
 _UNPRINTABLE = re.compile("[^\t\n\r\x20-\x7e\x85\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 _PLAIN_TAGS = frozenset({None, "!", *(f"tag:yaml.org,2002:{kind}" for kind in ("str", "seq", "map"))})
 
-_INDENTATION = "the indentation does not fit the lines above; keys of one level begin in one column"
-_NO_ANCHOR = "an alias (*name) without its anchor (&name); put a text that begins with * in quotes"
-_NO_TAGS = "YAML tags (!name) are not used here; remove it, or put the text in quotes"
+_INDENTATION = "the indentation does not match the lines above; align keys of one level in one column"
+_NO_ANCHOR = "an alias (*name) has no anchor (&name); put a text that begins with * in quotes"
+_NO_TAGS = "YAML tags (!name) are not supported; remove it, or put the text in quotes"
+_TOO_DEEP = f"is nested more than {MAX_DEPTH} levels deep; the configuration needs four"
 
-# What the parser complains of → what to do about it. Never its own words where they could quote the file: a
-# text that begins with * or ! may be a secret.
+# Parser message -> what to do. Parser messages that may quote the file are never shown, because a text that begins
+# with * or ! may be a secret.
 _REMEDIES = (
     ("cannot start any token", 'a text cannot begin with this character; put it in quotes: "…"'),
     ("undefined alias", _NO_ANCHOR),
     ("tag", _NO_TAGS),
-    ("mapping values are not allowed", 'a ":" is not expected here; quote the text, or mend the indentation'),
-    ("expected ':'", 'this is not "key: value"; add the colon and a blank, or mend the indentation'),
-    ("expected ',' or", "the brackets are not closed, or a comma is missing before this place"),
-    ("end of stream", "a quote is opened and not closed"),
+    ("mapping values are not allowed", 'unexpected ":"; quote the text, or correct the indentation'),
+    ("expected ':'", 'this is not "key: value"; add the colon and a space, or correct the indentation'),
+    ("expected ',' or", "a bracket is not closed, or a comma is missing before this place"),
+    ("end of stream", "a quote is not closed"),
     ("expected key", _INDENTATION),
     ("expected '-' indicator", _INDENTATION),
     ("expected <block end>", _INDENTATION),
+    ("maximum nesting depth", _TOO_DEEP),  # since PyYAML 6.0.4, libyaml has a limit of 1,000, before any event
 )
 
 
 @dataclass(frozen=True, slots=True)
 class YamlNode:
-    """One value and where it stands, from 1. A mapping keeps the node of each key beside its value's.
+    """A value and its position; lines and columns count from 1. A mapping also has the node of each key.
 
-    ``start`` and ``end`` are its place in the text, for who edits that; a block ends with the last value in it.
+    ``start`` and ``end`` are offsets in the text, for editing. A block ends with the last value in it.
     """
 
     line: int
@@ -61,20 +63,20 @@ class YamlNode:
     start: int
     end: int
     flow: bool = False  # [a list], {a: mapping}
-    alias: bool = False  # written elsewhere
+    alias: bool = False  # its text is elsewhere
 
 
 @dataclass(frozen=True, slots=True)
 class YamlDocument:
-    """What one YAML file says, and where. ``problems`` is what was wrong and did not hide the rest of it."""
+    """The contents of a YAML file, with positions. ``problems`` are errors that did not prevent reading the rest."""
 
-    name: str  # the file as the operator knows it
+    name: str  # of the file, for messages
     root: YamlNode
     value: dict[str, Any]  # nested dicts and lists of text; None where nothing is written
     problems: list[ConfigProblem] = field(default_factory=list)
 
     def location_of(self, loc: Loc, *, key: bool = False) -> str:
-        """``file:line:column`` of a value (or its key); or of what is nearest around it."""
+        """Return ``file:line:column`` of a value or its key, or of the nearest enclosing value that exists."""
         node = self.root
         for depth, part in enumerate(loc, start=1):
             content = node.content
@@ -84,54 +86,54 @@ class YamlDocument:
                 node = content[part]
             else:
                 break
-        return _place(self.name, node.line, node.column)
+        return _location(self.name, node.line, node.column)
 
 
 def parse_yaml(raw: bytes, name: str) -> YamlDocument:
-    """Read one YAML document whose top is a mapping.
+    """Parse one YAML document whose top level is a mapping.
 
-    Raises ConfigError, with one problem, for what makes the rest unreadable: size, encoding, syntax, nesting.
+    Raises ConfigError with one problem if size, encoding, syntax or nesting prevent reading the rest.
     """
-    text = _decoded(raw, name)
+    text = _decode(raw, name)
     reader = _EventReader(name, text)
-    root = reader.document()
+    root = reader.read_document()
     if root is None:
         raise ConfigError([ConfigProblem(name, "", "is empty; `ingestor init` writes one with comments")])
     if not isinstance(root.content, dict):
-        message = 'must be a mapping at the top; begin with "provider:" and the like'
-        raise ConfigError([ConfigProblem(_place(name, root.line, root.column), "", message)])
+        message = 'must be a mapping at the top level; begin with a key such as "provider:"'
+        raise ConfigError([ConfigProblem(_location(name, root.line, root.column), "", message)])
     return YamlDocument(name=name, root=root, value=_PlainValues(name).plain(root, 0), problems=reader.problems)
 
 
-def _place(name: str, line: int, column: int) -> str:
-    return f"{name}:{line}:{column}"
-
-
-def _decoded(raw: bytes, name: str) -> str:
-    if len(raw) > MAX_BYTES:
-        raise ConfigError([ConfigProblem(name, "", f"is larger than {MAX_BYTES >> 20} MiB; is it the right file?")])
-    error = None
-    try:
-        text = raw.decode("utf-8-sig")
-    except UnicodeDecodeError as bad:
-        # The position is kept and the exception dropped: its text quotes the file.
-        error = line_and_column(raw[: bad.start].decode("utf-8", "replace"))
-    if error:
-        raise ConfigError([ConfigProblem(_place(name, *error), "", "is not UTF-8 text; save the file as UTF-8")])
-    if strange := _UNPRINTABLE.search(text):
-        line, column = line_and_column(text[: strange.start()])
-        message = f"holds the control character U+{ord(strange[0]):04X}; remove it"
-        raise ConfigError([ConfigProblem(_place(name, line, column), "", message)])
-    return text
-
-
 def line_and_column(before: str) -> tuple[int, int]:
-    """Line and column, from 1, of what follows this text."""
+    """Return line and column, from 1, of the position after this text."""
     return before.count("\n") + 1, len(before) - (before.rfind("\n") + 1) + 1
 
 
+def _location(name: str, line: int, column: int) -> str:
+    return f"{name}:{line}:{column}"
+
+
+def _decode(raw: bytes, name: str) -> str:
+    if len(raw) > MAX_BYTES:
+        raise ConfigError([ConfigProblem(name, "", f"is larger than {MAX_BYTES >> 20} MiB; is it the right file?")])
+    position = None
+    try:
+        text = raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        # Only the position is kept: the text of the exception quotes the file.
+        position = line_and_column(raw[: error.start].decode("utf-8", "replace"))
+    if position:
+        raise ConfigError([ConfigProblem(_location(name, *position), "", "is not UTF-8; save the file as UTF-8")])
+    if found := _UNPRINTABLE.search(text):
+        line, column = line_and_column(text[: found.start()])
+        message = f"contains the control character U+{ord(found[0]):04X}; remove it"
+        raise ConfigError([ConfigProblem(_location(name, line, column), "", message)])
+    return text
+
+
 class _EventReader:
-    """Turns the parser's events into nodes, and stops at the bounds."""
+    """Builds nodes from the parser's events, within the limits."""
 
     def __init__(self, name: str, text: str) -> None:
         self._name = name
@@ -141,32 +143,32 @@ class _EventReader:
         self._end = 0  # of the last value so far
         self.problems: list[ConfigProblem] = []
 
-    def document(self) -> YamlNode | None:
-        """The one document's top; None if there is none."""
+    def read_document(self) -> YamlNode | None:
+        """Return the root of the only document, or None if there is none."""
         try:
-            root = self._first()
+            root = self._read_root()
         except yaml.YAMLError as error:
-            problem = self._explained(error)
+            problem = self._explain(error)
         else:
             return root
         raise ConfigError([problem])
 
-    def _first(self) -> YamlNode | None:
-        next(self._events)  # the stream's start
+    def _read_root(self) -> YamlNode | None:
+        next(self._events)  # start of the stream
         if isinstance(next(self._events), yaml.StreamEndEvent):
             return None
         root = self._node(next(self._events), 0)
-        next(self._events)  # the document's end
+        next(self._events)  # end of the document
         after = next(self._events)
         if not isinstance(after, yaml.StreamEndEvent):
-            self._fail(after, "a second document begins here; write one, without a line ---")
+            self._fail(after, "a second document begins here; remove the line ---, and write one document")
         return root
 
     def _node(self, event: yaml.Event, depth: int) -> YamlNode:
         if depth > MAX_DEPTH:
-            self._fail(event, f"is nested more than {MAX_DEPTH} deep; the configuration needs four")
+            self._fail(event, _TOO_DEEP)
         if isinstance(event, yaml.AliasEvent):
-            return self._aliased(event)
+            return self._resolve_alias(event)
         mark: Any = event.start_mark
         end: Any = event.end_mark
         self._end = end.index
@@ -176,7 +178,7 @@ class _EventReader:
         if getattr(event, "tag", None) not in _PLAIN_TAGS:
             self._report(event, _NO_TAGS)
         if getattr(event, "anchor", None):
-            # Known from here on only: an alias inside its own anchor would never end.
+            # Not earlier: an alias inside its own anchor would never end.
             self._anchors[event.anchor] = node  # type: ignore[attr-defined]
         return node
 
@@ -185,9 +187,9 @@ class _EventReader:
             return self._mapping(depth)
         if isinstance(event, yaml.SequenceStartEvent):
             return self._sequence(depth)
-        assert isinstance(event, yaml.ScalarEvent)  # noqa: S101  # the grammar leaves nothing else
-        nothing = not event.style and event.tag is None and event.value in _NULLS
-        return None if nothing else event.value
+        assert isinstance(event, yaml.ScalarEvent)  # noqa: S101  # the grammar allows nothing else here
+        is_null = not event.style and event.tag is None and event.value in _NULLS
+        return None if is_null else event.value
 
     def _sequence(self, depth: int) -> list[YamlNode]:
         items = []
@@ -203,23 +205,23 @@ class _EventReader:
             value = self._node(next(self._events), depth + 1)
             text = key.content if key.content is not None else "null"
             if not isinstance(text, str):
-                self._report(event, "a key must be one text")
+                self._report(event, "a key must be a single text")
             elif text == "<<":
-                self._report(event, "merge keys (<<) are not used here; write the keys out")
+                self._report(event, "merge keys (<<) are not supported; write the keys out")
             elif text in pairs:
                 line = pairs[text][0].line
-                self._report(event, f'the key "{text}" stands already in line {line}; keep one of the two')
+                self._report(event, f'duplicate key "{text}", first in line {line}; keep one of the two')
             else:
                 pairs[text] = (key, value)
         self._close(event)
         return pairs
 
     def _close(self, event: Any) -> None:
-        # A block has no bracket: the parser ends it where the next one begins, behind what is said between the two.
+        # The end of a block has no text of its own: the parser places it at the next token, after any comments.
         if event.end_mark.index > event.start_mark.index:
             self._end = event.end_mark.index
 
-    def _aliased(self, event: yaml.AliasEvent) -> YamlNode:
+    def _resolve_alias(self, event: yaml.AliasEvent) -> YamlNode:
         node = self._anchors.get(event.anchor or "") or self._fail(event, _NO_ANCHOR)
         start: Any = event.start_mark
         end: Any = event.end_mark
@@ -227,31 +229,31 @@ class _EventReader:
         return replace(node, start=start.index, end=end.index, alias=True)
 
     def _report(self, event: yaml.Event, message: str) -> None:
-        self.problems.append(ConfigProblem(self._at(event.start_mark), "", message))
+        self.problems.append(ConfigProblem(self._locate(event.start_mark), "", message))
 
     def _fail(self, event: yaml.Event, message: str) -> NoReturn:
-        raise ConfigError([ConfigProblem(self._at(event.start_mark), "", message)])
+        raise ConfigError([ConfigProblem(self._locate(event.start_mark), "", message)])
 
-    def _at(self, mark: Any) -> str:
-        return _place(self._name, mark.line + 1, mark.column + 1)
+    def _locate(self, mark: Any) -> str:
+        return _location(self._name, mark.line + 1, mark.column + 1)
 
-    def _explained(self, error: yaml.YAMLError) -> ConfigProblem:
+    def _explain(self, error: yaml.YAMLError) -> ConfigProblem:
         mark = getattr(error, "problem_mark", None)
-        said = getattr(error, "problem", None) or "is not YAML"
+        reason = getattr(error, "problem", None) or "is not YAML"
         if mark is None:
-            return ConfigProblem(self._name, "", said)
+            return ConfigProblem(self._name, "", reason)
         lines = self._text.splitlines()
         line = lines[mark.line] if mark.line < len(lines) else ""
         if line[mark.column : mark.column + 1] == "\t":
-            return ConfigProblem(self._at(mark), "", "a tab stands where YAML wants blanks; indent with blanks")
-        remedy = next((remedy for fragment, remedy in _REMEDIES if fragment in said), said)
-        begun = getattr(error, "context_mark", None)
-        opened = f" (begun in line {begun.line + 1})" if begun and begun.line != mark.line else ""
-        return ConfigProblem(self._at(mark), "", remedy + opened)
+            return ConfigProblem(self._locate(mark), "", "a tab is used for indentation; indent with spaces")
+        remedy = next((remedy for fragment, remedy in _REMEDIES if fragment in reason), reason)
+        start = getattr(error, "context_mark", None)
+        opened = f" (begun in line {start.line + 1})" if start and start.line != mark.line else ""
+        return ConfigProblem(self._locate(mark), "", remedy + opened)
 
 
 class _PlainValues:
-    """Plain values from nodes, aliases followed, within the bounds."""
+    """Converts nodes to plain values and expands aliases, within the limits."""
 
     def __init__(self, name: str) -> None:
         self._name = name
@@ -261,7 +263,7 @@ class _PlainValues:
         self._count += 1
         if self._count > MAX_VALUES or depth > MAX_DEPTH:
             message = "its aliases stand for too many values; write them out"
-            raise ConfigError([ConfigProblem(_place(self._name, node.line, node.column), "", message)])
+            raise ConfigError([ConfigProblem(_location(self._name, node.line, node.column), "", message)])
         if isinstance(node.content, dict):
             return {text: self.plain(value, depth + 1) for text, (_, value) in node.content.items()}
         if isinstance(node.content, list):

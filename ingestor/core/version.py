@@ -1,6 +1,6 @@
-"""Which commit of its repository this program is: written into the package when that was built, else the checkout's.
+"""The commit that this program was built from: from a file in the package, else from the git checkout around it.
 
-Runs by itself too, in the build. Needs no git: a checkout is read as it lies there.
+The build runs this file on its own. It reads the repository's files and does not need git.
 """
 
 from __future__ import annotations
@@ -9,13 +9,13 @@ import re
 from functools import cache
 from pathlib import Path
 
-COMMIT_FILE = "_commit"  # of the file in the package
+COMMIT_FILE = "_commit"  # in the package; written by the build
 COMMIT_DIGITS = 12
 
 
 @cache
 def source_commit() -> str:
-    """Its first twelve hexadecimal digits; empty where nobody knows."""
+    """Return the first twelve hexadecimal digits of the commit; "" if it is unknown."""
     package = Path(__file__).resolve().parent.parent
     try:
         return (package / COMMIT_FILE).read_text(encoding="ascii").strip()
@@ -24,27 +24,27 @@ def source_commit() -> str:
 
 
 def checkout_commit(top: Path) -> str:
-    """The same of the repository whose files begin in this folder; empty if there is none that can be read."""
+    """Return the same for the repository with this top folder; "" if there is none or it cannot be read."""
     try:
-        found = _head(top / ".git")
+        commit = _head(top / ".git")
     except (OSError, UnicodeDecodeError):
         return ""
-    return found[:COMMIT_DIGITS] if re.fullmatch(r"[0-9a-f]{40,64}", found) else ""
+    return commit[:COMMIT_DIGITS] if re.fullmatch(r"[0-9a-f]{40,64}", commit) else ""
 
 
 def _head(git: Path) -> str:
-    if git.is_file():  # of a worktree: it says where its own folder is
+    if git.is_file():  # a worktree: the file names its git folder
         git = git.parent / git.read_text(encoding="utf-8").removeprefix("gitdir:").strip()
     head = (git / "HEAD").read_text(encoding="utf-8").strip()
     if not head.startswith("ref: "):
         return head
-    name = head.removeprefix("ref: ")
-    shared = git / "commondir"
-    common = git / shared.read_text(encoding="utf-8").strip() if shared.exists() else git
-    loose = common / name
-    return loose.read_text(encoding="utf-8").strip() if loose.exists() else _packed(common / "packed-refs", name)
+    ref = head.removeprefix("ref: ")
+    commondir = git / "commondir"
+    common = git / commondir.read_text(encoding="utf-8").strip() if commondir.exists() else git
+    file = common / ref
+    return file.read_text(encoding="utf-8").strip() if file.exists() else _packed_ref(common / "packed-refs", ref)
 
 
-def _packed(file: Path, name: str) -> str:
+def _packed_ref(file: Path, ref: str) -> str:
     lines = file.read_text(encoding="utf-8").splitlines()
-    return next((line.partition(" ")[0] for line in lines if line.endswith(f" {name}")), "")
+    return next((line.partition(" ")[0] for line in lines if line.endswith(f" {ref}")), "")

@@ -1,11 +1,10 @@
-"""The daemon's parts as the config wants them: for the daemon, and for commands that do its work when none runs."""
+"""Build the daemon's parts from the config: for the daemon, and for commands that do its work while it is stopped."""
 
 from __future__ import annotations
 
 import errno
 import socket
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 from pydantic import SecretStr
@@ -28,59 +27,60 @@ from ingestor.store.engine import Engine, make_engine, sqlite_path, translate_er
 from ingestor.store.maintenance.retention import Retention
 from ingestor.store.write.batch_writer import BatchWriter, InstanceInfo
 
+MIN_SYNC_SECONDS = 0.005  # a sync takes the disk milliseconds; syncing more often would leave it no other time
+
 
 def lock_database(url: str) -> FileLock | None:
-    """A SQLite file is written by one daemon; PostgreSQL takes several."""
+    """Lock a SQLite file, which only one daemon may write to. Return None for PostgreSQL, which allows several.
+
+    Raises AlreadyLocked, DatabaseUnavailable, PermissionDenied.
+    """
     path = sqlite_path(url)
     if path is None:
         return None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        return _lock_beside(path)
+        lock_path = path.with_name(path.name + ".lock")
+        return FileLock(lock_path, "stop it, or give this daemon a database of its own")
     except OSError as error:
-        what, elsewhere = f"{path.parent}: {error.strerror}", "or name another place in database.url"
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO):  # not to be tried again in vain, as 77 would say
-            raise DatabaseUnavailable(f"{what}; make room there, {elsewhere}") from None
-        raise PermissionDenied(f"{what}; let this user write there, {elsewhere}") from None
-
-
-def _lock_beside(path: Path) -> FileLock:
-    return FileLock(path.with_name(path.name + ".lock"), "stop it, or give this daemon a database of its own")
+        problem, alternative = f"{path.parent}: {error.strerror}", "or choose another path in database.url"
+        # These may pass, and after 77 systemd would not restart the daemon.
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
+            raise DatabaseUnavailable(f"{problem}; free some space there, {alternative}") from None
+        raise PermissionDenied(f"{problem}; let this user write there, {alternative}") from None
 
 
 def startup_facts(spool: Spool, config: Config) -> Iterator[Fact]:
-    """What coverage must know before anything new is said: how the run before ended, and what is wanted now."""
-    wanted = tuple(one.key for one in config.subscriptions)
+    """Yield what coverage must record first: how the previous run ended, and which subscriptions the config has now."""
+    subscriptions = tuple(subscription.key for subscription in config.subscriptions)
     if spool.quarantined:
-        reason = f"the spool could not be read; it is kept in {spool.quarantined}"
-        since_us = max((part.stat().st_mtime_ns // 1000 for part in spool.quarantined.iterdir()), default=None)
-        yield Fact("lost", wall_us(), {"reason": reason}, "lost", wanted, since_us)
+        reason = f"the spool was unreadable; it was moved to {spool.quarantined}"
+        since_us = max((file.stat().st_mtime_ns // 1000 for file in spool.quarantined.iterdir()), default=None)
+        yield Fact("lost", wall_us(), {"reason": reason}, "lost", subscriptions, since_us)
     elif spool.crashed and spool.head:
-        reason = "the run before this one ended without a word"
+        reason = "previous run did not shut down cleanly"
         yield Fact("crashed", wall_us(), {"reason": reason}, "crashed", (), spool.last_heartbeat_us)
-    detail = {"version": __version__, "config_sha256": config.sha256, "reason": "not in the config any more"}
-    yield Fact("started", wall_us(), detail, "stopped", wanted, others=True)
+    detail = {"version": __version__, "config_sha256": config.sha256, "reason": "removed from the config"}
+    yield Fact("started", wall_us(), detail, "stopped", subscriptions, others=True)
 
 
 def instance_name(config: Config) -> str:
+    """Return the label of this daemon in the database."""
     return config.instance or socket.gethostname()
 
 
-LEAST_SYNC_SECONDS = 0.005  # a sync takes a disk milliseconds, and more of them would leave it no time
-
-
 def sync_seconds(config: Config) -> float:
-    """How long an entry may wait for others before it is synced: not longer than it may wait for company in all."""
-    return min(config.spool.sync_every, max(config.database.batch.max_wait, LEAST_SYNC_SECONDS))
+    """Return for how long the spool collects entries before it syncs: at most as long as a batch may wait for them."""
+    return min(config.spool.sync_every, max(config.database.batch.max_wait, MIN_SYNC_SECONDS))
 
 
 def build_spool(config: Config) -> Spool:
-    """Open it, or create it. Raises AlreadyLocked, SpoolFailed."""
+    """Open the spool, or create it. Raises AlreadyLocked, SpoolFailed."""
     return Spool(config.spool.path, max_bytes=config.spool.max_bytes, sync_every_seconds=sync_seconds(config))
 
 
 def build_writer(config: Config, spool: Spool, engine: Engine, **hooks: Any) -> Writer:
-    """The writer of one spool into the configured database; ``hooks`` are its ``on_…`` arguments."""
+    """Build the writer from the spool to the configured database. ``hooks`` are its ``on_…`` arguments."""
     database = config.database
     instance = InstanceInfo(
         spool_id=spool.spool_id,
@@ -101,7 +101,7 @@ def build_writer(config: Config, spool: Spool, engine: Engine, **hooks: Any) -> 
         BatchPolicy(
             max_rows=database.batch.max_rows,
             max_wait_seconds=database.batch.max_wait,
-            already_waited_seconds=sync_seconds(config),  # the oldest of those that a sync brings has waited so long
+            already_waited_seconds=sync_seconds(config),  # the oldest entry of a sync has waited for that long
         ),
         instance,
         prepare=prepare,
@@ -119,7 +119,7 @@ def build_repair_worker(
     engine: Engine,
     record: Callable[[Fact], object],
 ) -> RepairWorker:
-    """What repairs gaps in the configured database. Inside the running loop only."""
+    """Build the worker that repairs gaps in the configured database. Must be called inside the running loop."""
     return RepairWorker(
         RestClient(config.provider.url, api_key, ca_file=config.provider.ca_file, proxy=config.proxy),
         spool,

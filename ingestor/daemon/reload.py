@@ -1,6 +1,7 @@
-"""The config read anew while the daemon runs: what can change does, the rest is named, a broken one changes nothing.
+"""Reload the config while the daemon runs.
 
-Subscriptions change on the live connections. All else was given to its part at the start, and waits for the next.
+A valid config's subscriptions and API key take effect at once; other changes need a restart, and are named. An invalid
+config changes nothing.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from ingestor.provider import catalog
 from ingestor.provider.subscriptions.supervisor import SubscriptionDiff
 
 WATCH_SECONDS = 1.0
-TOLD = 20  # problems in one fact
+MAX_PROBLEMS = 20  # recorded per fact; the log has all
 
 log = logging.getLogger(__name__)
 
@@ -30,70 +31,94 @@ ApplyConfig: TypeAlias = Callable[[Config], SubscriptionDiff]
 
 
 class ConfigReloader:
-    """Takes the place of the config in force, one reload at a time."""
+    """Holds the config in force, and replaces it, one reload at a time."""
 
     def __init__(
-        self, config: Config, read: Callable[[], Config], apply: ApplyConfig, record: Callable[[Fact], object]
+        self,
+        config: Config,
+        read: Callable[[], Config],
+        apply: ApplyConfig,
+        record: Callable[[Fact], object],
+        *,
+        on_begin: Callable[[], object],
+        on_end: Callable[[], object],
     ) -> None:
-        """``read`` may block, and raises ConfigError; ``apply`` brings about a config's subscriptions and key."""
+        """``read`` may block, and raises ConfigError; ``apply`` puts subscriptions and API key into effect.
+
+        ``on_begin`` is called for every reload, ``on_end`` when none is running or waiting any longer: whoever waits
+        for the last one must not see the end of an earlier one.
+        """
         self.config = config  # in force
-        self.successful = True  # the last one
+        self.successful = True  # the last reload
         self._read = read
         self._apply = apply
         self._record = record
-        self._one_at_a_time = asyncio.Lock()
+        self._on_begin = on_begin
+        self._on_end = on_end
+        self._lock = asyncio.Lock()
+        self._pending = 0  # reloads that run or wait for the lock
 
     async def reload(self) -> dict[str, Any]:
-        """Read and apply; what has changed, as facts and commands tell it.
+        """Read and apply the config. Return the number of changes, and the settings that need a restart.
 
-        Raises ConfigError, and has told of it: then the one in force stays.
+        Raises ConfigError, after recording it; the config in force stays.
         """
-        async with self._one_at_a_time:
-            try:
-                new = await asyncio.to_thread(self._read)
-            except ConfigError as error:
-                self._rejected(error)
-                raise
-            return self._accepted(new, self._apply(new))
+        self._on_begin()
+        self._pending += 1
+        try:
+            async with self._lock:
+                return await self._reload()
+        finally:
+            self._pending -= 1
+            if not self._pending:
+                self._on_end()
 
-    async def watch(self, changed: Callable[[], object]) -> None:
-        """Call ``changed`` whenever the file is another and at rest again. Runs until cancelled."""
-        seen = await self._look()
-        # It may be another since it was read at the start, which takes its time.
-        known = seen if await asyncio.to_thread(_sha256, self.config.source) == self.config.sha256 else ()
+    async def _reload(self) -> dict[str, Any]:
+        try:
+            config = await asyncio.to_thread(self._read)
+        except ConfigError as error:
+            self._reject(error)
+            raise
+        return self._accept(config, self._apply(config))
+
+    async def watch(self, on_change: Callable[[], object]) -> None:
+        """Call ``on_change`` each time the config file was changed and stays unchanged for a second. Never returns."""
+        stat = await self._stat()
+        # The file may have changed between the daemon's start and now.
+        is_loaded = await asyncio.to_thread(_sha256, self.config.source) == self.config.sha256
+        reported = stat if is_loaded else ()
         while True:
             await asyncio.sleep(WATCH_SECONDS)
-            before, seen = seen, await self._look()
-            # At rest: whoever writes it may not be at the end yet.
-            if seen == before != known:
-                known = seen
-                changed()
+            before, stat = stat, await self._stat()
+            if stat == before != reported:  # not while somebody is still writing it
+                reported = stat
+                on_change()
 
-    async def _look(self) -> tuple[int, ...]:
-        return await asyncio.to_thread(_stamp, self.config.source)
+    async def _stat(self) -> tuple[int, ...]:
+        return await asyncio.to_thread(_stat_fields, self.config.source)
 
-    def _rejected(self, error: ConfigError) -> None:
+    def _reject(self, error: ConfigError) -> None:
         self.successful = False
         problems = [str(problem) for problem in error.problems]
         for problem in problems:
-            log.error("the config is not taken: %s", problem)
-        reason = "the new config has mistakes; the one before stays in force"
-        self._record(Fact("config_rejected", wall_us(), {"reason": reason, "problems": problems[:TOLD]}))
+            log.error("config rejected, keeping the current one: %s", problem)
+        reason = "the new config is invalid; the current one stays in force"
+        self._record(Fact("config_rejected", wall_us(), {"reason": reason, "problems": problems[:MAX_PROBLEMS]}))
 
-    def _accepted(self, new: Config, difference: SubscriptionDiff) -> dict[str, Any]:
-        waiting = changed_settings(self.config, new)
-        # What waits for a restart is not in force, and must still differ at the next reload.
-        self.config = self.config.model_copy(update={"subscriptions": new.subscriptions, "sha256": new.sha256})
+    def _accept(self, config: Config, diff: SubscriptionDiff) -> dict[str, Any]:
+        needs_restart = changed_settings(self.config, config)
+        # Settings that need a restart are not in force, and must still differ at the next reload.
+        self.config = self.config.model_copy(update={"subscriptions": config.subscriptions, "sha256": config.sha256})
         self.successful = True
-        counts = {"added": len(difference.added), "removed": len(difference.removed), "needs_restart": list(waiting)}
-        self._record(Fact("config_reloaded", wall_us(), {"sha256": new.sha256, **counts}))
-        if waiting:
-            log.warning("these have effect at the next start only: %s", ", ".join(waiting))
-        return counts
+        changes = {"added": len(diff.added), "removed": len(diff.removed), "needs_restart": list(needs_restart)}
+        self._record(Fact("config_reloaded", wall_us(), {"sha256": config.sha256, **changes}))
+        if needs_restart:
+            log.warning("restart required for changes to: %s", ", ".join(needs_restart))
+        return changes
 
 
 def read_config(source: Path) -> Config:
-    """The config as it is now, blocking. Raises ConfigError, also where there is no key any more."""
+    """Read the config file. Blocking. Raises ConfigError, also if there is no API key any longer."""
     config = load(source, feed_name=catalog.feed_name)
     require_api_key(config)
     for secret in list_secrets(config):
@@ -108,9 +133,9 @@ def _sha256(path: Path) -> str:
         return ""
 
 
-def _stamp(path: Path) -> tuple[int, ...]:
+def _stat_fields(path: Path) -> tuple[int, ...]:
     try:
         stat = path.stat()
     except OSError:
-        return ()  # between two versions of it, or gone: reading it will say so
+        return ()  # the file is being replaced, or is gone; then reading it raises the error
     return stat.st_mtime_ns, stat.st_size, stat.st_ino

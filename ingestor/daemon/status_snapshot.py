@@ -1,4 +1,4 @@
-"""The daemon's parts, read into the one snapshot that status page, metrics and commands are made from."""
+"""Build the one status that the status page, the metrics, the health checks and the commands are made from."""
 
 from __future__ import annotations
 
@@ -13,159 +13,158 @@ from typing import TypeAlias
 from ingestor import __version__
 from ingestor.config import Config, Subscription
 from ingestor.core.entries import SubscriptionKey
+from ingestor.core.times import to_optional_datetime
 from ingestor.daemon.reload import ConfigReloader
-from ingestor.monitoring import status as ops
+from ingestor.monitoring import status as monitoring
 from ingestor.pipeline.writer_status import WriterStatus
 from ingestor.provider.auth import TokenState
 from ingestor.provider.catalog import feed_name
-from ingestor.provider.subscriptions import supervisor as provider
 from ingestor.provider.subscriptions.counters import GroupStatus
 from ingestor.provider.subscriptions.states import SubscriptionState
+from ingestor.provider.subscriptions.supervisor import SupervisorStatus
 from ingestor.spool.spool import Spool
 
-SPOOL_PULSE_SECONDS = 30.0  # its thread syncs a heartbeat every five
+SPOOL_HEARTBEAT_SECONDS = 30.0  # the limit; the spool's thread syncs a heartbeat every 5 s
 
-
-# What was last said of each subscription, and for which standing: of thousands, few change between two looks.
-StatusCache: TypeAlias = dict[SubscriptionKey, tuple[SubscriptionState | None, ops.SubscriptionStatus]]
+# The status of each subscription, and the state it was made from: of thousands, few change between two calls.
+StatusCache: TypeAlias = dict[SubscriptionKey, tuple[SubscriptionState | None, monitoring.SubscriptionStatus]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StatusSources:
-    """Where the snapshot is read from."""
+    """The parts of the daemon that a status is read from."""
 
-    reload: ConfigReloader  # which has the config in force
+    reloader: ConfigReloader  # holds the config in force
     instance: str
     started_at: datetime
     database_kind: str
     spool: Spool
     writer: WriterStatus
-    receive: Callable[[], provider.SupervisorStatus]
+    supervisor: Callable[[], SupervisorStatus]
     tokens: Callable[[], TokenState]
-    troubles: ops.RecentErrors
-    told: StatusCache = field(default_factory=dict)
+    recent_errors: monitoring.RecentErrors
+    cache: StatusCache = field(default_factory=dict)
 
 
-def build_status(parts: StatusSources) -> ops.Status:
-    """The daemon now. Called in the event loop."""
+def build_status(sources: StatusSources) -> monitoring.Status:
+    """Return the daemon's status. Must be called in the event loop."""
     now = datetime.now(UTC)
-    receive = parts.receive()
-    writer = parts.writer
-    return ops.Status(
+    supervisor = sources.supervisor()
+    writer = sources.writer
+    return monitoring.Status(
         at=now,
-        instance=parts.instance,
+        instance=sources.instance,
         version=__version__,
         pid=os.getpid(),
-        started_at=parts.started_at,
-        config_sha256=parts.reload.config.sha256,
-        config_reload_successful=parts.reload.successful,
-        connections=tuple(_connection(group) for group in receive.groups),
-        subscriptions=_subscriptions(parts.reload.config, receive, parts.told),
-        spool=_spool(parts.spool, writer, now),
-        database=_database(parts.database_kind, writer, now),
-        rows=ops.RowCounts(
+        started_at=sources.started_at,
+        config_sha256=sources.reloader.config.sha256,
+        config_reload_successful=sources.reloader.successful,
+        connections=tuple(_connection(group) for group in supervisor.groups),
+        subscriptions=_subscriptions(sources.reloader.config, supervisor, sources.cache),
+        spool=_spool(sources.spool, writer, now),
+        database=_database(sources.database_kind, writer, now),
+        rows=monitoring.RowCounts(
             new=writer.new,
             revised=writer.revised,
             duplicate=writer.duplicate,
             expired=writer.expired,
             dead=writer.dead_at_decode + writer.dead_at_insert,
         ),
-        dead_letters=ops.DeadLetterCounts(decode=writer.dead_at_decode, insert=writer.dead_at_insert),
+        dead_letters=monitoring.DeadLetterCounts(decode=writer.dead_at_decode, insert=writer.dead_at_insert),
         batches=writer.batches,
         publish_skew_seconds=dict(writer.publish_skew_seconds),
-        token=_token(parts.tokens(), now),
-        pulses=(_spool_pulse(parts.spool),),
-        last_errors=parts.troubles.newest(),
+        token=_token(sources.tokens(), now),
+        pulses=(_spool_heartbeat(sources.spool),),
+        last_errors=sources.recent_errors.newest(),
     )
 
 
-def _connection(group: GroupStatus) -> ops.ConnectionStatus:
-    return ops.ConnectionStatus(
+def _connection(group: GroupStatus) -> monitoring.ConnectionStatus:
+    return monitoring.ConnectionStatus(
         id=group.connection_id or None,
         path=group.path,
-        feed=feed_name(group.path, _params(group.params)),
+        feed=feed_name(group.path, _parse_params(group.params)),
         connected=group.connected,
         dialect=group.protocol or None,
         frames=group.frames,
-        last_frame_at=_moment(group.last_frame_us),
-        since=_moment(group.since_us),
+        last_frame_at=to_optional_datetime(group.last_frame_us),
+        since=to_optional_datetime(group.since_us),
         last_error=group.last_error or None,
     )
 
 
 def _subscriptions(
-    config: Config, receive: provider.SupervisorStatus, told: StatusCache
-) -> tuple[ops.SubscriptionStatus, ...]:
-    if len(told) > len(config.subscriptions):
-        told.clear()  # some are not wanted any more
-    found = []
-    for one in config.subscriptions:
-        key, standing = one.key, receive.subscriptions.get(one.key)
-        known = told.get(key)
-        if known is None or known[0] is not standing:
-            known = told[key] = (standing, _subscription(one, standing))
-        found.append(known[1])
-    return tuple(found)
+    config: Config, supervisor: SupervisorStatus, cache: StatusCache
+) -> tuple[monitoring.SubscriptionStatus, ...]:
+    if len(cache) > len(config.subscriptions):
+        cache.clear()  # a reload removed some of them
+    statuses = []
+    for subscription in config.subscriptions:
+        key = subscription.key
+        state = supervisor.subscriptions.get(key)
+        cached = cache.get(key)
+        if cached is None or cached[0] is not state:
+            cached = cache[key] = (state, _subscription(subscription, state))
+        statuses.append(cached[1])
+    return tuple(statuses)
 
 
-def _subscription(one: Subscription, standing: SubscriptionState | None) -> ops.SubscriptionStatus:
-    return ops.SubscriptionStatus(
-        path=one.path,
-        params=one.key[2],
-        feed=feed_name(one.path, one.params),
-        state=standing.state if standing else "pending",
-        since=_moment(standing.since_us) if standing else None,
-        reason=(standing.reason or None) if standing else None,
+def _subscription(subscription: Subscription, state: SubscriptionState | None) -> monitoring.SubscriptionStatus:
+    return monitoring.SubscriptionStatus(
+        path=subscription.path,
+        params=subscription.key[2],
+        feed=feed_name(subscription.path, subscription.params),
+        state=state.state if state else "pending",
+        since=to_optional_datetime(state.since_us) if state else None,
+        reason=(state.reason or None) if state else None,
     )
 
 
-def _spool(spool: Spool, writer: WriterStatus, now: datetime) -> ops.SpoolStatus:
-    return ops.SpoolStatus(
+def _spool(spool: Spool, writer: WriterStatus, now: datetime) -> monitoring.SpoolStatus:
+    return monitoring.SpoolStatus(
         entries=spool.entries,
         bytes=spool.live_bytes,
         limit_bytes=spool.max_bytes,
         head_seq=spool.head,
         durable_seq=spool.synced,
         acked_seq=spool.acked,
-        oldest_age_seconds=lag_seconds(writer, now),
+        oldest_age_seconds=commit_lag_seconds(writer, now),
     )
 
 
-def _database(kind: str, writer: WriterStatus, now: datetime) -> ops.DatabaseStatus:
-    return ops.DatabaseStatus(
+def _database(kind: str, writer: WriterStatus, now: datetime) -> monitoring.DatabaseStatus:
+    return monitoring.DatabaseStatus(
         up=writer.database_up,
         kind=kind,
         position=writer.position,
         last_commit_at=datetime.fromtimestamp(writer.committed_at, UTC) if writer.committed_at else None,
-        lag_seconds=lag_seconds(writer, now),
+        lag_seconds=commit_lag_seconds(writer, now),
         last_error=writer.error,
     )
 
 
-def _token(token: TokenState, now: datetime) -> ops.TokenStatus:
-    ends = token.expires_in_seconds
-    return ops.TokenStatus(
-        expires_at=None if ends is None else now + timedelta(seconds=ends),
+def _token(token: TokenState, now: datetime) -> monitoring.TokenStatus:
+    seconds = token.expires_in_seconds
+    return monitoring.TokenStatus(
+        expires_at=None if seconds is None else now + timedelta(seconds=seconds),
         life_seconds=token.life_seconds,
         logins=dict(token.logins),
     )
 
 
-def _spool_pulse(spool: Spool) -> ops.Heartbeat:
-    age = time.monotonic() - spool.synced_at
-    return ops.Heartbeat(name="the spool's thread", age_seconds=age, limit_seconds=SPOOL_PULSE_SECONDS)
+def _spool_heartbeat(spool: Spool) -> monitoring.Heartbeat:
+    age_seconds = time.monotonic() - spool.synced_at
+    return monitoring.Heartbeat(
+        name="the spool's thread", age_seconds=age_seconds, limit_seconds=SPOOL_HEARTBEAT_SECONDS
+    )
 
 
-def lag_seconds(writer: WriterStatus, now: datetime) -> float:
-    """How long the oldest entry has waited for its commit; 0 if none waits."""
-    oldest = _moment(writer.oldest_us)
-    return max((now - oldest).total_seconds(), 0.0) if oldest else 0.0
+def commit_lag_seconds(writer: WriterStatus, now: datetime) -> float:
+    """Return for how long the oldest entry has been waiting to be committed; 0 if none is waiting."""
+    oldest_at = to_optional_datetime(writer.oldest_us)
+    return max((now - oldest_at).total_seconds(), 0.0) if oldest_at else 0.0
 
 
-def _moment(us: int | None) -> datetime | None:
-    return None if us is None else datetime.fromtimestamp(us / 1_000_000, UTC)
-
-
-def _params(text: str) -> dict[str, str]:
+def _parse_params(text: str) -> dict[str, str]:
     params: dict[str, str] = json.loads(text)
     return params

@@ -1,1 +1,1 @@
-"""Everything that knows the provider or Socket.IO."""
+"""Everything that knows the provider: its endpoints, REST API, tokens, sockets and subscriptions."""

@@ -1,7 +1,7 @@
-"""The provider's endpoints as data: which feed a path delivers, which fields it carries and what we call them.
+"""The provider's endpoints as data: the feed of each path, its fields, and the metric that each field is stored as.
 
-Source: the provider's documentation of June to September 2014, and the answers printed there. A path that is not here
-is not refused: its rows are read generically, every numeric field a metric.
+Source: the provider's documentation of June to September 2014 and its sample responses. A path that is not listed here
+is not rejected: its rows are decoded generically, with every numeric field as a metric.
 """
 
 from __future__ import annotations
@@ -11,33 +11,33 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
-KEY_PARAMS = frozenset({"ticker", "user_id"})  # they are columns of their own; every other param is part of the feed
-RANGE_PARAMS = frozenset({"start_ts", "end_ts", "start_date", "end_date"})  # of REST: how much of a feed, not which
+KEY_PARAMS = frozenset({"ticker", "user_id"})  # columns of their own; every other param is part of the feed's name
+RANGE_PARAMS = frozenset({"start_ts", "end_ts", "start_date", "end_date"})  # of REST: how much of a feed is requested
 KEY_FIELDS = frozenset({"ts", "ticker", "user_id"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Feed:
-    """What a path delivers, whichever form of the path was asked for."""
+    """What a path delivers, in whichever form the path is written."""
 
     name: str
-    metrics: Mapping[str, str]  # field of a row → canonical metric; several fields may mean one metric
-    cadence_seconds: int  # the provider's bucket
-    by_user: bool = False  # rows name a user_id
-    history_path: str | None = None  # the REST path of past days
-    stream_only: bool = False  # known by its bare name only, not under /real-time/
-    whole_days: bool = False  # its history is asked for by dates, not by instants
+    metrics: Mapping[str, str]  # field of a row → canonical metric; several fields may map to one metric
+    cadence_seconds: int  # length of the provider's buckets
+    by_user: bool = False  # rows have a user_id
+    history_path: str | None = None  # REST path for past days
+    stream_only: bool = False  # has no /real-time/ endpoint, only a bare stream name
+    whole_days: bool = False  # history is requested by dates, not by timestamps
 
 
-def _feed(name: str, cadence_seconds: int, fields: str, **more: object) -> Feed:
+def _feed(name: str, cadence_seconds: int, fields: str, **attributes: object) -> Feed:
     # "metric" or "field=metric", separated by blanks
     metrics = {field: metric or field for field, _, metric in (item.partition("=") for item in fields.split())}
-    more.setdefault("history_path", f"/historical/{name}")
-    return Feed(name=name, cadence_seconds=cadence_seconds, metrics=MappingProxyType(metrics), **more)  # type: ignore[arg-type]
+    attributes.setdefault("history_path", f"/historical/{name}")
+    return Feed(name=name, cadence_seconds=cadence_seconds, metrics=MappingProxyType(metrics), **attributes)  # type: ignore[arg-type]
 
 
 def _chart(prefix: str) -> str:
-    # The documentation's table says …_moving_avg, its sample …_moving_average.
+    # The documentation's table has …_moving_avg, its sample …_moving_average.
     names = [
         prefix,
         f"{prefix}_moving_average",
@@ -46,8 +46,8 @@ def _chart(prefix: str) -> str:
         "volume",
         "buzz",
     ]
-    short = [f"{name.replace('_average', '_avg')}={name}" for name in names if name.endswith("_average")]
-    return " ".join(names + short)
+    aliases = [f"{name.replace('_average', '_avg')}={name}" for name in names if name.endswith("_average")]
+    return " ".join(names + aliases)
 
 
 FEEDS: Mapping[str, Feed] = MappingProxyType(
@@ -78,7 +78,7 @@ FEEDS: Mapping[str, Feed] = MappingProxyType(
     }
 )
 
-# Paths that may be subscribed to: the documented /real-time/ endpoints, and the bare stream names that came later.
+# Paths that may be subscribed to: the documented /real-time/ endpoints, and the bare stream names added later.
 STREAMS = (
     "crowd-sentiment",
     "user-sentiment",
@@ -89,7 +89,7 @@ PATHS = tuple(f"/real-time/{feed.name}" for feed in FEEDS.values() if not feed.s
 
 
 def base_name(path: str) -> str:
-    """``/real-time/crowd-sentiment``, ``/historical/crowd-sentiment`` and ``crowd-sentiment`` → ``crowd-sentiment``."""
+    """Return the feed's name in a path: "crowd-sentiment" for ``/real-time/crowd-sentiment`` and its other forms."""
     name = path.strip("/")
     for prefix in ("real-time/", "historical/"):
         name = name.removeprefix(prefix)
@@ -99,22 +99,22 @@ def base_name(path: str) -> str:
 
 
 def feed_name(path: str, params: Mapping[str, str]) -> str:
-    """The canonical name of what a path delivers: ``name``; with params besides ticker and user, ``name?period=30``."""
-    mute = KEY_PARAMS | RANGE_PARAMS
-    rest = "&".join(f"{key}={value}" for key, value in sorted(params.items()) if key not in mute)
-    return f"{base_name(path)}?{rest}" if rest else base_name(path)
+    """Return the canonical feed name of a path and its params: ``name`` or, with other params, ``name?period=30``."""
+    ignored = KEY_PARAMS | RANGE_PARAMS
+    query = "&".join(f"{key}={value}" for key, value in sorted(params.items()) if key not in ignored)
+    return f"{base_name(path)}?{query}" if query else base_name(path)
 
 
 def metrics_of(path: str) -> Mapping[str, str] | None:
-    """Field → metric of a documented path; None for a path that is not documented."""
+    """Return field → metric of a documented path; None for any other path."""
     feed = FEEDS.get(base_name(path))
     return feed.metrics if feed else None
 
 
 def unknown_path_warning(path: str) -> str | None:
-    """Why this path may be a mistake, with the nearest documented one; None if it is documented."""
+    """Return a warning that names the closest documented path; None if ``path`` is documented."""
     if path in PATHS:
         return None
-    near = difflib.get_close_matches(path, PATHS, n=1)
-    hint = f'; did you mean "{near[0]}"?' if near else "; it is asked for all the same"
+    matches = difflib.get_close_matches(path, PATHS, n=1)
+    hint = f'; did you mean "{matches[0]}"?' if matches else "; subscribing to it anyway"
     return f'unknown endpoint "{path}"{hint}'

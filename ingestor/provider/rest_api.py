@@ -1,7 +1,7 @@
-"""GET answers of the provider: what is current, and what past days were. One at a time, spaced. Knows nothing of gaps.
+"""GET requests to the provider: current data and history, one at a time, with a pause between them.
 
-Source of the rules: the documentation of June to September 2014. Answers of 0.5 to 1 MB that took 20 to 75 s are
-printed there; history ends yesterday at the latest; chart data is asked for by dates, seven days at most.
+The rules come from the provider's documentation of June to September 2014. It shows responses of 0.5 to 1 MB that took
+20 to 75 s; history ends yesterday at the latest; chart data is requested by dates, at most seven days at once.
 """
 
 from __future__ import annotations
@@ -23,27 +23,25 @@ from ingestor.core.clock import boottime, wall_us
 from ingestor.errors import ResponseTooLarge, RestRefused, RestUnavailable, TokenRefused
 from ingestor.provider.auth.login import retry_after_seconds
 from ingestor.provider.catalog import FEEDS, Feed, base_name
-from ingestor.provider.http_client import BodyTooLarge, Deadline, HttpResponse, RequestFailed, send_request
+from ingestor.provider.http_client import BodyTooLarge, HttpRequest, HttpResponse, RequestFailed
 from ingestor.provider.socket.connection import error_text
 
-MAX_RESPONSE_BYTES = 8 << 20  # on its way into the database it takes some twenty times as much memory
-MAX_SPLITTABLE_BYTES = 2 << 20  # less where the range can be split: twice the largest documented response
+MAX_RESPONSE_BYTES = 8 << 20  # on its way into the database it takes about twenty times as much memory
+MAX_SPLITTABLE_BYTES = 2 << 20  # where the range can be split: twice the largest documented response
 REQUEST_SECONDS = 180.0
-SPACING_SECONDS = 2.0  # from the end of one answer to the next question
+SPACING_SECONDS = 2.0  # from the end of a response to the next request
 UNAVAILABLE_BACKOFF = Backoff(first_seconds=15.0, cap_seconds=3600.0)
 REFUSED_STATUSES = frozenset({400, 403, 404, 405, 406, 410, 414})
 
 DAY = timedelta(days=1)
 MAX_RANGE = timedelta(days=7)
-MAX_RANGE_BUCKETS = (
-    7 * 24 * 60
-)  # a week of minutes is the 0.5 to 1 MB that were printed; of seconds, not quite three hours
-_BEFORE = timedelta(microseconds=1)  # the provider's end is the last instant asked for
+MAX_RANGE_BUCKETS = 7 * 24 * 60  # a week of minutes is the documented 0.5 to 1 MB; of seconds, not quite three hours
+_BEFORE = timedelta(microseconds=1)  # the provider includes the end of a range
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RestRequest:
-    """What to GET. Times are in its params."""
+    """What to GET. The params include the times."""
 
     path: str
     params: Mapping[str, str]
@@ -51,27 +49,27 @@ class RestRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RestResponse:
-    """What came back with 200."""
+    """The body of a response with status 200."""
 
     text: str
-    sent_us: int  # our wall clock when the question was sent: an answer is as old as that
+    sent_us: int  # our wall clock when the request was sent: the response may reflect the state at that moment
 
 
 def current_request(path: str, params: Mapping[str, str]) -> RestRequest | None:
-    """The rolling window of what ``path`` streams; None where it is not to be had by REST."""
+    """Return the request for the rolling window of ``path``; None where the provider has no REST endpoint for it."""
     feed = FEEDS.get(base_name(path))
-    if (feed is None and not path.startswith("/real-time/")) or (feed and feed.stream_only) or not _named(params):
+    if (feed is None and not path.startswith("/real-time/")) or (feed and feed.stream_only) or not _has_key(params):
         return None
     return RestRequest(path=f"/real-time/{base_name(path)}", params=dict(params))
 
 
 def history_request(path: str, params: Mapping[str, str], start: datetime, end: datetime) -> RestRequest | None:
-    """What ``path`` streamed from ``start`` (UTC) up to ``end``, not included; None where there is no history of it.
+    """Return the request for what ``path`` streamed from ``start`` (UTC) to before ``end``; None without history.
 
-    ``end`` is midnight of today at the latest, and the two are at most ``span`` apart.
+    ``end`` is midnight of today at the latest; the range is at most ``max_range`` long.
     """
     feed = FEEDS.get(base_name(path))
-    if feed is None or feed.history_path is None or not _named(params):
+    if feed is None or feed.history_path is None or not _has_key(params):
         return None
     last = end - _BEFORE
     bounds = (
@@ -79,37 +77,37 @@ def history_request(path: str, params: Mapping[str, str], start: datetime, end: 
         if feed.whole_days
         else {"start_ts": _iso(start), "end_ts": _iso(last)}
     )
-    historical = feed.history_path
+    history_path = feed.history_path
     if feed.by_user and not params.get("ticker"):
-        historical = historical.removesuffix("-by-ticker") + "-by-user"
-    return RestRequest(path=historical, params={**params, **bounds})
+        history_path = history_path.removesuffix("-by-ticker") + "-by-user"
+    return RestRequest(path=history_path, params={**params, **bounds})
 
 
 def has_history(path: str) -> bool:
-    """Whether past days of what ``path`` streams can be asked for."""
+    """Return whether past days of ``path`` can be requested."""
     feed = FEEDS.get(base_name(path))
     return feed is not None and feed.history_path is not None
 
 
 def uses_dates(path: str) -> bool:
-    """Whether its history is asked for in whole days."""
+    """Return whether the history of ``path`` is requested in whole days."""
     return FEEDS[base_name(path)].whole_days
 
 
 def max_range(path: str) -> timedelta:
-    """How much history of ``path`` one question may ask for."""
+    """Return how much history of ``path`` one request may cover."""
     longest = min(MAX_RANGE, MAX_RANGE_BUCKETS * bucket_length(path))
     return max(longest, DAY) if uses_dates(path) else longest
 
 
 def bucket_length(path: str) -> timedelta:
-    """The provider's bucket; a minute where nothing is known."""
+    """Return the length of the provider's buckets; a minute for a path that is not documented."""
     feed: Feed | None = FEEDS.get(base_name(path))
     return timedelta(seconds=feed.cadence_seconds if feed else 60)
 
 
 class RestClient:
-    """The one who asks. For one thread; ``cut`` may come from any."""
+    """Sends one request at a time, from one thread. ``cancel`` may be called from any thread."""
 
     def __init__(
         self,
@@ -119,26 +117,26 @@ class RestClient:
         ca_file: Path | None = None,
         proxy: SecretStr | None = None,
     ) -> None:
-        """``url``: the API's root. ``api_key`` is called for each question."""
+        """``url``: the API's root. ``api_key`` is called for each request."""
         self._url = url
         self._api_key = api_key
         self._ca_file = ca_file
         self._proxy = proxy
         self._failures = 0
-        self._not_before = 0.0  # boottime of the next question at the earliest
+        self._not_before = 0.0  # boottime of the next request at the earliest
         self._lock = threading.Lock()
-        self._deadline: Deadline | None = None
-        self._over = False
+        self._current: HttpRequest | None = None
+        self._cancelled = False
 
     @property
     def pause_seconds(self) -> float:
-        """How long the provider is to be left alone from now on."""
+        """How long to wait before the next request."""
         return max(0.0, self._not_before - boottime())
 
-    def get(self, question: RestRequest, *, can_split: bool = False) -> RestResponse:
-        """Ask, blocking, up to three minutes. To be called when there is no pause any more.
+    def get(self, request: RestRequest, *, can_split: bool = False) -> RestResponse:
+        """Send a request and wait up to three minutes for the response. Call it once ``pause_seconds`` is 0.
 
-        ``can_split``: less could be asked for at a time, so that ``PIECE_BYTES`` are the most, else ``MAX_BYTES``.
+        ``can_split``: the caller can request the same in smaller ranges, so at most ``MAX_SPLITTABLE_BYTES`` are read.
 
         Raises:
             RestUnavailable: no usable response now. RestRefused: there will be none. ResponseTooLarge: request less.
@@ -146,80 +144,80 @@ class RestClient:
         """
         sent_us = wall_us()
         try:
-            answer = self._ask(question, MAX_SPLITTABLE_BYTES if can_split else MAX_RESPONSE_BYTES)
-            if answer.status != 200:
-                _refuse(question, answer)
-            reply = RestResponse(text=_text(question, answer), sent_us=sent_us)
+            response = self._send(request, MAX_SPLITTABLE_BYTES if can_split else MAX_RESPONSE_BYTES)
+            if response.status != 200:
+                _raise_for_status(request, response)
+            result = RestResponse(text=_decode_body(request, response), sent_us=sent_us)
         except (RestUnavailable, TokenRefused):
             self._failures += 1
-            self._wait(UNAVAILABLE_BACKOFF.equal_jitter(self._failures, chance()))
+            self._pause(UNAVAILABLE_BACKOFF.equal_jitter(self._failures, chance()))
             raise
         self._failures = 0
-        return reply
+        return result
 
     def cancel(self) -> None:
-        """End the question under way, and ask none again."""
+        """Let the current request and every later one fail with RestUnavailable at once."""
         with self._lock:
-            self._over = True
-            if self._deadline:
-                self._deadline.cut()
+            self._cancelled = True
+            if self._current:
+                self._current.cancel()
 
-    def _ask(self, question: RestRequest, max_bytes: int) -> HttpResponse:
+    def _send(self, request: RestRequest, max_bytes: int) -> HttpResponse:
         basic = base64.b64encode(self._api_key().get_secret_value().encode() + b":").decode()
-        deadline = Deadline(REQUEST_SECONDS)
+        http_request = HttpRequest(
+            "GET",
+            f"{self._url}{request.path}?{urlencode(request.params)}",
+            headers={"Authorization": f"Basic {basic}", "Accept": "application/json"},
+            timeout_seconds=REQUEST_SECONDS,
+            max_bytes=max_bytes,
+            ca_file=self._ca_file,
+            proxy=self._proxy,
+        )
         with self._lock:
-            if self._over:
-                raise RestUnavailable("we are stopping")
-            self._deadline = deadline
+            if self._cancelled:
+                raise RestUnavailable("the daemon is stopping")
+            self._current = http_request
         try:
-            answer = send_request(
-                "GET",
-                f"{self._url}{question.path}?{urlencode(question.params)}",
-                headers={"Authorization": f"Basic {basic}", "Accept": "application/json"},
-                deadline=deadline,
-                max_bytes=max_bytes,
-                ca_file=self._ca_file,
-                proxy=self._proxy,
-            )
+            response = http_request.send()
         except BodyTooLarge as error:
-            raise ResponseTooLarge(f"{question.path}: {error}", 200) from None
+            raise ResponseTooLarge(f"{request.path}: {error}", 200) from None
         except RequestFailed as error:
-            raise RestUnavailable(f"{question.path}: {error}") from None
+            raise RestUnavailable(f"{request.path}: {error}") from None
         finally:
-            self._wait(SPACING_SECONDS)
-        self._wait(retry_after_seconds(answer.headers) or 0.0)
-        return answer
+            self._pause(SPACING_SECONDS)
+        self._pause(retry_after_seconds(response.headers) or 0.0)
+        return response
 
-    def _wait(self, seconds: float) -> None:
+    def _pause(self, seconds: float) -> None:
         self._not_before = max(self._not_before, boottime() + seconds)
 
 
-def _refuse(question: RestRequest, answer: HttpResponse) -> NoReturn:
-    message = f"{question.path}: HTTP {answer.status}{_complaint(answer.body)}"
-    if answer.status == 401:
+def _raise_for_status(request: RestRequest, response: HttpResponse) -> NoReturn:
+    message = f"{request.path}: HTTP {response.status}{_provider_error(response.body)}"
+    if response.status == 401:
         raise TokenRefused(f"{message}: the API key is not accepted; check provider.api_key_file")
-    if answer.status in REFUSED_STATUSES:
-        raise RestRefused(message, answer.status)
+    if response.status in REFUSED_STATUSES:
+        raise RestRefused(message, response.status)
     raise RestUnavailable(message)
 
 
-def _complaint(body: bytes) -> str:
-    """What the provider says about it, if it is an error object as documented."""
+def _provider_error(body: bytes) -> str:
+    """Return the text of the provider's documented error object; "" if the body is something else."""
     try:
-        said = json.loads(body)
+        error = json.loads(body)
     except (ValueError, RecursionError):
         return ""
-    return f": {error_text(said)}" if isinstance(said, dict) else ""
+    return f": {error_text(error)}" if isinstance(error, dict) else ""
 
 
-def _text(question: RestRequest, answer: HttpResponse) -> str:
+def _decode_body(request: RestRequest, response: HttpResponse) -> str:
     try:
-        return answer.body.decode("utf-8")
+        return response.body.decode("utf-8")
     except UnicodeDecodeError:
-        raise RestUnavailable(f"{question.path}: the answer is not UTF-8") from None
+        raise RestUnavailable(f"{request.path}: the response is not UTF-8") from None
 
 
-def _named(params: Mapping[str, str]) -> bool:
+def _has_key(params: Mapping[str, str]) -> bool:
     return bool(params.get("ticker") or params.get("user_id"))
 
 

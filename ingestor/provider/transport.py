@@ -1,4 +1,4 @@
-"""How a server is reached, by HTTP and websocket alike: TLS that is always verified, a proxy, and in words why not."""
+"""How a server is reached, by HTTP and by websocket: TLS that is always verified, a proxy, and errors in words."""
 
 from __future__ import annotations
 
@@ -14,78 +14,81 @@ from pydantic import SecretStr
 
 from ingestor.core.redaction import redactor
 
-_OF_THE_PROXY = (
+_PROXY_ERRORS = (
     requests.exceptions.ProxyError,
     aiohttp.ClientProxyConnectionError,
     aiohttp.ClientHttpProxyError,
 )
-_TUNNEL = re.compile(r"Tunnel connection failed: (\d{3})")  # http.client's words, when it is not let through
+_TUNNEL_REFUSED = re.compile(r"Tunnel connection failed: (\d{3})")  # the message of http.client
 
 
 def make_tls_context(ca_file: Path | None) -> ssl.SSLContext:
-    """TLS 1.2 or later, always verified; ``ca_file`` replaces the system's authorities. Blocks: it reads files."""
+    """Return a context for TLS 1.2 or later that always verifies; ``ca_file`` replaces the system's authorities.
+
+    Blocks: it reads files.
+    """
     context = ssl.create_default_context(cafile=str(ca_file) if ca_file else None)
-    context.minimum_version = max(context.minimum_version, ssl.TLSVersion.TLSv1_2)  # the system's policy may say more
+    context.minimum_version = max(context.minimum_version, ssl.TLSVersion.TLSv1_2)  # the system's policy may be higher
     return context
 
 
 class RedirectRefused(aiohttp.ClientError):
-    """The server wants us, and our token, somewhere else. We do not go."""
+    """The server redirects. Following it would send the token elsewhere."""
 
 
-async def _stay(_session: aiohttp.ClientSession, _context: SimpleNamespace, _params: object) -> None:
+async def _refuse_redirect(_session: aiohttp.ClientSession, _context: SimpleNamespace, _params: object) -> None:
     raise RedirectRefused("the server redirects elsewhere, which is not followed; check provider.url")
 
 
-def http_session(verification: ssl.SSLContext | None, proxy: SecretStr | None = None) -> aiohttp.ClientSession:
-    """An aiohttp session that stays where it was sent. ``verification`` None: plain http to loopback.
+def http_session(tls_context: ssl.SSLContext | None, proxy: SecretStr | None = None) -> aiohttp.ClientSession:
+    """Return an aiohttp session that follows no redirect. ``tls_context`` None: plain HTTP to loopback.
 
-    Nothing comes from the environment: aiohttp would read .netrc along with its proxies.
+    It takes nothing from the environment: aiohttp would read .netrc along with the proxies.
     """
-    stay = aiohttp.TraceConfig()
-    stay.on_request_redirect.append(_stay)
-    connector = aiohttp.TCPConnector(ssl=verification if verification is not None else True)
+    trace = aiohttp.TraceConfig()
+    trace.on_request_redirect.append(_refuse_redirect)
+    connector = aiohttp.TCPConnector(ssl=tls_context if tls_context is not None else True)
     return aiohttp.ClientSession(
         connector=connector,
-        trace_configs=[stay],
+        trace_configs=[trace],
         cookie_jar=aiohttp.DummyCookieJar(),
         proxy=proxy.get_secret_value() if proxy else None,
     )
 
 
 def describe_error(error: BaseException) -> str:
-    """What failed, in words, from the innermost cause that has some: the outer ones quote URLs."""
-    links = _chain(error)
-    whose = "the proxy that the environment names: " if any(isinstance(link, _OF_THE_PROXY) for link in links) else ""
-    return whose + _words(links)
+    """Return what failed, in words, from the innermost cause that has a message: the outer ones quote URLs."""
+    chain = _error_chain(error)
+    through_proxy = any(isinstance(link, _PROXY_ERRORS) for link in chain)
+    return ("the proxy from the environment: " if through_proxy else "") + _describe_chain(chain)
 
 
-def _words(links: list[BaseException]) -> str:
-    for link in links:
+def _describe_chain(chain: list[BaseException]) -> str:
+    for link in chain:
         if isinstance(link, aiohttp.ClientHttpProxyError):
             return f"HTTP {link.status}"
-        if refused := _TUNNEL.match(str(link)):
+        if refused := _TUNNEL_REFUSED.match(str(link)):
             return f"HTTP {refused[1]}"
-        # aiohttp's own error is an instance too, without the words
+        # aiohttp's own error is an instance too, without the message
         if isinstance(link, ssl.SSLCertVerificationError) and hasattr(link, "verify_message"):
             return f"the server's certificate was not accepted: {link.verify_message}"
-    for link in reversed(links):
+    for link in reversed(chain):
         if isinstance(link, ssl.SSLError) and isinstance(getattr(link, "reason", None), str):
-            return f"TLS: {link.reason.replace('_', ' ').lower()}"  # its number is OpenSSL's, not the system's
+            return f"TLS: {link.reason.replace('_', ' ').lower()}"  # its errno is OpenSSL's, not the system's
         if isinstance(link, OSError) and link.strerror:
-            # asyncio and the resolver put words of their own there, with addresses; the number is the system's
-            words = os.strerror(link.errno) if link.errno and link.errno > 0 else link.strerror
-            return redactor.scrub(words.lower())
-    return "no answer in time" if isinstance(links[0], requests.Timeout) else type(links[-1]).__name__
+            # asyncio and the resolver put other texts there, with addresses; the errno is the system's
+            text = os.strerror(link.errno) if link.errno and link.errno > 0 else link.strerror
+            return redactor.scrub(text.lower())
+    return "no answer in time" if isinstance(chain[0], requests.Timeout) else type(chain[-1]).__name__
 
 
-def _chain(error: BaseException) -> list[BaseException]:
-    """The error and all that led to it: urllib3 names as cause a copy without words, and has the original beside it."""
+def _error_chain(error: BaseException) -> list[BaseException]:
+    """Return the error, its causes and its contexts: urllib3's cause has no message, its context is the original."""
     found: dict[int, BaseException] = {}
-    waiting: list[BaseException | None] = [error]
-    while waiting:
-        one = waiting.pop()
-        if one is not None and id(one) not in found:
-            found[id(one)] = one
-            waiting += [one.__context__, one.__cause__]
+    pending: list[BaseException | None] = [error]
+    while pending:
+        link = pending.pop()
+        if link is not None and id(link) not in found:
+            found[id(link)] = link
+            pending += [link.__context__, link.__cause__]
     return list(found.values())

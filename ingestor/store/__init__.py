@@ -1,1 +1,1 @@
-"""SQL: tables and views, the idempotent write, and the questions that commands ask."""
+"""SQL: tables and views, the idempotent write, the queries of commands, and maintenance."""

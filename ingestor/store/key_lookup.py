@@ -1,4 +1,4 @@
-"""The rows that a list of keys names, as a condition that each database answers from its index, however full it is."""
+"""Select rows by a list of keys, with a condition that each database evaluates by index, however large the table."""
 
 from __future__ import annotations
 
@@ -18,23 +18,21 @@ KEYS_PER_QUERY = 500
 def keys_in(
     connection: Connection, columns: Sequence[Column[Any]], keys: Sequence[tuple[Any, ...]]
 ) -> ColumnElement[bool]:
-    """Whether ``columns`` are one of ``keys``, of which there are at most ``KEYS_PER_QUERY``.
+    """Return the condition that ``columns`` equal one of ``keys``, at most ``KEYS_PER_QUERY``.
 
-    Not by a list of VALUES: SQLite before 3.42 compares that with every row of the table, and PostgreSQL makes of it
-    one condition for each key.
+    Not a list of VALUES: SQLite before 3.42 compares it with every row of the table, and PostgreSQL turns it into one
+    condition per key.
     """
-    table = _arrays if connection.dialect.name == "postgresql" else _json
-    return tuple_(*columns).in_(select(*table(columns, keys)))
+    key_columns = _unnest if connection.dialect.name == "postgresql" else _json_each
+    return tuple_(*columns).in_(select(*key_columns(columns, keys)))
 
 
-def _arrays(columns: Sequence[Column[Any]], keys: Sequence[tuple[Any, ...]]) -> Iterable[ColumnElement[Any]]:
-    arrays = [
-        literal(list(parts), ARRAY(one.type)) for one, parts in zip(columns, zip(*keys, strict=True), strict=True)
-    ]
-    return func.unnest(*arrays).table_valued(*(column(one.name, one.type) for one in columns)).render_derived().c
+def _unnest(columns: Sequence[Column[Any]], keys: Sequence[tuple[Any, ...]]) -> Iterable[ColumnElement[Any]]:
+    arrays = [literal(list(parts), ARRAY(c.type)) for c, parts in zip(columns, zip(*keys, strict=True), strict=True)]
+    return func.unnest(*arrays).table_valued(*(column(c.name, c.type) for c in columns)).render_derived().c
 
 
-def _json(columns: Sequence[Column[Any]], keys: Sequence[tuple[Any, ...]]) -> Iterable[ColumnElement[Any]]:
+def _json_each(columns: Sequence[Column[Any]], keys: Sequence[tuple[Any, ...]]) -> Iterable[ColumnElement[Any]]:
     key = func.json_each(json.dumps(keys, ensure_ascii=False, default=_text)).table_valued("value").c.value
     return [func.json_extract(key, f"$[{index}]") for index in range(len(columns))]
 

@@ -1,4 +1,4 @@
-"""One daemon at a time: who prunes, and who heals, where several share a database."""
+"""Leases: one daemon at a time prunes, or repairs, if several share a database."""
 
 from __future__ import annotations
 
@@ -10,27 +10,28 @@ from ingestor.store import schema
 from ingestor.store.engine import insert_or_ignore
 
 
-def acquire(connection: Connection, name: str, instance_id: int, time: timedelta) -> datetime | None:
-    """Take or renew the lease ``name``, for as long as the transaction lasts and ``time`` more.
+def acquire(connection: Connection, name: str, instance_id: int, duration: timedelta) -> datetime | None:
+    """Take or renew the lease ``name`` until ``duration`` after now, by the clock of the database.
 
-    Returns the time; None if another instance has the lease. By the database's clock, which all of them share.
+    Returns that clock's time, None if another instance holds the lease. Until the transaction ends, others that want
+    the lease wait.
     """
     c = schema.leases.c
-    at = database_time(connection)
-    others = (c.name == name, c.instance_id != instance_id, c.until >= at)
-    if connection.execute(select(c.name).where(*others)).first():
-        return None  # asked first: to write would mean to wait for a step of theirs, and our batches with us
-    mine = {"instance_id": instance_id, "until": at + time}
-    to_be_had = (c.name == name, or_(c.instance_id == instance_id, c.until < at))
-    take = update(schema.leases).where(*to_be_had).values(mine)
+    now = database_time(connection)
+    held_elsewhere = (c.name == name, c.instance_id != instance_id, c.until >= now)
+    if connection.execute(select(c.name).where(*held_elsewhere)).first():
+        return None  # checked first, because an UPDATE would wait for the holder's transaction, and our batches with it
+    lease = {"instance_id": instance_id, "until": now + duration}
+    available = (c.name == name, or_(c.instance_id == instance_id, c.until < now))
+    take = update(schema.leases).where(*available).values(lease)
     if connection.execute(take).rowcount == 0:
-        connection.execute(insert_or_ignore(connection, schema.leases).values(name=name, **mine))
+        connection.execute(insert_or_ignore(connection, schema.leases).values(name=name, **lease))
         if connection.execute(take).rowcount == 0:
             return None
-    return at
+    return now
 
 
 def database_time(connection: Connection) -> datetime:
-    """By the database's clock."""
+    """Return the time of the database's clock, which all instances share."""
     at: datetime = connection.execute(select(func.current_timestamp(type_=schema.UtcDateTime()))).scalar_one()
     return at

@@ -1,4 +1,4 @@
-"""The configured database as a command opens it: what goes wrong says which database, and what to do."""
+"""Open the configured database for a command; errors name the database and what to do."""
 
 from __future__ import annotations
 
@@ -9,29 +9,29 @@ from ingestor.config.urls import mask_url
 from ingestor.errors import DatabaseUnavailable
 from ingestor.store.engine import Engine, make_engine, sqlite_path, translate_errors
 
-_MAKE_TABLES = "`ingestor run` or `ingestor db upgrade` makes the tables"
+_CREATE_TABLES = "`ingestor run` or `ingestor db upgrade` creates the tables"
 
-# What the driver says → what to do about it.
+# A part of the driver's message → what to do.
 _REMEDIES = (
     ("not a database", "name another file in database.url, or move this one out of the way"),
-    ("unable to open", "may this user read it? if so, see database.url"),
-    ("readonly database", "nobody has it open, and only who may write can open it then: read it as the daemon's user"),
+    ("unable to open", "check that this user may read it, and database.url"),
+    ("readonly database", "without a running daemon, opening it needs write access: run this as the daemon's user"),
     ("permission denied for schema", "GRANT CREATE, USAGE ON SCHEMA to this user, or name another in database.url"),
     ("permission denied", "GRANT it to this user, or name another in database.url"),
-    ("no such table", _MAKE_TABLES),
-    ('relation "', _MAKE_TABLES),
-    ("column ", "the tables are of an older program; `ingestor db upgrade` brings them up to this one"),
+    ("no such table", _CREATE_TABLES),
+    ('relation "', _CREATE_TABLES),
+    ("column ", "the schema is older than this program; run `ingestor db upgrade`"),
 )
 
 
 @contextmanager
 def open_database(url: str, *, read_only: bool = True) -> Iterator[Engine]:
-    """An engine on a normalised URL, for as long as the block lasts.
+    """Yield an engine for a normalized URL, and dispose of it at the end of the block.
 
     Raises DatabaseUnavailable, which names the URL without its password.
     """
     if read_only and _is_missing(url):
-        raise DatabaseUnavailable(f"{mask_url(url)}: is not there yet; `ingestor run` makes it, or mend database.url")
+        raise DatabaseUnavailable(f"{mask_url(url)}: does not exist; `ingestor run` creates it, or fix database.url")
     engine = make_engine(url, read_only=read_only)
     try:
         with with_remedy(url):
@@ -40,22 +40,22 @@ def open_database(url: str, *, read_only: bool = True) -> Iterator[Engine]:
         engine.dispose()
 
 
-class _Explained(DatabaseUnavailable):
-    """Its message names the database already: where two are open it may be the other one."""
+class _NamedDatabaseUnavailable(DatabaseUnavailable):
+    """The message names the database already, which may be another one if two are open."""
 
 
 @contextmanager
 def with_remedy(url: str) -> Iterator[None]:
-    """Put the database's name before what goes wrong with it, and behind that what to do."""
+    """Add the name of the database and what to do to the message of DatabaseUnavailable."""
     try:
         with translate_errors():
             yield
-    except _Explained:
+    except _NamedDatabaseUnavailable:
         raise
     except DatabaseUnavailable as error:
-        said = str(error)
-        remedy = next((remedy for fragment, remedy in _REMEDIES if fragment in said), "see database.url")
-        raise _Explained(f"{mask_url(url)}: {said}; {remedy}") from None
+        message = str(error)
+        remedy = next((remedy for fragment, remedy in _REMEDIES if fragment in message), "see database.url")
+        raise _NamedDatabaseUnavailable(f"{mask_url(url)}: {message}; {remedy}") from None
 
 
 def _is_missing(url: str) -> bool:
@@ -66,6 +66,6 @@ def _is_missing(url: str) -> bool:
         path.stat()
     except (FileNotFoundError, NotADirectoryError):
         return True
-    except OSError:  # not for this user: opening it will say so
+    except OSError:  # this user may not look: opening it will report that
         return False
     return False

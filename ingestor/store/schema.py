@@ -1,8 +1,8 @@
-"""The tables, as SQLAlchemy Core metadata. Knows nothing of engines; ``migrations/`` builds what stands here.
+"""The tables, as SQLAlchemy Core metadata. ``migrations/`` creates them.
 
-No table has foreign keys. On the hot ones (samples, revisions, payloads) each check would cost a probe a row;
-on the others they would order the writes of one transaction without adding truth, since ids are interned and
-committed before they are used. ``ingestor audit`` looks for orphans instead.
+No table has foreign keys. On samples, revisions and payloads each check would cost an index probe per row. On the
+others they would order the writes within a transaction and add no safety, because ids are interned and committed before
+they are used. ``ingestor audit`` looks for orphans instead.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ from sqlalchemy import (
 
 KEY_LENGTH = 64  # characters of a feed, metric, ticker or user_id
 PATH_LENGTH = 255  # characters
-PARAMS_LENGTH = 512  # characters of canonical JSON; with the path it still fits the key of any database
+PARAMS_LENGTH = 512  # characters of canonical JSON; together with the path it fits an index key of any database
 
 
 class UtcDateTime(TypeDecorator[datetime]):
-    """An aware instant, in UTC on both ways. SQLite keeps it as text, ``YYYY-MM-DD HH:MM:SS.ffffff``.
+    """An aware datetime, converted to UTC. SQLite stores it as text, ``YYYY-MM-DD HH:MM:SS.ffffff``.
 
-    Raises ValueError for a naive datetime: whose midnight it means is nobody's to guess.
+    Raises ValueError for a naive datetime, because its time zone cannot be guessed.
     """
 
     impl = DateTime(timezone=True)
@@ -47,13 +47,13 @@ class UtcDateTime(TypeDecorator[datetime]):
         if value is None:
             return None
         if value.tzinfo is None:
-            raise ValueError(f"naive datetime {value.isoformat()}: give it a time zone")
+            raise ValueError(f"naive datetime {value.isoformat()}: add a time zone")
         return value.astimezone(UTC)
 
     def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
         if value is None:
             return None
-        # SQLite's text has no zone, and it is UTC that was written there.
+        # SQLite's text has no zone; it was written in UTC.
         return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
 
 
@@ -74,8 +74,8 @@ def _key(name: str) -> Column[str]:
     return Column(name, String(KEY_LENGTH), nullable=False, server_default="")
 
 
-def _word(name: str) -> Column[str]:
-    # One of our own words: a source, a state, a kind.
+def _term(name: str) -> Column[str]:
+    # One of our own terms: a source, a state, a kind.
     return Column(name, String(KEY_LENGTH), nullable=False)
 
 
@@ -100,7 +100,7 @@ def _at(name: str, *, nullable: bool = False) -> Column[datetime]:
 
 
 def _value_columns() -> tuple[Column[Any], ...]:
-    # Four-byte columns stand in pairs: PostgreSQL would pad each to eight, a tenth of the row.
+    # Columns of four bytes in pairs: PostgreSQL would pad each to eight bytes, a tenth of the row.
     return (
         _int("series_id"),
         _count("revision"),
@@ -110,7 +110,7 @@ def _value_columns() -> tuple[Column[Any], ...]:
         _at("published_at", nullable=True),
         _big("seq"),
         _int("instance_id"),
-        _word("source"),
+        _term("source"),
     )
 
 
@@ -126,7 +126,7 @@ series = Table(
     UniqueConstraint("feed", "metric", "ticker", "user_id"),
 )
 
-# The current value of a series at a ts; `revision` counts the other values that were recorded for it.
+# The current value of a series at a ts. `revision` counts the other values recorded for it.
 samples = Table(
     "samples",
     metadata,
@@ -150,7 +150,7 @@ payloads = Table(
     _int("instance_id"),
     _big("seq"),
     _key("connection_id"),
-    _word("source"),
+    _term("source"),
     _text("event"),
     _text("path"),
     _text("params"),
@@ -169,11 +169,11 @@ dead_letters = Table(
     _big("seq"),
     Column("row_index", Integer),  # NULL: the whole frame
     _at("received_at"),
-    _word("stage"),
+    _term("stage"),
     _text("reason"),
     _text("detail"),
     _text("body"),
-    # Of the frame it was in: without them a letter could not be tried again.
+    # The origin of its frame, needed to retry a dead letter.
     _key("connection_id"),
     _text("source"),
     _text("event"),
@@ -182,7 +182,7 @@ dead_letters = Table(
     _at("retried_at", nullable=True),
     UniqueConstraint("instance_id", "seq", "row_index"),
 )
-# To a unique constraint no two NULLs are equal, and NULLS NOT DISTINCT is PostgreSQL 15's.
+# For a unique constraint two NULLs differ, and NULLS NOT DISTINCT needs PostgreSQL 15.
 Index(
     "uq_dead_letters_frame",
     dead_letters.c.instance_id,
@@ -198,13 +198,13 @@ subscriptions = Table(
     _id("subscription_id"),
     _key("feed"),
     Column("path", String(PATH_LENGTH), nullable=False),
-    _word("method"),
+    _term("method"),
     Column("params", String(PARAMS_LENGTH), nullable=False),
     _key("ticker"),
     _at("first_seen_at"),
     UniqueConstraint("path", "params"),
 )
-# Who listens for a ticker, asked for each bucket of its candles.
+# Finds the subscriptions of a ticker, for each bucket of its candles.
 Index(None, subscriptions.c.feed, subscriptions.c.ticker)
 
 coverage = Table(
@@ -215,11 +215,11 @@ coverage = Table(
     _big("start_seq"),
     _at("started_at"),
     _at("ended_at", nullable=True),
-    _word("state"),
+    _term("state"),
     _text("reason"),
     PrimaryKeyConstraint("subscription_id", "instance_id", "start_seq"),
 )
-# The writer closes what is open with every change of state, however long the history has grown.
+# With each state change the writer closes the open interval, however long the history is.
 Index(
     "ix_coverage_open",
     coverage.c.instance_id,
@@ -235,8 +235,8 @@ repairs = Table(
     _int("subscription_id"),
     _at("from_ts"),
     _at("to_ts"),
-    _word("kind"),
-    _word("state"),
+    _term("kind"),
+    _term("state"),
     _text("cursor"),
     _count("attempts"),
     _count("new_rows"),
@@ -245,7 +245,7 @@ repairs = Table(
     _at("finished_at", nullable=True),
     UniqueConstraint("subscription_id", "from_ts", "to_ts"),
 )
-# What is open is asked for all the time, and there is little of it.
+# Open repairs are queried all the time, and there are few.
 Index(
     "ix_repairs_open",
     repairs.c.repair_id,
@@ -259,11 +259,12 @@ events = Table(
     _int("instance_id"),
     _big("seq"),
     _at("at"),
-    _word("kind"),
+    _term("kind"),
     _text("detail"),
     PrimaryKeyConstraint("instance_id", "seq"),
 )
 
+# The counts of a batch: its entries, and the outcome of its rows.
 LEDGER_COUNTS = (
     "frames",
     "facts",
@@ -274,7 +275,7 @@ LEDGER_COUNTS = (
     "dead_frames",
     "dead_rows",
     "expired_rows",
-)  # of a batch: entries, and what became of its rows
+)
 
 batches = Table(
     "batches",
@@ -293,7 +294,7 @@ instances = Table(
     _id("instance_id"),
     Column("spool_id", String(KEY_LENGTH), nullable=False),
     _text("name"),
-    Column("position", BigInteger, nullable=False, server_default=text("0")),  # the last seq committed
+    Column("position", BigInteger, nullable=False, server_default=text("0")),  # the last committed seq
     _text("version"),
     _text("config_sha256"),
     _at("started_at"),
@@ -304,7 +305,7 @@ instances = Table(
 leases = Table(
     "leases",
     metadata,
-    _word("name"),
+    _term("name"),
     _int("instance_id"),
     _at("until"),
     PrimaryKeyConstraint("name"),

@@ -1,4 +1,4 @@
-"""The views, as what they are read by: names and typed columns. Their SQL is in ``migrations/``."""
+"""The views as queries read them: names and typed columns. Their SQL is in ``migrations/versions``."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _TEXTS = {
 
 
 def _type(name: str) -> TypeEngine[Any]:
-    # Names mean the same in every view, so a column's type is its name's; what is not listed is a measured number.
+    # A column name means the same in every view and implies the type. Those not listed are measured numbers.
     if name == "ts" or name.endswith("_at"):
         return UtcDateTime()
     if name in _TEXTS:
@@ -42,7 +42,7 @@ def _type(name: str) -> TypeEngine[Any]:
 
 
 def _view(name: str, columns: str) -> TableClause:
-    clauses: list[ColumnClause[Any]] = [column(each, _type(each)) for each in columns.split()]
+    clauses: list[ColumnClause[Any]] = [column(column_name, _type(column_name)) for column_name in columns.split()]
     return table(name, *clauses)
 
 
@@ -92,4 +92,30 @@ crowd_sentiment_hourly = _view("crowd_sentiment_hourly", _CANDLE)
 crowd_sentiment_daily = _view("crowd_sentiment_daily", _CANDLE)
 ingest_lag = _view("ingest_lag", "feed metric ticker user_id ts received_at source lag_seconds")
 
-VIEWS = tuple(each for each in list(globals().values()) if isinstance(each, TableClause))
+VIEWS = (
+    observations,
+    revisions,
+    latest,
+    crowd_sentiment,
+    crowd_sentiment_moving_average,
+    crowd_sentiment_z_score,
+    crowd_sentiment_z_score_moving_average,
+    market_prophit_sentiment,
+    market_prophit_sentiment_moving_average,
+    market_prophit_sentiment_z_score,
+    market_prophit_sentiment_z_score_moving_average,
+    tweet_volume,
+    tweet_buzz,
+    user_sentiment,
+    user_sentiment_last_minute,
+    crowd_sentiment_chart_data,
+    market_prophit_sentiment_chart_data,
+    coverage_intervals,
+    wanted,
+    covered,
+    gaps,
+    coverage_daily,
+    crowd_sentiment_hourly,
+    crowd_sentiment_daily,
+    ingest_lag,
+)

@@ -31,7 +31,7 @@ WEEK = timedelta(days=7)
 KILLS = 3
 STATE = "SELECT state FROM repairs WHERE kind = 'manual'"
 IN_A_HURRY = json.dumps(
-    {"ingestor.provider.rest_api.SPACING_SECONDS": 0.02, "ingestor.daemon.service.FIRST_HEALING_SECONDS": 0.2}
+    {"ingestor.provider.rest_api.SPACING_SECONDS": 0.02, "ingestor.daemon.watchers.FIRST_REPAIR_SECONDS": 0.2}
 )
 MIDNIGHT = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
 START = MIDNIGHT - QUESTIONS * WEEK

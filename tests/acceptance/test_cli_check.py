@@ -79,7 +79,7 @@ async def test_from_init_by_two_edits_and_a_check_to_rows(provider: str, nursery
     paste, edit, check, run = steps
     early = typed(check)
     assert early.returncode == 78
-    assert "there is none; put it into a file of mode 0600 named by provider.api_key_file" in early.stdout
+    assert "is missing; put it into a file of mode 0600 named by provider.api_key_file" in early.stdout
     assert typed(paste, f"{KEY}\n").returncode == 0
     key_line = re.search(r"so that it reads  (\S+: \S+)  and", edit)
     assert key_line and "under provider:" in edit

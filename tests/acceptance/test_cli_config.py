@@ -69,7 +69,7 @@ def test_a_feed_whose_name_cannot_be_stored_ends_with_78_and_its_place(tmp_path:
     )
     ended = ingestor_("check", cwd=tmp_path)
     assert (ended.returncode, ended.stdout) == (78, "")
-    assert ended.stderr.startswith("config.yaml:2:12: subscriptions.0.path: makes a feed named")
+    assert ended.stderr.startswith("config.yaml:2:12: subscriptions.0.path: makes a feed name of")
 
 
 @pytest.mark.parametrize("output", ["text", "json"])

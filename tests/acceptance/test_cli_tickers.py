@@ -66,12 +66,12 @@ def test_an_unknown_endpoint_is_a_warning(config: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "code", "said"),
     [
-        (["add", "A B", "--path", "p"], 2, "a ticker has no blanks"),
+        (["add", "A B", "--path", "p"], 2, "a ticker must not contain spaces"),
         (["add", "A", "--path", "https://x/y"], 2, "must be the path alone"),
         (
             ["remove", "AAPL", "ON"],
             78,
-            "config.yaml:3:5: subscriptions: cannot be edited safely: nothing would be left to collect; stop",
+            "config.yaml:3:5: subscriptions: cannot be edited safely: no subscription would be left; stop",
         ),
         (["remove", "A", "--config", "gone.yaml"], 78, "there is no such file"),
     ],

@@ -143,7 +143,7 @@ async def test_sigterm_ends_it_in_order_with_everything_received_committed(
             simulator.interval_seconds = None
             await everything_durable(daemon, simulator)
             daemon.ask_to_end()
-            await until(lambda: "stopped by us" in daemon.stderr)
+            await until(lambda: "daemon stopped" in daemon.stderr)
         assert await daemon.ended(timeout_seconds=10) == 0
     assert daemon.books.current() == expected_rows.current(simulator.emitted)
     daemon.books.check()

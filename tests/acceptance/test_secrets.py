@@ -235,12 +235,12 @@ async def test_no_way_of_not_getting_a_token_shows_what_it_was_asked_with(
         proxy = await stack.enter_async_context(ConnectProxy("somebody:else"))
         through = {"HTTPS_PROXY": f"http://canary:{quote(PROXY_PASSWORD, safe='')}@127.0.0.1:{proxy.port}"}
         cases: list[tuple[str, str, dict[str, str], str]] = [
-            (echo_url("http"), "html", {}, "bytes of something else"),
-            (echo_url("http"), "nothing", {}, "bytes of something else"),
-            (echo_url("http"), "redirect", {}, "a redirect, not followed"),
+            (echo_url("http"), "html", {}, 'is not a JSON object with a "token"'),
+            (echo_url("http"), "nothing", {}, 'is not a JSON object with a "token"'),
+            (echo_url("http"), "redirect", {}, "redirects are not followed"),
             (echo_url("http"), "refused", {}, "the API key is not accepted"),
             (echo_url("https"), "html", {}, "certificate was not accepted"),
-            ("https://provider.test", "html", through, "the proxy that the environment names: HTTP 407"),
+            ("https://provider.test", "html", through, "the proxy from the environment: HTTP 407"),
         ]
         ears = []
         for number, (url, path, environment, _) in enumerate(cases):

@@ -70,7 +70,7 @@ async def test_a_second_signal_ends_it_at_once_though_a_statement_hangs(
             held = daemon.status["database"]["position"]
             await until(lambda: daemon.status["spool"]["durable_seq"] > held + 3)
             daemon.ask_to_end()
-            await until(lambda: "stopped by us" in daemon.stderr)
+            await until(lambda: "daemon stopped" in daemon.stderr)
             began = time.monotonic()
             daemon.ask_to_end()
             assert await daemon.ended() == 0

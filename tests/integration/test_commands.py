@@ -49,8 +49,8 @@ def test_a_database_that_is_not_there_is_named_with_what_makes_it(
 ) -> None:
     ended = command(*arguments, "--config", configured())
     assert (ended.code, ended.out) == (69, "")
-    where = f"sqlite:///{tmp_path / 'ingestor.db'}: is not there yet; "
-    assert ended.err == f"{where}`ingestor run` makes it, or mend database.url\n"
+    where = f"sqlite:///{tmp_path / 'ingestor.db'}: does not exist; "
+    assert ended.err == f"{where}`ingestor run` creates it, or fix database.url\n"
     assert [file.name for file in tmp_path.iterdir()] == ["config.yaml"]
 
 
@@ -76,7 +76,7 @@ def test_a_database_without_tables_is_told_what_makes_them(
     (tmp_path / "ingestor.db").touch()  # an empty file is an empty database
     ended = command(*arguments, "--config", configured(database_url))
     assert (ended.code, ended.out) == (69, "")
-    assert ended.err.endswith("; `ingestor run` or `ingestor db upgrade` makes the tables\n")
+    assert ended.err.endswith("; `ingestor run` or `ingestor db upgrade` creates the tables\n")
 
 
 @pytest.mark.parametrize("arguments", [*READING, ["check"]], ids=" ".join)
@@ -174,7 +174,7 @@ def test_a_database_that_a_user_may_not_read_is_not_said_to_be_missing(tmp_path:
     closed.mkdir()
     (closed / "ingestor.db").touch()
     closed.chmod(0)
-    said = f"{closed}/ingestor.db: unable to open database file; may this user read"
+    said = f"{closed}/ingestor.db: unable to open database file; check that this user may read"
     try:
         with (
             somebody_else(),
@@ -201,7 +201,7 @@ def test_another_user_may_read_while_the_daemon_runs_and_with_immutable_afterwar
         Path(folder).chmod(0o755)
         writer.dispose()
         Path(folder).chmod(0o555)
-        refused = pytest.raises(DatabaseUnavailable, match="readonly database; nobody has it open")
+        refused = pytest.raises(DatabaseUnavailable, match="readonly database; without a running daemon")
         with somebody_else(), refused, open_database(url) as engine:
             migrate.current_revision(engine)
         with somebody_else(), closing(sqlite3.connect(f"file:{file}?immutable=1", uri=True)) as reader:

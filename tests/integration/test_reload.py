@@ -1,4 +1,4 @@
-"""A reload that comes at a time when it cannot be done."""
+"""Reloads that coincide with the start, the shutdown or another reload."""
 
 from __future__ import annotations
 
@@ -20,34 +20,34 @@ from ..support.daemon import Resident, until, write_config
 CROWD = "/real-time/crowd-sentiment"
 
 
-async def test_what_is_read_while_the_daemon_ends_is_left_to_the_next_start(
+async def test_reload_during_shutdown_is_rejected(
     simulator: Simulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("INGESTOR_PROVIDER__API_KEY", simulator.api_key)
     database = tmp_path / "ingestor.db"
     wanted = {CROWD: ["AAPL"]}
     file = write_config(tmp_path, url=simulator.url, database_url=f"sqlite:///{database}", subscriptions=wanted)
-    more = file.read_text().replace('"AAPL"', '"AAPL", "ON"')
+    extended = file.read_text().replace('"AAPL"', '"AAPL", "ON"')
     async with Resident(file, simulator.api_key) as daemon:
         await daemon.live()
         file.unlink()
-        os.mkfifo(file)  # which is read for as long as nobody has written
-        asking = asyncio.create_task(asyncio.to_thread(control.send_request, tmp_path / "spool", "reload"))
+        os.mkfifo(file)  # reading it blocks until it is written
+        request = asyncio.create_task(asyncio.to_thread(control.send_request, tmp_path / "spool", "reload"))
         pipe = await asyncio.to_thread(file.open, "w")
         with closing(sqlite3.connect(database, isolation_level=None)) as other, pipe:
-            other.execute("BEGIN IMMEDIATE")  # so the daemon has something to wait for
+            other.execute("BEGIN IMMEDIATE")  # so that the daemon has to wait for the database
             stopping = asyncio.create_task(daemon.stop())
             await until(lambda: daemon.states == ["stopped"])
-            pipe.write(more)
+            pipe.write(extended)
             pipe.close()
-            with pytest.raises(control.ControlError, match="is stopping"):
-                await asyncio.wait_for(asking, 5)
+            with pytest.raises(control.ControlError, match="is shutting down"):
+                await asyncio.wait_for(request, 5)
         await stopping
         assert daemon.books.states("AAPL") == ["pending", "live", "stopped"]
         assert daemon.books.states("ON") == []
 
 
-async def test_of_reloads_that_overlap_systemd_hears_the_end_of_the_last(
+async def test_systemd_sees_end_of_last_overlapping_reload(
     simulator: Simulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("INGESTOR_PROVIDER__API_KEY", simulator.api_key)
@@ -58,14 +58,14 @@ async def test_of_reloads_that_overlap_systemd_hears_the_end_of_the_last(
     with closing(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)) as manager:
         manager.bind(str(tmp_path / "notify"))
         manager.setblocking(False)
-        heard: list[str] = []
+        messages: list[str] = []
 
         def count(wanted: str) -> int:
             try:
-                heard.append(manager.recv(4096).decode().split("\n")[0])
+                messages.append(manager.recv(4096).decode().split("\n")[0])
             except BlockingIOError:
                 pass
-            return heard.count(wanted)
+            return messages.count(wanted)
 
         async with Resident(file, simulator.api_key) as daemon:
             await daemon.live()
@@ -80,10 +80,10 @@ async def test_of_reloads_that_overlap_systemd_hears_the_end_of_the_last(
                 pipe.write(text)
             await asyncio.gather(first, second)
         await until(lambda: count("STOPPING=1"))
-    assert heard == ["READY=1", "RELOADING=1", "RELOADING=1", "READY=1", "STOPPING=1"]
+    assert messages == ["READY=1", "RELOADING=1", "RELOADING=1", "READY=1", "STOPPING=1"]
 
 
-async def test_a_file_that_changes_while_the_daemon_starts_is_not_overlooked(
+async def test_change_during_startup_is_reloaded(
     simulator: Simulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("INGESTOR_PROVIDER__API_KEY", simulator.api_key)

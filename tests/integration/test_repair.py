@@ -16,7 +16,7 @@ import time_machine
 
 from ingestor.config import load
 from ingestor.core.backoff import Backoff
-from ingestor.daemon import control, service
+from ingestor.daemon import control, watchers
 from ingestor.provider import rest_api
 from ingestor.repair import backfill_requests, plan, worker
 from ingestor.simulator import Simulator
@@ -106,9 +106,9 @@ def sqlite_url(tmp_path: Path) -> str:
 
 @pytest.fixture(autouse=True)
 def in_a_hurry(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(service, "FIRST_HEALING_SECONDS", 0.2)
-    monkeypatch.setattr(service, "HEALING_SECONDS", 0.2)
-    monkeypatch.setattr(service, "HEARTBEAT_SECONDS", 0.2)
+    monkeypatch.setattr(watchers, "FIRST_REPAIR_SECONDS", 0.2)
+    monkeypatch.setattr(watchers, "REPAIR_SECONDS", 0.2)
+    monkeypatch.setattr(watchers, "HEARTBEAT_SECONDS", 0.2)
     monkeypatch.setattr(worker, "GAP_SEARCH_RATIO", 0)
     monkeypatch.setattr(rest_api, "SPACING_SECONDS", 0.0)
 

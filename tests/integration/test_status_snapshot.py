@@ -1,4 +1,4 @@
-"""The snapshot of a daemon with thousands of subscriptions: what did not change is not made anew."""
+"""The status of a daemon with thousands of subscriptions: only what changed is built again."""
 
 from __future__ import annotations
 
@@ -24,64 +24,79 @@ from ..support.daemon import write_config
 NO_TOKEN = TokenState(expires_in_seconds=None, renews_in_seconds=None, life_seconds=None, logins={}, last_error="")
 
 
-class Receiver:
-    """What the receive side says; a test changes it."""
+class FakeSupervisor:
+    """Returns a status that the test changes."""
 
     def __init__(self) -> None:
-        self.said = SupervisorStatus((), {}, {})
+        self._status = SupervisorStatus((), {}, {})
 
-    def stands(self, *tickers: str, state: State) -> None:
+    def set_state(self, *tickers: str, state: State) -> None:
         keys = [("/real-time/tweet-buzz", "get", f'{{"ticker":"{ticker}"}}') for ticker in tickers]
-        changed = {key: SubscriptionState(state, 1_000_000, f"so it is {state}") for key in keys}
-        self.said = replace(self.said, subscriptions={**self.said.subscriptions, **changed})
+        changed = {key: SubscriptionState(state, 1_000_000, f"reason: {state}") for key in keys}
+        self._status = replace(self._status, subscriptions={**self._status.subscriptions, **changed})
 
     def status(self) -> SupervisorStatus:
-        return self.said
+        return self._status
 
 
 @pytest.fixture
-def receiver() -> Receiver:
-    return Receiver()
+def supervisor() -> FakeSupervisor:
+    return FakeSupervisor()
 
 
-def in_force(config: Config) -> ConfigReloader:
-    return ConfigReloader(config, lambda: config, lambda _config: SubscriptionDiff((), ()), lambda _fact: None)
+def reloader_of(config: Config) -> ConfigReloader:
+    return ConfigReloader(
+        config,
+        lambda: config,
+        lambda _config: SubscriptionDiff((), ()),
+        lambda _fact: None,
+        on_begin=lambda: None,
+        on_end=lambda: None,
+    )
 
 
 @pytest.fixture
-def parts(tmp_path: Path, receiver: Receiver) -> status_snapshot.StatusSources:
+def sources(tmp_path: Path, supervisor: FakeSupervisor) -> status_snapshot.StatusSources:
     wanted = {"/real-time/tweet-buzz": ["AAPL", "ON"]}
     config = load(write_config(tmp_path, url="http://127.0.0.1:9", database_url="sqlite:///x.db", subscriptions=wanted))
     return status_snapshot.StatusSources(
-        reload=in_force(config),
+        reloader=reloader_of(config),
         instance="desk",
         started_at=datetime.now(UTC),
         database_kind="sqlite",
         spool=Spool(tmp_path / "spool", max_bytes=1 << 20, sync_every_seconds=0.02),
         writer=WriterStatus(),
-        receive=receiver.status,
+        supervisor=supervisor.status,
         tokens=lambda: NO_TOKEN,
-        troubles=RecentErrors(),
+        recent_errors=RecentErrors(),
     )
 
 
-def test_a_subscription_is_told_anew_when_and_only_when_its_standing_is_another(
-    parts: status_snapshot.StatusSources, receiver: Receiver
+def test_subscription_status_is_rebuilt_only_if_state_changed(
+    sources: status_snapshot.StatusSources, supervisor: FakeSupervisor
 ) -> None:
-    assert [one.state for one in status_snapshot.build_status(parts).subscriptions] == ["pending", "pending"]
-    receiver.stands("AAPL", "ON", state="live")
-    before = status_snapshot.build_status(parts).subscriptions
-    receiver.stands("ON", state="refused")
-    after = status_snapshot.build_status(parts).subscriptions
-    assert [(one.state, one.reason) for one in after] == [("live", "so it is live"), ("refused", "so it is refused")]
+    assert [subscription.state for subscription in status_snapshot.build_status(sources).subscriptions] == [
+        "pending",
+        "pending",
+    ]
+    supervisor.set_state("AAPL", "ON", state="live")
+    before = status_snapshot.build_status(sources).subscriptions
+    supervisor.set_state("ON", state="refused")
+    after = status_snapshot.build_status(sources).subscriptions
+    assert [(subscription.state, subscription.reason) for subscription in after] == [
+        ("live", "reason: live"),
+        ("refused", "reason: refused"),
+    ]
     assert after[0] is before[0]
 
 
-def test_what_is_not_wanted_any_more_is_forgotten(parts: status_snapshot.StatusSources, receiver: Receiver) -> None:
-    receiver.stands("AAPL", "ON", state="live")
-    status_snapshot.build_status(parts)
-    config = parts.reload.config
-    one_less = config.model_copy(update={"subscriptions": config.subscriptions[1:]})
-    fewer = replace(parts, reload=in_force(one_less))
-    assert [one.params for one in status_snapshot.build_status(fewer).subscriptions] == ['{"ticker":"ON"}']
-    assert len(fewer.told) == 1
+def test_removed_subscription_leaves_cache(sources: status_snapshot.StatusSources, supervisor: FakeSupervisor) -> None:
+    supervisor.set_state("AAPL", "ON", state="live")
+    status_snapshot.build_status(sources)
+    config = sources.reloader.config
+    without_first = config.model_copy(update={"subscriptions": config.subscriptions[1:]})
+    fewer = replace(sources, reloader=reloader_of(without_first))
+    assert [subscription.params for subscription in status_snapshot.build_status(fewer).subscriptions] == [
+        '{"ticker":"ON"}'
+    ]
+    assert len(fewer.cache) == 1

@@ -1,4 +1,4 @@
-"""What the daemon does by itself over time: it prunes, watches clocks and spool, tells of what is lost."""
+"""The daemon's periodic work: jobs, heartbeats, checks of the clocks and of the spool; and losses that it records."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from ingestor.core.clock import ClockReading, read_clocks
-from ingestor.daemon import service
+from ingestor.daemon import watchers
 from ingestor.simulator import Simulator
 from ingestor.store.engine import make_engine
 from ingestor.store.read.audit import AuditIssue, audit, find_losses
@@ -45,7 +45,7 @@ def findings(url: str) -> list[AuditIssue]:
         pytest.param(HOUR_US, 3600, "stood_still", "the process stood still for 3600 s", id="suspended"),
     ],
 )
-async def test_after_a_jump_of_the_clocks_coverage_has_a_hole_and_every_job_is_armed_anew(
+async def test_clock_jump_leaves_gap_in_coverage_and_rearms_jobs(
     simulator: Simulator,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -54,7 +54,7 @@ async def test_after_a_jump_of_the_clocks_coverage_has_a_hole_and_every_job_is_a
     kind: str,
     reason: str,
 ) -> None:
-    monkeypatch.setattr(service, "CLOCK_LOOK_SECONDS", 0.02)
+    monkeypatch.setattr(watchers, "CLOCK_CHECK_SECONDS", 0.02)
     url = f"sqlite:///{tmp_path / 'ingestor.db'}"
     config = write_config(tmp_path, url=simulator.url, database_url=url, subscriptions={CROWD: ["AAPL"]})
     async with Resident(config, simulator.api_key) as daemon:
@@ -62,29 +62,29 @@ async def test_after_a_jump_of_the_clocks_coverage_has_a_hole_and_every_job_is_a
         armed = [job.next_run_time for job in jobs(daemon)]
         for job in jobs(daemon):
             job.modify(next_run_time=job.next_run_time + timedelta(days=1))
-        monkeypatch.setattr(service, "read_clocks", lambda: shifted(read_clocks(), shift_us, boot_seconds))
+        monkeypatch.setattr(watchers, "read_clocks", lambda: shifted(read_clocks(), shift_us, boot_seconds))
         await until(lambda: daemon.books.states("AAPL") == ["pending", "live", "silent", "live"])
         assert daemon.connection_ids == connection
-        assert len(armed) == 3  # token, retention, healing
-        again = [job.next_run_time for job in jobs(daemon)]
-        assert all(abs(now - then) < timedelta(minutes=1) for now, then in zip(again, armed, strict=True))
-    _, live, silent, anew, _ = daemon.books.coverage("AAPL")
-    assert live["ended_at"] == silent["started_at"] <= anew["started_at"] == silent["ended_at"]
+        assert len(armed) == 3  # token, retention, repair
+        rearmed = [job.next_run_time for job in jobs(daemon)]
+        assert all(abs(now - then) < timedelta(minutes=1) for now, then in zip(rearmed, armed, strict=True))
+    _, live, silent, live_again, _ = daemon.books.coverage("AAPL")
+    assert live["ended_at"] == silent["started_at"] <= live_again["started_at"] == silent["ended_at"]
     assert silent["reason"] == reason
     assert daemon.books.column(f"SELECT kind FROM events WHERE kind = '{kind}'") == [kind]
     assert findings(url) == []
 
 
-async def test_before_a_heartbeat_the_clocks_are_looked_at_so_that_it_vouches_for_no_standstill(
+async def test_heartbeat_checks_clocks_first(
     simulator: Simulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(service, "CLOCK_LOOK_SECONDS", 3600)
-    monkeypatch.setattr(service, "HEARTBEAT_SECONDS", 0.02)
+    monkeypatch.setattr(watchers, "CLOCK_CHECK_SECONDS", 3600)
+    monkeypatch.setattr(watchers, "HEARTBEAT_SECONDS", 0.02)
     url = f"sqlite:///{tmp_path / 'ingestor.db'}"
     config = write_config(tmp_path, url=simulator.url, database_url=url, subscriptions={CROWD: ["AAPL"]})
     async with Resident(config, simulator.api_key) as daemon:
         await daemon.live()
-        monkeypatch.setattr(service, "read_clocks", lambda: shifted(read_clocks(), HOUR_US, 3600))
+        monkeypatch.setattr(watchers, "read_clocks", lambda: shifted(read_clocks(), HOUR_US, 3600))
         await until(lambda: daemon.books.states("AAPL") == ["pending", "live", "silent", "live"])
 
 
@@ -93,16 +93,16 @@ def shifted(now: ClockReading, shift_us: int, boot_seconds: float) -> ClockReadi
 
 
 def jobs(daemon: Resident) -> list[Any]:
-    """Retention and the token's renewal."""
+    """Return APScheduler's jobs: the token's renewal, retention and repair."""
     found: list[Any] = daemon._service._scheduler._scheduler.get_jobs()
     return sorted(found, key=lambda job: str(job.id))
 
 
-async def test_the_daemon_takes_what_is_too_old_while_it_works(
+async def test_retention_runs_while_daemon_writes(
     simulator: Simulator, database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(service, "FIRST_RETENTION_SECONDS", 0.5)
-    monkeypatch.setattr(service, "RETENTION_SECONDS", 0.5)
+    monkeypatch.setattr(watchers, "FIRST_RETENTION_SECONDS", 0.5)
+    monkeypatch.setattr(watchers, "RETENTION_SECONDS", 0.5)
     config = write_config(
         tmp_path,
         url=simulator.url,
@@ -122,7 +122,7 @@ async def test_the_daemon_takes_what_is_too_old_while_it_works(
     assert daemon.books.one("SELECT min(first_seq) FROM batches") == 1
 
 
-async def test_a_spool_that_cannot_be_read_is_lost_on_record_and_the_books_balance(
+async def test_unreadable_spool_is_recorded_as_lost_and_audit_balances(
     simulator: Simulator, database_url: str, tmp_path: Path
 ) -> None:
     config = write_config(tmp_path, url=simulator.url, database_url=database_url, subscriptions={CROWD: ["AAPL"]})
@@ -132,7 +132,7 @@ async def test_a_spool_that_cannot_be_read_is_lost_on_record_and_the_books_balan
     damaged_at = (tmp_path / "spool" / "spool.db").stat().st_mtime
     async with Resident(config, simulator.api_key) as daemon:
         await daemon.live()
-        assert [trouble.kind for trouble in daemon.status.last_errors] == ["lost"]
+        assert [error.kind for error in daemon.status.last_errors] == ["lost"]
     lost, pending, *_ = daemon.books.rows("SELECT * FROM coverage WHERE instance_id = 2 ORDER BY start_seq")
     assert (lost["state"], pending["state"]) == ("lost", "pending")
     assert lost["started_at"].timestamp() == pytest.approx(damaged_at, abs=0.001)
@@ -141,15 +141,13 @@ async def test_a_spool_that_cannot_be_read_is_lost_on_record_and_the_books_balan
     assert any("lost" in gap["states"] for gap in daemon.books.gaps("AAPL"))
     async with Program("audit", "--config", config, "--output", "json", folder=tmp_path) as program:
         assert await program.ended() == 0
-    told = json.loads(program.stdout)
-    assert (told["balanced"], told["findings"]) == (True, [])
-    (loss,) = told["notes"]
+    report = json.loads(program.stdout)
+    assert (report["balanced"], report["findings"]) == (True, [])
+    (loss,) = report["notes"]
     assert lost["reason"] in loss["message"]
 
 
-async def test_a_database_that_was_made_anew_behind_our_back_is_a_loss_on_record(
-    simulator: Simulator, tmp_path: Path
-) -> None:
+async def test_recreated_database_is_recorded_as_lost(simulator: Simulator, tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path / 'ingestor.db'}"
     config = write_config(tmp_path, url=simulator.url, database_url=url, subscriptions={CROWD: ["AAPL"]})
     async with Resident(config, simulator.api_key) as first:
@@ -158,7 +156,7 @@ async def test_a_database_that_was_made_anew_behind_our_back_is_a_loss_on_record
     (tmp_path / "ingestor.db").unlink()
     daemon = await Resident(config, simulator.api_key).__aenter__()
     await daemon.live()
-    await until(lambda: [trouble.kind for trouble in daemon.status.last_errors] == ["lost"])
+    await until(lambda: [error.kind for error in daemon.status.last_errors] == ["lost"])
     await daemon.stop()
     assert daemon.books.column("SELECT kind FROM events WHERE kind = 'lost'") == ["lost"]
     assert findings(url) == []
@@ -167,11 +165,11 @@ async def test_a_database_that_was_made_anew_behind_our_back_is_a_loss_on_record
     assert "earlier entries were written to another database" in loss.message
 
 
-async def test_while_the_spool_fills_it_warns_then_hangs_up_and_comes_back_by_itself_with_nothing_lost(
+async def test_full_spool_disconnects_then_resumes_without_loss(
     make_simulator: Callable[..., Any], database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(service, "SPOOL_LOOK_SECONDS", 0.02)
-    # Some 20 kB at a time; and what was on its way when we hung up is sent again.
+    monkeypatch.setattr(watchers, "SPOOL_CHECK_SECONDS", 0.02)
+    # About 20 kB per frame; frames in flight at the disconnect are sent again.
     simulator: Simulator = await make_simulator(interval_seconds=0.05, window_seconds=6000)
     config = write_config(
         tmp_path,
@@ -195,16 +193,16 @@ async def test_while_the_spool_fills_it_warns_then_hangs_up_and_comes_back_by_it
         await simulator.tick()
         await daemon.holds(lambda: expected_rows.current(simulator.emitted))
         assert daemon.books.one("SELECT count(*) FROM payloads") == daemon.status.connections[0].frames
-        troubles = [trouble.kind for trouble in daemon.status.last_errors]
+        errors = [error.kind for error in daemon.status.last_errors]
 
     levels = [json.loads(detail) for detail in daemon.books.column(LEVELS)]
     assert [level["level"] for level in levels[:3]] == ["filling", "critical", "full"]
     assert [levels[0]["used_percent"] >= 70, levels[1]["used_percent"] >= 90] == [True, True]
     assert levels[3]["used_percent"] <= 80
-    assert troubles[:4] == ["spool_level", "spool_level", "spool_full", "disconnected"]
+    assert errors[:4] == ["spool_level", "spool_level", "spool_full", "disconnected"]
     assert daemon.books.states("ON") == ["pending", "live", "spool_full", "pending", "live", "stopped"]
     (full_gap,) = [gap for gap in daemon.books.gaps("ON") if "spool_full" in gap["states"]]
-    assert "the spool fills" in full_gap["reason"]
+    assert "the spool is filling" in full_gap["reason"]
     assert findings(database_url) == []
 
 

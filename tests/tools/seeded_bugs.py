@@ -237,8 +237,8 @@ BUGS = (
     Bug(
         "an outage sets rows aside",
         "store/engine.py",
-        "    return DatabaseUnavailable(_line(error))\n\n\ndef _line",
-        "    return BatchRejected(_line(error))\n\n\ndef _line",
+        "    return DatabaseUnavailable(_one_line(error))\n\n\ndef _one_line",
+        "    return BatchRejected(_one_line(error))\n\n\ndef _one_line",
         f"{STORE}/test_write_failures.py",
     ),
     Bug(
@@ -256,10 +256,10 @@ BUGS = (
         f"{WRITER} {STORE}/test_write_failures.py",
     ),
     Bug(
-        "old coverage is folded though it was not had",
+        "compaction merges uncovered rows",
         "store/maintenance/coverage_compaction.py",
-        "place > 0 and bool(row.ended_at <= had[place - 1][1])",
-        "place > 0",
+        "following > 0 and bool(row.ended_at <= covered[following - 1][1])",
+        "following > 0",
         f"{STORE}/test_coverage_compaction.py",
     ),
     Bug(
@@ -279,8 +279,8 @@ BUGS = (
     Bug(
         "a silence counts from when it was noticed",
         "provider/subscriptions/state_tracker.py",
-        'apply("no_data", keys, detail, now.wall_us, since_us, kind="silent")',
-        'apply("no_data", keys, detail, now.wall_us, kind="silent")',
+        'apply("no_data", keys, detail, now.wall_us, since_us)',
+        'apply("no_data", keys, detail, now.wall_us)',
         "tests/integration/provider/test_silence.py",
     ),
     Bug(
@@ -335,8 +335,8 @@ BUGS = (
     Bug(
         "healing: an answer is as old as its arrival",
         "provider/rest_api.py",
-        "reply = RestResponse(text=_text(question, answer), sent_us=sent_us)",
-        "reply = RestResponse(text=_text(question, answer), sent_us=wall_us())",
+        "result = RestResponse(text=_decode_body(request, response), sent_us=sent_us)",
+        "result = RestResponse(text=_decode_body(request, response), sent_us=wall_us())",
         f"{REPAIR_TESTS}::test_a_real_time_answer_heals_and_what_came_newer_meanwhile_stays_current",
     ),
     Bug(

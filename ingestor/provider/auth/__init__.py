@@ -1,11 +1,13 @@
 """The provider's token, which opens the socket.
 
-claims   what it says: its life, its feeds, its secrets
-login    the API key is traded for one
-supply   the one that everybody uses, renewed in time
+api_key       the API key and the file it comes from
+login         exchanges the API key for a token
+claims        what a token says: its lifetime, its feeds, its secrets
+token_source  the token that all connections share, renewed in time
 
-The token is a secret that contains secrets: its claims repeat the API key, an e-mail address, a password's hash and
-salt. They are told to the redactor before anybody else sees the token. Its signature is the provider's business.
+The token is a secret that contains secrets: its claims repeat the API key, an e-mail address, a password hash and a
+salt. ``login`` passes them to the redactor before it returns the token. The signature is not verified here; only the
+provider can do that.
 """
 
 from ingestor.provider.auth.claims import Token

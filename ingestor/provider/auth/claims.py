@@ -1,4 +1,4 @@
-"""What a token says: how long it lives, what its key may use, and what in it must not be seen. Pure."""
+"""Read a token's claims: its lifetime, the feeds its key may use, and the secrets in it."""
 
 from __future__ import annotations
 
@@ -15,55 +15,55 @@ from ingestor.provider.catalog import base_name
 
 MAX_LIFETIME_SECONDS = 366 * 86400.0
 
-# Claims that may be shown. All others count as secret.
+# Claims that may be shown. All others are treated as secret.
 _PUBLIC = frozenset(
     {"iat", "exp", "nbf", "iss", "aud", "active", "tickers", "rate_limit", "rate_limit_count", "trial_end_at"}
     | {"endpoint_paths", "streaming_endpoint_paths"}
 )
-_TELLING = re.compile(r"api|key|mail|pass|hash|salt|secret|name|phone|token|address", re.IGNORECASE)
+_SECRET_NAME = re.compile(r"api|key|mail|pass|hash|salt|secret|name|phone|token|address", re.IGNORECASE)
 _PLAIN_WORD = re.compile(r"[a-z _-]*")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Token:
-    """What opens the socket. Its repr shows nothing of it."""
+    """A token, which opens the socket. Its repr does not contain the value."""
 
     value: str = field(repr=False)
-    fetched_at: float  # seconds of CLOCK_BOOTTIME at the reply
+    fetched_at: float  # boottime of the response
     life_seconds: float
-    feeds: frozenset[str] | None = None  # that the key may use; None where the claims do not say
+    feeds: frozenset[str] | None = None  # that the key may use; None if the claims do not say
 
     def allows(self, path: str) -> bool:
-        """Whether the key may use this path, as far as the claims say: they are undocumented, so a no is a warning."""
+        """Return whether the claims allow this path. They are undocumented, so False is only worth a warning."""
         return self.feeds is None or base_name(path) in self.feeds
 
     @property
     def expires_at(self) -> float:
-        """Seconds of CLOCK_BOOTTIME after which the provider no longer takes it."""
+        """The boottime after which the provider no longer accepts it."""
         return self.fetched_at + self.life_seconds
 
 
 def lifetime(claims: Mapping[str, object], date: str | None, configured_seconds: float) -> float:
-    """How many seconds a token lives: ``exp - iat``, else ``exp`` less the reply's Date, else as configured.
+    """Return the lifetime in seconds: ``exp - iat``, else ``exp`` minus the response's Date, else as configured.
 
-    A result that makes no sense (not positive, over a year) falls back to ``configured_seconds``.
+    An implausible result (not positive, over a year) falls back to ``configured_seconds``.
     """
     exp = _number(claims.get("exp"))
-    begun = _number(claims.get("iat"))
-    if begun is None and date:
-        begun = parse_http_date(date)
-    if exp is None or begun is None or not 0 < exp - begun <= MAX_LIFETIME_SECONDS:
+    issued = _number(claims.get("iat"))
+    if issued is None and date:
+        issued = parse_http_date(date)
+    if exp is None or issued is None or not 0 < exp - issued <= MAX_LIFETIME_SECONDS:
         return configured_seconds
-    return exp - begun
+    return exp - issued
 
 
 def renewal_time(fetched_at: float, life_seconds: float, renew_before_seconds: float) -> float:
-    """When to renew, on the clock of ``fetched_at``: before the end, but never in the first half of the life."""
+    """Return when to renew, on the clock of ``fetched_at``: before expiry, but not in the first half of its life."""
     return fetched_at + max(life_seconds - renew_before_seconds, life_seconds / 2)
 
 
 def decode_claims(value: str) -> Mapping[str, Any]:
-    """What a JWT says, unverified; empty for a token that is not a JWT."""
+    """Return the claims of a JWT without verifying it; empty for a token that is not a JWT."""
     parts = value.split(".")
     if len(parts) != 3:
         return {}
@@ -75,13 +75,13 @@ def decode_claims(value: str) -> Mapping[str, Any]:
 
 
 def secrets_in(value: str, claims: Mapping[str, Any]) -> frozenset[str]:
-    """Every text that must not be seen once this token is here: itself, its parts, and its private claims."""
+    """Return every text to mask for this token: the token itself, its parts, and its private claims."""
     parts = {part for part in value.split(".")[1:] if len(part) >= 8}
     return frozenset({value, *parts, *_private(claims)})
 
 
 def parse_http_date(http_date: str) -> float | None:
-    """Seconds since the epoch of an HTTP date; None for anything else."""
+    """Return an HTTP date in seconds since the epoch; None for anything else."""
     try:
         return parsedate_to_datetime(http_date).timestamp()
     except (ValueError, TypeError, IndexError, OverflowError):
@@ -89,9 +89,9 @@ def parse_http_date(http_date: str) -> float | None:
 
 
 def feeds_in(claims: Mapping[str, object]) -> frozenset[str] | None:
-    """The feeds that the claims name; None where they do not say."""
+    """Return the feeds that the claims name; None if they name none."""
     lists = [claims.get(name) for name in ("endpoint_paths", "streaming_endpoint_paths")]
-    paths = [path for one in lists if isinstance(one, list) for path in one if isinstance(path, str)]
+    paths = [path for paths in lists if isinstance(paths, list) for path in paths if isinstance(path, str)]
     return frozenset(base_name(path) for path in paths) or None
 
 
@@ -99,8 +99,8 @@ def _private(claims: Mapping[str, Any]) -> Iterator[str]:
     for name, value in claims.items():
         if name not in _PUBLIC:
             for text in _leaves(value):
-                # An ordinary word under an ordinary name would mask half of every log line.
-                if len(text) >= 4 if _TELLING.search(name) else len(text) >= 8 and not _PLAIN_WORD.fullmatch(text):
+                # Masking an ordinary word with an ordinary name would mask half of every log line.
+                if len(text) >= 4 if _SECRET_NAME.search(name) else len(text) >= 8 and not _PLAIN_WORD.fullmatch(text):
                     yield text
 
 

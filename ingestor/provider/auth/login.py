@@ -1,4 +1,4 @@
-"""One login: trade the API key for a token, or say in a typed error why there is none."""
+"""One login: exchange the API key for a token, or raise a typed error that says why there is none."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from ingestor.core.clock import boottime
 from ingestor.core.redaction import redactor
 from ingestor.errors import InvalidTokenResponse, TokenRefused, TokenUnavailable
 from ingestor.provider.auth.claims import Token, decode_claims, feeds_in, lifetime, parse_http_date, secrets_in
-from ingestor.provider.http_client import BodyTooLarge, Deadline, HttpResponse, RequestFailed, send_request
+from ingestor.provider.http_client import BodyTooLarge, HttpRequest, HttpResponse, RequestFailed
 
-MAX_RESPONSE_BYTES = 64 * 1024  # the largest answer printed in the documentation has 9,311
-MAX_RETRY_AFTER_SECONDS = 3600.0  # of a Retry-After that we believe
+MAX_RESPONSE_BYTES = 64 * 1024  # the largest response in the documentation has 9,311
+MAX_RETRY_AFTER_SECONDS = 3600.0  # a longer Retry-After is shortened to this
 
 
 def retry_after_seconds(headers: Mapping[str, str]) -> float | None:
-    """Seconds that a Retry-After asks for, 0 to 3600; a date counts from the reply's own Date, as clocks differ."""
+    """Return the Retry-After in seconds, 0 to 3600. A date counts from the response's own Date, as clocks differ."""
     text = headers.get("Retry-After", "").strip()
     if text.isascii() and text.isdigit():
         return min(float(text), MAX_RETRY_AFTER_SECONDS)
@@ -40,67 +40,67 @@ def fetch_token(
     timeout_seconds: float = 120.0,
     ca_file: Path | None = None,
     proxy: SecretStr | None = None,
-    deadline: Deadline | None = None,
 ) -> Token:
-    """Trade the API key for a token, blocking. ``deadline`` lets another thread end the call early.
+    """Exchange the API key for a token. Blocks for at most ``timeout_seconds``.
 
     Raises:
         TokenRefused: 401 or 403. TokenUnavailable: nothing usable within ``timeout_seconds``, 429, 5xx.
-        InvalidTokenResponse: an answer that is not a token (HTML, ``{}``, a redirect, over 64 KiB).
+        InvalidTokenResponse: the response is not a token (HTML, ``{}``, a redirect, over 64 KiB).
     """
     basic = base64.b64encode(api_key.get_secret_value().encode() + b":").decode()
-    headers = {"Authorization": f"Basic {basic}", "Accept": "application/json"}
+    request = HttpRequest(
+        "POST",
+        url,
+        headers={"Authorization": f"Basic {basic}", "Accept": "application/json"},
+        timeout_seconds=timeout_seconds,
+        max_bytes=MAX_RESPONSE_BYTES,
+        ca_file=ca_file,
+        proxy=proxy,
+    )
     try:
-        answer = send_request(
-            "POST",
-            url,
-            headers=headers,
-            deadline=deadline or Deadline(timeout_seconds),
-            max_bytes=MAX_RESPONSE_BYTES,
-            ca_file=ca_file,
-            proxy=proxy,
-        )
+        response = request.send()
     except BodyTooLarge as error:
         raise InvalidTokenResponse(f"{url}: {error}") from None
     except RequestFailed as error:
         raise TokenUnavailable(f"{url}: {error}") from None
-    return _token(url, answer, lifetime_seconds, boottime())
+    return _parse_token(url, response, lifetime_seconds, boottime())
 
 
-def _token(url: str, answer: HttpResponse, lifetime_seconds: float, now: float) -> Token:
-    if answer.status not in (200, 201):
-        _refuse(url, answer)
-    value = _value(url, answer.body)
+def _parse_token(url: str, response: HttpResponse, lifetime_seconds: float, now: float) -> Token:
+    if response.status not in (200, 201):
+        _raise_for_status(url, response)
+    value = _token_value(url, response.body)
     claims = decode_claims(value)
     for secret in secrets_in(value, claims):
         redactor.add(secret)
     return Token(
         value=value,
         fetched_at=now,
-        life_seconds=lifetime(claims, answer.headers.get("Date"), lifetime_seconds),
+        life_seconds=lifetime(claims, response.headers.get("Date"), lifetime_seconds),
         feeds=feeds_in(claims),
     )
 
 
-def _refuse(url: str, answer: HttpResponse) -> NoReturn:
-    status = answer.status
+def _raise_for_status(url: str, response: HttpResponse) -> NoReturn:
+    status = response.status
     if status in (401, 403):
         raise TokenRefused(f"{url}: HTTP {status}: the API key is not accepted; check provider.api_key_file")
     if status == 429 or status >= 500:
-        raise TokenUnavailable(f"{url}: HTTP {status}", retry_after_seconds(answer.headers))
+        raise TokenUnavailable(f"{url}: HTTP {status}", retry_after_seconds(response.headers))
     if 300 <= status < 400:
-        raise InvalidTokenResponse(f"{url}: HTTP {status}: a redirect, not followed; check provider.url")
+        raise InvalidTokenResponse(f"{url}: HTTP {status}: redirects are not followed; check provider.url")
     raise InvalidTokenResponse(f"{url}: HTTP {status}; check provider.url and provider.token_path")
 
 
-def _value(url: str, body: bytes) -> str:
+def _token_value(url: str, body: bytes) -> str:
     try:
-        answer = json.loads(body)
+        content = json.loads(body)
     except (ValueError, RecursionError):
-        answer = None
-    value = answer.get("token") if isinstance(answer, dict) else None
+        content = None
+    value = content.get("token") if isinstance(content, dict) else None
     if not isinstance(value, str) or not re.fullmatch(r"[!-~]+", value):
         raise InvalidTokenResponse(
-            f'{url}: the answer is not an object with a "token" but {len(body)} bytes of something else'
+            f'{url}: the response ({len(body)} bytes) is not a JSON object with a "token";'
+            " check provider.url and provider.token_path"
         )
     return value

@@ -1,4 +1,4 @@
-"""The token that everybody uses: fetched when there is none, renewed in time, and never asked for in a hurry."""
+"""The token that all connections share: fetched when there is none, renewed in time, logins rate-limited."""
 
 from __future__ import annotations
 
@@ -22,17 +22,16 @@ from ingestor.errors import IngestorError, InvalidTokenResponse, TokenRefused, T
 from ingestor.provider.auth.api_key import ApiKey
 from ingestor.provider.auth.claims import Token, decode_claims, renewal_time, secrets_in
 from ingestor.provider.auth.login import fetch_token
-from ingestor.provider.http_client import Deadline
 
-LOGIN_SPACING_SECONDS = 5.0  # between two logins at least, whatever happens
-RAPID_REJECTION_SECONDS = 60.0  # a token refused sooner than this after its login was never any good
+LOGIN_SPACING_SECONDS = 5.0  # between two logins, whatever happens
+RAPID_REJECTION_SECONDS = 60.0  # a token rejected sooner than this after its login was never valid
 UNAVAILABLE_BACKOFF = Backoff(first_seconds=5.0, cap_seconds=300.0)
-REFUSED_BACKOFF = Backoff(first_seconds=30.0, cap_seconds=900.0)  # a person has to act: no hurry
-KEPT_TOKENS = 4  # whose secrets stay masked by value: the current one, those overlapped, and a margin
+REFUSED_BACKOFF = Backoff(first_seconds=30.0, cap_seconds=900.0)  # slow, because only a person can fix it
+KEPT_TOKENS = 4  # whose secrets stay masked: the current one, those it overlaps with, and a margin
 
 
 class TokenSettings(Protocol):
-    """What ``config.provider.token`` says, in seconds."""
+    """The section ``provider.token`` of the config, in seconds."""
 
     @property
     def lifetime(self) -> float: ...
@@ -51,7 +50,7 @@ class RenewalScheduler(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenState:
-    """The supply as status and metrics show it. Times are seconds from now; None without a token."""
+    """The state of a TokenSource for status and metrics. Times are seconds from now; None without a token."""
 
     expires_in_seconds: float | None
     renews_in_seconds: float | None
@@ -61,10 +60,11 @@ class TokenState:
 
 
 class TokenSource:
-    """The token that everybody uses: one login at a time, five seconds apart at least, renewed in time.
+    """The token that all connections share. Logs in once at a time, five seconds apart at least.
 
-    ``renewed`` and ``failed`` are told of every login's outcome; ``failed`` also of the seconds until the next try, and
-    of a key's file that cannot be used. While the provider refuses the key, another one in that file is used at once.
+    ``on_renewed`` listeners receive each new token. ``on_failed`` listeners receive each error, including that of an
+    unusable key file, and the seconds until the next login. While the provider refuses the key, its file is polled, and
+    a new key in it is used at once.
     """
 
     def __init__(
@@ -76,13 +76,13 @@ class TokenSource:
         *,
         ca_file: Path | None = None,
         proxy: SecretStr | None = None,
-        key_file: SecretFile | None = None,  # that ``api_key`` was read from
+        key_file: SecretFile | None = None,  # where ``api_key`` was read from
         spacing_seconds: float = LOGIN_SPACING_SECONDS,
     ) -> None:
         self.on_renewed: list[Callable[[Token], None]] = []
         self.on_failed: list[Callable[[IngestorError, float], None]] = []
         self.api_key = ApiKey(api_key, key_file)
-        self.api_key.on_changed.append(self._pardon)
+        self.api_key.on_changed.append(self._reset_backoff)
         self._url = url
         self._life = life
         self._scheduler = scheduler
@@ -90,113 +90,114 @@ class TokenSource:
         self._proxy = proxy
         self._spacing = spacing_seconds
         self._token: Token | None = None
-        self._flight: asyncio.Task[Token] | None = None
+        self._login_task: asyncio.Task[Token] | None = None
         self._not_before = 0.0  # boottime of the next login at the earliest
-        self._spaced_at = 0.0  # the same, were there no failure
-        self._sooner = asyncio.Event()  # it has been brought forward
+        self._spaced_at = 0.0  # the same without the backoff of failures
+        self._wake = asyncio.Event()  # ``_not_before`` was brought forward
         self._key_refused = False  # by the last login
         self._failures = 0
-        self._strikes = 0  # tokens in a row that were refused as soon as they were shown
+        self._rapid_rejections = 0  # tokens in a row that were rejected soon after their login
         self._logins: Counter[str] = Counter()
         self._last_error = ""
         self._masked: deque[frozenset[str]] = deque()
 
     @property
     def current(self) -> Token | None:
-        """The newest token that was not refused; it may have ended."""
+        """The newest token that was not rejected; it may have expired."""
         return self._token
 
     async def get(self, *, fresh: bool = False) -> Token:
-        """The current token, or with ``fresh`` a new one. Waits its turn after failures.
+        """Return the current token or, with ``fresh``, a new one. Waits for the backoff of earlier failures.
 
         Raises:
-            TokenRefused, TokenUnavailable: this login failed. Ask again at once: the next one waits as long as it must.
+            TokenRefused, TokenUnavailable: this login failed. Call again at once: the next one waits as long as needed.
         """
         if not fresh and self._token is not None and boottime() < self._token.expires_at:
             return self._token
-        if self._flight is None:
-            self._flight = asyncio.create_task(self._login(), name="token login")
-            self._flight.add_done_callback(self._landed)
-        return await asyncio.shield(self._flight)
+        if self._login_task is None:
+            self._login_task = asyncio.create_task(self._login(), name="token login")
+            self._login_task.add_done_callback(self._on_login_done)
+        return await asyncio.shield(self._login_task)
 
     def discard(self, token: Token) -> None:
-        """This token was refused: never hand it out again. One fresh one comes at once, further ones ever later."""
+        """Never return this token again: the server rejected it.
+
+        The first replacement is fetched at once. The delay grows while replacements are rejected soon after login.
+        """
         if self._token != token:
-            return  # somebody else was refused with it before, and there is a newer one
+            return  # already replaced: another connection was rejected with it
         self._token = None
         now = boottime()
-        self._strikes = self._strikes + 1 if now - token.fetched_at < RAPID_REJECTION_SECONDS else 0
-        if self._strikes:
-            self._not_before = max(self._not_before, now + UNAVAILABLE_BACKOFF.equal_jitter(self._strikes, chance()))
+        rapid = now - token.fetched_at < RAPID_REJECTION_SECONDS
+        self._rapid_rejections = self._rapid_rejections + 1 if rapid else 0
+        if rapid:
+            delay = UNAVAILABLE_BACKOFF.equal_jitter(self._rapid_rejections, chance())
+            self._not_before = max(self._not_before, now + delay)
 
     def status(self) -> TokenState:
-        """A snapshot. Nothing in it is secret."""
+        """Return a snapshot that contains no secret."""
         now, token = boottime(), self._token
         return TokenState(
             expires_in_seconds=token.expires_at - now if token else None,
-            renews_in_seconds=self._due(token) - now if token else None,
+            renews_in_seconds=self._renewal_due(token) - now if token else None,
             life_seconds=token.life_seconds if token else None,
             logins=MappingProxyType(dict(self._logins)),
             last_error=self._last_error,
         )
 
     async def close(self) -> None:
-        """End a login that is under way, and look at no file any more."""
+        """Abandon a login in progress and stop polling the key file."""
         self.api_key.unwatch()
-        if self._flight is not None:
-            self._flight.cancel()
-            await asyncio.wait([self._flight])
+        if self._login_task is not None:
+            self._login_task.cancel()
+            await asyncio.wait([self._login_task])
 
-    def _landed(self, flight: asyncio.Task[Token]) -> None:
-        self._flight = None
-        if not flight.cancelled():
-            flight.exception()  # told to listeners already; asyncio must not report it as never retrieved
+    def _on_login_done(self, task: asyncio.Task[Token]) -> None:
+        self._login_task = None
+        if not task.cancelled():
+            task.exception()  # listeners have it; retrieve it, so that asyncio does not report it
 
     async def _login(self) -> Token:
-        await self._turn()
+        await self._wait_for_slot()
         api_key = self.api_key.value
         try:
             token = await self._fetch(api_key)
         except (TokenRefused, TokenUnavailable) as error:
-            self._fail(error)
+            self._handle_failure(error)
             if api_key is not self.api_key.value:
-                self._pardon()  # the refusal was not the new key's
+                self._reset_backoff()  # the provider refused the old key, not the new one
             raise
-        self._take(token)
+        self._handle_success(token)
         return token
 
-    async def _turn(self) -> None:
-        """Wait until the next login may begin, which may be put off or brought forward meanwhile."""
+    async def _wait_for_slot(self) -> None:
+        """Wait until the next login is due. ``_not_before`` may move in either direction meanwhile."""
         while (left := self._not_before - boottime()) > 0:
-            self._sooner.clear()
+            self._wake.clear()
             try:
                 async with asyncio.timeout(left):
-                    await self._sooner.wait()
+                    await self._wake.wait()
             except TimeoutError:
-                pass  # it is time, unless it was put off
+                pass  # due, unless it was postponed
 
     async def _fetch(self, api_key: SecretStr) -> Token:
-        deadline = Deadline(self._life.timeout)
         login = partial(
             fetch_token,
             self._url,
             api_key,
             lifetime_seconds=self._life.lifetime,
+            timeout_seconds=self._life.timeout,
             ca_file=self._ca_file,
             proxy=self._proxy,
-            deadline=deadline,
         )
         try:
             return await run_in_daemon_thread(login, "token login")
-        except asyncio.CancelledError:
-            deadline.cut()  # the thread cannot be cancelled, but its socket can
-            raise
         finally:
-            # From its end on: of a login's beginning nobody but us knows how long it was on its way.
+            # Counted from the end of a login, because the server may have received the request at any time before.
             self._spaced_at = boottime() + self._spacing
             self._not_before = max(self._not_before, self._spaced_at)
 
-    def _take(self, token: Token) -> None:
+    def _handle_success(self, token: Token) -> None:
         self._token = token
         self._failures = 0
         self._key_refused = False
@@ -206,53 +207,53 @@ class TokenSource:
         self._masked.append(secrets_in(token.value, decode_claims(token.value)))
         while len(self._masked) > KEPT_TOKENS:
             for secret in self._masked.popleft():
-                redactor.forget(secret)
-        self._arm(token)
-        for tell in self.on_renewed:
-            tell(token)
+                redactor.remove(secret)
+        self._schedule_renewal(token)
+        for listener in self.on_renewed:
+            listener(token)
 
-    def _fail(self, error: TokenRefused | TokenUnavailable) -> None:
+    def _handle_failure(self, error: TokenRefused | TokenUnavailable) -> None:
         self._failures += 1
         backoff = REFUSED_BACKOFF if isinstance(error, TokenRefused) else UNAVAILABLE_BACKOFF
-        asked = error.retry_after_seconds if isinstance(error, TokenUnavailable) else None
-        wait = max(backoff.equal_jitter(self._failures, chance()), asked or 0.0)
-        self._not_before = max(self._not_before, boottime() + wait)
+        retry_after = error.retry_after_seconds if isinstance(error, TokenUnavailable) else None
+        delay = max(backoff.equal_jitter(self._failures, chance()), retry_after or 0.0)
+        self._not_before = max(self._not_before, boottime() + delay)
         self._logins[_outcome(error)] += 1
         self._key_refused = isinstance(error, TokenRefused)
         if self._key_refused:
-            self.api_key.watch(self._complain)
+            self.api_key.watch(self._report)
         else:
             self.api_key.unwatch()
         if self._token is not None:
-            self._arm(self._token)
-        self._complain(error)
+            self._schedule_renewal(self._token)
+        self._report(error)
 
-    def _complain(self, error: IngestorError) -> None:
+    def _report(self, error: IngestorError) -> None:
         self._last_error = redactor.scrub(str(error))
-        for tell in self.on_failed:
-            tell(error, max(0.0, self._not_before - boottime()))
+        for listener in self.on_failed:
+            listener(error, max(0.0, self._not_before - boottime()))
 
-    def _pardon(self) -> None:
-        """The key is another: what its predecessor's refusal has put off is due as soon as the spacing allows."""
+    def _reset_backoff(self) -> None:
+        """Drop the backoff for a refused key, because the key changed: the next login waits for the spacing only."""
         if self._key_refused:
             self._key_refused = False
             self._failures = 0
             self._not_before = self._spaced_at
-            self._sooner.set()
+            self._wake.set()
             if self._token is not None:
-                self._arm(self._token)
+                self._schedule_renewal(self._token)
 
-    def _due(self, token: Token) -> float:
+    def _renewal_due(self, token: Token) -> float:
         return max(renewal_time(token.fetched_at, token.life_seconds, self._life.renew_before), self._not_before)
 
-    def _arm(self, token: Token) -> None:
-        self._scheduler.at("token renewal", self._renew, self._due(token))
+    def _schedule_renewal(self, token: Token) -> None:
+        self._scheduler.at("token renewal", self._renew, self._renewal_due(token))
 
     async def _renew(self) -> None:
         try:
             await self.get(fresh=True)
         except (TokenRefused, TokenUnavailable):
-            pass  # listeners were told, and the next try is armed
+            pass  # listeners have the error, and the next attempt is scheduled
 
 
 def _outcome(error: TokenRefused | TokenUnavailable) -> str:

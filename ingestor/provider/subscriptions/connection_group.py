@@ -39,7 +39,7 @@ SPOOL_FULL = "the spool is full"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GroupContext:
-    """What all groups share."""
+    """The dependencies and settings that all groups share."""
 
     tokens: TokenSource
     protocol_detector: ProtocolDetector
@@ -117,7 +117,7 @@ class ConnectionGroup:
         for session in list(self._sessions):
             await session.close("spool_full", reason)
         if not self._sessions:
-            self._set_all("spool_full", {"reason": reason}, kind="spool_full")
+            self._set_all("spool_full", self._detail(reason=reason))
 
     def add(self, subscriptions: Collection[Subscription]) -> None:
         """Add subscriptions, on the open connection if there is one."""
@@ -155,17 +155,20 @@ class ConnectionGroup:
 
     def mark_unconfirmed(self) -> None:
         """Note an interruption that ends now. See ``StateTracker.mark_unconfirmed``."""
-        self._wake_up.set()  # what became due is due now; timers stood still as well
+        self._wake_up.set()  # a deadline may have passed while timers stood still
         self._tracker.mark_unconfirmed(read_clocks())
         self._set_tracker_timer()
 
     def _track(self, keys: Collection[SubscriptionKey], reason: str) -> None:
-        self._tracker.add(keys, reason, read_clocks())
+        self._context.states.apply("added", keys, self._detail(reason=reason), wall_us())
         if not self._context.may_connect.is_set():
-            self._set_all("spool_full", {"reason": SPOOL_FULL}, kind="spool_full")
+            self._set_all("spool_full", self._detail(reason=SPOOL_FULL))
 
-    def _set_all(self, event: Event, detail: dict[str, Any], since_us: int | None = None, *, kind: str) -> None:
-        self._tracker.set_all(event, detail, read_clocks(), since_us, kind=kind)
+    def _set_all(
+        self, event: Event, detail: dict[str, Any], since_us: int | None = None, kind: str | None = None
+    ) -> None:
+        """Record an event that concerns every subscription. See ``SubscriptionStates.apply``."""
+        self._context.states.apply(event, self._subscriptions, detail, wall_us(), since_us, kind=kind)
 
     def _on_answer(self, session: SubscriptionSession) -> None:
         self._tracker.note_answer(session, read_clocks())
@@ -231,7 +234,7 @@ class ConnectionGroup:
         self._failures += 1
         self._counters.last_error = sanitize(error)
         wait = backoff.full_jitter(self._failures, chance())
-        return wait, {"reason": sanitize(error), "attempt": self._failures, "retry_in_seconds": round(wait, 1)}
+        return wait, self._detail(reason=sanitize(error), attempt=self._failures, retry_in_seconds=round(wait, 1))
 
     def _start_session(self, connection: Connection) -> SubscriptionSession:
         session = SubscriptionSession(connection, self._subscriptions, self._on_answer, self._record_event)
@@ -287,7 +290,7 @@ class ConnectionGroup:
 
     def _record_silence(self, session: SubscriptionSession) -> None:
         seconds = round(boottime() - session.connection.last_frame_at)
-        reason = f"no data for {seconds} s; renewing"
+        reason = f"no data for {seconds} s; replacing the connection"
         self._record_event("silent", connection=session.connection.id, reason=reason)
 
     async def _replace_connection(self, old: SubscriptionSession) -> SubscriptionSession | None:
@@ -338,7 +341,7 @@ class ConnectionGroup:
     def _schedule_retry(self, error: IngestorError) -> None:
         wait, detail = self._note_failure(error, RECONNECT)
         self._retry_boottime = boottime() + wait
-        self._record_event("connect_failed", **detail)
+        self._context.record(Fact("connect_failed", wall_us(), detail))
 
     # --- ends ---
 
@@ -353,7 +356,7 @@ class ConnectionGroup:
             await self._close_session(session)
         self._count_failure(connection)
         self._counters.count_reconnect(closed)
-        detail = {"connection": connection.id, "cause": closed.cause, "reason": closed.reason}
+        detail = self._detail(connection=connection.id, cause=closed.cause, reason=closed.reason)
         event: Event = "spool_full" if closed.cause == "spool_full" else "disconnected"
         self._set_all(event, detail, connection.last_activity_us, kind="disconnected")
 
@@ -380,15 +383,16 @@ class ConnectionGroup:
         for session in list(self._sessions):
             await self._close_session(session, "stopped", reason)
         self._error_throttle.flush()
-        self._set_all(
-            "stopped", {"reason": reason}, connection.last_activity_us if connection else None, kind="stopped"
-        )
+        self._set_all("stopped", self._detail(reason=reason), connection.last_activity_us if connection else None)
 
     # --- facts ---
 
     def _record_event(self, kind: str, **detail: object) -> None:
         """Record a fact that changes no state."""
-        self._context.record(Fact(kind, wall_us(), {"path": self._settings.path, **detail}))
+        self._context.record(Fact(kind, wall_us(), self._detail(**detail)))
+
+    def _detail(self, **extra: object) -> dict[str, Any]:
+        return {"path": self._settings.path, **extra}
 
     def _on_connection_fact(self, fact: Fact) -> None:
         if fact.kind != "provider_error":

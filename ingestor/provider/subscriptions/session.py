@@ -41,7 +41,7 @@ class SubscriptionSession:
         self.connection = connection
         self.acknowledged: dict[SubscriptionKey, int] = {}  # when, by our wall clock (µs)
         self.refused: dict[SubscriptionKey, str] = {}  # why
-        self.first_round_done = asyncio.Event()  # each of the first subscriptions was answered, or not in time
+        self.first_round_done = asyncio.Event()  # each initial subscription was answered, or not in time
         self.open_rounds = 0  # in which answers are still due
         self._subscriptions = dict(subscriptions)
         self._retries = {key: RetryTimer() for key in subscriptions}  # of those that are not acknowledged
@@ -83,7 +83,7 @@ class SubscriptionSession:
         await self.connection.close(cause, reason)
 
     async def _run(self) -> None:
-        """Subscribe to all, then to what is added, and retry what was refused or not answered, backing off.
+        """Subscribe to all and to later additions. Retry refused and unanswered subscriptions, backing off.
 
         Rounds run concurrently, so that one that waits for answers does not delay the next.
         """
@@ -91,7 +91,7 @@ class SubscriptionSession:
             rounds.create_task(self._subscribe_first(self._take_due()))
             while True:
                 await self._wait_for_work()
-                if self._to_unsubscribe:  # first: what was removed and added again must end up subscribed
+                if self._to_unsubscribe:  # first, so that a subscription removed and added again ends up subscribed
                     unwanted, self._to_unsubscribe = self._to_unsubscribe, []
                     rounds.create_task(self._unsubscribe(unwanted))
                 if due := self._take_due():
@@ -129,14 +129,14 @@ class SubscriptionSession:
         self._work_added.set()  # recompute the next retry once for the round, not for each of a thousand answers
 
     def _still_due(self, due: list[tuple[Subscription, RetryTimer]]) -> Iterator[Subscription]:
-        """Yield what is still wanted when its turn comes: only so many subscribes are in flight at a time."""
+        """Yield each subscription if it is still wanted at its turn: the number of subscribes in flight is limited."""
         for subscription, retry in due:
             if self._retries.get(subscription.key) is retry:
                 self._sent.add(subscription.key)
                 yield subscription
 
     def _note_answer(self, subscription: Subscription, error: str | None) -> None:
-        """Note an answer, or its absence. What was acknowledged stays so for the rest of the connection."""
+        """Note an answer, or its absence. An acknowledged subscription stays so as long as the connection lasts."""
         key = subscription.key
         if self._subscriptions.get(key) is not subscription:
             return  # removed meanwhile
@@ -150,7 +150,7 @@ class SubscriptionSession:
         self._on_answer(self)
 
     async def _unsubscribe(self, unwanted: list[Subscription]) -> None:
-        # One that was added again and sent before its turn comes must not be unsubscribed.
+        # A subscription that was added again and sent before its turn must not be unsubscribed.
         still_unwanted = (subscription for subscription in unwanted if subscription.key not in self._sent)
         await self._send("unsubscribed", self.connection.unsubscribe, still_unwanted)
 

@@ -9,7 +9,7 @@ Free of I/O and timers: time and chance are arguments. The clock shows in each n
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +20,7 @@ from ingestor.provider.socket.connection import ConnectionSettings
 from ingestor.provider.subscriptions.activity import ActivitySpan
 from ingestor.provider.subscriptions.session import SubscriptionSession
 from ingestor.provider.subscriptions.silence import SilenceDetector
-from ingestor.provider.subscriptions.states import Event, SubscriptionStates
+from ingestor.provider.subscriptions.states import SubscriptionStates
 
 PUBLISH_SECONDS = 0.1  # from the last answer to its fact: answers that are this close together make one fact
 ROUND_PUBLISH_SECONDS = 1.0  # the same, while more answers are due
@@ -73,28 +73,6 @@ class StateTracker:
             for key, subscription in self._subscriptions.items()
         }
 
-    # --- changes of all subscriptions, or of the config ---
-
-    def set_all(
-        self, event: Event, detail: dict[str, Any], now: ClockReading, since_us: int | None = None, *, kind: str
-    ) -> None:
-        """Record an event that concerns every subscription of the group."""
-        self._states.apply(event, self._subscriptions, self._detail(**detail), now.wall_us, since_us, kind=kind)
-
-    def add(self, keys: Iterable[SubscriptionKey], reason: str, now: ClockReading) -> None:
-        """Begin with subscriptions, as pending."""
-        self._states.apply("added", keys, self._detail(reason=reason), now.wall_us, kind="pending")
-
-    def remove(self, keys: Collection[SubscriptionKey], reason: str, now: ClockReading) -> None:
-        """End subscriptions. What was live was so until the last sign of life of the connection."""
-        since_us = self.session.connection.last_activity_us if self.session else None
-        detail = self._detail(reason=reason, count=len(keys))
-        self._states.apply("stopped", keys, detail, now.wall_us, since_us, kind="stopped")
-        self._states.forget(keys)
-        self._silence.ignore(keys)
-        for key in keys:
-            self._last_data_us.pop(key, None)
-
     # --- answers ---
 
     def follow(self, session: SubscriptionSession, now: ClockReading) -> None:
@@ -102,11 +80,11 @@ class StateTracker:
         previous, self.session = self.session, session
         self._end_unconfirmed()
         if previous is not None:
-            self._reject_what_was_live(previous, session, now)
+            self._reject_live(previous, session, now)
         self.publish(now)
 
     def detach(self, now: ClockReading) -> None:
-        """End the session, after publishing what is left of it."""
+        """End the session, after publishing its remaining answers."""
         self.publish(now)
         self.session = None
         self._end_unconfirmed()
@@ -145,16 +123,16 @@ class StateTracker:
         ]
         if pending := self._states.affected("requested", unanswered):
             extra = {"reason": "subscribe sent, not yet acknowledged"}
-            self._states.apply("requested", pending, detail | extra, now.wall_us, kind="pending")
+            self._states.apply("requested", pending, detail | extra, now.wall_us)
         self._publish_acknowledged(session, detail, now)
         for reason, keys in _by_reason(session.refused).items():
             if refused := self._states.affected("rejected", keys):
                 self._silence.ignore(refused)
-                self._states.apply("rejected", refused, detail | {"reason": reason}, now.wall_us, kind="refused")
+                self._states.apply("rejected", refused, detail | {"reason": reason}, now.wall_us)
 
     def _publish_acknowledged(self, session: SubscriptionSession, detail: dict[str, Any], now: ClockReading) -> None:
-        # A silent subscription stays silent until data arrives, because another connection proves nothing; and so does
-        # an unconfirmed one on the same connection.
+        # A silent subscription stays silent until data arrives: an acknowledgement proves nothing. An unconfirmed one
+        # stays silent until its connection shows a sign of life.
         unproven = self._unconfirmed.keys if self._unconfirmed else ()
         candidates = (key for key in session.acknowledged if key not in self._silence and key not in unproven)
         if live := self._states.affected("acknowledged", candidates):
@@ -162,21 +140,31 @@ class StateTracker:
             # As of the last of them: a state may begin late, never early.
             since_us = max(session.acknowledged[key] for key in live)
             extra = {"count": len(live)}
-            self._states.apply("acknowledged", live, detail | extra, now.wall_us, since_us, kind="subscribed")
+            self._states.apply("acknowledged", live, detail | extra, now.wall_us, since_us)
 
-    def _reject_what_was_live(self, old: SubscriptionSession, new: SubscriptionSession, now: ClockReading) -> None:
-        """What only the old connection was granted was live until that one's last sign of life."""
+    def _reject_live(self, old: SubscriptionSession, new: SubscriptionSession, now: ClockReading) -> None:
+        """Record live subscriptions that the new connection was refused, as of the old one's last sign of life."""
         for reason, keys in _by_reason(new.refused).items():
             if lost := self._states.in_state("live", keys):
                 self._silence.ignore(lost)
                 detail = self._detail(connection=new.connection.id, reason=reason)
                 since_us = old.connection.last_activity_us
-                self._states.apply("rejected", lost, detail, now.wall_us, since_us, kind="refused")
+                self._states.apply("rejected", lost, detail, now.wall_us, since_us)
+
+    def remove(self, keys: Collection[SubscriptionKey], reason: str, now: ClockReading) -> None:
+        """Remove subscriptions. Those that were live count as live until the connection's last sign of life."""
+        since_us = self.session.connection.last_activity_us if self.session else None
+        detail = self._detail(reason=reason, count=len(keys))
+        self._states.apply("stopped", keys, detail, now.wall_us, since_us)
+        self._states.forget(keys)
+        self._silence.ignore(keys)
+        for key in keys:
+            self._last_data_us.pop(key, None)
 
     # --- silences ---
 
     def note_activity(self, activity: Mapping[Channel, ActivitySpan], now: ClockReading) -> None:
-        """Note that data was received. What was silent is live again as of the first of it."""
+        """Note that data was received. Silent subscriptions are live again as of their first data."""
         first_us: dict[SubscriptionKey, int] = {}
         for key, channel in self.channels.items():
             if span := activity.get(channel):
@@ -186,7 +174,7 @@ class StateTracker:
         for since_us, keys in _grouped_by_time(first_us, latest=True):
             if live := self._states.affected("confirmed", keys):
                 detail = self._detail(count=len(live))
-                self._states.apply("confirmed", live, detail, now.wall_us, since_us, kind="heard_again")
+                self._states.apply("confirmed", live, detail, now.wall_us, since_us)
 
     def detect_silence(self, until_boottime: float, now: ClockReading, chance: float) -> list[Subscription]:
         """Record which subscriptions had no data for too long, and return those to resubscribe.
@@ -200,7 +188,7 @@ class StateTracker:
         silent = self._states.affected("no_data", self._silence.detect(until_boottime))
         for since_us, keys in _grouped_by_time({key: self._silent_since_us(key) for key in silent}, latest=False):
             detail = self._detail(connection=session.connection.id, reason=reason, count=len(keys))
-            self._states.apply("no_data", keys, detail, now.wall_us, since_us, kind="silent")
+            self._states.apply("no_data", keys, detail, now.wall_us, since_us)
         return [self._subscriptions[key] for key in self._silence.due(now.boottime, chance)]
 
     def _silent_since_us(self, key: SubscriptionKey) -> int:
@@ -210,7 +198,7 @@ class StateTracker:
     # --- interruptions ---
 
     def mark_unconfirmed(self, now: ClockReading) -> None:
-        """Note an interruption that ends now: what is live is so again as of now, once its connection shows life.
+        """Note an interruption that ends now. Live subscriptions are so as of now, once the connection shows life.
 
         Must be called before these subscriptions are recorded as silent.
         """
@@ -236,7 +224,7 @@ class StateTracker:
         if live := self._states.affected("confirmed", unconfirmed.keys):
             detail = self._detail(connection=session.connection.id)
             since_us = unconfirmed.since.wall_us
-            self._states.apply("confirmed", live, detail, now.wall_us, since_us, kind="heard_again")
+            self._states.apply("confirmed", live, detail, now.wall_us, since_us)
         self.publish(now)
 
     def _end_unconfirmed(self) -> None:

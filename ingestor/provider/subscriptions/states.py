@@ -42,7 +42,7 @@ Event: TypeAlias = Literal[
     "stopped",  # it was removed from the config, or the daemon stops
 ]
 
-# Event, the states in which it has an effect (None: a new subscription), the state to which it leads. Some of these are
+# Event, the states in which it has an effect (None: a new subscription), the state to which it leads. Some rows are for
 # races, such as a token failure between the end of a connection and its "disconnected".
 _RULES: tuple[tuple[Event, tuple[State | None, ...], State], ...] = (
     ("added", (None, "token_failed", "spool_full"), "pending"),
@@ -66,6 +66,7 @@ TRANSITIONS: Mapping[tuple[State | None, Event], State] = {
     (state, event): target for event, states, target in _RULES for state in states
 }
 _TARGETS: Mapping[Event, State] = {event: target for event, _, target in _RULES}
+_KINDS: Mapping[Event, str] = {"acknowledged": "subscribed", "confirmed": "heard_again"}  # else the name of the state
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,21 +104,23 @@ class SubscriptionStates:
         now_us: int,
         since_us: int | None = None,
         *,
-        kind: str,
+        kind: str | None = None,
     ) -> None:
         """Change the state of those ``keys`` that the event affects, as of ``since_us`` (default: now).
 
-        One fact of that ``kind`` is recorded even if no state changed, because the event did happen. Where ``since_us``
-        lies before the start of the state that it ends (a connection on which nothing more came), that state lasted
-        no time at all.
+        One fact is recorded even if no state changed, because the event did happen. ``kind`` replaces its usual kind.
+        Where ``since_us`` lies before the start of the state that it ends (a connection on which nothing more came),
+        that state lasted no time at all.
         """
+        target = _TARGETS[event]
         changed = self.affected(event, keys)
         for key in changed:
             previous = self._states.get(key)
             since = now_us if since_us is None else max(since_us, previous.since_us if previous else 0)
-            self._states[key] = SubscriptionState(_TARGETS[event], since, str(detail.get("reason", "")))
-        state, since_us = (_TARGETS[event], since_us) if changed else (None, None)
-        self._record(Fact(kind, now_us, detail, state, tuple(changed), since_us))
+            self._states[key] = SubscriptionState(target, since, str(detail.get("reason", "")))
+        state, since_us = (target, since_us) if changed else (None, None)
+        fact_kind = kind or _KINDS.get(event, target)
+        self._record(Fact(fact_kind, now_us, detail, state, tuple(changed), since_us))
 
     def forget(self, keys: Iterable[SubscriptionKey]) -> None:
         """Drop subscriptions that were removed. Their last state must have been recorded."""

@@ -49,7 +49,7 @@ class SupervisorStatus:
 
 @dataclass(frozen=True, slots=True)
 class SubscriptionDiff:
-    """What a config change added and removed."""
+    """The subscriptions that a config change added and removed."""
 
     added: tuple[Subscription, ...]
     removed: tuple[Subscription, ...]
@@ -173,10 +173,10 @@ class Supervisor:
         self._may_connect.set()
 
     def record_interruption(self, kind: str, detail: dict[str, Any], from_us: int) -> None:
-        """Record that it is unknown what was missed between ``from_us`` (our wall clock) and now.
+        """Record that data may have been missed between ``from_us`` (our wall clock) and now.
 
-        What was live was silent in that time, and is live again as of now once its connection shows a sign of life.
-        ``detail`` gives the ``reason``.
+        Live subscriptions were silent in that time, and are live again as of now once their connection shows a sign of
+        life. ``detail`` gives the ``reason``.
         """
         for group in self._groups.values():
             group.mark_unconfirmed()
@@ -268,7 +268,7 @@ class Supervisor:
     def _on_token_failed(self, error: IngestorError, retry_in_seconds: float) -> None:
         detail: dict[str, Any] = {"reason": sanitize(error), "retry_in_seconds": round(retry_in_seconds, 1)}
         keys = [key for group in self._groups.values() if not group.connected for key in group.keys]
-        self._states.apply("token_failed", keys, detail, wall_us(), kind="token_failed")
+        self._states.apply("token_failed", keys, detail, wall_us())
 
 
 def _first_error(errors: BaseExceptionGroup[BaseException]) -> BaseException:

@@ -1,8 +1,8 @@
-"""What is older than it is to be kept, taken in small steps: payloads, samples, and the journal.
+"""Delete expired rows in small steps: payloads, samples, and the journal (ledger, events and coverage).
 
-The journal is folded rather than cut: of its batches there remains one row for each instance and UTC day, so that the
-ledger stays without gaps and its sums true; of its coverage what ``folding`` leaves. Dead letters are kept. When there
-is time for a step is for the writer to say; that one daemon at a time takes them is seen to here, by a lease.
+The journal is compacted where deleting rows would leave gaps: the ledger keeps one row per instance and UTC day with
+the sums of that day, and ``coverage_compaction`` merges coverage. Dead letters are kept. The writer decides when to run
+a step; a lease ensures that one daemon at a time does.
 """
 
 from __future__ import annotations
@@ -16,21 +16,21 @@ from typing import Any, Protocol, TypeAlias
 
 from sqlalchemy import Connection, Engine, Table, bindparam, delete, exists, select, update
 
-from ingestor.config.model import RetentionConfig as Horizons
+from ingestor.config.model import RetentionConfig
 from ingestor.core.times import day_start_us, to_datetime, to_us
 from ingestor.store import leases, schema
 from ingestor.store.engine import transaction
 from ingestor.store.maintenance import coverage_compaction
 
 LEASE = "retention"
-LEASE_TIME = timedelta(minutes=1)  # renewed with every step; after it another daemon may go on
+LEASE_TIME = timedelta(minutes=1)  # renewed by every step; after that another daemon may take over
 STEP_ROWS = 1_000
-FIRST_ROWS = 100  # a payload may have megabytes: begin carefully
+FIRST_ROWS = 100  # of the first step: a payload may be several megabytes
 STEP_SECONDS = 0.05
 SERIES_PER_QUERY = 200
-SAMPLES_PER_SERIES = 20  # taken at once at least: a statement for each series costs more than its rows
-SHOWN = timedelta(days=1)  # of coverage, by instance, on the status page
-MOST = 2**31 - 1  # that such a column holds
+SAMPLES_PER_SERIES = 20  # deleted together at least: a statement per series costs more than its rows
+STATUS_PAGE_TIME = timedelta(days=1)  # the status page shows coverage by instance
+MAX_INTEGER = 2**31 - 1  # of the ledger's count columns
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,20 +42,20 @@ class RetentionResult:
 
 
 class Retention:
-    """Takes what is too old, a step at a time. Not for two threads."""
+    """Deletes expired rows, one step at a time. Not thread-safe."""
 
-    def __init__(self, engine: Engine, keep: Horizons) -> None:
+    def __init__(self, engine: Engine, config: RetentionConfig) -> None:
         self._engine = engine
-        self._keep = keep
-        self._tasks: list[_Task] = []  # of the sweep under way
+        self._config = config
+        self._tasks: list[_Task] = []  # of the current sweep
         self._rows = FIRST_ROWS
-        self._folded_on: date | None = None  # coverage is read to its end once a day
+        self._coverage_compacted_on: date | None = None  # compaction reads all coverage: once a day is enough
 
     def step(self, instance_id: int, now_us: int) -> RetentionResult:
-        """Take at most ``STEP_ROWS``, in about ``STEP_SECONDS``, in a transaction of its own.
+        """Delete at most ``STEP_ROWS``, in about ``STEP_SECONDS``, in a transaction of its own.
 
-        The first step of a sweep sets its horizons. Where another instance has the lease there is nothing to do.
-        Raises DatabaseUnavailable, BatchRejected: then this step has changed nothing, and may be tried again.
+        The first step of a sweep computes what has expired. Does nothing while another instance has the lease. Raises
+        DatabaseUnavailable, BatchRejected: this step has changed nothing then, and may be repeated.
         """
         started = time.monotonic()
         tasks, self._tasks = self._tasks, []  # a step that fails ends its sweep
@@ -64,139 +64,141 @@ class Retention:
             if now is None:
                 return RetentionResult()
             now = min(now, to_datetime(now_us))
-            tasks = tasks or _sweep(connection, self._keep, now, self._folded_on)
-            taken = _work(connection, tasks, self._rows, started + STEP_SECONDS)
-        self._tasks = taken.rest
-        if not taken.rest:
-            self._folded_on = now.date()
+            tasks = tasks or _new_sweep(connection, self._config, now, self._coverage_compacted_on)
+            progress = _run(connection, tasks, self._rows, started + STEP_SECONDS)
+        self._tasks = progress.remaining
+        if not progress.remaining:
+            self._coverage_compacted_on = now.date()
         self._rows = next_step_rows(self._rows, time.monotonic() - started)
-        return RetentionResult(taken.samples, bool(taken.rest))
+        return RetentionResult(progress.samples, bool(progress.remaining))
 
 
 def samples_cutoff(now: datetime, keep_seconds: float) -> datetime:
-    """Since when samples are kept: of an hour or a day that lost some, the candle would be wrong."""
+    """Return since when samples are kept. Only whole days are deleted, so that candles do not lose some of theirs."""
     return to_datetime(day_start_us(to_us(now) - round(keep_seconds * 1_000_000)))
 
 
 def next_step_rows(rows: int, seconds: float) -> int:
-    """How many rows the next step may take, where ``rows`` took so long."""
+    """Return the row limit of the next step, given that a step with limit ``rows`` took ``seconds``."""
     return max(rows // 2, 1) if seconds > STEP_SECONDS else min(rows * 2, STEP_ROWS)
 
 
 @dataclass(frozen=True, slots=True)
-class _Taken:
-    """What a task has done of what it was asked to, and what of it remains."""
+class _Progress:
+    """What a task has processed, and the tasks that remain of it."""
 
     rows: int
-    rest: list[_Task]
-    samples: int = 0
+    remaining: list[_Task]
+    samples: int = 0  # deleted
 
 
 class _Task(Protocol):
-    def take(self, connection: Connection, rows: int) -> _Taken:
-        """Take about so many rows at most."""
+    def run(self, connection: Connection, rows: int) -> _Progress:
+        """Process about ``rows`` rows at most."""
 
 
-def _sweep(connection: Connection, keep: Horizons, now: datetime, folded_on: date | None) -> list[_Task]:
-    """All that is to be looked at, of every instance: those that are no more have payloads as well."""
+def _new_sweep(
+    connection: Connection, config: RetentionConfig, now: datetime, coverage_compacted_on: date | None
+) -> list[_Task]:
+    """Return the tasks of a sweep. They include all instances, because those that no longer run have rows as well."""
     instances = connection.execute(select(schema.instances.c.instance_id).order_by("instance_id")).scalars().all()
     tasks: list[_Task] = []
-    if keep.payloads is not None:
-        tasks += [_Payloads(one, now - timedelta(seconds=keep.payloads)) for one in instances]
-    if keep.journal is not None:
-        tasks += [_Journal(one, now - timedelta(seconds=keep.journal)) for one in instances]
-    if keep.samples is not None:
-        tasks.append(_Samples(samples_cutoff(now, keep.samples)))
-    if keep.journal is not None and folded_on != now.date():
-        tasks.append(_Coverage(now - max(timedelta(seconds=keep.journal), SHOWN)))
+    if config.payloads is not None:
+        tasks += [_Payloads(instance_id, now - timedelta(seconds=config.payloads)) for instance_id in instances]
+    if config.journal is not None:
+        tasks += [_Ledger(instance_id, now - timedelta(seconds=config.journal)) for instance_id in instances]
+    if config.samples is not None:
+        tasks.append(_Samples(samples_cutoff(now, config.samples)))
+    if config.journal is not None and coverage_compacted_on != now.date():
+        tasks.append(_Coverage(now - max(timedelta(seconds=config.journal), STATUS_PAGE_TIME)))
     return tasks
 
 
-def _work(connection: Connection, tasks: list[_Task], rows: int, until: float) -> _Taken:
-    """Task after task, until rows or time (``time.monotonic``) are used up."""
-    done = samples = 0
-    while tasks and done < rows and time.monotonic() < until:
-        taken = tasks[0].take(connection, rows - done)
-        tasks = taken.rest + tasks[1:]
-        done += taken.rows
-        samples += taken.samples
-    return _Taken(done, tasks, samples)
+def _run(connection: Connection, tasks: list[_Task], rows: int, deadline: float) -> _Progress:
+    """Run one task after the other until ``rows`` are processed or ``deadline`` (``time.monotonic``) has passed."""
+    processed = samples = 0
+    while tasks and processed < rows and time.monotonic() < deadline:
+        progress = tasks[0].run(connection, rows - processed)
+        tasks = progress.remaining + tasks[1:]
+        processed += progress.rows
+        samples += progress.samples
+    return _Progress(processed, tasks, samples)
 
 
 @dataclass(frozen=True, slots=True)
 class _Payloads:
-    """The payloads of an instance, from its oldest on: no index on ``received_at`` is needed."""
+    """Deletes the payloads of an instance, in the order of seq: no index on ``received_at`` is needed."""
 
     instance_id: int
     before: datetime
     after_seq: int = 0
 
-    def take(self, connection: Connection, rows: int) -> _Taken:
+    def run(self, connection: Connection, rows: int) -> _Progress:
         c = schema.payloads.c
         later = (c.instance_id == self.instance_id, c.seq > self.after_seq)
         page = connection.execute(select(c.seq, c.received_at).where(*later).order_by(c.seq).limit(rows)).all()
-        # Up to the first that is younger, though older ones may follow: a retried letter has its old stamp.
-        old = list(takewhile(lambda row: row.received_at < self.before, page))
-        if not old:
-            return _Taken(0, [])
-        connection.execute(delete(schema.payloads).where(*later, c.seq <= old[-1].seq))
-        return _Taken(len(old), [replace(self, after_seq=old[-1].seq)])
+        # Stop at the first newer payload. A retried dead letter behind it has an older timestamp, and is deleted later.
+        expired = list(takewhile(lambda row: row.received_at < self.before, page))
+        if not expired:
+            return _Progress(0, [])
+        connection.execute(delete(schema.payloads).where(*later, c.seq <= expired[-1].seq))
+        return _Progress(len(expired), [replace(self, after_seq=expired[-1].seq)])
 
 
 @dataclass(frozen=True, slots=True)
-class _Journal:
-    """The ledger of an instance, and with each of its rows the events that it counts: both go in one transaction."""
+class _Ledger:
+    """Compacts the ledger of an instance and deletes the events that the rows count, in one transaction."""
 
     instance_id: int
     before: datetime
     from_seq: int = 0
 
-    def take(self, connection: Connection, rows: int) -> _Taken:
+    def run(self, connection: Connection, rows: int) -> _Progress:
         c = schema.batches.c
         later = (c.instance_id == self.instance_id, c.first_seq >= self.from_seq)
-        # One more than asked for: the first may be what the last page was folded to.
+        # One more row than requested: the first one may be the result of compacting the previous page.
         query = select(schema.batches).where(*later).order_by(c.first_seq).limit(rows + 1)
         page = connection.execute(query).all()
-        old = list(takewhile(lambda row: row.committed_at < self.before, page))
-        if not old:
-            return _Taken(0, [])
-        self._forget_events(connection, old[0].first_seq, old[-1].last_seq)
-        folded = group_by_day(old)
-        for day in folded:
+        expired = list(takewhile(lambda row: row.committed_at < self.before, page))
+        if not expired:
+            return _Progress(0, [])
+        self._delete_events(connection, expired[0].first_seq, expired[-1].last_seq)
+        days = group_by_day(expired)
+        for day in days:
             self._replace(connection, day)
-        whole_page = len(old) == rows + 1
-        return _Taken(len(old), [replace(self, from_seq=folded[-1].first_seq)] if whole_page else [])
+        whole_page = len(expired) == rows + 1
+        return _Progress(len(expired), [replace(self, from_seq=days[-1].first_seq)] if whole_page else [])
 
-    def _forget_events(self, connection: Connection, first_seq: int, last_seq: int) -> None:
+    def _delete_events(self, connection: Connection, first_seq: int, last_seq: int) -> None:
         c = schema.events.c
-        gone = (c.instance_id == self.instance_id, c.seq.between(first_seq, last_seq))
-        connection.execute(delete(schema.events).where(*gone))
+        counted = (c.instance_id == self.instance_id, c.seq.between(first_seq, last_seq))
+        connection.execute(delete(schema.events).where(*counted))
 
     def _replace(self, connection: Connection, day: LedgerDay) -> None:
         if day.batches == 1:
             return
         c = schema.batches.c
-        mine = c.instance_id == self.instance_id
-        connection.execute(delete(schema.batches).where(mine, c.first_seq > day.first_seq, c.first_seq <= day.last_seq))
+        own = c.instance_id == self.instance_id
+        connection.execute(delete(schema.batches).where(own, c.first_seq > day.first_seq, c.first_seq <= day.last_seq))
         sums = {"last_seq": day.last_seq, "committed_at": day.committed_at, **day.counts}
-        connection.execute(update(schema.batches).where(mine, c.first_seq == day.first_seq).values(sums))
+        connection.execute(update(schema.batches).where(own, c.first_seq == day.first_seq).values(sums))
 
 
 @dataclass(slots=True, kw_only=True)
 class LedgerDay:
-    """Neighbouring rows of the ledger, as the one that is to stand for them."""
+    """Adjacent ledger rows of one UTC day, to be replaced by one row."""
 
     first_seq: int
     last_seq: int
-    committed_at: datetime  # of the last of them
+    committed_at: datetime  # of the last batch
     counts: dict[str, int]
     batches: int = 1
 
     def add(self, row: _LedgerRow) -> bool:
-        """Take in the row that follows, if it is of the same UTC day. A gap, or a sum too great, stays outside."""
+        """Add the next row. Returns False if it is of another day, after a gap, or a sum would be too large."""
         counts = {name: count + getattr(row, name) for name, count in self.counts.items()}
-        neighbours = row.first_seq == self.last_seq + 1 and row.committed_at.date() == self.committed_at.date()
-        if not neighbours or max(counts.values()) > MOST:
+        adjacent = row.first_seq == self.last_seq + 1 and row.committed_at.date() == self.committed_at.date()
+        if not adjacent or max(counts.values()) > MAX_INTEGER:
             return False
         self.last_seq, self.committed_at, self.counts = row.last_seq, row.committed_at, counts
         self.batches += 1
@@ -207,7 +209,7 @@ _LedgerRow: TypeAlias = Any  # a row of ``batches``
 
 
 def group_by_day(rows: Iterable[_LedgerRow]) -> list[LedgerDay]:
-    """Rows of one instance's ledger, in order, as days."""
+    """Group one instance's ledger rows, which are in order, into days."""
     days: list[LedgerDay] = []
     for row in rows:
         if not (days and days[-1].add(row)):
@@ -220,48 +222,49 @@ def group_by_day(rows: Iterable[_LedgerRow]) -> list[LedgerDay]:
 
 @dataclass(frozen=True, slots=True)
 class _Coverage:
-    """The coverage of every subscription and instance."""
+    """Compacts the coverage of all subscriptions and instances."""
 
     before: datetime
     start: coverage_compaction.CoverageKey = coverage_compaction.START
 
-    def take(self, connection: Connection, rows: int) -> _Taken:
+    def run(self, connection: Connection, rows: int) -> _Progress:
         read, start = coverage_compaction.compact(connection, self.start, self.before, rows)
-        return _Taken(read, [replace(self, start=start)] if start else [])
+        return _Progress(read, [replace(self, start=start)] if start else [])
 
 
 @dataclass(frozen=True, slots=True)
 class _Samples:
-    """Samples by their ``ts``, with their revisions, a few series at a time; the names of series are kept."""
+    """Deletes samples by ``ts`` with their revisions, a few series at a time. Keeps the rows of ``series``."""
 
     before: datetime
     after_series: int = 0
 
-    def take(self, connection: Connection, rows: int) -> _Taken:
+    def run(self, connection: Connection, rows: int) -> _Progress:
         n, s = schema.series.c, schema.samples.c
-        has_old = exists().where(s.series_id == n.series_id, s.ts < self.before)
-        query = select(n.series_id, has_old.label("old")).where(n.series_id > self.after_series)
+        has_expired = exists().where(s.series_id == n.series_id, s.ts < self.before)
+        query = select(n.series_id, has_expired.label("has_expired")).where(n.series_id > self.after_series)
         page = connection.execute(query.order_by(n.series_id).limit(SERIES_PER_QUERY)).all()
         if not page:
-            return _Taken(0, [])
-        old = [row.series_id for row in page if row.old]
-        if not old:
-            return _Taken(0, [replace(self, after_series=page[-1].series_id)])
-        old = old[: max(rows // SAMPLES_PER_SERIES, 1)]
-        taken = self._delete(connection, old, max(rows // len(old), 1))
-        return _Taken(taken, [self], taken)  # the same again, until nothing of it is old
+            return _Progress(0, [])
+        expired = [row.series_id for row in page if row.has_expired]
+        if not expired:
+            return _Progress(0, [replace(self, after_series=page[-1].series_id)])
+        expired = expired[: max(rows // SAMPLES_PER_SERIES, 1)]
+        deleted = self._delete(connection, expired, max(rows // len(expired), 1))
+        return _Progress(deleted, [self], deleted)  # read the same page again, until none of it has expired samples
 
-    def _delete(self, connection: Connection, series_ids: Sequence[int], each: int) -> int:
-        """Take the ``each`` oldest of every series, revisions first: what is old is told by the samples."""
+    def _delete(self, connection: Connection, series_ids: Sequence[int], per_series: int) -> int:
+        """Delete the ``per_series`` oldest samples of each series. Revisions first: the samples say what expired."""
         s = schema.samples.c
-        oldest = select(s.ts).where(s.series_id == bindparam("id_"), s.ts < self.before).order_by(s.ts).limit(each)
-        names = [{"id_": series_id} for series_id in series_ids]
+        expired = select(s.ts).where(s.series_id == bindparam("id_"), s.ts < self.before)
+        oldest = expired.order_by(s.ts).limit(per_series)
+        ids = [{"id_": series_id} for series_id in series_ids]
         deleted = [
-            connection.execute(_of_series(table).where(table.c.ts.in_(oldest)), names).rowcount
+            connection.execute(_delete_from(table).where(table.c.ts.in_(oldest)), ids).rowcount
             for table in (schema.sample_revisions, schema.samples)
         ]
         return deleted[-1]
 
 
-def _of_series(table: Table) -> Any:
+def _delete_from(table: Table) -> Any:
     return delete(table).where(table.c.series_id == bindparam("id_"))

@@ -59,7 +59,7 @@ def full(pipe: Pipe) -> Iterator[Pipe]:
     for number in range(MANY):
         log.info("%d %s %s", number, SECRET, "x" * 1000)
     yield pipe
-    redactor.forget(SECRET)
+    redactor.remove(SECRET)
 
 
 def lines_of(text: str) -> list[dict[str, Any]]:
@@ -88,7 +88,7 @@ def test_logging_never_blocks_and_reports_dropped_lines(full: Pipe) -> None:
 
 @pytest.mark.timeout(30)
 def test_secret_is_masked_in_queued_lines(full: Pipe) -> None:
-    redactor.forget(SECRET)  # as happens to a token's after some renewals
+    redactor.remove(SECRET)  # as happens to a token's after some renewals
     close_logs()
     text = full.read_all()
     redactor.add(SECRET)

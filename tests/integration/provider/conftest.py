@@ -25,11 +25,11 @@ from ingestor.provider.transport import make_tls_context
 
 from .raw_engineio_server import Memory, RawServer
 from .raw_http_server import WebServer
-from .running_supervisor import Run, Running
+from .running_supervisor import RunningSupervisor, StartSupervisor
 
 WAYS = ("token", "probe", "socket")
 Reach = Callable[..., Awaitable[object]]
-KEY = SecretStr("key-of-the-supply")
+KEY = SecretStr("key-of-the-source")
 TOKEN = "eyJhbGciOiJIUzI1NiJ9.eyJhcGkiOiJzZWNyZXQifQ.c2lnbmF0dXJlLW9mLXRoaXM"
 
 
@@ -97,8 +97,8 @@ async def scheduler() -> AsyncIterator[JobScheduler]:
 
 
 @pytest.fixture
-async def make_supply(scheduler: JobScheduler) -> AsyncIterator[Callable[..., TokenSource]]:
-    """`make_supply(server)`: a supply that logs in there; closed at the end."""
+async def make_token_source(scheduler: JobScheduler) -> AsyncIterator[Callable[..., TokenSource]]:
+    """`make_token_source(server)`: a source that logs in there; closed at the end."""
     made: list[TokenSource] = []
 
     def make(
@@ -141,14 +141,14 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-async def run(scheduler: JobScheduler, memory: Memory) -> AsyncIterator[Run]:
+async def run(scheduler: JobScheduler, memory: Memory) -> AsyncIterator[StartSupervisor]:
     """`await run(url, api_key, subscriptions, **provider_settings)`: a supervisor at work."""
-    started: list[Running] = []
+    started: list[RunningSupervisor] = []
 
-    async def start(url: str, api_key: str, subscriptions: list[Subscription], **settings: Any) -> Running:
+    async def start(url: str, api_key: str, subscriptions: list[Subscription], **settings: Any) -> RunningSupervisor:
         provider = ProviderConfig.model_validate({"url": url, **settings})
         tokens = TokenSource(f"{url}/jwt", SecretStr(api_key), provider.token, scheduler, spacing_seconds=0.05)
-        started.append(Running(provider, subscriptions, tokens, memory))
+        started.append(RunningSupervisor(provider, subscriptions, tokens, memory))
         return started[-1]
 
     yield start

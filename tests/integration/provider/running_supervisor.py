@@ -1,4 +1,4 @@
-"""A supervisor at work before any server, and what it has told."""
+"""A running supervisor, against whichever server, and the facts that it recorded."""
 
 from __future__ import annotations
 
@@ -21,29 +21,31 @@ CROWD = "/real-time/crowd-sentiment"
 AAPL = Subscription(CROWD, "get", {"ticker": "AAPL"})
 TSLA = Subscription(CROWD, "get", {"ticker": "TSLA"})
 BUZZ = Subscription("/real-time/tweet-buzz", "get", {"ticker": "AAPL"})
-Run = Callable[..., Awaitable["Running"]]
+StartSupervisor = Callable[..., Awaitable["RunningSupervisor"]]
 
 
-class Running:
-    """Starts at once. ``decodes``: what arrives is looked into, as the writer does; not while its database is away."""
+class RunningSupervisor:
+    """Starts at once. While ``decoding``, frames are decoded as the writer does; a database outage stops that."""
 
     def __init__(
         self, provider: ProviderConfig, subscriptions: list[Subscription], tokens: TokenSource, memory: Memory
     ) -> None:
         self.tokens = tokens
         self.memory = memory
-        self.decodes = True
-        heard = ActivityTracker()
-        self.supervisor = Supervisor(provider, subscriptions, tokens, memory, memory.append, heard)
+        self.decoding = True
+        activity = ActivityTracker()
+        self.supervisor = Supervisor(provider, subscriptions, tokens, memory, memory.append, activity)
         self.task = asyncio.create_task(self.supervisor.run())
-        self._decoding = asyncio.create_task(self._decode(heard))
+        self._decoder_task = asyncio.create_task(self._decode(activity))
 
-    def states(self, one: Subscription) -> list[str]:
+    def states(self, subscription: Subscription) -> list[str]:
         """Every state the subscription was in, in order."""
-        return [str(fact.state) for fact in self.memory.facts() if fact.state and one.key in fact.subscriptions]
+        return [
+            str(fact.state) for fact in self.memory.facts() if fact.state and subscription.key in fact.subscriptions
+        ]
 
     def in_state(self, state: str, *subscriptions: Subscription) -> bool:
-        return all(self.states(one)[-1:] == [state] for one in subscriptions)
+        return all(self.states(subscription)[-1:] == [state] for subscription in subscriptions)
 
     async def until(self, state: str, *subscriptions: Subscription) -> None:
         await self.memory.until(lambda: self.in_state(state, *subscriptions))
@@ -51,21 +53,23 @@ class Running:
     async def stop(self) -> None:
         await self.supervisor.stop()
         await asyncio.gather(self.task, return_exceptions=True)
-        self._decoding.cancel()
+        self._decoder_task.cancel()
         await self.tokens.close()
 
-    async def _decode(self, heard: ActivityTracker) -> None:
+    async def _decode(self, activity: ActivityTracker) -> None:
         decoder, position = Decoder(catalog.metrics_of, catalog.feed_name), 0
         while True:
             await asyncio.sleep(0.01)
-            while self.decodes and position < len(self.memory.all):
+            while self.decoding and position < len(self.memory.all):
                 position += 1
-                assembly = BatchBuilder(position, decoder)
-                assembly.add((position, self.memory.all[position - 1]))
-                heard.record(assembly.heard, position)
+                builder = BatchBuilder(position, decoder)
+                builder.add((position, self.memory.all[position - 1]))
+                activity.record(builder.heard, position)
 
 
-async def run_simulated(run: Run, simulator: Simulator, *subscriptions: Subscription, **settings: Any) -> Running:
+async def run_simulated(
+    run: StartSupervisor, simulator: Simulator, *subscriptions: Subscription, **settings: Any
+) -> RunningSupervisor:
     running = await run(simulator.url, simulator.api_key, list(subscriptions), **settings)
     await running.until("live", *subscriptions)
     return running

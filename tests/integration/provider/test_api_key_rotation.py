@@ -24,7 +24,7 @@ from .test_token_source import jwt
 
 Serve = Callable[..., Awaitable[WebServer]]
 Make = Callable[..., TokenSource]
-NEW = "another-key-of-the-supply"
+NEW = "another-key-of-the-source"
 LONG_SECONDS = 60.0  # longer than any test waits
 
 
@@ -40,7 +40,7 @@ def slow(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def key_file(tmp_path: Path) -> SecretFile:
-    """The file of the key that the supply begins with."""
+    """The file of the key that the source begins with."""
     file = SecretFile(tmp_path / "api_key")
     put(file, KEY.get_secret_value())
     return file
@@ -72,10 +72,10 @@ def told_by(tokens: TokenSource) -> list[IngestorError]:
 
 
 async def test_a_new_key_in_the_file_of_one_that_was_refused_is_used_at_once_but_for_the_spacing(
-    web_server: Serve, make_supply: Make, key_file: SecretFile
+    web_server: Serve, make_token_source: Make, key_file: SecretFile
 ) -> None:
     server = await web_server(taking(NEW))
-    tokens = make_supply(server, key_file=key_file, spacing_seconds=0.3)
+    tokens = make_token_source(server, key_file=key_file, spacing_seconds=0.3)
     changes: list[str] = []
     tokens.api_key.on_changed.append(lambda: changes.append(tokens.api_key.value.get_secret_value()))
     with pytest.raises(TokenRefused):
@@ -92,9 +92,9 @@ async def test_a_new_key_in_the_file_of_one_that_was_refused_is_used_at_once_but
 
 
 async def test_a_key_that_was_changed_before_the_old_one_was_refused_is_found_as_well(
-    web_server: Serve, make_supply: Make, key_file: SecretFile
+    web_server: Serve, make_token_source: Make, key_file: SecretFile
 ) -> None:
-    tokens = make_supply(await web_server(taking(NEW)), key_file=key_file)
+    tokens = make_token_source(await web_server(taking(NEW)), key_file=key_file)
     put(key_file, NEW)
     with pytest.raises(TokenRefused):
         await tokens.get()
@@ -103,10 +103,10 @@ async def test_a_key_that_was_changed_before_the_old_one_was_refused_is_found_as
 
 
 async def test_a_renewal_that_a_refusal_has_put_off_is_made_up_for_while_the_old_token_lasts(
-    web_server: Serve, make_supply: Make, key_file: SecretFile
+    web_server: Serve, make_token_source: Make, key_file: SecretFile
 ) -> None:
     server = await web_server(token_reply(jwt(1.0)), taking(NEW, "a.new.token"))
-    tokens = make_supply(server, key_file=key_file)
+    tokens = make_token_source(server, key_file=key_file)
     first = await tokens.get()
     await until(lambda: tokens.status().logins.get("refused"))
     assert tokens.current == first
@@ -128,14 +128,14 @@ async def test_a_renewal_that_a_refusal_has_put_off_is_made_up_for_while_the_old
 )
 async def test_a_file_that_cannot_be_used_is_told_once_with_its_remedy_and_mended_it_is_used(
     web_server: Serve,
-    make_supply: Make,
+    make_token_source: Make,
     key_file: SecretFile,
     text: str,
     mode: int,
     kind: type[ConfigError],
     remedy: str,
 ) -> None:
-    tokens = make_supply(await web_server(taking(NEW)), key_file=key_file)
+    tokens = make_token_source(await web_server(taking(NEW)), key_file=key_file)
     told = told_by(tokens)
     with pytest.raises(TokenRefused):
         await tokens.get()
@@ -155,9 +155,9 @@ async def test_a_file_that_cannot_be_used_is_told_once_with_its_remedy_and_mende
 
 
 async def test_a_file_that_has_gone_is_told_and_found_again(
-    web_server: Serve, make_supply: Make, key_file: SecretFile
+    web_server: Serve, make_token_source: Make, key_file: SecretFile
 ) -> None:
-    tokens = make_supply(await web_server(taking(NEW)), key_file=key_file)
+    tokens = make_token_source(await web_server(taking(NEW)), key_file=key_file)
     told = told_by(tokens)
     with pytest.raises(TokenRefused):
         await tokens.get()
@@ -169,10 +169,10 @@ async def test_a_file_that_has_gone_is_told_and_found_again(
 
 
 async def test_a_new_key_does_not_shorten_a_wait_that_no_refusal_has_earned(
-    web_server: Serve, make_supply: Make, key_file: SecretFile
+    web_server: Serve, make_token_source: Make, key_file: SecretFile
 ) -> None:
     server = await web_server(http(429, Retry_After="60"))
-    tokens = make_supply(server, key_file=key_file)
+    tokens = make_token_source(server, key_file=key_file)
     with pytest.raises(TokenUnavailable):
         await tokens.get()
     put(key_file, NEW)
@@ -184,7 +184,7 @@ async def test_a_new_key_does_not_shorten_a_wait_that_no_refusal_has_earned(
 
 
 async def test_a_refusal_that_was_on_its_way_when_the_key_changed_is_not_held_against_the_new_one(
-    web_server: Serve, make_supply: Make, key_file: SecretFile
+    web_server: Serve, make_token_source: Make, key_file: SecretFile
 ) -> None:
     late = asyncio.Event()
 
@@ -193,7 +193,7 @@ async def test_a_refusal_that_was_on_its_way_when_the_key_changed_is_not_held_ag
         yield http(403, "{}")
 
     server = await web_server(refuse_late, taking(NEW))
-    tokens = make_supply(server, key_file=key_file)
+    tokens = make_token_source(server, key_file=key_file)
     asking = asyncio.create_task(tokens.get())
     await until(lambda: server.requests)
     put(key_file, NEW)
@@ -206,10 +206,10 @@ async def test_a_refusal_that_was_on_its_way_when_the_key_changed_is_not_held_ag
 
 
 async def test_reading_the_key_again_tells_whether_it_is_another_and_keeps_the_old_one_if_it_may_not_be_read(
-    web_server: Serve, make_supply: Make, key_file: SecretFile
+    web_server: Serve, make_token_source: Make, key_file: SecretFile
 ) -> None:
     server = await web_server(token_reply())
-    tokens = make_supply(server, key_file=key_file)
+    tokens = make_token_source(server, key_file=key_file)
     assert not await tokens.api_key.reload()
     put(key_file, NEW, 0o640)
     with pytest.raises(InsecureSecretFile, match="chmod 600"):
@@ -218,13 +218,13 @@ async def test_reading_the_key_again_tells_whether_it_is_another_and_keeps_the_o
     key_file.path.chmod(0o600)
     assert await tokens.api_key.reload()
     assert tokens.api_key.value.get_secret_value() == NEW
-    assert not await make_supply(server).api_key.reload(), "a key from the environment cannot change"
+    assert not await make_token_source(server).api_key.reload(), "a key from the environment cannot change"
 
 
 async def test_a_key_that_is_replaced_has_a_file_of_its_own_and_the_old_one_is_looked_at_no_more(
-    web_server: Serve, make_supply: Make, key_file: SecretFile, tmp_path: Path
+    web_server: Serve, make_token_source: Make, key_file: SecretFile, tmp_path: Path
 ) -> None:
-    tokens = make_supply(await web_server(taking(NEW)), key_file=key_file)
+    tokens = make_token_source(await web_server(taking(NEW)), key_file=key_file)
     other = SecretFile(tmp_path / "other")
     put(other, "wrong-as-well")
     reading = asyncio.create_task(tokens.api_key.reload())
@@ -241,9 +241,9 @@ async def test_a_key_that_is_replaced_has_a_file_of_its_own_and_the_old_one_is_l
 
 
 async def test_nobody_looks_at_the_file_any_more_once_a_login_worked_or_the_supply_is_closed(
-    web_server: Serve, make_supply: Make, key_file: SecretFile
+    web_server: Serve, make_token_source: Make, key_file: SecretFile
 ) -> None:
-    tokens = make_supply(await web_server(taking(NEW)), key_file=key_file)
+    tokens = make_token_source(await web_server(taking(NEW)), key_file=key_file)
     looks = lambda: [task for task in asyncio.all_tasks() if task.get_name() == "key file"]  # noqa: E731
     with pytest.raises(TokenRefused):
         await tokens.get()

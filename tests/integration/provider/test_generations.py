@@ -143,7 +143,7 @@ async def test_socket_io_0_9_is_named_and_not_spoken_to(memory: Memory, socketio
     await run_against(peer)
     await memory.until(lambda: memory.facts("connect_failed"))
     reason = memory.facts("connect_failed")[0].detail["reason"]
-    assert reason == "the server speaks Socket.IO 0.9, which we do not; it takes 1.0 or later"
+    assert reason == "the server speaks Socket.IO 0.9, which is not supported; 1.0 or later is needed"
 
 
 # --- every protocol ---

@@ -1,4 +1,4 @@
-"""Subscriptions that come and go while the daemon runs: only the difference is asked for, and nobody else notices."""
+"""Config changes while the daemon runs: only the difference is sent, and no other subscription is affected."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from ingestor.simulator import Simulator
 
 from .raw_engineio_server import Memory
 from .raw_http_server import token_reply
-from .running_supervisor import AAPL, BUZZ, CROWD, TSLA, Run, run_simulated
+from .running_supervisor import AAPL, BUZZ, CROWD, TSLA, StartSupervisor, run_simulated
 from .scripted_replies import Talker, asked_for, empty
 
 pytestmark = pytest.mark.usefixtures("quick")
 
 ON = Subscription(CROWD, "get", {"ticker": "ON"})
-GONE = "removed from the config"
+REMOVED = "removed from the config"
 
 
-async def test_under_load_only_the_difference_is_asked_for_and_no_row_of_the_others_is_lost(
-    run: Run, make_simulator: Any, memory: Memory
+async def test_change_under_load_sends_only_the_difference(
+    run: StartSupervisor, make_simulator: Any, memory: Memory
 ) -> None:
     simulator: Simulator = await make_simulator(interval_seconds=None)
     running = await run_simulated(run, simulator, AAPL, TSLA)
@@ -56,7 +56,7 @@ async def test_under_load_only_the_difference_is_asked_for_and_no_row_of_the_oth
     assert running.states(ON) == ["pending", "live"]
     assert running.states(TSLA) == ["pending", "live", "stopped"]
     (stopped,) = memory.facts("stopped")
-    assert stopped.detail["reason"] == GONE
+    assert stopped.detail["reason"] == REMOVED
     assert stopped.since_us is not None
     assert stopped.at_us - 100_000 < stopped.since_us <= stopped.at_us
     assert list(running.supervisor.status().subscriptions) == [AAPL.key, ON.key]
@@ -66,7 +66,9 @@ def text_of(emission: Any) -> str:
     return "42" + json.dumps([emission.event, emission.rows], separators=(",", ":"))
 
 
-async def test_paths_come_and_go_with_their_connections(run: Run, simulator: Simulator, memory: Memory) -> None:
+async def test_connections_come_and_go_with_their_paths(
+    run: StartSupervisor, simulator: Simulator, memory: Memory
+) -> None:
     running = await run_simulated(run, simulator, AAPL)
     running.supervisor.apply([AAPL, BUZZ])
     await running.until("live", BUZZ)
@@ -75,10 +77,10 @@ async def test_paths_come_and_go_with_their_connections(run: Run, simulator: Sim
     await memory.until(lambda: len(memory.facts("stopped")) == 2)
     assert running.states(AAPL) == ["pending", "live", "stopped"]
     assert [fact.detail["reason"] for fact in memory.facts("stopped")] == [
-        GONE,
+        REMOVED,
         "no subscriptions left on this connection",
     ]
-    assert [one.connection_id for one in running.supervisor.status().groups] == [buzz.connection_id]
+    assert [group.connection_id for group in running.supervisor.status().groups] == [buzz.connection_id]
     running.supervisor.apply([AAPL, BUZZ])
     await running.until("live", AAPL)
     assert running.states(AAPL)[2:] == ["stopped", "pending", "live"]
@@ -89,18 +91,18 @@ async def test_paths_come_and_go_with_their_connections(run: Run, simulator: Sim
     assert running.in_state("stopped", AAPL, BUZZ)
 
 
-async def test_a_path_whose_tickers_are_all_replaced_keeps_its_connection(
-    run: Run, simulator: Simulator, memory: Memory
+async def test_path_with_all_tickers_replaced_keeps_its_connection(
+    run: StartSupervisor, simulator: Simulator, memory: Memory
 ) -> None:
     running = await run_simulated(run, simulator, AAPL)
     running.supervisor.apply([TSLA, ON])
     await running.until("live", TSLA, ON)
-    assert [one.params["ticker"] for one in simulator.subscriptions()] == ["ON", "TSLA"]
+    assert [subscription.params["ticker"] for subscription in simulator.subscriptions()] == ["ON", "TSLA"]
     assert simulator.handshakes == 1
 
 
-async def test_a_change_while_there_is_no_connection_counts_for_the_next(
-    run: Run, simulator: Simulator, memory: Memory
+async def test_change_without_connection_applies_to_the_next(
+    run: StartSupervisor, simulator: Simulator, memory: Memory
 ) -> None:
     running = await run_simulated(run, simulator, AAPL, TSLA)
     await simulator.stop()
@@ -116,8 +118,8 @@ async def test_a_change_while_there_is_no_connection_counts_for_the_next(
     assert simulator.request_counts["unsubscribe", CROWD] == 0
 
 
-async def test_a_change_during_a_renewal_reaches_the_old_connection_and_the_new_one(
-    run: Run, raw_server: Any, memory: Memory, monkeypatch: pytest.MonkeyPatch
+async def test_change_during_renewal_reaches_both_connections(
+    run: StartSupervisor, raw_server: Any, memory: Memory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server = await raw_server(talker := Talker("AAPL"))
     running = await run(server.url, "key", [AAPL, TSLA], protocol="4")
@@ -126,17 +128,17 @@ async def test_a_change_during_a_renewal_reaches_the_old_connection_and_the_new_
     server.greets = False
     await running.tokens.get(fresh=True)
     second = await server.visitor(2)
-    running.supervisor.apply([AAPL, ON])  # while it connects
+    running.supervisor.apply([AAPL, ON])  # while the new connection opens
     await first.until(lambda: asked_for(first, "TSLA", "unsubscribe") == asked_for(first, "ON") == 1)
     await running.until("live", ON)
     monkeypatch.setattr(connection, "ACK_SECONDS", 5)
     talker.unanswered = {"AAPL"}
     await server.greet(second)
     await second.until(lambda: asked_for(second, "ON") == 1)
-    running.supervisor.apply([AAPL, BUZZ, TSLA])  # while it is answered
-    for visitor, asked in ((first, 2), (second, 1)):
+    running.supervisor.apply([AAPL, BUZZ, TSLA])  # while its subscribes are answered
+    for visitor, count in ((first, 2), (second, 1)):
         await visitor.until(lambda visitor=visitor: asked_for(visitor, "ON", "unsubscribe") == 1)
-        await visitor.until(lambda visitor=visitor, asked=asked: asked_for(visitor, "TSLA") == asked)
+        await visitor.until(lambda visitor=visitor, count=count: asked_for(visitor, "TSLA") == count)
     talker.unanswered = set()
     await first.gone.wait()
     await running.until("live", TSLA)
@@ -146,8 +148,8 @@ async def test_a_change_during_a_renewal_reaches_the_old_connection_and_the_new_
     assert running.states(TSLA) == ["pending", "live", "stopped", "pending", "live"]
 
 
-async def test_a_change_while_the_spool_is_full_counts_when_there_is_room(
-    run: Run, simulator: Simulator, memory: Memory
+async def test_change_while_spool_is_full_applies_after_resume(
+    run: StartSupervisor, simulator: Simulator, memory: Memory
 ) -> None:
     running = await run_simulated(run, simulator, AAPL, TSLA)
     await running.supervisor.disconnect_all("the spool is full")
@@ -162,8 +164,8 @@ async def test_a_change_while_the_spool_is_full_counts_when_there_is_room(
     assert running.states(BUZZ)[:2] == ["pending", "spool_full"]
 
 
-async def test_what_is_removed_and_added_again_at_once_is_subscribed_in_the_end(
-    run: Run, raw_server: Any, memory: Memory
+async def test_removed_and_readded_ticker_ends_up_subscribed(
+    run: StartSupervisor, raw_server: Any, memory: Memory
 ) -> None:
     server = await raw_server(Talker("AAPL"))
     running = await run(server.url, "key", [AAPL, TSLA], protocol="4")
@@ -176,8 +178,8 @@ async def test_what_is_removed_and_added_again_at_once_is_subscribed_in_the_end(
     assert running.states(TSLA) == ["pending", "live", "stopped", "pending", "live"]
 
 
-async def test_what_is_asked_for_anew_is_not_given_up_by_a_goodbye_that_waited_for_its_turn(
-    run: Run, raw_server: Any, memory: Memory, monkeypatch: pytest.MonkeyPatch
+async def test_delayed_unsubscribe_does_not_undo_a_new_subscribe(
+    run: StartSupervisor, raw_server: Any, memory: Memory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(connection, "MAX_IN_FLIGHT", 1)
     server = await raw_server(talker := Talker())
@@ -192,11 +194,11 @@ async def test_what_is_asked_for_anew_is_not_given_up_by_a_goodbye_that_waited_f
     talker.unanswered = set()
     await running.until("live", AAPL)
     await memory.until(lambda: memory.facts("unsubscribed"))
-    assert [asked_for(visitor, one, "unsubscribe") for one in ("AAPL", "TSLA")] == [1, 0]
+    assert [asked_for(visitor, ticker, "unsubscribe") for ticker in ("AAPL", "TSLA")] == [1, 0]
 
 
-async def test_what_is_removed_before_it_was_asked_for_never_is(
-    run: Run, raw_server: Any, memory: Memory, monkeypatch: pytest.MonkeyPatch
+async def test_ticker_removed_before_its_turn_is_never_subscribed(
+    run: StartSupervisor, raw_server: Any, memory: Memory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(connection, "MAX_IN_FLIGHT", 1)
     server = await raw_server(talker := Talker())
@@ -209,8 +211,8 @@ async def test_what_is_removed_before_it_was_asked_for_never_is(
     assert asked_for(visitor, "TSLA") == asked_for(visitor, "TSLA", "unsubscribe") == 0
 
 
-async def test_what_is_refused_is_not_asked_for_again_once_it_is_removed_nor_because_another_is_added(
-    run: Run, raw_server: Any, memory: Memory
+async def test_refused_ticker_is_not_retried_once_removed(
+    run: StartSupervisor, raw_server: Any, memory: Memory
 ) -> None:
     server = await raw_server(talker := Talker())
     talker.errors = {"TSLA": "not yours", "ON": "unknown"}
@@ -218,18 +220,16 @@ async def test_what_is_refused_is_not_asked_for_again_once_it_is_removed_nor_bec
     await running.until("refused", TSLA)
     running.supervisor.apply([AAPL, ON])
     visitor = await server.visitor()
-    asked = asked_for(visitor, "TSLA")
+    count = asked_for(visitor, "TSLA")
     await visitor.until(lambda: asked_for(visitor, "ON") == 3)
-    assert asked_for(visitor, "TSLA") == asked
+    assert asked_for(visitor, "TSLA") == count
     assert asked_for(visitor, "AAPL") == 1
     (unsubscribed,) = memory.facts("unsubscribed")
     assert unsubscribed.detail["refused"] == {"not yours": 1}
     assert running.states(TSLA) == ["pending", "refused", "stopped"]
 
 
-async def test_an_added_ticker_that_stays_mute_becomes_silent_like_any_other(
-    run: Run, raw_server: Any, memory: Memory
-) -> None:
+async def test_added_ticker_without_data_becomes_silent(run: StartSupervisor, raw_server: Any, memory: Memory) -> None:
     server = await raw_server(talker := Talker("AAPL"))
     running = await run(server.url, "key", [AAPL], protocol="4", silence="300ms")
     await running.until("live", AAPL)
@@ -240,7 +240,9 @@ async def test_an_added_ticker_that_stays_mute_becomes_silent_like_any_other(
     assert running.states(AAPL) == ["pending", "live"]
 
 
-async def test_of_one_that_is_left_alone_any_data_tells(run: Run, raw_server: Any, memory: Memory) -> None:
+async def test_single_subscription_counts_any_frame_as_activity(
+    run: StartSupervisor, raw_server: Any, memory: Memory
+) -> None:
     server = await raw_server(talker := Talker("AAPL"))
     running = await run(server.url, "key", [AAPL, TSLA], protocol="4", silence="300ms")
     await running.until("live", AAPL)
@@ -250,8 +252,8 @@ async def test_of_one_that_is_left_alone_any_data_tells(run: Run, raw_server: An
     assert running.states(AAPL) == ["pending", "live"]
 
 
-async def test_another_method_is_another_subscription_but_one_in_the_tables_so_the_old_goes_first(
-    run: Run, raw_server: Any, memory: Memory
+async def test_changed_method_stops_the_old_subscription_first(
+    run: StartSupervisor, raw_server: Any, memory: Memory
 ) -> None:
     posted = Subscription(CROWD, "post", {"ticker": "AAPL"})
     server = await raw_server(Talker("AAPL"))
@@ -261,12 +263,12 @@ async def test_another_method_is_another_subscription_but_one_in_the_tables_so_t
     await running.until("live", posted)
     visitor = await server.visitor()
     assert [json.loads(text[text.index("[") :])[0] for text in visitor.heard[-2:]] == ["unsubscribe", "subscribe"]
-    told = [(fact.state, fact.subscriptions) for fact in memory.facts("stopped", "pending")]
-    assert told[1:] == [("stopped", (AAPL.key,)), ("pending", (posted.key,))]
+    changes = [(fact.state, fact.subscriptions) for fact in memory.facts("stopped", "pending")]
+    assert changes[1:] == [("stopped", (AAPL.key,)), ("pending", (posted.key,))]
 
 
-async def test_what_was_removed_is_not_said_again_to_a_new_instance(
-    run: Run, simulator: Simulator, memory: Memory
+async def test_removed_subscription_is_not_rerecorded(
+    run: StartSupervisor, simulator: Simulator, memory: Memory
 ) -> None:
     running = await run_simulated(run, simulator, AAPL, TSLA)
     running.supervisor.apply([AAPL])
@@ -274,9 +276,7 @@ async def test_what_was_removed_is_not_said_again_to_a_new_instance(
     assert [(fact.state, fact.subscriptions) for fact in memory.facts("restated")] == [("live", (AAPL.key,))]
 
 
-async def test_an_added_path_that_the_token_does_not_cover_is_warned_of(
-    run: Run, web_server: Any, memory: Memory
-) -> None:
+async def test_added_path_not_in_token_is_reported(run: StartSupervisor, web_server: Any, memory: Memory) -> None:
     claims = base64.urlsafe_b64encode(json.dumps({"endpoint_paths": [CROWD]}).encode()).decode().rstrip("=")
     server = await web_server(token_reply(f"head.{claims}.tail"))
     running = await run(server.url, "key", [AAPL])

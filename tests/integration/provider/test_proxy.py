@@ -109,7 +109,7 @@ async def test_a_proxy_that_wants_other_credentials_is_told_in_words_and_refuses
     make_proxy: Any, reach: Reach, way: str
 ) -> None:
     proxy = await make_proxy(CREDENTIALS)
-    with pytest.raises(IngestorError, match="the proxy that the environment names: HTTP 407") as caught:
+    with pytest.raises(IngestorError, match="the proxy from the environment: HTTP 407") as caught:
         await reach(way, "https://provider.test", through(proxy, "somebody:else"))
     assert not isinstance(caught.value, ConnectionRefused)
     assert "else" not in str(caught.value)
@@ -118,7 +118,7 @@ async def test_a_proxy_that_wants_other_credentials_is_told_in_words_and_refuses
 
 @pytest.mark.parametrize("way", WAYS)
 async def test_a_proxy_that_is_not_there_is_told_in_words(reach: Reach, way: str) -> None:
-    with pytest.raises(IngestorError, match="the proxy that the environment names: connection refused"):
+    with pytest.raises(IngestorError, match="the proxy from the environment: connection refused"):
         await reach(way, "https://provider.test", SecretStr("http://somebody:s3cret@127.0.0.1:9"))
 
 

@@ -1,4 +1,4 @@
-"""Subscriptions for which no data comes while their connection lives: asked for again, at nobody else's cost."""
+"""Subscriptions without data on an open connection: they are silent and resubscribed, and no other is affected."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 from ingestor.config.model import Subscription
 
 from .raw_engineio_server import Memory
-from .running_supervisor import AAPL, CROWD, TSLA, Run
+from .running_supervisor import AAPL, CROWD, TSLA, StartSupervisor
 from .scripted_replies import Talker, asked_for, bare, empty, empty_envelope
 
 pytestmark = pytest.mark.usefixtures("quick")
@@ -20,12 +20,12 @@ pytestmark = pytest.mark.usefixtures("quick")
 ALL = Subscription(CROWD)
 
 
-def last_of(memory: Memory, ticker: str) -> int:
+def last_received_us(memory: Memory, ticker: str) -> int:
     return max(frame.received_us for frame in memory.frames if ticker in frame.text)
 
 
-async def test_a_mute_ticker_is_silent_since_its_last_data_and_asked_for_again_on_the_same_connection(
-    run: Run, raw_server: Any, memory: Memory
+async def test_ticker_without_data_is_silent_and_resubscribed(
+    run: StartSupervisor, raw_server: Any, memory: Memory
 ) -> None:
     server = await raw_server(talker := Talker("AAPL", "TSLA"))
     running = await run(server.url, "key", [AAPL, TSLA], protocol="4", silence="400ms")
@@ -33,28 +33,30 @@ async def test_a_mute_ticker_is_silent_since_its_last_data_and_asked_for_again_o
     del talker.says["TSLA"]
     await running.until("silent", TSLA)
     (silent,) = memory.facts("silent")
-    assert (silent.since_us, silent.subscriptions) == (last_of(memory, "TSLA"), (TSLA.key,))
+    assert (silent.since_us, silent.subscriptions) == (last_received_us(memory, "TSLA"), (TSLA.key,))
     assert silent.at_us - silent.since_us == pytest.approx(400_000, abs=200_000)
     visitor = await server.visitor()
     await visitor.until(lambda: asked_for(visitor, "TSLA") == 3)
 
-    mute_until = memory.frames[-1].received_us
-    running.decodes = False
+    silent_until_us = memory.frames[-1].received_us
+    running.decoding = False
     talker.says["TSLA"] = bare
-    await memory.until(lambda: last_of(memory, "TSLA") > mute_until + 100_000)
-    running.decodes = True
+    await memory.until(lambda: last_received_us(memory, "TSLA") > silent_until_us + 100_000)
+    running.decoding = True
     await running.until("live", TSLA)
-    (again,) = memory.facts("heard_again")
-    first = min(one.received_us for one in memory.frames if one.received_us > mute_until and "TSLA" in one.text)
-    assert again.since_us == first
+    (confirmed,) = memory.facts("heard_again")
+    first_us = min(
+        frame.received_us for frame in memory.frames if frame.received_us > silent_until_us and "TSLA" in frame.text
+    )
+    assert confirmed.since_us == first_us
     assert running.states(TSLA) == ["pending", "live", "silent", "live"]
     assert running.states(AAPL) == ["pending", "live"]
     assert asked_for(visitor, "AAPL") == 1
     assert len(server.visitors) == 1
 
 
-async def test_it_is_asked_for_ever_more_rarely_and_stays_silent_whatever_the_answer(
-    run: Run, raw_server: Any, memory: Memory
+async def test_silent_ticker_is_resubscribed_ever_more_rarely(
+    run: StartSupervisor, raw_server: Any, memory: Memory
 ) -> None:
     server = await raw_server(talker := Talker("AAPL"))
     running = await run(server.url, "key", [AAPL, TSLA], protocol="4", silence="200ms")
@@ -63,7 +65,7 @@ async def test_it_is_asked_for_ever_more_rarely_and_stays_silent_whatever_the_an
     await memory.until(lambda: len(memory.facts("asked_again")) == 4)
     times = [fact.at_us for fact in memory.facts("asked_again")]
     first, second, third = (later - earlier for earlier, later in pairwise(times))
-    # From half to all of 0.2, 0.4 and 0.8 s.
+    # Between 50 % and 100 % of 0.2, 0.4 and 0.8 s.
     assert 80_000 < first < 300_000
     assert 180_000 < second < 500_000
     assert 380_000 < third < 900_000
@@ -71,55 +73,57 @@ async def test_it_is_asked_for_ever_more_rarely_and_stays_silent_whatever_the_an
     assert running.states(TSLA) == ["pending", "live", "silent"]
 
 
-async def test_nobody_is_silent_while_the_writer_is_behind(run: Run, raw_server: Any, memory: Memory) -> None:
+async def test_nothing_is_silent_while_the_writer_is_behind(
+    run: StartSupervisor, raw_server: Any, memory: Memory
+) -> None:
     server = await raw_server(talker := Talker("AAPL", "TSLA"))
     running = await run(server.url, "key", [AAPL, TSLA], protocol="4", silence="200ms")
     await memory.until(lambda: len(memory.frames) > 10)
-    running.decodes = False
+    running.decoding = False
     await asyncio.sleep(0.1)
     del talker.says["TSLA"]
     await asyncio.sleep(0.6)
     assert running.states(AAPL) == running.states(TSLA) == ["pending", "live"]
-    running.decodes = True
+    running.decoding = True
     await running.until("silent", TSLA)
     (silent,) = memory.facts("silent")
-    assert silent.since_us == last_of(memory, "TSLA")
+    assert silent.since_us == last_received_us(memory, "TSLA")
     assert running.states(AAPL) == ["pending", "live"]
 
 
 @pytest.mark.parametrize(
-    ("asked", "text", "silent"),
+    ("subscriptions", "text", "silent"),
     [
-        pytest.param([AAPL, TSLA], empty, [AAPL, TSLA], id="a list of nothing does not say for whom"),
-        pytest.param([AAPL, TSLA], empty_envelope, [], id="an envelope does"),
-        pytest.param([AAPL], empty, [], id="alone on its connection"),
-        pytest.param([ALL], empty, [], id="asked for without a ticker"),
+        pytest.param([AAPL, TSLA], empty, [AAPL, TSLA], id="an empty list names no ticker"),
+        pytest.param([AAPL, TSLA], empty_envelope, [], id="an empty envelope does"),
+        pytest.param([AAPL], empty, [], id="only subscription of the connection"),
+        pytest.param([ALL], empty, [], id="without a ticker"),
     ],
 )
-async def test_nothing_is_data_too_where_it_is_known_for_whom(
-    run: Run,
+async def test_empty_data_counts_where_its_subscription_is_known(
+    run: StartSupervisor,
     raw_server: Any,
     memory: Memory,
-    asked: list[Subscription],
+    subscriptions: list[Subscription],
     text: Callable[[str], str],
     silent: list[Subscription],
 ) -> None:
     server = await raw_server(talker := Talker("AAPL", "TSLA"))
     talker.says = dict.fromkeys(talker.says, text)
-    running = await run(server.url, "key", asked, protocol="4", silence="300ms")
-    await running.until("live", *asked)
+    running = await run(server.url, "key", subscriptions, protocol="4", silence="300ms")
+    await running.until("live", *subscriptions)
     await asyncio.sleep(0.8)
-    assert [one for one in asked if running.in_state("silent", one)] == silent
-    assert len(server.visitors) == 1, "it is data for the connection"
+    assert [subscription for subscription in subscriptions if running.in_state("silent", subscription)] == silent
+    assert len(server.visitors) == 1, "it counts as data of the connection"
 
 
-async def test_a_connection_without_data_is_renewed_though_it_pings_and_stays_silent(
-    run: Run, raw_server: Any, memory: Memory
+async def test_connection_without_data_is_replaced_and_stays_silent(
+    run: StartSupervisor, raw_server: Any, memory: Memory
 ) -> None:
     server = await raw_server(talker := Talker())
     running = await run(server.url, "key", [AAPL, TSLA], protocol="4", silence="300ms")
     await server.visitor(3)
-    assert "renewing" in [fact.detail["reason"].rpartition(" ")[2] for fact in memory.facts("silent")]
+    assert any(fact.detail["reason"].endswith("; replacing the connection") for fact in memory.facts("silent"))
     assert running.states(AAPL) == running.states(TSLA) == ["pending", "live", "silent"]
     assert memory.facts("disconnected", "connect_failed") == []
     talker.says = {"AAPL": bare}
@@ -127,8 +131,8 @@ async def test_a_connection_without_data_is_renewed_though_it_pings_and_stays_si
     assert running.in_state("silent", TSLA)
 
 
-async def test_empty_lists_keep_a_connection_and_any_data_keeps_who_asked_for_all(
-    run: Run, raw_server: Any, memory: Memory
+async def test_any_data_keeps_a_subscription_to_all_tickers_live(
+    run: StartSupervisor, raw_server: Any, memory: Memory
 ) -> None:
     server = await raw_server(talker := Talker("AAPL"))
     running = await run(server.url, "key", [ALL, AAPL, TSLA], protocol="4", silence="300ms")
@@ -141,7 +145,9 @@ async def test_empty_lists_keep_a_connection_and_any_data_keeps_who_asked_for_al
     assert len(server.visitors) == 1
 
 
-async def test_another_connection_proves_nothing_of_a_silent_ticker(run: Run, raw_server: Any, memory: Memory) -> None:
+async def test_silent_ticker_stays_silent_on_a_new_connection(
+    run: StartSupervisor, raw_server: Any, memory: Memory
+) -> None:
     server = await raw_server(Talker("AAPL"))
     running = await run(server.url, "key", [AAPL, TSLA], protocol="4", silence="300ms")
     await running.until("silent", TSLA)
@@ -153,7 +159,9 @@ async def test_another_connection_proves_nothing_of_a_silent_ticker(run: Run, ra
     assert running.states(TSLA) == ["pending", "live", "silent"]
 
 
-async def test_what_was_silent_and_is_refused_is_live_when_that_ends(run: Run, raw_server: Any, memory: Memory) -> None:
+async def test_silent_ticker_is_live_after_a_refusal_ends(
+    run: StartSupervisor, raw_server: Any, memory: Memory
+) -> None:
     server = await raw_server(talker := Talker("AAPL"))
     running = await run(server.url, "key", [AAPL, TSLA], protocol="4", silence="300ms")
     await running.until("silent", TSLA)
@@ -165,8 +173,8 @@ async def test_what_was_silent_and_is_refused_is_live_when_that_ends(run: Run, r
     assert running.states(TSLA)[:5] == ["pending", "live", "silent", "refused", "live"]
 
 
-async def test_a_silence_counts_anew_from_an_interruption_and_from_every_connection(
-    run: Run, raw_server: Any, memory: Memory
+async def test_silence_restarts_with_interruption_and_connection(
+    run: StartSupervisor, raw_server: Any, memory: Memory
 ) -> None:
     server = await raw_server(Talker("AAPL"))
     running = await run(server.url, "key", [AAPL, TSLA], protocol="4", silence="600ms")

@@ -1,4 +1,4 @@
-"""What the supervisor makes of every fault, against the simulator: states, reconnects, renewals, and no frame lost."""
+"""The supervisor under every fault: states, reconnects and renewals, and no frame is disconnected."""
 
 from __future__ import annotations
 
@@ -21,25 +21,25 @@ from ingestor.simulator.rest_api import Fault
 
 from .raw_engineio_server import Memory, Visitor
 from .raw_http_server import token_reply
-from .running_supervisor import AAPL, BUZZ, CROWD, TSLA, Run, run_simulated
+from .running_supervisor import AAPL, BUZZ, CROWD, TSLA, StartSupervisor, run_simulated
 
 pytestmark = pytest.mark.usefixtures("quick")
 
 
-# --- the ordinary day ---
+# --- without faults ---
 
 
-async def test_every_subscription_goes_from_pending_to_live_to_stopped(run: Run, simulator: Simulator) -> None:
+async def test_subscription_goes_from_pending_to_live_to_stopped(run: StartSupervisor, simulator: Simulator) -> None:
     running = await run_simulated(run, simulator, AAPL, TSLA, BUZZ)
     await running.supervisor.stop()
-    for one in (AAPL, TSLA, BUZZ):
-        assert running.states(one) == ["pending", "live", "stopped"]
+    for subscription in (AAPL, TSLA, BUZZ):
+        assert running.states(subscription) == ["pending", "live", "stopped"]
     assert simulator.logins == 1
     assert simulator.handshakes == 2
 
 
-async def test_acknowledgements_that_come_together_make_one_fact_and_none_claims_to_be_live_too_early(
-    run: Run, simulator: Simulator, memory: Memory
+async def test_acks_close_together_make_one_fact_that_is_not_early(
+    run: StartSupervisor, simulator: Simulator, memory: Memory
 ) -> None:
     await run_simulated(run, simulator, AAPL, TSLA)
     (fact,) = memory.facts("subscribed")
@@ -49,7 +49,9 @@ async def test_acknowledgements_that_come_together_make_one_fact_and_none_claims
     assert connected.at_us < fact.since_us <= fact.at_us
 
 
-async def test_a_stop_counts_from_the_last_byte_heard(run: Run, simulator: Simulator, memory: Memory) -> None:
+async def test_stop_counts_from_the_last_received_byte(
+    run: StartSupervisor, simulator: Simulator, memory: Memory
+) -> None:
     running = await run_simulated(run, simulator, AAPL)
     await memory.until(lambda: len(memory.frames) > 5)
     await running.supervisor.stop()
@@ -57,8 +59,8 @@ async def test_a_stop_counts_from_the_last_byte_heard(run: Run, simulator: Simul
     assert stopped.since_us == memory.frames[-1].received_us
 
 
-async def test_frames_carry_the_path_and_params_of_their_connection(
-    run: Run, simulator: Simulator, memory: Memory
+async def test_frames_carry_path_and_params_of_their_connection(
+    run: StartSupervisor, simulator: Simulator, memory: Memory
 ) -> None:
     special = Subscription(CROWD, "get", {"ticker": "AAPL", "period": "30"})
     await run_simulated(run, simulator, AAPL, special, BUZZ)
@@ -70,56 +72,56 @@ async def test_frames_carry_the_path_and_params_of_their_connection(
     }
 
 
-async def test_the_status_says_who_is_connected_and_who_is_live(run: Run, simulator: Simulator, memory: Memory) -> None:
+async def test_status_shows_connections_and_states(run: StartSupervisor, simulator: Simulator, memory: Memory) -> None:
     running = await run_simulated(run, simulator, AAPL, BUZZ)
     await memory.until(lambda: len(memory.frames) > 3)
     status = running.supervisor.status()
-    assert [one.path for one in status.groups] == [CROWD, BUZZ.path]
-    for one in status.groups:
-        assert one.connected
-        assert len(one.connection_id) == 12
-        assert (one.protocol, one.last_error, dict(one.reconnects)) == ("4", "", {})
-    assert sum(one.frames for one in status.groups) == len(memory.frames)
-    assert max(one.last_frame_us or 0 for one in status.groups) == memory.frames[-1].received_us
-    assert {key: standing.state for key, standing in status.subscriptions.items()} == {
+    assert [group.path for group in status.groups] == [CROWD, BUZZ.path]
+    for group in status.groups:
+        assert group.connected
+        assert len(group.connection_id) == 12
+        assert (group.protocol, group.last_error, dict(group.reconnects)) == ("4", "", {})
+    assert sum(group.frames for group in status.groups) == len(memory.frames)
+    assert max(group.last_frame_us or 0 for group in status.groups) == memory.frames[-1].received_us
+    assert {key: current.state for key, current in status.subscriptions.items()} == {
         AAPL.key: "live",
         BUZZ.key: "live",
     }
     await running.supervisor.stop()
     after = running.supervisor.status()
-    assert sum(one.frames for one in after.groups) == len(memory.frames)
-    assert not any(one.connected for one in after.groups)
+    assert sum(group.frames for group in after.groups) == len(memory.frames)
+    assert not any(group.connected for group in after.groups)
 
 
 # --- connections that end ---
 
 
 @pytest.mark.parametrize(
-    ("end", "cause"),
+    ("close", "cause"),
     [
         pytest.param(lambda simulator: simulator.kick(), "kicked", id="41"),
         pytest.param(lambda simulator: simulator.close_transport(), "closed", id="1"),
         pytest.param(lambda simulator: simulator.close_transport("reset"), "lost", id="RST"),
     ],
 )
-async def test_after_every_end_all_are_subscribed_again_and_the_gap_is_known(
-    run: Run,
+async def test_after_any_close_all_resubscribe_and_gap_is_recorded(
+    run: StartSupervisor,
     simulator: Simulator,
     memory: Memory,
-    end: Callable[[Simulator], Awaitable[None]],
+    close: Callable[[Simulator], Awaitable[None]],
     cause: str,
 ) -> None:
     running = await run_simulated(run, simulator, AAPL, TSLA)
     await memory.until(lambda: memory.frames)
-    await end(simulator)
+    await close(simulator)
     await memory.until(lambda: memory.facts("disconnected"))
     await running.until("live", AAPL, TSLA)
-    (lost,) = memory.facts("disconnected")
+    (disconnected,) = memory.facts("disconnected")
     first_id = memory.facts("connected")[0].detail["connection"]
     last = max(frame.received_us for frame in memory.frames if frame.connection_id == first_id)
-    assert lost.detail["cause"] == cause
-    assert lost.since_us is not None
-    assert last <= lost.since_us <= lost.at_us
+    assert disconnected.detail["cause"] == cause
+    assert disconnected.since_us is not None
+    assert last <= disconnected.since_us <= disconnected.at_us
     assert running.states(AAPL) == ["pending", "live", "disconnected", "pending", "live"]
     assert dict(running.supervisor.status().groups[0].reconnects) == {cause: 1}
 
@@ -130,17 +132,17 @@ OPEN = '0{"sid":"x","upgrades":[],"pingInterval":25000,"pingTimeout":20000}'
 @pytest.mark.parametrize(
     "fault",
     [
-        pytest.param(lambda visitor: visitor.say(OPEN, '40{"sid":"x"}', "41"), id="a kick during connect"),
-        pytest.param(lambda visitor: visitor.say('42["res",[]]', OPEN, '40{"sid":"x"}'), id="a frame before OPEN"),
+        pytest.param(lambda visitor: visitor.say(OPEN, '40{"sid":"x"}', "41"), id="kick during connect"),
+        pytest.param(lambda visitor: visitor.say('42["res",[]]', OPEN, '40{"sid":"x"}'), id="frame before OPEN"),
         pytest.param(lambda visitor: visitor.say(), id="no OPEN at all"),
         pytest.param(lambda visitor: visitor.say(OPEN), id="no CONNECT"),
-        pytest.param(lambda visitor: visitor.say(OPEN, '40{"sid":"x"}', "1"), id="goodbye in the same breath"),
-        pytest.param(lambda visitor: visitor.leave(), id="a closed websocket"),
-        pytest.param(lambda visitor: asyncio.sleep(0, visitor.cut()), id="a cut connection"),
+        pytest.param(lambda visitor: visitor.say(OPEN, '40{"sid":"x"}', "1"), id="close right after CONNECT"),
+        pytest.param(lambda visitor: visitor.leave(), id="closed websocket"),
+        pytest.param(lambda visitor: asyncio.sleep(0, visitor.cut()), id="aborted connection"),
     ],
 )
-async def test_whatever_a_connection_begins_with_is_followed_by_another(
-    run: Run,
+async def test_connection_that_fails_at_start_is_followed_by_another(
+    run: StartSupervisor,
     raw_server: Any,
     memory: Memory,
     monkeypatch: pytest.MonkeyPatch,
@@ -161,7 +163,9 @@ async def test_whatever_a_connection_begins_with_is_followed_by_another(
     assert memory.facts("connect_failed", "disconnected")
 
 
-async def test_a_server_that_restarts_is_found_again(run: Run, simulator: Simulator, memory: Memory) -> None:
+async def test_supervisor_reconnects_after_server_restart(
+    run: StartSupervisor, simulator: Simulator, memory: Memory
+) -> None:
     running = await run_simulated(run, simulator, AAPL)
     await simulator.stop()
     await memory.until(lambda: len(memory.facts("connect_failed")) >= 2)
@@ -169,11 +173,11 @@ async def test_a_server_that_restarts_is_found_again(run: Run, simulator: Simula
     await simulator.start()
     await running.until("live", AAPL)
     states = running.states(AAPL)
-    assert states == ["pending", "live", "disconnected", "pending", "live"], "a failed try changes no state"
+    assert states == ["pending", "live", "disconnected", "pending", "live"], "a failed attempt changes no state"
 
 
-async def test_a_server_that_was_well_is_tried_often_until_it_is_away_for_too_long(
-    run: Run, simulator: Simulator, memory: Memory, monkeypatch: pytest.MonkeyPatch
+async def test_healthy_server_is_retried_fast_until_away_too_long(
+    run: StartSupervisor, simulator: Simulator, memory: Memory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(connection_group, "HEALTHY_SECONDS", 0.0)
     monkeypatch.setattr(connection_group, "RECONNECT_AFTER_RESTART", Backoff(first_seconds=0.01, cap_seconds=0.01))
@@ -188,8 +192,8 @@ async def test_a_server_that_was_well_is_tried_often_until_it_is_away_for_too_lo
     await simulator.start()
 
 
-async def test_a_server_that_kicks_at_once_is_left_alone_for_longer_each_time(
-    run: Run, raw_server: Any, memory: Memory, monkeypatch: pytest.MonkeyPatch
+async def test_server_that_kicks_at_once_is_retried_ever_slower(
+    run: StartSupervisor, raw_server: Any, memory: Memory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(connection_group, "RECONNECT", Backoff(first_seconds=0.01, cap_seconds=60))
     failures: list[int] = []
@@ -205,8 +209,8 @@ async def test_a_server_that_kicks_at_once_is_left_alone_for_longer_each_time(
     assert failures[:3] == [1, 2, 3]
 
 
-async def test_a_half_open_connection_is_noticed_and_its_gap_begins_with_the_last_byte(
-    run: Run, make_simulator: Any, memory: Memory, tcp_proxy: Any
+async def test_half_open_connection_gap_begins_at_last_byte(
+    run: StartSupervisor, make_simulator: Any, memory: Memory, tcp_proxy: Any
 ) -> None:
     simulator = await make_simulator(ping_interval_seconds=1, ping_timeout_seconds=1)
     proxy = await tcp_proxy(simulator.url)
@@ -214,34 +218,34 @@ async def test_a_half_open_connection_is_noticed_and_its_gap_begins_with_the_las
     await running.until("live", AAPL)
     proxy.half_open = True
     await memory.until(lambda: memory.facts("disconnected"))
-    (lost,) = memory.facts("disconnected")
-    assert lost.detail["cause"] == "mute"
-    assert lost.since_us is not None
-    assert lost.at_us - lost.since_us > 1_900_000
-    assert lost.since_us >= memory.frames[-1].received_us
+    (disconnected,) = memory.facts("disconnected")
+    assert disconnected.detail["cause"] == "mute"
+    assert disconnected.since_us is not None
+    assert disconnected.at_us - disconnected.since_us > 1_900_000
+    assert disconnected.since_us >= memory.frames[-1].received_us
     proxy.half_open = False
     proxy.cut()
     await running.until("live", AAPL)
 
 
-async def test_a_connection_on_which_nothing_followed_the_acknowledgement_was_live_for_no_time(
-    run: Run, raw_server: Any, memory: Memory
+async def test_connection_without_data_after_ack_was_live_for_no_time(
+    run: StartSupervisor, raw_server: Any, memory: Memory
 ) -> None:
     settings = {"ping_interval_seconds": 0.3, "ping_timeout_seconds": 0.2}
     server = await raw_server(lambda visitor: visitor.acknowledge(), **settings)
     await run(server.url, "key", [AAPL], protocol="4")
     await memory.until(lambda: memory.facts("disconnected"))
-    (subscribed,), (lost, *_) = memory.facts("subscribed"), memory.facts("disconnected")
+    (subscribed,), (disconnected, *_) = memory.facts("subscribed"), memory.facts("disconnected")
     assert subscribed.since_us is not None
-    assert lost.since_us is not None
-    assert lost.since_us <= subscribed.since_us
+    assert disconnected.since_us is not None
+    assert disconnected.since_us <= subscribed.since_us
 
 
-# --- times that nobody can vouch for ---
+# --- interruptions of the process ---
 
 
-async def test_after_an_interruption_what_is_heard_again_is_live_from_its_end_on(
-    run: Run, simulator: Simulator, memory: Memory
+async def test_interruption_ends_when_the_connection_shows_life(
+    run: StartSupervisor, simulator: Simulator, memory: Memory
 ) -> None:
     running = await run_simulated(run, simulator, AAPL, TSLA, BUZZ)
     before = read_clocks()
@@ -249,21 +253,21 @@ async def test_after_an_interruption_what_is_heard_again_is_live_from_its_end_on
     running.supervisor.record_interruption("stood_still", {"reason": "slept"}, before.wall_us)
     ended = read_clocks()
     await running.until("live", AAPL, TSLA, BUZZ)
-    (slept,) = memory.facts("stood_still")
-    assert (slept.state, slept.since_us, set(slept.subscriptions)) == (
+    (interrupted,) = memory.facts("stood_still")
+    assert (interrupted.state, interrupted.since_us, set(interrupted.subscriptions)) == (
         "silent",
         before.wall_us,
         {AAPL.key, TSLA.key, BUZZ.key},
     )
-    for again in memory.facts("heard_again"):
-        assert again.since_us == pytest.approx(ended.wall_us, abs=20_000)
-        assert again.since_us <= again.at_us
+    for confirmed in memory.facts("heard_again"):
+        assert confirmed.since_us == pytest.approx(ended.wall_us, abs=20_000)
+        assert confirmed.since_us <= confirmed.at_us
     assert running.states(TSLA) == ["pending", "live", "silent", "live"]
     assert len(memory.facts("connected")) == 2
 
 
-async def test_a_connection_that_did_not_survive_an_interruption_is_not_live_after_it(
-    run: Run, make_simulator: Any, memory: Memory, tcp_proxy: Any
+async def test_connection_lost_in_interruption_is_not_live_after_it(
+    run: StartSupervisor, make_simulator: Any, memory: Memory, tcp_proxy: Any
 ) -> None:
     simulator = await make_simulator(ping_interval_seconds=0.5, ping_timeout_seconds=0.5)
     proxy = await tcp_proxy(simulator.url)
@@ -281,7 +285,7 @@ async def test_a_connection_that_did_not_survive_an_interruption_is_not_live_aft
     assert memory.facts("heard_again") == []
 
 
-async def test_after_two_interruptions_in_a_row_the_later_one_counts(run: Run, raw_server: Any, memory: Memory) -> None:
+async def test_later_of_two_interruptions_counts(run: StartSupervisor, raw_server: Any, memory: Memory) -> None:
     server = await raw_server(lambda visitor: visitor.acknowledge())
     running = await run(server.url, "key", [AAPL], protocol="4")
     await running.until("live", AAPL)
@@ -291,13 +295,13 @@ async def test_after_two_interruptions_in_a_row_the_later_one_counts(run: Run, r
     running.supervisor.record_interruption("stood_still", {"reason": "slept"}, read_clocks().wall_us)
     await (await server.visitor()).say("2")
     await running.until("live", AAPL)
-    (again,) = memory.facts("heard_again")
-    assert again.since_us is not None
-    assert again.since_us >= later.wall_us
+    (confirmed,) = memory.facts("heard_again")
+    assert confirmed.since_us is not None
+    assert confirmed.since_us >= later.wall_us
 
 
-async def test_a_connection_that_takes_over_during_an_interruptions_doubt_is_live_at_once(
-    run: Run, raw_server: Any, memory: Memory
+async def test_handover_while_unconfirmed_is_live_at_once(
+    run: StartSupervisor, raw_server: Any, memory: Memory
 ) -> None:
     server = await raw_server(lambda visitor: visitor.acknowledge())
     running = await run(server.url, "key", [AAPL], protocol="4")
@@ -313,10 +317,10 @@ async def test_a_connection_that_takes_over_during_an_interruptions_doubt_is_liv
 # --- many subscriptions ---
 
 
-async def test_five_thousand_are_acknowledged_within_ten_seconds_and_make_one_fact(
-    run: Run, raw_server: Any, memory: Memory, monkeypatch: pytest.MonkeyPatch
+async def test_five_thousand_acks_within_ten_seconds_make_one_fact(
+    run: StartSupervisor, raw_server: Any, memory: Memory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def confirm_all(visitor: Visitor) -> None:
+    async def acknowledge_all(visitor: Visitor) -> None:
         done = 0
         while not visitor.gone.is_set():
             new, done = visitor.heard[done:], len(visitor.heard)
@@ -324,25 +328,25 @@ async def test_five_thousand_are_acknowledged_within_ten_seconds_and_make_one_fa
             await asyncio.sleep(0.001)
 
     monkeypatch.setattr(connection, "ACK_SECONDS", 10)
-    many = [Subscription(CROWD, "get", {"ticker": f"T{number}"}) for number in range(5000)]
-    server = await raw_server(confirm_all)
-    running = await run(server.url, "key", many, protocol="4")
+    subscriptions = [Subscription(CROWD, "get", {"ticker": f"T{number}"}) for number in range(5000)]
+    server = await raw_server(acknowledge_all)
+    running = await run(server.url, "key", subscriptions, protocol="4")
     await memory.until(lambda: sum(len(fact.subscriptions) for fact in memory.facts("subscribed")) == 5000)
     (connected,), subscribed = memory.facts("connected"), memory.facts("subscribed")
     seconds = ((subscribed[-1].since_us or 0) - connected.at_us) / 1e6
     print(f"acknowledged in {seconds:.1f} s, {len(subscribed)} facts")
     assert seconds < 10
     assert [fact.kind for fact in memory.facts()] == ["pending", "token_renewed", "connected", "subscribed"]
-    assert {one.state for one in running.supervisor.status().subscriptions.values()} == {"live"}
+    assert {current.state for current in running.supervisor.status().subscriptions.values()} == {"live"}
     (visitor,) = server.visitors
     assert len(visitor.asked("subscribe")) == 5000
 
 
-# --- subscriptions that are not confirmed ---
+# --- subscriptions that are refused or not answered ---
 
 
-async def test_a_refused_subscription_is_asked_for_again_on_the_same_connection(
-    run: Run, simulator: Simulator, memory: Memory
+async def test_refused_subscription_is_retried_on_same_connection(
+    run: StartSupervisor, simulator: Simulator, memory: Memory
 ) -> None:
     simulator.refuse("TSLA", "not yours")
     running = await run(simulator.url, simulator.api_key, [AAPL, TSLA])
@@ -357,14 +361,14 @@ async def test_a_refused_subscription_is_asked_for_again_on_the_same_connection(
     assert running.states(TSLA) == ["pending", "refused", "live"]
 
 
-async def test_a_subscription_that_is_never_answered_is_refused_and_asked_for_again(
-    run: Run, simulator: Simulator, memory: Memory
+async def test_unanswered_subscription_is_refused_and_retried(
+    run: StartSupervisor, simulator: Simulator, memory: Memory
 ) -> None:
     simulator.unanswered.add("TSLA")
     running = await run(simulator.url, simulator.api_key, [AAPL, TSLA])
     await running.until("refused", TSLA)
-    standing = running.supervisor.status().subscriptions[TSLA.key]
-    assert (standing.state, standing.reason) == ("refused", "not acknowledged within 0.3 s")
+    current = running.supervisor.status().subscriptions[TSLA.key]
+    assert (current.state, current.reason) == ("refused", "not acknowledged within 0.3 s")
     simulator.unanswered.clear()
     await running.until("live", TSLA)
     assert len(memory.facts("connected")) == 1
@@ -372,8 +376,8 @@ async def test_a_subscription_that_is_never_answered_is_refused_and_asked_for_ag
     assert running.states(TSLA) == ["pending", "refused", "live"]
 
 
-async def test_an_answer_that_comes_late_ends_the_refusal_whatever_the_second_asking_is_answered(
-    run: Run, raw_server: Any, memory: Memory
+async def test_late_ack_ends_refusal_whatever_the_retry_gets(
+    run: StartSupervisor, raw_server: Any, memory: Memory
 ) -> None:
     server = await raw_server()
     running = await run(server.url, "key", [AAPL], protocol="4")
@@ -387,8 +391,8 @@ async def test_an_answer_that_comes_late_ends_the_refusal_whatever_the_second_as
     assert running.states(AAPL) == ["pending", "refused", "live"]
 
 
-async def test_errors_that_the_provider_reports_are_quoted_once_and_counted_always(
-    run: Run, simulator: Simulator, memory: Memory
+async def test_provider_errors_are_quoted_once_and_all_counted(
+    run: StartSupervisor, simulator: Simulator, memory: Memory
 ) -> None:
     running = await run_simulated(run, simulator, AAPL)
     for _ in range(3):
@@ -401,9 +405,7 @@ async def test_errors_that_the_provider_reports_are_quoted_once_and_counted_alwa
     assert [fact.detail.get("suppressed") for fact in memory.facts("provider_error")] == [None, None, 1]
 
 
-async def test_a_flood_of_different_errors_makes_few_facts_that_tell_of_all(
-    run: Run, raw_server: Any, memory: Memory
-) -> None:
+async def test_flood_of_provider_errors_makes_few_facts(run: StartSupervisor, raw_server: Any, memory: Memory) -> None:
     async def talk(visitor: Visitor) -> None:
         await visitor.acknowledge()
         await visitor.say(*[f'42["err",{{"message":"no. {n}"}}]' for n in range(3000)], '42["res",[]]')
@@ -421,8 +423,8 @@ async def test_a_flood_of_different_errors_makes_few_facts_that_tell_of_all(
 # --- tokens ---
 
 
-async def test_a_token_that_is_refused_is_replaced_by_one_fresh_one(
-    run: Run, simulator: Simulator, memory: Memory
+async def test_refused_token_is_replaced_by_a_fresh_one(
+    run: StartSupervisor, simulator: Simulator, memory: Memory
 ) -> None:
     running = await run_simulated(run, simulator, AAPL)
     simulator.refusal = "token revoked"
@@ -434,8 +436,8 @@ async def test_a_token_that_is_refused_is_replaced_by_one_fresh_one(
     assert simulator.logins >= 2
 
 
-async def test_paths_that_the_token_does_not_cover_are_warned_of_and_asked_for(
-    run: Run, web_server: Any, memory: Memory
+async def test_paths_not_in_token_are_reported_and_subscribed(
+    run: StartSupervisor, web_server: Any, memory: Memory
 ) -> None:
     claims = base64.urlsafe_b64encode(json.dumps({"endpoint_paths": [CROWD]}).encode()).decode().rstrip("=")
     server = await web_server(token_reply(f"head.{claims}.tail"))
@@ -444,7 +446,9 @@ async def test_paths_that_the_token_does_not_cover_are_warned_of_and_asked_for(
     assert memory.facts("not_entitled")[0].detail["paths"] == [BUZZ.path]
 
 
-async def test_without_a_token_the_subscriptions_say_so(run: Run, simulator: Simulator, memory: Memory) -> None:
+async def test_subscriptions_without_a_token_are_token_failed(
+    run: StartSupervisor, simulator: Simulator, memory: Memory
+) -> None:
     simulator.login_fault = Fault(status=503)
     running = await run(simulator.url, simulator.api_key, [AAPL, BUZZ])
     await running.until("token_failed", AAPL, BUZZ)
@@ -452,13 +456,13 @@ async def test_without_a_token_the_subscriptions_say_so(run: Run, simulator: Sim
     assert set(first.subscriptions) == {AAPL.key, BUZZ.key}
     assert "503" in first.detail["reason"]
     await memory.until(lambda: len(memory.facts("token_failed")) >= 3)
-    assert running.states(AAPL) == ["pending", "token_failed"], "the same failure again is a fact, but no new state"
+    assert running.states(AAPL) == ["pending", "token_failed"], "a repeated failure is a fact, but changes no state"
     simulator.login_fault = None
     await running.until("live", AAPL, BUZZ)
 
 
-async def test_a_renewal_by_overlap_has_no_gap_and_loses_no_frame(
-    run: Run, make_simulator: Any, memory: Memory
+async def test_renewal_by_overlap_has_no_gap_and_loses_no_frame(
+    run: StartSupervisor, make_simulator: Any, memory: Memory
 ) -> None:
     simulator = await make_simulator(token_lifetime_seconds=2, kick_expired=True)
     running = await run_simulated(run, simulator, AAPL, TSLA)
@@ -472,7 +476,7 @@ async def test_a_renewal_by_overlap_has_no_gap_and_loses_no_frame(
     assert set(until_stopped) - set(received) == set()
 
 
-async def test_a_renewal_by_reconnect_closes_first_and_says_so(run: Run, make_simulator: Any, memory: Memory) -> None:
+async def test_renewal_by_reconnect_closes_first(run: StartSupervisor, make_simulator: Any, memory: Memory) -> None:
     simulator = await make_simulator(token_lifetime_seconds=2)
     running = await run_simulated(run, simulator, AAPL, renewal="reconnect")
     await memory.until(lambda: len(memory.facts("connected")) >= 2)
@@ -482,21 +486,21 @@ async def test_a_renewal_by_reconnect_closes_first_and_says_so(run: Run, make_si
 
 
 @pytest.mark.parametrize(
-    ("fault", "told"),
+    ("fault", "kind"),
     [
         pytest.param({"login_fault": Fault(status=503)}, "token_failed", id="no new token"),
         pytest.param({"refusal": "no more connections"}, "connect_failed", id="no second connection"),
     ],
 )
-async def test_a_renewal_that_fails_leaves_the_old_connection_in_place(
-    run: Run, make_simulator: Any, memory: Memory, fault: dict[str, Any], told: str
+async def test_failed_renewal_keeps_the_old_connection(
+    run: StartSupervisor, make_simulator: Any, memory: Memory, fault: dict[str, Any], kind: str
 ) -> None:
     simulator = await make_simulator(token_lifetime_seconds=2)
     running = await run_simulated(run, simulator, AAPL)
     for name, value in fault.items():
         setattr(simulator, name, value)
-    await memory.until(lambda: memory.facts(told))
-    assert memory.facts(told)[0].state is None
+    await memory.until(lambda: memory.facts(kind))
+    assert memory.facts(kind)[0].state is None
     seen = len(memory.frames)
     await memory.until(lambda: len(memory.frames) > seen + 5)
     assert running.in_state("live", AAPL)
@@ -505,9 +509,7 @@ async def test_a_renewal_that_fails_leaves_the_old_connection_in_place(
     assert running.states(AAPL) == ["pending", "live"]
 
 
-async def test_an_end_while_the_successor_is_on_its_way_is_told_at_once(
-    run: Run, raw_server: Any, memory: Memory
-) -> None:
+async def test_close_during_handover_is_recorded_at_once(run: StartSupervisor, raw_server: Any, memory: Memory) -> None:
     server = await raw_server(lambda visitor: visitor.acknowledge())
     running = await run(server.url, "key", [AAPL], protocol="4", token={"lifetime": "2s", "renew_before": "1s"})
     await running.until("live", AAPL)
@@ -520,8 +522,8 @@ async def test_an_end_while_the_successor_is_on_its_way_is_told_at_once(
     assert running.states(AAPL) == ["pending", "live", "disconnected", "live"]
 
 
-async def test_what_the_successor_was_not_confirmed_was_live_until_its_predecessor_was_last_heard(
-    run: Run, make_simulator: Any, memory: Memory
+async def test_refusal_after_handover_counts_from_old_last_byte(
+    run: StartSupervisor, make_simulator: Any, memory: Memory
 ) -> None:
     simulator = await make_simulator(token_lifetime_seconds=2)
     running = await run_simulated(run, simulator, AAPL, TSLA)
@@ -537,9 +539,7 @@ async def test_what_the_successor_was_not_confirmed_was_live_until_its_predecess
     assert running.states(AAPL) == ["pending", "live"]
 
 
-async def test_a_provider_that_ends_the_older_connection_is_noticed_with_what_to_do(
-    run: Run, raw_server: Any, memory: Memory
-) -> None:
+async def test_eviction_is_reported_with_a_remedy(run: StartSupervisor, raw_server: Any, memory: Memory) -> None:
     async def talk(visitor: Visitor) -> None:
         for earlier in server.visitors[:-1]:
             if not earlier.gone.is_set():
@@ -557,14 +557,14 @@ async def test_a_provider_that_ends_the_older_connection_is_noticed_with_what_to
     assert "set provider.renewal: reconnect" in evicted.detail["reason"]
 
 
-async def test_the_old_connection_goes_on_until_the_new_one_has_data_or_has_had_time_for_it(
-    run: Run, raw_server: Any, memory: Memory, monkeypatch: pytest.MonkeyPatch
+async def test_old_connection_stays_until_the_new_one_has_data(
+    run: StartSupervisor, raw_server: Any, memory: Memory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(connection_group, "OVERLAP_SECONDS", 0.5)
     server = await raw_server(lambda visitor: visitor.acknowledge())
     running = await run(server.url, "key", [AAPL], protocol="4")
     await running.until("live", AAPL)
-    for number, speaks in ((2, True), (3, False)):
+    for number, has_data in ((2, True), (3, False)):
         await running.tokens.get(fresh=True)
         old, new = server.visitors[number - 2], await server.visitor(number)
         await new.until(lambda new=new: new.asked("subscribe"))
@@ -572,10 +572,10 @@ async def test_the_old_connection_goes_on_until_the_new_one_has_data_or_has_had_
         await asyncio.sleep(0.25)
         assert not old.gone.is_set()
         await old.say('42["res",[]]')
-        if speaks:
+        if has_data:
             await new.say('42["res",[]]')
         await old.gone.wait()
-        assert (asyncio.get_running_loop().time() - started < 0.45) is speaks
+        assert (asyncio.get_running_loop().time() - started < 0.45) is has_data
     assert len(memory.frames) == 3
     assert running.states(AAPL) == ["pending", "live"]
 
@@ -583,8 +583,8 @@ async def test_the_old_connection_goes_on_until_the_new_one_has_data_or_has_had_
 # --- a full spool ---
 
 
-async def test_a_full_spool_closes_every_connection_until_there_is_room(
-    run: Run, simulator: Simulator, memory: Memory
+async def test_full_spool_closes_connections_until_resume(
+    run: StartSupervisor, simulator: Simulator, memory: Memory
 ) -> None:
     running = await run_simulated(run, simulator, AAPL, BUZZ)
     await running.supervisor.disconnect_all("the spool is full")
@@ -599,8 +599,8 @@ async def test_a_full_spool_closes_every_connection_until_there_is_room(
     assert {fact.detail["cause"] for fact in memory.facts("disconnected")} == {"spool_full"}
 
 
-async def test_a_full_spool_does_not_end_a_group_that_is_still_asking(
-    run: Run, simulator: Simulator, memory: Memory
+async def test_full_spool_does_not_end_a_group_that_still_retries(
+    run: StartSupervisor, simulator: Simulator, memory: Memory
 ) -> None:
     simulator.refuse("TSLA", "not yours")
     running = await run(simulator.url, simulator.api_key, [AAPL, TSLA])
@@ -610,8 +610,8 @@ async def test_a_full_spool_does_not_end_a_group_that_is_still_asking(
     await memory.until(lambda: running.states(AAPL).count("live") == 2)
 
 
-async def test_a_connection_that_was_on_its_way_when_the_spool_filled_is_not_used(
-    run: Run, raw_server: Any, memory: Memory
+async def test_connection_opening_when_spool_fills_is_not_used(
+    run: StartSupervisor, raw_server: Any, memory: Memory
 ) -> None:
     server = await raw_server(lambda visitor: visitor.acknowledge(), greets=False)
     running = await run(server.url, "key", [AAPL], protocol="4")
@@ -627,11 +627,11 @@ async def test_a_connection_that_was_on_its_way_when_the_spool_filled_is_not_use
     await running.until("live", AAPL)
 
 
-# --- the end, and the unknown ---
+# --- the end ---
 
 
-async def test_a_spool_that_fails_ends_the_supervisor_with_its_error(
-    run: Run, simulator: Simulator, memory: Memory
+async def test_spool_failure_ends_the_supervisor_with_its_error(
+    run: StartSupervisor, simulator: Simulator, memory: Memory
 ) -> None:
     running = await run_simulated(run, simulator, AAPL, BUZZ)
     memory.fault = SpoolFailed("disk gone")
@@ -640,7 +640,7 @@ async def test_a_spool_that_fails_ends_the_supervisor_with_its_error(
             await running.task
 
 
-async def test_stopping_while_connecting_is_quick_and_leaves_nothing(run: Run, raw_server: Any, memory: Memory) -> None:
+async def test_stop_while_connecting_is_quick(run: StartSupervisor, raw_server: Any, memory: Memory) -> None:
     server = await raw_server(greets=False)
     running = await run(server.url, "key", [AAPL], protocol="4")
     await server.visitor()

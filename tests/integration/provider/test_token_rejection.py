@@ -16,7 +16,7 @@ from ingestor.provider.auth import token_source
 from ingestor.provider.subscriptions import connection_group
 
 from .raw_engineio_server import Memory, RawServer, Visitor
-from .running_supervisor import Run
+from .running_supervisor import StartSupervisor
 
 Door = Literal["probe", "websocket", "packet"]
 PATHS = ("crowd-sentiment", "tweet-buzz", "tweet-volume")
@@ -74,7 +74,12 @@ REFUSALS = [
 
 @pytest.mark.parametrize(("door", "answer", "generation"), REFUSALS)
 async def test_a_token_that_is_refused_is_dropped_for_one_fresh_one_at_once(
-    run: Run, memory: Memory, door: Door, answer: int | str, generation: str, monkeypatch: pytest.MonkeyPatch
+    run: StartSupervisor,
+    memory: Memory,
+    door: Door,
+    answer: int | str,
+    generation: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     # Whoever waits for this has not fetched the fresh token at once.
     monkeypatch.setattr(token_source, "UNAVAILABLE_BACKOFF", Backoff(first_seconds=60, cap_seconds=60))
@@ -88,7 +93,7 @@ async def test_a_token_that_is_refused_is_dropped_for_one_fresh_one_at_once(
 
 
 async def test_tokens_that_are_refused_in_a_loop_cost_ever_fewer_logins_however_many_connections_want_one(
-    run: Run, memory: Memory, monkeypatch: pytest.MonkeyPatch
+    run: StartSupervisor, memory: Memory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(token_source, "UNAVAILABLE_BACKOFF", Backoff(first_seconds=0.4, cap_seconds=10))
     async with Choosy(4, "packet", '44{"message":"jwt expired"}', "4") as server:

@@ -19,7 +19,7 @@ from ingestor.core.backoff import Backoff
 from ingestor.core.redaction import redactor
 from ingestor.errors import IngestorError, TokenRefused, TokenUnavailable
 from ingestor.provider.auth import Token, TokenSource
-from ingestor.provider.auth import token_source as supply_module
+from ingestor.provider.auth import token_source as token_source_module
 from ingestor.provider.auth.token_source import KEPT_TOKENS
 
 from .conftest import KEY
@@ -37,13 +37,13 @@ def jwt(life_seconds: float, number: int = 0) -> str:
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(supply_module, "UNAVAILABLE_BACKOFF", Backoff(first_seconds=0.4, cap_seconds=0.4))
-    monkeypatch.setattr(supply_module, "REFUSED_BACKOFF", Backoff(first_seconds=0.4, cap_seconds=0.4))
+    monkeypatch.setattr(token_source_module, "UNAVAILABLE_BACKOFF", Backoff(first_seconds=0.4, cap_seconds=0.4))
+    monkeypatch.setattr(token_source_module, "REFUSED_BACKOFF", Backoff(first_seconds=0.4, cap_seconds=0.4))
 
 
 @pytest.fixture
 def blackhole() -> Iterator[str]:
-    """The URL of a server whose queue is full: the kernel answers no further connect."""
+    """Yield the URL of a server whose backlog is full: the kernel answers no further connect."""
     with socket.socket() as server, socket.socket() as first:
         server.bind(("127.0.0.1", 0))
         server.listen(0)
@@ -52,7 +52,7 @@ def blackhole() -> Iterator[str]:
 
 
 def logins() -> list[threading.Thread]:
-    """The threads in which a login is under way."""
+    """Return the threads of logins in progress."""
     return [thread for thread in threading.enumerate() if thread.name == "token login"]
 
 
@@ -61,184 +61,185 @@ async def numbered(number: list[int], life_seconds: float) -> AsyncIterator[byte
     yield token_reply(jwt(life_seconds, number[0]))
 
 
-async def test_all_who_ask_share_one_login(web_server: Serve, make_supply: Make) -> None:
+async def test_concurrent_callers_share_one_login(web_server: Serve, make_token_source: Make) -> None:
     server = await web_server(token_reply())
-    supply = make_supply(server)
-    tokens = await asyncio.gather(*(supply.get() for _ in range(10)))
+    source = make_token_source(server)
+    tokens = await asyncio.gather(*(source.get() for _ in range(10)))
     assert len({token.value for token in tokens}) == 1
-    assert await supply.get() == tokens[0] == supply.current
+    assert await source.get() == tokens[0] == source.current
     assert len(server.requests) == 1
 
 
-async def test_two_logins_are_never_closer_than_the_spacing(web_server: Serve, make_supply: Make) -> None:
+async def test_logins_keep_the_spacing(web_server: Serve, make_token_source: Make) -> None:
     server = await web_server(token_reply())
-    supply = make_supply(server, spacing_seconds=0.3)
+    source = make_token_source(server, spacing_seconds=0.3)
     for _ in range(3):
-        await supply.get(fresh=True)
+        await source.get(fresh=True)
     assert min(later - sooner for sooner, later in pairwise(server.times)) >= 0.3
 
 
-async def test_not_even_when_everything_goes_wrong_at_once(
-    web_server: Serve, make_supply: Make, monkeypatch: pytest.MonkeyPatch
+async def test_logins_keep_the_spacing_whatever_fails(
+    web_server: Serve, make_token_source: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("UNAVAILABLE_BACKOFF", "REFUSED_BACKOFF"):
-        monkeypatch.setattr(supply_module, name, Backoff(first_seconds=0.001, cap_seconds=0.001))
+        monkeypatch.setattr(token_source_module, name, Backoff(first_seconds=0.001, cap_seconds=0.001))
     replies = [token_reply(), http(401), http(429, Retry_After="0"), http(200, "{}"), b"", token_reply(), http(403)]
     server = await web_server(*replies)
-    supply = make_supply(server, spacing_seconds=0.15)
+    source = make_token_source(server, spacing_seconds=0.15)
     for number in range(len(replies)):
-        if supply.current:
-            supply.discard(supply.current)
-        await asyncio.gather(*(supply.get(fresh=fresh) for fresh in (True, False)), return_exceptions=True)
-        supply.api_key.replace(SecretStr(f"key-number-{number}"), None)
+        if source.current:
+            source.discard(source.current)
+        await asyncio.gather(*(source.get(fresh=fresh) for fresh in (True, False)), return_exceptions=True)
+        source.api_key.replace(SecretStr(f"key-number-{number}"), None)
     assert len(server.times) >= len(replies)
     assert min(later - sooner for sooner, later in pairwise(server.times)) >= 0.15
 
 
-async def test_after_a_failure_the_next_login_waits_and_everybody_is_told(web_server: Serve, make_supply: Make) -> None:
+async def test_failure_delays_next_login_and_calls_listeners(web_server: Serve, make_token_source: Make) -> None:
     server = await web_server(http(503), token_reply())
-    supply = make_supply(server)
-    told: list[tuple[IngestorError, float]] = []
-    supply.on_failed.append(lambda error, wait: told.append((error, wait)))
-    outcomes = await asyncio.gather(supply.get(), supply.get(), return_exceptions=True)
+    source = make_token_source(server)
+    failures: list[tuple[IngestorError, float]] = []
+    source.on_failed.append(lambda error, wait: failures.append((error, wait)))
+    outcomes = await asyncio.gather(source.get(), source.get(), return_exceptions=True)
     assert [type(outcome) for outcome in outcomes] == [TokenUnavailable, TokenUnavailable]
-    assert supply.status().last_error
-    await supply.get()
+    assert source.status().last_error
+    await source.get()
     assert server.times[1] - server.times[0] >= 0.2
-    assert len(told) == 1
-    assert told[0][1] >= 0.2
-    assert dict(supply.status().logins) == {"unavailable": 1, "ok": 1}
-    assert supply.status().last_error == ""
+    assert len(failures) == 1
+    assert failures[0][1] >= 0.2
+    assert dict(source.status().logins) == {"unavailable": 1, "ok": 1}
+    assert source.status().last_error == ""
 
 
-@pytest.mark.parametrize("asked", ["1", f"{DATE}:07 GMT"])
-async def test_retry_after_is_waited_for(web_server: Serve, make_supply: Make, asked: str) -> None:
-    server = await web_server(http(429, Retry_After=asked, Date=f"{DATE}:06 GMT"), token_reply())
-    supply = make_supply(server)
+@pytest.mark.parametrize("retry_after", ["1", f"{DATE}:07 GMT"])
+async def test_login_waits_for_retry_after(web_server: Serve, make_token_source: Make, retry_after: str) -> None:
+    server = await web_server(http(429, Retry_After=retry_after, Date=f"{DATE}:06 GMT"), token_reply())
+    source = make_token_source(server)
     with pytest.raises(TokenUnavailable):
-        await supply.get()
-    await supply.get()
+        await source.get()
+    await source.get()
     assert server.times[1] - server.times[0] >= 1
 
 
-async def test_a_refused_key_is_counted_as_such(web_server: Serve, make_supply: Make) -> None:
-    supply = make_supply(await web_server(http(403), http(200, "{}")))
+async def test_logins_are_counted_by_outcome(web_server: Serve, make_token_source: Make) -> None:
+    source = make_token_source(await web_server(http(403), http(200, "{}")))
     for _ in range(2):
         with pytest.raises((TokenRefused, TokenUnavailable)):
-            await supply.get()
-    assert dict(supply.status().logins) == {"refused": 1, "nonsense": 1}
+            await source.get()
+    assert dict(source.status().logins) == {"refused": 1, "nonsense": 1}
 
 
-async def test_a_token_is_renewed_before_it_ends(web_server: Serve, make_supply: Make) -> None:
+async def test_token_is_renewed_before_it_expires(web_server: Serve, make_token_source: Make) -> None:
     count = [0]
     server = await web_server(lambda _: numbered(count, 0.6))
-    supply = make_supply(server)
-    seen: list[Token] = []
-    supply.on_renewed.append(seen.append)
-    first = await supply.get()
-    await until(lambda: len(seen) >= 3)
-    assert len({token.value for token in seen}) == len(seen)
-    assert seen[1].fetched_at < first.expires_at, "renewed before the end"
-    assert supply.current == seen[-1]
+    source = make_token_source(server)
+    renewed: list[Token] = []
+    source.on_renewed.append(renewed.append)
+    first = await source.get()
+    await until(lambda: len(renewed) >= 3)
+    assert len({token.value for token in renewed}) == len(renewed)
+    assert renewed[1].fetched_at < first.expires_at, "renewed before it expires"
+    assert source.current == renewed[-1]
 
 
-async def test_a_renewal_that_fails_is_tried_again_while_the_old_token_lasts(
-    web_server: Serve, make_supply: Make
-) -> None:
+async def test_failed_renewal_is_retried_while_old_token_is_valid(web_server: Serve, make_token_source: Make) -> None:
     server = await web_server(token_reply(jwt(1.0)), http(500), token_reply(jwt(3600, 2)))
-    supply = make_supply(server)
-    first = await supply.get()
-    await until(lambda: supply.status().logins.get("unavailable"))
-    assert supply.current == first
-    await until(lambda: supply.current != first)
-    assert supply.status().life_seconds == 3600
+    source = make_token_source(server)
+    first = await source.get()
+    await until(lambda: source.status().logins.get("unavailable"))
+    assert source.current == first
+    await until(lambda: source.current != first)
+    assert source.status().life_seconds == 3600
 
 
-async def test_a_token_that_has_ended_is_not_handed_out(web_server: Serve, make_supply: Make) -> None:
+async def test_expired_token_is_not_returned(web_server: Serve, make_token_source: Make) -> None:
     server = await web_server(token_reply(jwt(0.2)), http(500), token_reply(jwt(3600, 2)))
-    supply = make_supply(server)
-    first = await supply.get()
+    source = make_token_source(server)
+    first = await source.get()
     await until(lambda: len(server.requests) >= 2)
     await asyncio.sleep(0.2)
-    assert (await supply.get()) != first
+    assert (await source.get()) != first
 
 
-async def test_a_discarded_token_is_replaced_once_for_all_who_were_refused_with_it(
-    web_server: Serve, make_supply: Make
-) -> None:
+async def test_discarded_token_is_replaced_once(web_server: Serve, make_token_source: Make) -> None:
     count = [0]
     server = await web_server(lambda _: numbered(count, 3600))
-    supply = make_supply(server)
-    first = await supply.get()
-    supply.discard(first)
-    assert supply.current is None
-    second = await supply.get()
-    supply.discard(first)
-    assert await supply.get() == second != first
+    source = make_token_source(server)
+    first = await source.get()
+    source.discard(first)
+    assert source.current is None
+    second = await source.get()
+    source.discard(first)
+    assert await source.get() == second != first
     assert len(server.requests) == 2
 
 
-async def test_tokens_that_are_refused_one_after_the_other_are_fetched_ever_more_slowly(
-    web_server: Serve, make_supply: Make, monkeypatch: pytest.MonkeyPatch
+async def test_rapid_rejections_lengthen_the_delay(
+    web_server: Serve, make_token_source: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(supply_module, "UNAVAILABLE_BACKOFF", Backoff(first_seconds=0.2, cap_seconds=10))
+    monkeypatch.setattr(token_source_module, "UNAVAILABLE_BACKOFF", Backoff(first_seconds=0.2, cap_seconds=10))
     count = [0]
     server = await web_server(lambda _: numbered(count, 3600))
-    supply = make_supply(server)
+    source = make_token_source(server)
     for _ in range(4):
-        supply.discard(await supply.get())
+        source.discard(await source.get())
     gaps = [later - sooner for sooner, later in pairwise(server.times)]
     assert gaps[0] >= 0.1
     assert gaps[2] >= 0.4
 
 
-async def test_closing_does_not_wait_for_a_login_that_hangs(
-    web_server: Serve, make_supply: Make, caplog: pytest.LogCaptureFixture
+async def test_close_abandons_hanging_login_whose_token_has_no_effect(
+    web_server: Serve, make_token_source: Make, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async def nothing(_: bytes) -> AsyncIterator[bytes]:
-        await asyncio.sleep(3600)
-        yield b""
+    released = asyncio.Event()
 
-    server = await web_server(nothing)
-    supply = make_supply(server, timeout=60)
-    asking = asyncio.create_task(supply.get())
+    async def hang(_: bytes) -> AsyncIterator[bytes]:
+        await released.wait()
+        yield token_reply()
+
+    server = await web_server(hang)
+    source = make_token_source(server, timeout=60)
+    login = asyncio.create_task(source.get())
     await until(lambda: server.requests)
-    begun = time.monotonic()
-    await supply.close()
+    started = time.monotonic()
+    await source.close()
     with pytest.raises(asyncio.CancelledError):
-        await asking
+        await login
+    assert time.monotonic() - started < 2
+    released.set()
     await until(lambda: not logins())
-    assert time.monotonic() - begun < 2
     await asyncio.sleep(0)
-    assert caplog.records == [], "what nobody waits for any more is no error"
+    assert source.current is None
+    assert source.status().logins == {}
+    assert caplog.records == [], "an abandoned login is no error"
 
 
-def test_the_end_of_the_process_does_not_wait_for_a_connect_into_nothing(blackhole: str) -> None:
-    async def begin_a_login_and_stop() -> None:
+def test_process_exit_does_not_wait_for_hanging_connect(blackhole: str) -> None:
+    async def start_login_and_stop() -> None:
         life = SimpleNamespace(lifetime=18_000.0, renew_before=600.0, timeout=1.5)
-        supply = TokenSource(f"{blackhole}/jwt", KEY, life, None)
-        asking = asyncio.create_task(supply.get())
+        source = TokenSource(f"{blackhole}/jwt", KEY, life, None)
+        login = asyncio.create_task(source.get())
         await until(logins)
-        await supply.close()
+        await source.close()
         with pytest.raises(asyncio.CancelledError):
-            await asking
+            await login
 
-    begun = time.monotonic()
-    asyncio.run(begin_a_login_and_stop())
-    assert time.monotonic() - begun < 1
+    started = time.monotonic()
+    asyncio.run(start_login_and_stop())
+    assert time.monotonic() - started < 1
     (login,) = logins()
     assert login.daemon
     login.join(timeout=5)
-    assert not login.is_alive(), "it ends by itself, and minds no loop that has ended"
+    assert not login.is_alive(), "the thread ends by itself, after its event loop"
 
 
-async def test_status_without_token_has_no_times(web_server: Serve, make_supply: Make) -> None:
-    supply = make_supply(await web_server(token_reply()))
-    status = supply.status()
+async def test_status_without_token_has_no_times(web_server: Serve, make_token_source: Make) -> None:
+    source = make_token_source(await web_server(token_reply()))
+    status = source.status()
     assert (status.expires_in_seconds, status.renews_in_seconds, status.life_seconds) == (None, None, None)
 
 
-async def test_old_tokens_are_forgotten_but_what_others_hold_stays_masked(web_server: Serve, make_supply: Make) -> None:
+async def test_secrets_of_old_tokens_are_unmasked_unless_shared(web_server: Serve, make_token_source: Make) -> None:
     redactor.add(KEY.get_secret_value())
     count = [0]
 
@@ -246,9 +247,9 @@ async def test_old_tokens_are_forgotten_but_what_others_hold_stays_masked(web_se
         count[0] += 1
         yield token_reply(f"opaque-token-{count[0]:03}")
 
-    supply = make_supply(await web_server(opaque), spacing_seconds=0)
+    source = make_token_source(await web_server(opaque), spacing_seconds=0)
     for _ in range(KEPT_TOKENS + 1):
-        await supply.get(fresh=True)
+        await source.get(fresh=True)
     assert redactor.scrub("opaque-token-001 opaque-token-002") == "opaque-token-001 ***"
     assert redactor.scrub(KEY.get_secret_value()) == "***"
-    redactor.forget(KEY.get_secret_value())
+    redactor.remove(KEY.get_secret_value())

@@ -265,7 +265,7 @@ def test_where_there_was_never_room_it_says_so_and_is_tried_again(tmp_path: Path
     with small_disk(tmp_path / "small", 1 << 20) as folder, full(folder):
         with pytest.raises(SpoolFailed, match="spool: No space left on device; mend that"):
             Spool(folder / "spool", max_bytes=1 << 30, sync_every_seconds=1)
-        with pytest.raises(DatabaseUnavailable, match="No space left on device; make room there"):
+        with pytest.raises(DatabaseUnavailable, match="No space left on device; free some space there"):
             lock_database(f"sqlite:///{folder}/ingestor.db")
     assert {77, 78, 2}.isdisjoint({SpoolFailed.exit_code, DatabaseUnavailable.exit_code})  # systemd gives up at those
 

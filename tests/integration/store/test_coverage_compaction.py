@@ -1,4 +1,4 @@
-"""Old coverage in fewer rows: whatever the views said of it they say still. Histories by hand, and any at all."""
+"""Compaction of coverage: views report the same before and after, for histories written by hand and random ones."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine, text
 
-from ingestor.config.model import RetentionConfig as Horizons
+from ingestor.config.model import RetentionConfig
 from ingestor.core.times import to_us
 from ingestor.store import views
 from ingestor.store.maintenance import coverage_compaction, retention
@@ -20,58 +20,59 @@ from tests.support.hypothesis_steps import wanted_steps
 
 from .row_factory import Database, at
 
-ANSWERS = (views.wanted, views.covered, views.gaps, views.coverage_daily, views.crowd_sentiment_hourly)
+VIEWS = (views.wanted, views.covered, views.gaps, views.coverage_daily, views.crowd_sentiment_hourly)
 STATES = ("live", "live", "live", "pending", "silent", "disconnected", "crashed", "stopped", "lost")
+
+KEEP_A_DAY = {"payloads": "forever", "samples": "forever", "journal": "1d"}
 
 Rows = list[tuple[int, str, str | None, str]]  # instance, from, to, state
 
 
 @pytest.fixture
 def db(engine: Engine) -> Database:
-    made = Database(engine)
+    db = Database(engine)
     for subscription_id, ticker in ((1, "AAPL"), (2, ""), (3, "TSLA")):
-        made.subscription(subscription_id, ticker)
+        db.subscription(subscription_id, ticker)
     for instance_id in (1, 2, 3):
-        made.instance(instance_id, "+9 00:00")
-    return made
+        db.instance(instance_id, "+9 00:00")
+    return db
 
 
-def fold(db: Database, before: str, *, keep: str = "1d") -> None:
-    """A whole sweep, of what was over by then."""
-    horizons = Horizons.model_validate({"payloads": "forever", "samples": "forever", "journal": keep})
-    made = Retention(db.engine, horizons)
-    while made.step(1, to_us(at(before) + timedelta(seconds=horizons.journal or 0))).has_more:
-        assert unbalanced(db) == []
+def compact(db: Database, before: str) -> None:
+    """Run a whole retention sweep that compacts what ended before ``before``."""
+    sweep = Retention(db.engine, RetentionConfig.model_validate(KEEP_A_DAY))
+    while sweep.step(1, to_us(at(before) + timedelta(days=1))).has_more:
+        assert audit_messages(db) == []
 
 
-def unbalanced(db: Database) -> list[str]:
-    return [found.message for found in audit(db.engine) if found.check == "coverage"]
+def audit_messages(db: Database) -> list[str]:
+    return [issue.message for issue in audit(db.engine) if issue.check == "coverage"]
 
 
-def answers(db: Database) -> dict[str, Any]:
-    """All that is asked of coverage."""
-    found: dict[str, Any] = {view.name: db.read(view) for view in ANSWERS}
-    return found | {"lost": find_losses(db.engine)}
+def reports(db: Database) -> dict[str, Any]:
+    """Everything that the views and the audit report about coverage."""
+    rows: dict[str, Any] = {view.name: db.read(view) for view in VIEWS}
+    return rows | {"lost": find_losses(db.engine)}
 
 
-def table(db: Database) -> list[Any]:
+def coverage_rows(db: Database) -> list[Any]:
     query = "SELECT subscription_id, instance_id, start_seq, state FROM coverage ORDER BY 1, 2, 3"
     with db.engine.connect() as connection:
         return [tuple(row) for row in connection.execute(text(query))]
 
 
-FOLDED = [
+HISTORIES = [
     pytest.param(
         [(1, "10:00", "11:00", "live"), (1, "11:00", "11:05", "disconnected"), (1, "11:05", "12:00", "live")],
         [("11:00", "11:05", "done")],
         ["live"],
-        id="a gap that was repaired",
+        id="repaired gap",
     ),
     pytest.param(
         [(1, "10:00", "11:00", "live"), (1, "11:00", "11:05", "disconnected"), (1, "11:05", "12:00", "live")],
         [("11:00", "11:04", "done"), ("11:04", "11:05", "failed")],
         ["live", "disconnected", "live"],
-        id="one that was not, or not whole",
+        id="gap repaired in part",
     ),
     pytest.param(
         [
@@ -82,19 +83,19 @@ FOLDED = [
         ],
         [],
         ["live", "live"],
-        id="one that another instance listened in",
+        id="gap covered by another instance",
     ),
     pytest.param(
         [(1, "10:00", "11:00", "pending"), (1, "11:00", "12:00", "disconnected"), (2, "09:00", "13:00", "live")],
         [],
         ["live", "live"],
-        id="an instance that never had what another had",
+        id="never live, covered by another instance",
     ),
     pytest.param(
         [(1, "10:00", "11:00", "live"), (1, "11:00", "11:05", "lost"), (1, "11:05", "12:00", "live")],
         [("11:00", "11:05", "done")],
         ["live", "lost", "live"],
-        id="what was received and lost",
+        id="lost, though repaired",
     ),
     pytest.param(
         [(1, "10:00", "11:00", "live"), (1, "11:05", "12:00", "live")],
@@ -106,55 +107,54 @@ FOLDED = [
         [(1, "10:00", "11:00", "live"), (1, "11:00", "+7 11:05", "silent"), (1, "+7 11:05", None, "live")],
         [("11:00", "+7 11:05", "done")],
         ["live", "silent", "live"],
-        id="what is not over for so long",
+        id="not old enough",
     ),
     pytest.param(
         [(1, "10:00", "11:00", "silent"), (1, "11:00", "11:00", "pending"), (1, "11:00", "12:00", "disconnected")],
         [],
         ["silent", "pending", "disconnected"],
-        id="a gap with a moment in it",
+        id="uncovered row of zero length",
     ),
     pytest.param(
         [(1, "10:00", "11:00", "silent"), (1, "11:00", "11:00", "live"), (1, "11:00", "11:00", "pending")],
         [],
         ["silent", "live", "pending"],
-        id="what was live for no time",
+        id="live row of zero length",
     ),
     pytest.param(
-        # An open row may be closed as of earlier than was said so far.
+        # An open row may be closed with an earlier end than it has now.
         [(1, "10:00", "11:00", "live"), (1, "11:00", "11:05", "disconnected"), (2, "09:00", None, "live")],
         [],
         ["live", "disconnected", "live"],
-        id="covered by what is open",
+        id="covered by an open row",
     ),
 ]
 
 
-@pytest.mark.parametrize(("rows", "repairs", "states"), FOLDED)
-def test_what_was_had_becomes_one_row_and_what_was_missed_stays(
+@pytest.mark.parametrize(("rows", "repairs", "states"), HISTORIES)
+def test_compaction_merges_covered_rows_only(
     db: Database, rows: Rows, repairs: Sequence[tuple[str, str, str]], states: list[str]
 ) -> None:
     for instance_id, start, end, state in rows:
         db.state(1, instance_id, state, start, end, reason=f"why {state}")
-    for start, end, repaired in repairs:
-        db.repair(1, start, end, repaired)
-    before = answers(db)
-    fold(db, "+7 00:00")
-    assert [state for *_, state in table(db)] == states
-    assert answers(db) == before
+    for start, end, state in repairs:
+        db.repair(1, start, end, state)
+    before = reports(db)
+    compact(db, "+7 00:00")
+    assert [state for *_, state in coverage_rows(db)] == states
+    assert reports(db) == before
 
 
-def test_the_last_day_is_as_it_was_however_little_is_kept(db: Database) -> None:
+def test_compaction_keeps_the_last_day(db: Database) -> None:
     now = at("+3 00:00")
     for start, end, state in (("+2 10:00", "+2 11:00", "live"), ("+2 11:00", "+2 12:00", "disconnected")):
         db.state(1, 1, state, start, end)
     db.repair(1, "+2 11:00", "+2 12:00")
-    horizons = Horizons.model_validate({"journal": "1s"})
-    Retention(db.engine, horizons).step(1, to_us(now))
-    assert len(table(db)) == 2
+    Retention(db.engine, RetentionConfig.model_validate({"journal": "1s"})).step(1, to_us(now))
+    assert len(coverage_rows(db)) == 2
 
 
-def test_of_what_is_not_old_one_page_of_each_history_is_read(db: Database) -> None:
+def test_compaction_skips_recent_rows_of_an_instance(db: Database) -> None:
     for instance_id in (1, 2):
         for minute in range(10, 50):
             db.state(1, instance_id, "silent", f"10:{minute}", f"10:{minute + 1}")
@@ -165,13 +165,13 @@ def test_of_what_is_not_old_one_page_of_each_history_is_read(db: Database) -> No
         )
 
 
-def test_coverage_is_read_once_a_day(db: Database) -> None:
-    made = Retention(db.engine, Horizons.model_validate({"journal": "1d", "payloads": "forever"}))
+def test_compaction_runs_once_a_day(db: Database) -> None:
+    sweeps = Retention(db.engine, RetentionConfig.model_validate(KEEP_A_DAY))
 
     def sweep(clock: str) -> int:
-        while made.step(1, to_us(at(clock))).has_more:
+        while sweeps.step(1, to_us(at(clock))).has_more:
             pass
-        return len(table(db))
+        return len(coverage_rows(db))
 
     assert sweep("+5 01:00") == 0
     for start, end in (("10:00", "11:00"), ("11:00", "12:00")):
@@ -180,8 +180,8 @@ def test_coverage_is_read_once_a_day(db: Database) -> None:
     assert sweep("+6 00:00") == 1
 
 
-def _history(db: Database, choose: random.Random, subscription_id: int, instance_id: int) -> None:
-    """Rows of one instance as it writes them: each begins where the one before ended, or later after it was ended."""
+def _add_history(db: Database, choose: random.Random, subscription_id: int, instance_id: int) -> None:
+    """Add rows of one instance as a daemon writes them: each starts where the previous one ended, or later."""
     minute = choose.randrange(0, 3000, 10)
     for _ in range(choose.randrange(12)):
         length = choose.choice((0, 10, 10, 30, 200, 1500))
@@ -194,7 +194,7 @@ def _history(db: Database, choose: random.Random, subscription_id: int, instance
         minute += length + choose.choice((0, 0, 0, 0, 10))
 
 
-def _repairs(db: Database, choose: random.Random, subscription_id: int) -> None:
+def _add_repairs(db: Database, choose: random.Random, subscription_id: int) -> None:
     for start in choose.sample(range(0, 8000, 10), choose.randrange(12)):
         end = start + choose.choice((10, 30, 200, 2000))
         span = (f"{m // 1440} {m % 1440 // 60}:{m % 60}" for m in (start, end))
@@ -202,23 +202,25 @@ def _repairs(db: Database, choose: random.Random, subscription_id: int) -> None:
 
 
 @pytest.mark.parametrize("seed", range(wanted_steps(40)))
-def test_every_answer_is_the_same_before_and_after(db: Database, monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
+def test_compaction_changes_no_view_of_random_histories(
+    db: Database, monkeypatch: pytest.MonkeyPatch, seed: int
+) -> None:
     choose = random.Random(seed)
     rows = choose.choice((1, 2, 3, 7, 1000))
     monkeypatch.setattr(retention, "FIRST_ROWS", rows)
     monkeypatch.setattr(retention, "STEP_ROWS", rows)
     for subscription_id in (1, 2, 3):
         for instance_id in (1, 2, 3):
-            _history(db, choose, subscription_id, instance_id)
-        _repairs(db, choose, subscription_id)
+            _add_history(db, choose, subscription_id, instance_id)
+        _add_repairs(db, choose, subscription_id)
     for hour in range(0, 150, 3):
         ticker, clock = choose.choice(("AAPL", "TSLA")), f"{hour // 24} {hour % 24}:00"
         db.sample("crowd-sentiment", "crowd_sentiment", ticker, clock, 1)
-    before = answers(db)
+    before = reports(db)
     for day in sorted(choose.sample(range(1, 9), 2)):
-        fold(db, f"{day} {choose.randrange(24)}:00")
-        assert answers(db) == before
-    once = table(db)
+        compact(db, f"{day} {choose.randrange(24)}:00")
+        assert reports(db) == before
+    compacted = coverage_rows(db)
     monkeypatch.setattr(retention, "FIRST_ROWS", 1000)
-    fold(db, f"{day} 00:00")
-    assert table(db) == once  # nothing was left because of where pages ended
+    compact(db, f"{day} 00:00")
+    assert coverage_rows(db) == compacted  # page boundaries made no difference

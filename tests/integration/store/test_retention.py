@@ -1,4 +1,4 @@
-"""What retention takes and what it leaves, in tables filled by hand; the books balance at every step of it."""
+"""What retention deletes and what it keeps, in tables filled by hand. The audit finds nothing after any step."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 import time_machine
 from sqlalchemy import Engine, select, text
 
-from ingestor.config.model import RetentionConfig as Horizons
+from ingestor.config.model import RetentionConfig
 from ingestor.store import schema
 from ingestor.store.maintenance import retention
 from ingestor.store.maintenance.retention import Retention, RetentionResult
@@ -26,8 +26,9 @@ NOW_US = int(NOW.timestamp() * 1_000_000)
 DAY = timedelta(days=1)
 
 
-def keep(**horizons: str) -> Horizons:
-    return Horizons.model_validate({"payloads": "forever", "samples": "forever", "journal": "forever"} | horizons)
+def keep(**durations: str) -> RetentionConfig:
+    forever = {"payloads": "forever", "samples": "forever", "journal": "forever"}
+    return RetentionConfig.model_validate(forever | durations)
 
 
 def add(engine: Engine, table: str, rows: list[dict[str, Any]]) -> None:
@@ -41,41 +42,40 @@ def column(engine: Engine, query: str) -> list[Any]:
 
 
 def instance(engine: Engine, instance_id: int, ages_days: list[float], *, first_seq: int = 1) -> None:
-    """An instance with a batch of three entries for each age: a fact, a frame of a new and a dead row, a dead frame."""
-    each = list(enumerate(ages_days))
-    seqs = [(first_seq + 3 * number, NOW - DAY * age) for number, age in each]
-    last_seq = first_seq + 3 * len(each) - 1
-    me: dict[str, Any] = {"instance_id": instance_id}
-    add(engine, "instances", [me | {"spool_id": f"spool {instance_id}", "position": last_seq, "started_at": NOW}])
+    """Add an instance with a batch per age: a fact, a frame with a new and a dead row, and a dead frame."""
+    seqs = [(first_seq + 3 * number, NOW - DAY * age) for number, age in enumerate(ages_days)]
+    last_seq = first_seq + 3 * len(ages_days) - 1
+    key: dict[str, Any] = {"instance_id": instance_id}
+    add(engine, "instances", [key | {"spool_id": f"spool {instance_id}", "position": last_seq, "started_at": NOW}])
     counts = {"facts": 1, "frames": 2, "row_count": 2, "new_rows": 1, "dead_rows": 1, "dead_frames": 1}
     add(
         engine,
         "batches",
-        [me | counts | {"first_seq": seq, "last_seq": seq + 2, "committed_at": at} for seq, at in seqs],
+        [key | counts | {"first_seq": seq, "last_seq": seq + 2, "committed_at": at} for seq, at in seqs],
     )
-    add(engine, "events", [me | {"seq": seq, "at": at, "kind": "connected"} for seq, at in seqs])
-    add(engine, "payloads", [me | {"seq": seq + 1, "source": "stream", "received_at": at} for seq, at in seqs])
+    add(engine, "events", [key | {"seq": seq, "at": at, "kind": "connected"} for seq, at in seqs])
+    add(engine, "payloads", [key | {"seq": seq + 1, "source": "stream", "received_at": at} for seq, at in seqs])
     letter = {"stage": "decode", "source": "stream"}
     dead = [(seq + 1, 0, at) for seq, at in seqs] + [(seq + 2, None, at) for seq, at in seqs]
     add(
         engine,
         "dead_letters",
-        [me | letter | {"seq": seq, "row_index": index, "received_at": at} for seq, index, at in dead],
+        [key | letter | {"seq": seq, "row_index": index, "received_at": at} for seq, index, at in dead],
     )
-    sample = me | {"series_id": instance_id, "value": 1.0, "source": "stream"}
+    sample = key | {"series_id": instance_id, "value": 1.0, "source": "stream"}
     stamped = [(seq, at + timedelta(microseconds=seq)) for seq, at in seqs]
     add(engine, "series", [{"series_id": instance_id, "ticker": f"T{instance_id}", "first_seen_at": NOW}])
     add(engine, "samples", [sample | {"seq": seq + 1, "ts": at, "received_at": at} for seq, at in stamped])
 
 
-def sweep(engine: Engine, horizons: Horizons, *, instance_id: int = 1) -> list[RetentionResult]:
-    """Step by step to the end; after each of them the books balance."""
-    made = Retention(engine, horizons)
-    steps = [made.step(instance_id, NOW_US)]
+def sweep(engine: Engine, config: RetentionConfig, *, instance_id: int = 1) -> list[RetentionResult]:
+    """Run all steps of a sweep, and the audit after each of them."""
+    retention_ = Retention(engine, config)
+    steps = [retention_.step(instance_id, NOW_US)]
     while steps[-1].has_more:
-        assert audit(engine, samples_pruned=horizons.samples is not None) == []
-        steps.append(made.step(instance_id, NOW_US))
-    assert audit(engine, samples_pruned=horizons.samples is not None) == []
+        assert audit(engine, samples_pruned=config.samples is not None) == []
+        steps.append(retention_.step(instance_id, NOW_US))
+    assert audit(engine, samples_pruned=config.samples is not None) == []
     return steps
 
 
@@ -85,14 +85,14 @@ def small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(retention, "STEP_ROWS", 4)
 
 
-def test_where_everything_is_kept_for_ever_nothing_is_taken(engine: Engine) -> None:
+def test_retention_forever_deletes_nothing(engine: Engine) -> None:
     instance(engine, 1, [4000, 1])
     assert sweep(engine, keep()) == [RetentionResult()]
     assert column(engine, "SELECT seq FROM payloads UNION ALL SELECT seq FROM events ORDER BY 1") == [1, 2, 4, 5]
 
 
 @pytest.mark.usefixtures("small_steps")
-def test_payloads_of_every_instance_go_once_they_are_too_old_a_few_at_a_time(engine: Engine) -> None:
+def test_retention_deletes_old_payloads_of_all_instances(engine: Engine) -> None:
     instance(engine, 1, [3] * 9 + [0.5])
     instance(engine, 2, [3, 0.5, 0.5])
     assert len(sweep(engine, keep(payloads="24h"))) > 2
@@ -101,20 +101,20 @@ def test_payloads_of_every_instance_go_once_they_are_too_old_a_few_at_a_time(eng
     assert len(column(engine, "SELECT seq FROM dead_letters")) == 26
 
 
-def test_where_no_payloads_are_kept_all_go(engine: Engine) -> None:
+def test_retention_none_deletes_all_payloads(engine: Engine) -> None:
     instance(engine, 1, [3, 0.001])
     sweep(engine, keep(payloads="none"))
     assert column(engine, "SELECT seq FROM payloads") == []
 
 
-def test_a_payload_with_the_stamp_of_an_older_receipt_goes_only_in_its_turn(engine: Engine) -> None:
-    instance(engine, 1, [3, 0.5, 3])  # the last is of a dead letter that was tried again
+def test_retention_keeps_retried_payload_behind_newer_one(engine: Engine) -> None:
+    instance(engine, 1, [3, 0.5, 3])  # the last one is a retried dead letter
     sweep(engine, keep(payloads="24h"))
     assert column(engine, "SELECT seq FROM payloads ORDER BY seq") == [5, 8]
 
 
 @pytest.mark.usefixtures("small_steps")
-def test_the_old_ledger_is_folded_to_a_row_for_each_day_and_its_events_go(engine: Engine) -> None:
+def test_retention_compacts_ledger_by_day_and_deletes_events(engine: Engine) -> None:
     noon = (NOW - NOW.replace(hour=12, minute=0, second=0, microsecond=0)) / DAY
     hour = 1 / 24
     instance(engine, 1, [noon + 100 + hour, noon + 100, *(noon + 99 - i * hour / 10 for i in range(9)), 0.1])
@@ -129,29 +129,29 @@ def test_the_old_ledger_is_folded_to_a_row_for_each_day_and_its_events_go(engine
         assert column(engine, f"SELECT {name} FROM batches WHERE first_seq = 7") == [expected]
 
 
-def test_a_day_that_was_folded_takes_in_what_has_become_old_since(engine: Engine) -> None:
+def test_retention_extends_compacted_day_of_ledger(engine: Engine) -> None:
     midnight = NOW.replace(hour=0, minute=0, second=0, microsecond=0) - DAY
     ages = [(NOW - midnight - timedelta(hours=hours)) / DAY + 5 for hours in (1, 2, 3, 4)]
     instance(engine, 1, ages)
-    made = Retention(engine, keep(journal="5d"))
+    retention_ = Retention(engine, keep(journal="5d"))
     for hours in (2.5, 3.5, 4.5):
         at = midnight + timedelta(hours=hours)
-        made.step(1, int(at.timestamp() * 1_000_000))
+        retention_.step(1, int(at.timestamp() * 1_000_000))
         assert audit(engine) == []
     assert column(engine, "SELECT last_seq FROM batches") == [12]
     assert column(engine, "SELECT new_rows FROM batches") == [4]
 
 
-def test_what_the_folded_ledger_says_is_still_counted_against_the_tables(engine: Engine) -> None:
+def test_audit_compares_tables_with_compacted_ledger(engine: Engine) -> None:
     instance(engine, 1, [100, 100, 0.1])
     sweep(engine, keep(journal="90d"))
     with engine.begin() as connection:
         connection.execute(text("DELETE FROM samples WHERE seq = 2"))
         connection.execute(text("DELETE FROM dead_letters WHERE seq = 6"))
-    assert sorted(finding.check for finding in audit(engine)) == ["dead letters", "rows"]
+    assert sorted(issue.check for issue in audit(engine)) == ["dead letters", "rows"]
 
 
-def test_a_gap_in_the_ledger_is_not_folded_away(engine: Engine) -> None:
+def test_retention_keeps_gap_in_ledger(engine: Engine) -> None:
     instance(engine, 1, [100, 100, 100, 0.1])
     with engine.begin() as connection:
         connection.execute(text("DELETE FROM batches WHERE first_seq = 4"))
@@ -160,7 +160,7 @@ def test_a_gap_in_the_ledger_is_not_folded_away(engine: Engine) -> None:
     assert "the ledger continues with entry 7 after entry 3" in str(audit(engine))
 
 
-def test_sums_too_great_for_their_column_are_not_made(engine: Engine) -> None:
+def test_retention_keeps_rows_whose_sum_would_overflow(engine: Engine) -> None:
     instance(engine, 1, [100, 100, 100])
     with engine.begin() as connection:
         connection.execute(text("UPDATE batches SET row_count = 1500000000, duplicate_rows = 1499999998"))
@@ -169,12 +169,12 @@ def test_sums_too_great_for_their_column_are_not_made(engine: Engine) -> None:
 
 
 @pytest.mark.usefixtures("small_steps")
-def test_samples_go_by_their_ts_with_their_revisions(engine: Engine) -> None:
+def test_retention_deletes_samples_by_ts_with_revisions(engine: Engine) -> None:
     instance(engine, 1, [406, 405, 404, 403, 402, 401, 400, 1])
     instance(engine, 2, [401, 1, 0.5])
-    other = {"series_id": 1, "value": 2.0, "source": "stream", "instance_id": 1, "seq": 2, "received_at": NOW}
+    revision = {"series_id": 1, "value": 2.0, "source": "stream", "instance_id": 1, "seq": 2, "received_at": NOW}
     stamps = [NOW - DAY * age + timedelta(microseconds=seq) for age, seq in ((406, 1), (400, 19), (1, 22))]
-    add(engine, "sample_revisions", [other | {"ts": ts, "revision": n} for ts in stamps for n in (0, 1)])
+    add(engine, "sample_revisions", [revision | {"ts": ts, "revision": n} for ts in stamps for n in (0, 1)])
     with engine.begin() as connection:
         connection.execute(text("UPDATE batches SET revised_rows = 6, row_count = 8 WHERE last_seq = 3"))
         connection.execute(text("UPDATE samples SET revision = 2 WHERE instance_id = 1"))
@@ -187,7 +187,7 @@ def test_samples_go_by_their_ts_with_their_revisions(engine: Engine) -> None:
     assert len(column(engine, "SELECT series_id FROM series")) == 2
 
 
-def test_samples_go_by_whole_days_so_that_no_candle_is_of_half_of_them(engine: Engine) -> None:
+def test_retention_deletes_samples_by_whole_days(engine: Engine) -> None:
     midnight = NOW.replace(hour=0, minute=0, second=0, microsecond=0) - 365 * DAY
     instance(engine, 1, [(NOW - midnight) / DAY])
     kept = {"series_id": 1, "value": 1.0, "source": "stream", "instance_id": 1, "seq": 2, "received_at": NOW}
@@ -198,20 +198,18 @@ def test_samples_go_by_whole_days_so_that_no_candle_is_of_half_of_them(engine: E
     Retention(engine, keep(samples="365d")).step(1, NOW_US)
     with engine.connect() as connection:
         assert connection.execute(select(schema.samples.c.ts)).scalars().all() == [midnight]
-    # What comes again is treated likewise.
+    # The writer applies the same limit.
     batch = Batch(first_seq=4, last_seq=4, frames=1, row_count=2)
     stamps_us = (int(midnight.timestamp()) * 1_000_000 + late for late in (-1, 1))
     batch.rows = [SampleRow(("", "", "T1", ""), ts_us, 0.5, None, NOW_US, "stream", 4, 0) for ts_us in stamps_us]
-    database = BatchWriter(engine, 365 * 86_400.0)
-    database.register(InstanceInfo(spool_id="spool 1", name="", version="", config_sha256="", started_us=NOW_US), 1)
+    writer = BatchWriter(engine, 365 * 86_400.0)
+    writer.register(InstanceInfo(spool_id="spool 1", name="", version="", config_sha256="", started_us=NOW_US), 1)
     with time_machine.travel(NOW, tick=False):
-        written = database.write(batch)
-    assert (written.new, written.expired) == (1, 1)
+        result = writer.write(batch)
+    assert (result.new, result.expired) == (1, 1)
 
 
-def test_more_series_than_are_looked_at_together_are_all_looked_at(
-    engine: Engine, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_retention_reads_all_pages_of_series(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(retention, "SERIES_PER_QUERY", 2)
     for number in range(1, 6):
         instance(engine, number, [400, 1])
@@ -219,7 +217,7 @@ def test_more_series_than_are_looked_at_together_are_all_looked_at(
     assert len(column(engine, "SELECT ts FROM samples")) == 5
 
 
-def test_one_instance_at_a_time_takes_what_is_old(engine: Engine) -> None:
+def test_retention_does_nothing_without_the_lease(engine: Engine) -> None:
     instance(engine, 1, [3, 3])
     instance(engine, 2, [3, 3])
     with engine.begin() as connection:
@@ -234,26 +232,26 @@ def test_one_instance_at_a_time_takes_what_is_old(engine: Engine) -> None:
     assert column(engine, "SELECT instance_id FROM leases") == [1]
 
 
-def test_whoever_has_the_lease_keeps_it_while_at_work(engine: Engine) -> None:
+def test_retention_renews_the_lease(engine: Engine) -> None:
     instance(engine, 1, [3])
     sweep(engine, keep(payloads="24h"), instance_id=1)
     sweep(engine, keep(payloads="24h"), instance_id=2)
     assert column(engine, "SELECT instance_id FROM leases") == [1]
 
 
-def test_two_that_begin_at_once_do_the_work_once(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_concurrent_sweeps_do_the_work_once(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(retention, "FIRST_ROWS", 2)
     monkeypatch.setattr(retention, "STEP_ROWS", 2)
     instance(engine, 1, [100] * 20 + [0.5])
     instance(engine, 2, [100] * 20 + [0.5])
     begin = threading.Barrier(2)
 
-    def take(instance_id: int) -> int:
+    def run(instance_id: int) -> int:
         begin.wait()
         return len(sweep(engine, keep(payloads="24h", journal="90d"), instance_id=instance_id))
 
     with ThreadPoolExecutor() as threads:
-        steps = list(threads.map(take, (1, 2)))
+        steps = list(threads.map(run, (1, 2)))
     assert min(steps) == 1
     assert max(steps) > 20
     assert column(engine, "SELECT seq FROM payloads ORDER BY seq") == [62, 62]
@@ -262,7 +260,7 @@ def test_two_that_begin_at_once_do_the_work_once(engine: Engine, monkeypatch: py
 
 @pytest.mark.postgres
 @pytest.mark.parametrize("migrated_url", ["postgres"], indirect=True)  # a SQLite file has one daemon
-def test_a_step_of_another_that_hangs_keeps_nobody_waiting(engine: Engine) -> None:
+def test_retention_does_not_wait_for_a_hanging_step(engine: Engine) -> None:
     instance(engine, 1, [3])
     instance(engine, 2, [3])
     Retention(engine, keep(payloads="24h")).step(2, NOW_US)
@@ -273,7 +271,7 @@ def test_a_step_of_another_that_hangs_keeps_nobody_waiting(engine: Engine) -> No
     assert time.monotonic() - began < 5
 
 
-def test_a_clock_of_ours_that_runs_ahead_takes_nothing_too_early(engine: Engine) -> None:
+def test_retention_ignores_local_clock_that_is_ahead(engine: Engine) -> None:
     instance(engine, 1, [0.5])
     Retention(engine, keep(payloads="24h")).step(1, NOW_US + 400 * 86_400_000_000)
     assert column(engine, "SELECT seq FROM payloads") == [2]
@@ -282,23 +280,23 @@ def test_a_clock_of_ours_that_runs_ahead_takes_nothing_too_early(engine: Engine)
 @pytest.mark.parametrize(
     ("rows", "seconds", "expected"),
     [
-        pytest.param(100, 0.01, 200, id="quick: twice as many"),
+        pytest.param(100, 0.01, 200, id="fast: twice as many"),
         pytest.param(100, 0.06, 50, id="slow: half"),
-        pytest.param(800, 0.01, 1000, id="never more than a thousand"),
-        pytest.param(1, 9.0, 1, id="never fewer than one"),
+        pytest.param(800, 0.01, 1000, id="at most 1000"),
+        pytest.param(1, 9.0, 1, id="at least one"),
     ],
 )
-def test_steps_grow_and_shrink_with_the_time_they_take(rows: int, seconds: float, expected: int) -> None:
+def test_step_size_follows_the_time_of_a_step(rows: int, seconds: float, expected: int) -> None:
     assert retention.next_step_rows(rows, seconds) == expected
 
 
-def test_days_are_in_order_and_gapless_however_the_pages_fall(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compacted_ledger_is_gapless_for_any_page_size(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     instance(engine, 1, [200 - number / 5 for number in range(40)])
     for rows in (1, 2, 3):
         monkeypatch.setattr(retention, "FIRST_ROWS", rows)
         monkeypatch.setattr(retention, "STEP_ROWS", rows)
         sweep(engine, keep(journal="90d"))
     with engine.connect() as connection:
-        rows_left = connection.execute(text("SELECT first_seq, last_seq FROM batches ORDER BY 1")).all()
-    assert 8 <= len(rows_left) <= 9
-    assert all(before.last_seq + 1 == after.first_seq for before, after in pairwise(rows_left))
+        remaining = connection.execute(text("SELECT first_seq, last_seq FROM batches ORDER BY 1")).all()
+    assert 8 <= len(remaining) <= 9
+    assert all(before.last_seq + 1 == after.first_seq for before, after in pairwise(remaining))

@@ -42,16 +42,16 @@ WANTED = {
 # (path or all, ticker or all, hours ago, state, reason)
 DAY: Sequence[tuple[str, str, float, State, str]] = (
     ("", "", 26.0, "live", ""),
-    (PROPHIT, "", 21.4, "silent", "no data for 600 s; renewing"),
+    (PROPHIT, "", 21.4, "silent", "no data for 600 s; replacing the connection"),
     (PROPHIT, "", 20.9, "live", ""),
     ("", "", 15.2, "disconnected", "the server closed the connection"),
     ("", "", 14.1, "token_failed", "https://open.marketprophit.com/jwt: 503"),
     ("", "", 13.6, "live", ""),
     (VOLUME, "GOOG", 9.0, "refused", "invalid_request_error: Restricted ticker"),
     (VOLUME, "GOOG", 6.2, "live", ""),
-    ("", "", 4.3, "crashed", "the run before this one ended without a word"),
+    ("", "", 4.3, "crashed", "previous run did not shut down cleanly"),
     ("", "", 4.1, "live", ""),
-    ("", "", 0.005, "stopped", "stopped by us"),
+    ("", "", 0.005, "stopped", "daemon stopped"),
 )
 
 

@@ -40,7 +40,7 @@ def test_nothing_is_said_with_a_secret_in_it(capsys: pytest.CaptureFixture[str])
     try:
         echo("the password is hunter2secret")
     finally:
-        redactor.forget("hunter2secret")
+        redactor.remove("hunter2secret")
     assert capsys.readouterr().out == "the password is ***\n"
 
 

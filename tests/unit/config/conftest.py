@@ -1,4 +1,4 @@
-"""A real file in a real folder for each test of the config room."""
+"""Real files in a temporary folder for the tests of the config package."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ Refused = Callable[..., list[str]]
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder of config.yaml, and the current one."""
+    """The folder of config.yaml, which is also the current folder."""
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
 @pytest.fixture
 def loaded(folder: Path) -> Loaded:
-    """Write the text as config.yaml and load it under an environment, by default an empty one."""
+    """Write a text as config.yaml and load it, by default with an empty environment."""
 
     def load_text(text: str, env: Mapping[str, str] | None = None, *, mode: int = 0o644) -> Config:
         file = folder / "config.yaml"
@@ -38,7 +38,7 @@ def loaded(folder: Path) -> Loaded:
 
 @pytest.fixture
 def refused(loaded: Loaded) -> Refused:
-    """The problems of a configuration that must not load, a line each."""
+    """Return the problems of an invalid configuration, one per line."""
 
     def problems(*args: object, **more: object) -> list[str]:
         with pytest.raises(ConfigError) as raised:

@@ -17,20 +17,20 @@ subscriptions:
 @pytest.mark.parametrize(
     ("old", "new", "changed"),
     [
-        pytest.param("A, ON", "A, NO", (), id="subscriptions are told elsewhere"),
-        pytest.param("1GiB", "1024MiB", (), id="the same in other words"),
-        pytest.param("spool: {max_bytes: 1GiB}", "", (), id="a default that is not written any more"),
+        pytest.param("A, ON", "A, NO", (), id="subscriptions are not settings"),
+        pytest.param("1GiB", "1024MiB", (), id="same value, other unit"),
+        pytest.param("spool: {max_bytes: 1GiB}", "", (), id="default no longer written"),
         pytest.param("1GiB", "2GiB", ("spool.max_bytes",), id="a size"),
         pytest.param("spool:", "database: {url: 'postgresql://u@h/b'}\nspool:", ("database.url",), id="a secret"),
         pytest.param(
-            "spool:", "database: {batch: {max_rows: 7}}\nspool:", ("database.batch.max_rows",), id="a deep one"
+            "spool:", "database: {batch: {max_rows: 7}}\nspool:", ("database.batch.max_rows",), id="nested key"
         ),
-        pytest.param("spool:", "watch: true\nspool:", ("watch",), id="at the top"),
-        pytest.param("}\nspool", ", api_key_file: key}\nspool", (), id="another key's file, which is used at once"),
-        pytest.param("spool:", "database: {url_file: url}\nspool:", ("database.url",), id="an URL from a file"),
+        pytest.param("spool:", "watch: true\nspool:", ("watch",), id="top level"),
+        pytest.param("}\nspool", ", api_key_file: key}\nspool", (), id="key file, which needs no restart"),
+        pytest.param("spool:", "database: {url_file: url}\nspool:", ("database.url",), id="URL from a file"),
     ],
 )
-def test_the_keys_of_what_another_config_changes(tmp_path: Path, old: str, new: str, changed: tuple[str, ...]) -> None:
+def test_changed_settings_lists_differing_keys(tmp_path: Path, old: str, new: str, changed: tuple[str, ...]) -> None:
     for name, secret in (("key", "a-key"), ("url", "postgresql://u@h/b")):
         (tmp_path / name).write_text(secret)
         (tmp_path / name).chmod(0o600)

@@ -1,4 +1,4 @@
-"""Tickers written into a file and taken out again, in every layout that an operator may have given it."""
+"""Tickers are added to a file and removed again, in every layout that an operator may use."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from ingestor.errors import ConfigError
 CROWD = "/real-time/crowd-sentiment"
 
 
-def asked(text: str) -> set[tuple[str, str]]:
-    """(path, params) of all that a text asks for. It must be sound."""
+def subscribed(text: str) -> set[tuple[str, str]]:
+    """Return (path, params) of every subscription in a valid text."""
     document = parse_yaml(text.encode(), "c.yaml")
     problems: list[Any] = []
     found = expand_subscriptions(document.value.get("subscriptions"), document.location_of, problems.append)
@@ -32,9 +32,9 @@ def asked(text: str) -> set[tuple[str, str]]:
     ("before", "after"),
     [
         pytest.param("- {path: p, tickers: [A]}", "- {path: p, tickers: [A, T]}", id="brackets"),
-        pytest.param("- {path: p, tickers: [A, ]} # c", "- {path: p, tickers: [A, T, ]} # c", id="a comma at the end"),
-        pytest.param('- path: p\n  tickers: ["A"]', '- path: p\n  tickers: ["A", "T"]', id="quoted as its neighbour"),
-        pytest.param("- path: p\n  tickers: ['A']", "- path: p\n  tickers: ['A', T]", id="no quotes without need"),
+        pytest.param("- {path: p, tickers: [A, ]} # c", "- {path: p, tickers: [A, T, ]} # c", id="trailing comma"),
+        pytest.param('- path: p\n  tickers: ["A"]', '- path: p\n  tickers: ["A", "T"]', id="same quotes"),
+        pytest.param("- path: p\n  tickers: ['A']", "- path: p\n  tickers: ['A', T]", id="no unnecessary quotes"),
         pytest.param(
             "- tickers:\n  - A # a\n  # b\n  path: p\n", "- tickers:\n  - A # a\n  - T\n  # b\n  path: p\n", id="dashes"
         ),
@@ -60,7 +60,7 @@ def asked(text: str) -> set[tuple[str, str]]:
         pytest.param(
             "- {path: p, params: {period: 9}, tickers: [A]}\n",
             "- {path: p, params: {period: 9}, tickers: [A]}\n- path: p\n  tickers: [T]\n",
-            id="other params are another feed",
+            id="other params",
         ),
         pytest.param(
             "- {path: p, method: post, tickers: [A]}\n",
@@ -70,17 +70,17 @@ def asked(text: str) -> set[tuple[str, str]]:
         pytest.param(
             "- path: p\r\n  ticker: A\r\n",
             "- path: p\r\n  ticker: A\r\n- path: p\r\n  tickers: [T]\r\n",
-            id="lines of another system",
+            id="CRLF",
         ),
     ],
 )
-def test_a_ticker_is_written_in_as_its_neighbours_are_and_taken_out_without_a_trace(before: str, after: str) -> None:
+def test_added_ticker_keeps_layout_and_can_be_removed(before: str, after: str) -> None:
     head = "# 1\nsubscriptions: # 2\n"
     assert add_tickers(head + before, "c.yaml", "p", ["T"]) == (head + after, ["T"])
     assert remove_tickers(head + after, "c.yaml", "p", ["T"]) == (head + before, ["T"])
 
 
-def test_within_brackets_and_in_json_too() -> None:
+def test_ticker_is_added_to_flow_style_and_json() -> None:
     assert add_tickers("subscriptions: [{path: q}]\n", "c", "p", ["T", "U"])[0] == (
         "subscriptions: [{path: q}, {path: p, tickers: [T, U]}]\n"
     )
@@ -89,7 +89,7 @@ def test_within_brackets_and_in_json_too() -> None:
         text = json.dumps(document, indent=indent)
         for path in ("p", "q"):
             changed, _ = add_tickers(text, "c", path, ["é", "U"])
-            assert asked(changed) == asked(text) | {(path, '{"ticker":"é"}'), (path, '{"ticker":"U"}')}
+            assert subscribed(changed) == subscribed(text) | {(path, '{"ticker":"é"}'), (path, '{"ticker":"U"}')}
             assert json.loads(changed)["http"] == document["http"]
             assert remove_tickers(changed, "c", path, ["U", "é"])[0] == text
 
@@ -132,7 +132,7 @@ def test_within_brackets_and_in_json_too() -> None:
         pytest.param("- path: q\n- {path: p, ticker: A} # x", "A", "- path: q", id="an entry of one"),
     ],
 )
-def test_a_ticker_is_taken_out_and_the_rest_stays(before: str, ticker: str, after: str) -> None:
+def test_removing_a_ticker_keeps_the_rest(before: str, ticker: str, after: str) -> None:
     head = "subscriptions:\n"
     assert remove_tickers(head + before, "c.yaml", "p", [ticker]) == (head + after, [ticker])
 
@@ -145,12 +145,12 @@ def test_a_ticker_is_taken_out_and_the_rest_stays(before: str, ticker: str, afte
         pytest.param("[{path: p}]", "p", "T", id="every ticker"),
     ],
 )
-def test_what_is_asked_for_already_changes_nothing(text: str, path: str, ticker: str) -> None:
+def test_adding_existing_ticker_changes_nothing(text: str, path: str, ticker: str) -> None:
     assert add_tickers(f"subscriptions: {text}", "c", path, [ticker]) == (f"subscriptions: {text}", [])
 
 
 @pytest.mark.parametrize("text", ["[{path: p, tickers: [A]}]", "[{path: p}]", "[{path: q, tickers: [T]}]"])
-def test_what_is_not_named_cannot_be_removed(text: str) -> None:
+def test_removing_unlisted_ticker_changes_nothing(text: str) -> None:
     assert remove_tickers(f"subscriptions: {text}", "c", "p", ["T"]) == (f"subscriptions: {text}", [])
 
 
@@ -160,48 +160,48 @@ def test_what_is_not_named_cannot_be_removed(text: str) -> None:
         pytest.param(
             remove_tickers,
             "[{path: p, tickers: [T]}]",
-            "1:17: {}: nothing would be left to collect; stop the daemon",
+            "1:17: {}: no subscription would be left; stop the daemon",
             id="the last",
         ),
         pytest.param(
             add_tickers,
             "\n- {path: q, tickers: &x [A]}\n- {path: p, tickers: *x}",
-            "3:22: {}: an alias (*name) stands here; {}",
+            "3:22: {}: there is an alias (*name) here; {}",
             id="an alias",
         ),
         pytest.param(
             add_tickers,
             "\n- {path: q, tickers: *x}\n- {path: p, tickers: &x [A]}",
-            "without its anchor",
+            "has no anchor",
             id="an alias before its anchor",
         ),
         pytest.param(
             add_tickers,
             "\n- {path: p, tickers: &x [A]}\n- {path: q, tickers: *x}",
-            "2:1: {}: the list is not written in a way that this command understands; {}",
+            "2:1: {}: this command does not support the layout of the list; {}",
             id="an anchor that is used",
         ),
         pytest.param(
             add_tickers,
             "\n- path: p\n  tickers:\n  -\n    A",
-            "5:5: {}: the item does not stand behind a dash of its own; {}",
+            "5:5: {}: the item does not follow a dash in the same line; {}",
             id="a dash alone",
         ),
         pytest.param(add_tickers, "\n- path: p\n  tickers: !x [A]", "YAML tags", id="a tag"),
     ],
 )
-def test_what_cannot_be_edited_safely_is_refused_with_its_place(
+def test_unsafe_edit_is_rejected_with_location(
     edit: Callable[..., tuple[str, list[str]]], text: str, said: str
 ) -> None:
     with pytest.raises(ConfigError) as refused:
         changed, _ = edit(f"subscriptions: {text}", "c.yaml", "p", ["T"])
-        parsed = parse_yaml(changed.encode(), "c.yaml")  # a tag is told of when the file is loaded
+        parsed = parse_yaml(changed.encode(), "c.yaml")  # a tag is reported when the file is loaded
         if parsed.problems:
             raise ConfigError(parsed.problems)
     assert said.format("subscriptions: cannot be edited safely", "edit the file by hand") in str(refused.value)
 
 
-# Every layout, every ticker.
+# Property tests: any layout, any ticker.
 
 SPELLINGS = st.sampled_from(
     ["ON", "NO", "007", "6E_F", "1e5", "null", "~", "~x", "TRUE", "2024-01-01", "-", "a:b", "#x"]
@@ -224,7 +224,7 @@ def written(word: str, how: str) -> str:
 
 @st.composite
 def layouts(draw: st.DrawFn) -> str:
-    """A configuration as somebody may have written it. Each comment is the only one of its number."""
+    """Draw a configuration in any layout. Each comment has a unique number."""
     numbers = iter(range(1000))
 
     def comment(indent: int = 0) -> str:
@@ -275,14 +275,12 @@ def comments(text: str) -> list[str]:
 
 @settings(max_examples=200, deadline=None)
 @given(layouts(), st.sampled_from(["p", "q", CROWD]), st.lists(TICKERS, min_size=1, max_size=3, unique=True))
-def test_what_was_added_means_that_and_taken_out_again_leaves_the_very_text(
-    text: str, path: str, tickers: list[str]
-) -> None:
+def test_add_and_remove_restores_the_text(text: str, path: str, tickers: list[str]) -> None:
     changed, added = add_tickers(text, "c.yaml", path, tickers)
     new = {(path, json.dumps({"ticker": one}, ensure_ascii=False, separators=(",", ":"))) for one in tickers}
-    assert asked(changed) == asked(text) | new
-    assert len(added) == len(asked(changed)) - len(asked(text))
-    # It is in one piece: what stood before and behind it does so still.
+    assert subscribed(changed) == subscribed(text) | new
+    assert len(added) == len(subscribed(changed)) - len(subscribed(text))
+    # The addition is contiguous: the text before and after it is unchanged.
     same = next((n for n, (one, two) in enumerate(zip(text, changed, strict=False)) if one != two), len(text))
     assert changed.endswith(text[same:])
     assert remove_tickers(changed, "c.yaml", path, added) == (text, added)
@@ -290,19 +288,19 @@ def test_what_was_added_means_that_and_taken_out_again_leaves_the_very_text(
 
 @settings(max_examples=200, deadline=None)
 @given(layouts(), st.data())
-def test_what_is_removed_is_all_that_goes(text: str, data: st.DataObject) -> None:
-    before = asked(text)
+def test_remove_deletes_nothing_else(text: str, data: st.DataObject) -> None:
+    before = subscribed(text)
     path, params = data.draw(st.sampled_from(sorted(before)))
     try:
         changed, removed = remove_tickers(text, "c.yaml", path, [json.loads(params)["ticker"]])
     except ConfigError as refused:
-        assert len(before) == 1 and "nothing would be left" in str(refused)
+        assert len(before) == 1 and "no subscription would be left" in str(refused)
         return
     assert len(removed) == 1
-    assert asked(changed) == before - {(path, params)}
-    # Nothing is written anew, and of comments at most those of the entry go.
+    assert subscribed(changed) == before - {(path, params)}
+    # Nothing is added, and no comments are removed but those of the entry.
     assert is_subsequence(changed, text)
-    if path in {one for one, _ in asked(changed)}:
+    if path in {one for one, _ in subscribed(changed)}:
         assert len(comments(text)) - len(comments(changed)) <= 1
 
 
@@ -313,7 +311,7 @@ def is_subsequence(part: str, whole: str) -> bool:
 
 @settings(max_examples=200, deadline=None)
 @given(layouts(), st.data())
-def test_a_file_in_any_state_is_edited_rightly_or_refused(text: str, data: st.DataObject) -> None:
+def test_damaged_file_is_edited_correctly_or_rejected(text: str, data: st.DataObject) -> None:
     place = data.draw(st.integers(0, len(text)))
     gone = data.draw(st.integers(0, 9))
     text = (
@@ -322,9 +320,9 @@ def test_a_file_in_any_state_is_edited_rightly_or_refused(text: str, data: st.Da
         + text[place + gone :]
     )
     try:
-        asked(text)
+        subscribed(text)
     except (ConfigError, AssertionError):
-        return  # its writer is told to mend it first
+        return  # rejected before the edit
     for edit in (add_tickers, remove_tickers):
         try:
             changed, done = edit(text, "c.yaml", "p", ["ON"])

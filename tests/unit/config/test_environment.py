@@ -5,7 +5,7 @@ import pytest
 from .conftest import ONE, Loaded, Refused
 
 
-def test_a_variable_goes_over_the_document(loaded: Loaded) -> None:
+def test_variable_overrides_document(loaded: Loaded) -> None:
     config = loaded(
         ONE + "provider: {silence: 1h}\nwatch: false\n",
         {
@@ -23,14 +23,14 @@ def test_a_variable_goes_over_the_document(loaded: Loaded) -> None:
     assert config.instance == "ON"
 
 
-def test_an_empty_variable_takes_a_value_away(loaded: Loaded, refused: Refused) -> None:
+def test_empty_variable_removes_value(loaded: Loaded, refused: Refused) -> None:
     assert loaded(ONE + "instance: x\n", {"INGESTOR_INSTANCE": ""}).instance is None
     assert refused(ONE, {"INGESTOR_LOG__LEVEL": ""}) == [
         "INGESTOR_LOG__LEVEL: log.level: has no value; write one, or remove the line"
     ]
 
 
-def test_a_mistake_in_a_variable_is_placed_at_its_name(refused: Refused) -> None:
+def test_invalid_variable_is_reported_by_name(refused: Refused) -> None:
     assert refused(ONE, {"INGESTOR_DATABASE__BATCH__MAX_WAIT": "100"}) == [
         "INGESTOR_DATABASE__BATCH__MAX_WAIT: database.batch.max_wait: "
         '"100" has no unit; add one of ms, s, m, h, d: "100s" is 100 seconds'
@@ -49,17 +49,17 @@ def test_a_mistake_in_a_variable_is_placed_at_its_name(refused: Refused) -> None
         pytest.param("INGESTOR_SUBSCRIPTIONS__0__PATH", "write them in the file", id="one subscription"),
     ],
 )
-def test_an_unknown_variable_is_a_mistake_with_no_value_shown(refused: Refused, name: str, says: str) -> None:
+def test_unknown_variable_is_rejected_without_its_value(refused: Refused, name: str, says: str) -> None:
     (problem,) = refused(ONE, {name: "hunter2"})
     assert problem.startswith(f"{name}: ")
     assert says in problem
     assert "hunter2" not in problem
 
 
-def test_variables_of_tests_and_of_other_programs_are_none_of_ours(loaded: Loaded) -> None:
+def test_variables_of_tests_and_others_are_ignored(loaded: Loaded) -> None:
     loaded(ONE, {"INGESTOR_TEST_POSTGRES": "x", "PATH": "/bin", "XINGESTOR_Y": "z", "ingestor_z": "z"})
 
 
-def test_a_variable_does_not_hide_that_its_section_is_no_mapping(refused: Refused) -> None:
+def test_variable_does_not_hide_invalid_section(refused: Refused) -> None:
     (problem,) = refused(ONE + "log: loud\n", {"INGESTOR_LOG__LEVEL": "debug"})
     assert problem.startswith("config.yaml:2:6: log: must be a mapping")

@@ -12,7 +12,7 @@ from ingestor.errors import ConfigError
 from .conftest import ONE, Loaded, Refused
 
 
-def test_a_file_that_only_names_subscriptions_has_the_designs_defaults(folder: Path, loaded: Loaded) -> None:
+def test_defaults_apply_to_missing_keys(folder: Path, loaded: Loaded) -> None:
     config = loaded(ONE)
     assert config.instance is None
     assert config.provider.url == "https://open.marketprophit.com"
@@ -38,14 +38,14 @@ def test_a_file_that_only_names_subscriptions_has_the_designs_defaults(folder: P
     assert config.sha256 == hashlib.sha256(ONE.encode()).hexdigest()
 
 
-def test_nothing_of_a_configuration_can_be_changed(loaded: Loaded) -> None:
+def test_config_is_frozen(loaded: Loaded) -> None:
     config = loaded(ONE)
     for place in (config, config.provider, config.database.batch, config.spool):
         with pytest.raises(ValueError, match="frozen"):
             place.watch = True  # type: ignore[union-attr]
 
 
-def test_every_mistake_is_told_in_one_run_in_the_order_of_the_file(refused: Refused) -> None:
+def test_all_problems_are_reported_in_file_order(refused: Refused) -> None:
     problems = refused(
         "provider:\n"
         "  urll: https://example.com\n"
@@ -81,12 +81,12 @@ def test_every_mistake_is_told_in_one_run_in_the_order_of_the_file(refused: Refu
             "provider: {token: {lifetime: 1h, renew_before: 1h}}",
             "2:48: provider.token.renew_before: must be shorter",
         ),
-        ("provider: {token_path: jwt}", "2:24: provider.token_path: must be a path alone that begins with /"),
-        ("provider: {events: []}", "2:20: provider.events: is empty; name at least one"),
+        ("provider: {token_path: jwt}", "2:24: provider.token_path: must be a path that begins with /"),
+        ("provider: {events: []}", "2:20: provider.events: is empty; add at least one"),
         ("provider: {events: res}", "2:20: provider.events: must be a list"),
         ("provider: {events: [res, ~]}", "2:26: provider.events.1: has no value"),
         ("provider: {renewal: overlp}", '"overlp" is not one of the choices; did you mean "overlap"?'),
-        ("provider: {ca_file: nowhere.pem}", "2:21: provider.ca_file: there is no file /"),
+        ("provider: {ca_file: nowhere.pem}", "2:21: provider.ca_file: the file /"),
         (
             "provider: {url: http://example.com}",
             "2:17: provider.url: http:// would send the key and all data",
@@ -102,17 +102,17 @@ def test_every_mistake_is_told_in_one_run_in_the_order_of_the_file(refused: Refu
         ("spool: {max_bytes: 1KiB}", "is out of range; write 64KiB to 64TiB"),
         ("spool: {path: }", "2:15: spool.path: has no value"),
         ("http: {listen: '8642'}", "2:16: http.listen: must be host:port"),
-        ("http: {listen: '::1:8642'}", "with brackets round IPv6"),
+        ("http: {listen: '::1:8642'}", "with brackets around IPv6"),
         ("http: {listen: '127.0.0.1:70000'}", "a port from 0 to 65535"),
         ("log: {level: loud}", '2:14: log.level: "loud" is not one of the choices; write one of debug'),
-        ("instance: [a]", "2:11: instance: must be one text"),
+        ("instance: [a]", "2:11: instance: must be a single text"),
         (f"instance: {'x' * 65}", "has 65 characters; at most 64"),
         ("watch: 2", "2:8: watch: is neither true nor false"),
         ("log: text", "2:6: log: must be a mapping"),
         ("log: [a]", "2:6: log: must be a mapping"),
     ],
 )
-def test_a_mistake_is_said_with_its_place_and_what_to_do(refused: Refused, text: str, expected: str) -> None:
+def test_invalid_value_is_reported_with_location_and_remedy(refused: Refused, text: str, expected: str) -> None:
     (problem,) = refused(ONE + text)
     assert expected in problem
     assert "hunter2" not in problem
@@ -121,15 +121,13 @@ def test_a_mistake_is_said_with_its_place_and_what_to_do(refused: Refused, text:
 @pytest.mark.parametrize(
     ("name", "says"),
     [
-        ("garbage.pem", "there are no certificates in /"),
-        ("empty.pem", "there are no certificates in /"),
+        ("garbage.pem", "contains no certificates"),
+        ("empty.pem", "contains no certificates"),
         ("folder", "cannot be read (Is a directory)"),
         ("garbage.pem/ca.pem", "cannot be read (Not a directory)"),
     ],
 )
-def test_certificates_that_cannot_be_loaded_are_found_before_the_first_connection(
-    folder: Path, refused: Refused, name: str, says: str
-) -> None:
+def test_unusable_ca_file_is_rejected(folder: Path, refused: Refused, name: str, says: str) -> None:
     (folder / "garbage.pem").write_text("-----BEGIN CERTIFICATE-----\ngarbage\n-----END CERTIFICATE-----\n")
     (folder / "empty.pem").touch()
     (folder / "folder").mkdir()
@@ -138,7 +136,7 @@ def test_certificates_that_cannot_be_loaded_are_found_before_the_first_connectio
     assert says in problem
 
 
-# Of an authority that never was, and whose key nobody has.
+# Of a CA made for this test; its key was deleted.
 CERTIFICATE = """\
 -----BEGIN CERTIFICATE-----
 MIIBjTCCATOgAwIBAgIUUoYD/B69gtaWF5Ar0f9Vyz4GmgEwCgYIKoZIzj0EAwIw
@@ -154,18 +152,18 @@ iCdqQStkK4kSu5pEWAN35EE=
 """
 
 
-def test_certificates_that_can_be_loaded_are_taken(folder: Path, loaded: Loaded) -> None:
+def test_valid_ca_file_is_accepted(folder: Path, loaded: Loaded) -> None:
     (folder / "ca.pem").write_text(CERTIFICATE)
     assert loaded(f"{ONE}provider: {{ca_file: ca.pem}}").provider.ca_file == folder / "ca.pem"
 
 
-def test_a_section_whose_keys_are_all_commented_out_is_its_default(loaded: Loaded) -> None:
+def test_empty_section_has_its_defaults(loaded: Loaded) -> None:
     config = loaded(ONE + "spool:\n  # path: x\nprovider:\n  token:\n")
     assert config.spool.sync_every == 0.02
     assert config.provider.token.lifetime == 18_000
 
 
-def test_payloads_and_samples_may_be_kept_for_ever_or_not_at_all(loaded: Loaded) -> None:
+def test_retention_accepts_none_and_forever(loaded: Loaded) -> None:
     text = ONE + "database: {retention: {payloads: none, samples: 30d, journal: forever}}"
     kept = loaded(text).database.retention
     assert (kept.payloads, kept.samples, kept.journal) == (0.0, 30 * 86_400, None)
@@ -175,17 +173,17 @@ def test_payloads_and_samples_may_be_kept_for_ever_or_not_at_all(loaded: Loaded)
     ("written", "listen"),
     [("0.0.0.0:0", ("0.0.0.0", 0)), ("'[::1]:8642'", ("::1", 8642)), ("localhost:80", ("localhost", 80))],
 )
-def test_http_listens_where_it_is_told(loaded: Loaded, written: str, listen: tuple[str, int]) -> None:
+def test_http_listen_address_is_parsed(loaded: Loaded, written: str, listen: tuple[str, int]) -> None:
     assert loaded(f"{ONE}http: {{listen: {written}}}").http.listen == listen
 
 
-def test_plain_http_to_another_machine_has_to_be_allowed(loaded: Loaded) -> None:
+def test_plain_http_to_other_machine_needs_allow_insecure(loaded: Loaded) -> None:
     config = loaded(ONE + "provider: {url: http://example.com, allow_insecure: true}")
     assert config.provider.url == "http://example.com"
     assert loaded(ONE + "provider: {url: http://127.0.0.1:1}").provider.url == "http://127.0.0.1:1"
 
 
-def test_relative_paths_begin_at_the_state_directory_else_at_the_file(folder: Path, loaded: Loaded) -> None:
+def test_relative_paths_start_from_state_directory_or_file(folder: Path, loaded: Loaded) -> None:
     text = ONE + "spool: {path: s/p}\ndatabase: {url: 'sqlite:///d.db'}\n"
     assert loaded(text).spool.path == folder / "s" / "p"
     config = loaded(text, {"STATE_DIRECTORY": "/var/lib/ingestor:/var/lib/other"})
@@ -194,7 +192,7 @@ def test_relative_paths_begin_at_the_state_directory_else_at_the_file(folder: Pa
     assert loaded(ONE + "spool: {path: /srv/spool}").spool.path == Path("/srv/spool")
 
 
-def test_a_file_that_was_asked_for_is_the_only_one_looked_for(folder: Path, loaded: Loaded) -> None:
+def test_explicit_file_takes_precedence(folder: Path, loaded: Loaded) -> None:
     loaded(ONE)
     (folder / "asked.yaml").write_text(ONE + "instance: asked\n")
     (folder / "named.yaml").write_text(ONE + "instance: named\n")
@@ -206,7 +204,7 @@ def test_a_file_that_was_asked_for_is_the_only_one_looked_for(folder: Path, load
         load(None, {"INGESTOR_CONFIG": "gone.yaml"})
 
 
-def test_the_systems_file_is_looked_for_last(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_system_file_is_the_last_candidate(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     system = folder / "etc.yaml"
     monkeypatch.setattr(loader, "SYSTEM_FILE", system)
     with pytest.raises(ConfigError, match=r"for --config, \$INGESTOR_CONFIG, config.yaml, .*`ingestor init`"):
@@ -215,21 +213,19 @@ def test_the_systems_file_is_looked_for_last(folder: Path, monkeypatch: pytest.M
     assert load(None, {}).source == system
 
 
-def test_the_systems_file_that_this_user_may_not_look_at_is_not_said_to_be_missing(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # Looking at it fails for root as well, which a folder without permissions does not.
+def test_inaccessible_system_file_is_not_reported_missing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # stat fails even for root, which a folder without permissions does not achieve.
     monkeypatch.setattr(loader, "SYSTEM_FILE", folder / ("x" * 300))
     with pytest.raises(ConfigError, match=r"cannot be read \(File name too long\)"):
         load(None, {})
 
 
-def test_a_folder_is_no_configuration(folder: Path) -> None:
+def test_folder_is_rejected_as_file(folder: Path) -> None:
     with pytest.raises(ConfigError, match=r"cannot be read \(Is a directory\)"):
         load(folder, {})
 
 
-def test_the_environment_is_our_own_unless_given(loaded: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_env_defaults_to_process_environment(loaded: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
     loaded(ONE)
     monkeypatch.setenv("INGESTOR_INSTANCE", "from the process")
     assert load().instance == "from the process"
@@ -245,9 +241,7 @@ def test_the_environment_is_our_own_unless_given(loaded: Loaded, monkeypatch: py
         pytest.param("spool: {path: here}\n]", {}, "spool", id="no YAML"),
     ],
 )
-def test_where_a_daemon_may_be_asked_is_told_of_a_file_that_cannot_be_used(
-    tmp_path: Path, text: str, env: dict[str, str], folder: str
-) -> None:
+def test_spool_folder_is_found_in_invalid_file(tmp_path: Path, text: str, env: dict[str, str], folder: str) -> None:
     file = tmp_path / "config.yaml"
     file.write_text(text)
     assert find_spool_folder(file, env) == tmp_path / folder

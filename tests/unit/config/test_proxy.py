@@ -29,19 +29,19 @@ HTTP = ONE + "provider: {url: http://feed.example:8000, allow_insecure: true}\n"
         pytest.param({}, None, id="none"),
     ],
 )
-def test_the_proxy_is_the_one_of_the_usual_variables(loaded: Loaded, env: dict[str, str], expected: str | None) -> None:
+def test_proxy_comes_from_environment(loaded: Loaded, env: dict[str, str], expected: str | None) -> None:
     proxy = loaded(ONE, env).proxy
     assert (proxy and proxy.get_secret_value()) == expected
 
 
-def test_plain_http_has_a_proxy_of_its_own(loaded: Loaded) -> None:
+def test_plain_http_uses_http_proxy(loaded: Loaded) -> None:
     proxy = loaded(HTTP, {"http_proxy": PROXY, "https_proxy": "http://other.example"}).proxy
     assert proxy is not None
     assert proxy.get_secret_value() == PROXY
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "LOCALHOST.", "[::1]", "127.9.9.9"])
-def test_what_stays_on_this_machine_takes_no_proxy(loaded: Loaded, host: str) -> None:
+def test_loopback_uses_no_proxy(loaded: Loaded, host: str) -> None:
     env = {"http_proxy": PROXY, "https_proxy": PROXY}
     for scheme in ("http", "https"):
         assert loaded(ONE + f'provider: {{url: "{scheme}://{host}:8000"}}\n', env).proxy is None
@@ -50,15 +50,13 @@ def test_what_stays_on_this_machine_takes_no_proxy(loaded: Loaded, host: str) ->
 @pytest.mark.parametrize(
     ("url", "says"),
     [
-        ("socks5://somebody:hunter2@proxy.example", 'names a "socks5" proxy; one of http:// or https://'),
-        ("http://somebody:hunter2@", "is not a URL that can be read"),
-        ("http://somebody:hunter2@proxy.example:port", "is not a URL that can be read"),
-        ("http://proxy.example with hunter2", "is not a URL that can be read"),
+        ("socks5://somebody:hunter2@proxy.example", 'is a "socks5" proxy; only http:// and https://'),
+        ("http://somebody:hunter2@", "is not a valid URL"),
+        ("http://somebody:hunter2@proxy.example:port", "is not a valid URL"),
+        ("http://proxy.example with hunter2", "is not a valid URL"),
     ],
 )
-def test_a_proxy_that_cannot_be_used_is_a_problem_of_its_variable_and_not_quoted(
-    refused: Refused, url: str, says: str
-) -> None:
+def test_invalid_proxy_is_reported_without_its_url(refused: Refused, url: str, says: str) -> None:
     (problem,) = refused(ONE, {"HTTPS_PROXY": url})
     assert problem.startswith(f"HTTPS_PROXY: {says}")
     assert "hunter2" not in problem
@@ -72,7 +70,7 @@ def test_a_proxy_that_cannot_be_used_is_a_problem_of_its_variable_and_not_quoted
         ("token-of-somebody@", ["token-of-somebody", base64.b64encode(b"token-of-somebody:").decode()]),
     ],
 )
-def test_what_opens_a_proxy_is_a_secret(loaded: Loaded, credentials: str, hidden: list[str]) -> None:
+def test_proxy_credentials_are_secrets(loaded: Loaded, credentials: str, hidden: list[str]) -> None:
     config = loaded(ONE, {"HTTPS_PROXY": f"http://{credentials}proxy.example"})
     assert set(hidden) == set(list_secrets(config))
     shown = f"{config!r} {render(config)} {config.model_dump(mode='json', exclude={'subscriptions'})}"

@@ -12,26 +12,26 @@ from .conftest import ONE, Loaded
 TOP = Path(__file__).parents[3]
 
 
-def test_the_shipped_configuration_is_valid_and_says_where_its_schema_is() -> None:
+def test_shipped_config_is_valid_and_names_its_schema() -> None:
     shipped = TOP / "config.yaml"
     assert shipped.read_text().splitlines()[0] == "# yaml-language-server: $schema=./config.schema.json"
     assert {one.ticker for one in load(shipped, {}).subscriptions} == {"AAPL", "TSLA", "ON", "6E_F"}
 
 
-def test_what_the_shipped_configuration_comments_out_is_the_default(folder: Path, loaded: Loaded) -> None:
+def test_commented_out_keys_of_shipped_config_are_defaults(folder: Path, loaded: Loaded) -> None:
     text = (TOP / "config.yaml").read_text()
     on = re.sub(r"(?m)^( *)# ([a-z_]+: \S.*)$", r"\1\2", text)
-    assert on.count("\n# instance") == 0, "the comments were not taken away"
+    assert on.count("\n# instance") == 0, "the comments were not removed"
     plain, spelled_out = loaded(text), loaded(on)
     assert render(plain) == render(spelled_out)
 
 
-def test_the_shipped_schema_is_the_one_that_the_program_prints() -> None:
+def test_shipped_schema_is_current() -> None:
     shipped = json.loads((TOP / "config.schema.json").read_text())
-    assert shipped == json_schema(), "write it again: ingestor config schema > config.schema.json"
+    assert shipped == json_schema(), "regenerate it: ingestor config schema > config.schema.json"
 
 
-def test_the_schema_names_and_explains_every_key_and_refuses_all_others() -> None:
+def test_schema_describes_every_key_and_forbids_others() -> None:
     definitions = json_schema()["$defs"]
     for name, section in [*definitions.items(), ("", json_schema())]:
         assert section["additionalProperties"] is False, name
@@ -41,13 +41,13 @@ def test_the_schema_names_and_explains_every_key_and_refuses_all_others() -> Non
     assert definitions["TokenConfig"]["properties"]["lifetime"]["default"] == "5h"
 
 
-def test_the_schema_takes_what_editors_read_as_numbers_and_booleans() -> None:
+def test_schema_allows_unquoted_numbers_and_booleans() -> None:
     entry = json_schema()["$defs"]["SubscriptionEntry"]["properties"]
     assert entry["tickers"]["items"]["type"] == ["string", "number", "boolean"]
     assert 4 in json_schema()["$defs"]["ProviderConfig"]["properties"]["protocol"]["enum"]
 
 
-def test_a_configuration_is_shown_as_it_is_written_and_its_secrets_are_not(loaded: Loaded) -> None:
+def test_render_uses_units_and_masks_secrets(loaded: Loaded) -> None:
     env = {"INGESTOR_PROVIDER__API_KEY": "hunter2", "INGESTOR_DATABASE__URL": "postgres://u:hunter2@h/d"}
     shown: dict[str, Any] = render(loaded(ONE + "database: {retention: {payloads: none}}", env))
     assert shown["provider"]["api_key"] == "***"
@@ -60,7 +60,7 @@ def test_a_configuration_is_shown_as_it_is_written_and_its_secrets_are_not(loade
     assert "hunter2" not in json.dumps(shown)
 
 
-def test_what_is_shown_can_be_loaded_again(loaded: Loaded) -> None:
+def test_rendered_config_can_be_loaded(loaded: Loaded) -> None:
     config = loaded(ONE + "provider: {events: [a, b]}\nspool: {sync_every: 5ms}\n")
     shown = render(config)
     del shown["provider"]["api_key"]

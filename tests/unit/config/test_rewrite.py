@@ -1,4 +1,4 @@
-"""A file that is replaced: what it keeps, and when it is left alone."""
+"""Replacing the configuration file: what it keeps, and when it is left unchanged."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def file(folder: Path) -> Path:
     return file
 
 
-def test_it_keeps_its_mode_its_owner_and_the_link_to_it(file: Path) -> None:
+def test_rewrite_keeps_mode_owner_and_symlink(file: Path) -> None:
     file.chmod(0o640)
     if os.geteuid() == 0:
         os.chown(file, 12, 34)
@@ -45,14 +45,14 @@ def test_it_keeps_its_mode_its_owner_and_the_link_to_it(file: Path) -> None:
     assert [one.name for one in real.parent.iterdir()] == ["ours.yaml"]
 
 
-def test_marks_and_line_ends_stay(file: Path) -> None:
+def test_rewrite_keeps_bom_and_line_endings(file: Path) -> None:
     file.write_bytes(b"\xef\xbb\xbfsubscriptions:\r\n- path: p\r\n")
     rewrite_file(lambda text, _: text.replace("path: p", "path: q"), file, {})
     assert file.read_bytes() == b"\xef\xbb\xbfsubscriptions:\r\n- path: q\r\n"
 
 
 @pytest.mark.parametrize("text", ["subscriptions: [{path: p, ticker: A B}]\n", "watch: perhaps\n" + NEW, ""])
-def test_what_would_be_wrong_is_not_written(file: Path, text: str) -> None:
+def test_invalid_result_is_not_written(file: Path, text: str) -> None:
     inode = file.stat().st_ino
     with pytest.raises(ConfigError):
         rewrite_file(lambda _text, _name: text, file, {})
@@ -60,24 +60,24 @@ def test_what_would_be_wrong_is_not_written(file: Path, text: str) -> None:
     assert [one.name for one in file.parent.iterdir()] == ["config.yaml"]
 
 
-def test_what_was_wrong_before_is_not_edited(file: Path) -> None:
+def test_invalid_file_is_not_edited(file: Path) -> None:
     file.write_text("watch: perhaps\n" + OLD)
     with pytest.raises(ConfigError, match="watch: is neither true nor false"):
         rewrite_file(to_new, file, {})
 
 
-def test_what_somebody_else_wrote_meanwhile_is_not_written_over(file: Path) -> None:
+def test_concurrent_change_is_not_overwritten(file: Path) -> None:
     def slowly(_text: str, _name: str) -> str:
         file.write_text(OLD + "# mine\n")
         return NEW
 
-    with pytest.raises(ConfigError, match="was changed meanwhile"):
+    with pytest.raises(ConfigError, match="was changed by somebody else"):
         rewrite_file(slowly, file, {})
     assert file.read_text() == OLD + "# mine\n"
     assert [one.name for one in file.parent.iterdir()] == ["config.yaml"]
 
 
-def test_without_a_change_nothing_is_written(file: Path) -> None:
+def test_unchanged_text_is_not_written(file: Path) -> None:
     inode = file.stat().st_ino
     rewrite_file(lambda text, _: text, file, {})
     assert file.stat().st_ino == inode
@@ -85,14 +85,14 @@ def test_without_a_change_nothing_is_written(file: Path) -> None:
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can make a file somebody else's")
 @pytest.mark.parametrize("mode", [0o555, 0o777])
-def test_who_may_not_write_or_does_not_own_it_is_told(file: Path, mode: int) -> None:
+def test_rewrite_without_permission_is_rejected(file: Path, mode: int) -> None:
     """In a folder where this user may write, the file would become theirs."""
     file.parent.chmod(mode)
     for above in file.parent.parents:
         above.chmod(above.stat().st_mode | 0o111)
     os.seteuid(65534)
     try:
-        with pytest.raises(ConfigError, match=r"cannot be replaced \((Permission|Operation) .*own the file"):
+        with pytest.raises(ConfigError, match=r"cannot be replaced \((Permission|Operation) .*run this as the owner"):
             rewrite_file(to_new, file, {})
     finally:
         os.seteuid(0)

@@ -21,7 +21,7 @@ def put(path: Path, text: str | bytes, mode: int = 0o600) -> Path:
     return path
 
 
-def test_the_key_comes_from_the_source_that_is_trusted_most(folder: Path, loaded: Loaded) -> None:
+def test_api_key_source_precedence(folder: Path, loaded: Loaded) -> None:
     def key(text: str, **env: str) -> str:
         return require_api_key(loaded(text, env)).get_secret_value()
 
@@ -34,7 +34,7 @@ def test_the_key_comes_from_the_source_that_is_trusted_most(folder: Path, loaded
     assert key(KEY_FILE, CREDENTIALS_DIRECTORY=credentials, **from_env) == "from-credential"
 
 
-def test_a_key_that_came_from_a_file_can_be_read_from_there_again(folder: Path, loaded: Loaded) -> None:
+def test_api_key_can_be_reread_from_its_file(folder: Path, loaded: Loaded) -> None:
     file = put(folder / "key", "from-file\n")
     credential = put(folder / "credentials" / "api_key", "from-credential\n", 0o444)
     from_env = {"INGESTOR_PROVIDER__API_KEY": "from-env"}
@@ -50,7 +50,7 @@ def test_a_key_that_came_from_a_file_can_be_read_from_there_again(folder: Path, 
     assert "nter2" not in str(raised.value)
 
 
-def test_the_database_url_comes_from_the_source_that_is_trusted_most(folder: Path, loaded: Loaded) -> None:
+def test_database_url_source_precedence(folder: Path, loaded: Loaded) -> None:
     def url(text: str, **env: str) -> str:
         return loaded(text, env).database.url.get_secret_value()
 
@@ -68,9 +68,7 @@ def test_the_database_url_comes_from_the_source_that_is_trusted_most(folder: Pat
 
 
 @pytest.mark.parametrize("mode", [0o640, 0o604, 0o644, 0o620, 0o602])
-def test_a_secret_file_that_others_reach_is_refused_with_the_command_that_mends_it(
-    folder: Path, loaded: Loaded, mode: int
-) -> None:
+def test_insecure_secret_file_is_rejected_with_chmod(folder: Path, loaded: Loaded, mode: int) -> None:
     key = put(folder / "key", "hunter2", mode)
     with pytest.raises(InsecureSecretFile) as raised:
         loaded(KEY_FILE)
@@ -78,16 +76,16 @@ def test_a_secret_file_that_others_reach_is_refused_with_the_command_that_mends_
     assert f"run: chmod 600 {key}" in str(raised.value)
     assert str(raised.value).startswith("config.yaml:2:26: provider.api_key_file: ")
     key.chmod(0o600)
-    assert require_api_key(loaded(KEY_FILE)).get_secret_value() == "hunter2", "the command did mend it"
+    assert require_api_key(loaded(KEY_FILE)).get_secret_value() == "hunter2", "the command fixed it"
 
 
-def test_the_command_that_mends_it_can_be_pasted(tmp_path: Path) -> None:
+def test_chmod_command_is_quoted_for_the_shell(tmp_path: Path) -> None:
     refusal = SecretFile(put(tmp_path / "my key; rm x", "hunter2", 0o644)).read()
     assert isinstance(refusal, UnusableSecret)
     assert refusal.message.endswith(f"chmod 600 '{tmp_path}/my key; rm x'")
 
 
-def test_an_exposed_secret_beside_a_mistake_is_one_more_mistake(folder: Path, refused: Refused) -> None:
+def test_insecure_secret_file_is_reported_with_other_problems(folder: Path, refused: Refused) -> None:
     put(folder / "key", "hunter2", 0o644)
     first, second = refused(KEY_FILE + "watch: perhaps\n")
     assert "chmod 600" in first
@@ -107,7 +105,7 @@ def test_an_exposed_secret_beside_a_mistake_is_one_more_mistake(folder: Path, re
         pytest.param(b"h" * (MAX_BYTES + 1), "is larger than 64 KiB", id="huge"),
     ],
 )
-def test_a_key_file_that_holds_no_key_is_refused_without_quoting_it(
+def test_invalid_key_file_is_rejected_without_its_contents(
     folder: Path, refused: Refused, content: str | bytes, says: str
 ) -> None:
     put(folder / "key", content)
@@ -117,20 +115,20 @@ def test_a_key_file_that_holds_no_key_is_refused_without_quoting_it(
     assert "hunter" not in problem
 
 
-def test_what_is_not_there_is_not_quoted_since_it_may_be_the_key_itself(refused: Refused) -> None:
+def test_missing_key_file_is_not_named_because_it_may_be_a_key(refused: Refused) -> None:
     (problem,) = refused(ONE + "provider: {api_key_file: hunter2}\n")
     assert "No such file or directory" in problem
     assert "hunter2" not in problem
 
 
-def test_a_pipe_or_a_folder_is_no_secret_file(tmp_path: Path) -> None:
+def test_pipe_or_folder_is_rejected_as_secret_file(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     refusal = SecretFile(tmp_path / "pipe").read()
-    assert refusal == UnusableSecret("is not a plain file; name the file that holds the secret")
+    assert refusal == UnusableSecret("is not a regular file; name the file that contains the secret")
     assert isinstance(SecretFile(tmp_path).read(), UnusableSecret)
 
 
-def test_a_key_in_the_document_is_refused_with_the_three_places_and_not_shown(refused: Refused) -> None:
+def test_key_in_document_is_rejected_with_alternatives(refused: Refused) -> None:
     (problem,) = refused(ONE + "provider: {api_key: hunter2}\n")
     assert problem.startswith("config.yaml:2:12: provider.api_key: does not belong")
     for place in ("provider.api_key_file", "systemd credential api_key", "INGESTOR_PROVIDER__API_KEY"):
@@ -138,36 +136,36 @@ def test_a_key_in_the_document_is_refused_with_the_three_places_and_not_shown(re
     assert "hunter2" not in problem
 
 
-def test_a_missing_key_is_a_problem_only_to_who_needs_it(loaded: Loaded) -> None:
+def test_missing_key_is_an_error_only_if_required(loaded: Loaded) -> None:
     config = loaded(ONE)
     assert config.provider.api_key is None
-    with pytest.raises(ConfigError, match=r"provider.api_key: there is none; put it into a file"):
+    with pytest.raises(ConfigError, match=r"provider.api_key: is missing; put it into a file"):
         require_api_key(config)
 
 
-def test_an_empty_variable_is_not_a_key(refused: Refused) -> None:
+def test_empty_key_variable_is_rejected(refused: Refused) -> None:
     assert refused(ONE, {"INGESTOR_PROVIDER__API_KEY": ""}) == [
         "INGESTOR_PROVIDER__API_KEY: provider.api_key: is empty; set it or unset it"
     ]
 
 
-def test_a_password_in_the_document_needs_a_private_document(loaded: Loaded, refused: Refused) -> None:
+def test_password_in_readable_document_is_rejected(loaded: Loaded, refused: Refused) -> None:
     text = ONE + 'database: {url: "postgresql://u:hunter2@h/d"}\n'
     (problem,) = refused(text)
-    assert problem.startswith("config.yaml:2:17: database.url: holds a password in a file")
+    assert problem.startswith("config.yaml:2:17: database.url: contains a password, and others can read")
     assert "database.url_file" in problem
     assert "hunter2" not in problem
     assert loaded(text, mode=0o600).database.url.get_secret_value() == "postgresql+psycopg://u:hunter2@h/d"
 
 
 @pytest.mark.parametrize("url", ["mysql://u:hunter2@h/d", "postgresql://u:hunter2#@h/d", "hunter2"])
-def test_a_bad_url_is_placed_at_the_variable_and_not_quoted(refused: Refused, url: str) -> None:
+def test_invalid_database_url_is_reported_without_its_text(refused: Refused, url: str) -> None:
     (problem,) = refused(ONE, {"INGESTOR_DATABASE__URL": url})
     assert problem.startswith("INGESTOR_DATABASE__URL: database.url: ")
     assert "hunter2" not in problem
 
 
-def test_secrets_are_in_no_text_of_a_configuration(folder: Path, loaded: Loaded) -> None:
+def test_config_text_contains_no_secret(folder: Path, loaded: Loaded) -> None:
     config = loaded(
         ONE, {"INGESTOR_PROVIDER__API_KEY": "hunter2", "INGESTOR_DATABASE__URL": "postgres://u:hunter2@h/d"}
     )
@@ -180,7 +178,7 @@ def test_secrets_are_in_no_text_of_a_configuration(folder: Path, loaded: Loaded)
         assert "hunter2" not in text
 
 
-def test_no_secret_hides_in_the_error_that_is_raised(loaded: Loaded) -> None:
+def test_error_has_no_context_with_a_secret(loaded: Loaded) -> None:
     with pytest.raises(ConfigError) as raised:
         loaded(ONE + "watch: perhaps\n", {"INGESTOR_PROVIDER__API_KEY": "hunter2"})
     assert raised.value.__context__ is None, "pydantic's own error quotes its input"

@@ -31,9 +31,9 @@ from ingestor.config.units import (
         ("2w", 1_209_600),
     ],
 )
-def test_a_duration_is_read_as_seconds(text: str, seconds: float) -> None:
+def test_parse_duration(text: str, seconds: float) -> None:
     assert parse_duration(text) == pytest.approx(seconds)
-    assert re.search(DURATION_PATTERN, text), "the schema's pattern refuses what the program takes"
+    assert re.search(DURATION_PATTERN, text), "the schema's pattern rejects what the program accepts"
 
 
 @pytest.mark.parametrize(
@@ -42,7 +42,7 @@ def test_a_duration_is_read_as_seconds(text: str, seconds: float) -> None:
         pytest.param("60", 'add one of ms, s, m, h, d: "60s" is 60 seconds', id="no unit"),
         pytest.param("1.5", "has no unit", id="a fraction without unit"),
         pytest.param("30m1h", "largest first", id="units out of order"),
-        pytest.param("1h1h", "each once", id="a unit twice"),
+        pytest.param("1h1h", "and each once", id="a unit twice"),
         pytest.param("5 min", "not a duration", id="another spelling"),
         pytest.param("-5s", "not a duration", id="negative"),
         pytest.param("5H", "not a duration", id="capital"),
@@ -53,7 +53,7 @@ def test_a_duration_is_read_as_seconds(text: str, seconds: float) -> None:
         pytest.param("5s\n", "not a duration", id="line break"),
     ],
 )
-def test_what_is_no_duration_is_refused_with_what_to_write(text: str, says: str) -> None:
+def test_invalid_duration_is_rejected_with_remedy(text: str, says: str) -> None:
     with pytest.raises(ValueError, match=re.escape(says)):
         parse_duration(text)
 
@@ -61,12 +61,12 @@ def test_what_is_no_duration_is_refused_with_what_to_write(text: str, says: str)
 @pytest.mark.parametrize(
     ("seconds", "text"), [(0, "0s"), (0.02, "20ms"), (5400, "1h30m"), (86_400, "1d"), (0.0015, "1.5ms")]
 )
-def test_a_duration_is_written_in_its_units(seconds: float, text: str) -> None:
+def test_format_duration(seconds: float, text: str) -> None:
     assert format_duration(seconds) == text
 
 
 @given(st.integers(min_value=0, max_value=10**12))
-def test_a_written_duration_reads_as_itself(milliseconds: int) -> None:
+def test_duration_round_trip(milliseconds: int) -> None:
     assert round(parse_duration(format_duration(milliseconds / 1000)) * 1000) == milliseconds
 
 
@@ -82,9 +82,9 @@ def test_a_written_duration_reads_as_itself(milliseconds: int) -> None:
         ("2TB", 2 * 10**12),
     ],
 )
-def test_a_size_is_read_as_bytes(text: str, size: int) -> None:
+def test_parse_size(text: str, size: int) -> None:
     assert parse_size(text) == size
-    assert re.search(SIZE_PATTERN, text), "the schema's pattern refuses what the program takes"
+    assert re.search(SIZE_PATTERN, text), "the schema's pattern rejects what the program accepts"
 
 
 @pytest.mark.parametrize(
@@ -96,11 +96,11 @@ def test_a_size_is_read_as_bytes(text: str, size: int) -> None:
         pytest.param("-1MB", "not a size", id="negative"),
     ],
 )
-def test_what_is_no_size_is_refused_with_what_to_write(text: str, says: str) -> None:
+def test_invalid_size_is_rejected_with_remedy(text: str, says: str) -> None:
     with pytest.raises(ValueError, match=says):
         parse_size(text)
 
 
 @given(st.integers(min_value=0, max_value=10**14))
-def test_a_written_size_reads_as_itself(size: int) -> None:
+def test_size_round_trip(size: int) -> None:
     assert parse_size(format_size(size)) == size

@@ -26,7 +26,7 @@ BASE = Path("/var/lib/ingestor")
         ("http://[::1]:8080", "http://[::1]:8080"),
     ],
 )
-def test_a_provider_url_loses_its_trailing_slash(written: str, url: str) -> None:
+def test_provider_url_is_normalized(written: str, url: str) -> None:
     assert normalize_provider_url(written) == url
 
 
@@ -35,19 +35,19 @@ def test_a_provider_url_loses_its_trailing_slash(written: str, url: str) -> None
     [
         pytest.param("wss://example.com", "write https://", id="socket scheme"),
         pytest.param("ftp://example.com", "write https://", id="other scheme"),
-        pytest.param("example.com", "is not a URL", id="no scheme"),
-        pytest.param("https://", "is not a URL", id="no host"),
-        pytest.param("https://example.com:99999", "is not a URL", id="port"),
-        pytest.param("https://[::1", "is not a URL", id="bracket"),
-        pytest.param("https://exa mple.com", "is not a URL", id="blank"),
+        pytest.param("example.com", "is not a valid URL", id="no scheme"),
+        pytest.param("https://", "is not a valid URL", id="no host"),
+        pytest.param("https://example.com:99999", "is not a valid URL", id="port"),
+        pytest.param("https://[::1", "is not a valid URL", id="bracket"),
+        pytest.param("https://exa mple.com", "is not a valid URL", id="blank"),
         pytest.param("https://example.com/?token=hunter2", "must end before", id="query"),
         pytest.param("https://example.com/#hunter2", "must end before", id="fragment"),
-        pytest.param("https://hunter2@example.com", "must not hold a user name or key", id="user"),
-        pytest.param("https://u:hunter2@example.com", "must not hold a user name or key", id="password"),
-        pytest.param("https://u:hunter2@exam ple:x", "must not hold", id="unreadable and a password"),
+        pytest.param("https://hunter2@example.com", "must not contain a user name or key", id="user"),
+        pytest.param("https://u:hunter2@example.com", "must not contain a user name or key", id="password"),
+        pytest.param("https://u:hunter2@exam ple:x", "must not contain", id="unreadable and a password"),
     ],
 )
-def test_a_provider_url_that_will_not_do_is_refused_without_quoting_it(written: str, says: str) -> None:
+def test_invalid_provider_url_is_rejected_without_quoting_it(written: str, says: str) -> None:
     with pytest.raises(ValueError, match=says) as raised:
         normalize_provider_url(written)
     assert "hunter2" not in str(raised.value)
@@ -67,7 +67,7 @@ def test_a_provider_url_that_will_not_do_is_refused_without_quoting_it(written: 
         ("0.0.0.0", False),
     ],
 )
-def test_loopback_is_this_machine_and_nothing_else(host: str, expected: bool) -> None:
+def test_is_loopback(host: str, expected: bool) -> None:
     assert is_loopback(host) is expected
 
 
@@ -81,7 +81,7 @@ def test_loopback_is_this_machine_and_nothing_else(host: str, expected: bool) ->
         ("http://[2001:db8::1]", "2001:db8::1"),
     ],
 )
-def test_plain_http_is_named_with_its_host_unless_it_stays_here(url: str, host: str | None) -> None:
+def test_find_plaintext_host(url: str, host: str | None) -> None:
     assert find_plaintext_host(url) == host
 
 
@@ -96,19 +96,19 @@ def test_plain_http_is_named_with_its_host_unless_it_stays_here(url: str, host: 
         ("postgresql+psycopg:///d?host=/run/postgresql", "postgresql+psycopg:///d?host=/run/postgresql"),
     ],
 )
-def test_a_database_url_gets_the_driver_that_is_shipped(written: str, url: str) -> None:
+def test_database_url_is_normalized(written: str, url: str) -> None:
     assert normalize_database_url(written, BASE) == url
 
 
 @pytest.mark.parametrize(
     ("written", "says"),
     [
-        pytest.param("ingestor.db", "is no database URL", id="a path"),
-        pytest.param("hunter2", "is no database URL", id="a secret alone"),
-        pytest.param("Hun ter2://x", "is no database URL", id="no scheme"),
+        pytest.param("ingestor.db", "is not a database URL", id="a path"),
+        pytest.param("hunter2", "is not a database URL", id="a secret alone"),
+        pytest.param("Hun ter2://x", "is not a database URL", id="no scheme"),
         pytest.param("mysql://u:hunter2@h/d", '"mysql" is not supported', id="MySQL"),
-        pytest.param("postgresql+psycopg2://u:hunter2@h/d", "psycopg 3 is what we ship", id="driver"),
-        pytest.param("postgresql://u:hunter2@h", "names no database", id="no database"),
+        pytest.param("postgresql+psycopg2://u:hunter2@h/d", "only psycopg 3 is included", id="driver"),
+        pytest.param("postgresql://u:hunter2@h", "has no database name", id="no database"),
         pytest.param("postgresql://u:hun#ter2@h/d", "%23 for #", id="# in the password"),
         pytest.param("postgresql://u:hunter2/x@h/d", "%2F for /", id="/ in the password"),
         pytest.param("sqlite://", "must name a file|three slashes", id="nothing"),
@@ -117,7 +117,7 @@ def test_a_database_url_gets_the_driver_that_is_shipped(written: str, url: str) 
         pytest.param("sqlite://x.db", "three slashes", id="two slashes"),
     ],
 )
-def test_a_database_url_that_will_not_do_is_refused_without_quoting_it(written: str, says: str) -> None:
+def test_invalid_database_url_is_rejected_without_quoting_it(written: str, says: str) -> None:
     with pytest.raises(ValueError, match=says) as raised:
         normalize_database_url(written, BASE)
     assert not {"hunter2", "hun#", "ter2"} & set(str(raised.value).replace('"', " ").split())
@@ -137,7 +137,7 @@ def test_a_database_url_that_will_not_do_is_refused_without_quoting_it(written: 
         ("postgresql://u@h/d?sslpassword=p", True),
     ],
 )
-def test_a_password_is_found_wherever_it_stands(url: str, expected: bool) -> None:
+def test_has_password(url: str, expected: bool) -> None:
     assert has_password(url) is expected
 
 
@@ -161,13 +161,11 @@ def test_a_password_is_found_wherever_it_stands(url: str, expected: bool) -> Non
         pytest.param("u@/d?host=/run/postgresql", None, id="a socket"),
     ],
 )
-def test_a_database_elsewhere_that_may_be_spoken_to_without_tls_is_found(
-    rest: str, found: tuple[str, str] | None
-) -> None:
+def test_find_unencrypted_host(rest: str, found: tuple[str, str] | None) -> None:
     assert find_unencrypted_host(f"postgresql+psycopg://{rest}", {}) == found
 
 
-def test_the_drivers_own_variables_count_where_a_database_url_is_silent() -> None:
+def test_find_unencrypted_host_uses_libpq_variables() -> None:
     url = "postgresql+psycopg://u@/d"
     assert find_unencrypted_host(url, {"PGHOST": "db.example"}) == ("db.example", "prefer")
     assert find_unencrypted_host(url, {"PGHOST": "db.example", "PGSSLMODE": "require"}) is None
@@ -185,5 +183,5 @@ def test_the_drivers_own_variables_count_where_a_database_url_is_silent() -> Non
         ("postgresql+psycopg://u:hunter2@[h/d", "***"),
     ],
 )
-def test_a_database_url_is_shown_without_its_password(url: str, shown: str) -> None:
+def test_mask_url(url: str, shown: str) -> None:
     assert mask_url(url) == shown

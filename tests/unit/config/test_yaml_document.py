@@ -1,12 +1,13 @@
 from __future__ import annotations
 
+import re
 import time
 
 import pytest
 import yaml
 
 from ingestor.config import yaml_document
-from ingestor.config.yaml_document import MAX_BYTES, parse_yaml
+from ingestor.config.yaml_document import MAX_BYTES, MAX_DEPTH, parse_yaml
 from ingestor.errors import ConfigError
 
 LOADERS = [pytest.param(yaml.CSafeLoader, id="libyaml"), pytest.param(yaml.SafeLoader, id="pure Python")]
@@ -14,7 +15,7 @@ LOADERS = [pytest.param(yaml.CSafeLoader, id="libyaml"), pytest.param(yaml.SafeL
 
 @pytest.fixture(params=LOADERS, autouse=True)
 def loader(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Either parser: libyaml is not built in everywhere."""
+    """Test with both parsers: not every build of PyYAML has libyaml."""
     monkeypatch.setattr(yaml_document, "_LOADER", request.param)
 
 
@@ -29,7 +30,7 @@ def failure(raw: bytes | str) -> str:
     "text",
     ["ON", "NO", "TRUE", "007", "1E5", "2024-01-01", "12:30:45", "NULL", "0x1F", "1_000", ".5", "y"],
 )
-def test_every_scalar_is_the_text_that_was_written(text: str) -> None:
+def test_scalar_stays_text(text: str) -> None:
     assert parse_yaml(f"a: {text}\nb: [{text}]\n{text}: c".encode(), "c.yaml").value == {
         "a": text,
         "b": [text],
@@ -37,12 +38,12 @@ def test_every_scalar_is_the_text_that_was_written(text: str) -> None:
     }
 
 
-def test_nothing_is_null_only_where_it_is_not_quoted() -> None:
+def test_null_is_none_unless_quoted() -> None:
     read = parse_yaml(b"a:\nb: ~\nc: null\nd: ''\ne: 'null'\nf: \"~\"\ng: !!str null", "c.yaml")
     assert read.value == {"a": None, "b": None, "c": None, "d": "", "e": "null", "f": "~", "g": "null"}
 
 
-def test_every_value_and_key_knows_its_place() -> None:
+def test_values_and_keys_know_their_location() -> None:
     read = parse_yaml("# é\na: 1\nb:\n  - c: x\n    ü: [y, z]\n".encode(), "c.yaml")
     assert read.location_of(("a",)) == "c.yaml:2:4"
     assert read.location_of(("b", 0, "c")) == "c.yaml:4:8"
@@ -51,7 +52,7 @@ def test_every_value_and_key_knows_its_place() -> None:
     assert read.location_of(("b", 0, "missing", "deeper")) == "c.yaml:4:5", "placed where it belongs"
 
 
-def test_an_alias_stands_for_what_its_anchor_holds() -> None:
+def test_alias_has_value_and_location_of_its_anchor() -> None:
     read = parse_yaml(b"a: &t [X, Y]\nb: *t\nc: {d: *t}", "c.yaml")
     assert read.value == {"a": ["X", "Y"], "b": ["X", "Y"], "c": {"d": ["X", "Y"]}}
     assert read.location_of(("c", "d", 1)) == "c.yaml:1:11", "where the text is written"
@@ -60,20 +61,20 @@ def test_an_alias_stands_for_what_its_anchor_holds() -> None:
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        pytest.param("a: 1\nb: 2\na: 3", 'c.yaml:3:1: the key "a" stands already in line 1', id="key twice"),
-        pytest.param("a: {b: 1, b: 2}", 'c.yaml:1:11: the key "b" stands already', id="key twice in braces"),
-        pytest.param("? [x]\n: 1", "c.yaml:1:3: a key must be one text", id="a list as key"),
-        pytest.param("<<: {a: 1}", "c.yaml:1:1: merge keys (<<) are not used", id="merge key"),
-        pytest.param("a: !include x", "c.yaml:1:4: YAML tags (!name) are not used", id="tag"),
+        pytest.param("a: 1\nb: 2\na: 3", 'c.yaml:3:1: duplicate key "a", first in line 1', id="key twice"),
+        pytest.param("a: {b: 1, b: 2}", 'c.yaml:1:11: duplicate key "b", first in line 1', id="key twice in braces"),
+        pytest.param("? [x]\n: 1", "c.yaml:1:3: a key must be a single text", id="a list as key"),
+        pytest.param("<<: {a: 1}", "c.yaml:1:1: merge keys (<<) are not supported", id="merge key"),
+        pytest.param("a: !include x", "c.yaml:1:4: YAML tags (!name) are not supported", id="tag"),
         pytest.param("a: !!binary aGk=", "c.yaml:1:4: YAML tags", id="YAML's own tag"),
     ],
 )
-def test_a_problem_that_hides_nothing_else_is_kept_for_later(text: str, expected: str) -> None:
+def test_minor_problem_does_not_stop_parsing(text: str, expected: str) -> None:
     (problem,) = parse_yaml(text.encode(), "c.yaml").problems
     assert str(problem).startswith(expected)
 
 
-def test_of_two_equal_keys_the_first_counts() -> None:
+def test_first_of_duplicate_keys_counts() -> None:
     assert parse_yaml(b"a: 1\na: 2", "c.yaml").value == {"a": "1"}
 
 
@@ -82,53 +83,57 @@ def test_of_two_equal_keys_the_first_counts() -> None:
     [
         pytest.param(b"", "c.yaml: is empty; `ingestor init`", id="empty"),
         pytest.param(b"# only this\n", "c.yaml: is empty", id="comments only"),
-        pytest.param(b"- a", "c.yaml:1:1: must be a mapping at the top", id="a list at the top"),
-        pytest.param(b"~", "c.yaml:1:1: must be a mapping at the top", id="nothing at the top"),
-        pytest.param(b"a: 1\nb:\n\t- x", "c.yaml:3:1: a tab stands where", id="tab"),
+        pytest.param(b"- a", "c.yaml:1:1: must be a mapping at the top level", id="a list at the top"),
+        pytest.param(b"~", "c.yaml:1:1: must be a mapping at the top level", id="nothing at the top"),
+        pytest.param(b"a: 1\nb:\n\t- x", "c.yaml:3:1: a tab is used for indentation", id="tab"),
         pytest.param(b"a: b\n---\nc: d", "c.yaml:2:1: a second document begins", id="two documents"),
-        pytest.param("a: é".encode("latin-1"), "c.yaml:1:4: is not UTF-8 text", id="Latin-1"),
-        pytest.param("a: é".encode("utf-16"), "c.yaml:1:1: is not UTF-8 text", id="UTF-16"),
-        pytest.param("é: 1\na: é\x07".encode(), "c.yaml:2:5: holds the control character", id="control"),
-        pytest.param(b"a: \0", "c.yaml:1:4: holds the control character U+0000", id="NUL"),
-        pytest.param(b"a: 'x", "c.yaml:1:6: a quote is opened and not closed", id="open quote"),
-        pytest.param(b"a: b: c", 'c.yaml:1:5: a ":" is not expected here', id="stray colon"),
+        pytest.param("a: é".encode("latin-1"), "c.yaml:1:4: is not UTF-8; save", id="Latin-1"),
+        pytest.param("a: é".encode("utf-16"), "c.yaml:1:1: is not UTF-8; save", id="UTF-16"),
+        pytest.param("é: 1\na: é\x07".encode(), "c.yaml:2:5: contains the control character", id="control"),
+        pytest.param(b"a: \0", "c.yaml:1:4: contains the control character U+0000", id="NUL"),
+        pytest.param(b"a: 'x", "c.yaml:1:6: a quote is not closed", id="open quote"),
+        pytest.param(b"a: b: c", 'c.yaml:1:5: unexpected ":"', id="stray colon"),
         pytest.param(b"a: @x", "c.yaml:1:4: a text cannot begin with this character", id="reserved"),
-        pytest.param(b"a: {x: &a [*a]}", "c.yaml:1:12: an alias (*name) without", id="endless alias"),
-        pytest.param(b"a:\n  b: 1\n c: 2", "c.yaml:3:2: the indentation does not fit", id="indentation"),
+        pytest.param(b"a: {x: &a [*a]}", "c.yaml:1:12: an alias (*name) has no anchor", id="endless alias"),
+        pytest.param(b"a:\n  b: 1\n c: 2", "c.yaml:3:2: the indentation does not match", id="indentation"),
         pytest.param(b"a" * (MAX_BYTES + 1), "c.yaml: is larger than 16 MiB", id="huge"),
     ],
 )
-def test_what_cannot_be_read_is_said_with_its_place(raw: bytes, expected: str) -> None:
+def test_unreadable_file_is_reported_with_location(raw: bytes, expected: str) -> None:
     assert failure(raw).startswith(expected)
 
 
-def test_brackets_left_open_name_the_line_where_they_began() -> None:
+def test_open_bracket_is_reported_with_its_first_line() -> None:
     assert failure("a: [1,\n  2\nb: 3").endswith("(begun in line 1)")
 
 
 @pytest.mark.parametrize("text", ["a: *hunter2", "a: !hunter2!x y"])
-def test_a_text_that_yaml_takes_for_its_own_is_not_quoted_back(text: str) -> None:
+def test_error_does_not_quote_alias_or_tag(text: str) -> None:
     assert "hunter2" not in failure(text)
 
 
-@pytest.mark.parametrize("opening", ["[", "- ", "{a: ", "? "])
-def test_deep_nesting_is_refused_at_once(opening: str) -> None:
-    began = time.monotonic()
-    assert "deep; the configuration needs four" in failure(opening * 100_000)
-    assert time.monotonic() - began < 5, "libyaml alone takes a minute, or the whole process with it"
+@pytest.mark.parametrize(("opening", "column"), [("[", 18), ("- ", 35), ("{a: ", 66), ("? ", 35)])
+def test_deep_nesting_is_rejected_with_location(opening: str, column: int) -> None:
+    message = "is nested more than 16 levels deep; the configuration needs four"
+    assert failure(opening * (MAX_DEPTH + 2)) == f"c.yaml:1:{column}: {message}"
+    start = time.monotonic()
+    found = re.fullmatch(rf"c\.yaml:1:(\d+): {message}", failure(opening * 100_000))
+    assert time.monotonic() - start < 5, "libyaml alone takes a minute, or crashes the process"
+    # Since PyYAML 6.0.4, libyaml has a limit of its own, and stops there before we see an event.
+    assert found and int(found[1]) >= column
 
 
-def test_a_few_aliases_that_stand_for_billions_are_refused() -> None:
+def test_alias_bomb_is_rejected() -> None:
     lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
     lines += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, 10)]
     assert "aliases stand for too many values" in failure("\n".join(lines))
 
 
-def test_a_byte_order_mark_is_no_part_of_the_first_key() -> None:
+def test_byte_order_mark_is_skipped() -> None:
     assert parse_yaml(b"\xef\xbb\xbfa: 1", "c.yaml").value == {"a": "1"}
 
 
-def test_no_text_of_the_file_hides_in_the_error_that_is_raised() -> None:
+def test_error_has_no_context_that_quotes_the_file() -> None:
     with pytest.raises(ConfigError) as raised:
         parse_yaml(b"key: hunter2\nbad: 'x", "c.yaml")
     assert raised.value.__context__ is None, "the parser's own error quotes the file"

@@ -13,42 +13,42 @@ KEY = 'k/3y"with+odd=signs'
 
 
 @pytest.fixture
-def scrub() -> Redactor:
-    one = Redactor()
-    one.add(KEY)
-    return one
+def known_key() -> Redactor:
+    redactor = Redactor()
+    redactor.add(KEY)
+    return redactor
 
 
 @pytest.mark.parametrize(
-    "spelling",
+    "encoded",
     [
-        pytest.param(KEY, id="as it is"),
-        pytest.param("k%2F3y%22with%2Bodd%3Dsigns", id="quoted in a query"),
-        pytest.param("k/3y%22with%2Bodd%3Dsigns", id="quoted in a path"),
-        pytest.param('k/3y\\"with+odd=signs', id="in JSON"),
-        pytest.param(base64.b64encode(f"{KEY}:".encode()).decode(), id="in a Basic header"),
+        pytest.param(KEY, id="plain"),
+        pytest.param("k%2F3y%22with%2Bodd%3Dsigns", id="URL query"),
+        pytest.param("k/3y%22with%2Bodd%3Dsigns", id="URL path"),
+        pytest.param('k/3y\\"with+odd=signs', id="JSON"),
+        pytest.param(base64.b64encode(f"{KEY}:".encode()).decode(), id="Basic header"),
     ],
 )
-def test_a_known_secret_is_masked_in_every_spelling(scrub: Redactor, spelling: str) -> None:
-    assert scrub.scrub(f"before <{spelling}> after") == "before <***> after"
+def test_scrub_masks_known_secret_in_every_encoding(known_key: Redactor, encoded: str) -> None:
+    assert known_key.scrub(f"before <{encoded}> after") == "before <***> after"
 
 
 @pytest.mark.parametrize(
     ("text", "clean"),
     [
-        pytest.param(f"got {JWT}.", "got ***.", id="a token"),
-        pytest.param(f"got {JWT[:30]}", "got ***", id="a token cut off"),
-        pytest.param(f"%22{JWT}%22", "%22***%22", id="a quoted token"),
-        pytest.param("/socket.io/?token=opaque&EIO=4", "/socket.io/?token=***&EIO=4", id="a query value"),
-        pytest.param("x?token%3Dopaque&y", "x?token%3D***&y", id="a quoted query"),
-        pytest.param('{"token": "opaque"}', '{"token": "***"}', id="a JSON answer"),
-        pytest.param('{\\"token\\":\\"opaque\\"}', '{\\"token\\":\\"***\\"}', id="a JSON answer inside JSON"),
-        pytest.param("Authorization: Basic a2V5Og==", "Authorization: Basic ***", id="a header"),
-        pytest.param("{'Authorization': 'Basic a2V5Og=='}", "{'Authorization': 'Basic ***'}", id="a dict"),
-        pytest.param("pg://me:p@ss:w0rd@db/x", "pg://me:***@db/x", id="a password in a URL"),
+        pytest.param(f"got {JWT}.", "got ***.", id="token"),
+        pytest.param(f"got {JWT[:30]}", "got ***", id="truncated token"),
+        pytest.param(f"%22{JWT}%22", "%22***%22", id="quoted token"),
+        pytest.param("/socket.io/?token=opaque&EIO=4", "/socket.io/?token=***&EIO=4", id="query value"),
+        pytest.param("x?token%3Dopaque&y", "x?token%3D***&y", id="quoted query"),
+        pytest.param('{"token": "opaque"}', '{"token": "***"}', id="JSON"),
+        pytest.param('{\\"token\\":\\"opaque\\"}', '{\\"token\\":\\"***\\"}', id="JSON inside JSON"),
+        pytest.param("Authorization: Basic a2V5Og==", "Authorization: Basic ***", id="header"),
+        pytest.param("{'Authorization': 'Basic a2V5Og=='}", "{'Authorization': 'Basic ***'}", id="dict"),
+        pytest.param("pg://me:p@ss:w0rd@db/x", "pg://me:***@db/x", id="password in a URL"),
     ],
 )
-def test_what_looks_like_a_secret_is_masked_whoever_wrote_it(text: str, clean: str) -> None:
+def test_scrub_masks_text_that_matches_a_pattern(text: str, clean: str) -> None:
     assert Redactor().scrub(text) == clean
 
 
@@ -62,59 +62,59 @@ def test_what_looks_like_a_secret_is_masked_whoever_wrote_it(text: str, clean: s
         "",
     ],
 )
-def test_ordinary_text_is_left_alone(scrub: Redactor, text: str) -> None:
-    assert scrub.scrub(text) == text
+def test_scrub_keeps_ordinary_text(known_key: Redactor, text: str) -> None:
+    assert known_key.scrub(text) == text
 
 
-def test_a_secret_inside_a_longer_one_does_not_leave_the_rest_behind() -> None:
-    one = Redactor()
-    one.add("secret")
-    one.add("secret-and-more")
-    assert one.scrub("secret-and-more") == "***"
+def test_scrub_masks_longer_secret_that_contains_another() -> None:
+    redactor = Redactor()
+    redactor.add("secret")
+    redactor.add("secret-and-more")
+    assert redactor.scrub("secret-and-more") == "***"
 
 
-def test_a_forgotten_secret_is_no_longer_masked_by_value(scrub: Redactor) -> None:
-    scrub.forget(KEY)
-    scrub.forget("never added")
-    assert scrub.scrub(KEY) == KEY
+def test_removed_secret_is_no_longer_masked(known_key: Redactor) -> None:
+    known_key.remove(KEY)
+    known_key.remove("never added")
+    assert known_key.scrub(KEY) == KEY
 
 
-def test_a_secret_added_twice_stays_masked_until_both_have_forgotten_it(scrub: Redactor) -> None:
-    scrub.add(KEY)
-    scrub.forget(KEY)
-    assert scrub.scrub(KEY) == "***"
+def test_secret_added_twice_is_masked_until_removed_twice(known_key: Redactor) -> None:
+    known_key.add(KEY)
+    known_key.remove(KEY)
+    assert known_key.scrub(KEY) == "***"
 
 
-def test_a_secret_of_three_characters_is_not_masked_by_value(scrub: Redactor) -> None:
-    scrub.add("abc")
-    assert scrub.scrub("abcdef") == "abcdef"
+def test_secret_of_three_characters_is_not_masked(known_key: Redactor) -> None:
+    known_key.add("abc")
+    assert known_key.scrub("abcdef") == "abcdef"
 
 
-def test_a_secret_that_no_encoding_likes_is_still_masked(scrub: Redactor) -> None:
-    scrub.add("odd\udcffbytes")
-    assert scrub.scrub("an odd\udcffbytes key") == "an *** key"
+def test_secret_with_surrogates_is_masked(known_key: Redactor) -> None:
+    known_key.add("odd\udcffbytes")
+    assert known_key.scrub("an odd\udcffbytes key") == "an *** key"
 
 
-def test_the_redactor_itself_tells_nothing(scrub: Redactor) -> None:
-    assert KEY not in repr(scrub)
+def test_repr_does_not_contain_secrets(known_key: Redactor) -> None:
+    assert KEY not in repr(known_key)
     assert isinstance(redactor, Redactor)
 
 
-def test_secrets_may_be_added_while_others_scrub(scrub: Redactor) -> None:
-    threads = [threading.Thread(target=scrub.add, args=(f"secret number {i}",)) for i in range(50)]
+def test_add_is_safe_while_other_threads_scrub(known_key: Redactor) -> None:
+    threads = [threading.Thread(target=known_key.add, args=(f"secret number {i}",)) for i in range(50)]
     for thread in threads:
         thread.start()
     while any(thread.is_alive() for thread in threads):
-        assert scrub.scrub(KEY) == "***"
+        assert known_key.scrub(KEY) == "***"
     for thread in threads:
         thread.join()
-    assert scrub.scrub("secret number 49") == "***"
+    assert known_key.scrub("secret number 49") == "***"
 
 
 @pytest.mark.parametrize(
-    "said", ['token=abcdefgh"', 'Authorization: Basic abcdefgh"', "u://u:pass\\word@h", '"token": "abcdefgh"']
+    "text", ['token=abcdefgh"', 'Authorization: Basic abcdefgh"', "u://u:pass\\word@h", '"token": "abcdefgh"']
 )
-def test_what_is_scrubbed_out_of_json_leaves_json(said: str) -> None:
-    text = Redactor().scrub(json.dumps([said, "next"]))
-    assert "abcdefgh" not in text
-    assert json.loads(text)[1] == "next"
+def test_scrubbed_json_is_still_json(text: str) -> None:
+    scrubbed = Redactor().scrub(json.dumps([text, "next"]))
+    assert "abcdefgh" not in scrubbed
+    assert json.loads(scrubbed)[1] == "next"

@@ -1,4 +1,4 @@
-"""The commit as it is read from a real repository, in each way in which git keeps it."""
+"""Reading the commit from a real repository, in each form in which git stores it."""
 
 from __future__ import annotations
 
@@ -24,13 +24,18 @@ def repository(tmp_path: Path) -> Path:
 
 
 def git(folder: Path, *arguments: str) -> str:
-    who = ("-c", "user.name=a", "-c", "user.email=a@b", "-c", "commit.gpgsign=false")
+    identity = ("-c", "user.name=a", "-c", "user.email=a@b", "-c", "commit.gpgsign=false")
     return subprocess.run(
-        ["git", *who, *arguments], cwd=folder, env={"PATH": "/usr/bin:/bin"}, check=True, capture_output=True, text=True
+        ["git", *identity, *arguments],
+        cwd=folder,
+        env={"PATH": "/usr/bin:/bin"},
+        check=True,
+        capture_output=True,
+        text=True,
     ).stdout.strip()
 
 
-def test_a_branch_a_packed_one_a_worktree_and_no_branch_at_all(repository: Path, tmp_path: Path) -> None:
+def test_commit_is_read_from_branch_pack_worktree_and_detached(repository: Path, tmp_path: Path) -> None:
     first = git(repository, "rev-parse", "HEAD")[:COMMIT_DIGITS]
     assert checkout_commit(repository) == first
     git(repository, "pack-refs", "--all")
@@ -48,7 +53,7 @@ def test_a_branch_a_packed_one_a_worktree_and_no_branch_at_all(repository: Path,
 
 
 @pytest.mark.parametrize("head", [None, "", "ref: refs/heads/none", "<html>", "ref: ../../../secret", b"\xff"])
-def test_where_nothing_can_be_read_nothing_is_said(tmp_path: Path, head: str | bytes | None) -> None:
+def test_commit_is_empty_if_repository_cannot_be_read(tmp_path: Path, head: str | bytes | None) -> None:
     if head is not None:
         (tmp_path / ".git").mkdir()
         (tmp_path / ".git" / "HEAD").write_bytes(head.encode() if isinstance(head, str) else head)

@@ -109,7 +109,7 @@ def test_database_error_is_reported_without_secrets() -> None:
     try:
         assert wait_for(CoverageCache(read), lambda body: body["error"])["error"] == "no route for ***"
     finally:
-        redactor.forget("a-password-to-mask")
+        redactor.remove("a-password-to-mask")
 
 
 def test_feeds_with_the_worst_coverage_are_shown() -> None:

@@ -32,7 +32,7 @@ def _restore_logging() -> Iterator[None]:
     hooks = sys.excepthook, threading.excepthook, sys.unraisablehook
     redactor.add(SECRET)
     yield
-    redactor.forget(SECRET)
+    redactor.remove(SECRET)
     sys.excepthook, threading.excepthook, sys.unraisablehook = hooks
     logging.captureWarnings(False)
     structlog.reset_defaults()

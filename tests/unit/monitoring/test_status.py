@@ -28,7 +28,7 @@ SECRET = "a-key-to-mask"
 def secret() -> Iterator[str]:
     redactor.add(SECRET)
     yield SECRET
-    redactor.forget(SECRET)
+    redactor.remove(SECRET)
 
 
 def test_status_survives_the_round_trip_through_json() -> None:

@@ -12,10 +12,10 @@ from ingestor.provider.socket.protocol import ProtocolVersion, classify, socketi
         pytest.param(b'0{"sid":"a","upgrades":["websocket"]}', ProtocolVersion.SOCKET_IO_4, id="3.x and 4.x"),
         pytest.param(b'97:0{"sid":"a"}2:40', ProtocolVersion.SOCKET_IO_2, id="2.x"),
         pytest.param(b'\x00\x09\x07\xff0{"sid":"a"}', ProtocolVersion.SOCKET_IO_2, id="1.x"),
-        pytest.param(b'\x00\x01\x00\x05\xff0{"sid"', ProtocolVersion.SOCKET_IO_2, id="1.x, longer and cut"),
+        pytest.param(b'\x00\x01\x00\x05\xff0{"sid"', ProtocolVersion.SOCKET_IO_2, id="1.x, truncated"),
     ],
 )
-def test_a_generation_is_known_by_its_first_bytes(body: bytes, version: ProtocolVersion) -> None:
+def test_classify_detects_version_by_first_bytes(body: bytes, version: ProtocolVersion) -> None:
     assert classify(200, body) is version
 
 
@@ -23,9 +23,9 @@ def test_a_generation_is_known_by_its_first_bytes(body: bytes, version: Protocol
     ("status", "body", "error", "words"),
     [
         pytest.param(200, b"Welcome to socket.io.", ProtocolUnsupported, "0.9", id="0.9"),
-        pytest.param(200, b"<html>", ProtocolUnsupported, "check provider.url", id="a web site"),
-        pytest.param(200, b"", ProtocolUnsupported, "check provider.url", id="nothing"),
-        pytest.param(404, b"Cannot GET", ProtocolUnsupported, "check provider.url", id="not there"),
+        pytest.param(200, b"<html>", ProtocolUnsupported, "check provider.url", id="web site"),
+        pytest.param(200, b"", ProtocolUnsupported, "check provider.url", id="empty body"),
+        pytest.param(404, b"Cannot GET", ProtocolUnsupported, "check provider.url", id="404"),
         pytest.param(
             400, b'{"code":0,"message":"Transport unknown"}', ProtocolUnsupported, "provider.protocol", id="no polling"
         ),
@@ -35,13 +35,13 @@ def test_a_generation_is_known_by_its_first_bytes(body: bytes, version: Protocol
         pytest.param(301, b"", ConnectionFailed, "301", id="redirect"),
     ],
 )
-def test_any_other_answer_says_what_to_do(status: int, body: bytes, error: type[ConnectionFailed], words: str) -> None:
+def test_classify_raises_for_other_bodies(status: int, body: bytes, error: type[ConnectionFailed], words: str) -> None:
     with pytest.raises(error, match=words) as caught:
         classify(status, body)
     assert type(caught.value) is error
 
 
-def test_an_answer_that_repeats_the_token_is_shown_without_it() -> None:
+def test_classify_masks_token_in_error() -> None:
     with pytest.raises(ConnectionRefused) as caught:
         classify(403, b"bad token eyJhbGciOiJIUzI1NiJ9.eyJhcGkiOiJzZWNyZXQifQ.c2ln")
     assert "eyJ" not in str(caught.value)
@@ -55,5 +55,5 @@ def test_an_answer_that_repeats_the_token_is_shown_without_it() -> None:
         ("https://host:8443/api/v1", "api/v1/socket.io"),
     ],
 )
-def test_socket_io_lives_under_the_root_that_was_configured(url: str, path: str) -> None:
+def test_socketio_path_is_under_configured_root(url: str, path: str) -> None:
     assert socketio_path(url) == path

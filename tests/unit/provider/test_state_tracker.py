@@ -59,7 +59,7 @@ class World:
         self.subscriptions = {subscription.key: subscription for subscription in subscriptions}
         self.states = SubscriptionStates(self.facts.append)
         self.tracker = StateTracker(SETTINGS, self.subscriptions, self.states, SILENCE_SECONDS)
-        self.tracker.add(self.subscriptions, "not yet connected", at(0))
+        self.states.apply("added", self.subscriptions, {}, us(0))
 
     def follow(self, name: str, seconds: float) -> FakeSession:
         """Use a new session that has no answers yet."""
@@ -88,6 +88,9 @@ class World:
     def receive(self, first: float, last: float, now: float, *subscriptions: Subscription) -> None:
         spans = {self.tracker.channels[one.key]: ActivitySpan(us(first), us(last)) for one in subscriptions}
         self.tracker.note_activity(spans, at(now))
+
+    def disconnect(self, seconds: float, since: float) -> None:
+        self.states.apply("disconnected", self.subscriptions, {}, us(seconds), us(since))
 
     def state(self, subscription: Subscription) -> str:
         current = self.states[subscription.key]
@@ -174,7 +177,7 @@ def test_new_connection_makes_unanswered_subscriptions_pending() -> None:
     session = world.live()
     del session.acknowledged[ON.key]
     world.tracker.detach(at(2))
-    world.tracker.set_all("disconnected", {"reason": "reset"}, at(2), us(1.5), kind="disconnected")
+    world.disconnect(2, since=1.5)
     assert [world.since(one) for one in (AAPL, TSLA, ON)] == [1.5] * 3
     second = FakeSession(FakeConnection("second"), {AAPL.key: us(3)}, {TSLA.key: "not yours"})
     world.use(second, 4)
@@ -290,7 +293,7 @@ def test_nothing_is_silent_without_a_session() -> None:
     world = World(AAPL)
     world.live()
     world.tracker.detach(at(2))
-    world.tracker.set_all("disconnected", {}, at(2), kind="disconnected")
+    world.disconnect(2, since=1.5)
     assert world.tracker.detect_silence(1000, at(1000), 0.5) == []
     assert world.state(AAPL) == "disconnected"
 
@@ -370,7 +373,7 @@ def test_connection_that_ends_unconfirmed_was_not_live_again(meanwhile: Callable
     session.connection.alive = False
     meanwhile(world, session)
     world.tracker.detach(at(50.2))
-    world.tracker.set_all("disconnected", {}, at(50.2), us(20), kind="disconnected")
+    world.disconnect(50.2, since=20)
     assert [fact.state for fact in world.facts if fact.state] == ["pending", "live", "silent", "disconnected"]
     assert world.tracker.timer_boottime is None
 

@@ -88,16 +88,16 @@ def test_crashed_and_lost_are_set_elsewhere() -> None:
 
 
 def test_apply_records_one_fact_for_all_keys(states: SubscriptionStates, facts: list[Fact]) -> None:
-    states.apply("added", [A, B], {}, 1, kind="pending")
-    states.apply("acknowledged", [A, B], {"reason": "x"}, 9, 7, kind="subscribed")
+    states.apply("added", [A, B], {}, 1)
+    states.apply("acknowledged", [A, B], {"reason": "x"}, 9, 7)
     assert facts[1] == Fact("subscribed", 9, {"reason": "x"}, "live", (A, B), 7)
 
 
 def test_apply_names_only_the_keys_that_change(states: SubscriptionStates, facts: list[Fact]) -> None:
-    states.apply("added", [A, B], {}, 1, kind="pending")
-    states.apply("acknowledged", [A], {}, 8, 7, kind="subscribed")
+    states.apply("added", [A, B], {}, 1)
+    states.apply("acknowledged", [A], {}, 8, 7)
     assert states.affected("acknowledged", [A, B]) == [B]
-    states.apply("acknowledged", [A, B], {}, 10, 9, kind="subscribed")
+    states.apply("acknowledged", [A, B], {}, 10, 9)
     assert facts[2].subscriptions == (B,)
     assert states.in_state("live", [A, B]) == [A, B]
     current = states[A]
@@ -106,7 +106,7 @@ def test_apply_names_only_the_keys_that_change(states: SubscriptionStates, facts
 
 
 def test_repeated_event_is_recorded_without_a_state(states: SubscriptionStates, facts: list[Fact]) -> None:
-    states.apply("added", [A], {}, 1, kind="pending")
+    states.apply("added", [A], {}, 1)
     states.apply("disconnected", [A], {}, 2, 2, kind="connect_failed")
     states.apply("disconnected", [A], {}, 3, 3, kind="connect_failed")
     assert [(fact.state, fact.subscriptions, fact.since_us) for fact in facts[1:]] == [
@@ -116,9 +116,9 @@ def test_repeated_event_is_recorded_without_a_state(states: SubscriptionStates, 
 
 
 def test_state_never_ends_before_it_began(states: SubscriptionStates, facts: list[Fact]) -> None:
-    states.apply("added", [A, B], {}, 1, kind="pending")
-    states.apply("acknowledged", [A], {}, 60, 10, kind="subscribed")
-    states.apply("acknowledged", [B], {}, 60, 50, kind="subscribed")
+    states.apply("added", [A, B], {}, 1)
+    states.apply("acknowledged", [A], {}, 60, 10)
+    states.apply("acknowledged", [B], {}, 60, 50)
     states.apply("disconnected", [A, B], {}, 70, 20, kind="disconnected")
     assert [(fact.state, fact.subscriptions, fact.since_us) for fact in facts[3:]] == [("disconnected", (A, B), 20)]
     a, b = states[A], states[B]
@@ -128,16 +128,16 @@ def test_state_never_ends_before_it_began(states: SubscriptionStates, facts: lis
 
 
 def test_forgotten_subscription_is_new_again(states: SubscriptionStates) -> None:
-    states.apply("stopped", [A], {}, 1, kind="stopped")
+    states.apply("stopped", [A], {}, 1)
     states.forget([A])
     assert states[A] is None
-    states.apply("added", [A], {}, 2, kind="pending")
+    states.apply("added", [A], {}, 2)
     assert states.in_state("pending", [A]) == [A]
 
 
 def test_record_all_repeats_every_state_as_of_now(states: SubscriptionStates, facts: list[Fact]) -> None:
-    states.apply("added", [A, B], {}, 1, kind="pending")
-    states.apply("acknowledged", [B], {}, 2, kind="subscribed")
+    states.apply("added", [A, B], {}, 1)
+    states.apply("acknowledged", [B], {}, 2)
     states.record_all(5)
     repeated = [(fact.kind, fact.at_us, fact.state, fact.subscriptions, fact.since_us) for fact in facts[2:]]
     assert repeated == [("restated", 5, "pending", (A,), None), ("restated", 5, "live", (B,), None)]

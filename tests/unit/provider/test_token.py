@@ -25,40 +25,38 @@ def jwt(claims: Any) -> str:
 @pytest.mark.parametrize(
     ("claims", "date", "seconds"),
     [
-        pytest.param({"iat": 1000, "exp": 4600}, None, 3600, id="exp less iat, as was once printed"),
-        pytest.param({"iat": 1000, "exp": 4600}, DATE, 3600, id="exp less iat, whatever the server's clock says"),
-        pytest.param({"exp": DATE_EPOCH + 60}, DATE, 60, id="exp less the reply's date"),
-        pytest.param({"exp": DATE_EPOCH + 60}, None, CONFIGURED, id="exp, but no date"),
-        pytest.param({"exp": DATE_EPOCH + 60}, "yesterday", CONFIGURED, id="exp, but no date that can be read"),
+        pytest.param({"iat": 1000, "exp": 4600}, None, 3600, id="exp minus iat"),
+        pytest.param({"iat": 1000, "exp": 4600}, DATE, 3600, id="exp minus iat, despite a Date"),
+        pytest.param({"exp": DATE_EPOCH + 60}, DATE, 60, id="exp minus Date"),
+        pytest.param({"exp": DATE_EPOCH + 60}, None, CONFIGURED, id="exp without Date"),
+        pytest.param({"exp": DATE_EPOCH + 60}, "yesterday", CONFIGURED, id="exp with invalid Date"),
         pytest.param({"iat": 1000}, DATE, CONFIGURED, id="iat only"),
         pytest.param({}, DATE, CONFIGURED, id="neither"),
-        pytest.param({"iat": 1000, "exp": 1000}, DATE, CONFIGURED, id="no life at all"),
-        pytest.param({"iat": 4600, "exp": 1000}, DATE, CONFIGURED, id="ends before it begins"),
+        pytest.param({"iat": 1000, "exp": 1000}, DATE, CONFIGURED, id="zero lifetime"),
+        pytest.param({"iat": 4600, "exp": 1000}, DATE, CONFIGURED, id="negative lifetime"),
         pytest.param({"iat": 0, "exp": 10**11}, DATE, CONFIGURED, id="longer than a year"),
-        pytest.param({"iat": "1000", "exp": "4600"}, None, CONFIGURED, id="texts"),
-        pytest.param({"iat": True, "exp": 4600}, None, CONFIGURED, id="a truth"),
+        pytest.param({"iat": "1000", "exp": "4600"}, None, CONFIGURED, id="strings"),
+        pytest.param({"iat": True, "exp": 4600}, None, CONFIGURED, id="boolean"),
         pytest.param({"iat": 1000, "exp": float("nan")}, None, CONFIGURED, id="not a number"),
-        pytest.param({"iat": 1000, "exp": 10**400}, None, CONFIGURED, id="beyond floats"),
+        pytest.param({"iat": 1000, "exp": 10**400}, None, CONFIGURED, id="too large for a float"),
         pytest.param({"iat": 1000.5, "exp": 4600.5}, None, 3600, id="fractions"),
     ],
 )
-def test_a_token_lives_as_long_as_it_says(claims: dict[str, object], date: str | None, seconds: float) -> None:
+def test_lifetime_is_taken_from_claims(claims: dict[str, object], date: str | None, seconds: float) -> None:
     assert lifetime(claims, date, CONFIGURED) == seconds
 
 
 @pytest.mark.parametrize(
     ("life_seconds", "before", "due"),
     [
-        pytest.param(18_000, 600, 117_400, id="ten minutes before the end"),
-        pytest.param(3_600, 600, 103_000, id="ten minutes before the end of an hour"),
-        pytest.param(600, 600, 100_300, id="not before half its life"),
-        pytest.param(60, 600, 100_030, id="a margin longer than the life"),
+        pytest.param(18_000, 600, 117_400, id="ten minutes before expiry"),
+        pytest.param(3_600, 600, 103_000, id="ten minutes before an hour"),
+        pytest.param(600, 600, 100_300, id="not before half the life"),
+        pytest.param(60, 600, 100_030, id="margin longer than the life"),
         pytest.param(1_000, 0, 101_000, id="no margin"),
     ],
 )
-def test_it_is_renewed_before_its_end_but_never_in_its_first_half(
-    life_seconds: float, before: float, due: float
-) -> None:
+def test_renewal_is_before_expiry_and_after_half_the_life(life_seconds: float, before: float, due: float) -> None:
     assert renewal_time(100_000.0, life_seconds, before) == due
 
 
@@ -77,11 +75,11 @@ def test_it_is_renewed_before_its_end_but_never_in_its_first_half(
         ({"Retry-After": "Mon, 09 Jun 2014 20:01:30 GMT"}, None),
     ],
 )
-def test_retry_after_is_understood_in_both_its_forms(headers: dict[str, str], seconds: float | None) -> None:
+def test_retry_after_accepts_seconds_and_dates(headers: dict[str, str], seconds: float | None) -> None:
     assert retry_after_seconds(headers) == seconds
 
 
-def test_claims_are_read_without_asking_for_a_valid_signature() -> None:
+def test_claims_are_decoded_without_verification() -> None:
     assert decode_claims(jwt({"exp": 1, "api": "k"})) == {"exp": 1, "api": "k"}
 
 
@@ -98,11 +96,11 @@ def test_claims_are_read_without_asking_for_a_valid_signature() -> None:
         "x." + base64.b64encode(b"[" * 9000).decode() + ".y",
     ],
 )
-def test_a_token_that_is_no_jwt_has_no_claims(value: str) -> None:
+def test_other_tokens_have_no_claims(value: str) -> None:
     assert decode_claims(value) == {}
 
 
-def test_what_a_token_holds_is_secret_but_for_what_is_harmless() -> None:
+def test_secrets_are_token_parts_and_private_claims() -> None:
     claims = {
         "api": "the-key",
         "email": "me@example",
@@ -114,14 +112,14 @@ def test_what_a_token_holds_is_secret_but_for_what_is_harmless() -> None:
         "exp": 12,
     }
     value = jwt(claims)
-    hidden = secrets_in(value, claims)
-    assert {value, "the-key", "me@example", "letmeinletmein", "na-cl", "S3cret-nick"} <= hidden
-    assert not hidden & {"premium plan", "AAPL-LONG-NAME", "/real-time/crowd-sentiment"}
-    assert value.split(".")[1] in hidden, "half a token is a secret as well"
+    secrets = secrets_in(value, claims)
+    assert {value, "the-key", "me@example", "letmeinletmein", "na-cl", "S3cret-nick"} <= secrets
+    assert not secrets & {"premium plan", "AAPL-LONG-NAME", "/real-time/crowd-sentiment"}
+    assert value.split(".")[1] in secrets, "a part of the token is a secret too"
 
 
 @pytest.mark.parametrize(
-    ("feeds", "path", "covered"),
+    ("feeds", "path", "allowed"),
     [
         (None, "/real-time/tweet-buzz", True),
         (frozenset({"tweet-buzz"}), "/real-time/tweet-buzz", True),
@@ -129,11 +127,9 @@ def test_what_a_token_holds_is_secret_but_for_what_is_harmless() -> None:
         (frozenset({"tweet-buzz"}), "/real-time/tweet-volume", False),
     ],
 )
-def test_a_token_covers_what_its_claims_name_or_everything(
-    feeds: frozenset[str] | None, path: str, covered: bool
-) -> None:
-    assert Token(value="t", fetched_at=0.0, life_seconds=1.0, feeds=feeds).allows(path) is covered
+def test_token_allows_feeds_named_by_claims_or_all(feeds: frozenset[str] | None, path: str, allowed: bool) -> None:
+    assert Token(value="t", fetched_at=0.0, life_seconds=1.0, feeds=feeds).allows(path) is allowed
 
 
-def test_a_token_shows_nothing_of_itself() -> None:
+def test_repr_does_not_contain_the_token() -> None:
     assert "s3cret" not in repr(Token(value="s3cret", fetched_at=1.0, life_seconds=2.0))

@@ -197,7 +197,7 @@ def test_by_hand_every_feed_that_brings_the_ticker_is_asked_once_and_up_to_yeste
         ("AAPL", "/real-time/user-sentiment-last-minute", (1, 2), "no history of /real-time/user-sentiment-last-min"),
         ("", None, (1, 2), "name a ticker"),
         ("A" * 65, CROWD, (1, 2), "at most 64 characters"),
-        ("AAPL TSLA", CROWD, (1, 2), "no blanks"),
+        ("AAPL TSLA", CROWD, (1, 2), "must not contain spaces"),
     ],
 )
 def test_by_hand_what_cannot_be_asked_for_is_refused_before_anything_is_done(

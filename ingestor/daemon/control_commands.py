@@ -1,0 +1,34 @@
+"""The commands that the running daemon carries out for others, by their name on the control socket."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from ingestor.daemon.control import ControlFunction, ControlResponse
+from ingestor.daemon.reload import ConfigReloader
+from ingestor.monitoring.status import Status
+from ingestor.pipeline.dead_letters import requeue_dead_letters
+from ingestor.repair import RepairWorker, backfill_requests
+from ingestor.spool.spool import Spool
+from ingestor.store.engine import Engine
+
+
+def build_handlers(
+    *, status: Callable[[], Status], reloader: ConfigReloader, repair: RepairWorker, spool: Spool, engine: Engine
+) -> dict[str, ControlFunction]:
+    """Return the daemon's handlers for ``ControlServer``."""
+
+    async def send_status(_request: dict[str, Any]) -> ControlResponse:
+        return {"status": status().to_json().decode()}
+
+    async def retry_dead_letters(request: dict[str, Any]) -> ControlResponse:
+        return {"retried": await requeue_dead_letters(spool, engine, request.get("ids") or [])}
+
+    async def reload(_request: dict[str, Any]) -> ControlResponse:
+        return await reloader.reload()
+
+    async def backfill(request: dict[str, Any]) -> ControlResponse:
+        return {"repairs": await repair.request(backfill_requests.from_json(request["requests"]))}
+
+    return {"status": send_status, "retry": retry_dead_letters, "reload": reload, "backfill": backfill}
