@@ -272,22 +272,22 @@ BUGS = (
     Bug(
         "silent while the writer is behind",
         "provider/subscriptions/supervisor.py",
-        "if upto_seq >= mark.seq:",
+        "if upto_seq >= mark_seq:",
         "if True:",
         "tests/integration/provider/test_silence.py",
     ),
     Bug(
         "a silence counts from when it was noticed",
         "provider/subscriptions/state_tracker.py",
-        'apply("no_data", keys, detail, now.wall_us, since_us)',
-        'apply("no_data", keys, detail, now.wall_us)',
+        'self._apply("no_data", keys, now, since_us, ',
+        'self._apply("no_data", keys, now, None, ',
         "tests/integration/provider/test_silence.py",
     ),
     Bug(
         "a change is kept from the connection that is about to take over",
         "provider/subscriptions/connection_group.py",
         "for session in self._sessions:\n            session.add(subscriptions)",
-        "if session := self._tracker.session:\n            session.add(subscriptions)",
+        "if session := self.tracker.session:\n            session.add(subscriptions)",
         "tests/integration/provider/test_live_change.py",
     ),
     Bug(

@@ -4,25 +4,26 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Collection, Coroutine, Iterable, Mapping
+from collections.abc import Callable, Collection, Coroutine
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, TypeAlias
 
-from ingestor.config.model import Subscription
+from ingestor.config.model import ProviderConfig, Subscription
 from ingestor.core.backoff import Backoff, chance
 from ingestor.core.clock import boottime, read_clocks, wall_us
-from ingestor.core.entries import Channel, Fact, SubscriptionKey
+from ingestor.core.entries import Fact, SubscriptionKey
 from ingestor.errors import ConnectionFailed, ConnectionRefused, IngestorError, TokenRefused, TokenUnavailable
 from ingestor.provider.auth import TokenSource
 from ingestor.provider.socket.connection import Connection, ConnectionSettings, Sink, sanitize
 from ingestor.provider.socket.protocol import ProtocolDetector
-from ingestor.provider.subscriptions.activity import ActivitySpan
 from ingestor.provider.subscriptions.counters import GroupCounters, GroupStatus
 from ingestor.provider.subscriptions.error_throttle import ErrorThrottle
 from ingestor.provider.subscriptions.eviction import EvictionDetector
 from ingestor.provider.subscriptions.session import SubscriptionSession
 from ingestor.provider.subscriptions.state_tracker import StateTracker
 from ingestor.provider.subscriptions.states import Event, SubscriptionStates
+
+Wait: TypeAlias = Coroutine[Any, Any, object]
 
 RECONNECT = Backoff(first_seconds=1.0, cap_seconds=60.0)
 RECONNECT_AFTER_RESTART = Backoff(first_seconds=1.0, cap_seconds=3.0)  # if the server was healthy a moment ago
@@ -47,13 +48,12 @@ class GroupContext:
     states: SubscriptionStates
     record: Callable[[Fact], object]
     provider_errors: Counter[str]  # by event, over all groups
-    renewal: Literal["overlap", "reconnect"]
-    silence_seconds: float
+    provider: ProviderConfig
     may_connect: asyncio.Event  # cleared while the spool is full
 
 
 class ConnectionGroup:
-    """Keeps one connection open for its subscriptions until cancelled."""
+    """Keeps one connection open for its subscriptions until cancelled. ``tracker`` decides on their states."""
 
     def __init__(
         self, settings: ConnectionSettings, subscriptions: tuple[Subscription, ...], context: GroupContext
@@ -61,7 +61,7 @@ class ConnectionGroup:
         self._settings = settings
         self._subscriptions = {subscription.key: subscription for subscription in subscriptions}
         self._context = context
-        self._tracker = StateTracker(settings, self._subscriptions, context.states, context.silence_seconds)
+        self.tracker = StateTracker(settings, self._subscriptions, context.states, context.provider.silence)
         self._tracker_timer: asyncio.TimerHandle | None = None
         self._sessions: set[SubscriptionSession] = set()  # the one in use, and the one that is to replace it
         self._wake_up = asyncio.Event()
@@ -74,7 +74,6 @@ class ConnectionGroup:
 
     @property
     def keys(self) -> tuple[SubscriptionKey, ...]:
-        """The keys of its subscriptions."""
         return tuple(self._subscriptions)
 
     @property
@@ -83,20 +82,13 @@ class ConnectionGroup:
         return self._connection is not None
 
     @property
-    def channels(self) -> Iterable[Channel]:
-        """The channels whose data counts as activity of its subscriptions."""
-        return self._tracker.channels.values()
-
-    @property
     def _connection(self) -> Connection | None:
-        session = self._tracker.session
+        session = self.tracker.session
         return session.connection if session and session.connection.alive else None
 
     def status(self) -> GroupStatus:
-        """Return the current status."""
-        return self._counters.status(
-            self._settings, self._connection, [session.connection for session in self._sessions]
-        )
+        connections = [session.connection for session in self._sessions]
+        return self._counters.status(self._settings, self._connection, connections)
 
     async def run(self) -> None:
         """Connect, serve, reconnect. Raises what the sink raises; every other error is retried."""
@@ -124,7 +116,7 @@ class ConnectionGroup:
         if not subscriptions:
             return
         self._subscriptions |= {subscription.key: subscription for subscription in subscriptions}
-        self._tracker.rebuild_channels()
+        self.tracker.rebuild_channels()
         self._track([subscription.key for subscription in subscriptions], "added to the config")
         for session in self._sessions:
             session.add(subscriptions)
@@ -136,27 +128,23 @@ class ConnectionGroup:
         keys = [subscription.key for subscription in subscriptions]
         for session in self._sessions:
             session.remove(subscriptions)
-        self._tracker.remove(keys, "removed from the config", read_clocks())
+        self.tracker.remove(keys, "removed from the config", read_clocks())
         for key in keys:
             del self._subscriptions[key]
-        self._tracker.rebuild_channels()
+        self.tracker.rebuild_channels()
 
     # --- states ---
 
-    def note_activity(self, activity: Mapping[Channel, ActivitySpan]) -> None:
-        """Note that data was received. See ``StateTracker.note_activity``."""
-        self._tracker.note_activity(activity, read_clocks())
-
     def detect_silence(self, until_boottime: float) -> None:
         """Record and resubscribe silent subscriptions. See ``StateTracker.detect_silence``."""
-        silent = self._tracker.detect_silence(until_boottime, read_clocks(), chance())
-        if silent and self._tracker.session:
-            self._tracker.session.resubscribe(silent)
+        silent = self.tracker.detect_silence(until_boottime, read_clocks(), chance())
+        if silent and self.tracker.session:
+            self.tracker.session.resubscribe(silent)
 
     def mark_unconfirmed(self) -> None:
         """Note an interruption that ends now. See ``StateTracker.mark_unconfirmed``."""
         self._wake_up.set()  # a deadline may have passed while timers stood still
-        self._tracker.mark_unconfirmed(read_clocks())
+        self.tracker.mark_unconfirmed(read_clocks())
         self._set_tracker_timer()
 
     def _track(self, keys: Collection[SubscriptionKey], reason: str) -> None:
@@ -171,20 +159,20 @@ class ConnectionGroup:
         self._context.states.apply(event, self._subscriptions, detail, wall_us(), since_us, kind=kind)
 
     def _on_answer(self, session: SubscriptionSession) -> None:
-        self._tracker.note_answer(session, read_clocks())
+        self.tracker.note_answer(session, read_clocks())
         self._set_tracker_timer()
 
     def _set_tracker_timer(self) -> None:
         if self._tracker_timer is not None:
             self._tracker_timer.cancel()
             self._tracker_timer = None
-        if (due_boottime := self._tracker.timer_boottime) is not None:
+        if (due_boottime := self.tracker.timer_boottime) is not None:
             wait = max(0.0, due_boottime - boottime())
             self._tracker_timer = asyncio.get_running_loop().call_later(wait, self._on_tracker_timer)
 
     def _on_tracker_timer(self) -> None:
         self._tracker_timer = None
-        self._tracker.on_timer(read_clocks())
+        self.tracker.on_timer(read_clocks())
         self._set_tracker_timer()
 
     # --- connecting ---
@@ -243,7 +231,7 @@ class ConnectionGroup:
 
     def _use(self, session: SubscriptionSession) -> None:
         self._counters.on_connected()
-        self._tracker.follow(session, read_clocks())
+        self.tracker.follow(session, read_clocks())
 
     # --- one session after another ---
 
@@ -257,8 +245,10 @@ class ConnectionGroup:
             if boottime() < self._due_boottime(session):
                 continue
             if not self._token_changed(session):
-                self._record_silence(session)
-            if self._context.renewal == "reconnect":
+                seconds = round(boottime() - session.connection.last_frame_at)
+                reason = f"no data for {seconds} s; replacing the connection"
+                self._record_event("silent", connection=session.connection.id, reason=reason)
+            if self._context.provider.renewal == "reconnect":
                 await session.close("renewed", "closed before reconnecting, because provider.renewal is reconnect")
                 await self._on_disconnect(session)
                 return
@@ -272,8 +262,8 @@ class ConnectionGroup:
         """Wait until the session ends, is due for replacement, or ``wake_up``. Raises what ended its task."""
         task = session.task
         wait = max(0.0, self._due_boottime(session) - boottime())
-        running = [] if task.done() else [task]
-        await _wait_for_any(running, session.connection.wait_closed(), self._wake_up.wait(), seconds=wait)
+        running = None if task.done() else task
+        await _wait_for_any(session.connection.wait_closed(), self._wake_up.wait(), task=running, seconds=wait)
         self._wake_up.clear()
         if task.done() and not task.cancelled():
             task.result()
@@ -286,12 +276,7 @@ class ConnectionGroup:
         """Return when to replace the connection: for a new token, or because nothing arrives on it."""
         if self._token_changed(session):
             return self._retry_boottime
-        return max(session.connection.last_frame_at + self._context.silence_seconds, self._retry_boottime)
-
-    def _record_silence(self, session: SubscriptionSession) -> None:
-        seconds = round(boottime() - session.connection.last_frame_at)
-        reason = f"no data for {seconds} s; replacing the connection"
-        self._record_event("silent", connection=session.connection.id, reason=reason)
+        return max(session.connection.last_frame_at + self._context.provider.silence, self._retry_boottime)
 
     async def _replace_connection(self, old: SubscriptionSession) -> SubscriptionSession | None:
         """Connect and subscribe on a new connection, then close the old one. Nothing is missed; duplicates are dropped.
@@ -300,13 +285,15 @@ class ConnectionGroup:
         """
         attempt = asyncio.create_task(self._prepare_replacement(), name="replacement")
         try:
-            await _wait_for_any([attempt], old.connection.wait_closed())
+            await _wait_for_any(old.connection.wait_closed(), task=attempt)
             if not old.connection.alive:
                 await self._on_disconnect(old)  # recorded at once, not when the attempt is over
             new = await attempt
         except (ConnectionFailed, TokenRefused, TokenUnavailable) as error:
-            self._schedule_retry(error)
-            return old if self._tracker.session is old else None
+            wait, detail = self._note_failure(error, RECONNECT)
+            self._retry_boottime = boottime() + wait
+            self._context.record(Fact("connect_failed", wall_us(), detail))
+            return old if self.tracker.session is old else None
         finally:
             attempt.cancel()
             await asyncio.gather(attempt, return_exceptions=True)
@@ -316,7 +303,7 @@ class ConnectionGroup:
     async def _prepare_replacement(self) -> SubscriptionSession:
         """Return a session whose first round was answered, while the old one is still in use."""
         session = self._start_session(await self._open_connection())
-        await _wait_for_any([], session.first_round_done.wait(), session.connection.wait_closed())
+        await _wait_for_any(session.first_round_done.wait(), session.connection.wait_closed())
         if not session.connection.alive:
             await self._close_session(session)
             raise ConnectionFailed("the new connection ended before its subscriptions were answered")
@@ -326,50 +313,36 @@ class ConnectionGroup:
         """Use the new session. Keep the old one open for a moment, because data may be slow to begin on the new one."""
         self._retry_boottime = 0.0
         self._failures = 0
-        self._check_eviction(old.connection, new.connection)
+        opened, now = new.connection.opened_at, boottime()
+        if self._eviction.should_report(opened_at=opened or now, old_ended_at=old.connection.closed_at, now=now):
+            self._record_event("evicted", connection=old.connection.id, reason=EVICTED)
         self._use(new)
         if old in self._sessions:
             ends = (old.connection.wait_closed(), new.connection.wait_closed())
-            await _wait_for_any([], _first_frame(new.connection), *ends, seconds=OVERLAP_SECONDS)
+            await _wait_for_any(_first_frame(new.connection), *ends, seconds=OVERLAP_SECONDS)
             await self._close_session(old, "renewed", "replaced by a new connection")
-
-    def _check_eviction(self, old: Connection, new: Connection) -> None:
-        now = boottime()
-        if self._eviction.should_report(opened_at=new.opened_at or now, old_ended_at=old.closed_at, now=now):
-            self._record_event("evicted", connection=old.id, reason=EVICTED)
-
-    def _schedule_retry(self, error: IngestorError) -> None:
-        wait, detail = self._note_failure(error, RECONNECT)
-        self._retry_boottime = boottime() + wait
-        self._context.record(Fact("connect_failed", wall_us(), detail))
 
     # --- ends ---
 
     async def _on_disconnect(self, session: SubscriptionSession) -> None:
         """Record why the connection ended, as of its last sign of life. Raises what the sink raised, if anything."""
         connection = session.connection
-        self._tracker.detach(read_clocks())
+        self.tracker.detach(read_clocks())
         self._counters.on_disconnected()
         try:
             closed = await connection.wait_closed()
         finally:
             await self._close_session(session)
-        self._count_failure(connection)
+        self._failures += 1
+        if connection.opened_at is not None and boottime() - connection.opened_at > HEALTHY_SECONDS:
+            self._failures = 1
+            self._healthy_until_boottime = boottime()
         self._counters.count_reconnect(closed)
         detail = self._detail(connection=connection.id, cause=closed.cause, reason=closed.reason)
         event: Event = "spool_full" if closed.cause == "spool_full" else "disconnected"
         self._set_all(event, detail, connection.last_activity_us, kind="disconnected")
 
-    def _count_failure(self, connection: Connection) -> None:
-        now = boottime()
-        self._failures += 1
-        if connection.opened_at is not None and now - connection.opened_at > HEALTHY_SECONDS:
-            self._failures = 1
-            self._healthy_until_boottime = now
-
-    async def _close_session(
-        self, session: SubscriptionSession, cause: str = "lost", reason: str = "connection ended"
-    ) -> None:
+    async def _close_session(self, session: SubscriptionSession, cause: str = "lost", reason: str = "ended") -> None:
         await session.close(cause, reason)
         if session in self._sessions:
             self._sessions.discard(session)
@@ -377,7 +350,7 @@ class ConnectionGroup:
 
     async def _stop(self) -> None:
         connection = self._connection
-        self._tracker.detach(read_clocks())
+        self.tracker.detach(read_clocks())
         self._set_tracker_timer()
         reason = "daemon stopped" if self._subscriptions else "no subscriptions left on this connection"
         for session in list(self._sessions):
@@ -409,13 +382,11 @@ async def _first_frame(connection: Connection) -> None:
         await asyncio.sleep(FIRST_FRAME_POLL_SECONDS)
 
 
-async def _wait_for_any(
-    tasks: list[asyncio.Task[Any]], *waits: Coroutine[Any, Any, Any], seconds: float | None = None
-) -> None:
-    """Wait until one is done. Cancel the ``waits``, not the ``tasks``. Results and errors are left to the caller."""
+async def _wait_for_any(*waits: Wait, task: asyncio.Task[Any] | None = None, seconds: float | None = None) -> None:
+    """Wait until one is done. Cancel the ``waits``, not the ``task``. Results and errors are left to the caller."""
     own = [asyncio.ensure_future(wait) for wait in waits]
     try:
-        await asyncio.wait([*tasks, *own], timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait([*own, task] if task else own, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
     finally:
         for wait in own:
             wait.cancel()

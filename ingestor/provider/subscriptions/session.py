@@ -6,7 +6,7 @@ import asyncio
 import math
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
-from typing import Protocol
+from typing import TypeAlias
 
 from ingestor.config.model import Subscription
 from ingestor.core.backoff import Backoff, RetryTimer, chance
@@ -17,17 +17,13 @@ from ingestor.provider.socket.connection import AckCallback, Connection
 RESUBSCRIBE = Backoff(first_seconds=5.0, cap_seconds=3600.0)
 MAX_QUOTED = 3  # different errors in one fact about many answers
 
-
-class RecordEvent(Protocol):
-    """Records a fact of the group that changes no state."""
-
-    def __call__(self, kind: str, **detail: object) -> None: ...
+Send: TypeAlias = Callable[[Iterable[Subscription], AckCallback], Awaitable[None]]
 
 
 class SubscriptionSession:
     """Keeps subscriptions subscribed on one connection, and what the provider answered to each.
 
-    ``on_answer`` is called after each answer.
+    ``on_answer`` is called after each answer, ``record_event`` with the kind and the detail of facts.
     """
 
     def __init__(
@@ -35,7 +31,7 @@ class SubscriptionSession:
         connection: Connection,
         subscriptions: Mapping[SubscriptionKey, Subscription],
         on_answer: Callable[[SubscriptionSession], None],
-        record_event: RecordEvent,
+        record_event: Callable[..., object],
     ) -> None:
         """Start subscribing at once."""
         self.connection = connection
@@ -154,12 +150,7 @@ class SubscriptionSession:
         still_unwanted = (subscription for subscription in unwanted if subscription.key not in self._sent)
         await self._send("unsubscribed", self.connection.unsubscribe, still_unwanted)
 
-    async def _send(
-        self,
-        kind: str,
-        send: Callable[[Iterable[Subscription], AckCallback], Awaitable[None]],
-        subscriptions: Iterable[Subscription],
-    ) -> None:
+    async def _send(self, kind: str, send: Send, subscriptions: Iterable[Subscription]) -> None:
         """Send requests and record one fact for all, with the errors among the answers."""
         errors: dict[SubscriptionKey, str | None] = {}
 

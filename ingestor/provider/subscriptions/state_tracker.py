@@ -9,9 +9,7 @@ Free of I/O and timers: time and chance are arguments. The clock shows in each n
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Collection, Iterable, Mapping
 
 from ingestor.config.model import Subscription
 from ingestor.core.clock import ClockReading
@@ -20,21 +18,13 @@ from ingestor.provider.socket.connection import ConnectionSettings
 from ingestor.provider.subscriptions.activity import ActivitySpan
 from ingestor.provider.subscriptions.session import SubscriptionSession
 from ingestor.provider.subscriptions.silence import SilenceDetector
-from ingestor.provider.subscriptions.states import SubscriptionStates
+from ingestor.provider.subscriptions.states import Event, SubscriptionStates
 
 PUBLISH_SECONDS = 0.1  # from the last answer to its fact: answers that are this close together make one fact
 ROUND_PUBLISH_SECONDS = 1.0  # the same, while more answers are due
 PUBLISH_LIMIT_SECONDS = 10.0  # from the first answer to its fact
 CONFIRM_SECONDS = 0.1  # between two checks whether an unconfirmed connection has shown a sign of life
 SAME_TIME_US = 5_000_000  # silences that began this close together make one fact, as of the earliest
-
-
-@dataclass(frozen=True, slots=True)
-class Unconfirmed:
-    """Subscriptions that were live before an interruption. Their connection has shown no sign of life since."""
-
-    keys: tuple[SubscriptionKey, ...]
-    since: ClockReading  # the end of the interruption
 
 
 class StateTracker:
@@ -58,7 +48,8 @@ class StateTracker:
         self._silence_seconds = silence_seconds
         self._silence = SilenceDetector(silence_seconds)
         self._last_data_us: dict[SubscriptionKey, int] = {}
-        self._unconfirmed: Unconfirmed | None = None
+        self._unconfirmed: set[SubscriptionKey] = set()  # live before an interruption, without a sign of life since
+        self._interrupted_until = ClockReading(0, 0.0)
         self._publish_boottime: float | None = None  # when the answers so far are published
         self._publish_limit_boottime = 0.0  # and when at the latest, however many follow
         self._confirm_boottime: float | None = None  # the next check of an unconfirmed connection
@@ -80,7 +71,10 @@ class StateTracker:
         previous, self.session = self.session, session
         self._end_unconfirmed()
         if previous is not None:
-            self._reject_live(previous, session, now)
+            for reason, keys in _by_reason(session.refused).items():
+                live, since_us = self._states.in_state("live", keys), previous.connection.last_activity_us
+                self._silence.ignore(live)
+                self._apply("rejected", live, now, since_us, connection=session.connection.id, reason=reason)
         self.publish(now)
 
     def detach(self, now: ClockReading) -> None:
@@ -89,6 +83,15 @@ class StateTracker:
         self.session = None
         self._end_unconfirmed()
         self._silence.ignore(self._subscriptions)
+
+    def remove(self, keys: Collection[SubscriptionKey], reason: str, now: ClockReading) -> None:
+        """Remove subscriptions. Those that were live count as live until the connection's last sign of life."""
+        since_us = self.session.connection.last_activity_us if self.session else None
+        self._apply("stopped", keys, now, since_us, reason=reason, count=len(keys))
+        self._states.forget(keys)
+        self._silence.ignore(keys)
+        for key in keys:
+            self._last_data_us.pop(key, None)
 
     def note_answer(self, session: SubscriptionSession, now: ClockReading) -> None:
         """Schedule ``publish``: when no more answers follow, or the first one has waited for long enough."""
@@ -117,49 +120,21 @@ class StateTracker:
         session = self.session
         if session is None:
             return
-        detail = self._detail(connection=session.connection.id)
-        unanswered = [
-            key for key in self._subscriptions if key not in session.acknowledged and key not in session.refused
-        ]
-        if pending := self._states.affected("requested", unanswered):
-            extra = {"reason": "subscribe sent, not yet acknowledged"}
-            self._states.apply("requested", pending, detail | extra, now.wall_us)
-        self._publish_acknowledged(session, detail, now)
-        for reason, keys in _by_reason(session.refused).items():
-            if refused := self._states.affected("rejected", keys):
-                self._silence.ignore(refused)
-                self._states.apply("rejected", refused, detail | {"reason": reason}, now.wall_us)
-
-    def _publish_acknowledged(self, session: SubscriptionSession, detail: dict[str, Any], now: ClockReading) -> None:
+        connection, answered = session.connection.id, session.acknowledged.keys() | session.refused.keys()
+        unanswered = [key for key in self._subscriptions if key not in answered]
+        reason = "subscribe sent, not yet acknowledged"
+        self._apply("requested", unanswered, now, connection=connection, reason=reason)
         # A silent subscription stays silent until data arrives: an acknowledgement proves nothing. An unconfirmed one
         # stays silent until its connection shows a sign of life.
-        unproven = self._unconfirmed.keys if self._unconfirmed else ()
-        candidates = (key for key in session.acknowledged if key not in self._silence and key not in unproven)
-        if live := self._states.affected("acknowledged", candidates):
+        proven = [key for key in session.acknowledged if key not in self._silence and key not in self._unconfirmed]
+        if live := self._states.affected("acknowledged", proven):
             self._silence.expect(live, now.boottime)
             # As of the last of them: a state may begin late, never early.
             since_us = max(session.acknowledged[key] for key in live)
-            extra = {"count": len(live)}
-            self._states.apply("acknowledged", live, detail | extra, now.wall_us, since_us)
-
-    def _reject_live(self, old: SubscriptionSession, new: SubscriptionSession, now: ClockReading) -> None:
-        """Record live subscriptions that the new connection was refused, as of the old one's last sign of life."""
-        for reason, keys in _by_reason(new.refused).items():
-            if lost := self._states.in_state("live", keys):
-                self._silence.ignore(lost)
-                detail = self._detail(connection=new.connection.id, reason=reason)
-                since_us = old.connection.last_activity_us
-                self._states.apply("rejected", lost, detail, now.wall_us, since_us)
-
-    def remove(self, keys: Collection[SubscriptionKey], reason: str, now: ClockReading) -> None:
-        """Remove subscriptions. Those that were live count as live until the connection's last sign of life."""
-        since_us = self.session.connection.last_activity_us if self.session else None
-        detail = self._detail(reason=reason, count=len(keys))
-        self._states.apply("stopped", keys, detail, now.wall_us, since_us)
-        self._states.forget(keys)
-        self._silence.ignore(keys)
-        for key in keys:
-            self._last_data_us.pop(key, None)
+            self._apply("acknowledged", live, now, since_us, connection=connection, count=len(live))
+        for reason, keys in _by_reason(session.refused).items():
+            refused = self._apply("rejected", keys, now, connection=connection, reason=reason)
+            self._silence.ignore(refused)
 
     # --- silences ---
 
@@ -172,28 +147,22 @@ class StateTracker:
                 if self._silence.note_data(key, now.boottime):
                     first_us[key] = span.first_us
         for since_us, keys in _grouped_by_time(first_us, latest=True):
-            if live := self._states.affected("confirmed", keys):
-                detail = self._detail(count=len(live))
-                self._states.apply("confirmed", live, detail, now.wall_us, since_us)
+            live = self._states.affected("confirmed", keys)
+            self._apply("confirmed", live, now, since_us, count=len(live))
 
     def detect_silence(self, until_boottime: float, now: ClockReading, chance: float) -> list[Subscription]:
         """Record which subscriptions had no data for too long, and return those to resubscribe.
 
         All data that was received up to ``until_boottime`` must have been passed to ``note_activity`` before.
         """
-        session = self.session
-        if session is None:
+        if self.session is None:
             return []
-        reason = f"no data for {self._silence_seconds:g} s"
+        connection, reason = self.session.connection.id, f"no data for {self._silence_seconds:g} s"
         silent = self._states.affected("no_data", self._silence.detect(until_boottime))
-        for since_us, keys in _grouped_by_time({key: self._silent_since_us(key) for key in silent}, latest=False):
-            detail = self._detail(connection=session.connection.id, reason=reason, count=len(keys))
-            self._states.apply("no_data", keys, detail, now.wall_us, since_us)
+        last_us = {key: max(self._last_data_us.get(key, 0), self._states.since_us(key)) for key in silent}
+        for since_us, keys in _grouped_by_time(last_us, latest=False):
+            self._apply("no_data", keys, now, since_us, connection=connection, reason=reason, count=len(keys))
         return [self._subscriptions[key] for key in self._silence.due(now.boottime, chance)]
-
-    def _silent_since_us(self, key: SubscriptionKey) -> int:
-        current = self._states[key]
-        return max(self._last_data_us.get(key, 0), current.since_us if current else 0)
 
     # --- interruptions ---
 
@@ -202,36 +171,43 @@ class StateTracker:
 
         Must be called before these subscriptions are recorded as silent.
         """
-        session = self.session
-        if session is None:
+        if self.session is None:
             return
         self._last_data_us.clear()  # the clock may have been set
-        self._silence.expect(session.acknowledged, now.boottime)
-        already = self._unconfirmed.keys if self._unconfirmed else ()
-        self._unconfirmed = Unconfirmed((*already, *self._states.in_state("live", self._subscriptions)), now)
+        self._silence.expect(self.session.acknowledged, now.boottime)
+        self._unconfirmed |= set(self._states.in_state("live", self._subscriptions))
+        self._interrupted_until = now
         self._confirm(now)
 
     def _confirm(self, now: ClockReading) -> None:
         """Make unconfirmed subscriptions live if the connection has shown a sign of life, else check again later."""
         self._confirm_boottime = None
-        session, unconfirmed = self.session, self._unconfirmed
-        if session is None or unconfirmed is None or not session.connection.alive:
+        if self.session is None or not self.session.connection.alive:
             return  # a connection that has ended is about to be detached
-        if session.connection.last_activity_at <= unconfirmed.since.boottime:
+        connection, since = self.session.connection, self._interrupted_until
+        if connection.last_activity_at <= since.boottime:
             self._confirm_boottime = now.boottime + CONFIRM_SECONDS
             return
+        keys = [key for key in self._subscriptions if key in self._unconfirmed]
         self._end_unconfirmed()
-        if live := self._states.affected("confirmed", unconfirmed.keys):
-            detail = self._detail(connection=session.connection.id)
-            since_us = unconfirmed.since.wall_us
-            self._states.apply("confirmed", live, detail, now.wall_us, since_us)
+        self._apply("confirmed", keys, now, since.wall_us, connection=connection.id)
         self.publish(now)
 
     def _end_unconfirmed(self) -> None:
-        self._unconfirmed = self._confirm_boottime = None
+        self._unconfirmed, self._confirm_boottime = set(), None
 
-    def _detail(self, **extra: object) -> dict[str, Any]:
-        return {"path": self._settings.path, **extra}
+    def _apply(
+        self,
+        event: Event,
+        keys: Iterable[SubscriptionKey],
+        now: ClockReading,
+        since_us: int | None = None,
+        **detail: object,
+    ) -> list[SubscriptionKey]:
+        """Apply the event to those ``keys`` that it affects, if any. Return them."""
+        if affected := self._states.affected(event, keys):
+            self._states.apply(event, affected, {"path": self._settings.path, **detail}, now.wall_us, since_us)
+        return affected
 
 
 def _by_reason(refused: Mapping[SubscriptionKey, str]) -> dict[str, list[SubscriptionKey]]:
@@ -243,13 +219,11 @@ def _by_reason(refused: Mapping[SubscriptionKey, str]) -> dict[str, list[Subscri
 
 def _grouped_by_time(
     times_us: Mapping[SubscriptionKey, int], *, latest: bool
-) -> Iterator[tuple[int, list[SubscriptionKey]]]:
-    """Group keys whose times are a few seconds apart at most. Yield each group with its latest or its earliest time."""
-    group: list[SubscriptionKey] = []
+) -> list[tuple[int, list[SubscriptionKey]]]:
+    """Group keys whose times are a few seconds apart at most. Return each with its latest or its earliest time."""
+    groups: list[list[SubscriptionKey]] = []
     for key in sorted(times_us, key=times_us.__getitem__):
-        if group and times_us[key] - times_us[group[0]] > SAME_TIME_US:
-            yield times_us[group[-1 if latest else 0]], group
-            group = []
-        group.append(key)
-    if group:
-        yield times_us[group[-1 if latest else 0]], group
+        if not groups or times_us[key] - times_us[groups[-1][0]] > SAME_TIME_US:
+            groups.append([])
+        groups[-1].append(key)
+    return [(times_us[group[-1 if latest else 0]], group) for group in groups]

@@ -88,6 +88,10 @@ class SubscriptionStates:
     def __getitem__(self, key: SubscriptionKey) -> SubscriptionState | None:
         return self._states.get(key)
 
+    def since_us(self, key: SubscriptionKey) -> int:
+        """Return when the current state began; 0 for a new subscription."""
+        return current.since_us if (current := self._states.get(key)) else 0
+
     def in_state(self, state: State, keys: Iterable[SubscriptionKey]) -> list[SubscriptionKey]:
         """Return those of ``keys`` that are in this state."""
         return [key for key in keys if self._state_of(key) == state]
@@ -115,8 +119,7 @@ class SubscriptionStates:
         target = _TARGETS[event]
         changed = self.affected(event, keys)
         for key in changed:
-            previous = self._states.get(key)
-            since = now_us if since_us is None else max(since_us, previous.since_us if previous else 0)
+            since = now_us if since_us is None else max(since_us, self.since_us(key))
             self._states[key] = SubscriptionState(target, since, str(detail.get("reason", "")))
         state, since_us = (target, since_us) if changed else (None, None)
         fact_kind = kind or _KINDS.get(event, target)
@@ -136,5 +139,4 @@ class SubscriptionStates:
             self._record(Fact("restated", now_us, {"reason": "re-recorded for a new instance id"}, state, tuple(keys)))
 
     def _state_of(self, key: SubscriptionKey) -> State | None:
-        current = self._states.get(key)
-        return current.state if current else None
+        return current.state if (current := self._states.get(key)) else None

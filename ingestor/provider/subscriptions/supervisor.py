@@ -6,14 +6,15 @@ import asyncio
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from types import MappingProxyType
-from typing import Any, NamedTuple, TypeAlias, cast
+from typing import Any, TypeAlias, cast
 from urllib.parse import urlsplit
 
 from pydantic import SecretStr
 
 from ingestor.config.model import ProviderConfig, Subscription, canonical_json
-from ingestor.core.clock import boottime, wall_us
+from ingestor.core.clock import boottime, read_clocks, wall_us
 from ingestor.core.entries import Fact, SubscriptionKey
 from ingestor.errors import IngestorError
 from ingestor.provider.auth import Token, TokenSource
@@ -29,13 +30,6 @@ from ingestor.provider.transport import make_tls_context
 GroupKey: TypeAlias = tuple[str, str]  # the path and the shared params of a group
 SILENCE_CHECK_SECONDS = 5.0  # between two checks for silence
 MIN_SILENCE_CHECKS = 20  # in provider.silence, if that is short
-
-
-class ReadMark(NamedTuple):
-    """A moment, and the newest entry at that moment."""
-
-    boottime: float
-    seq: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,34 +80,29 @@ class Supervisor:
     ) -> None:
         """Must be called inside the running loop. Reads the CA file."""
         self._activity = activity
-        self._sink = sink
         self._silence_check_seconds = min(SILENCE_CHECK_SECONDS, provider.silence / MIN_SILENCE_CHECKS)
         self._record = record
         self._tokens = tokens
         self._subscriptions = tuple(subscriptions)
         self._states = SubscriptionStates(record)
-        self._provider_errors: Counter[str] = Counter()
         self._reported_paths: frozenset[str] = frozenset()  # that the token does not allow
-        self._may_connect = asyncio.Event()
-        self._may_connect.set()
-        self._provider = provider
-        self._proxy = proxy
-        self._tls_context = make_tls_context(provider.ca_file) if urlsplit(provider.url).scheme == "https" else None
+        tls_context = make_tls_context(provider.ca_file) if urlsplit(provider.url).scheme == "https" else None
+        self._settings = partial(
+            ConnectionSettings, url=provider.url, events=provider.events, tls_context=tls_context, proxy=proxy
+        )
         self._context = GroupContext(
             tokens=tokens,
-            protocol_detector=ProtocolDetector(provider.url, provider.protocol, self._tls_context, proxy),
+            protocol_detector=ProtocolDetector(provider.url, provider.protocol, tls_context, proxy),
             sink=sink,
             states=self._states,
             record=record,
-            provider_errors=self._provider_errors,
-            renewal=provider.renewal,
-            silence_seconds=provider.silence,
-            may_connect=self._may_connect,
+            provider_errors=Counter(),
+            provider=provider,
+            may_connect=asyncio.Event(),
         )
-        self._groups = {
-            group_key: self._make_group(group_key, members)
-            for group_key, members in group_subscriptions(self._subscriptions).items()
-        }
+        self._context.may_connect.set()
+        groups = group_subscriptions(self._subscriptions)
+        self._groups = {group_key: self._make_group(group_key, members) for group_key, members in groups.items()}
         self._tasks: dict[ConnectionGroup, asyncio.Task[None]] = {}  # also of removed groups, while they close
         self._task_group: asyncio.TaskGroup | None = None  # while running
         self._update_channels()
@@ -165,12 +154,12 @@ class Supervisor:
 
     async def disconnect_all(self, reason: str) -> None:
         """Close every connection, because the spool is full. None is opened until ``resume``."""
-        self._may_connect.clear()
+        self._context.may_connect.clear()
         await asyncio.gather(*(group.disconnect_all(reason) for group in self._groups.values()))
 
     def resume(self) -> None:
         """Connect again, because the spool has space."""
-        self._may_connect.set()
+        self._context.may_connect.set()
 
     def record_interruption(self, kind: str, detail: dict[str, Any], from_us: int) -> None:
         """Record that data may have been missed between ``from_us`` (our wall clock) and now.
@@ -188,27 +177,18 @@ class Supervisor:
         self._states.record_all(wall_us())
 
     def status(self) -> SupervisorStatus:
-        """Return the current status."""
         states = {subscription.key: self._states[subscription.key] for subscription in self._subscriptions}
         return SupervisorStatus(
             groups=tuple(group.status() for group in self._groups.values()),
             subscriptions=MappingProxyType({key: state for key, state in states.items() if state is not None}),
-            provider_errors=MappingProxyType(dict(self._provider_errors)),
+            provider_errors=MappingProxyType(dict(self._context.provider_errors)),
         )
 
     # --- groups ---
 
     def _make_group(self, group_key: GroupKey, members: tuple[Subscription, ...]) -> ConnectionGroup:
         path, params = group_key
-        settings = ConnectionSettings(
-            url=self._provider.url,
-            path=path,
-            params=params,
-            events=self._provider.events,
-            tls_context=self._tls_context,
-            proxy=self._proxy,
-        )
-        return ConnectionGroup(settings, members, self._context)
+        return ConnectionGroup(self._settings(path=path, params=params), members, self._context)
 
     def _start(self, group: ConnectionGroup) -> None:
         if self._task_group is not None:
@@ -234,20 +214,21 @@ class Supervisor:
     # --- silence ---
 
     def _update_channels(self) -> None:
-        self._activity.set_channels(channel for group in self._groups.values() for channel in group.channels)
+        trackers = [group.tracker for group in self._groups.values()]
+        self._activity.set_channels(channel for tracker in trackers for channel in tracker.channels.values())
 
     async def _watch_silence(self) -> None:
-        mark = ReadMark(boottime(), self._sink.head)
+        mark_boottime, mark_seq = boottime(), self._context.sink.head
         while True:
             await asyncio.sleep(self._silence_check_seconds)
             upto_seq = self._activity.upto_seq  # read first: all activity up to that entry has been recorded
             activity = self._activity.take()
             for group in self._groups.values():
-                group.note_activity(activity)
-            if upto_seq >= mark.seq:  # otherwise what is still to be decoded may be data for any subscription
+                group.tracker.note_activity(activity, read_clocks())
+            if upto_seq >= mark_seq:  # otherwise what is still to be decoded may be data for any subscription
                 for group in self._groups.values():
-                    group.detect_silence(mark.boottime)
-                mark = ReadMark(boottime(), self._sink.head)
+                    group.detect_silence(mark_boottime)
+                mark_boottime, mark_seq = boottime(), self._context.sink.head
 
     # --- tokens ---
 
