@@ -4,18 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import (
-    BigInteger,
-    Boolean,
-    ColumnClause,
-    Date,
-    Double,
-    Integer,
-    TableClause,
-    Text,
-    column,
-    table,
-)
+from sqlalchemy import BigInteger, Boolean, ColumnClause, Date, Double, Integer, TableClause, Text, column, table
 from sqlalchemy.types import TypeEngine
 
 from ingestor.store.schema import UtcDateTime
@@ -25,6 +14,9 @@ _BIG_INTEGERS = {"seq", "start_seq"}
 _TEXTS = {
     "feed", "metric", "ticker", "user_id", "path", "params", "source", "state", "states", "reason",
 }  # fmt: skip
+
+
+VIEWS: list[TableClause] = []
 
 
 def _type(name: str) -> TypeEngine[Any]:
@@ -43,7 +35,9 @@ def _type(name: str) -> TypeEngine[Any]:
 
 def _view(name: str, columns: str) -> TableClause:
     clauses: list[ColumnClause[Any]] = [column(column_name, _type(column_name)) for column_name in columns.split()]
-    return table(name, *clauses)
+    view = table(name, *clauses)
+    VIEWS.append(view)
+    return view
 
 
 _ORIGIN = "revision published_at received_at source"
@@ -91,31 +85,3 @@ coverage_daily = _view("coverage_daily", f"{_SUBSCRIPTION} day wanted_seconds co
 crowd_sentiment_hourly = _view("crowd_sentiment_hourly", _CANDLE)
 crowd_sentiment_daily = _view("crowd_sentiment_daily", _CANDLE)
 ingest_lag = _view("ingest_lag", "feed metric ticker user_id ts received_at source lag_seconds")
-
-VIEWS = (
-    observations,
-    revisions,
-    latest,
-    crowd_sentiment,
-    crowd_sentiment_moving_average,
-    crowd_sentiment_z_score,
-    crowd_sentiment_z_score_moving_average,
-    market_prophit_sentiment,
-    market_prophit_sentiment_moving_average,
-    market_prophit_sentiment_z_score,
-    market_prophit_sentiment_z_score_moving_average,
-    tweet_volume,
-    tweet_buzz,
-    user_sentiment,
-    user_sentiment_last_minute,
-    crowd_sentiment_chart_data,
-    market_prophit_sentiment_chart_data,
-    coverage_intervals,
-    wanted,
-    covered,
-    gaps,
-    coverage_daily,
-    crowd_sentiment_hourly,
-    crowd_sentiment_daily,
-    ingest_lag,
-)

@@ -1,5 +1,5 @@
--- The candles, once per bucket length: 0002_views.py fills in $view, $unit, $hours, $last_bucket and
--- $seconds_per_percent. Each change here belongs into 0002_candles.sqlite.sql too.
+-- The candles, once per bucket length: 0002_views.py fills in $view, $hours and $unit.
+-- Each change here belongs into 0002_candles.sqlite.sql too.
 --
 -- Nothing is stored besides the samples: late, repaired and restated values count at once. Only the samples of the
 -- requested buckets are read, by index.
@@ -31,7 +31,7 @@ WITH RECURSIVE stretches (from_at) AS (
     ), 'UTC')
     FROM stretches s WHERE s.from_at IS NOT NULL
 ), numbers (number) AS (
-    SELECT number FROM generate_series(0, $last_bucket) number
+    SELECT number FROM generate_series(0, 8784 / $hours - 1) number
 ), starts AS (
     -- An array, because the estimated length of a plain list makes PostgreSQL compile the query (see below).
     SELECT from_at FROM unnest(ARRAY(
@@ -78,7 +78,7 @@ WITH RECURSIVE stretches (from_at) AS (
 SELECT b.ticker, b.from_at AS bucket_at,
     (SELECT p.value FROM samples p WHERE p.series_id = b.series_id AND p.ts = b.first_ts) AS open, b.high, b.low,
     (SELECT p.value FROM samples p WHERE p.series_id = b.series_id AND p.ts = b.last_ts) AS close, b.mean, b.samples,
-    b.covered_seconds / 60 AS covered_minutes, b.covered_seconds / $seconds_per_percent AS coverage_percent,
+    b.covered_seconds / 60 AS covered_minutes, b.covered_seconds / (36 * $hours) AS coverage_percent,
     COALESCE((SELECT MAX(i.heartbeat_at) FROM instances i) >= b.to_at + interval '1 hours', FALSE)
         AND NOT EXISTS (
             SELECT 1 FROM subscriptions l JOIN repairs c ON c.subscription_id = l.subscription_id

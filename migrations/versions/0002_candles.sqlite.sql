@@ -1,5 +1,5 @@
--- The candles, once per bucket length: 0002_views.py fills in $view, $hours, $prefix, $suffix, $last_bucket and
--- $seconds_per_percent. Each change here belongs into 0002_candles.postgresql.sql too.
+-- The candles, once per bucket length: 0002_views.py fills in $view, $hours, $prefix and $suffix.
+-- Each change here belongs into 0002_candles.postgresql.sql too.
 --
 -- Nothing is stored besides the samples: late, repaired and restated values count at once. Only the samples of the
 -- requested buckets are read, by index.
@@ -27,7 +27,7 @@ WITH RECURSIVE stretches (from_at) AS (
     ), 1, $prefix) || '$suffix'
     FROM stretches s WHERE s.from_at IS NOT NULL
 ), numbers (number) AS (
-    SELECT 0 UNION ALL SELECT number + 1 FROM numbers WHERE number < $last_bucket
+    SELECT 0 UNION ALL SELECT number + 1 FROM numbers WHERE number < 8784 / $hours - 1
 ), starts AS (
     SELECT strftime('%Y-%m-%d %H:%M:%S.000000', s.from_at, (n.number * $hours) || ' hours') AS from_at
     FROM stretches s CROSS JOIN numbers n WHERE s.from_at IS NOT NULL
@@ -73,7 +73,7 @@ WITH RECURSIVE stretches (from_at) AS (
 SELECT b.ticker, b.from_at AS bucket_at,
     (SELECT p.value FROM samples p WHERE p.series_id = b.series_id AND p.ts = b.first_ts) AS open, b.high, b.low,
     (SELECT p.value FROM samples p WHERE p.series_id = b.series_id AND p.ts = b.last_ts) AS close, b.mean, b.samples,
-    b.covered_seconds / 60 AS covered_minutes, b.covered_seconds / $seconds_per_percent AS coverage_percent,
+    b.covered_seconds / 60 AS covered_minutes, b.covered_seconds / (36 * $hours) AS coverage_percent,
     COALESCE((SELECT MAX(i.heartbeat_at) FROM instances i)
             >= strftime('%Y-%m-%d %H:%M:%S.000000', b.to_at, '+1 hours'), FALSE)
         AND NOT EXISTS (

@@ -7,7 +7,6 @@ database the others.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from string import Template
 
@@ -19,35 +18,22 @@ branch_labels = None
 depends_on = None
 
 FOLDER = Path(__file__).parent
+VIEW = re.compile(r"^CREATE VIEW (?P<name>\w+) AS /\* (?P<comment>.*?) \*/.*?(?=;$)", re.DOTALL | re.MULTILINE)
+# SQLite cuts the text of a time behind `prefix` characters and appends `suffix` to get the start of the bucket.
 CANDLES = (
-    {
-        "view": "crowd_sentiment_hourly",
-        "unit": "hour",
-        "hours": 1,
-        "last_bucket": 366 * 24 - 1,  # of a stretch
-        "seconds_per_percent": 36,
-        "prefix": 13,  # SQLite's text of a time is cut behind the hour
-        "suffix": ":00:00.000000",
-    },
-    {
-        "view": "crowd_sentiment_daily",
-        "unit": "day",
-        "hours": 24,
-        "last_bucket": 366 - 1,
-        "seconds_per_percent": 24 * 36,
-        "prefix": 10,
-        "suffix": " 00:00:00.000000",
-    },
+    {"view": "crowd_sentiment_hourly", "hours": 1, "unit": "hour", "prefix": 13, "suffix": ":00:00.000000"},
+    {"view": "crowd_sentiment_daily", "hours": 24, "unit": "day", "prefix": 10, "suffix": " 00:00:00.000000"},
 )
 
 
 def upgrade() -> None:
     dialect = op.get_bind().dialect.name
     candles = Template(read(f"0002_candles.{dialect}.sql"))
-    scripts = [read("0002_views.sql"), read(f"0002_views.{dialect}.sql"), *map(candles.substitute, CANDLES)]
-    for script in scripts:
-        for statement in statements(script):
-            create_view(statement, dialect)
+    for script in (read("0002_views.sql"), read(f"0002_views.{dialect}.sql"), *map(candles.substitute, CANDLES)):
+        for statement in VIEW.finditer(script):
+            execute(statement[0])
+            if dialect == "postgresql":  # SQLite keeps the statement, and the comment with it
+                execute(f"COMMENT ON VIEW {statement['name']} IS '{statement['comment']}'")
 
 
 def downgrade() -> None:
@@ -56,19 +42,6 @@ def downgrade() -> None:
 
 def read(name: str) -> str:
     return (FOLDER / name).read_text(encoding="utf-8")
-
-
-def statements(script: str) -> Iterator[str]:
-    """Yield the statements of a script, each from its CREATE on."""
-    return (match[0] for match in re.finditer(r"^CREATE VIEW .*?(?=;$)", script, re.DOTALL | re.MULTILINE))
-
-
-def create_view(statement: str, dialect: str) -> None:
-    """Create a view with its comment where people look for it: SQLite keeps the statement, PostgreSQL a comment."""
-    execute(statement)
-    if dialect == "postgresql":
-        name, comment = re.match(r"CREATE VIEW (\w+) AS /\* (.*?) \*/", statement).groups()  # type: ignore[union-attr]
-        execute(f"COMMENT ON VIEW {name} IS '{comment}'")
 
 
 def execute(statement: str) -> None:

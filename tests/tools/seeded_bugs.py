@@ -201,9 +201,8 @@ BUGS = (
     Bug(
         "ids of a rolled back transaction are kept",
         "store/write/interning.py",
-        "                found |= self._select(connection, [key for key in missing if key not in found])\n",
-        "                found |= self._select(connection, [key for key in missing if key not in found])\n"
-        "                self._ids |= found\n",
+        "                    found |= self._select(connection, new)\n",
+        "                    found |= self._select(connection, new)\n                    self._ids |= found\n",
         MODEL,
     ),
     Bug(

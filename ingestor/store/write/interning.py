@@ -40,8 +40,9 @@ class InternTable(Generic[Key]):
         if missing:
             with begin() as connection:
                 found = self._select(connection, missing)
-                self._insert(connection, [columns(key) for key in missing if key not in found])
-                found |= self._select(connection, [key for key in missing if key not in found])
+                if new := [key for key in missing if key not in found]:
+                    connection.execute(insert_or_ignore(connection, self._table), [columns(key) for key in new])
+                    found |= self._select(connection, new)
             self._ids |= found
         return {key: self._ids[key] for key in wanted}
 
@@ -62,7 +63,3 @@ class InternTable(Generic[Key]):
             query = select(self._id_column, *self._key_columns).where(keys_in(connection, self._key_columns, page))
             found |= {tuple(row[1:]): row[0] for row in connection.execute(query)}
         return found
-
-    def _insert(self, connection: Connection, rows: list[dict[str, Any]]) -> None:
-        if rows:
-            connection.execute(insert_or_ignore(connection, self._table), rows)
