@@ -1,13 +1,13 @@
-"""Gaps are repaired: by what came when we listened again, by what is current, by what past days were.
+"""Repair gaps: from the responses that followed a gap, from the current window, or from the provider's history.
 
-    plan     what to try next, and in which pieces; pure
-    proof    does an answer reach back to the gap's start, or cover what was asked? pure
-    windows  the answers that came after a gap
-    manual   what a person asks for; pure
-    healing  one thread that finds gaps, asks, and notes what is proven
+    plan               what to try next, and how to split the history into requests; pure
+    verification       whether a response covers a gap's start, or the requested range; pure
+    window_scan        finds the responses that followed a gap
+    backfill_requests  what a person requests with `ingestor backfill`; pure
+    worker             one thread that finds gaps, sends requests and records what is repaired
 
-A response is a rolling window of about an hour, so one that reaches back to the gap's start has all of the gap in it.
-What is asked for by REST goes through the spool as a frame, and a repair is done only when its frames are committed.
+A real-time response is a rolling window of about an hour, so one that reaches back to a gap's start contains the whole
+gap. A REST response goes through the spool as a frame, and a repair is done only once its frames are committed.
 """
 
 from ingestor.repair.worker import RepairWorker

@@ -1,4 +1,4 @@
-"""What a person asks for by hand: of which subscriptions, which time, in how many questions. Pure."""
+"""Turn what a person requests with `ingestor backfill` into repairs: which subscriptions, and which range. Pure."""
 
 from __future__ import annotations
 
@@ -14,61 +14,69 @@ from ingestor.provider.rest_api import has_history
 from ingestor.repair.plan import midnight, split_range
 from ingestor.store.maintenance.repairs import BackfillRequest
 
+_DATETIME_FIELDS = ("from_ts", "to_ts")
+
 
 def build_requests(
     subscriptions: Iterable[Subscription], ticker: str, path: str | None, start: datetime, end: datetime, now: datetime
 ) -> list[BackfillRequest]:
-    """A wish for each feed that is subscribed to for ``ticker`` and has a history, or for ``path`` alone.
+    """Return a request for each feed that has a history and is subscribed to for ``ticker``, or for ``path`` only.
 
-    Raises ValueError, a message for the operator.
+    Raises ValueError with a message for the operator.
     """
     if not ticker:
-        raise ValueError("name a ticker")
+        raise ValueError("a ticker is required")
     validators.ticker(ticker)
     end = min(end, midnight(now))  # the provider's history ends yesterday
     if start >= end:
-        raise ValueError(f"nothing lies between {start:%Y-%m-%d %H:%M} and {end:%Y-%m-%d %H:%M} UTC")
-    asked = _asked(subscriptions, ticker, path)
-    if not asked:
-        raise ValueError(f'"{ticker}" is not subscribed to; say of which endpoint: --path')
-    found = {wish.feed: wish for wish in (_wish(one, start, end) for one in asked) if has_history(wish.path)}
-    if not found:
-        raise ValueError(f"the provider documents no history of {', '.join(one.path for one in asked)}")
-    return list(found.values())
+        bounds = f"{start:%Y-%m-%d %H:%M} to {end:%Y-%m-%d %H:%M} UTC"
+        raise ValueError(f"the range {bounds} is empty (the provider's history ends yesterday)")
+    selected = _select_subscriptions(subscriptions, ticker, path)
+    if not selected:
+        raise ValueError(f'no subscription includes "{ticker}"; name an endpoint with --path')
+    requests = [_build_request(each, start, end) for each in selected if has_history(each.path)]
+    if not requests:
+        paths = ", ".join(subscription.path for subscription in selected)
+        raise ValueError(f"the provider documents no history for {paths}")
+    return list({request.feed: request for request in requests}.values())
 
 
-def count_queries(wish: BackfillRequest) -> int:
-    """How often the provider is to be asked."""
-    return sum(1 for _ in split_range(wish.path, wish.from_ts, wish.to_ts))
+def count_queries(request: BackfillRequest) -> int:
+    """Return how many requests to the provider this takes."""
+    return sum(1 for _ in split_range(request.path, request.from_ts, request.to_ts))
 
 
-def to_json(some: Sequence[BackfillRequest]) -> list[dict[str, Any]]:
-    """As JSON takes it."""
-    stamps = ("from_ts", "to_ts")
-    return [asdict(one) | {name: getattr(one, name).isoformat() for name in stamps} for one in some]
+def to_json(requests: Sequence[BackfillRequest]) -> list[dict[str, Any]]:
+    """Return the requests as JSON objects."""
+    return [
+        asdict(request) | {name: getattr(request, name).isoformat() for name in _DATETIME_FIELDS}
+        for request in requests
+    ]
 
 
-def from_json(some: Sequence[dict[str, Any]]) -> list[BackfillRequest]:
-    """What ``packed`` has packed."""
-    stamps = ("from_ts", "to_ts")
-    return [BackfillRequest(**one | {name: datetime.fromisoformat(one[name]) for name in stamps}) for one in some]
+def from_json(objects: Sequence[dict[str, Any]]) -> list[BackfillRequest]:
+    """Return the requests that ``to_json`` returned as JSON objects."""
+    return [
+        BackfillRequest(**fields | {name: datetime.fromisoformat(fields[name]) for name in _DATETIME_FIELDS})
+        for fields in objects
+    ]
 
 
-def _asked(subscriptions: Iterable[Subscription], ticker: str, path: str | None) -> list[Subscription]:
-    """The subscriptions that bring ``ticker``, each for it alone."""
-    named = [one for one in subscriptions if one.ticker in ("", ticker) and "user_id" not in one.params]
+def _select_subscriptions(subscriptions: Iterable[Subscription], ticker: str, path: str | None) -> list[Subscription]:
+    """Return the subscriptions that include ``ticker``, each narrowed down to it."""
+    selected = [each for each in subscriptions if each.ticker in ("", ticker) and "user_id" not in each.params]
     if path is not None:
-        named = [one for one in named if one.path == path] or [Subscription(path)]
-    return [Subscription(one.path, one.method, {**one.params, "ticker": ticker}) for one in named]
+        selected = [each for each in selected if each.path == path] or [Subscription(path)]
+    return [Subscription(each.path, each.method, {**each.params, "ticker": ticker}) for each in selected]
 
 
-def _wish(one: Subscription, start: datetime, end: datetime) -> BackfillRequest:
+def _build_request(subscription: Subscription, start: datetime, end: datetime) -> BackfillRequest:
     return BackfillRequest(
-        path=one.path,
-        method=one.method,
-        params=canonical_json(one.params),
-        feed=feed_name(one.path, one.params),
-        ticker=one.ticker,
+        path=subscription.path,
+        method=subscription.method,
+        params=canonical_json(subscription.params),
+        feed=feed_name(subscription.path, subscription.params),
+        ticker=subscription.ticker,
         from_ts=start,
         to_ts=end,
     )

@@ -1,11 +1,12 @@
-"""What an answer proves. Pure.
+"""Decide what a response proves about a gap. Pure.
 
-A rolling window is whole from its oldest row on, so it must hold a row from the gap's start or before: rows are
-sparse, and one that begins later says nothing of the time before it. A row from longer ago than a window reaches is no
-part of one (it was restated, or the provider's clock is another), and proves nothing either.
-History proves the range that it was asked for; an empty list is an answer as well (the feed was quiet), unless we hold
-rows of that range ourselves. One that was cut off proves nothing: it begins or ends within a gap, though we hold rows
-from before or after it.
+A rolling window is complete from its oldest row on. Rows are sparse, so to cover a gap it must have a row from the
+gap's start or before; if its first row is later, it proves nothing about the time before that row. A row that is older
+than any window reaches is not part of one (it was restated, or the provider's clock differs), and proves nothing.
+
+A history response covers the requested range. An empty list does too (the feed was quiet), unless the database has
+samples from that range. A truncated response proves nothing: it begins or ends inside a gap, although the database has
+samples from before or after it.
 """
 
 from __future__ import annotations
@@ -18,51 +19,55 @@ from ingestor.pipeline.decoder import DecodedFrame
 from ingestor.repair.plan import MAX_WINDOW_AGE, HistoryQuery
 from ingestor.store.maintenance.repairs import Repair, SampleRange
 
-QUOTE_CHARACTERS = 200  # characters of what cannot be read
+QUOTE_CHARACTERS = 200  # of an unreadable row
 
 
 def why_unreadable(decoded: DecodedFrame) -> str | None:
-    """Why an answer is no list of rows; None if it is one. An error object looks like a single row."""
+    """Return why a response is not a list of rows, or None. An error object is decoded as a single, unreadable row."""
     if dead := decoded.dead_frame:
-        return f"the answer is no list of rows: {dead.reason}"
+        return f"the response is not a list of rows: {dead.reason}"
     if decoded.dead and not decoded.observations:
-        return f"no row of the answer can be read: {decoded.dead[0].reason}, {decoded.dead[0].body[:QUOTE_CHARACTERS]}"
+        first = decoded.dead[0]
+        return f"no row of the response is readable: {first.reason}, {first.body[:QUOTE_CHARACTERS]}"
     return None
 
 
 def covers_start(decoded: DecodedFrame, repair: Repair, received_us: int) -> bool:
-    """Whether the rolling window that was received then holds the gap's start."""
+    """Return whether the rolling window that was received at ``received_us`` includes the gap's start."""
     oldest, start = received_us - MAX_WINDOW_AGE // timedelta(microseconds=1), to_us(repair.from_ts)
-    return any(oldest <= ts_us <= start for ts_us in _stamps(decoded, repair, repair.ticker))
+    return any(oldest <= ts_us <= start for ts_us in _timestamps(decoded, repair, repair.ticker))
 
 
 def why_inconclusive(
-    decoded: DecodedFrame, repair: Repair, step: HistoryQuery, held: SampleRange | None, until: datetime
+    decoded: DecodedFrame, repair: Repair, query: HistoryQuery, stored: SampleRange | None, gap_end: datetime
 ) -> str | None:
-    """Why an answer does not prove the range that was asked for, as far as gaps lie in it; None if it does.
+    """Return why a response does not cover the requested range, as far as gaps are in it; None if it does.
 
-    ``held``: ours of that range. ``until``: where the last gap ends that is to be repaired by it.
+    ``stored`` are the samples that the database had in that range. ``gap_end`` is the end of the last gap in it.
     """
-    start, end = to_us(step.start), to_us(step.end)
-    found = list(_stamps(decoded, repair, step.ticker))
-    if not any(start <= ts_us < end for ts_us in found):
+    start, end = to_us(query.start), to_us(query.end)
+    timestamps = list(_timestamps(decoded, repair, query.ticker))
+    if not any(start <= ts_us < end for ts_us in timestamps):
         if decoded.rows:
-            return f"none of the {decoded.rows} rows of the answer is of what was asked for"
-        return f"the answer is empty, though samples {_span(held)} are known" if held else None
-    said = SampleRange(to_datetime(min(found)), to_datetime(max(found)))
-    if held and (said.first > max(held.first, repair.from_ts) or said.last < min(held.last, until)):
-        return f"the answer is cut off, its rows are {_span(said)}, though samples {_span(held)} are known"
+            return f"none of the {decoded.rows} rows of the response matches the request"
+        return f"the response is empty, but the database has samples {_format_range(stored)}" if stored else None
+    received = SampleRange(to_datetime(min(timestamps)), to_datetime(max(timestamps)))
+    if stored and (received.first > max(stored.first, repair.from_ts) or received.last < min(stored.last, gap_end)):
+        return (
+            f"the response is truncated: its rows are {_format_range(received)},"
+            f" but the database has samples {_format_range(stored)}"
+        )
     return None
 
 
-def _span(held: SampleRange) -> str:
-    return f"from {held.first:%Y-%m-%d %H:%M:%S} to {held.last:%Y-%m-%d %H:%M:%S}"
+def _format_range(samples: SampleRange) -> str:
+    return f"from {samples.first:%Y-%m-%d %H:%M:%S} to {samples.last:%Y-%m-%d %H:%M:%S}"
 
 
-def _stamps(decoded: DecodedFrame, repair: Repair, ticker: str) -> Iterable[int]:
-    """The ts of every row about the same names."""
+def _timestamps(decoded: DecodedFrame, repair: Repair, ticker: str) -> Iterable[int]:
+    """Yield the ts (µs) of every row of the repair's feed, ticker and user."""
     if decoded.feed != repair.feed:
         return
-    for (_, _, of_ticker, of_user), ts_us, _, _ in decoded.observations:
-        if ticker in ("", of_ticker) and repair.user_id in ("", of_user):
+    for (_, _, row_ticker, row_user), ts_us, _, _ in decoded.observations:
+        if ticker in ("", row_ticker) and repair.user_id in ("", row_user):
             yield ts_us

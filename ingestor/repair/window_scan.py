@@ -1,4 +1,4 @@
-"""Looks through what came off the socket after a gap, for the answers that reach back to its start."""
+"""Find the responses that arrived on the socket after a gap and reach back to its start."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from ingestor.repair.verification import covers_start
 from ingestor.store.engine import Engine
 from ingestor.store.maintenance.repairs import Repair, ResumedRepair, StoredPayload, stream_payloads
 
-PAGE_ROWS = 200  # payloads read together
-MAX_SCAN_ENTRIES = 100_000  # looked through at most: with ten thousand tickers, those of ten minutes
+PAGE_ROWS = 200  # payloads per query
+MAX_SCAN_ENTRIES = 100_000  # after the subscription; with ten thousand tickers, ten minutes of payloads
 
 _Pending: TypeAlias = dict[tuple[str, str], list[Repair]]  # by feed and ticker
 
 
 def has_rolling_window(repair: Repair) -> bool:
-    """Whether its answers are rolling windows. A bare stream says what is new, and an old row there proves nothing."""
+    """Return whether its responses are rolling windows. In those of a bare stream, an old row proves nothing."""
     return repair.path.startswith("/")
 
 
@@ -28,52 +28,60 @@ def find_repaired(
     decoder: Decoder,
     instance_id: int,
     resumed: Sequence[ResumedRepair],
-    looked: dict[tuple[int, int], int],
+    scanned: dict[tuple[int, int], int],
     stop: Callable[[], bool],
 ) -> list[Repair]:
-    """Those for which ``instance_id`` received, once the gap was over, an answer that reaches back to its start.
+    """Return the repairs for which ``instance_id`` received, after the gap, a response that reaches back to its start.
 
-    ``looked`` remembers from one call to the next up to which seq was looked: (repair, instance) → seq. What is not
-    among the ``resumed`` any more is forgotten.
+    ``scanned`` keeps from one call to the next up to which seq payloads were scanned: (repair, instance) → seq. Repairs
+    that are no longer among ``resumed`` are removed from it.
     """
-    asked_about = {one.repair.repair_id for one in resumed}
-    for key in [key for key in looked if key[0] not in asked_about]:
-        del looked[key]
-    found: list[Repair] = []
+    repair_ids = {item.repair.repair_id for item in resumed}
+    for key in [key for key in scanned if key[0] not in repair_ids]:
+        del scanned[key]
     waiting = [
-        one._replace(seq=max(one.seq, looked.get((one.repair.repair_id, instance_id), 0)))
-        for one in resumed
-        if one.instance_id == instance_id and has_rolling_window(one.repair)
+        item._replace(seq=max(item.seq, scanned.get((item.repair.repair_id, instance_id), 0)))
+        for item in resumed
+        if item.instance_id == instance_id and has_rolling_window(item.repair)
     ]
-    seen = 0
     pending: _Pending = {}
-    for one in waiting:
-        pending.setdefault((one.repair.feed, one.repair.ticker), []).append(one.repair)
-    for answer in _answers(engine, instance_id, waiting, pending, stop):
-        frame = _frame(answer)
-        decoded = decoder.decode(frame)
-        for name in {(decoded.feed, ""), *((decoded.feed, series[2]) for series, _, _, _ in decoded.observations)}:
-            asked = pending.pop(name, [])
-            after = [one for one in asked if answer.received_at >= one.to_ts]
-            done = [one for one in after if covers_start(decoded, one, frame.received_us)]
-            found += done
-            if rest := [one for one in asked if one not in done]:
-                pending[name] = rest
-        seen = answer.seq
-    for repair_id in (one.repair_id for some in pending.values() for one in some):
-        looked[repair_id, instance_id] = max(seen, looked.get((repair_id, instance_id), 0))
-    return found
+    for item in waiting:
+        pending.setdefault((item.repair.feed, item.repair.ticker), []).append(item.repair)
+    repaired: list[Repair] = []
+    last_seq = 0
+    for payload in _payloads(engine, instance_id, waiting, pending, stop):
+        repaired += _take_repaired(decoder, payload, pending)
+        last_seq = payload.seq
+    for repair in _repairs_in(pending):
+        key = repair.repair_id, instance_id
+        scanned[key] = max(last_seq, scanned.get(key, 0))
+    return repaired
 
 
-def _answers(
+def _take_repaired(decoder: Decoder, payload: StoredPayload, pending: _Pending) -> list[Repair]:
+    """Return the pending repairs that this payload proves, and remove them from ``pending``."""
+    frame = _frame(payload)
+    decoded = decoder.decode(frame)
+    repaired: list[Repair] = []
+    for name in {(decoded.feed, ""), *((decoded.feed, series[2]) for series, _, _, _ in decoded.observations)}:
+        repairs = pending.pop(name, [])
+        after_gap = [repair for repair in repairs if payload.received_at >= repair.to_ts]
+        proven = [repair for repair in after_gap if covers_start(decoded, repair, frame.received_us)]
+        repaired += proven
+        if unproven := [repair for repair in repairs if repair not in proven]:
+            pending[name] = unproven
+    return repaired
+
+
+def _payloads(
     engine: Engine, instance_id: int, waiting: Sequence[ResumedRepair], pending: _Pending, stop: Callable[[], bool]
 ) -> Iterator[StoredPayload]:
-    """What was received since the first of them was asked for again, while any is ``pending``."""
-    after = min((one.seq for one in waiting), default=0)
-    last = max((one.seq for one in waiting), default=0) + MAX_SCAN_ENTRIES
+    """Yield what was received since the first of the subscriptions resumed, while a repair is ``pending``."""
+    after = min((item.seq for item in waiting), default=0)
+    last = max((item.seq for item in waiting), default=0) + MAX_SCAN_ENTRIES
     while pending and not stop():
-        repairs = [repair for some in pending.values() for repair in some]
-        paths, since = {one.path for one in repairs}, min(one.to_ts for one in repairs)
+        paths = {repair.path for repair in _repairs_in(pending)}
+        since = min(repair.to_ts for repair in _repairs_in(pending))
         page = stream_payloads(engine, instance_id, range(after + 1, last + 1), since, paths, PAGE_ROWS)
         yield from page
         if len(page) < PAGE_ROWS:
@@ -81,7 +89,11 @@ def _answers(
         after = page[-1].seq
 
 
-def _frame(answer: StoredPayload) -> Frame:
-    # As a REST answer: its text is the body alone.
-    received_us = to_us(answer.received_at)
-    return Frame(received_us, "", "snapshot", answer.event, answer.path, answer.params, answer.body)
+def _repairs_in(pending: _Pending) -> Iterator[Repair]:
+    return (repair for repairs in pending.values() for repair in repairs)
+
+
+def _frame(payload: StoredPayload) -> Frame:
+    # The source is "snapshot", because a payload's body is not wrapped in a Socket.IO message.
+    received_us = to_us(payload.received_at)
+    return Frame(received_us, "", "snapshot", payload.event, payload.path, payload.params, payload.body)

@@ -1,8 +1,8 @@
-"""One thread that finds gaps, asks about them, and notes what is proven. The event loop waits for none of it.
+"""The thread that finds gaps, requests what is missing, and records what is repaired.
 
-What it knows is in the table ``repairs``, so it may be killed at any moment: a question whose answer was not noted is
-asked again, and rows that came twice are known. Only who has the lease works, one daemon of those that share a
-database.
+All its state is in the table ``repairs``, so it can be killed at any moment: a request whose outcome was not recorded
+is sent again, and rows that arrive twice are duplicates. Of the daemons that share a database, only the holder of the
+lease works.
 """
 
 from __future__ import annotations
@@ -32,17 +32,17 @@ from ingestor.store.engine import Engine
 from ingestor.store.maintenance import repairs as store
 from ingestor.store.maintenance.repairs import BackfillRequest, LeaseHeldElsewhere, Repair, RepairKind, RepairTable
 
-MAX_GAPS = 10_000
-PAGE_ROWS = 200  # of repairs written together
-MAX_TICKERS = 1_000  # of a subscription without one, that are asked for
-MAX_ATTEMPTS = 20  # in vain, in a row: with the pauses between, more than half a day
-RETRY_BACKOFF = Backoff(first_seconds=60.0, cap_seconds=6 * 3600.0)  # for what was answered and not proven
-GAP_SEARCH_RATIO = 20  # looking for gaps reads all of coverage: it takes this share of the time at most
-PAGE_PAUSE_SECONDS = 0.02  # between two pages of what came off the socket
-SHORT_PAUSE_SECONDS = 5.0  # is waited for on the spot
-SPOOL_RATIO = 2  # of the spool, that healing leaves to what is live
+MAX_GAPS = 10_000  # per search
+PAGE_ROWS = 200  # repairs per transaction
+MAX_TICKERS = 1_000  # to request for a subscription without ticker
+MAX_ATTEMPTS = 20  # failed in a row: with the pauses between them, more than half a day
+RETRY_BACKOFF = Backoff(first_seconds=60.0, cap_seconds=6 * 3600.0)  # after a response that proved nothing
+GAP_SEARCH_RATIO = 20  # a search reads all of coverage, so it may take at most 1/20 of the time
+PAGE_PAUSE_SECONDS = 0.02  # between two pages of payloads, for the threads that receive and write
+SHORT_PAUSE_SECONDS = 5.0  # up to which a pause between requests is slept through
+SPOOL_RATIO = 2  # repairs pause while the spool is more than half full: the rest is for live data
 JOIN_SECONDS = 2.0
-REQUEST_TIMEOUT_SECONDS = 30.0  # less than a command waits for its answer
+REQUEST_TIMEOUT_SECONDS = 30.0  # less than a command waits for its response
 
 T = TypeVar("T")
 
@@ -50,15 +50,15 @@ log = logging.getLogger(__name__)
 
 
 class Cancelled(Exception):
-    """Nobody waits for the outcome any more. Never leaves this module."""
+    """The worker stops, and nobody waits for the outcome. Never leaves this module."""
 
 
 class Inconclusive(Exception):
-    """There was an answer, and it proves nothing. Ask again later. Never leaves this module."""
+    """The response proves nothing; request it again later. Never leaves this module."""
 
 
 class RepairWorker:
-    """Repairs gaps until stopped; with ``only``, nothing but these repairs."""
+    """Repairs gaps until stopped. If ``only`` is set, works on these repairs only and does not search for gaps."""
 
     def __init__(
         self,
@@ -71,7 +71,7 @@ class RepairWorker:
         write_to: Engine,
         read_from: Engine,
     ) -> None:
-        """Must be made inside the running loop. ``write_to`` is used in the writer's thread only."""
+        """Must be created inside the running loop. ``write_to`` is used in the writer's thread only."""
         self._loop = asyncio.get_running_loop()
         self._rest = rest
         self._spool = spool
@@ -79,39 +79,39 @@ class RepairWorker:
         self._decoder = decoder
         self._record = record
         self._table = RepairTable(write_to)
-        self._read = read_from
+        self._engine = read_from
         self.only: frozenset[int] | None = None
         self._wake = threading.Event()
-        self._looking = threading.Event()  # for gaps, at the next opportunity
+        self._search_requested = threading.Event()
         self._stopping = threading.Event()
         self._awaited: Future[Any] | None = None
-        self._look_not_before = 0.0
-        self._not_before: dict[int, float] = {}  # repair → boottime of its next try
-        self._looked: dict[tuple[int, int], int] = {}  # (repair, instance) → up to which seq its answers are known
-        self._longest: dict[int, timedelta] = {}  # repair → of its pieces, where answers were too long
-        self._thread = threading.Thread(target=self._run, name="healing", daemon=True)
+        self._next_search_at = 0.0  # boottime
+        self._retry_at: dict[int, float] = {}  # repair → boottime of its next attempt
+        self._scanned: dict[tuple[int, int], int] = {}  # (repair, instance) → seq up to which payloads were scanned
+        self._max_length: dict[int, timedelta] = {}  # repair → range per request, after a response was too large
+        self._thread = threading.Thread(target=self._run, name="repair", daemon=True)
 
     def start(self) -> None:
-        """Begin. Nothing is done before the first ``look``."""
+        """Start the thread. It does nothing until the first ``wake``."""
         self._thread.start()
 
     def wake(self) -> None:
-        """See what there is to be repaired, and do it. Returns at once; from any thread."""
-        self._looking.set()
+        """Search for gaps and repair what is due. Returns at once; may be called from any thread."""
+        self._search_requested.set()
         self._wake.set()
 
-    async def request(self, wishes: Sequence[BackfillRequest]) -> list[int]:
-        """Begin what a person asks for, and return its repairs. Raises DatabaseUnavailable."""
-        booked = asyncio.wrap_future(self._writer.run_in_writer(lambda _: self._table.request(wishes, _now())))
-        await asyncio.wait({booked}, timeout=REQUEST_TIMEOUT_SECONDS)
-        if booked.cancelled() or not booked.done():
-            booked.cancel()
-            raise DatabaseUnavailable("the database is away; once it is back, the same command does it")
+    async def request(self, requests: Sequence[BackfillRequest]) -> list[int]:
+        """Start repairs that a person requested, and return their ids. Raises DatabaseUnavailable."""
+        stored = asyncio.wrap_future(self._writer.run_in_writer(lambda _: self._table.request(requests, _now())))
+        await asyncio.wait({stored}, timeout=REQUEST_TIMEOUT_SECONDS)
+        if stored.cancelled() or not stored.done():
+            stored.cancel()
+            raise DatabaseUnavailable("the database cannot be reached; run the same command again when it is back")
         self.wake()
-        return booked.result()
+        return stored.result()
 
     async def stop(self) -> None:
-        """End what is under way; what was not noted is done again by whoever heals next."""
+        """Stop the thread. Work that was not recorded is repeated by the next daemon to hold the lease."""
         self._stopping.set()
         self._wake.set()
         self._rest.cancel()
@@ -120,7 +120,7 @@ class RepairWorker:
         if self._thread.is_alive():
             await asyncio.to_thread(self._thread.join, JOIN_SECONDS)
 
-    # -- the thread's life
+    # -- the thread
 
     def _run(self) -> None:
         pause: float | None = None
@@ -128,255 +128,257 @@ class RepairWorker:
             self._wake.wait(pause)
             self._wake.clear()
             pause = self._try_round()
-        self._read.dispose()
+        self._engine.dispose()
 
     def _try_round(self) -> float | None:
         try:
             return self._round()
         except (Cancelled, LeaseHeldElsewhere):
-            pass  # whoever heals now, it is not us
+            pass  # another daemon does the repairs now, or nobody
         except DatabaseUnavailable as error:
-            level = logging.WARNING if self._writer.status.database_up else logging.DEBUG  # the writer has warned of it
-            log.log(level, "healing waits for the database", extra={"reason": str(error)})
+            level = logging.WARNING if self._writer.status.database_up else logging.DEBUG  # else the writer has warned
+            log.log(level, "the database cannot be reached, repairs wait for it", extra={"reason": str(error)})
         except Exception:
-            # A mistake here must cost nothing that is received; the next look tries again.
-            log.exception("healing fell over")
+            # An error here must not stop the daemon from receiving.
+            log.exception("unexpected error in the repair worker, retrying at the next search for gaps")
         finally:
-            self._read.dispose()  # its cache is large, and it may be long until the next round
+            self._engine.dispose()  # the connection's cache is large, and the next round may be far away
         return None
 
     def _round(self) -> float | None:
-        """Repair what is due; looks for gaps come between. Returns seconds to wait before the next one, if known."""
+        """Repair what is due, and search for gaps in between. Return the seconds until the next round, if known."""
         while not self._stopping.is_set():
-            if self._looking.is_set():
-                self._looking.clear()
-                self._look()
-            if self._crowded():
+            if self._search_requested.is_set():
+                self._search_requested.clear()
+                self._search()
+            if self._spool_is_busy():
                 return SHORT_PAUSE_SECONDS
-            repair = self._next()
+            repair = self._next_due()
             if repair is None:
                 return None
             if self._rest.pause_seconds > SHORT_PAUSE_SECONDS:
                 return self._rest.pause_seconds
             self._stopping.wait(self._rest.pause_seconds)
-            self._work(repair)
+            self._attempt(repair)
         return None
 
-    def _crowded(self) -> bool:
+    def _spool_is_busy(self) -> bool:
         return self._spool.disk_full or self._spool.live_bytes * SPOOL_RATIO > self._spool.max_bytes
 
-    def _next(self) -> Repair | None:
+    def _next_due(self) -> Repair | None:
         now = boottime()
-        with closing(store.due_repairs(self._read, plan.midnight(_now()))) as due:
+        with closing(store.due_repairs(self._engine, plan.midnight(_now()))) as due:
             for repair in due:
-                wanted = self.only is None or repair.repair_id in self.only
-                if wanted and self._not_before.get(repair.repair_id, 0.0) <= now:
+                selected = self.only is None or repair.repair_id in self.only
+                if selected and self._retry_at.get(repair.repair_id, 0.0) <= now:
                     return repair
         return None
 
-    # -- gaps, and what came when we listened again
+    # -- gaps, and the responses that followed them
 
-    def _look(self) -> None:
-        self._do(self._table.acquire_lease)
+    def _search(self) -> None:
+        self._in_writer(self._table.acquire_lease)
         if self.only is not None:
             return
-        started = boottime()
-        if started >= self._look_not_before:
-            gaps = store.find_gaps(self._read, MAX_GAPS)
-            self._look_not_before = boottime() + GAP_SEARCH_RATIO * (boottime() - started)
-            for some in _pages(gaps):
-                self._do(partial(self._table.open, gaps=some, now=_now()))
-        self._prove_windows()
+        started_at = boottime()
+        if started_at >= self._next_search_at:
+            gaps = store.find_gaps(self._engine, MAX_GAPS)
+            self._next_search_at = boottime() + GAP_SEARCH_RATIO * (boottime() - started_at)
+            for page in _pages(gaps):
+                self._in_writer(partial(self._table.open, gaps=page, now=_now()))
+        self._check_windows()
 
-    def _prove_windows(self) -> None:
-        """Repair what the answers that followed have repaired; what waited for them long enough is tried otherwise."""
-        resumed, unheard = store.resumed_repairs(self._read, MAX_GAPS)
-        done: dict[int, Repair] = {}
-        for instance_id in sorted({one.instance_id for one in resumed}):
+    def _check_windows(self) -> None:
+        """Finish the repairs that a later response covered. Try the others another way once such responses are over."""
+        resumed, never_resumed = store.resumed_repairs(self._engine, MAX_GAPS)
+        repaired: dict[int, Repair] = {}
+        for instance_id in sorted({item.instance_id for item in resumed}):
             found = window_scan.find_repaired(
-                self._read, self._decoder, instance_id, resumed, self._looked, self._rested
+                self._engine, self._decoder, instance_id, resumed, self._scanned, self._pause_scan
             )
-            done |= {one.repair_id: one for one in found}
-        self._finish(list(done.values()))
-        self._turn([*unheard, *(repair for repair, _, _ in resumed if _over(repair) and repair.repair_id not in done)])
+            repaired |= {repair.repair_id: repair for repair in found}
+        self._finish(list(repaired.values()))
+        missed = [item.repair for item in resumed if item.repair.repair_id not in repaired and _is_over(item.repair)]
+        self._try_next_kind([*never_resumed, *missed])
 
-    def _rested(self) -> bool:
-        """Leave the processor to those who receive, for a moment; whether it is time to stop."""
+    def _pause_scan(self) -> bool:
+        """Leave the processor to the other threads for a moment. Return whether to stop."""
         return self._stopping.wait(PAGE_PAUSE_SECONDS)
 
-    # -- questions
+    # -- requests
 
-    def _work(self, repair: Repair) -> None:
-        """One question about one repair."""
-        self._do(self._table.acquire_lease)
+    def _attempt(self, repair: Repair) -> None:
+        """Send one request for one repair."""
+        self._in_writer(self._table.acquire_lease)
         try:
             if repair.kind == "snapshot":
-                self._ask_now(repair)
+                self._request_current(repair)
             else:
-                self._ask_then(repair)
+                self._request_history(repair)
         except RestRefused as error:
-            self._refused(repair, error)
+            self._on_refused(repair, error)
         except (RestUnavailable, TokenRefused, Inconclusive) as error:
-            self._put_off(repair, error)
+            self._postpone(repair, error)
 
-    def _ask_now(self, repair: Repair) -> None:
-        question = current_request(repair.path, repair.parsed_params)
-        if question is None or _now() - repair.from_ts > plan.MAX_WINDOW_AGE:
-            self._turn([repair])
+    def _request_current(self, repair: Repair) -> None:
+        request = current_request(repair.path, repair.parsed_params)
+        if request is None or _now() - repair.from_ts > plan.MAX_WINDOW_AGE:
+            self._try_next_kind([repair])
             return
-        asked_us = wall_us()
-        if verification.covers_start(self._ask(repair, question), repair, asked_us):
+        sent_us = wall_us()
+        if verification.covers_start(self._fetch(repair, request), repair, sent_us):
             self._finish([repair])
         else:
-            self._turn([repair])
+            self._try_next_kind([repair])
 
-    def _ask_then(self, repair: Repair) -> None:
+    def _request_history(self, repair: Repair) -> None:
         tickers = self._tickers(repair)
         if isinstance(tickers, str):
             self._fail([repair], tickers)
             return
-        steps = plan.remaining_queries(repair, tickers, self._longest.get(repair.repair_id))
-        step, following = next(steps, None), next(steps, None)
-        repaired = [repair, *self._inside(repair)]
-        if step is not None:
+        queries = plan.remaining_queries(repair, tickers, self._max_length.get(repair.repair_id))
+        query, following = next(queries, None), next(queries, None)
+        covered = [repair, *store.repairs_inside(self._engine, repair, plan.history_range(repair)[1])]
+        if query is not None:
             try:
-                self._ask_step(repair, step, max(one.to_ts for one in repaired))
+                self._run_query(repair, query, max(each.to_ts for each in covered))
             except ResponseTooLarge as error:
-                self._ask_for_less(repair, step, error)
+                self._shorten_queries(repair, query, error)
                 return
-        if step is None or following is None:
-            self._finish(repaired)
+        if query is None or following is None:
+            self._finish(covered)
         else:
-            self._do(partial(self._table.advance, repair_id=repair.repair_id, cursor=step.cursor))
+            self._in_writer(partial(self._table.advance, repair_id=repair.repair_id, cursor=query.cursor))
 
-    def _ask_for_less(self, repair: Repair, step: plan.HistoryQuery, error: ResponseTooLarge) -> None:
-        """At the next opportunity. What was done in longer pieces stays done."""
-        longest = plan.halved_length(repair.path, step)
-        if longest is None:
-            raise RestRefused(f"{error}, and less than that cannot be asked for", error.status) from None
-        self._longest[repair.repair_id] = longest
+    def _shorten_queries(self, repair: Repair, query: plan.HistoryQuery, error: ResponseTooLarge) -> None:
+        """Use shorter ranges from the next request on. Ranges that are done stay done."""
+        max_length = plan.halved_length(repair.path, query)
+        if max_length is None:
+            raise RestRefused(f"{error}, and a smaller range cannot be requested", error.status) from None
+        self._max_length[repair.repair_id] = max_length
 
-    def _ask_step(self, repair: Repair, step: plan.HistoryQuery, until: datetime) -> None:
-        params = repair.parsed_params | ({"ticker": step.ticker} if step.ticker else {})
-        question = history_request(repair.path, params, step.start, step.end)
-        if question is None:
+    def _run_query(self, repair: Repair, query: plan.HistoryQuery, gap_end: datetime) -> None:
+        params = repair.parsed_params | ({"ticker": query.ticker} if query.ticker else {})
+        request = history_request(repair.path, params, query.start, query.end)
+        if request is None:
             raise RestRefused(plan.why_unrepairable(repair), 404)
         # Read before the request, so that its own rows do not count.
-        held = store.sample_range(self._read, repair.feed, step.ticker, repair.user_id, step.start, step.end)
-        decoded = self._ask(repair, question, can_split=plan.halved_length(repair.path, step) is not None)
-        if doubt := verification.why_inconclusive(decoded, repair, step, held, until):
-            raise Inconclusive(doubt)
+        stored = store.sample_range(self._engine, repair.feed, query.ticker, repair.user_id, query.start, query.end)
+        decoded = self._fetch(repair, request, can_split=plan.halved_length(repair.path, query) is not None)
+        if why := verification.why_inconclusive(decoded, repair, query, stored, gap_end):
+            raise Inconclusive(why)
 
     def _tickers(self, repair: Repair) -> list[str] | str:
-        """Which to ask for; or why that cannot be said."""
+        """Return the tickers to request, or why they cannot be determined."""
         if repair.ticker or repair.user_id:
             return [repair.ticker]
-        known = sorted(store.known_tickers(self._read, repair.feed, MAX_TICKERS + 1))
-        remedy = "name those that matter: `ingestor backfill --ticker`"
+        known = sorted(store.known_tickers(self._engine, repair.feed, MAX_TICKERS + 1))
+        remedy = "backfill those that you need: `ingestor backfill --ticker`"
         if len(known) > MAX_TICKERS:
-            return f"more than {MAX_TICKERS:,} tickers are known of {repair.feed}; {remedy}"
-        return known or f"nothing was ever stored of {repair.feed}, so its tickers are not known; {remedy}"
+            return f"{repair.feed} has more than {MAX_TICKERS:,} tickers; {remedy}"
+        return known or f"no samples of {repair.feed} are stored, so its tickers are unknown; {remedy}"
 
-    def _inside(self, repair: Repair) -> list[Repair]:
-        """Other repairs of the same names which what was asked for repairs as well."""
-        return store.repairs_inside(self._read, repair, plan.history_range(repair)[1])
-
-    def _ask(self, repair: Repair, question: RestRequest, *, can_split: bool = False) -> DecodedFrame:
-        """Ask, and have the answer committed. Raises RestUnavailable if it is no answer."""
-        reply = self._rest.get(question, can_split=can_split)
+    def _fetch(self, repair: Repair, request: RestRequest, *, can_split: bool = False) -> DecodedFrame:
+        """Send a request, and wait until its response is committed. Raises RestUnavailable if it is no list of rows."""
+        response = self._rest.get(request, can_split=can_split)
         frame = Frame(
-            reply.sent_us,
+            response.sent_us,
             f"repair {repair.repair_id}",
             "snapshot" if repair.kind == "snapshot" else "backfill",
             "get",
-            question.path,
-            canonical_json(question.params),
-            reply.text,
+            request.path,
+            canonical_json(request.params),
+            response.text,
         )
         decoded = self._decoder.decode(frame)
         if why := verification.why_unreadable(decoded):
-            raise RestUnavailable(f"{question.path}: {why}")
-        if self._spool.live_bytes + len(reply.text) > self._spool.max_bytes:
-            raise RestUnavailable(f"the spool has no room for an answer of {len(reply.text):,} characters")
+            raise RestUnavailable(f"{request.path}: {why}")
+        if self._spool.live_bytes + len(response.text) > self._spool.max_bytes:
+            raise RestUnavailable(f"the spool has no space for a response of {len(response.text):,} characters")
         seq = self._append(frame)
-        self._do(lambda _: None, after=seq)
+        self._in_writer(lambda _: None, after_seq=seq)
         if decoded.dead:
-            raise RestRefused(f"{len(decoded.dead)} rows of the answer cannot be read: see dead letters", 200)
+            raise RestRefused(f"{len(decoded.dead)} rows of the response are unreadable, see the dead letters", 200)
         return decoded
 
-    # -- what becomes of them
+    # -- outcomes
 
-    def _finish(self, done: Sequence[Repair]) -> None:
-        for some in _pages(done):
-            counts = {one.repair_id: store.count_new_rows(self._read, one, bucket_length(one.path)) for one in some}
-            self._do(partial(self._table.finish, new_rows=counts, now=_now()))
-            for one in some:
-                self._tell("repaired", one, new_rows=counts[one.repair_id])
+    def _finish(self, repairs: Sequence[Repair]) -> None:
+        for page in _pages(repairs):
+            new_rows = {
+                repair.repair_id: store.count_new_rows(self._engine, repair, bucket_length(repair.path))
+                for repair in page
+            }
+            self._in_writer(partial(self._table.finish, new_rows=new_rows, now=_now()))
+            for repair in page:
+                self._report("repaired", repair, new_rows=new_rows[repair.repair_id])
 
     def _fail(self, repairs: Sequence[Repair], reason: str) -> None:
-        self._do(partial(self._table.fail, repair_ids=_ids(repairs), error=escape_unstorable(reason), now=_now()))
-        for one in repairs:
-            self._tell("repair_failed", one, reason=reason)
+        self._in_writer(
+            partial(self._table.fail, repair_ids=_ids(repairs), error=escape_unstorable(reason), now=_now())
+        )
+        for repair in repairs:
+            self._report("repair_failed", repair, reason=reason)
 
-    def _turn(self, repairs: Sequence[Repair]) -> None:
-        """Try them in the next way; those that have none left have failed."""
-        ways: dict[RepairKind | str, list[Repair]] = {}
-        for one in repairs:
-            ways.setdefault(plan.next_kind(one, _now()) or plan.why_unrepairable(one), []).append(one)
-        for way, same in ways.items():
-            for some in _pages(same):
-                if way in ("snapshot", "historical"):
-                    self._do(partial(self._table.change_kind, repair_ids=_ids(some), kind=way))
+    def _try_next_kind(self, repairs: Sequence[Repair]) -> None:
+        """Change the repairs to what is tried next. Those for which nothing is left have failed."""
+        by_kind: dict[RepairKind | str, list[Repair]] = {}
+        for repair in repairs:
+            by_kind.setdefault(plan.next_kind(repair, _now()) or plan.why_unrepairable(repair), []).append(repair)
+        for kind, members in by_kind.items():
+            for page in _pages(members):
+                if kind in ("snapshot", "historical"):
+                    self._in_writer(partial(self._table.change_kind, repair_ids=_ids(page), kind=kind))
                 else:
-                    self._fail(some, way)
+                    self._fail(page, kind)
 
-    def _refused(self, repair: Repair, error: RestRefused) -> None:
+    def _on_refused(self, repair: Repair, error: RestRefused) -> None:
         if repair.kind == "snapshot":
-            self._turn([repair])
+            self._try_next_kind([repair])
         elif plan.may_be_too_early(repair, error.status, _now()):
-            self._put_off(repair, error)
+            self._postpone(repair, error)
         else:
             self._fail([repair], str(error))
 
-    def _put_off(self, repair: Repair, error: Exception) -> None:
+    def _postpone(self, repair: Repair, error: Exception) -> None:
         attempts = repair.attempts + 1
         if attempts >= MAX_ATTEMPTS or (repair.kind == "manual" and isinstance(error, TokenRefused)):
-            self._fail([repair], f"given up after {attempts} tries: {error}")
+            self._fail([repair], f"gave up after {attempts} attempts: {error}")
             return
-        self._do(partial(self._table.postpone, repair_id=repair.repair_id, error=escape_unstorable(str(error))))
-        self._not_before[repair.repair_id] = boottime() + RETRY_BACKOFF.equal_jitter(attempts, chance())
+        self._in_writer(partial(self._table.postpone, repair_id=repair.repair_id, error=escape_unstorable(str(error))))
+        self._retry_at[repair.repair_id] = boottime() + RETRY_BACKOFF.equal_jitter(attempts, chance())
 
-    def _tell(self, kind: str, repair: Repair, **more: object) -> None:
+    def _report(self, kind: str, repair: Repair, **fields: object) -> None:
         detail = {
             "feed": repair.feed,
             "ticker": repair.ticker,
             "from": repair.from_ts.isoformat(),
             "to": repair.to_ts.isoformat(),
             "way": repair.kind,
-            **more,
+            **fields,
         }
-        self._not_before.pop(repair.repair_id, None)
-        self._longest.pop(repair.repair_id, None)
+        self._retry_at.pop(repair.repair_id, None)
+        self._max_length.pop(repair.repair_id, None)
         self._loop.call_soon_threadsafe(self._record, Fact(kind, wall_us(), detail))
 
     # -- other threads
 
     def _append(self, frame: Frame) -> int:
-        """Into the spool, whose front is the loop's."""
-        landed: Future[int] = Future()
+        """Append to the spool, which is used in the event loop only."""
+        appended: Future[int] = Future()
 
-        def put() -> None:
-            if landed.set_running_or_notify_cancel():
-                landed.set_result(self._spool.append(frame))
+        def append() -> None:
+            if appended.set_running_or_notify_cancel():
+                appended.set_result(self._spool.append(frame))
 
-        self._loop.call_soon_threadsafe(put)
-        return self._outcome(landed)
+        self._loop.call_soon_threadsafe(append)
+        return self._wait_for(appended)
 
-    def _do(self, work: Callable[[int], T], after: int = 0) -> T:
-        """In the writer's thread, once all up to entry ``after`` is committed."""
-        return self._outcome(self._writer.run_in_writer(work, after))
+    def _in_writer(self, work: Callable[[int], T], after_seq: int = 0) -> T:
+        """Run ``work`` in the writer's thread, once every entry up to ``after_seq`` is committed."""
+        return self._wait_for(self._writer.run_in_writer(work, after_seq))
 
-    def _outcome(self, future: Future[T]) -> T:
+    def _wait_for(self, future: Future[T]) -> T:
         self._awaited = future
         if self._stopping.is_set():
             future.cancel()
@@ -390,14 +392,14 @@ def _now() -> datetime:
     return datetime.now(UTC)
 
 
-def _over(repair: Repair) -> bool:
-    """Whether no answer will come any more that proves it by itself."""
+def _is_over(repair: Repair) -> bool:
+    """Return whether no response to its subscription can cover the gap any longer."""
     return not window_scan.has_rolling_window(repair) or _now() > repair.to_ts + plan.RESPONSE_TIMEOUT
 
 
 def _ids(repairs: Iterable[Repair]) -> list[int]:
-    return [one.repair_id for one in repairs]
+    return [repair.repair_id for repair in repairs]
 
 
-def _pages(everything: Sequence[T]) -> Iterator[Sequence[T]]:
-    return (everything[start : start + PAGE_ROWS] for start in range(0, len(everything), PAGE_ROWS))
+def _pages(items: Sequence[T]) -> Iterator[Sequence[T]]:
+    return (items[start : start + PAGE_ROWS] for start in range(0, len(items), PAGE_ROWS))
