@@ -12,7 +12,6 @@ import os
 import re
 from collections.abc import Callable
 from pathlib import Path
-from types import TracebackType
 
 from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
@@ -58,15 +57,14 @@ class StatusServer:
         """``history`` and ``coverage`` return the JSON document of that name; they must not block."""
         self.url: str | None = None
         self._listen = listen
-        documents = _Documents(snapshot, values)
         app = web.Application(middlewares=[_guard(listen.host)], client_max_size=1024)
         app.on_response_prepare.append(_add_headers)
         app.add_routes(
             [
-                web.get("/healthz", documents.healthz),
-                web.get("/readyz", documents.readyz),
-                web.get("/status.json", documents.status),
-                web.get("/values.json", documents.values),
+                web.get("/healthz", _health_handler(lambda: check_health(snapshot()))),
+                web.get("/readyz", _health_handler(lambda: check_readiness(snapshot()))),
+                web.get("/status.json", _status_handler(snapshot)),
+                web.get("/values.json", _values_handler(values)),
                 web.get("/history.json", _json_handler(history)),
                 web.get("/coverage.json", _json_handler(coverage)),
                 web.get("/metrics", make_aiohttp_handler(metrics.registry, disable_compression=True)),
@@ -75,12 +73,7 @@ class StatusServer:
             ]
         )
         self._runner = web.AppRunner(
-            app,
-            access_log=None,
-            handle_signals=False,
-            keepalive_timeout=15,
-            lingering_time=1,
-            shutdown_timeout=1,
+            app, access_log=None, handle_signals=False, keepalive_timeout=15, lingering_time=1, shutdown_timeout=1
         )
 
     async def __aenter__(self) -> StatusServer:
@@ -94,9 +87,7 @@ class StatusServer:
             self._warn_if_exposed()
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *exc_info: object) -> None:
         await self._runner.cleanup()
 
     def _log_not_listening(self, error: OSError | UnicodeError) -> None:
@@ -116,29 +107,6 @@ class StatusServer:
                 "127.0.0.1 behind a reverse proxy is safer",
                 self._listen,
             )
-
-
-class _Documents:
-    """Handlers of documents that are built per request. With thousands of subscriptions that takes a thread."""
-
-    def __init__(self, snapshot: Callable[[], Status], values: LatestValues) -> None:
-        self._snapshot = snapshot
-        self._values = values
-
-    async def healthz(self, request: web.Request) -> web.Response:
-        return _health_response(check_health(self._snapshot()))
-
-    async def readyz(self, request: web.Request) -> web.Response:
-        return _health_response(check_readiness(self._snapshot()))
-
-    async def status(self, request: web.Request) -> web.Response:
-        return _json_response(await asyncio.to_thread(self._snapshot().to_json))
-
-    async def values(self, request: web.Request) -> web.Response:
-        after = request.query.get("after", "0")
-        if not (after.isascii() and after.isdigit() and len(after) <= 18):
-            raise web.HTTPBadRequest(text="400: after must be a version from an earlier response\n")
-        return _json_response(await asyncio.to_thread(self._values.changed_since, int(after)))
 
 
 def is_host_allowed(header: str, listen_host: str) -> bool:
@@ -167,8 +135,30 @@ def _json_response(body: bytes, status: int = 200) -> web.Response:
     return response
 
 
-def _health_response(result: HealthResult) -> web.Response:
-    return _json_response(result.to_json(), 200 if result.ok else 503)
+def _health_handler(check: Callable[[], HealthResult]) -> Handler:
+    async def handle(request: web.Request) -> web.Response:
+        result = check()
+        return _json_response(result.to_json(), 200 if result.ok else 503)
+
+    return handle
+
+
+def _status_handler(snapshot: Callable[[], Status]) -> Handler:
+    async def handle(request: web.Request) -> web.Response:
+        # In a thread, because thousands of subscriptions take a while.
+        return _json_response(await asyncio.to_thread(snapshot().to_json))
+
+    return handle
+
+
+def _values_handler(values: LatestValues) -> Handler:
+    async def handle(request: web.Request) -> web.Response:
+        after = request.query.get("after", "0")
+        if not (after.isascii() and after.isdigit() and len(after) <= 18):
+            raise web.HTTPBadRequest(text="400: after must be a version from an earlier response\n")
+        return _json_response(await asyncio.to_thread(values.changed_since, int(after)))
+
+    return handle
 
 
 def _json_handler(build: Callable[[], bytes]) -> Handler:

@@ -48,15 +48,11 @@ class ValueWindow:
         if not stamps or ts_us > stamps[-1]:  # nearly always
             stamps.append(ts_us)
             values.append(value)
-            if len(stamps) > WINDOW_VALUES:
-                del stamps[0], values[0]
-            return False
-        index = bisect_left(stamps, ts_us)
-        if stamps[index] == ts_us:
+        elif stamps[index := bisect_left(stamps, ts_us)] == ts_us:
             restated = values[index] != value
             values[index] = value
             return restated
-        if index or len(stamps) < WINDOW_VALUES:
+        else:
             stamps.insert(index, ts_us)
             values.insert(index, value)
         if len(stamps) > WINDOW_VALUES:
@@ -128,19 +124,9 @@ class LatestValues:
         least, greatest = min(values), max(values)
         low, span = least / 4, greatest / 4 - least / 4  # quarters, because the difference of two doubles may overflow
         scale = (len(LEVELS) - 1) / span if span > 1e-300 else 0.0
-        return ValueLine(
-            feed=feed,
-            ticker=ticker,
-            metric=window.metric,
-            ts_ms=ts_us // 1000,
-            received_ms=received_us // 1000,
-            rows=rows,
-            restated=restated,
-            value=values[-1],
-            least=least,
-            greatest=greatest,
-            levels="".join([LEVELS[int((value / 4 - low) * scale + 0.5)] for value in values]),
-        )
+        levels = "".join([LEVELS[int((value / 4 - low) * scale + 0.5)] for value in values])
+        stamps_ms = ts_us // 1000, received_us // 1000
+        return ValueLine(feed, ticker, window.metric, *stamps_ms, rows, restated, values[-1], least, greatest, levels)
 
     def _add_window(self, feed: str, ticker: str, metric: str) -> ValueWindow:
         # The provider names the tickers, so their number has no bound. An evicted one returns with its next value.

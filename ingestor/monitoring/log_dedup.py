@@ -29,7 +29,8 @@ class DuplicateFilter:
         """Yield the summaries that are due, then the record itself unless it is a repetition."""
         for last, count in self._throttle.due(now):
             yield _summary(last, count)
-        exempt = not logging.WARNING <= record.levelno < logging.CRITICAL or _field(record, _BACKOFF_FIELD) is not None
+        fields = record.msg if isinstance(record.msg, dict) else record.__dict__
+        exempt = not logging.WARNING <= record.levelno < logging.CRITICAL or fields.get(_BACKOFF_FIELD) is not None
         if exempt or self._throttle.admit(_key(record), record, now) is not None:
             yield record
 
@@ -50,14 +51,7 @@ def _summary(record: logging.LogRecord, count: int) -> logging.LogRecord:
 
 def _key(record: logging.LogRecord) -> str:
     if isinstance(record.msg, dict):
-        return " ".join(f"{name}={_masked(value)}" for name, value in record.msg.items() if name not in _IGNORED_FIELDS)
+        fields = ((name, value) for name, value in record.msg.items() if name not in _IGNORED_FIELDS)
+        return " ".join(f"{name}={'#' if isinstance(value, int | float) else value}" for name, value in fields)
     error = record.exc_info[1] if record.exc_info else None
     return _NUMBER.sub("#", f"{record.name} {record.levelno} {record.getMessage()} {error!r}")
-
-
-def _masked(value: object) -> object:
-    return "#" if isinstance(value, int | float) else value
-
-
-def _field(record: logging.LogRecord, name: str) -> object:
-    return record.msg.get(name) if isinstance(record.msg, dict) else record.__dict__.get(name)

@@ -57,11 +57,7 @@ def configure(level: str, format: Format = "auto", stream: TextIO | None = None)
     _set_levels(logging.getLevelNamesMapping()[level.upper()])
     logging.captureWarnings(True)
     structlog.configure(
-        processors=[
-            *_PREPARE,
-            structlog.stdlib.PositionalArgumentsFormatter(),
-            ProcessorFormatter.wrap_for_formatter,
-        ],
+        processors=[*_PREPARE, structlog.stdlib.PositionalArgumentsFormatter(), ProcessorFormatter.wrap_for_formatter],
         logger_factory=structlog.stdlib.LoggerFactory(),
         wrapper_class=structlog.stdlib.BoundLogger,
     )
@@ -140,11 +136,7 @@ def _make_handler(format: ResolvedFormat, stream: TextIO, *, colors: bool) -> lo
 def _formatter(render: Processor) -> logging.Formatter:
     return ProcessorFormatter(
         foreign_pre_chain=[*_PREPARE, structlog.stdlib.ExtraAdder(), _drop_formatted_fields],
-        processors=[
-            ProcessorFormatter.remove_processors_meta,
-            sanitize_event,
-            render,
-        ],
+        processors=[ProcessorFormatter.remove_processors_meta, sanitize_event, render],
     )
 
 

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import collections
 import platform
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict
 from typing import get_args
 
 from prometheus_client import CollectorRegistry, Counter, Histogram
@@ -16,7 +17,7 @@ from prometheus_client.registry import Collector
 
 from ingestor.core.entries import Fact, State
 from ingestor.core.version import source_commit
-from ingestor.monitoring.status import ConnectionStatus, Status
+from ingestor.monitoring.status import Status
 
 OTHER = "other"
 LOGIN_OUTCOMES = ("ok", "refused", "unavailable", "nonsense")
@@ -85,53 +86,52 @@ class _StatusCollector(Collector):
 
     def collect(self) -> Iterator[Metric]:
         status = self._snapshot()
-        yield from _frame_metrics(status)
-        yield from _row_metrics(status)
-        yield from _spool_metrics(status)
-        yield from _connection_metrics(status)
-        yield from _daemon_metrics(status)
+        for metrics in (_frame_metrics, _row_metrics, _spool_metrics, _connection_metrics, _daemon_metrics):
+            yield from metrics(status)
 
     def describe(self) -> list[Metric]:
         return []  # otherwise registering takes a snapshot, while the daemon is still being built
 
 
+def _by_label(
+    family: type[CounterMetricFamily] | type[GaugeMetricFamily],
+    name: str,
+    documentation: str,
+    label: str,
+    values: Mapping[str, float],
+) -> Metric:
+    metric = family(name, documentation, labels=[label])
+    for value, number in values.items():
+        metric.add_metric([value], number)
+    return metric
+
+
 def _frame_metrics(status: Status) -> Iterator[Metric]:
     known = {subscription.feed for subscription in status.subscriptions}
-    frames = CounterMetricFamily("ingestor_frames_received", "Frames received", labels=["feed"])
-    last = GaugeMetricFamily("ingestor_last_frame_timestamp_seconds", "Time of the last frame", labels=["feed"])
-    for feed, connections in _group_by_feed(status.connections, known).items():
-        frames.add_metric([feed], sum(connection.frames for connection in connections))
-        stamps = [connection.last_frame_at.timestamp() for connection in connections if connection.last_frame_at]
-        if stamps:
-            last.add_metric([feed], max(stamps))
-    skew = GaugeMetricFamily(
-        "ingestor_publish_skew_seconds", "Provider's publish clock minus ours; negative: behind", labels=["feed"]
+    frames: collections.Counter[str] = collections.Counter()
+    last: dict[str, float] = {}
+    for connection in status.connections:
+        # A path and its bare stream name are one feed, and a label value must not be exported twice.
+        feed = connection.feed if connection.feed in known else OTHER
+        frames[feed] += connection.frames
+        if connection.last_frame_at:
+            last[feed] = max(last.get(feed, 0.0), connection.last_frame_at.timestamp())
+    skew = {feed: seconds for feed, seconds in status.publish_skew_seconds.items() if feed in known}
+    yield _by_label(CounterMetricFamily, "ingestor_frames_received", "Frames received", "feed", frames)
+    yield _by_label(GaugeMetricFamily, "ingestor_last_frame_timestamp_seconds", "Time of the last frame", "feed", last)
+    yield _by_label(
+        GaugeMetricFamily,
+        "ingestor_publish_skew_seconds",
+        "Provider's publish clock minus ours; negative: behind",
+        "feed",
+        skew,
     )
-    for feed, seconds in status.publish_skew_seconds.items():
-        if feed in known:
-            skew.add_metric([feed], seconds)
-    yield frames
-    yield last
-    yield skew
-
-
-def _group_by_feed(connections: tuple[ConnectionStatus, ...], known: set[str]) -> dict[str, list[ConnectionStatus]]:
-    # A path and its bare stream name are one feed, and a label value must not be exported twice.
-    feeds: dict[str, list[ConnectionStatus]] = {}
-    for connection in connections:
-        feeds.setdefault(connection.feed if connection.feed in known else OTHER, []).append(connection)
-    return feeds
 
 
 def _row_metrics(status: Status) -> Iterator[Metric]:
-    rows = CounterMetricFamily("ingestor_rows", "Rows decoded, by outcome", labels=["outcome"])
-    for outcome in ("new", "revised", "duplicate", "dead", "expired"):
-        rows.add_metric([outcome], getattr(status.rows, outcome))
-    letters = CounterMetricFamily("ingestor_dead_letters", "Dead letters written", labels=["stage"])
-    for stage in ("decode", "insert"):
-        letters.add_metric([stage], getattr(status.dead_letters, stage))
-    yield rows
-    yield letters
+    yield _by_label(CounterMetricFamily, "ingestor_rows", "Rows decoded, by outcome", "outcome", asdict(status.rows))
+    letters = asdict(status.dead_letters)
+    yield _by_label(CounterMetricFamily, "ingestor_dead_letters", "Dead letters written", "stage", letters)
 
 
 def _spool_metrics(status: Status) -> Iterator[Metric]:
@@ -139,47 +139,27 @@ def _spool_metrics(status: Status) -> Iterator[Metric]:
     yield GaugeMetricFamily("ingestor_spool_entries", "Entries in the spool", spool.entries)
     yield GaugeMetricFamily("ingestor_spool_bytes", "Size of the entries in the spool", spool.bytes)
     yield GaugeMetricFamily("ingestor_spool_limit_bytes", "spool.max_bytes", spool.limit_bytes)
-    yield GaugeMetricFamily(
-        "ingestor_commit_lag_seconds", "Time the oldest entry has waited for its commit", database.lag_seconds
-    )
+    yield GaugeMetricFamily("ingestor_commit_lag_seconds", "Age of the oldest uncommitted entry", database.lag_seconds)
     yield GaugeMetricFamily("ingestor_database_up", "1 if the last attempt reached the database", database.up)
 
 
 def _connection_metrics(status: Status) -> Iterator[Metric]:
-    connected = GaugeMetricFamily(
-        "ingestor_connected", "1 if every connection of the path is established", labels=["path"]
-    )
     paths: dict[str, bool] = {}
     for connection in status.connections:
         paths[connection.path] = paths.get(connection.path, True) and connection.connected
-    for path, up in paths.items():
-        connected.add_metric([path], up)
-    subscriptions = GaugeMetricFamily("ingestor_subscriptions", "Subscriptions by state", labels=["state"])
-    states = collections.Counter(subscription.state for subscription in status.subscriptions)
-    for state in get_args(State):
-        subscriptions.add_metric([state], states[state])
-    yield connected
-    yield subscriptions
+    counts = collections.Counter(subscription.state for subscription in status.subscriptions)
+    states = {state: counts[state] for state in get_args(State)}
+    yield _by_label(GaugeMetricFamily, "ingestor_connected", "1 if all connections of the path are up", "path", paths)
+    yield _by_label(GaugeMetricFamily, "ingestor_subscriptions", "Subscriptions by state", "state", states)
 
 
 def _daemon_metrics(status: Status) -> Iterator[Metric]:
-    logins = CounterMetricFamily("ingestor_logins", "Token requests, by outcome", labels=["outcome"])
-    for outcome in LOGIN_OUTCOMES:
-        logins.add_metric([outcome], status.token.logins.get(outcome, 0))
-    yield logins
-    if status.token.expires_at:
-        yield GaugeMetricFamily(
-            "ingestor_token_expires_timestamp_seconds",
-            "Time at which the token expires",
-            status.token.expires_at.timestamp(),
-        )
-    yield GaugeMetricFamily(
-        "ingestor_config_last_reload_successful",
-        "0 if the last reload was rejected",
-        status.config_reload_successful,
-    )
-    yield InfoMetricFamily(
-        "ingestor_build",
-        "Version of the running program",
-        {"version": status.version, "commit": source_commit(), "python": platform.python_version()},
-    )
+    token, logins = status.token, {outcome: status.token.logins.get(outcome, 0) for outcome in LOGIN_OUTCOMES}
+    yield _by_label(CounterMetricFamily, "ingestor_logins", "Token requests, by outcome", "outcome", logins)
+    if token.expires_at:
+        expiry = token.expires_at.timestamp()
+        yield GaugeMetricFamily("ingestor_token_expires_timestamp_seconds", "Time at which the token expires", expiry)
+    reloaded = status.config_reload_successful
+    yield GaugeMetricFamily("ingestor_config_last_reload_successful", "0 if the last reload was rejected", reloaded)
+    build = {"version": status.version, "commit": source_commit(), "python": platform.python_version()}
+    yield InfoMetricFamily("ingestor_build", "Version of the running program", build)

@@ -19,11 +19,14 @@ class SystemdNotifier:
     """Sends notifications to the service manager, if one started this process."""
 
     def __init__(self, env: Mapping[str, str] = os.environ) -> None:
-        self._address = _address(env.get("NOTIFY_SOCKET", ""))
+        name = env.get("NOTIFY_SOCKET", "")
+        # A name with @ is in Linux's abstract namespace. Other kinds of sockets are not supported.
+        self._address = "\0" + name[1:] if name.startswith("@") else name if name.startswith("/") else ""
 
     def ready(self, status: str = "") -> None:
         """Report that startup or a reload has finished. ``status`` is a line for `systemctl status`."""
-        self._send("READY=1", *_status(status))
+        # One line: a newline would start another assignment.
+        self._send("READY=1", *([f"STATUS={' '.join(status.split())}"] if status else []))
 
     def reloading(self) -> None:
         """Report that the config is being reloaded. Call ``ready`` afterwards, whether or not the reload succeeded."""
@@ -74,14 +77,3 @@ def watchdog_seconds(env: Mapping[str, str] = os.environ, pid: int | None = None
     except ValueError:
         return None
     return microseconds / 1_000_000 if microseconds > 0 else None
-
-
-def _address(name: str) -> str:
-    if name.startswith("@"):
-        return "\0" + name[1:]  # Linux's abstract namespace
-    return name if name.startswith("/") else ""
-
-
-def _status(text: str) -> tuple[str, ...]:
-    # A newline would start another assignment.
-    return (f"STATUS={' '.join(text.split())}",) if text else ()

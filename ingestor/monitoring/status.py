@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import functools
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 
@@ -20,24 +20,12 @@ from ingestor.core.redaction import redactor
 
 Severity = Literal["info", "warning", "error"]
 
-_SEVERITY: dict[str, Severity] = {
-    "silent": "warning",
-    "refused": "warning",
-    "disconnected": "warning",
-    "token_failed": "warning",
-    "provider_error": "warning",
-    "paused": "warning",
-    "clock_stepped": "warning",
-    "crashed": "warning",
-    "spool_level": "warning",
-    "connect_failed": "warning",
-    "not_entitled": "warning",
-    "evicted": "warning",
-    "config_rejected": "warning",
-    "repair_failed": "warning",
-    "spool_full": "error",
-    "lost": "error",
-}
+# Kinds and states of facts.
+_ERRORS = frozenset({"spool_full", "lost"})
+_WARNINGS = frozenset(
+    {"silent", "refused", "disconnected", "token_failed", "provider_error", "paused", "clock_stepped", "crashed"}
+    | {"spool_level", "connect_failed", "not_entitled", "evicted", "config_rejected", "repair_failed"}
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,6 +120,9 @@ class Heartbeat:
     age_seconds: float  # since it last advanced
     limit_seconds: float
 
+    def __str__(self) -> str:
+        return f"{self.name} has not advanced for {self.age_seconds:.0f} s (limit {self.limit_seconds:.0f} s)"
+
     @property
     def stuck(self) -> bool:
         return self.age_seconds > self.limit_seconds
@@ -199,14 +190,7 @@ class HealthResult:
 
 def check_health(status: Status) -> HealthResult:
     """Check that the daemon advances. Provider and database do not count, because a restart would not help them."""
-    stuck = [heartbeat for heartbeat in status.pulses if heartbeat.stuck]
-    return HealthResult(
-        tuple(
-            f"{heartbeat.name} has not advanced for {heartbeat.age_seconds:.0f} s"
-            f" (limit {heartbeat.limit_seconds:.0f} s)"
-            for heartbeat in stuck
-        )
-    )
+    return HealthResult(tuple(str(heartbeat) for heartbeat in status.pulses if heartbeat.stuck))
 
 
 def check_readiness(status: Status) -> HealthResult:
@@ -228,7 +212,12 @@ def _readiness_problems(status: Status) -> Iterator[str]:
 
 def severity(fact: Fact) -> Severity:
     """Return the severity of a fact: that of its kind, or else that of its state."""
-    return _SEVERITY.get(fact.kind) or _SEVERITY.get(fact.state or "", "info")
+    for name in (fact.kind, fact.state):
+        if name in _ERRORS:
+            return "error"
+        if name in _WARNINGS:
+            return "warning"
+    return "info"
 
 
 class RecentErrors:
@@ -250,21 +239,15 @@ class RecentErrors:
 
 
 def _scrubbed(status: Status) -> Status:
-    # Only texts from outside, and equal texts once: thousands of subscriptions may have the same reason.
-    scrub = functools.cache(redactor.scrub)
+    # Only texts from outside, equal texts once, and copies where needed: thousands of subscriptions may share a reason.
+    scrub: Callable[[Any], Any] = functools.cache(lambda text: text and redactor.scrub(text))
     return replace(
         status,
-        connections=tuple(
-            replace(connection, last_error=connection.last_error and scrub(connection.last_error))
-            for connection in status.connections
-        ),
+        connections=tuple(replace(item, last_error=scrub(item.last_error)) for item in status.connections),
         subscriptions=tuple(
-            # A copy only where it differs: there may be thousands.
-            replace(subscription, reason=scrub(subscription.reason))
-            if subscription.reason and scrub(subscription.reason) != subscription.reason
-            else subscription
-            for subscription in status.subscriptions
+            item if scrub(item.reason) == item.reason else replace(item, reason=scrub(item.reason))
+            for item in status.subscriptions
         ),
-        database=replace(status.database, last_error=status.database.last_error and scrub(status.database.last_error)),
-        last_errors=tuple(replace(error, text=scrub(error.text)) for error in status.last_errors),
+        database=replace(status.database, last_error=scrub(status.database.last_error)),
+        last_errors=tuple(replace(item, text=scrub(item.text)) for item in status.last_errors),
     )
