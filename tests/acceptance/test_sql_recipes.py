@@ -18,7 +18,7 @@ from sqlalchemy.exc import DatabaseError
 from ingestor.store.engine import make_engine
 
 from ..integration.store.row_factory import DAY, Database, at
-from ..support.query_plans import reads_whole
+from ..support.query_plans import full_scans
 
 TEXT = (Path(__file__).parents[2] / "README.md").read_text()
 RECIPES = re.findall(r"```sql\n-- ([^.?:\n]+)[^\n]*\n(.*?)```", TEXT, re.DOTALL)
@@ -109,7 +109,7 @@ def test_every_recipe_is_known_here() -> None:
 def test_a_recipe_finds_what_it_says(engine: Engine, question: str) -> None:
     query = dict(RECIPES)[question]
     assert asked(engine, query) == FOUND[question]
-    assert reads_whole(engine, (query, {}), "samples", "m", "sample_revisions") == []
+    assert full_scans(engine, (query, {}), "samples", "m", "sample_revisions") == []
 
 
 def test_what_was_not_observed_is_not(engine: Engine) -> None:

@@ -1,4 +1,4 @@
-"""`ingestor export`: every observation once, typed, whole or not at all; nothing that a spreadsheet would execute."""
+"""`ingestor export`: complete, typed and in order; atomic files; no formulas that a spreadsheet would execute."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def db(migrated_url: str) -> Iterator[Database]:
 
 @pytest.fixture
 def exported(command: Command, configured: Callable[..., Path], migrated_url: str) -> Export:
-    """What is written to stdout by ``ingestor export`` with these arguments."""
+    """Run ``ingestor export`` with some arguments and return its stdout."""
 
     def run(*arguments: str) -> str:
         ended = command("export", *arguments, "--config", configured(migrated_url))
@@ -55,10 +55,10 @@ def exported(command: Command, configured: Callable[..., Path], migrated_url: st
 
 
 def tickers(text: str) -> list[tuple[str, str]]:
-    return [(one["ticker"], one["ts"][11:16]) for one in csv.DictReader(io.StringIO(text))]
+    return [(row["ticker"], row["ts"][11:16]) for row in csv.DictReader(io.StringIO(text))]
 
 
-def test_a_row_has_what_the_view_has_in_every_format(
+def test_export_has_columns_of_the_view_in_every_format(
     db: Database, exported: Export, command: Command, configured: Callable[..., Path], migrated_url: str, tmp_path: Path
 ) -> None:
     db.sample(*CROWD, "ON", "10:00", -0.1, revision=1, published_at=at("06:00"), received_at=at("10:00:02.5"), seq=7)
@@ -70,9 +70,9 @@ def test_a_row_has_what_the_view_has_in_every_format(
         "crowd-sentiment,crowd_sentiment,ON,,2024-03-10T10:00:00+00:00,-0.1,1,2024-03-10T06:00:00+00:00,"
         "2024-03-10T10:00:02.500000+00:00,stream,1,7"
     )
-    told = json.loads(exported("--feed", "user-sentiment", "--format", "jsonl"))
-    assert [type(told[name]) for name in ("value", "revision", "seq", "published_at")] == [float, int, int, type(None)]
-    assert (told["value"], told["user_id"], told["ts"]) == (1e-7, "42", "2024-03-10T10:00:01.250000+00:00")
+    line = json.loads(exported("--feed", "user-sentiment", "--format", "jsonl"))
+    assert [type(line[name]) for name in ("value", "revision", "seq", "published_at")] == [float, int, int, type(None)]
+    assert (line["value"], line["user_id"], line["ts"]) == (1e-7, "42", "2024-03-10T10:00:01.250000+00:00")
     file = tmp_path / "x.parquet"
     arguments = ("--feed", "user-sentiment", "--format", "parquet", "-o", file, "--config", configured(migrated_url))
     assert command("export", *arguments).out == f"{file}: 1 rows\n"
@@ -81,20 +81,20 @@ def test_a_row_has_what_the_view_has_in_every_format(
     types = {name: table.schema.field(name).type for name in ("ts", "published_at", "value", "revision", "seq")}
     assert list(types.values()) == [stamp, stamp, pyarrow.float64(), pyarrow.int32(), pyarrow.int64()]
     (row,) = table.to_pylist()
-    assert row == told | {name: told[name] and datetime.fromisoformat(told[name]) for name in ("ts", "received_at")}
+    assert row == line | {name: line[name] and datetime.fromisoformat(line[name]) for name in ("ts", "received_at")}
 
 
-def test_what_a_spreadsheet_would_execute_is_text_in_it_and_numbers_are_numbers(db: Database, exported: Export) -> None:
+def test_csv_escapes_formulas_but_not_numbers(db: Database, exported: Export) -> None:
     for ticker in ("=1+1", "+1", "-A", "@SUM(A1)", "\tT", "\rR", "A=1", 'a"b,c'):
         db.sample(*CROWD, ticker, "10:00", -0.5)
     found = {
-        one["ticker"]: one["value"] for one in csv.DictReader(io.StringIO(exported("--feed", "crowd-sentiment"), ""))
+        row["ticker"]: row["value"] for row in csv.DictReader(io.StringIO(exported("--feed", "crowd-sentiment"), ""))
     }
     assert sorted(found) == sorted(["'=1+1", "'+1", "'-A", "'@SUM(A1)", "'\tT", "'\rR", "A=1", 'a"b,c'])
     assert set(found.values()) == {"-0.5"}
 
 
-def test_only_what_is_asked_for_each_once_and_in_order_however_the_pages_fall(
+def test_export_selects_in_order_for_any_page_size(
     db: Database, exported: Export, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(export, "PAGE_ROWS", 3)
@@ -108,13 +108,13 @@ def test_only_what_is_asked_for_each_once_and_in_order_however_the_pages_fall(
     crowd = ("--feed", "crowd-sentiment")
     assert tickers(exported(*crowd)) == everything
     assert tickers(exported(*crowd, "--ticker", "C", "--ticker", "B")) == everything[7:]
-    some = exported(*crowd, "--since", "2024-03-10T10:01", "--until", "2024-03-10T11:02+01:00")
-    assert tickers(some) == [("A", "10:01"), ("B", "10:01"), ("C", "10:01")]
+    window = exported(*crowd, "--since", "2024-03-10T10:01", "--until", "2024-03-10T11:02+01:00")
+    assert tickers(window) == [("A", "10:01"), ("B", "10:01"), ("C", "10:01")]
     with time_machine.travel(at("10:06:30"), tick=False):
         assert tickers(exported(*crowd, "--since", "90s")) == [("A", "10:05"), ("A", "10:06")]
 
 
-def test_it_is_all_of_one_moment_while_the_daemon_goes_on(
+def test_export_reads_one_snapshot_while_daemon_writes(
     db: Database, migrated_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(export, "PAGE_ROWS", 1)
@@ -129,7 +129,7 @@ def test_it_is_all_of_one_moment_while_the_daemon_goes_on(
     assert [row[2] for row in found] == ["A", "B"]
 
 
-def test_a_feed_that_nobody_knows_is_refused_one_without_data_is_empty(
+def test_export_refuses_unknown_feed_but_not_empty_one(
     db: Database, exported: Export, command: Command, configured: Callable[..., Path], migrated_url: str
 ) -> None:
     db.sample(*CROWD, "A", "10:00", 0.5)
@@ -139,7 +139,7 @@ def test_a_feed_that_nobody_knows_is_refused_one_without_data_is_empty(
     assert 'unknown feed "crowd"; in the database: crowd-sentiment' in ended.err
 
 
-def test_without_pyarrow_it_is_said_what_brings_it(
+def test_parquet_without_pyarrow_names_the_extra(
     db: Database, command: Command, configured: Callable[..., Path], migrated_url: str, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
@@ -150,10 +150,10 @@ def test_without_pyarrow_it_is_said_what_brings_it(
     )
     assert (ended.code, ended.out) == (69, "")
     assert ended.err == "Parquet needs pyarrow: pip install 'ingestor[export]', or choose csv or jsonl\n"
-    assert [one.name for one in tmp_path.iterdir() if "parquet" in one.name] == []
+    assert [file.name for file in tmp_path.iterdir() if "parquet" in file.name] == []
 
 
-# As it is typed, on a file that takes a while.
+# The command in a process of its own, with a database whose export takes a while.
 
 
 SAMPLES = 100_000
@@ -161,7 +161,7 @@ SAMPLES = 100_000
 
 @pytest.fixture(scope="module")
 def filled(tmp_path_factory: pytest.TempPathFactory, sqlite_template: Path) -> Path:
-    """A SQLite database with a value of one ticker in each second from 2026-01-01 on."""
+    """Make a SQLite database with a value of one ticker per second from 2026-01-01 on."""
     file = Path(shutil.copy(sqlite_template, tmp_path_factory.mktemp("large") / "ingestor.db"))
     with closing(sqlite3.connect(file)) as raw, raw:
         raw.execute("INSERT INTO series VALUES (1, 'crowd-sentiment', 'crowd_sentiment', 'A', '', '2026-01-01')")
@@ -177,17 +177,17 @@ def filled(tmp_path_factory: pytest.TempPathFactory, sqlite_template: Path) -> P
 
 @pytest.fixture
 def large(filled: Path, configured: Callable[..., Path]) -> list[str | Path]:
-    """The command that exports it."""
+    """The command that exports this database."""
     return [COMMAND, "export", "--feed", "crowd-sentiment", "--config", configured(f"sqlite:///{filled}")]
 
 
 def parts(folder: Path) -> list[Path]:
-    return [one for one in folder.iterdir() if one.name.endswith(".part")]
+    return [file for file in folder.iterdir() if file.name.endswith(".part")]
 
 
-def test_ctrl_c_leaves_the_file_that_was_there_and_nothing_else(large: list[str | Path], tmp_path: Path) -> None:
+def test_ctrl_c_keeps_previous_file_and_removes_partial_one(large: list[str | Path], tmp_path: Path) -> None:
     file = tmp_path / "x.csv"
-    file.write_text("of yesterday")
+    file.write_text("previous")
     process = subprocess.Popen([*large, "-o", file], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     while not any(part.stat().st_size for part in parts(tmp_path)):
         assert process.poll() is None
@@ -196,11 +196,11 @@ def test_ctrl_c_leaves_the_file_that_was_there_and_nothing_else(large: list[str 
     out, err = process.communicate(timeout=20)
     assert process.returncode == 130
     assert "Traceback" not in out + err
-    assert file.read_text() == "of yesterday"
+    assert file.read_text() == "previous"
     assert parts(tmp_path) == []
 
 
-def test_a_disk_that_takes_no_more_is_told_of_and_leaves_nothing(large: list[str | Path], tmp_path: Path) -> None:
+def test_full_disk_exits_74_and_leaves_no_file(large: list[str | Path], tmp_path: Path) -> None:
     file = tmp_path / "x.csv"
     limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, 1_000_000))  # noqa: E731
     done = subprocess.run([*large, "-o", file], preexec_fn=limit, capture_output=True, text=True, timeout=30)
@@ -210,7 +210,7 @@ def test_a_disk_that_takes_no_more_is_told_of_and_leaves_nothing(large: list[str
     assert parts(tmp_path) == []
 
 
-def test_whoever_has_seen_enough_ends_it_in_peace(large: list[str | Path]) -> None:
+def test_closed_stdout_ends_export_without_error(large: list[str | Path]) -> None:
     with subprocess.Popen(large, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stdout
         assert process.stderr
@@ -220,7 +220,7 @@ def test_whoever_has_seen_enough_ends_it_in_peace(large: list[str | Path]) -> No
         assert process.stderr.read() == b""
 
 
-def test_a_pipe_is_written_into_and_not_replaced(large: list[str | Path], tmp_path: Path) -> None:
+def test_export_writes_into_pipe_without_replacing_it(large: list[str | Path], tmp_path: Path) -> None:
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
     read: list[bytes] = []

@@ -17,7 +17,7 @@ from ingestor.store import schema, views
 from ingestor.store.engine import make_engine
 from ingestor.store.write.batch_writer import BatchWriter, InstanceInfo
 from tests.support.entries import T0, decoder, fact, frame, row
-from tests.support.query_plans import questions, reads_whole
+from tests.support.query_plans import full_scans, recorded_selects
 
 SECOND = 1_000_000
 
@@ -141,9 +141,9 @@ def test_no_look_reads_all_samples(engine: Engine) -> None:
     daemon, follower = Daemon(engine, "one"), Follower(engine, "ON")
     daemon.commit(frame([row("ON", minute, 0.1) for minute in range(3)]))
     Daemon(engine, "two", keep_payloads=False).commit(frame([row("ON", 5, 0.1)]))
-    with questions(engine, "samples") as asked, questions(engine, "sample_revisions") as more:
+    with recorded_selects(engine, "samples") as asked, recorded_selects(engine, "sample_revisions") as more:
         assert len(looked(follower)) == 4
         assert len(Follower(engine, "ON").latest(2)) == 2
     assert len(asked + more) >= 4
     for one in asked + more:
-        assert reads_whole(engine, one, "samples", "sample_revisions", "m", "p") == [], one[0]
+        assert full_scans(engine, one, "samples", "sample_revisions", "m", "p") == [], one[0]

@@ -1,4 +1,4 @@
-"""How a database means to find what it is asked for."""
+"""Record the statements that a database executes, and find full scans in their query plans."""
 
 from __future__ import annotations
 
@@ -8,31 +8,31 @@ from typing import Any
 
 from sqlalchemy import Engine, event, text
 
-Asked = tuple[str, Any]  # statement, parameters
+Statement = tuple[str, Any]  # SQL, parameters
 
 
 @contextmanager
-def questions(engine: Engine, table: str) -> Iterator[list[Asked]]:
-    """Every SELECT of a table, and its parameters, for as long as the block lasts."""
-    asked: list[Asked] = []
+def recorded_selects(engine: Engine, table: str) -> Iterator[list[Statement]]:
+    """Record every SELECT from ``table`` within the block."""
+    recorded: list[Statement] = []
 
-    def note(_connection: object, _cursor: object, statement: str, parameters: Any, *_: object) -> None:
+    def record(_connection: object, _cursor: object, statement: str, parameters: Any, *_: object) -> None:
         if statement.lstrip().startswith("SELECT") and table in statement:
-            asked.append((statement, parameters))
+            recorded.append((statement, parameters))
 
-    event.listen(engine, "before_cursor_execute", note)
-    yield asked
-    event.remove(engine, "before_cursor_execute", note)
+    event.listen(engine, "before_cursor_execute", record)
+    yield recorded
+    event.remove(engine, "before_cursor_execute", record)
 
 
-def reads_whole(engine: Engine, asked: Asked, *tables: str) -> list[str]:
-    """The steps by which one of these tables (or aliases) would be read from end to end."""
+def full_scans(engine: Engine, statement: Statement, *tables: str) -> list[str]:
+    """Return the steps of the query plan that read all of one of ``tables`` (or aliases)."""
     postgres = engine.dialect.name == "postgresql"
     with engine.connect() as connection:
         if postgres:
-            connection.execute(text("SET LOCAL enable_seqscan = off"))  # of a few rows it would read all, and be right
+            connection.execute(text("SET LOCAL enable_seqscan = off"))  # which would be faster for a few rows
         explain = "EXPLAIN" if postgres else "EXPLAIN QUERY PLAN"
-        steps = [str(row[-1]) for row in connection.exec_driver_sql(f"{explain} {asked[0]}", asked[1])]
+        steps = [str(row[-1]) for row in connection.exec_driver_sql(f"{explain} {statement[0]}", statement[1])]
     if postgres:
         return [step for step in steps if any(f"Seq Scan on {table} " in step for table in tables)]
     return [step for step in steps if any(step == f"SCAN {table}" for table in tables)]

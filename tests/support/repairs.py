@@ -1,4 +1,4 @@
-"""Repairs as tests write them."""
+"""A factory of repairs for tests."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ CHART = "crowd-sentiment-chart-data"
 
 
 def at(day: int, hour: int = 0, minute: int = 0, second: int = 0) -> datetime:
-    """A moment of January 2026."""
+    """Return a time in January 2026, UTC."""
     return datetime(2026, 1, day, hour, minute, second, tzinfo=UTC)
 
 
-def repair(start: datetime, end: datetime, *, path: str = CROWD, ticker: str = "AAPL", **more: Any) -> Repair:
-    """An open one, with everything that a test does not care about filled in."""
-    asked = {"ticker": ticker} if ticker else {}
-    asked |= {"user_id": more.pop("user_id")} if "user_id" in more else {}
+def repair(start: datetime, end: datetime, *, path: str = CROWD, ticker: str = "AAPL", **columns: Any) -> Repair:
+    """Make an open repair. Columns that a test does not set have defaults."""
+    params = {"ticker": ticker} if ticker else {}
+    params |= {"user_id": columns.pop("user_id")} if "user_id" in columns else {}
     defaults: dict[str, Any] = {
         "repair_id": 1,
         "subscription_id": 1,
-        "feed": feed_name(path, asked),
-        "params": json.dumps(asked),
+        "feed": feed_name(path, params),
+        "params": json.dumps(params),
         "kind": "historical",
         "state": "open",
         "cursor": "",
@@ -35,4 +35,4 @@ def repair(start: datetime, end: datetime, *, path: str = CROWD, ticker: str = "
         "error": "",
         "created_at": end,
     }
-    return Repair(**defaults | {"path": path, "ticker": ticker, "from_ts": start, "to_ts": end} | more)
+    return Repair(**defaults | {"path": path, "ticker": ticker, "from_ts": start, "to_ts": end} | columns)

@@ -1,4 +1,4 @@
-"""The last observations, as they arrived."""
+"""The latest observations, in the order of their arrival."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ def db(engine: Engine) -> Database:
 
 
 @pytest.fixture
-def flowing(db: Database) -> Database:
-    """AAPL and TSLA by the minute from 10:00; each value is its minute. And a day-old value of AAPL that came last."""
+def filled_db(db: Database) -> Database:
+    """AAPL and TSLA each minute from 10:00, with the minute as the value, and then a backfilled value of AAPL."""
     for minute in range(4):
         for second, ticker in enumerate(("AAPL", "TSLA")):
             received_at = at(f"10:0{minute}:0{second}")
@@ -31,27 +31,29 @@ def flowing(db: Database) -> Database:
 
 
 @pytest.mark.parametrize(
-    ("asked", "expected"),
+    ("arguments", "expected"),
     [
-        pytest.param({"limit": 3}, [("TSLA", 2), ("AAPL", 3), ("TSLA", 3)], id="the last few, oldest first"),
-        pytest.param({"limit": 2, "ticker": "AAPL"}, [("AAPL", 2), ("AAPL", 3)], id="of one ticker"),
-        pytest.param({"limit": 9, "ticker": "NONE"}, [], id="a ticker that there is not"),
+        pytest.param({"limit": 3}, [("TSLA", 2), ("AAPL", 3), ("TSLA", 3)], id="last ones, oldest first"),
+        pytest.param({"limit": 2, "ticker": "AAPL"}, [("AAPL", 2), ("AAPL", 3)], id="one ticker"),
+        pytest.param({"limit": 9, "ticker": "NONE"}, [], id="unknown ticker"),
     ],
 )
-def test_tail_shows_what_came_live(flowing: Database, asked: dict[str, object], expected: list[tuple]) -> None:
-    assert [(row["ticker"], row["value"]) for row in latest_observations(flowing.engine, **asked)] == expected
+def test_latest_observations_omit_backfilled_value(
+    filled_db: Database, arguments: dict[str, object], expected: list[tuple]
+) -> None:
+    assert [(row["ticker"], row["value"]) for row in latest_observations(filled_db.engine, **arguments)] == expected
 
 
-def test_tail_is_not_led_astray_by_a_row_from_the_future(flowing: Database) -> None:
-    flowing.sample(*CROWD, "WHEN", "+1 10:00", 9.0, received_at=at("10:02:30"))
-    assert [row["ticker"] for row in latest_observations(flowing.engine, limit=4)] == ["TSLA", "WHEN", "AAPL", "TSLA"]
+def test_latest_observations_include_value_with_future_ts(filled_db: Database) -> None:
+    filled_db.sample(*CROWD, "NEXT", "+1 10:00", 9.0, received_at=at("10:02:30"))
+    assert [row["ticker"] for row in latest_observations(filled_db.engine, limit=4)] == ["TSLA", "NEXT", "AAPL", "TSLA"]
 
 
-def test_tail_of_an_empty_database_is_empty(db: Database) -> None:
+def test_latest_observations_of_empty_database_are_empty(db: Database) -> None:
     assert latest_observations(db.engine, limit=5) == []
 
 
-def test_what_reads_needs_no_right_to_write(flowing: Database, migrated_url: str) -> None:
+def test_read_queries_need_no_write_privilege(filled_db: Database, migrated_url: str) -> None:
     reader = make_engine(migrated_url.replace("postgresql://", "postgresql+psycopg://"), read_only=True)
     if reader.dialect.name == "postgresql":
         with reader.begin() as connection:
