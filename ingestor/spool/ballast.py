@@ -1,4 +1,4 @@
-"""Room kept on the disk for the day it is full: even to forget what was acknowledged, SQLite must write."""
+"""Disk space reserved for when the disk is full: even to delete acknowledged entries, SQLite must write."""
 
 from __future__ import annotations
 
@@ -6,37 +6,32 @@ import errno
 import os
 from pathlib import Path
 
-BALLAST_BYTES = 32 << 20  # twice what the log grows to between two checkpoints
+BALLAST_BYTES = 32 << 20  # twice the size that the WAL reaches between two checkpoints
 
 
 class Ballast:
-    """A preallocated file beside the spool: dropped when the disk is full, taken up again when there is room."""
+    """A preallocated file beside the spool: released when the disk is full, reserved again when there is space."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self.held = self.take_up()
+        self.held = False
+        self.reserve()
 
-    def take_up(self) -> bool:
-        """Have the file. False, with nothing kept, if the disk has no room for it."""
+    def reserve(self) -> None:
+        """Allocate the file. Without enough space on the disk it is not ``held``. Raises OSError for other reasons."""
         try:
-            self._allocate()
+            handle = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            try:
+                os.posix_fallocate(handle, 0, BALLAST_BYTES)
+            finally:
+                os.close(handle)
+            self.held = True
         except OSError as error:
-            self._path.unlink(missing_ok=True)
+            self.release()
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise
-            self.held = False
-        else:
-            self.held = True
-        return self.held
 
-    def _allocate(self) -> None:
-        handle = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            os.posix_fallocate(handle, 0, BALLAST_BYTES)
-        finally:
-            os.close(handle)
-
-    def drop(self) -> None:
-        """Free its room."""
+    def release(self) -> None:
+        """Delete the file, which frees its space."""
         self._path.unlink(missing_ok=True)
         self.held = False

@@ -1,8 +1,8 @@
-"""The spool's file: chunks of entries and the counters that must survive, in SQLite. Knows nothing of loops or threads.
+"""The spool's SQLite file: chunks of entries, and the counters that must survive. Knows nothing of loops or threads.
 
-Entries are stored some hundreds to a row, one msgpack text per chunk: far cheaper than a row per entry.
-``synchronous=FULL``, since WAL with NORMAL lost every acknowledged commit in a simulated power cut. One connection
-writes and checkpoints, all others are read-only (SQLite before 3.51.3 has a race between two that do).
+A chunk is one row with hundreds of entries in msgpack, which is far cheaper than a row per entry. ``synchronous=FULL``
+is required: with NORMAL, a simulated power cut lost every acknowledged commit in the WAL. Only one connection writes
+and checkpoints (SQLite before 3.51.3 has a race between two); all others are read-only.
 """
 
 from __future__ import annotations
@@ -11,9 +11,8 @@ import secrets
 import sqlite3
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import msgspec
 
@@ -21,7 +20,7 @@ from ingestor.core.entries import Entry, Fact, Frame, Source
 from ingestor.core.files import sync_folder
 from ingestor.errors import SpoolFailed
 
-FORMAT = 2  # 1 had frames one by one, which are read as well
+FORMAT = 2
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS head (
     format INTEGER NOT NULL, spool_id TEXT NOT NULL, next_seq INTEGER NOT NULL, acked INTEGER NOT NULL,
@@ -35,7 +34,7 @@ CREATE TABLE IF NOT EXISTS chunks (
 
 
 class FrameRun(msgspec.Struct, frozen=True, array_like=True, tag="r"):
-    """Frames of one connection that follow each other: their names are stored, and made, once."""
+    """Consecutive frames of one connection: what they have in common is stored and decoded once."""
 
     connection_id: str
     source: Source
@@ -45,7 +44,7 @@ class FrameRun(msgspec.Struct, frozen=True, array_like=True, tag="r"):
     received_us: list[int]
     texts: list[str]
 
-    def takes(self, frame: Frame) -> bool:
+    def continues_with(self, frame: Frame) -> bool:
         return (
             frame.connection_id == self.connection_id
             and frame.event == self.event
@@ -62,52 +61,52 @@ ChunkRow: TypeAlias = tuple[int, int, int, int, bytes]
 
 
 class DiskFull(SpoolFailed):
-    """There is no room for this write, and nothing of it was done. Free some and try the same again."""
+    """The disk has no space for this write, and nothing was written. Free some space and repeat it."""
 
 
 class SpoolUnreadable(SpoolFailed):
-    """What is in the file is not what was written. Set it aside (never delete it) and begin a new spool."""
+    """The file does not hold what was written. Quarantine it (never delete it) and create a new spool."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SpoolHeader:
-    """The counters of a spool. They never fall, not even when it is empty."""
+class SpoolHeader(NamedTuple):
+    """The counters of a spool: the one row of ``head`` after ``format``. They never fall, even when it is empty."""
 
     spool_id: str
     next_seq: int = 1
     acked: int = 0  # every entry up to here is in the database
     live_bytes: int = 0  # of the chunks that are not acknowledged
-    heartbeat_us: int | None = None  # all that was received before this stamp …
+    heartbeat_us: int | None = None  # everything that was received before this time …
     heartbeat_seq: int | None = None  # … has a seq up to this one
 
 
 def pack(first_seq: int, entries: Sequence[Frame | Fact]) -> ChunkRow:
-    items = _items(entries)
+    """Encode entries as one chunk. Lone surrogates become escapes."""
+    items = _group_into_runs(entries)
     try:
         body = _encode(items)
-    except UnicodeEncodeError:  # a lone surrogate, which no UTF-8 can hold
+    except UnicodeEncodeError:  # a lone surrogate, which UTF-8 cannot encode
         body = _encode(_encodable(msgspec.to_builtins(items)))
     return first_seq, first_seq + len(entries) - 1, len(body), zlib.crc32(body), body
 
 
-def _items(entries: Iterable[Frame | Fact]) -> list[FrameRun | Frame | Fact]:
-    """The same with frames brought together in runs, but for those that try a letter again."""
+def _group_into_runs(entries: Iterable[Frame | Fact]) -> list[FrameRun | Frame | Fact]:
+    """Replace consecutive frames by runs, except those that retry a dead letter."""
     items: list[FrameRun | Frame | Fact] = []
     run: FrameRun | None = None
-    for one in entries:
-        if type(one) is not Frame or one.retry_of is not None:
-            items.append(one)
+    for entry in entries:
+        if type(entry) is not Frame or entry.retry_of is not None:
+            items.append(entry)
             run = None
             continue
-        if run is None or not run.takes(one):
-            run = FrameRun(one.connection_id, one.source, one.event, one.path, one.params, [], [])
+        if run is None or not run.continues_with(entry):
+            run = FrameRun(entry.connection_id, entry.source, entry.event, entry.path, entry.params, [], [])
             items.append(run)
-        run.received_us.append(one.received_us)
-        run.texts.append(one.text)
+        run.received_us.append(entry.received_us)
+        run.texts.append(entry.text)
     return items
 
 
-def _entries(items: Iterable[FrameRun | Frame | Fact]) -> Iterator[Frame | Fact]:
+def _ungroup(items: Iterable[FrameRun | Frame | Fact]) -> Iterator[Frame | Fact]:
     for item in items:
         if not isinstance(item, FrameRun):
             yield item
@@ -118,7 +117,7 @@ def _entries(items: Iterable[FrameRun | Frame | Fact]) -> Iterator[Frame | Fact]
 
 
 def _encodable(value: Any) -> Any:
-    """The same with every lone surrogate as its escape, ``\\ud800``."""
+    """Return a copy in which every lone surrogate is its escape, ``\\ud800``."""
     if isinstance(value, str):
         return value.encode("utf-8", "backslashreplace").decode()
     if isinstance(value, list | tuple):
@@ -129,26 +128,27 @@ def _encodable(value: Any) -> Any:
 
 
 def unpack(row: ChunkRow) -> list[Entry]:
+    """Decode a chunk. Raises SpoolUnreadable."""
     first_seq, last_seq, _, crc, body = row
     if zlib.crc32(body) != crc:
         raise SpoolUnreadable(f"spool entries {first_seq} to {last_seq}: checksum differs, the disk changed them")
     try:
-        return list(enumerate(_entries(_decode(body)), first_seq))
+        return list(enumerate(_ungroup(_decode(body)), first_seq))
     except (msgspec.MsgspecError, ValueError) as error:
         raise SpoolUnreadable(f"spool entries {first_seq} to {last_seq}: {error}") from error
 
 
 class ChunkWriter:
-    """The writing end. Every method is one transaction, durable when it returns, or raises SpoolFailed."""
+    """The connection that writes. A write is one transaction, durable when it returns, or raises SpoolFailed."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
         try:
-            self.head = self._recover()
+            self.header = self._recover()
         except sqlite3.Error as error:
             self._db.close()
-            raise _translated(error, path) from error
+            raise _translate(error, path) from error
         except SpoolFailed:
             self._db.close()
             raise
@@ -160,29 +160,19 @@ class ChunkWriter:
         self._db.executescript(_SCHEMA)
         row = self._db.execute("SELECT * FROM head").fetchone()
         if row is None:
-            return self._begin()
+            header = SpoolHeader(spool_id=secrets.token_hex(16))
+            self._db.execute("INSERT INTO head VALUES (?, ?, ?, ?, ?, ?, ?)", (FORMAT, *header))
+            sync_folder(self.path.parent)
+            return header
         found, *counters = row
-        if found not in range(1, FORMAT + 1):
-            raise SpoolUnreadable(f"{self.path}: format {found}, this program knows {FORMAT}")
-        spool_id, next_seq, acked, live_bytes, heartbeat_us, heartbeat_seq = counters
-        self._verify(next_seq)
-        return SpoolHeader(
-            spool_id=spool_id,
-            next_seq=next_seq,
-            acked=acked,
-            live_bytes=live_bytes,
-            heartbeat_us=heartbeat_us,
-            heartbeat_seq=heartbeat_seq,
-        )
-
-    def _begin(self) -> SpoolHeader:
-        head = SpoolHeader(spool_id=secrets.token_hex(16))
-        self._db.execute("INSERT INTO head VALUES (?, ?, 1, 0, 0, NULL, NULL)", (FORMAT, head.spool_id))
-        sync_folder(self.path.parent)
-        return head
+        if found != FORMAT:
+            raise SpoolUnreadable(f"{self.path}: format {found}, this program reads format {FORMAT}")
+        header = SpoolHeader(*counters)
+        self._verify(header.next_seq)
+        return header
 
     def _verify(self, next_seq: int) -> None:
-        """The oldest and the newest chunk must be readable, and the newest must end where the counter says."""
+        """Check that the oldest and newest chunks are readable, and that the newest ends where the counter says."""
         ends = (
             "SELECT * FROM chunks WHERE first_seq IN"
             " (SELECT min(first_seq) FROM chunks UNION SELECT max(first_seq) FROM chunks)"
@@ -192,7 +182,7 @@ class ChunkWriter:
             unpack(row)
         newest = max((row[1] for row in rows), default=next_seq - 1)
         if newest != next_seq - 1:
-            raise SpoolUnreadable(f"{self.path}: newest entry is {newest}, its counter says {next_seq - 1}")
+            raise SpoolUnreadable(f"{self.path}: the newest entry is {newest}, the counter says {next_seq - 1}")
 
     def write(
         self,
@@ -202,61 +192,61 @@ class ChunkWriter:
         heartbeat: tuple[int, int] | None = None,
         spool_id: str | None = None,
     ) -> None:
-        """Add chunks, forget what was acknowledged, move the counters and change the name, all or nothing."""
+        """Add chunks, delete acknowledged ones, and update the counters and the id, in one transaction."""
         rows = list(chunks)
-        head = self.head
-        added = sum(row[2] for row in rows)
-        heartbeat_us, heartbeat_seq = heartbeat or (head.heartbeat_us, head.heartbeat_seq)
+        header = self.header
+        added_bytes = sum(row[2] for row in rows)
+        heartbeat_us, heartbeat_seq = heartbeat or (header.heartbeat_us, header.heartbeat_seq)
         try:
             self._db.execute("BEGIN IMMEDIATE")
             self._db.executemany("INSERT INTO chunks VALUES (?, ?, ?, ?, ?)", rows)
-            freed = self._forget(head.acked, acked)
-            head = replace(
-                head,
-                spool_id=spool_id or head.spool_id,
-                next_seq=rows[-1][1] + 1 if rows else head.next_seq,
-                acked=max(acked, head.acked),
-                live_bytes=head.live_bytes + added - freed,
-                heartbeat_us=heartbeat_us,
-                heartbeat_seq=heartbeat_seq,
+            freed_bytes = self._delete_acknowledged(header.acked, acked)
+            header = SpoolHeader(
+                spool_id or header.spool_id,
+                rows[-1][1] + 1 if rows else header.next_seq,
+                max(acked, header.acked),
+                header.live_bytes + added_bytes - freed_bytes,
+                heartbeat_us,
+                heartbeat_seq,
             )
             self._db.execute(
-                "UPDATE head SET format = ?, spool_id = ?, next_seq = ?, acked = ?, live_bytes = ?, heartbeat_us = ?,"
-                " heartbeat_seq = ?",
-                (FORMAT, head.spool_id, head.next_seq, head.acked, head.live_bytes, heartbeat_us, heartbeat_seq),
+                "UPDATE head SET"
+                " (spool_id, next_seq, acked, live_bytes, heartbeat_us, heartbeat_seq) = (?, ?, ?, ?, ?, ?)",
+                header,
             )
             self._db.execute("COMMIT")
         except sqlite3.Error as error:
-            failure = _translated(error, self.path)
+            failure = _translate(error, self.path)
             if isinstance(failure, DiskFull) and self._db.in_transaction:
                 self._db.execute("ROLLBACK")
-            # Else no retry on this handle: after a failed fsync the kernel may drop the pages and say yes next time.
+            # Otherwise no retry on this handle: after a failed fsync the kernel may drop the pages and report success.
             raise failure from error
-        self.head = head
+        self.header = header
 
-    def _forget(self, known: int, acked: int) -> int:
-        if acked <= known:
+    def _delete_acknowledged(self, acked_before: int, acked: int) -> int:
+        """Returns the bytes that were freed."""
+        if acked <= acked_before:
             return 0
-        # By both ends: only the first has an index, and without it each acknowledgement would read the whole backlog.
-        freed: int = self._db.execute(
+        # first_seq is redundant, but it alone has an index: without it each call would read the whole backlog.
+        freed_bytes: int = self._db.execute(
             "SELECT coalesce(sum(size), 0) FROM chunks WHERE first_seq <= ? AND last_seq <= ?", (acked, acked)
         ).fetchone()[0]
         self._db.execute("DELETE FROM chunks WHERE first_seq <= ? AND last_seq <= ?", (acked, acked))
-        return freed
+        return freed_bytes
 
     def close(self) -> None:
         self._db.close()
 
 
 class ChunkReader:
-    """The reading end: its own read-only connection, so that a long read never holds up an append."""
+    """A read-only connection of its own, so that a long read does not delay an append."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._db = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, check_same_thread=False)
 
-    def read(self, after: int, *, max_entries: int, max_bytes: int) -> list[Entry]:
-        """The oldest durable entries past ``after``: bounded in number and bytes, but one chunk if there is any."""
+    def read(self, after_seq: int, *, max_entries: int, max_bytes: int) -> list[Entry]:
+        """Return the oldest durable entries past ``after_seq``: within both bounds, but at least one chunk."""
         entries: list[Entry] = []
         size = 0
         query = (
@@ -264,16 +254,16 @@ class ChunkReader:
             " coalesce((SELECT max(first_seq) FROM chunks WHERE first_seq <= ?), 0) ORDER BY first_seq"
         )
         try:
-            rows = self._db.execute(query, (after, after + 1))
+            rows = self._db.execute(query, (after_seq, after_seq + 1))
             for row in rows:
                 if entries and (size + row[2] > max_bytes or len(entries) >= max_entries):
                     break
                 size += row[2]
                 entries += unpack(row)
-            rows.close()  # an open cursor would hold the snapshot, and the log could not be checkpointed
+            rows.close()  # an open cursor holds its snapshot, and the WAL could not be checkpointed
         except sqlite3.Error as error:
-            raise _translated(error, self._path) from error
-        return entries if entries and entries[0][0] > after else [entry for entry in entries if entry[0] > after]
+            raise _translate(error, self._path) from error
+        return [entry for entry in entries if entry[0] > after_seq]
 
     def first_seq(self) -> int | None:
         row = self._db.execute("SELECT min(first_seq) FROM chunks").fetchone()
@@ -283,12 +273,12 @@ class ChunkReader:
         self._db.close()
 
 
-def _translated(error: sqlite3.Error, path: Path) -> SpoolFailed:
+def _translate(error: sqlite3.Error, path: Path) -> SpoolFailed:
     code = getattr(error, "sqlite_errorcode", 0) & 0xFF
     if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
         return SpoolUnreadable(f"{path}: {error}")
     if code == sqlite3.SQLITE_FULL:
         return DiskFull(f"{path}: the disk is full")
     return SpoolFailed(
-        f"{path}: {error}. Look at the disk (space, health, permissions); nothing after the last sync counts"
+        f"{path}: {error}. Check the disk (space, health, permissions); what came after the last sync is not received"
     )

@@ -1,7 +1,7 @@
-"""The durable first-in-first-out store between socket and database: append, sync, read, ack, depth.
+"""The durable first-in-first-out queue between socket and database.
 
-The event loop appends and never waits. A thread of its own writes and fsyncs what has come together (group commit), at
-most ``sync_every`` after the first of it arrived. The writer reads and acknowledges from its thread.
+The event loop appends and never waits. The spool's thread writes and fsyncs all entries that have accumulated (group
+commit), at most ``sync_every`` after the first of them arrived. The writer reads and acknowledges from its own thread.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from ingestor.spool.fill_level import FillLevel, next_fill_level
 CHUNK_ENTRIES = 1_000
 CHUNK_BYTES = 1 << 20
 READ_BYTES = 8 << 20
-CORRUPT_MARKER = "condemned"  # the file that says so, in the spool's folder
-QUARANTINE_PREFIX = "unreadable-"  # and a stamp: the folder for what was set aside
-UNSYNCED_BYTES = 32 << 20  # what a power cut may take; more than this and reading pauses
-FULL_RETRY_SECONDS = 0.5
-FULL_PATIENCE_SECONDS = 5.0  # of a stop: what could not be synced by then was never received
-_ENTRY_OVERHEAD_BYTES = 120  # an entry's names, roughly: bounds need no exact figure
+CORRUPT_MARKER = "corrupt"  # a file in the spool's folder: the next start quarantines the spool
+QUARANTINE_PREFIX = "unreadable-"  # and a timestamp: the folder of a quarantined spool
+MAX_UNSYNCED_BYTES = 32 << 20  # what a power cut may take; beyond that, reading from the socket pauses
+DISK_FULL_RETRY_SECONDS = 0.5
+DISK_FULL_STOP_SECONDS = 5.0  # a stop waits this long for space; what is not synced by then was never received
+_ENTRY_OVERHEAD_BYTES = 120  # of an entry beside its text, roughly: the bounds need no exact figure
 
 
 class _Chunk(NamedTuple):
@@ -46,38 +46,38 @@ class _HeartbeatWork(NamedTuple):
     seq: int
 
 
-class _Name(NamedTuple):
+class _NewId(NamedTuple):
     spool_id: str
 
 
-_Work: TypeAlias = _Chunk | _HeartbeatWork | _Name | None  # None: the end
+_Work: TypeAlias = _Chunk | _HeartbeatWork | _NewId | None  # None: end the thread
 
 
 class Spool:
-    """One spool, held by this process. The loop appends and awaits ``durable``; the writer reads and acknowledges."""
+    """A spool that is locked by this process."""
 
     def __init__(self, folder: Path, *, max_bytes: int, sync_every_seconds: float) -> None:
-        """Open or create, and check head and tail.
+        """Open or create the spool. One that cannot be read is moved to ``quarantined`` and replaced by a new one.
 
-        Raises Held if another process has it, SpoolFailed. A spool that cannot be read is set aside, see ``set_aside``.
+        Raises AlreadyLocked if another process holds it, PermissionDenied, SpoolFailed.
         """
         _make_folder(folder)
-        self.quarantined: Path | None = None  # the unreadable spool that this one replaces
+        self.quarantined: Path | None = None  # the folder of the unreadable spool that this one replaces
         try:
             self._lock = FileLock(folder / "lock", "stop it, or give this daemon a spool.path of its own")
             self._ballast = Ballast(folder / "ballast")
-            self._file = self._open_with_room(folder / "spool.db")
+            self._file = self._open_with_ballast(folder / "spool.db")
         except OSError as error:
-            raise SpoolFailed(f"{folder}: {error.strerror}; mend that, or name another folder in spool.path") from error
-        self.crashed = self._lock.abandoned  # the run before this one did not end by itself
+            raise SpoolFailed(f"{folder}: {error.strerror}; fix that, or set spool.path to another folder") from error
+        self.crashed = self._lock.abandoned  # the previous run did not shut down cleanly
         self._reader = ChunkReader(self._file.path)
-        head = self._file.head
-        self.spool_id = head.spool_id
-        self.last_heartbeat_us = head.heartbeat_us  # of the run before this one
+        header = self._file.header
+        self.spool_id = header.spool_id
+        self.last_heartbeat_us = header.heartbeat_us  # of the previous run
         self.max_bytes = max_bytes
-        self.head = head.next_seq - 1  # the newest seq given out
+        self.head = header.next_seq - 1  # the newest seq
         self.synced = self.head  # the newest seq that survives a power cut
-        self.acked = head.acked
+        self.acked = header.acked
         self._sync_every = sync_every_seconds
         self._pending: list[Frame | Fact] = []
         self._pending_bytes = 0
@@ -85,52 +85,52 @@ class Spool:
         self._level = FillLevel.FINE
         self._timer: asyncio.TimerHandle | None = None
         self._queue: SimpleQueue[_Work] = SimpleQueue()
-        self._progress = asyncio.Event()  # replaced at each sync: wakes all who wait for it
+        self._progress = asyncio.Event()  # set and replaced at each sync
         self._arrived = threading.Condition()
-        self._wanted = 0  # the seq that whoever waits there waits for
+        self._awaited_seq = 0  # by ``wait``
         self._woken = False
         self._thread = threading.Thread(target=self._run, name="spool", daemon=True)
         self._closing = threading.Event()
-        self._close_by = 0.0
+        self._close_by = 0.0  # time.monotonic()
         self._on_failure: Callable[[SpoolFailed], None] = lambda _: None
         self.failure: SpoolFailed | None = None
-        self.synced_at = time.monotonic()  # when the thread last came round: the watchdog looks at it
+        self.synced_at = time.monotonic()  # when the thread last advanced, for the watchdog
 
-    def _open_with_room(self, path: Path) -> ChunkWriter:
+    def _open_with_ballast(self, path: Path) -> ChunkWriter:
         try:
             return self._open(path)
         except SpoolFailed:
             if not self._ballast.held:
                 raise
-            self._ballast.drop()  # SQLite does not always say that it is for want of room
+            self._ballast.release()  # SQLite does not always report that the disk is full
             return self._open(path)
 
     def _open(self, path: Path) -> ChunkWriter:
-        condemned = path.with_name(CORRUPT_MARKER)
+        marker = path.with_name(CORRUPT_MARKER)
         try:
-            if not condemned.exists():
+            if not marker.exists():
                 file = ChunkWriter(path)
-                self.quarantined = _untold(path.parent) if file.head.next_seq == 1 else None
+                self.quarantined = _find_unreported(path.parent) if file.header.next_seq == 1 else None
                 return file
         except SpoolUnreadable:
-            condemned.touch()  # a kill in the midst of what follows: the next start goes on with it
+            marker.touch()  # if we are killed while moving the files, the next start continues
         self.quarantined = path.with_name(f"{QUARANTINE_PREFIX}{time.time_ns()}")
         self.quarantined.mkdir()
         for part in path.parent.glob(f"{path.name}*"):
             part.rename(self.quarantined / part.name)
-        condemned.unlink(missing_ok=True)
+        marker.unlink(missing_ok=True)
         return ChunkWriter(path)
 
     def start(self, on_failure: Callable[[SpoolFailed], None]) -> None:
-        """Begin to sync. ``on_failure`` is called in the loop if the disk fails: nothing counts from then on."""
+        """Start the thread. ``on_failure`` is called in the loop if the disk fails: nothing is durable from then on."""
         self._loop = asyncio.get_running_loop()
         self._on_failure = on_failure
         self._thread.start()
 
-    # -- the loop's side
+    # -- for the event loop
 
     def append(self, what: Frame | Fact) -> int:
-        """Take an entry and return its seq, at once. It is received when ``durable(seq)`` returns, not before."""
+        """Queue an entry and return its seq. It counts as received once ``durable(seq)`` returns."""
         self.head += 1
         if not self._pending:
             self._timer = self._loop.call_later(self._sync_every, self._hand_over)
@@ -152,22 +152,22 @@ class Spool:
         self._queue.put(chunk)
 
     def update_fill_level(self) -> FillLevel:
-        """How full it is. Remembers what it was, since FULL ends later than it begins."""
+        """Measure how full the spool is, and return that."""
         used_percent = 100 * self.live_bytes / self.max_bytes
         self._level = next_fill_level(self._level, used_percent=used_percent, disk_full=self.disk_full)
         return self._level
 
     @property
     def congested(self) -> bool:
-        """Too much is unsynced, or no room is left: who reads from outside should await ``wait_for_space``."""
-        return self._unsynced_bytes > UNSYNCED_BYTES or self._level is FillLevel.FULL
+        """Whether readers of sockets should await ``wait_for_space``: too much is unsynced, or the spool is full."""
+        return self._unsynced_bytes > MAX_UNSYNCED_BYTES or self._level is FillLevel.FULL
 
     async def wait_for_space(self) -> None:
         while self.congested:
             await self._next_sync()
 
     async def durable(self, seq: int) -> None:
-        """Return when ``seq`` is on the disk. Raises SpoolFailed if it never will be."""
+        """Wait until ``seq`` is on the disk. Raises SpoolFailed if it never will be."""
         while self.synced < seq:
             await self._next_sync()
 
@@ -177,53 +177,53 @@ class Spool:
         await self._progress.wait()
 
     def heartbeat(self, at_us: int) -> None:
-        """State that all received before ``at_us`` has been appended."""
+        """Record that everything received before ``at_us`` has been appended."""
         self._hand_over()
         self._queue.put(_HeartbeatWork(at_us, self.head))
 
     def purge_acknowledged(self) -> None:
-        """Let what was acknowledged go now, though nothing new comes with which it would."""
+        """Delete what was acknowledged now, instead of with the next entry."""
         self._queue.put(_Chunk(self.head + 1, [], 0))
 
     async def flush(self) -> None:
-        """Return when all that was appended is on the disk. From now on a full disk is not waited for without an end.
+        """Wait until everything that was appended is on the disk, for a limited time if the disk is full.
 
         Raises SpoolFailed if some of it never will be: that was never received.
         """
-        self._lose_patience()
+        self._limit_retries()
         await self.durable(self.head)
 
-    def _lose_patience(self) -> None:
+    def _limit_retries(self) -> None:
         if not self._closing.is_set():
-            self._close_by = time.monotonic() + FULL_PATIENCE_SECONDS
+            self._close_by = time.monotonic() + DISK_FULL_STOP_SECONDS
             self._closing.set()
 
     async def close(self) -> None:
-        """Sync what is pending, stop the thread, release the lock."""
+        """Sync what is pending, end the thread, release the lock."""
         self._hand_over()
-        self._lose_patience()
+        self._limit_retries()
         self._queue.put(None)
         await asyncio.to_thread(self._thread.join)
         self._reader.close()
         self._file.close()
         self._lock.release(clean=self.failure is None)
 
-    # -- the thread's side
+    # -- in the spool's thread
 
     def _run(self) -> None:
         try:
-            while self._sync(self._take()):
+            while self._sync(self._next_work()):
                 pass
         except Exception as error:
-            # Whatever it is: without this thread nothing becomes durable any more, and nobody may wait for it in vain.
+            # Whatever it is: without this thread nothing becomes durable, so every waiter must be woken.
             failure = error if isinstance(error, SpoolFailed) else SpoolFailed(f"the spool's thread: {error!r}")
             with self._arrived:
                 self.failure = failure
                 self._arrived.notify_all()
-            self._loop.call_soon_threadsafe(self._failed, failure)
+            self._loop.call_soon_threadsafe(self._on_thread_failed, failure)
 
-    def _take(self) -> list[_Work]:
-        """Wait for work, then take all that has come together: one transaction, one fsync."""
+    def _next_work(self) -> list[_Work]:
+        """Wait for work, and return all that has accumulated: one transaction, one fsync."""
         work = [self._queue.get()]
         try:
             while True:
@@ -233,102 +233,103 @@ class Spool:
 
     def _sync(self, work: list[_Work]) -> bool:
         chunks = [item for item in work if isinstance(item, _Chunk)]
-        beats = [item for item in work if isinstance(item, _HeartbeatWork)]
-        names = [item.spool_id for item in work if isinstance(item, _Name)]
+        heartbeats = [item for item in work if isinstance(item, _HeartbeatWork)]
+        new_ids = [item.spool_id for item in work if isinstance(item, _NewId)]
         rows = [pack(chunk.first_seq, chunk.entries) for chunk in chunks if chunk.entries]
-        self._write(rows, beats[-1] if beats else None, names[-1] if names else None)
+        self._write(rows, heartbeats[-1] if heartbeats else None, new_ids[-1] if new_ids else None)
         self.synced_at = time.monotonic()
         with self._arrived:
-            self.synced = self._file.head.next_seq - 1
-            self.spool_id = self._file.head.spool_id
-            if names or self.synced >= self._wanted:
+            self.synced = self._file.header.next_seq - 1
+            self.spool_id = self._file.header.spool_id
+            if new_ids or self.synced >= self._awaited_seq:
                 self._arrived.notify_all()
-        self._loop.call_soon_threadsafe(self._synced, sum(chunk.size for chunk in chunks))
+        self._loop.call_soon_threadsafe(self._on_synced, sum(chunk.size for chunk in chunks))
         return None not in work
 
-    def _write(self, rows: list[ChunkRow], beat: _HeartbeatWork | None, spool_id: str | None) -> None:
-        """One durable transaction. On a full disk: drop the ballast, forget what was acknowledged, wait for room."""
+    def _write(self, rows: list[ChunkRow], heartbeat: _HeartbeatWork | None, spool_id: str | None) -> None:
+        """Write one durable transaction. On a full disk, make space and repeat it."""
         while True:
             try:
-                self._file.write(rows, acked=self.acked, heartbeat=beat, spool_id=spool_id)
+                self._file.write(rows, acked=self.acked, heartbeat=heartbeat, spool_id=spool_id)
                 break
             except DiskFull:
                 self.synced_at = time.monotonic()
-                self._make_room()
+                self._make_space()
         if not self._ballast.held:
-            self._ballast.take_up()
+            self._ballast.reserve()
 
-    def _make_room(self) -> None:
-        """Drop the ballast; if that was done before, wait for others to free some. Acknowledged chunks may go now."""
+    def _make_space(self) -> None:
+        """Release the ballast; if that was done before, wait for others to free some. Then delete acknowledged chunks.
+
+        Raises SpoolFailed if a stop has waited long enough.
+        """
         if self._ballast.held:
-            self._ballast.drop()
-        elif self._closing.wait(FULL_RETRY_SECONDS) and not self._patient():
-            raise SpoolFailed("the disk is still full: what was not synced is given up, as it was never received")
+            self._ballast.release()
+        elif self._closing.wait(DISK_FULL_RETRY_SECONDS):
+            time.sleep(DISK_FULL_RETRY_SECONDS)
+            if time.monotonic() >= self._close_by:
+                raise SpoolFailed("the disk is still full, stopping without the entries that could not be synced")
         try:
             self._file.write([], acked=self.acked)
         except DiskFull:
-            pass  # the caller tries again
-
-    def _patient(self) -> bool:
-        time.sleep(FULL_RETRY_SECONDS)
-        return time.monotonic() < self._close_by
+            pass  # the caller repeats its own write
 
     @property
     def disk_full(self) -> bool:
         return not self._ballast.held
 
-    def _synced(self, size: int) -> None:
+    def _on_synced(self, size: int) -> None:
         self._unsynced_bytes -= size
         self.update_fill_level()
         self._progress.set()
         self._progress = asyncio.Event()
 
-    def _failed(self, failure: SpoolFailed) -> None:
+    def _on_thread_failed(self, failure: SpoolFailed) -> None:
         self._progress.set()
         self._on_failure(failure)
 
-    # -- the writer's side
+    # -- for the writer
 
-    def wait(self, after: int, timeout_seconds: float, company: int = 1) -> bool:
-        """Block until so many entries past ``after`` are durable, the time is up, or ``wake``. Whether there is one."""
+    def wait(self, after_seq: int, max_wait_seconds: float, min_entries: int = 1) -> bool:
+        """Wait until ``min_entries`` past ``after_seq`` are durable, or ``wake``. Returns whether any are durable."""
         with self._arrived:
-            self._wanted = after + company
-            self._arrived.wait_for(lambda: self._woken or self.synced >= self._wanted, timeout_seconds)
+            self._awaited_seq = after_seq + min_entries
+            self._arrived.wait_for(lambda: self._woken or self.synced >= self._awaited_seq, max_wait_seconds)
             self._woken = False
-            return self.synced > after
+            return self.synced > after_seq
 
     def wake(self) -> None:
-        """End the ``wait`` under way, or else the next one: the writer is wanted elsewhere."""
+        """End the current call of ``wait``, or else the next one."""
         with self._arrived:
             self._woken = True
             self._arrived.notify_all()
 
-    def read(self, after: int, *, max_entries: int) -> list[Entry]:
-        return self._reader.read(after, max_entries=max_entries, max_bytes=READ_BYTES)
+    def read(self, after_seq: int, *, max_entries: int) -> list[Entry]:
+        return self._reader.read(after_seq, max_entries=max_entries, max_bytes=READ_BYTES)
 
     def first_seq(self) -> int:
-        """The oldest entry that stays held, or the next one to come: what was acknowledged may go at any time."""
-        synced = self.synced  # before looking: what is synced meanwhile is held, not gone
+        """Return the oldest seq that is not acknowledged, or the next one: older entries may go at any time."""
+        synced = self.synced  # before the query: an entry that is synced meanwhile is there, not deleted
         return max(self._reader.first_seq() or synced + 1, self.acked + 1)
 
     def reset_id(self) -> None:
-        """Take a new ``spool_id``, with what is held: to a database this is another instance. Durable on return."""
+        """Change ``spool_id``, so that this is a new instance for the database. Durable on return."""
         spool_id = secrets.token_hex(16)
-        self._queue.put(_Name(spool_id))
+        self._queue.put(_NewId(spool_id))
         with self._arrived:
             self._arrived.wait_for(lambda: self.spool_id == spool_id or self.failure is not None)
         if self.failure:
             raise self.failure
 
     def mark_corrupt(self) -> None:
-        """What was read is not what was written: the next start sets this spool aside."""
+        """Let the next start quarantine this spool: what was read is not what was written."""
         (self._file.path.parent / CORRUPT_MARKER).touch()
 
     def ack(self, seq: int) -> None:
-        """All up to ``seq`` is in the database: forget it with the next sync. The database's own position rules."""
+        """Let the next sync delete everything up to ``seq``. The database's own position stays authoritative."""
         self.acked = max(self.acked, seq)
 
-    # -- what status shows
+    # -- for status
 
     @property
     def entries(self) -> int:
@@ -336,19 +337,19 @@ class Spool:
 
     @property
     def live_bytes(self) -> int:
-        return self._file.head.live_bytes + self._unsynced_bytes
+        return self._file.header.live_bytes + self._unsynced_bytes
 
     @property
     def durable_heartbeat(self) -> tuple[int, int] | None:
         """(µs, seq) of the newest durable heartbeat."""
-        head = self._file.head
-        if head.heartbeat_us is None or head.heartbeat_seq is None:
+        header = self._file.header
+        if header.heartbeat_us is None or header.heartbeat_seq is None:
             return None
-        return head.heartbeat_us, head.heartbeat_seq
+        return header.heartbeat_us, header.heartbeat_seq
 
 
-def _untold(folder: Path) -> Path | None:
-    """What was set aside for a spool that has no entry yet: that this happened would have been its first."""
+def _find_unreported(folder: Path) -> Path | None:
+    """Return the newest quarantined spool, for a spool without entries: its first would have reported this."""
     return max(folder.glob(f"{QUARANTINE_PREFIX}*"), default=None)
 
 
@@ -359,7 +360,7 @@ def _make_folder(folder: Path) -> None:
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
     except PermissionError as error:
         raise PermissionDenied(
-            f"{folder}: {error.strerror}; chown it to this user, or name another folder in spool.path"
+            f"{folder}: {error.strerror}; chown it to this user, or set spool.path to another folder"
         ) from None
     except OSError as error:
-        raise SpoolFailed(f"{folder}: {error.strerror}; name a folder that can be made in spool.path") from None
+        raise SpoolFailed(f"{folder}: {error.strerror}; set spool.path to a folder that can be created") from None

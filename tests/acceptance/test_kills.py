@@ -118,7 +118,7 @@ async def test_killed_while_it_makes_its_spool_it_begins_again(
 
 @pytest.mark.parametrize(
     "cut",
-    [Cut("rename", 1), Cut("unlink", 1, Path("condemned")), Cut("fdatasync", 3, Path("spool.db-wal"))],
+    [Cut("rename", 1), Cut("unlink", 1, Path("corrupt")), Cut("fdatasync", 3, Path("spool.db-wal"))],
     ids=lambda cut: cut.call,
 )
 async def test_killed_while_it_sets_an_unreadable_spool_aside_it_keeps_and_tells_all_the_same(

@@ -192,7 +192,7 @@ async def test_started_on_a_full_disk_it_waits_for_room(nursery: Nursery, tmp_pa
 async def test_told_to_stop_while_the_disk_under_the_spool_is_full_it_stops(
     simulator: Simulator, sqlite_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(spool, "FULL_PATIENCE_SECONDS", 0.5)
+    monkeypatch.setattr(spool, "DISK_FULL_STOP_SECONDS", 0.5)
     with small_disk(tmp_path / "small", 64 * MEBIBYTE) as folder:
         config = write_config(
             tmp_path,

@@ -88,5 +88,5 @@ async def test_a_spool_that_cannot_be_made_is_told_in_words(
     config = config_of(tmp_path, simulator, sqlite_url, ["AAPL"])
     async with Daemon(config, simulator.api_key) as daemon:
         assert await daemon.ended() == 74
-        assert "File exists; name a folder that can be made in spool.path" in daemon.stderr
+        assert "File exists; set spool.path to a folder that can be created" in daemon.stderr
         assert "Traceback" not in daemon.stderr

@@ -1,4 +1,4 @@
-"""A database that refuses a row, as the constraint of somebody who owns it would."""
+"""A database that rejects a value, as a constraint added by its owner would."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from sqlalchemy import Engine, text
 
 
 def refuse(engine: Engine, value: float) -> None:
-    """Let the database refuse this value of any sample, from now on."""
+    """Let the database reject every sample with this value from now on."""
     with engine.begin() as connection:
         if engine.dialect.name == "postgresql":
             connection.execute(text(f"ALTER TABLE samples ADD CHECK (value <> {value})"))

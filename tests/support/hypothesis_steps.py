@@ -1,4 +1,4 @@
-"""Models and fuzz of hypothesis, for so many steps in the default run, and for INGESTOR_TEST_STEPS by hand."""
+"""Run hypothesis models and fuzz tests for a number of steps: a default, or INGESTOR_TEST_STEPS."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ _TMPFS = Path("/dev/shm")
 
 
 class StepCounter(RuleBasedStateMachine):
-    """A machine that counts its steps, over all its runs."""
+    """A state machine that counts its steps over all its runs."""
 
     steps = 0
 
     @invariant()
-    def one_more_step(self) -> None:
+    def count_step(self) -> None:
         type(self).steps += 1
 
 
 def run_for(machine: type[StepCounter], steps: int) -> None:
-    """Run until ``steps`` (or INGESTOR_TEST_STEPS) steps are done, in runs that each begin with nothing."""
+    """Run until ``steps`` (or INGESTOR_TEST_STEPS) steps are done, in runs that each begin empty."""
     wanted = wanted_steps(steps)
     machine.steps = 0
     while machine.steps < wanted:
@@ -34,17 +34,17 @@ def run_for(machine: type[StepCounter], steps: int) -> None:
                 max_examples=max((wanted - machine.steps) // STEPS_PER_RUN, 1),
                 stateful_step_count=STEPS_PER_RUN,
                 deadline=None,
-                phases=[Phase.reuse, Phase.generate],  # to shrink such a run takes more minutes than to read it
+                phases=[Phase.reuse, Phase.generate],  # shrinking such a run takes longer than reading it
                 suppress_health_check=list(HealthCheck),
             ),
         )
 
 
 def wanted_steps(default: int) -> int:
-    """How many steps, or examples, are wanted: INGESTOR_TEST_STEPS of them where that is set."""
+    """Return the number of steps or examples: INGESTOR_TEST_STEPS if it is set."""
     return int(os.environ.get("INGESTOR_TEST_STEPS", default))
 
 
 def fast_folder() -> Path:
-    """A new folder, in memory where the system has such: tens of thousands of fsyncs are not what a model is about."""
+    """Create a folder, in memory where possible: a model does not need tens of thousands of real fsyncs."""
     return Path(tempfile.mkdtemp(prefix="ingestor-", dir=_TMPFS if os.access(_TMPFS, os.W_OK) else None))

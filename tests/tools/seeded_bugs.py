@@ -81,9 +81,10 @@ BUGS = (
     Bug(
         "seqs begin anew when all is acknowledged",
         "spool/chunk_store.py",
-        "next_seq=next_seq,\n            acked=acked,",
-        'next_seq=self._db.execute("SELECT coalesce(max(last_seq), 0) + 1 FROM chunks").fetchone()[0],\n'
-        "            acked=acked,",
+        "header = SpoolHeader(*counters)",
+        "header = SpoolHeader(*counters)._replace(\n"
+        '            next_seq=self._db.execute("SELECT coalesce(max(last_seq), 0) + 1 FROM chunks").fetchone()[0]\n'
+        "        )",
         SPOOL,
     ),
     Bug(

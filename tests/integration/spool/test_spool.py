@@ -5,50 +5,47 @@ import os
 import sqlite3
 import subprocess
 import sys
-import zlib
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, closing
+from contextlib import asynccontextmanager
 from pathlib import Path
 
-import msgspec
 import pytest
 
 from ingestor.daemon.factory import lock_database
 from ingestor.errors import AlreadyLocked, DatabaseUnavailable, SpoolFailed
 from ingestor.spool.ballast import Ballast
-from ingestor.spool.chunk_store import FORMAT, ChunkWriter, pack
+from ingestor.spool.chunk_store import ChunkWriter, pack
 from ingestor.spool.spool import CHUNK_ENTRIES, Spool
 from tests.support.entries import fact, frame
 from tests.support.faulty_disks import full, small_disk
-
-
-def _unexpected(failure: SpoolFailed) -> None:
-    raise failure
+from tests.support.writers import raise_failure
 
 
 @asynccontextmanager
-async def opened(folder: Path, *, max_bytes: int = 1 << 30, sync_every_seconds: float = 0.005) -> AsyncIterator[Spool]:
+async def open_spool(
+    folder: Path, *, max_bytes: int = 1 << 30, sync_every_seconds: float = 0.005
+) -> AsyncIterator[Spool]:
     spool = Spool(folder, max_bytes=max_bytes, sync_every_seconds=sync_every_seconds)
-    spool.start(_unexpected)
+    spool.start(raise_failure)
     try:
         yield spool
     finally:
         await spool.close()
 
 
-async def test_what_goes_in_comes_out_in_order_under_gapless_seqs(tmp_path: Path) -> None:
+async def test_entries_are_read_in_order_with_gapless_seqs(tmp_path: Path) -> None:
     entries = [frame([], received_us=i) if i % 3 else fact(at_us=i) for i in range(2 * CHUNK_ENTRIES + 7)]
-    async with opened(tmp_path) as spool:
+    async with open_spool(tmp_path) as spool:
         assert [spool.append(entry) for entry in entries] == list(range(1, len(entries) + 1))
         await spool.durable(len(entries))
-        got = []
-        while len(got) < len(entries):
-            got += spool.read(len(got), max_entries=500)
-    assert got == list(enumerate(entries, 1))
+        read = []
+        while len(read) < len(entries):
+            read += spool.read(len(read), max_entries=500)
+    assert read == list(enumerate(entries, 1))
 
 
-async def test_reading_is_bounded_but_one_chunk_always_fits(tmp_path: Path) -> None:
-    async with opened(tmp_path) as spool:
+async def test_read_is_bounded_but_returns_at_least_one_chunk(tmp_path: Path) -> None:
+    async with open_spool(tmp_path) as spool:
         for _ in range(3 * CHUNK_ENTRIES):
             spool.append(fact())
         await spool.durable(3 * CHUNK_ENTRIES)
@@ -56,19 +53,19 @@ async def test_reading_is_bounded_but_one_chunk_always_fits(tmp_path: Path) -> N
         assert spool.read(CHUNK_ENTRIES + 10, max_entries=1)[0][0] == CHUNK_ENTRIES + 11
 
 
-async def test_seqs_go_on_after_a_restart_even_when_all_was_acknowledged(tmp_path: Path) -> None:
-    async with opened(tmp_path) as spool:
+async def test_seqs_continue_after_restart_of_an_empty_spool(tmp_path: Path) -> None:
+    async with open_spool(tmp_path) as spool:
         spool_id = spool.spool_id
         seq = [spool.append(fact()) for _ in range(5)][-1]
         await spool.durable(seq)
         spool.ack(seq)
-    async with opened(tmp_path) as spool:
+    async with open_spool(tmp_path) as spool:
         assert (spool.spool_id, spool.entries, spool.read(0, max_entries=9)) == (spool_id, 0, [])
         assert spool.append(fact()) == seq + 1
 
 
-async def test_an_acknowledged_chunk_is_forgotten_and_its_room_is_free(tmp_path: Path) -> None:
-    async with opened(tmp_path) as spool:
+async def test_acknowledged_chunk_is_deleted(tmp_path: Path) -> None:
+    async with open_spool(tmp_path) as spool:
         await spool.durable(spool.append(frame("x" * 5000)))
         assert spool.live_bytes > 5000
         spool.ack(1)
@@ -77,7 +74,7 @@ async def test_an_acknowledged_chunk_is_forgotten_and_its_room_is_free(tmp_path:
         assert [seq for seq, _ in spool.read(0, max_entries=9)] == [2]
 
 
-def test_an_acknowledgement_costs_as_much_with_a_long_backlog_as_with_a_short_one(tmp_path: Path) -> None:
+def test_cost_of_acknowledging_is_independent_of_the_backlog(tmp_path: Path) -> None:
     costs = []
     for backlog in (100, 10_000):
         file = ChunkWriter(tmp_path / f"{backlog}.db")
@@ -90,18 +87,18 @@ def test_an_acknowledgement_costs_as_much_with_a_long_backlog_as_with_a_short_on
     assert costs[1] < 2 * costs[0], costs
 
 
-async def test_the_sync_waits_for_company_but_not_longer_than_told(tmp_path: Path) -> None:
-    async with opened(tmp_path, sync_every_seconds=3600) as spool:
+async def test_full_chunk_is_synced_before_sync_every(tmp_path: Path) -> None:
+    async with open_spool(tmp_path, sync_every_seconds=3600) as spool:
         seq = spool.append(fact())
         await asyncio.sleep(0)
         assert spool.synced == 0
         for _ in range(CHUNK_ENTRIES):
             spool.append(fact())
-        await spool.durable(seq)  # a full chunk does not wait for the hour
+        await spool.durable(seq)  # a full chunk does not wait for sync_every
 
 
-async def test_too_much_unsynced_asks_the_reader_to_pause(tmp_path: Path) -> None:
-    async with opened(tmp_path) as spool:
+async def test_spool_is_congested_while_too_much_is_unsynced(tmp_path: Path) -> None:
+    async with open_spool(tmp_path) as spool:
         for _ in range(34):
             spool.append(frame("x" * (1 << 20)))
         assert spool.congested
@@ -109,96 +106,72 @@ async def test_too_much_unsynced_asks_the_reader_to_pause(tmp_path: Path) -> Non
         assert not spool.congested
 
 
-async def test_a_full_spool_asks_the_reader_to_pause_until_there_is_real_room(tmp_path: Path) -> None:
-    async with opened(tmp_path, max_bytes=100_000) as spool:
+async def test_full_spool_is_congested_until_well_below_full(tmp_path: Path) -> None:
+    async with open_spool(tmp_path, max_bytes=100_000) as spool:
         for size, acked, full in ((90_000, 0, False), (20_000, 0, True), (0, 0, True), (0, 2, False)):
             spool.ack(acked)
             await spool.durable(spool.append(frame("x" * size)))
             assert spool.congested is full
 
 
-async def test_who_waits_for_entries_can_be_called_away(tmp_path: Path) -> None:
-    async with opened(tmp_path) as spool:
+async def test_wake_ends_a_wait_for_entries(tmp_path: Path) -> None:
+    async with open_spool(tmp_path) as spool:
         waiting = asyncio.create_task(asyncio.to_thread(spool.wait, 0, 5))
         await asyncio.sleep(0.05)
         spool.wake()
         assert await asyncio.wait_for(waiting, 2) is False
 
 
-async def test_a_heartbeat_says_up_to_where_all_was_received(tmp_path: Path) -> None:
-    async with opened(tmp_path) as spool:
+async def test_heartbeat_has_the_last_seq_before_it(tmp_path: Path) -> None:
+    async with open_spool(tmp_path) as spool:
         spool.append(fact())
         spool.heartbeat(1234)
         await spool.durable(1)
         await spool.durable(spool.append(fact()))
         assert spool.durable_heartbeat == (1234, 1)
-    async with opened(tmp_path) as spool:
+    async with open_spool(tmp_path) as spool:
         assert spool.last_heartbeat_us == 1234
 
 
-async def test_a_heartbeat_is_not_on_the_disk_before_what_it_vouches_for(tmp_path: Path) -> None:
-    async with opened(tmp_path, sync_every_seconds=3600) as spool:
+async def test_heartbeat_is_durable_with_the_entries_before_it(tmp_path: Path) -> None:
+    async with open_spool(tmp_path, sync_every_seconds=3600) as spool:
         spool.append(fact())
         spool.heartbeat(1234)
         async with asyncio.timeout(5):
-            await spool.durable(1)  # with the heartbeat, and not in an hour
+            await spool.durable(1)  # with the heartbeat, not after sync_every
         assert spool.durable_heartbeat == (1234, 1)
 
 
-async def test_an_entry_synced_while_the_oldest_is_looked_for_does_not_count_as_gone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    async with opened(tmp_path) as spool:
-        look, loop = spool._reader.first_seq, asyncio.get_running_loop()
+async def test_first_seq_counts_entry_synced_during_the_query(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with open_spool(tmp_path) as spool:
+        query, loop = spool._reader.first_seq, asyncio.get_running_loop()
 
-        async def sync_one() -> None:
+        async def sync_entry() -> None:
             await spool.durable(spool.append(fact()))
 
-        def look_just_before() -> int | None:
-            found = look()
-            asyncio.run_coroutine_threadsafe(sync_one(), loop).result(5)
+        def query_then_sync() -> int | None:
+            found = query()
+            asyncio.run_coroutine_threadsafe(sync_entry(), loop).result(5)
             return found
 
-        monkeypatch.setattr(spool._reader, "first_seq", look_just_before)
+        monkeypatch.setattr(spool._reader, "first_seq", query_then_sync)
         assert await asyncio.to_thread(spool.first_seq) == 1
 
 
-async def test_a_second_process_is_told_who_holds_the_spool(tmp_path: Path) -> None:
-    async with opened(tmp_path):
+async def test_second_spool_on_a_folder_names_the_holder(tmp_path: Path) -> None:
+    async with open_spool(tmp_path):
         with pytest.raises(AlreadyLocked, match=f"process {os.getpid()}"):
             Spool(tmp_path, max_bytes=1, sync_every_seconds=1)
 
 
-async def test_the_folder_is_nobody_elses(tmp_path: Path) -> None:
-    async with opened(tmp_path / "spool"):
+async def test_folder_is_accessible_to_its_owner_only(tmp_path: Path) -> None:
+    async with open_spool(tmp_path / "spool"):
         assert (tmp_path / "spool").stat().st_mode & 0o777 == 0o700
 
 
-async def test_a_spool_of_the_first_format_is_read_and_gone_on_with(tmp_path: Path) -> None:
-    """Its chunks have a list of entries, each frame with all of its names."""
-    entries = [frame([1], received_us=1), fact(at_us=2), frame([2], received_us=3, retry_of=4)]
-    async with opened(tmp_path) as spool:
-        await spool.durable([spool.append(entry) for entry in entries][-1])
-        spool_id = spool.spool_id
-    body = msgspec.msgpack.encode(entries)
-    with closing(sqlite3.connect(tmp_path / "spool.db")) as db, db:
-        db.execute("UPDATE head SET format = 1")
-        db.execute("DELETE FROM chunks")
-        db.execute("INSERT INTO chunks VALUES (1, 3, ?, ?, ?)", (len(body), zlib.crc32(body), body))
-    ChunkWriter(tmp_path / "spool.db").close()  # which writes nothing: a full disk, or the way back, is not in its way
-    with closing(sqlite3.connect(tmp_path / "spool.db")) as db:
-        assert db.execute("SELECT format FROM head").fetchone() == (1,)
-    async with opened(tmp_path) as spool:
-        assert (spool.spool_id, spool.quarantined) == (spool_id, None)
-        await spool.durable(spool.append(entries[0]))
-        assert spool.read(0, max_entries=99) == list(enumerate([*entries, entries[0]], 1))
-    with closing(sqlite3.connect(tmp_path / "spool.db")) as db:  # a program that knows no other must not read on
-        assert db.execute("SELECT format FROM head").fetchone() == (FORMAT,)
-
-
-@pytest.mark.parametrize("damage", ["header", "body", "counter", "format"])
-async def test_an_unreadable_spool_is_set_aside_and_a_new_one_begins(tmp_path: Path, damage: str) -> None:
-    async with opened(tmp_path) as spool:
+@pytest.mark.parametrize("damage", ["header", "body", "counter", "older format", "newer format"])
+async def test_unreadable_spool_is_quarantined_and_replaced(tmp_path: Path, damage: str) -> None:
+    async with open_spool(tmp_path) as spool:
         old = spool.spool_id
         await spool.durable(spool.append(frame("x" * 100)))
     path = tmp_path / "spool.db"
@@ -208,86 +181,88 @@ async def test_an_unreadable_spool_is_set_aside_and_a_new_one_begins(tmp_path: P
         statement = {
             "body": "UPDATE chunks SET body = zeroblob(length(body))",
             "counter": "UPDATE head SET next_seq = 99",
-            "format": "UPDATE head SET format = 99",
+            "older format": "UPDATE head SET format = 1",
+            "newer format": "UPDATE head SET format = 99",
         }[damage]
         with sqlite3.connect(path) as db:
             db.execute(statement)
         db.close()
-    async with opened(tmp_path) as spool:
+    async with open_spool(tmp_path) as spool:
         assert spool.spool_id != old
         assert spool.quarantined is not None
         assert (spool.quarantined / "spool.db").exists()
         assert spool.append(fact()) == 1
 
 
-async def test_a_condemned_spool_is_set_aside_at_the_next_start_which_is_known_until_there_is_an_entry(
+async def test_corrupt_spool_is_reported_until_the_first_entry(
     tmp_path: Path,
 ) -> None:
-    async with opened(tmp_path) as spool:
+    async with open_spool(tmp_path) as spool:
         await spool.durable(spool.append(fact()))
         spool.mark_corrupt()
-    async with opened(tmp_path) as spool:
-        aside = spool.quarantined
-        assert aside is not None
+    async with open_spool(tmp_path) as spool:
+        quarantined = spool.quarantined
+        assert quarantined is not None
         assert spool.synced == 0
-    async with opened(tmp_path) as spool:
-        assert spool.quarantined == aside
+    async with open_spool(tmp_path) as spool:
+        assert spool.quarantined == quarantined
         await spool.durable(spool.append(fact()))
-    async with opened(tmp_path) as spool:
+    async with open_spool(tmp_path) as spool:
         assert spool.quarantined is None
 
 
-async def test_a_new_name_lasts(tmp_path: Path) -> None:
-    async with opened(tmp_path) as spool:
+async def test_new_id_survives_a_restart(tmp_path: Path) -> None:
+    async with open_spool(tmp_path) as spool:
         old = spool.spool_id
         spool.reset_id()
-        name = spool.spool_id
-        assert name != old
-    async with opened(tmp_path) as spool:
-        assert spool.spool_id == name
+        new = spool.spool_id
+        assert new != old
+    async with open_spool(tmp_path) as spool:
+        assert spool.spool_id == new
 
 
-async def test_a_disk_that_fails_acknowledges_nothing_more(tmp_path: Path) -> None:
+async def test_nothing_is_durable_after_a_disk_failure(tmp_path: Path) -> None:
     failures: list[SpoolFailed] = []
     spool = Spool(tmp_path, max_bytes=1 << 30, sync_every_seconds=0.005)
     spool.start(failures.append)
     with sqlite3.connect(tmp_path / "spool.db") as db:
         db.execute("DROP TABLE chunks")
     db.close()
-    with pytest.raises(SpoolFailed, match="nothing after the last sync counts"):
+    with pytest.raises(SpoolFailed, match="what came after the last sync is not received"):
         await spool.durable(spool.append(fact()))
     assert len(failures) == 1
     assert spool.synced == 0
     await spool.close()
 
 
-def test_where_there_was_never_room_it_says_so_and_is_tried_again(tmp_path: Path) -> None:
+def test_start_on_a_full_disk_fails_with_a_retryable_exit_code(tmp_path: Path) -> None:
     with small_disk(tmp_path / "small", 1 << 20) as folder, full(folder):
-        with pytest.raises(SpoolFailed, match="spool: No space left on device; mend that"):
+        with pytest.raises(SpoolFailed, match="spool: No space left on device; fix that"):
             Spool(folder / "spool", max_bytes=1 << 30, sync_every_seconds=1)
         with pytest.raises(DatabaseUnavailable, match="No space left on device; free some space there"):
             lock_database(f"sqlite:///{folder}/ingestor.db")
-    assert {77, 78, 2}.isdisjoint({SpoolFailed.exit_code, DatabaseUnavailable.exit_code})  # systemd gives up at those
+    no_restart = {77, 78, 2}  # in the systemd unit
+    assert no_restart.isdisjoint({SpoolFailed.exit_code, DatabaseUnavailable.exit_code})
 
 
-def test_a_ballast_for_which_the_disk_has_no_name_left_is_not_held(tmp_path: Path) -> None:
+def test_ballast_is_not_held_on_a_disk_without_inodes(tmp_path: Path) -> None:
     with small_disk(tmp_path / "small", 64 << 20, files=2) as folder:
-        (folder / "the last").touch()
+        (folder / "last inode").touch()
         assert not Ballast(folder / "ballast").held
-        (folder / "the last").unlink()
+        (folder / "last inode").unlink()
         assert Ballast(folder / "ballast").held
 
 
-async def test_text_that_is_not_unicode_is_kept_as_its_escapes(tmp_path: Path) -> None:
-    async with opened(tmp_path) as spool:
+async def test_lone_surrogates_are_stored_as_escapes(tmp_path: Path) -> None:
+    async with open_spool(tmp_path) as spool:
         spool.append(frame('"\ud800"'))
         await spool.durable(spool.append(fact(detail={"\udfff": ["\ud800"]})))
-        (_, kept), (_, told) = spool.read(0, max_entries=9)
-    assert kept == frame('"\\ud800"')
-    assert told == fact(detail={"\\udfff": ["\\ud800"]})
+        (_, stored_frame), (_, stored_fact) = spool.read(0, max_entries=9)
+    assert stored_frame == frame('"\\ud800"')
+    assert stored_fact == fact(detail={"\\udfff": ["\\ud800"]})
 
 
-async def test_every_entry_that_was_durable_survives_a_kill(tmp_path: Path) -> None:
+async def test_durable_entries_survive_a_kill(tmp_path: Path) -> None:
     script = (
         "import asyncio, os, signal, sys\n"
         "from pathlib import Path\n"
@@ -305,6 +280,6 @@ async def test_every_entry_that_was_durable_survives_a_kill(tmp_path: Path) -> N
         subprocess.run, [sys.executable, "-c", script, str(tmp_path)], check=False, cwd=Path(__file__).parents[3]
     )
     assert done.returncode == -9
-    async with opened(tmp_path) as spool:
+    async with open_spool(tmp_path) as spool:
         assert spool.quarantined is None
         assert spool.synced in (400, 401)

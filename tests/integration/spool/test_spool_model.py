@@ -1,4 +1,4 @@
-"""The spool's real files against a plain model of it: a list, and marks in it. Whatever is done in whatever order."""
+"""The spool's real files against a plain model, a list with marks, under any sequence of operations."""
 
 from __future__ import annotations
 
@@ -15,32 +15,28 @@ from hypothesis import strategies as st
 from hypothesis.stateful import invariant, precondition, rule
 
 from ingestor.core.entries import Fact, Frame
-from ingestor.errors import SpoolFailed
 from ingestor.spool import ballast
 from ingestor.spool import spool as module
 from ingestor.spool.spool import Spool
 from tests.support.entries import T0, fact, frame
 from tests.support.hypothesis_steps import StepCounter, fast_folder, run_for
+from tests.support.writers import raise_failure
 
 CHUNK_ENTRIES = 4  # small, so that the ends of chunks are everywhere
 
 
-def _unexpected(failure: SpoolFailed) -> None:
-    raise failure
-
-
 class SpoolAgainstModel(StepCounter):
-    """One spool on the disk. The model: every entry given in since its name began, and how far it surely lasts."""
+    """One spool on disk. The model: every entry that was appended under its id, and how many of them are durable."""
 
     def __init__(self) -> None:
         super().__init__()
         self._loop = asyncio.new_event_loop()
         self._top = fast_folder()
-        self._lives = 0
-        self._beats = 0
+        self._copies = 0
+        self._heartbeats = 0
         self._begin_model()
         self._open(self._top / "0")
-        self.name = self.spool.spool_id
+        self.spool_id = self.spool.spool_id
 
     def teardown(self) -> None:
         self._await(self.spool.close())
@@ -48,66 +44,66 @@ class SpoolAgainstModel(StepCounter):
         shutil.rmtree(self._top)
 
     def _begin_model(self) -> None:
-        self.given: list[Frame | Fact] = []  # seq n stands at n - 1
-        self.synced = 0  # seqs up to here were seen durable
-        self.position = 0  # what the database has committed: it does not crash with us
-        self.told = 0  # what the spool was told of that, in this life
+        self.appended: list[Frame | Fact] = []  # seq n is at n - 1
+        self.synced = 0  # the last seq that was seen to be durable
+        self.position = 0  # what the database has committed: it does not crash with the spool
+        self.acked = 0  # how far the spool knows that, in this run
         self.heartbeat: tuple[int, int] | None = None
 
     def _open(self, folder: Path) -> None:
         self._folder = folder
-        # At 0 the sync is due as soon as the loop runs: until then what was appended is in memory only.
+        # At 0 the sync is due as soon as the loop runs; until then entries are in memory only.
         self.spool = Spool(folder, max_bytes=1 << 30, sync_every_seconds=0)
-        self.told = self.spool.acked
+        self.acked = self.spool.acked
         self._await(self._start())
 
     async def _start(self) -> None:
-        self.spool.start(_unexpected)
+        self.spool.start(raise_failure)
 
     def _await(self, work: Coroutine[Any, Any, None]) -> None:
         self._loop.run_until_complete(asyncio.wait_for(work, 20))
 
-    # -- what goes in
+    # -- input
 
     @rule(size=st.integers(1, 2 * CHUNK_ENTRIES + 1), facts=st.booleans())
     def append(self, size: int, facts: bool) -> None:
         for _ in range(size):
-            number = len(self.given) + 1
+            number = len(self.appended) + 1
             entry = fact(at_us=T0 + number) if facts else frame("x" * (number % 7), received_us=T0 + number)
-            self.given.append(entry)
+            self.appended.append(entry)
             assert self.spool.append(entry) == number
 
     @rule()
     def sync(self) -> None:
         self._await(self.spool.durable(self.spool.head))
-        self.synced = len(self.given)
+        self.synced = len(self.appended)
         assert self.spool.synced == self.synced
 
     @rule()
-    def beat(self) -> None:
-        self._beats += 1
-        self.heartbeat = (T0 + self._beats, len(self.given))
+    def send_heartbeat(self) -> None:
+        self._heartbeats += 1
+        self.heartbeat = (T0 + self._heartbeats, len(self.appended))
         self.spool.heartbeat(self.heartbeat[0])
         self._await(self._published(self.heartbeat))
-        self.synced = len(self.given)
-        # Whatever is written, what was acknowledged goes with it, chunk by chunk.
-        assert self.spool.first_seq() > self.told - CHUNK_ENTRIES
-        assert self.spool.live_bytes == 0 or self.told < len(self.given)
+        self.synced = len(self.appended)
+        # Every write deletes what was acknowledged, chunk by chunk.
+        assert self.spool.first_seq() > self.acked - CHUNK_ENTRIES
+        assert self.spool.live_bytes == 0 or self.acked < len(self.appended)
 
     async def _published(self, heartbeat: tuple[int, int]) -> None:
         while self.spool.durable_heartbeat != heartbeat:
             await asyncio.sleep(0.0005)
 
-    # -- what comes out
+    # -- output
 
     @precondition(lambda self: self.synced > self.position)
     @rule(data=st.data())
     def peek(self, data: st.DataObject) -> None:
         after = data.draw(st.integers(self.position, self.synced - 1), label="after")
         at_most = data.draw(st.integers(1, 3 * CHUNK_ENTRIES), label="at most")
-        got = self.spool.read(after, max_entries=at_most)
-        assert 1 <= len(got) < at_most + CHUNK_ENTRIES
-        assert got == list(enumerate(self.given[after : after + len(got)], after + 1))
+        read = self.spool.read(after, max_entries=at_most)
+        assert 1 <= len(read) < at_most + CHUNK_ENTRIES
+        assert read == list(enumerate(self.appended[after : after + len(read)], after + 1))
 
     @precondition(lambda self: self.synced > self.position)
     @rule(data=st.data())
@@ -117,49 +113,49 @@ class SpoolAgainstModel(StepCounter):
     @rule()
     def ack(self) -> None:
         self.spool.ack(self.position)
-        self.told = self.position
+        self.acked = self.position
 
     @rule()
     def reset_id(self) -> None:
-        self._hold_still()
+        self._wait_until_idle()
         self.spool.reset_id()
-        assert self.spool.spool_id != self.name
-        self.name = self.spool.spool_id
+        assert self.spool.spool_id != self.spool_id
+        self.spool_id = self.spool.spool_id
 
-    # -- what befalls it
+    # -- restarts and crashes
 
     @rule()
     def stop_and_start(self) -> None:
-        told = self.told
+        acked = self.acked
         self._await(self.spool.close())
         self._open(self._folder)
         assert not self.spool.crashed
-        assert (self.spool.head, self.spool.acked) == (len(self.given), told)
+        assert (self.spool.head, self.spool.acked) == (len(self.appended), acked)
         self._recovered()
 
     @rule()
     def kill(self) -> None:
-        self._hold_still()
+        self._wait_until_idle()
         self._move_to(self._copy())
         self._recovered()
 
-    @precondition(lambda self: len(self.given) > self.synced)
+    @precondition(lambda self: len(self.appended) > self.synced)
     @rule(share=st.floats(0, 1))
-    def kill_in_the_midst_of_a_sync(self, share: float) -> None:
-        self._hold_still()
+    def kill_during_a_sync(self, share: float) -> None:
+        self._wait_until_idle()
         log = self._folder / "spool.db-wal"
         before = log.read_bytes()
         self._await(self.spool.durable(self.spool.head))
         after = log.read_bytes()
         copy = self._copy()
-        if after.startswith(before):  # else the log began anew, and there is no telling what was written last
+        if after.startswith(before):  # otherwise the WAL was restarted, and the last write is unknown
             (copy / log.name).write_bytes(after[: len(before) + int(share * (len(after) - len(before)))])
         self._move_to(copy)
-        given = self.given.copy()
+        appended = self.appended.copy()
         self._recovered()
-        # How much had come together in one transaction is chance; a run must go on the same way each time.
-        for entry in given[len(self.given) :]:
-            self.given.append(entry)
+        # How many entries one transaction had is chance, but a run must be reproducible.
+        for entry in appended[len(self.appended) :]:
+            self.appended.append(entry)
             self.spool.append(entry)
         self.sync()
 
@@ -169,19 +165,19 @@ class SpoolAgainstModel(StepCounter):
         self._await(self.spool.close())
         self._open(self._folder)
         assert self.spool.quarantined is not None
-        assert self.spool.spool_id != self.name
+        assert self.spool.spool_id != self.spool_id
         self._begin_model()
         self._recovered()
 
-    def _hold_still(self) -> None:
-        """Until the thread has nothing in hand: a copy taken meanwhile would be of two moments."""
+    def _wait_until_idle(self) -> None:
+        """Wait until the thread is idle: a copy made while it writes would be inconsistent."""
         handed = self.spool.head - len(self.spool._pending)
         assert handed == 0 or self.spool.wait(handed - 1, 20)
 
     def _copy(self) -> Path:
-        self._lives += 1
-        copy = self._top / str(self._lives)
-        # Without the shared memory: that is of the running process.
+        self._copies += 1
+        copy = self._top / str(self._copies)
+        # Without the shared memory, which belongs to the running process.
         shutil.copytree(self._folder, copy, ignore=shutil.ignore_patterns("*-shm", "unreadable-*"))
         return copy
 
@@ -191,44 +187,44 @@ class SpoolAgainstModel(StepCounter):
         self._open(copy)
         assert self.spool.crashed
         assert self.spool.quarantined is None
-        assert self.spool.spool_id == self.name
+        assert self.spool.spool_id == self.spool_id
 
     def _recovered(self) -> None:
-        """What was synced is there; what was not may be, in order."""
-        assert self.synced <= self.spool.head == self.spool.synced <= len(self.given)
+        """Check that synced entries are there; later ones may be, in order."""
+        assert self.synced <= self.spool.head == self.spool.synced <= len(self.appended)
         assert self.spool.acked <= self.position
         assert self.spool.durable_heartbeat == self.heartbeat
         assert self.spool.live_bytes == self._stored_bytes()
-        del self.given[self.spool.head :]
+        del self.appended[self.spool.head :]
         self.synced = self.spool.head
-        self.name = self.spool.spool_id
+        self.spool_id = self.spool.spool_id
 
     def _stored_bytes(self) -> int:
         with closing(sqlite3.connect(self._folder / "spool.db")) as file:
             return int(file.execute("SELECT coalesce(sum(size), 0) FROM chunks").fetchone()[0])
 
-    # -- what always holds
+    # -- invariants
 
     @invariant()
-    def nothing_durable_is_missing_and_all_is_in_order(self) -> None:
-        assert self.spool.head == len(self.given)
-        assert self.spool.entries == self.spool.head - self.told
+    def durable_entries_are_complete_and_in_order(self) -> None:
+        assert self.spool.head == len(self.appended)
+        assert self.spool.entries == self.spool.head - self.acked
         assert self.spool.first_seq() - 1 <= self.position <= self.spool.synced
-        got, after = [], self.position
+        read, after = [], self.position
         while after < self.synced:
-            some = self.spool.read(after, max_entries=CHUNK_ENTRIES)
-            got += some
-            after = some[-1][0]
-        assert got == list(enumerate(self.given[self.position : after], self.position + 1))
+            page = self.spool.read(after, max_entries=CHUNK_ENTRIES)
+            read += page
+            after = page[-1][0]
+        assert read == list(enumerate(self.appended[self.position : after], self.position + 1))
 
 
 @pytest.fixture
-def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Small chunks, and no room kept for a full disk, which is another matter."""
+def small_spool(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small chunks, and a small ballast."""
     monkeypatch.setattr(module, "CHUNK_ENTRIES", CHUNK_ENTRIES)
     monkeypatch.setattr(ballast, "BALLAST_BYTES", 4096)
 
 
-@pytest.mark.usefixtures("small")
-def test_the_spool_is_what_its_model_is() -> None:
+@pytest.mark.usefixtures("small_spool")
+def test_spool_agrees_with_the_model() -> None:
     run_for(SpoolAgainstModel, 8_000)

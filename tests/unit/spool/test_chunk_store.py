@@ -1,4 +1,4 @@
-"""How entries are stored in a chunk: with the names of frames that follow each other once."""
+"""How entries are encoded in a chunk: what consecutive frames have in common is stored once."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ _facts = st.builds(fact, st.text(max_size=3), at_us=st.integers(0, 1 << 60))
 
 
 @given(st.lists(_frames | _facts, min_size=1), st.integers(1, 1 << 60))
-def test_entries_come_out_as_they_went_in(entries: list[Frame | Fact], first_seq: int) -> None:
+def test_unpack_returns_the_packed_entries(entries: list[Frame | Fact], first_seq: int) -> None:
     row = pack(first_seq, entries)
     assert row[:2] == (first_seq, first_seq + len(entries) - 1)
     assert unpack(row) == list(enumerate(entries, first_seq))
 
 
-def test_the_names_of_a_connection_cost_their_room_once() -> None:
-    one = structs.replace(frame([]), path="/" + "p" * 1_000)
-    assert pack(1, [one] * 100)[2] < 1_000 + 100 * (len(one.text) + 20)
+def test_common_fields_of_consecutive_frames_are_stored_once() -> None:
+    long_path = structs.replace(frame([]), path="/" + "p" * 1_000)
+    assert pack(1, [long_path] * 100)[2] < 1_000 + 100 * (len(long_path.text) + 20)

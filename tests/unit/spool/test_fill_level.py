@@ -19,5 +19,7 @@ from ingestor.spool.fill_level import FillLevel, next_fill_level
         pytest.param(FillLevel.FULL, 0.0, False, FillLevel.FINE, id="and has room again"),
     ],
 )
-def test_how_full_the_spool_is(before: FillLevel, used_percent: float, disk_full: bool, after: FillLevel) -> None:
+def test_fill_level_follows_usage_with_hysteresis(
+    before: FillLevel, used_percent: float, disk_full: bool, after: FillLevel
+) -> None:
     assert next_fill_level(before, used_percent=used_percent, disk_full=disk_full) is after
