@@ -15,9 +15,9 @@ from typing import Any
 import pytest
 
 from ingestor.core.redaction import redactor
-from ingestor.simulator import Simulator
 from ingestor.store import migrate
 from ingestor.store.engine import make_engine
+from tests.support.faulty_simulator import FaultySimulator
 
 from .support import postgres_server as pg
 from .support.node_server import Peer, begin_installing
@@ -164,16 +164,16 @@ async def make_simulator() -> AsyncIterator[Callable[..., Any]]:
     """`await make_simulator(**knobs)`: a running simulator at the tests' pace, with the knobs that differ."""
     async with AsyncExitStack() as running:
 
-        async def make(**knobs: Any) -> Simulator:
-            return await running.enter_async_context(Simulator(**{**PACE, **knobs}))
+        async def make(**knobs: Any) -> FaultySimulator:
+            return await running.enter_async_context(FaultySimulator(**{**PACE, **knobs}))
 
         yield make
 
 
 @pytest.fixture
-async def simulator(make_simulator: Callable[..., Any]) -> Simulator:
+async def simulator(make_simulator: Callable[..., Any]) -> FaultySimulator:
     """A running simulator at the tests' pace."""
-    made: Simulator = await make_simulator()
+    made: FaultySimulator = await make_simulator()
     return made
 
 

@@ -1,13 +1,11 @@
-"""A stand-in for the provider: a real Socket.IO and HTTP server on loopback that says what the provider would say.
+"""A provider of our own: a real Socket.IO and HTTP server on loopback, for the commands ``demo`` and ``simulate``.
 
-``values`` are a seeded random walk, ``market`` makes rows and payloads of them, ``tokens`` issues and checks JWTs,
-``http`` answers requests, ``wire`` is the server underneath, ``server`` the provider with the knobs that tests turn.
-Nothing here is on the way of the data; only ``demo``, ``simulate`` and tests start it.
+``random_walk`` computes values, ``market`` makes rows of them, ``tokens`` issues and checks JWTs, ``rest_api`` answers
+requests, ``sessions`` holds who subscribed to what, ``socket_server`` sends packets, and ``server`` combines them. The
+tests extend it with faults: tests/support/faulty_simulator.py.
 """
 
 from ingestor.simulator.market import Market
-from ingestor.simulator.rest_api import Fault
-from ingestor.simulator.server import Emission, Simulator
-from ingestor.simulator.sessions import SubscribeRequest
+from ingestor.simulator.server import Simulator
 
-__all__ = ["Emission", "Fault", "Market", "Simulator", "SubscribeRequest"]
+__all__ = ["Market", "Simulator"]

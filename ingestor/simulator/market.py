@@ -1,12 +1,12 @@
-"""Rows and payloads as the provider prints them. Pure: the time comes in as seconds since the epoch.
+"""Rows and payloads as the provider sends them. Times are arguments, in seconds since the epoch.
 
-Source of the shapes: the provider's documentation of June to September 2014. An answer of a ``/real-time/`` path is a
-bare list over a rolling window; a bare stream sends an envelope with what is new.
+Source: the provider's documentation of June to September 2014. A ``/real-time/`` path returns a bare list of a rolling
+window; a bare stream sends an envelope with the new rows.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
 
@@ -16,60 +16,59 @@ from ingestor.simulator.random_walk import hash_fraction, walk
 Style = Literal["numbers", "text"]
 Row = dict[str, Any]
 
-# The /real-time/ endpoints of two feeds call their metric by another name than the streams do.
+# The /real-time/ endpoints of two feeds name their metric differently than the streams.
 _REAL_TIME_FIELDS = {"crowd_sentiment": "average_sentiment", "mp_sentiment": "signal_value"}
 _USERS = tuple(f"20{index}4307{index}" for index in range(5))
-# Printed envelopes show US Eastern time labelled as UTC.
+# Documented envelopes show US Eastern time labeled as UTC.
 _ENVELOPE_SHIFT = timedelta(hours=4)
 
 
 def iso(seconds: float) -> str:
-    """ISO 8601 UTC with milliseconds, as the provider writes it."""
+    """Format a time as the provider does: ISO 8601, UTC, milliseconds."""
     moment = datetime.fromtimestamp(seconds, UTC)
     return f"{moment:%Y-%m-%dT%H:%M:%S}.{moment.microsecond // 1000:03d}Z"
 
 
 def is_stream(path: str) -> bool:
-    """Whether the path is a bare stream name (envelopes) and no ``/real-time/`` endpoint (bare lists)."""
+    """Return whether the path is a bare stream name (envelopes), not a ``/real-time/`` endpoint (bare lists)."""
     return not path.startswith("/")
 
 
 class Market:
-    """What the provider knows: a value for every feed, metric, ticker and bucket, and which of them it has restated."""
+    """The provider's data: a value for every feed, metric, ticker and bucket, some of them restated."""
 
     def __init__(self, seed: int, tickers: tuple[str, ...], cadence_seconds: int | None = None) -> None:
         self.seed = seed
-        self.tickers = tickers  # what a subscription without a ticker gets
+        self.tickers = tickers  # of a subscription without a ticker
         self._cadence_seconds = cadence_seconds
         self._restated: dict[tuple[str, str, int], int] = {}
 
     def cadence_seconds(self, path: str) -> int:
-        """The length of the path's buckets."""
+        """Return the length of the path's buckets."""
         return self._cadence_seconds or catalog.FEEDS[catalog.base_name(path)].cadence_seconds
 
     def bucket(self, path: str, at: float) -> int:
-        """The number of the bucket that ``at`` (seconds since the epoch) lies in."""
+        """Return the number of the bucket that contains ``at``."""
         return int(at // self.cadence_seconds(path))
 
     def value(self, path: str, metric: str, ticker: str, bucket: int) -> float | int:
-        """What the rows of this path say for a canonical metric; the same for every form of the path."""
+        """Return the value of a canonical metric; it is the same for every form of the path."""
         feed = catalog.base_name(path)
         raw = walk(self.seed, f"{feed}/{metric}/{ticker}", bucket)
         times = self._restated.get((feed, ticker, bucket), 0)
         return _scaled(metric, raw, times)
 
     def restate(self, path: str, ticker: str, bucket: int) -> None:
-        """From now on the row of this bucket carries other values."""
+        """Change the values of this bucket from now on."""
         key = (catalog.base_name(path), ticker, bucket)
         self._restated[key] = self._restated.get(key, 0) + 1
 
     def rows(self, path: str, params: Mapping[str, str], first: int, last: int, style: Style) -> list[Row]:
-        """The rows of the buckets from ``first`` to ``last``, both included, ordered by time."""
-        named = params.get("ticker")
-        tickers = (named,) if named else self.tickers
-        wanted = (self._row(path, ticker, bucket, style) for bucket, ticker in _grid(first, last, tickers))
-        user_id = params.get("user_id")
-        return [row for row in wanted if user_id in (None, row.get("user_id"))]
+        """Return the rows of the buckets from ``first`` to ``last``, both included, ordered by time."""
+        ticker, user_id = params.get("ticker"), params.get("user_id")
+        tickers = (ticker,) if ticker else self.tickers
+        rows = (self._row(path, name, bucket, style) for bucket in range(first, last + 1) for name in tickers)
+        return [row for row in rows if user_id in (None, row.get("user_id"))]
 
     def _row(self, path: str, ticker: str, bucket: int, style: Style) -> Row:
         feed = catalog.FEEDS[catalog.base_name(path)]
@@ -79,18 +78,14 @@ class Market:
         row["ticker"] = ticker
         for metric in dict.fromkeys(feed.metrics.values()):
             field = metric if is_stream(path) else _REAL_TIME_FIELDS.get(metric, metric)
-            row[field] = _written(self.value(path, metric, ticker, bucket), style)
+            row[field] = _format_value(self.value(path, metric, ticker, bucket), style)
         return row
 
 
 def envelope(path: str, params: Mapping[str, str], rows: list[Row], at: float) -> dict[str, Any]:
-    """The later shape, with the ``timestamp`` as far off as in the printed samples."""
+    """Return the envelope of a stream, with its ``timestamp`` shifted as in the documented samples."""
     published = iso(at - _ENVELOPE_SHIFT.total_seconds())
     return {"path": path, "params": dict(params), "timestamp": published, "results": rows}
-
-
-def _grid(first: int, last: int, tickers: tuple[str, ...]) -> Iterator[tuple[int, str]]:
-    return ((bucket, ticker) for bucket in range(first, last + 1) for ticker in tickers)
 
 
 def _scaled(metric: str, raw: float, restated: int) -> float | int:
@@ -100,11 +95,11 @@ def _scaled(metric: str, raw: float, restated: int) -> float | int:
         raw = (raw + 1) / 2
     elif metric.endswith("z_score"):
         raw *= 3
-    # Rounded as it is written, so that both styles of writing mean the same double.
+    # Rounded to the digits of the text style, so that both styles give the same double.
     return float(f"{raw + restated / 1000:.16f}")
 
 
-def _written(value: float | int, style: Style) -> float | int | str:
+def _format_value(value: float | int, style: Style) -> float | int | str:
     if style == "numbers":
         return value
     return str(value) if isinstance(value, int) else f"{value:.16f}"

@@ -1,14 +1,12 @@
-"""The HTTP half: logins and REST answers, with faults on demand. Knows nothing of sockets."""
+"""HTTP responses of the simulated provider: checks of a request, and its answer or error."""
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import binascii
 import hmac
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 from aiohttp import web
@@ -17,22 +15,11 @@ from ingestor.provider import catalog
 from ingestor.simulator.market import Market
 
 _DAY_SECONDS = 86_400
-_CHART_DAYS = 7  # the most that one historical request for chart data may ask for
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Fault:
-    """How an HTTP answer goes wrong. ``body`` None leaves the true answer as it is."""
-
-    status: int = 200
-    delay_seconds: float = 0
-    headers: Mapping[str, str] = field(default_factory=dict)  # Retry-After, Location
-    body: str | None = None
-    trickle_seconds: float = 0  # the pause after each byte
+_CHART_DAYS = 7  # the most that one historical request for chart data may cover
 
 
 class BadRequest(Exception):
-    """What the asker did wrong, in the provider's words, with the status it answers."""
+    """What is wrong with a request, in the provider's words, with the status of the response."""
 
     def __init__(self, message: str, status: int = 400) -> None:
         super().__init__(message)
@@ -45,18 +32,18 @@ class BadRequest(Exception):
 
 
 def check_key(request: web.Request, api_key: str) -> None:
-    """The key is the user name of Basic authorization, the password is empty. Raises BadRequest (401) otherwise."""
+    """Check Basic authorization: the key is the user name, the password is empty. Raises BadRequest (401)."""
     scheme, _, encoded = request.headers.get("Authorization", "").partition(" ")
     try:
-        given = base64.b64decode(encoded, validate=True)
+        credentials = base64.b64decode(encoded, validate=True)
     except binascii.Error:
-        given = b""
-    if scheme.lower() != "basic" or not hmac.compare_digest(given, f"{api_key}:".encode()):
+        credentials = b""
+    if scheme.lower() != "basic" or not hmac.compare_digest(credentials, f"{api_key}:".encode()):
         raise BadRequest("Invalid API Key provided", status=401)
 
 
 def check_request(path: str, method: str, params: Mapping[str, str]) -> None:
-    """Whether the provider would answer this path. Raises BadRequest otherwise."""
+    """Check a request or subscription for current data. Raises BadRequest."""
     if method.lower() != "get":
         raise BadRequest(f"Unsupported method: {method}")
     if path not in catalog.PATHS:
@@ -67,7 +54,7 @@ def check_request(path: str, method: str, params: Mapping[str, str]) -> None:
 
 
 def historical_buckets(market: Market, path: str, query: Mapping[str, str], now: float) -> tuple[int, int]:
-    """First and last bucket that a historical request asks for. Raises BadRequest for what the provider refuses."""
+    """Return the first and the last bucket of a historical request. Raises BadRequest for what the provider refuses."""
     if not query.get("ticker") and not query.get("user_id"):
         raise BadRequest("Missing required parameter: ticker")
     chart = path.endswith("-chart-data")
@@ -93,31 +80,11 @@ def _bound(query: Mapping[str, str], chart: bool, side: str) -> float:
     return moment.timestamp() + whole_day
 
 
-async def respond(request: web.Request, make: Callable[[], object], fault: Fault | None) -> web.StreamResponse:
-    """What ``make`` returns as JSON, its BadRequest as the provider's error, or what the fault makes of either."""
-    status = 200
+def respond(make_content: Callable[[], object]) -> web.Response:
+    """Return what ``make_content`` returns as JSON, or its BadRequest as the provider's error object."""
     try:
-        content = make()
-    except BadRequest as refusal:
-        status, content = refusal.status, refusal.error
-    body = json.dumps(content, separators=(",", ":"))
-    if fault is None:
-        return web.Response(text=body, status=status, content_type="application/json")
-    return await _spoilt(request, body, status, fault)
-
-
-async def _spoilt(request: web.Request, body: str, status: int, fault: Fault) -> web.StreamResponse:
-    await asyncio.sleep(fault.delay_seconds)
-    text = body if fault.body is None else fault.body
-    kind = "application/json" if text[:1] in ("{", "[") else "text/html"
-    response = web.StreamResponse(
-        status=fault.status if fault.status != 200 else status,
-        headers={"Content-Type": kind, "Content-Length": str(len(text.encode())), **fault.headers},
-    )
-    await response.prepare(request)
-    step = 1 if fault.trickle_seconds else len(text) or 1
-    for start in range(0, len(text), step):
-        await response.write(text[start : start + step].encode())
-        await asyncio.sleep(fault.trickle_seconds)
-    await response.write_eof()
-    return response
+        status, content = 200, make_content()
+    except BadRequest as error:
+        status, content = error.status, error.error
+    text = json.dumps(content, separators=(",", ":"))
+    return web.Response(text=text, status=status, content_type="application/json")

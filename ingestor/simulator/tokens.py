@@ -1,4 +1,4 @@
-"""JWTs like the provider's: signed, of any size, and full of secrets that must not be seen anywhere else."""
+"""JWTs like the provider's: signed, and full of secrets that must not appear anywhere else."""
 
 from __future__ import annotations
 
@@ -8,99 +8,62 @@ import hmac
 import json
 import secrets
 import time
-from typing import Any, Literal
+from typing import Any
 
+from ingestor.core.clock import boottime
 from ingestor.provider import catalog
-
-TimeClaims = Literal["iat+exp", "exp", "none"]  # all three were printed or must be reckoned with
 
 
 class TokenIssuer:
-    """Issues tokens, and knows those that are still good. Lifetimes run on CLOCK_BOOTTIME."""
+    """Issues tokens and remembers which are valid. Lifetimes run on CLOCK_BOOTTIME."""
 
-    def __init__(self, api_key: str, *, lifetime_seconds: float, stamps: TimeClaims, token_bytes: int | None) -> None:
+    def __init__(self, api_key: str, lifetime_seconds: float) -> None:
         self.lifetime_seconds = lifetime_seconds
-        self.stamps = stamps
-        self.token_bytes = token_bytes
         self._api_key = api_key
         self._secret = secrets.token_bytes(32)
         self._expires_at: dict[str, float] = {}
 
     def issue(self) -> str:
-        """A new token, good from now on."""
-        now = _boot_seconds()
+        """Return a new token, valid from now on."""
+        now = boottime()
         self._expires_at = {token: at for token, at in self._expires_at.items() if at > now}
-        token = self._sign(_fitted(self._claims(), self.token_bytes))
+        body = f"{_encode({'typ': 'JWT', 'alg': 'HS256'})}.{_encode(self._claims())}"
+        token = f"{body}.{_base64(hmac.digest(self._secret, body.encode(), hashlib.sha256))}"
         self._expires_at[token] = now + self.lifetime_seconds
         return token
 
-    def complaint(self, token: str | None) -> str | None:
-        """Why the token is not accepted, in the words of the usual JWT library; None if it is."""
+    def why_rejected(self, token: str) -> str | None:
+        """Return why the token is rejected, in the words of the usual JWT library; None if it is valid."""
         if not token:
             return "no token given"
-        remaining = self.remaining_seconds(token)
-        if remaining is None:
+        if token not in self._expires_at:
             return "invalid signature"
-        return None if remaining > 0 else "jwt expired"
+        return None if self.remaining_seconds(token) > 0 else "jwt expired"
 
-    def remaining_seconds(self, token: str) -> float | None:
-        """How long the token is still good; None for one that is not ours or was revoked."""
-        expires_at = self._expires_at.get(token)
-        return None if expires_at is None else expires_at - _boot_seconds()
-
-    def revoke(self) -> None:
-        """No token issued so far is good any longer."""
-        self._expires_at.clear()
+    def remaining_seconds(self, token: str) -> float:
+        """Return how long the token is still valid; 0 or less if it is expired or unknown."""
+        return self._expires_at.get(token, 0.0) - boottime()
 
     def _claims(self) -> dict[str, Any]:
         issued_at = int(time.time())
-        claims: dict[str, Any] = {"iat": issued_at} if self.stamps == "iat+exp" else {}
-        if self.stamps != "none":
-            claims["exp"] = issued_at + self.lifetime_seconds
-        streams = list(catalog.STREAMS)
-        paths = [path for path in catalog.PATHS if path not in catalog.STREAMS]
-        return claims | {
-            "id": secrets.token_hex(4),  # two tokens of one second differ
+        return {
+            "iat": issued_at,
+            "exp": issued_at + self.lifetime_seconds,
+            "id": secrets.token_hex(4),  # so that two tokens of one second differ
             "api": self._api_key,
             "email": f"{secrets.token_hex(5)}@example.invalid",
             "salt": secrets.token_hex(8),
             "password": secrets.token_hex(32),
             "active": True,
             "rate_limit": 1000,
-            "streaming_endpoint_paths": streams,
-            "endpoint_paths": paths,
+            "streaming_endpoint_paths": list(catalog.STREAMS),
+            "endpoint_paths": [path for path in catalog.PATHS if path not in catalog.STREAMS],
         }
 
-    def _sign(self, claims: dict[str, Any]) -> str:
-        body = f"{_part({'typ': 'JWT', 'alg': 'HS256'})}.{_part(claims)}"
-        signature = hmac.digest(self._secret, body.encode(), hashlib.sha256)
-        return f"{body}.{_text(signature)}"
+
+def _encode(value: dict[str, Any]) -> str:
+    return _base64(json.dumps(value, separators=(",", ":")).encode())
 
 
-def _fitted(claims: dict[str, Any], token_bytes: int | None) -> dict[str, Any]:
-    """The claims so that the token has about this many bytes (3 to spare): fewer of them, or more tickers."""
-    if token_bytes is None:
-        return claims
-    room = (token_bytes - 81) * 3 // 4  # without header, signature and dots, before base64
-    kept = dict(claims)
-    for name in reversed(claims):
-        if len(_json(kept)) > room and name not in ("api", "id", "iat", "exp"):
-            del kept[name]
-    padding = room - len(_json(kept)) - len(',"tickers":""')
-    return kept | {"tickers": ("AAPL,TSLA,6E_F," * (padding // 15 + 1))[:padding]} if padding > 0 else kept
-
-
-def _boot_seconds() -> float:
-    return time.clock_gettime(time.CLOCK_BOOTTIME)
-
-
-def _json(value: dict[str, Any]) -> bytes:
-    return json.dumps(value, separators=(",", ":")).encode()
-
-
-def _part(value: dict[str, Any]) -> str:
-    return _text(_json(value))
-
-
-def _text(raw: bytes) -> str:
+def _base64(raw: bytes) -> str:
     return base64.urlsafe_b64encode(raw).rstrip(b"=").decode()

@@ -16,8 +16,7 @@ from typing import Any
 
 import pytest
 
-from ingestor.simulator import Simulator
-from ingestor.simulator.rest_api import Fault
+from tests.support.faulty_simulator import Fault, FaultySimulator
 
 from ..support import expected_rows
 from ..support.daemon import until, write_config
@@ -40,7 +39,7 @@ START = MIDNIGHT - QUESTIONS * WEEK
 class Asked:
     """The command about the same weeks every time, and what there is to be had of them."""
 
-    def __init__(self, nursery: Nursery, simulator: Simulator, database_url: str, folder: Path) -> None:
+    def __init__(self, nursery: Nursery, simulator: FaultySimulator, database_url: str, folder: Path) -> None:
         self.simulator = simulator
         self.config = write_config(
             folder, url=simulator.url, database_url=database_url, subscriptions={CROWD: ["AAPL"]}
@@ -78,14 +77,14 @@ class Emitted:
 
 
 @pytest.fixture
-async def hours() -> AsyncIterator[Simulator]:
+async def hours() -> AsyncIterator[FaultySimulator]:
     """A provider whose rows are an hour apart."""
-    async with Simulator(interval_seconds=None, cadence_seconds=3600, record_limit=1000) as simulator:
+    async with FaultySimulator(interval_seconds=None, cadence_seconds=3600, record_limit=1000) as simulator:
         yield simulator
 
 
 @pytest.fixture
-def asked(hours: Simulator, nursery: Nursery, tmp_path: Path) -> Callable[[str], Asked]:
+def asked(hours: FaultySimulator, nursery: Nursery, tmp_path: Path) -> Callable[[str], Asked]:
     return lambda database_url: Asked(nursery, hours, database_url, tmp_path)
 
 
@@ -96,7 +95,7 @@ def sqlite_url(tmp_path: Path) -> str:
 
 
 async def test_killed_again_and_again_it_goes_on_where_it_was(
-    asked: Callable[[str], Asked], hours: Simulator, nursery: Nursery, database_url: str
+    asked: Callable[[str], Asked], hours: FaultySimulator, nursery: Nursery, database_url: str
 ) -> None:
     made, pick = asked(database_url), random.Random(3)
     hours.rest_fault = Fault(delay_seconds=0.05)
@@ -117,7 +116,7 @@ async def test_killed_again_and_again_it_goes_on_where_it_was(
 
 
 async def test_the_daemon_does_it_if_one_runs_and_doing_it_again_asks_for_nothing(
-    asked: Callable[[str], Asked], hours: Simulator, sqlite_url: str
+    asked: Callable[[str], Asked], hours: FaultySimulator, sqlite_url: str
 ) -> None:
     made = asked(sqlite_url)
     async with made.daemon() as daemon:
@@ -134,7 +133,7 @@ async def test_the_daemon_does_it_if_one_runs_and_doing_it_again_asks_for_nothin
 
 
 async def test_without_a_daemon_what_was_refused_or_interrupted_goes_on_with_the_same_command(
-    asked: Callable[[str], Asked], hours: Simulator, sqlite_url: str
+    asked: Callable[[str], Asked], hours: FaultySimulator, sqlite_url: str
 ) -> None:
     made = asked(sqlite_url)
     async with made.command(INGESTOR_PROVIDER__API_KEY="wrong-key-12345") as command:
@@ -159,7 +158,7 @@ async def test_without_a_daemon_what_was_refused_or_interrupted_goes_on_with_the
 
 
 async def test_without_a_daemon_it_waits_for_nothing_that_a_daemon_has_left(
-    asked: Callable[[str], Asked], hours: Simulator, sqlite_url: str, tmp_path: Path
+    asked: Callable[[str], Asked], hours: FaultySimulator, sqlite_url: str, tmp_path: Path
 ) -> None:
     made = asked(sqlite_url)
     hours.rest_fault = Fault(delay_seconds=0.2)

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from ingestor.simulator import Simulator
+from tests.support.faulty_simulator import FaultySimulator
 
 from ..support.daemon import COMMAND, until, write_config
 from ..support.requirements import missing
@@ -36,7 +36,7 @@ def state() -> Iterator[Path]:
 
 
 @pytest.fixture
-def daemon(state: Path, simulator: Simulator) -> Iterator[subprocess.Popen[bytes]]:
+def daemon(state: Path, simulator: FaultySimulator) -> Iterator[subprocess.Popen[bytes]]:
     # Still root, since the interpreter may lie where no other user can go.
     config = write_config(
         state,

@@ -16,8 +16,8 @@ import psycopg
 import pytest
 
 from ingestor.errors import SpoolFailed
-from ingestor.simulator import Simulator
 from ingestor.spool import spool
+from tests.support.faulty_simulator import FaultySimulator
 
 from ..support.daemon import Resident, until, write_config
 from ..support.db_reader import Books
@@ -190,7 +190,7 @@ async def test_started_on_a_full_disk_it_waits_for_room(nursery: Nursery, tmp_pa
 
 
 async def test_told_to_stop_while_the_disk_under_the_spool_is_full_it_stops(
-    simulator: Simulator, sqlite_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    simulator: FaultySimulator, sqlite_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(spool, "DISK_FULL_STOP_SECONDS", 0.5)
     with small_disk(tmp_path / "small", 64 * MEBIBYTE) as folder:

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from ingestor.simulator import Market, Simulator
+from ingestor.simulator import Market
+from tests.support.faulty_simulator import FaultySimulator
 
 from ..support import expected_rows
 from ..support.daemon import Daemon, Program, until, write_config
@@ -33,7 +34,7 @@ def now() -> datetime:
     return datetime.now(UTC)
 
 
-# Simulator and daemon, and what happens if either is killed.
+# FaultySimulator and daemon, and what happens if either is killed.
 
 
 async def test_after_a_kill_of_either_process_rows_go_on_and_none_is_there_twice_or_missing(
@@ -91,7 +92,7 @@ def assert_complete(daemon: Daemon, seed: int) -> None:
 
 
 async def test_a_killed_daemon_finds_what_it_had_received_and_not_yet_written(
-    simulator: Simulator, database_url: str, tmp_path: Path
+    simulator: FaultySimulator, database_url: str, tmp_path: Path
 ) -> None:
     # A batch waits longer than the daemon lives: all that was received is in the spool alone.
     config = write_config(
@@ -116,7 +117,7 @@ async def test_a_killed_daemon_finds_what_it_had_received_and_not_yet_written(
     daemon.books.check()
 
 
-async def everything_durable(daemon: Daemon, simulator: Simulator) -> None:
+async def everything_durable(daemon: Daemon, simulator: FaultySimulator) -> None:
     def received() -> bool:
         status = daemon.status
         frames = sum(one["frames"] for one in status["connections"])
@@ -126,7 +127,7 @@ async def everything_durable(daemon: Daemon, simulator: Simulator) -> None:
 
 
 async def test_sigterm_ends_it_in_order_with_everything_received_committed(
-    simulator: Simulator, database_url: str, tmp_path: Path
+    simulator: FaultySimulator, database_url: str, tmp_path: Path
 ) -> None:
     config = write_config(
         tmp_path,
@@ -225,7 +226,7 @@ async def test_without_a_key_it_ends_and_says_where_to_put_one_and_nothing_is_ma
 
 
 async def test_its_port_says_that_it_is_well_and_ready_and_what_it_does(
-    simulator: Simulator, sqlite_url: str, tmp_path: Path
+    simulator: FaultySimulator, sqlite_url: str, tmp_path: Path
 ) -> None:
     config = write_config(tmp_path, url=simulator.url, database_url=sqlite_url, subscriptions={CROWD: ["AAPL"]})
     async with Daemon(config, simulator.api_key) as daemon:
@@ -246,7 +247,7 @@ async def test_its_port_says_that_it_is_well_and_ready_and_what_it_does(
 
 @pytest.mark.postgres
 async def test_without_its_database_it_is_ready_and_receives_and_writes_all_once_that_is_there(
-    simulator: Simulator, postgres: Postgres, notifications: socket.socket, tmp_path: Path
+    simulator: FaultySimulator, postgres: Postgres, notifications: socket.socket, tmp_path: Path
 ) -> None:
     postgres.stop()
     config = write_config(tmp_path, url=simulator.url, database_url=postgres.url(), subscriptions={CROWD: ["AAPL"]})

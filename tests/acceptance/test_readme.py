@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from ingestor.simulator import Simulator
+from tests.support.faulty_simulator import FaultySimulator
 
 from ..support.daemon import until
 from ..support.db_reader import Books
@@ -61,7 +61,7 @@ def program(folder: Path, name: str, script: str) -> None:
     file.chmod(0o755)
 
 
-async def test_from_init_to_a_check_that_finds_nothing_wrong(simulator: Simulator, tmp_path: Path) -> None:
+async def test_from_init_to_a_check_that_finds_nothing_wrong(simulator: FaultySimulator, tmp_path: Path) -> None:
     program(tmp_path, "editor", r"""sed -i 's/# api_key_file: null/api_key_file: api_key/' "$1" """)
     lines = block("ingestor init").splitlines()
     assert lines.pop().startswith("ingestor run")

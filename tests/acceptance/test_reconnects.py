@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from ingestor.provider.catalog import FEEDS, PATHS, base_name
-from ingestor.simulator import Simulator
+from tests.support.faulty_simulator import FaultySimulator
 
 from ..support.daemon import Daemon, until, write_config
 from ..support.fork_server import ForkedDaemon, Nursery
@@ -116,12 +116,12 @@ def detected_at(daemon: Daemon) -> list[datetime]:
 # Servers that keep closing connections.
 
 
-async def kick_at_once(simulator: Simulator) -> None:
+async def kick_at_once(simulator: FaultySimulator) -> None:
     await simulator.kick()
     await asyncio.sleep(0.01)
 
 
-async def restart_every_few_seconds(simulator: Simulator) -> None:
+async def restart_every_few_seconds(simulator: FaultySimulator) -> None:
     await asyncio.sleep(3)
     await simulator.stop()
     await asyncio.sleep(0.5)
@@ -131,7 +131,7 @@ async def restart_every_few_seconds(simulator: Simulator) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("disturb", [kick_at_once, restart_every_few_seconds])
 async def test_server_that_ends_every_connection_costs_little_cpu(
-    nursery: Nursery, make_simulator: Any, tmp_path: Path, disturb: Callable[[Simulator], Awaitable[None]]
+    nursery: Nursery, make_simulator: Any, tmp_path: Path, disturb: Callable[[FaultySimulator], Awaitable[None]]
 ) -> None:
     simulator = await make_simulator(interval_seconds=1)
     async with ForkedDaemon(nursery, config_for(tmp_path, simulator.url), simulator.api_key) as daemon:
@@ -151,7 +151,7 @@ async def test_server_that_ends_every_connection_costs_little_cpu(
 
 
 async def disturb_until(
-    over: asyncio.Event, disturb: Callable[[Simulator], Awaitable[None]], simulator: Simulator
+    over: asyncio.Event, disturb: Callable[[FaultySimulator], Awaitable[None]], simulator: FaultySimulator
 ) -> None:
     while not over.is_set():
         await disturb(simulator)

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from ingestor.daemon import control
-from ingestor.simulator import Simulator
+from tests.support.faulty_simulator import FaultySimulator
 
 from ..support import expected_rows
 from ..support.daemon import until, write_config
@@ -29,16 +29,16 @@ EVENTS_PER_SECOND = 1_000
 
 
 @pytest.fixture
-async def busy(make_simulator: Callable[..., Any]) -> Simulator:
+async def busy(make_simulator: Callable[..., Any]) -> FaultySimulator:
     """A thousand events a second, of two rows each."""
     interval_seconds = len(TICKERS) / EVENTS_PER_SECOND
-    made: Simulator = await make_simulator(interval_seconds=interval_seconds, window_seconds=120)
+    made: FaultySimulator = await make_simulator(interval_seconds=interval_seconds, window_seconds=120)
     return made
 
 
 @asynccontextmanager
 async def running(
-    nursery: Nursery, folder: Path, simulator: Simulator, tickers: list[str], **environment: str
+    nursery: Nursery, folder: Path, simulator: FaultySimulator, tickers: list[str], **environment: str
 ) -> AsyncIterator[ForkedDaemon]:
     config = write_config(
         folder,
@@ -85,7 +85,7 @@ async def ask_anew(nursery: Nursery, daemon: ForkedDaemon) -> tuple[int, dict[st
 
 @pytest.mark.parametrize("how", ["signal", "command", "watch"])
 async def test_tickers_come_and_go_on_the_live_connection_and_the_others_lose_nothing(
-    nursery: Nursery, busy: Simulator, tmp_path: Path, how: str
+    nursery: Nursery, busy: FaultySimulator, tmp_path: Path, how: str
 ) -> None:
     environment = {"INGESTOR_WATCH": "true"} if how == "watch" else {}
     async with running(nursery, tmp_path, busy, TICKERS, **environment) as daemon:
@@ -114,7 +114,7 @@ async def test_tickers_come_and_go_on_the_live_connection_and_the_others_lose_no
 
 
 async def test_a_path_of_its_own_is_connected_and_one_that_is_wanted_no_more_is_closed(
-    nursery: Nursery, simulator: Simulator, tmp_path: Path
+    nursery: Nursery, simulator: FaultySimulator, tmp_path: Path
 ) -> None:
     async with running(nursery, tmp_path, simulator, ["AAPL"]) as daemon:
         edit(daemon, lambda document: document.update(subscriptions=[{"path": VOLUME, "tickers": ["ON"]}]))
@@ -128,7 +128,7 @@ async def test_a_path_of_its_own_is_connected_and_one_that_is_wanted_no_more_is_
 
 
 async def test_a_signal_that_comes_while_it_starts_ends_nothing_and_is_kept(
-    nursery: Nursery, simulator: Simulator, tmp_path: Path
+    nursery: Nursery, simulator: FaultySimulator, tmp_path: Path
 ) -> None:
     wanted, database_url = {CROWD: ["AAPL"]}, f"sqlite:///{tmp_path / 'ingestor.db'}"
     file = write_config(tmp_path, url=simulator.url, database_url=database_url, subscriptions=wanted)
@@ -154,7 +154,7 @@ async def test_a_signal_that_comes_while_it_starts_ends_nothing_and_is_kept(
 
 
 async def test_a_broken_file_changes_nothing_and_is_told_with_its_place_until_it_is_mended(
-    nursery: Nursery, simulator: Simulator, tmp_path: Path
+    nursery: Nursery, simulator: FaultySimulator, tmp_path: Path
 ) -> None:
     async with running(nursery, tmp_path, simulator, ["AAPL"]) as daemon:
         good = daemon.config_file.read_text()
@@ -179,7 +179,7 @@ async def test_a_broken_file_changes_nothing_and_is_told_with_its_place_until_it
 
 
 async def test_what_waits_for_a_restart_is_named_each_time(
-    nursery: Nursery, simulator: Simulator, tmp_path: Path
+    nursery: Nursery, simulator: FaultySimulator, tmp_path: Path
 ) -> None:
     async with running(nursery, tmp_path, simulator, ["AAPL"]) as daemon:
         edit(daemon, lambda document: document["database"].update(batch={"max_rows": 10}))
@@ -190,7 +190,7 @@ async def test_what_waits_for_a_restart_is_named_each_time(
 
 @pytest.mark.parametrize("count", [100, pytest.param(10_000, marks=[pytest.mark.slow, pytest.mark.timeout(1800)])])
 async def test_no_file_however_mutilated_stops_the_daemon(
-    nursery: Nursery, simulator: Simulator, tmp_path: Path, count: int
+    nursery: Nursery, simulator: FaultySimulator, tmp_path: Path, count: int
 ) -> None:
     dice = random.Random(count)
     async with running(nursery, tmp_path, simulator, ["AAPL", "ON"]) as daemon:

@@ -15,7 +15,7 @@ from urllib.parse import quote
 import pytest
 from aiohttp import web
 
-from ingestor.simulator import Simulator
+from tests.support.faulty_simulator import FaultySimulator
 
 from ..support.connect_proxy import ConnectProxy
 from ..support.daemon import Daemon, until, write_config
@@ -84,7 +84,7 @@ class Ear:
 async def test_no_secret_is_seen_anywhere_whatever_goes_wrong(
     make_simulator: Callable[..., Any], postgres: Postgres, nursery: Nursery, tmp_path: Path
 ) -> None:
-    simulator: Simulator = await make_simulator(api_key=KEY, token_bytes=9311)
+    simulator: FaultySimulator = await make_simulator(api_key=KEY, token_bytes=9311)
     tokens = noted(simulator)
     url = postgres.url().replace("@", f":{quote(PASSWORD, safe='')}@")
     ear = Ear(
@@ -130,7 +130,7 @@ async def test_no_secret_is_seen_anywhere_whatever_goes_wrong(
     assert [secret for token in tokens for secret in secrets_of(token) if secret in everything] == []
 
 
-def noted(simulator: Simulator) -> list[str]:
+def noted(simulator: FaultySimulator) -> list[str]:
     """Every token that it will have given."""
     tokens: list[str] = []
     issue = simulator.tokens.issue
@@ -226,7 +226,7 @@ async def nothing(request: web.Request) -> web.Response:
 
 
 async def test_no_way_of_not_getting_a_token_shows_what_it_was_asked_with(
-    echo_url: Callable[[str], str], simulator: Simulator, nursery: Nursery, tmp_path: Path
+    echo_url: Callable[[str], str], simulator: FaultySimulator, nursery: Nursery, tmp_path: Path
 ) -> None:
     key_file = tmp_path / "api_key"
     put(key_file, OLD_KEY)

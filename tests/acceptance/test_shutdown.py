@@ -8,14 +8,14 @@ from typing import Any
 
 import pytest
 
-from ingestor.simulator import Simulator
+from tests.support.faulty_simulator import FaultySimulator
 
 from ..support.daemon import Daemon, Program, until, write_config
 
 CROWD = "/real-time/crowd-sentiment"
 
 
-def config_of(folder: Path, simulator: Simulator, database_url: str, tickers: list[str], **more: Any) -> Path:
+def config_of(folder: Path, simulator: FaultySimulator, database_url: str, tickers: list[str], **more: Any) -> Path:
     return write_config(folder, url=simulator.url, database_url=database_url, subscriptions={CROWD: tickers}, **more)
 
 
@@ -25,7 +25,7 @@ def sqlite_url(tmp_path: Path) -> str:
 
 
 async def test_dead_letters_tried_again_after_a_kill_do_not_hide_the_kill(
-    simulator: Simulator, sqlite_url: str, tmp_path: Path
+    simulator: FaultySimulator, sqlite_url: str, tmp_path: Path
 ) -> None:
     config = config_of(tmp_path, simulator, sqlite_url, ["AAPL"])
     async with Daemon(config, simulator.api_key) as daemon:
@@ -45,7 +45,7 @@ async def test_dead_letters_tried_again_after_a_kill_do_not_hide_the_kill(
 
 
 async def test_a_ticker_that_is_wanted_no_more_after_a_kill_grows_no_gap(
-    simulator: Simulator, sqlite_url: str, tmp_path: Path
+    simulator: FaultySimulator, sqlite_url: str, tmp_path: Path
 ) -> None:
     config = config_of(tmp_path, simulator, sqlite_url, ["AAPL", "TSLA"])
     async with Daemon(config, simulator.api_key) as daemon:
@@ -61,7 +61,7 @@ async def test_a_ticker_that_is_wanted_no_more_after_a_kill_grows_no_gap(
 
 @pytest.mark.postgres
 async def test_a_second_signal_ends_it_at_once_though_a_statement_hangs(
-    simulator: Simulator, postgres_url: str, tmp_path: Path
+    simulator: FaultySimulator, postgres_url: str, tmp_path: Path
 ) -> None:
     config = config_of(tmp_path, simulator, postgres_url, ["AAPL"])
     async with Daemon(config, simulator.api_key) as daemon:
@@ -82,7 +82,7 @@ async def test_a_second_signal_ends_it_at_once_though_a_statement_hangs(
 
 
 async def test_a_spool_that_cannot_be_made_is_told_in_words(
-    simulator: Simulator, sqlite_url: str, tmp_path: Path
+    simulator: FaultySimulator, sqlite_url: str, tmp_path: Path
 ) -> None:
     (tmp_path / "spool").write_text("a file")
     config = config_of(tmp_path, simulator, sqlite_url, ["AAPL"])

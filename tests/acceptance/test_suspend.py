@@ -8,7 +8,7 @@ import signal
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from ingestor.simulator import Simulator
+from tests.support.faulty_simulator import FaultySimulator
 
 from ..support import expected_rows
 from ..support.daemon import Daemon, Program, until, write_config
@@ -16,7 +16,7 @@ from ..support.daemon import Daemon, Program, until, write_config
 STOPPED_SECONDS = 7.0
 
 
-async def test_a_standstill_is_a_hole_in_coverage_and_costs_no_row(simulator: Simulator, tmp_path: Path) -> None:
+async def test_a_standstill_is_a_hole_in_coverage_and_costs_no_row(simulator: FaultySimulator, tmp_path: Path) -> None:
     database_url = f"sqlite:///{tmp_path / 'ingestor.db'}"  # databases have no say in it
     wanted = {"/real-time/crowd-sentiment": ["AAPL", "ON"]}
     config = write_config(tmp_path, url=simulator.url, database_url=database_url, subscriptions=wanted)

@@ -16,10 +16,10 @@ from ingestor.config import load
 from ingestor.errors import PermissionDenied
 from ingestor.pipeline.decoder import Decoder
 from ingestor.provider import catalog
-from ingestor.simulator import Simulator
 from tests.support.daemon import Resident, until, write_config
 from tests.support.db_reader import Books
 from tests.support.entries import frame, row
+from tests.support.faulty_simulator import FaultySimulator
 from tests.support.postgres_server import free_port
 
 CROWD, CHART = "/real-time/crowd-sentiment", "crowd-sentiment-chart-data"
@@ -45,7 +45,7 @@ def check(tmp_path: Path) -> Check:
     """Try it with this provider and an empty SQLite database; returns what was found, by name."""
 
     async def run(
-        simulator: Simulator, *, key: str | None = None, url: str = "", **sections: Any
+        simulator: FaultySimulator, *, key: str | None = None, url: str = "", **sections: Any
     ) -> dict[str, CheckResult]:
         key = simulator.api_key if key is None else key
         file = write_config(
@@ -70,7 +70,7 @@ def bad(found: dict[str, CheckResult]) -> dict[str, int]:
 
 
 async def test_of_a_healthy_provider_all_is_told_in_order_and_an_empty_database_stays_empty(
-    check: Check, simulator: Simulator, database_url: str, tmp_path: Path
+    check: Check, simulator: FaultySimulator, database_url: str, tmp_path: Path
 ) -> None:
     found = await check(simulator, database_url=database_url)
     assert list(found) == GOOD
@@ -85,7 +85,7 @@ async def test_of_a_healthy_provider_all_is_told_in_order_and_an_empty_database_
         assert tables(database_url) == set()
 
 
-async def no_connections(simulator: Simulator) -> None:
+async def no_connections(simulator: FaultySimulator) -> None:
     await until(lambda: simulator.connections == [])
 
 
@@ -95,7 +95,7 @@ def tables(url: str) -> set[str]:
 
 
 async def test_of_a_database_that_is_in_use_nothing_is_changed(
-    check: Check, simulator: Simulator, migrated_url: str
+    check: Check, simulator: FaultySimulator, migrated_url: str
 ) -> None:
     found = await check(simulator, database_url=migrated_url)
     assert bad(found) == {}
@@ -106,7 +106,7 @@ async def test_of_a_database_that_is_in_use_nothing_is_changed(
 
 
 async def test_where_a_daemon_writes_to_the_same_file_nobody_else_does(
-    check: Check, simulator: Simulator, tmp_path: Path
+    check: Check, simulator: FaultySimulator, tmp_path: Path
 ) -> None:
     wanted = {CROWD: ["AAPL"]}
     url = f"sqlite:///{tmp_path / 'ingestor.db'}"
@@ -122,7 +122,9 @@ async def test_where_a_daemon_writes_to_the_same_file_nobody_else_does(
 # What may be wrong.
 
 
-async def test_a_key_that_is_refused_keeps_nothing_else_from_being_tried(check: Check, simulator: Simulator) -> None:
+async def test_a_key_that_is_refused_keeps_nothing_else_from_being_tried(
+    check: Check, simulator: FaultySimulator
+) -> None:
     found = await check(simulator, key="another-key")
     assert bad(found) == {"token": 77}
     assert "the API key is not accepted; check provider.api_key_file" in found["token"].message
@@ -131,7 +133,7 @@ async def test_a_key_that_is_refused_keeps_nothing_else_from_being_tried(check: 
     assert found["database write"].message == "a batch without values: written, and taken back"
 
 
-async def test_without_a_key_there_is_nothing_to_ask_for(check: Check, simulator: Simulator) -> None:
+async def test_without_a_key_there_is_nothing_to_ask_for(check: Check, simulator: FaultySimulator) -> None:
     found = await check(simulator, key="")
     assert bad(found) == {}
     assert found["token"].message == "not tried, since there is no API key"
@@ -149,20 +151,20 @@ async def test_how_long_the_spool_lasts_is_reckoned_from_the_answers_that_came(
     assert found["outage"].message.startswith("spool.max_bytes hold some 0.0 h of a database")
 
 
-async def test_a_provider_that_is_not_there(check: Check, simulator: Simulator) -> None:
+async def test_a_provider_that_is_not_there(check: Check, simulator: FaultySimulator) -> None:
     found = await check(simulator, url=f"http://127.0.0.1:{free_port()}")
     assert bad(found) == {"token": 69, "clock": 69}
     assert "connection refused" in found["token"].message
 
 
-async def test_a_socket_that_does_not_take_the_token(check: Check, simulator: Simulator) -> None:
+async def test_a_socket_that_does_not_take_the_token(check: Check, simulator: FaultySimulator) -> None:
     simulator.refusal = "jwt malformed"
     found = await check(simulator)
     assert bad(found) == {f"connect {CROWD}": 77, f"connect {CHART}": 77}
     assert "jwt malformed" in found[f"connect {CROWD}"].message
 
 
-async def test_one_path_that_is_refused_and_another_that_is_quiet(check: Check, simulator: Simulator) -> None:
+async def test_one_path_that_is_refused_and_another_that_is_quiet(check: Check, simulator: FaultySimulator) -> None:
     simulator.refuse("AAPL", "not in your plan")
     simulator.quiet.add("6E_F")
     found = await check(simulator)
@@ -175,7 +177,7 @@ async def test_one_path_that_is_refused_and_another_that_is_quiet(check: Check, 
 
 
 async def test_a_feed_from_which_nothing_comes_is_waited_for_so_long_and_no_longer(
-    check: Check, simulator: Simulator, monkeypatch: pytest.MonkeyPatch
+    check: Check, simulator: FaultySimulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(check_online, "DATA_SECONDS", 0.2)
     simulator.mute("AAPL")
@@ -187,7 +189,7 @@ async def test_a_feed_from_which_nothing_comes_is_waited_for_so_long_and_no_long
 
 
 @pytest.mark.postgres
-async def test_a_user_who_may_not_make_tables(check: Check, simulator: Simulator, postgres_url: str) -> None:
+async def test_a_user_who_may_not_make_tables(check: Check, simulator: FaultySimulator, postgres_url: str) -> None:
     with a_role(postgres_url) as url:
         found = await check(simulator, database_url=url)
     assert bad(found) == {"database write": PermissionDenied.exit_code}

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from ingestor.simulator import Simulator
+from tests.support.faulty_simulator import FaultySimulator
 
 from ..support import expected_rows
 from ..support.daemon import Resident, until, write_config
@@ -281,7 +281,7 @@ async def test_a_renewed_token_costs_neither_a_gap_nor_a_row(
     make_simulator: Callable[..., Any], sqlite_url: str, tmp_path: Path
 ) -> None:
     # Logins are five seconds apart at least, so this is about the shortest life that can be renewed in time.
-    simulator: Simulator = await make_simulator(token_lifetime_seconds=6.5, kick_expired=True)
+    simulator: FaultySimulator = await make_simulator(token_lifetime_seconds=6.5, kick_expired=True)
     wanted = {CROWD: ["AAPL"], VOLUME: ["TSLA"]}
     config = write_config(tmp_path, url=simulator.url, database_url=sqlite_url, subscriptions=wanted)
     async with Resident(config, simulator.api_key) as daemon:
@@ -305,7 +305,7 @@ async def test_a_renewed_token_costs_neither_a_gap_nor_a_row(
 async def test_restated_values_are_current_and_those_before_them_are_revisions(
     make_simulator: Callable[..., Any], database_url: str, tmp_path: Path
 ) -> None:
-    simulator: Simulator = await make_simulator(restate_every=2)
+    simulator: FaultySimulator = await make_simulator(restate_every=2)
     wanted = {CROWD: ["AAPL", "ON"], "user-sentiment": ["AAPL"], CHART: ["TSLA"]}
     config = write_config(tmp_path, url=simulator.url, database_url=database_url, subscriptions=wanted)
     async with Resident(config, simulator.api_key) as daemon:
@@ -323,7 +323,7 @@ async def test_restated_values_are_current_and_those_before_them_are_revisions(
 async def test_two_paths_whose_rows_look_alike_are_told_apart_by_their_connections(
     make_simulator: Callable[..., Any], database_url: str, tmp_path: Path
 ) -> None:
-    simulator: Simulator = await make_simulator()
+    simulator: FaultySimulator = await make_simulator()
     wanted = {f"{CROWD}-moving-average": ["AAPL"], f"{CROWD}-z-score-moving-average": ["AAPL"]}
     config = write_config(tmp_path, url=simulator.url, database_url=database_url, subscriptions=wanted)
     async with Resident(config, simulator.api_key) as daemon:
@@ -336,7 +336,7 @@ async def test_two_paths_whose_rows_look_alike_are_told_apart_by_their_connectio
 
 
 async def test_a_refused_ticker_is_on_record_with_the_reason_and_the_others_flow(
-    simulator: Simulator, database_url: str, tmp_path: Path
+    simulator: FaultySimulator, database_url: str, tmp_path: Path
 ) -> None:
     simulator.refuse("TSLA", "Restricted ticker")
     wanted = {CROWD: ["AAPL", "TSLA", "ON"]}
@@ -353,7 +353,7 @@ async def test_a_refused_ticker_is_on_record_with_the_reason_and_the_others_flow
 
 
 async def test_a_mute_ticker_is_a_gap_of_its_own_and_a_database_that_is_away_makes_nobody_silent(
-    simulator: Simulator, sqlite_url: str, tmp_path: Path
+    simulator: FaultySimulator, sqlite_url: str, tmp_path: Path
 ) -> None:
     wanted = {CROWD: ["AAPL", "TSLA"]}
     provider = {"silence": "1s"}
@@ -382,7 +382,7 @@ async def test_a_mute_ticker_is_a_gap_of_its_own_and_a_database_that_is_away_mak
 
 @pytest.mark.parametrize("path", [CROWD, "crowd-sentiment"], ids=["bare list", "envelope"])
 async def test_empty_lists_are_heard_and_kept_and_are_no_rows(
-    path: str, simulator: Simulator, sqlite_url: str, tmp_path: Path
+    path: str, simulator: FaultySimulator, sqlite_url: str, tmp_path: Path
 ) -> None:
     simulator.quiet.add("AAPL")
     config = write_config(tmp_path, url=simulator.url, database_url=sqlite_url, subscriptions={path: ["AAPL"]})
@@ -400,7 +400,7 @@ async def test_empty_lists_are_heard_and_kept_and_are_no_rows(
 async def test_tokens_of_any_printed_size_open_the_socket(
     size: int, make_simulator: Callable[..., Any], sqlite_url: str, tmp_path: Path
 ) -> None:
-    simulator: Simulator = await make_simulator(token_bytes=size)
+    simulator: FaultySimulator = await make_simulator(token_bytes=size)
     config = write_config(tmp_path, url=simulator.url, database_url=sqlite_url, subscriptions={CROWD: ["AAPL"]})
     async with Resident(config, simulator.api_key) as daemon:
         await daemon.live()
@@ -408,7 +408,7 @@ async def test_tokens_of_any_printed_size_open_the_socket(
 
 
 async def test_rows_older_than_samples_are_kept_are_told_of_as_expired(
-    simulator: Simulator, sqlite_url: str, tmp_path: Path
+    simulator: FaultySimulator, sqlite_url: str, tmp_path: Path
 ) -> None:
     config = write_config(
         tmp_path,
@@ -427,7 +427,9 @@ async def test_rows_older_than_samples_are_kept_are_told_of_as_expired(
 async def test_a_publish_clock_that_is_hours_off_is_told_of_once_and_shown(
     make_simulator: Callable[..., Any], sqlite_url: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    simulator: Simulator = await make_simulator(started_at=now().timestamp(), step_seconds=0.02, cadence_seconds=1)
+    simulator: FaultySimulator = await make_simulator(
+        started_at=now().timestamp(), step_seconds=0.02, cadence_seconds=1
+    )
     wanted = {"crowd-sentiment": ["AAPL"], CROWD: ["ON"]}
     config = write_config(tmp_path, url=simulator.url, database_url=sqlite_url, subscriptions=wanted)
     async with Resident(config, simulator.api_key) as daemon:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from ingestor.daemon import control
-from ingestor.simulator import Simulator
+from tests.support.faulty_simulator import FaultySimulator
 
 from ..support.daemon import Resident, until, write_config
 
@@ -21,7 +21,7 @@ CROWD = "/real-time/crowd-sentiment"
 
 
 async def test_reload_during_shutdown_is_rejected(
-    simulator: Simulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    simulator: FaultySimulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("INGESTOR_PROVIDER__API_KEY", simulator.api_key)
     database = tmp_path / "ingestor.db"
@@ -48,7 +48,7 @@ async def test_reload_during_shutdown_is_rejected(
 
 
 async def test_systemd_sees_end_of_last_overlapping_reload(
-    simulator: Simulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    simulator: FaultySimulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("INGESTOR_PROVIDER__API_KEY", simulator.api_key)
     monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
@@ -84,7 +84,7 @@ async def test_systemd_sees_end_of_last_overlapping_reload(
 
 
 async def test_change_during_startup_is_reloaded(
-    simulator: Simulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    simulator: FaultySimulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("INGESTOR_PROVIDER__API_KEY", simulator.api_key)
     url = f"sqlite:///{tmp_path / 'ingestor.db'}"

@@ -19,8 +19,7 @@ from ingestor.core.backoff import Backoff
 from ingestor.daemon import control, watchers
 from ingestor.provider import rest_api
 from ingestor.repair import backfill_requests, plan, worker
-from ingestor.simulator import Simulator
-from ingestor.simulator.rest_api import Fault
+from tests.support.faulty_simulator import Fault, FaultySimulator
 
 from ..support import expected_rows
 from ..support.daemon import Resident, until, write_config
@@ -45,7 +44,7 @@ class Emitted:
 class World:
     """A simulator that shares its clock with the daemon, and a clock that the test moves."""
 
-    simulator: Simulator
+    simulator: FaultySimulator
     traveller: time_machine.Coordinates
     folder: Path
 

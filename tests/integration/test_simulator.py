@@ -1,4 +1,4 @@
-"""The simulator says what the documentation prints, and goes wrong as it is told."""
+"""The simulator sends what the documentation shows, and misbehaves on demand."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ import aiohttp
 import pytest
 
 from ingestor.provider import catalog
-from ingestor.simulator import Fault, Market, Simulator
+from ingestor.simulator import Market
+from tests.support.faulty_simulator import Fault, FaultySimulator
 
 from ..support import expected_rows
 from ..support.reference_clients import Client, Refused, basic, login
@@ -22,17 +23,17 @@ from ..support.reference_clients import Client, Refused, basic, login
 CROWD = "/real-time/crowd-sentiment"
 
 
-async def connected(simulator: Simulator) -> Client:
+async def connected(simulator: FaultySimulator) -> Client:
     return Client(simulator.url, await login(simulator.url, simulator.api_key))
 
 
-async def get(simulator: Simulator, path: str, key: str | None = None, **query: str) -> tuple[int, Any]:
+async def get(simulator: FaultySimulator, path: str, key: str | None = None, **query: str) -> tuple[int, Any]:
     headers = basic(simulator.api_key if key is None else key)
     async with (
         aiohttp.ClientSession(simulator.url, headers=headers) as session,
-        session.get(path, params=query) as answer,
+        session.get(path, params=query) as response,
     ):
-        return answer.status, await answer.json()
+        return response.status, await response.json()
 
 
 def claims(token: str) -> dict[str, Any]:
@@ -43,28 +44,26 @@ def claims(token: str) -> dict[str, Any]:
 # Tokens.
 
 
-async def test_a_token_carries_the_claims_that_must_never_be_seen(simulator: Simulator) -> None:
-    found = claims(await login(simulator.url, simulator.api_key))
+async def test_token_contains_secret_claims(simulator: FaultySimulator) -> None:
+    decoded = claims(await login(simulator.url, simulator.api_key))
 
-    assert found["api"] == simulator.api_key
-    assert {"email", "password", "salt", "endpoint_paths", "streaming_endpoint_paths"} <= found.keys()
-    assert found["exp"] - found["iat"] == 5 * 3600
+    assert decoded["api"] == simulator.api_key
+    assert {"email", "password", "salt", "endpoint_paths", "streaming_endpoint_paths"} <= decoded.keys()
+    assert decoded["exp"] - decoded["iat"] == 5 * 3600
     assert simulator.logins == 1
 
 
-@pytest.mark.parametrize(("stamps", "there"), [("iat+exp", {"iat", "exp"}), ("exp", {"exp"}), ("none", set())])
-async def test_the_stamps_of_a_token_are_there_or_not(
-    make_simulator: Callable[..., Any], stamps: str, there: set[str]
+@pytest.mark.parametrize(("time_claims", "present"), [("iat+exp", {"iat", "exp"}), ("exp", {"exp"}), ("none", set())])
+async def test_token_has_the_configured_time_claims(
+    make_simulator: Callable[..., Any], time_claims: str, present: set[str]
 ) -> None:
-    simulator = await make_simulator(token_stamps=stamps)
-    found = claims(await login(simulator.url, simulator.api_key))
-    assert found.keys() & {"iat", "exp"} == there
+    simulator = await make_simulator(time_claims=time_claims)
+    decoded = claims(await login(simulator.url, simulator.api_key))
+    assert decoded.keys() & {"iat", "exp"} == present
 
 
 @pytest.mark.parametrize("size", [239, 5204, 9311])
-async def test_tokens_of_every_printed_size_are_given_and_accepted(
-    make_simulator: Callable[..., Any], size: int
-) -> None:
+async def test_token_of_documented_size_is_issued_and_accepted(make_simulator: Callable[..., Any], size: int) -> None:
     simulator = await make_simulator(token_bytes=size)
     token = await login(simulator.url, simulator.api_key)
     assert size - 3 <= len(token) <= size
@@ -72,7 +71,7 @@ async def test_tokens_of_every_printed_size_are_given_and_accepted(
         assert await client.ask("subscribe", CROWD, ticker="AAPL") is None
 
 
-async def test_a_wrong_key_gets_no_token(simulator: Simulator) -> None:
+async def test_wrong_key_gets_no_token(simulator: FaultySimulator) -> None:
     with pytest.raises(aiohttp.ClientResponseError, match="401"):
         await login(simulator.url, "wrong")
     assert (simulator.logins, simulator.login_attempts) == (0, 1)
@@ -88,16 +87,18 @@ async def test_a_wrong_key_gets_no_token(simulator: Simulator) -> None:
         pytest.param(Fault(status=302, headers={"Location": "/elsewhere"}), 302, None, id="redirect"),
     ],
 )
-async def test_a_login_fails_as_it_is_told(simulator: Simulator, fault: Fault, status: int, body: str | None) -> None:
+async def test_login_fault_shapes_the_response(
+    simulator: FaultySimulator, fault: Fault, status: int, body: str | None
+) -> None:
     simulator.login_fault = fault
     async with aiohttp.ClientSession(headers=basic(simulator.api_key)) as session:
-        began = time.monotonic()
-        async with session.post(f"{simulator.url}/jwt", allow_redirects=False) as answer:
-            text = await answer.text()
-    assert answer.status == status
+        started = time.monotonic()
+        async with session.post(f"{simulator.url}/jwt", allow_redirects=False) as response:
+            text = await response.text()
+    assert response.status == status
     assert body is None or text == body
-    assert all(answer.headers[name] == value for name, value in fault.headers.items())
-    assert time.monotonic() - began >= fault.delay_seconds + fault.trickle_seconds
+    assert all(response.headers[name] == value for name, value in fault.headers.items())
+    assert time.monotonic() - started >= fault.delay_seconds + fault.trickle_seconds
 
 
 # Handshakes.
@@ -106,7 +107,7 @@ async def test_a_login_fails_as_it_is_told(simulator: Simulator, fault: Fault, s
 @pytest.mark.parametrize(
     ("token", "message"), [("", "no token given"), ("eyJ0.eyJ9.c2ln", "invalid signature")], ids=["missing", "forged"]
 )
-async def test_a_handshake_without_a_good_token_is_refused(simulator: Simulator, token: str, message: str) -> None:
+async def test_handshake_without_valid_token_is_refused(simulator: FaultySimulator, token: str, message: str) -> None:
     with pytest.raises(Refused) as refusal:
         async with Client(simulator.url, token):
             pass
@@ -114,7 +115,7 @@ async def test_a_handshake_without_a_good_token_is_refused(simulator: Simulator,
     assert simulator.handshakes == 0
 
 
-async def test_an_expired_token_is_refused_and_its_session_kicked(make_simulator: Callable[..., Any]) -> None:
+async def test_expired_token_is_refused_and_its_session_kicked(make_simulator: Callable[..., Any]) -> None:
     simulator = await make_simulator(token_lifetime_seconds=0.4, kick_expired=True, interval_seconds=None)
     token = await login(simulator.url, simulator.api_key)
     async with Client(simulator.url, token) as client:
@@ -124,7 +125,7 @@ async def test_an_expired_token_is_refused_and_its_session_kicked(make_simulator
             pass
 
 
-async def test_a_revoked_token_is_refused_and_a_fresh_one_taken(simulator: Simulator) -> None:
+async def test_revoked_token_is_refused_and_new_one_accepted(simulator: FaultySimulator) -> None:
     token = await login(simulator.url, simulator.api_key)
     simulator.tokens.revoke()
     with pytest.raises(Refused):
@@ -134,11 +135,11 @@ async def test_a_revoked_token_is_refused_and_a_fresh_one_taken(simulator: Simul
         assert client.connected
 
 
-# Subscriptions and what they bring.
+# Subscriptions and their data.
 
 
 @pytest.mark.parametrize("path", catalog.PATHS)
-async def test_every_documented_path_delivers_rows_with_its_fields(simulator: Simulator, path: str) -> None:
+async def test_every_path_delivers_rows_with_its_fields(simulator: FaultySimulator, path: str) -> None:
     event = "res" if path.startswith("/") else "data"
     async with await connected(simulator) as client:
         assert await client.ask("subscribe", path, ticker="AAPL") is None
@@ -151,7 +152,7 @@ async def test_every_documented_path_delivers_rows_with_its_fields(simulator: Si
     assert ("user_id" in row) == catalog.FEEDS[catalog.base_name(path)].by_user
 
 
-async def test_a_real_time_answer_is_a_bare_list_over_a_rolling_window(make_simulator: Callable[..., Any]) -> None:
+async def test_real_time_path_sends_list_over_rolling_window(make_simulator: Callable[..., Any]) -> None:
     simulator = await make_simulator(interval_seconds=None)
     async with await connected(simulator) as client:
         await client.ask("subscribe", CROWD, ticker="AAPL")
@@ -165,7 +166,7 @@ async def test_a_real_time_answer_is_a_bare_list_over_a_rolling_window(make_simu
     assert len(first) == len(second) == 10
 
 
-async def test_a_stream_sends_envelopes_with_what_is_new_for_all_tickers(make_simulator: Callable[..., Any]) -> None:
+async def test_stream_sends_envelopes_with_new_rows_of_all_tickers(make_simulator: Callable[..., Any]) -> None:
     simulator = await make_simulator(interval_seconds=None, tickers=("AAPL", "ON"))
     async with await connected(simulator) as client:
         await client.ask("subscribe", "crowd-sentiment")
@@ -177,10 +178,10 @@ async def test_a_stream_sends_envelopes_with_what_is_new_for_all_tickers(make_si
     assert (first["path"], first["params"]) == ("crowd-sentiment", {})
     assert [row["ticker"] for row in first["results"]] == ["AAPL", "ON"]
     assert {row["ts"] for row in second["results"]} == {"2026-01-05T14:31:00.000Z"}
-    assert first["timestamp"] == "2026-01-05T10:30:00.000Z", "four hours off, as printed"
+    assert first["timestamp"] == "2026-01-05T10:30:00.000Z", "four hours off, as documented"
 
 
-async def test_values_come_as_numbers_and_as_text_by_turns_and_mean_the_same(simulator: Simulator) -> None:
+async def test_values_alternate_between_numbers_and_text(simulator: FaultySimulator) -> None:
     async with await connected(simulator) as client:
         await client.ask("subscribe", CROWD, ticker="AAPL")
         await client.until(lambda: len(client.events) >= 2)
@@ -192,7 +193,7 @@ async def test_values_come_as_numbers_and_as_text_by_turns_and_mean_the_same(sim
         assert float(row["average_sentiment"]) == float(by_ts[row["ts"]])
 
 
-async def test_values_are_the_walk_that_anyone_can_recompute(simulator: Simulator) -> None:
+async def test_values_are_a_reproducible_random_walk(simulator: FaultySimulator) -> None:
     async with await connected(simulator) as client:
         await client.ask("subscribe", CROWD, ticker="TSLA")
         await client.until(lambda: client.rows("res"))
@@ -201,22 +202,21 @@ async def test_values_are_the_walk_that_anyone_can_recompute(simulator: Simulato
     first = market.bucket(CROWD, simulator.now - simulator.ticks * 60 - 600) + 1
     expected_values = [market.value(CROWD, "crowd_sentiment", "TSLA", first + number) for number in range(10)]
     assert [float(row["average_sentiment"]) for row in client.rows("res")[:10]] == expected_values
-    assert max(abs(b - a) for a, b in pairwise(expected_values)) < 0.5, "a walk, no noise"
+    assert max(abs(b - a) for a, b in pairwise(expected_values)) < 0.5, "a walk, not noise"
 
 
-async def test_what_was_emitted_is_on_record_as_it_arrived(simulator: Simulator) -> None:
+async def test_emitted_records_what_the_client_received(simulator: FaultySimulator) -> None:
     async with await connected(simulator) as client:
         for path in (CROWD, "/real-time/user-sentiment", "crowd-sentiment-chart-data"):
             await client.ask("subscribe", path, ticker="AAPL")
         await client.until(lambda: len(client.events) > 20)
 
-    arrived = [payload for _, payload in client.events]
-    recorded = [emission.rows for emission in simulator.emitted]
-    assert [one["results"] if isinstance(one, dict) else one for one in arrived] == recorded[: len(arrived)]
+    received = [rows["results"] if isinstance(rows, dict) else rows for _, rows in client.events]
+    assert received == [emission.rows for emission in simulator.emitted][: len(received)]
     assert all(len(given) == 1 for given in expected_rows.values(simulator.emitted).values()), "nothing was restated"
 
 
-async def test_a_restated_value_is_sent_once_more_and_stays(make_simulator: Callable[..., Any]) -> None:
+async def test_restated_value_is_sent_again_and_stays(make_simulator: Callable[..., Any]) -> None:
     simulator = await make_simulator(interval_seconds=None)
     async with await connected(simulator) as client:
         await client.ask("subscribe", CROWD, ticker="AAPL")
@@ -231,7 +231,7 @@ async def test_a_restated_value_is_sent_once_more_and_stays(make_simulator: Call
     assert len(restated["2026-01-05T14:28:00.000Z"]) == 2
 
 
-async def test_restatements_happen_by_themselves_if_wanted(make_simulator: Callable[..., Any]) -> None:
+async def test_restate_every_restates_periodically(make_simulator: Callable[..., Any]) -> None:
     simulator = await make_simulator(restate_every=2)
     async with await connected(simulator) as client:
         await client.ask("subscribe", CROWD, ticker="AAPL")
@@ -239,7 +239,7 @@ async def test_restatements_happen_by_themselves_if_wanted(make_simulator: Calla
     assert max(len(given) for given in expected_rows.values(simulator.emitted).values()) == 2
 
 
-async def test_unsubscribing_ends_the_data(simulator: Simulator) -> None:
+async def test_unsubscribe_ends_the_data(simulator: FaultySimulator) -> None:
     async with await connected(simulator) as client:
         await client.ask("subscribe", CROWD, ticker="AAPL")
         assert [(one.path, dict(one.params)) for one in simulator.subscriptions()] == [(CROWD, {"ticker": "AAPL"})]
@@ -259,8 +259,8 @@ async def test_unsubscribing_ends_the_data(simulator: Simulator) -> None:
         (CROWD, {"ticker": "CLSD"}, "closed to you"),
     ],
 )
-async def test_a_refused_subscription_says_why(
-    simulator: Simulator, path: str, params: dict[str, str], message: str
+async def test_refused_subscription_has_a_reason(
+    simulator: FaultySimulator, path: str, params: dict[str, str], message: str
 ) -> None:
     simulator.refuse("CLSD", "closed to you")
     async with await connected(simulator) as client:
@@ -272,14 +272,14 @@ async def test_a_refused_subscription_says_why(
         assert await client.ask("subscribe", CROWD, ticker="CLSD") is None
 
 
-async def test_a_subscription_may_stay_unacknowledged(simulator: Simulator) -> None:
+async def test_unanswered_subscription_is_not_acknowledged(simulator: FaultySimulator) -> None:
     simulator.unanswered.add("AAPL")
     async with await connected(simulator) as client:
         with pytest.raises(TimeoutError):
             await client.ask("subscribe", CROWD, ticker="AAPL")
 
 
-async def test_a_mute_ticker_says_nothing_and_a_quiet_one_empty_lists(simulator: Simulator) -> None:
+async def test_muted_ticker_sends_nothing_and_quiet_one_empty_lists(simulator: FaultySimulator) -> None:
     simulator.mute("MUTE")
     simulator.quiet.add("EMPTY")
     async with await connected(simulator) as client:
@@ -292,10 +292,10 @@ async def test_a_mute_ticker_says_nothing_and_a_quiet_one_empty_lists(simulator:
         await client.until(lambda: any(row["ticker"] == "MUTE" for row in client.rows("res")))
 
 
-# Ends, bursts, raw texts.
+# Disconnects, bursts, raw text.
 
 
-async def test_a_kick_is_a_disconnect_that_the_server_sent(simulator: Simulator) -> None:
+async def test_kick_disconnects_the_client(simulator: FaultySimulator) -> None:
     async with await connected(simulator) as client:
         await simulator.kick()
         await client.until(lambda: client.endings == ["server disconnect"])
@@ -303,14 +303,14 @@ async def test_a_kick_is_a_disconnect_that_the_server_sent(simulator: Simulator)
 
 
 @pytest.mark.parametrize("how", ["close", "reset"])
-async def test_transports_end_in_order_or_by_reset(simulator: Simulator, how: Any) -> None:
+async def test_close_transport_closes_or_resets(simulator: FaultySimulator, how: Any) -> None:
     async with await connected(simulator) as client:
         await simulator.close_transport(how)
         await client.until(lambda: not client.connected)
     assert simulator.connections == []
 
 
-async def test_a_restarted_simulator_listens_on_the_same_port_and_knows_its_tokens(simulator: Simulator) -> None:
+async def test_restarted_simulator_keeps_port_and_tokens(simulator: FaultySimulator) -> None:
     url, token = simulator.url, await login(simulator.url, simulator.api_key)
     await simulator.stop()
     with pytest.raises(aiohttp.ClientConnectionError):
@@ -320,7 +320,7 @@ async def test_a_restarted_simulator_listens_on_the_same_port_and_knows_its_toke
         assert await client.ask("subscribe", CROWD, ticker="AAPL") is None
 
 
-async def test_a_burst_brings_new_rows_only(make_simulator: Callable[..., Any]) -> None:
+async def test_burst_sends_new_rows_only(make_simulator: Callable[..., Any]) -> None:
     simulator = await make_simulator(interval_seconds=None)
     async with await connected(simulator) as client:
         for ticker in ("AAPL", "ON"):
@@ -349,7 +349,7 @@ async def test_any_text_can_be_sent(make_simulator: Callable[..., Any]) -> None:
 # REST.
 
 
-async def test_a_rest_answer_is_the_window_that_the_socket_sends(make_simulator: Callable[..., Any]) -> None:
+async def test_rest_returns_the_window_that_the_socket_sends(make_simulator: Callable[..., Any]) -> None:
     simulator = await make_simulator(interval_seconds=None, style="text")
     async with await connected(simulator) as client:
         await client.ask("subscribe", CROWD, ticker="AAPL")
@@ -358,7 +358,7 @@ async def test_a_rest_answer_is_the_window_that_the_socket_sends(make_simulator:
     assert (status, rows) == (200, client.rows("res"))
 
 
-async def test_historical_rows_are_those_that_were_streamed(make_simulator: Callable[..., Any]) -> None:
+async def test_historical_rows_equal_streamed_rows(make_simulator: Callable[..., Any]) -> None:
     simulator = await make_simulator(interval_seconds=None, style="text")
     status, rows = await get(
         simulator,
@@ -393,21 +393,21 @@ async def test_historical_rows_are_those_that_were_streamed(make_simulator: Call
         ),
     ],
 )
-async def test_rest_refuses_what_the_provider_refuses(
-    simulator: Simulator, path: str, query: dict[str, str], status: int
+async def test_rest_refuses_invalid_requests(
+    simulator: FaultySimulator, path: str, query: dict[str, str], status: int
 ) -> None:
-    found, error = await get(simulator, path, **query)
-    assert (found, error["type"]) == (status, "invalid_request_error")
+    actual, error = await get(simulator, path, **query)
+    assert (actual, error["type"]) == (status, "invalid_request_error")
 
 
-async def test_rest_wants_the_key(simulator: Simulator) -> None:
+async def test_rest_requires_the_key(simulator: FaultySimulator) -> None:
     status, _ = await get(simulator, CROWD, key="wrong", ticker="AAPL")
     assert status == 401
 
 
-async def test_nothing_is_left_running_when_it_has_stopped(make_simulator: Callable[..., Any]) -> None:
+async def test_stop_leaves_no_task_running(make_simulator: Callable[..., Any]) -> None:
     before = asyncio.all_tasks()
-    simulator = Simulator(seed=1, ping_interval_seconds=1)
+    simulator = FaultySimulator(seed=1, ping_interval_seconds=1)
     await simulator.start()
     await login(simulator.url, simulator.api_key)
     await simulator.stop()

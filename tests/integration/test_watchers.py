@@ -14,9 +14,9 @@ import pytest
 
 from ingestor.core.clock import ClockReading, read_clocks
 from ingestor.daemon import watchers
-from ingestor.simulator import Simulator
 from ingestor.store.engine import make_engine
 from ingestor.store.read.audit import AuditIssue, audit, find_losses
+from tests.support.faulty_simulator import FaultySimulator
 
 from ..support import expected_rows
 from ..support.daemon import Program, Resident, until, write_config
@@ -46,7 +46,7 @@ def findings(url: str) -> list[AuditIssue]:
     ],
 )
 async def test_clock_jump_leaves_gap_in_coverage_and_rearms_jobs(
-    simulator: Simulator,
+    simulator: FaultySimulator,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     shift_us: int,
@@ -76,7 +76,7 @@ async def test_clock_jump_leaves_gap_in_coverage_and_rearms_jobs(
 
 
 async def test_heartbeat_checks_clocks_first(
-    simulator: Simulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    simulator: FaultySimulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(watchers, "CLOCK_CHECK_SECONDS", 3600)
     monkeypatch.setattr(watchers, "HEARTBEAT_SECONDS", 0.02)
@@ -99,7 +99,7 @@ def jobs(daemon: Resident) -> list[Any]:
 
 
 async def test_retention_runs_while_daemon_writes(
-    simulator: Simulator, database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    simulator: FaultySimulator, database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(watchers, "FIRST_RETENTION_SECONDS", 0.5)
     monkeypatch.setattr(watchers, "RETENTION_SECONDS", 0.5)
@@ -123,7 +123,7 @@ async def test_retention_runs_while_daemon_writes(
 
 
 async def test_unreadable_spool_is_recorded_as_lost_and_audit_balances(
-    simulator: Simulator, database_url: str, tmp_path: Path
+    simulator: FaultySimulator, database_url: str, tmp_path: Path
 ) -> None:
     config = write_config(tmp_path, url=simulator.url, database_url=database_url, subscriptions={CROWD: ["AAPL"]})
     async with Resident(config, simulator.api_key) as first:
@@ -147,7 +147,7 @@ async def test_unreadable_spool_is_recorded_as_lost_and_audit_balances(
     assert lost["reason"] in loss["message"]
 
 
-async def test_recreated_database_is_recorded_as_lost(simulator: Simulator, tmp_path: Path) -> None:
+async def test_recreated_database_is_recorded_as_lost(simulator: FaultySimulator, tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path / 'ingestor.db'}"
     config = write_config(tmp_path, url=simulator.url, database_url=url, subscriptions={CROWD: ["AAPL"]})
     async with Resident(config, simulator.api_key) as first:
@@ -170,7 +170,7 @@ async def test_full_spool_disconnects_then_resumes_without_loss(
 ) -> None:
     monkeypatch.setattr(watchers, "SPOOL_CHECK_SECONDS", 0.02)
     # About 20 kB per frame; frames in flight at the disconnect are sent again.
-    simulator: Simulator = await make_simulator(interval_seconds=0.05, window_seconds=6000)
+    simulator: FaultySimulator = await make_simulator(interval_seconds=0.05, window_seconds=6000)
     config = write_config(
         tmp_path,
         url=simulator.url,

@@ -21,7 +21,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, Protocol
 
-from ingestor.simulator import Simulator
+from tests.support.faulty_simulator import FaultySimulator
 
 from ..support import expected_rows
 from ..support.daemon import Daemon, Program, until, write_config
@@ -152,7 +152,7 @@ async def watch(daemon: Daemon, account: Account, seconds: float) -> list[Look]:
 async def silence(server: Server) -> None:
     """Have the server send nothing more."""
     for ticker in TICKERS:
-        if isinstance(server, Simulator):
+        if isinstance(server, FaultySimulator):
             server.mute(ticker)
         elif isinstance(server, Peer):
             await server.do("mute", ticker=ticker)
@@ -250,7 +250,7 @@ def generation_of(version: str) -> str:
     return found[0]
 
 
-def server_for(generation: str | None, rate: float) -> Simulator | Peer:
+def server_for(generation: str | None, rate: float) -> FaultySimulator | Peer:
     interval_seconds = len(TICKERS) / rate
     if generation is not None:
         return Peer(
@@ -260,7 +260,7 @@ def server_for(generation: str | None, rate: float) -> Simulator | Peer:
             lifetime_seconds=TOKEN_SECONDS,
             kick_expired=True,
         )
-    return Simulator(
+    return FaultySimulator(
         interval_seconds=interval_seconds,
         step_seconds=60,
         cadence_seconds=60,

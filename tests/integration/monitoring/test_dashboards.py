@@ -14,8 +14,8 @@ import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
 import ingestor.monitoring
-from ingestor.simulator import Simulator
 from tests.support.daemon import Resident, until, write_config
+from tests.support.faulty_simulator import FaultySimulator
 
 FOLDER = Path(ingestor.monitoring.__file__).parent / "dashboards"
 DASHBOARD: dict[str, Any] = json.loads((FOLDER / "ingestor-dashboard.json").read_text())
@@ -43,7 +43,7 @@ def labels_of(expression: str) -> Iterator[tuple[str, str]]:
 
 
 @pytest.fixture
-async def exposed(simulator: Simulator, tmp_path: Path) -> dict[str, set[str]]:
+async def exposed(simulator: FaultySimulator, tmp_path: Path) -> dict[str, set[str]]:
     """The metrics of a live daemon → their labels."""
     url = f"sqlite:///{tmp_path / 'ingestor.db'}"
     subscriptions = {"/real-time/crowd-sentiment": ["AAPL"]}

@@ -15,7 +15,7 @@ import pytest
 from ingestor.config.model import canonical_json
 from ingestor.monitoring.coverage_strips import StateSpan
 from ingestor.monitoring.status import DatabaseStatus, Heartbeat, RecentError, SubscriptionStatus
-from ingestor.simulator import Simulator
+from tests.support.faulty_simulator import FaultySimulator
 
 from ...support.browser import Browser, chromium
 from ...support.daemon import Resident, until, write_config
@@ -88,7 +88,7 @@ POLL_NOW = "document.dispatchEvent(new Event('visibilitychange'))"
 async def test_page_follows_a_daemon_through_an_outage(
     browser: Browser, make_simulator: Callable[..., Any], tmp_path: Path
 ) -> None:
-    simulator: Simulator = await make_simulator(restate_every=2)
+    simulator: FaultySimulator = await make_simulator(restate_every=2)
     subscriptions = {CROWD: ["AAPL", "TSLA", "ON"], VOLUME: ["AAPL"]}
     config = write_config(
         tmp_path, url=simulator.url, database_url=f"sqlite:///{tmp_path}/x.db", subscriptions=subscriptions
@@ -126,7 +126,7 @@ async def test_page_follows_a_daemon_through_an_outage(
 async def test_hostile_names_are_shown_as_text(
     browser: Browser, make_simulator: Callable[..., Any], tmp_path: Path
 ) -> None:
-    simulator: Simulator = await make_simulator(tickers=tuple(HOSTILE))
+    simulator: FaultySimulator = await make_simulator(tickers=tuple(HOSTILE))
     subscriptions: dict[str, list[str]] = {"crowd-sentiment": []}
     config = write_config(
         tmp_path, url=simulator.url, database_url=f"sqlite:///{tmp_path}/x.db", subscriptions=subscriptions

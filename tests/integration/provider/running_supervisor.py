@@ -13,7 +13,7 @@ from ingestor.provider import catalog
 from ingestor.provider.auth import TokenSource
 from ingestor.provider.subscriptions.activity import ActivityTracker
 from ingestor.provider.subscriptions.supervisor import Supervisor
-from ingestor.simulator import Simulator
+from tests.support.faulty_simulator import FaultySimulator
 
 from .raw_engineio_server import Memory
 
@@ -68,7 +68,7 @@ class RunningSupervisor:
 
 
 async def run_simulated(
-    run: StartSupervisor, simulator: Simulator, *subscriptions: Subscription, **settings: Any
+    run: StartSupervisor, simulator: FaultySimulator, *subscriptions: Subscription, **settings: Any
 ) -> RunningSupervisor:
     running = await run(simulator.url, simulator.api_key, list(subscriptions), **settings)
     await running.until("live", *subscriptions)

@@ -12,7 +12,7 @@ import pytest
 from ingestor.config.model import Subscription
 from ingestor.provider.socket import connection
 from ingestor.provider.subscriptions.supervisor import SubscriptionDiff
-from ingestor.simulator import Simulator
+from tests.support.faulty_simulator import FaultySimulator
 
 from .raw_engineio_server import Memory
 from .raw_http_server import token_reply
@@ -28,7 +28,7 @@ REMOVED = "removed from the config"
 async def test_change_under_load_sends_only_the_difference(
     run: StartSupervisor, make_simulator: Any, memory: Memory
 ) -> None:
-    simulator: Simulator = await make_simulator(interval_seconds=None)
+    simulator: FaultySimulator = await make_simulator(interval_seconds=None)
     running = await run_simulated(run, simulator, AAPL, TSLA)
     before = running.supervisor.status().groups[0]
     load = asyncio.create_task(simulator.burst(6000))
@@ -67,7 +67,7 @@ def text_of(emission: Any) -> str:
 
 
 async def test_connections_come_and_go_with_their_paths(
-    run: StartSupervisor, simulator: Simulator, memory: Memory
+    run: StartSupervisor, simulator: FaultySimulator, memory: Memory
 ) -> None:
     running = await run_simulated(run, simulator, AAPL)
     running.supervisor.apply([AAPL, BUZZ])
@@ -92,7 +92,7 @@ async def test_connections_come_and_go_with_their_paths(
 
 
 async def test_path_with_all_tickers_replaced_keeps_its_connection(
-    run: StartSupervisor, simulator: Simulator, memory: Memory
+    run: StartSupervisor, simulator: FaultySimulator, memory: Memory
 ) -> None:
     running = await run_simulated(run, simulator, AAPL)
     running.supervisor.apply([TSLA, ON])
@@ -102,7 +102,7 @@ async def test_path_with_all_tickers_replaced_keeps_its_connection(
 
 
 async def test_change_without_connection_applies_to_the_next(
-    run: StartSupervisor, simulator: Simulator, memory: Memory
+    run: StartSupervisor, simulator: FaultySimulator, memory: Memory
 ) -> None:
     running = await run_simulated(run, simulator, AAPL, TSLA)
     await simulator.stop()
@@ -149,7 +149,7 @@ async def test_change_during_renewal_reaches_both_connections(
 
 
 async def test_change_while_spool_is_full_applies_after_resume(
-    run: StartSupervisor, simulator: Simulator, memory: Memory
+    run: StartSupervisor, simulator: FaultySimulator, memory: Memory
 ) -> None:
     running = await run_simulated(run, simulator, AAPL, TSLA)
     await running.supervisor.disconnect_all("the spool is full")
@@ -268,7 +268,7 @@ async def test_changed_method_stops_the_old_subscription_first(
 
 
 async def test_removed_subscription_is_not_rerecorded(
-    run: StartSupervisor, simulator: Simulator, memory: Memory
+    run: StartSupervisor, simulator: FaultySimulator, memory: Memory
 ) -> None:
     running = await run_simulated(run, simulator, AAPL, TSLA)
     running.supervisor.apply([AAPL])

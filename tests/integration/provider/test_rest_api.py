@@ -13,7 +13,7 @@ from pydantic import SecretStr
 from ingestor.errors import IngestorError, ResponseTooLarge, RestRefused, RestUnavailable, TokenRefused
 from ingestor.provider import rest_api
 from ingestor.provider.rest_api import RestClient, RestRequest, RestResponse, history_request
-from ingestor.simulator import Simulator
+from tests.support.faulty_simulator import FaultySimulator
 from tests.support.repairs import CROWD, at
 
 from .raw_http_server import Reply as Served
@@ -113,7 +113,7 @@ async def test_cancel_ends_current_request_and_prevents_later_ones(web_server: S
     assert len(server.requests) == 1
 
 
-async def test_history_request_returns_the_requested_range(simulator: Simulator) -> None:
+async def test_history_request_returns_the_requested_range(simulator: FaultySimulator) -> None:
     for path in ("/real-time/crowd-sentiment", "crowd-sentiment-chart-data", "user-sentiment"):
         request = history_request(path, {"ticker": "AAPL"}, at(4, 23, 30), at(5))
         assert request is not None

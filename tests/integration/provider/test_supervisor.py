@@ -16,8 +16,7 @@ from ingestor.core.clock import read_clocks
 from ingestor.errors import SpoolFailed
 from ingestor.provider.socket import connection
 from ingestor.provider.subscriptions import connection_group, state_tracker
-from ingestor.simulator import Simulator
-from ingestor.simulator.rest_api import Fault
+from tests.support.faulty_simulator import Fault, FaultySimulator
 
 from .raw_engineio_server import Memory, Visitor
 from .raw_http_server import token_reply
@@ -29,7 +28,9 @@ pytestmark = pytest.mark.usefixtures("quick")
 # --- without faults ---
 
 
-async def test_subscription_goes_from_pending_to_live_to_stopped(run: StartSupervisor, simulator: Simulator) -> None:
+async def test_subscription_goes_from_pending_to_live_to_stopped(
+    run: StartSupervisor, simulator: FaultySimulator
+) -> None:
     running = await run_simulated(run, simulator, AAPL, TSLA, BUZZ)
     await running.supervisor.stop()
     for subscription in (AAPL, TSLA, BUZZ):
@@ -39,7 +40,7 @@ async def test_subscription_goes_from_pending_to_live_to_stopped(run: StartSuper
 
 
 async def test_acks_close_together_make_one_fact_that_is_not_early(
-    run: StartSupervisor, simulator: Simulator, memory: Memory
+    run: StartSupervisor, simulator: FaultySimulator, memory: Memory
 ) -> None:
     await run_simulated(run, simulator, AAPL, TSLA)
     (fact,) = memory.facts("subscribed")
@@ -50,7 +51,7 @@ async def test_acks_close_together_make_one_fact_that_is_not_early(
 
 
 async def test_stop_counts_from_the_last_received_byte(
-    run: StartSupervisor, simulator: Simulator, memory: Memory
+    run: StartSupervisor, simulator: FaultySimulator, memory: Memory
 ) -> None:
     running = await run_simulated(run, simulator, AAPL)
     await memory.until(lambda: len(memory.frames) > 5)
@@ -60,7 +61,7 @@ async def test_stop_counts_from_the_last_received_byte(
 
 
 async def test_frames_carry_path_and_params_of_their_connection(
-    run: StartSupervisor, simulator: Simulator, memory: Memory
+    run: StartSupervisor, simulator: FaultySimulator, memory: Memory
 ) -> None:
     special = Subscription(CROWD, "get", {"ticker": "AAPL", "period": "30"})
     await run_simulated(run, simulator, AAPL, special, BUZZ)
@@ -72,7 +73,9 @@ async def test_frames_carry_path_and_params_of_their_connection(
     }
 
 
-async def test_status_shows_connections_and_states(run: StartSupervisor, simulator: Simulator, memory: Memory) -> None:
+async def test_status_shows_connections_and_states(
+    run: StartSupervisor, simulator: FaultySimulator, memory: Memory
+) -> None:
     running = await run_simulated(run, simulator, AAPL, BUZZ)
     await memory.until(lambda: len(memory.frames) > 3)
     status = running.supervisor.status()
@@ -106,9 +109,9 @@ async def test_status_shows_connections_and_states(run: StartSupervisor, simulat
 )
 async def test_after_any_close_all_resubscribe_and_gap_is_recorded(
     run: StartSupervisor,
-    simulator: Simulator,
+    simulator: FaultySimulator,
     memory: Memory,
-    close: Callable[[Simulator], Awaitable[None]],
+    close: Callable[[FaultySimulator], Awaitable[None]],
     cause: str,
 ) -> None:
     running = await run_simulated(run, simulator, AAPL, TSLA)
@@ -164,7 +167,7 @@ async def test_connection_that_fails_at_start_is_followed_by_another(
 
 
 async def test_supervisor_reconnects_after_server_restart(
-    run: StartSupervisor, simulator: Simulator, memory: Memory
+    run: StartSupervisor, simulator: FaultySimulator, memory: Memory
 ) -> None:
     running = await run_simulated(run, simulator, AAPL)
     await simulator.stop()
@@ -177,7 +180,7 @@ async def test_supervisor_reconnects_after_server_restart(
 
 
 async def test_healthy_server_is_retried_fast_until_away_too_long(
-    run: StartSupervisor, simulator: Simulator, memory: Memory, monkeypatch: pytest.MonkeyPatch
+    run: StartSupervisor, simulator: FaultySimulator, memory: Memory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(connection_group, "HEALTHY_SECONDS", 0.0)
     monkeypatch.setattr(connection_group, "RECONNECT_AFTER_RESTART", Backoff(first_seconds=0.01, cap_seconds=0.01))
@@ -245,7 +248,7 @@ async def test_connection_without_data_after_ack_was_live_for_no_time(
 
 
 async def test_interruption_ends_when_the_connection_shows_life(
-    run: StartSupervisor, simulator: Simulator, memory: Memory
+    run: StartSupervisor, simulator: FaultySimulator, memory: Memory
 ) -> None:
     running = await run_simulated(run, simulator, AAPL, TSLA, BUZZ)
     before = read_clocks()
@@ -346,7 +349,7 @@ async def test_five_thousand_acks_within_ten_seconds_make_one_fact(
 
 
 async def test_refused_subscription_is_retried_on_same_connection(
-    run: StartSupervisor, simulator: Simulator, memory: Memory
+    run: StartSupervisor, simulator: FaultySimulator, memory: Memory
 ) -> None:
     simulator.refuse("TSLA", "not yours")
     running = await run(simulator.url, simulator.api_key, [AAPL, TSLA])
@@ -362,7 +365,7 @@ async def test_refused_subscription_is_retried_on_same_connection(
 
 
 async def test_unanswered_subscription_is_refused_and_retried(
-    run: StartSupervisor, simulator: Simulator, memory: Memory
+    run: StartSupervisor, simulator: FaultySimulator, memory: Memory
 ) -> None:
     simulator.unanswered.add("TSLA")
     running = await run(simulator.url, simulator.api_key, [AAPL, TSLA])
@@ -392,7 +395,7 @@ async def test_late_ack_ends_refusal_whatever_the_retry_gets(
 
 
 async def test_provider_errors_are_quoted_once_and_all_counted(
-    run: StartSupervisor, simulator: Simulator, memory: Memory
+    run: StartSupervisor, simulator: FaultySimulator, memory: Memory
 ) -> None:
     running = await run_simulated(run, simulator, AAPL)
     for _ in range(3):
@@ -424,7 +427,7 @@ async def test_flood_of_provider_errors_makes_few_facts(run: StartSupervisor, ra
 
 
 async def test_refused_token_is_replaced_by_a_fresh_one(
-    run: StartSupervisor, simulator: Simulator, memory: Memory
+    run: StartSupervisor, simulator: FaultySimulator, memory: Memory
 ) -> None:
     running = await run_simulated(run, simulator, AAPL)
     simulator.refusal = "token revoked"
@@ -447,7 +450,7 @@ async def test_paths_not_in_token_are_reported_and_subscribed(
 
 
 async def test_subscriptions_without_a_token_are_token_failed(
-    run: StartSupervisor, simulator: Simulator, memory: Memory
+    run: StartSupervisor, simulator: FaultySimulator, memory: Memory
 ) -> None:
     simulator.login_fault = Fault(status=503)
     running = await run(simulator.url, simulator.api_key, [AAPL, BUZZ])
@@ -584,7 +587,7 @@ async def test_old_connection_stays_until_the_new_one_has_data(
 
 
 async def test_full_spool_closes_connections_until_resume(
-    run: StartSupervisor, simulator: Simulator, memory: Memory
+    run: StartSupervisor, simulator: FaultySimulator, memory: Memory
 ) -> None:
     running = await run_simulated(run, simulator, AAPL, BUZZ)
     await running.supervisor.disconnect_all("the spool is full")
@@ -600,7 +603,7 @@ async def test_full_spool_closes_connections_until_resume(
 
 
 async def test_full_spool_does_not_end_a_group_that_still_retries(
-    run: StartSupervisor, simulator: Simulator, memory: Memory
+    run: StartSupervisor, simulator: FaultySimulator, memory: Memory
 ) -> None:
     simulator.refuse("TSLA", "not yours")
     running = await run(simulator.url, simulator.api_key, [AAPL, TSLA])
@@ -631,7 +634,7 @@ async def test_connection_opening_when_spool_fills_is_not_used(
 
 
 async def test_spool_failure_ends_the_supervisor_with_its_error(
-    run: StartSupervisor, simulator: Simulator, memory: Memory
+    run: StartSupervisor, simulator: FaultySimulator, memory: Memory
 ) -> None:
     running = await run_simulated(run, simulator, AAPL, BUZZ)
     memory.fault = SpoolFailed("disk gone")

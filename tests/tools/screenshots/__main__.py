@@ -23,10 +23,10 @@ from ingestor.core.clock import wall_us
 from ingestor.core.entries import Fact, State, SubscriptionKey
 from ingestor.daemon.service import Service
 from ingestor.monitoring import log_setup
-from ingestor.simulator import Simulator
 from ingestor.spool.spool import Spool
 from tests.support.browser import Browser, chromium
 from tests.support.daemon import until, write_config
+from tests.support.faulty_simulator import FaultySimulator
 
 PICTURE = Path(__file__).with_name("status.png")
 WIDTH, HEIGHT = 1280, 1000
@@ -102,7 +102,7 @@ async def take_screenshot(browser: Browser, url: str, file: Path, *, width: int 
 
 async def main(folder: Path, seconds: float, extra: Path | None) -> None:
     # A value every five seconds, so that a few minutes make a chart.
-    async with Simulator(seed=11, cadence_seconds=5, window_seconds=300, restate_every=9) as simulator:
+    async with FaultySimulator(seed=11, cadence_seconds=5, window_seconds=300, restate_every=9) as simulator:
         simulator.refuse("NFLX", "Restricted ticker")
         database = folder / "ingestor.db"
         file = write_config(folder, url=simulator.url, database_url=f"sqlite:///{database}", subscriptions=WANTED)
