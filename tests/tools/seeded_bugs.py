@@ -265,8 +265,8 @@ BUGS = (
     Bug(
         "live until the loss was noticed",
         "provider/subscriptions/connection_group.py",
-        'self._set_all(event, detail, connection.last_activity_us, kind="disconnected")',
-        'self._set_all(event, detail, kind="disconnected")',
+        'self._set_all(event, connection.last_activity_us, "disconnected", **detail)',
+        'self._set_all(event, None, "disconnected", **detail)',
         "tests/integration/provider/test_supervisor.py",
     ),
     Bug(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import Counter
 from collections.abc import Callable, Collection, Coroutine
 from dataclasses import dataclass
@@ -109,7 +110,7 @@ class ConnectionGroup:
         for session in list(self._sessions):
             await session.close("spool_full", reason)
         if not self._sessions:
-            self._set_all("spool_full", self._detail(reason=reason))
+            self._set_all("spool_full", reason=reason)
 
     def add(self, subscriptions: Collection[Subscription]) -> None:
         """Add subscriptions, on the open connection if there is one."""
@@ -148,14 +149,13 @@ class ConnectionGroup:
         self._set_tracker_timer()
 
     def _track(self, keys: Collection[SubscriptionKey], reason: str) -> None:
-        self._context.states.apply("added", keys, self._detail(reason=reason), wall_us())
+        self._context.states.apply("added", keys, {"path": self._settings.path, "reason": reason}, wall_us())
         if not self._context.may_connect.is_set():
-            self._set_all("spool_full", self._detail(reason=SPOOL_FULL))
+            self._set_all("spool_full", reason=SPOOL_FULL)
 
-    def _set_all(
-        self, event: Event, detail: dict[str, Any], since_us: int | None = None, kind: str | None = None
-    ) -> None:
+    def _set_all(self, event: Event, since_us: int | None = None, kind: str | None = None, **detail: object) -> None:
         """Record an event that concerns every subscription. See ``SubscriptionStates.apply``."""
+        detail = {"path": self._settings.path, **detail}
         self._context.states.apply(event, self._subscriptions, detail, wall_us(), since_us, kind=kind)
 
     def _on_answer(self, session: SubscriptionSession) -> None:
@@ -166,7 +166,7 @@ class ConnectionGroup:
         if self._tracker_timer is not None:
             self._tracker_timer.cancel()
             self._tracker_timer = None
-        if (due_boottime := self.tracker.timer_boottime) is not None:
+        if (due_boottime := self.tracker.timer_boottime) < math.inf:
             wait = max(0.0, due_boottime - boottime())
             self._tracker_timer = asyncio.get_running_loop().call_later(wait, self._on_tracker_timer)
 
@@ -184,7 +184,11 @@ class ConnectionGroup:
             self._counters.last_error = sanitize(error)
             return  # the token source has recorded it, and makes the next caller wait
         except ConnectionFailed as error:
-            await self._wait_to_reconnect(error)
+            restarting = boottime() < self._healthy_until_boottime + RESTART_SECONDS
+            wait, detail = self._note_failure(error, RECONNECT_AFTER_RESTART if restarting else RECONNECT)
+            if self._context.may_connect.is_set():
+                self._set_all("disconnected", kind="connect_failed", **detail)
+            await asyncio.sleep(wait)
             return
         session = self._start_session(connection)
         self._use(session)
@@ -197,11 +201,9 @@ class ConnectionGroup:
             version = await context.protocol_detector.detect(token.value)
             connection = Connection(self._settings, version, context.sink, self._on_connection_fact)
             await connection.open(token)
-        except ConnectionRefused:
-            context.tokens.discard(token)
-            context.protocol_detector.reset()
-            raise
-        except ConnectionFailed:
+        except ConnectionFailed as error:
+            if isinstance(error, ConnectionRefused):
+                context.tokens.discard(token)
             context.protocol_detector.reset()
             raise
         if not context.may_connect.is_set():  # the spool became full meanwhile
@@ -210,19 +212,12 @@ class ConnectionGroup:
         self._record_event("connected", connection=connection.id, protocol_version=version.value)
         return connection
 
-    async def _wait_to_reconnect(self, error: ConnectionFailed) -> None:
-        restarting = boottime() < self._healthy_until_boottime + RESTART_SECONDS
-        wait, detail = self._note_failure(error, RECONNECT_AFTER_RESTART if restarting else RECONNECT)
-        if self._context.may_connect.is_set():
-            self._set_all("disconnected", detail, kind="connect_failed")
-        await asyncio.sleep(wait)
-
     def _note_failure(self, error: IngestorError, backoff: Backoff) -> tuple[float, dict[str, Any]]:
         """Count a failed attempt. Return the seconds to wait, and the detail of its fact."""
         self._failures += 1
         self._counters.last_error = sanitize(error)
         wait = backoff.full_jitter(self._failures, chance())
-        return wait, self._detail(reason=sanitize(error), attempt=self._failures, retry_in_seconds=round(wait, 1))
+        return wait, {"reason": sanitize(error), "attempt": self._failures, "retry_in_seconds": round(wait, 1)}
 
     def _start_session(self, connection: Connection) -> SubscriptionSession:
         session = SubscriptionSession(connection, self._subscriptions, self._on_answer, self._record_event)
@@ -292,7 +287,7 @@ class ConnectionGroup:
         except (ConnectionFailed, TokenRefused, TokenUnavailable) as error:
             wait, detail = self._note_failure(error, RECONNECT)
             self._retry_boottime = boottime() + wait
-            self._context.record(Fact("connect_failed", wall_us(), detail))
+            self._record_event("connect_failed", **detail)
             return old if self.tracker.session is old else None
         finally:
             attempt.cancel()
@@ -338,9 +333,9 @@ class ConnectionGroup:
             self._failures = 1
             self._healthy_until_boottime = boottime()
         self._counters.count_reconnect(closed)
-        detail = self._detail(connection=connection.id, cause=closed.cause, reason=closed.reason)
+        detail = {"connection": connection.id, "cause": closed.cause, "reason": closed.reason}
         event: Event = "spool_full" if closed.cause == "spool_full" else "disconnected"
-        self._set_all(event, detail, connection.last_activity_us, kind="disconnected")
+        self._set_all(event, connection.last_activity_us, "disconnected", **detail)
 
     async def _close_session(self, session: SubscriptionSession, cause: str = "lost", reason: str = "ended") -> None:
         await session.close(cause, reason)
@@ -356,16 +351,13 @@ class ConnectionGroup:
         for session in list(self._sessions):
             await self._close_session(session, "stopped", reason)
         self._error_throttle.flush()
-        self._set_all("stopped", self._detail(reason=reason), connection.last_activity_us if connection else None)
+        self._set_all("stopped", connection.last_activity_us if connection else None, reason=reason)
 
     # --- facts ---
 
     def _record_event(self, kind: str, **detail: object) -> None:
         """Record a fact that changes no state."""
-        self._context.record(Fact(kind, wall_us(), self._detail(**detail)))
-
-    def _detail(self, **extra: object) -> dict[str, Any]:
-        return {"path": self._settings.path, **extra}
+        self._context.record(Fact(kind, wall_us(), {"path": self._settings.path, **detail}))
 
     def _on_connection_fact(self, fact: Fact) -> None:
         if fact.kind != "provider_error":

@@ -38,16 +38,13 @@ class GroupCounters:
         self._reconnects: Counter[str] = Counter()
 
     def on_connected(self) -> None:
-        """Note that a connection is in use."""
         self._since_us = wall_us()
         self.last_error = ""
 
     def on_disconnected(self) -> None:
-        """Note that none is in use any more."""
         self._since_us = wall_us()
 
     def count_reconnect(self, closed: CloseReason) -> None:
-        """Count why a connection ended."""
         self._reconnects[closed.cause] += 1
         self.last_error = closed.reason
 

@@ -9,6 +9,7 @@ Free of I/O and timers: time and chance are arguments. The clock shows in each n
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterable, Mapping
 
 from ingestor.config.model import Subscription
@@ -50,9 +51,9 @@ class StateTracker:
         self._last_data_us: dict[SubscriptionKey, int] = {}
         self._unconfirmed: set[SubscriptionKey] = set()  # live before an interruption, without a sign of life since
         self._interrupted_until = ClockReading(0, 0.0)
-        self._publish_boottime: float | None = None  # when the answers so far are published
+        self._publish_boottime = math.inf  # when the answers so far are published
         self._publish_limit_boottime = 0.0  # and when at the latest, however many follow
-        self._confirm_boottime: float | None = None  # the next check of an unconfirmed connection
+        self._confirm_boottime = math.inf  # the next check of an unconfirmed connection
         self.rebuild_channels()
 
     def rebuild_channels(self) -> None:
@@ -97,26 +98,26 @@ class StateTracker:
         """Schedule ``publish``: when no more answers follow, or the first one has waited for long enough."""
         if session is not self.session:
             return
-        if self._publish_boottime is None:
+        if self._publish_boottime == math.inf:
             self._publish_limit_boottime = now.boottime + PUBLISH_LIMIT_SECONDS
         wait = ROUND_PUBLISH_SECONDS if session.open_rounds else PUBLISH_SECONDS
         self._publish_boottime = min(now.boottime + wait, self._publish_limit_boottime)
 
     @property
-    def timer_boottime(self) -> float | None:
-        """When to call ``on_timer``; None if nothing is scheduled."""
-        return min((at for at in (self._publish_boottime, self._confirm_boottime) if at is not None), default=None)
+    def timer_boottime(self) -> float:
+        """When to call ``on_timer``; infinite if nothing is scheduled."""
+        return min(self._publish_boottime, self._confirm_boottime)
 
     def on_timer(self, now: ClockReading) -> None:
         """Do what is due."""
-        if self._publish_boottime is not None and self._publish_boottime <= now.boottime:
+        if self._publish_boottime <= now.boottime:
             self.publish(now)
-        if self._confirm_boottime is not None and self._confirm_boottime <= now.boottime:
+        if self._confirm_boottime <= now.boottime:
             self._confirm(now)
 
     def publish(self, now: ClockReading) -> None:
         """Record the answers so far: one fact for all acknowledged subscriptions, one for each reason of a refusal."""
-        self._publish_boottime = None
+        self._publish_boottime = math.inf
         session = self.session
         if session is None:
             return
@@ -181,7 +182,7 @@ class StateTracker:
 
     def _confirm(self, now: ClockReading) -> None:
         """Make unconfirmed subscriptions live if the connection has shown a sign of life, else check again later."""
-        self._confirm_boottime = None
+        self._confirm_boottime = math.inf
         if self.session is None or not self.session.connection.alive:
             return  # a connection that has ended is about to be detached
         connection, since = self.session.connection, self._interrupted_until
@@ -194,7 +195,7 @@ class StateTracker:
         self.publish(now)
 
     def _end_unconfirmed(self) -> None:
-        self._unconfirmed, self._confirm_boottime = set(), None
+        self._unconfirmed, self._confirm_boottime = set(), math.inf
 
     def _apply(
         self,

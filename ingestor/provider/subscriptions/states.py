@@ -24,7 +24,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, get_args
 
 from ingestor.core.entries import Fact, State, SubscriptionKey
 
@@ -42,8 +42,10 @@ Event: TypeAlias = Literal[
     "stopped",  # it was removed from the config, or the daemon stops
 ]
 
-# Event, the states in which it has an effect (None: a new subscription), the state to which it leads. Some rows are for
-# races, such as a token failure between the end of a connection and its "disconnected".
+# Every state that can end. None: a new subscription.
+_ANY = (None, *(state for state in get_args(State) if state not in ("stopped", "crashed", "lost")))
+# Event, the states in which it has an effect, the state to which it leads. Some rows are for races, such as a token
+# failure between the end of a connection and its "disconnected".
 _RULES: tuple[tuple[Event, tuple[State | None, ...], State], ...] = (
     ("added", (None, "token_failed", "spool_full"), "pending"),
     ("requested", ("silent", "refused", "disconnected", "token_failed", "spool_full"), "pending"),
@@ -54,16 +56,12 @@ _RULES: tuple[tuple[Event, tuple[State | None, ...], State], ...] = (
     ("interrupted", ("live",), "silent"),
     ("confirmed", ("silent",), "live"),
     ("disconnected", ("pending", "live", "silent", "refused", "token_failed", "spool_full"), "disconnected"),
-    ("token_failed", (None, "pending", "live", "silent", "refused", "disconnected", "spool_full"), "token_failed"),
-    ("spool_full", (None, "pending", "live", "silent", "refused", "disconnected", "token_failed"), "spool_full"),
-    (
-        "stopped",
-        (None, "pending", "live", "silent", "refused", "disconnected", "token_failed", "spool_full"),
-        "stopped",
-    ),
+    ("token_failed", _ANY, "token_failed"),
+    ("spool_full", _ANY, "spool_full"),
+    ("stopped", _ANY, "stopped"),
 )
 TRANSITIONS: Mapping[tuple[State | None, Event], State] = {
-    (state, event): target for event, states, target in _RULES for state in states
+    (state, event): target for event, states, target in _RULES for state in states if state != target
 }
 _TARGETS: Mapping[Event, State] = {event: target for event, _, target in _RULES}
 _KINDS: Mapping[Event, str] = {"acknowledged": "subscribed", "confirmed": "heard_again"}  # else the name of the state

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from types import MappingProxyType
-from typing import Any, TypeAlias, cast
+from typing import Any, TypeAlias
 from urllib.parse import urlsplit
 
 from pydantic import SecretStr
@@ -81,7 +81,6 @@ class Supervisor:
         """Must be called inside the running loop. Reads the CA file."""
         self._activity = activity
         self._silence_check_seconds = min(SILENCE_CHECK_SECONDS, provider.silence / MIN_SILENCE_CHECKS)
-        self._record = record
         self._tokens = tokens
         self._subscriptions = tuple(subscriptions)
         self._states = SubscriptionStates(record)
@@ -117,7 +116,10 @@ class Supervisor:
                 for group in self._groups.values():
                     self._start(group)
         except BaseExceptionGroup as errors:
-            raise _first_error(errors) from None  # the others follow from it
+            first: BaseException = errors
+            while isinstance(first, BaseExceptionGroup):
+                first = first.exceptions[0]
+            raise first from None  # the others follow from it
         finally:
             self._task_group = None
             self._tokens.on_renewed.remove(self._on_renewed)
@@ -233,7 +235,7 @@ class Supervisor:
     # --- tokens ---
 
     def _on_renewed(self, token: Token) -> None:
-        self._record(Fact("token_renewed", wall_us(), {"life_seconds": round(token.life_seconds)}))
+        self._context.record(Fact("token_renewed", wall_us(), {"life_seconds": round(token.life_seconds)}))
         self._report_paths_not_allowed(token)
         for group in self._groups.values():
             group.wake_up()
@@ -243,19 +245,10 @@ class Supervisor:
         paths = frozenset(subscription.path for subscription in subscriptions if not token.allows(subscription.path))
         if paths - self._reported_paths:
             reason = "the token's claims do not include these paths; subscribing anyway"
-            self._record(Fact("not_entitled", wall_us(), {"reason": reason, "paths": sorted(paths)}))
+            self._context.record(Fact("not_entitled", wall_us(), {"reason": reason, "paths": sorted(paths)}))
         self._reported_paths = paths
 
     def _on_token_failed(self, error: IngestorError, retry_in_seconds: float) -> None:
         detail: dict[str, Any] = {"reason": sanitize(error), "retry_in_seconds": round(retry_in_seconds, 1)}
         keys = [key for group in self._groups.values() if not group.connected for key in group.keys]
         self._states.apply("token_failed", keys, detail, wall_us())
-
-
-def _first_error(errors: BaseExceptionGroup[BaseException]) -> BaseException:
-    error = errors.exceptions[0]
-    return (
-        _first_error(cast("BaseExceptionGroup[BaseException]", error))
-        if isinstance(error, BaseExceptionGroup)
-        else error
-    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -139,7 +140,7 @@ def test_publishing_waits_for_more_answers(answers: list[float], open_rounds: in
     world = World(AAPL)
     session = world.follow("first", 1)
     session.open_rounds = open_rounds
-    assert world.tracker.timer_boottime is None
+    assert world.tracker.timer_boottime == math.inf
     for seconds in answers:
         session.acknowledged[AAPL.key] = us(seconds)
         world.note_answer(session, seconds)
@@ -148,7 +149,7 @@ def test_publishing_waits_for_more_answers(answers: list[float], open_rounds: in
     assert world.state(AAPL) == "pending"
     world.tracker.on_timer(at(expected))
     assert world.state(AAPL) == "live"
-    assert world.tracker.timer_boottime is None
+    assert world.tracker.timer_boottime == math.inf
 
 
 def test_answers_on_another_session_do_not_count() -> None:
@@ -156,7 +157,7 @@ def test_answers_on_another_session_do_not_count() -> None:
     world.follow("first", 1)
     other = FakeSession(FakeConnection("other"), {AAPL.key: us(2)})
     world.note_answer(other, 2)
-    assert world.tracker.timer_boottime is None
+    assert world.tracker.timer_boottime == math.inf
     world.tracker.publish(at(3))
     assert world.state(AAPL) == "pending"
 
@@ -169,7 +170,7 @@ def test_detach_publishes_what_is_left() -> None:
     world.tracker.detach(at(2.01))
     assert (world.state(AAPL), world.state(TSLA)) == ("live", "pending")
     assert world.tracker.session is None
-    assert world.tracker.timer_boottime is None
+    assert world.tracker.timer_boottime == math.inf
 
 
 def test_new_connection_makes_unanswered_subscriptions_pending() -> None:
@@ -333,7 +334,7 @@ def test_sign_of_life_after_an_interruption_makes_live_as_of_its_end() -> None:
     world.tracker.on_timer(at(50.35))
     assert [(world.state(one), world.since(one)) for one in (AAPL, TSLA)] == [("live", 50), ("live", 50)]
     assert world.kinds()[-2:] == ["stood_still", "heard_again"]
-    assert world.tracker.timer_boottime is None
+    assert world.tracker.timer_boottime == math.inf
 
 
 def test_later_of_two_interruptions_counts() -> None:
@@ -375,7 +376,7 @@ def test_connection_that_ends_unconfirmed_was_not_live_again(meanwhile: Callable
     world.tracker.detach(at(50.2))
     world.disconnect(50.2, since=20)
     assert [fact.state for fact in world.facts if fact.state] == ["pending", "live", "silent", "disconnected"]
-    assert world.tracker.timer_boottime is None
+    assert world.tracker.timer_boottime == math.inf
 
 
 def test_handover_after_an_interruption_makes_live_at_once() -> None:
@@ -384,7 +385,7 @@ def test_handover_after_an_interruption_makes_live_at_once() -> None:
     world.interrupt(50, from_seconds=20)
     world.use(FakeSession(FakeConnection("second"), {AAPL.key: us(51)}), 51.5)
     assert (world.state(AAPL), world.since(AAPL), world.kinds()[-1]) == ("live", 51, "subscribed")
-    assert world.tracker.timer_boottime is None
+    assert world.tracker.timer_boottime == math.inf
 
 
 def test_silence_counts_from_an_interruption() -> None:
