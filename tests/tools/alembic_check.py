@@ -1,4 +1,4 @@
-"""``python -m tests.tools.alembic_check``: do ``schema.py`` and ``migrations/`` agree, on SQLite and on PostgreSQL?"""
+"""``python -m tests.tools.alembic_check``: compare ``schema.py`` with ``migrations/``, on SQLite and PostgreSQL."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A database with the schema in it."""
+"""Engines on an empty and on a migrated database."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ingestor.store.engine import make_engine
 
 @pytest.fixture
 def empty_engine(database_url: str) -> Iterator[Engine]:
-    """Opened as the daemon opens it; nothing in it."""
+    """An empty database, opened as the daemon opens it."""
     engine = make_engine(database_url.replace("postgresql://", "postgresql+psycopg://"))
     yield engine
     engine.dispose()
@@ -20,7 +20,7 @@ def empty_engine(database_url: str) -> Iterator[Engine]:
 
 @pytest.fixture
 def engine(migrated_url: str) -> Iterator[Engine]:
-    """The tables and views, without rows."""
+    """A database with the tables and views, without rows."""
     engine = make_engine(migrated_url.replace("postgresql://", "postgresql+psycopg://"))
     yield engine
     engine.dispose()

@@ -1,4 +1,4 @@
-"""Rows made by hand, short enough to be read in a table."""
+"""Insert handmade rows, with calls short enough to be read as a table."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ DAY = datetime(2024, 3, 10, tzinfo=UTC)
 
 
 def at(clock: str) -> datetime:
-    """``10:00``, ``10:00:30``, ``10:00:30.5`` of the day; ``+1 10:00`` of the next, ``-1 10:00`` of the one before."""
+    """Parse ``10:00``, ``10:00:30`` or ``10:00:30.5`` of DAY; ``+1 10:00`` of the next day, ``-1 10:00`` before."""
     days, _, clock = clock.rpartition(" ")
     hours, minutes, seconds = (*clock.split(":"), "0")[:3]
     return DAY + timedelta(days=int(days or 0), hours=int(hours), minutes=int(minutes), seconds=float(seconds))
 
 
 class Database:
-    """Puts rows into tables, with everything that a test does not care about filled in."""
+    """Inserts rows, with defaults for the columns that a test does not care about."""
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
@@ -28,11 +28,11 @@ class Database:
         self._seq = 0
 
     def read(self, view: TableClause, *columns: str, **where: Any) -> list[tuple[Any, ...]]:
-        """The rows of a view, sorted; ``columns`` or all."""
-        wanted = [view.c[name] for name in columns] or list(view.c)
-        query = select(*wanted).where(*(view.c[name] == value for name, value in where.items()))
+        """Return the sorted rows of a view, with the given columns or all."""
+        selected = [view.c[name] for name in columns] or list(view.c)
+        query = select(*selected).where(*(view.c[name] == value for name, value in where.items()))
         with self.engine.connect() as connection:
-            return sorted(tuple(row) for row in connection.execute(query.order_by(*wanted)))
+            return sorted(tuple(row) for row in connection.execute(query.order_by(*selected)))
 
     def add(self, table: str, **columns: Any) -> None:
         with self.engine.begin() as connection:
@@ -52,12 +52,12 @@ class Database:
     def state(
         self, subscription_id: int, instance_id: int, state: str, start: str, end: str | None, reason: str = ""
     ) -> None:
-        """One interval of coverage; without ``end`` it is open."""
+        """Insert a coverage interval, open without ``end``."""
         self.add(
             "coverage",
             subscription_id=subscription_id,
             instance_id=instance_id,
-            start_seq=self._next(),
+            start_seq=self._next_seq(),
             started_at=at(start),
             ended_at=at(end) if end else None,
             state=state,
@@ -65,16 +65,16 @@ class Database:
         )
 
     def repair(self, subscription_id: int, start: str, end: str, state: str = "done") -> None:
-        made = {"kind": "historical", "state": state, "created_at": at("12:00")}
-        self.add("repairs", subscription_id=subscription_id, from_ts=at(start), to_ts=at(end), **made)
+        defaults = {"kind": "historical", "state": state, "created_at": at("12:00")}
+        self.add("repairs", subscription_id=subscription_id, from_ts=at(start), to_ts=at(end), **defaults)
 
     def sample(
         self, feed: str, metric: str, ticker: str, ts: str, value: float, user_id: str = "", **columns: Any
     ) -> None:
-        """A current value, or with ``table="sample_revisions"`` another one."""
+        """Insert a current value, or with ``table="sample_revisions"`` a revision."""
         table = columns.pop("table", "samples")
         series_id = self._series_id((feed, metric, ticker, user_id))
-        defaults = {"received_at": at(ts), "seq": self._next(), "instance_id": 1, "source": "stream"}
+        defaults = {"received_at": at(ts), "seq": self._next_seq(), "instance_id": 1, "source": "stream"}
         self.add(table, series_id=series_id, ts=at(ts), value=value, **(defaults | columns))
 
     def _series_id(self, key: tuple[str, ...]) -> int:
@@ -84,6 +84,6 @@ class Database:
             self.add("series", series_id=self._series[key], first_seen_at=at("00:00"), **names)
         return self._series[key]
 
-    def _next(self) -> int:
+    def _next_seq(self) -> int:
         self._seq += 1
         return self._seq

@@ -1,4 +1,4 @@
-"""What a batch costs does not grow with what the tables hold. Counted, not timed."""
+"""The cost of a batch does not grow with the tables. Steps are counted, not timed."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ingestor.store.write.interning import InternTable
 from tests.support.entries import T0, decoder, fact, frame, row
 from tests.support.postgres_server import fresh_database
 
-FILL = (  # series, and of each a sample and a revision
+FILL = (  # series, with a sample and a revision each
     """
     WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < {0})
     INSERT INTO series SELECT i, 'crowd-sentiment', 'crowd_sentiment', 'OTHER' || i, '', '2026-01-01 00:00:00.000000'
@@ -31,16 +31,14 @@ FILL = (  # series, and of each a sample and a revision
 )
 
 
-@pytest.mark.parametrize("statistics", [False, True], ids=["", "with statistics"])
-def test_a_batch_costs_as_much_in_a_large_database_as_in_a_small_one(
-    tmp_path: Path, sqlite_template: Path, statistics: bool
-) -> None:
-    small, large = (steps(tmp_path / f"{rows}.db", sqlite_template, rows, statistics) for rows in (100, 20_000))
+@pytest.mark.parametrize("statistics", [False, True], ids=["without statistics", "with statistics"])
+def test_batch_cost_does_not_grow_with_the_database(tmp_path: Path, sqlite_template: Path, statistics: bool) -> None:
+    small, large = (count_steps(tmp_path / f"{rows}.db", sqlite_template, rows, statistics) for rows in (100, 20_000))
     assert large < 1.5 * small
 
 
-def steps(path: Path, template: Path, rows: int, statistics: bool) -> int:
-    """Of SQLite's machine, for a batch with everything in it, into tables of so many rows."""
+def count_steps(path: Path, template: Path, rows: int, statistics: bool) -> int:
+    """Count SQLite's virtual machine steps for a batch of every kind of row, into tables of so many rows."""
     with sqlite3.connect(shutil.copy(template, path)) as raw:
         raw.execute(FILL[0].format(rows))
         raw.execute(FILL[1].format("samples", 1))
@@ -49,26 +47,24 @@ def steps(path: Path, template: Path, rows: int, statistics: bool) -> int:
             raw.execute("ANALYZE")
     raw.close()
     engine = make_engine(f"sqlite:///{path}")
-    counted: list[None] = []
-    event.listen(engine, "connect", lambda c, _: c.set_progress_handler(lambda: counted.append(None), 1))
-    database = BatchWriter(engine)
-    database.register(InstanceInfo(spool_id="s", name="", version="", config_sha256="", started_us=T0), 1)
-    counted.clear()
-    assembly = BatchBuilder(1, decoder())
-    assembly.add((1, fact(state="live", tickers=["OTHER1", "OTHER2"])))
-    known = [row(f"OTHER{number}", value=0.25 if number % 2 else 0.75) for number in range(1, 21)]
-    assembly.add((2, frame([*known, *(row(f"NEW{number}") for number in range(20)), {"ticker": "bad"}])))
-    written = database.write(assembly.batch)
-    database.publish_heartbeat(T0)
+    steps: list[None] = []
+    event.listen(engine, "connect", lambda c, _: c.set_progress_handler(lambda: steps.append(None), 1))
+    batch_writer = BatchWriter(engine)
+    batch_writer.register(InstanceInfo(spool_id="s", name="", version="", config_sha256="", started_us=T0), 1)
+    steps.clear()
+    builder = BatchBuilder(1, decoder())
+    builder.add((1, fact(state="live", tickers=["OTHER1", "OTHER2"])))
+    existing = [row(f"OTHER{number}", value=0.25 if number % 2 else 0.75) for number in range(1, 21)]
+    builder.add((2, frame([*existing, *(row(f"NEW{number}") for number in range(20)), {"ticker": "bad"}])))
+    written = batch_writer.write(builder.batch)
+    batch_writer.publish_heartbeat(T0)
     engine.dispose()
     assert (written.new, written.revised, written.duplicate, written.dead_rows) == (20, 10, 10, 1)
-    return len(counted)
+    return len(steps)
 
 
 @pytest.mark.postgres
-def test_to_look_keys_up_postgresql_reads_no_other_rows_also_while_it_has_no_statistics(
-    postgres_server_url: str, postgres_template_url: str
-) -> None:
+def test_postgresql_key_lookup_reads_only_its_rows(postgres_server_url: str, postgres_template_url: str) -> None:
     with fresh_database(postgres_server_url, postgres_template_url) as url:
         engine = make_engine(url.replace("postgresql://", "postgresql+psycopg://"))
         with engine.begin() as connection:
@@ -84,9 +80,9 @@ def test_to_look_keys_up_postgresql_reads_no_other_rows_also_while_it_has_no_sta
         with engine.begin() as connection:
             assert len(names._select(connection, [("f", "m", f"T{number}", "") for number in range(1, 21)])) == 20
             assert len(revision_rows.load(connection, [(number, T0) for number in range(1, 21)])) == 20
-            read = (
+            rows_read = (
                 "SELECT sum(seq_tup_read + idx_tup_fetch) FROM pg_stat_xact_user_tables"
                 " WHERE relname IN ('series', 'samples')"
             )
-            assert connection.exec_driver_sql(read).scalar_one() == 40
+            assert connection.exec_driver_sql(rows_read).scalar_one() == 40
         engine.dispose()

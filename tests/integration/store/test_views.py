@@ -1,4 +1,4 @@
-"""What analysts read, from rows made by hand. Each case is a small table and what must come of it."""
+"""The views over handmade rows: each case is a small table and the expected result."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def db(engine: Engine) -> Database:
     return Database(engine)
 
 
-def test_observations_are_samples_with_their_names(db: Database) -> None:
+def test_observations_join_samples_with_names(db: Database) -> None:
     db.sample(*CROWD, "ON", "10:00", 0.25, revision=1, published_at=at("05:00"), received_at=at("10:00:02.5"), seq=7)
     db.sample(*CROWD, "ON", "10:00", 0.5, table="sample_revisions", received_at=at("10:00:01"), seq=3)
     origin = ("stream", 1)
@@ -57,7 +57,7 @@ def test_observations_are_samples_with_their_names(db: Database) -> None:
     assert db.read(views.revisions) == [(*CROWD, "ON", "", at("10:00"), 0.5, 0, None, at("10:00:01"), *origin, 3)]
 
 
-def test_each_feed_has_a_view_of_its_own_rows_only(db: Database) -> None:
+def test_feed_view_shows_only_its_feed(db: Database) -> None:
     for number, (feed, metric, _, _) in enumerate(SINGLE_FEEDS):
         db.sample(feed, metric, "AAPL", "10:00", float(number))
         db.sample(f"{feed}?period=30", metric, "AAPL", "10:00", -1.0)
@@ -65,7 +65,7 @@ def test_each_feed_has_a_view_of_its_own_rows_only(db: Database) -> None:
     assert found == [[(at("10:00"), "AAPL", float(number))] for number in range(len(SINGLE_FEEDS))]
 
 
-def test_a_feed_shows_where_a_value_came_from(db: Database) -> None:
+def test_feed_view_shows_origin_of_value(db: Database) -> None:
     db.sample(*CROWD, "AAPL", "10:00", 0.5, revision=2, published_at=at("05:00"), received_at=at("10:01"))
     assert db.read(views.crowd_sentiment) == [
         (at("10:00"), "AAPL", 0.5, 2, at("05:00"), at("10:01"), "stream"),
@@ -79,7 +79,7 @@ def test_a_feed_shows_where_a_value_came_from(db: Database) -> None:
         ("user-sentiment-last-minute", views.user_sentiment_last_minute),
     ],
 )
-def test_a_users_sentiment_and_score_stand_in_one_row(db: Database, feed: str, view) -> None:
+def test_user_sentiment_has_one_row_per_user_and_ts(db: Database, feed: str, view) -> None:
     db.sample(feed, "sentiment", "AAPL", "10:00:01", 0.5, user_id="7", received_at=at("10:00:02"))
     db.sample(feed, "user_score", "AAPL", "10:00:01", 3.0, user_id="7", received_at=at("10:00:03"))
     db.sample(feed, "sentiment", "AAPL", "10:00:01", 0.1, user_id="8", source="backfill", revision=1)
@@ -97,7 +97,7 @@ def test_a_users_sentiment_and_score_stand_in_one_row(db: Database, feed: str, v
         ("market-prophit-sentiment-chart-data", "mp_sentiment", views.market_prophit_sentiment_chart_data),
     ],
 )
-def test_chart_data_has_one_row_per_moment_and_ticker(db: Database, feed: str, metric: str, view) -> None:
+def test_chart_data_has_one_row_per_ts_and_ticker(db: Database, feed: str, metric: str, view) -> None:
     forms = [metric, f"{metric}_moving_average", f"{metric}_z_score", f"{metric}_z_score_moving_average"]
     for value, name in enumerate([*forms, "volume", "buzz"]):
         db.sample(feed, name, "AAPL", "10:00", float(value), revision=1)
@@ -110,7 +110,7 @@ def test_chart_data_has_one_row_per_moment_and_ticker(db: Database, feed: str, m
     ]
 
 
-def test_latest_is_the_newest_moment_of_each_series_not_the_last_to_arrive(db: Database) -> None:
+def test_latest_is_newest_by_ts_not_by_arrival(db: Database) -> None:
     db.sample(*CROWD, "AAPL", "10:01", 0.2, received_at=at("10:01"))
     db.sample(*CROWD, "AAPL", "10:00", 0.1, received_at=at("11:00"))
     db.sample(*CROWD, "TSLA", "09:00", 0.3)
@@ -128,11 +128,11 @@ def test_latest_is_the_newest_moment_of_each_series_not_the_last_to_arrive(db: D
         "crowd_sentiment_hourly WHERE ticker = 'AAPL'",
     ],
 )
-def test_no_question_about_a_ticker_reads_every_sample(db: Database, query: str) -> None:
+def test_ticker_query_does_not_scan_all_samples(db: Database, query: str) -> None:
     _fill(db.engine, tickers=100, samples_each=200)
-    word = "EXPLAIN" if db.engine.dialect.name == "postgresql" else "EXPLAIN QUERY PLAN"
+    explain = "EXPLAIN" if db.engine.dialect.name == "postgresql" else "EXPLAIN QUERY PLAN"
     with db.engine.connect() as connection:
-        plan = "\n".join(str(line) for line in connection.execute(text(f"{word} SELECT * FROM {query}")))
+        plan = "\n".join(str(line) for line in connection.execute(text(f"{explain} SELECT * FROM {query}")))
     assert "Seq Scan on samples" not in plan
     assert "SCAN m'" not in plan
     assert "Index" in plan or "SEARCH m USING PRIMARY KEY" in plan
@@ -142,12 +142,12 @@ def test_no_question_about_a_ticker_reads_every_sample(db: Database, query: str)
     ("ts", "received", "seconds"),
     [
         pytest.param("10:00", "10:00:02.5", 2.5, id="a fraction"),
-        pytest.param("10:00:59.9996", "10:01:00.0001", 0.0005, id="across a minute, within a millisecond"),
+        pytest.param("10:00:59.9996", "10:01:00.0001", 0.0005, id="across a minute within a millisecond"),
         pytest.param("23:59:59", "+1 00:00:01", 2.0, id="across midnight"),
-        pytest.param("10:00:01", "10:00", -1.0, id="the provider's clock is ahead"),
+        pytest.param("10:00:01", "10:00", -1.0, id="clock of the provider is ahead"),
     ],
 )
-def test_lag_is_exact_to_the_microsecond(db: Database, ts: str, received: str, seconds: float) -> None:
+def test_ingest_lag_is_exact_to_the_microsecond(db: Database, ts: str, received: str, seconds: float) -> None:
     db.sample(*CROWD, "AAPL", ts, 0.5, received_at=at(received))
     assert db.read(views.ingest_lag, "lag_seconds") == [(pytest.approx(seconds, abs=1e-7),)]
 
@@ -160,7 +160,7 @@ GAPS = [
         [(1, 1, "pending", "10:00", "10:01"), (1, 1, "live", "10:01", None)],
         {1: "12:00"},
         [("10:00", "10:01", "pending")],
-        id="until the first answer",
+        id="pending until the first frame",
     ),
     pytest.param(
         [
@@ -171,19 +171,19 @@ GAPS = [
         ],
         {1: "12:00"},
         [("11:00", "11:06", "disconnected, pending")],
-        id="one gap, its states in order",
+        id="one gap with its states in order",
     ),
-    pytest.param([(1, 1, "live", "10:00", None)], {1: "12:00"}, [], id="open live is capped, and no gap after"),
+    pytest.param(
+        [(1, 1, "live", "10:00", None)], {1: "12:00"}, [], id="open live interval is capped without a gap after it"
+    ),
     pytest.param(
         [(1, 1, "live", "10:00", "11:00"), (1, 1, "disconnected", "11:00", None)],
         {1: "12:00"},
         [("11:00", "12:00", "disconnected")],
-        id="an open gap lasts until the heartbeat",
+        id="open gap lasts until the heartbeat",
     ),
-    pytest.param([(1, 1, "live", "10:00", None)], {1: None}, [], id="open without a heartbeat counts for nothing"),
-    pytest.param(
-        [(1, 1, "live", "10:00", None)], {1: "09:00"}, [], id="a heartbeat before the start counts for nothing"
-    ),
+    pytest.param([(1, 1, "live", "10:00", None)], {1: None}, [], id="open without heartbeat has no length"),
+    pytest.param([(1, 1, "live", "10:00", None)], {1: "09:00"}, [], id="heartbeat before the start"),
     pytest.param(
         [
             (1, 1, "live", "10:00", "10:30"),
@@ -192,7 +192,7 @@ GAPS = [
         ],
         {1: "12:00"},
         [("10:30", "11:00", "crashed")],
-        id="a crash and a restart",
+        id="crash and restart",
     ),
     pytest.param(
         [
@@ -208,7 +208,7 @@ GAPS = [
         [(1, 1, "live", "10:00", "10:30"), (1, 1, "stopped", "10:30", None)],
         {1: "12:00"},
         [],
-        id="no longer asked for",
+        id="no longer wanted",
     ),
     pytest.param(
         [(1, 1, "live", "10:00", "11:00"), (1, 2, "live", "10:30", None)],
@@ -220,7 +220,7 @@ GAPS = [
         [(1, 1, "live", "10:00", None), (1, 2, "live", "10:30", "10:45"), (1, 2, "disconnected", "10:45", None)],
         {1: "12:00", 2: "12:00"},
         [],
-        id="one instance is away while the other listens",
+        id="one instance disconnected, the other live",
     ),
     pytest.param(
         [
@@ -232,13 +232,13 @@ GAPS = [
         ],
         {1: "12:00", 2: "12:00"},
         [("11:00", "11:30", "refused, disconnected")],
-        id="both away: the reasons of both",
+        id="both instances away, with both states",
     ),
     pytest.param(
         [(1, 1, "live", "10:00", None), (1, 2, "live", "11:00", None)],
         {1: "10:30", 2: "12:00"},
         [("10:30", "11:00", "unknown")],
-        id="killed and never seen again, another came later",
+        id="killed for good, another instance later",
     ),
     pytest.param(
         [
@@ -249,7 +249,7 @@ GAPS = [
         ],
         {1: "12:30", 2: "12:30"},
         [("12:00", "12:30", "silent")],
-        id="short ones inside a long one do not hide its end",
+        id="short intervals inside a long one",
     ),
     pytest.param(
         [(1, 1, "live", "10:00", "10:30"), (1, 1, "live", "10:30", "11:00")],
@@ -261,50 +261,50 @@ GAPS = [
         [(1, 1, "live", "10:00", "10:00:00.000001"), (1, 1, "disconnected", "10:00:00.000001", "10:00:00.000002")],
         {1: "11:00"},
         [("10:00:00.000001", "10:00:00.000002", "disconnected")],
-        id="a microsecond counts",
+        id="gap of one microsecond",
     ),
     pytest.param(
         [(2, 1, "live", "09:00", None), (1, 1, "refused", "10:00", "11:00"), (1, 1, "live", "11:30", "11:40")],
         {1: "12:00"},
         [],
-        id="the subscription without ticker covers every ticker",
+        id="subscription without ticker covers every ticker",
     ),
     pytest.param(
         [(2, 1, "live", "10:15", "10:30"), (1, 1, "refused", "10:00", "11:00")],
         {1: "12:00"},
         [("10:00", "10:15", "refused"), ("10:30", "11:00", "refused")],
-        id="as long as it listens",
+        id="subscription without ticker, part of the time",
     ),
     pytest.param(
         [(3, 1, "live", "09:00", None), (1, 1, "refused", "10:00", "11:00")],
         {1: "12:00"},
         [("10:00", "11:00", "refused")],
-        id="another ticker covers nothing",
+        id="other ticker covers nothing",
     ),
     pytest.param(
         [(4, 1, "live", "09:00", None), (1, 1, "refused", "10:00", "11:00")],
         {1: "12:00"},
         [("10:00", "11:00", "refused")],
-        id="one user's rows cover nothing",
+        id="subscription to one user covers nothing",
     ),
     pytest.param(
         [(5, 1, "live", "09:00", None), (1, 1, "refused", "10:00", "11:00")],
         {1: "12:00"},
         [("10:00", "11:00", "refused")],
-        id="another feed covers nothing",
+        id="other feed covers nothing",
     ),
     pytest.param(
         [(6, 1, "live", "09:00", None), (1, 1, "refused", "10:00", "11:00")],
         {1: "12:00"},
         [],
-        id="another path to the same feed and ticker covers it",
+        id="other path to the same feed and ticker",
     ),
 ]
 
 
 @pytest.fixture
 def watched(db: Database) -> Database:
-    """Subscription 1 is the one looked at; the others differ from it in one thing each."""
+    """Subscription 1 is under test; each of the others differs from it in one column."""
     db.subscription(1, "AAPL")
     db.subscription(2)
     db.subscription(3, "TSLA")
@@ -315,7 +315,7 @@ def watched(db: Database) -> Database:
 
 
 @pytest.mark.parametrize(("intervals", "heartbeats", "expected"), GAPS)
-def test_gaps_are_the_wanted_time_in_which_nobody_listened(
+def test_gaps_are_wanted_time_without_coverage(
     watched: Database,
     intervals: list[tuple[int, int, str, str, str | None]],
     heartbeats: dict[int, str | None],
@@ -335,17 +335,17 @@ def test_gaps_are_the_wanted_time_in_which_nobody_listened(
 @pytest.mark.parametrize(
     ("repairs", "expected"),
     [
-        pytest.param([(1, "11:00", "11:06", "done")], [], id="whole"),
-        pytest.param([(1, "11:00", "11:06", "open")], [("11:00", "11:06")], id="not yet"),
+        pytest.param([(1, "11:00", "11:06", "done")], [], id="whole gap"),
+        pytest.param([(1, "11:00", "11:06", "open")], [("11:00", "11:06")], id="open repair"),
         pytest.param([(1, "11:00", "11:06", "failed")], [("11:00", "11:06")], id="failed"),
-        pytest.param([(1, "11:02", "11:04", "done")], [("11:00", "11:02"), ("11:04", "11:06")], id="the middle"),
-        pytest.param([(1, "10:30", "11:03", "done"), (1, "11:03", "11:30", "done")], [], id="two that touch"),
-        pytest.param([(2, "11:00", "11:06", "done")], [], id="of the subscription without ticker"),
-        pytest.param([(3, "11:00", "11:06", "done")], [("11:00", "11:06")], id="of another ticker"),
-        pytest.param([(1, "08:00", "09:00", "done")], [("11:00", "11:06")], id="of a time before it was wanted"),
+        pytest.param([(1, "11:02", "11:04", "done")], [("11:00", "11:02"), ("11:04", "11:06")], id="middle of the gap"),
+        pytest.param([(1, "10:30", "11:03", "done"), (1, "11:03", "11:30", "done")], [], id="two touching repairs"),
+        pytest.param([(2, "11:00", "11:06", "done")], [], id="subscription without ticker"),
+        pytest.param([(3, "11:00", "11:06", "done")], [("11:00", "11:06")], id="repair of another ticker"),
+        pytest.param([(1, "08:00", "09:00", "done")], [("11:00", "11:06")], id="before the wanted time"),
     ],
 )
-def test_what_was_repaired_is_no_gap(
+def test_finished_repair_closes_gap(
     watched: Database, repairs: list[tuple[int, str, str, str]], expected: list[tuple[str, str]]
 ) -> None:
     watched.instance(1, "12:00")
@@ -358,7 +358,7 @@ def test_what_was_repaired_is_no_gap(
     assert found == [(at(start), at(end)) for start, end in expected]
 
 
-def test_covered_is_one_interval_where_live_ones_touch_overlap_or_are_the_same(watched: Database) -> None:
+def test_covered_merges_touching_and_overlapping_intervals(watched: Database) -> None:
     watched.state(1, 1, "live", "10:00", "10:30")
     watched.state(1, 2, "live", "10:00", "10:30")
     watched.state(1, 3, "live", "10:30", "10:40")
@@ -371,7 +371,7 @@ def test_covered_is_one_interval_where_live_ones_touch_overlap_or_are_the_same(w
     ]
 
 
-def test_a_gap_names_its_subscription_and_each_reason_once(watched: Database) -> None:
+def test_gap_lists_each_state_and_reason_once(watched: Database) -> None:
     watched.instance(1, "12:00")
     watched.state(1, 1, "refused", "10:00", "10:10", "no such ticker")
     watched.state(1, 1, "pending", "10:10", "10:11")
@@ -389,7 +389,7 @@ def test_a_gap_names_its_subscription_and_each_reason_once(watched: Database) ->
     ]
 
 
-def test_coverage_by_day_counts_what_was_wanted_and_what_was_had(watched: Database) -> None:
+def test_coverage_daily_sums_wanted_and_covered_seconds(watched: Database) -> None:
     watched.instance(1, "+1 06:00")
     watched.state(1, 1, "live", "-1 18:00", "18:00")
     watched.state(1, 1, "disconnected", "18:00", "+1 03:00")
@@ -403,7 +403,7 @@ def test_coverage_by_day_counts_what_was_wanted_and_what_was_had(watched: Databa
     ]
 
 
-def test_a_day_is_a_utc_day_whatever_the_session_thinks(watched: Database) -> None:
+def test_coverage_daily_uses_utc_days_in_any_session(watched: Database) -> None:
     watched.instance(1, "+1 00:00")
     watched.state(1, 1, "live", "00:00", None)
     # In New York the tenth of March 2024 has 23 hours.
@@ -411,7 +411,7 @@ def test_a_day_is_a_utc_day_whatever_the_session_thinks(watched: Database) -> No
     assert watched.read(views.coverage_daily, "day", "wanted_seconds") == [(date(2024, 3, 10), 86400)]
 
 
-def test_candles_have_first_highest_lowest_and_last(watched: Database) -> None:
+def test_candles_have_open_high_low_close(watched: Database) -> None:
     for ts, value in [("10:00", 0.3), ("10:01", 0.9), ("10:58", -0.4), ("10:59", 0.2), ("11:00", 0.5)]:
         watched.sample(*CROWD, "AAPL", ts, value)
     watched.sample(*CROWD, "TSLA", "10:00", 0.7)
@@ -430,17 +430,17 @@ def test_candles_have_first_highest_lowest_and_last(watched: Database) -> None:
 @pytest.mark.parametrize(
     ("ticker", "intervals", "hour_minutes", "day_minutes"),
     [
-        pytest.param("AAPL", [], 0, 0, id="nobody listened"),
-        pytest.param("AAPL", [(1, 1, "live", "09:00", "12:00")], 60, 180, id="all the time"),
+        pytest.param("AAPL", [], 0, 0, id="never live"),
+        pytest.param("AAPL", [(1, 1, "live", "09:00", "12:00")], 60, 180, id="always live"),
         pytest.param(
             "AAPL", [(1, 1, "live", "09:50", "10:15"), (1, 2, "live", "10:10", "10:30")], 30, 40, id="two instances"
         ),
-        pytest.param("AAPL", [(2, 1, "live", "10:30", "11:30")], 30, 60, id="by the one without ticker"),
-        pytest.param("ELSE", [(2, 1, "live", "10:30", "11:30")], 30, 60, id="a ticker with no subscription of its own"),
-        pytest.param("ELSE", [(1, 1, "live", "09:00", "12:00")], 0, 0, id="somebody else's"),
+        pytest.param("AAPL", [(2, 1, "live", "10:30", "11:30")], 30, 60, id="subscription without ticker"),
+        pytest.param("ELSE", [(2, 1, "live", "10:30", "11:30")], 30, 60, id="ticker without its own subscription"),
+        pytest.param("ELSE", [(1, 1, "live", "09:00", "12:00")], 0, 0, id="subscription of another ticker"),
     ],
 )
-def test_candles_say_how_much_of_them_was_heard(
+def test_candles_report_covered_minutes(
     watched: Database,
     ticker: str,
     intervals: list[tuple[int, int, str, str, str]],
@@ -460,18 +460,18 @@ def test_candles_say_how_much_of_them_was_heard(
 @pytest.mark.parametrize(
     ("heartbeat", "repair", "final"),
     [
-        pytest.param(None, None, False, id="nothing is known"),
-        pytest.param("11:59", None, False, id="the provider may still restate"),
+        pytest.param(None, None, False, id="no heartbeat"),
+        pytest.param("11:59", None, False, id="provider may still restate"),
         pytest.param("12:00", None, True, id="over for an hour"),
-        pytest.param("13:00", (1, "10:59", "11:30", "open"), False, id="a repair is under way"),
-        pytest.param("13:00", (3, "10:59", "11:30", "open"), True, id="of another ticker"),
-        pytest.param("13:00", (1, "11:59", "12:30", "open"), False, id="it may tell of restatements"),
-        pytest.param("13:00", (1, "12:00", "12:30", "open"), True, id="of a later time"),
-        pytest.param("13:00", (1, "09:00", "10:00", "open"), True, id="of an earlier time"),
-        pytest.param("13:00", (1, "10:00", "11:30", "done"), True, id="done"),
+        pytest.param("13:00", (1, "10:59", "11:30", "open"), False, id="open repair"),
+        pytest.param("13:00", (3, "10:59", "11:30", "open"), True, id="other ticker"),
+        pytest.param("13:00", (1, "11:59", "12:30", "open"), False, id="open repair that may restate it"),
+        pytest.param("13:00", (1, "12:00", "12:30", "open"), True, id="open repair of a later time"),
+        pytest.param("13:00", (1, "09:00", "10:00", "open"), True, id="open repair of an earlier time"),
+        pytest.param("13:00", (1, "10:00", "11:30", "done"), True, id="finished repair"),
     ],
 )
-def test_a_candle_is_final_when_nothing_will_change_it(
+def test_candle_is_final_once_it_can_no_longer_change(
     watched: Database, heartbeat: str | None, repair: tuple[int, str, str, str] | None, final: bool
 ) -> None:
     watched.instance(1, heartbeat)
@@ -488,29 +488,29 @@ SILENT = ((1, 1, "live", "09:00", "10:50"), (1, 1, "silent", "10:50", "12:58"))
 @pytest.mark.parametrize(
     ("states", "final"),
     [
-        pytest.param([(1, 1, "live", "09:00", None)], True, id="listened to since"),
-        pytest.param([(1, 1, "live", "09:00", "10:50"), (1, 1, "silent", "10:50", None)], False, id="a gap goes on"),
+        pytest.param([(1, 1, "live", "09:00", None)], True, id="still live"),
+        pytest.param([(1, 1, "live", "09:00", "10:50"), (1, 1, "silent", "10:50", None)], False, id="gap continues"),
         pytest.param(
             [(1, 1, "live", "09:00", "11:30"), (1, 1, "crashed", "11:30", "12:59"), (1, 1, "pending", "12:59", None)],
             False,
-            id="a gap that began while the provider may restate",
+            id="gap began while the provider may restate",
         ),
-        pytest.param([*SILENT, (1, 1, "live", "12:58", None)], False, id="over, and not begun to be repaired"),
-        pytest.param([(1, 1, "live", "12:30", None)], True, id="a gap before anybody was to listen"),
+        pytest.param([*SILENT, (1, 1, "live", "12:58", None)], False, id="gap ended, repair not created yet"),
+        pytest.param([(1, 1, "live", "12:30", None)], True, id="before the subscription was wanted"),
         pytest.param(
             [(1, 1, "live", "09:00", "10:50"), (1, 1, "silent", "10:50", None), (2, 2, "live", "10:00", None)],
             True,
-            id="another instance listens to every ticker",
+            id="other instance is live for every ticker",
         ),
-        pytest.param([(1, 3, "live", "09:00", None)], False, id="what it has heard is not in the tables yet"),
-        pytest.param([(1, 1, "live", "09:00", "10:50"), (1, 1, "stopped", "10:50", None)], True, id="nobody is to"),
-        pytest.param([(3, 1, "live", "09:00", "10:50"), (3, 1, "silent", "10:50", None)], True, id="of another ticker"),
+        pytest.param([(1, 3, "live", "09:00", None)], False, id="heartbeat is behind"),
+        pytest.param([(1, 1, "live", "09:00", "10:50"), (1, 1, "stopped", "10:50", None)], True, id="stopped"),
+        pytest.param([(3, 1, "live", "09:00", "10:50"), (3, 1, "silent", "10:50", None)], True, id="other ticker"),
     ],
 )
-def test_a_candle_is_not_final_while_a_gap_may_still_be_repaired(
+def test_candle_is_not_final_while_gap_awaits_repair(
     watched: Database, states: list[tuple[int, int, str, str, str | None]], final: bool
 ) -> None:
-    _beating(watched)
+    _add_instances_and_sample(watched)
     for state in states:
         watched.state(*state)
     assert watched.read(views.crowd_sentiment_hourly, "is_final") == [(final,)]
@@ -519,16 +519,16 @@ def test_a_candle_is_not_final_while_a_gap_may_still_be_repaired(
 @pytest.mark.parametrize(
     ("state", "final"), [("done", True), ("failed", True), ("open", False)], ids=["done", "failed", "under way"]
 )
-def test_a_candle_is_final_once_the_repair_of_its_gap_has_ended(watched: Database, state: str, final: bool) -> None:
-    _beating(watched)
-    for one in (*SILENT, (1, 1, "live", "12:58", None)):
-        watched.state(*one)
+def test_candle_is_final_once_its_repair_has_ended(watched: Database, state: str, final: bool) -> None:
+    _add_instances_and_sample(watched)
+    for interval in (*SILENT, (1, 1, "live", "12:58", None)):
+        watched.state(*interval)
     watched.repair(1, "10:50", "12:58", state)
     assert watched.read(views.crowd_sentiment_hourly, "is_final") == [(final,)]
 
 
-def _beating(watched: Database) -> None:
-    """Two instances that were heard of at 13:00 and one that was not; and a sample of 10:00."""
+def _add_instances_and_sample(watched: Database) -> None:
+    """Add two instances with a heartbeat of 13:00, one with an older heartbeat, and a sample of 10:00."""
     for instance_id, heartbeat in ((1, "13:00"), (2, "13:00"), (3, "11:10")):
         watched.instance(instance_id, heartbeat)
     watched.sample(*CROWD, "AAPL", "10:00", 0.5)

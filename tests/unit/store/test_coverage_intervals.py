@@ -11,43 +11,47 @@ TSLA = AAPL._replace(params='{"ticker":"TSLA"}', ticker="TSLA")
 IDS = {AAPL: 1, TSLA: 2}
 
 
-def to(state: str, seq: int, since_us: int, *subscriptions: SubscriptionRow) -> Transition:
+def transition_to(state: str, seq: int, since_us: int, *subscriptions: SubscriptionRow) -> Transition:
     return Transition(seq, since_us, state, "", subscriptions)
 
 
-def shape(timeline: CoverageTimeline) -> list[tuple[int, str, int, int | None]]:
+def changes(timeline: CoverageTimeline) -> list[tuple[int, str, int, int | None]]:
     return [(i.subscription_id, i.state, i.started_us, i.ended_us) for i in timeline.changed_intervals]
 
 
-def test_each_state_ends_where_the_next_begins() -> None:
+def test_interval_ends_where_the_next_starts() -> None:
     timeline = CoverageTimeline([])
-    for transition in (to("pending", 1, 10, AAPL), to("live", 2, 20, AAPL), to("disconnected", 3, 25, AAPL)):
+    for transition in (
+        transition_to("pending", 1, 10, AAPL),
+        transition_to("live", 2, 20, AAPL),
+        transition_to("disconnected", 3, 25, AAPL),
+    ):
         timeline.apply(transition, IDS)
-    assert shape(timeline) == [(1, "pending", 10, 20), (1, "live", 20, 25), (1, "disconnected", 25, None)]
+    assert changes(timeline) == [(1, "pending", 10, 20), (1, "live", 20, 25), (1, "disconnected", 25, None)]
 
 
-def test_a_state_repeated_extends_its_interval() -> None:
+def test_repeated_state_extends_interval() -> None:
     timeline = CoverageTimeline([])
-    timeline.apply(to("live", 1, 10, AAPL), IDS)
-    timeline.apply(to("live", 2, 20, AAPL), IDS)
-    assert shape(timeline) == [(1, "live", 10, None)]
+    timeline.apply(transition_to("live", 1, 10, AAPL), IDS)
+    timeline.apply(transition_to("live", 2, 20, AAPL), IDS)
+    assert changes(timeline) == [(1, "live", 10, None)]
 
 
-def test_a_crash_closes_what_was_open_but_not_what_was_stopped() -> None:
+def test_crash_closes_open_intervals_unless_stopped() -> None:
     stored = [
         CoverageInterval(subscription_id=1, start_seq=1, started_us=10, state="live", reason="", stored=True),
         CoverageInterval(subscription_id=2, start_seq=2, started_us=10, state="stopped", reason="", stored=True),
     ]
     timeline = CoverageTimeline(stored)
-    timeline.apply(to("crashed", 9, 15), {})
-    assert shape(timeline) == [(1, "live", 10, 15), (1, "crashed", 15, None)]
+    timeline.apply(transition_to("crashed", 9, 15), {})
+    assert changes(timeline) == [(1, "live", 10, 15), (1, "crashed", 15, None)]
 
 
 @given(st.lists(st.tuples(st.sampled_from(["live", "pending", "silent"]), st.integers(0, 100)), min_size=1))
-def test_intervals_neither_overlap_nor_leave_a_hole_whatever_the_clock_does(steps: list[tuple[str, int]]) -> None:
+def test_intervals_never_overlap_or_leave_holes(steps: list[tuple[str, int]]) -> None:
     timeline = CoverageTimeline([])
     for seq, (state, since_us) in enumerate(steps, 1):
-        timeline.apply(to(state, seq, since_us, AAPL), IDS)
+        timeline.apply(transition_to(state, seq, since_us, AAPL), IDS)
     intervals = timeline.changed_intervals
     assert [i.ended_us for i in intervals[:-1]] == [i.started_us for i in intervals[1:]]
     assert all(i.started_us <= (i.ended_us or i.started_us) for i in intervals)
@@ -55,11 +59,11 @@ def test_intervals_neither_overlap_nor_leave_a_hole_whatever_the_clock_does(step
     assert intervals[-1].state == steps[-1][0]
 
 
-def test_what_is_not_wanted_any_more_is_stopped_whatever_it_was() -> None:
+def test_unwanted_subscription_becomes_stopped() -> None:
     stored = [
         CoverageInterval(subscription_id=1, start_seq=1, started_us=10, state="live", reason="", stored=True),
         CoverageInterval(subscription_id=2, start_seq=2, started_us=10, state="crashed", reason="", stored=True),
     ]
     timeline = CoverageTimeline(stored)
     timeline.apply(Transition(9, 15, "stopped", "not in the config any more", [AAPL], others=True), IDS)
-    assert shape(timeline) == [(2, "crashed", 10, 15), (2, "stopped", 15, None)]
+    assert changes(timeline) == [(2, "crashed", 10, 15), (2, "stopped", 15, None)]

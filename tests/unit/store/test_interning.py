@@ -21,23 +21,23 @@ def columns(key: Key) -> dict[str, Any]:
     return dict(zip(KEY, key, strict=True)) | {"first_seen_at": datetime.now(UTC)}
 
 
-def test_a_full_memory_makes_room_in_time_that_grows_with_its_size_only() -> None:
+def test_full_cache_makes_room_in_linear_time() -> None:
     engine = create_engine("sqlite://")
     schema.metadata.create_all(engine)
-    names: InternTable[Key] = InternTable(schema.series, KEY, 12_000)
-    names.intern(engine.begin, keys(0, 12_000), columns)
+    table: InternTable[Key] = InternTable(schema.series, KEY, 12_000)
+    table.intern(engine.begin, keys(0, 12_000), columns)
     started = time.process_time()
-    found = names.intern(engine.begin, keys(11_999, 2), columns)  # one known, one that needs room
+    found = table.intern(engine.begin, keys(11_999, 2), columns)  # one cached, one that needs room
     assert time.process_time() - started < 1.0
     assert sorted(found.values()) == [12_000, 12_001]
-    assert len(names._ids) <= 12_000
+    assert len(table._ids) <= 12_000
     engine.dispose()
 
 
-def test_names_asked_for_now_are_not_what_goes() -> None:
+def test_requested_keys_are_not_evicted() -> None:
     engine = create_engine("sqlite://")
     schema.metadata.create_all(engine)
-    names: InternTable[Key] = InternTable(schema.series, KEY, 4)
-    first = names.intern(engine.begin, keys(0, 4), columns)
-    assert names.intern(engine.begin, keys(0, 6), columns).items() >= first.items()
+    table: InternTable[Key] = InternTable(schema.series, KEY, 4)
+    first = table.intern(engine.begin, keys(0, 4), columns)
+    assert table.intern(engine.begin, keys(0, 6), columns).items() >= first.items()
     engine.dispose()

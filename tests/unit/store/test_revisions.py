@@ -18,9 +18,11 @@ def value(
 
 
 @pytest.mark.parametrize(
-    ("mine", "other", "later"),
+    ("candidate", "other", "later"),
     [
-        pytest.param(value(1, seq=5, received_us=10), value(2, seq=4, received_us=99), True, id="own clock set back"),
+        pytest.param(
+            value(1, seq=5, received_us=10), value(2, seq=4, received_us=99), True, id="clock of the instance set back"
+        ),
         pytest.param(
             value(1, seq=9, received_us=10, instance=B), value(2, seq=1, received_us=11), False, id="older stamp"
         ),
@@ -28,23 +30,26 @@ def value(
             value(1, seq=1, received_us=12, instance=B), value(2, seq=9, received_us=11), True, id="newer stamp"
         ),
         pytest.param(
-            value(1, seq=9, received_us=10, source="snapshot"), value(2, seq=8, received_us=11), False, id="slow REST"
+            value(1, seq=9, received_us=10, source="snapshot"),
+            value(2, seq=8, received_us=11),
+            False,
+            id="REST request sent earlier",
         ),
-        pytest.param(value(1, seq=5), value(2, seq=5), True, id="twice in one frame"),
+        pytest.param(value(1, seq=5), value(2, seq=5), True, id="same frame"),
     ],
 )
-def test_order_of_values(mine: SampleValue, other: SampleValue, later: bool) -> None:
-    assert mine.later_than(other) is later
+def test_later_than(candidate: SampleValue, other: SampleValue, later: bool) -> None:
+    assert candidate.later_than(other) is later
 
 
-def test_a_later_value_becomes_current_and_the_one_before_a_revision() -> None:
+def test_later_value_becomes_current() -> None:
     record = SampleRecord(value(1.0, seq=1))
     assert record.offer(value(2.0, seq=2))
     assert (record.current.value, record.revision) == (2.0, 1)
     assert [(revision, v.value) for revision, v in record.new_revisions] == [(0, 1.0)]
 
 
-def test_a_late_value_never_becomes_current() -> None:
+def test_late_value_becomes_revision() -> None:
     record = SampleRecord(value(2.0, received_us=20))
     late = value(1.0, received_us=10, instance=B)
     assert record.offer(late)
@@ -52,24 +57,24 @@ def test_a_late_value_never_becomes_current() -> None:
     assert record.new_revisions == [(0, late)]
 
 
-def test_the_same_late_value_is_recorded_once() -> None:
+def test_repeated_late_value_is_recorded_once() -> None:
     record = SampleRecord(value(2.0, received_us=20))
     late = value(1.0, received_us=10, instance=B)
     assert [record.offer(late), record.offer(late)] == [True, False]
     assert record.revision == 1
 
 
-def test_a_number_may_become_current_again() -> None:
+def test_earlier_value_may_become_current_again() -> None:
     record = SampleRecord(value(1.0, seq=1))
     assert [record.offer(value(n, seq=seq)) for seq, n in ((2, 2.0), (3, 1.0))] == [True, True]
     assert (record.current.value, record.revision, [v.value for _, v in record.new_revisions]) == (1.0, 2, [1.0, 2.0])
 
 
 @given(st.lists(st.tuples(st.sampled_from([A, B]), st.integers(0, 50)), min_size=1, unique=True))
-def test_whatever_the_order_of_arrival_the_latest_is_current_and_no_number_is_forgotten(
+def test_latest_value_is_current_in_any_order_of_arrival(
     offers: list[tuple[int, int]],
 ) -> None:
-    values = [value(float(i), seq=seq, received_us=seq, instance=who) for i, (who, seq) in enumerate(offers)]
+    values = [value(float(i), seq=seq, received_us=seq, instance=instance) for i, (instance, seq) in enumerate(offers)]
     record = SampleRecord(values[0])
     for offer in values[1:]:
         record.offer(offer)
@@ -78,12 +83,16 @@ def test_whatever_the_order_of_arrival_the_latest_is_current_and_no_number_is_fo
     assert [revision for revision, _ in record.new_revisions] == list(range(record.revision))
 
 
-def test_folding_brings_the_values_of_a_key_together_and_says_which_differ() -> None:
+def test_group_by_key_separates_repeats_and_restated_keys() -> None:
     key, steady = (1, 60), (2, 60)
     given = [(key, 1.0), (key, 1.0), (key, 2.0), (key, 1.0), (steady, 7.0), (steady, 7.0), ((3, 60), 7.0)]
-    folded = group_by_key(
-        [of for of, _ in given], [SampleRow(SERIES, of[1], number, None, 0, "stream", 1, 0) for of, number in given]
+    grouped = group_by_key(
+        [key for key, _ in given],
+        [SampleRow(SERIES, key[1], number, None, 0, "stream", 1, 0) for key, number in given],
     )
-    assert {k: v.value for k, v in folded.first.items()} == {key: 1.0, steady: 7.0, (3, 60): 7.0}
-    assert {k: [v.value for v in more] for k, more in folded.repeats.items()} == {key: [1.0, 2.0, 1.0], steady: [7.0]}
-    assert folded.restated == {key}
+    assert {k: v.value for k, v in grouped.first.items()} == {key: 1.0, steady: 7.0, (3, 60): 7.0}
+    assert {k: [v.value for v in repeats] for k, repeats in grouped.repeats.items()} == {
+        key: [1.0, 2.0, 1.0],
+        steady: [7.0],
+    }
+    assert grouped.restated == {key}
