@@ -1,4 +1,4 @@
-"""`ingestor check` as it is typed, and the first minutes of somebody who has read nothing but what it says."""
+"""`ingestor check` in a process, and the first steps of a new user, as `ingestor init` prints them."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ from .test_cli_start import processor_seconds
 CLEAN = {name: value for name, value in os.environ.items() if not name.startswith("INGESTOR_")}
 
 
-def test_before_a_healthy_server_all_is_well_and_soon(desk: Desk, tmp_path: Path) -> None:
-    with (tmp_path / "said").open("w") as said:
-        seconds = processor_seconds(*desk.typed("check", "--connect"), stdout=said, env=CLEAN | desk.key)
-    text = (tmp_path / "said").read_text()
+def test_check_connect_passes_with_healthy_provider(desk: Desk, tmp_path: Path) -> None:
+    with (tmp_path / "output").open("w") as output:
+        seconds = processor_seconds(*desk.typed("check", "--connect"), stdout=output, env=CLEAN | desk.key)
+    text = (tmp_path / "output").read_text()
     assert [line for line in text.splitlines() if line.startswith("✗")] == []
     assert "✓ token: the key is accepted; a token lives 5h" in text
     for path, (ticker, *_) in PATHS.items():
         assert re.search(rf"^✓ data {path} {ticker}: 60 rows up to .* UTC \([0-9.]+ s\)$", text, re.MULTILINE)
     assert KEY not in text
-    assert seconds < 3  # of the processor's time; where there is nothing else to do it takes little longer
+    assert seconds < 3  # of CPU time; on an idle machine it takes little longer
 
 
-def test_for_programs_it_is_a_list_and_the_code_is_the_first_failures(desk: Desk) -> None:
+def test_check_json_exits_with_code_of_first_failure(desk: Desk) -> None:
     ended = subprocess.run(
         desk.typed("check", "--connect", "--output", "json"),
         env=CLEAN | {"INGESTOR_PROVIDER__API_KEY": "another"},
@@ -50,12 +50,12 @@ def test_for_programs_it_is_a_list_and_the_code_is_the_first_failures(desk: Desk
     assert findings["growth"]["seconds"] is None
 
 
-# The newcomer.
+# First steps.
 
 
 @pytest.fixture
 def provider(nursery: Nursery, tmp_path: Path) -> Iterator[str]:
-    """The URL of one that takes the newcomer's key."""
+    """The URL of a simulator that accepts the key."""
     port = str(free_port())
     program = ForkedProgram(nursery, "simulate", "--port", port, "--api-key", KEY, "--cadence", "1", folder=tmp_path)
     program.start()
@@ -63,8 +63,8 @@ def provider(nursery: Nursery, tmp_path: Path) -> Iterator[str]:
     program.kill()
 
 
-async def test_from_init_by_two_edits_and_a_check_to_rows(provider: str, nursery: Nursery, tmp_path: Path) -> None:
-    """Does what init says, in its order; the provider's URL alone is the test's, as the documented one is not here."""
+async def test_steps_of_init_lead_to_stored_rows(provider: str, nursery: Nursery, tmp_path: Path) -> None:
+    """Follow the steps that init prints. Only the provider's URL is different."""
     home = tmp_path / "home"
     home.mkdir()
     environment = CLEAN | {"INGESTOR_PROVIDER__URL": provider, "INGESTOR_HTTP__LISTEN": "127.0.0.1:0"}
@@ -85,7 +85,7 @@ async def test_from_init_by_two_edits_and_a_check_to_rows(provider: str, nursery
     assert key_line and "under provider:" in edit
     config = home / "config.yaml"
     config.write_text(re.sub(r"^  # api_key_file:.*$", f"  {key_line[1]}", config.read_text(), flags=re.MULTILINE))
-    assert typed("ingestor remove 6E_F --path /real-time/crowd-sentiment").returncode == 0  # their tickers
+    assert typed("ingestor remove 6E_F --path /real-time/crowd-sentiment").returncode == 0  # choose tickers
     checked = typed(check)
     assert checked.returncode == 0, checked.stdout + checked.stderr
     assert "✗" not in checked.stdout

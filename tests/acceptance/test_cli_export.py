@@ -1,4 +1,4 @@
-"""`ingestor export` as it is typed, while the daemon writes."""
+"""`ingestor export` in a process, while the daemon writes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 from .conftest import Desk
 
 
-def test_a_file_of_what_is_there_while_more_comes_with_a_bar_for_people(desk: Desk, tmp_path: Path) -> None:
+def test_export_to_file_while_daemon_writes_shows_progress(desk: Desk, tmp_path: Path) -> None:
     query = "SELECT ticker, ts, value FROM observations WHERE feed = 'crowd-sentiment'"
     before = {(one["ticker"], one["ts"].isoformat(), str(one["value"])) for one in desk.daemon.books.rows(query)}
     file = tmp_path / "x.csv"

@@ -13,7 +13,7 @@ from ingestor.core.version import source_commit
 
 from ..support.daemon import COMMAND
 
-# What costs a second to import, and no command that only speaks needs.
+# These take a second to import, and commands that only print do not need them.
 HEAVY = {"socketio", "engineio", "sqlalchemy", "alembic", "aiohttp", "requests", "apscheduler"}
 
 RUN = "import sys; sys.argv[0] = 'ingestor'; from ingestor.cli import main; main()"
@@ -24,8 +24,8 @@ atexit.register(lambda: print(*sorted({HEAVY!r} & sys.modules.keys()), file=sys.
 """
 
 
-def ingestor_(*args: str, code: str = RUN, **more: object) -> subprocess.CompletedProcess[str]:
-    """The command line in a process and an environment of its own, of the package that is tested."""
+def run_cli(*args: str, code: str = RUN, **more: object) -> subprocess.CompletedProcess[str]:
+    """Run the command line of the tested package in a new process with a clean environment."""
     env = {"PATH": os.environ["PATH"], "PYTHONPATH": str(Path(ingestor.__file__).parents[1])}
     return subprocess.run(
         [sys.executable, "-c", code, *args],
@@ -48,18 +48,18 @@ def ingestor_(*args: str, code: str = RUN, **more: object) -> subprocess.Complet
         ["frobnicate"],
     ],
 )
-def test_what_needs_no_database_or_socket_loads_neither(args: list[str]) -> None:
-    ended = ingestor_(*args, code=REPORT)
+def test_light_commands_load_no_heavy_libraries(args: list[str]) -> None:
+    ended = run_cli(*args, code=REPORT)
     assert ended.stderr.splitlines()[-1:] == [""]
 
 
-def test_the_version_is_the_packages_with_its_commit() -> None:
-    known = f" ({source_commit()})" if source_commit() else ""
-    assert ingestor_("--version").stdout == f"ingestor {ingestor.__version__}{known}\n"
+def test_version_shows_package_version_and_commit() -> None:
+    revision = f" ({source_commit()})" if source_commit() else ""
+    assert run_cli("--version").stdout == f"ingestor {ingestor.__version__}{revision}\n"
 
 
-def test_help_is_there_in_less_than_three_tenths_of_a_second() -> None:
-    """Of the processor's time, the shortest of some: what else the machine does is not ours."""
+def test_help_takes_less_than_300_ms_of_cpu_time() -> None:
+    """Take the minimum of several runs, to exclude the load of other processes."""
     assert min(processor_seconds(COMMAND, "--help") for _ in range(5)) < 0.3
 
 
@@ -79,8 +79,8 @@ def processor_seconds(*command: str | Path, stdout: Any = subprocess.DEVNULL, **
         (["ingestor", "tail", "--f"], ["--follow"]),
     ],
 )
-def test_a_shell_completes_commands_and_options(typed: list[str], offered: list[str], tmp_path: Path) -> None:
-    """In bash itself, with what the command gives it to load."""
+def test_shell_completion(typed: list[str], offered: list[str], tmp_path: Path) -> None:
+    """Complete in bash, with the script that the command prints."""
     (tmp_path / "ingestor").symlink_to(COMMAND)
     script = (
         'source <(_INGESTOR_COMPLETE=source_bash ingestor); COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1));'
@@ -94,13 +94,13 @@ def test_a_shell_completes_commands_and_options(typed: list[str], offered: list[
 
 
 @pytest.mark.parametrize("args", [[], ["frobnicate"], ["--frobnicate"], ["config", "show", "--output=xml"]])
-def test_wrong_usage_ends_with_2_and_only_help_on_stdout(args: list[str]) -> None:
-    ended = ingestor_(*args)
+def test_usage_error_exits_with_2(args: list[str]) -> None:
+    ended = run_cli(*args)
     assert ended.returncode == 2
     assert ("Usage: ingestor" in ended.stdout) is (not args)
 
 
-def test_a_reader_that_has_seen_enough_ends_the_command_in_peace() -> None:
+def test_closed_stdout_ends_the_command_without_error() -> None:
     reading, writing = os.pipe()
     os.close(reading)
     with os.fdopen(writing, "w") as closed:

@@ -1,4 +1,4 @@
-"""`ingestor status` as it is typed: once, and again and again, with and without a terminal."""
+"""`ingestor status` in a process: once and with --watch, with and without a terminal."""
 
 from __future__ import annotations
 
@@ -11,26 +11,26 @@ import subprocess
 from pathlib import Path
 
 from .conftest import Desk
-from .test_cli_start import ingestor_
+from .test_cli_start import run_cli
 from .test_cli_tail import quiet_database
 
 
-def test_watching_says_a_block_each_second_and_how_quickly_it_comes(desk: Desk) -> None:
+def test_status_watch_prints_a_block_with_rates_each_second(desk: Desk) -> None:
     process = subprocess.Popen(desk.typed("status", "--watch"), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert process.stdout
-    said = ""
-    while "frames/s" not in said and (line := process.stdout.readline()):
-        said += line.decode()
+    output = ""
+    while "frames/s" not in output and (line := process.stdout.readline()):
+        output += line.decode()
     process.send_signal(signal.SIGINT)
-    _, complaints = process.communicate(timeout=20)
-    assert (process.returncode, complaints) == (0, b"")
-    first, second = said.split("\n\n")[:2]
+    _, errors = process.communicate(timeout=20)
+    assert (process.returncode, errors) == (0, b"")
+    first, second = output.split("\n\n")[:2]
     assert "reported by the daemon" in first and "rate" not in first
     assert re.search(r"rate: [1-9][0-9.]* frames/s, [0-9.]+ rows/s", second)
     assert "  3 subscriptions live" in second
 
 
-def test_watching_for_programs_is_an_object_a_line_and_ends_with_its_reader(desk: Desk) -> None:
+def test_status_watch_json_prints_lines_until_pipe_closes(desk: Desk) -> None:
     command = " ".join(map(str, desk.typed("status", "--watch", "--output", "json")))
     said = subprocess.run(
         ["bash", "-o", "pipefail", "-c", f"{command} | head -2"], capture_output=True, text=True, timeout=20
@@ -41,7 +41,7 @@ def test_watching_for_programs_is_an_object_a_line_and_ends_with_its_reader(desk
     assert second["rates"]["frames_per_second"] > 0
 
 
-def test_on_a_terminal_it_is_shown_in_place(desk: Desk) -> None:
+def test_status_watch_refreshes_in_place_on_a_terminal(desk: Desk) -> None:
     ours, theirs = pty.openpty()
     environment = {**os.environ, "TERM": "xterm", "COLUMNS": "120", "LINES": "40"}
     process = subprocess.Popen(desk.typed("status", "--watch"), stdout=theirs, stderr=theirs, env=environment)
@@ -53,21 +53,19 @@ def test_on_a_terminal_it_is_shown_in_place(desk: Desk) -> None:
     try:
         while True:
             seen += os.read(ours, 4096)
-    except OSError:  # how a terminal says that the other side has gone
+    except OSError:  # a pty raises this when the other side is closed
         pass
     os.close(ours)
     assert process.wait(20) == 0
-    assert b"\x1b[1A" in seen  # back up, to write over what was there
+    assert b"\x1b[1A" in seen  # cursor up, to overwrite
     assert b"Traceback" not in seen
-    assert seen.rstrip().endswith(b"\x1b[?25h")  # the cursor is there again
+    assert seen.rstrip().endswith(b"\x1b[?25h")  # the cursor is visible again
 
 
-def test_a_daemon_is_asked_though_the_file_is_broken_and_what_is_wrong_there_stands_below(
-    desk: Desk, tmp_path: Path
-) -> None:
+def test_status_asks_the_daemon_despite_invalid_config(desk: Desk, tmp_path: Path) -> None:
     config = desk.daemon.folder / "broken.yaml"
     config.write_text(desk.config.read_text() + "\n]")
-    seen = ingestor_("status", "--config", str(config))
+    seen = run_cli("status", "--config", str(config))
     config.unlink()
     assert (seen.returncode, seen.stderr) == (0, "")
     first, *_, last = seen.stdout.splitlines()
@@ -75,15 +73,15 @@ def test_a_daemon_is_asked_though_the_file_is_broken_and_what_is_wrong_there_sta
     assert last.startswith(f"  config: {config}:")
     alone = tmp_path / "broken.yaml"
     alone.write_text("spool: [a, b]\n]")
-    nobody = ingestor_("status", "--config", str(alone))
-    assert (nobody.returncode, nobody.stdout) == (78, "")
-    assert nobody.stderr.startswith(f"{alone}:2:")
+    no_daemon = run_cli("status", "--config", str(alone))
+    assert (no_daemon.returncode, no_daemon.stdout) == (78, "")
+    assert no_daemon.stderr.startswith(f"{alone}:2:")
 
 
-def test_without_a_daemon_the_database_is_asked_and_that_is_said(tmp_path: Path) -> None:
+def test_status_without_daemon_reads_the_database(tmp_path: Path) -> None:
     config = quiet_database(tmp_path)
-    text = ingestor_("status", "--config", str(config))
+    text = run_cli("status", "--config", str(config))
     assert text.stdout.startswith("no running daemon could be reached; reported from the database\n")
-    data = json.loads(ingestor_("status", "--config", str(config), "--output", "json").stdout)
+    data = json.loads(run_cli("status", "--config", str(config), "--output", "json").stdout)
     assert data["source"] == "database"
     assert data["feeds"][0]["ts"] == "2024-03-10T10:00:00+00:00"

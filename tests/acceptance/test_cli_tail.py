@@ -1,4 +1,4 @@
-"""`ingestor tail` as it is typed."""
+"""`ingestor tail` in a process."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ..support.daemon import COMMAND
 from .conftest import Desk
 
 
-def test_following_shows_every_value_once_until_ctrl_c(desk: Desk) -> None:
+def test_tail_follow_prints_every_value_once_until_ctrl_c(desk: Desk) -> None:
     process = subprocess.Popen(
         desk.typed("tail", "-f", "-n", "3", "--output", "json"),
         stdout=subprocess.PIPE,
@@ -25,21 +25,21 @@ def test_following_shows_every_value_once_until_ctrl_c(desk: Desk) -> None:
         text=True,
     )
     assert process.stdout
-    lines = [process.stdout.readline() for _ in range(12)]  # what was there, and some seconds of what comes
+    lines = [process.stdout.readline() for _ in range(12)]  # existing observations, and some seconds of new ones
     process.send_signal(signal.SIGINT)
-    more, complaints = process.communicate(timeout=20)
-    assert (process.returncode, complaints) == (0, "")
-    seen = [json.loads(line) for line in lines + more.splitlines()]
-    told = [(one["seq"], one["ticker"], one["ts"], one["value"]) for one in seen]
-    assert len(set(told)) == len(told)
-    assert told[3:] == sorted(told[3:])
-    # All that the tables hold of the entries that were followed is among them.
+    rest, errors = process.communicate(timeout=20)
+    assert (process.returncode, errors) == (0, "")
+    seen = [json.loads(line) for line in lines + rest.splitlines()]
+    values = [(one["seq"], one["ticker"], one["ts"], one["value"]) for one in seen]
+    assert len(set(values)) == len(values)
+    assert values[3:] == sorted(values[3:])
+    # Every value stored for these entries was printed.
     first, last = seen[3]["seq"], seen[-1]["seq"]
     stored = desk.daemon.books.rows(f"SELECT seq, value FROM observations WHERE seq > {first} AND seq < {last}")
     assert {(one["seq"], one["value"]) for one in stored} <= {(one["seq"], one["value"]) for one in seen}
 
 
-def test_one_ticker_for_people(desk: Desk) -> None:
+def test_tail_prints_one_ticker_as_text(desk: Desk) -> None:
     said = subprocess.run(desk.typed("tail", "6E_F", "--limit", "2"), capture_output=True, text=True, timeout=20)
     assert (said.returncode, said.stderr) == (0, "")
     first, second = said.stdout.splitlines()
@@ -48,7 +48,7 @@ def test_one_ticker_for_people(desk: Desk) -> None:
 
 
 def quiet_database(folder: Path) -> Path:
-    """A configuration whose database holds one value, and nobody writes to it."""
+    """Write a configuration whose database has one value and no daemon."""
     engine = make_engine(f"sqlite:///{folder / 'ingestor.db'}")
     migrate.upgrade(engine)
     database = Database(engine)
@@ -60,7 +60,7 @@ def quiet_database(folder: Path) -> Path:
     return config
 
 
-def test_its_end_of_a_pipe_closes_though_nothing_more_comes(tmp_path: Path) -> None:
+def test_tail_follow_ends_when_the_pipe_closes(tmp_path: Path) -> None:
     config = quiet_database(tmp_path)
     command = shlex.join(map(str, (COMMAND, "tail", "-f", "--config", config)))
     began = time.monotonic()

@@ -1,4 +1,4 @@
-"""`ingestor add`, `remove` and `reload` as they are typed."""
+"""`ingestor add`, `remove` and `reload` in a process."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from ingestor.daemon.control import ControlError, ControlServer
 
 from ..support.daemon import until
 from .conftest import Desk
-from .test_cli_start import ingestor_
+from .test_cli_start import run_cli
 
 CONFIG = """\
-# what we watch
+# our tickers
 subscriptions:
   - path: /real-time/crowd-sentiment   # since June
     tickers: [AAPL, ON]
@@ -32,8 +32,8 @@ def config(tmp_path: Path) -> Path:
     return file
 
 
-def test_a_ticker_comes_and_goes_and_the_file_is_as_it_was(config: Path) -> None:
-    added = ingestor_("add", "007", "ON", "NO", "--path", "/real-time/crowd-sentiment", cwd=config.parent)
+def test_add_and_remove_restore_the_file(config: Path) -> None:
+    added = run_cli("add", "007", "ON", "NO", "--path", "/real-time/crowd-sentiment", cwd=config.parent)
     assert (added.returncode, added.stderr) == (0, "")
     assert added.stdout == (
         f"{config}: /real-time/crowd-sentiment\n"
@@ -43,9 +43,9 @@ def test_a_ticker_comes_and_goes_and_the_file_is_as_it_was(config: Path) -> None
         "ON: already subscribed\n"
         "NO: added\n"
     )
-    shown = json.loads(ingestor_("config", "show", "--output", "json", cwd=config.parent).stdout)
+    shown = json.loads(run_cli("config", "show", "--output", "json", cwd=config.parent).stdout)
     assert [one["params"]["ticker"] for one in shown["subscriptions"]] == ["AAPL", "ON", "007", "NO"]
-    removed = ingestor_("remove", "NO", "007", "GONE", "--reload", cwd=config.parent)  # there is one path only
+    removed = run_cli("remove", "NO", "007", "GONE", "--reload", cwd=config.parent)  # the only path
     assert (removed.returncode, removed.stderr) == (0, "")
     assert removed.stdout.endswith(
         "NO: removed\n007: removed\nGONE: not in the file\n"
@@ -54,8 +54,8 @@ def test_a_ticker_comes_and_goes_and_the_file_is_as_it_was(config: Path) -> None
     assert config.read_text() == CONFIG
 
 
-def test_an_unknown_endpoint_is_a_warning(config: Path) -> None:
-    added = ingestor_("add", "ON", "--path", "/real-time/tweet-buz", cwd=config.parent)
+def test_add_warns_of_unknown_endpoint(config: Path) -> None:
+    added = run_cli("add", "ON", "--path", "/real-time/tweet-buz", cwd=config.parent)
     assert added.returncode == 0
     assert added.stderr == 'unknown endpoint "/real-time/tweet-buz"; did you mean "/real-time/tweet-buzz"?\n'
     assert config.read_text() == CONFIG.replace(
@@ -64,7 +64,7 @@ def test_an_unknown_endpoint_is_a_warning(config: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "code", "said"),
+    ("arguments", "code", "message"),
     [
         (["add", "A B", "--path", "p"], 2, "a ticker must not contain spaces"),
         (["add", "A", "--path", "https://x/y"], 2, "must be the path alone"),
@@ -76,34 +76,34 @@ def test_an_unknown_endpoint_is_a_warning(config: Path) -> None:
         (["remove", "A", "--config", "gone.yaml"], 78, "there is no such file"),
     ],
 )
-def test_what_cannot_be_done_leaves_the_file_alone(config: Path, arguments: list[str], code: int, said: str) -> None:
-    ended = ingestor_(*arguments, cwd=config.parent)
+def test_rejected_change_leaves_the_file_unchanged(config: Path, arguments: list[str], code: int, message: str) -> None:
+    ended = run_cli(*arguments, cwd=config.parent)
     assert ended.returncode == code
-    assert said in ended.stderr
+    assert message in ended.stderr
     assert config.read_text() == CONFIG
 
 
-async def test_the_daemon_is_told_and_its_own_words_are_shown(config: Path) -> None:
-    asked: list[str] = []
+async def test_reload_option_shows_the_daemons_response(config: Path) -> None:
+    texts: list[str] = []
 
-    async def reload(_asked: dict[str, Any]) -> dict[str, Any]:
-        asked.append(config.read_text())
-        if "TSLA" in asked[-1]:
+    async def reload(_request: dict[str, Any]) -> dict[str, Any]:
+        texts.append(config.read_text())
+        if "TSLA" in texts[-1]:
             raise ControlError("config.yaml:4:5: \x1b[2J the old one stays")
         return {"added": 1, "needs_restart": ["http", "log.level"], "notes": []}
 
     (config.parent / "spool").mkdir()
     async with ControlServer(config.parent / "spool", {"reload": reload}):
-        good = await asyncio.to_thread(ingestor_, "add", "NO", "--reload", cwd=config.parent)
-        again = await asyncio.to_thread(ingestor_, "reload", "--output", "json", cwd=config.parent)
-        bad = await asyncio.to_thread(ingestor_, "add", "TSLA", "--reload", cwd=config.parent)
+        good = await asyncio.to_thread(run_cli, "add", "NO", "--reload", cwd=config.parent)
+        again = await asyncio.to_thread(run_cli, "reload", "--output", "json", cwd=config.parent)
+        bad = await asyncio.to_thread(run_cli, "add", "TSLA", "--reload", cwd=config.parent)
     assert good.stdout.endswith("NO: added\nadded: 1\nneeds restart: http, log.level\n")
     assert json.loads(again.stdout) == {"added": 1, "needs_restart": ["http", "log.level"], "notes": []}
     assert (bad.returncode, bad.stderr) == (69, "config.yaml:4:5: \\u001b[2J the old one stays\n")
-    assert ["NO" in text for text in asked] == [True, True, True]
+    assert ["NO" in text for text in texts] == [True, True, True]
 
 
-async def test_a_running_daemon_collects_what_was_added_and_stops_when_it_is_removed(desk: Desk) -> None:
+async def test_running_daemon_applies_added_and_removed_tickers(desk: Desk) -> None:
     before, path = desk.config.read_text(), "/real-time/tweet-volume"
     connections = [one["id"] for one in desk.daemon.status["connections"]]
 

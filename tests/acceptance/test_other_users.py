@@ -1,4 +1,4 @@
-"""What other users of the machine can read, of a daemon that has the group, the umask and the folder of the unit."""
+"""What other users of the machine can read if the daemon has the group, umask and folder of the unit."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from tests.support.faulty_simulator import FaultySimulator
 from ..support.daemon import COMMAND, until, write_config
 from ..support.requirements import missing
 
-INGESTOR, ANALYST, STRANGER = 61001, 61002, 61003  # groups; the last two are users as well
+INGESTOR, ANALYST, STRANGER = 61001, 61002, 61003  # group ids; the last two are user ids too
 HAS_ROWS = "SELECT count(*) > 0 FROM crowd_sentiment WHERE ticker = 'AAPL'"
 
 
 @pytest.fixture
 def state() -> Iterator[Path]:
-    """The state folder. Not pytest's: other users must be able to walk to it."""
+    """The state directory. Not below tmp_path, which other users cannot enter."""
     if os.geteuid() != 0:
         missing("what other users can read: run as root")
     folder = Path(tempfile.mkdtemp(prefix="istate-", dir="/tmp"))
@@ -37,7 +37,7 @@ def state() -> Iterator[Path]:
 
 @pytest.fixture
 def daemon(state: Path, simulator: FaultySimulator) -> Iterator[subprocess.Popen[bytes]]:
-    # Still root, since the interpreter may lie where no other user can go.
+    # As root, because other users may not be able to reach the interpreter.
     config = write_config(
         state,
         url=simulator.url,
@@ -53,7 +53,7 @@ def daemon(state: Path, simulator: FaultySimulator) -> Iterator[subprocess.Popen
 
 @contextmanager
 def acting_as(user: int, *groups: int) -> Iterator[None]:
-    """Until the end of the block this process has the rights of another user."""
+    """Run the block with the permissions of another user."""
     before = os.getgroups()
     os.setgroups(groups)
     os.setegid(user)
@@ -66,8 +66,8 @@ def acting_as(user: int, *groups: int) -> Iterator[None]:
         os.setgroups(before)
 
 
-def ask(database: Path | str, query: str) -> Any:
-    """What comes of a query: the value, or why there is none."""
+def query_value(database: Path | str, query: str) -> Any:
+    """Return the value that a query selects, or the error."""
     try:
         with closing(sqlite3.connect(database, uri=True)) as connection:
             return connection.execute(query).fetchone()[0]
@@ -75,25 +75,23 @@ def ask(database: Path | str, query: str) -> Any:
         return str(error)
 
 
-async def test_analysts_in_its_group_read_the_database_and_nobody_else_reads_anything(
-    state: Path, daemon: subprocess.Popen[bytes]
-) -> None:
+async def test_only_the_group_can_read_the_database(state: Path, daemon: subprocess.Popen[bytes]) -> None:
     database = state / "ingestor.db"
 
     def has_rows() -> bool:
         with acting_as(ANALYST, INGESTOR):
-            return bool(ask(database, HAS_ROWS) == 1)
+            return bool(query_value(database, HAS_ROWS) == 1)
 
     await until(has_rows)
     with acting_as(ANALYST, INGESTOR):
-        assert ask(database, "DELETE FROM samples") == "attempt to write a readonly database"
+        assert query_value(database, "DELETE FROM samples") == "attempt to write a readonly database"
         with pytest.raises(PermissionError):
             list((state / "spool").iterdir())
     with acting_as(STRANGER):
-        assert ask(database, HAS_ROWS) == "unable to open database file"
+        assert query_value(database, HAS_ROWS) == "unable to open database file"
 
     daemon.terminate()
     assert daemon.wait(20) == 0
-    with acting_as(ANALYST, INGESTOR):  # as the README says: only who may also write can open it in the usual way
-        assert ask(database, HAS_ROWS) == "attempt to write a readonly database"
-        assert ask(f"file:{database}?immutable=1", HAS_ROWS) == 1
+    with acting_as(ANALYST, INGESTOR):  # as in the README: opening it in the usual way needs write access
+        assert query_value(database, HAS_ROWS) == "attempt to write a readonly database"
+        assert query_value(f"file:{database}?immutable=1", HAS_ROWS) == 1

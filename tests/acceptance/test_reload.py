@@ -1,4 +1,4 @@
-"""The operator's file read anew by the running daemon: what changes, and what must not."""
+"""Reloading the configuration in a running daemon: what changes, and what must not."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ EVENTS_PER_SECOND = 1_000
 
 
 @pytest.fixture
-async def busy(make_simulator: Callable[..., Any]) -> FaultySimulator:
-    """A thousand events a second, of two rows each."""
+async def busy_simulator(make_simulator: Callable[..., Any]) -> FaultySimulator:
+    """A simulator that sends a thousand events per second, with two rows each."""
     interval_seconds = len(TICKERS) / EVENTS_PER_SECOND
-    made: FaultySimulator = await make_simulator(interval_seconds=interval_seconds, window_seconds=120)
-    return made
+    simulator: FaultySimulator = await make_simulator(interval_seconds=interval_seconds, window_seconds=120)
+    return simulator
 
 
 @asynccontextmanager
@@ -55,8 +55,8 @@ async def running(
         daemon.kill()
 
 
-def edit(daemon: ForkedDaemon, change: Callable[[dict[str, Any]], object]) -> None:
-    """Replace the file as an editor does."""
+def edit_config(daemon: ForkedDaemon, change: Callable[[dict[str, Any]], object]) -> None:
+    """Replace the configuration file, as an editor does."""
     document = json.loads(daemon.config_file.read_text())
     change(document)
     new = daemon.config_file.with_suffix(".new")
@@ -64,15 +64,15 @@ def edit(daemon: ForkedDaemon, change: Callable[[dict[str, Any]], object]) -> No
     new.replace(daemon.config_file)
 
 
-def wanting(tickers: list[str]) -> Callable[[dict[str, Any]], object]:
+def set_tickers(tickers: list[str]) -> Callable[[dict[str, Any]], object]:
     return lambda document: document["subscriptions"][0].update(tickers=tickers)
 
 
-async def ask_anew(nursery: Nursery, daemon: ForkedDaemon) -> tuple[int, dict[str, Any], str]:
-    """`ingestor reload`: its exit code, its answer, what it complains of."""
+async def run_reload(nursery: Nursery, daemon: ForkedDaemon) -> tuple[int, dict[str, Any], str]:
+    """Run `ingestor reload` and return its exit code, its result and its errors."""
     options = ("--output", "json", "--config", daemon.config_file)
     key = {"INGESTOR_PROVIDER__API_KEY": "any"}
-    folder = daemon.folder / f"asked-{time.monotonic_ns()}"
+    folder = daemon.folder / f"reload-{time.monotonic_ns()}"
     folder.mkdir()
     command = ForkedProgram(nursery, "reload", *options, folder=folder, **key)
     command.start()
@@ -80,46 +80,48 @@ async def ask_anew(nursery: Nursery, daemon: ForkedDaemon) -> tuple[int, dict[st
     return code, json.loads(command.stdout or "{}"), command.stderr
 
 
-# The difference, on the live connection.
+# Changed subscriptions.
 
 
 @pytest.mark.parametrize("how", ["signal", "command", "watch"])
-async def test_tickers_come_and_go_on_the_live_connection_and_the_others_lose_nothing(
-    nursery: Nursery, busy: FaultySimulator, tmp_path: Path, how: str
+async def test_reload_changes_tickers_on_the_live_connection(
+    nursery: Nursery, busy_simulator: FaultySimulator, tmp_path: Path, how: str
 ) -> None:
     environment = {"INGESTOR_WATCH": "true"} if how == "watch" else {}
-    async with running(nursery, tmp_path, busy, TICKERS, **environment) as daemon:
-        connection_id, handshakes = daemon.status["connections"][0]["id"], busy.handshakes
-        edit(daemon, wanting([*TICKERS[1:], "TSLA"]))
-        asked_at = time.monotonic()
+    async with running(nursery, tmp_path, busy_simulator, TICKERS, **environment) as daemon:
+        connection_id, handshakes = daemon.status["connections"][0]["id"], busy_simulator.handshakes
+        edit_config(daemon, set_tickers([*TICKERS[1:], "TSLA"]))
+        requested_at = time.monotonic()
         if how == "signal":
             os.kill(daemon.pid, signal.SIGHUP)
         elif how == "command":
-            code, answer, _ = await ask_anew(nursery, daemon)
-            assert (code, answer) == (0, {"added": 1, "removed": 1, "needs_restart": []})
+            code, result, _ = await run_reload(nursery, daemon)
+            assert (code, result) == (0, {"added": 1, "removed": 1, "needs_restart": []})
         first_row = "SELECT count(*) FROM observations WHERE ticker = 'TSLA'"
         await until(lambda: daemon.books.one(first_row))
-        took_seconds = time.monotonic() - asked_at
-        await until(lambda: {asked.params["ticker"] for asked in busy.subscriptions()} == {*TICKERS[1:], "TSLA"})
+        duration_seconds = time.monotonic() - requested_at
+        await until(
+            lambda: {request.params["ticker"] for request in busy_simulator.subscriptions()} == {*TICKERS[1:], "TSLA"}
+        )
         await daemon.live()
-        assert (daemon.status["connections"][0]["id"], busy.handshakes) == (connection_id, handshakes)
-        busy.interval_seconds = None
-        await daemon.holds(lambda: expected_rows.current(busy.emitted))
+        assert (daemon.status["connections"][0]["id"], busy_simulator.handshakes) == (connection_id, handshakes)
+        busy_simulator.interval_seconds = None
+        await daemon.holds(lambda: expected_rows.current(busy_simulator.emitted))
         assert await daemon.terminate() == 0
-    print(f"{how}: the first row of the new ticker after {took_seconds:.2f} s")
-    assert took_seconds < (2 if how == "signal" else 6)
+    print(f"{how}: the first row of the new ticker after {duration_seconds:.2f} s")
+    assert duration_seconds < (2 if how == "signal" else 6)
     for ticker in ("T0", "T1", "TSLA"):
         assert daemon.books.states(ticker) == ["pending", "live", "stopped"]
     daemon.books.check()
 
 
-async def test_a_path_of_its_own_is_connected_and_one_that_is_wanted_no_more_is_closed(
+async def test_reload_opens_new_path_and_closes_removed_one(
     nursery: Nursery, simulator: FaultySimulator, tmp_path: Path
 ) -> None:
     async with running(nursery, tmp_path, simulator, ["AAPL"]) as daemon:
-        edit(daemon, lambda document: document.update(subscriptions=[{"path": VOLUME, "tickers": ["ON"]}]))
+        edit_config(daemon, lambda document: document.update(subscriptions=[{"path": VOLUME, "tickers": ["ON"]}]))
         os.kill(daemon.pid, signal.SIGHUP)
-        await until(lambda: [one["path"] for one in daemon.status["connections"]] == [VOLUME])
+        await until(lambda: [connection["path"] for connection in daemon.status["connections"]] == [VOLUME])
         await daemon.live()
         await until(lambda: len(simulator.connections) == 1)
         assert await daemon.terminate() == 0
@@ -127,14 +129,12 @@ async def test_a_path_of_its_own_is_connected_and_one_that_is_wanted_no_more_is_
     daemon.books.check()
 
 
-async def test_a_signal_that_comes_while_it_starts_ends_nothing_and_is_kept(
-    nursery: Nursery, simulator: FaultySimulator, tmp_path: Path
-) -> None:
-    wanted, database_url = {CROWD: ["AAPL"]}, f"sqlite:///{tmp_path / 'ingestor.db'}"
-    file = write_config(tmp_path, url=simulator.url, database_url=database_url, subscriptions=wanted)
+async def test_sighup_during_startup_is_deferred(nursery: Nursery, simulator: FaultySimulator, tmp_path: Path) -> None:
+    subscriptions, database_url = {CROWD: ["AAPL"]}, f"sqlite:///{tmp_path / 'ingestor.db'}"
+    file = write_config(tmp_path, url=simulator.url, database_url=database_url, subscriptions=subscriptions)
     daemon, text = ForkedDaemon(nursery, file, simulator.api_key), file.read_text()
     file.unlink()
-    os.mkfifo(file)  # which is read for as long as nobody has written
+    os.mkfifo(file)  # reading it blocks until the test writes
     daemon.start()
     try:
         with await asyncio.to_thread(file.open, "w") as pipe:
@@ -150,18 +150,18 @@ async def test_a_signal_that_comes_while_it_starts_ends_nothing_and_is_kept(
     daemon.books.check()
 
 
-# What cannot be taken.
+# Invalid files.
 
 
-async def test_a_broken_file_changes_nothing_and_is_told_with_its_place_until_it_is_mended(
+async def test_invalid_file_is_rejected_until_it_is_fixed(
     nursery: Nursery, simulator: FaultySimulator, tmp_path: Path
 ) -> None:
     async with running(nursery, tmp_path, simulator, ["AAPL"]) as daemon:
         good = daemon.config_file.read_text()
         daemon.config_file.write_text(good.replace('"tickers"', '"tickerz"'))
-        code, _, complaint = await ask_anew(nursery, daemon)
-        # Its command reads the file first, and so does the daemon.
-        assert (code, "did you mean" in complaint) == (78, True)
+        code, _, error = await run_reload(nursery, daemon)
+        # The command reads the file before it asks the daemon.
+        assert (code, "did you mean" in error) == (78, True)
         os.kill(daemon.pid, signal.SIGHUP)
         await until(lambda: "ingestor_config_last_reload_successful 0.0" in daemon.get("/metrics")[1])
         assert f"{daemon.config_file}:" in daemon.stderr
@@ -169,7 +169,7 @@ async def test_a_broken_file_changes_nothing_and_is_told_with_its_place_until_it
         assert "did you mean" in daemon.status["last_errors"][-1]["text"]
         await daemon.live()
         daemon.config_file.write_text(good)
-        assert await ask_anew(nursery, daemon) == (0, {"added": 0, "removed": 0, "needs_restart": []}, "")
+        assert await run_reload(nursery, daemon) == (0, {"added": 0, "removed": 0, "needs_restart": []}, "")
         assert "ingestor_config_last_reload_successful 1.0" in daemon.get("/metrics")[1]
         assert await daemon.terminate() == 0
     kinds = daemon.books.column("SELECT kind FROM events WHERE kind LIKE 'config%' ORDER BY seq")
@@ -178,43 +178,43 @@ async def test_a_broken_file_changes_nothing_and_is_told_with_its_place_until_it
     assert daemon.books.states("AAPL") == ["pending", "live", "stopped"]
 
 
-async def test_what_waits_for_a_restart_is_named_each_time(
+async def test_changes_that_need_a_restart_are_reported_each_time(
     nursery: Nursery, simulator: FaultySimulator, tmp_path: Path
 ) -> None:
     async with running(nursery, tmp_path, simulator, ["AAPL"]) as daemon:
-        edit(daemon, lambda document: document["database"].update(batch={"max_rows": 10}))
+        edit_config(daemon, lambda document: document["database"].update(batch={"max_rows": 10}))
         for _ in range(2):
-            _, answer, _ = await ask_anew(nursery, daemon)
-            assert answer["needs_restart"] == ["database.batch.max_rows"]
+            _, result, _ = await run_reload(nursery, daemon)
+            assert result["needs_restart"] == ["database.batch.max_rows"]
 
 
 @pytest.mark.parametrize("count", [100, pytest.param(10_000, marks=[pytest.mark.slow, pytest.mark.timeout(1800)])])
-async def test_no_file_however_mutilated_stops_the_daemon(
+async def test_corrupted_file_does_not_stop_the_daemon(
     nursery: Nursery, simulator: FaultySimulator, tmp_path: Path, count: int
 ) -> None:
     dice = random.Random(count)
     async with running(nursery, tmp_path, simulator, ["AAPL", "ON"]) as daemon:
         good = daemon.config_file.read_bytes()
-        pid, taken = daemon.pid, 0
+        pid, accepted = daemon.pid, 0
         for _ in range(count):
-            daemon.config_file.write_bytes(mutilated(good, dice))
+            daemon.config_file.write_bytes(corrupt(good, dice))
             try:
                 await asyncio.to_thread(control.send_request, tmp_path / "spool", "reload")
-                taken += 1
+                accepted += 1
             except control.ControlError:
-                pass  # told, and not taken
+                pass  # rejected
         daemon.config_file.write_bytes(good)
         await asyncio.to_thread(control.send_request, tmp_path / "spool", "reload")
         await daemon.live()
         assert daemon.pid == pid
         assert await daemon.terminate() == 0
-    print(f"{count} files, {taken} of them taken")
-    assert 0 < taken < count
+    print(f"{count} files, {accepted} of them accepted")
+    assert 0 < accepted < count
     daemon.books.check()
 
 
-def mutilated(text: bytes, dice: random.Random) -> bytes:
-    """With some of its bytes gone, doubled, swapped or others."""
+def corrupt(text: bytes, dice: random.Random) -> bytes:
+    """Delete, duplicate, swap or replace some of the bytes."""
     changed = bytearray(text)
     for _ in range(dice.choice([1, 1, 2, 5])):
         at = dice.randrange(len(changed))

@@ -1,4 +1,4 @@
-"""Secrets that nobody else could have made up, and everything that daemons and commands say while all goes wrong."""
+"""Unique secrets must not appear in any output of daemon and commands, whatever goes wrong."""
 
 from __future__ import annotations
 
@@ -46,21 +46,21 @@ COMMANDS = [
 JSON = ("--output", "json")
 
 
-class Ear:
-    """Hears all that a daemon says, wherever it says it."""
+class OutputRecorder:
+    """Records everything that a daemon writes, anywhere."""
 
     def __init__(self, nursery: Nursery, folder: Path, key: str, environment: dict[str, str], **config: Any) -> None:
         folder.mkdir()
         self.config = write_config(folder, **{"subscriptions": {CROWD: ["AAPL"]}, "log": {"level": "debug"}, **config})
         self.daemon: Daemon = ForkedDaemon(nursery, self.config, key, **environment)
-        self.said: list[str] = []
+        self.outputs: list[str] = []
         self._nursery = nursery
         self._environment: dict[str, Any] = {"folder": folder, "INGESTOR_PROVIDER__API_KEY": key, **environment}
 
-    async def listen(self, *commands: list[str]) -> None:
-        """What its pages and these commands say now."""
+    async def record(self, *commands: list[str]) -> None:
+        """Record the current output of its pages and of these commands."""
         if self.daemon.status:
-            self.said += [self.daemon.get(page)[1] for page in PAGES]
+            self.outputs += [self.daemon.get(page)[1] for page in PAGES]
         await asyncio.gather(*map(self._run, commands))
 
     async def _run(self, arguments: list[str]) -> None:
@@ -68,26 +68,26 @@ class Ear:
         async with command:
             await command.ended()
         assert command.stdout, command.stderr
-        self.said += [command.stdout, command.stderr]
+        self.outputs += [command.stdout, command.stderr]
 
-    async def end(self) -> str:
-        """Stop the daemon; everything that it ever said, and what it has written."""
+    async def stop(self) -> str:
+        """Stop the daemon, and return all its output and everything it has written."""
         assert await self.daemon.terminate() == 0
         spool = [file.read_bytes().decode(errors="replace") for file in (self.config.parent / "spool").iterdir()]
-        return "\n".join([self.daemon.stdout, self.daemon.stderr, *self.said, *texts(self.daemon.books), *spool])
+        return "\n".join([self.daemon.stdout, self.daemon.stderr, *self.outputs, *texts(self.daemon.books), *spool])
 
 
-# The ordinary server, and what goes wrong with it and behind it.
+# A provider that works, and what fails there and in the database.
 
 
 @pytest.mark.postgres
-async def test_no_secret_is_seen_anywhere_whatever_goes_wrong(
+async def test_no_secret_appears_in_any_output(
     make_simulator: Callable[..., Any], postgres: Postgres, nursery: Nursery, tmp_path: Path
 ) -> None:
     simulator: FaultySimulator = await make_simulator(api_key=KEY, token_bytes=9311)
-    tokens = noted(simulator)
+    tokens = record_tokens(simulator)
     url = postgres.url().replace("@", f":{quote(PASSWORD, safe='')}@")
-    ear = Ear(
+    recorder = OutputRecorder(
         nursery,
         tmp_path / "main",
         KEY,
@@ -96,17 +96,17 @@ async def test_no_secret_is_seen_anywhere_whatever_goes_wrong(
         database_url="sqlite:///not-this-one.db",
         subscriptions={CROWD: ["AAPL", "TSLA"]},
     )
-    # Not forked, since its command line is looked at as well.
-    ear.daemon = Daemon(ear.config, KEY, INGESTOR_DATABASE__URL=url)
-    async with ear.daemon as daemon:
+    # Not forked, because its command line is checked too.
+    recorder.daemon = Daemon(recorder.config, KEY, INGESTOR_DATABASE__URL=url)
+    async with recorder.daemon as daemon:
         await until(lambda: tokens)
-        ear.said.append(Path(f"/proc/{daemon.pid}/cmdline").read_text())
+        recorder.outputs.append(Path(f"/proc/{daemon.pid}/cmdline").read_text())
         echo = f"{KEY}, {tokens[0]}, {claims(tokens[0])}"
         await daemon.live()
         await simulator.emit_raw(CROWD, '{"neither": "a list"}')
         postgres.stop()
         await until(lambda: "cannot be reached" in daemon.stderr)
-        await ear.listen(["status"], ["check", *JSON])
+        await recorder.record(["status"], ["check", *JSON])
         postgres.start()
         for event in ("err", "error"):
             await simulator.send_event(event, {"type": f"api_{event}", "message": echo})
@@ -117,41 +117,41 @@ async def test_no_secret_is_seen_anywhere_whatever_goes_wrong(
         simulator.refusal = f"jwt malformed: {tokens[0]}"
         await simulator.close_transport("reset")
         await until(lambda: "jwt malformed: ***" in daemon.stderr)
-        await ear.listen()
+        await recorder.record()
         simulator.refusal = None
         simulator.allow("TSLA")
         await until(lambda: len(tokens) > 1)
         await daemon.live()
-        await ear.listen(*COMMANDS, *([*command, *JSON] for command in COMMANDS))
-        everything = await ear.end()
-        await ear.listen(["status"], ["status", *JSON])
-        everything += "\n".join(ear.said)
+        await recorder.record(*COMMANDS, *([*command, *JSON] for command in COMMANDS))
+        everything = await recorder.stop()
+        await recorder.record(["status"], ["status", *JSON])
+        everything += "\n".join(recorder.outputs)
     assert [secret for secret in [*known(KEY), *spellings(PASSWORD)] if secret in everything] == []
     assert [secret for token in tokens for secret in secrets_of(token) if secret in everything] == []
 
 
-def noted(simulator: FaultySimulator) -> list[str]:
-    """Every token that it will have given."""
+def record_tokens(simulator: FaultySimulator) -> list[str]:
+    """Return a list to which the simulator adds every token that it issues."""
     tokens: list[str] = []
     issue = simulator.tokens.issue
 
-    def issue_and_note() -> str:
+    def issue_and_record() -> str:
         tokens.append(issue())
         return tokens[-1]
 
-    simulator.tokens.issue = issue_and_note  # type: ignore[method-assign]
+    simulator.tokens.issue = issue_and_record  # type: ignore[method-assign]
     return tokens
 
 
 def claims(token: str) -> dict[str, Any]:
     body = token.split(".")[1]
-    found: dict[str, Any] = json.loads(base64.urlsafe_b64decode(body + "=" * (-len(body) % 4)))
-    return found
+    decoded: dict[str, Any] = json.loads(base64.urlsafe_b64decode(body + "=" * (-len(body) % 4)))
+    return decoded
 
 
 def secrets_of(token: str) -> list[str]:
-    found = claims(token)
-    return [token, *token.split(".")[1:], *(found[name] for name in ("id", "api", "email", "salt", "password"))]
+    values = claims(token)
+    return [token, *token.split(".")[1:], *(values[name] for name in ("id", "api", "email", "salt", "password"))]
 
 
 def known(key: str) -> list[str]:
@@ -163,7 +163,7 @@ def spellings(secret: str) -> list[str]:
 
 
 def texts(books: Books) -> list[str]:
-    """Every text in every table, but for what the provider itself said."""
+    """Return every text in every table, except the provider's own text."""
     columns = books.rows(_POSTGRES_TEXTS if books.url.startswith("postgres") else _SQLITE_TEXTS)
     assert {"table_name": "events", "column_name": "detail"} in columns
     return [
@@ -184,12 +184,12 @@ _SQLITE_TEXTS = (
 )
 
 
-# Servers that tell the key to everybody when they are asked for a token.
+# Servers that echo the key in their response to a token request.
 
 
 @pytest.fixture
 async def echo_url(server_side: ssl.SSLContext) -> AsyncIterator[Callable[[str], str]]:
-    """`echo_url("https")`: a server that says back what it was asked with."""
+    """Return the URL of a server that echoes the credentials of a request, by scheme."""
     app = web.Application()
     for name, answer in {"html": html, "redirect": redirect, "refused": refused, "nothing": nothing}.items():
         app.router.add_post(f"/{name}", answer)
@@ -202,30 +202,30 @@ async def echo_url(server_side: ssl.SSLContext) -> AsyncIterator[Callable[[str],
     await runner.cleanup()
 
 
-def asked_with(request: web.Request) -> str:
-    """The key, and how it came."""
+def credentials_of(request: web.Request) -> str:
+    """Return the key, and the header that contained it."""
     sent = request.headers["Authorization"]
     return f"{base64.b64decode(sent.removeprefix('Basic ')).decode()} {sent}"
 
 
 async def html(request: web.Request) -> web.Response:
-    return web.Response(text=f"<html>{asked_with(request)}</html>", content_type="text/html")
+    return web.Response(text=f"<html>{credentials_of(request)}</html>", content_type="text/html")
 
 
 async def redirect(request: web.Request) -> web.Response:
-    key = quote(asked_with(request))
+    key = quote(credentials_of(request))
     return web.Response(status=302, headers={"Location": f"http://127.0.0.1:9/?token={STRAY_TOKEN}&api_key={key}"})
 
 
 async def refused(request: web.Request) -> web.Response:
-    return web.json_response({"message": f"Invalid API Key provided: {asked_with(request)}"}, status=401)
+    return web.json_response({"message": f"Invalid API Key provided: {credentials_of(request)}"}, status=401)
 
 
 async def nothing(request: web.Request) -> web.Response:
-    return web.json_response({}, reason=asked_with(request), headers={"X-Asked": asked_with(request)})
+    return web.json_response({}, reason=credentials_of(request), headers={"X-Asked": credentials_of(request)})
 
 
-async def test_no_way_of_not_getting_a_token_shows_what_it_was_asked_with(
+async def test_failed_token_request_does_not_show_the_key(
     echo_url: Callable[[str], str], simulator: FaultySimulator, nursery: Nursery, tmp_path: Path
 ) -> None:
     key_file = tmp_path / "api_key"
@@ -233,23 +233,23 @@ async def test_no_way_of_not_getting_a_token_shows_what_it_was_asked_with(
     simulator.api_key = NEW_KEY
     async with AsyncExitStack() as stack:
         proxy = await stack.enter_async_context(ConnectProxy("somebody:else"))
-        through = {"HTTPS_PROXY": f"http://canary:{quote(PROXY_PASSWORD, safe='')}@127.0.0.1:{proxy.port}"}
+        proxy_env = {"HTTPS_PROXY": f"http://canary:{quote(PROXY_PASSWORD, safe='')}@127.0.0.1:{proxy.port}"}
         cases: list[tuple[str, str, dict[str, str], str]] = [
             (echo_url("http"), "html", {}, 'is not a JSON object with a "token"'),
             (echo_url("http"), "nothing", {}, 'is not a JSON object with a "token"'),
             (echo_url("http"), "redirect", {}, "redirects are not followed"),
             (echo_url("http"), "refused", {}, "the API key is not accepted"),
             (echo_url("https"), "html", {}, "certificate was not accepted"),
-            ("https://provider.test", "html", through, "the proxy from the environment: HTTP 407"),
+            ("https://provider.test", "html", proxy_env, "the proxy from the environment: HTTP 407"),
         ]
-        ears = []
+        recorders = []
         for number, (url, path, environment, _) in enumerate(cases):
             folder = tmp_path / str(number)
             database_url = f"sqlite:///{folder}/ingestor.db"
             config = {"url": url, "database_url": database_url, "provider": {"token_path": f"/{path}"}}
-            ears.append(Ear(nursery, folder, KEY, environment, **config))
+            recorders.append(OutputRecorder(nursery, folder, KEY, environment, **config))
         url = f"sqlite:///{tmp_path}/rotated/ingestor.db"
-        rotated = Ear(
+        rotated = OutputRecorder(
             nursery,
             tmp_path / "rotated",
             OLD_KEY,
@@ -258,15 +258,15 @@ async def test_no_way_of_not_getting_a_token_shows_what_it_was_asked_with(
             database_url=url,
             provider={"api_key_file": str(key_file)},
         )
-        for ear in [*ears, rotated]:
-            await stack.enter_async_context(ear.daemon)
+        for recorder in [*recorders, rotated]:
+            await stack.enter_async_context(recorder.daemon)
         await until(lambda: "token_failed" in rotated.daemon.stderr)
         put(key_file, NEW_KEY)
-        for ear, (*_, words) in zip(ears, cases, strict=True):
-            await until(lambda words=words, ear=ear: words in ear.daemon.stderr)
-            await ear.listen(["status"], ["config", "show", *JSON])
+        for recorder, (*_, words) in zip(recorders, cases, strict=True):
+            await until(lambda words=words, recorder=recorder: words in recorder.daemon.stderr)
+            await recorder.record(["status"], ["config", "show", *JSON])
         await rotated.daemon.live()
-        everything = "\n".join(await asyncio.gather(*(ear.end() for ear in [*ears, rotated])))
+        everything = "\n".join(await asyncio.gather(*(recorder.stop() for recorder in [*recorders, rotated])))
     assert "API key changed" in rotated.daemon.stderr
     hidden = [*known(KEY), *known(OLD_KEY), *known(NEW_KEY), *spellings(PROXY_PASSWORD), STRAY_TOKEN]
     hidden.append(base64.b64encode(f"canary:{PROXY_PASSWORD}".encode()).decode())
@@ -274,7 +274,7 @@ async def test_no_way_of_not_getting_a_token_shows_what_it_was_asked_with(
 
 
 def put(file: Path, text: str) -> None:
-    beside = file.with_name("beside")
-    beside.write_text(text)
-    beside.chmod(0o600)
-    beside.replace(file)
+    new = file.with_name("new")
+    new.write_text(text)
+    new.chmod(0o600)
+    new.replace(file)

@@ -1,4 +1,4 @@
-"""Commands in the test's own process, on real databases: what they say when something is wrong, and of hostile text."""
+"""Commands in the process of the test, on real databases: error messages and hostile text."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ HIDDEN = "hunter2secret"
 
 
 @pytest.mark.parametrize("arguments", READING, ids=" ".join)
-def test_a_database_that_is_not_there_is_named_with_what_makes_it(
+def test_missing_database_is_reported_with_remedy(
     command: Command, configured: Callable[..., Path], tmp_path: Path, arguments: list[str]
 ) -> None:
     ended = command(*arguments, "--config", configured())
@@ -55,7 +55,7 @@ def test_a_database_that_is_not_there_is_named_with_what_makes_it(
 
 
 @pytest.mark.parametrize("arguments", [*READING, ["db", "upgrade"]], ids=" ".join)
-def test_a_file_that_is_no_database_is_named_and_left_as_it_is(
+def test_file_that_is_no_database_is_left_unchanged(
     command: Command, configured: Callable[..., Path], tmp_path: Path, arguments: list[str]
 ) -> None:
     file = tmp_path / "ingestor.db"
@@ -70,7 +70,7 @@ MOVE = "name another file in database.url, or move this one out of the way"
 
 
 @pytest.mark.parametrize("arguments", ASKING, ids=" ".join)
-def test_a_database_without_tables_is_told_what_makes_them(
+def test_database_without_tables_is_reported_with_remedy(
     command: Command, configured: Callable[..., Path], database_url: str, tmp_path: Path, arguments: list[str]
 ) -> None:
     (tmp_path / "ingestor.db").touch()  # an empty file is an empty database
@@ -80,7 +80,7 @@ def test_a_database_without_tables_is_told_what_makes_them(
 
 
 @pytest.mark.parametrize("arguments", [*READING, ["check"]], ids=" ".join)
-def test_a_server_that_cannot_be_reached_is_named_without_the_password(
+def test_unreachable_server_is_reported_without_password(
     command: Command, configured: Callable[..., Path], arguments: list[str]
 ) -> None:
     ended = command(*arguments, "--config", configured(f"postgresql://u@127.0.0.1:1/d?password={HIDDEN}"))
@@ -90,7 +90,7 @@ def test_a_server_that_cannot_be_reached_is_named_without_the_password(
 
 
 @pytest.mark.postgres
-def test_check_names_a_database_that_is_well_without_the_password(
+def test_check_names_database_without_password(
     command: Command, configured: Callable[..., Path], postgres_url: str
 ) -> None:
     config = configured(f"{postgres_url}?password={HIDDEN}")
@@ -99,14 +99,14 @@ def test_check_names_a_database_that_is_well_without_the_password(
     assert HIDDEN not in ended.out + ended.err
     assert HIDDEN not in "".join(
         one.message for one in check.run_offline_checks(load(config, {}))
-    )  # nor before it is said
+    )  # nor in the unmasked result
 
 
-def test_check_warns_of_a_database_elsewhere_without_tls_and_names_the_proxy_without_its_password(
+def test_check_warns_of_missing_tls_and_masks_proxy(
     command: Command, configured: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HTTPS_PROXY", f"http://somebody:{HIDDEN}@proxy.example:3128")
-    config = configured("postgresql://u@0.0.0.0:1/d")  # which is no loopback address, and yet leads to this machine
+    config = configured("postgresql://u@0.0.0.0:1/d")  # not a loopback address, but it reaches this machine
     ended = command("check", "--config", config)
     assert "! database TLS: 0.0.0.0 may be spoken to without TLS (sslmode prefer)" in ended.out
     assert "is reached through http://proxy.example:3128, as the environment says" in ended.out
@@ -118,7 +118,7 @@ def test_check_warns_of_a_database_elsewhere_without_tls_and_names_the_proxy_wit
     assert "database TLS" not in {one.name for one in check.run_offline_checks(load(config))}
 
 
-def test_what_is_raised_about_a_database_does_not_hold_its_password() -> None:
+def test_database_error_does_not_contain_password() -> None:
     with (
         pytest.raises(DatabaseUnavailable) as raised,
         open_database(f"postgresql+psycopg://u:{HIDDEN}@127.0.0.1:1/d?password={HIDDEN}") as engine,
@@ -128,9 +128,7 @@ def test_what_is_raised_about_a_database_does_not_hold_its_password() -> None:
     assert HIDDEN not in str(raised.value)
 
 
-def test_the_status_that_the_database_knows_is_told_to_programs_as_well(
-    command: Command, configured: Callable[..., Path], migrated_url: str
-) -> None:
+def test_status_from_database_as_json(command: Command, configured: Callable[..., Path], migrated_url: str) -> None:
     engine = make_engine(migrated_url.replace("postgresql://", "postgresql+psycopg://"))
     Database(engine).instance(1, "10:00", name="one", position=1)
     engine.dispose()
@@ -139,12 +137,12 @@ def test_the_status_that_the_database_knows_is_told_to_programs_as_well(
     assert datetime.fromisoformat(instance["heartbeat_at"]).hour == 10
 
 
-# Places that cannot be used.
+# Missing permissions.
 
 
 @contextmanager
-def somebody_else() -> Iterator[None]:
-    """Whom root's privileges do not help; the test's own user is one already."""
+def other_user() -> Iterator[None]:
+    """Run the block without root privileges."""
     mine = os.geteuid()
     if mine == 0:
         os.seteuid(65534)
@@ -154,13 +152,13 @@ def somebody_else() -> Iterator[None]:
         os.seteuid(mine)
 
 
-def test_check_says_what_a_user_may_not_look_into(configured: Callable[..., Path], tmp_path: Path) -> None:
+def test_check_reports_inaccessible_folders(configured: Callable[..., Path], tmp_path: Path) -> None:
     closed = tmp_path / "closed"
     (closed / "spool").mkdir(parents=True)
     config = load(configured(f"sqlite:///{closed}/ingestor.db", spool={"path": f"{closed}/spool"}), {})
     closed.chmod(0)
     try:
-        with somebody_else():
+        with other_user():
             findings = {one.name: one for one in check.run_offline_checks(config)}
     finally:
         closed.chmod(0o700)
@@ -169,7 +167,7 @@ def test_check_says_what_a_user_may_not_look_into(configured: Callable[..., Path
         assert "cannot be written by this user; chown it" in findings[name].message
 
 
-def test_a_database_that_a_user_may_not_read_is_not_said_to_be_missing(tmp_path: Path) -> None:
+def test_unreadable_database_is_not_reported_missing(tmp_path: Path) -> None:
     closed = tmp_path / "closed"
     closed.mkdir()
     (closed / "ingestor.db").touch()
@@ -177,7 +175,7 @@ def test_a_database_that_a_user_may_not_read_is_not_said_to_be_missing(tmp_path:
     said = f"{closed}/ingestor.db: unable to open database file; check that this user may read"
     try:
         with (
-            somebody_else(),
+            other_user(),
             pytest.raises(DatabaseUnavailable, match=re.escape(said)),
             open_database(f"sqlite:///{closed}/ingestor.db") as engine,
         ):
@@ -186,31 +184,31 @@ def test_a_database_that_a_user_may_not_read_is_not_said_to_be_missing(tmp_path:
         closed.chmod(0o700)
 
 
-def test_another_user_may_read_while_the_daemon_runs_and_with_immutable_afterwards() -> None:
-    with tempfile.TemporaryDirectory() as folder:  # not in tmp_path, which nobody else may search
+def test_other_user_reads_live_database_or_with_immutable() -> None:
+    with tempfile.TemporaryDirectory() as folder:  # not in tmp_path, which other users cannot enter
         file = Path(folder, "ingestor.db")
         url = f"sqlite:///{file}"
-        head = migrate.head_revision()  # asked here, since the checkout may be nobody else's to read
+        head = migrate.head_revision()  # here, because other users may not read the checkout
         writer = make_engine(url)
         migrate.upgrade(writer)
         Path(folder).chmod(0o555)
         for part in Path(folder).iterdir():
             part.chmod(0o444)
-        with somebody_else(), open_database(url) as engine:
+        with other_user(), open_database(url) as engine:
             assert migrate.current_revision(engine) == head
         Path(folder).chmod(0o755)
         writer.dispose()
         Path(folder).chmod(0o555)
         refused = pytest.raises(DatabaseUnavailable, match="readonly database; without a running daemon")
-        with somebody_else(), refused, open_database(url) as engine:
+        with other_user(), refused, open_database(url) as engine:
             migrate.current_revision(engine)
-        with somebody_else(), closing(sqlite3.connect(f"file:{file}?immutable=1", uri=True)) as reader:
+        with other_user(), closing(sqlite3.connect(f"file:{file}?immutable=1", uri=True)) as reader:
             assert reader.execute("SELECT count(*) FROM observations").fetchall() == [(0,)]
         Path(folder).chmod(0o755)
 
 
 @pytest.mark.parametrize("path", ["afile", "afile/spool"])
-def test_check_says_that_a_file_is_in_the_spools_place(
+def test_check_reports_file_in_place_of_spool_folder(
     command: Command, configured: Callable[..., Path], tmp_path: Path, path: str
 ) -> None:
     (tmp_path / "afile").touch()
@@ -219,20 +217,20 @@ def test_check_says_that_a_file_is_in_the_spools_place(
     assert check._folder("spool", tmp_path / path).exit_code == 74
 
 
-# Text from outside.
+# Hostile text.
 
 
-async def test_what_the_provider_said_does_nothing_to_the_terminal_of_who_asks_for_the_status(
+async def test_status_escapes_hostile_text_of_provider(
     command: Command, configured: Callable[..., Path], tmp_path: Path
 ) -> None:
     live = status(connections=(replace(SENTIMENT, connected=False, last_error=HOSTILE),))
 
-    async def tell(_asked: dict[str, Any]) -> dict[str, Any]:
+    async def send_status(_request: dict[str, Any]) -> dict[str, Any]:
         return {"status": live.to_json().decode()}
 
     config = configured()
     (tmp_path / "spool").mkdir()
-    async with ControlServer(tmp_path / "spool", {"status": tell}):
+    async with ControlServer(tmp_path / "spool", {"status": send_status}):
         text = await asyncio.to_thread(command, "status", "--config", config)
         as_json = await asyncio.to_thread(command, "status", "--config", config, "--output", "json")
     assert f"not connected: {HARMLESS}, 7 frames" in text.out
@@ -240,7 +238,7 @@ async def test_what_the_provider_said_does_nothing_to_the_terminal_of_who_asks_f
     assert all(line.isprintable() for line in (text.out + as_json.out).split("\n"))
 
 
-def test_what_the_tables_hold_does_nothing_to_the_terminal(
+def test_commands_escape_hostile_text_in_tables(
     command: Command, configured: Callable[..., Path], migrated_url: str
 ) -> None:
     engine = make_engine(migrated_url.replace("postgresql://", "postgresql+psycopg://"))
@@ -264,7 +262,7 @@ def test_what_the_tables_hold_does_nothing_to_the_terminal(
 # Coverage.
 
 
-def test_coverage_tells_what_was_listened_to_and_why_not_in_the_rest(
+def test_coverage_shows_covered_share_gaps_and_repairs(
     command: Command, configured: Callable[..., Path], migrated_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine = make_engine(migrated_url.replace("postgresql://", "postgresql+psycopg://"))
@@ -280,16 +278,20 @@ def test_coverage_tells_what_was_listened_to_and_why_not_in_the_rest(
     engine.dispose()
     config = configured(migrated_url)
     with time_machine.travel(at("12:00"), tick=False):
-        told = command("coverage", "--since", "4h", "--config", config)
-        one = command("coverage", "--ticker", "ON", "--since", "2024-03-10T11:00", "--config", config)
+        text = command("coverage", "--since", "4h", "--config", config)
+        one_ticker = command("coverage", "--ticker", "ON", "--since", "2024-03-10T11:00", "--config", config)
         as_json = command("coverage", "--since", "4h", "--config", config, "--output", "json")
     found = json.loads(as_json.out)
-    whole, broken = found["subscriptions"]
-    assert (whole["ticker"], whole["percent"], whole["gaps"]) == ("AAPL", 100.0, [])
-    assert whole["last_day"] == "·" * 40 + "█" * 8
-    assert (broken["ticker"], broken["wanted_seconds"], broken["covered_seconds"]) == ("ON", 14400.0, 12600.0)
-    assert broken["last_day"] == "·" * 40 + "████x███"
-    assert broken["gaps"] == [
+    complete, incomplete = found["subscriptions"]
+    assert (complete["ticker"], complete["percent"], complete["gaps"]) == ("AAPL", 100.0, [])
+    assert complete["last_day"] == "·" * 40 + "█" * 8
+    assert (incomplete["ticker"], incomplete["wanted_seconds"], incomplete["covered_seconds"]) == (
+        "ON",
+        14400.0,
+        12600.0,
+    )
+    assert incomplete["last_day"] == "·" * 40 + "████x███"
+    assert incomplete["gaps"] == [
         {
             "from": "2024-03-10T10:00:00+00:00",
             "to": "2024-03-10T10:30:00+00:00",
@@ -298,12 +300,12 @@ def test_coverage_tells_what_was_listened_to_and_why_not_in_the_rest(
         }
     ]
     assert [one["state"] for one in found["repairs"]] == ["failed"]
-    lines = told.out.split("\n")
+    lines = text.out.split("\n")
     (row,) = (line.split() for line in lines if " ON " in line and "%" in line)
     assert row[1:5] == ["ON", "87.50", "%", "1"]
     assert "30m the cable was pulled" in " ".join(row)
     assert lines.index(next(line for line in lines if " ON " in line)) < lines.index(
         next(line for line in lines if " AAPL " in line)
     )
-    assert "failed: /real-time/crowd-sentiment ON 2024-03-10 10:00 to 2024-03-10 10:30" in told.out
-    assert ("AAPL" in one.out, " 100.00 %" in one.out) == (False, True)
+    assert "failed: /real-time/crowd-sentiment ON 2024-03-10 10:00 to 2024-03-10 10:30" in text.out
+    assert ("AAPL" in one_ticker.out, " 100.00 %" in one_ticker.out) == (False, True)

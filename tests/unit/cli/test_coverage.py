@@ -9,18 +9,19 @@ from tests.support.repairs import at, repair
 END = at(6)
 
 
-def listening(wanted: TimeSpan | None, *covered: TimeSpan) -> SubscriptionCoverage:
+def make_coverage(wanted: TimeSpan | None, *covered: TimeSpan) -> SubscriptionCoverage:
     names = {"subscription_id": 1, "feed": "f", "path": "/p", "params": "{}", "ticker": "AAPL"}
     return SubscriptionCoverage(**names, wanted=wanted, covered=covered, gaps=())  # type: ignore[arg-type]
 
 
-def test_the_strip_has_a_shape_for_each_half_hour() -> None:
+def test_strip_draws_each_half_hour() -> None:
     wanted = TimeSpan(at(5, 1), at(5, 4))
-    strip = coverage.strip(listening(wanted, TimeSpan(at(5, 1), at(5, 2)), TimeSpan(at(5, 2, 10), at(5, 2, 20))), END)
+    covered = (TimeSpan(at(5, 1), at(5, 2)), TimeSpan(at(5, 2, 10), at(5, 2, 20)))
+    strip = coverage.strip(make_coverage(wanted, *covered), END)
     assert strip == "··" + "██" + "▄x" + "xx" + "·" * 40
 
 
-def test_of_many_repairs_the_newest_are_told_and_how_many_more_there_are() -> None:
+def test_repair_list_is_truncated_with_count() -> None:
     failed = repair(at(5, 10), at(5, 11), state="failed", error="no\x1b[2J")
     waiting = repair(at(4, 10), at(4, 11))
     assert coverage._format_repairs([failed, waiting]) == [
@@ -32,8 +33,8 @@ def test_of_many_repairs_the_newest_are_told_and_how_many_more_there_are() -> No
     ]
 
 
-def test_a_hundred_percent_is_said_only_of_what_is_whole() -> None:
-    almost = listening(
+def test_percentage_is_rounded_down() -> None:
+    almost = make_coverage(
         TimeSpan(END - timedelta(days=100), END), TimeSpan(END - timedelta(days=100), END - timedelta(seconds=1))
     )
     percent = coverage._percent(almost)

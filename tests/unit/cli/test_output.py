@@ -15,19 +15,19 @@ HOSTILE = "\x1b[2J\x9b31mhacked\nfake line\u202e\x7f"
 @pytest.mark.parametrize(
     ("text", "shown"),
     [
-        pytest.param("ΑΒΓ – 6E_F é", "ΑΒΓ – 6E_F é", id="what can be read stays"),
-        pytest.param("\x1b[2Jgone", "\\u001b[2Jgone", id="a terminal's order"),
-        pytest.param("one\ntwo\r", "one\\ntwo\\r", id="another line"),
-        pytest.param("a\u202eb", "a\\u202eb", id="from right to left"),
-        pytest.param("\ud800", "\\ud800", id="half a character"),
-        pytest.param(None, "None", id="nothing"),
+        pytest.param("ΑΒΓ – 6E_F é", "ΑΒΓ – 6E_F é", id="printable"),
+        pytest.param("\x1b[2Jgone", "\\u001b[2Jgone", id="escape sequence"),
+        pytest.param("one\ntwo\r", "one\\ntwo\\r", id="line breaks"),
+        pytest.param("a\u202eb", "a\\u202eb", id="right to left"),
+        pytest.param("\ud800", "\\ud800", id="lone surrogate"),
+        pytest.param(None, "None", id="None"),
     ],
 )
-def test_text_from_outside_does_nothing_to_a_terminal(text: object, shown: str) -> None:
+def test_printable_escapes_control_characters(text: object, shown: str) -> None:
     assert printable(text) == shown
 
 
-def test_json_means_what_it_meant_and_does_nothing_to_a_terminal() -> None:
+def test_json_is_valid_and_printable() -> None:
     data = {"said": HOSTILE, "half": "\ud800", "fine": "é ✓"}
     text = to_json(data)
     assert json.loads(text) == data
@@ -35,7 +35,7 @@ def test_json_means_what_it_meant_and_does_nothing_to_a_terminal() -> None:
     assert "é ✓" in text
 
 
-def test_nothing_is_said_with_a_secret_in_it(capsys: pytest.CaptureFixture[str]) -> None:
+def test_echo_masks_secrets(capsys: pytest.CaptureFixture[str]) -> None:
     redactor.add("hunter2secret")
     try:
         echo("the password is hunter2secret")
@@ -48,11 +48,11 @@ def test_nothing_is_said_with_a_secret_in_it(capsys: pytest.CaptureFixture[str])
     ("text", "expected"),
     [("24h", at(5)), ("1h30m", at(5, 22, 30)), ("2026-01-02", at(2)), ("2026-01-02T10:00+02:00", at(2, 8))],
 )
-def test_a_moment_is_a_duration_before_now_or_a_time(text: str, expected: object) -> None:
+def test_parse_time_accepts_duration_or_time(text: str, expected: object) -> None:
     assert parse_time(text, at(6), "--since") == expected
 
 
 @pytest.mark.parametrize("text", ["yesterday", "0001-01-01T00:00+14:00", "9" * 400 + "d"])
-def test_what_is_neither_says_what_to_write(text: str) -> None:
+def test_parse_time_rejects_other_text_with_examples(text: str) -> None:
     with pytest.raises(typer.BadParameter, match=r'" is neither a duration \(7d\) nor a time'):
         parse_time(text, at(6), "--since")
