@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Column, ColumnElement, Connection, column, func, literal, select, tuple_
+from sqlalchemy import Column, ColumnElement, Connection, Select, column, func, literal, select, tuple_
 from sqlalchemy.dialects.postgresql import ARRAY
 
 from ingestor.core.times import to_sqlite_text, to_us
@@ -15,16 +15,18 @@ from ingestor.core.times import to_sqlite_text, to_us
 KEYS_PER_QUERY = 500
 
 
-def keys_in(
-    connection: Connection, columns: Sequence[Column[Any]], keys: Sequence[tuple[Any, ...]]
-) -> ColumnElement[bool]:
-    """Return the condition that ``columns`` equal one of ``keys``, at most ``KEYS_PER_QUERY``.
+def select_by_keys(
+    connection: Connection, query: Select[Any], columns: Sequence[Column[Any]], keys: Sequence[tuple[Any, ...]]
+) -> Iterator[Any]:
+    """Yield the rows of ``query`` whose ``columns`` equal one of ``keys``, with one query per ``KEYS_PER_QUERY``.
 
-    Not a list of VALUES: SQLite before 3.42 compares it with every row of the table, and PostgreSQL turns it into one
-    condition per key.
+    The keys are not a list of VALUES: SQLite before 3.42 compares it with every row of the table, and PostgreSQL turns
+    it into one condition per key.
     """
     key_columns = _unnest if connection.dialect.name == "postgresql" else _json_each
-    return tuple_(*columns).in_(select(*key_columns(columns, keys)))
+    for start in range(0, len(keys), KEYS_PER_QUERY):
+        page = select(*key_columns(columns, keys[start : start + KEYS_PER_QUERY]))
+        yield from connection.execute(query.where(tuple_(*columns).in_(page)))
 
 
 def _unnest(columns: Sequence[Column[Any]], keys: Sequence[tuple[Any, ...]]) -> Iterable[ColumnElement[Any]]:

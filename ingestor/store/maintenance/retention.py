@@ -14,7 +14,7 @@ from datetime import date, datetime, timedelta
 from itertools import takewhile
 from typing import Any, Protocol, TypeAlias
 
-from sqlalchemy import Connection, Engine, Table, bindparam, delete, exists, select, update
+from sqlalchemy import Connection, Engine, bindparam, delete, exists, select, update
 
 from ingestor.config.model import RetentionConfig
 from ingestor.core.times import day_start_us, to_datetime, to_us
@@ -162,17 +162,14 @@ class _Ledger:
         expired = list(takewhile(lambda row: row.committed_at < self.before, page))
         if not expired:
             return _Progress(0, [])
-        self._delete_events(connection, expired[0].first_seq, expired[-1].last_seq)
+        e = schema.events.c
+        counted = (e.instance_id == self.instance_id, e.seq.between(expired[0].first_seq, expired[-1].last_seq))
+        connection.execute(delete(schema.events).where(*counted))
         days = group_by_day(expired)
         for day in days:
             self._replace(connection, day)
         whole_page = len(expired) == rows + 1
         return _Progress(len(expired), [replace(self, from_seq=days[-1].first_seq)] if whole_page else [])
-
-    def _delete_events(self, connection: Connection, first_seq: int, last_seq: int) -> None:
-        c = schema.events.c
-        counted = (c.instance_id == self.instance_id, c.seq.between(first_seq, last_seq))
-        connection.execute(delete(schema.events).where(*counted))
 
     def _replace(self, connection: Connection, day: LedgerDay) -> None:
         if day.batches == 1:
@@ -260,11 +257,9 @@ class _Samples:
         oldest = expired.order_by(s.ts).limit(per_series)
         ids = [{"id_": series_id} for series_id in series_ids]
         deleted = [
-            connection.execute(_delete_from(table).where(table.c.ts.in_(oldest)), ids).rowcount
+            connection.execute(
+                delete(table).where(table.c.series_id == bindparam("id_"), table.c.ts.in_(oldest)), ids
+            ).rowcount
             for table in (schema.sample_revisions, schema.samples)
         ]
         return deleted[-1]
-
-
-def _delete_from(table: Table) -> Any:
-    return delete(table).where(table.c.series_id == bindparam("id_"))

@@ -9,7 +9,7 @@ from typing import Any
 from sqlalchemy import Connection, Engine, Select, func, select, text
 
 from ingestor.store.engine import translate_errors
-from ingestor.store.schema import batches, coverage, instances
+from ingestor.store.schema import coverage, instances
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,6 +180,18 @@ _CHECKS: Sequence[_Check] = (
 )
 
 
+_LATE_LEDGER = _Check(
+    "elsewhere",
+    "instance {instance_id} ({name}): the ledger starts at entry {first_seq};"
+    " earlier entries were written to another database or by another instance",
+    """
+    SELECT i.instance_id, i.name, MIN(b.first_seq) AS first_seq
+    FROM instances i JOIN batches b ON b.instance_id = i.instance_id
+    GROUP BY i.instance_id, i.name HAVING MIN(b.first_seq) > 1 ORDER BY i.instance_id DESC
+    """,
+)
+
+
 def audit(engine: Engine, *, samples_pruned: bool = False) -> list[AuditIssue]:
     """Return all discrepancies, at most 100 per check; an empty list for a sound database.
 
@@ -206,7 +218,7 @@ def find_losses(engine: Engine) -> list[AuditIssue]:
     """
     with translate_errors(), engine.connect() as connection:
         lost = [AuditIssue("lost", _loss_message(row)) for row in connection.execute(_lost_coverage())]
-        return lost + [AuditIssue("elsewhere", _ELSEWHERE.format(**row)) for row in _late_ledgers(connection)]
+        return lost + _issues(connection, _LATE_LEDGER)
 
 
 def _lost_coverage() -> Select[Any]:
@@ -232,17 +244,3 @@ def _loss_message(row: Any) -> str:
     span = f"from {start:%Y-%m-%d %H:%M:%S} to {row.ended_at:%Y-%m-%d %H:%M:%S} UTC"
     instance = f"instance {row.instance_id} ({row.name})"
     return f"{instance}: data of {row.subscriptions} subscriptions received {span} may be lost: {row.reason}"
-
-
-_ELSEWHERE = (
-    "instance {instance_id} ({name}): the ledger starts at entry {first_seq};"
-    " earlier entries were written to another database or by another instance"
-)
-
-
-def _late_ledgers(connection: Connection) -> Sequence[Any]:
-    c, i = batches.c, instances.c
-    first = func.min(c.first_seq).label("first_seq")
-    query = select(i.instance_id, i.name, first).join_from(instances, batches, c.instance_id == i.instance_id)
-    query = query.group_by(i.instance_id, i.name).having(first > 1).order_by(i.instance_id.desc()).limit(_MAX_ISSUES)
-    return connection.execute(query).mappings().all()

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, NamedTuple
 
-from sqlalchemy import Connection, Engine, Select, TableClause, select
+from sqlalchemy import Connection, Engine, TableClause, select
 
 from ingestor.store import schema, views
 from ingestor.store.engine import translate_errors
@@ -64,49 +64,40 @@ def load_coverage(engine: Engine, start: datetime, end: datetime, ticker: str = 
 
     Raises DatabaseUnavailable.
     """
+    c = schema.subscriptions.c
+    query = select(c.subscription_id, c.feed, c.path, c.params, c.ticker).order_by(c.path, c.params)
+    if ticker:
+        query = query.where(c.ticker.in_((ticker, "")))
     with translate_errors(), engine.connect() as connection:
-        subscriptions = connection.execute(_subscriptions(ticker)).all()
-        wanted = _spans(connection, views.wanted, start, end)
-        covered = _spans(connection, views.covered, start, end)
-        gaps = _gaps(connection, start, end)
+        subscriptions = connection.execute(query).all()
+        wanted = _clip(connection, views.wanted, start, end)
+        covered = _clip(connection, views.covered, start, end)
+        gaps = _clip(connection, views.gaps, start, end, "states", "reason")
     return [
         SubscriptionCoverage(
             **row._mapping,
-            wanted=next(iter(wanted[row.subscription_id]), None),
+            wanted=next((TimeSpan(*span) for span in wanted[row.subscription_id]), None),
             covered=_intersect(wanted[row.subscription_id], covered[row.subscription_id]),
-            gaps=tuple(gaps[row.subscription_id]),
+            gaps=tuple(CoverageGap(*gap) for gap in gaps[row.subscription_id]),
         )
         for row in subscriptions
     ]
 
 
-def _subscriptions(ticker: str) -> Select[Any]:
-    c = schema.subscriptions.c
-    query = select(c.subscription_id, c.feed, c.path, c.params, c.ticker).order_by(c.path, c.params)
-    return query.where(c.ticker.in_((ticker, ""))) if ticker else query
-
-
-def _spans(connection: Connection, view: TableClause, start: datetime, end: datetime) -> dict[int, list[TimeSpan]]:
-    found: dict[int, list[TimeSpan]] = defaultdict(list)
+def _clip(
+    connection: Connection, view: TableClause, start: datetime, end: datetime, *columns: str
+) -> dict[int, list[tuple[Any, ...]]]:
+    """Return subscription_id → the view's intervals (from_at, to_at, *columns), cut to ``start`` and ``end``."""
+    clipped: dict[int, list[tuple[Any, ...]]] = defaultdict(list)
     c = view.c
-    query = select(c.subscription_id, c.from_at, c.to_at).where(c.from_at < end, c.to_at > start).order_by(c.from_at)
-    for row in connection.execute(query):
-        found[row.subscription_id].append(TimeSpan(max(row.from_at, start), min(row.to_at, end)))
-    return found
+    query = select(c.subscription_id, c.from_at, c.to_at, *(c[name] for name in columns))
+    query = query.where(c.from_at < end, c.to_at > start).order_by(c.from_at)
+    for subscription_id, from_at, to_at, *values in connection.execute(query):
+        clipped[subscription_id].append((max(from_at, start), min(to_at, end), *values))
+    return clipped
 
 
-def _gaps(connection: Connection, start: datetime, end: datetime) -> dict[int, list[CoverageGap]]:
-    found: dict[int, list[CoverageGap]] = defaultdict(list)
-    c = views.gaps.c
-    query = select(views.gaps).where(c.from_at < end, c.to_at > start).order_by(c.from_at)
-    for row in connection.execute(query):
-        found[row.subscription_id].append(
-            CoverageGap(max(row.from_at, start), min(row.to_at, end), row.states, row.reason)
-        )
-    return found
-
-
-def _intersect(wanted: list[TimeSpan], covered: list[TimeSpan]) -> tuple[TimeSpan, ...]:
+def _intersect(wanted: list[tuple[Any, ...]], covered: list[tuple[Any, ...]]) -> tuple[TimeSpan, ...]:
     """Return the covered part of the wanted time. Another instance may have covered more than was wanted here."""
-    clipped = [TimeSpan(max(w.from_at, c.from_at), min(w.to_at, c.to_at)) for w in wanted for c in covered]
-    return tuple(span for span in clipped if span.from_at < span.to_at)
+    spans = (TimeSpan(max(w[0], c[0]), min(w[1], c[1])) for w in wanted for c in covered)
+    return tuple(span for span in spans if span.from_at < span.to_at)

@@ -15,7 +15,6 @@ Record: TypeAlias = dict[str, Any]  # a row: column → value; times are aware, 
 
 PAGE_DEAD_LETTERS = 500
 PAGE_BYTES = 8 << 20
-_LEDGER_COUNTS = tuple(schema.batches.c[name] for name in schema.LEDGER_COUNTS)
 
 
 def fetch_records(engine: Engine, query: Executable, parameters: Record | None = None) -> list[Record]:
@@ -36,25 +35,24 @@ def load_status(engine: Engine) -> dict[str, list[Record]]:
 
 
 def list_dead_letters(
-    engine: Engine, *, ids: Sequence[int] = (), after_id: int = 0, limit: int = 500, include_retried: bool = False
+    engine: Engine, *, ids: Sequence[int] = (), limit: int = 500, include_retried: bool = False
 ) -> list[Record]:
-    """List dead letters with an id above ``after_id``, in the order of their ids.
+    """List the dead letters in ``ids``; if that is empty, those not retried, or all with ``include_retried``.
 
-    Selects those in ``ids``; if that is empty, those that were not retried, or all with ``include_retried``. Raises
-    DatabaseUnavailable.
+    They are in the order of their ids. Raises DatabaseUnavailable.
     """
-    return fetch_records(engine, _dead_letters(ids, after_id, include_retried=include_retried).limit(limit))
+    return fetch_records(engine, _dead_letters(ids, include_retried=include_retried).limit(limit))
 
 
 def next_dead_letters(
     engine: Engine, *, ids: Sequence[int] = (), after_id: int = 0, max_id: int, max_bytes: int = PAGE_BYTES
 ) -> list[Record]:
-    """Return the next page of dead letters to retry, up to ``max_bytes`` of text but at least one, if there is any.
+    """Return dead letters to retry, up to ``max_bytes`` of text but at least one: of ``ids``, or (empty) of all.
 
-    Selects those in ``ids``, or (if that is empty) those that were not retried. Raises DatabaseUnavailable.
+    Raises DatabaseUnavailable.
     """
     c = schema.dead_letters.c
-    query = _dead_letters(ids, after_id).where(c.dead_letter_id <= max_id).limit(PAGE_DEAD_LETTERS)
+    query = _dead_letters(ids).where(c.dead_letter_id > after_id, c.dead_letter_id <= max_id).limit(PAGE_DEAD_LETTERS)
     page: list[Record] = []
     # Fetch a few rows at a time: a whole page of frames could be gigabytes.
     with (
@@ -105,7 +103,7 @@ def count_samples_by_ticker(engine: Engine, feed: str) -> dict[str, int]:
 
 def _instances() -> Select[Any]:
     i, b = schema.instances.c, schema.batches.c
-    sums = [func.coalesce(func.sum(count), 0).label(count.name) for count in _LEDGER_COUNTS]
+    sums = [func.coalesce(func.sum(b[name]), 0).label(name) for name in schema.LEDGER_COUNTS]
     columns = (i.instance_id, i.name, i.version, i.position, i.started_at, i.heartbeat_at)
     return (
         select(*columns, func.max(b.committed_at).label("committed_at"), *sums)
@@ -128,9 +126,9 @@ def _states() -> Select[Any]:
     return query.group_by(*columns).order_by(*columns)
 
 
-def _dead_letters(ids: Sequence[int], after_id: int, *, include_retried: bool = False) -> Select[Any]:
+def _dead_letters(ids: Sequence[int], *, include_retried: bool = False) -> Select[Any]:
     c = schema.dead_letters.c
-    query = select(schema.dead_letters).where(c.dead_letter_id > after_id).order_by(c.dead_letter_id)
+    query = select(schema.dead_letters).order_by(c.dead_letter_id)
     if ids:
         return query.where(c.dead_letter_id.in_(ids))
     return query if include_retried else query.where(c.retried_at.is_(None))

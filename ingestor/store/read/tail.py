@@ -6,20 +6,20 @@ becomes a revision.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from datetime import datetime
+from collections.abc import Iterable
 from typing import Any, NamedTuple, TypeAlias
 
-from sqlalchemy import Connection, Engine, Table, column, select, text
+from sqlalchemy import Engine, column, select, text
 from sqlalchemy.sql.expression import TextualSelect
 
 from ingestor.core.entries import SeriesKey
 from ingestor.core.times import to_datetime
 from ingestor.store import schema, views
 from ingestor.store.engine import fetch_all, translate_errors
-from ingestor.store.key_lookup import KEYS_PER_QUERY, keys_in
+from ingestor.store.key_lookup import select_by_keys
 from ingestor.store.read.status import Record, fetch_records
 
+SERIES_COLUMNS = ("feed", "metric", "ticker", "user_id")
 ObservationKey: TypeAlias = tuple[SeriesKey, int]  # (series, ts in µs since the epoch)
 
 # Read the newest samples of each series through the primary key: the cost depends on the number of series, not of
@@ -77,13 +77,7 @@ def next_batch(engine: Engine, instance_id: int, after_seq: int) -> CommittedBat
     """Return an instance's first batch after ``after_seq``, or None. Raises DatabaseUnavailable."""
     c = schema.batches.c
     query = (
-        select(
-            c.instance_id,
-            c.first_seq,
-            c.last_seq,
-            (c.new_rows + c.revised_rows).label("value_count"),
-            (c.frames - c.dead_frames).label("payload_count"),
-        )
+        select(c.instance_id, c.first_seq, c.last_seq, c.new_rows + c.revised_rows, c.frames - c.dead_frames)
         .where(c.instance_id == instance_id, c.first_seq > after_seq)
         .order_by(c.first_seq)
         .limit(1)
@@ -108,54 +102,28 @@ def recorded_values(engine: Engine, batch: CommittedBatch, keys: Iterable[Observ
     Raises DatabaseUnavailable.
     """
     keys = set(keys)
+    columns = tuple(schema.series.c[name] for name in SERIES_COLUMNS)
     records: list[Record] = []
     with translate_errors(), engine.connect() as connection:
-        ids = _series_ids(connection, {series for series, _ in keys})
+        series_keys = sorted({series for series, _ in keys})
+        rows = select_by_keys(connection, select(schema.series.c.series_id, *columns), columns, series_keys)
+        names = {series_id: tuple(series) for series_id, *series in rows}
+        ids = {series: series_id for series_id, series in names.items()}
         sample_keys = sorted((ids[series], to_datetime(ts_us)) for series, ts_us in keys if series in ids)
-        names = {id_: series for series, id_ in ids.items()}
-        for start in range(0, len(sample_keys), KEYS_PER_QUERY):
-            page = sample_keys[start : start + KEYS_PER_QUERY]
-            for table in (schema.samples, schema.sample_revisions):
-                records += _values(connection, table, batch, page, names)
+        for table in (schema.samples, schema.sample_revisions):
+            c = table.c
+            query = select(table).where(
+                c.instance_id == batch.instance_id, c.seq.between(batch.first_seq, batch.last_seq)
+            )
+            for row in select_by_keys(connection, query, (c.series_id, c.ts), sample_keys):
+                values = dict(row._mapping) | dict(zip(SERIES_COLUMNS, names[row.series_id], strict=True))
+                records.append({column.name: values[column.name] for column in views.observations.columns})
     return sorted(records, key=sort_key)
 
 
 def sort_key(record: Record) -> tuple[Any, ...]:
     """Sort by entry, then by time and series."""
-    return tuple(record[name] for name in ("seq", "ts", "feed", "metric", "ticker", "user_id", "revision"))
-
-
-def _series_ids(connection: Connection, series: set[SeriesKey]) -> dict[SeriesKey, int]:
-    c = schema.series.c
-    columns = (c.feed, c.metric, c.ticker, c.user_id)
-    ids: dict[SeriesKey, int] = {}
-    keys = sorted(series)
-    for start in range(0, len(keys), KEYS_PER_QUERY):
-        page = keys[start : start + KEYS_PER_QUERY]
-        for id_, *key in connection.execute(select(c.series_id, *columns).where(keys_in(connection, columns, page))):
-            ids[tuple(key)] = id_
-    return ids
-
-
-def _values(
-    connection: Connection,
-    table: Table,
-    batch: CommittedBatch,
-    keys: Sequence[tuple[int, datetime]],  # (series_id, ts)
-    names: dict[int, SeriesKey],
-) -> list[Record]:
-    c = table.c
-    query = select(table).where(
-        keys_in(connection, (c.series_id, c.ts), keys),
-        c.instance_id == batch.instance_id,
-        c.seq.between(batch.first_seq, batch.last_seq),
-    )
-    return [_observation(dict(row), names) for row in connection.execute(query).mappings()]
-
-
-def _observation(row: Record, names: dict[int, SeriesKey]) -> Record:
-    row |= dict(zip(("feed", "metric", "ticker", "user_id"), names[row["series_id"]], strict=True))
-    return {column.name: row[column.name] for column in views.observations.columns}
+    return tuple(record[name] for name in ("seq", "ts", *SERIES_COLUMNS, "revision"))
 
 
 def _newest(engine: Engine, clauses: str) -> TextualSelect:

@@ -12,7 +12,7 @@ from typing import Any, Generic, TypeVar
 from sqlalchemy import Connection, Table, select
 
 from ingestor.store.engine import insert_or_ignore
-from ingestor.store.key_lookup import KEYS_PER_QUERY, keys_in
+from ingestor.store.key_lookup import select_by_keys
 
 Key = TypeVar("Key", bound=tuple[str, ...])
 
@@ -57,9 +57,5 @@ class InternTable(Generic[Key]):
             self._ids = {key: id_ for key, id_ in self._ids.items() if key not in stale}
 
     def _select(self, connection: Connection, keys: Sequence[Key]) -> dict[Key, int]:
-        found: dict[Key, int] = {}
-        for start in range(0, len(keys), KEYS_PER_QUERY):
-            page = keys[start : start + KEYS_PER_QUERY]
-            query = select(self._id_column, *self._key_columns).where(keys_in(connection, self._key_columns, page))
-            found |= {tuple(row[1:]): row[0] for row in connection.execute(query)}
-        return found
+        query = select(self._id_column, *self._key_columns)
+        return {row[1:]: row[0] for row in select_by_keys(connection, query, self._key_columns, keys)}

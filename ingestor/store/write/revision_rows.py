@@ -9,7 +9,7 @@ from sqlalchemy import Connection, bindparam, insert, select, update
 
 from ingestor.core.times import to_datetime, to_optional_datetime, to_us
 from ingestor.store import schema
-from ingestor.store.key_lookup import KEYS_PER_QUERY, keys_in
+from ingestor.store.key_lookup import select_by_keys
 from ingestor.store.write.revisions import SampleKey, SampleRecord, SampleValue
 
 
@@ -17,15 +17,13 @@ def load(connection: Connection, keys: Sequence[SampleKey]) -> dict[SampleKey, S
     """Return the stored record of each key that has one, and lock its row until the transaction ends."""
     records: dict[SampleKey, SampleRecord] = {}
     current, others = schema.samples, schema.sample_revisions
-    for start in range(0, len(keys), KEYS_PER_QUERY):
-        page = [(series_id, to_datetime(ts_us)) for series_id, ts_us in keys[start : start + KEYS_PER_QUERY]]
-        is_current = keys_in(connection, (current.c.series_id, current.c.ts), page)
-        query = select(current).where(is_current).order_by(current.c.series_id, current.c.ts).with_for_update()
-        for row in connection.execute(query):
-            records[row.series_id, to_us(row.ts)] = SampleRecord(_value(row), row.revision)
-        is_other = keys_in(connection, (others.c.series_id, others.c.ts), page)
-        for row in connection.execute(select(others.c.series_id, others.c.ts, others.c.value).where(is_other)):
-            records[row.series_id, to_us(row.ts)].other_values.add(row.value)
+    sample_keys = [(series_id, to_datetime(ts_us)) for series_id, ts_us in keys]
+    query = select(current).order_by(current.c.series_id, current.c.ts).with_for_update()
+    for row in select_by_keys(connection, query, (current.c.series_id, current.c.ts), sample_keys):
+        records[row.series_id, to_us(row.ts)] = SampleRecord(_value(row), row.revision)
+    query = select(others.c.series_id, others.c.ts, others.c.value)
+    for row in select_by_keys(connection, query, (others.c.series_id, others.c.ts), sample_keys):
+        records[row.series_id, to_us(row.ts)].other_values.add(row.value)
     return records
 
 
