@@ -99,6 +99,11 @@ def _at(name: str, *, nullable: bool = False) -> Column[datetime]:
     return Column(name, UtcDateTime, nullable=nullable)
 
 
+def _where(condition: str) -> dict[str, Any]:
+    """Return the arguments of a partial index."""
+    return {"sqlite_where": text(condition), "postgresql_where": text(condition)}
+
+
 def _value_columns() -> tuple[Column[Any], ...]:
     # Columns of four bytes in pairs: PostgreSQL would pad each to eight bytes, a tenth of the row.
     return (
@@ -181,15 +186,8 @@ dead_letters = Table(
     _text("params"),
     _at("retried_at", nullable=True),
     UniqueConstraint("instance_id", "seq", "row_index"),
-)
-# For a unique constraint two NULLs differ, and NULLS NOT DISTINCT needs PostgreSQL 15.
-Index(
-    "uq_dead_letters_frame",
-    dead_letters.c.instance_id,
-    dead_letters.c.seq,
-    unique=True,
-    sqlite_where=dead_letters.c.row_index.is_(None),
-    postgresql_where=dead_letters.c.row_index.is_(None),
+    # For a unique constraint two NULLs differ, and NULLS NOT DISTINCT needs PostgreSQL 15.
+    Index("uq_dead_letters_frame", "instance_id", "seq", unique=True, **_where("row_index IS NULL")),
 )
 
 subscriptions = Table(
@@ -203,9 +201,8 @@ subscriptions = Table(
     _key("ticker"),
     _at("first_seen_at"),
     UniqueConstraint("path", "params"),
+    Index(None, "feed", "ticker"),  # finds the subscriptions of a ticker, for each bucket of its candles
 )
-# Finds the subscriptions of a ticker, for each bucket of its candles.
-Index(None, subscriptions.c.feed, subscriptions.c.ticker)
 
 coverage = Table(
     "coverage",
@@ -218,14 +215,8 @@ coverage = Table(
     _term("state"),
     _text("reason"),
     PrimaryKeyConstraint("subscription_id", "instance_id", "start_seq"),
-)
-# With each state change the writer closes the open interval, however long the history is.
-Index(
-    "ix_coverage_open",
-    coverage.c.instance_id,
-    coverage.c.subscription_id,
-    sqlite_where=coverage.c.ended_at.is_(None),
-    postgresql_where=coverage.c.ended_at.is_(None),
+    # With each state change the writer closes the open interval, however long the history is.
+    Index("ix_coverage_open", "instance_id", "subscription_id", **_where("ended_at IS NULL")),
 )
 
 repairs = Table(
@@ -244,13 +235,8 @@ repairs = Table(
     _at("created_at"),
     _at("finished_at", nullable=True),
     UniqueConstraint("subscription_id", "from_ts", "to_ts"),
-)
-# Open repairs are queried all the time, and there are few.
-Index(
-    "ix_repairs_open",
-    repairs.c.repair_id,
-    sqlite_where=repairs.c.state == "open",
-    postgresql_where=repairs.c.state == "open",
+    # Open repairs are queried all the time, and there are few.
+    Index("ix_repairs_open", "repair_id", **_where("state = 'open'")),
 )
 
 events = Table(
