@@ -19,28 +19,18 @@ from ingestor.core.redaction import redactor
 from ingestor.monitoring import journald, log_format, log_setup
 from ingestor.monitoring.fact_messages import message_of
 from ingestor.monitoring.nonblocking_stream import FLUSH_SECONDS
+from tests.support.logging_state import preserved_logging
 
 SECRET = 'a-"key"-to-mask'
 log = logging.getLogger("ingestor.somewhere")
 
 
 @pytest.fixture(autouse=True)
-def _restore_logging() -> Iterator[None]:
-    """Restore the logging configuration, which belongs to the whole process."""
-    root, ours = logging.getLogger(), logging.getLogger("ingestor")
-    handlers, levels = root.handlers[:], (root.level, ours.level)
-    hooks = sys.excepthook, threading.excepthook, sys.unraisablehook
+def _preserve_logging() -> Iterator[None]:
     redactor.add(SECRET)
-    yield
+    with preserved_logging():
+        yield
     redactor.remove(SECRET)
-    sys.excepthook, threading.excepthook, sys.unraisablehook = hooks
-    logging.captureWarnings(False)
-    structlog.reset_defaults()
-    for handler in [handler for handler in root.handlers if handler not in handlers]:
-        root.removeHandler(handler)
-        handler.close()
-    root.setLevel(levels[0])
-    ours.setLevel(levels[1])
 
 
 def remove_pytest_handlers() -> None:
