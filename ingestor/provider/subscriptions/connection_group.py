@@ -30,7 +30,6 @@ RECONNECT = Backoff(first_seconds=1.0, cap_seconds=60.0)
 RECONNECT_AFTER_RESTART = Backoff(first_seconds=1.0, cap_seconds=3.0)  # if the server was healthy a moment ago
 RESTART_SECONDS = 60.0  # after which a server that was healthy counts as away, no longer as restarting
 OVERLAP_SECONDS = 1.0  # how long an old connection stays open for the first data on its replacement
-FIRST_FRAME_POLL_SECONDS = 0.02
 HEALTHY_SECONDS = 30.0  # a shorter session counts as another failure, so that a server that kicks is not hammered
 EVICTED = (
     "the provider closed the old connection as soon as its replacement opened, twice in a row; it seems to allow one"
@@ -65,7 +64,7 @@ class ConnectionGroup:
         self.tracker = StateTracker(settings, self._subscriptions, context.states, context.provider.silence)
         self._tracker_timer: asyncio.TimerHandle | None = None
         self._sessions: set[SubscriptionSession] = set()  # the one in use, and the one that is to replace it
-        self._wake_up = asyncio.Event()
+        self.wake_up = asyncio.Event()  # set to check whether the connection has to be replaced
         self._failures = 0
         self._retry_boottime = 0.0  # when replacing the connection may be tried again
         self._healthy_until_boottime = boottime()  # when the last session that was no failure ended
@@ -100,10 +99,6 @@ class ConnectionGroup:
                 await self._connect_and_serve()
         finally:
             await self._stop()
-
-    def wake_up(self) -> None:
-        """Check whether the connection has to be replaced, because there is a new token."""
-        self._wake_up.set()
 
     async def disconnect_all(self, reason: str) -> None:
         """Close the connections, because the spool is full. None is opened until the context allows it."""
@@ -144,7 +139,7 @@ class ConnectionGroup:
 
     def mark_unconfirmed(self) -> None:
         """Note an interruption that ends now. See ``StateTracker.mark_unconfirmed``."""
-        self._wake_up.set()  # a deadline may have passed while timers stood still
+        self.wake_up.set()  # a deadline may have passed while timers stood still
         self.tracker.mark_unconfirmed(read_clocks())
         self._set_tracker_timer()
 
@@ -254,12 +249,12 @@ class ConnectionGroup:
         await asyncio.sleep(RECONNECT.full_jitter(self._failures, chance()))
 
     async def _wait_until_due(self, session: SubscriptionSession) -> None:
-        """Wait until the session ends, is due for replacement, or ``wake_up``. Raises what ended its task."""
+        """Wait until the session ends, is due for replacement, or ``wake_up`` is set. Raises what ended its task."""
         task = session.task
         wait = max(0.0, self._due_boottime(session) - boottime())
         running = None if task.done() else task
-        await _wait_for_any(session.connection.wait_closed(), self._wake_up.wait(), task=running, seconds=wait)
-        self._wake_up.clear()
+        await _wait_for_any(session.connection.wait_closed(), self.wake_up.wait(), task=running, seconds=wait)
+        self.wake_up.clear()
         if task.done() and not task.cancelled():
             task.result()
 
@@ -371,7 +366,7 @@ class ConnectionGroup:
 async def _first_frame(connection: Connection) -> None:
     """Wait for the first frame. Polls, because notifying would cost the receive path time for each frame."""
     while not connection.frames:  # noqa: ASYNC110
-        await asyncio.sleep(FIRST_FRAME_POLL_SECONDS)
+        await asyncio.sleep(0.02)
 
 
 async def _wait_for_any(*waits: Wait, task: asyncio.Task[Any] | None = None, seconds: float | None = None) -> None:

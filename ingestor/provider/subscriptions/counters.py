@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
@@ -54,11 +54,10 @@ class GroupCounters:
         self._last_frame_us = connection.last_frame_us or self._last_frame_us
 
     def status(
-        self, settings: ConnectionSettings, current: Connection | None, open_connections: Iterable[Connection]
+        self, settings: ConnectionSettings, current: Connection | None, open_connections: Collection[Connection]
     ) -> GroupStatus:
         """Return the status. ``open_connections`` are those that were not passed to ``add_closed``."""
-        connections = list(open_connections)
-        frame_times = [connection.last_frame_us for connection in connections]
+        frame_times = [connection.last_frame_us for connection in open_connections]
         return GroupStatus(
             path=settings.path,
             params=settings.params,
@@ -66,7 +65,7 @@ class GroupCounters:
             protocol=current.protocol_version.value if current else "",
             connected=current is not None,
             since_us=self._since_us,
-            frames=self._frames + sum(connection.frames for connection in connections),
+            frames=self._frames + sum(connection.frames for connection in open_connections),
             last_frame_us=max((at for at in [*frame_times, self._last_frame_us] if at is not None), default=None),
             reconnects=MappingProxyType(dict(self._reconnects)),
             last_error=self.last_error,

@@ -238,7 +238,7 @@ class Supervisor:
         self._context.record(Fact("token_renewed", wall_us(), {"life_seconds": round(token.life_seconds)}))
         self._report_paths_not_allowed(token)
         for group in self._groups.values():
-            group.wake_up()
+            group.wake_up.set()
 
     def _report_paths_not_allowed(self, token: Token) -> None:
         subscriptions = self._subscriptions
