@@ -17,7 +17,7 @@ from ingestor.core.clock import boottime
 from ingestor.daemon.scheduler import JobScheduler
 from ingestor.provider.auth import Token, TokenSource, token_source
 from ingestor.provider.auth.login import fetch_token
-from ingestor.provider.socket import connection
+from ingestor.provider.socket import connection as connection_module
 from ingestor.provider.socket.connection import Connection, ConnectionSettings
 from ingestor.provider.socket.protocol import ProtocolVersion, probe
 from ingestor.provider.subscriptions import connection_group, session
@@ -45,7 +45,7 @@ def token() -> Token:
 
 @pytest.fixture
 async def raw_server() -> AsyncIterator[Callable[..., Any]]:
-    """`await raw_server(talk, **settings)`: a running server that speaks Engine.IO by hand."""
+    """`await raw_server(talk, **settings)`: a running server that sends hand-written Engine.IO."""
     async with AsyncExitStack() as running:
 
         async def make(*args: Any, **settings: Any) -> RawServer:
@@ -56,7 +56,7 @@ async def raw_server() -> AsyncIterator[Callable[..., Any]]:
 
 @pytest.fixture
 async def web_server() -> AsyncIterator[Callable[..., Any]]:
-    """`await web_server(reply, …)`: a running HTTP server that says what it is told to."""
+    """`await web_server(reply, …)`: a running HTTP server that sends these replies."""
     async with AsyncExitStack() as running:
 
         async def make(*args: Any, **settings: Any) -> WebServer:
@@ -67,32 +67,32 @@ async def web_server() -> AsyncIterator[Callable[..., Any]]:
 
 @pytest.fixture
 def reach(certificate: Path, memory: Memory, token: Token) -> Reach:
-    """`await reach("probe", url)`: once, in one of the three ways in which the provider is asked."""
+    """`await reach("probe", url)`: contact the provider once, in one of the three ways of WAYS."""
 
-    async def once(way: str, url: str, proxy: SecretStr | None = None, ca_file: Path | None = certificate) -> object:
+    async def contact(way: str, url: str, proxy: SecretStr | None = None, ca_file: Path | None = certificate) -> object:
         if way == "token":
-            more: dict[str, Any] = {"lifetime_seconds": 60, "ca_file": ca_file, "proxy": proxy}
-            return await asyncio.to_thread(fetch_token, f"{url}/jwt", KEY, **more)
-        verification = make_tls_context(ca_file) if url.startswith("https") else None
+            options: dict[str, Any] = {"lifetime_seconds": 60, "ca_file": ca_file, "proxy": proxy}
+            return await asyncio.to_thread(fetch_token, f"{url}/jwt", KEY, **options)
+        tls_context = make_tls_context(ca_file) if url.startswith("https") else None
         if way == "probe":
-            return await probe(url, TOKEN, verification, proxy)
-        line = ConnectionSettings(
-            url=url, path="/p", params="{}", events=("res",), tls_context=verification, proxy=proxy
+            return await probe(url, TOKEN, tls_context, proxy)
+        settings = ConnectionSettings(
+            url=url, path="/p", params="{}", events=("res",), tls_context=tls_context, proxy=proxy
         )
-        one = Connection(line, ProtocolVersion.SOCKET_IO_4, memory, memory.append)
-        await one.open(token)
-        return await one.close("stopped", "seen enough")
+        connection = Connection(settings, ProtocolVersion.SOCKET_IO_4, memory, memory.append)
+        await connection.open(token)
+        return await connection.close("stopped", "reached")
 
-    return once
+    return contact
 
 
 @pytest.fixture
 async def scheduler() -> AsyncIterator[JobScheduler]:
     """The daemon's scheduler, running."""
-    made = JobScheduler()
-    made.start()
-    yield made
-    made.shutdown()
+    scheduler = JobScheduler()
+    scheduler.start()
+    yield scheduler
+    scheduler.shutdown()
     await asyncio.sleep(0)  # it shuts down in the loop's next step
 
 
@@ -110,39 +110,39 @@ async def make_token_source(scheduler: JobScheduler) -> AsyncIterator[Callable[.
         return made[-1]
 
     yield make
-    for one in made:
-        await one.close()
+    for source in made:
+        await source.close()
 
 
 @pytest.fixture
 async def make_connection(memory: Memory) -> AsyncIterator[Callable[..., Connection]]:
-    """`make_connection(url)`: a connection that hands over to ``memory``; closed at the end."""
+    """`make_connection(url)`: a connection that appends to ``memory``; closed at the end."""
     made: list[Connection] = []
 
     def make(url: str, version: ProtocolVersion = ProtocolVersion.SOCKET_IO_4) -> Connection:
-        line = ConnectionSettings(url=url, path="/real-time/crowd-sentiment", params="{}", events=("res", "data"))
-        made.append(Connection(line, version, memory, memory.append))
+        settings = ConnectionSettings(url=url, path="/real-time/crowd-sentiment", params="{}", events=("res", "data"))
+        made.append(Connection(settings, version, memory, memory.append))
         return made[-1]
 
     yield make
-    for one in made:
-        await one.close("stopped", "the test is over")
+    for connection in made:
+        await connection.close("stopped", "the test is over")
 
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Everything is tried again at once."""
+    """Make every retry and timeout short."""
     monkeypatch.setattr(connection_group, "RECONNECT", Backoff(first_seconds=0.05, cap_seconds=0.2))
     monkeypatch.setattr(connection_group, "RECONNECT_AFTER_RESTART", Backoff(first_seconds=0.05, cap_seconds=0.2))
     monkeypatch.setattr(session, "RESUBSCRIBE", Backoff(first_seconds=0.1, cap_seconds=0.2))
     monkeypatch.setattr(token_source, "UNAVAILABLE_BACKOFF", Backoff(first_seconds=0.1, cap_seconds=0.2))
     monkeypatch.setattr(token_source, "REFUSED_BACKOFF", Backoff(first_seconds=0.1, cap_seconds=0.2))
-    monkeypatch.setattr(connection, "ACK_SECONDS", 0.3)
+    monkeypatch.setattr(connection_module, "ACK_SECONDS", 0.3)
 
 
 @pytest.fixture
 async def run(scheduler: JobScheduler, memory: Memory) -> AsyncIterator[StartSupervisor]:
-    """`await run(url, api_key, subscriptions, **provider_settings)`: a supervisor at work."""
+    """`await run(url, api_key, subscriptions, **provider_settings)`: a running supervisor."""
     started: list[RunningSupervisor] = []
 
     async def start(url: str, api_key: str, subscriptions: list[Subscription], **settings: Any) -> RunningSupervisor:
@@ -152,5 +152,5 @@ async def run(scheduler: JobScheduler, memory: Memory) -> AsyncIterator[StartSup
         return started[-1]
 
     yield start
-    for one in started:
-        await one.stop()
+    for running in started:
+        await running.stop()

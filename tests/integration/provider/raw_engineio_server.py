@@ -1,4 +1,4 @@
-"""A server that speaks Engine.IO by hand, so that a test can say anything at any moment, in order or out of it."""
+"""A server that sends hand-written Engine.IO, so that a test can send anything at any moment."""
 
 from __future__ import annotations
 
@@ -12,62 +12,62 @@ from aiohttp import WSMsgType, web
 
 from ingestor.core.entries import Fact, Frame
 
-Talk = Callable[["Visitor"], Awaitable[None]]
+Talk = Callable[["ClientSocket"], Awaitable[None]]
 WAIT_SECONDS = 10
 
 
-class Visitor:
-    """One websocket as the server sees it."""
+class ClientSocket:
+    """One websocket on the server's side."""
 
     def __init__(self, socket: web.WebSocketResponse, request: web.Request) -> None:
         self.request = request
-        self.heard: list[str] = []  # everything but pings and pongs
+        self.received: list[str] = []  # all messages but pings and pongs
         self.pings = 0
         self.pongs = 0
-        self.gone = asyncio.Event()
+        self.closed = asyncio.Event()
         self.close_code: int | None = None
         self._socket = socket
-        self._news = asyncio.Event()
+        self._changed = asyncio.Event()
 
-    async def say(self, *messages: str | bytes) -> None:
+    async def send(self, *messages: str | bytes) -> None:
         for message in messages:
             if isinstance(message, str):
                 await self._socket.send_str(message)
             else:
                 await self._socket.send_bytes(message)
 
-    async def leave(self) -> None:
-        """Close the websocket in order."""
+    async def close(self) -> None:
+        """Close the websocket with a closing handshake."""
         await self._socket.close()
 
-    def cut(self) -> None:
+    def abort(self) -> None:
         """Drop the TCP connection."""
         assert self.request.transport is not None
         self.request.transport.abort()
 
-    async def until(self, true: Callable[[], object]) -> None:
-        """Wait until it holds of what was heard."""
+    async def until(self, condition: Callable[[], object]) -> None:
+        """Wait until the condition holds; checked after each message."""
         async with asyncio.timeout(WAIT_SECONDS):
-            while not true():
-                self._news.clear()
-                await self._news.wait()
+            while not condition():
+                self._changed.clear()
+                await self._changed.wait()
 
-    def asked(self, verb: str) -> list[tuple[int, dict[str, Any]]]:
-        """(ack id, wish) of every such event so far."""
-        wishes = []
-        for text in self.heard:
-            number, bracket, rest = text.removeprefix("42").partition("[")
-            if text.startswith("42") and bracket and (event := json.loads("[" + rest))[0] == verb:
-                wishes.append((int(number), event[1]))
-        return wishes
+    def requests(self, event_name: str) -> list[tuple[int, dict[str, Any]]]:
+        """Return (ack id, payload) of every event of this name so far."""
+        found = []
+        for text in self.received:
+            ack_id, bracket, rest = text.removeprefix("42").partition("[")
+            if text.startswith("42") and bracket and (event := json.loads("[" + rest))[0] == event_name:
+                found.append((int(ack_id), event[1]))
+        return found
 
     async def acknowledge(self, count: int = 1) -> None:
-        """Wait for so many subscriptions, and confirm them."""
-        await self.until(lambda: len(self.asked("subscribe")) >= count)
-        for number, _ in self.asked("subscribe"):
-            await self.say(f"43{number}[null]")
+        """Wait for this many subscriptions, and acknowledge them."""
+        await self.until(lambda: len(self.requests("subscribe")) >= count)
+        for ack_id, _ in self.requests("subscribe"):
+            await self.send(f"43{ack_id}[null]")
 
-    async def listen(self) -> None:
+    async def receive_all(self) -> None:
         async for message in self._socket:
             if message.type not in (WSMsgType.TEXT, WSMsgType.BINARY):
                 break
@@ -76,15 +76,15 @@ class Visitor:
             elif message.data == "3":
                 self.pongs += 1
             else:
-                self.heard.append(message.data)
-            self._news.set()
+                self.received.append(message.data)
+            self._changed.set()
         self.close_code = self._socket.close_code
-        self.gone.set()
-        self._news.set()
+        self.closed.set()
+        self._changed.set()
 
 
 class RawServer:
-    """``async with RawServer(talk) as server``: greets as generation 4 or 3 does, then lets ``talk`` speak."""
+    """``async with RawServer(talk) as server``: sends the handshake of its generation, then calls ``talk``."""
 
     def __init__(
         self,
@@ -99,7 +99,7 @@ class RawServer:
         tls: ssl.SSLContext | None = None,
     ) -> None:
         self._tls = tls
-        self.visitors: list[Visitor] = []
+        self.clients: list[ClientSocket] = []
         self.probes = 0
         self.logins = 0
         self.status = status  # answers every websocket with this instead
@@ -128,17 +128,17 @@ class RawServer:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        for visitor in self.visitors:
-            if visitor.request.transport is not None:
-                visitor.cut()
+        for client in self.clients:
+            if client.request.transport is not None:
+                client.abort()
         await self._runner.cleanup()
 
-    async def visitor(self, number: int = 1) -> Visitor:
-        """The newest visitor, once there have been so many."""
+    async def client(self, number: int = 1) -> ClientSocket:
+        """Return the client with this number, once it has connected."""
         async with asyncio.timeout(WAIT_SECONDS):
-            while len(self.visitors) < number:
+            while len(self.clients) < number:
                 await asyncio.sleep(0.005)
-        return self.visitors[number - 1]
+        return self.clients[number - 1]
 
     async def _login(self, _: web.Request) -> web.Response:
         self.logins += 1
@@ -153,49 +153,49 @@ class RawServer:
             return web.Response(status=self.status, text="no", headers=self._headers)
         socket = web.WebSocketResponse(max_msg_size=0)
         await socket.prepare(request)
-        visitor = Visitor(socket, request)
-        self.visitors.append(visitor)
-        listening = asyncio.create_task(visitor.listen())
+        client = ClientSocket(socket, request)
+        self.clients.append(client)
+        listening = asyncio.create_task(client.receive_all())
         try:
             if self.greets:
-                await self.greet(visitor)
+                await self.greet(client)
             if self._talk is not None:
-                await self._talk(visitor)
-            await visitor.gone.wait()
+                await self._talk(client)
+            await client.closed.wait()
         except ConnectionError:
-            pass  # the client has gone, as some tests mean it to
+            pass  # the client closed the connection, as some tests intend
         finally:
             listening.cancel()
             await asyncio.gather(listening, return_exceptions=True)
         return socket
 
-    async def greet(self, visitor: Visitor) -> None:
-        """OPEN and CONNECT as this generation has them."""
-        await visitor.say(f"0{self._open}")
+    async def greet(self, client: ClientSocket) -> None:
+        """Send OPEN and CONNECT as this generation does."""
+        await client.send(f"0{self._open}")
         if self._generation == "3":
-            await visitor.say("40")
+            await client.send("40")
             return
-        await visitor.until(lambda: "40" in [text[:2] for text in visitor.heard])
-        await visitor.say('40{"sid":"raw"}')
+        await client.until(lambda: "40" in [text[:2] for text in client.received])
+        await client.send('40{"sid":"raw"}')
 
 
 class Memory:
-    """A sink and a listener for facts: everything in one list, in the order in which it came."""
+    """A sink and a listener for facts: all entries in one list, in order."""
 
     def __init__(self) -> None:
         self.all: list[Frame | Fact] = []
         self.congested = False
         self.synced = asyncio.Event()
         self.synced.set()
-        self.roomy = asyncio.Event()
+        self.has_space = asyncio.Event()
         self.fault: Exception | None = None
-        self._news = asyncio.Event()
+        self._changed = asyncio.Event()
 
     def append(self, what: Frame | Fact) -> int:
         if self.fault is not None and isinstance(what, Frame):
             raise self.fault
         self.all.append(what)
-        self._news.set()
+        self._changed.set()
         return len(self.all)
 
     @property
@@ -203,25 +203,25 @@ class Memory:
         return len(self.all)
 
     async def wait_for_space(self) -> None:
-        await self.roomy.wait()
+        await self.has_space.wait()
 
     async def durable(self, seq: int) -> None:
         await self.synced.wait()
 
     @property
     def frames(self) -> list[Frame]:
-        return [one for one in self.all if isinstance(one, Frame)]
+        return [entry for entry in self.all if isinstance(entry, Frame)]
 
     @property
     def texts(self) -> list[str]:
         return [frame.text for frame in self.frames]
 
     def facts(self, *kinds: str) -> list[Fact]:
-        return [one for one in self.all if isinstance(one, Fact) and (not kinds or one.kind in kinds)]
+        return [entry for entry in self.all if isinstance(entry, Fact) and (not kinds or entry.kind in kinds)]
 
-    async def until(self, true: Callable[[], object], seconds: float = WAIT_SECONDS) -> None:
-        """Wait until it holds; looks again whenever something was appended."""
+    async def until(self, condition: Callable[[], object], seconds: float = WAIT_SECONDS) -> None:
+        """Wait until the condition holds; checked after each entry."""
         async with asyncio.timeout(seconds):
-            while not true():
-                self._news.clear()
-                await self._news.wait()
+            while not condition():
+                self._changed.clear()
+                await self._changed.wait()

@@ -1,4 +1,4 @@
-"""A TCP server that answers each HTTP request with bytes of the test's choosing, at a pace of the test's choosing."""
+"""A TCP server that answers each HTTP request with the bytes of the test, at the test's pace."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Reply = Callable[[bytes], AsyncIterator[bytes]]
 
 
 def http(status: int, body: bytes | str = b"", **headers: str) -> bytes:
-    """A whole reply. Header names are written with ``_`` for ``-``."""
+    """Return a complete reply. Header names are written with ``_`` for ``-``."""
     raw = body.encode() if isinstance(body, str) else body
     lines = [f"HTTP/1.1 {status} X", f"Content-Length: {len(raw)}", "Connection: close"]
     lines += [f"{name.replace('_', '-')}: {value}" for name, value in headers.items()]
@@ -23,17 +23,17 @@ def token_reply(value: str = "a.token", **headers: str) -> bytes:
     return http(200, json.dumps({"token": value}), **headers)
 
 
-async def until(true: Callable[[], object], seconds: float = 5) -> None:
-    """Wait until it holds. Raises TimeoutError."""
+async def until(condition: Callable[[], object], seconds: float = 5) -> None:
+    """Wait until the condition holds. Raises TimeoutError."""
     async with asyncio.timeout(seconds):
-        while not true():
+        while not condition():
             await asyncio.sleep(0.01)
 
 
 class WebServer:
-    """``async with WebServer(reply, reply, …) as server``: each request gets the next reply, the last one for ever.
+    """``async with WebServer(reply, reply, …) as server``: each request gets the next reply, and the last one repeats.
 
-    A reply is bytes, or an asynchronous generator function of the request for those that take their time.
+    A reply is bytes, or an asynchronous generator function of the request that yields them slowly.
     """
 
     def __init__(self, *replies: bytes | Reply, tls: ssl.SSLContext | None = None) -> None:
@@ -71,7 +71,7 @@ class WebServer:
                     writer.write(part)
                     await writer.drain()
         except (OSError, asyncio.IncompleteReadError, asyncio.CancelledError):
-            pass  # the client has gone, or the test is over
+            pass  # the client closed the connection, or the test is over
         finally:
             writer.close()
             self._tasks.discard(task)

@@ -1,53 +1,53 @@
-"""What a raw server says when it behaves: it confirms whatever is asked, and sends data all the time."""
+"""A well-behaved script for a raw server: it acknowledges every request and sends data all the time."""
 
 from __future__ import annotations
 
 import asyncio
 import json
 
-from .raw_engineio_server import Visitor
+from .raw_engineio_server import ClientSocket
 
 PACE_SECONDS = 0.02
 
 
-def bare(ticker: str) -> str:
-    """A list of one row, which names its ticker and nothing else does."""
+def one_row(ticker: str) -> str:
+    """Return a data event: a list of one row. Only the row names the ticker."""
     row = {"ts": "2026-01-05T14:30:00.000Z", "ticker": ticker, "average_sentiment": 0.5}
     return f'42["res",[{json.dumps(row)}]]'
 
 
-def empty(_: str) -> str:
-    """A list of nothing."""
+def empty_list(_: str) -> str:
+    """Return a data event: an empty list."""
     return '42["res",[]]'
 
 
 def empty_envelope(ticker: str) -> str:
-    """Nothing, but it says for whom."""
+    """Return a data event: an envelope without rows, which names its ticker."""
     return f'42["data",{{"path":"crowd-sentiment","params":{{"ticker":"{ticker}"}},"results":[]}}]'
 
 
-class Talker:
-    """To be given to ``raw_server``. Sends what ``says`` has for each of ``tickers``."""
+class ScriptedReplies:
+    """The ``talk`` of a ``raw_server``: sends the entry of ``payloads`` for each of ``tickers``."""
 
     def __init__(self, *tickers: str) -> None:
-        self.says = dict.fromkeys(tickers, bare)
-        self.errors: dict[str, str] = {}  # ticker → what its subscription is answered
-        self.unanswered: set[str] = set()  # tickers whose subscription is not answered, or later
+        self.payloads = dict.fromkeys(tickers, one_row)
+        self.errors: dict[str, str] = {}  # ticker → error in the acknowledgement of its subscription
+        self.unanswered: set[str] = set()  # tickers whose subscription is not acknowledged for now
 
-    async def __call__(self, visitor: Visitor) -> None:
-        await visitor.until(lambda: visitor.asked("subscribe") or visitor.gone.is_set())
-        answered: set[int] = set()
-        while not visitor.gone.is_set():
-            for number, wish in visitor.asked("subscribe") + visitor.asked("unsubscribe"):
-                ticker = wish["params"].get("ticker", "")
-                if number not in answered and ticker not in self.unanswered:
-                    await visitor.say(f"43{number}{json.dumps([self.errors.get(ticker)])}")
-                    answered.add(number)
-            for ticker, text in list(self.says.items()):
-                await visitor.say(text(ticker))
+    async def __call__(self, client: ClientSocket) -> None:
+        await client.until(lambda: client.requests("subscribe") or client.closed.is_set())
+        acknowledged: set[int] = set()
+        while not client.closed.is_set():
+            for ack_id, payload in client.requests("subscribe") + client.requests("unsubscribe"):
+                ticker = payload["params"].get("ticker", "")
+                if ack_id not in acknowledged and ticker not in self.unanswered:
+                    await client.send(f"43{ack_id}{json.dumps([self.errors.get(ticker)])}")
+                    acknowledged.add(ack_id)
+            for ticker, make_event in list(self.payloads.items()):
+                await client.send(make_event(ticker))
             await asyncio.sleep(PACE_SECONDS)
 
 
-def asked_for(visitor: Visitor, ticker: str, verb: str = "subscribe") -> int:
-    """How often this visitor asked for a ticker."""
-    return sum(wish["params"].get("ticker") == ticker for _, wish in visitor.asked(verb))
+def count_requests(client: ClientSocket, ticker: str, event: str = "subscribe") -> int:
+    """Return how often this client sent the event for a ticker."""
+    return sum(payload["params"].get("ticker") == ticker for _, payload in client.requests(event))

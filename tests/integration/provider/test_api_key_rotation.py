@@ -71,7 +71,7 @@ def told_by(tokens: TokenSource) -> list[IngestorError]:
     return told
 
 
-async def test_a_new_key_in_the_file_of_one_that_was_refused_is_used_at_once_but_for_the_spacing(
+async def test_new_key_is_used_at_once_after_refusal(
     web_server: Serve, make_token_source: Make, key_file: SecretFile
 ) -> None:
     server = await web_server(taking(NEW))
@@ -91,7 +91,7 @@ async def test_a_new_key_in_the_file_of_one_that_was_refused_is_used_at_once_but
     assert redactor.scrub(f"{NEW} {base64.b64encode(f'{NEW}:'.encode()).decode()}") == "*** ***"
 
 
-async def test_a_key_that_was_changed_before_the_old_one_was_refused_is_found_as_well(
+async def test_key_changed_before_refusal_is_found(
     web_server: Serve, make_token_source: Make, key_file: SecretFile
 ) -> None:
     tokens = make_token_source(await web_server(taking(NEW)), key_file=key_file)
@@ -102,7 +102,7 @@ async def test_a_key_that_was_changed_before_the_old_one_was_refused_is_found_as
         assert (await tokens.get()).value == "a.token"
 
 
-async def test_a_renewal_that_a_refusal_has_put_off_is_made_up_for_while_the_old_token_lasts(
+async def test_new_key_brings_postponed_renewal_forward(
     web_server: Serve, make_token_source: Make, key_file: SecretFile
 ) -> None:
     server = await web_server(token_reply(jwt(1.0)), taking(NEW, "a.new.token"))
@@ -126,7 +126,7 @@ async def test_a_renewal_that_a_refusal_has_put_off_is_made_up_for_while_the_old
         pytest.param("", 0o600, ConfigError, "is empty", id="empty"),
     ],
 )
-async def test_a_file_that_cannot_be_used_is_told_once_with_its_remedy_and_mended_it_is_used(
+async def test_unusable_key_file_is_reported_once_then_used(
     web_server: Serve,
     make_token_source: Make,
     key_file: SecretFile,
@@ -154,7 +154,7 @@ async def test_a_file_that_cannot_be_used_is_told_once_with_its_remedy_and_mende
         assert (await tokens.get()).value == "a.token"
 
 
-async def test_a_file_that_has_gone_is_told_and_found_again(
+async def test_missing_key_file_is_reported_and_found_again(
     web_server: Serve, make_token_source: Make, key_file: SecretFile
 ) -> None:
     tokens = make_token_source(await web_server(taking(NEW)), key_file=key_file)
@@ -168,7 +168,7 @@ async def test_a_file_that_has_gone_is_told_and_found_again(
         assert (await tokens.get()).value == "a.token"
 
 
-async def test_a_new_key_does_not_shorten_a_wait_that_no_refusal_has_earned(
+async def test_new_key_does_not_shorten_other_backoff(
     web_server: Serve, make_token_source: Make, key_file: SecretFile
 ) -> None:
     server = await web_server(http(429, Retry_After="60"))
@@ -183,7 +183,7 @@ async def test_a_new_key_does_not_shorten_a_wait_that_no_refusal_has_earned(
     assert len(server.requests) == 1
 
 
-async def test_a_refusal_that_was_on_its_way_when_the_key_changed_is_not_held_against_the_new_one(
+async def test_refusal_of_old_key_does_not_delay_new_key(
     web_server: Serve, make_token_source: Make, key_file: SecretFile
 ) -> None:
     late = asyncio.Event()
@@ -205,7 +205,7 @@ async def test_a_refusal_that_was_on_its_way_when_the_key_changed_is_not_held_ag
         assert (await tokens.get()).value == "a.token"
 
 
-async def test_reading_the_key_again_tells_whether_it_is_another_and_keeps_the_old_one_if_it_may_not_be_read(
+async def test_reload_reports_change_and_keeps_key_on_error(
     web_server: Serve, make_token_source: Make, key_file: SecretFile
 ) -> None:
     server = await web_server(token_reply())
@@ -221,7 +221,7 @@ async def test_reading_the_key_again_tells_whether_it_is_another_and_keeps_the_o
     assert not await make_token_source(server).api_key.reload(), "a key from the environment cannot change"
 
 
-async def test_a_key_that_is_replaced_has_a_file_of_its_own_and_the_old_one_is_looked_at_no_more(
+async def test_replaced_key_uses_its_own_file(
     web_server: Serve, make_token_source: Make, key_file: SecretFile, tmp_path: Path
 ) -> None:
     tokens = make_token_source(await web_server(taking(NEW)), key_file=key_file)
@@ -240,7 +240,7 @@ async def test_a_key_that_is_replaced_has_a_file_of_its_own_and_the_old_one_is_l
         assert (await tokens.get()).value == "a.token"
 
 
-async def test_nobody_looks_at_the_file_any_more_once_a_login_worked_or_the_supply_is_closed(
+async def test_key_file_polling_ends_after_login_or_close(
     web_server: Serve, make_token_source: Make, key_file: SecretFile
 ) -> None:
     tokens = make_token_source(await web_server(taking(NEW)), key_file=key_file)

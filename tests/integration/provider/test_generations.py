@@ -84,7 +84,7 @@ def live(memory: Memory) -> int:
 
 
 @pytest.mark.parametrize("generation", SPOKEN)
-async def test_it_is_recognised_and_both_shapes_arrive_as_the_text_that_was_sent(
+async def test_version_is_detected_and_both_shapes_are_received(
     memory: Memory, socketio_peer: Any, run_against: Run, generation: str
 ) -> None:
     peer = await socketio_peer(generation)
@@ -111,7 +111,7 @@ def _rows(event: str, text: str) -> Any:
 
 
 @pytest.mark.parametrize("generation", SPOKEN)
-async def test_a_bad_token_is_refused_in_the_servers_words(
+async def test_bad_token_is_refused_with_server_message(
     make_connection: Callable[..., Connection], socketio_peer: Any, generation: str
 ) -> None:
     peer = await socketio_peer(generation)
@@ -121,7 +121,7 @@ async def test_a_bad_token_is_refused_in_the_servers_words(
 
 
 @pytest.mark.parametrize("generation", SPOKEN)
-async def test_every_end_is_noticed_and_followed_by_a_new_connection(
+async def test_disconnect_is_noticed_and_followed_by_reconnect(
     memory: Memory, socketio_peer: Any, run_against: Run, generation: str
 ) -> None:
     peer = await socketio_peer(generation)
@@ -138,7 +138,7 @@ async def test_every_end_is_noticed_and_followed_by_a_new_connection(
     assert peer.count("login") == 1
 
 
-async def test_socket_io_0_9_is_named_and_not_spoken_to(memory: Memory, socketio_peer: Any, run_against: Run) -> None:
+async def test_socket_io_0_9_is_reported_as_unsupported(memory: Memory, socketio_peer: Any, run_against: Run) -> None:
     peer = await socketio_peer("0.9")
     await run_against(peer)
     await memory.until(lambda: memory.facts("connect_failed"))
@@ -150,7 +150,7 @@ async def test_socket_io_0_9_is_named_and_not_spoken_to(memory: Memory, socketio
 
 
 @pytest.mark.parametrize("generation", DIFFERENT)
-async def test_a_connection_lasts_for_longer_than_two_ping_windows(
+async def test_connection_lasts_longer_than_two_ping_windows(
     memory: Memory, socketio_peer: Any, run_against: Run, generation: str
 ) -> None:
     peer = await socketio_peer(generation, ping_interval_seconds=0.4, ping_timeout_seconds=0.3)
@@ -162,9 +162,7 @@ async def test_a_connection_lasts_for_longer_than_two_ping_windows(
 
 
 @pytest.mark.parametrize("generation", [*DIFFERENT, "2.0"])
-async def test_a_refused_token_is_replaced_and_the_connection_made(
-    memory: Memory, socketio_peer: Any, run_against: Run, generation: str
-) -> None:
+async def test_refused_token_is_replaced(memory: Memory, socketio_peer: Any, run_against: Run, generation: str) -> None:
     peer = await socketio_peer(generation)
     supervisor = await run_against(peer, protocol=protocol_of(generation).value)
     await memory.until(lambda: live(memory) == 3)
@@ -177,7 +175,7 @@ async def test_a_refused_token_is_replaced_and_the_connection_made(
 
 
 @pytest.mark.parametrize("generation", DIFFERENT)
-async def test_a_refused_subscription_does_not_concern_the_others(
+async def test_refused_subscription_does_not_affect_others(
     memory: Memory, socketio_peer: Any, run_against: Run, generation: str
 ) -> None:
     peer = await socketio_peer(generation)
@@ -190,7 +188,7 @@ async def test_a_refused_subscription_does_not_concern_the_others(
 
 
 @pytest.mark.parametrize("generation", DIFFERENT)
-async def test_an_event_that_wants_an_acknowledgement_gets_one(
+async def test_event_with_ack_id_is_acknowledged(
     memory: Memory, socketio_peer: Any, run_against: Run, generation: str
 ) -> None:
     peer = await socketio_peer(generation, interval_seconds=None)
@@ -201,7 +199,7 @@ async def test_an_event_that_wants_an_acknowledgement_gets_one(
 
 
 @pytest.mark.parametrize("generation", DIFFERENT)
-async def test_a_silent_server_is_noticed_within_the_ping_window_and_a_second(
+async def test_silent_server_is_noticed_within_ping_window(
     memory: Memory, socketio_peer: Any, run_against: Run, tcp_proxy: Any, generation: str
 ) -> None:
     peer = await socketio_peer(generation, ping_interval_seconds=0.6, ping_timeout_seconds=0.4)

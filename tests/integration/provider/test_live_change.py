@@ -17,7 +17,7 @@ from tests.support.faulty_simulator import FaultySimulator
 from .raw_engineio_server import Memory
 from .raw_http_server import token_reply
 from .running_supervisor import AAPL, BUZZ, CROWD, TSLA, StartSupervisor, run_simulated
-from .scripted_replies import Talker, asked_for, empty
+from .scripted_replies import ScriptedReplies, count_requests, empty_list
 
 pytestmark = pytest.mark.usefixtures("quick")
 
@@ -121,28 +121,28 @@ async def test_change_without_connection_applies_to_the_next(
 async def test_change_during_renewal_reaches_both_connections(
     run: StartSupervisor, raw_server: Any, memory: Memory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    server = await raw_server(talker := Talker("AAPL"))
+    server = await raw_server(replies := ScriptedReplies("AAPL"))
     running = await run(server.url, "key", [AAPL, TSLA], protocol="4")
     await running.until("live", AAPL, TSLA)
-    first = await server.visitor()
+    first = await server.client()
     server.greets = False
     await running.tokens.get(fresh=True)
-    second = await server.visitor(2)
+    second = await server.client(2)
     running.supervisor.apply([AAPL, ON])  # while the new connection opens
-    await first.until(lambda: asked_for(first, "TSLA", "unsubscribe") == asked_for(first, "ON") == 1)
+    await first.until(lambda: count_requests(first, "TSLA", "unsubscribe") == count_requests(first, "ON") == 1)
     await running.until("live", ON)
     monkeypatch.setattr(connection, "ACK_SECONDS", 5)
-    talker.unanswered = {"AAPL"}
+    replies.unanswered = {"AAPL"}
     await server.greet(second)
-    await second.until(lambda: asked_for(second, "ON") == 1)
+    await second.until(lambda: count_requests(second, "ON") == 1)
     running.supervisor.apply([AAPL, BUZZ, TSLA])  # while its subscribes are answered
-    for visitor, count in ((first, 2), (second, 1)):
-        await visitor.until(lambda visitor=visitor: asked_for(visitor, "ON", "unsubscribe") == 1)
-        await visitor.until(lambda visitor=visitor, count=count: asked_for(visitor, "TSLA") == count)
-    talker.unanswered = set()
-    await first.gone.wait()
+    for client, count in ((first, 2), (second, 1)):
+        await client.until(lambda client=client: count_requests(client, "ON", "unsubscribe") == 1)
+        await client.until(lambda client=client, count=count: count_requests(client, "TSLA") == count)
+    replies.unanswered = set()
+    await first.closed.wait()
     await running.until("live", TSLA)
-    assert asked_for(second, "ON") == asked_for(second, "AAPL") == 1
+    assert count_requests(second, "ON") == count_requests(second, "AAPL") == 1
     assert running.states(AAPL) == ["pending", "live"]
     assert running.states(ON) == ["pending", "live", "stopped"]
     assert running.states(TSLA) == ["pending", "live", "stopped", "pending", "live"]
@@ -167,14 +167,14 @@ async def test_change_while_spool_is_full_applies_after_resume(
 async def test_removed_and_readded_ticker_ends_up_subscribed(
     run: StartSupervisor, raw_server: Any, memory: Memory
 ) -> None:
-    server = await raw_server(Talker("AAPL"))
+    server = await raw_server(ScriptedReplies("AAPL"))
     running = await run(server.url, "key", [AAPL, TSLA], protocol="4")
     await running.until("live", AAPL, TSLA)
     running.supervisor.apply([AAPL])
     running.supervisor.apply([AAPL, Subscription(CROWD, "get", {"ticker": "TSLA"})])
     await running.until("live", TSLA)
-    visitor = await server.visitor()
-    assert [json.loads(text[text.index("[") :])[0] for text in visitor.heard[-2:]] == ["unsubscribe", "subscribe"]
+    client = await server.client()
+    assert [json.loads(text[text.index("[") :])[0] for text in client.received[-2:]] == ["unsubscribe", "subscribe"]
     assert running.states(TSLA) == ["pending", "live", "stopped", "pending", "live"]
 
 
@@ -182,60 +182,60 @@ async def test_delayed_unsubscribe_does_not_undo_a_new_subscribe(
     run: StartSupervisor, raw_server: Any, memory: Memory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(connection, "MAX_IN_FLIGHT", 1)
-    server = await raw_server(talker := Talker())
+    server = await raw_server(replies := ScriptedReplies())
     running = await run(server.url, "key", [ON, AAPL, TSLA], protocol="4")
     await running.until("live", ON, AAPL, TSLA)
-    visitor = await server.visitor()
-    talker.unanswered = {"AAPL"}
+    client = await server.client()
+    replies.unanswered = {"AAPL"}
     running.supervisor.apply([ON])
-    await visitor.until(lambda: asked_for(visitor, "AAPL", "unsubscribe"))
+    await client.until(lambda: count_requests(client, "AAPL", "unsubscribe"))
     running.supervisor.apply([ON, TSLA, AAPL])
     await running.until("live", TSLA)
-    talker.unanswered = set()
+    replies.unanswered = set()
     await running.until("live", AAPL)
     await memory.until(lambda: memory.facts("unsubscribed"))
-    assert [asked_for(visitor, ticker, "unsubscribe") for ticker in ("AAPL", "TSLA")] == [1, 0]
+    assert [count_requests(client, ticker, "unsubscribe") for ticker in ("AAPL", "TSLA")] == [1, 0]
 
 
 async def test_ticker_removed_before_its_turn_is_never_subscribed(
     run: StartSupervisor, raw_server: Any, memory: Memory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(connection, "MAX_IN_FLIGHT", 1)
-    server = await raw_server(talker := Talker())
-    talker.unanswered = {"AAPL"}
+    server = await raw_server(replies := ScriptedReplies())
+    replies.unanswered = {"AAPL"}
     running = await run(server.url, "key", [AAPL, TSLA, ON], protocol="4")
-    visitor = await server.visitor()
-    await visitor.until(lambda: asked_for(visitor, "AAPL"))
+    client = await server.client()
+    await client.until(lambda: count_requests(client, "AAPL"))
     running.supervisor.apply([AAPL, ON])
     await running.until("live", ON)
-    assert asked_for(visitor, "TSLA") == asked_for(visitor, "TSLA", "unsubscribe") == 0
+    assert count_requests(client, "TSLA") == count_requests(client, "TSLA", "unsubscribe") == 0
 
 
 async def test_refused_ticker_is_not_retried_once_removed(
     run: StartSupervisor, raw_server: Any, memory: Memory
 ) -> None:
-    server = await raw_server(talker := Talker())
-    talker.errors = {"TSLA": "not yours", "ON": "unknown"}
+    server = await raw_server(replies := ScriptedReplies())
+    replies.errors = {"TSLA": "not yours", "ON": "unknown"}
     running = await run(server.url, "key", [AAPL, TSLA], protocol="4")
     await running.until("refused", TSLA)
     running.supervisor.apply([AAPL, ON])
-    visitor = await server.visitor()
-    count = asked_for(visitor, "TSLA")
-    await visitor.until(lambda: asked_for(visitor, "ON") == 3)
-    assert asked_for(visitor, "TSLA") == count
-    assert asked_for(visitor, "AAPL") == 1
+    client = await server.client()
+    count = count_requests(client, "TSLA")
+    await client.until(lambda: count_requests(client, "ON") == 3)
+    assert count_requests(client, "TSLA") == count
+    assert count_requests(client, "AAPL") == 1
     (unsubscribed,) = memory.facts("unsubscribed")
     assert unsubscribed.detail["refused"] == {"not yours": 1}
     assert running.states(TSLA) == ["pending", "refused", "stopped"]
 
 
 async def test_added_ticker_without_data_becomes_silent(run: StartSupervisor, raw_server: Any, memory: Memory) -> None:
-    server = await raw_server(talker := Talker("AAPL"))
+    server = await raw_server(replies := ScriptedReplies("AAPL"))
     running = await run(server.url, "key", [AAPL], protocol="4", silence="300ms")
     await running.until("live", AAPL)
     running.supervisor.apply([AAPL, TSLA])
     await running.until("silent", TSLA)
-    talker.says["TSLA"] = talker.says["AAPL"]
+    replies.payloads["TSLA"] = replies.payloads["AAPL"]
     await running.until("live", TSLA)
     assert running.states(AAPL) == ["pending", "live"]
 
@@ -243,10 +243,10 @@ async def test_added_ticker_without_data_becomes_silent(run: StartSupervisor, ra
 async def test_single_subscription_counts_any_frame_as_activity(
     run: StartSupervisor, raw_server: Any, memory: Memory
 ) -> None:
-    server = await raw_server(talker := Talker("AAPL"))
+    server = await raw_server(replies := ScriptedReplies("AAPL"))
     running = await run(server.url, "key", [AAPL, TSLA], protocol="4", silence="300ms")
     await running.until("live", AAPL)
-    talker.says = {"AAPL": empty}
+    replies.payloads = {"AAPL": empty_list}
     running.supervisor.apply([AAPL])
     await asyncio.sleep(0.6)
     assert running.states(AAPL) == ["pending", "live"]
@@ -256,13 +256,13 @@ async def test_changed_method_stops_the_old_subscription_first(
     run: StartSupervisor, raw_server: Any, memory: Memory
 ) -> None:
     posted = Subscription(CROWD, "post", {"ticker": "AAPL"})
-    server = await raw_server(Talker("AAPL"))
+    server = await raw_server(ScriptedReplies("AAPL"))
     running = await run(server.url, "key", [AAPL], protocol="4")
     await running.until("live", AAPL)
     running.supervisor.apply([posted])
     await running.until("live", posted)
-    visitor = await server.visitor()
-    assert [json.loads(text[text.index("[") :])[0] for text in visitor.heard[-2:]] == ["unsubscribe", "subscribe"]
+    client = await server.client()
+    assert [json.loads(text[text.index("[") :])[0] for text in client.received[-2:]] == ["unsubscribe", "subscribe"]
     changes = [(fact.state, fact.subscriptions) for fact in memory.facts("stopped", "pending")]
     assert changes[1:] == [("stopped", (AAPL.key,)), ("pending", (posted.key,))]
 

@@ -22,19 +22,19 @@ RawServe = Callable[..., Awaitable[RawServer]]
 GREETING = '0{"sid":"a"}'
 
 
-async def test_the_token_goes_along_quoted(web_server: Serve) -> None:
+async def test_probe_sends_quoted_token(web_server: Serve) -> None:
     server = await web_server(http(200, GREETING))
     assert await probe(server.url, "a+b/c", None) is ProtocolVersion.SOCKET_IO_4
     assert server.requests[0].startswith(b"GET /socket.io/?EIO=4&transport=polling&token=a%2Bb/c HTTP/1.1")
 
 
-async def test_a_token_of_nine_kilobytes_goes_along(web_server: Serve) -> None:
+async def test_probe_sends_token_of_nine_kilobytes(web_server: Serve) -> None:
     server = await web_server(http(200, GREETING))
     await probe(server.url, "x" * 9311, None)
     assert b"token=" + b"x" * 9311 in server.requests[0]
 
 
-async def test_a_redirect_is_not_followed(web_server: Serve) -> None:
+async def test_probe_does_not_follow_redirect(web_server: Serve) -> None:
     elsewhere = await web_server(http(200, GREETING))
     server = await web_server(http(302, Location=elsewhere.url))
     with pytest.raises(ConnectionFailed, match="redirect"):
@@ -42,7 +42,7 @@ async def test_a_redirect_is_not_followed(web_server: Serve) -> None:
     assert elsewhere.requests == []
 
 
-async def test_no_more_is_read_than_is_needed(web_server: Serve) -> None:
+async def test_probe_reads_a_bounded_amount(web_server: Serve) -> None:
     async def endless(_: bytes) -> AsyncIterator[bytes]:
         yield b"HTTP/1.1 200 X\r\n\r\n" + GREETING.encode()
         while True:
@@ -53,7 +53,7 @@ async def test_no_more_is_read_than_is_needed(web_server: Serve) -> None:
         assert await probe(server.url, TOKEN, None) is ProtocolVersion.SOCKET_IO_4
 
 
-async def test_a_server_that_does_not_answer_is_given_up(web_server: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_probe_times_out(web_server: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     async def nothing(_: bytes) -> AsyncIterator[bytes]:
         await asyncio.sleep(3600)
         yield b""
@@ -65,7 +65,7 @@ async def test_a_server_that_does_not_answer_is_given_up(web_server: Serve, monk
 
 
 @pytest.mark.parametrize("reply", [b"", b"nonsense\r\n\r\n", b"HTTP/1.1 200 X\r\nContent-Length: 9\r\n\r\n0"])
-async def test_an_answer_that_is_no_http_is_a_failure_without_the_token(web_server: Serve, reply: bytes) -> None:
+async def test_probe_error_does_not_contain_the_token(web_server: Serve, reply: bytes) -> None:
     server = await web_server(reply)
     with pytest.raises(ConnectionFailed) as caught:
         await probe(server.url, TOKEN, None)
@@ -75,7 +75,7 @@ async def test_an_answer_that_is_no_http_is_a_failure_without_the_token(web_serv
 
 
 @pytest.mark.parametrize("url", ["http://127.0.0.1:9"])
-async def test_a_server_that_is_not_there_is_a_failure_in_words(url: str) -> None:
+async def test_probe_reports_unreachable_server(url: str) -> None:
     with pytest.raises(ConnectionFailed, match="connection refused"):
         await probe(url, TOKEN, None)
 
@@ -84,7 +84,7 @@ async def test_a_server_that_is_not_there_is_a_failure_in_words(url: str) -> Non
     ("reply", "error"),
     [(http(403, "Forbidden"), ConnectionRefused), (http(200, "Welcome to socket.io."), ProtocolUnsupported)],
 )
-async def test_a_refusal_and_an_unknown_generation_are_told_apart(
+async def test_probe_distinguishes_refusal_and_unknown_version(
     web_server: Serve, reply: bytes, error: type[ConnectionFailed]
 ) -> None:
     server = await web_server(reply)
@@ -92,7 +92,7 @@ async def test_a_refusal_and_an_unknown_generation_are_told_apart(
         await probe(server.url, TOKEN, None)
 
 
-async def test_one_server_is_asked_once_however_many_connections_wait(raw_server: RawServe) -> None:
+async def test_detector_probes_once_for_all_connections(raw_server: RawServe) -> None:
     server = await raw_server(generation="3")
     detector = ProtocolDetector(server.url, "auto", None)
     answers = await asyncio.gather(*(detector.detect(TOKEN) for _ in range(5)))
@@ -106,7 +106,7 @@ async def test_one_server_is_asked_once_however_many_connections_wait(raw_server
 @pytest.mark.parametrize(
     ("protocol", "chosen"), [("3", ProtocolVersion.SOCKET_IO_2), ("4", ProtocolVersion.SOCKET_IO_4)]
 )
-async def test_what_the_config_says_is_not_asked_about(protocol: Any, chosen: ProtocolVersion) -> None:
+async def test_configured_version_is_not_probed(protocol: Any, chosen: ProtocolVersion) -> None:
     detector = ProtocolDetector("http://127.0.0.1:9", protocol, None)
     detector.reset()
     assert await detector.detect(TOKEN) is chosen
@@ -114,7 +114,7 @@ async def test_what_the_config_says_is_not_asked_about(protocol: Any, chosen: Pr
 
 @pytest.mark.node
 @pytest.mark.parametrize("generation", ["1.0", "2.0", "2"])
-async def test_the_probe_leaves_nobody_behind(generation: str, socketio_peer: Callable[..., Any]) -> None:
+async def test_probe_closes_its_session(generation: str, socketio_peer: Callable[..., Any]) -> None:
     peer = await socketio_peer(generation)  # whose pings would run out after three quarters of a minute
     await probe(peer.url, (await login(peer.url, peer.api_key)), None)
     await peer.until(lambda: peer.count("connected") == peer.count("disconnected") == 1)

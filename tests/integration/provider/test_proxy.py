@@ -23,7 +23,7 @@ from ingestor.provider.subscriptions.supervisor import Supervisor
 
 from ...support.connect_proxy import ConnectProxy
 from .conftest import KEY, WAYS, Reach
-from .raw_engineio_server import Memory, RawServer, Visitor
+from .raw_engineio_server import ClientSocket, Memory, RawServer
 from .raw_http_server import WebServer, http
 
 CREDENTIALS = "somebody:s3cret"
@@ -51,12 +51,12 @@ def through(proxy: ConnectProxy, credentials: str = "") -> SecretStr:
     return SecretStr(f"http://{credentials}{credentials and '@'}127.0.0.1:{proxy.port}")
 
 
-async def test_a_supervisor_gets_token_dialect_and_data_through_the_proxy_which_reads_none_of_it(
+async def test_supervisor_uses_proxy_for_all_requests(
     raw_server: Any, make_proxy: Any, server_side: ssl.SSLContext, certificate: Path, memory: Memory, scheduler: Any
 ) -> None:
-    async def talk(visitor: Visitor) -> None:
-        await visitor.acknowledge()
-        await visitor.say('42["res",[]]')
+    async def talk(client: ClientSocket) -> None:
+        await client.acknowledge()
+        await client.send('42["res",[]]')
 
     server: RawServer = await raw_server(talk, tls=server_side)
     proxy: ConnectProxy = await make_proxy(CREDENTIALS)
@@ -72,20 +72,18 @@ async def test_a_supervisor_gets_token_dialect_and_data_through_the_proxy_which_
     assert proxy.asked == [f"CONNECT {urlsplit(url).netloc}"] * 3
     assert b"token=" not in b"".join(proxy.heads)
     assert b"\r\nAuthorization" not in b"".join(proxy.heads)
-    assert "Proxy-Authorization" not in server.visitors[0].request.headers
+    assert "Proxy-Authorization" not in server.clients[0].request.headers
 
 
 @pytest.mark.parametrize("way", WAYS)
-async def test_plain_http_goes_through_the_proxy_as_well(
-    raw_server: Any, make_proxy: Any, reach: Reach, way: str
-) -> None:
+async def test_plain_http_uses_proxy(raw_server: Any, make_proxy: Any, reach: Reach, way: str) -> None:
     server, proxy = await raw_server(), await make_proxy(CREDENTIALS)
     await reach(way, seen_from_outside(server.url), through(proxy, CREDENTIALS))
     assert proxy.asked
 
 
 @pytest.mark.parametrize("way", WAYS)
-async def test_a_proxy_may_be_reached_by_tls(
+async def test_proxy_may_use_tls(
     raw_server: Any, make_proxy: Any, reach: Reach, server_side: ssl.SSLContext, way: str
 ) -> None:
     server, proxy = await raw_server(tls=server_side), await make_proxy(tls=server_side)
@@ -94,20 +92,18 @@ async def test_a_proxy_may_be_reached_by_tls(
 
 
 @pytest.mark.parametrize("way", WAYS)
-async def test_a_proxy_cannot_stand_in_for_the_server(
+async def test_proxy_cannot_impersonate_the_server(
     raw_server: Any, make_proxy: Any, reach: Reach, server_side: ssl.SSLContext, way: str
 ) -> None:
     server, proxy = await raw_server(tls=server_side), await make_proxy()
     with pytest.raises((TokenUnavailable, ConnectionFailed), match="server's certificate was not accepted"):
         await reach(way, seen_from_outside(server.url), through(proxy), ca_file=None)
     assert proxy.asked
-    assert server.visitors == []
+    assert server.clients == []
 
 
 @pytest.mark.parametrize("way", WAYS)
-async def test_a_proxy_that_wants_other_credentials_is_told_in_words_and_refuses_no_token(
-    make_proxy: Any, reach: Reach, way: str
-) -> None:
+async def test_proxy_authentication_error_is_no_token_refusal(make_proxy: Any, reach: Reach, way: str) -> None:
     proxy = await make_proxy(CREDENTIALS)
     with pytest.raises(IngestorError, match="the proxy from the environment: HTTP 407") as caught:
         await reach(way, "https://provider.test", through(proxy, "somebody:else"))
@@ -117,12 +113,12 @@ async def test_a_proxy_that_wants_other_credentials_is_told_in_words_and_refuses
 
 
 @pytest.mark.parametrize("way", WAYS)
-async def test_a_proxy_that_is_not_there_is_told_in_words(reach: Reach, way: str) -> None:
+async def test_unreachable_proxy_is_reported(reach: Reach, way: str) -> None:
     with pytest.raises(IngestorError, match="the proxy from the environment: connection refused"):
         await reach(way, "https://provider.test", SecretStr("http://somebody:s3cret@127.0.0.1:9"))
 
 
-async def test_a_trickle_through_a_proxy_does_not_beat_the_deadline(
+async def test_trickle_through_proxy_ends_at_deadline(
     web_server: Serve, make_proxy: Any, server_side: ssl.SSLContext, certificate: Path
 ) -> None:
     async def trickle(_: bytes) -> AsyncIterator[bytes]:
@@ -147,7 +143,7 @@ async def test_a_trickle_through_a_proxy_does_not_beat_the_deadline(
 
 
 @pytest.mark.parametrize("way", WAYS)
-async def test_nothing_is_taken_from_the_environment_behind_the_configurations_back(
+async def test_proxy_variables_are_not_read_implicitly(
     web_server: Serve, reach: Reach, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, way: str
 ) -> None:
     netrc = tmp_path / "netrc"

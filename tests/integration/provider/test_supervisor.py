@@ -18,7 +18,7 @@ from ingestor.provider.socket import connection
 from ingestor.provider.subscriptions import connection_group, state_tracker
 from tests.support.faulty_simulator import Fault, FaultySimulator
 
-from .raw_engineio_server import Memory, Visitor
+from .raw_engineio_server import ClientSocket, Memory
 from .raw_http_server import token_reply
 from .running_supervisor import AAPL, BUZZ, CROWD, TSLA, StartSupervisor, run_simulated
 
@@ -135,13 +135,13 @@ OPEN = '0{"sid":"x","upgrades":[],"pingInterval":25000,"pingTimeout":20000}'
 @pytest.mark.parametrize(
     "fault",
     [
-        pytest.param(lambda visitor: visitor.say(OPEN, '40{"sid":"x"}', "41"), id="kick during connect"),
-        pytest.param(lambda visitor: visitor.say('42["res",[]]', OPEN, '40{"sid":"x"}'), id="frame before OPEN"),
-        pytest.param(lambda visitor: visitor.say(), id="no OPEN at all"),
-        pytest.param(lambda visitor: visitor.say(OPEN), id="no CONNECT"),
-        pytest.param(lambda visitor: visitor.say(OPEN, '40{"sid":"x"}', "1"), id="close right after CONNECT"),
-        pytest.param(lambda visitor: visitor.leave(), id="closed websocket"),
-        pytest.param(lambda visitor: asyncio.sleep(0, visitor.cut()), id="aborted connection"),
+        pytest.param(lambda client: client.send(OPEN, '40{"sid":"x"}', "41"), id="kick during connect"),
+        pytest.param(lambda client: client.send('42["res",[]]', OPEN, '40{"sid":"x"}'), id="frame before OPEN"),
+        pytest.param(lambda client: client.send(), id="no OPEN at all"),
+        pytest.param(lambda client: client.send(OPEN), id="no CONNECT"),
+        pytest.param(lambda client: client.send(OPEN, '40{"sid":"x"}', "1"), id="close right after CONNECT"),
+        pytest.param(lambda client: client.close(), id="closed websocket"),
+        pytest.param(lambda client: asyncio.sleep(0, client.abort()), id="aborted connection"),
     ],
 )
 async def test_connection_that_fails_at_start_is_followed_by_another(
@@ -149,20 +149,20 @@ async def test_connection_that_fails_at_start_is_followed_by_another(
     raw_server: Any,
     memory: Memory,
     monkeypatch: pytest.MonkeyPatch,
-    fault: Callable[[Visitor], Awaitable[None]],
+    fault: Callable[[ClientSocket], Awaitable[None]],
 ) -> None:
-    async def talk(visitor: Visitor) -> None:
-        if len(server.visitors) == 1:
-            await fault(visitor)
+    async def talk(client: ClientSocket) -> None:
+        if len(server.clients) == 1:
+            await fault(client)
         else:
-            await server.greet(visitor)
-            await visitor.acknowledge()
+            await server.greet(client)
+            await client.acknowledge()
 
     monkeypatch.setattr(connection, "OPEN_SECONDS", 0.3)
     server = await raw_server(talk, greets=False)
     running = await run(server.url, "key", [AAPL], protocol="4")
     await running.until("live", AAPL)
-    assert len(server.visitors) == 2
+    assert len(server.clients) == 2
     assert memory.facts("connect_failed", "disconnected")
 
 
@@ -202,9 +202,9 @@ async def test_server_that_kicks_at_once_is_retried_ever_slower(
     failures: list[int] = []
     monkeypatch.setattr(Backoff, "full_jitter", lambda self, count, _: failures.append(count) or 0.0)  # type: ignore[func-returns-value]
 
-    async def talk(visitor: Visitor) -> None:
-        await visitor.acknowledge()
-        await visitor.say("41")
+    async def talk(client: ClientSocket) -> None:
+        await client.acknowledge()
+        await client.send("41")
 
     server = await raw_server(talk)
     await run(server.url, "key", [AAPL], protocol="4")
@@ -235,7 +235,7 @@ async def test_connection_without_data_after_ack_was_live_for_no_time(
     run: StartSupervisor, raw_server: Any, memory: Memory
 ) -> None:
     settings = {"ping_interval_seconds": 0.3, "ping_timeout_seconds": 0.2}
-    server = await raw_server(lambda visitor: visitor.acknowledge(), **settings)
+    server = await raw_server(lambda client: client.acknowledge(), **settings)
     await run(server.url, "key", [AAPL], protocol="4")
     await memory.until(lambda: memory.facts("disconnected"))
     (subscribed,), (disconnected, *_) = memory.facts("subscribed"), memory.facts("disconnected")
@@ -289,14 +289,14 @@ async def test_connection_lost_in_interruption_is_not_live_after_it(
 
 
 async def test_later_of_two_interruptions_counts(run: StartSupervisor, raw_server: Any, memory: Memory) -> None:
-    server = await raw_server(lambda visitor: visitor.acknowledge())
+    server = await raw_server(lambda client: client.acknowledge())
     running = await run(server.url, "key", [AAPL], protocol="4")
     await running.until("live", AAPL)
     running.supervisor.record_interruption("stood_still", {"reason": "slept"}, read_clocks().wall_us)
     await asyncio.sleep(0.01)
     later = read_clocks()
     running.supervisor.record_interruption("stood_still", {"reason": "slept"}, read_clocks().wall_us)
-    await (await server.visitor()).say("2")
+    await (await server.client()).send("2")
     await running.until("live", AAPL)
     (confirmed,) = memory.facts("heard_again")
     assert confirmed.since_us is not None
@@ -306,7 +306,7 @@ async def test_later_of_two_interruptions_counts(run: StartSupervisor, raw_serve
 async def test_handover_while_unconfirmed_is_live_at_once(
     run: StartSupervisor, raw_server: Any, memory: Memory
 ) -> None:
-    server = await raw_server(lambda visitor: visitor.acknowledge())
+    server = await raw_server(lambda client: client.acknowledge())
     running = await run(server.url, "key", [AAPL], protocol="4")
     await running.until("live", AAPL)
     running.supervisor.record_interruption("stood_still", {"reason": "slept"}, read_clocks().wall_us)
@@ -323,11 +323,11 @@ async def test_handover_while_unconfirmed_is_live_at_once(
 async def test_five_thousand_acks_within_ten_seconds_make_one_fact(
     run: StartSupervisor, raw_server: Any, memory: Memory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def acknowledge_all(visitor: Visitor) -> None:
+    async def acknowledge_all(client: ClientSocket) -> None:
         done = 0
-        while not visitor.gone.is_set():
-            new, done = visitor.heard[done:], len(visitor.heard)
-            await visitor.say(*[f"43{text[2:].partition('[')[0]}[null]" for text in new if text.startswith("42")])
+        while not client.closed.is_set():
+            new, done = client.received[done:], len(client.received)
+            await client.send(*[f"43{text[2:].partition('[')[0]}[null]" for text in new if text.startswith("42")])
             await asyncio.sleep(0.001)
 
     monkeypatch.setattr(connection, "ACK_SECONDS", 10)
@@ -341,8 +341,8 @@ async def test_five_thousand_acks_within_ten_seconds_make_one_fact(
     assert seconds < 10
     assert [fact.kind for fact in memory.facts()] == ["pending", "token_renewed", "connected", "subscribed"]
     assert {current.state for current in running.supervisor.status().subscriptions.values()} == {"live"}
-    (visitor,) = server.visitors
-    assert len(visitor.asked("subscribe")) == 5000
+    (client,) = server.clients
+    assert len(client.requests("subscribe")) == 5000
 
 
 # --- subscriptions that are refused or not answered ---
@@ -385,10 +385,10 @@ async def test_late_ack_ends_refusal_whatever_the_retry_gets(
     server = await raw_server()
     running = await run(server.url, "key", [AAPL], protocol="4")
     await running.until("refused", AAPL)
-    visitor = await server.visitor()
-    await visitor.until(lambda: len(visitor.asked("subscribe")) == 2)
-    (first, _), (second, _) = visitor.asked("subscribe")
-    await visitor.say(f"43{first}[null]", f'43{second}["subscribed already"]')
+    client = await server.client()
+    await client.until(lambda: len(client.requests("subscribe")) == 2)
+    (first, _), (second, _) = client.requests("subscribe")
+    await client.send(f"43{first}[null]", f'43{second}["subscribed already"]')
     await running.until("live", AAPL)
     await asyncio.sleep(3 * state_tracker.PUBLISH_SECONDS)
     assert running.states(AAPL) == ["pending", "refused", "live"]
@@ -409,9 +409,9 @@ async def test_provider_errors_are_quoted_once_and_all_counted(
 
 
 async def test_flood_of_provider_errors_makes_few_facts(run: StartSupervisor, raw_server: Any, memory: Memory) -> None:
-    async def talk(visitor: Visitor) -> None:
-        await visitor.acknowledge()
-        await visitor.say(*[f'42["err",{{"message":"no. {n}"}}]' for n in range(3000)], '42["res",[]]')
+    async def talk(client: ClientSocket) -> None:
+        await client.acknowledge()
+        await client.send(*[f'42["err",{{"message":"no. {n}"}}]' for n in range(3000)], '42["res",[]]')
 
     server = await raw_server(talk)
     running = await run(server.url, "key", [AAPL], protocol="4")
@@ -513,12 +513,12 @@ async def test_failed_renewal_keeps_the_old_connection(
 
 
 async def test_close_during_handover_is_recorded_at_once(run: StartSupervisor, raw_server: Any, memory: Memory) -> None:
-    server = await raw_server(lambda visitor: visitor.acknowledge())
+    server = await raw_server(lambda client: client.acknowledge())
     running = await run(server.url, "key", [AAPL], protocol="4", token={"lifetime": "2s", "renew_before": "1s"})
     await running.until("live", AAPL)
     server.greets = False
-    second = await server.visitor(2)
-    server.visitors[0].cut()
+    second = await server.client(2)
+    server.clients[0].abort()
     await running.until("disconnected", AAPL)
     await server.greet(second)
     await running.until("live", AAPL)
@@ -543,11 +543,11 @@ async def test_refusal_after_handover_counts_from_old_last_byte(
 
 
 async def test_eviction_is_reported_with_a_remedy(run: StartSupervisor, raw_server: Any, memory: Memory) -> None:
-    async def talk(visitor: Visitor) -> None:
-        for earlier in server.visitors[:-1]:
-            if not earlier.gone.is_set():
-                await earlier.say("41")
-        await visitor.acknowledge()
+    async def talk(client: ClientSocket) -> None:
+        for earlier in server.clients[:-1]:
+            if not earlier.closed.is_set():
+                await earlier.send("41")
+        await client.acknowledge()
 
     server = await raw_server(talk)
     running = await run(server.url, "key", [AAPL], protocol="4")
@@ -564,20 +564,20 @@ async def test_old_connection_stays_until_the_new_one_has_data(
     run: StartSupervisor, raw_server: Any, memory: Memory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(connection_group, "OVERLAP_SECONDS", 0.5)
-    server = await raw_server(lambda visitor: visitor.acknowledge())
+    server = await raw_server(lambda client: client.acknowledge())
     running = await run(server.url, "key", [AAPL], protocol="4")
     await running.until("live", AAPL)
     for number, has_data in ((2, True), (3, False)):
         await running.tokens.get(fresh=True)
-        old, new = server.visitors[number - 2], await server.visitor(number)
-        await new.until(lambda new=new: new.asked("subscribe"))
+        old, new = server.clients[number - 2], await server.client(number)
+        await new.until(lambda new=new: new.requests("subscribe"))
         started = asyncio.get_running_loop().time()
         await asyncio.sleep(0.25)
-        assert not old.gone.is_set()
-        await old.say('42["res",[]]')
+        assert not old.closed.is_set()
+        await old.send('42["res",[]]')
         if has_data:
-            await new.say('42["res",[]]')
-        await old.gone.wait()
+            await new.send('42["res",[]]')
+        await old.closed.wait()
         assert (asyncio.get_running_loop().time() - started < 0.45) is has_data
     assert len(memory.frames) == 3
     assert running.states(AAPL) == ["pending", "live"]
@@ -616,14 +616,14 @@ async def test_full_spool_does_not_end_a_group_that_still_retries(
 async def test_connection_opening_when_spool_fills_is_not_used(
     run: StartSupervisor, raw_server: Any, memory: Memory
 ) -> None:
-    server = await raw_server(lambda visitor: visitor.acknowledge(), greets=False)
+    server = await raw_server(lambda client: client.acknowledge(), greets=False)
     running = await run(server.url, "key", [AAPL], protocol="4")
-    visitor = await server.visitor()
+    client = await server.client()
     await running.supervisor.disconnect_all("the spool is full")
-    await server.greet(visitor)
+    await server.greet(client)
     async with asyncio.timeout(5):
-        await visitor.gone.wait()
-    assert visitor.asked("subscribe") == []
+        await client.closed.wait()
+    assert client.requests("subscribe") == []
     assert running.states(AAPL) == ["pending", "spool_full"]
     server.greets = True
     running.supervisor.resume()
@@ -646,7 +646,7 @@ async def test_spool_failure_ends_the_supervisor_with_its_error(
 async def test_stop_while_connecting_is_quick(run: StartSupervisor, raw_server: Any, memory: Memory) -> None:
     server = await raw_server(greets=False)
     running = await run(server.url, "key", [AAPL], protocol="4")
-    await server.visitor()
+    await server.client()
     async with asyncio.timeout(2):
         await running.supervisor.stop()
     assert running.states(AAPL) == ["pending", "stopped"]

@@ -18,11 +18,11 @@ from .raw_engineio_server import RawServer
 
 def asked(server: RawServer) -> int:
     """How often it was asked for anything."""
-    return len(server.visitors) + server.probes + server.logins
+    return len(server.clients) + server.probes + server.logins
 
 
 @pytest.mark.parametrize("way", WAYS)
-async def test_nothing_is_asked_of_anybody_whose_certificate_is_unknown(
+async def test_unknown_certificate_is_rejected_before_any_request(
     raw_server: Callable[..., Awaitable[RawServer]],
     server_side: ssl.SSLContext,
     certificate: Path,
@@ -52,7 +52,7 @@ def lenient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.usefixtures("lenient")
-async def test_nothing_older_than_tls_1_2_is_spoken_whatever_the_machine_allows(
+async def test_tls_below_1_2_is_rejected(
     raw_server: Callable[..., Awaitable[RawServer]],
     server_side: ssl.SSLContext,
     reach: Reach,

@@ -15,7 +15,7 @@ from ingestor.core.backoff import Backoff
 from ingestor.provider.auth import token_source
 from ingestor.provider.subscriptions import connection_group
 
-from .raw_engineio_server import Memory, RawServer, Visitor
+from .raw_engineio_server import ClientSocket, Memory, RawServer
 from .running_supervisor import StartSupervisor
 
 Door = Literal["probe", "websocket", "packet"]
@@ -27,7 +27,7 @@ class Choosy(RawServer):
     """Gives tokens token-1, token-2, …, and refuses the first so many of them."""
 
     def __init__(self, refusals: int, door: Door, answer: int | str, generation: str) -> None:
-        super().__init__(Visitor.acknowledge, generation=generation)
+        super().__init__(ClientSocket.acknowledge, generation=generation)
         self.refusals = refusals
         self.login_times: list[float] = []
         self.shown: list[str] = []  # the tokens at the door, in order
@@ -73,7 +73,7 @@ REFUSALS = [
 
 
 @pytest.mark.parametrize(("door", "answer", "generation"), REFUSALS)
-async def test_a_token_that_is_refused_is_dropped_for_one_fresh_one_at_once(
+async def test_rejected_token_is_replaced_at_once(
     run: StartSupervisor,
     memory: Memory,
     door: Door,
@@ -92,7 +92,7 @@ async def test_a_token_that_is_refused_is_dropped_for_one_fresh_one_at_once(
     assert re.search("refused the token|not accept the token", memory.facts("connect_failed")[0].detail["reason"])
 
 
-async def test_tokens_that_are_refused_in_a_loop_cost_ever_fewer_logins_however_many_connections_want_one(
+async def test_repeated_rejections_slow_down_logins(
     run: StartSupervisor, memory: Memory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(token_source, "UNAVAILABLE_BACKOFF", Backoff(first_seconds=0.4, cap_seconds=10))
@@ -105,5 +105,5 @@ async def test_tokens_that_are_refused_in_a_loop_cost_ever_fewer_logins_however_
     assert gaps[2] >= 0.8
 
 
-def test_the_spacing_is_five_seconds() -> None:
+def test_login_spacing_is_five_seconds() -> None:
     assert token_source.LOGIN_SPACING_SECONDS == 5
