@@ -6,7 +6,15 @@ from dataclasses import asdict
 
 import typer
 
-from ingestor.cli.output import ConfigOption, Output, OutputOption, load_config, print_result, printable
+from ingestor.cli.output import (
+    ConfigOption,
+    Output,
+    OutputOption,
+    load_config,
+    open_configured_database,
+    print_result,
+    printable,
+)
 
 
 def audit(config: ConfigOption = None, output: OutputOption = Output.TEXT) -> None:
@@ -20,11 +28,10 @@ def audit(config: ConfigOption = None, output: OutputOption = Output.TEXT) -> No
     Example:
       ingestor audit
     """
-    from ingestor.store.open_database import open_database
     from ingestor.store.read import audit as store_audit
 
     loaded = load_config(config)
-    with open_database(loaded.database.url.get_secret_value()) as engine:
+    with open_configured_database(loaded) as engine:
         issues = store_audit.audit(engine, samples_pruned=loaded.database.retention.samples is not None)
         losses = store_audit.find_losses(engine)
     lines = [f"! {loss.check}: {loss.message}" for loss in losses]

@@ -52,10 +52,16 @@ def backfill(
     Example:
       ingestor backfill --ticker AAPL --from 2026-01-01 --to 2026-02-01
     """
+    from ingestor.repair.backfill_requests import build_requests, count_queries
+
     loaded = load_config(config)
     now = datetime.now(UTC)
-    requests = _plan(loaded, ticker, path, parse_time(since, now, "--from"), parse_time(until, now, "--to"))
-    count = _count_queries(requests)
+    start, end = parse_time(since, now, "--from"), parse_time(until, now, "--to")
+    try:
+        requests = build_requests(loaded.subscriptions, ticker, path, start, end, now)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+    count = sum(map(count_queries, requests))
     _print_estimate(requests, count)
     try:
         repairs = _run(loaded, requests, count)
@@ -65,21 +71,6 @@ def backfill(
     print_result(output, [repair_to_dict(repair) for repair in repairs], lambda: "\n".join(map(format_repair, repairs)))
     if any(repair.state == "failed" for repair in repairs):
         raise typer.Exit(EXIT_FAILED)
-
-
-def _plan(config: Config, ticker: str, path: str | None, start: datetime, end: datetime) -> list[BackfillRequest]:
-    from ingestor.repair import backfill_requests
-
-    try:
-        return backfill_requests.build_requests(config.subscriptions, ticker, path, start, end, datetime.now(UTC))
-    except ValueError as error:
-        raise typer.BadParameter(str(error)) from None
-
-
-def _count_queries(requests: Sequence[BackfillRequest]) -> int:
-    from ingestor.repair import backfill_requests
-
-    return sum(map(backfill_requests.count_queries, requests))
 
 
 def _print_estimate(requests: Sequence[BackfillRequest], count: int) -> None:

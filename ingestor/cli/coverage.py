@@ -18,6 +18,7 @@ from ingestor.cli.output import (
     OutputOption,
     format_repair,
     load_config,
+    open_configured_database,
     parse_time,
     print_result,
     printable,
@@ -58,12 +59,11 @@ def coverage(
       ingestor coverage --ticker AAPL --since 30d
     """
     from ingestor.store.maintenance.repairs import unfinished_repairs
-    from ingestor.store.open_database import open_database
 
     loaded = load_config(config)
     now = datetime.now(UTC)
     start = parse_time(since, now, "--since")
-    with open_database(loaded.database.url.get_secret_value()) as engine:
+    with open_configured_database(loaded) as engine:
         subscriptions, last_day = _fetch(engine, ticker, start, now)
         repairs = unfinished_repairs(engine, ticker)
     strips = {subscription.subscription_id: strip(subscription, now) for subscription in last_day}

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 import typer
 
-from ingestor.cli.output import ConfigOption, Output, OutputOption, echo, load_config, print_result
+from ingestor.cli.output import (
+    ConfigOption,
+    Output,
+    OutputOption,
+    echo,
+    load_config,
+    open_configured_database,
+    print_result,
+)
 
 db_app = typer.Typer(help="Show and upgrade the database schema.")
 
@@ -21,9 +29,8 @@ def upgrade(config: ConfigOption = None) -> None:
       ingestor db upgrade
     """
     from ingestor.store import migrate
-    from ingestor.store.open_database import open_database
 
-    with open_database(load_config(config).database.url.get_secret_value(), read_only=False) as engine:
+    with open_configured_database(load_config(config), read_only=False) as engine:
         migrate.upgrade(engine)
         revision = migrate.current_revision(engine)
     echo(f"schema {revision}")
@@ -38,9 +45,8 @@ def current(config: ConfigOption = None, output: OutputOption = Output.TEXT) -> 
       ingestor db current
     """
     from ingestor.store import migrate
-    from ingestor.store.open_database import open_database
 
-    with open_database(load_config(config).database.url.get_secret_value()) as engine:
+    with open_configured_database(load_config(config)) as engine:
         revision = migrate.current_revision(engine)
     data = {"current": revision, "head": migrate.head_revision()}
     print_result(output, data, lambda: f"database {revision or 'empty'}, program {migrate.head_revision()}")

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
-from datetime import datetime
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ingestor.cli.output import ConfigOption, Output, OutputOption, echo, load_config, print_result, printable
+from ingestor.cli.output import (
+    ConfigOption,
+    Output,
+    OutputOption,
+    echo,
+    load_config,
+    open_configured_database,
+    print_result,
+    printable,
+)
 
 if TYPE_CHECKING:
     from ingestor.config import Config
@@ -87,19 +95,14 @@ def _retry_offline(config: Config, letter_ids: list[int]) -> int:
 
 
 def _fetch(config: Config, **filters: Any) -> list[dict[str, Any]]:
-    from ingestor.store.open_database import open_database
     from ingestor.store.read.status import list_dead_letters
 
-    with open_database(config.database.url.get_secret_value()) as engine:
-        letters = list_dead_letters(engine, **filters)
-    return [{name: _format_value(value) for name, value in letter.items()} for letter in letters]
-
-
-def _format_value(value: object) -> object:
-    return value.isoformat() if isinstance(value, datetime) else value
+    with open_configured_database(config) as engine:
+        return list_dead_letters(engine, **filters)
 
 
 def _format_letter(letter: dict[str, Any]) -> str:
     row = "frame" if letter["row_index"] is None else f"row {letter['row_index']}"
-    origin = f"{letter['dead_letter_id']}  {letter['received_at']}  entry {letter['seq']} {row}  {letter['stage']}"
+    received = letter["received_at"].isoformat()
+    origin = f"{letter['dead_letter_id']}  {received}  entry {letter['seq']} {row}  {letter['stage']}"
     return printable(f"{origin}: {letter['reason']}: {str(letter['detail'])[:80]}")

@@ -20,6 +20,7 @@ from ingestor.cli.output import (
     echo,
     exit_if_stdout_closed,
     load_config,
+    open_configured_database,
     parse_time,
     progress_bar,
 )
@@ -60,7 +61,6 @@ def export(
     Example:
       ingestor export --feed crowd-sentiment --since 7d --format parquet -o week.parquet
     """
-    from ingestor.store.open_database import open_database
     from ingestor.store.read.export import ExportQuery
 
     now = datetime.now(UTC)
@@ -72,7 +72,7 @@ def export(
         since=parse_time(since, now, "--since") if since else None,
         until=parse_time(until, now, "--until") if until else None,
     )
-    with open_database(load_config(config).database.url.get_secret_value()) as engine:
+    with open_configured_database(load_config(config)) as engine:
         _check_feed(engine, feed)
         if file is None:
             with _open_stdout() as target:
@@ -96,9 +96,15 @@ def _check_feed(engine: Engine, feed: str) -> None:
 def _export(engine: Engine, query: ExportQuery, format_: ExportFormat, target: BinaryIO) -> int:
     """Write the rows and return their number."""
     from ingestor.store.read.export import count_series, read_pages
+    from ingestor.store.read.export_formats import CsvWriter, JsonLinesWriter, ParquetWriter
 
     rows = 0
-    writer = _new_writer(format_, target)
+    writers: dict[ExportFormat, Callable[[BinaryIO], ExportWriter]] = {
+        ExportFormat.CSV: CsvWriter,
+        ExportFormat.JSONL: JsonLinesWriter,
+        ExportFormat.PARQUET: ParquetWriter,
+    }
+    writer = writers[format_](target)
     count = partial(count_series, engine, query)
     data_on_terminal = target is sys.stdout.buffer and sys.stdout.isatty()
     with (
@@ -111,17 +117,6 @@ def _export(engine: Engine, query: ExportQuery, format_: ExportFormat, target: B
             advance(series_done)
     writer.close()
     return rows
-
-
-def _new_writer(format_: ExportFormat, target: BinaryIO) -> ExportWriter:
-    from ingestor.store.read.export_formats import CsvWriter, JsonLinesWriter, ParquetWriter
-
-    writers: dict[ExportFormat, Callable[[BinaryIO], ExportWriter]] = {
-        ExportFormat.CSV: CsvWriter,
-        ExportFormat.JSONL: JsonLinesWriter,
-        ExportFormat.PARQUET: ParquetWriter,
-    }
-    return writers[format_](target)
 
 
 @contextmanager

@@ -7,7 +7,7 @@ import os
 import select
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from pathlib import Path
@@ -20,6 +20,7 @@ from ingestor.errors import ConfigError, ConfigProblem
 
 if TYPE_CHECKING:
     from ingestor.config import Config
+    from ingestor.store.engine import Engine
     from ingestor.store.maintenance.repairs import Repair
 
 PACKAGE = Path(__file__).parent.parent
@@ -131,6 +132,13 @@ def _warn_unknown_endpoints(config: Config) -> None:
     for location, subscription in by_location.items():
         if warning := unknown_path_warning(subscription.path):
             print(ConfigProblem(location, f"{subscription.config_path}.path", warning), file=sys.stderr)
+
+
+def open_configured_database(config: Config, *, read_only: bool = True) -> AbstractContextManager[Engine]:
+    """Open the database of the configuration. Raises DatabaseUnavailable."""
+    from ingestor.store.open_database import open_database
+
+    return open_database(config.database.url.get_secret_value(), read_only=read_only)
 
 
 def print_result(output: Output, data: Any, text: Callable[[], str]) -> None:

@@ -15,6 +15,7 @@ from ingestor.cli.output import (
     Output,
     OutputOption,
     load_config,
+    open_configured_database,
     parse_time,
     print_result,
     progress_bar,
@@ -48,15 +49,13 @@ def replay(
     """
     from ingestor.commands.replay import open_target
     from ingestor.store.engine import repeatable_read
-    from ingestor.store.open_database import open_database
 
     now = datetime.now(UTC)
     start = parse_time(since, now, "--from") if since else MIN_TIME
     end = parse_time(until, now, "--to") if until else MAX_TIME
-    url, target_url = load_config(config).database.url.get_secret_value(), _database_url(into)
     with (
-        open_database(url) as engine,
-        open_target(engine, target_url) as target,
+        open_configured_database(load_config(config)) as engine,
+        open_target(engine, _database_url(into)) as target,
         repeatable_read(engine) as source,  # excludes what the daemon writes in the meantime
     ):
         start, result, read, written = _replay(source, target, start, end, now)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 from typing import Annotated
 
@@ -25,11 +24,15 @@ def simulate(
     Example:
       ingestor simulate --cadence 1
     """
+    import asyncio
 
     asyncio.run(_serve(port, api_key, seed, cadence))
 
 
 async def _serve(port: int, api_key: str, seed: int, cadence: int) -> None:
+    import asyncio
+    import signal
+
     from ingestor.simulator import Simulator
 
     cadence_seconds = cadence or None
@@ -44,15 +47,9 @@ async def _serve(port: int, api_key: str, seed: int, cadence: int) -> None:
         raise typer.BadParameter(f"cannot listen on {port} ({reason}); use another", param_hint="--port") from None
     try:
         echo(f"provider.url: {simulator.url}\nINGESTOR_PROVIDER__API_KEY={simulator.api_key}")
-        await _wait_for_signal()
+        signaled = asyncio.Event()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, signaled.set)
+        await signaled.wait()
     finally:
         await simulator.stop()
-
-
-async def _wait_for_signal() -> None:
-    import signal
-
-    received = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, received.set)
-    await received.wait()

@@ -21,6 +21,7 @@ from ingestor.cli.output import (
     echo,
     exit_on_interrupt,
     load_config,
+    open_configured_database,
     print_result,
     printable,
     sleep_until_closed,
@@ -136,7 +137,7 @@ def _take_sample(spool: Path, config: Config | ConfigError) -> StatusSample:
     if live is None:
         if isinstance(config, ConfigError):
             raise config
-        return _database_sample(_ask_database(config))
+        return _database_sample(config)
     rows = live.rows
     problems = [f"  config: {problem}" for problem in config.problems] if isinstance(config, ConfigError) else []
     return StatusSample(
@@ -238,15 +239,11 @@ def _format_distance(at: datetime, now: datetime) -> str:
 # From the database.
 
 
-def _ask_database(config: Config) -> dict[str, list[dict[str, Any]]]:
-    from ingestor.store.open_database import open_database
-    from ingestor.store.read import status as store_status
+def _database_sample(config: Config) -> StatusSample:
+    from ingestor.store.read.status import load_status
 
-    with open_database(config.database.url.get_secret_value()) as engine:
-        return store_status.load_status(engine)
-
-
-def _database_sample(result: dict[str, list[dict[str, Any]]]) -> StatusSample:
+    with open_configured_database(config) as engine:
+        result = load_status(engine)
     return StatusSample(
         at=time.monotonic(),
         source_id="the database",

@@ -14,6 +14,7 @@ from ingestor.cli.output import (
     echo_stderr,
     exit_on_interrupt,
     load_config,
+    open_configured_database,
     printable,
     sleep_until_closed,
     to_json_line,
@@ -41,9 +42,8 @@ def tail(
       ingestor tail -f AAPL
     """
     from ingestor.commands.follow import Follower
-    from ingestor.store.open_database import open_database
 
-    with exit_on_interrupt(), open_database(load_config(config).database.url.get_secret_value()) as engine:
+    with exit_on_interrupt(), open_configured_database(load_config(config)) as engine:
         follower = Follower(engine, ticker)
         _print(follower.latest(limit), output)
         while follow:

@@ -12,36 +12,17 @@ render                          JSON Schema, and `config show`
 
 from ingestor.config.diff import changed_settings
 from ingestor.config.loader import load, require_api_key
-from ingestor.config.model import (
-    BatchConfig,
-    Config,
-    DatabaseConfig,
-    HttpConfig,
-    LogConfig,
-    ProviderConfig,
-    RetentionConfig,
-    SpoolConfig,
-    Subscription,
-    TokenConfig,
-)
+from ingestor.config.model import Config, Subscription
 from ingestor.config.render import describe_keys, json_schema, list_secrets, render, render_yaml
 from ingestor.config.secret_file import SecretFile
 from ingestor.config.secrets import read_api_key
 from ingestor.config.validators import ListenAddress
 
 __all__ = [
-    "BatchConfig",
     "Config",
-    "DatabaseConfig",
-    "HttpConfig",
     "ListenAddress",
-    "LogConfig",
-    "ProviderConfig",
-    "RetentionConfig",
     "SecretFile",
-    "SpoolConfig",
     "Subscription",
-    "TokenConfig",
     "changed_settings",
     "describe_keys",
     "json_schema",
