@@ -1,4 +1,4 @@
-"""What `ingestor check` looks at, without touching anything: one finding each, with what to do. Goes on to the end."""
+"""The checks of `ingestor check` that need no provider. They change nothing, and each failure says what to do."""
 
 from __future__ import annotations
 
@@ -18,179 +18,171 @@ from ingestor.store import migrate
 from ingestor.store.engine import sqlite_path
 from ingestor.store.open_database import open_database
 
-# Measured: 200,000 samples took 19.1 MB of a SQLite file. A row of a printed answer has some 85 characters, and an
-# answer of /real-time/… is a rolling window of about an hour of minutes; a stream sends what is new.
+# Measured: 200,000 samples take 19.1 MB of a SQLite file, a row of a response has some 85 characters. A response of
+# /real-time/… is a rolling window of about an hour of minutes; a stream sends only new rows.
 SAMPLE_BYTES = 100
 ROW_BYTES = 85
 WINDOW_ROWS = 60
 DAY_SECONDS = 86_400
-TICKERS_OF_ALL = 5_000  # what a subscription without ticker is taken for
+ASSUMED_TICKERS = 5_000  # for a subscription without ticker
 SAFE_SQLITE = (3, 51, 3)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True)
 class CheckResult:
-    """One thing that was looked at. ``exit_code`` is 0 where nothing is in the way."""
+    """The outcome of one check. ``exit_code`` is 0 unless the check failed."""
 
     name: str
     message: str
     exit_code: int = 0
     warning: bool = False
-    seconds: float | None = None  # that it took, where that tells something
+    seconds: float | None = None  # how long it took, if that is of interest
 
 
 def run_offline_checks(config: Config) -> Iterator[CheckResult]:
-    """Everything that can be known without the provider. The database is only read."""
-    tickers = len(config.subscriptions)
-    yield CheckResult(name="config", message=f"{config.source}: {tickers} subscription{'s' if tickers != 1 else ''}")
-    yield _api_key(config)
-    yield _folder("spool", config.spool.path)
-    yield from _proxy(config)
-    yield _database(config)
-    yield from _unencrypted(config)
-    yield _sqlite_version()
-    load = _load(config)
-    yield _growth(config, load)
-    yield _outage(config, load)
-    yield from _disks(config, load)
+    """Run every check that needs no provider. The database is only read."""
+    count = len(config.subscriptions)
+    yield CheckResult("config", f"{config.source}: {count} subscription{'s' if count != 1 else ''}")
+    yield _check_api_key(config)
+    yield _check_folder("spool", config.spool.path)
+    if config.proxy is not None:
+        proxy = origin(config.proxy.get_secret_value())
+        yield CheckResult("proxy", f"{config.provider.url} is reached through {proxy}, set by the environment")
+    yield _check_database(config)
+    yield from _check_database_tls(config)
+    yield _check_sqlite_version()
+    load = estimate_load(config)
+    yield _check_growth(config, load)
+    hours = config.spool.max_bytes / load.received_bytes * 24
+    message = f"{_format_size(config.spool.max_bytes)} (spool.max_bytes) last for a database outage of {hours:,.1f} h"
+    yield CheckResult("outage", message, warning=hours < 1)
+    yield from _check_disks(config, load)
 
 
-def _api_key(config: Config) -> CheckResult:
+def _check_api_key(config: Config) -> CheckResult:
     try:
         require_api_key(config)
     except IngestorError as error:
-        return CheckResult(name="API key", message=str(error), exit_code=error.exit_code)
-    return CheckResult(name="API key", message="found; whether the provider takes it only it can say")
+        return CheckResult("API key", str(error), error.exit_code)
+    return CheckResult("API key", "found; `ingestor check --connect` tests whether the provider accepts it")
 
 
-def _proxy(config: Config) -> Iterator[CheckResult]:
-    if config.proxy is not None:
-        proxy = origin(config.proxy.get_secret_value())
-        yield CheckResult(
-            name="proxy", message=f"{config.provider.url} is reached through {proxy}, as the environment says"
-        )
-
-
-def _folder(name: str, path: Path) -> CheckResult:
-    existing = _nearest(path)
+def _check_folder(name: str, path: Path) -> CheckResult:
+    existing = _nearest_existing(path)
     if not existing.is_dir():
-        message = f"{existing} is a file, and a folder is wanted there; move it, or name another place in config.yaml"
-        return CheckResult(name=name, message=message, exit_code=74)
+        message = f"{existing} is a file instead of a folder; move it, or choose another path in config.yaml"
+        return CheckResult(name, message, 74)
     if not os.access(existing, os.W_OK | os.X_OK, effective_ids=True):
-        message = f"{existing} cannot be written by this user; chown it, or name another place in config.yaml"
-        return CheckResult(name=name, message=message, exit_code=77)
-    return CheckResult(name=name, message=f"{path}: can be written")
+        message = f"{existing} is not writable by this user; chown it, or choose another path in config.yaml"
+        return CheckResult(name, message, 77)
+    return CheckResult(name, f"{path} is writable")
 
 
-def _nearest(path: Path) -> Path:
-    """The path itself or the nearest folder above it that this user can see."""
+def _nearest_existing(path: Path) -> Path:
+    """Return the path, or the nearest folder above it that this user can see."""
     # Unlike Path.exists, this does not raise below a folder that may not be searched.
     return next(place for place in (path, *path.parents) if os.path.exists(place))  # noqa: PTH110
 
 
-def _database(config: Config) -> CheckResult:
+def _check_database(config: Config) -> CheckResult:
     url = config.database.url.get_secret_value()
     path = sqlite_path(url)
-    if path and _nearest(path) != path:
-        found = _folder("database", path)
-        return found if found.exit_code else CheckResult(name="database", message=f"{path}: made at the first run")
+    if path and _nearest_existing(path) != path:
+        folder = _check_folder("database", path)
+        return folder if folder.exit_code else CheckResult("database", f"{path} is created by the first run")
     try:
-        return _schema(url, config.database.migrate)
+        return _check_schema(url, config.database.migrate)
     except IngestorError as error:
-        return CheckResult(name="database", message=str(error), exit_code=error.exit_code)
+        return CheckResult("database", str(error), error.exit_code)
 
 
-def _schema(url: str, migrates: str) -> CheckResult:
+def _check_schema(url: str, migrate_setting: str) -> CheckResult:
     with open_database(url) as engine:
-        found = migrate.current_revision(engine)
-        migrate.refuse_unsupported(found)
-        if found != migrate.head_revision() and migrates == "never":
+        revision = migrate.current_revision(engine)
+        migrate.refuse_unsupported(revision)
+        if revision != migrate.head_revision() and migrate_setting == "never":
             migrate.verify_revision(engine)
-    if found == migrate.head_revision():
-        return CheckResult(name="database", message=f"{mask_url(url)}: schema {found}")
-    message = f"{mask_url(url)}: schema {found or 'empty'}, run makes it {migrate.head_revision()}"
-    return CheckResult(name="database", message=message)
+    if revision == migrate.head_revision():
+        return CheckResult("database", f"{mask_url(url)}: schema {revision}")
+    message = f"{mask_url(url)}: schema {revision or 'empty'}, `ingestor run` upgrades to {migrate.head_revision()}"
+    return CheckResult("database", message)
 
 
-def _unencrypted(config: Config) -> Iterator[CheckResult]:
+def _check_database_tls(config: Config) -> Iterator[CheckResult]:
     if found := find_unencrypted_host(config.database.url.get_secret_value(), os.environ):
         host, sslmode = found
         message = (
-            f"{host} may be spoken to without TLS (sslmode {sslmode}): password and data can be read on the way;"
-            " write ?sslmode=verify-full behind database.url, or require where its certificate cannot be verified"
+            f"the connection to {host} may be unencrypted (sslmode {sslmode}), password and data included; append"
+            " ?sslmode=verify-full to database.url, or require if its certificate cannot be verified"
         )
-        yield CheckResult(name="database TLS", message=message, warning=True)
+        yield CheckResult("database TLS", message, warning=True)
 
 
-def _sqlite_version() -> CheckResult:
+def _check_sqlite_version() -> CheckResult:
     if sqlite3.sqlite_version_info >= SAFE_SQLITE:
-        return CheckResult(name="SQLite", message=sqlite3.sqlite_version)
+        return CheckResult("SQLite", sqlite3.sqlite_version)
     message = (
-        f"{sqlite3.sqlite_version}: before 3.51.3 two connections that write to one database may damage it at a"
-        " checkpoint; the ingestor writes with one, so let other programs only read"
+        f"{sqlite3.sqlite_version}: before 3.51.3, two connections that write to one database may corrupt it at a"
+        " checkpoint; the ingestor writes with one connection, so let other programs only read"
     )
-    return CheckResult(name="SQLite", message=message, warning=True)
+    return CheckResult("SQLite", message, warning=True)
 
 
 @dataclass(frozen=True, slots=True)
 class LoadEstimate:
-    """What the subscriptions bring at most, in a day."""
+    """An upper bound of what the subscriptions bring per day."""
 
     samples: float
-    received_bytes: float  # of answers, most of which repeat what was there
+    received_bytes: float  # of responses, which mostly repeat earlier rows
 
     @property
     def stored_bytes(self) -> float:
-        """What stays of it, without payloads."""
+        """What is stored, without payloads."""
         return self.samples * SAMPLE_BYTES
 
 
-def _load(config: Config) -> LoadEstimate:
+def estimate_load(config: Config) -> LoadEstimate:
+    """Estimate the load from the catalog. An unknown endpoint counts as one metric per minute."""
     samples = received_bytes = 0.0
-    for one in config.subscriptions:
-        known = FEEDS.get(base_name(one.path))
-        buckets = DAY_SECONDS / (known.cadence_seconds if known else 60)
-        rows = buckets * (1 if one.ticker else TICKERS_OF_ALL)
-        samples += rows * (len(set(known.metrics.values())) if known else 1)
-        received_bytes += rows * ROW_BYTES * (1 if one.path in STREAMS else WINDOW_ROWS)
+    for subscription in config.subscriptions:
+        feed = FEEDS.get(base_name(subscription.path))
+        buckets = DAY_SECONDS / (feed.cadence_seconds if feed else 60)
+        rows = buckets * (1 if subscription.ticker else ASSUMED_TICKERS)
+        samples += rows * (len(set(feed.metrics.values())) if feed else 1)
+        received_bytes += rows * ROW_BYTES * (1 if subscription.path in STREAMS else WINDOW_ROWS)
     return LoadEstimate(samples, received_bytes)
 
 
-def _growth(config: Config, load: LoadEstimate) -> CheckResult:
-    message = f"at most {load.samples:,.0f} samples a day, some {_size(load.stored_bytes)}"
-    kept = config.database.retention.payloads
-    if kept is None:
-        message += f"; payloads add {_size(load.received_bytes)} a day: see database.retention.payloads"
-    elif kept:
-        message += f"; payloads of {format_duration(kept)} add {_size(load.received_bytes * kept / DAY_SECONDS)}, once"
-    return CheckResult(name="growth", message=message)
+def _check_growth(config: Config, load: LoadEstimate) -> CheckResult:
+    message = f"at most {load.samples:,.0f} samples per day, about {_format_size(load.stored_bytes)}"
+    retention = config.database.retention.payloads
+    if retention is None:
+        message += f"; payloads add {_format_size(load.received_bytes)} per day, see database.retention.payloads"
+    elif retention:
+        size = _format_size(load.received_bytes * retention / DAY_SECONDS)
+        message += f"; payloads, kept for {format_duration(retention)}, add {size} in total"
+    return CheckResult("growth", message)
 
 
-def _outage(config: Config, load: LoadEstimate) -> CheckResult:
-    hours = config.spool.max_bytes / load.received_bytes * 24
-    message = f"{_size(config.spool.max_bytes)} (spool.max_bytes) hold some {hours:,.1f} h of a database that is away"
-    return CheckResult(name="outage", message=message, warning=hours < 1)
-
-
-def _disks(config: Config, load: LoadEstimate) -> Iterator[CheckResult]:
-    """Room for the spool; and for a SQLite database, for how long."""
-    existing = _nearest(config.spool.path)
-    free = shutil.disk_usage(existing).free
-    short = free < config.spool.max_bytes
-    more = ", less than spool.max_bytes: free some, or lower it" if short else ""
-    yield CheckResult(name="disk", message=f"{_size(free)} free at {existing}{more}", warning=short)
+def _check_disks(config: Config, load: LoadEstimate) -> Iterator[CheckResult]:
+    """Check that the spool fits on its disk, and estimate how long a SQLite database does."""
+    folder = _nearest_existing(config.spool.path)
+    free = shutil.disk_usage(folder).free
+    too_small = free < config.spool.max_bytes
+    remedy = ", less than spool.max_bytes: free some space, or lower it" if too_small else ""
+    yield CheckResult("disk", f"{_format_size(free)} free at {folder}{remedy}", warning=too_small)
     if path := sqlite_path(config.database.url.get_secret_value()):
-        existing = _nearest(path)
-        free = shutil.disk_usage(existing).free
-        kept = config.database.retention.payloads
-        payloads = load.received_bytes * (kept or 0) / DAY_SECONDS
-        per_day = load.stored_bytes + (load.received_bytes if kept is None else 0)
-        days = max(free - payloads, 0) / per_day
-        message = f"{_size(free)} free at {existing}: some {days:,.0f} days of what is collected"
-        yield CheckResult(name="database disk", message=message, warning=days < 30)
+        folder = _nearest_existing(path)
+        free = shutil.disk_usage(folder).free
+        retention = config.database.retention.payloads
+        payload_bytes = load.received_bytes * (retention or 0) / DAY_SECONDS
+        bytes_per_day = load.stored_bytes + (load.received_bytes if retention is None else 0)
+        days = max(free - payload_bytes, 0) / bytes_per_day
+        message = f"{_format_size(free)} free at {folder}, enough for about {days:,.0f} days of data"
+        yield CheckResult("database disk", message, warning=days < 30)
 
 
-def _size(count: float) -> str:
+def _format_size(count: float) -> str:
     for unit in ("B", "KiB", "MiB", "GiB"):
         if count < 1024:
             return f"{count:,.0f} {unit}"

@@ -27,7 +27,7 @@ def test_check_connect_passes_with_healthy_provider(desk: Desk, tmp_path: Path) 
         seconds = processor_seconds(*desk.typed("check", "--connect"), stdout=output, env=CLEAN | desk.key)
     text = (tmp_path / "output").read_text()
     assert [line for line in text.splitlines() if line.startswith("✗")] == []
-    assert "✓ token: the key is accepted; a token lives 5h" in text
+    assert "✓ token: API key accepted, tokens are valid for 5h" in text
     for path, (ticker, *_) in PATHS.items():
         assert re.search(rf"^✓ data {path} {ticker}: 60 rows up to .* UTC \([0-9.]+ s\)$", text, re.MULTILINE)
     assert KEY not in text
@@ -46,7 +46,7 @@ def test_check_json_exits_with_code_of_first_failure(desk: Desk) -> None:
     assert ended.returncode == 77
     assert findings["token"]["exit_code"] == 77
     assert findings["token"]["seconds"] >= 0
-    assert findings["server"]["message"] == "not tried, since there is no token"
+    assert findings["server"]["message"] == "skipped: there is no token"
     assert findings["growth"]["seconds"] is None
 
 

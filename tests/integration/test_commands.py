@@ -95,7 +95,7 @@ def test_check_names_database_without_password(
 ) -> None:
     config = configured(f"{postgres_url}?password={HIDDEN}")
     ended = command("check", "--config", config)
-    assert "?password=***: schema empty, run makes it" in ended.out
+    assert "?password=***: schema empty, `ingestor run` upgrades to" in ended.out
     assert HIDDEN not in ended.out + ended.err
     assert HIDDEN not in "".join(
         one.message for one in check.run_offline_checks(load(config, {}))
@@ -108,8 +108,8 @@ def test_check_warns_of_missing_tls_and_masks_proxy(
     monkeypatch.setenv("HTTPS_PROXY", f"http://somebody:{HIDDEN}@proxy.example:3128")
     config = configured("postgresql://u@0.0.0.0:1/d")  # not a loopback address, but it reaches this machine
     ended = command("check", "--config", config)
-    assert "! database TLS: 0.0.0.0 may be spoken to without TLS (sslmode prefer)" in ended.out
-    assert "is reached through http://proxy.example:3128, as the environment says" in ended.out
+    assert "! database TLS: the connection to 0.0.0.0 may be unencrypted (sslmode prefer)" in ended.out
+    assert "is reached through http://proxy.example:3128, set by the environment" in ended.out
     assert HIDDEN not in ended.out + ended.err
     found = {one.name: one for one in check.run_offline_checks(load(config))}
     assert found["database TLS"].warning
@@ -164,7 +164,7 @@ def test_check_reports_inaccessible_folders(configured: Callable[..., Path], tmp
         closed.chmod(0o700)
     for name in ("spool", "database"):
         assert findings[name].exit_code == 77
-        assert "cannot be written by this user; chown it" in findings[name].message
+        assert "is not writable by this user; chown it" in findings[name].message
 
 
 def test_unreadable_database_is_not_reported_missing(tmp_path: Path) -> None:
@@ -213,8 +213,8 @@ def test_check_reports_file_in_place_of_spool_folder(
 ) -> None:
     (tmp_path / "afile").touch()
     ended = command("check", "--config", configured(spool={"path": path}))
-    assert f"✗ spool: {tmp_path / 'afile'} is a file, and a folder is wanted there" in ended.out
-    assert check._folder("spool", tmp_path / path).exit_code == 74
+    assert f"✗ spool: {tmp_path / 'afile'} is a file instead of a folder" in ended.out
+    assert check._check_folder("spool", tmp_path / path).exit_code == 74
 
 
 # Hostile text.
