@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from types import MappingProxyType
 
 from ingestor.core.clock import wall_us
 from ingestor.provider.socket.connection import CloseReason, Connection, ConnectionSettings
@@ -67,6 +66,6 @@ class GroupCounters:
             since_us=self._since_us,
             frames=self._frames + sum(connection.frames for connection in open_connections),
             last_frame_us=max((at for at in [*frame_times, self._last_frame_us] if at is not None), default=None),
-            reconnects=MappingProxyType(dict(self._reconnects)),
+            reconnects=dict(self._reconnects),
             last_error=self.last_error,
         )

@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from types import MappingProxyType
 from typing import Any, TypeAlias
 from urllib.parse import urlsplit
 
@@ -179,11 +178,11 @@ class Supervisor:
         self._states.record_all(wall_us())
 
     def status(self) -> SupervisorStatus:
-        states = {subscription.key: self._states[subscription.key] for subscription in self._subscriptions}
+        keys = [subscription.key for subscription in self._subscriptions]
         return SupervisorStatus(
             groups=tuple(group.status() for group in self._groups.values()),
-            subscriptions=MappingProxyType({key: state for key, state in states.items() if state is not None}),
-            provider_errors=MappingProxyType(dict(self._context.provider_errors)),
+            subscriptions={key: state for key in keys if (state := self._states[key])},
+            provider_errors=dict(self._context.provider_errors),
         )
 
     # --- groups ---
