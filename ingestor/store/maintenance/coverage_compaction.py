@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from datetime import datetime
 from itertools import groupby, takewhile
 from operator import attrgetter, itemgetter
@@ -71,7 +71,7 @@ def compact(connection: Connection, start: CoverageKey, before: datetime, rows: 
     covered = _load_covered(connection, [history for history in histories if len(history) > 1])
     runs: list[CoverageRun] = []
     for history in filter(None, histories):
-        runs += covered_runs(history, covered[history[0].subscription_id])
+        runs += covered_runs(history, covered.get(history[0].subscription_id, ()))
     _replace(connection, [run for run in runs if run.first != run.last])
     return len(page), _next_start(page[-1], histories[-1], runs) if len(page) > rows else None
 
@@ -109,31 +109,27 @@ def _is_covered(row: _Row, covered: Sequence[TimeInterval]) -> bool:
     return following > 0 and bool(row.ended_at <= covered[following - 1][1])
 
 
-def _load_covered(connection: Connection, histories: Sequence[Sequence[_Row]]) -> Mapping[int, Sequence[TimeInterval]]:
+def _load_covered(connection: Connection, histories: Sequence[Sequence[_Row]]) -> dict[int, list[TimeInterval]]:
     """Return subscription_id → covered intervals, sorted and disjoint, in the time of ``histories``.
 
     Open intervals are excluded: they may end earlier than it seems now.
     """
-    intervals: dict[int, list[TimeInterval]] = defaultdict(list)
-    if histories:
-        ids = {history[0].subscription_id for history in histories}
-        start = min(history[0].started_at for history in histories)
-        end = max(history[-1].ended_at for history in histories)
-        for subscription_id, from_at, to_at in _live_or_repaired(connection, ids, start, end):
-            if from_at < to_at:  # an empty interval covers nothing of a gap around it
-                intervals[subscription_id].append((from_at, to_at))
-    return defaultdict(tuple, {subscription_id: merge_intervals(group) for subscription_id, group in intervals.items()})
-
-
-def _live_or_repaired(connection: Connection, ids: Collection[int], start: datetime, end: datetime) -> Sequence[Any]:
+    if not histories:
+        return {}
     c, r = schema.coverage.c, schema.repairs.c
+    ids = {history[0].subscription_id for history in histories}
+    start, end = min(history[0].started_at for history in histories), max(history[-1].ended_at for history in histories)
     live = select(c.subscription_id, c.started_at, c.ended_at).where(
         c.subscription_id.in_(ids), c.state == "live", c.ended_at >= start, c.started_at <= end
     )
     repaired = select(r.subscription_id, r.from_ts, r.to_ts).where(
         r.subscription_id.in_(ids), r.state == "done", r.to_ts >= start, r.from_ts <= end
     )
-    return connection.execute(union_all(live, repaired)).all()
+    intervals: dict[int, list[TimeInterval]] = defaultdict(list)
+    for subscription_id, from_at, to_at in connection.execute(union_all(live, repaired)):
+        if from_at < to_at:  # an empty interval covers nothing of a gap around it
+            intervals[subscription_id].append((from_at, to_at))
+    return {subscription_id: merge_intervals(group) for subscription_id, group in intervals.items()}
 
 
 def merge_intervals(intervals: Iterable[TimeInterval]) -> list[TimeInterval]:

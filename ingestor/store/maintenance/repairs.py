@@ -24,7 +24,8 @@ LEASE_TIME = timedelta(minutes=5)  # longer than the provider takes to respond; 
 RepairKind = Literal["window", "snapshot", "historical", "manual"]
 RepairState: TypeAlias = Literal["open", "done", "failed"]
 
-_URGENCY = {"snapshot": 0, "manual": 1, "historical": 2}  # the provider's rolling window soon drops the gap
+# Snapshots come first: the provider's rolling window moves past the gap.
+_URGENCY = {"snapshot": 0, "manual": 1, "historical": 2}
 
 
 class Gap(NamedTuple):
@@ -336,8 +337,8 @@ class RepairTable:
     def request(self, requests: Sequence[BackfillRequest], now: datetime) -> list[int]:
         """Open a repair for each range that an operator requests, and return their ids.
 
-        An existing repair of the same range is reused: one that failed starts over, one that waits as a gap becomes
-        manual, one that is open or done does not change. Needs no lease: the instance that has it does the work.
+        An existing repair of the same range is reused: a failed one starts over, an open one of another kind becomes
+        manual, and any other does not change. Needs no lease: the instance that has it does the work.
         """
         r = schema.repairs.c
         repair_ids = []

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import date, datetime, timedelta
 from itertools import takewhile
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Protocol
 
 from sqlalchemy import Connection, Engine, bindparam, delete, exists, select, update
 
@@ -191,7 +191,7 @@ class LedgerDay:
     counts: dict[str, int]
     batches: int = 1
 
-    def add(self, row: _LedgerRow) -> bool:
+    def add(self, row: Any) -> bool:
         """Add the next row. Returns False if it is of another day, after a gap, or a sum would be too large."""
         counts = {name: count + getattr(row, name) for name, count in self.counts.items()}
         adjacent = row.first_seq == self.last_seq + 1 and row.committed_at.date() == self.committed_at.date()
@@ -202,10 +202,7 @@ class LedgerDay:
         return True
 
 
-_LedgerRow: TypeAlias = Any  # a row of ``batches``
-
-
-def group_by_day(rows: Iterable[_LedgerRow]) -> list[LedgerDay]:
+def group_by_day(rows: Iterable[Any]) -> list[LedgerDay]:
     """Group one instance's ledger rows, which are in order, into days."""
     days: list[LedgerDay] = []
     for row in rows:
