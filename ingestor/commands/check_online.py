@@ -133,9 +133,8 @@ async def _check_token(config: Config, report: ReportResult) -> Token | None:
 async def _check_clock(config: Config, report: ReportResult) -> None:
     provider = config.provider
     request = HttpRequest(
-        "HEAD",
-        provider.url,
-        headers={},
+        method="HEAD",
+        url=provider.url,
         timeout_seconds=CLOCK_SECONDS,
         max_bytes=0,
         ca_file=provider.ca_file,

@@ -6,6 +6,7 @@ the credentials elsewhere; and raises exceptions whose text holds the URL. None 
 
 from __future__ import annotations
 
+import base64
 import ssl
 import time
 from collections.abc import Mapping
@@ -48,6 +49,7 @@ class HttpResponse:
     body: bytes = field(repr=False)  # may contain a token
 
 
+@dataclass(kw_only=True, repr=False)
 class HttpRequest:
     """A request that follows no redirect and takes nothing from the environment, such as .netrc.
 
@@ -56,25 +58,14 @@ class HttpRequest:
     ends at its next chunk or read timeout, and its result is dropped.
     """
 
-    def __init__(
-        self,
-        method: str,
-        url: str,
-        *,
-        headers: Mapping[str, str],
-        timeout_seconds: float,
-        max_bytes: int,
-        ca_file: Path | None = None,
-        proxy: SecretStr | None = None,
-    ) -> None:
-        self._method = method
-        self._url = url
-        self._headers = {"User-Agent": f"ingestor/{__version__}", "Accept-Encoding": "identity", **headers}
-        self._timeout_seconds = timeout_seconds
-        self._max_bytes = max_bytes
-        self._ca_file = ca_file
-        self._proxy = proxy
-        self._results: SimpleQueue[HttpResponse | Exception] = SimpleQueue()
+    method: str
+    url: str
+    timeout_seconds: float
+    max_bytes: int
+    api_key: SecretStr | None = None  # sent as the user name of Basic authorization
+    ca_file: Path | None = None
+    proxy: SecretStr | None = None
+    _results: SimpleQueue[HttpResponse | Exception] = field(init=False, default_factory=SimpleQueue)
 
     def send(self) -> HttpResponse:
         """Send the request and wait for the response. May be called once.
@@ -85,9 +76,9 @@ class HttpRequest:
         """
         Thread(target=self._run, name="http request", daemon=True).start()
         try:
-            result = self._results.get(timeout=self._timeout_seconds)
+            result = self._results.get(timeout=self.timeout_seconds)
         except Empty:
-            raise RequestFailed(f"no complete response within {self._timeout_seconds:g} s") from None
+            raise RequestFailed(f"no complete response within {self.timeout_seconds:g} s") from None
         if isinstance(result, Exception):
             raise result
         return result
@@ -100,20 +91,19 @@ class HttpRequest:
         try:
             self._results.put(self._exchange())
         except (requests.RequestException, HTTPError, OSError) as error:
-            failure = RequestFailed(describe_error(error))  # without its cause, whose text holds the URL
-            self._results.put(failure)
+            self._results.put(RequestFailed(describe_error(error)))  # without its cause, whose text holds the URL
         except Exception as error:
             self._results.put(error)
 
     def _exchange(self) -> HttpResponse:
-        deadline = time.monotonic() + self._timeout_seconds
+        deadline = time.monotonic() + self.timeout_seconds
         with (
             self._session() as session,
             session.request(
-                self._method,
-                self._url,
-                headers=self._headers,
-                timeout=(min(CONNECT_SECONDS, self._timeout_seconds), self._timeout_seconds),
+                self.method,
+                self.url,
+                headers=self._headers(),
+                timeout=(min(CONNECT_SECONDS, self.timeout_seconds), self.timeout_seconds),
                 allow_redirects=False,
                 stream=True,
             ) as response,
@@ -121,18 +111,25 @@ class HttpRequest:
             body = bytearray()
             for chunk in response.iter_content(CHUNK_BYTES):
                 body += chunk
-                if len(body) > self._max_bytes:
-                    raise BodyTooLarge(f"the response is longer than {self._max_bytes} bytes")
+                if len(body) > self.max_bytes:
+                    raise BodyTooLarge(f"the response is longer than {self.max_bytes} bytes")
                 if time.monotonic() > deadline:
                     raise requests.Timeout
             return HttpResponse(response.status_code, CaseInsensitiveDict(response.headers), bytes(body))
 
+    def _headers(self) -> dict[str, str]:
+        headers = {"User-Agent": f"ingestor/{__version__}", "Accept": "application/json", "Accept-Encoding": "identity"}
+        if self.api_key is not None:
+            basic = base64.b64encode(f"{self.api_key.get_secret_value()}:".encode()).decode()
+            headers["Authorization"] = f"Basic {basic}"
+        return headers
+
     def _session(self) -> requests.Session:
         session = requests.Session()
         session.trust_env = False
-        if self._proxy is not None:
-            session.proxies = dict.fromkeys(("http", "https"), self._proxy.get_secret_value())
-        adapter = _TlsAdapter(make_tls_context(self._ca_file))
+        if self.proxy is not None:
+            session.proxies = dict.fromkeys(("http", "https"), self.proxy.get_secret_value())
+        adapter = _TlsAdapter(make_tls_context(self.ca_file))
         session.mount("http://", adapter)
         session.mount("https://", adapter)
         return session

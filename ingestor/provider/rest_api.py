@@ -6,7 +6,6 @@ The rules come from the provider's documentation of June to September 2014. It s
 
 from __future__ import annotations
 
-import base64
 import json
 import threading
 from collections.abc import Callable, Mapping
@@ -163,11 +162,10 @@ class RestClient:
                 self._current.cancel()
 
     def _send(self, request: RestRequest, max_bytes: int) -> HttpResponse:
-        basic = base64.b64encode(self._api_key().get_secret_value().encode() + b":").decode()
         http_request = HttpRequest(
-            "GET",
-            f"{self._url}{request.path}?{urlencode(request.params)}",
-            headers={"Authorization": f"Basic {basic}", "Accept": "application/json"},
+            method="GET",
+            url=f"{self._url}{request.path}?{urlencode(request.params)}",
+            api_key=self._api_key(),
             timeout_seconds=REQUEST_SECONDS,
             max_bytes=max_bytes,
             ca_file=self._ca_file,

@@ -65,6 +65,8 @@ def describe_error(error: BaseException) -> str:
 
 def _describe_chain(chain: list[BaseException]) -> str:
     for link in chain:
+        if isinstance(link, RedirectRefused):
+            return str(link)
         if isinstance(link, aiohttp.ClientHttpProxyError):
             return f"HTTP {link.status}"
         if refused := _TUNNEL_REFUSED.match(str(link)):

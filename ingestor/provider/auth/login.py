@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import json
 import re
 from collections.abc import Mapping
@@ -47,11 +46,10 @@ def fetch_token(
         TokenRefused: 401 or 403. TokenUnavailable: nothing usable within ``timeout_seconds``, 429, 5xx.
         InvalidTokenResponse: the response is not a token (HTML, ``{}``, a redirect, over 64 KiB).
     """
-    basic = base64.b64encode(api_key.get_secret_value().encode() + b":").decode()
     request = HttpRequest(
-        "POST",
-        url,
-        headers={"Authorization": f"Basic {basic}", "Accept": "application/json"},
+        method="POST",
+        url=url,
+        api_key=api_key,
         timeout_seconds=timeout_seconds,
         max_bytes=MAX_RESPONSE_BYTES,
         ca_file=ca_file,

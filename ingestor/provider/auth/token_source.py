@@ -14,6 +14,7 @@ from typing import Protocol
 from pydantic import SecretStr
 
 from ingestor.config import SecretFile
+from ingestor.config.model import TokenConfig
 from ingestor.core.backoff import Backoff, chance
 from ingestor.core.clock import boottime
 from ingestor.core.redaction import redactor
@@ -28,17 +29,6 @@ RAPID_REJECTION_SECONDS = 60.0  # a token rejected sooner than this after its lo
 UNAVAILABLE_BACKOFF = Backoff(first_seconds=5.0, cap_seconds=300.0)
 REFUSED_BACKOFF = Backoff(first_seconds=30.0, cap_seconds=900.0)  # slow, because only a person can fix it
 KEPT_TOKENS = 4  # whose secrets stay masked: the current one, those it overlaps with, and a margin
-
-
-class TokenSettings(Protocol):
-    """The section ``provider.token`` of the config, in seconds."""
-
-    @property
-    def lifetime(self) -> float: ...
-    @property
-    def renew_before(self) -> float: ...
-    @property
-    def timeout(self) -> float: ...
 
 
 class RenewalScheduler(Protocol):
@@ -71,7 +61,7 @@ class TokenSource:
         self,
         url: str,
         api_key: SecretStr,
-        life: TokenSettings,
+        life: TokenConfig,
         scheduler: RenewalScheduler,
         *,
         ca_file: Path | None = None,

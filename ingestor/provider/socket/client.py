@@ -23,7 +23,6 @@ from engineio import base_client, packet
 from socketio import packet as socketio_packet
 
 from ingestor.errors import IngestorError
-from ingestor.provider.socket.protocol import ProtocolVersion
 
 MAX_MESSAGE_BYTES = 64 << 20  # aiohttp's default of 4 MiB would close the connection on every larger message
 ERROR_EVENTS = frozenset({"err", "error"})
@@ -95,14 +94,6 @@ class SessionWrapper:
         except TimeoutError:
             pass  # aiohttp aborts the transport when close() is cancelled
         await self._session.close()
-
-
-def make_client(
-    version: ProtocolVersion, listener: ClientListener, events: Iterable[str], session: SessionWrapper
-) -> FastClient:
-    """Return a new client for one connection. The caller closes ``session``."""
-    client = FastClient if version is ProtocolVersion.SOCKET_IO_4 else FastClientV3
-    return client(listener, tuple(events), session)
 
 
 def raw_text(data: str | bytes) -> str:

@@ -12,7 +12,6 @@ import ssl
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Protocol
 from urllib.parse import quote
 
@@ -26,9 +25,9 @@ from ingestor.core.entries import Fact, Frame
 from ingestor.core.redaction import redactor
 from ingestor.errors import ConnectionFailed, ConnectionRefused, IngestorError
 from ingestor.provider.auth import Token
-from ingestor.provider.socket.client import FastClient, FastEngineV3, SessionWrapper, make_client, unregister_engine
+from ingestor.provider.socket.client import FastClient, FastClientV3, FastEngineV3, SessionWrapper, unregister_engine
 from ingestor.provider.socket.protocol import REFUSED_STATUSES, ProtocolVersion, socketio_path
-from ingestor.provider.transport import RedirectRefused, describe_error, http_session
+from ingestor.provider.transport import describe_error, http_session
 
 OPEN_SECONDS = 30.0  # from the first packet to the server's CONNECT
 LATE_ERROR_SECONDS = 0.1  # from that CONNECT to an ERROR that revokes it, on Socket.IO 1.x and 2.x
@@ -193,7 +192,8 @@ class Connection:
         try:
             return self._append(Frame(now, self.id, "stream", event, settings.path, settings.params, text))
         except Exception as error:
-            self._fail(error)
+            if self.alive:
+                self._close_reason.set_exception(error)
             raise
 
     def on_activity(self) -> None:
@@ -230,15 +230,12 @@ class Connection:
             self.closed_at = boottime()
             self._close_reason.set_result(CloseReason(cause, sanitize(reason)))
 
-    def _fail(self, error: Exception) -> None:
-        if self.alive:
-            self._close_reason.set_exception(error)
-
     # --- opening ---
 
     async def _connect(self, token: Token) -> None:
         self._session = SessionWrapper(http_session(self._settings.tls_context, self._settings.proxy))
-        self._client = make_client(self.protocol_version, self, self._settings.events, self._session)
+        client_class = FastClient if self.protocol_version is ProtocolVersion.SOCKET_IO_4 else FastClientV3
+        self._client = client_class(self, self._settings.events, self._session)
         # The library waits for the server's OPEN without a limit, and for its CONNECT even when the socket is closed.
         attempt = asyncio.create_task(self._handshake(self._client, token))
         try:
@@ -308,32 +305,25 @@ class Connection:
 
     async def _request_one(self, event: str, subscription: Subscription, on_ack: AckCallback) -> None:
         acknowledged = asyncio.Event()
-        if not await self._emit(event, subscription, partial(_handle_ack, subscription, on_ack, acknowledged)):
+
+        def handle_ack(*args: object) -> None:
+            acknowledged.set()
+            error = args[0] if args else None
+            # The provider runs on Node.js: `callback(err)`, where nothing, false and "" mean no error.
+            on_ack(subscription, None if error in (None, False, "") else error_text(error))
+
+        if self._client is None or not self.alive:
             return
+        payload = {"path": subscription.path, "method": subscription.method, "params": dict(subscription.params)}
         try:
+            await self._client.emit(event, payload, callback=handle_ack)
             async with asyncio.timeout(ACK_SECONDS):
                 await acknowledged.wait()
+        except socketio.exceptions.SocketIOError:
+            pass  # the connection has just been closed, which on_closed reports
         except TimeoutError:
             if self.alive:
                 on_ack(subscription, f"not acknowledged within {ACK_SECONDS:g} s")
-
-    async def _emit(self, event: str, subscription: Subscription, callback: Callable[..., None]) -> bool:
-        """Return False if the connection is closed."""
-        if self._client is None or not self.alive:
-            return False
-        payload = {"path": subscription.path, "method": subscription.method, "params": dict(subscription.params)}
-        try:
-            await self._client.emit(event, payload, callback=callback)
-        except socketio.exceptions.SocketIOError:
-            return False  # it has just been closed, which on_closed reports
-        return True
-
-
-def _handle_ack(subscription: Subscription, on_ack: AckCallback, acknowledged: asyncio.Event, *args: object) -> None:
-    acknowledged.set()
-    error = args[0] if args else None
-    # The provider runs on Node.js: `callback(err)`, where nothing, false and "" mean no error.
-    on_ack(subscription, None if error in (None, False, "") else error_text(error))
 
 
 async def _abort(client: socketio.AsyncClient, pinger: asyncio.Task[None] | None) -> None:
@@ -349,8 +339,6 @@ async def _abort(client: socketio.AsyncClient, pinger: asyncio.Task[None] | None
 
 
 def _describe_failure(error: BaseException) -> str:
-    if isinstance(error, RedirectRefused):
-        return str(error)
     text = describe_error(error)
     # A single word is the name of an exception class: not a network error, but a reply that the library cannot parse.
     return text if " " in text else f"the server's reply is not an Engine.IO handshake ({text})"

@@ -13,14 +13,13 @@ from pydantic import SecretStr
 
 from ingestor.core.redaction import redactor
 from ingestor.errors import ConnectionFailed, ConnectionRefused, ProtocolUnsupported
-from ingestor.provider.transport import RedirectRefused, describe_error, http_session
+from ingestor.provider.transport import describe_error, http_session
 
 PROBE_BYTES = 4096  # of the response that are read
 PROBE_SECONDS = 30.0
 QUOTED_CHARACTERS = 60  # of an unexpected response, in the error message
 
-# HTTP statuses that mean that the token is refused. Engine.IO answers 400 when it refuses a websocket, whatever the
-# reason.
+# HTTP statuses by which a server refuses the token; Engine.IO answers 400 whenever it refuses a websocket.
 REFUSED_STATUSES = frozenset({400, 401, 403})
 
 _HANDSHAKE_V3 = re.compile(rb"\d+:0\{|\x00[\x00-\x09]+\xff0\{")  # text framing of 2.x, binary framing of 1.x
@@ -40,7 +39,7 @@ def socketio_path(url: str) -> str:
 
 
 async def probe(
-    url: str, token: str, verification: ssl.SSLContext | None = None, proxy: SecretStr | None = None
+    url: str, token: str, tls_context: ssl.SSLContext | None = None, proxy: SecretStr | None = None
 ) -> ProtocolVersion:
     """Request the version from the server at ``url``; reads at most 4 KiB within 30 s.
 
@@ -52,7 +51,7 @@ async def probe(
     try:
         async with (
             asyncio.timeout(PROBE_SECONDS),
-            http_session(verification, proxy) as session,
+            http_session(tls_context, proxy) as session,
             session.get(address) as response,
         ):
             head = await _read_head(response)
@@ -61,8 +60,6 @@ async def probe(
             return version
     except TimeoutError:
         raise ConnectionFailed(f"{url}: no answer within {PROBE_SECONDS:g} s") from None
-    except RedirectRefused as error:
-        raise ConnectionFailed(f"{url}: {error}") from None
     except (aiohttp.ClientError, OSError, ValueError) as error:
         raise ConnectionFailed(f"{url}: {describe_error(error)}") from None  # the cause's text holds the token
 
@@ -86,11 +83,11 @@ class ProtocolDetector:
     """The protocol version of one server, detected once for all connections and remembered until ``reset``."""
 
     def __init__(
-        self, url: str, protocol: str, verification: ssl.SSLContext | None, proxy: SecretStr | None = None
+        self, url: str, protocol: str, tls_context: ssl.SSLContext | None, proxy: SecretStr | None = None
     ) -> None:
         """``protocol``: "4" or "3" to use that version; "auto" to detect it."""
         self._url = url
-        self._verification = verification
+        self._tls_context = tls_context
         self._proxy = proxy
         self._lock = asyncio.Lock()
         self._configured = None if protocol == "auto" else ProtocolVersion(protocol)
@@ -100,7 +97,7 @@ class ProtocolDetector:
         """Return the version; probe the server if it is not known. Raises what ``probe`` raises."""
         async with self._lock:
             if self._version is None:
-                self._version = await probe(self._url, token, self._verification, self._proxy)
+                self._version = await probe(self._url, token, self._tls_context, self._proxy)
             return self._version
 
     def reset(self) -> None:

@@ -164,7 +164,7 @@ async def test_slow_response_within_deadline_is_accepted(web_server: Serve) -> N
 
 async def test_cancelled_request_fails_at_once_and_its_thread_ends(web_server: Serve) -> None:
     server = await web_server(nothing)
-    request = HttpRequest("GET", server.url, headers={}, timeout_seconds=0.5, max_bytes=1000)
+    request = HttpRequest(method="GET", url=server.url, timeout_seconds=0.5, max_bytes=1000)
     sending = asyncio.create_task(asyncio.to_thread(request.send))
     await until(lambda: server.requests)
     started = time.monotonic()
