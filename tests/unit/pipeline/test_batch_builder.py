@@ -27,36 +27,38 @@ def envelope(*rows: dict[str, Any], **params: str) -> dict[str, Any]:
         pytest.param("{bad", set(), id="no JSON"),
     ],
 )
-def test_an_assembly_knows_what_its_data_came_for(payload: Any, tickers: set[str]) -> None:
-    assembly = BatchBuilder(1, decoder())
-    assembly.add((1, frame(payload, params='{"period":"30"}')))
+def test_builder_records_the_channels_of_its_data(payload: Any, tickers: set[str]) -> None:
+    builder = BatchBuilder(1, decoder())
+    builder.add((1, frame(payload, params='{"period":"30"}')))
     wanted = {(CROWD, '{"period":"30"}', ticker) for ticker in tickers | {""}}
-    assert assembly.heard == dict.fromkeys(wanted, T0)
+    assert builder.heard == dict.fromkeys(wanted, T0)
 
 
-def test_the_last_of_several_counts_and_only_what_was_heard_live() -> None:
-    assembly = BatchBuilder(1, decoder())
-    assembly.add((1, frame([row("AAPL")])))
-    assembly.add((2, frame([row("AAPL"), row("ON")], received_us=T0 + 5)))
-    assembly.add((3, frame([row("TSLA")], source="backfill", received_us=T0 + 9)))
-    assembly.add((4, frame([row("TSLA")], received_us=T0 + 9, retry_of=7)))
-    assembly.add((5, fact(at_us=T0 + 9)))
+def test_builder_records_the_last_live_receipt_of_a_channel() -> None:
+    builder = BatchBuilder(1, decoder())
+    builder.add((1, frame([row("AAPL")])))
+    builder.add((2, frame([row("AAPL"), row("ON")], received_us=T0 + 5)))
+    builder.add((3, frame([row("TSLA")], source="backfill", received_us=T0 + 9)))
+    builder.add((4, frame([row("TSLA")], received_us=T0 + 9, retry_of=7)))
+    builder.add((5, fact(at_us=T0 + 9)))
     at = T0 + 5
-    assert assembly.heard == {(CROWD, "{}", ""): at, (CROWD, "{}", "AAPL"): at, (CROWD, "{}", "ON"): at}
+    assert builder.heard == {(CROWD, "{}", ""): at, (CROWD, "{}", "AAPL"): at, (CROWD, "{}", "ON"): at}
 
 
-def told(*frames: Frame) -> list[tuple[float, int]]:
+def values_and_seqs(*frames: Frame) -> list[tuple[float, int]]:
     """(value, seq) of what goes to the database."""
-    assembly = BatchBuilder(1, decoder())
+    builder = BatchBuilder(1, decoder())
     for entry in enumerate(frames, 1):
-        assembly.add(entry)
-    batch = assembly.batch
+        builder.add(entry)
+    batch = builder.batch
     assert batch.deduplicated_rows + len(batch.rows) == batch.row_count == len(frames)
     return [(row.value, row.seq) for row in batch.rows]
 
 
-@pytest.mark.parametrize("more", [{}, {"source": "snapshot"}, {"retry_of": 7}], ids=["live", "a snapshot", "a retry"])
-def test_a_value_said_over_and_over_in_a_batch_is_written_each_time(more: dict[str, Any]) -> None:
-    # Between any two of them another instance may have said another value, and then each of them counts.
-    same = frame([row(value=1)], **more)
-    assert told(same, same, same, same) == [(1.0, 1), (1.0, 2), (1.0, 3), (1.0, 4)]
+@pytest.mark.parametrize(
+    "options", [{}, {"source": "snapshot"}, {"retry_of": 7}], ids=["live", "a snapshot", "a retry"]
+)
+def test_repeated_value_is_written_each_time_without_dedup(options: dict[str, Any]) -> None:
+    # Between any two of them another instance may have written another value; then each of them counts.
+    same = frame([row(value=1)], **options)
+    assert values_and_seqs(same, same, same, same) == [(1.0, 1), (1.0, 2), (1.0, 3), (1.0, 4)]

@@ -13,19 +13,19 @@ def envelope(published: str | None, path: str = "crowd-sentiment") -> dict[str, 
     return {"path": path, "params": {}, "timestamp": published, "results": [row()]}
 
 
-def test_the_last_stamp_of_a_feed_is_measured_against_its_receipt_and_only_what_was_heard_live() -> None:
-    assembly = BatchBuilder(1, decoder())
-    assembly.add((1, frame(envelope("2025-12-31T19:00:00Z"), received_us=T0)))
-    assembly.add((2, frame(envelope("2025-12-31T20:00:00.5Z"), received_us=T0)))
-    assembly.add((3, frame(envelope("2026-01-01T00:00:09Z", "user-sentiment"), received_us=T0)))
-    assembly.add((4, frame(envelope("2026-01-01T00:00:00Z"), received_us=T0, source="snapshot")))
-    assembly.add((5, frame(envelope("2026-01-01T00:00:00Z"), received_us=T0, retry_of=3)))
-    assembly.add((6, frame(envelope("never"), received_us=T0)))
-    assembly.add((7, frame([row()], received_us=T0)))
-    assert assembly.skews_us == {"crowd-sentiment": -4 * HOUR_US + 500_000, "user-sentiment": 9_000_000}
+def test_skew_is_that_of_the_last_live_envelope_of_a_feed() -> None:
+    builder = BatchBuilder(1, decoder())
+    builder.add((1, frame(envelope("2025-12-31T19:00:00Z"), received_us=T0)))
+    builder.add((2, frame(envelope("2025-12-31T20:00:00.5Z"), received_us=T0)))
+    builder.add((3, frame(envelope("2026-01-01T00:00:09Z", "user-sentiment"), received_us=T0)))
+    builder.add((4, frame(envelope("2026-01-01T00:00:00Z"), received_us=T0, source="snapshot")))
+    builder.add((5, frame(envelope("2026-01-01T00:00:00Z"), received_us=T0, retry_of=3)))
+    builder.add((6, frame(envelope("never"), received_us=T0)))
+    builder.add((7, frame([row()], received_us=T0)))
+    assert builder.skews_us == {"crowd-sentiment": -4 * HOUR_US + 500_000, "user-sentiment": 9_000_000}
 
 
-def test_a_feed_that_is_hours_off_is_told_of_once_until_it_has_come_right() -> None:
+def test_skew_of_hours_is_reported_once_until_corrected() -> None:
     skews = ClockSkewMonitor()
     assert list(skews.update({"a": -4 * HOUR_US, "b": -2_000_000})) == [("a", -14_400.0)]
     assert list(skews.update({"a": -4 * HOUR_US - 1})) == []
@@ -34,7 +34,7 @@ def test_a_feed_that_is_hours_off_is_told_of_once_until_it_has_come_right() -> N
     assert list(skews.update({"a": HOUR_US})) == [("a", 3600.0)]
 
 
-def test_what_an_envelope_may_name_is_bounded() -> None:
+def test_number_of_feeds_is_bounded() -> None:
     skews = ClockSkewMonitor()
     list(skews.update({str(number): 0 for number in range(MAX_FEEDS + 10)}))
     list(skews.update({"0": 1_000_000, "another": 0}))
@@ -43,7 +43,7 @@ def test_what_an_envelope_may_name_is_bounded() -> None:
 
 
 @pytest.mark.parametrize(
-    ("seconds", "told"),
+    ("seconds", "expected"),
     [
         (-14_400, "4h behind ours"),
         (-14_398.2, "3h59m58s behind ours"),
@@ -51,5 +51,5 @@ def test_what_an_envelope_may_name_is_bounded() -> None:
         (0.2, "0s ahead of ours"),
     ],
 )
-def test_a_skew_in_words(seconds: float, told: str) -> None:
-    assert format_skew(seconds) == told
+def test_format_skew(seconds: float, expected: str) -> None:
+    assert format_skew(seconds) == expected

@@ -18,11 +18,11 @@ from tests.support.entries import CROWD, T0, decoder, frame, row
 MINUTE = 60_000_000
 
 
-def decode(payload: Any, **more: Any) -> DecodedFrame:
-    return decoder().decode(frame(payload, **more))
+def decode(payload: Any, **options: Any) -> DecodedFrame:
+    return decoder().decode(frame(payload, **options))
 
 
-def test_a_bare_list_takes_its_feed_from_the_path_it_was_asked_for() -> None:
+def test_list_takes_its_feed_from_the_requested_path() -> None:
     decoded = decode([row(minute=1, value=-0.25), row("ON", minute=2, value="0.5000000000000001")])
     assert decoded.observations == [
         (("crowd-sentiment", "crowd_sentiment", "AAPL", ""), T0 + MINUTE, -0.25, 0),
@@ -31,7 +31,7 @@ def test_a_bare_list_takes_its_feed_from_the_path_it_was_asked_for() -> None:
     assert (decoded.rows, decoded.dead, decoded.published_us) == (2, [], None)
 
 
-def test_an_envelope_names_its_own_path_and_its_stamp_is_kept_as_published() -> None:
+def test_envelope_has_its_own_path_and_published_time() -> None:
     envelope = {
         "path": "crowd-sentiment-chart-data",
         "params": {},
@@ -60,27 +60,27 @@ def test_an_envelope_names_its_own_path_and_its_stamp_is_kept_as_published() -> 
         ("/real-time/never-heard-of", "whatever", "whatever"),
     ],
 )
-def test_a_metric_has_one_name_whichever_form_it_came_in(path: str, field: str, metric: str) -> None:
+def test_metric_has_one_name_in_every_form_of_a_feed(path: str, field: str, metric: str) -> None:
     [((_, name, _, _), _, value, _)] = decode([row(field=field)], path=path).observations
     assert (name, value) == (metric, 0.5)
 
 
-def test_params_other_than_ticker_and_user_are_part_of_the_feed() -> None:
+def test_params_except_ticker_and_user_are_part_of_the_feed() -> None:
     decoded = decode([row()], params='{"period":"30"}')
     assert decoded.feed == "crowd-sentiment?period=30"
 
 
 @pytest.mark.parametrize("payload", [[], {"path": "crowd-sentiment", "params": {}, "results": []}])
-def test_an_empty_answer_is_a_frame_without_rows(payload: Any) -> None:
+def test_empty_response_is_a_frame_without_rows(payload: Any) -> None:
     decoded = decode(payload)
     assert (decoded.rows, decoded.observations, decoded.dead) == (0, [], [])
 
 
-def test_a_single_row_is_a_list_of_one() -> None:
+def test_single_row_is_read_as_a_list_of_one() -> None:
     assert decode(row(value=1)).observations[0][2] == 1.0
 
 
-def test_user_rows_are_told_apart_by_user() -> None:
+def test_user_rows_have_a_series_for_each_user() -> None:
     user = {
         "ts": "2026-01-01T00:00:30.000Z",
         "user_id": 2243075472,
@@ -95,7 +95,7 @@ def test_user_rows_are_told_apart_by_user() -> None:
     ]
 
 
-def test_unknown_fields_of_a_known_feed_are_counted_not_stored() -> None:
+def test_unknown_fields_of_a_known_feed_are_counted_only() -> None:
     decoded = decode([row() | {"mood": "0.5"}, row(minute=1) | {"mood": 1}])
     assert len(decoded.observations) == 2
     assert decoded.unknown_fields == {"mood": 2}
@@ -120,7 +120,7 @@ BAD_VALUES: list[tuple[str, str]] = [
 
 @pytest.mark.parametrize(("text", "reason"), BAD_VALUES, ids=[text[:14] for text, _ in BAD_VALUES])
 @pytest.mark.parametrize("place", [0, 1, 2])
-def test_one_bad_value_does_not_hold_up_its_neighbours(text: str, reason: str, place: int) -> None:
+def test_bad_value_rejects_its_own_row_only(text: str, reason: str, place: int) -> None:
     rows = [json.dumps(row(minute=minute)) for minute in range(3)]
     rows[place] = rows[place].replace("0.5", text)
     decoded = decode(f"[{','.join(rows)}]")
@@ -130,7 +130,7 @@ def test_one_bad_value_does_not_hold_up_its_neighbours(text: str, reason: str, p
     assert '"ticker": "AAPL"' in dead.body
 
 
-def test_a_value_of_seventy_bits_is_a_number_like_any_other() -> None:
+def test_integer_of_70_bits_is_read_as_a_double() -> None:
     assert decode([row(value=2**70)]).observations[0][2] == float(2**70)
 
 
@@ -158,7 +158,7 @@ BAD_ROWS: list[tuple[Any, str]] = [
 
 
 @pytest.mark.parametrize(("bad", "reason"), BAD_ROWS, ids=range(len(BAD_ROWS)))
-def test_a_row_without_a_usable_key_is_set_aside_with_its_reason(bad: Any, reason: str) -> None:
+def test_row_without_a_usable_key_is_rejected_with_reason(bad: Any, reason: str) -> None:
     text = json.dumps(bad) if "user_id" not in (bad if isinstance(bad, dict) else {}) else _with_huge_user()
     decoded = decode(f"[{json.dumps(row())},{text}]")
     assert len(decoded.observations) == 1
@@ -182,20 +182,20 @@ def _with_huge_user() -> str:
         ("[" * 100_000 + "]" * 100_000, "nested too deep"),
     ],
 )
-def test_a_frame_that_cannot_be_read_is_set_aside_whole(body: str, reason: str) -> None:
+def test_unreadable_frame_is_rejected_whole(body: str, reason: str) -> None:
     decoded = decode(body)
     assert decoded.dead_frame is not None
     assert (decoded.dead_frame.reason, decoded.dead_frame.body) == (reason, body)
     assert decoded.observations == []
 
 
-def test_text_that_is_no_event_is_a_dead_frame() -> None:
+def test_text_that_is_not_an_event_is_rejected() -> None:
     decoded = decoder().decode(Frame(T0, "c", "stream", "", CROWD, "{}", "42[]"))
     assert decoded.dead_frame is not None
     assert decoded.dead_frame.body == "42[]"
 
 
-def test_thousands_of_bad_rows_are_one_letter() -> None:
+def test_thousands_of_bad_rows_are_one_dead_letter() -> None:
     good, bad = [row()], [{}] * (DEAD_ROWS_PER_FRAME + 1)
     decoded = decode(good + bad)
     assert [dead.row_index for dead in decoded.dead] == [None]
@@ -209,7 +209,7 @@ def test_thousands_of_bad_rows_are_one_letter() -> None:
         ([row(f"T{number}") for number in range(6)], "too many values"),
     ],
 )
-def test_a_frame_that_would_take_too_much_memory_is_one_letter(
+def test_frame_that_needs_too_much_memory_is_rejected(
     payload: Any, reason: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "VALUES_PER_FRAME", 5)
@@ -218,7 +218,7 @@ def test_a_frame_that_would_take_too_much_memory_is_one_letter(
     assert decoded.observations == []
 
 
-def test_a_row_of_a_thousand_fields_is_set_aside() -> None:
+def test_row_with_1000_fields_is_rejected() -> None:
     decoded = decode([row() | {f"f{number}": 1 for number in range(1_000)}, row("GOOD")])
     assert [(dead.row_index, dead.reason) for dead in decoded.dead] == [(0, "too many fields")]
     assert len(decoded.observations) == 1
@@ -236,11 +236,11 @@ def test_a_row_of_a_thousand_fields_is_set_aside() -> None:
         "[ {},%s , {}]",
     ],
 )
-def test_a_dead_row_keeps_its_own_text_to_the_letter(text: str, around: str) -> None:
+def test_rejected_row_keeps_its_original_text(text: str, around: str) -> None:
     assert text.strip() in [dead.body for dead in decode(around % text).dead]
 
 
-def test_a_row_that_stands_alone_is_its_own_text() -> None:
+def test_rejected_single_row_keeps_its_original_text() -> None:
     assert decode(' {"ticker": NaN}  ').dead[0].body == '{"ticker": NaN}'
 
 
@@ -256,17 +256,18 @@ rows_of_anything = st.fixed_dictionaries(
 
 @settings(max_examples=300, deadline=None)
 @given(st.lists(rows_of_anything, max_size=5) | json_values)
-def test_whatever_comes_every_row_is_read_or_set_aside(payload: Any) -> None:
+def test_every_row_of_any_payload_is_read_or_rejected(payload: Any) -> None:
     decoded = decode(payload)
     if decoded.dead_frame is None:
         rows = payload if isinstance(payload, list) else payload.get("results", [payload])
+        rows = [] if rows is None else [rows] if isinstance(rows, dict) else rows
         read = {index for *_, index in decoded.observations}
         dead = {letter.row_index for letter in decoded.dead}
         assert read | dead == set(range(len(rows)))
         assert not read & dead
 
 
-# Times that can be read, the edges of them, and what nearly is one.
+# Valid times, edge cases, and texts that are almost a time.
 _days = st.sampled_from(
     [
         "2026-01-01",
@@ -296,17 +297,15 @@ _parts = st.lists(_days, min_size=1, max_size=4), st.lists(st.builds(str.__add__
 @settings(max_examples=500, deadline=None)
 @example(["9998-12-31", "1970-01-01"], ["T23:59:59.999999-23:59", "T00:00+23:59:59.999999"], [])
 @given(*_parts, st.lists(st.datetimes(timezones=st.none() | st.timezones()).map(str), max_size=3))
-def test_a_time_means_the_same_whichever_were_read_before(
-    days: list[str], clocks: list[str], others: list[str]
-) -> None:
+def test_time_is_parsed_alike_whatever_was_cached_before(days: list[str], clocks: list[str], others: list[str]) -> None:
     times = [day + clock for clock in ["T00:00:00Z", *clocks] for day in ["2026-01-01", *days]]
-    with_memory = decoder()
+    shared = decoder()
     for ts in [*times, *others]:
-        decoded = with_memory.decode(frame([{"ts": ts, "ticker": "A", "average_sentiment": 1}]))
-        assert [ts_us for _, ts_us, _, _ in decoded.observations] == _meant(ts)
+        decoded = shared.decode(frame([{"ts": ts, "ticker": "A", "average_sentiment": 1}]))
+        assert [ts_us for _, ts_us, _, _ in decoded.observations] == _expected_ts(ts)
 
 
-def _meant(ts: str) -> list[int]:
+def _expected_ts(ts: str) -> list[int]:
     try:
         stamp = datetime.fromisoformat(ts)
     except ValueError:
@@ -318,13 +317,13 @@ def _meant(ts: str) -> list[int]:
 
 @settings(max_examples=300, deadline=None)
 @given(st.text(max_size=80))
-def test_no_text_makes_it_raise(text: str) -> None:
+def test_decode_raises_for_no_text(text: str) -> None:
     for whole in (text, f'42["res",{text}]', f"[{text}]"):
         decoder().decode(Frame(T0, "c", "stream", "res", CROWD, "{}", whole))
     msgspec.msgpack.encode(decode("[]").rows)
 
 
-def test_whatever_the_depth_it_does_not_raise() -> None:
+def test_decode_raises_at_no_depth() -> None:
     found: list[str] = []
 
     def sweep() -> None:  # in a thread, as the writer is: a frame's depth counts from the bottom of the stack
@@ -337,7 +336,7 @@ def test_whatever_the_depth_it_does_not_raise() -> None:
     thread.start()
     thread.join()
     assert len(found) == 600
-    assert "a mistake in the decoder" not in found
+    assert "error in the decoder" not in found
 
 
 @pytest.mark.parametrize(
@@ -351,22 +350,22 @@ def test_whatever_the_depth_it_does_not_raise() -> None:
         '42[\n"res"\n,\n[%s]\n]\n',
     ],
 )
-def test_an_event_may_be_spaced_and_escaped_as_json_allows(text: str) -> None:
+def test_event_is_read_with_blanks_and_escapes(text: str) -> None:
     decoded = decoder().decode(Frame(T0, "c", "stream", "res", CROWD, "{}", text % json.dumps(row())))
     assert (decoded.dead, len(decoded.observations)) == ([], 1)
     assert decoded.body.strip() == f"[{json.dumps(row())}]"
 
 
 @pytest.mark.parametrize("text", ['42["res"]', '42["res",1,2]', '42["res"', "42"])
-def test_an_event_with_another_number_of_arguments_is_kept_whole(text: str) -> None:
+def test_event_without_exactly_one_argument_is_rejected(text: str) -> None:
     decoded = decoder().decode(Frame(T0, "c", "stream", "res", CROWD, "{}", text))
     assert decoded.dead_frame is not None
 
 
-def test_an_envelope_may_hold_one_row_or_none() -> None:
+def test_envelope_may_have_a_single_row_or_null() -> None:
     assert len(decode({"path": "crowd-sentiment", "results": row()}).observations) == 1
     assert decode({"path": "crowd-sentiment", "results": None}).dead == []
 
 
-def test_the_one_row_of_an_envelope_keeps_its_text() -> None:
+def test_rejected_single_row_of_an_envelope_keeps_its_text() -> None:
     assert decode('{"results": {"ts": NaN} }').dead[0].body == '{"ts": NaN}'

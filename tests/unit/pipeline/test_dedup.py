@@ -5,60 +5,69 @@ from ingestor.pipeline.dedup import RecentValueCache
 SERIES = ("crowd-sentiment", "crowd_sentiment", "AAPL", "")
 
 
-def news(known: RecentValueCache, ts_us: int, value: float) -> bool:
-    return bool(known.filter_new([(SERIES, ts_us, value, 0)]))
+def is_new(cache: RecentValueCache, ts_us: int, value: float) -> bool:
+    return bool(cache.filter_new([(SERIES, ts_us, value, 0)]))
 
 
-def test_what_was_said_is_known_and_nothing_else() -> None:
-    known = RecentValueCache()
-    assert known.filter_new([(SERIES, 1, 0.5, 0), (SERIES, 1, 0.5, 1)]) == [(SERIES, 1, 0.5, 0)]
-    assert not news(known, 1, 0.5)
-    assert news(known, 2, 0.5)
+def test_dedup_drops_repeated_value() -> None:
+    cache = RecentValueCache()
+    assert cache.filter_new([(SERIES, 1, 0.5, 0), (SERIES, 1, 0.5, 1)]) == [(SERIES, 1, 0.5, 0)]
+    assert not is_new(cache, 1, 0.5)
+    assert is_new(cache, 2, 0.5)
 
 
-def test_only_what_was_said_last_is_known() -> None:
-    known = RecentValueCache()
-    assert [news(known, 1, value) for value in (0.5, 0.6, 0.5, 0.5, 0.6)] == [True, True, True, False, True]
+def test_dedup_compares_with_the_last_value_only() -> None:
+    cache = RecentValueCache()
+    assert [is_new(cache, 1, value) for value in (0.5, 0.6, 0.5, 0.5, 0.6)] == [True, True, True, False, True]
 
 
-def test_the_newest_value_counts_also_over_an_older_generation() -> None:
-    known = RecentValueCache(generation_seconds=10)
-    news(known, 1, 0.5)
-    known.rotate(10.0)
-    assert news(known, 1, 0.6)
-    assert not news(known, 1, 0.6)
-    assert news(known, 1, 0.5)
+def test_dedup_prefers_the_young_generation() -> None:
+    cache = RecentValueCache(generation_seconds=10)
+    is_new(cache, 1, 0.5)
+    cache.rotate(10.0)
+    assert is_new(cache, 1, 0.6)
+    assert not is_new(cache, 1, 0.6)
+    assert is_new(cache, 1, 0.5)
 
 
-def test_an_entry_is_good_for_two_generations_at_most() -> None:
-    known = RecentValueCache(generation_seconds=10)
-    news(known, 1, 0.5)
-    known.rotate(10.0)
-    assert not news(known, 1, 0.5)
-    known.rotate(20.0)
-    assert news(known, 1, 0.5)
+def test_cached_value_expires_after_two_generations() -> None:
+    cache = RecentValueCache(generation_seconds=10)
+    is_new(cache, 1, 0.5)
+    cache.rotate(10.0)
+    assert not is_new(cache, 1, 0.5)
+    cache.rotate(20.0)
+    assert is_new(cache, 1, 0.5)
 
 
-def test_memory_is_bounded() -> None:
-    known = RecentValueCache(capacity=10)
+def test_dedup_cache_is_bounded() -> None:
+    cache = RecentValueCache(capacity=10)
     for ts_us in range(100):
-        news(known, ts_us, 0.5)
-        known.rotate(0.0)
-    assert sum(not news(known, ts_us, 0.5) for ts_us in range(100)) <= 20
+        is_new(cache, ts_us, 0.5)
+        cache.rotate(0.0)
+    assert sum(not is_new(cache, ts_us, 0.5) for ts_us in range(100)) <= 20
 
 
-def test_what_is_dropped_is_not_sure_in_either_generation() -> None:
-    known = RecentValueCache(generation_seconds=10)
-    news(known, 1, 0.5)
-    known.rotate(10.0)
-    news(known, 2, 0.5)
-    known.discard([(SERIES, 1), (SERIES, 2)])
-    assert news(known, 1, 0.5)
-    assert news(known, 2, 0.5)
+def test_discard_removes_value_from_both_generations() -> None:
+    cache = RecentValueCache(generation_seconds=10)
+    is_new(cache, 1, 0.5)
+    cache.rotate(10.0)
+    is_new(cache, 2, 0.5)
+    cache.discard([(SERIES, 1), (SERIES, 2)])
+    assert is_new(cache, 1, 0.5)
+    assert is_new(cache, 2, 0.5)
 
 
-def test_after_a_failure_nothing_is_sure() -> None:
-    known = RecentValueCache()
-    news(known, 1, 0.5)
-    known.clear()
-    assert news(known, 1, 0.5)
+def test_clear_removes_every_value() -> None:
+    cache = RecentValueCache()
+    is_new(cache, 1, 0.5)
+    cache.clear()
+    assert is_new(cache, 1, 0.5)
+
+
+def test_snapshot_has_the_last_value_of_both_generations() -> None:
+    cache = RecentValueCache(generation_seconds=10)
+    for ts_us, value in ((1, 0.5), (2, 0.5)):
+        is_new(cache, ts_us, value)
+    cache.rotate(10.0)
+    is_new(cache, 2, 0.6)
+    assert cache.snapshot() == {(SERIES, 1): 0.5, (SERIES, 2): 0.6}
