@@ -1,4 +1,4 @@
-"""What the spool holds: frames (what the provider sent) and facts (what happened to us). Knows neither's meaning."""
+"""The entries of the spool: frames (what the provider sent) and facts (what happened to the daemon)."""
 
 from __future__ import annotations
 
@@ -23,35 +23,35 @@ State = Literal[
 
 SeriesKey: TypeAlias = tuple[str, str, str, str]  # (feed, metric, ticker, user_id)
 
-# (path, method, params as canonical JSON): what a subscription is called wherever it is stored.
+# (path, method, params as canonical JSON): identifies a subscription.
 SubscriptionKey: TypeAlias = tuple[str, str, str]
 
-# (path and params of a connection, ticker): what data is for, as far as the frame tells; "" stands for any data of it.
+# (path and params of a connection, ticker): what a frame has data for. Ticker "": any data of the connection.
 Channel: TypeAlias = tuple[str, str, str]
 
 
 class Frame(Struct, frozen=True, array_like=True, tag="f"):
-    """The raw text of one data event, or of one REST answer, before anyone looked inside.
+    """The raw text of one data event or REST response, before decoding.
 
-    Stamps are microseconds since the epoch (UTC) of our clock: integers cost a tenth of a datetime on the receive path.
-    For REST it is when the request was sent, since an answer is as old as its question.
+    Times are µs since the epoch (UTC) of our clock: an integer costs a tenth of a datetime on the receive path.
+    For REST: when the request was sent, because the response may reflect the state at that moment.
     """
 
     received_us: int
-    connection_id: str  # 12 hex digits, new for every socket
+    connection_id: str  # 12 hex digits, new for each socket
     source: Source
-    event: str  # the Socket.IO event's name; "" where the text is not an event that can be read
+    event: str  # name of the Socket.IO event; "" if the text is not a readable event
     path: str  # the path of the connection's subscriptions, or of the request
-    params: str  # its params other than ticker (REST: all), canonical JSON
-    text: str  # socket: the message as it came, `42["res",[…]]`; REST: the body
+    params: str  # canonical JSON; without ticker, for REST with all params
+    text: str  # socket: the message as received, `42["res",[…]]`; REST: the body
     retry_of: int | None = None  # the id of the dead letter that this frame retries
 
 
 class Fact(Struct, frozen=True, array_like=True, tag="e"):
-    """Something that happened to the daemon itself.
+    """An event of the daemon itself.
 
-    With a ``state``, the named subscriptions have been in that state since ``since_us`` (default ``at_us``): coverage
-    is made from these and from nothing else.
+    With a ``state``, ``subscriptions`` have been in that state since ``since_us`` (default ``at_us``). Coverage is made
+    from these facts only.
     """
 
     kind: str
@@ -60,7 +60,7 @@ class Fact(Struct, frozen=True, array_like=True, tag="e"):
     state: State | None = None
     subscriptions: tuple[SubscriptionKey, ...] = ()
     since_us: int | None = None
-    others: bool = False  # the state is that of every subscription that is *not* named
+    others: bool = False  # the state is that of all subscriptions that are *not* named
 
 
-Entry: TypeAlias = tuple[int, Frame | Fact]  # (seq, what)
+Entry: TypeAlias = tuple[int, Frame | Fact]  # (seq, frame or fact)

@@ -1,4 +1,4 @@
-"""Stamps between their two forms: µs since the epoch inside, aware datetimes (or SQLite's text) at the database."""
+"""Convert times: µs since the epoch inside the program, aware datetimes or SQLite's text at the database."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def to_us(at: datetime) -> int:
 
 
 def day_start_us(us: int) -> int:
-    """The beginning of its UTC day, µs since the epoch."""
+    """Return the beginning of the UTC day, in µs since the epoch."""
     return us - us % DAY_US
 
 
@@ -42,7 +42,7 @@ def split_into_cells(
 
 
 def to_sqlite_text(us: int | None) -> str | None:
-    """``YYYY-MM-DD HH:MM:SS.ffffff``, UTC: how SQLite keeps a time."""
+    """Return ``YYYY-MM-DD HH:MM:SS.ffffff`` in UTC, the form of a time in our SQLite databases."""
     if us is None:
         return None
     second, rest = divmod(us, 1_000_000)

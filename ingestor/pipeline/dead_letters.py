@@ -1,4 +1,4 @@
-"""What was stored as a frame again: the same decode, and for a dead letter the same write under a seq of its own."""
+"""Turn stored payloads and dead letters back into frames, and append dead letters to the spool to retry them."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from ingestor.spool.spool import Spool
 from ingestor.store.engine import Engine
 from ingestor.store.read import status
 
-RETRY_SHARE = 0.25  # of spool.max_bytes: fuller than that, dead letters wait
-POLL_SECONDS = 0.25  # between looks whether there is room
+RETRY_SHARE = 0.25  # of spool.max_bytes: while the spool is fuller, dead letters wait
+POLL_SECONDS = 0.25  # between checks of that
 
 
 def rebuild_frame(stored: Mapping[str, Any]) -> Frame:
-    """The frame that a row of ``payloads`` was, or that tries one of ``dead_letters`` again: stamped with its receipt.
+    """Return the frame of a row of ``payloads``, or one that retries a row of ``dead_letters``.
 
-    A row's letter is a frame of that row.
+    It keeps the original time of receipt. The dead letter of a row becomes a frame with that row only.
     """
     source, event, body = stored["source"], stored["event"], stored["body"]
-    wrapped = source == "stream" and event and not body.startswith("42")  # a frame that never was one keeps its text
+    needs_event = source == "stream" and event and not body.startswith("42")  # unreadable events are stored whole
     return Frame(
         to_us(stored["received_at"]),
         stored["connection_id"],
@@ -30,17 +30,17 @@ def rebuild_frame(stored: Mapping[str, Any]) -> Frame:
         event,
         stored["path"],
         stored["params"],
-        f'42["{event}",{body}]' if wrapped else body,
+        f'42["{event}",{body}]' if needs_event else body,
         stored.get("dead_letter_id"),
     )
 
 
 async def requeue_dead_letters(spool: Spool, engine: Engine, ids: Sequence[int]) -> int:
-    """Append the named dead letters (none: all that nobody tried again) as frames. Returns how many, durable.
+    """Append the dead letters ``ids`` (empty: all that were never retried) as frames. Returns how many, all durable.
 
-    The spool is left room: what comes from the provider now must not be turned away for what came long ago.
+    Space is left in the spool: data that arrives now must not be refused because of data from long ago.
     """
-    # Those that die again meanwhile would be tried again and again.
+    # Without this bound, dead letters that are rejected again meanwhile would be retried forever.
     upto = await asyncio.to_thread(status.newest_dead_letter_id, engine)
     count, after = 0, 0
     while letters := await asyncio.to_thread(status.next_dead_letters, engine, ids=ids, after_id=after, max_id=upto):

@@ -160,5 +160,5 @@ class ReadAhead:
 
 
 def _received_us(entry: Entry) -> int:
-    what = entry[1]
-    return what.received_us if isinstance(what, Frame) else what.at_us
+    item = entry[1]
+    return item.received_us if isinstance(item, Frame) else item.at_us

@@ -149,7 +149,7 @@ class Writer:
         """
         idle_seconds = RETENTION_PAUSE_SECONDS if self.retention_pending else IDLE_SECONDS
         builder = self.read_ahead.collect_batch(self.status.position, idle_seconds)
-        self._on_decoded(builder.heard, builder.batch.last_seq)
+        self._on_decoded(builder.last_received_us, builder.batch.last_seq)
         if builder.entries and self._write_batch(builder):
             self._spool.ack(self.status.position)
             self.read_ahead.update_oldest()

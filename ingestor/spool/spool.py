@@ -129,13 +129,13 @@ class Spool:
 
     # -- for the event loop
 
-    def append(self, what: Frame | Fact) -> int:
+    def append(self, item: Frame | Fact) -> int:
         """Queue an entry and return its seq. It counts as received once ``durable(seq)`` returns."""
         self.head += 1
         if not self._pending:
             self._timer = self._loop.call_later(self._sync_every, self._hand_over)
-        self._pending.append(what)
-        self._pending_bytes += _ENTRY_OVERHEAD_BYTES + (len(what.text) if type(what) is Frame else 0)
+        self._pending.append(item)
+        self._pending_bytes += _ENTRY_OVERHEAD_BYTES + (len(item.text) if type(item) is Frame else 0)
         if self._pending_bytes >= CHUNK_BYTES or len(self._pending) >= CHUNK_ENTRIES:
             self._hand_over()
         return self.head

@@ -1,4 +1,4 @@
-"""Frames and facts as tests write them."""
+"""Short ways to write frames and facts in tests."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ def frame(
     params: str = "{}",
     retry_of: int | None = None,
 ) -> Frame:
-    """A frame of a payload (JSON-able, or already text)."""
+    """A frame with this payload: a JSON value, or text as it is."""
     body = payload if isinstance(payload, str) else json.dumps(payload)
     text = f'42["{event}",{body}]' if source == "stream" else body
     return Frame(received_us, "c0ffee000001", source, event, path, params, text, retry_of)
 
 
-def fact(kind: str = "connected", *, at_us: int = T0, state: State | None = None, **more: Any) -> Fact:
-    subscriptions = tuple((CROWD, "get", json.dumps({"ticker": t})) for t in more.pop("tickers", ()))
-    return Fact(kind, at_us, more.pop("detail", {}), state, subscriptions, more.pop("since_us", None))
+def fact(kind: str = "connected", *, at_us: int = T0, state: State | None = None, **options: Any) -> Fact:
+    subscriptions = tuple((CROWD, "get", json.dumps({"ticker": t})) for t in options.pop("tickers", ()))
+    return Fact(kind, at_us, options.pop("detail", {}), state, subscriptions, options.pop("since_us", None))

@@ -1,4 +1,4 @@
-"""Payloads that nobody should send: each row is stored or set aside, and both databases agree on which."""
+"""Hostile payloads: each row is stored or rejected, and both databases agree on which."""
 
 from __future__ import annotations
 
@@ -48,34 +48,34 @@ class Store:
         self.engine = make_engine(url)
         self._database = BatchWriter(self.engine)
         self._decoder = decoder()
-        introduction = InstanceInfo(spool_id="s", name="", version="", config_sha256="", started_us=T0)
-        self._seq = self._database.register(introduction, 1)
+        instance = InstanceInfo(spool_id="s", name="", version="", config_sha256="", started_us=T0)
+        self._seq = self._database.register(instance, 1)
 
-    def take(self, given: Frame) -> Outcome:
-        """The way of a frame, from the spool's file on."""
+    def write(self, given: Frame) -> Outcome:
+        """Take a frame through spool format, decoder and database."""
         self._seq += 1
         assembly = BatchBuilder(self._seq, self._decoder)
         for entry in unpack(pack(self._seq, [given])):
             assembly.add(entry)
         self._database.write(assembly.batch)
         counts = "row_count, new_rows, revised_rows, duplicate_rows, dead_rows, dead_frames"
-        [ledger] = self.ask(f"SELECT {counts} FROM batches WHERE last_seq = {self._seq}")
+        [ledger] = self.query(f"SELECT {counts} FROM batches WHERE last_seq = {self._seq}")
         letter = "row_index, stage, reason, detail, body"
         return Outcome(
             dict(zip(counts.split(", "), ledger, strict=True)),
-            self.ask(f"SELECT row_count, body FROM payloads WHERE seq = {self._seq}"),
-            self.ask(f"SELECT {letter} FROM dead_letters WHERE seq = {self._seq} ORDER BY row_index"),
+            self.query(f"SELECT row_count, body FROM payloads WHERE seq = {self._seq}"),
+            self.query(f"SELECT {letter} FROM dead_letters WHERE seq = {self._seq} ORDER BY row_index"),
         )
 
     def holds(self, series: SeriesKey, ts_us: int, value: float) -> bool:
-        """Is this value recorded, as current or not?"""
+        """Whether this value is recorded, as current or as a revision."""
         recorded = union_all(*(_values(table, series, ts_us) for table in (schema.samples, schema.sample_revisions)))
         with self.engine.connect() as connection:
             return value in connection.execute(recorded).scalars().all()
 
-    def ask(self, query: str) -> list[tuple[Any, ...]]:
+    def query(self, sql: str) -> list[tuple[Any, ...]]:
         with self.engine.connect() as connection:
-            return [tuple(found) for found in connection.execute(text(query))]
+            return [tuple(found) for found in connection.execute(text(sql))]
 
 
 def _values(table: Table, series: SeriesKey, ts_us: int) -> Any:
@@ -94,7 +94,7 @@ def stores(
     postgres_server_url: str,
     postgres_template_url: str,
 ) -> Iterator[list[Store]]:
-    """SQLite and PostgreSQL, which are given the same."""
+    """SQLite and PostgreSQL, which receive the same frames."""
     path = copy(sqlite_template, tmp_path_factory.mktemp("hostile") / "ingestor.db")
     with fresh_database(postgres_server_url, postgres_template_url) as postgres_url:
         made = [Store(f"sqlite:///{path}"), Store(postgres_url.replace("postgresql://", "postgresql+psycopg://"))]
@@ -106,35 +106,35 @@ def stores(
 
 
 def give(stores: list[Store], hostile: Frame) -> Outcome:
-    """Give both the same; what became of it, which is the same."""
-    on_sqlite, on_postgres = (store.take(hostile) for store in stores)
+    """Write a frame to both, and return the outcome, which is the same."""
+    on_sqlite, on_postgres = (store.write(hostile) for store in stores)
     assert on_sqlite == on_postgres
     return on_sqlite
 
 
-# -- the table of faults, one by one
+# -- faults, one by one
 
 GOOD, BAD = row("GOOD"), row("BAD", value="?")
 DEEP = "[" * 100_000 + "]" * 100_000
 
 
-def beside(bad: str) -> str:
-    """A row of raw text between two good ones."""
+def between_good_rows(bad: str) -> str:
+    """A row of raw text between two good rows."""
     return f"[{json.dumps(GOOD)},{bad},{json.dumps(GOOD)}]"
 
 
 def with_value(raw: str) -> str:
-    return beside(json.dumps(BAD).replace('"?"', raw))
+    return between_good_rows(json.dumps(BAD).replace('"?"', raw))
 
 
 def with_ticker(raw: str) -> str:
-    return beside(json.dumps(row("?")).replace('"?"', raw))
+    return between_good_rows(json.dumps(row("?")).replace('"?"', raw))
 
 
 DEAD_ROWS = [
-    pytest.param(beside('{"ticker":"A","average_sentiment":1}'), "no ts", id="no ts"),
-    pytest.param(beside('{"ts":"2026-01-01T00:00:00Z","average_sentiment":1}'), "no ticker", id="no ticker"),
-    pytest.param(beside("17"), "not an object", id="a number for a row"),
+    pytest.param(between_good_rows('{"ticker":"A","average_sentiment":1}'), "no ts", id="no ts"),
+    pytest.param(between_good_rows('{"ts":"2026-01-01T00:00:00Z","average_sentiment":1}'), "no ticker", id="no ticker"),
+    pytest.param(between_good_rows("17"), "not an object", id="a number for a row"),
     pytest.param(with_value("NaN"), "value is not finite", id="NaN"),
     pytest.param(with_value("Infinity"), "value is not finite", id="Infinity"),
     pytest.param(with_value("-Infinity"), "value is not finite", id="-Infinity"),
@@ -152,9 +152,7 @@ DEAD_ROWS = [
 
 
 @pytest.mark.parametrize(("body", "reason"), DEAD_ROWS)
-def test_a_row_that_cannot_be_stored_is_set_aside_and_its_neighbours_are_not(
-    stores: list[Store], body: str, reason: str
-) -> None:
+def test_unstorable_row_is_rejected_and_its_neighbors_are_not(stores: list[Store], body: str, reason: str) -> None:
     outcome = give(stores, frame(body))
     assert outcome.reasons == [(1, reason)]
     assert (outcome.counts["row_count"], outcome.counts["dead_rows"]) == (3, 1)
@@ -186,7 +184,7 @@ def test_a_frame_that_cannot_be_read_is_one_letter(stores: list[Store], body: st
 
 
 @pytest.mark.parametrize("body", ["[]", '{"path":"crowd-sentiment","params":{},"results":[]}'])
-def test_an_empty_answer_is_a_frame_without_rows(stores: list[Store], body: str) -> None:
+def test_empty_response_is_a_frame_without_rows(stores: list[Store], body: str) -> None:
     outcome = give(stores, frame(body))
     assert (outcome.payloads, outcome.letters, outcome.counts["row_count"]) == ([(0, body)], [], 0)
 
@@ -209,7 +207,7 @@ TICKERS = [
 
 
 @pytest.mark.parametrize("ticker", TICKERS, ids=ascii)
-def test_a_hostile_ticker_is_text_like_any_other(stores: list[Store], ticker: str) -> None:
+def test_hostile_ticker_is_stored_as_text(stores: list[Store], ticker: str) -> None:
     assert give(stores, frame([row(ticker)])).letters == []
     for store in stores:
         assert store.holds(("crowd-sentiment", "crowd_sentiment", ticker, ""), T0, 0.5)
@@ -229,37 +227,37 @@ STORED: list[tuple[str, float]] = [
 
 
 @pytest.mark.parametrize(("raw", "value"), STORED)
-def test_a_number_at_the_edge_is_stored_as_the_double_that_it_is(stores: list[Store], raw: str, value: float) -> None:
+def test_edge_case_number_is_stored_as_a_double(stores: list[Store], raw: str, value: float) -> None:
     ticker = f"V{STORED.index((raw, value))}"
     give(stores, frame(json.dumps([row(ticker, value="?")]).replace('"?"', raw)))
     for store in stores:
         assert store.holds(("crowd-sentiment", "crowd_sentiment", ticker, ""), T0, value)
 
 
-@pytest.mark.parametrize("company", [0, 600], ids=["few rows", "many rows"])
-def test_a_moment_centuries_ahead_is_kept_to_the_microsecond(stores: list[Store], company: int) -> None:
-    far = {"ts": "9998-12-31T23:59:59.123457Z", "ticker": f"FAR{company}"}
-    others = [row(f"FAR{number}") for number in range(company)]
+@pytest.mark.parametrize("other_rows", [0, 600], ids=["few rows", "many rows"])
+def test_far_future_time_is_exact_to_the_microsecond(stores: list[Store], other_rows: int) -> None:
+    far = {"ts": "9998-12-31T23:59:59.123457Z", "ticker": f"FAR{other_rows}"}
+    others = [row(f"FAR{number}") for number in range(other_rows)]
     counts = give(stores, frame([far | {"average_sentiment": value} for value in (1, 2)] + others)).counts
     assert (counts["revised_rows"], counts["dead_rows"]) == (1, 0)
     for store in stores:
         assert store.holds(("crowd-sentiment", "crowd_sentiment", far["ticker"], ""), 253_370_764_799_123_457, 2.0)
 
 
-def test_of_equal_keys_the_last_counts(stores: list[Store]) -> None:
+def test_last_of_equal_keys_counts(stores: list[Store]) -> None:
     twice = '[{"ts":"x","ts":"2026-01-01T00:00:00Z","ticker":"A","ticker":"TWICE","average_sentiment":1}]'
     assert give(stores, frame(twice)).letters == []
     for store in stores:
         assert store.holds(("crowd-sentiment", "crowd_sentiment", "TWICE", ""), T0, 1.0)
 
 
-def test_a_frame_of_ten_megabytes_is_stored_whole(stores: list[Store]) -> None:
+def test_frame_of_10_megabytes_is_stored_whole(stores: list[Store]) -> None:
     body = json.dumps([row("BIG"), row("BIG", 1) | {"comment": "x" * (10 << 20)}])
     outcome = give(stores, frame(body))
     assert (outcome.counts["new_rows"], outcome.payloads) == (2, [(2, body)])
 
 
-# -- whatever comes
+# -- fuzz
 
 _text = st.text(st.characters(exclude_categories=()), max_size=20)
 _odd = st.sampled_from(
@@ -308,12 +306,10 @@ def _cut(draw: st.DrawFn) -> str:
     st.sampled_from([CROWD, "crowd-sentiment-chart-data", "user-sentiment", "never-heard-of"]),
     st.sampled_from(["stream", "snapshot", "backfill"]),
 )
-def test_whatever_comes_each_row_is_stored_or_set_aside_and_both_databases_agree(
-    stores: list[Store], body: str, path: str, source: Any
-) -> None:
+def test_every_row_is_stored_or_rejected_alike_by_both(stores: list[Store], body: str, path: str, source: Any) -> None:
     hostile = frame(body, path=path, source=source)
     counts, payloads, letters = give(stores, hostile)
-    assert all(stage == "decode" for _, stage, *_ in letters)  # nothing is left for a database to refuse
+    assert all(stage == "decode" for _, stage, *_ in letters)  # nothing is left for a database to reject
     assert len(payloads) + counts["dead_frames"] == 1
     decoded = _as_spooled(hostile)
     if not counts["dead_frames"]:

@@ -37,7 +37,7 @@ OBSERVATIONS = "SELECT ticker, value, revision, source, seq FROM observations OR
 LEDGER = "SELECT sum(row_count), sum(new_rows), sum(revised_rows), sum(duplicate_rows), sum(dead_rows) FROM batches"
 
 
-async def test_rows_reach_the_table_once_however_often_they_come(spool: Spool, engine: Engine) -> None:
+async def test_repeated_rows_are_stored_once(spool: Spool, engine: Engine) -> None:
     await put(spool, frame([row("A"), row("B")]), frame([row("A"), row("B"), row("C")]))
     make_writer(spool, engine).run()
     await put(spool, frame([row("A"), row("C")]))
@@ -50,8 +50,8 @@ async def test_rows_reach_the_table_once_however_often_they_come(spool: Spool, e
     assert query(engine, LEDGER) == [(7, 3, 0, 4, 0)]
 
 
-@pytest.mark.parametrize("together", [True, False], ids=["in one batch", "in three"])
-async def test_a_restated_value_becomes_current_and_the_others_are_kept(
+@pytest.mark.parametrize("together", [True, False], ids=["one batch", "several batches"])
+async def test_restated_value_becomes_current_and_others_revisions(
     spool: Spool, engine: Engine, together: bool
 ) -> None:
     for number in (1, 2, 2, 3):
@@ -64,7 +64,7 @@ async def test_a_restated_value_becomes_current_and_the_others_are_kept(
     assert query(engine, LEDGER) == [(4, 1, 2, 1, 0)]
 
 
-async def test_a_slow_answer_never_replaces_a_newer_value(spool: Spool, engine: Engine) -> None:
+async def test_late_snapshot_does_not_replace_a_newer_value(spool: Spool, engine: Engine) -> None:
     await put(spool, frame([row(value=2)], received_us=T0 + 10))
     make_writer(spool, engine).run()
     await put(spool, frame([row(value=1)], received_us=T0 + 5, source="snapshot"))
@@ -73,9 +73,7 @@ async def test_a_slow_answer_never_replaces_a_newer_value(spool: Spool, engine: 
     assert query(engine, "SELECT value, revision, source FROM revisions") == [(1.0, 0, "snapshot")]
 
 
-async def test_a_value_said_again_after_another_instance_restated_it_is_current_again(
-    tmp_path: Path, spool: Spool, engine: Engine
-) -> None:
+async def test_value_repeated_after_another_instance_is_current(tmp_path: Path, spool: Spool, engine: Engine) -> None:
     other = Spool(tmp_path / "other", max_bytes=1 << 30, sync_every_seconds=0.001)
     other.start(raise_failure)
     await put(other, frame([row(value=2)], received_us=T0 + 20))
@@ -88,11 +86,11 @@ async def test_a_value_said_again_after_another_instance_restated_it_is_current_
     assert audit(engine) == []
 
 
-async def test_a_batch_that_did_commit_unseen_is_not_written_again(spool: Spool, engine: Engine) -> None:
+async def test_batch_of_unknown_outcome_is_not_written_twice(spool: Spool, engine: Engine) -> None:
     await put(spool, frame([row("A")]), frame([row("B")]))
     stale = make_writer(spool, engine)
-    stale.register()  # it has read its position …
-    make_writer(spool, engine).run()  # … when an earlier try's commit comes through
+    stale.register()
+    make_writer(spool, engine).run()  # … when an earlier commit comes through
     stale.step()
     stale.step()
     assert stale.status.position == 2
@@ -101,7 +99,7 @@ async def test_a_batch_that_did_commit_unseen_is_not_written_again(spool: Spool,
 
 
 @pytest.mark.postgres
-async def test_a_sample_that_another_daemon_prunes_while_it_is_restated_is_written_anew(
+async def test_sample_deleted_while_it_is_restated_is_inserted(
     spool: Spool, postgres_template_url: str, postgres_server_url: str
 ) -> None:
     with fresh_database(postgres_server_url, postgres_template_url) as url:
@@ -121,40 +119,38 @@ async def test_a_sample_that_another_daemon_prunes_while_it_is_restated_is_writt
         engine.dispose()
 
 
-async def test_an_errand_is_done_once_what_it_follows_is_committed_and_not_at_all_once_the_writer_has_ended(
-    spool: Spool, engine: Engine
-) -> None:
+async def test_submitted_work_runs_after_its_seq_or_is_cancelled(spool: Spool, engine: Engine) -> None:
     await put(spool, frame([row("A")]))
-    made = make_writer(spool, engine)
+    writer = make_writer(spool, engine)
     count = "SELECT count(*) FROM observations"
     done, too_early = (
-        made.run_in_writer(lambda me: (me, query(engine, count)), after_seq=1),
-        made.run_in_writer(lambda me: me, after_seq=2),
+        writer.run_in_writer(lambda instance_id: (instance_id, query(engine, count)), after_seq=1),
+        writer.run_in_writer(lambda instance_id: instance_id, after_seq=2),
     )
-    made.run()
+    writer.run()
     assert done.result(0) == (1, [(1,)])
-    for waiting in (too_early, made.run_in_writer(lambda me: me)):
+    for waiting in (too_early, writer.run_in_writer(lambda instance_id: instance_id)):
         with pytest.raises(CancelledError):
             waiting.result(0)
 
 
-@pytest.mark.parametrize("done", [False, True], ids=["not done", "done unseen"])
-async def test_after_a_commit_that_failed_nothing_counts_as_known(spool: Spool, engine: Engine, done: bool) -> None:
-    sent: list[list[str]] = []
-    made = make_writer(spool, engine, on_rows=lambda rows: sent.append([row.series[2] for row in rows]))
-    made.register()
+@pytest.mark.parametrize("done", [False, True], ids=["not done", "done"])
+async def test_dedup_cache_is_empty_after_a_failed_commit(spool: Spool, engine: Engine, done: bool) -> None:
+    written: list[list[str]] = []
+    writer = make_writer(spool, engine, on_rows=lambda rows: written.append([row.series[2] for row in rows]))
+    writer.register()
     for tickers in ("AB", "A"):
         await put(spool, frame([row(ticker) for ticker in tickers]))
-        made.step()
+        writer.step()
     FlakyCommits(engine).fail(1, done=done)
     await put(spool, frame([row("B", 1)]))
-    made.step()
+    writer.step()
     await put(spool, frame([row("A")]))
-    made.step()
-    assert [tickers for tickers in sent if tickers != ["B"]] == [["A", "B"], [], ["A"]]
+    writer.step()
+    assert [tickers for tickers in written if tickers != ["B"]] == [["A", "B"], [], ["A"]]
 
 
-async def test_dead_rows_stand_beside_the_living(spool: Spool, engine: Engine) -> None:
+async def test_dead_rows_do_not_affect_other_rows(spool: Spool, engine: Engine) -> None:
     await put(spool, frame([row("A"), {"ticker": "B"}, row("C")]), frame("{bad"), frame([]))
     make_writer(spool, engine).run()
     assert [ticker for ticker, *_ in query(engine, OBSERVATIONS)] == ["A", "C"]
@@ -165,7 +161,7 @@ async def test_dead_rows_stand_beside_the_living(spool: Spool, engine: Engine) -
 
 
 @pytest.mark.parametrize("bad", [[0], [2], [4], [1, 2], [0, 1, 2, 3, 4]], ids=str)
-async def test_a_row_that_the_database_refuses_stands_alone(spool: Spool, engine: Engine, bad: list[int]) -> None:
+async def test_row_rejected_by_the_database_affects_no_other_row(spool: Spool, engine: Engine, bad: list[int]) -> None:
     refuse(engine, 666.0)
     await put(spool, frame([row("T", minute, 666.0 if minute in bad else 1.0) for minute in range(5)]))
     make_writer(spool, engine).run()
@@ -176,7 +172,7 @@ async def test_a_row_that_the_database_refuses_stands_alone(spool: Spool, engine
     assert query(engine, "SELECT position FROM instances") == [(1,)]
 
 
-async def test_every_repetition_of_what_the_database_refuses_is_a_letter(spool: Spool, engine: Engine) -> None:
+async def test_each_repetition_of_a_rejected_row_is_a_dead_letter(spool: Spool, engine: Engine) -> None:
     refuse(engine, 666.0)
     await put(spool, frame([row(value=666.0)]), frame([row(value=666.0), row("ON")]), frame([row("ON")]))
     make_writer(spool, engine).run()
@@ -185,7 +181,7 @@ async def test_every_repetition_of_what_the_database_refuses_is_a_letter(spool: 
     assert audit(engine) == []
 
 
-async def test_a_row_whose_values_are_all_refused_is_one_letter(spool: Spool, engine: Engine) -> None:
+async def test_row_with_several_rejected_values_is_one_dead_letter(spool: Spool, engine: Engine) -> None:
     refuse(engine, 666.0)
     chart = {"ts": "2026-01-01T00:00:00.000Z", "ticker": "A", "crowd_sentiment": 666, "volume": 666, "buzz": 1}
     await put(spool, frame([chart], path="crowd-sentiment-chart-data"))
@@ -196,7 +192,7 @@ async def test_a_row_whose_values_are_all_refused_is_one_letter(spool: Spool, en
     assert audit(engine) == []
 
 
-async def test_a_name_that_the_database_refuses_costs_only_its_own_rows(spool: Spool, engine: Engine) -> None:
+async def test_rejected_series_name_affects_its_own_rows_only(spool: Spool, engine: Engine) -> None:
     with engine.begin() as connection:
         if engine.dialect.name == "postgresql":
             connection.execute(text("ALTER TABLE series ADD CHECK (ticker <> 'BAD')"))
@@ -214,7 +210,7 @@ async def test_a_name_that_the_database_refuses_costs_only_its_own_rows(spool: S
     assert letters == [(1, 1, "insert"), (2, 0, "insert")]
 
 
-async def test_a_database_that_takes_no_dead_letters_is_not_well(spool: Spool, engine: Engine) -> None:
+async def test_database_that_rejects_dead_letters_is_unavailable(spool: Spool, engine: Engine) -> None:
     refuse(engine, 666.0)
     with engine.begin() as connection:
         if engine.dialect.name == "postgresql":
@@ -240,62 +236,58 @@ async def test_a_database_that_takes_no_dead_letters_is_not_well(spool: Spool, e
     assert spool.acked == 0
 
 
-async def test_a_database_restored_from_an_older_copy_is_met_as_another_instance(spool: Spool, engine: Engine) -> None:
+async def test_database_restored_from_a_backup_gets_a_new_instance(spool: Spool, engine: Engine) -> None:
     await put(spool, fact("subscribed", state="live", tickers=["A"]), frame([row("A")]))
     make_writer(spool, engine).run()
     await put(spool, frame([row("B")]))
     make_writer(spool, engine).run()
-    await put(spool, fact())  # with this sync the spool forgets what was acknowledged
+    await put(spool, fact())  # this sync deletes what was acknowledged
     with engine.begin() as connection:
         connection.execute(text("UPDATE instances SET position = 1"))
         connection.execute(text("DELETE FROM batches WHERE first_seq > 1"))
     await put(spool, frame([row("C")]))
     lost: list[str] = []
-    made = make_writer(spool, engine, on_lost=lost.append)
-    FlakyCommits(engine).fail(2, done=False)  # that of the old one's end: it is tried again, and told once
-    made.run()
+    writer = make_writer(spool, engine, on_lost=lost.append)
+    FlakyCommits(engine).fail(2, done=False)  # the one that closes the old instance: retried, and reported once
+    writer.run()
     assert lost == ["the database's position 1 does not fit the spool: one of them is an older copy"]
     assert query(engine, "SELECT count(*) FROM instances") == [(2,)]
     assert "C" in [ticker for ticker, *_ in query(engine, OBSERVATIONS)]
     states = query(engine, "SELECT state, ended_at IS NULL FROM coverage ORDER BY start_seq")
-    assert [(state, bool(still)) for state, still in states] == [("live", False), ("lost", False)]
+    assert [(state, bool(is_open)) for state, is_open in states] == [("live", False), ("lost", False)]
 
 
-async def test_a_database_that_never_met_a_spool_with_a_past_lacks_what_it_forgot(spool: Spool, engine: Engine) -> None:
+async def test_database_that_does_not_know_the_spool_is_a_loss(spool: Spool, engine: Engine) -> None:
     lost: list[str] = []
     for ticker in "AB":
         await put(spool, frame([row(ticker)]))
-        made = make_writer(spool, engine, on_lost=lost.append)
-        made.run()
+        writer = make_writer(spool, engine, on_lost=lost.append)
+        writer.run()
         assert lost == []
-    await put(spool, fact())  # with this sync the spool forgets what was acknowledged
+    await put(spool, fact())  # this sync deletes what was acknowledged
     with engine.begin() as connection:
         connection.execute(text("DELETE FROM instances"))
-    made.run()
+    writer.run()
     assert lost == ["the database does not know this spool, which had written to one before"]
 
 
 @pytest.mark.parametrize("older", ["DELETE FROM instances", "UPDATE instances SET position = 1"])
-async def test_what_was_acknowledged_and_not_yet_forgotten_is_not_begun_with(
-    spool: Spool, engine: Engine, older: str
-) -> None:
-    made = make_writer(spool, engine)
-    made.register()
+async def test_acknowledged_entries_are_not_written_again(spool: Spool, engine: Engine, older: str) -> None:
+    writer = make_writer(spool, engine)
+    writer.register()
     for ticker in "AB":
         await put(spool, frame([row(ticker)]))
-    made.step()
+    writer.step()
     with engine.begin() as connection:
         connection.execute(text(older))
-    made.register()
-    await put(spool, frame([row("C")]))  # with this sync the spool forgets what was acknowledged
-    made.step()
-    assert (made.status.position, made.drained) == (3, True)
+    writer.register()
+    await put(spool, frame([row("C")]))  # this sync deletes what was acknowledged
+    writer.step()
+    assert (writer.status.position, writer.drained) == (3, True)
     assert query(engine, "SELECT max(seq) FROM payloads") == [(3,)]
 
 
-async def test_a_spool_older_than_the_database_does_not_have_its_new_entries_taken_for_old(
-    spool: Spool, engine: Engine
-) -> None:
+async def test_entries_of_a_restored_spool_are_written(spool: Spool, engine: Engine) -> None:
     await put(spool, frame([row("A")]))
     make_writer(spool, engine).run()
     with engine.begin() as connection:
@@ -313,18 +305,18 @@ async def test_a_spool_older_than_the_database_does_not_have_its_new_entries_tak
         ("DELETE FROM chunks", "entries after 0: some are missing"),
     ],
 )
-async def test_entries_that_are_not_as_they_were_written_condemn_the_spool(
+async def test_missing_or_changed_entries_make_the_spool_unreadable(
     tmp_path: Path, spool: Spool, engine: Engine, damage: str, message: str
 ) -> None:
     for ticker in "ABC":
         await put(spool, frame([row(ticker)]))
-    made = make_writer(spool, engine)
-    made.register()
+    writer = make_writer(spool, engine)
+    writer.register()
     with sqlite3.connect(tmp_path / "spool" / "spool.db") as db:
         db.execute(damage)
     db.close()
     with pytest.raises(SpoolUnreadable, match=message):
-        made.step()
+        writer.step()
 
 
 def damage_last(folder: Path) -> None:
@@ -335,73 +327,69 @@ def damage_last(folder: Path) -> None:
     db.close()
 
 
-@pytest.mark.parametrize(("max_rows", "commit"), [(1, 4), (2, 2)], ids=["begun ahead", "the only one"])
-async def test_what_is_written_when_the_spool_cannot_be_read_on_is_written_to_its_end(
+@pytest.mark.parametrize(("max_rows", "commit"), [(1, 4), (2, 2)], ids=["next batch exists", "no next batch"])
+async def test_batch_in_progress_is_committed_when_the_spool_fails(
     tmp_path: Path, spool: Spool, engine: Engine, max_rows: int, commit: int
 ) -> None:
     for ticker in "ABC":
         await put(spool, frame([row(ticker)]))
-    made = make_writer(spool, engine, max_rows=max_rows)
-    made.register()
+    writer = make_writer(spool, engine, max_rows=max_rows)
+    writer.register()
     damage_last(tmp_path)
-    FlakyCommits(engine).fail(commit, done=False)  # that of B
+    FlakyCommits(engine).fail(commit, done=False)  # the commit of B
     with pytest.raises(SpoolUnreadable, match="entries 3 to 3"):
-        made.run()
+        writer.run()
     assert [ticker for ticker, *_ in query(engine, OBSERVATIONS)] == ["A", "B"]
     assert spool.acked == 2
 
 
-async def test_what_waits_for_company_when_the_spool_cannot_be_read_on_is_written(
-    tmp_path: Path, spool: Spool, engine: Engine
-) -> None:
-    made = make_writer(spool, engine, max_wait_seconds=1, drain=False)
-    made.register()
+async def test_partial_batch_is_committed_when_the_spool_fails(tmp_path: Path, spool: Spool, engine: Engine) -> None:
+    writer = make_writer(spool, engine, max_wait_seconds=1, drain=False)
+    writer.register()
     await put(spool, frame([row("A")]))
-    assert made.read_ahead.read_entries(0, 0)
+    assert writer.read_ahead.read_entries(0, 0)
     await put(spool, frame([row("B")]))
     damage_last(tmp_path)
-    made.step()
+    writer.step()
     assert [ticker for ticker, *_ in query(engine, OBSERVATIONS)] == ["A"]
     with pytest.raises(SpoolUnreadable, match="entries 2 to 2"):
-        made.step()
+        writer.step()
 
 
-async def test_the_seconds_of_a_batch_are_those_of_its_write_also_while_the_next_one_is_read(
-    spool: Spool, engine: Engine
-) -> None:
+async def test_batch_seconds_are_those_of_the_transaction(spool: Spool, engine: Engine) -> None:
     seconds: list[float] = []
-    made = make_writer(spool, engine, max_rows=2, on_batch=seconds.append)
+    writer = make_writer(spool, engine, max_rows=2, on_batch=seconds.append)
     commit = engine.dialect.do_commit
     engine.dialect.do_commit = lambda connection: (time.sleep(0.05), commit(connection))  # type: ignore[method-assign]
     await put(spool, *(frame([row(ticker)]) for ticker in "ABC"))
-    made.run()
+    writer.run()
     assert len(seconds) == 2
     assert min(seconds) >= 0.05
 
 
-async def test_beside_one_of_the_largest_frames_nothing_is_read_ahead(spool: Spool, engine: Engine) -> None:
-    made = make_writer(spool, engine, max_rows=2)
-    made.register()
+async def test_nothing_is_built_ahead_of_a_very_large_batch(spool: Spool, engine: Engine) -> None:
+    writer = make_writer(spool, engine, max_rows=2)
+    writer.register()
     await put(spool, frame([row("A")]), frame([row("B", minute) for minute in range(10)]), frame([row("C")]))
-    begun = []
+    built_ahead = []
     for _ in range(2):
-        made.step()
-        begun.append(made.read_ahead.next_batch is not None)
-    assert begun == [False, False]
-    made.step()
-    assert made.status.new == 12
+        writer.step()
+        built_ahead.append(writer.read_ahead.next_batch is not None)
+    assert built_ahead == [False, False]
+    writer.step()
+    assert writer.status.new == 12
 
 
 HOSTILE = ["O'Brien\"; DROP TABLE samples;--", "%s%(x)s", ":x", "a\nb", "\x1b[31m", "\u202eLPAA", "{}[]\\", "π€😀"]
 
 
-async def test_hostile_tickers_are_text_like_any_other(spool: Spool, engine: Engine) -> None:
+async def test_hostile_tickers_are_stored_as_text(spool: Spool, engine: Engine) -> None:
     await put(spool, frame([row(ticker) for ticker in HOSTILE]))
     make_writer(spool, engine).run()
     assert sorted(ticker for ticker, *_ in query(engine, OBSERVATIONS)) == sorted(HOSTILE)
 
 
-async def test_nul_and_lone_surrogates_in_a_body_are_kept_as_escapes(spool: Spool, engine: Engine) -> None:
+async def test_nul_and_lone_surrogates_in_a_body_become_escapes(spool: Spool, engine: Engine) -> None:
     await put(spool, frame('["\0\ud800"]', source="backfill"))
     make_writer(spool, engine).run()
     assert query(engine, "SELECT body FROM dead_letters") == [('["\\u0000\\ud800"]',)]
@@ -425,7 +413,7 @@ async def test_facts_become_events_and_coverage(spool: Spool, engine: Engine) ->
         "SELECT ticker, start_seq, state, ended_at IS NULL FROM coverage JOIN subscriptions USING (subscription_id)"
         " ORDER BY ticker, start_seq",
     )
-    assert [(ticker, seq, state, bool(still)) for ticker, seq, state, still in rows] == [
+    assert [(ticker, seq, state, bool(is_open)) for ticker, seq, state, is_open in rows] == [
         ("A", 1, "pending", False),
         ("A", 2, "live", False),
         ("A", 3, "disconnected", True),
@@ -441,16 +429,16 @@ async def test_batches_are_bounded_and_gapless(spool: Spool, engine: Engine) -> 
     assert [first for first, _ in batches] == [1, *(last + 1 for _, last in batches[:-1])]
 
 
-async def test_a_batch_is_as_large_as_the_load(spool: Spool, engine: Engine) -> None:
+async def test_batch_size_follows_the_load(spool: Spool, engine: Engine) -> None:
     working = make_writer(spool, engine, max_rows=200, max_wait_seconds=0.02, drain=False)
     thread = threading.Thread(target=working.run)
     thread.start()
     try:
-        for number in range(5):  # a trickle: each is written without waiting for more than max_wait
-            began = time.monotonic()
+        for number in range(5):  # a trickle: each entry waits for max_wait at most
+            started = time.monotonic()
             await put(spool, frame([row(minute=number)]))
             await until(lambda: working.drained)
-            assert time.monotonic() - began < 1.0  # IDLE_SECONDS: nobody waits until the writer comes round by itself
+            assert time.monotonic() - started < 1.0  # IDLE_SECONDS: an entry wakes the writer
         assert working.status.batches == 5
         await put(spool, *(frame([row(minute=number)]) for number in range(10, 1210)))
         await until(lambda: working.drained)
@@ -460,10 +448,11 @@ async def test_a_batch_is_as_large_as_the_load(spool: Spool, engine: Engine) -> 
     sizes = [rows for (rows,) in query(engine, "SELECT frames FROM batches ORDER BY first_seq")]
     assert sizes[:5] == [1] * 5
     assert max(sizes) == 200
-    assert sum(sizes) / len(sizes[5:]) > 120  # whoever falls behind writes full batches, but for the first and the last
+    # A writer that is behind writes full batches, except the first and the last.
+    assert sum(sizes) / len(sizes[5:]) > 120
 
 
-async def test_without_payload_retention_no_payload_is_kept(spool: Spool, engine: Engine) -> None:
+async def test_payloads_are_not_stored_without_payload_retention(spool: Spool, engine: Engine) -> None:
     await put(spool, frame([row()]))
     make_writer(spool, engine, keep_payloads=False).run()
     assert query(engine, "SELECT count(*) FROM payloads") == [(0,)]
@@ -482,9 +471,7 @@ async def test_heartbeat_is_published_once_all_before_it_is_committed(spool: Spo
     assert query(engine, "SELECT heartbeat_at IS NOT NULL FROM instances") in ([(True,)], [(1,)])
 
 
-async def test_a_dead_row_that_can_be_stored_now_goes_in_under_the_stamp_of_its_receipt(
-    spool: Spool, engine: Engine
-) -> None:
+async def test_retried_dead_row_keeps_its_time_of_receipt(spool: Spool, engine: Engine) -> None:
     refuse(engine, 666.0)
     envelope = {"path": "crowd-sentiment", "params": {}, "results": [row("A", value=666.0), row("B")]}
     await put(spool, frame(envelope, received_us=T0, path="other"))
@@ -502,20 +489,18 @@ async def test_a_dead_row_that_can_be_stored_now_goes_in_under_the_stamp_of_its_
     assert audit(engine) == []
 
 
-async def test_what_is_said_again_after_a_letter_that_was_retried_is_current_again(
-    spool: Spool, engine: Engine
-) -> None:
-    made = make_writer(spool, engine)
-    made.register()
+async def test_value_repeated_after_a_retried_letter_is_current(spool: Spool, engine: Engine) -> None:
+    writer = make_writer(spool, engine)
+    writer.register()
     await put(spool, frame([row(value=1)], received_us=T0 + 10))
-    made.step()
+    writer.step()
     retried = structs.replace(frame([row(value=2)], received_us=T0 + 50), retry_of=1)
     await put(spool, retried, frame([row(value=1)], received_us=T0 + 60))
-    made.step()
+    writer.step()
     assert query(engine, OBSERVATIONS) == [("AAPL", 1.0, 2, "stream", 3)]
 
 
-async def test_a_dead_frame_goes_the_whole_way_again(spool: Spool, engine: Engine) -> None:
+async def test_retried_dead_frame_is_decoded_again(spool: Spool, engine: Engine) -> None:
     await put(spool, frame("{bad"), Frame(T0, "c", "stream", "", "p", "{}", "42[]"))
     make_writer(spool, engine).run()
     assert await requeue_dead_letters(spool, engine, [1]) == 1
@@ -530,7 +515,7 @@ async def test_a_dead_frame_goes_the_whole_way_again(spool: Spool, engine: Engin
     assert audit(engine) == []
 
 
-async def test_letters_leave_the_spool_room_and_those_that_die_again_are_not_tried_for_ever(
+async def test_retry_of_dead_letters_leaves_space_and_ends(
     tmp_path: Path, engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(letters, "PAGE_DEAD_LETTERS", 10)
@@ -542,18 +527,18 @@ async def test_letters_leave_the_spool_room_and_those_that_die_again_are_not_tri
     retrying = asyncio.create_task(requeue_dead_letters(small, engine, []))
     await asyncio.sleep(0.3)
     assert 1_000 < small.live_bytes < 10_000
-    made = make_writer(small, engine, drain=False)
-    writing = asyncio.create_task(asyncio.to_thread(made.run))
+    writer = make_writer(small, engine, drain=False)
+    writing = asyncio.create_task(asyncio.to_thread(writer.run))
     try:
         assert await asyncio.wait_for(retrying, 20) == 60
     finally:
-        made.drain()
+        writer.drain()
         await writing
     assert query(engine, "SELECT count(*) FROM dead_letters") == [(120,)]
     await small.close()
 
 
-async def test_a_page_of_letters_is_bounded_in_bytes(spool: Spool, engine: Engine) -> None:
+async def test_page_of_dead_letters_is_bounded_in_bytes(spool: Spool, engine: Engine) -> None:
     await put(spool, *(frame("{bad" + "x" * 1000) for _ in range(5)))
     make_writer(spool, engine).run()
     pages = [
@@ -566,16 +551,16 @@ async def test_a_page_of_letters_is_bounded_in_bytes(spool: Spool, engine: Engin
     assert pages == [[1, 2], [3, 4], [], [1]]
 
 
-async def test_a_value_restated_and_said_again_within_a_batch_is_current(spool: Spool, engine: Engine) -> None:
-    made = make_writer(spool, engine)
-    made.register()
+async def test_value_restated_and_repeated_in_a_batch_is_current(spool: Spool, engine: Engine) -> None:
+    writer = make_writer(spool, engine)
+    writer.register()
     for batch in ([0.1], [0.2, 0.1]):
         await put(spool, *(frame([row(value=number)]) for number in batch))
-        made.step()
+        writer.step()
     assert query(engine, OBSERVATIONS) == [("AAPL", 0.1, 2, "stream", 3)]
 
 
-async def test_a_batch_is_bounded_in_bytes_though_its_rows_be_few(spool: Spool, engine: Engine) -> None:
+async def test_batch_with_few_rows_is_bounded_in_bytes(spool: Spool, engine: Engine) -> None:
     await put(spool, *(frame("x" * (3 << 20)) for _ in range(9)))
     make_writer(spool, engine).run()
     sizes = [last - first + 1 for first, last in query(engine, "SELECT first_seq, last_seq FROM batches")]
@@ -583,15 +568,13 @@ async def test_a_batch_is_bounded_in_bytes_though_its_rows_be_few(spool: Spool, 
     assert max(sizes) <= 3
 
 
-async def test_an_event_name_that_no_database_takes_stops_nobody(spool: Spool, engine: Engine) -> None:
+async def test_unstorable_event_name_becomes_escapes(spool: Spool, engine: Engine) -> None:
     await put(spool, Frame(T0, "c", "stream", "re\0s", CROWD, "{}", '42["re\\u0000s",[]]'), frame([row()]))
     make_writer(spool, engine).run()
     assert query(engine, "SELECT seq, event FROM payloads ORDER BY seq") == [(1, "re\\u0000s"), (2, "res")]
 
 
-async def test_an_entry_that_the_database_refuses_elsewhere_than_in_its_rows_stands_alone(
-    spool: Spool, engine: Engine
-) -> None:
+async def test_entry_rejected_outside_its_rows_is_isolated(spool: Spool, engine: Engine) -> None:
     with engine.begin() as connection:
         for table, column in (("payloads", "body"), ("events", "kind")):
             if engine.dialect.name == "postgresql":
@@ -612,11 +595,11 @@ async def test_an_entry_that_the_database_refuses_elsewhere_than_in_its_rows_sta
     assert audit(engine) == []
 
 
-async def test_a_field_that_is_not_documented_is_told_of_once(
+async def test_undocumented_field_is_logged_once(
     spool: Spool, engine: Engine, caplog: pytest.LogCaptureFixture
 ) -> None:
     await put(spool, *(frame([row(minute=i) | {"mood": 1}]) for i in range(3)))
     make_writer(spool, engine, max_rows=2).run()
-    assert [one.getMessage() for one in caplog.records if "mood" in one.getMessage()] == [
+    assert [record.getMessage() for record in caplog.records if "mood" in record.getMessage()] == [
         "crowd-sentiment: field 'mood' is not documented, its values are not stored"
     ]

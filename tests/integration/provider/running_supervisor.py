@@ -64,7 +64,7 @@ class RunningSupervisor:
                 position += 1
                 builder = BatchBuilder(position, decoder)
                 builder.add((position, self.memory.all[position - 1]))
-                activity.record(builder.heard, position)
+                activity.record(builder.last_received_us, position)
 
 
 async def run_simulated(

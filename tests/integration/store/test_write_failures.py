@@ -1,4 +1,4 @@
-"""What a failure means: try the same again, or halve the batch. By errors of real databases where they can be had."""
+"""The classification of database errors: retry the same batch, or bisect it. With real databases where possible."""
 
 from __future__ import annotations
 
@@ -40,11 +40,11 @@ def run(*statements: str) -> Act:
 
 
 def raised(sqlstate: str) -> Act:
-    """What a server says only in a state that a test cannot bring about."""
+    """An error that a server raises only in a state that a test cannot cause."""
     return run(f"DO $$ BEGIN RAISE EXCEPTION 'as if' USING ERRCODE = '{sqlstate}'; END $$")
 
 
-def meaning(engine: Engine, act: Act) -> type[Exception]:
+def classify(engine: Engine, act: Act) -> type[Exception]:
     with pytest.raises((BatchRejected, DatabaseUnavailable)) as caught, translate_errors():
         act(engine)
     return caught.type
@@ -55,7 +55,7 @@ def meaning(engine: Engine, act: Act) -> type[Exception]:
 
 @pytest.fixture(scope="module")
 def on_postgres(postgres_server_url: str, postgres_template_url: str) -> Iterator[Engine]:
-    """A connection, and room for others that stand in its way."""
+    """A database of its own, so that other connections can get in the way."""
     with fresh_database(postgres_server_url, postgres_template_url) as url:
         engine = make_engine(url.replace("postgresql://", "postgresql+psycopg://"))
         yield engine
@@ -63,7 +63,7 @@ def on_postgres(postgres_server_url: str, postgres_template_url: str) -> Iterato
 
 
 def deadlock(engine: Engine) -> None:
-    """Two that hold what the other wants: the one that looked for a deadlock first is the victim."""
+    """Two transactions that wait for each other; the one that checks for a deadlock first is the victim."""
     with engine.connect() as mine, engine.connect() as other:
         for connection, number in ((mine, 1), (other, 2)):
             connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({number})")
@@ -104,7 +104,7 @@ def terminated(engine: Engine) -> None:
 
 
 def copied(engine: Engine) -> None:
-    """COPY goes past SQLAlchemy, and so do its errors."""
+    """COPY bypasses SQLAlchemy, and so do its errors."""
     with engine.begin() as connection:
         connection.exec_driver_sql("CREATE TEMPORARY TABLE few (number integer CHECK (number > 0)) ON COMMIT DROP")
         with connection.connection.cursor().copy("COPY few FROM STDIN") as copy:
@@ -112,7 +112,7 @@ def copied(engine: Engine) -> None:
 
 
 def unstorable(engine: Engine) -> None:
-    """The driver refuses it before the server sees it."""
+    """The driver rejects it before the server sees it."""
     with engine.begin() as connection:
         connection.execute(text("SELECT :text"), {"text": "\0"})
 
@@ -167,20 +167,18 @@ POSTGRES = [
 
 @pytest.mark.postgres
 @pytest.mark.parametrize(("act", "expected"), POSTGRES)
-def test_what_postgresql_says_is_the_rows_fault_or_not(
-    on_postgres: Engine, act: Act, expected: type[Exception]
-) -> None:
-    assert meaning(on_postgres, act) is expected
+def test_postgresql_error_is_classified(on_postgres: Engine, act: Act, expected: type[Exception]) -> None:
+    assert classify(on_postgres, act) is expected
 
 
 @pytest.mark.postgres
-def test_a_server_that_nobody_listens_for_is_unavailable() -> None:
+def test_unreachable_server_is_unavailable() -> None:
     engine = make_engine(f"postgresql+psycopg://nobody@127.0.0.1:{free_port()}/none")
-    assert meaning(engine, run("SELECT 1")) is DatabaseUnavailable
+    assert classify(engine, run("SELECT 1")) is DatabaseUnavailable
 
 
 @pytest.mark.postgres
-def test_a_server_that_is_stopped_in_the_midst_of_a_transaction_is_unavailable(postgres: Postgres) -> None:
+def test_server_stopped_during_a_transaction_is_unavailable(postgres: Postgres) -> None:
     engine = make_engine(postgres.url().replace("postgresql://", "postgresql+psycopg://"))
 
     def stopped(engine: Engine) -> None:
@@ -189,12 +187,12 @@ def test_a_server_that_is_stopped_in_the_midst_of_a_transaction_is_unavailable(p
             postgres.stop("immediate")
             connection.exec_driver_sql("SELECT 1")
 
-    assert meaning(engine, stopped) is DatabaseUnavailable
+    assert classify(engine, stopped) is DatabaseUnavailable
     engine.dispose()
 
 
 def waits_in(statement: str) -> Act:
-    """For what never comes, in a statement or in COPY."""
+    """Wait for too long, in a statement or in COPY."""
 
     def act(engine: Engine) -> None:
         with transaction(engine) as connection:
@@ -209,17 +207,17 @@ def waits_in(statement: str) -> Act:
 
 @pytest.mark.postgres
 @pytest.mark.parametrize("statement", ["SELECT pg_sleep(60)", "COPY (SELECT pg_sleep(60)) TO STDOUT"])
-def test_a_server_that_answers_no_more_is_unavailable_after_a_while(
+def test_server_that_stops_responding_becomes_unavailable(
     on_postgres: Engine, statement: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(engine_module, "TRANSACTION_TIMEOUT_SECONDS", 0.5)
-    assert meaning(on_postgres, waits_in(statement)) is DatabaseUnavailable
+    assert classify(on_postgres, waits_in(statement)) is DatabaseUnavailable
     with on_postgres.connect() as another:
         assert another.exec_driver_sql("SELECT 1").scalar_one() == 1
 
 
 @pytest.mark.postgres
-def test_a_server_whose_processes_stand_still_does_not_hold_the_writer_for_ever(
+def test_suspended_server_does_not_block_the_writer_forever(
     postgres: Postgres, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(engine_module, "TRANSACTION_TIMEOUT_SECONDS", 0.5)
@@ -302,7 +300,7 @@ def bound(value: object) -> Act:
 
 
 def io_error(_: Engine) -> None:
-    """No test makes a disk fail; this is what the driver raises then."""
+    """What the driver raises when a disk fails."""
     error = sqlite3.OperationalError("disk I/O error")
     error.sqlite_errorcode = sqlite3.SQLITE_IOERR_FSYNC
     raise error
@@ -337,11 +335,11 @@ SQLITE = [
 
 
 @pytest.mark.parametrize(("act", "expected"), SQLITE)
-def test_what_sqlite_says_is_the_rows_fault_or_not(on_sqlite: Engine, act: Act, expected: type[Exception]) -> None:
-    assert meaning(on_sqlite, act) is expected
+def test_sqlite_error_is_classified(on_sqlite: Engine, act: Act, expected: type[Exception]) -> None:
+    assert classify(on_sqlite, act) is expected
 
 
-# -- what a refusal costs
+# -- the cost of a rejection
 
 
 @pytest.fixture
@@ -352,27 +350,27 @@ def engine(migrated_url: str) -> Iterator[Engine]:
 
 
 def batch(first_seq: int, *, bad: int | None) -> Batch:
-    """A frame of 1,000 rows, of which the database refuses one."""
+    """A frame of 1,000 rows, one of which the database rejects."""
     rows = [row(f"T{number}", minute=first_seq) for number in range(1000)]
     if bad is not None:
         rows[bad]["average_sentiment"] = 666
-    assembly = BatchBuilder(first_seq, decoder())
-    assembly.add((first_seq, frame(rows)))
-    return assembly.batch
+    builder = BatchBuilder(first_seq, decoder())
+    builder.add((first_seq, frame(rows)))
+    return builder.batch
 
 
 @pytest.mark.parametrize("bad", [0, 500, 999])
-def test_one_bad_row_of_a_thousand_costs_one_letter_and_two_tries_for_each_halving(engine: Engine, bad: int) -> None:
+def test_one_bad_row_of_1000_costs_21_savepoints_at_most(engine: Engine, bad: int) -> None:
     refuse(engine, 666)
     database = BatchWriter(engine)
     database.register(InstanceInfo(spool_id="s", name="", version="", config_sha256="", started_us=T0), 1)
     database.write(batch(1, bad=None))
-    tries = Counter[str]()
-    event.listen(engine, "savepoint", lambda _connection, name: tries.update(["savepoints"]))
+    attempts = Counter[str]()
+    event.listen(engine, "savepoint", lambda _connection, name: attempts.update(["savepoints"]))
     started = time.perf_counter()
     written = database.write(batch(2, bad=bad))
     print("SECONDS", engine.dialect.name, time.perf_counter() - started)
     seconds = time.perf_counter() - started
     assert (written.new, written.dead_rows) == (999, 1)
-    assert tries["savepoints"] <= 2 * 10 + 1  # 1,000 is halved ten times; and the whole batch
+    assert attempts["savepoints"] <= 2 * 10 + 1  # 1,000 is halved ten times; and the whole batch
     assert seconds < 1  # some 30 ms on a machine with nothing else to do

@@ -6,8 +6,7 @@ import pytest
 
 from ingestor.core.entries import Frame
 from ingestor.pipeline.batch_builder import BatchBuilder
-
-from ...support.entries import CROWD, T0, decoder, fact, frame, row
+from tests.support.entries import CROWD, T0, decoder, fact, frame, row
 
 
 def envelope(*rows: dict[str, Any], **params: str) -> dict[str, Any]:
@@ -31,7 +30,7 @@ def test_builder_records_the_channels_of_its_data(payload: Any, tickers: set[str
     builder = BatchBuilder(1, decoder())
     builder.add((1, frame(payload, params='{"period":"30"}')))
     wanted = {(CROWD, '{"period":"30"}', ticker) for ticker in tickers | {""}}
-    assert builder.heard == dict.fromkeys(wanted, T0)
+    assert builder.last_received_us == dict.fromkeys(wanted, T0)
 
 
 def test_builder_records_the_last_live_receipt_of_a_channel() -> None:
@@ -42,7 +41,7 @@ def test_builder_records_the_last_live_receipt_of_a_channel() -> None:
     builder.add((4, frame([row("TSLA")], received_us=T0 + 9, retry_of=7)))
     builder.add((5, fact(at_us=T0 + 9)))
     at = T0 + 5
-    assert builder.heard == {(CROWD, "{}", ""): at, (CROWD, "{}", "AAPL"): at, (CROWD, "{}", "ON"): at}
+    assert builder.last_received_us == {(CROWD, "{}", ""): at, (CROWD, "{}", "AAPL"): at, (CROWD, "{}", "ON"): at}
 
 
 def values_and_seqs(*frames: Frame) -> list[tuple[float, int]]:
