@@ -1,7 +1,7 @@
 """Add tickers to the YAML file or remove them, and leave the rest of the text unchanged.
 
 The text is cut at the offsets of its values and then parsed again. An edit whose result does not mean exactly what
-was requested is rejected, and the operator is told where to edit by hand.
+was requested is rejected with the location to edit by hand.
 """
 
 from __future__ import annotations
@@ -134,7 +134,7 @@ class _Editor:
         takes_before = is_last and before is not None and (after is None or "\n" not in text[before : item.start])
         comma = before if takes_before else after
         if comma is None:
-            self._fail(item, "its commas cannot be told from the text around them")
+            self._fail(item, "its commas cannot be distinguished from the text around them")
         (start, between), (resumed, end) = sorted([(item.start, item.end), (comma, self._skip_blanks(comma + 1))])
         kept = text[:start] + text[between:resumed]
         return _drop_blank_line(kept + text[end:], len(kept))

@@ -87,8 +87,8 @@ def _may_exist(path: Path) -> bool:
         path.stat()
     except (FileNotFoundError, NotADirectoryError):
         return False
-    except OSError:  # not accessible for this user: reading it reports the reason
-        return True
+    except OSError:
+        pass  # not accessible for this user: reading it reports the reason
     return True
 
 

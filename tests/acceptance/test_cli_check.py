@@ -42,7 +42,7 @@ def test_check_json_exits_with_code_of_first_failure(desk: Desk) -> None:
         text=True,
         timeout=60,
     )
-    findings = {one["name"]: one for one in json.loads(ended.stdout)}
+    findings = {result["name"]: result for result in json.loads(ended.stdout)}
     assert ended.returncode == 77
     assert findings["token"]["exit_code"] == 77
     assert findings["token"]["seconds"] >= 0

@@ -83,8 +83,8 @@ def test_config_show_masks_secrets(tmp_path: Path, output: str) -> None:
     assert "postgresql+psycopg://u:***@h/d" in ended.stdout
     assert HIDDEN not in ended.stdout + ended.stderr
     if output == "json":
-        (one,) = json.loads(ended.stdout)["subscriptions"]
-        assert one == {"path": "crowd-sentiment", "method": "get", "params": {}}
+        (subscription,) = json.loads(ended.stdout)["subscriptions"]
+        assert subscription == {"path": "crowd-sentiment", "method": "get", "params": {}}
 
 
 def test_config_schema_matches_shipped_file() -> None:

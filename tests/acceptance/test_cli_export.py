@@ -14,7 +14,7 @@ from .conftest import Desk
 
 def test_export_to_file_while_daemon_writes_shows_progress(desk: Desk, tmp_path: Path) -> None:
     query = "SELECT ticker, ts, value FROM observations WHERE feed = 'crowd-sentiment'"
-    before = {(one["ticker"], one["ts"].isoformat(), str(one["value"])) for one in desk.daemon.books.rows(query)}
+    before = {(row["ticker"], row["ts"].isoformat(), str(row["value"])) for row in desk.daemon.books.rows(query)}
     file = tmp_path / "x.csv"
     screen, terminal = pty.openpty()
     command = desk.typed("export", "--feed", "crowd-sentiment", "-o", file)
@@ -23,7 +23,7 @@ def test_export_to_file_while_daemon_writes_shows_progress(desk: Desk, tmp_path:
     shown = os.read(screen, 100_000).decode()
     os.close(screen)
     with file.open(newline="") as text:
-        rows = [(one["ticker"], one["ts"], one["value"]) for one in csv.DictReader(text)]
+        rows = [(row["ticker"], row["ts"], row["value"]) for row in csv.DictReader(text)]
     assert (done.returncode, done.stdout) == (0, f"{file}: {len(rows):,} rows\n")
     assert len(set(rows)) == len(rows)
     assert before <= set(rows)

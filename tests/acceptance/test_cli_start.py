@@ -58,6 +58,13 @@ def test_version_shows_package_version_and_commit() -> None:
     assert run_cli("--version").stdout == f"ingestor {ingestor.__version__}{revision}\n"
 
 
+@pytest.mark.parametrize("group", [[], ["config"], ["service"], ["dashboards"], ["db"], ["dead-letters"]])
+def test_help_shows_every_summary_in_full(group: list[str]) -> None:
+    """At 80 columns, which is the width without a terminal."""
+    summaries = run_cli(*group, "--help").stdout.partition("Commands:")[2]
+    assert summaries and "..." not in summaries
+
+
 def test_help_takes_less_than_300_ms_of_cpu_time() -> None:
     """Take the minimum of several runs, to exclude the load of other processes."""
     assert min(processor_seconds(COMMAND, "--help") for _ in range(5)) < 0.3

@@ -30,13 +30,13 @@ def test_tail_follow_prints_every_value_once_until_ctrl_c(desk: Desk) -> None:
     rest, errors = process.communicate(timeout=20)
     assert (process.returncode, errors) == (0, "")
     seen = [json.loads(line) for line in lines + rest.splitlines()]
-    values = [(one["seq"], one["ticker"], one["ts"], one["value"]) for one in seen]
+    values = [(row["seq"], row["ticker"], row["ts"], row["value"]) for row in seen]
     assert len(set(values)) == len(values)
     assert values[3:] == sorted(values[3:])
     # Every value stored for these entries was printed.
     first, last = seen[3]["seq"], seen[-1]["seq"]
     stored = desk.daemon.books.rows(f"SELECT seq, value FROM observations WHERE seq > {first} AND seq < {last}")
-    assert {(one["seq"], one["value"]) for one in stored} <= {(one["seq"], one["value"]) for one in seen}
+    assert {(row["seq"], row["value"]) for row in stored} <= {(row["seq"], row["value"]) for row in seen}
 
 
 def test_tail_prints_one_ticker_as_text(desk: Desk) -> None:

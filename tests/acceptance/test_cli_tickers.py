@@ -44,7 +44,7 @@ def test_add_and_remove_restore_the_file(config: Path) -> None:
         "NO: added\n"
     )
     shown = json.loads(run_cli("config", "show", "--output", "json", cwd=config.parent).stdout)
-    assert [one["params"]["ticker"] for one in shown["subscriptions"]] == ["AAPL", "ON", "007", "NO"]
+    assert [subscription["params"]["ticker"] for subscription in shown["subscriptions"]] == ["AAPL", "ON", "007", "NO"]
     removed = run_cli("remove", "NO", "007", "GONE", "--reload", cwd=config.parent)  # the only path
     assert (removed.returncode, removed.stderr) == (0, "")
     assert removed.stdout.endswith(
@@ -105,7 +105,7 @@ async def test_reload_option_shows_the_daemons_response(config: Path) -> None:
 
 async def test_running_daemon_applies_added_and_removed_tickers(desk: Desk) -> None:
     before, path = desk.config.read_text(), "/real-time/tweet-volume"
-    connections = [one["id"] for one in desk.daemon.status["connections"]]
+    connections = [connection["id"] for connection in desk.daemon.status["connections"]]
 
     def typed(command: str) -> str:
         line = desk.typed(command, "NO", "--path", path, "--reload")
@@ -116,5 +116,5 @@ async def test_running_daemon_applies_added_and_removed_tickers(desk: Desk) -> N
     await until(lambda: desk.daemon.books.one(rows))
     assert typed("remove").endswith("NO: removed\nadded: 0\nremoved: 1\n")
     await desk.daemon.live()
-    assert [one["id"] for one in desk.daemon.status["connections"]] == connections
+    assert [connection["id"] for connection in desk.daemon.status["connections"]] == connections
     assert desk.config.read_text() == before

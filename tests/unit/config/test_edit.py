@@ -25,7 +25,7 @@ def subscribed(text: str) -> set[tuple[str, str]]:
     problems: list[Any] = []
     found = expand_subscriptions(document.value.get("subscriptions"), document.location_of, problems.append)
     assert not problems and not document.problems
-    return {(one.path, one.key[2]) for one in found}
+    return {(subscription.path, subscription.key[2]) for subscription in found}
 
 
 @pytest.mark.parametrize(
@@ -238,7 +238,7 @@ def layouts(draw: st.DrawFn) -> str:
     text = f"{comment()}http: {{listen: '127.0.0.1:0'}}{end()}{comment()}subscriptions:{end()}"
     used = st.lists(TICKERS, min_size=1, max_size=4, unique=True)
     for path in draw(st.lists(st.sampled_from(["p", "q", CROWD]), min_size=1, max_size=3, unique=True)):
-        words = [written(one, draw(QUOTES)) for one in draw(used)]
+        words = [written(ticker, draw(QUOTES)) for ticker in draw(used)]
         text += comment(at) + " " * at + "-" + " " * wide + entry(draw, path, words, at + 1 + wide, comment, end)
     text += comment() + draw(st.sampled_from(["", "log: {level: info}\n"])) + comment()
     text = text if draw(st.booleans()) else text.rstrip("\n")
@@ -277,7 +277,7 @@ def comments(text: str) -> list[str]:
 @given(layouts(), st.sampled_from(["p", "q", CROWD]), st.lists(TICKERS, min_size=1, max_size=3, unique=True))
 def test_add_and_remove_restores_the_text(text: str, path: str, tickers: list[str]) -> None:
     changed, added = add_tickers(text, "c.yaml", path, tickers)
-    new = {(path, json.dumps({"ticker": one}, ensure_ascii=False, separators=(",", ":"))) for one in tickers}
+    new = {(path, json.dumps({"ticker": ticker}, ensure_ascii=False, separators=(",", ":"))) for ticker in tickers}
     assert subscribed(changed) == subscribed(text) | new
     assert len(added) == len(subscribed(changed)) - len(subscribed(text))
     # The addition is contiguous: the text before and after it is unchanged.
@@ -306,7 +306,7 @@ def test_remove_deletes_nothing_else(text: str, data: st.DataObject) -> None:
 
 def is_subsequence(part: str, whole: str) -> bool:
     characters = iter(whole)
-    return all(one in characters for one in part)
+    return all(char in characters for char in part)
 
 
 @settings(max_examples=200, deadline=None)

@@ -15,7 +15,7 @@ TOP = Path(__file__).parents[3]
 def test_shipped_config_is_valid_and_names_its_schema() -> None:
     shipped = TOP / "config.yaml"
     assert shipped.read_text().splitlines()[0] == "# yaml-language-server: $schema=./config.schema.json"
-    assert {one.ticker for one in load(shipped, {}).subscriptions} == {"AAPL", "TSLA", "ON", "6E_F"}
+    assert {subscription.ticker for subscription in load(shipped, {}).subscriptions} == {"AAPL", "TSLA", "ON", "6E_F"}
 
 
 def test_commented_out_keys_of_shipped_config_are_defaults(folder: Path, loaded: Loaded) -> None:

@@ -42,7 +42,7 @@ def test_rewrite_keeps_mode_owner_and_symlink(file: Path) -> None:
     assert stat.S_IMODE(after.st_mode) == 0o640
     assert (after.st_uid, after.st_gid) == (before.st_uid, before.st_gid)
     assert after.st_ino != before.st_ino and after.st_mtime_ns > before.st_mtime_ns
-    assert [one.name for one in real.parent.iterdir()] == ["ours.yaml"]
+    assert [entry.name for entry in real.parent.iterdir()] == ["ours.yaml"]
 
 
 def test_rewrite_keeps_bom_and_line_endings(file: Path) -> None:
@@ -57,7 +57,7 @@ def test_invalid_result_is_not_written(file: Path, text: str) -> None:
     with pytest.raises(ConfigError):
         rewrite_file(lambda _text, _name: text, file, {})
     assert (file.read_text(), file.stat().st_ino) == (OLD, inode)
-    assert [one.name for one in file.parent.iterdir()] == ["config.yaml"]
+    assert [entry.name for entry in file.parent.iterdir()] == ["config.yaml"]
 
 
 def test_invalid_file_is_not_edited(file: Path) -> None:
@@ -74,7 +74,7 @@ def test_concurrent_change_is_not_overwritten(file: Path) -> None:
     with pytest.raises(ConfigError, match="was changed by somebody else"):
         rewrite_file(slowly, file, {})
     assert file.read_text() == OLD + "# mine\n"
-    assert [one.name for one in file.parent.iterdir()] == ["config.yaml"]
+    assert [entry.name for entry in file.parent.iterdir()] == ["config.yaml"]
 
 
 def test_unchanged_text_is_not_written(file: Path) -> None:
@@ -97,4 +97,4 @@ def test_rewrite_without_permission_is_rejected(file: Path, mode: int) -> None:
     finally:
         os.seteuid(0)
     assert file.read_text() == OLD
-    assert [one.name for one in file.parent.iterdir()] == ["config.yaml"]
+    assert [entry.name for entry in file.parent.iterdir()] == ["config.yaml"]

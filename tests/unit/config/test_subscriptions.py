@@ -13,7 +13,7 @@ from .conftest import Loaded, Refused
 
 
 def wanted(loaded: Loaded, items: str) -> list[tuple[str, str, str]]:
-    return [one.key for one in loaded(f"subscriptions: [{items}]").subscriptions]
+    return [subscription.key for subscription in loaded(f"subscriptions: [{items}]").subscriptions]
 
 
 def test_tickers_expand_to_one_subscription_each(loaded: Loaded) -> None:
@@ -31,29 +31,29 @@ def test_key_is_canonical(loaded: Loaded) -> None:
 
 
 def test_subscription_equality_ignores_location() -> None:
-    one = Subscription("/a", "get", {"ticker": "X", "p": "1"}, location="c.yaml:1:1")
+    subscription = Subscription("/a", "get", {"ticker": "X", "p": "1"}, location="c.yaml:1:1")
     other = Subscription("/a", "get", {"p": "1", "ticker": "X"}, location="c.yaml:9:9")
-    assert one == other
-    assert len({one, other}) == 1
-    assert one != Subscription("/a", "get", {"ticker": "Y", "p": "1"})
-    assert one.ticker == "X"
+    assert subscription == other
+    assert len({subscription, other}) == 1
+    assert subscription != Subscription("/a", "get", {"ticker": "Y", "p": "1"})
+    assert subscription.ticker == "X"
     assert Subscription("/a").ticker == ""
 
 
 def test_subscription_is_immutable() -> None:
     params = {"ticker": "X"}
-    one = Subscription("/a", "get", params)
+    subscription = Subscription("/a", "get", params)
     params["ticker"] = "Y"
-    assert one.ticker == "X"
+    assert subscription.ticker == "X"
     with pytest.raises(TypeError):
-        one.params["ticker"] = "Y"  # type: ignore[index]
+        subscription.params["ticker"] = "Y"  # type: ignore[index]
     with pytest.raises(AttributeError):
-        one.path = "/b"  # type: ignore[misc]
+        subscription.path = "/b"  # type: ignore[misc]
 
 
 def test_subscription_knows_location_of_its_path(loaded: Loaded) -> None:
     read = loaded("subscriptions:\n  - path: /a\n    tickers: [X, Y]\n  - {path: /b}\n").subscriptions
-    assert [(one.location, one.config_path) for one in read] == [
+    assert [(subscription.location, subscription.config_path) for subscription in read] == [
         ("config.yaml:2:11", "subscriptions.0"),
         ("config.yaml:2:11", "subscriptions.0"),
         ("config.yaml:4:12", "subscriptions.1"),
