@@ -14,7 +14,7 @@ from ingestor.store.write.batch import SubscriptionRow, Transition
 
 @dataclass(slots=True, kw_only=True)
 class CoverageInterval:
-    """A subscription in one state. Stamps are µs since the epoch, UTC."""
+    """A subscription in one state. Times are µs since the epoch, UTC."""
 
     subscription_id: int
     start_seq: int
