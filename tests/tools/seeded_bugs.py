@@ -204,7 +204,7 @@ BUGS = (
         "store/write/interning.py",
         "                    found |= self._select(connection, new)\n",
         "                    found |= self._select(connection, new)\n                    self._ids |= found\n",
-        MODEL,
+        "tests/unit/store/test_interning.py",
     ),
     Bug(
         "a late value becomes current",

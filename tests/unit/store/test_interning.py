@@ -1,11 +1,15 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import create_engine
+import pytest
+from sqlalchemy import Connection, create_engine
 
+from ingestor.errors import DatabaseUnavailable
 from ingestor.store import schema
 from ingestor.store.write.interning import InternTable
 
@@ -40,4 +44,23 @@ def test_requested_keys_are_not_evicted() -> None:
     table: InternTable[Key] = InternTable(schema.series, KEY, 4)
     first = table.intern(engine.begin, keys(0, 4), columns)
     assert table.intern(engine.begin, keys(0, 6), columns).items() >= first.items()
+    engine.dispose()
+
+
+def test_ids_of_rolled_back_transaction_are_not_cached() -> None:
+    engine = create_engine("sqlite://")
+    schema.metadata.create_all(engine)
+
+    @contextmanager
+    def begin_without_commit() -> Iterator[Connection]:
+        with engine.connect() as connection:
+            yield connection
+        raise DatabaseUnavailable("commit failed")
+
+    table: InternTable[Key] = InternTable(schema.series, KEY, 4)
+    lost, other = keys(0, 1), keys(1, 1)
+    with pytest.raises(DatabaseUnavailable):
+        table.intern(begin_without_commit, lost, columns)
+    ids = {**table.intern(engine.begin, other, columns), **table.intern(engine.begin, lost, columns)}
+    assert sorted(ids.values()) == [1, 2]
     engine.dispose()
