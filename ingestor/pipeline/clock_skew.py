@@ -18,7 +18,6 @@ class ClockSkewMonitor:
 
     def __init__(self) -> None:
         self.seconds: Mapping[str, float] = MappingProxyType({})
-        self._reported: set[str] = set()
 
     def update(self, measured_us: Mapping[str, int]) -> Iterator[tuple[str, float]]:
         """Add the skews of a batch. Yields feed and seconds of each feed that has just become hours off."""
@@ -27,10 +26,7 @@ class ClockSkewMonitor:
             if feed not in skews and len(skews) >= MAX_FEEDS:
                 continue
             skews[feed] = skew_us / 1_000_000
-            if abs(skews[feed]) < ALARM_SECONDS:
-                self._reported.discard(feed)
-            elif feed not in self._reported:
-                self._reported.add(feed)
+            if abs(skews[feed]) >= ALARM_SECONDS > abs(self.seconds.get(feed, 0.0)):
                 yield feed, skews[feed]
         self.seconds = MappingProxyType(skews)
 
