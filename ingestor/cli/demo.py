@@ -53,11 +53,13 @@ def _table(view: DemoView) -> Table:
     from rich.text import Text
 
     page = f", status page {view.page}" if view.page else ""
-    title = f"{view.rows:,} rows from {view.frames:,} frames, {view.revised:,} restated, {view.spooled} spooled{page}"
+    rows, frames = view.status.rows, sum(connection.frames for connection in view.status.connections)
+    title = f"{rows.new:,} rows from {frames:,} frames, {rows.revised:,} restated"
+    title += f", {view.status.spool.entries} spooled{page}"
     table = Table(title=title, title_justify="left")
     for name in ("ticker", "last", "", "rows", "lag"):
         table.add_column(name, justify="left" if name in ("ticker", "") else "right")
-    for line in view.lines:
+    for line in view.tickers:
         table.add_row(
             Text(line.ticker),
             f"{line.values[-1]:+.4f}",

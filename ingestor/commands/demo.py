@@ -1,14 +1,13 @@
-"""The whole way of the data in a temporary folder: simulator, daemon, SQLite, and what a viewer sees of it."""
+"""Run simulator, daemon and SQLite database in a temporary folder, and provide what the live view shows."""
 
 from __future__ import annotations
 
 import asyncio
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 from pydantic import SecretStr
 
@@ -16,15 +15,16 @@ from ingestor.config import load
 from ingestor.core.redaction import redactor
 from ingestor.daemon.service import Service
 from ingestor.errors import DatabaseUnavailable
+from ingestor.monitoring.status import Status
 from ingestor.simulator import Simulator
-from ingestor.store.engine import make_engine
-from ingestor.store.read import status as query
+from ingestor.store.engine import Engine, make_engine
 from ingestor.store.read import tail
+from ingestor.store.read.status import count_samples_by_ticker
 
 FEED = "crowd-sentiment"
 TICKERS = ("AAPL", "TSLA", "ON", "6E_F")
-FRAME_SECONDS = 0.5  # between two looks
-SPARK_VALUES = 40
+REFRESH_SECONDS = 0.5
+SPARKLINE_VALUES = 40
 _CONFIG = """\
 instance: demo
 provider: {{url: '{url}'}}
@@ -40,9 +40,8 @@ QUERIES = (
 )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TickerRow:
-    """What is shown of one ticker."""
+class TickerRow(NamedTuple):
+    """A row of the view."""
 
     ticker: str
     values: tuple[float, ...]  # the newest last
@@ -50,22 +49,18 @@ class TickerRow:
     lag_seconds: float  # age of the newest row's bucket
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DemoView:
-    """What is shown at one moment."""
+class DemoView(NamedTuple):
+    """What the view shows."""
 
-    lines: tuple[TickerRow, ...]
-    rows: int
-    revised: int
-    frames: int
-    spooled: int
-    page: str | None
+    tickers: list[TickerRow]
+    status: Status
+    page: str | None  # URL of the status page
 
 
 async def run(seconds: float | None, show: Callable[[DemoView], None]) -> Path:
-    """Run for ``seconds`` (None: until cancelled or signalled), showing as it goes. Returns the database's path."""
+    """Run for ``seconds`` (None: until stopped), and call ``show`` regularly. Return the database's path."""
     folder = Path(tempfile.mkdtemp(prefix="ingestor-demo-"))
-    # A minute's bucket each second, so that there is something to see.
+    # A minute's bucket every second, so that the view changes.
     async with Simulator(cadence_seconds=1, window_seconds=60, restate_every=7) as simulator:
         redactor.add(simulator.api_key)
         path = folder / "config.yaml"
@@ -73,9 +68,8 @@ async def run(seconds: float | None, show: Callable[[DemoView], None]) -> Path:
         config = load(path, env={})
         service = Service(config, SecretStr(simulator.api_key))
         daemon = asyncio.create_task(service.run())
-        await asyncio.wait(
-            [daemon, asyncio.create_task(_watch(service, folder, show, seconds))], return_when="FIRST_COMPLETED"
-        )
+        watching = asyncio.create_task(_watch(service, folder, show, seconds))
+        await asyncio.wait([daemon, watching], return_when=asyncio.FIRST_COMPLETED)
         if not daemon.done():
             service.stop()
         await daemon
@@ -85,38 +79,26 @@ async def run(seconds: float | None, show: Callable[[DemoView], None]) -> Path:
 async def _watch(service: Service, folder: Path, show: Callable[[DemoView], None], seconds: float | None) -> None:
     engine = make_engine(f"sqlite:///{folder / 'ingestor.db'}", read_only=True)
     loop = asyncio.get_running_loop()
-    until = None if seconds is None else loop.time() + seconds
+    end = None if seconds is None else loop.time() + seconds
     try:
-        while until is None or loop.time() < until:
-            await asyncio.sleep(FRAME_SECONDS)
+        while end is None or loop.time() < end:
+            await asyncio.sleep(REFRESH_SECONDS)
             try:
-                lines = await asyncio.to_thread(_lines, engine)
+                tickers = await asyncio.to_thread(_read_tickers, engine)
             except DatabaseUnavailable:
-                continue  # not made yet
-            show(_view(service, lines))
+                continue  # not created yet
+            show(DemoView(tickers, service.status(), service.url))
     finally:
         engine.dispose()
 
 
-def _lines(engine: Any) -> tuple[TickerRow, ...]:
-    counts, now = query.count_samples_by_ticker(engine, FEED), datetime.now(UTC)
-    lines = []
-    for ticker, rows in sorted(counts.items()):
-        records = sorted(tail.latest_observations(engine, limit=SPARK_VALUES, ticker=ticker), key=lambda one: one["ts"])
-        if records:
-            values = tuple(one["value"] for one in records)
-            lag = (now - records[-1]["ts"]).total_seconds()
-            lines.append(TickerRow(ticker=ticker, values=values, rows=rows, lag_seconds=lag))
-    return tuple(lines)
-
-
-def _view(service: Service, lines: tuple[TickerRow, ...]) -> DemoView:
-    status = service.status()
-    return DemoView(
-        lines=lines,
-        rows=status.rows.new,
-        revised=status.rows.revised,
-        frames=sum(connection.frames for connection in status.connections),
-        spooled=status.spool.entries,
-        page=service.url,
-    )
+def _read_tickers(engine: Engine) -> list[TickerRow]:
+    now = datetime.now(UTC)
+    tickers = []
+    for ticker, rows in sorted(count_samples_by_ticker(engine, FEED).items()):
+        newest = tail.latest_observations(engine, limit=SPARKLINE_VALUES, ticker=ticker)
+        if newest:
+            newest.sort(key=lambda record: record["ts"])
+            values = tuple(record["value"] for record in newest)
+            tickers.append(TickerRow(ticker, values, rows, (now - newest[-1]["ts"]).total_seconds()))
+    return tickers

@@ -1,8 +1,8 @@
-"""Observations as they are committed, by whichever instance, read back from the database that they were committed to.
+"""Read observations back from the database as they are committed, by any instance.
 
-The ledger tells which entries were committed since the last look, their payloads which values stood in them, and the
-keys of those find what was recorded. So a look costs what has come since, however many samples there are, and every
-recorded value is seen once: no index on the samples is needed for it, which each of them would pay for.
+The ledger names the entries that were committed since the last poll, their payloads contain the keys of their values,
+and these keys find what was recorded. So a poll takes time in proportion to the new rows, reads each recorded value
+once, and needs no index on `samples`, which would slow down every insert.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ from ingestor.store.read import tail
 from ingestor.store.read.status import Record
 from ingestor.store.read.tail import CommittedBatch, ObservationKey
 
-# Where payloads are not kept: a look is at the newest so many of each series. A first answer has some 60.
+# Without payloads, only so many of the newest values of each series are read. A first response has about 60.
 VALUES_PER_SERIES = 100
 
 
 @dataclass(frozen=True, slots=True)
 class NewObservations:
-    """Values that one batch recorded. ``missing``: how many more it did that could not be found."""
+    """Values that one batch recorded. ``missing`` is how many more there were that could not be found."""
 
     records: list[Record]
     missing: int = 0
 
 
 class Follower:
-    """Sees every value recorded after it was made, once. Of one ticker, or of all."""
+    """Reads every value that is recorded after its creation, once. For one ticker, or (empty) for all."""
 
     def __init__(self, engine: Engine, ticker: str = "") -> None:
         """Raises DatabaseUnavailable."""
@@ -42,29 +42,29 @@ class Follower:
         self._positions = tail.load_positions(engine)
 
     def latest(self, limit: int) -> list[Record]:
-        """The last observations that were there already when it was made."""
-        last = tail.latest_observations(self._engine, limit=limit, ticker=self._ticker)
-        return [one for one in last if one["seq"] <= self._positions.get(one["instance_id"], 0)]
+        """Return the newest observations that were recorded before its creation."""
+        records = tail.latest_observations(self._engine, limit=limit, ticker=self._ticker)
+        return [record for record in records if record["seq"] <= self._positions.get(record["instance_id"], 0)]
 
     def poll(self) -> Iterator[NewObservations]:
-        """What was committed since the last look, a batch at a time. Raises DatabaseUnavailable; look again then."""
+        """Yield what was committed since the last poll, by batch. Raises DatabaseUnavailable; poll again then."""
         for instance_id, position in sorted(tail.load_positions(self._engine).items()):
-            while (seen := self._positions.get(instance_id, 0)) < position:
-                batch = tail.next_batch(self._engine, instance_id, seen)
-                if batch is None:  # the journal is kept for less than a look takes
-                    batch = CommittedBatch(instance_id, seen + 1, position, 1, 1)
-                found = self._find(batch) if batch.value_count else NewObservations([])
+            while (done := self._positions.get(instance_id, 0)) < position:
+                batch = tail.next_batch(self._engine, instance_id, done)
+                if batch is None:  # the ledger was pruned since the last poll
+                    batch = CommittedBatch(instance_id, done + 1, position, 1, 1)
+                new = self._find(batch) if batch.value_count else NewObservations([])
                 self._positions[instance_id] = batch.last_seq
-                yield found
+                yield new
 
     def _find(self, batch: CommittedBatch) -> NewObservations:
         payloads = tail.batch_payloads(self._engine, batch)
         if len(payloads) == batch.payload_count:
-            keys = {key for one in payloads for key in self._keys(one)}
+            keys = {key for payload in payloads for key in self._keys(payload)}
             return NewObservations(tail.recorded_values(self._engine, batch, keys))
-        found = tail.newest_of_batch(self._engine, batch, per_series=VALUES_PER_SERIES)
-        wanted = [one for one in found if self._ticker in ("", one["ticker"])]
-        return NewObservations(wanted, max(0, batch.value_count - len(found)))
+        records = tail.newest_of_batch(self._engine, batch, per_series=VALUES_PER_SERIES)
+        selected = [record for record in records if self._ticker in ("", record["ticker"])]
+        return NewObservations(selected, max(0, batch.value_count - len(records)))
 
     def _keys(self, payload: dict[str, Any]) -> Iterator[ObservationKey]:
         decoded = self._decoder.decode(rebuild_frame(payload))

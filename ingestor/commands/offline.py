@@ -1,104 +1,108 @@
-"""What commands do themselves when no daemon runs: take its locks, do the same work, let go."""
+"""Commands that change data, carried out without a daemon: take its locks, do its work, release them."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from typing import NamedTuple
 
 from pydantic import SecretStr
 
 from ingestor.config import Config
-from ingestor.daemon.factory import build_repair_worker, build_spool, build_writer, lock_database, startup_facts
+from ingestor.daemon.factory import build_repair_worker, build_spool, build_writer, database_lock, startup_facts
 from ingestor.errors import DatabaseUnavailable, SpoolFailed
 from ingestor.pipeline.dead_letters import requeue_dead_letters
-from ingestor.store.engine import make_engine
+from ingestor.pipeline.writer import Writer
+from ingestor.spool.spool import Spool
+from ingestor.store.engine import Engine, make_engine
 from ingestor.store.maintenance.repairs import BackfillRequest
 
-LOOK_SECONDS = 0.5
+POLL_SECONDS = 0.5
 
 
 def retry_dead_letters(config: Config, ids: Sequence[int]) -> int:
-    """Try dead letters again, and write what follows. Raises Held if a daemon runs, DatabaseUnavailable."""
-    url = config.database.url.get_secret_value()
-    lock = lock_database(url)
-    try:
-        return asyncio.run(_retry(config, url, ids))
-    finally:
-        if lock:
-            lock.release()
-
-
-async def _retry(config: Config, url: str, ids: Sequence[int]) -> int:
-    spool = build_spool(config)
-    spool.start(_give_up)
-    engine = make_engine(url)
-    writer = build_writer(config, spool, engine, on_outage=_no_patience)
-    try:
-        for fact in startup_facts(spool, config):
-            spool.append(fact)
-        writing = asyncio.create_task(asyncio.to_thread(writer.run))
-        retrying = asyncio.create_task(requeue_dead_letters(spool, engine, ids))
-        await asyncio.wait([writing, retrying], return_when=asyncio.FIRST_COMPLETED)
-        if writing.done():
-            await writing  # raises: it ends by itself only if it cannot write
-        count = await retrying
-        writer.drain()
-        await writing
-        return count
-    finally:
-        writer.stop()
-        await spool.close()
-        engine.dispose()
+    """Retry dead letters until the outcome is written. Raises AlreadyLocked if a daemon runs, DatabaseUnavailable."""
+    with database_lock(config.database.url.get_secret_value()):
+        return asyncio.run(_retry_dead_letters(config, ids))
 
 
 def backfill(
-    config: Config, api_key: SecretStr, wishes: Sequence[BackfillRequest], ended: Callable[[Sequence[int]], bool]
+    config: Config,
+    api_key: SecretStr,
+    requests: Sequence[BackfillRequest],
+    is_finished: Callable[[Sequence[int]], bool],
 ) -> None:
-    """Begin or go on with the repairs, until ``ended`` says of their ids that nothing is left to wait for.
+    """Start or resume repairs, until ``is_finished`` returns true for their ids.
 
-    Raises Held if a daemon runs, DatabaseUnavailable. What was interrupted goes on next time.
+    Raises AlreadyLocked if a daemon runs, DatabaseUnavailable. The same command resumes what was interrupted.
     """
-    url = config.database.url.get_secret_value()
-    lock = lock_database(url)
-    try:
-        asyncio.run(_backfill(config, api_key, wishes, ended))
-    finally:
-        if lock:
-            lock.release()
+    with database_lock(config.database.url.get_secret_value()):
+        asyncio.run(_backfill(config, api_key, requests, is_finished))
 
 
-async def _backfill(
-    config: Config, api_key: SecretStr, wishes: Sequence[BackfillRequest], ended: Callable[[Sequence[int]], bool]
-) -> None:
+class _WritePath(NamedTuple):
+    spool: Spool
+    engine: Engine
+    writer: Writer
+    writing: asyncio.Task[None]
+
+
+@asynccontextmanager
+async def _write_path(config: Config) -> AsyncIterator[_WritePath]:
+    """Run a writer, and drain the spool at the end. Raises what ended the writer: any other error follows from it."""
     spool = build_spool(config)
-    spool.start(_give_up)
+    spool.start(_raise_failure)
     engine = make_engine(config.database.url.get_secret_value())
-    writer = build_writer(config, spool, engine, on_outage=_no_patience)
-    healing = build_repair_worker(config, lambda: api_key, spool, writer, engine, spool.append)
+    writer = build_writer(config, spool, engine, on_outage=_raise_outage)
+    for fact in startup_facts(spool, config):
+        spool.append(fact)
     writing = asyncio.create_task(asyncio.to_thread(writer.run))
     try:
-        for fact in startup_facts(spool, config):
-            spool.append(fact)
-        repairs = await healing.request(wishes)
-        healing.only = frozenset(repairs)
-        healing.start()
-        while not writing.done() and not ended(repairs):
-            healing.wake()
-            await asyncio.wait({writing}, timeout=LOOK_SECONDS)
+        yield _WritePath(spool, engine, writer, writing)
     finally:
-        await healing.stop()
         writer.drain()
         try:
-            await writing  # what ended it early is the reason for all else
+            await writing
         finally:
             await spool.close()
             engine.dispose()
 
 
-def _no_patience(error: str, _delay_seconds: float) -> None:
-    """A daemon waits for its database; a person at a terminal wants to know."""
+async def _retry_dead_letters(config: Config, ids: Sequence[int]) -> int:
+    async with _write_path(config) as path:
+        retrying = asyncio.create_task(requeue_dead_letters(path.spool, path.engine, ids))
+        await asyncio.wait([path.writing, retrying], return_when=asyncio.FIRST_COMPLETED)
+        if path.writing.done():
+            await path.writing  # raises, because the writer only ends by an error
+        return await retrying
+
+
+async def _backfill(
+    config: Config,
+    api_key: SecretStr,
+    requests: Sequence[BackfillRequest],
+    is_finished: Callable[[Sequence[int]], bool],
+) -> None:
+    async with _write_path(config) as path:
+        repair = build_repair_worker(
+            config, lambda: api_key, path.spool, path.writer, path.engine, record=path.spool.append
+        )
+        try:
+            repair_ids = await repair.request(requests)
+            repair.only = frozenset(repair_ids)
+            repair.start()
+            while not path.writing.done() and not is_finished(repair_ids):
+                repair.wake()
+                await asyncio.wait({path.writing}, timeout=POLL_SECONDS)
+        finally:
+            await repair.stop()
+
+
+def _raise_outage(error: str, _delay_seconds: float) -> None:
+    """End the command: unlike the daemon, a person at a terminal does not wait for the database."""
     raise DatabaseUnavailable(error)
 
 
-def _give_up(failure: SpoolFailed) -> None:
+def _raise_failure(failure: SpoolFailed) -> None:
     raise failure

@@ -1,6 +1,7 @@
-"""Tells another database what the configured one was told: the same decode, the same order, the same write.
+"""Replay the payloads and dead letters of one database into another: decoded, ordered and written as the first time.
 
-Each entry is told once, in order. What was told before is passed over: a replay may be repeated, and interrupted.
+Each entry is replayed once, in order. Entries that were replayed before are skipped, so a replay can be interrupted and
+repeated.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from operator import attrgetter
 
 from ingestor import __version__
 from ingestor.core.clock import wall_us
-from ingestor.daemon.factory import lock_database
+from ingestor.daemon.factory import database_lock
 from ingestor.errors import AlreadyLocked, PermissionDenied, PositionConflict
 from ingestor.pipeline.batch_builder import BatchBuilder
 from ingestor.pipeline.batch_policy import BatchPolicy
@@ -25,6 +26,7 @@ from ingestor.store.engine import Connection, Engine, repeatable_read, translate
 from ingestor.store.open_database import open_database, with_remedy
 from ingestor.store.read import replay_source
 from ingestor.store.read.replay_source import EntryRange, ReplayEntry
+from ingestor.store.write.batch import Batch
 from ingestor.store.write.batch_writer import BatchWriter, InstanceInfo
 
 POLICY = BatchPolicy(max_rows=5_000, max_wait_seconds=0)
@@ -32,123 +34,109 @@ POLICY = BatchPolicy(max_rows=5_000, max_wait_seconds=0)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReplayResult:
-    """What became of it."""
+    """The counts of a replay."""
 
     entries: int = 0
     rows: int = 0
     new: int = 0
     revised: int = 0
     duplicate: int = 0
-    dead: int = 0  # rows and frames: they stay where they are, in the dead letters of the one that was read
+    dead: int = 0  # rows and frames; they remain dead letters of the source, and are not copied
 
 
 @contextmanager
 def open_target(source: Engine, url: str) -> Iterator[Engine]:
-    """Another database than ``source``, its tables up to date; a SQLite file is nobody else's as long as this lasts.
+    """Open another database than ``source``, lock it if it is SQLite, and upgrade its tables.
 
     Raises PermissionDenied, AlreadyLocked, SchemaTooNew, DatabaseUnavailable.
     """
     with open_database(url, read_only=False) as target:
         if replay_source.is_same_database(source, target):
-            raise PermissionDenied(
-                "that is the database that is read: name another, which may be empty or not there yet"
-            )
-        lock = lock_database(url)
-        try:
+            raise PermissionDenied("this is the database to read from; name another one, which may be empty or new")
+        with database_lock(url):
             migrate.upgrade(target)
             yield target
-        finally:
-            if lock:
-                lock.release()
 
 
 class Replayer:
-    """Of some entries of one database into another, whose tables are up to date."""
+    """Replays entries of one database into another one whose tables are up to date."""
 
-    def __init__(self, source: Connection, target: Engine, wanted: Sequence[EntryRange]) -> None:
-        """``source`` reads repeatably. Raises ValueError if later ones were told before: nothing can be put before."""
+    def __init__(self, source: Connection, target: Engine, ranges: Sequence[EntryRange]) -> None:
+        """``source`` reads repeatably. Raises ValueError if later entries were replayed before."""
         self._source = source
         self._targets: dict[int, BatchWriter] = {}
-        self._left: list[EntryRange] = []
+        self._remaining: list[EntryRange] = []
         with repeatable_read(target) as connection:
-            there = replay_source.instances_by_spool(connection)
+            replayed = replay_source.instances_by_spool(connection)
         for spool_id, instance_id in replay_source.instances_by_spool(source).items():
-            for one in (each for each in wanted if each.instance_id == instance_id):
-                self._introduce(target, spool_id, one, _told_from(spool_id, there))
+            prefix = f"replay of {spool_id} from "
+            starts = (int(name.removeprefix(prefix)) for name in replayed if name.startswith(prefix))
+            replayed_from = next(starts, None)
+            for entries in ranges:
+                if entries.instance_id == instance_id:
+                    self._add(target, entries, prefix, replayed_from)
 
-    def _introduce(self, target: Engine, spool_id: str, wanted: EntryRange, told_from: int | None) -> None:
-        if told_from and wanted.first_seq < told_from:
+    def _add(self, target: Engine, entries: EntryRange, prefix: str, replayed_from: int | None) -> None:
+        if replayed_from and entries.first_seq < replayed_from:
             raise ValueError(
-                f"instance {wanted.instance_id} was told from entry {told_from} on, and what was before cannot be put"
-                f" before it: begin later than entry {wanted.first_seq}, or replay into an empty database"
+                f"instance {entries.instance_id} was replayed from entry {replayed_from} on, and earlier entries cannot"
+                f" follow: start after entry {entries.first_seq}, or replay into an empty database"
             )
-        # Under a name of its own: where its daemon may write too, that has its own position and ledger.
-        first_seq = told_from or wanted.first_seq
-        me = InstanceInfo(
-            spool_id=f"{_prefix(spool_id)}{first_seq}",
+        # An instance of its own: if the daemon writes to the target too, it has its own position and ledger there.
+        first_seq = replayed_from or entries.first_seq
+        instance = InstanceInfo(
+            spool_id=f"{prefix}{first_seq}",
             name="replay",
             version=__version__,
             config_sha256="",
             started_us=wall_us(),
         )
-        database = BatchWriter(target)
-        position = database.register(me, first_seq)
-        self._targets[wanted.instance_id] = database
-        if position < wanted.last_seq:
-            self._left.append(wanted._replace(first_seq=position + 1))
+        writer = self._targets[entries.instance_id] = BatchWriter(target)
+        position = writer.register(instance, first_seq)
+        if position < entries.last_seq:
+            self._remaining.append(entries._replace(first_seq=position + 1))
 
     def count(self) -> int:
-        """How many entries are still to be told."""
-        return replay_source.count_entries(self._source, self._left)
+        """Return how many entries remain."""
+        return replay_source.count_entries(self._source, self._remaining)
 
     def run(self, advance: Callable[[int], None]) -> ReplayResult:
-        """Tell them. ``advance`` hears how many are done. Raises DatabaseUnavailable, AlreadyLocked."""
+        """Replay the remaining entries, and report the number done. Raises DatabaseUnavailable, AlreadyLocked."""
         decoder = Decoder(catalog.metrics_of, catalog.feed_name)
-        done = ReplayResult()
-        with closing(self._told()) as told:
-            for instance_id, turn in groupby(told, key=attrgetter("instance_id")):
-                for assembly in _assembled(decoder, turn):
-                    done = _written(self._targets[instance_id], assembly, done)
-                    advance(done.entries)
-        return done
+        result = ReplayResult()
+        with closing(self._read_entries()) as entries:
+            for instance_id, same_instance in groupby(entries, key=attrgetter("instance_id")):
+                for builder in _build_batches(decoder, same_instance):
+                    result = _write(self._targets[instance_id], builder.batch, result)
+                    advance(result.entries)
+        return result
 
-    def _told(self) -> Generator[ReplayEntry]:
+    def _read_entries(self) -> Generator[ReplayEntry]:
         with with_remedy(str(self._source.engine.url)), translate_errors():
-            yield from replay_source.read_entries(self._source, self._left)
+            yield from replay_source.read_entries(self._source, self._remaining)
 
 
-def _prefix(spool_id: str) -> str:
-    return f"replay of {spool_id} from "
+def _build_batches(decoder: Decoder, entries: Iterable[ReplayEntry]) -> Iterator[BatchBuilder]:
+    """Batch the entries of one instance under their own seqs, which decide which of two values is the later one."""
+    builder: BatchBuilder | None = None
+    for entry in entries:
+        full = builder and POLICY.full(rows=builder.units, size_bytes=builder.size_bytes)
+        # Dead letters of one frame share its seq, so they stay in one batch.
+        if builder and full and entry.seq > builder.batch.last_seq:
+            yield builder
+            builder = None
+        builder = builder or BatchBuilder(entry.seq, decoder, keep_payloads=False)
+        builder.add((entry.seq, rebuild_frame({**entry.columns, "dead_letter_id": 0 if entry.is_retry else None})))
+    if builder:
+        yield builder
 
 
-def _told_from(spool_id: str, there: Iterable[str]) -> int | None:
-    """The first entry that was told of a spool; None if none was."""
-    prefix = _prefix(spool_id)
-    return next((int(name.removeprefix(prefix)) for name in there if name.startswith(prefix)), None)
-
-
-def _assembled(decoder: Decoder, told: Iterable[ReplayEntry]) -> Iterator[BatchBuilder]:
-    """What one instance received, under its own seqs: they say which of two values is the later one."""
-    assembly: BatchBuilder | None = None
-    for one in told:
-        # Letters of one frame have one seq: they are told together.
-        full = assembly and POLICY.full(rows=assembly.units, size_bytes=assembly.size_bytes)
-        if assembly and full and one.seq > assembly.batch.last_seq:
-            yield assembly
-            assembly = None
-        assembly = assembly or BatchBuilder(one.seq, decoder, keep_payloads=False)
-        assembly.add((one.seq, rebuild_frame({**one.columns, "dead_letter_id": 0 if one.is_retry else None})))
-    if assembly:
-        yield assembly
-
-
-def _written(database: BatchWriter, assembly: BatchBuilder, before: ReplayResult) -> ReplayResult:
-    batch = assembly.batch
+def _write(writer: BatchWriter, batch: Batch, before: ReplayResult) -> ReplayResult:
     try:
-        written = database.write_samples(batch)
+        written = writer.write_samples(batch)
     except PositionConflict:
         raise AlreadyLocked(
-            "somebody else tells that database the same; wait, then go on with the same command"
+            "another process replays the same entries into this database; wait for it, then repeat the command"
         ) from None
     return replace(
         before,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import socket
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from pydantic import SecretStr
@@ -48,6 +49,17 @@ def lock_database(url: str) -> FileLock | None:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
             raise DatabaseUnavailable(f"{problem}; free some space there, {alternative}") from None
         raise PermissionDenied(f"{problem}; let this user write there, {alternative}") from None
+
+
+@contextmanager
+def database_lock(url: str) -> Iterator[None]:
+    """Hold the lock of ``lock_database`` for the duration of the block."""
+    lock = lock_database(url)
+    try:
+        yield
+    finally:
+        if lock:
+            lock.release()
 
 
 def startup_facts(spool: Spool, config: Config) -> Iterator[Fact]:

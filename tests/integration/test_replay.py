@@ -1,4 +1,4 @@
-"""`ingestor replay`: another database that was told the same says the same, in the same words."""
+"""`ingestor replay`: the target has the same samples and revisions as the source."""
 
 from __future__ import annotations
 
@@ -138,9 +138,7 @@ def history(seed: int) -> Iterator[tuple[str, list[Frame | Fact]]]:
 
 
 @pytest.mark.parametrize("seed", range(2))
-def test_what_was_told_the_same_says_the_same_however_often_it_is_told(
-    source: Engine, target: Engine, seed: int
-) -> None:
+def test_replay_copies_everything_and_can_be_repeated(source: Engine, target: Engine, seed: int) -> None:
     daemons = {name: Daemon(source, name) for name in ("one", "two")}
     for name, entries in history(seed):
         daemons[name].write(*entries)
@@ -173,22 +171,18 @@ def hour(number: float) -> datetime:
     return to_datetime(T0 + int(number * 60 * MINUTE_US))
 
 
-def test_it_goes_on_where_it_ended_whatever_comes_between_and_nothing_is_put_before_it(
-    source: Engine, target: Engine
-) -> None:
+def test_replay_resumes_at_its_end_and_rejects_earlier_entries(source: Engine, target: Engine) -> None:
     hours(Daemon(source, "one"), 6)
     assert replay(source, target, hour(0.5), hour(1.5)).entries == 9
     assert replay(source, target, hour(3.5), hour(4.5)).entries == 27  # with those between, and in order
     assert replay(source, target, hour(1.5), hour(2.5)).entries == 0
-    with pytest.raises(ValueError, match="was told from entry 10 on"):
+    with pytest.raises(ValueError, match="was replayed from entry 10 on"):
         replay(source, target)
     assert replay(source, target, hour(1)).entries == 9
     assert [one["value"] for one in told(target)["observations"]] == [5 + minute for minute in range(9)]
 
 
-def test_one_that_is_interrupted_is_gone_on_with(
-    source: Engine, target: Engine, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_interrupted_replay_is_resumed(source: Engine, target: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(replaying, "POLICY", BatchPolicy(max_rows=10, max_wait_seconds=0))
     hours(Daemon(source, "one"), 4)
     with source.begin() as connection:  # by a clock that was set back each time
@@ -220,7 +214,7 @@ def letter_ids(engine: Engine) -> list[int]:
         return list(connection.execute(select(schema.dead_letters.c.dead_letter_id)).scalars())
 
 
-def test_a_dead_letter_that_was_tried_again_is_as_old_as_it_was_then(source: Engine, target: Engine) -> None:
+def test_retried_dead_letter_keeps_its_age(source: Engine, target: Engine) -> None:
     daemon = Daemon(source, "one")
     daemon.write(frame([row(value=1)], received_us=T0), by=blind())
     daemon.write(frame([row(value=2)], received_us=T0 + 5))
@@ -230,9 +224,7 @@ def test_a_dead_letter_that_was_tried_again_is_as_old_as_it_was_then(source: Eng
     assert told(target) == told(source)
 
 
-def test_what_can_be_read_only_now_is_read_in_its_place_with_or_without_its_payload(
-    source: Engine, target: Engine
-) -> None:
+def test_newly_decodable_frame_is_replayed_in_its_place(source: Engine, target: Engine) -> None:
     def half_blind(path: str) -> dict[str, str]:
         return {"other": "crowd_sentiment"}
 
@@ -257,7 +249,7 @@ def test_what_can_be_read_only_now_is_read_in_its_place_with_or_without_its_payl
     assert (done.entries, done.dead) == (5, 0)
 
 
-def test_a_database_is_not_told_what_it_has_said(source: Engine, urls: tuple[str, str], tmp_path: Path) -> None:
+def test_replay_into_itself_is_rejected(source: Engine, urls: tuple[str, str], tmp_path: Path) -> None:
     same = urls[0].replace("127.0.0.1", "localhost")
     if source.dialect.name == "sqlite":
         (tmp_path / "link.db").symlink_to(tmp_path / "x.db")
@@ -268,7 +260,7 @@ def test_a_database_is_not_told_what_it_has_said(source: Engine, urls: tuple[str
 
 
 @pytest.mark.usefixtures("source")
-def test_the_command_compares_both(
+def test_command_compares_both_databases(
     command: Command, configured: Callable[..., Path], urls: tuple[str, str], source: Engine
 ) -> None:
     Daemon(source, "one").write(frame([row(), row(minute=1), {"ticker": "bad"}]), frame([row(value=2)]))
@@ -286,10 +278,10 @@ def test_the_command_compares_both(
     assert found["written"]["sha256"] == hash_ != found["read"]["sha256"]
     ended = command("replay", "--into", urls[0], "--config", configured(urls[0]))
     assert (ended.code, ended.out) == (77, "")
-    assert "that is the database that is read" in ended.err
+    assert "this is the database to read from" in ended.err
 
 
-def test_what_the_daemon_goes_on_to_write_does_not_make_them_differ(
+def test_comparison_excludes_what_daemon_writes_meanwhile(
     command: Command,
     configured: Callable[..., Path],
     urls: tuple[str, str],
@@ -313,7 +305,7 @@ def test_what_the_daemon_goes_on_to_write_does_not_make_them_differ(
     assert (found["same"], found["entries"], found["read"]["values"]) == (True, 1, 2)
 
 
-def test_what_has_lost_its_payloads_is_not_compared_however_old_the_dead_letters_are(
+def test_samples_without_payloads_are_not_compared(
     command: Command, configured: Callable[..., Path], urls: tuple[str, str], source: Engine
 ) -> None:
     daemon = Daemon(source, "one")
@@ -332,7 +324,7 @@ def test_what_has_lost_its_payloads_is_not_compared_however_old_the_dead_letters
     assert found["entries"] == 0
 
 
-async def test_a_daemons_database_is_made_anew(
+async def test_database_of_daemon_is_rebuilt(
     make_simulator: Callable[..., Any], urls: tuple[str, str], tmp_path: Path
 ) -> None:
     simulator = await make_simulator(restate_every=5)
