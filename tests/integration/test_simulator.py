@@ -242,7 +242,9 @@ async def test_restate_every_restates_periodically(make_simulator: Callable[...,
 async def test_unsubscribe_ends_the_data(simulator: FaultySimulator) -> None:
     async with await connected(simulator) as client:
         await client.ask("subscribe", CROWD, ticker="AAPL")
-        assert [(one.path, dict(one.params)) for one in simulator.subscriptions()] == [(CROWD, {"ticker": "AAPL"})]
+        assert [(request.path, dict(request.params)) for request in simulator.subscriptions()] == [
+            (CROWD, {"ticker": "AAPL"})
+        ]
         assert await client.ask("unsubscribe", CROWD, ticker="AAPL") is None
         assert simulator.subscriptions() == []
         assert (await client.ask("unsubscribe", CROWD, ticker="AAPL"))["type"] == "invalid_request_error"

@@ -61,7 +61,7 @@ class TokenSource:
         self,
         url: str,
         api_key: SecretStr,
-        life: TokenConfig,
+        settings: TokenConfig,
         scheduler: RenewalScheduler,
         *,
         ca_file: Path | None = None,
@@ -74,7 +74,7 @@ class TokenSource:
         self.api_key = ApiKey(api_key, key_file)
         self.api_key.on_changed.append(self._reset_backoff)
         self._url = url
-        self._life = life
+        self._settings = settings
         self._scheduler = scheduler
         self._ca_file = ca_file
         self._proxy = proxy
@@ -175,8 +175,8 @@ class TokenSource:
             fetch_token,
             self._url,
             api_key,
-            lifetime_seconds=self._life.lifetime,
-            timeout_seconds=self._life.timeout,
+            lifetime_seconds=self._settings.lifetime,
+            timeout_seconds=self._settings.timeout,
             ca_file=self._ca_file,
             proxy=self._proxy,
         )
@@ -234,7 +234,7 @@ class TokenSource:
                 self._schedule_renewal(self._token)
 
     def _renewal_due(self, token: Token) -> float:
-        return max(renewal_time(token.fetched_at, token.life_seconds, self._life.renew_before), self._not_before)
+        return max(renewal_time(token.fetched_at, token.life_seconds, self._settings.renew_before), self._not_before)
 
     def _schedule_renewal(self, token: Token) -> None:
         self._scheduler.at("token renewal", self._renew, self._renewal_due(token))

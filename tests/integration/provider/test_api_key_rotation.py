@@ -1,4 +1,4 @@
-"""The API key that the provider refuses, and the one that somebody puts into its file."""
+"""A refused API key, and a new key in its file."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ingestor.core.backoff import Backoff
 from ingestor.core.redaction import redactor
 from ingestor.errors import ConfigError, IngestorError, InsecureSecretFile, TokenRefused, TokenUnavailable
 from ingestor.provider.auth import TokenSource, token_source
-from ingestor.provider.auth import api_key as key
+from ingestor.provider.auth import api_key as key_module
 
 from .conftest import KEY
 from .raw_http_server import Reply, WebServer, http, token_reply, until
@@ -30,51 +30,49 @@ LONG_SECONDS = 60.0  # longer than any test waits
 
 @pytest.fixture(autouse=True)
 def slow(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whoever waits for a backoff here waits too long."""
-    monkeypatch.setattr(
-        token_source, "UNAVAILABLE_BACKOFF", Backoff(first_seconds=LONG_SECONDS, cap_seconds=LONG_SECONDS)
-    )
-    monkeypatch.setattr(token_source, "REFUSED_BACKOFF", Backoff(first_seconds=LONG_SECONDS, cap_seconds=LONG_SECONDS))
-    monkeypatch.setattr(key, "POLL_SECONDS", 0.02)
+    """Make every backoff longer than a test waits."""
+    for name in ("UNAVAILABLE_BACKOFF", "REFUSED_BACKOFF"):
+        monkeypatch.setattr(token_source, name, Backoff(first_seconds=LONG_SECONDS, cap_seconds=LONG_SECONDS))
+    monkeypatch.setattr(key_module, "POLL_SECONDS", 0.02)
 
 
 @pytest.fixture
 def key_file(tmp_path: Path) -> SecretFile:
-    """The file of the key that the source begins with."""
+    """The file with the initial key."""
     file = SecretFile(tmp_path / "api_key")
-    put(file, KEY.get_secret_value())
+    write_key(file, KEY.get_secret_value())
     return file
 
 
-def put(file: SecretFile, text: str, mode: int = 0o600) -> None:
-    """Write a file as a careful operator does: whole, or not at all."""
-    beside = file.path.with_name("beside")
-    beside.write_text(text + "\n")
-    beside.chmod(mode)
-    beside.replace(file.path)
+def write_key(file: SecretFile, text: str, mode: int = 0o600) -> None:
+    """Replace the file atomically, as a careful operator does."""
+    temporary = file.path.with_name("temporary")
+    temporary.write_text(text + "\n")
+    temporary.chmod(mode)
+    temporary.replace(file.path)
 
 
-def taking(api_key: str, *tokens: str) -> Reply:
-    """Answers 401 to every other key, and each time with the next token to this one."""
-    wanted = base64.b64encode(f"{api_key}:".encode())
-    left = list(tokens)
+def accept(api_key: str, *tokens: str) -> Reply:
+    """Reply with the next token to this key, and with 401 to every other key."""
+    credentials = base64.b64encode(f"{api_key}:".encode())
+    remaining = list(tokens)
 
     async def reply(request: bytes) -> AsyncIterator[bytes]:
-        yield token_reply(left.pop(0) if left else "a.token") if wanted in request else http(401, "{}")
+        yield token_reply(remaining.pop(0) if remaining else "a.token") if credentials in request else http(401, "{}")
 
     return reply
 
 
-def told_by(tokens: TokenSource) -> list[IngestorError]:
-    told: list[IngestorError] = []
-    tokens.on_failed.append(lambda error, _: told.append(error))
-    return told
+def record_errors(tokens: TokenSource) -> list[IngestorError]:
+    errors: list[IngestorError] = []
+    tokens.on_failed.append(lambda error, _: errors.append(error))
+    return errors
 
 
 async def test_new_key_is_used_at_once_after_refusal(
     web_server: Serve, make_token_source: Make, key_file: SecretFile
 ) -> None:
-    server = await web_server(taking(NEW))
+    server = await web_server(accept(NEW))
     tokens = make_token_source(server, key_file=key_file, spacing_seconds=0.3)
     changes: list[str] = []
     tokens.api_key.on_changed.append(lambda: changes.append(tokens.api_key.value.get_secret_value()))
@@ -83,7 +81,7 @@ async def test_new_key_is_used_at_once_after_refusal(
     waiting = asyncio.create_task(tokens.get())
     await asyncio.sleep(0.1)
     assert len(server.requests) == 1
-    put(key_file, NEW)
+    write_key(key_file, NEW)
     async with asyncio.timeout(5):
         assert (await waiting).value == "a.token"
     assert server.times[1] - server.times[0] > 0.29
@@ -94,8 +92,8 @@ async def test_new_key_is_used_at_once_after_refusal(
 async def test_key_changed_before_refusal_is_found(
     web_server: Serve, make_token_source: Make, key_file: SecretFile
 ) -> None:
-    tokens = make_token_source(await web_server(taking(NEW)), key_file=key_file)
-    put(key_file, NEW)
+    tokens = make_token_source(await web_server(accept(NEW)), key_file=key_file)
+    write_key(key_file, NEW)
     with pytest.raises(TokenRefused):
         await tokens.get()
     async with asyncio.timeout(5):
@@ -105,12 +103,12 @@ async def test_key_changed_before_refusal_is_found(
 async def test_new_key_brings_postponed_renewal_forward(
     web_server: Serve, make_token_source: Make, key_file: SecretFile
 ) -> None:
-    server = await web_server(token_reply(jwt(1.0)), taking(NEW, "a.new.token"))
+    server = await web_server(token_reply(jwt(1.0)), accept(NEW, "a.new.token"))
     tokens = make_token_source(server, key_file=key_file)
     first = await tokens.get()
     await until(lambda: tokens.status().logins.get("refused"))
     assert tokens.current == first
-    put(key_file, NEW)
+    write_key(key_file, NEW)
     await until(lambda: tokens.current != first)
     assert tokens.current is not None
     assert tokens.current.value == "a.new.token"
@@ -135,21 +133,21 @@ async def test_unusable_key_file_is_reported_once_then_used(
     kind: type[ConfigError],
     remedy: str,
 ) -> None:
-    tokens = make_token_source(await web_server(taking(NEW)), key_file=key_file)
-    told = told_by(tokens)
+    tokens = make_token_source(await web_server(accept(NEW)), key_file=key_file)
+    errors = record_errors(tokens)
     with pytest.raises(TokenRefused):
         await tokens.get()
-    put(key_file, text, mode)
-    await until(lambda: len(told) > 1)
-    await asyncio.sleep(10 * key.POLL_SECONDS)
-    assert [type(error) for error in told] == [TokenRefused, kind]
-    assert str(told[1]).startswith(f"{key_file.path}: provider.api_key: {remedy}")
-    assert tokens.status().last_error == str(told[1])
-    assert tokens.api_key.value == KEY, "the old key stays"
+    write_key(key_file, text, mode)
+    await until(lambda: len(errors) > 1)
+    await asyncio.sleep(10 * key_module.POLL_SECONDS)
+    assert [type(error) for error in errors] == [TokenRefused, kind]
+    assert str(errors[1]).startswith(f"{key_file.path}: provider.api_key: {remedy}")
+    assert tokens.status().last_error == str(errors[1])
+    assert tokens.api_key.value == KEY, "the old key is kept"
     if kind is InsecureSecretFile:
-        key_file.path.chmod(0o600)  # which changes neither its text nor when that was written
+        key_file.path.chmod(0o600)  # changes neither its content nor its mtime
     else:
-        put(key_file, NEW)
+        write_key(key_file, NEW)
     async with asyncio.timeout(5):
         assert (await tokens.get()).value == "a.token"
 
@@ -157,13 +155,13 @@ async def test_unusable_key_file_is_reported_once_then_used(
 async def test_missing_key_file_is_reported_and_found_again(
     web_server: Serve, make_token_source: Make, key_file: SecretFile
 ) -> None:
-    tokens = make_token_source(await web_server(taking(NEW)), key_file=key_file)
-    told = told_by(tokens)
+    tokens = make_token_source(await web_server(accept(NEW)), key_file=key_file)
+    errors = record_errors(tokens)
     with pytest.raises(TokenRefused):
         await tokens.get()
     key_file.path.unlink()
-    await until(lambda: "cannot be read" in str(told[-1]))
-    put(key_file, NEW)
+    await until(lambda: "cannot be read" in str(errors[-1]))
+    write_key(key_file, NEW)
     async with asyncio.timeout(5):
         assert (await tokens.get()).value == "a.token"
 
@@ -175,7 +173,7 @@ async def test_new_key_does_not_shorten_other_backoff(
     tokens = make_token_source(server, key_file=key_file)
     with pytest.raises(TokenUnavailable):
         await tokens.get()
-    put(key_file, NEW)
+    write_key(key_file, NEW)
     assert await tokens.api_key.reload()
     waiting = asyncio.create_task(tokens.get())
     await asyncio.sleep(0.3)
@@ -192,15 +190,15 @@ async def test_refusal_of_old_key_does_not_delay_new_key(
         await late.wait()
         yield http(403, "{}")
 
-    server = await web_server(refuse_late, taking(NEW))
+    server = await web_server(refuse_late, accept(NEW))
     tokens = make_token_source(server, key_file=key_file)
-    asking = asyncio.create_task(tokens.get())
+    login = asyncio.create_task(tokens.get())
     await until(lambda: server.requests)
-    put(key_file, NEW)
+    write_key(key_file, NEW)
     assert await tokens.api_key.reload()
     late.set()
     with pytest.raises(TokenRefused):
-        await asking
+        await login
     async with asyncio.timeout(5):
         assert (await tokens.get()).value == "a.token"
 
@@ -211,7 +209,7 @@ async def test_reload_reports_change_and_keeps_key_on_error(
     server = await web_server(token_reply())
     tokens = make_token_source(server, key_file=key_file)
     assert not await tokens.api_key.reload()
-    put(key_file, NEW, 0o640)
+    write_key(key_file, NEW, 0o640)
     with pytest.raises(InsecureSecretFile, match="chmod 600"):
         await tokens.api_key.reload()
     assert tokens.api_key.value == KEY
@@ -224,18 +222,18 @@ async def test_reload_reports_change_and_keeps_key_on_error(
 async def test_replaced_key_uses_its_own_file(
     web_server: Serve, make_token_source: Make, key_file: SecretFile, tmp_path: Path
 ) -> None:
-    tokens = make_token_source(await web_server(taking(NEW)), key_file=key_file)
+    tokens = make_token_source(await web_server(accept(NEW)), key_file=key_file)
     other = SecretFile(tmp_path / "other")
-    put(other, "wrong-as-well")
+    write_key(other, "wrong-as-well")
     reading = asyncio.create_task(tokens.api_key.reload())
     await asyncio.sleep(0)
     assert tokens.api_key.replace(SecretStr("wrong-as-well"), other)
     assert not await reading
     with pytest.raises(TokenRefused):
         await tokens.get()
-    await asyncio.sleep(5 * key.POLL_SECONDS)
+    await asyncio.sleep(5 * key_module.POLL_SECONDS)
     assert tokens.api_key.value.get_secret_value() == "wrong-as-well"
-    put(other, NEW)
+    write_key(other, NEW)
     async with asyncio.timeout(5):
         assert (await tokens.get()).value == "a.token"
 
@@ -243,19 +241,19 @@ async def test_replaced_key_uses_its_own_file(
 async def test_key_file_polling_ends_after_login_or_close(
     web_server: Serve, make_token_source: Make, key_file: SecretFile
 ) -> None:
-    tokens = make_token_source(await web_server(taking(NEW)), key_file=key_file)
-    looks = lambda: [task for task in asyncio.all_tasks() if task.get_name() == "key file"]  # noqa: E731
+    tokens = make_token_source(await web_server(accept(NEW)), key_file=key_file)
+    polls = lambda: [task for task in asyncio.all_tasks() if task.get_name() == "key file"]  # noqa: E731
     with pytest.raises(TokenRefused):
         await tokens.get()
-    assert looks()
-    put(key_file, NEW)
+    assert polls()
+    write_key(key_file, NEW)
     await tokens.get()
-    await until(lambda: not looks())
+    await until(lambda: not polls())
     os.truncate(key_file.path, 0)
-    put(key_file, "refused-once-more")
+    write_key(key_file, "refused-once-more")
     assert await tokens.api_key.reload()
     with pytest.raises(TokenRefused):
         await tokens.get(fresh=True)
-    assert looks()
+    assert polls()
     await tokens.close()
-    await until(lambda: not looks())
+    await until(lambda: not polls())

@@ -57,7 +57,7 @@ async def test_data_event_is_passed_on_unchanged(
 
 
 @pytest.mark.parametrize(
-    ("said", "event", "text"),
+    ("messages", "event", "text"),
     [
         pytest.param(['42["data",{"a":1}]'], "data", '42["data",{"a":1}]', id="data"),
         pytest.param(['42["res",not json]'], "res", '42["res",not json]', id="bad JSON in data event"),
@@ -95,11 +95,11 @@ async def test_any_message_is_kept_and_connection_stays_open(
     raw_server: Serve,
     make_connection: Make,
     token: Token,
-    said: list[str | bytes],
+    messages: list[str | bytes],
     event: str,
     text: str,
 ) -> None:
-    server = await raw_server(lambda client: client.send(*said, END))
+    server = await raw_server(lambda client: client.send(*messages, END))
     connection = make_connection(server.url)
     await connection.open(token)
     await memory.until(lambda: END in memory.texts)
@@ -120,11 +120,11 @@ async def test_missing_attachment_does_not_consume_next_message(
 async def test_parsed_messages_keep_their_order(
     memory: Memory, raw_server: Serve, make_connection: Make, token: Token
 ) -> None:
-    said = [f'42["res",{n}]' if n % 3 else f'42 ["res",{n}]' for n in range(300)]
-    server = await raw_server(lambda client: client.send(*said))
+    messages = [f'42["res",{n}]' if n % 3 else f'42 ["res",{n}]' for n in range(300)]
+    server = await raw_server(lambda client: client.send(*messages))
     await make_connection(server.url).open(token)
     await receive(memory, 300)
-    assert memory.texts == [text.replace("42 ", "42") for text in said]
+    assert memory.texts == [text.replace("42 ", "42") for text in messages]
 
 
 async def test_data_before_connect_packet_is_kept(
@@ -152,8 +152,8 @@ async def test_message_of_ten_megabytes_is_received(
 async def test_error_event_is_a_scrubbed_fact_and_no_frame(
     memory: Memory, raw_server: Serve, make_connection: Make, token: Token
 ) -> None:
-    said = f'42["err",{{"type":"api_error","message":"bad {TOKEN} {"x" * 900}"}}]'
-    server = await raw_server(lambda client: client.send(said, '42["error","plain"]', END))
+    error = f'42["err",{{"type":"api_error","message":"bad {TOKEN} {"x" * 900}"}}]'
+    server = await raw_server(lambda client: client.send(error, '42["error","plain"]', END))
     await make_connection(server.url).open(token)
     await receive(memory, 1)
     first, second = memory.facts("provider_error")
@@ -223,7 +223,7 @@ async def test_sink_error_closes_connection_and_is_raised(
 
 
 @pytest.mark.parametrize(
-    ("version", "said", "why"),
+    ("version", "messages", "why"),
     [
         pytest.param(ProtocolVersion.SOCKET_IO_4, ['44{"message":"token expired"}'], "token expired", id="4"),
         pytest.param(
@@ -235,15 +235,15 @@ async def test_sink_error_closes_connection_and_is_raised(
     ],
 )
 async def test_refused_token_raises_connection_refused(
-    raw_server: Serve, make_connection: Make, token: Token, version: ProtocolVersion, said: list[str], why: str
+    raw_server: Serve, make_connection: Make, token: Token, version: ProtocolVersion, messages: list[str], why: str
 ) -> None:
     async def talk(client: ClientSocket) -> None:
         await client.send(OPEN)
         if version is ProtocolVersion.SOCKET_IO_4:
             await client.until(lambda: client.received)
-        for message in said:
+        for message in messages:
             await client.send(message)
-            await asyncio.sleep(0.02)  # so that the first is heard alone
+            await asyncio.sleep(0.02)  # so that the first is received separately
 
     server = await raw_server(talk, greets=False, generation=version.value)
     with pytest.raises(ConnectionRefused, match=why):
@@ -280,7 +280,7 @@ async def test_unreachable_server_raises_connection_failed(make_connection: Make
 
 
 @pytest.mark.parametrize(
-    "said",
+    "messages",
     [
         pytest.param([], id="nothing, then close"),
         pytest.param(['42["res",1]'], id="frame before OPEN"),
@@ -290,10 +290,10 @@ async def test_unreachable_server_raises_connection_failed(make_connection: Make
     ],
 )
 async def test_handshake_without_open_raises_connection_failed(
-    raw_server: Serve, make_connection: Make, token: Token, said: list[str | bytes]
+    raw_server: Serve, make_connection: Make, token: Token, messages: list[str | bytes]
 ) -> None:
     async def talk(client: ClientSocket) -> None:
-        await client.send(*said)
+        await client.send(*messages)
         await client.close()
 
     server = await raw_server(talk, greets=False)
@@ -410,8 +410,8 @@ async def test_v3_client_pings_and_sends_no_connect(raw_server: Serve, make_conn
 async def test_v3_binary_is_read_without_type_byte(
     memory: Memory, raw_server: Serve, make_connection: Make, token: Token
 ) -> None:
-    said = [HEADER, b"\x04\x01", b"\x04\x09"]
-    server = await raw_server(lambda client: client.send(*said), generation="3")
+    messages = [HEADER, b"\x04\x01", b"\x04\x09"]
+    server = await raw_server(lambda client: client.send(*messages), generation="3")
     await make_connection(server.url, ProtocolVersion.SOCKET_IO_2).open(token)
     await receive(memory, 2)
     assert memory.texts == ['42["res",{"base64":"AQ=="}]', "bBAk="]

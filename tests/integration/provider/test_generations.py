@@ -1,4 +1,4 @@
-"""Real Node servers of every generation, the first and the last release of each: what is told of one holds for all."""
+"""Real Node servers of every Socket.IO generation: the first and the last release of each."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ PATH = "/real-time/crowd-sentiment"
 STREAM = "crowd-sentiment"
 SUBSCRIPTIONS = [Subscription(PATH, "get", {"ticker": ticker}) for ticker in ("AAPL", "TSLA", "ON")]
 BOTH_SHAPES = [*SUBSCRIPTIONS[:2], Subscription(STREAM, "get", {"ticker": "AAPL"})]
-SPOKEN = [generation for generation in VERSIONS if not generation.startswith("0.")]
+SUPPORTED = [generation for generation in VERSIONS if not generation.startswith("0.")]
 DIFFERENT = ["1.0", "2", "4"]  # where only the protocol matters: binary framing, Engine.IO 3, Engine.IO 4
 Run = Callable[..., Awaitable[Supervisor]]
 
@@ -40,8 +40,8 @@ def protocol_of(generation: str) -> ProtocolVersion:
 
 
 @dataclass(frozen=True)
-class Behind:
-    """The peer as it is seen through a proxy."""
+class ProxiedPeer:
+    """The address of a peer behind a proxy."""
 
     url: str
     api_key: str
@@ -57,11 +57,11 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 async def run_against(scheduler: Any, memory: Memory) -> AsyncIterator[Run]:
-    """`await run_against(peer)`: a supervisor, running; its facts and frames are in ``memory``."""
+    """`await run_against(peer)`: a running supervisor, whose facts and frames are in ``memory``."""
     started: list[tuple[Supervisor, TokenSource, asyncio.Task[None]]] = []
 
     async def run(
-        peer: Peer | Behind, subscriptions: list[Subscription] = SUBSCRIPTIONS, **settings: Any
+        peer: Peer | ProxiedPeer, subscriptions: list[Subscription] = SUBSCRIPTIONS, **settings: Any
     ) -> Supervisor:
         provider = ProviderConfig.model_validate({"url": peer.url, **settings})
         tokens = TokenSource(f"{peer.url}/jwt", SecretStr(peer.api_key), provider.token, scheduler, spacing_seconds=0.2)
@@ -83,7 +83,7 @@ def live(memory: Memory) -> int:
 # --- every release ---
 
 
-@pytest.mark.parametrize("generation", SPOKEN)
+@pytest.mark.parametrize("generation", SUPPORTED)
 async def test_version_is_detected_and_both_shapes_are_received(
     memory: Memory, socketio_peer: Any, run_against: Run, generation: str
 ) -> None:
@@ -93,13 +93,13 @@ async def test_version_is_detected_and_both_shapes_are_received(
     enough = len(memory.frames) + 10
     await memory.until(lambda: len(memory.frames) > enough)
     await supervisor.stop()
-    await peer.emit()  # by now it has told of all that it had sent
+    await peer.emit()  # afterwards everything that it sent is recorded
     assert {fact.detail["protocol_version"] for fact in memory.facts("connected")} == {protocol_of(generation).value}
     assert memory.facts("disconnected", "connect_failed", "refused", "provider_error") == []
     for path, event in ((PATH, "res"), (STREAM, "data")):
         texts = [frame.text for frame in memory.frames if (frame.path, frame.event) == (path, event)]
         rows = [emission.rows for emission in peer.emitted if emission.path == path]
-        # What was on its way when we closed was not received: the rest, in the order in which it was sent.
+        # Events in transit when we closed were not received; all others were, in the order in which they were sent.
         assert [_rows(event, text) for text in texts] == rows[: len(texts)]
         assert 3 < len(texts) > len(rows) - 10
 
@@ -110,7 +110,7 @@ def _rows(event: str, text: str) -> Any:
     return payload["results"] if event == "data" else payload
 
 
-@pytest.mark.parametrize("generation", SPOKEN)
+@pytest.mark.parametrize("generation", SUPPORTED)
 async def test_bad_token_is_refused_with_server_message(
     make_connection: Callable[..., Connection], socketio_peer: Any, generation: str
 ) -> None:
@@ -120,7 +120,7 @@ async def test_bad_token_is_refused_with_server_message(
         await make_connection(peer.url, protocol_of(generation)).open(bad)
 
 
-@pytest.mark.parametrize("generation", SPOKEN)
+@pytest.mark.parametrize("generation", SUPPORTED)
 async def test_disconnect_is_noticed_and_followed_by_reconnect(
     memory: Memory, socketio_peer: Any, run_against: Run, generation: str
 ) -> None:
@@ -204,7 +204,7 @@ async def test_silent_server_is_noticed_within_ping_window(
 ) -> None:
     peer = await socketio_peer(generation, ping_interval_seconds=0.6, ping_timeout_seconds=0.4)
     proxy = await tcp_proxy(peer.url)
-    supervisor = await run_against(Behind(proxy.url, peer.api_key))
+    supervisor = await run_against(ProxiedPeer(proxy.url, peer.api_key))
     await memory.until(lambda: live(memory) == 3)
     proxy.half_open = True
     silent_from = boottime()

@@ -1,4 +1,4 @@
-"""One request tells the generation."""
+"""Detecting the protocol version with one request."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ from .raw_http_server import WebServer, http
 
 Serve = Callable[..., Awaitable[WebServer]]
 RawServe = Callable[..., Awaitable[RawServer]]
-GREETING = '0{"sid":"a"}'
+HANDSHAKE = '0{"sid":"a"}'
 
 
 async def test_probe_sends_quoted_token(web_server: Serve) -> None:
-    server = await web_server(http(200, GREETING))
+    server = await web_server(http(200, HANDSHAKE))
     assert await probe(server.url, "a+b/c", None) is ProtocolVersion.SOCKET_IO_4
     assert server.requests[0].startswith(b"GET /socket.io/?EIO=4&transport=polling&token=a%2Bb/c HTTP/1.1")
 
 
 async def test_probe_sends_token_of_nine_kilobytes(web_server: Serve) -> None:
-    server = await web_server(http(200, GREETING))
+    server = await web_server(http(200, HANDSHAKE))
     await probe(server.url, "x" * 9311, None)
     assert b"token=" + b"x" * 9311 in server.requests[0]
 
 
 async def test_probe_does_not_follow_redirect(web_server: Serve) -> None:
-    elsewhere = await web_server(http(200, GREETING))
+    elsewhere = await web_server(http(200, HANDSHAKE))
     server = await web_server(http(302, Location=elsewhere.url))
     with pytest.raises(ConnectionFailed, match="redirect"):
         await probe(server.url, TOKEN, None)
@@ -44,7 +44,7 @@ async def test_probe_does_not_follow_redirect(web_server: Serve) -> None:
 
 async def test_probe_reads_a_bounded_amount(web_server: Serve) -> None:
     async def endless(_: bytes) -> AsyncIterator[bytes]:
-        yield b"HTTP/1.1 200 X\r\n\r\n" + GREETING.encode()
+        yield b"HTTP/1.1 200 X\r\n\r\n" + HANDSHAKE.encode()
         while True:
             yield b"x" * 4096
 
@@ -95,8 +95,8 @@ async def test_probe_distinguishes_refusal_and_unknown_version(
 async def test_detector_probes_once_for_all_connections(raw_server: RawServe) -> None:
     server = await raw_server(generation="3")
     detector = ProtocolDetector(server.url, "auto", None)
-    answers = await asyncio.gather(*(detector.detect(TOKEN) for _ in range(5)))
-    assert set(answers) == {ProtocolVersion.SOCKET_IO_2}
+    versions = await asyncio.gather(*(detector.detect(TOKEN) for _ in range(5)))
+    assert set(versions) == {ProtocolVersion.SOCKET_IO_2}
     assert server.probes == 1
     detector.reset()
     await detector.detect(TOKEN)
@@ -115,6 +115,6 @@ async def test_configured_version_is_not_probed(protocol: Any, chosen: ProtocolV
 @pytest.mark.node
 @pytest.mark.parametrize("generation", ["1.0", "2.0", "2"])
 async def test_probe_closes_its_session(generation: str, socketio_peer: Callable[..., Any]) -> None:
-    peer = await socketio_peer(generation)  # whose pings would run out after three quarters of a minute
+    peer = await socketio_peer(generation)  # which would time the session out after 45 s
     await probe(peer.url, (await login(peer.url, peer.api_key)), None)
     await peer.until(lambda: peer.count("connected") == peer.count("disconnected") == 1)

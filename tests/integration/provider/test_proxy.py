@@ -1,4 +1,4 @@
-"""Through a proxy to a server that only the proxy can find: nobody else knows a host named provider.test."""
+"""Through a proxy to a server that only the proxy can reach: the name provider.test resolves nowhere else."""
 
 from __future__ import annotations
 
@@ -41,13 +41,13 @@ async def make_proxy() -> AsyncIterator[Callable[..., Awaitable[ConnectProxy]]]:
         yield make
 
 
-def seen_from_outside(url: str) -> str:
-    """The server's URL by the name that only the proxy can resolve."""
+def proxied_url(url: str) -> str:
+    """Return the server's URL with the name that only the proxy can resolve."""
     parts = urlsplit(url)
     return f"{parts.scheme}://provider.test:{parts.port}"
 
 
-def through(proxy: ConnectProxy, credentials: str = "") -> SecretStr:
+def proxy_url(proxy: ConnectProxy, credentials: str = "") -> SecretStr:
     return SecretStr(f"http://{credentials}{credentials and '@'}127.0.0.1:{proxy.port}")
 
 
@@ -60,10 +60,10 @@ async def test_supervisor_uses_proxy_for_all_requests(
 
     server: RawServer = await raw_server(talk, tls=server_side)
     proxy: ConnectProxy = await make_proxy(CREDENTIALS)
-    url, way = seen_from_outside(server.url), through(proxy, CREDENTIALS)
+    url, proxy_setting = proxied_url(server.url), proxy_url(proxy, CREDENTIALS)
     provider = ProviderConfig.model_validate({"url": url, "ca_file": str(certificate)})
-    tokens = TokenSource(f"{url}/jwt", KEY, provider.token, scheduler, ca_file=provider.ca_file, proxy=way)
-    supervisor = Supervisor(provider, [AAPL], tokens, memory, memory.append, ActivityTracker(), way)
+    tokens = TokenSource(f"{url}/jwt", KEY, provider.token, scheduler, ca_file=provider.ca_file, proxy=proxy_setting)
+    supervisor = Supervisor(provider, [AAPL], tokens, memory, memory.append, ActivityTracker(), proxy_setting)
     running = asyncio.create_task(supervisor.run())
     await memory.until(lambda: memory.frames)
     await supervisor.stop()
@@ -78,7 +78,7 @@ async def test_supervisor_uses_proxy_for_all_requests(
 @pytest.mark.parametrize("way", WAYS)
 async def test_plain_http_uses_proxy(raw_server: Any, make_proxy: Any, reach: Reach, way: str) -> None:
     server, proxy = await raw_server(), await make_proxy(CREDENTIALS)
-    await reach(way, seen_from_outside(server.url), through(proxy, CREDENTIALS))
+    await reach(way, proxied_url(server.url), proxy_url(proxy, CREDENTIALS))
     assert proxy.asked
 
 
@@ -87,7 +87,7 @@ async def test_proxy_may_use_tls(
     raw_server: Any, make_proxy: Any, reach: Reach, server_side: ssl.SSLContext, way: str
 ) -> None:
     server, proxy = await raw_server(tls=server_side), await make_proxy(tls=server_side)
-    await reach(way, seen_from_outside(server.url), SecretStr(f"https://127.0.0.1:{proxy.port}"))
+    await reach(way, proxied_url(server.url), SecretStr(f"https://127.0.0.1:{proxy.port}"))
     assert proxy.asked
 
 
@@ -97,7 +97,7 @@ async def test_proxy_cannot_impersonate_the_server(
 ) -> None:
     server, proxy = await raw_server(tls=server_side), await make_proxy()
     with pytest.raises((TokenUnavailable, ConnectionFailed), match="server's certificate was not accepted"):
-        await reach(way, seen_from_outside(server.url), through(proxy), ca_file=None)
+        await reach(way, proxied_url(server.url), proxy_url(proxy), ca_file=None)
     assert proxy.asked
     assert server.clients == []
 
@@ -106,7 +106,7 @@ async def test_proxy_cannot_impersonate_the_server(
 async def test_proxy_authentication_error_is_no_token_refusal(make_proxy: Any, reach: Reach, way: str) -> None:
     proxy = await make_proxy(CREDENTIALS)
     with pytest.raises(IngestorError, match="the proxy from the environment: HTTP 407") as caught:
-        await reach(way, "https://provider.test", through(proxy, "somebody:else"))
+        await reach(way, "https://provider.test", proxy_url(proxy, "somebody:else"))
     assert not isinstance(caught.value, ConnectionRefused)
     assert "else" not in str(caught.value)
     assert caught.value.__context__ is None or caught.value.__suppress_context__
@@ -130,12 +130,12 @@ async def test_trickle_through_proxy_ends_at_deadline(
     server, proxy = await web_server(trickle, tls=server_side), await make_proxy()
     login = asyncio.to_thread(
         fetch_token,
-        f"{seen_from_outside(server.url)}/jwt",
+        f"{proxied_url(server.url)}/jwt",
         KEY,
         lifetime_seconds=60,
         timeout_seconds=0.5,
         ca_file=certificate,
-        proxy=through(proxy),
+        proxy=proxy_url(proxy),
     )
     async with asyncio.timeout(3):
         with pytest.raises(TokenUnavailable, match=r"within 0\.5 s"):

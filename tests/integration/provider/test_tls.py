@@ -1,4 +1,4 @@
-"""TLS is always verified, on the token's way and on the socket's."""
+"""TLS is always verified, for tokens, probes and sockets."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from .conftest import WAYS, Reach
 from .raw_engineio_server import RawServer
 
 
-def asked(server: RawServer) -> int:
-    """How often it was asked for anything."""
+def count_requests(server: RawServer) -> int:
+    """Return how many requests the server received."""
     return len(server.clients) + server.probes + server.logins
 
 
@@ -32,13 +32,13 @@ async def test_unknown_certificate_is_rejected_before_any_request(
     server = await raw_server(tls=server_side)
     with pytest.raises((TokenUnavailable, ConnectionFailed), match="server's certificate was not accepted"):
         await reach(way, server.url, ca_file=None)
-    assert asked(server) == 0
+    assert count_requests(server) == 0
     await reach(way, server.url, ca_file=certificate)
 
 
 @pytest.fixture
 def lenient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A machine whose policy allows what is older than TLS 1.2."""
+    """A machine whose policy allows versions before TLS 1.2."""
     strict = ssl.create_default_context
 
     def create(*args: Any, **settings: Any) -> ssl.SSLContext:
@@ -62,10 +62,10 @@ async def test_tls_below_1_2_is_rejected(
     server_side.set_ciphers("ALL:@SECLEVEL=0")
     server = await raw_server(tls=server_side)
     await reach(way, server.url)
-    served = asked(server)
+    before = count_requests(server)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         server_side.maximum_version = ssl.TLSVersion.TLSv1_1
     with pytest.raises((TokenUnavailable, ConnectionFailed)):
         await reach(way, server.url)
-    assert asked(server) == served
+    assert count_requests(server) == before

@@ -1,4 +1,4 @@
-"""A token that is refused at the door, in every way in which a server can say so."""
+"""A token that is refused during the handshake, in each way in which a server can refuse it."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from ingestor.provider.subscriptions import connection_group
 from .raw_engineio_server import ClientSocket, Memory, RawServer
 from .running_supervisor import StartSupervisor
 
-Door = Literal["probe", "websocket", "packet"]
+Stage = Literal["probe", "websocket", "packet"]
 PATHS = ("crowd-sentiment", "tweet-buzz", "tweet-volume")
 SUBSCRIPTIONS = [Subscription(f"/real-time/{path}", "get", {"ticker": "AAPL"}) for path in PATHS]
 
 
-class Choosy(RawServer):
-    """Gives tokens token-1, token-2, …, and refuses the first so many of them."""
+class RejectingServer(RawServer):
+    """Issues token-1, token-2, …, and refuses the first ``refusals`` of them."""
 
-    def __init__(self, refusals: int, door: Door, answer: int | str, generation: str) -> None:
+    def __init__(self, refusals: int, stage: Stage, answer: int | str, generation: str) -> None:
         super().__init__(ClientSocket.acknowledge, generation=generation)
         self.refusals = refusals
         self.login_times: list[float] = []
-        self.shown: list[str] = []  # the tokens at the door, in order
-        self._door = door
+        self.shown: list[str] = []  # the tokens of all requests, in order
+        self._stage = stage
         self._answer = answer
 
     async def _login(self, _: web.Request) -> web.Response:
@@ -41,7 +41,7 @@ class Choosy(RawServer):
     async def _serve(self, request: web.Request) -> web.StreamResponse:
         token = request.query["token"]
         self.shown.append(token)
-        here = (request.query["transport"] == "polling") == (self._door == "probe")
+        here = (request.query["transport"] == "polling") == (self._stage == "probe")
         if not here or int(token.removeprefix("token-")) > self.refusals:
             return await super()._serve(request)
         if isinstance(self._answer, int):
@@ -63,32 +63,34 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 REFUSALS = [
-    pytest.param("probe", 401, "4", id="the probe, 401"),
-    pytest.param("probe", 403, "4", id="the probe, 403"),
-    pytest.param("websocket", 401, "4", id="the handshake, 401"),
-    pytest.param("websocket", 403, "3", id="the handshake, 403"),
-    pytest.param("packet", '44{"message":"jwt expired"}', "4", id="a connect_error of 3.x and 4.x"),
-    pytest.param("packet", '44"not authorized"', "3", id="an ERROR of 1.x and 2.x"),
+    pytest.param("probe", 401, "4", id="probe, 401"),
+    pytest.param("probe", 403, "4", id="probe, 403"),
+    pytest.param("websocket", 401, "4", id="handshake, 401"),
+    pytest.param("websocket", 403, "3", id="handshake, 403"),
+    pytest.param("packet", '44{"message":"jwt expired"}', "4", id="connect_error of 3.x and 4.x"),
+    pytest.param("packet", '44"not authorized"', "3", id="ERROR of 1.x and 2.x"),
 ]
 
 
-@pytest.mark.parametrize(("door", "answer", "generation"), REFUSALS)
+@pytest.mark.parametrize(("stage", "answer", "generation"), REFUSALS)
 async def test_rejected_token_is_replaced_at_once(
     run: StartSupervisor,
     memory: Memory,
-    door: Door,
+    stage: Stage,
     answer: int | str,
     generation: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    # Whoever waits for this has not fetched the fresh token at once.
+    # A test that waits for this backoff fails: the replacement must be fetched at once.
     monkeypatch.setattr(token_source, "UNAVAILABLE_BACKOFF", Backoff(first_seconds=60, cap_seconds=60))
-    monkeypatch.setattr(token_source, "RAPID_REJECTION_SECONDS", 0.0)  # the token that is refused was good for a while
-    async with Choosy(1, door, answer, generation) as server:
+    monkeypatch.setattr(
+        token_source, "RAPID_REJECTION_SECONDS", 0.0
+    )  # as if the refused token had been valid for a while
+    async with RejectingServer(1, stage, answer, generation) as server:
         await run(server.url, "any", SUBSCRIPTIONS[:1])
         await memory.until(lambda: memory.facts("subscribed"))
     assert len(server.login_times) == 2
-    assert server.shown == sorted(server.shown), "a token that was refused is never shown again"
+    assert server.shown == sorted(server.shown), "a refused token is never used again"
     assert re.search("refused the token|not accept the token", memory.facts("connect_failed")[0].detail["reason"])
 
 
@@ -96,10 +98,10 @@ async def test_repeated_rejections_slow_down_logins(
     run: StartSupervisor, memory: Memory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(token_source, "UNAVAILABLE_BACKOFF", Backoff(first_seconds=0.4, cap_seconds=10))
-    async with Choosy(4, "packet", '44{"message":"jwt expired"}', "4") as server:
+    async with RejectingServer(4, "packet", '44{"message":"jwt expired"}', "4") as server:
         await run(server.url, "any", SUBSCRIPTIONS)
         await memory.until(lambda: len(memory.facts("subscribed")) == len(SUBSCRIPTIONS))
-    gaps = [later - sooner for sooner, later in pairwise(server.login_times)]
+    gaps = [later - earlier for earlier, later in pairwise(server.login_times)]
     assert len(gaps) == 4
     assert gaps[0] >= 0.2
     assert gaps[2] >= 0.8

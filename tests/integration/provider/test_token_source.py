@@ -1,4 +1,4 @@
-"""The token that everybody uses, against a real server and a real scheduler."""
+"""The token source against a real server, with a real scheduler."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ async def test_logins_keep_the_spacing(web_server: Serve, make_token_source: Mak
     source = make_token_source(server, spacing_seconds=0.3)
     for _ in range(3):
         await source.get(fresh=True)
-    assert min(later - sooner for sooner, later in pairwise(server.times)) >= 0.3
+    assert min(later - earlier for earlier, later in pairwise(server.times)) >= 0.3
 
 
 async def test_logins_keep_the_spacing_whatever_fails(
@@ -92,7 +92,7 @@ async def test_logins_keep_the_spacing_whatever_fails(
         await asyncio.gather(*(source.get(fresh=fresh) for fresh in (True, False)), return_exceptions=True)
         source.api_key.replace(SecretStr(f"key-number-{number}"), None)
     assert len(server.times) >= len(replies)
-    assert min(later - sooner for sooner, later in pairwise(server.times)) >= 0.15
+    assert min(later - earlier for earlier, later in pairwise(server.times)) >= 0.15
 
 
 async def test_failure_delays_next_login_and_calls_listeners(web_server: Serve, make_token_source: Make) -> None:
@@ -183,7 +183,7 @@ async def test_rapid_rejections_lengthen_the_delay(
     source = make_token_source(server)
     for _ in range(4):
         source.discard(await source.get())
-    gaps = [later - sooner for sooner, later in pairwise(server.times)]
+    gaps = [later - earlier for earlier, later in pairwise(server.times)]
     assert gaps[0] >= 0.1
     assert gaps[2] >= 0.4
 
