@@ -49,24 +49,25 @@ def optional(name: str, type_: Any) -> sa.Column[Any]:
     return sa.Column(name, type_, nullable=True)
 
 
-def primary_key(table: str, *columns: str) -> sa.PrimaryKeyConstraint:
-    return sa.PrimaryKeyConstraint(*columns, name=f"pk_{table}")
-
-
-def unique_key(table: str, *columns: str) -> sa.UniqueConstraint:
-    return sa.UniqueConstraint(*columns, name="_".join(["uq", table, *columns]))
+def create_table(
+    table: str, *columns: sa.Column[Any], key: list[str], unique: list[str] | None = None, **options: Any
+) -> None:
+    constraints: list[sa.Constraint] = [sa.PrimaryKeyConstraint(*key, name=f"pk_{table}")]
+    if unique:
+        constraints.append(sa.UniqueConstraint(*unique, name="_".join(["uq", table, *unique])))
+    op.create_table(table, *columns, *constraints, **options)
 
 
 def create_names() -> None:
-    op.create_table(
+    create_table(
         "series",
         identity("series_id"),
         *(defaulted(name, KEY) for name in ("feed", "metric", "ticker", "user_id")),
         required("first_seen_at", TIMESTAMP),
-        primary_key("series", "series_id"),
-        unique_key("series", "feed", "metric", "ticker", "user_id"),
+        key=["series_id"],
+        unique=["feed", "metric", "ticker", "user_id"],
     )
-    op.create_table(
+    create_table(
         "subscriptions",
         identity("subscription_id"),
         defaulted("feed", KEY),
@@ -75,11 +76,11 @@ def create_names() -> None:
         required("params", sa.String(512)),
         defaulted("ticker", KEY),
         required("first_seen_at", TIMESTAMP),
-        primary_key("subscriptions", "subscription_id"),
-        unique_key("subscriptions", "path", "params"),
+        key=["subscription_id"],
+        unique=["path", "params"],
     )
     op.create_index("ix_subscriptions_feed_ticker", "subscriptions", ["feed", "ticker"])
-    op.create_table(
+    create_table(
         "instances",
         identity("instance_id"),
         required("spool_id", KEY),
@@ -89,14 +90,14 @@ def create_names() -> None:
         defaulted("config_sha256"),
         required("started_at", TIMESTAMP),
         optional("heartbeat_at", TIMESTAMP),
-        primary_key("instances", "instance_id"),
-        unique_key("instances", "spool_id"),
+        key=["instance_id"],
+        unique=["spool_id"],
     )
 
 
 def create_values() -> None:
     for table, key in (("samples", ["series_id", "ts"]), ("sample_revisions", ["series_id", "ts", "revision"])):
-        op.create_table(
+        create_table(
             table,
             required("series_id", sa.Integer),
             count("revision"),
@@ -107,13 +108,13 @@ def create_values() -> None:
             required("seq", sa.BigInteger),
             required("instance_id", sa.Integer),
             required("source", KEY),
-            primary_key(table, *key),
+            key=key,
             sqlite_with_rowid=False,
         )
 
 
 def create_frames() -> None:
-    op.create_table(
+    create_table(
         "payloads",
         required("instance_id", sa.Integer),
         required("seq", sa.BigInteger),
@@ -124,9 +125,9 @@ def create_frames() -> None:
         optional("published_at", TIMESTAMP),
         count("row_count"),
         defaulted("body"),
-        primary_key("payloads", "instance_id", "seq"),
+        key=["instance_id", "seq"],
     )
-    op.create_table(
+    create_table(
         "dead_letters",
         identity("dead_letter_id", BIG_ID),
         required("instance_id", sa.Integer),
@@ -138,8 +139,8 @@ def create_frames() -> None:
         defaulted("connection_id", KEY),
         *(defaulted(name) for name in ("source", "event", "path", "params")),
         optional("retried_at", TIMESTAMP),
-        primary_key("dead_letters", "dead_letter_id"),
-        unique_key("dead_letters", "instance_id", "seq", "row_index"),
+        key=["dead_letter_id"],
+        unique=["instance_id", "seq", "row_index"],
     )
     create_partial_index(
         "uq_dead_letters_frame", "dead_letters", ["instance_id", "seq"], "row_index IS NULL", unique=True
@@ -147,7 +148,7 @@ def create_frames() -> None:
 
 
 def create_coverage() -> None:
-    op.create_table(
+    create_table(
         "coverage",
         required("subscription_id", sa.Integer),
         required("instance_id", sa.Integer),
@@ -156,10 +157,10 @@ def create_coverage() -> None:
         optional("ended_at", TIMESTAMP),
         required("state", KEY),
         defaulted("reason"),
-        primary_key("coverage", "subscription_id", "instance_id", "start_seq"),
+        key=["subscription_id", "instance_id", "start_seq"],
     )
     create_partial_index("ix_coverage_open", "coverage", ["instance_id", "subscription_id"], "ended_at IS NULL")
-    op.create_table(
+    create_table(
         "repairs",
         identity("repair_id"),
         required("subscription_id", sa.Integer),
@@ -173,23 +174,23 @@ def create_coverage() -> None:
         defaulted("error"),
         required("created_at", TIMESTAMP),
         optional("finished_at", TIMESTAMP),
-        primary_key("repairs", "repair_id"),
-        unique_key("repairs", "subscription_id", "from_ts", "to_ts"),
+        key=["repair_id"],
+        unique=["subscription_id", "from_ts", "to_ts"],
     )
     create_partial_index("ix_repairs_open", "repairs", ["repair_id"], "state = 'open'")
 
 
 def create_ledger() -> None:
-    op.create_table(
+    create_table(
         "events",
         required("instance_id", sa.Integer),
         required("seq", sa.BigInteger),
         required("at", TIMESTAMP),
         required("kind", KEY),
         defaulted("detail"),
-        primary_key("events", "instance_id", "seq"),
+        key=["instance_id", "seq"],
     )
-    op.create_table(
+    create_table(
         "batches",
         required("instance_id", sa.Integer),
         required("first_seq", sa.BigInteger),
@@ -197,14 +198,14 @@ def create_ledger() -> None:
         required("committed_at", TIMESTAMP),
         *(count(name) for name in ("frames", "facts", "row_count", "new_rows", "revised_rows", "duplicate_rows")),
         *(count(name) for name in ("dead_frames", "dead_rows", "expired_rows")),
-        primary_key("batches", "instance_id", "first_seq"),
+        key=["instance_id", "first_seq"],
     )
-    op.create_table(
+    create_table(
         "leases",
         required("name", KEY),
         required("instance_id", sa.Integer),
         required("until", TIMESTAMP),
-        primary_key("leases", "name"),
+        key=["name"],
     )
 
 
