@@ -20,9 +20,9 @@ from ingestor.store.engine import make_engine
 from tests.support.faulty_simulator import FaultySimulator
 
 from .support import postgres_server as pg
-from .support.node_server import Peer, begin_installing
-from .support.requirements import LOUD, missing
-from .support.tcp_proxy import Proxy
+from .support.node_server import NodeServer, begin_installing
+from .support.requirements import SKIP_PREFIX, skip_missing
+from .support.tcp_proxy import TcpProxy
 
 # A minute of data every 20 ms, ten minutes in each answer, and a clock that is the same in every run.
 PACE: dict[str, Any] = {
@@ -49,7 +49,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Say what could not be tested here, once each, where nobody overlooks it."""
     places = [report.longrepr for report in terminalreporter.stats.get("skipped", [])]
     reasons = {place[2].removeprefix("Skipped: ") for place in places if isinstance(place, tuple)}
-    for reason in sorted(reason for reason in reasons if reason.startswith(LOUD)):
+    for reason in sorted(reason for reason in reasons if reason.startswith(SKIP_PREFIX)):
         terminalreporter.write_line(reason, red=True, bold=True)
 
 
@@ -67,7 +67,7 @@ def postgres_binaries() -> Path:
     """The folder of PostgreSQL's programs."""
     found = pg.find_binaries()
     if found is None or not (found / "postgres").exists():
-        missing("PostgreSQL: install it, or set INGESTOR_TEST_PG_BIN (folder) or INGESTOR_TEST_POSTGRES (URL)")
+        skip_missing("PostgreSQL: install it, or set INGESTOR_TEST_PG_BIN (folder) or INGESTOR_TEST_POSTGRES (URL)")
     return found
 
 
@@ -143,7 +143,7 @@ def _migrate(url: str) -> None:
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A certificate for 127.0.0.1 and for provider.test that only itself vouches for, with its key."""
     if not shutil.which("openssl"):
-        missing("TLS: install openssl")
+        skip_missing("TLS: install openssl")
     made = tmp_path_factory.mktemp("tls") / "pair.pem"
     names = ["-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1,DNS:provider.test"]
     command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
@@ -182,8 +182,8 @@ async def tcp_proxy() -> AsyncIterator[Callable[[str], Any]]:
     """`await tcp_proxy(url)`: a proxy before that server, with faults to switch on."""
     async with AsyncExitStack() as running:
 
-        async def make(upstream_url: str) -> Proxy:
-            return await running.enter_async_context(Proxy(upstream_url))
+        async def make(upstream_url: str) -> TcpProxy:
+            return await running.enter_async_context(TcpProxy(upstream_url))
 
         yield make
 
@@ -195,11 +195,11 @@ def socketio_installs() -> None:
 
 
 @pytest.fixture
-async def socketio_peer(socketio_installs: None) -> AsyncIterator[Callable[..., Any]]:
-    """`await socketio_peer("2", **settings)`: a running Node server of socket.io; see ``peer.VERSIONS``."""
+async def make_node_server(socketio_installs: None) -> AsyncIterator[Callable[..., Any]]:
+    """`await make_node_server("2", **settings)`: a running Node server of socket.io; see ``node_server.VERSIONS``."""
     async with AsyncExitStack() as running:
 
-        async def make(generation: str, **settings: Any) -> Peer:
-            return await running.enter_async_context(Peer(generation, **settings))
+        async def make(generation: str, **settings: Any) -> NodeServer:
+            return await running.enter_async_context(NodeServer(generation, **settings))
 
         yield make

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from ..support.daemon import COMMAND, write_config
-from ..support.fork_server import ForkedDaemon, ForkedProgram, Nursery
+from ..support.fork_server import ForkedCommand, ForkedDaemon, ForkServer
 from ..support.postgres_server import free_port
 
 KEY = "the-key-of-this-desk"
@@ -18,9 +18,9 @@ PATHS = {"/real-time/crowd-sentiment": ["AAPL", "ON"], "/real-time/tweet-volume"
 
 
 @pytest.fixture(scope="session")
-def nursery() -> Iterator[Nursery]:
+def fork_server() -> Iterator[ForkServer]:
     """Forks daemons that need not import anything any more."""
-    with Nursery() as running:
+    with ForkServer() as running:
         yield running
 
 
@@ -30,7 +30,7 @@ class Desk:
 
     config: Path
     daemon: ForkedDaemon
-    nursery: Nursery
+    fork_server: ForkServer
 
     def typed(self, *arguments: str | Path) -> list[str | Path]:
         """The installed command with this configuration."""
@@ -43,20 +43,20 @@ class Desk:
 
 
 @pytest.fixture(scope="session")
-def desk(nursery: Nursery, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Desk]:
+def desk(fork_server: ForkServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Desk]:
     """One for all tests that only look."""
     folder, port = tmp_path_factory.mktemp("desk"), free_port()
     serve = ("simulate", "--port", str(port), "--api-key", KEY, "--cadence", "1")
-    provider = ForkedProgram(nursery, *serve, folder=folder)
+    provider = ForkedCommand(fork_server, *serve, folder=folder)
     database = f"sqlite:///{folder / 'ingestor.db'}"
     config = write_config(folder, url=f"http://127.0.0.1:{port}", database_url=database, subscriptions=PATHS)
-    daemon = ForkedDaemon(nursery, config, KEY)
+    daemon = ForkedDaemon(fork_server, config, KEY)
     provider.start()
     daemon.start()
     deadline = time.monotonic() + 20
     while not daemon.status.get("rows", {}).get("new"):
         assert time.monotonic() < deadline, daemon.stderr
         time.sleep(0.05)
-    yield Desk(config, daemon, nursery)
+    yield Desk(config, daemon, fork_server)
     daemon.kill()
     provider.kill()

@@ -20,8 +20,8 @@ from tests.support.faulty_simulator import Fault, FaultySimulator
 
 from ..support import expected_rows
 from ..support.daemon import until, write_config
-from ..support.db_reader import Books
-from ..support.fork_server import ForkedDaemon, ForkedProgram, Nursery
+from ..support.db_reader import DbReader
+from ..support.fork_server import ForkedCommand, ForkedDaemon, ForkServer
 from ..support.reconciliation import assert_balances
 
 CROWD = "/real-time/crowd-sentiment"
@@ -39,35 +39,35 @@ START = MIDNIGHT - QUESTIONS * WEEK
 class Asked:
     """The command about the same weeks every time, and what there is to be had of them."""
 
-    def __init__(self, nursery: Nursery, simulator: FaultySimulator, database_url: str, folder: Path) -> None:
+    def __init__(self, fork_server: ForkServer, simulator: FaultySimulator, database_url: str, folder: Path) -> None:
         self.simulator = simulator
         self.config = write_config(
             folder, url=simulator.url, database_url=database_url, subscriptions={CROWD: ["AAPL"]}
         )
-        self.books = Books(database_url)
-        self._nursery = nursery
+        self.db = DbReader(database_url)
+        self._fork_server = fork_server
         self._folder = folder
 
-    def command(self, **environment: str) -> ForkedProgram:
+    def command(self, **environment: str) -> ForkedCommand:
         since, until_ = (f"{at:%Y-%m-%d}" for at in (START, MIDNIGHT))
         arguments = ("backfill", "--ticker", "AAPL", "--from", since, "--to", until_, "--output", "json")
         key = {"INGESTOR_PROVIDER__API_KEY": self.simulator.api_key, "TEST_CONSTANTS": IN_A_HURRY}
-        return ForkedProgram(
-            self._nursery, *arguments, "--config", self.config, folder=self._folder, **(key | environment)
+        return ForkedCommand(
+            self._fork_server, *arguments, "--config", self.config, folder=self._folder, **(key | environment)
         )
 
     def daemon(self) -> ForkedDaemon:
-        return ForkedDaemon(self._nursery, self.config, self.simulator.api_key, TEST_CONSTANTS=IN_A_HURRY)
+        return ForkedDaemon(self._fork_server, self.config, self.simulator.api_key, TEST_CONSTANTS=IN_A_HURRY)
 
     def assert_whole(self) -> None:
         """Everything that there was is there, and the books balance."""
         market = self.simulator.market
         first, last = (market.bucket(CROWD, at.timestamp()) for at in (START, MIDNIGHT))
         rows = market.rows(CROWD, {"ticker": "AAPL"}, first, last - 1, "numbers")
-        held = self.books.current()
+        held = self.db.current()
         everything = expected_rows.current([Emitted(CROWD, rows)])
         assert {key: held.get(key) for key in everything} == everything
-        self.books.check()
+        self.db.check()
 
 
 class Emitted:
@@ -84,8 +84,8 @@ async def hours() -> AsyncIterator[FaultySimulator]:
 
 
 @pytest.fixture
-def asked(hours: FaultySimulator, nursery: Nursery, tmp_path: Path) -> Callable[[str], Asked]:
-    return lambda database_url: Asked(nursery, hours, database_url, tmp_path)
+def asked(hours: FaultySimulator, fork_server: ForkServer, tmp_path: Path) -> Callable[[str], Asked]:
+    return lambda database_url: Asked(fork_server, hours, database_url, tmp_path)
 
 
 @pytest.fixture
@@ -95,7 +95,7 @@ def sqlite_url(tmp_path: Path) -> str:
 
 
 async def test_killed_again_and_again_it_goes_on_where_it_was(
-    asked: Callable[[str], Asked], hours: FaultySimulator, nursery: Nursery, database_url: str
+    asked: Callable[[str], Asked], hours: FaultySimulator, fork_server: ForkServer, database_url: str
 ) -> None:
     made, pick = asked(database_url), random.Random(3)
     hours.rest_fault = Fault(delay_seconds=0.05)
@@ -104,14 +104,14 @@ async def test_killed_again_and_again_it_goes_on_where_it_was(
             await until(lambda: len(hours.rest_requests) > 2 * number)  # noqa: B023
             await asyncio.sleep(pick.uniform(0, 0.2))
             command.kill()
-    assert made.books.column(STATE) == ["open"]
+    assert made.db.column(STATE) == ["open"]
     async with made.daemon() as daemon:  # which finds it open
         await daemon.live()
-        await until(lambda: made.books.column(STATE) == ["done"])
+        await until(lambda: made.db.column(STATE) == ["done"])
         assert await daemon.terminate() == 0
-    await assert_balances(daemon, nursery)
+    await assert_balances(daemon, fork_server)
     assert QUESTIONS < len(hours.rest_requests) <= QUESTIONS + KILLS
-    assert made.books.one("SELECT new_rows FROM repairs WHERE kind = 'manual'") == QUESTIONS * 7 * 24
+    assert made.db.one("SELECT new_rows FROM repairs WHERE kind = 'manual'") == QUESTIONS * 7 * 24
     made.assert_whole()
 
 
@@ -123,7 +123,7 @@ async def test_the_daemon_does_it_if_one_runs_and_doing_it_again_asks_for_nothin
         await daemon.live()
         for _ in range(2):
             async with made.command() as command:
-                assert await command.ended() == 0, command.stderr
+                assert await command.wait_for_exit() == 0, command.stderr
                 (told,) = json.loads(command.stdout)
                 assert (told["state"], told["new_rows"]) == ("done", QUESTIONS * 7 * 24)
                 assert f"{QUESTIONS} requests, 0:02:40 to 0:10:00" in command.stderr
@@ -137,7 +137,7 @@ async def test_without_a_daemon_what_was_refused_or_interrupted_goes_on_with_the
 ) -> None:
     made = asked(sqlite_url)
     async with made.command(INGESTOR_PROVIDER__API_KEY="wrong-key-12345") as command:
-        assert await command.ended() == 69
+        assert await command.wait_for_exit() == 69
         (told,) = json.loads(command.stdout)
         assert (told["state"], "HTTP 401" in told["error"]) == ("failed", True)
         assert told["error"].endswith("the API key is not accepted; check provider.api_key_file")
@@ -147,12 +147,12 @@ async def test_without_a_daemon_what_was_refused_or_interrupted_goes_on_with_the
     async with made.command() as command:
         await until(lambda: len(hours.rest_requests) > 3)
         os.kill(command.pid, signal.SIGINT)
-        assert await command.ended() == 130
+        assert await command.wait_for_exit() == 130
         assert command.stderr.endswith("interrupted; a running daemon continues, else repeat the command\n")
         assert "Traceback" not in command.stderr
     hours.rest_fault = None
     async with made.command() as command:
-        assert await command.ended() == 0
+        assert await command.wait_for_exit() == 0
     assert len(hours.rest_requests) <= QUESTIONS + 1
     made.assert_whole()
 
@@ -174,5 +174,5 @@ async def test_without_a_daemon_it_waits_for_nothing_that_a_daemon_has_left(
             + [[f"2026-01-01 01:{minute:02}:{second:02}.000000" for second in (0, 1, 2)] for minute in range(60)],
         )
     async with made.command() as command:
-        assert await command.ended() == 0
+        assert await command.wait_for_exit() == 0
     made.assert_whole()

@@ -14,7 +14,7 @@ import pytest
 from ingestor.core.entries import Frame
 from ingestor.spool.chunk_store import ChunkWriter, pack
 
-from ..support.daemon import Daemon, Program, write_config
+from ..support.daemon import CommandProcess, DaemonProcess, write_config
 from ..support.numbered_feed import KEY, PATH, TICKERS
 from ..support.postgres_server import free_port
 from ..support.process_usage import resident_mib
@@ -64,7 +64,7 @@ async def test_with_a_gigabyte_in_the_spool_it_is_ready_within_five_seconds_and_
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
         manager.bind(str(tmp_path / "notify"))
         manager.settimeout(60)
-        daemon = Daemon(config, KEY, NOTIFY_SOCKET=str(tmp_path / "notify"))
+        daemon = DaemonProcess(config, KEY, NOTIFY_SOCKET=str(tmp_path / "notify"))
         began = time.monotonic()
         async with daemon:
             while not (await asyncio.to_thread(manager.recv, 1024)).startswith(b"READY=1"):
@@ -84,7 +84,7 @@ async def test_with_a_gigabyte_in_the_spool_it_is_ready_within_five_seconds_and_
     assert ready < READY_SECONDS
     assert max(sizes) < max(sizes[: len(sizes) // 2]) + 32
     assert max(sizes) < 256
-    assert daemon.books.one("SELECT count(*) FROM payloads") == frames
-    assert daemon.books.one("SELECT count(*) FROM observations") == frames + len(TICKERS) * (WINDOW_ROWS - 1)
-    async with Program("audit", "--config", config, folder=tmp_path) as audit:
-        assert await audit.ended(600) == 0, audit.stdout
+    assert daemon.db.one("SELECT count(*) FROM payloads") == frames
+    assert daemon.db.one("SELECT count(*) FROM observations") == frames + len(TICKERS) * (WINDOW_ROWS - 1)
+    async with CommandProcess("audit", "--config", config, folder=tmp_path) as audit:
+        assert await audit.wait_for_exit(600) == 0, audit.stdout

@@ -18,9 +18,9 @@ from typing import Any
 import pytest
 
 from ..support.daemon import until
-from ..support.db_reader import Books
-from ..support.nspawn_machine import PYTHONS, Machine
-from ..support.requirements import missing
+from ..support.db_reader import DbReader
+from ..support.nspawn_machine import PYTHONS, NspawnMachine
+from ..support.requirements import skip_missing
 from ..support.sandbox_probe import NOT_ITS_OWN
 from .test_readme import block
 
@@ -38,10 +38,10 @@ AS_INGESTOR = "cd / && sudo -u ingestor STATE_DIRECTORY=/var/lib/ingestor /opt/i
 class Unit:
     """ingestor.service in its machine."""
 
-    def __init__(self, machine: Machine, state: Path) -> None:
+    def __init__(self, machine: NspawnMachine, state: Path) -> None:
         self.machine = machine
         self.database = state / "ingestor.db"
-        self.books = Books(f"sqlite:///{self.database}")
+        self.db = DbReader(f"sqlite:///{self.database}")
 
     def install(self) -> None:
         """The README's steps, with a config that names the simulator."""
@@ -101,7 +101,7 @@ class Unit:
     def rows(self) -> int:
         """How many are stored."""
         try:
-            return int(self.books.one("SELECT count(*) FROM observations"))
+            return int(self.db.one("SELECT count(*) FROM observations"))
         except sqlite3.OperationalError:  # no database yet, or no tables
             return 0
 
@@ -117,7 +117,7 @@ class Unit:
 @pytest.fixture(scope="module", params=PYTHONS)
 def installed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Unit]:
     state = tmp_path_factory.mktemp("state")  # its state folder is one of ours, so that we can read the database
-    with Machine(request.param, state, at="/var/lib/ingestor") as machine:
+    with NspawnMachine(request.param, state, at="/var/lib/ingestor") as machine:
         unit = Unit(machine, state)
         unit.install()
         yield unit
@@ -245,7 +245,7 @@ def test_it_has_no_privileges_and_namespaces_of_its_own(unit: Unit) -> None:
 def test_its_memory_and_its_tasks_are_bounded(unit: Unit) -> None:
     cgroup = unit.machine.root / "sys/fs/cgroup/system.slice/ingestor.service"
     if not (cgroup / "memory.max").exists():
-        missing("MemoryMax= and TasksMax=: needs a machine whose memory controller is in the unified hierarchy")
+        skip_missing("MemoryMax= and TasksMax=: needs a machine whose memory controller is in the unified hierarchy")
     assert [(cgroup / name).read_text().strip() for name in ("memory.max", "pids.max")] == [str(512 << 20), "64"]
 
 
@@ -261,7 +261,7 @@ async def test_a_reload_adds_a_ticker_to_the_running_daemon_and_refuses_a_wrong_
     pid = unit.pid()
     unit.configure(MORE)
     unit.machine.run("systemctl reload ingestor")
-    await until(lambda: unit.books.one("SELECT count(*) FROM crowd_sentiment WHERE ticker = 'NVDA'"))
+    await until(lambda: unit.db.one("SELECT count(*) FROM crowd_sentiment WHERE ticker = 'NVDA'"))
     unit.configure(WRONG)
     unit.machine.attempt("systemctl reload ingestor")
     await until(lambda: COMPLAINT.search(unit.journal()))
@@ -289,33 +289,33 @@ def test_a_systemd_that_can_wait_for_a_reload_does(unit: Unit) -> None:
 
 async def test_a_stop_drains_what_is_spooled_and_is_no_failure(unit: Unit) -> None:
     await unit.writes()
-    with unit.books.held():
+    with unit.db.held():
         await until(lambda: unit.status()["spool"]["entries"] > 10)
         head = unit.status()["spool"]["durable_seq"]
         unit.machine.run("systemctl stop --no-block ingestor")
         await until(lambda: unit.state()["ActiveState"] == "deactivating")
     await until(lambda: unit.state()["ActiveState"] == "inactive")
     assert (unit.state()["Result"], unit.state()["ExecMainStatus"]) == ("success", "0")
-    assert unit.books.one("SELECT position FROM instances") > head
-    assert unit.books.states("AAPL")[-1] == "stopped"
-    unit.books.check()
+    assert unit.db.one("SELECT position FROM instances") > head
+    assert unit.db.states("AAPL")[-1] == "stopped"
+    unit.db.check()
     unit.audit()
 
 
 async def test_after_a_kill_it_is_started_again_and_nothing_that_was_received_is_lost(unit: Unit) -> None:
     await unit.writes()
     pid = unit.pid()
-    with unit.books.held():
+    with unit.db.held():
         await until(lambda: unit.status()["spool"]["entries"] > 10)
         durable = unit.status()["spool"]["durable_seq"]
         unit.machine.run("systemctl kill --signal=KILL ingestor")
         await until(lambda: unit.started_again(pid))  # READY, though the database cannot be written
     assert unit.state()["NRestarts"] == "1"
-    await until(lambda: unit.books.one("SELECT position FROM instances") > durable)
+    await until(lambda: unit.db.one("SELECT position FROM instances") > durable)
     await unit.writes()
-    assert "crashed" in unit.books.states("AAPL")
+    assert "crashed" in unit.db.states("AAPL")
     unit.machine.run("systemctl stop ingestor")
-    unit.books.check()
+    unit.db.check()
     unit.audit()
 
 
@@ -332,7 +332,7 @@ async def test_the_watchdog_ends_a_process_that_stands_still_and_starts_another(
     assert "Watchdog timeout" in unit.journal()
     await unit.writes()
     unit.machine.run("systemctl stop ingestor")
-    unit.books.check()
+    unit.db.check()
     unit.audit()
 
 

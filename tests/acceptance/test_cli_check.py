@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from ..support.daemon import COMMAND, until
-from ..support.db_reader import Books
-from ..support.fork_server import ForkedProgram, Nursery
+from ..support.db_reader import DbReader
+from ..support.fork_server import ForkedCommand, ForkServer
 from ..support.postgres_server import free_port
 from .conftest import KEY, PATHS, Desk
 from .test_cli_start import processor_seconds
@@ -54,16 +54,18 @@ def test_check_json_exits_with_code_of_first_failure(desk: Desk) -> None:
 
 
 @pytest.fixture
-def provider(nursery: Nursery, tmp_path: Path) -> Iterator[str]:
+def provider(fork_server: ForkServer, tmp_path: Path) -> Iterator[str]:
     """The URL of a simulator that accepts the key."""
     port = str(free_port())
-    program = ForkedProgram(nursery, "simulate", "--port", port, "--api-key", KEY, "--cadence", "1", folder=tmp_path)
+    program = ForkedCommand(
+        fork_server, "simulate", "--port", port, "--api-key", KEY, "--cadence", "1", folder=tmp_path
+    )
     program.start()
     yield f"http://127.0.0.1:{port}"
     program.kill()
 
 
-async def test_steps_of_init_lead_to_stored_rows(provider: str, nursery: Nursery, tmp_path: Path) -> None:
+async def test_steps_of_init_lead_to_stored_rows(provider: str, fork_server: ForkServer, tmp_path: Path) -> None:
     """Follow the steps that init prints. Only the provider's URL is different."""
     home = tmp_path / "home"
     home.mkdir()
@@ -90,17 +92,17 @@ async def test_steps_of_init_lead_to_stored_rows(provider: str, nursery: Nursery
     assert checked.returncode == 0, checked.stdout + checked.stderr
     assert "✗" not in checked.stdout
     assert run == "ingestor run"
-    books = Books(f"sqlite:///{home / 'ingestor.db'}")
-    async with ForkedProgram(nursery, "run", "--config", config, folder=tmp_path, **environment) as daemon:
-        await until(lambda: (home / "ingestor.db").exists() and written(books))
+    db = DbReader(f"sqlite:///{home / 'ingestor.db'}")
+    async with ForkedCommand(fork_server, "run", "--config", config, folder=tmp_path, **environment) as daemon:
+        await until(lambda: (home / "ingestor.db").exists() and written(db))
         said = typed("ingestor tail").stdout
         assert await daemon.terminate() == 0
     assert len(said.splitlines()) == 10
     assert "6E_F" not in said
 
 
-def written(books: Books) -> int:
+def written(db: DbReader) -> int:
     try:
-        return int(books.one("SELECT count(*) FROM observations"))
+        return int(db.one("SELECT count(*) FROM observations"))
     except sqlite3.OperationalError:  # no tables yet
         return 0

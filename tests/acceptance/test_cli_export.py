@@ -14,7 +14,7 @@ from .conftest import Desk
 
 def test_export_to_file_while_daemon_writes_shows_progress(desk: Desk, tmp_path: Path) -> None:
     query = "SELECT ticker, ts, value FROM observations WHERE feed = 'crowd-sentiment'"
-    before = {(row["ticker"], row["ts"].isoformat(), str(row["value"])) for row in desk.daemon.books.rows(query)}
+    before = {(row["ticker"], row["ts"].isoformat(), str(row["value"])) for row in desk.daemon.db.rows(query)}
     file = tmp_path / "x.csv"
     screen, terminal = pty.openpty()
     command = desk.typed("export", "--feed", "crowd-sentiment", "-o", file)

@@ -49,8 +49,8 @@ def run_cli(*args: str, code: str = RUN, **more: object) -> subprocess.Completed
     ],
 )
 def test_light_commands_load_no_heavy_libraries(args: list[str]) -> None:
-    ended = run_cli(*args, code=REPORT)
-    assert ended.stderr.splitlines()[-1:] == [""]
+    result = run_cli(*args, code=REPORT)
+    assert result.stderr.splitlines()[-1:] == [""]
 
 
 def test_version_shows_package_version_and_commit() -> None:
@@ -94,17 +94,17 @@ def test_shell_completion(typed: list[str], offered: list[str], tmp_path: Path) 
         ' $(complete -p ingestor | sed -E "s/.* -F ([^ ]+) .*/\\1/") ingestor; printf "%s\\n" "${COMPREPLY[@]}"'
     )
     environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
-    ended = subprocess.run(
+    result = subprocess.run(
         ["bash", "-c", script, "bash", *typed], env=environment, capture_output=True, text=True, timeout=60
     )
-    assert (ended.stdout.split(), ended.stderr) == (offered, "")
+    assert (result.stdout.split(), result.stderr) == (offered, "")
 
 
 @pytest.mark.parametrize("args", [[], ["frobnicate"], ["--frobnicate"], ["config", "show", "--output=xml"]])
 def test_usage_error_exits_with_2(args: list[str]) -> None:
-    ended = run_cli(*args)
-    assert ended.returncode == 2
-    assert ("Usage: ingestor" in ended.stdout) is (not args)
+    result = run_cli(*args)
+    assert result.returncode == 2
+    assert ("Usage: ingestor" in result.stdout) is (not args)
 
 
 def test_closed_stdout_ends_the_command_without_error() -> None:
@@ -112,11 +112,11 @@ def test_closed_stdout_ends_the_command_without_error() -> None:
     os.close(reading)
     with os.fdopen(writing, "w") as closed:
         env = {"PYTHONPATH": str(Path(ingestor.__file__).parents[1])}
-        ended = subprocess.run(
+        result = subprocess.run(
             [sys.executable, "-c", RUN, "config", "schema"],
             stdout=closed,
             stderr=subprocess.PIPE,
             env=env,
             timeout=60,
         )
-    assert (ended.returncode, ended.stderr) == (0, b"")
+    assert (result.returncode, result.stderr) == (0, b"")

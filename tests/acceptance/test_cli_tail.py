@@ -35,7 +35,7 @@ def test_tail_follow_prints_every_value_once_until_ctrl_c(desk: Desk) -> None:
     assert values[3:] == sorted(values[3:])
     # Every value stored for these entries was printed.
     first, last = seen[3]["seq"], seen[-1]["seq"]
-    stored = desk.daemon.books.rows(f"SELECT seq, value FROM observations WHERE seq > {first} AND seq < {last}")
+    stored = desk.daemon.db.rows(f"SELECT seq, value FROM observations WHERE seq > {first} AND seq < {last}")
     assert {(row["seq"], row["value"]) for row in stored} <= {(row["seq"], row["value"]) for row in seen}
 
 

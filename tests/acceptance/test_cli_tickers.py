@@ -77,9 +77,9 @@ def test_add_warns_of_unknown_endpoint(config: Path) -> None:
     ],
 )
 def test_rejected_change_leaves_the_file_unchanged(config: Path, arguments: list[str], code: int, message: str) -> None:
-    ended = run_cli(*arguments, cwd=config.parent)
-    assert ended.returncode == code
-    assert message in ended.stderr
+    result = run_cli(*arguments, cwd=config.parent)
+    assert result.returncode == code
+    assert message in result.stderr
     assert config.read_text() == CONFIG
 
 
@@ -113,7 +113,7 @@ async def test_running_daemon_applies_added_and_removed_tickers(desk: Desk) -> N
 
     assert typed("add").endswith("NO: added\nadded: 1\nremoved: 0\n")
     rows = "SELECT count(*) FROM tweet_volume WHERE ticker = 'NO'"
-    await until(lambda: desk.daemon.books.one(rows))
+    await until(lambda: desk.daemon.db.one(rows))
     assert typed("remove").endswith("NO: removed\nadded: 0\nremoved: 1\n")
     await desk.daemon.live()
     assert [connection["id"] for connection in desk.daemon.status["connections"]] == connections

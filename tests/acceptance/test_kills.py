@@ -15,16 +15,16 @@ from pathlib import Path
 import pytest
 
 from ..support.daemon import until, write_config
-from ..support.fork_server import ForkedDaemon, Nursery
-from ..support.numbered_feed import KEY, PATH, TICKERS, Feed
+from ..support.fork_server import ForkedDaemon, ForkServer
+from ..support.numbered_feed import KEY, PATH, TICKERS, NumberedFeed
 from ..support.reconciliation import (
     assert_balances,
     assert_complete,
-    assert_no_life_after_death,
+    assert_not_live_when_killed,
     assert_recovers,
     spool_head,
 )
-from ..support.strace import Cut, counting, cutting
+from ..support.strace import SyscallFault, count_calls, inject_fault
 
 KILLS_OF_A_ROUND = 15
 LIFE_SECONDS = 1.2
@@ -42,13 +42,13 @@ def sqlite_url(tmp_path: Path) -> str:
 
 
 async def test_killed_at_random_it_loses_nothing_and_writes_nothing_twice(
-    round_: int, nursery: Nursery, database_url: str, tmp_path: Path
+    round_: int, fork_server: ForkServer, database_url: str, tmp_path: Path
 ) -> None:
     pick = random.Random(round_)
     killed = []
-    async with Feed(rate=300) as feed:
+    async with NumberedFeed(rate=300) as feed:
         config = write_config(tmp_path, url=feed.url, database_url=database_url, subscriptions={PATH: TICKERS})
-        daemon = ForkedDaemon(nursery, config, KEY)
+        daemon = ForkedDaemon(fork_server, config, KEY)
         for _ in range(KILLS_OF_A_ROUND):
             daemon.start()
             # A third of them while it recovers.
@@ -56,38 +56,38 @@ async def test_killed_at_random_it_loses_nothing_and_writes_nothing_twice(
             killed.append(datetime.now(UTC))
             daemon.kill()
         feed.rate = 0
-        await assert_recovers(daemon, nursery)
-        print(assert_complete(daemon.books, tmp_path / "spool", feed.count, feed.acknowledged))
-        assert_no_life_after_death(daemon.books, killed)
+        await assert_recovers(daemon, fork_server)
+        print(assert_complete(daemon.db, tmp_path / "spool", feed.count, feed.acknowledged))
+        assert_not_live_when_killed(daemon.db, killed)
 
 
 # At chosen system calls. What a random kill hits once in a thousand times is hit every time.
 
 
 async def test_killed_at_a_chosen_write_or_sync_it_loses_nothing_and_writes_nothing_twice(
-    nursery: Nursery, database_url: str, tmp_path: Path, pytestconfig: pytest.Config
+    fork_server: ForkServer, database_url: str, tmp_path: Path, pytestconfig: pytest.Config
 ) -> None:
     pick = random.Random(0)
     killed = []
-    async with Feed(rate=300) as feed:
+    async with NumberedFeed(rate=300) as feed:
         config = write_config(tmp_path, url=feed.url, database_url=database_url, subscriptions={PATH: TICKERS})
-        daemon = ForkedDaemon(nursery, config, KEY)
-        cuts = sampled(await reference(daemon, nursery), pick, pytestconfig.getoption("kills"))
+        daemon = ForkedDaemon(fork_server, config, KEY)
+        cuts = sampled(await reference(daemon, fork_server), pick, pytestconfig.getoption("kills"))
         for cut in cuts:
-            with cutting(nursery.pid, cut):
+            with inject_fault(fork_server.pid, cut):
                 daemon.start()
                 fired = await died(daemon)
             killed += [datetime.now(UTC)] * fired
             daemon.kill()
         feed.rate = 0
-        await assert_recovers(daemon, nursery)
+        await assert_recovers(daemon, fork_server)
         assert len(killed) > len(cuts) / 2
         print(
             len(killed),
             "directed kills;",
-            assert_complete(daemon.books, tmp_path / "spool", feed.count, feed.acknowledged),
+            assert_complete(daemon.db, tmp_path / "spool", feed.count, feed.acknowledged),
         )
-        assert_no_life_after_death(daemon.books, killed)
+        assert_not_live_when_killed(daemon.db, killed)
 
 
 @pytest.mark.parametrize(
@@ -100,51 +100,55 @@ async def test_killed_at_a_chosen_write_or_sync_it_loses_nothing_and_writes_noth
     ],
 )
 async def test_killed_while_it_makes_its_spool_it_begins_again(
-    file: str, call: str, number: int, nursery: Nursery, sqlite_url: str, tmp_path: Path
+    file: str, call: str, number: int, fork_server: ForkServer, sqlite_url: str, tmp_path: Path
 ) -> None:
-    async with Feed(rate=300) as feed:
+    async with NumberedFeed(rate=300) as feed:
         config = write_config(tmp_path, url=feed.url, database_url=sqlite_url, subscriptions={PATH: TICKERS})
-        daemon = ForkedDaemon(nursery, config, KEY)
-        with cutting(nursery.pid, Cut(call, number, tmp_path / "spool" / file)):
+        daemon = ForkedDaemon(fork_server, config, KEY)
+        with inject_fault(fork_server.pid, SyscallFault(call, number, tmp_path / "spool" / file)):
             daemon.start()
             assert await died(daemon)
         daemon.start()
         await until(lambda: feed.acknowledged)
         await daemon.terminate(timeout_seconds=20)
-        await assert_recovers(daemon, nursery)
-        assert_complete(daemon.books, tmp_path / "spool", feed.count, feed.acknowledged)
-        assert daemon.books.column("SELECT kind FROM events WHERE kind = 'lost'") == []
+        await assert_recovers(daemon, fork_server)
+        assert_complete(daemon.db, tmp_path / "spool", feed.count, feed.acknowledged)
+        assert daemon.db.column("SELECT kind FROM events WHERE kind = 'lost'") == []
 
 
 @pytest.mark.parametrize(
     "cut",
-    [Cut("rename", 1), Cut("unlink", 1, Path("corrupt")), Cut("fdatasync", 3, Path("spool.db-wal"))],
+    [
+        SyscallFault("rename", 1),
+        SyscallFault("unlink", 1, Path("corrupt")),
+        SyscallFault("fdatasync", 3, Path("spool.db-wal")),
+    ],
     ids=lambda cut: cut.call,
 )
 async def test_killed_while_it_sets_an_unreadable_spool_aside_it_keeps_and_tells_all_the_same(
-    cut: Cut, nursery: Nursery, sqlite_url: str, tmp_path: Path
+    cut: SyscallFault, fork_server: ForkServer, sqlite_url: str, tmp_path: Path
 ) -> None:
     spool = tmp_path / "spool"
-    async with Feed(rate=300) as feed:
+    async with NumberedFeed(rate=300) as feed:
         config = write_config(tmp_path, url=feed.url, database_url=sqlite_url, subscriptions={PATH: TICKERS})
-        daemon = ForkedDaemon(nursery, config, KEY)
+        daemon = ForkedDaemon(fork_server, config, KEY)
         await live_and_die(daemon)
         with closing(sqlite3.connect(spool / "spool.db", isolation_level=None)) as database:
             database.execute("UPDATE head SET format = 99")
-        with cutting(nursery.pid, replace(cut, path=cut.path and spool / cut.path)):
+        with inject_fault(fork_server.pid, replace(cut, path=cut.path and spool / cut.path)):
             daemon.start()
             assert await died(daemon)
-        await assert_recovers(daemon, nursery)
-    assert daemon.books.one("SELECT count(*) FROM events WHERE kind = 'lost'") == 1
-    assert {daemon.books.states(ticker).count("lost") for ticker in TICKERS} == {1}
+        await assert_recovers(daemon, fork_server)
+    assert daemon.db.one("SELECT count(*) FROM events WHERE kind = 'lost'") == 1
+    assert {daemon.db.states(ticker).count("lost") for ticker in TICKERS} == {1}
     (kept,) = spool.glob("unreadable-*/spool.db")
     assert spool_head(kept.parent)["format"] == 99
 
 
-async def reference(daemon: ForkedDaemon, nursery: Nursery) -> Counter[tuple[str, str]]:
+async def reference(daemon: ForkedDaemon, fork_server: ForkServer) -> Counter[tuple[str, str]]:
     """What a daemon calls that finds another's spool, in its first second or so. It is killed too."""
     await live_and_die(daemon)
-    with counting(nursery.pid, daemon.folder / "calls") as counts:
+    with count_calls(fork_server.pid, daemon.folder / "calls") as counts:
         await live_and_die(daemon)
     return counts
 
@@ -156,12 +160,12 @@ async def live_and_die(daemon: ForkedDaemon) -> None:
     daemon.kill()
 
 
-def sampled(counts: Counter[tuple[str, str]], pick: random.Random, number: int) -> list[Cut]:
+def sampled(counts: Counter[tuple[str, str]], pick: random.Random, number: int) -> list[SyscallFault]:
     """Calls of every kind on every file in turn; early ones more often than late ones, for recovery's sake."""
     kinds = sorted(kind for kind in counts if not kind[1].endswith("-shm"))
     chosen = [kinds[index % len(kinds)] for index in range(number)]
     return [
-        Cut(call, round(counts[call, where] ** pick.random()), None if where == "socket" else Path(where))
+        SyscallFault(call, round(counts[call, where] ** pick.random()), None if where == "socket" else Path(where))
         for call, where in chosen
     ]
 
@@ -169,7 +173,7 @@ def sampled(counts: Counter[tuple[str, str]], pick: random.Random, number: int) 
 async def died(daemon: ForkedDaemon) -> bool:
     """Whether it ends by itself within a second or so."""
     try:
-        return await daemon.ended(LIFE_SECONDS) == -signal.SIGKILL
+        return await daemon.wait_for_exit(LIFE_SECONDS) == -signal.SIGKILL
     except TimeoutError:
         return False
 
@@ -179,30 +183,34 @@ async def died(daemon: ForkedDaemon) -> bool:
 
 @pytest.mark.parametrize("call", ["fdatasync", "pwrite64"])
 async def test_a_spool_that_cannot_be_written_ends_it_and_nothing_more_is_acknowledged(
-    call: str, nursery: Nursery, sqlite_url: str, tmp_path: Path
+    call: str, fork_server: ForkServer, sqlite_url: str, tmp_path: Path
 ) -> None:
-    async with Feed(rate=300) as feed:
+    async with NumberedFeed(rate=300) as feed:
         config = write_config(tmp_path, url=feed.url, database_url=sqlite_url, subscriptions={PATH: TICKERS})
-        daemon = ForkedDaemon(nursery, config, KEY)
-        with cutting(nursery.pid, Cut(call, 60, tmp_path / "spool" / "spool.db-wal", effect="error=EIO")):
+        daemon = ForkedDaemon(fork_server, config, KEY)
+        with inject_fault(
+            fork_server.pid, SyscallFault(call, 60, tmp_path / "spool" / "spool.db-wal", effect="error=EIO")
+        ):
             daemon.start()
             await until(lambda: feed.acknowledged)
-            assert await daemon.ended() == 74
+            assert await daemon.wait_for_exit() == 74
         assert "Look at the disk" in daemon.stderr
-        await assert_recovers(daemon, nursery)
-        assert_complete(daemon.books, tmp_path / "spool", feed.count, feed.acknowledged)
+        await assert_recovers(daemon, fork_server)
+        assert_complete(daemon.db, tmp_path / "spool", feed.count, feed.acknowledged)
 
 
 async def test_a_sync_of_the_database_that_fails_now_and_then_is_tried_again(
-    nursery: Nursery, sqlite_url: str, tmp_path: Path
+    fork_server: ForkServer, sqlite_url: str, tmp_path: Path
 ) -> None:
-    async with Feed(rate=300) as feed:
+    async with NumberedFeed(rate=300) as feed:
         config = write_config(tmp_path, url=feed.url, database_url=sqlite_url, subscriptions={PATH: TICKERS})
-        daemon = ForkedDaemon(nursery, config, KEY)
-        with cutting(nursery.pid, Cut("fdatasync", "8+5", tmp_path / "ingestor.db-wal", effect="error=EIO")):
+        daemon = ForkedDaemon(fork_server, config, KEY)
+        with inject_fault(
+            fork_server.pid, SyscallFault("fdatasync", "8+5", tmp_path / "ingestor.db-wal", effect="error=EIO")
+        ):
             daemon.start()
             await until(lambda: daemon.stderr.count("disk I/O error") >= 3)
         await until(lambda: daemon.status["database"]["up"])
         assert await daemon.terminate(timeout_seconds=20) == 0
-        await assert_balances(daemon, nursery)
-        assert_complete(daemon.books, tmp_path / "spool", feed.count, feed.acknowledged)
+        await assert_balances(daemon, fork_server)
+        assert_complete(daemon.db, tmp_path / "spool", feed.count, feed.acknowledged)

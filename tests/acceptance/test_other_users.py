@@ -17,7 +17,7 @@ import pytest
 from tests.support.faulty_simulator import FaultySimulator
 
 from ..support.daemon import COMMAND, until, write_config
-from ..support.requirements import missing
+from ..support.requirements import skip_missing
 
 INGESTOR, ANALYST, STRANGER = 61001, 61002, 61003  # group ids; the last two are user ids too
 HAS_ROWS = "SELECT count(*) > 0 FROM crowd_sentiment WHERE ticker = 'AAPL'"
@@ -27,7 +27,7 @@ HAS_ROWS = "SELECT count(*) > 0 FROM crowd_sentiment WHERE ticker = 'AAPL'"
 def state() -> Iterator[Path]:
     """The state directory. Not below tmp_path, which other users cannot enter."""
     if os.geteuid() != 0:
-        missing("what other users can read: run as root")
+        skip_missing("what other users can read: run as root")
     folder = Path(tempfile.mkdtemp(prefix="istate-", dir="/tmp"))
     os.chown(folder, 0, INGESTOR)
     folder.chmod(0o750)

@@ -13,9 +13,9 @@ import pytest
 
 from ..support.daemon import write_config
 from ..support.faulty_disks import CuttableDisk, cuttable_disk, ext4
-from ..support.fork_server import ForkedDaemon, Nursery
-from ..support.numbered_feed import KEY, PATH, TICKERS, Feed
-from ..support.reconciliation import Reckoning, assert_complete, assert_no_life_after_death, assert_recovers
+from ..support.fork_server import ForkedDaemon, ForkServer
+from ..support.numbered_feed import KEY, PATH, TICKERS, NumberedFeed
+from ..support.reconciliation import Reconciliation, assert_complete, assert_not_live_when_killed, assert_recovers
 
 CUTS = 4
 
@@ -36,35 +36,35 @@ def disk(tmp_path: Path) -> Iterator[CuttableDisk]:
 
 
 async def test_after_a_power_cut_everything_acknowledged_is_there_once(
-    disk: CuttableDisk, nursery: Nursery, tmp_path: Path
+    disk: CuttableDisk, fork_server: ForkServer, tmp_path: Path
 ) -> None:
     pick = random.Random(0)
     moments = []
-    async with Feed(rate=400) as feed:
-        async with ForkedDaemon(nursery, config_on(disk.folder, feed), KEY) as daemon:
+    async with NumberedFeed(rate=400) as feed:
+        async with ForkedDaemon(fork_server, config_on(disk.folder, feed), KEY) as daemon:
             await daemon.live()
             for number in range(CUTS):
                 await asyncio.sleep(pick.uniform(0.2, 1))
                 moments.append(cut(disk, feed, tmp_path / f"cut-{number}"))
         feed.rate = 0
         for moment in moments:
-            print(await resurrected(nursery, feed, moment))
+            print(await resurrected(fork_server, feed, moment))
 
 
-def config_on(folder: Path, feed: Feed) -> Path:
+def config_on(folder: Path, feed: NumberedFeed) -> Path:
     url = f"sqlite:///{folder / 'ingestor.db'}"
     return write_config(folder, url=feed.url, database_url=url, subscriptions={PATH: TICKERS})
 
 
-def cut(disk: CuttableDisk, feed: Feed, image: Path) -> Moment:
+def cut(disk: CuttableDisk, feed: NumberedFeed, image: Path) -> Moment:
     acknowledged = frozenset(feed.acknowledged)
     disk.cut(image)
     return Moment(image, acknowledged, datetime.now(UTC))
 
 
-async def resurrected(nursery: Nursery, feed: Feed, moment: Moment) -> Reckoning:
+async def resurrected(fork_server: ForkServer, feed: NumberedFeed, moment: Moment) -> Reconciliation:
     with ext4(moment.image, moment.image.with_suffix(".mounted")) as folder:
-        daemon = ForkedDaemon(nursery, config_on(folder, feed), KEY)
-        await assert_recovers(daemon, nursery)
-        assert_no_life_after_death(daemon.books, [moment.at])
-        return assert_complete(daemon.books, folder / "spool", feed.count, moment.acknowledged)
+        daemon = ForkedDaemon(fork_server, config_on(folder, feed), KEY)
+        await assert_recovers(daemon, fork_server)
+        assert_not_live_when_killed(daemon.db, [moment.at])
+        return assert_complete(daemon.db, folder / "spool", feed.count, moment.acknowledged)

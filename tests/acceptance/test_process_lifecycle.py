@@ -17,7 +17,7 @@ from ingestor.simulator import Market
 from tests.support.faulty_simulator import FaultySimulator
 
 from ..support import expected_rows
-from ..support.daemon import Daemon, Program, until, write_config
+from ..support.daemon import CommandProcess, DaemonProcess, until, write_config
 from ..support.postgres_server import Postgres, free_port
 
 CROWD = "/real-time/crowd-sentiment"
@@ -44,7 +44,7 @@ async def test_after_a_kill_of_either_process_rows_go_on_and_none_is_there_twice
     wanted = {CROWD: ["AAPL", "ON"]}
     config = write_config(tmp_path, url=f"http://127.0.0.1:{port}", database_url=sqlite_url, subscriptions=wanted)
     options = ("--port", str(port), "--api-key", KEY, "--seed", "7", "--cadence", "1")
-    async with Program("simulate", *options, folder=tmp_path) as provider, Daemon(config, KEY) as daemon:
+    async with CommandProcess("simulate", *options, folder=tmp_path) as provider, DaemonProcess(config, KEY) as daemon:
         await until(lambda: KEY in provider.stdout)
         await daemon.live()
         await newer_rows(daemon)
@@ -54,36 +54,36 @@ async def test_after_a_kill_of_either_process_rows_go_on_and_none_is_there_twice
         killed_at = now()
         daemon.start()
         await newer_rows(daemon)
-        assert daemon.books.one("SELECT position FROM instances") >= durable
+        assert daemon.db.one("SELECT position FROM instances") >= durable
 
         provider.kill()
         provider.start()
         await newer_rows(daemon)
         assert await daemon.terminate() == 0
 
-    daemon.books.check()
+    daemon.db.check()
     assert_complete(daemon, seed=7)
     states = ["pending", "live", "crashed", "pending", "live", "disconnected", "pending", "live", "stopped"]
-    assert daemon.books.states("ON") == states
-    live, crashed = daemon.books.coverage("ON")[1:3]
+    assert daemon.db.states("ON") == states
+    live, crashed = daemon.db.coverage("ON")[1:3]
     assert live["ended_at"] == crashed["started_at"] <= killed_at
 
 
-async def newer_rows(daemon: Daemon) -> None:
+async def newer_rows(daemon: DaemonProcess) -> None:
     """Wait until a value of the present is stored."""
     began = now()
     query = "SELECT max(ts) AS ts FROM observations"
-    await until(lambda: daemon.status and (daemon.books.one(query) or EVER) > began)
+    await until(lambda: daemon.status and (daemon.db.one(query) or EVER) > began)
 
 
 EVER = datetime.min.replace(tzinfo=UTC)
 
 
-def assert_complete(daemon: Daemon, seed: int) -> None:
+def assert_complete(daemon: DaemonProcess, seed: int) -> None:
     """Every second from the first to the last is there, with the value that the simulator gives it."""
     market = Market(seed, (), 1)
     for ticker in ("AAPL", "ON"):
-        rows = daemon.books.rows(f"SELECT ts, value, revision FROM observations WHERE ticker = '{ticker}' ORDER BY ts")
+        rows = daemon.db.rows(f"SELECT ts, value, revision FROM observations WHERE ticker = '{ticker}' ORDER BY ts")
         assert all(later["ts"] - earlier["ts"] == SECOND for earlier, later in pairwise(rows))
         for row in rows:
             bucket = round(row["ts"].timestamp())
@@ -102,22 +102,22 @@ async def test_a_killed_daemon_finds_what_it_had_received_and_not_yet_written(
         database={"batch": {"max_rows": 1_000_000, "max_wait": "60s"}},
         subscriptions={CROWD: ["AAPL"]},
     )
-    async with Daemon(config, simulator.api_key) as daemon:
+    async with DaemonProcess(config, simulator.api_key) as daemon:
         await until(lambda: len(simulator.emitted) > 20)
         simulator.interval_seconds = None
         await everything_durable(daemon, simulator)
-        assert daemon.books.current() == {}
+        assert daemon.db.current() == {}
         daemon.kill()
         sent = expected_rows.current(simulator.emitted)
         simulator.refusal = "closed for today"
         daemon.start()
         await until(lambda: daemon.status)
         assert await daemon.terminate() == 0
-    assert daemon.books.current() == sent
-    daemon.books.check()
+    assert daemon.db.current() == sent
+    daemon.db.check()
 
 
-async def everything_durable(daemon: Daemon, simulator: FaultySimulator) -> None:
+async def everything_durable(daemon: DaemonProcess, simulator: FaultySimulator) -> None:
     def received() -> bool:
         status = daemon.status
         frames = sum(one["frames"] for one in status["connections"])
@@ -136,19 +136,19 @@ async def test_sigterm_ends_it_in_order_with_everything_received_committed(
         database={"batch": {"max_rows": 50}},
         subscriptions={CROWD: ["AAPL", "ON"]},
     )
-    async with Daemon(config, simulator.api_key) as daemon:
+    async with DaemonProcess(config, simulator.api_key) as daemon:
         await daemon.live()
-        with daemon.books.held():  # so that many batches wait
+        with daemon.db.held():  # so that many batches wait
             already = len(simulator.emitted)
             await until(lambda: len(simulator.emitted) > already + 40)
             simulator.interval_seconds = None
             await everything_durable(daemon, simulator)
-            daemon.ask_to_end()
+            daemon.send_sigterm()
             await until(lambda: "daemon stopped" in daemon.stderr)
-        assert await daemon.ended(timeout_seconds=10) == 0
-    assert daemon.books.current() == expected_rows.current(simulator.emitted)
-    daemon.books.check()
-    assert daemon.books.states("ON") == ["pending", "live", "stopped"]
+        assert await daemon.wait_for_exit(timeout_seconds=10) == 0
+    assert daemon.db.current() == expected_rows.current(simulator.emitted)
+    daemon.db.check()
+    assert daemon.db.states("ON") == ["pending", "live", "stopped"]
 
 
 # What keeps it from starting.
@@ -161,10 +161,10 @@ async def test_a_second_daemon_on_the_same_spool_or_sqlite_file_is_turned_away_a
     first = idle_config(tmp_path / "first", spool=mine, database=mine)
     same_spool = idle_config(tmp_path / "second", spool=mine, database=other)
     same_database = idle_config(tmp_path / "third", spool=other, database=mine)
-    async with Daemon(first, KEY) as daemon:
+    async with DaemonProcess(first, KEY) as daemon:
         await until(lambda: daemon.status)
-        async with Daemon(same_spool, KEY) as second, Daemon(same_database, KEY) as third:
-            assert (await second.ended(), await third.ended()) == (75, 75)
+        async with DaemonProcess(same_spool, KEY) as second, DaemonProcess(same_database, KEY) as third:
+            assert (await second.wait_for_exit(), await third.wait_for_exit()) == (75, 75)
         assert f"{mine}/lock: held by process {daemon.pid};" in second.stderr
         assert f"{mine}/ingestor.db.lock: held by process {daemon.pid};" in third.stderr
         assert "spool.path" in second.stderr
@@ -202,8 +202,8 @@ async def test_a_config_with_five_mistakes_gets_five_messages_with_their_places_
     file = tmp_path / "etc" / "config.yaml"
     file.parent.mkdir()
     file.write_text(FIVE_MISTAKES)
-    async with Program("run", "--config", file, folder=tmp_path, INGESTOR_PROVIDER__API_KEY=KEY) as program:
-        assert await program.ended() == 78
+    async with CommandProcess("run", "--config", file, folder=tmp_path, INGESTOR_PROVIDER__API_KEY=KEY) as program:
+        assert await program.wait_for_exit() == 78
     places = [line.removeprefix(str(file)).split(": ")[0] for line in program.stderr.splitlines()]
     assert places == [":2:3", ":3:12", ":4:21", ":6:48", ":8:5"]
     assert program.stdout == ""
@@ -215,8 +215,8 @@ async def test_without_a_key_it_ends_and_says_where_to_put_one_and_nothing_is_ma
     folder.mkdir()
     url = f"sqlite:///{folder / 'ingestor.db'}"
     file = write_config(folder, url="http://127.0.0.1:9", database_url=url, subscriptions={CROWD: ["AAPL"]})
-    async with Program("run", "--config", file, folder=tmp_path) as program:
-        assert await program.ended() == 78
+    async with CommandProcess("run", "--config", file, folder=tmp_path) as program:
+        assert await program.wait_for_exit() == 78
     assert "provider.api_key_file" in program.stderr
     assert "INGESTOR_PROVIDER__API_KEY" in program.stderr
     assert list(folder.iterdir()) == [file]
@@ -229,7 +229,7 @@ async def test_its_port_says_that_it_is_well_and_ready_and_what_it_does(
     simulator: FaultySimulator, sqlite_url: str, tmp_path: Path
 ) -> None:
     config = write_config(tmp_path, url=simulator.url, database_url=sqlite_url, subscriptions={CROWD: ["AAPL"]})
-    async with Daemon(config, simulator.api_key) as daemon:
+    async with DaemonProcess(config, simulator.api_key) as daemon:
         await daemon.live()
         await until(lambda: daemon.status["rows"]["new"] > 20)
         assert daemon.get("/healthz") == (200, '{"ok":true,"reasons":[]}')
@@ -251,7 +251,7 @@ async def test_without_its_database_it_is_ready_and_receives_and_writes_all_once
 ) -> None:
     postgres.stop()
     config = write_config(tmp_path, url=simulator.url, database_url=postgres.url(), subscriptions={CROWD: ["AAPL"]})
-    async with Daemon(config, simulator.api_key, NOTIFY_SOCKET=notifications.getsockname()) as daemon:
+    async with DaemonProcess(config, simulator.api_key, NOTIFY_SOCKET=notifications.getsockname()) as daemon:
         said = await until(lambda: received(notifications))
         assert b"READY=1" in said
         await until(lambda: daemon.status and daemon.get("/readyz") == (503, UNREACHABLE))
@@ -262,8 +262,8 @@ async def test_without_its_database_it_is_ready_and_receives_and_writes_all_once
         postgres.start()
         await until(lambda: daemon.status["spool"]["entries"] == 0 and daemon.get("/readyz")[0] == 200, 60)
         assert await daemon.terminate() == 0
-    assert daemon.books.current() == expected_rows.current(simulator.emitted)
-    daemon.books.check()
+    assert daemon.db.current() == expected_rows.current(simulator.emitted)
+    daemon.db.check()
 
 
 UNREACHABLE = '{"ok":false,"reasons":["the database cannot be reached"]}'

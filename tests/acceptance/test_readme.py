@@ -21,9 +21,9 @@ import pytest
 from tests.support.faulty_simulator import FaultySimulator
 
 from ..support.daemon import until
-from ..support.db_reader import Books
+from ..support.db_reader import DbReader
 from ..support.postgres_server import free_port
-from ..support.requirements import missing
+from ..support.requirements import skip_missing
 
 TOP = Path(__file__).parents[2]
 TEXT = (TOP / "README.md").read_text()
@@ -105,28 +105,28 @@ async def test_simulator_and_daemon_may_each_be_killed_and_started_again_with_th
     terminal: Terminal, tmp_path: Path
 ) -> None:
     simulate, run = block("ingestor simulate"), block("INGESTOR_PROVIDER__URL")
-    books = Books(f"sqlite:///{tmp_path / 'try' / 'ingestor.db'}")
+    db = DbReader(f"sqlite:///{tmp_path / 'try' / 'ingestor.db'}")
     provider, daemon = terminal(simulate), terminal(run)
-    await new_rows(books)
+    await new_rows(db)
     kill(provider)
     terminal(simulate)
-    await new_rows(books)
+    await new_rows(db)
     kill(daemon)
     daemon = terminal(run)
-    await new_rows(books)
+    await new_rows(db)
     daemon.terminate()
     assert daemon.wait(20) == 0
     assert terminal(block(".venv/bin/ingestor audit")).wait(20) == 0
-    books.check()
+    db.check()
 
 
-async def new_rows(books: Books) -> None:
+async def new_rows(db: DbReader) -> None:
     """Wait until a value of the time after now is stored, which none that was stopped before can have done."""
     began = f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S.%f}"
 
     def stored() -> object:
         try:
-            return books.one(f"SELECT count(*) FROM observations WHERE ts > '{began}'")
+            return db.one(f"SELECT count(*) FROM observations WHERE ts > '{began}'")
         except sqlite3.OperationalError:  # no database yet, or no tables
             return 0
 
@@ -144,7 +144,7 @@ def kill(process: subprocess.Popen[str]) -> None:
 def test_a_service_is_set_up_in_an_order_that_works(tmp_path: Path) -> None:
     """On a machine whose root is a folder. Stand-ins for pip and systemd note that they were asked."""
     if shutil.which("systemd-sysusers") is None:
-        missing("systemd-sysusers: install systemd")
+        skip_missing("systemd-sysusers: install systemd")
     machine = a_machine(tmp_path)
     steps = [block(step) for step in ("service print", "credentials/api_key\n", "systemctl enable")]
     for step in steps:

@@ -15,8 +15,8 @@ import pytest
 from ingestor.provider.catalog import FEEDS, PATHS, base_name
 from tests.support.faulty_simulator import FaultySimulator
 
-from ..support.daemon import Daemon, until, write_config
-from ..support.fork_server import ForkedDaemon, Nursery
+from ..support.daemon import DaemonProcess, until, write_config
+from ..support.fork_server import ForkedDaemon, ForkServer
 from ..support.process_usage import cpu_seconds
 
 # One connection for each path, so that one event gives as many samples.
@@ -45,18 +45,23 @@ def config_for(folder: Path, url: str) -> Path:
     ],
 )
 async def test_all_is_live_within_two_seconds_of_a_server_restart(
-    nursery: Nursery, socketio_peer: Any, tmp_path: Path, generation: str, restarts: int, between_seconds: float
+    fork_server: ForkServer,
+    make_node_server: Any,
+    tmp_path: Path,
+    generation: str,
+    restarts: int,
+    between_seconds: float,
 ) -> None:
-    peer = await socketio_peer(generation)
+    server = await make_node_server(generation)
     restarted_at: list[datetime] = []
-    async with ForkedDaemon(nursery, config_for(tmp_path, peer.url), peer.api_key) as daemon:
+    async with ForkedDaemon(fork_server, config_for(tmp_path, server.url), server.api_key) as daemon:
         for number in range(restarts):
             await daemon.live()
             await asyncio.sleep(between_seconds)
-            await (peer.kill() if number % 2 else peer.stop())
-            await peer.start()
+            await (server.kill() if number % 2 else server.stop())
+            await server.start()
             restarted_at.append(datetime.now(UTC))
-            await until(lambda: peer.count("subscribed") == (len(restarted_at) + 1) * len(SUBSCRIPTIONS))
+            await until(lambda: server.count("subscribed") == (len(restarted_at) + 1) * len(SUBSCRIPTIONS))
         await daemon.live()
         assert await daemon.terminate() == 0
     waits = [
@@ -68,9 +73,9 @@ async def test_all_is_live_within_two_seconds_of_a_server_restart(
     assert statistics.median(waits) < MAX_RECOVERY_SECONDS
 
 
-def live_since(daemon: Daemon, since: datetime) -> list[datetime]:
+def live_since(daemon: DaemonProcess, since: datetime) -> list[datetime]:
     """When subscriptions became live after that moment, according to coverage."""
-    starts = daemon.books.column("SELECT started_at FROM coverage WHERE state = 'live'")
+    starts = daemon.db.column("SELECT started_at FROM coverage WHERE state = 'live'")
     return [at for at in starts if at > since]
 
 
@@ -87,16 +92,18 @@ def summary(seconds: list[float]) -> str:
     ],
 )
 async def test_half_open_connection_is_detected_within_ping_limits(
-    nursery: Nursery,
-    socketio_peer: Any,
+    fork_server: ForkServer,
+    make_node_server: Any,
     tcp_proxy: Any,
     tmp_path: Path,
     generation: str,
     ping_seconds: tuple[float, float],
 ) -> None:
-    peer = await socketio_peer(generation, ping_interval_seconds=ping_seconds[0], ping_timeout_seconds=ping_seconds[1])
-    proxy = await tcp_proxy(peer.url)
-    async with ForkedDaemon(nursery, config_for(tmp_path, proxy.url), peer.api_key) as daemon:
+    server = await make_node_server(
+        generation, ping_interval_seconds=ping_seconds[0], ping_timeout_seconds=ping_seconds[1]
+    )
+    proxy = await tcp_proxy(server.url)
+    async with ForkedDaemon(fork_server, config_for(tmp_path, proxy.url), server.api_key) as daemon:
         await daemon.live()
         half_open_at = datetime.now(UTC)
         proxy.half_open = True
@@ -107,10 +114,10 @@ async def test_half_open_connection_is_detected_within_ping_limits(
     assert max(waits) < sum(ping_seconds) + 1
 
 
-def detected_at(daemon: Daemon) -> list[datetime]:
+def detected_at(daemon: DaemonProcess) -> list[datetime]:
     """When each half-open connection was detected, in order."""
     query = "SELECT at AS detected_at FROM events WHERE kind = 'disconnected' AND detail LIKE '%\"mute\"%' ORDER BY seq"
-    return daemon.books.column(query)
+    return daemon.db.column(query)
 
 
 # Servers that keep closing connections.
@@ -131,10 +138,10 @@ async def restart_every_few_seconds(simulator: FaultySimulator) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("disturb", [kick_at_once, restart_every_few_seconds])
 async def test_server_that_ends_every_connection_costs_little_cpu(
-    nursery: Nursery, make_simulator: Any, tmp_path: Path, disturb: Callable[[FaultySimulator], Awaitable[None]]
+    fork_server: ForkServer, make_simulator: Any, tmp_path: Path, disturb: Callable[[FaultySimulator], Awaitable[None]]
 ) -> None:
     simulator = await make_simulator(interval_seconds=1)
-    async with ForkedDaemon(nursery, config_for(tmp_path, simulator.url), simulator.api_key) as daemon:
+    async with ForkedDaemon(fork_server, config_for(tmp_path, simulator.url), simulator.api_key) as daemon:
         await daemon.live()
         over = asyncio.Event()
         storm = asyncio.create_task(disturb_until(over, disturb, simulator))

@@ -20,7 +20,7 @@ from tests.support.faulty_simulator import FaultySimulator
 
 from ..support import expected_rows
 from ..support.daemon import until, write_config
-from ..support.fork_server import ForkedDaemon, ForkedProgram, Nursery
+from ..support.fork_server import ForkedCommand, ForkedDaemon, ForkServer
 
 CROWD = "/real-time/crowd-sentiment"
 VOLUME = "/real-time/tweet-volume"
@@ -38,7 +38,7 @@ async def busy_simulator(make_simulator: Callable[..., Any]) -> FaultySimulator:
 
 @asynccontextmanager
 async def running(
-    nursery: Nursery, folder: Path, simulator: FaultySimulator, tickers: list[str], **environment: str
+    fork_server: ForkServer, folder: Path, simulator: FaultySimulator, tickers: list[str], **environment: str
 ) -> AsyncIterator[ForkedDaemon]:
     config = write_config(
         folder,
@@ -46,7 +46,7 @@ async def running(
         database_url=f"sqlite:///{folder / 'ingestor.db'}",
         subscriptions={CROWD: tickers},
     )
-    daemon = ForkedDaemon(nursery, config, simulator.api_key, **environment)
+    daemon = ForkedDaemon(fork_server, config, simulator.api_key, **environment)
     daemon.start()
     try:
         await daemon.live()
@@ -68,15 +68,15 @@ def set_tickers(tickers: list[str]) -> Callable[[dict[str, Any]], object]:
     return lambda document: document["subscriptions"][0].update(tickers=tickers)
 
 
-async def run_reload(nursery: Nursery, daemon: ForkedDaemon) -> tuple[int, dict[str, Any], str]:
+async def run_reload(fork_server: ForkServer, daemon: ForkedDaemon) -> tuple[int, dict[str, Any], str]:
     """Run `ingestor reload` and return its exit code, its result and its errors."""
     options = ("--output", "json", "--config", daemon.config_file)
     key = {"INGESTOR_PROVIDER__API_KEY": "any"}
     folder = daemon.folder / f"reload-{time.monotonic_ns()}"
     folder.mkdir()
-    command = ForkedProgram(nursery, "reload", *options, folder=folder, **key)
+    command = ForkedCommand(fork_server, "reload", *options, folder=folder, **key)
     command.start()
-    code = await command.ended()
+    code = await command.wait_for_exit()
     return code, json.loads(command.stdout or "{}"), command.stderr
 
 
@@ -85,20 +85,20 @@ async def run_reload(nursery: Nursery, daemon: ForkedDaemon) -> tuple[int, dict[
 
 @pytest.mark.parametrize("how", ["signal", "command", "watch"])
 async def test_reload_changes_tickers_on_the_live_connection(
-    nursery: Nursery, busy_simulator: FaultySimulator, tmp_path: Path, how: str
+    fork_server: ForkServer, busy_simulator: FaultySimulator, tmp_path: Path, how: str
 ) -> None:
     environment = {"INGESTOR_WATCH": "true"} if how == "watch" else {}
-    async with running(nursery, tmp_path, busy_simulator, TICKERS, **environment) as daemon:
+    async with running(fork_server, tmp_path, busy_simulator, TICKERS, **environment) as daemon:
         connection_id, handshakes = daemon.status["connections"][0]["id"], busy_simulator.handshakes
         edit_config(daemon, set_tickers([*TICKERS[1:], "TSLA"]))
         requested_at = time.monotonic()
         if how == "signal":
             os.kill(daemon.pid, signal.SIGHUP)
         elif how == "command":
-            code, result, _ = await run_reload(nursery, daemon)
+            code, result, _ = await run_reload(fork_server, daemon)
             assert (code, result) == (0, {"added": 1, "removed": 1, "needs_restart": []})
         first_row = "SELECT count(*) FROM observations WHERE ticker = 'TSLA'"
-        await until(lambda: daemon.books.one(first_row))
+        await until(lambda: daemon.db.one(first_row))
         duration_seconds = time.monotonic() - requested_at
         await until(
             lambda: {request.params["ticker"] for request in busy_simulator.subscriptions()} == {*TICKERS[1:], "TSLA"}
@@ -106,33 +106,35 @@ async def test_reload_changes_tickers_on_the_live_connection(
         await daemon.live()
         assert (daemon.status["connections"][0]["id"], busy_simulator.handshakes) == (connection_id, handshakes)
         busy_simulator.interval_seconds = None
-        await daemon.holds(lambda: expected_rows.current(busy_simulator.emitted))
+        await daemon.wait_for_samples(lambda: expected_rows.current(busy_simulator.emitted))
         assert await daemon.terminate() == 0
     print(f"{how}: the first row of the new ticker after {duration_seconds:.2f} s")
     assert duration_seconds < (2 if how == "signal" else 6)
     for ticker in ("T0", "T1", "TSLA"):
-        assert daemon.books.states(ticker) == ["pending", "live", "stopped"]
-    daemon.books.check()
+        assert daemon.db.states(ticker) == ["pending", "live", "stopped"]
+    daemon.db.check()
 
 
 async def test_reload_opens_new_path_and_closes_removed_one(
-    nursery: Nursery, simulator: FaultySimulator, tmp_path: Path
+    fork_server: ForkServer, simulator: FaultySimulator, tmp_path: Path
 ) -> None:
-    async with running(nursery, tmp_path, simulator, ["AAPL"]) as daemon:
+    async with running(fork_server, tmp_path, simulator, ["AAPL"]) as daemon:
         edit_config(daemon, lambda document: document.update(subscriptions=[{"path": VOLUME, "tickers": ["ON"]}]))
         os.kill(daemon.pid, signal.SIGHUP)
         await until(lambda: [connection["path"] for connection in daemon.status["connections"]] == [VOLUME])
         await daemon.live()
         await until(lambda: len(simulator.connections) == 1)
         assert await daemon.terminate() == 0
-    assert daemon.books.states("AAPL") == ["pending", "live", "stopped"]
-    daemon.books.check()
+    assert daemon.db.states("AAPL") == ["pending", "live", "stopped"]
+    daemon.db.check()
 
 
-async def test_sighup_during_startup_is_deferred(nursery: Nursery, simulator: FaultySimulator, tmp_path: Path) -> None:
+async def test_sighup_during_startup_is_deferred(
+    fork_server: ForkServer, simulator: FaultySimulator, tmp_path: Path
+) -> None:
     subscriptions, database_url = {CROWD: ["AAPL"]}, f"sqlite:///{tmp_path / 'ingestor.db'}"
     file = write_config(tmp_path, url=simulator.url, database_url=database_url, subscriptions=subscriptions)
-    daemon, text = ForkedDaemon(nursery, file, simulator.api_key), file.read_text()
+    daemon, text = ForkedDaemon(fork_server, file, simulator.api_key), file.read_text()
     file.unlink()
     os.mkfifo(file)  # reading it blocks until the test writes
     daemon.start()
@@ -147,19 +149,19 @@ async def test_sighup_during_startup_is_deferred(nursery: Nursery, simulator: Fa
         assert await daemon.terminate() == 0
     finally:
         daemon.kill()
-    daemon.books.check()
+    daemon.db.check()
 
 
 # Invalid files.
 
 
 async def test_invalid_file_is_rejected_until_it_is_fixed(
-    nursery: Nursery, simulator: FaultySimulator, tmp_path: Path
+    fork_server: ForkServer, simulator: FaultySimulator, tmp_path: Path
 ) -> None:
-    async with running(nursery, tmp_path, simulator, ["AAPL"]) as daemon:
+    async with running(fork_server, tmp_path, simulator, ["AAPL"]) as daemon:
         good = daemon.config_file.read_text()
         daemon.config_file.write_text(good.replace('"tickers"', '"tickerz"'))
-        code, _, error = await run_reload(nursery, daemon)
+        code, _, error = await run_reload(fork_server, daemon)
         # The command reads the file before it asks the daemon.
         assert (code, "did you mean" in error) == (78, True)
         os.kill(daemon.pid, signal.SIGHUP)
@@ -169,31 +171,31 @@ async def test_invalid_file_is_rejected_until_it_is_fixed(
         assert "did you mean" in daemon.status["last_errors"][-1]["text"]
         await daemon.live()
         daemon.config_file.write_text(good)
-        assert await run_reload(nursery, daemon) == (0, {"added": 0, "removed": 0, "needs_restart": []}, "")
+        assert await run_reload(fork_server, daemon) == (0, {"added": 0, "removed": 0, "needs_restart": []}, "")
         assert "ingestor_config_last_reload_successful 1.0" in daemon.get("/metrics")[1]
         assert await daemon.terminate() == 0
-    kinds = daemon.books.column("SELECT kind FROM events WHERE kind LIKE 'config%' ORDER BY seq")
+    kinds = daemon.db.column("SELECT kind FROM events WHERE kind LIKE 'config%' ORDER BY seq")
     assert kinds[-1] == "config_reloaded"
     assert "config_rejected" in kinds[:-1]
-    assert daemon.books.states("AAPL") == ["pending", "live", "stopped"]
+    assert daemon.db.states("AAPL") == ["pending", "live", "stopped"]
 
 
 async def test_changes_that_need_a_restart_are_reported_each_time(
-    nursery: Nursery, simulator: FaultySimulator, tmp_path: Path
+    fork_server: ForkServer, simulator: FaultySimulator, tmp_path: Path
 ) -> None:
-    async with running(nursery, tmp_path, simulator, ["AAPL"]) as daemon:
+    async with running(fork_server, tmp_path, simulator, ["AAPL"]) as daemon:
         edit_config(daemon, lambda document: document["database"].update(batch={"max_rows": 10}))
         for _ in range(2):
-            _, result, _ = await run_reload(nursery, daemon)
+            _, result, _ = await run_reload(fork_server, daemon)
             assert result["needs_restart"] == ["database.batch.max_rows"]
 
 
 @pytest.mark.parametrize("count", [100, pytest.param(10_000, marks=[pytest.mark.slow, pytest.mark.timeout(1800)])])
 async def test_corrupted_file_does_not_stop_the_daemon(
-    nursery: Nursery, simulator: FaultySimulator, tmp_path: Path, count: int
+    fork_server: ForkServer, simulator: FaultySimulator, tmp_path: Path, count: int
 ) -> None:
     dice = random.Random(count)
-    async with running(nursery, tmp_path, simulator, ["AAPL", "ON"]) as daemon:
+    async with running(fork_server, tmp_path, simulator, ["AAPL", "ON"]) as daemon:
         good = daemon.config_file.read_bytes()
         pid, accepted = daemon.pid, 0
         for _ in range(count):
@@ -210,7 +212,7 @@ async def test_corrupted_file_does_not_stop_the_daemon(
         assert await daemon.terminate() == 0
     print(f"{count} files, {accepted} of them accepted")
     assert 0 < accepted < count
-    daemon.books.check()
+    daemon.db.check()
 
 
 def corrupt(text: bytes, dice: random.Random) -> bytes:

@@ -18,9 +18,9 @@ from aiohttp import web
 from tests.support.faulty_simulator import FaultySimulator
 
 from ..support.connect_proxy import ConnectProxy
-from ..support.daemon import Daemon, until, write_config
-from ..support.db_reader import Books
-from ..support.fork_server import ForkedDaemon, ForkedProgram, Nursery
+from ..support.daemon import DaemonProcess, until, write_config
+from ..support.db_reader import DbReader
+from ..support.fork_server import ForkedCommand, ForkedDaemon, ForkServer
 from ..support.postgres_server import Postgres
 
 CROWD = "/real-time/crowd-sentiment"
@@ -49,12 +49,14 @@ JSON = ("--output", "json")
 class OutputRecorder:
     """Records everything that a daemon writes, anywhere."""
 
-    def __init__(self, nursery: Nursery, folder: Path, key: str, environment: dict[str, str], **config: Any) -> None:
+    def __init__(
+        self, fork_server: ForkServer, folder: Path, key: str, environment: dict[str, str], **config: Any
+    ) -> None:
         folder.mkdir()
         self.config = write_config(folder, **{"subscriptions": {CROWD: ["AAPL"]}, "log": {"level": "debug"}, **config})
-        self.daemon: Daemon = ForkedDaemon(nursery, self.config, key, **environment)
+        self.daemon: DaemonProcess = ForkedDaemon(fork_server, self.config, key, **environment)
         self.outputs: list[str] = []
-        self._nursery = nursery
+        self._fork_server = fork_server
         self._environment: dict[str, Any] = {"folder": folder, "INGESTOR_PROVIDER__API_KEY": key, **environment}
 
     async def record(self, *commands: list[str]) -> None:
@@ -64,9 +66,9 @@ class OutputRecorder:
         await asyncio.gather(*map(self._run, commands))
 
     async def _run(self, arguments: list[str]) -> None:
-        command = ForkedProgram(self._nursery, *arguments, "--config", self.config, **self._environment)
+        command = ForkedCommand(self._fork_server, *arguments, "--config", self.config, **self._environment)
         async with command:
-            await command.ended()
+            await command.wait_for_exit()
         assert command.stdout, command.stderr
         self.outputs += [command.stdout, command.stderr]
 
@@ -74,7 +76,7 @@ class OutputRecorder:
         """Stop the daemon, and return all its output and everything it has written."""
         assert await self.daemon.terminate() == 0
         spool = [file.read_bytes().decode(errors="replace") for file in (self.config.parent / "spool").iterdir()]
-        return "\n".join([self.daemon.stdout, self.daemon.stderr, *self.outputs, *texts(self.daemon.books), *spool])
+        return "\n".join([self.daemon.stdout, self.daemon.stderr, *self.outputs, *texts(self.daemon.db), *spool])
 
 
 # A provider that works, and what fails there and in the database.
@@ -82,13 +84,13 @@ class OutputRecorder:
 
 @pytest.mark.postgres
 async def test_no_secret_appears_in_any_output(
-    make_simulator: Callable[..., Any], postgres: Postgres, nursery: Nursery, tmp_path: Path
+    make_simulator: Callable[..., Any], postgres: Postgres, fork_server: ForkServer, tmp_path: Path
 ) -> None:
     simulator: FaultySimulator = await make_simulator(api_key=KEY, token_bytes=9311)
     tokens = record_tokens(simulator)
     url = postgres.url().replace("@", f":{quote(PASSWORD, safe='')}@")
     recorder = OutputRecorder(
-        nursery,
+        fork_server,
         tmp_path / "main",
         KEY,
         {"INGESTOR_DATABASE__URL": url},
@@ -97,7 +99,7 @@ async def test_no_secret_appears_in_any_output(
         subscriptions={CROWD: ["AAPL", "TSLA"]},
     )
     # Not forked, because its command line is checked too.
-    recorder.daemon = Daemon(recorder.config, KEY, INGESTOR_DATABASE__URL=url)
+    recorder.daemon = DaemonProcess(recorder.config, KEY, INGESTOR_DATABASE__URL=url)
     async with recorder.daemon as daemon:
         await until(lambda: tokens)
         recorder.outputs.append(Path(f"/proc/{daemon.pid}/cmdline").read_text())
@@ -162,15 +164,15 @@ def spellings(secret: str) -> list[str]:
     return [secret, quote(secret, safe=""), quote(secret)]
 
 
-def texts(books: Books) -> list[str]:
+def texts(db: DbReader) -> list[str]:
     """Return every text in every table, except the provider's own text."""
-    columns = books.rows(_POSTGRES_TEXTS if books.url.startswith("postgres") else _SQLITE_TEXTS)
+    columns = db.rows(_POSTGRES_TEXTS if db.url.startswith("postgres") else _SQLITE_TEXTS)
     assert {"table_name": "events", "column_name": "detail"} in columns
     return [
         str(value)
         for column in columns
         if column != {"table_name": "payloads", "column_name": "body"}
-        for value in books.column(f'SELECT "{column["column_name"]}" FROM "{column["table_name"]}"')
+        for value in db.column(f'SELECT "{column["column_name"]}" FROM "{column["table_name"]}"')
     ]
 
 
@@ -226,7 +228,7 @@ async def nothing(request: web.Request) -> web.Response:
 
 
 async def test_failed_token_request_does_not_show_the_key(
-    echo_url: Callable[[str], str], simulator: FaultySimulator, nursery: Nursery, tmp_path: Path
+    echo_url: Callable[[str], str], simulator: FaultySimulator, fork_server: ForkServer, tmp_path: Path
 ) -> None:
     key_file = tmp_path / "api_key"
     put(key_file, OLD_KEY)
@@ -247,10 +249,10 @@ async def test_failed_token_request_does_not_show_the_key(
             folder = tmp_path / str(number)
             database_url = f"sqlite:///{folder}/ingestor.db"
             config = {"url": url, "database_url": database_url, "provider": {"token_path": f"/{path}"}}
-            recorders.append(OutputRecorder(nursery, folder, KEY, environment, **config))
+            recorders.append(OutputRecorder(fork_server, folder, KEY, environment, **config))
         url = f"sqlite:///{tmp_path}/rotated/ingestor.db"
         rotated = OutputRecorder(
-            nursery,
+            fork_server,
             tmp_path / "rotated",
             OLD_KEY,
             {},

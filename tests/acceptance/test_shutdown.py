@@ -10,7 +10,7 @@ import pytest
 
 from tests.support.faulty_simulator import FaultySimulator
 
-from ..support.daemon import Daemon, Program, until, write_config
+from ..support.daemon import CommandProcess, DaemonProcess, until, write_config
 
 CROWD = "/real-time/crowd-sentiment"
 
@@ -28,35 +28,35 @@ async def test_dead_letters_tried_again_after_a_kill_do_not_hide_the_kill(
     simulator: FaultySimulator, sqlite_url: str, tmp_path: Path
 ) -> None:
     config = config_of(tmp_path, simulator, sqlite_url, ["AAPL"])
-    async with Daemon(config, simulator.api_key) as daemon:
+    async with DaemonProcess(config, simulator.api_key) as daemon:
         await daemon.live()
         await simulator.emit_raw(CROWD, '[{"ticker": "X"}]')
         await until(lambda: daemon.status["dead_letters"]["decode"] == 1)
         daemon.kill()
-        async with Program("dead-letters", "retry", "--config", config, folder=tmp_path) as retry:
-            assert await retry.ended() == 0
+        async with CommandProcess("dead-letters", "retry", "--config", config, folder=tmp_path) as retry:
+            assert await retry.wait_for_exit() == 0
             assert retry.stdout.startswith("retrying 1 dead letters")
-        assert daemon.books.states("AAPL") == ["pending", "live", "crashed"]
+        assert daemon.db.states("AAPL") == ["pending", "live", "crashed"]
         daemon.start()
         await daemon.live()
         assert await daemon.terminate() == 0
-    assert daemon.books.states("AAPL") == ["pending", "live", "crashed", "pending", "live", "stopped"]
-    daemon.books.check()
+    assert daemon.db.states("AAPL") == ["pending", "live", "crashed", "pending", "live", "stopped"]
+    daemon.db.check()
 
 
 async def test_a_ticker_that_is_wanted_no_more_after_a_kill_grows_no_gap(
     simulator: FaultySimulator, sqlite_url: str, tmp_path: Path
 ) -> None:
     config = config_of(tmp_path, simulator, sqlite_url, ["AAPL", "TSLA"])
-    async with Daemon(config, simulator.api_key) as daemon:
+    async with DaemonProcess(config, simulator.api_key) as daemon:
         await daemon.live()
-        await until(lambda: daemon.books.states("TSLA") == ["pending", "live"])  # what was not synced was never said
+        await until(lambda: daemon.db.states("TSLA") == ["pending", "live"])  # what was not synced was never said
         daemon.kill()
     config = config_of(tmp_path, simulator, sqlite_url, ["AAPL"])
-    async with Daemon(config, simulator.api_key) as daemon:
+    async with DaemonProcess(config, simulator.api_key) as daemon:
         await daemon.live()
         assert await daemon.terminate() == 0
-    assert daemon.books.states("TSLA") == ["pending", "live", "crashed", "stopped"]
+    assert daemon.db.states("TSLA") == ["pending", "live", "crashed", "stopped"]
 
 
 @pytest.mark.postgres
@@ -64,21 +64,21 @@ async def test_a_second_signal_ends_it_at_once_though_a_statement_hangs(
     simulator: FaultySimulator, postgres_url: str, tmp_path: Path
 ) -> None:
     config = config_of(tmp_path, simulator, postgres_url, ["AAPL"])
-    async with Daemon(config, simulator.api_key) as daemon:
+    async with DaemonProcess(config, simulator.api_key) as daemon:
         await daemon.live()
-        with daemon.books.held():
+        with daemon.db.held():
             held = daemon.status["database"]["position"]
             await until(lambda: daemon.status["spool"]["durable_seq"] > held + 3)
-            daemon.ask_to_end()
+            daemon.send_sigterm()
             await until(lambda: "daemon stopped" in daemon.stderr)
             began = time.monotonic()
-            daemon.ask_to_end()
-            assert await daemon.ended() == 0
+            daemon.send_sigterm()
+            assert await daemon.wait_for_exit() == 0
             assert time.monotonic() - began < 4
         daemon.start()
         await daemon.live()
         assert await daemon.terminate() == 0
-    daemon.books.check()
+    daemon.db.check()
 
 
 async def test_a_spool_that_cannot_be_made_is_told_in_words(
@@ -86,7 +86,7 @@ async def test_a_spool_that_cannot_be_made_is_told_in_words(
 ) -> None:
     (tmp_path / "spool").write_text("a file")
     config = config_of(tmp_path, simulator, sqlite_url, ["AAPL"])
-    async with Daemon(config, simulator.api_key) as daemon:
-        assert await daemon.ended() == 74
+    async with DaemonProcess(config, simulator.api_key) as daemon:
+        assert await daemon.wait_for_exit() == 74
         assert "File exists; set spool.path to a folder that can be created" in daemon.stderr
         assert "Traceback" not in daemon.stderr

@@ -11,7 +11,7 @@ from pathlib import Path
 from tests.support.faulty_simulator import FaultySimulator
 
 from ..support import expected_rows
-from ..support.daemon import Daemon, Program, until, write_config
+from ..support.daemon import CommandProcess, DaemonProcess, until, write_config
 
 STOPPED_SECONDS = 7.0
 
@@ -20,7 +20,7 @@ async def test_a_standstill_is_a_hole_in_coverage_and_costs_no_row(simulator: Fa
     database_url = f"sqlite:///{tmp_path / 'ingestor.db'}"  # databases have no say in it
     wanted = {"/real-time/crowd-sentiment": ["AAPL", "ON"]}
     config = write_config(tmp_path, url=simulator.url, database_url=database_url, subscriptions=wanted)
-    async with Daemon(config, simulator.api_key) as daemon:
+    async with DaemonProcess(config, simulator.api_key) as daemon:
         await daemon.live()
         await until(lambda: daemon.status["rows"]["new"] > 300)
         stopped_at = datetime.now(UTC)
@@ -28,19 +28,19 @@ async def test_a_standstill_is_a_hole_in_coverage_and_costs_no_row(simulator: Fa
         await asyncio.sleep(STOPPED_SECONDS)
         continued_at = datetime.now(UTC)
         os.kill(daemon.pid, signal.SIGCONT)
-        await until(lambda: daemon.books.states("ON") == ["pending", "live", "silent", "live"])
+        await until(lambda: daemon.db.states("ON") == ["pending", "live", "silent", "live"])
         simulator.interval_seconds = None
-        await daemon.holds(lambda: expected_rows.current(simulator.emitted))
+        await daemon.wait_for_samples(lambda: expected_rows.current(simulator.emitted))
         assert len(simulator.connections) == 1
         assert await daemon.terminate() == 0
 
-    daemon.books.check()
-    _, live, silent, again, _ = daemon.books.coverage("ON")
+    daemon.db.check()
+    _, live, silent, again, _ = daemon.db.coverage("ON")
     # Up to the last look at the clocks, and from the first one on.
     assert stopped_at - timedelta(seconds=2) < live["ended_at"] == silent["started_at"] <= stopped_at
     assert continued_at <= silent["ended_at"] == again["started_at"] < continued_at + timedelta(seconds=2)
     assert silent["reason"].startswith("the process stood still for ")
-    (gap,) = [gap for gap in daemon.books.gaps("ON") if gap["states"] == "silent"]
+    (gap,) = [gap for gap in daemon.db.gaps("ON") if gap["states"] == "silent"]
     assert (gap["from_at"], gap["to_at"]) == (live["ended_at"], again["started_at"])
-    async with Program("audit", "--config", config, folder=tmp_path) as audit:
-        assert await audit.ended() == 0
+    async with CommandProcess("audit", "--config", config, folder=tmp_path) as audit:
+        assert await audit.wait_for_exit() == 0

@@ -11,20 +11,20 @@ from pathlib import Path
 import pytest
 
 from ..support.daemon import until, write_config
-from ..support.db_reader import Books
-from ..support.fork_server import ForkedDaemon, Nursery
-from ..support.numbered_feed import KEY, PATH, TICKERS, Feed
-from ..support.reconciliation import assert_balances, reckon, spool_head
+from ..support.db_reader import DbReader
+from ..support.fork_server import ForkedDaemon, ForkServer
+from ..support.numbered_feed import KEY, PATH, TICKERS, NumberedFeed
+from ..support.reconciliation import assert_balances, reconcile, spool_head
 
 KILLS = 4
 
 
 @pytest.mark.postgres
 async def test_either_of_two_may_be_killed_and_no_gap_is_seen_and_no_value_is_there_twice(
-    nursery: Nursery, postgres_url: str, tmp_path: Path
+    fork_server: ForkServer, postgres_url: str, tmp_path: Path
 ) -> None:
     pick = random.Random(0)
-    async with Feed(rate=200) as feed, pair(nursery, feed, postgres_url, tmp_path) as daemons:
+    async with NumberedFeed(rate=200) as feed, pair(fork_server, feed, postgres_url, tmp_path) as daemons:
         for number in range(KILLS):
             victim = daemons[number % 2]
             await asyncio.sleep(pick.uniform(0.1, 0.8))
@@ -35,21 +35,25 @@ async def test_either_of_two_may_be_killed_and_no_gap_is_seen_and_no_value_is_th
         feed.rate = 0
         for daemon in daemons:
             assert await daemon.terminate(timeout_seconds=20) == 0
-            await assert_balances(daemon, nursery)
-        books = Books(postgres_url)
-        books.check()
-        found = reckon(books, feed.count, feed.acknowledged)
+            await assert_balances(daemon, fork_server)
+        db = DbReader(postgres_url)
+        db.check()
+        found = reconcile(db, feed.count, feed.acknowledged)
         print(found)
         assert (found.lost, found.duplicated) == (frozenset(), frozenset())
         assert found.stored > 1.2 * found.sent  # both have received
-        assert_all_written(books, tmp_path)
-        assert_no_gap_between(books)
+        assert_all_written(db, tmp_path)
+        assert_no_gap_between(db)
 
 
 @asynccontextmanager
-async def pair(nursery: Nursery, feed: Feed, url: str, folder: Path) -> AsyncIterator[list[ForkedDaemon]]:
+async def pair(
+    fork_server: ForkServer, feed: NumberedFeed, url: str, folder: Path
+) -> AsyncIterator[list[ForkedDaemon]]:
     """Both live; killed at the end."""
-    daemons = [ForkedDaemon(nursery, config, KEY) for config in (config_of(feed, url, folder / name) for name in "ab")]
+    daemons = [
+        ForkedDaemon(fork_server, config, KEY) for config in (config_of(feed, url, folder / name) for name in "ab")
+    ]
     async with daemons[0], daemons[1]:
         for daemon in daemons:
             await daemon.live()
@@ -57,20 +61,20 @@ async def pair(nursery: Nursery, feed: Feed, url: str, folder: Path) -> AsyncIte
         yield daemons
 
 
-def config_of(feed: Feed, url: str, folder: Path) -> Path:
+def config_of(feed: NumberedFeed, url: str, folder: Path) -> Path:
     folder.mkdir()
     return write_config(folder, url=feed.url, database_url=url, subscriptions={PATH: TICKERS})
 
 
-def assert_all_written(books: Books, folder: Path) -> None:
-    positions = {row["spool_id"]: row["position"] for row in books.rows("SELECT spool_id, position FROM instances")}
+def assert_all_written(db: DbReader, folder: Path) -> None:
+    positions = {row["spool_id"]: row["position"] for row in db.rows("SELECT spool_id, position FROM instances")}
     heads = [spool_head(folder / name / "spool") for name in "ab"]
     assert positions == {head["spool_id"]: head["next_seq"] - 1 for head in heads}
 
 
-def assert_no_gap_between(books: Books) -> None:
+def assert_no_gap_between(db: DbReader) -> None:
     """From the first that was live to the last, somebody always listened."""
     for ticker in TICKERS:
-        assert books.states(ticker).count("crashed") == KILLS
-        (before,) = books.gaps(ticker)
+        assert db.states(ticker).count("crashed") == KILLS
+        (before,) = db.gaps(ticker)
         assert before["states"].startswith("pending")

@@ -16,8 +16,8 @@ from ingestor.config import load
 from ingestor.errors import PermissionDenied
 from ingestor.pipeline.decoder import Decoder
 from ingestor.provider import catalog
-from tests.support.daemon import Resident, until, write_config
-from tests.support.db_reader import Books
+from tests.support.daemon import InProcessDaemon, until, write_config
+from tests.support.db_reader import DbReader
 from tests.support.entries import frame, row
 from tests.support.faulty_simulator import FaultySimulator
 from tests.support.postgres_server import free_port
@@ -99,9 +99,9 @@ async def test_database_in_use_stays_unchanged(check: Check, simulator: FaultySi
     results = await check(simulator, database_url=migrated_url)
     assert failures(results) == {}
     assert results["database write"].message == "16 values written and rolled back"
-    books = Books(migrated_url)
+    db = DbReader(migrated_url)
     for table in ("series", "samples", "payloads", "instances", "batches", "events"):
-        assert books.one(f"SELECT count(*) FROM {table}") == 0
+        assert db.one(f"SELECT count(*) FROM {table}") == 0
 
 
 async def test_write_is_skipped_while_daemon_uses_sqlite_file(
@@ -110,7 +110,7 @@ async def test_write_is_skipped_while_daemon_uses_sqlite_file(
     wanted = {CROWD: ["AAPL"]}
     url = f"sqlite:///{tmp_path / 'ingestor.db'}"
     config = write_config(tmp_path, url=simulator.url, database_url=url, subscriptions=wanted)
-    async with Resident(config, simulator.api_key) as daemon:
+    async with InProcessDaemon(config, simulator.api_key) as daemon:
         await daemon.live()
         results = await check(simulator, subscriptions=wanted)
     assert failures(results) == {}

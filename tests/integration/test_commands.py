@@ -47,10 +47,10 @@ HIDDEN = "hunter2secret"
 def test_missing_database_is_reported_with_remedy(
     command: Command, configured: Callable[..., Path], tmp_path: Path, arguments: list[str]
 ) -> None:
-    ended = command(*arguments, "--config", configured())
-    assert (ended.code, ended.out) == (69, "")
+    result = command(*arguments, "--config", configured())
+    assert (result.code, result.out) == (69, "")
     where = f"sqlite:///{tmp_path / 'ingestor.db'}: does not exist; "
-    assert ended.err == f"{where}`ingestor run` creates it, or fix database.url\n"
+    assert result.err == f"{where}`ingestor run` creates it, or fix database.url\n"
     assert [file.name for file in tmp_path.iterdir()] == ["config.yaml"]
 
 
@@ -60,9 +60,9 @@ def test_file_that_is_no_database_is_left_unchanged(
 ) -> None:
     file = tmp_path / "ingestor.db"
     file.write_text("no database, but text\n" * 50)
-    ended = command(*arguments, "--config", configured())
-    assert (ended.code, ended.out) == (69, "")
-    assert ended.err == f"sqlite:///{file}: file is not a database; {MOVE}\n"
+    result = command(*arguments, "--config", configured())
+    assert (result.code, result.out) == (69, "")
+    assert result.err == f"sqlite:///{file}: file is not a database; {MOVE}\n"
     assert file.read_text() == "no database, but text\n" * 50
 
 
@@ -74,19 +74,19 @@ def test_database_without_tables_is_reported_with_remedy(
     command: Command, configured: Callable[..., Path], database_url: str, tmp_path: Path, arguments: list[str]
 ) -> None:
     (tmp_path / "ingestor.db").touch()  # an empty file is an empty database
-    ended = command(*arguments, "--config", configured(database_url))
-    assert (ended.code, ended.out) == (69, "")
-    assert ended.err.endswith("; `ingestor run` or `ingestor db upgrade` creates the tables\n")
+    result = command(*arguments, "--config", configured(database_url))
+    assert (result.code, result.out) == (69, "")
+    assert result.err.endswith("; `ingestor run` or `ingestor db upgrade` creates the tables\n")
 
 
 @pytest.mark.parametrize("arguments", [*READING, ["check"]], ids=" ".join)
 def test_unreachable_server_is_reported_without_password(
     command: Command, configured: Callable[..., Path], arguments: list[str]
 ) -> None:
-    ended = command(*arguments, "--config", configured(f"postgresql://u@127.0.0.1:1/d?password={HIDDEN}"))
-    assert ended.code in (69, 78)  # check also misses the API key
-    assert "postgresql+psycopg://u@127.0.0.1:1/d?password=***: " in ended.out + ended.err
-    assert HIDDEN not in ended.out + ended.err
+    result = command(*arguments, "--config", configured(f"postgresql://u@127.0.0.1:1/d?password={HIDDEN}"))
+    assert result.code in (69, 78)  # check also misses the API key
+    assert "postgresql+psycopg://u@127.0.0.1:1/d?password=***: " in result.out + result.err
+    assert HIDDEN not in result.out + result.err
 
 
 @pytest.mark.postgres
@@ -94,9 +94,9 @@ def test_check_names_database_without_password(
     command: Command, configured: Callable[..., Path], postgres_url: str
 ) -> None:
     config = configured(f"{postgres_url}?password={HIDDEN}")
-    ended = command("check", "--config", config)
-    assert "?password=***: schema empty, `ingestor run` upgrades to" in ended.out
-    assert HIDDEN not in ended.out + ended.err
+    result = command("check", "--config", config)
+    assert "?password=***: schema empty, `ingestor run` upgrades to" in result.out
+    assert HIDDEN not in result.out + result.err
     assert HIDDEN not in "".join(
         one.message for one in check.run_offline_checks(load(config, {}))
     )  # nor in the unmasked result
@@ -107,10 +107,10 @@ def test_check_warns_of_missing_tls_and_masks_proxy(
 ) -> None:
     monkeypatch.setenv("HTTPS_PROXY", f"http://somebody:{HIDDEN}@proxy.example:3128")
     config = configured("postgresql://u@0.0.0.0:1/d")  # not a loopback address, but it reaches this machine
-    ended = command("check", "--config", config)
-    assert "! database TLS: the connection to 0.0.0.0 may be unencrypted (sslmode prefer)" in ended.out
-    assert "is reached through http://proxy.example:3128, set by the environment" in ended.out
-    assert HIDDEN not in ended.out + ended.err
+    result = command("check", "--config", config)
+    assert "! database TLS: the connection to 0.0.0.0 may be unencrypted (sslmode prefer)" in result.out
+    assert "is reached through http://proxy.example:3128, set by the environment" in result.out
+    assert HIDDEN not in result.out + result.err
     found = {one.name: one for one in check.run_offline_checks(load(config))}
     assert found["database TLS"].warning
     assert found["database TLS"].exit_code == 0
@@ -132,8 +132,8 @@ def test_status_from_database_as_json(command: Command, configured: Callable[...
     engine = make_engine(migrated_url.replace("postgresql://", "postgresql+psycopg://"))
     Database(engine).instance(1, "10:00", name="one", position=1)
     engine.dispose()
-    ended = command("status", "--config", configured(migrated_url), "--output", "json")
-    (instance,) = json.loads(ended.out)["instances"]
+    result = command("status", "--config", configured(migrated_url), "--output", "json")
+    (instance,) = json.loads(result.out)["instances"]
     assert datetime.fromisoformat(instance["heartbeat_at"]).hour == 10
 
 
@@ -212,8 +212,8 @@ def test_check_reports_file_in_place_of_spool_folder(
     command: Command, configured: Callable[..., Path], tmp_path: Path, path: str
 ) -> None:
     (tmp_path / "afile").touch()
-    ended = command("check", "--config", configured(spool={"path": path}))
-    assert f"✗ spool: {tmp_path / 'afile'} is a file instead of a folder" in ended.out
+    result = command("check", "--config", configured(spool={"path": path}))
+    assert f"✗ spool: {tmp_path / 'afile'} is a file instead of a folder" in result.out
     assert check._check_folder("spool", tmp_path / path).exit_code == 74
 
 
@@ -254,9 +254,9 @@ def test_commands_escape_hostile_text_in_tables(
     coverage = ["coverage", "--since", "2024-03-10"]
     letters = (["dead-letters", "list"], ["dead-letters", "show", "1"])
     for arguments in (["status"], ["audit"], *letters, ["tail"], coverage):
-        ended = command(*arguments, "--config", config)
-        assert HARMLESS in ended.out
-        assert all(line.isprintable() for line in ended.out.split("\n"))
+        result = command(*arguments, "--config", config)
+        assert HARMLESS in result.out
+        assert all(line.isprintable() for line in result.out.split("\n"))
 
 
 # Coverage.

@@ -17,8 +17,8 @@ import pytest
 from tests.support.faulty_simulator import FaultySimulator
 
 from ..support import expected_rows
-from ..support.daemon import Resident, until, write_config
-from ..support.node_server import Peer
+from ..support.daemon import InProcessDaemon, until, write_config
+from ..support.node_server import NodeServer
 
 CROWD = "/real-time/crowd-sentiment"
 VOLUME = "/real-time/tweet-volume"
@@ -52,29 +52,29 @@ def now() -> datetime:
 @pytest.mark.node
 @pytest.mark.parametrize("generation", ["2", "4"])
 async def test_over_two_ping_windows_every_row_is_stored_once_and_the_connections_stay(
-    generation: str, socketio_peer: Callable[..., Any], database_url: str, tmp_path: Path
+    generation: str, make_node_server: Callable[..., Any], database_url: str, tmp_path: Path
 ) -> None:
-    await listen_over_two_ping_windows(await socketio_peer(generation, **QUICK), database_url, tmp_path)
+    await listen_over_two_ping_windows(await make_node_server(generation, **QUICK), database_url, tmp_path)
 
 
 @pytest.mark.node
 async def test_the_same_before_a_server_of_the_first_generation(
-    socketio_peer: Callable[..., Any], sqlite_url: str, tmp_path: Path
+    make_node_server: Callable[..., Any], sqlite_url: str, tmp_path: Path
 ) -> None:
-    await listen_over_two_ping_windows(await socketio_peer("1", **QUICK), sqlite_url, tmp_path)
+    await listen_over_two_ping_windows(await make_node_server("1", **QUICK), sqlite_url, tmp_path)
 
 
-async def listen_over_two_ping_windows(peer: Peer, database_url: str, folder: Path) -> None:
+async def listen_over_two_ping_windows(peer: NodeServer, database_url: str, folder: Path) -> None:
     wanted = {CROWD: ["AAPL", "ON"], VOLUME: ["6E_F"], CHART: ["AAPL"]}
     config = write_config(folder, url=peer.url, database_url=database_url, subscriptions=wanted)
-    async with Resident(config, peer.api_key) as daemon:
+    async with InProcessDaemon(config, peer.api_key) as daemon:
         at_first = await daemon.live()
         began = time.monotonic()
         while time.monotonic() - began < 2.2 * PING_WINDOW_SECONDS:
             await peer.emit()
             await asyncio.sleep(0.05)
         await peer.burst(frames=200)
-        await daemon.holds(lambda: expected_rows.current(peer.emitted))
+        await daemon.wait_for_samples(lambda: expected_rows.current(peer.emitted))
 
         assert len(set(at_first)) == 3
         assert daemon.connection_ids == at_first
@@ -84,21 +84,21 @@ async def listen_over_two_ping_windows(peer: Peer, database_url: str, folder: Pa
         assert received(daemon) == sent(peer)
 
 
-def sids(peer: Peer, event: str) -> set[str]:
+def sids(peer: NodeServer, event: str) -> set[str]:
     """The server's names of the connections that this happened to."""
-    return {one["sid"] for one in peer.happenings if one["event"] == event}
+    return {one["sid"] for one in peer.events if one["event"] == event}
 
 
-def sent(peer: Peer) -> dict[str, list[Any]]:
+def sent(peer: NodeServer) -> dict[str, list[Any]]:
     """Path → the rows of every event that was emitted, in order."""
     paths = {one.path for one in peer.emitted}
     return {path: [one.rows for one in peer.emitted if one.path == path] for path in paths}
 
 
-def received(daemon: Resident) -> dict[str, list[Any]]:
+def received(daemon: InProcessDaemon) -> dict[str, list[Any]]:
     """The same from the payloads; each path has one connection, so its order is the server's."""
     found: dict[str, list[Any]] = {}
-    for row in daemon.books.rows("SELECT path, body FROM payloads ORDER BY seq"):
+    for row in daemon.db.rows("SELECT path, body FROM payloads ORDER BY seq"):
         body = json.loads(row["body"])
         found.setdefault(row["path"], []).append(body if isinstance(body, list) else body["results"])
     return found
@@ -107,11 +107,11 @@ def received(daemon: Resident) -> dict[str, list[Any]]:
 @pytest.mark.node
 @pytest.mark.parametrize("generation", ["1", "2", "4"])
 async def test_an_event_that_wants_an_acknowledgement_gets_it_and_is_stored(
-    generation: str, socketio_peer: Callable[..., Any], sqlite_url: str, tmp_path: Path
+    generation: str, make_node_server: Callable[..., Any], sqlite_url: str, tmp_path: Path
 ) -> None:
-    peer: Peer = await socketio_peer(generation, interval_seconds=None)
+    peer: NodeServer = await make_node_server(generation, interval_seconds=None)
     config = write_config(tmp_path, url=peer.url, database_url=sqlite_url, subscriptions={CROWD: ["AAPL"]})
-    async with Resident(config, peer.api_key) as daemon:
+    async with InProcessDaemon(config, peer.api_key) as daemon:
         await daemon.live()
         for _ in range(3):
             await peer.do("ask")
@@ -176,11 +176,11 @@ TICKERS = ["'; DROP TABLE samples; --", '"', "%s", ":x", "?", "{0}", "a\nb", "\x
 @pytest.mark.node
 @pytest.mark.parametrize("generation", ["2", "4"])
 async def test_what_cannot_be_read_is_set_aside_with_its_text_and_its_neighbours_are_stored(
-    generation: str, socketio_peer: Callable[..., Any], database_url: str, tmp_path: Path
+    generation: str, make_node_server: Callable[..., Any], database_url: str, tmp_path: Path
 ) -> None:
-    peer: Peer = await socketio_peer(generation, interval_seconds=None)
+    peer: NodeServer = await make_node_server(generation, interval_seconds=None)
     config = write_config(tmp_path, url=peer.url, database_url=database_url, subscriptions={CROWD: ["AAPL"]})
-    async with Resident(config, peer.api_key) as daemon:
+    async with InProcessDaemon(config, peer.api_key) as daemon:
         at_first = await daemon.live()
         for packet in DEAD_FRAMES:
             await peer.do("raw", text=packet)
@@ -193,13 +193,13 @@ async def test_what_cannot_be_read_is_set_aside_with_its_text_and_its_neighbours
         await peer.do("raw", text=f'2["res",[{",".join(sample(ticker, "1") for ticker in TICKERS)}]]')
         neighbours |= {crowd(sample(ticker, "1")): 1.0 for ticker in TICKERS}
 
-        await daemon.holds(lambda: expected_rows.current(peer.emitted) | neighbours)
+        await daemon.wait_for_samples(lambda: expected_rows.current(peer.emitted) | neighbours)
         assert daemon.connection_ids == at_first
-    frames = daemon.books.column("SELECT body FROM dead_letters WHERE row_index IS NULL ORDER BY seq")
+    frames = daemon.db.column("SELECT body FROM dead_letters WHERE row_index IS NULL ORDER BY seq")
     assert frames == list(DEAD_FRAMES.values())
-    rows = daemon.books.column("SELECT body FROM dead_letters WHERE row_index = 1 ORDER BY seq")
+    rows = daemon.db.column("SELECT body FROM dead_letters WHERE row_index = 1 ORDER BY seq")
     assert [blankless(row) for row in rows] == DEAD_ROWS  # rewritten where they are no strict JSON
-    assert daemon.books.column("SELECT DISTINCT stage FROM dead_letters") == ["decode"]
+    assert daemon.db.column("SELECT DISTINCT stage FROM dead_letters") == ["decode"]
 
 
 def crowd(row: str) -> expected_rows.Key:
@@ -217,17 +217,21 @@ def blankless(text: str) -> str:
 
 @pytest.mark.node
 @pytest.mark.parametrize(
-    ("generation", "end"), [("4", Peer.stop), ("2", Peer.kill)], ids=["4 in order", "2 by SIGKILL"]
+    ("generation", "end"), [("4", NodeServer.stop), ("2", NodeServer.kill)], ids=["4 in order", "2 by SIGKILL"]
 )
 async def test_a_restarted_server_is_found_again_and_the_gap_is_on_record(
-    generation: str, end: Callable[[Peer], Any], socketio_peer: Callable[..., Any], database_url: str, tmp_path: Path
+    generation: str,
+    end: Callable[[NodeServer], Any],
+    make_node_server: Callable[..., Any],
+    database_url: str,
+    tmp_path: Path,
 ) -> None:
-    peer: Peer = await socketio_peer(generation, interval_seconds=None)
+    peer: NodeServer = await make_node_server(generation, interval_seconds=None)
     config = write_config(tmp_path, url=peer.url, database_url=database_url, subscriptions={CROWD: ["AAPL", "ON"]})
-    async with Resident(config, peer.api_key) as daemon:
+    async with InProcessDaemon(config, peer.api_key) as daemon:
         await daemon.live()
         await peer.emit()
-        await daemon.holds(lambda: expected_rows.current(peer.emitted))
+        await daemon.wait_for_samples(lambda: expected_rows.current(peer.emitted))
         heard_at = now()
         await asyncio.sleep(0.3)
         await end(peer)
@@ -237,14 +241,14 @@ async def test_a_restarted_server_is_found_again_and_the_gap_is_on_record(
         await peer.start()
         await daemon.live()
         await peer.emit()
-        await daemon.holds(lambda: expected_rows.current(peer.emitted))
+        await daemon.wait_for_samples(lambda: expected_rows.current(peer.emitted))
 
-    assert daemon.books.states("ON") == INTERRUPTED
-    _, before, away, _, after, _ = daemon.books.coverage("ON")
+    assert daemon.db.states("ON") == INTERRUPTED
+    _, before, away, _, after, _ = daemon.db.coverage("ON")
     # Up to the last byte heard, which in order is a goodbye.
-    assert before["ended_at"] == away["started_at"] <= (heard_at if end is Peer.kill else ended_at)
+    assert before["ended_at"] == away["started_at"] <= (heard_at if end is NodeServer.kill else ended_at)
     assert after["started_at"] >= restarted_at
-    (gap,) = daemon.books.gaps("ON")[1:]  # the first lies before the first acknowledgement
+    (gap,) = daemon.db.gaps("ON")[1:]  # the first lies before the first acknowledgement
     assert (gap["from_at"], gap["to_at"]) == (before["ended_at"], after["started_at"])
     assert gap["states"].startswith("disconnected")
     assert gap["reason"].startswith(away["reason"])
@@ -262,19 +266,19 @@ async def test_a_restarted_server_is_found_again_and_the_gap_is_on_record(
     ],
 )
 async def test_a_connection_that_the_server_ends_is_followed_by_another(
-    generation: str, how: str, cause: str, socketio_peer: Callable[..., Any], sqlite_url: str, tmp_path: Path
+    generation: str, how: str, cause: str, make_node_server: Callable[..., Any], sqlite_url: str, tmp_path: Path
 ) -> None:
-    peer: Peer = await socketio_peer(generation, interval_seconds=None)
+    peer: NodeServer = await make_node_server(generation, interval_seconds=None)
     config = write_config(tmp_path, url=peer.url, database_url=sqlite_url, subscriptions={CROWD: ["AAPL"]})
-    async with Resident(config, peer.api_key) as daemon:
+    async with InProcessDaemon(config, peer.api_key) as daemon:
         at_first = await daemon.live()
         await peer.do(how)
         await peer.until(lambda: peer.count("subscribed") == 2)
         await until(lambda: daemon.states == ["live"] and daemon.connection_ids != at_first)
         await peer.emit()
-        await daemon.holds(lambda: expected_rows.current(peer.emitted))
+        await daemon.wait_for_samples(lambda: expected_rows.current(peer.emitted))
         assert RECONNECTS.findall(await daemon.metrics()) == [f'ingestor_reconnects_total{{reason="{cause}"}} 1.0']
-    assert daemon.books.states("AAPL") == INTERRUPTED
+    assert daemon.db.states("AAPL") == INTERRUPTED
 
 
 async def test_a_renewed_token_costs_neither_a_gap_nor_a_row(
@@ -284,19 +288,19 @@ async def test_a_renewed_token_costs_neither_a_gap_nor_a_row(
     simulator: FaultySimulator = await make_simulator(token_lifetime_seconds=6.5, kick_expired=True)
     wanted = {CROWD: ["AAPL"], VOLUME: ["TSLA"]}
     config = write_config(tmp_path, url=simulator.url, database_url=sqlite_url, subscriptions=wanted)
-    async with Resident(config, simulator.api_key) as daemon:
+    async with InProcessDaemon(config, simulator.api_key) as daemon:
         at_first = await daemon.live()
         await until(lambda: simulator.logins == 2)
         await asyncio.sleep(2)  # until the first token has ended
         simulator.interval_seconds = None
-        await daemon.holds(lambda: expected_rows.current(simulator.emitted))
+        await daemon.wait_for_samples(lambda: expected_rows.current(simulator.emitted))
         assert set(await daemon.live()).isdisjoint(at_first)
         assert len(simulator.connections) == 2
         assert RECONNECTS.findall(await daemon.metrics()) == []
     for ticker in ("AAPL", "TSLA"):
-        assert daemon.books.states(ticker) == ["pending", "live", "stopped"]
-        assert [gap["states"] for gap in daemon.books.gaps(ticker)] == ["pending"]
-    assert daemon.books.column("SELECT kind FROM events WHERE kind = 'disconnected'") == []
+        assert daemon.db.states(ticker) == ["pending", "live", "stopped"]
+        assert [gap["states"] for gap in daemon.db.gaps(ticker)] == ["pending"]
+    assert daemon.db.column("SELECT kind FROM events WHERE kind = 'disconnected'") == []
 
 
 # What the provider may say of its data.
@@ -308,16 +312,16 @@ async def test_restated_values_are_current_and_those_before_them_are_revisions(
     simulator: FaultySimulator = await make_simulator(restate_every=2)
     wanted = {CROWD: ["AAPL", "ON"], "user-sentiment": ["AAPL"], CHART: ["TSLA"]}
     config = write_config(tmp_path, url=simulator.url, database_url=database_url, subscriptions=wanted)
-    async with Resident(config, simulator.api_key) as daemon:
+    async with InProcessDaemon(config, simulator.api_key) as daemon:
         await daemon.live()
         await until(lambda: simulator.ticks > 60)
         simulator.interval_seconds = None
-        await daemon.holds(lambda: expected_rows.current(simulator.emitted))
+        await daemon.wait_for_samples(lambda: expected_rows.current(simulator.emitted))
     given = expected_rows.values(simulator.emitted)
     replaced = {key: values[:-1] for key, values in given.items() if len(values) > 1}
     assert len(replaced) > 20
-    assert daemon.books.revisions() == replaced
-    assert daemon.books.one("SELECT sum(revision) FROM observations") == sum(map(len, replaced.values()))
+    assert daemon.db.revisions() == replaced
+    assert daemon.db.one("SELECT sum(revision) FROM observations") == sum(map(len, replaced.values()))
 
 
 async def test_two_paths_whose_rows_look_alike_are_told_apart_by_their_connections(
@@ -326,12 +330,12 @@ async def test_two_paths_whose_rows_look_alike_are_told_apart_by_their_connectio
     simulator: FaultySimulator = await make_simulator()
     wanted = {f"{CROWD}-moving-average": ["AAPL"], f"{CROWD}-z-score-moving-average": ["AAPL"]}
     config = write_config(tmp_path, url=simulator.url, database_url=database_url, subscriptions=wanted)
-    async with Resident(config, simulator.api_key) as daemon:
+    async with InProcessDaemon(config, simulator.api_key) as daemon:
         ids = await daemon.live()
         await until(lambda: simulator.ticks > 20)
         simulator.interval_seconds = None
-        await daemon.holds(lambda: expected_rows.current(simulator.emitted))
-    carried = daemon.books.rows("SELECT DISTINCT path, connection_id FROM payloads")
+        await daemon.wait_for_samples(lambda: expected_rows.current(simulator.emitted))
+    carried = daemon.db.rows("SELECT DISTINCT path, connection_id FROM payloads")
     assert {(row["path"], row["connection_id"]) for row in carried} == set(zip(wanted, ids, strict=True))
 
 
@@ -341,15 +345,15 @@ async def test_a_refused_ticker_is_on_record_with_the_reason_and_the_others_flow
     simulator.refuse("TSLA", "Restricted ticker")
     wanted = {CROWD: ["AAPL", "TSLA", "ON"]}
     config = write_config(tmp_path, url=simulator.url, database_url=database_url, subscriptions=wanted)
-    async with Resident(config, simulator.api_key) as daemon:
+    async with InProcessDaemon(config, simulator.api_key) as daemon:
         await until(lambda: daemon.states == ["live", "refused", "live"])
         await until(lambda: simulator.ticks > 20)
         simulator.interval_seconds = None
-        await daemon.holds(lambda: expected_rows.current(simulator.emitted))
-    assert daemon.books.states("TSLA") == ["pending", "refused", "stopped"]
-    assert "Restricted ticker" in daemon.books.coverage("TSLA")[1]["reason"]
-    assert daemon.books.states("ON") == ["pending", "live", "stopped"]
-    assert {key.ticker for key in daemon.books.current()} == {"AAPL", "ON"}
+        await daemon.wait_for_samples(lambda: expected_rows.current(simulator.emitted))
+    assert daemon.db.states("TSLA") == ["pending", "refused", "stopped"]
+    assert "Restricted ticker" in daemon.db.coverage("TSLA")[1]["reason"]
+    assert daemon.db.states("ON") == ["pending", "live", "stopped"]
+    assert {key.ticker for key in daemon.db.current()} == {"AAPL", "ON"}
 
 
 async def test_a_mute_ticker_is_a_gap_of_its_own_and_a_database_that_is_away_makes_nobody_silent(
@@ -358,9 +362,9 @@ async def test_a_mute_ticker_is_a_gap_of_its_own_and_a_database_that_is_away_mak
     wanted = {CROWD: ["AAPL", "TSLA"]}
     provider = {"silence": "1s"}
     config = write_config(tmp_path, url=simulator.url, database_url=sqlite_url, subscriptions=wanted, provider=provider)
-    async with Resident(config, simulator.api_key) as daemon:
+    async with InProcessDaemon(config, simulator.api_key) as daemon:
         ids = await daemon.live()
-        with daemon.books.held():
+        with daemon.db.held():
             await asyncio.sleep(2)
             assert daemon.states == ["live", "live"]
         simulator.mute("TSLA")
@@ -372,9 +376,9 @@ async def test_a_mute_ticker_is_a_gap_of_its_own_and_a_database_that_is_away_mak
         unmuted_at = now()
         await daemon.live()
         assert daemon.connection_ids == ids
-    assert daemon.books.states("AAPL") == ["pending", "live", "stopped"]
-    assert daemon.books.states("TSLA") == ["pending", "live", "silent", "live", "stopped"]
-    gap = daemon.books.gaps("TSLA")[1]
+    assert daemon.db.states("AAPL") == ["pending", "live", "stopped"]
+    assert daemon.db.states("TSLA") == ["pending", "live", "silent", "live", "stopped"]
+    gap = daemon.db.gaps("TSLA")[1]
     assert gap["states"] == "silent"
     assert abs(gap["from_at"] - muted_at) < timedelta(seconds=0.2)
     assert abs(gap["to_at"] - unmuted_at) < timedelta(seconds=0.2)
@@ -386,14 +390,14 @@ async def test_empty_lists_are_heard_and_kept_and_are_no_rows(
 ) -> None:
     simulator.quiet.add("AAPL")
     config = write_config(tmp_path, url=simulator.url, database_url=sqlite_url, subscriptions={path: ["AAPL"]})
-    async with Resident(config, simulator.api_key) as daemon:
+    async with InProcessDaemon(config, simulator.api_key) as daemon:
         await daemon.live()
         await until(lambda: len(simulator.emitted) > 5)
         simulator.interval_seconds = None
-        await until(lambda: daemon.books.one("SELECT count(*) FROM payloads") == len(simulator.emitted))
-    assert daemon.books.column("SELECT DISTINCT row_count FROM payloads") == [0]
-    assert daemon.books.current() == {}
-    assert daemon.books.rows("SELECT * FROM dead_letters") == []
+        await until(lambda: daemon.db.one("SELECT count(*) FROM payloads") == len(simulator.emitted))
+    assert daemon.db.column("SELECT DISTINCT row_count FROM payloads") == [0]
+    assert daemon.db.current() == {}
+    assert daemon.db.rows("SELECT * FROM dead_letters") == []
 
 
 @pytest.mark.parametrize("size", [239, 9311])
@@ -402,7 +406,7 @@ async def test_tokens_of_any_printed_size_open_the_socket(
 ) -> None:
     simulator: FaultySimulator = await make_simulator(token_bytes=size)
     config = write_config(tmp_path, url=simulator.url, database_url=sqlite_url, subscriptions={CROWD: ["AAPL"]})
-    async with Resident(config, simulator.api_key) as daemon:
+    async with InProcessDaemon(config, simulator.api_key) as daemon:
         await daemon.live()
         await until(lambda: daemon.status.rows.new > 0)
 
@@ -417,11 +421,11 @@ async def test_rows_older_than_samples_are_kept_are_told_of_as_expired(
         subscriptions={CROWD: ["AAPL"]},
         database={"retention": {"samples": "1d"}},
     )
-    async with Resident(config, simulator.api_key) as daemon:
+    async with InProcessDaemon(config, simulator.api_key) as daemon:
         await until(lambda: daemon.status.rows.expired)
         assert re.search(r'^ingestor_rows_total\{outcome="expired"\} [1-9]', await daemon.metrics(), re.MULTILINE)
         assert daemon.status.rows.new == 0
-    assert daemon.books.current() == {}
+    assert daemon.db.current() == {}
 
 
 async def test_a_publish_clock_that_is_hours_off_is_told_of_once_and_shown(
@@ -432,7 +436,7 @@ async def test_a_publish_clock_that_is_hours_off_is_told_of_once_and_shown(
     )
     wanted = {"crowd-sentiment": ["AAPL"], CROWD: ["ON"]}
     config = write_config(tmp_path, url=simulator.url, database_url=sqlite_url, subscriptions=wanted)
-    async with Resident(config, simulator.api_key) as daemon:
+    async with InProcessDaemon(config, simulator.api_key) as daemon:
         await until(lambda: daemon.status.batches > 20)
         assert daemon.status.publish_skew_seconds == {"crowd-sentiment": pytest.approx(-4 * 3600, abs=30)}
         assert 'ingestor_publish_skew_seconds{feed="crowd-sentiment"} -14' in await daemon.metrics()

@@ -47,9 +47,9 @@ def exported(command: Command, configured: Callable[..., Path], migrated_url: st
     """Run ``ingestor export`` with some arguments and return its stdout."""
 
     def run(*arguments: str) -> str:
-        ended = command("export", *arguments, "--config", configured(migrated_url))
-        assert (ended.code, ended.err) == (0, "")
-        return ended.out
+        result = command("export", *arguments, "--config", configured(migrated_url))
+        assert (result.code, result.err) == (0, "")
+        return result.out
 
     return run
 
@@ -134,9 +134,9 @@ def test_export_refuses_unknown_feed_but_not_empty_one(
 ) -> None:
     db.sample(*CROWD, "A", "10:00", 0.5)
     assert exported("--feed", "tweet-buzz").count("\n") == 1
-    ended = command("export", "--feed", "crowd", "--config", configured(migrated_url))
-    assert (ended.code, ended.out) == (2, "")
-    assert 'unknown feed "crowd"; in the database: crowd-sentiment' in ended.err
+    result = command("export", "--feed", "crowd", "--config", configured(migrated_url))
+    assert (result.code, result.out) == (2, "")
+    assert 'unknown feed "crowd"; in the database: crowd-sentiment' in result.err
 
 
 def test_parquet_without_pyarrow_names_the_extra(
@@ -145,11 +145,11 @@ def test_parquet_without_pyarrow_names_the_extra(
 ) -> None:  # fmt: skip
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     file = tmp_path / "x.parquet"
-    ended = command(
+    result = command(
         "export", "--feed", "tweet-buzz", "--format", "parquet", "-o", file, "--config", configured(migrated_url)
     )
-    assert (ended.code, ended.out) == (69, "")
-    assert ended.err == "Parquet needs pyarrow: pip install 'ingestor[export]', or choose csv or jsonl\n"
+    assert (result.code, result.out) == (69, "")
+    assert result.err == "Parquet needs pyarrow: pip install 'ingestor[export]', or choose csv or jsonl\n"
     assert [file.name for file in tmp_path.iterdir() if "parquet" in file.name] == []
 
 

@@ -11,9 +11,9 @@ from typing import Any
 import aiohttp
 import pytest
 
-from ..support import node_server as peers
-from ..support.node_server import Peer
-from ..support.reference_clients import Client, OldClient, Refused, login
+from ..support import node_server
+from ..support.node_server import NodeServer
+from ..support.reference_clients import EngineIo3Client, EngineIo4Client, HandshakeRefused, login
 
 CROWD = "/real-time/crowd-sentiment"
 
@@ -26,78 +26,80 @@ def generation(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
-async def peer(generation: str, socketio_peer: Callable[..., Any]) -> Peer:
-    made: Peer = await socketio_peer(generation)
+async def server(generation: str, make_node_server: Callable[..., Any]) -> NodeServer:
+    made: NodeServer = await make_node_server(generation)
     return made
 
 
-async def connected(peer: Peer) -> Client | OldClient:
-    return client_of(peer, await login(peer.url, peer.api_key))
+async def connected(server: NodeServer) -> EngineIo4Client | EngineIo3Client:
+    return client_of(server, await login(server.url, server.api_key))
 
 
-def client_of(peer: Peer, token: str) -> Client | OldClient:
-    return (Client if peer.version.startswith("4") else OldClient)(peer.url, token)
+def client_of(server: NodeServer, token: str) -> EngineIo4Client | EngineIo3Client:
+    return (EngineIo4Client if server.version.startswith("4") else EngineIo3Client)(server.url, token)
 
 
-@pytest.mark.parametrize("generation", peers.VERSIONS)
-async def test_the_version_is_the_one_that_was_asked_for(peer: Peer, generation: str) -> None:
-    assert [one["version"] for one in peer.happenings if one["event"] == "listening"] == [peers.VERSIONS[generation]]
+@pytest.mark.parametrize("generation", node_server.VERSIONS)
+async def test_the_version_is_the_one_that_was_asked_for(server: NodeServer, generation: str) -> None:
+    assert [event["version"] for event in server.events if event["event"] == "listening"] == [
+        node_server.VERSIONS[generation]
+    ]
 
 
-async def test_a_wrong_key_gets_no_token(peer: Peer) -> None:
+async def test_a_wrong_key_gets_no_token(server: NodeServer) -> None:
     with pytest.raises(aiohttp.ClientResponseError, match="401"):
-        await login(peer.url, "wrong")
+        await login(server.url, "wrong")
 
 
 @pytest.mark.parametrize(("token", "said"), [("", "no token given"), ("a.b.c", "invalid signature")])
-async def test_a_handshake_without_a_good_token_is_refused(peer: Peer, token: str, said: str) -> None:
-    with pytest.raises(Refused) as refusal:
-        async with client_of(peer, token):
+async def test_a_handshake_without_a_good_token_is_refused(server: NodeServer, token: str, said: str) -> None:
+    with pytest.raises(HandshakeRefused) as refusal:
+        async with client_of(server, token):
             pass
     # An object in 3.x/4.x, a string in 1.x/2.x.
-    assert refusal.value.args[0] == ({"message": said} if peer.version.startswith("4") else said)
+    assert refusal.value.args[0] == ({"message": said} if server.version.startswith("4") else said)
 
 
-async def test_a_revoked_token_is_refused(peer: Peer) -> None:
-    token = await login(peer.url, peer.api_key)
-    await peer.do("revoke")
-    with pytest.raises(Refused):
-        async with client_of(peer, token):
+async def test_a_revoked_token_is_refused(server: NodeServer) -> None:
+    token = await login(server.url, server.api_key)
+    await server.do("revoke")
+    with pytest.raises(HandshakeRefused):
+        async with client_of(server, token):
             pass
 
 
-async def test_an_expired_token_is_refused(generation: str, socketio_peer: Callable[..., Any]) -> None:
-    peer = await socketio_peer(generation, lifetime_seconds=-1)
-    with pytest.raises(Refused, match="jwt expired"):
-        async with await connected(peer):
+async def test_an_expired_token_is_refused(generation: str, make_node_server: Callable[..., Any]) -> None:
+    server = await make_node_server(generation, lifetime_seconds=-1)
+    with pytest.raises(HandshakeRefused, match="jwt expired"):
+        async with await connected(server):
             pass
 
 
-async def test_subscribed_rows_arrive_as_they_were_emitted(peer: Peer) -> None:
-    async with await connected(peer) as client:
+async def test_subscribed_rows_arrive_as_they_were_emitted(server: NodeServer) -> None:
+    async with await connected(server) as client:
         assert await client.ask("subscribe", CROWD, ticker="AAPL") is None
         assert await client.ask("subscribe", "crowd-sentiment", ticker="ON") is None
         await client.until(lambda: len(client.rows("res")) > 50 and len(client.rows("data")) > 50)
 
     for event in ("res", "data"):
         arrived = client.rows(event)
-        emitted = [row for one in peer.emitted if one.event == event for row in one.rows]
+        emitted = [row for one in server.emitted if one.event == event for row in one.rows]
         assert arrived == emitted[: len(arrived)]
 
 
-async def test_values_can_be_recomputed(peer: Peer) -> None:
-    async with await connected(peer) as client:
+async def test_values_can_be_recomputed(server: NodeServer) -> None:
+    async with await connected(server) as client:
         await client.ask("subscribe", CROWD, ticker="AAPL")
         await client.until(lambda: client.rows("res"))
     first = client.rows("res")[0]
-    minutes = (datetime.fromisoformat(first["ts"]) - peers.START).total_seconds() / 60
-    value = peers.value(7, CROWD, "average_sentiment", "AAPL", int(minutes))
+    minutes = (datetime.fromisoformat(first["ts"]) - node_server.START).total_seconds() / 60
+    value = node_server.value(7, CROWD, "average_sentiment", "AAPL", int(minutes))
     assert first["average_sentiment"] == f"{value:.16f}"  # which is not every double to its last bit
 
 
-async def test_a_refused_subscription_says_why_and_unsubscribing_ends_the_data(peer: Peer) -> None:
-    await peer.do("refuse", name="CLSD", message="closed to you")
-    async with await connected(peer) as client:
+async def test_a_refused_subscription_says_why_and_unsubscribing_ends_the_data(server: NodeServer) -> None:
+    await server.do("refuse", name="CLSD", message="closed to you")
+    async with await connected(server) as client:
         assert await client.ask("subscribe", CROWD, ticker="CLSD") == {
             "type": "invalid_request_error",
             "message": "closed to you",
@@ -105,27 +107,27 @@ async def test_a_refused_subscription_says_why_and_unsubscribing_ends_the_data(p
         assert "No such endpoint" in (await client.ask("subscribe", "/real-time/nonsense", ticker="A"))["message"]
         await client.ask("subscribe", CROWD, ticker="AAPL")
         assert await client.ask("unsubscribe", CROWD, ticker="AAPL") is None
-        seen = len(peer.emitted)
-        await peer.emit()
-        assert len(peer.emitted) == seen
+        seen = len(server.emitted)
+        await server.emit()
+        assert len(server.emitted) == seen
 
 
 async def test_pings_keep_a_session_alive_and_its_end_is_told(
-    generation: str, socketio_peer: Callable[..., Any]
+    generation: str, make_node_server: Callable[..., Any]
 ) -> None:
-    peer = await socketio_peer(generation, ping_interval_seconds=0.3, ping_timeout_seconds=0.3)
-    async with await connected(peer) as client:
+    server = await make_node_server(generation, ping_interval_seconds=0.3, ping_timeout_seconds=0.3)
+    async with await connected(server) as client:
         await asyncio.sleep(1.5)
         assert client.endings == []
-    await peer.until(lambda: peer.count("disconnected") == 1)
+    await server.until(lambda: server.count("disconnected") == 1)
 
 
-async def test_a_client_that_does_not_ping_is_dropped(generation: str, socketio_peer: Callable[..., Any]) -> None:
-    peer = await socketio_peer(generation, ping_interval_seconds=0.3, ping_timeout_seconds=0.3)
+async def test_a_client_that_does_not_ping_is_dropped(generation: str, make_node_server: Callable[..., Any]) -> None:
+    server = await make_node_server(generation, ping_interval_seconds=0.3, ping_timeout_seconds=0.3)
     async with aiohttp.ClientSession() as session:
-        token = await login(peer.url, peer.api_key)
+        token = await login(server.url, server.api_key)
         revision = 4 if generation == "4" else 3
-        target = f"{peer.url}/socket.io/?EIO={revision}&transport=websocket&token={token}"
+        target = f"{server.url}/socket.io/?EIO={revision}&transport=websocket&token={token}"
         async with session.ws_connect(target) as socket:
             async with asyncio.timeout(5):
                 while (await socket.receive()).type is aiohttp.WSMsgType.TEXT:
@@ -134,67 +136,69 @@ async def test_a_client_that_does_not_ping_is_dropped(generation: str, socketio_
 
 
 @pytest.mark.parametrize("generation", ["1.0", "4"])
-async def test_a_token_that_ends_is_the_end_of_its_session(generation: str, socketio_peer: Callable[..., Any]) -> None:
-    peer = await socketio_peer(generation, lifetime_seconds=2, kick_expired=True)
-    async with await connected(peer) as client:
+async def test_a_token_that_ends_is_the_end_of_its_session(
+    generation: str, make_node_server: Callable[..., Any]
+) -> None:
+    server = await make_node_server(generation, lifetime_seconds=2, kick_expired=True)
+    async with await connected(server) as client:
         await client.until(lambda: client.endings == ["server disconnect"])
-        assert time.time() >= peer.login_times[0] + 1  # `exp` is in whole seconds
+        assert time.time() >= server.login_times[0] + 1  # `exp` is in whole seconds
 
 
 @pytest.mark.parametrize("end", ["kick", "close", "reset"])
-async def test_a_session_ends_in_each_of_the_ways(peer: Peer, end: str) -> None:
-    async with await connected(peer) as client:
+async def test_a_session_ends_in_each_of_the_ways(server: NodeServer, end: str) -> None:
+    async with await connected(server) as client:
         await client.ask("subscribe", CROWD, ticker="AAPL")
-        await peer.do(end)
-        await peer.until(lambda: peer.count("disconnected") == 1)
+        await server.do(end)
+        await server.until(lambda: server.count("disconnected") == 1)
         await client.until(lambda: client.endings)
 
 
 @pytest.mark.parametrize("end", ["stop", "kill"])
-async def test_a_peer_that_was_started_again_is_on_its_port_and_goes_on(peer: Peer, end: str) -> None:
-    token, url = await login(peer.url, peer.api_key), peer.url
-    async with client_of(peer, token) as client:
+async def test_a_peer_that_was_started_again_is_on_its_port_and_goes_on(server: NodeServer, end: str) -> None:
+    token, url = await login(server.url, server.api_key), server.url
+    async with client_of(server, token) as client:
         await client.ask("subscribe", CROWD, ticker="AAPL")
         await client.until(lambda: client.rows("res"))
-        await (peer.kill() if end == "kill" else peer.stop())
+        await (server.kill() if end == "kill" else server.stop())
         await client.until(lambda: client.endings)
     newest = max(row["ts"] for row in client.rows("res"))
 
-    await peer.start()
-    assert peer.url == url
-    async with client_of(peer, token) as client:
+    await server.start()
+    assert server.url == url
+    async with client_of(server, token) as client:
         await client.ask("subscribe", CROWD, ticker="AAPL")
         await client.until(lambda: client.rows("res") and client.rows("res")[-1]["ts"] > newest)
 
 
-async def test_a_burst_brings_new_rows_only(generation: str, socketio_peer: Callable[..., Any]) -> None:
-    peer = await socketio_peer(generation, interval_seconds=None)
-    async with await connected(peer) as client:
+async def test_a_burst_brings_new_rows_only(generation: str, make_node_server: Callable[..., Any]) -> None:
+    server = await make_node_server(generation, interval_seconds=None)
+    async with await connected(server) as client:
         await client.ask("subscribe", CROWD, ticker="AAPL")
         await client.until(lambda: client.events)
         client.events.clear()
-        await peer.burst(500, rows=3)
+        await server.burst(500, rows=3)
         await client.until(lambda: len(client.events) == 500)
     assert len({row["ts"] for row in client.rows("res")}) == 1500
 
 
 async def test_a_mute_ticker_says_nothing_and_any_text_can_be_sent(
-    generation: str, socketio_peer: Callable[..., Any]
+    generation: str, make_node_server: Callable[..., Any]
 ) -> None:
-    peer = await socketio_peer(generation, interval_seconds=None)
-    await peer.do("mute", ticker="AAPL")
-    async with await connected(peer) as client:
+    server = await make_node_server(generation, interval_seconds=None)
+    await server.do("mute", ticker="AAPL")
+    async with await connected(server) as client:
         await client.ask("subscribe", CROWD, ticker="AAPL")
-        await peer.emit()
-        await peer.do("raw", text='2["res",[]]')
-        await peer.do("error", name="err", error={"message": "not today"})
+        await server.emit()
+        await server.do("raw", text='2["res",[]]')
+        await server.do("error", name="err", error={"message": "not today"})
         await client.until(lambda: client.events[-2:] == [("res", []), ("err", {"message": "not today"})])
     assert client.rows("res") == []
 
 
-async def test_a_data_event_may_ask_to_be_acknowledged(socketio_peer: Callable[..., Any]) -> None:
-    peer = await socketio_peer("4", interval_seconds=None)
-    async with await connected(peer) as client:
+async def test_a_data_event_may_ask_to_be_acknowledged(make_node_server: Callable[..., Any]) -> None:
+    server = await make_node_server("4", interval_seconds=None)
+    async with await connected(server) as client:
         await client.ask("subscribe", CROWD, ticker="AAPL")
-        await peer.do("ask")
-        await peer.until(lambda: peer.count("acknowledged") == 1)
+        await server.do("ask")
+        await server.until(lambda: server.count("acknowledged") == 1)

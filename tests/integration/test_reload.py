@@ -15,7 +15,7 @@ import pytest
 from ingestor.daemon import control
 from tests.support.faulty_simulator import FaultySimulator
 
-from ..support.daemon import Resident, until, write_config
+from ..support.daemon import InProcessDaemon, until, write_config
 
 CROWD = "/real-time/crowd-sentiment"
 
@@ -28,7 +28,7 @@ async def test_reload_during_shutdown_is_rejected(
     wanted = {CROWD: ["AAPL"]}
     file = write_config(tmp_path, url=simulator.url, database_url=f"sqlite:///{database}", subscriptions=wanted)
     extended = file.read_text().replace('"AAPL"', '"AAPL", "ON"')
-    async with Resident(file, simulator.api_key) as daemon:
+    async with InProcessDaemon(file, simulator.api_key) as daemon:
         await daemon.live()
         file.unlink()
         os.mkfifo(file)  # reading it blocks until it is written
@@ -43,8 +43,8 @@ async def test_reload_during_shutdown_is_rejected(
             with pytest.raises(control.ControlError, match="is shutting down"):
                 await asyncio.wait_for(request, 5)
         await stopping
-        assert daemon.books.states("AAPL") == ["pending", "live", "stopped"]
-        assert daemon.books.states("ON") == []
+        assert daemon.db.states("AAPL") == ["pending", "live", "stopped"]
+        assert daemon.db.states("ON") == []
 
 
 async def test_systemd_sees_end_of_last_overlapping_reload(
@@ -67,7 +67,7 @@ async def test_systemd_sees_end_of_last_overlapping_reload(
                 pass
             return messages.count(wanted)
 
-        async with Resident(file, simulator.api_key) as daemon:
+        async with InProcessDaemon(file, simulator.api_key) as daemon:
             await daemon.live()
             file.unlink()
             os.mkfifo(file)
@@ -90,7 +90,7 @@ async def test_change_during_startup_is_reloaded(
     url = f"sqlite:///{tmp_path / 'ingestor.db'}"
     file = write_config(tmp_path, url=simulator.url, database_url=url, subscriptions={CROWD: ["AAPL"]})
     file.write_text(json.dumps(json.loads(file.read_text()) | {"watch": "true"}))
-    starting = Resident(file, simulator.api_key)
+    starting = InProcessDaemon(file, simulator.api_key)
     file.write_text(file.read_text().replace('"AAPL"', '"AAPL", "ON"'))
     async with starting as daemon:
         await until(lambda: len(daemon.states) == 2)

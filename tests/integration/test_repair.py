@@ -22,8 +22,8 @@ from ingestor.repair import backfill_requests, plan, worker
 from tests.support.faulty_simulator import Fault, FaultySimulator
 
 from ..support import expected_rows
-from ..support.daemon import Resident, until, write_config
-from ..support.db_reader import Books
+from ..support.daemon import InProcessDaemon, until, write_config
+from ..support.db_reader import DbReader
 
 CROWD = "/real-time/crowd-sentiment"
 CHART = "crowd-sentiment-chart-data"
@@ -53,7 +53,9 @@ class World:
         self.traveller.move_to(at)
         self.simulator.now = time.time()
 
-    def daemon(self, database_url: str, wanted: dict[str, list[str]], name: str = "", **sections: Any) -> Resident:
+    def daemon(
+        self, database_url: str, wanted: dict[str, list[str]], name: str = "", **sections: Any
+    ) -> InProcessDaemon:
         """Return a daemon. ``wanted``: path → tickers, or none for all. ``name``: tells several daemons apart."""
         folder = self.folder / name
         folder.mkdir(exist_ok=True)
@@ -65,7 +67,7 @@ class World:
             {name: value for name, value in entry.items() if value} for entry in document["subscriptions"]
         ]
         config.write_text(json.dumps(document))
-        return Resident(config, self.simulator.api_key)
+        return InProcessDaemon(config, self.simulator.api_key)
 
     def rows(
         self, path: str, ticker: str, since: datetime, until: datetime | None = None
@@ -112,43 +114,43 @@ def short_intervals(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rest_api, "SPACING_SECONDS", 0.0)
 
 
-def repairs(books: Books, state: str = "") -> list[dict[str, Any]]:
+def repairs(db: DbReader, state: str = "") -> list[dict[str, Any]]:
     where = f"WHERE r.state = '{state}'" if state else ""
-    return books.rows(
+    return db.rows(
         "SELECT s.path, s.ticker, r.kind, r.state, r.error, r.new_rows, r.from_ts AS from_at, r.to_ts AS to_at"
         f" FROM repairs r JOIN subscriptions s ON s.subscription_id = r.subscription_id {where}"
         " ORDER BY r.from_ts, s.path, s.ticker"
     )
 
 
-def states(books: Books) -> list[str]:
-    return [repair["state"] for repair in repairs(books)]
+def states(db: DbReader) -> list[str]:
+    return [repair["state"] for repair in repairs(db)]
 
 
-def expected_gaps(books: Books, ticker: str) -> set[tuple[datetime, datetime]]:
+def expected_gaps(db: DbReader, ticker: str) -> set[tuple[datetime, datetime]]:
     """Return the times between the live intervals of its only subscription: its gaps before any repair."""
-    intervals = books.coverage(ticker)
+    intervals = db.coverage(ticker)
     live = [(interval["started_at"], interval["ended_at"]) for interval in intervals if interval["state"] == "live"]
     ends = [intervals[0]["started_at"], *(end for _, end in live)]
     return {(end, start) for end, (start, _) in zip(ends, live, strict=False) if end < start}
 
 
-def gaps(books: Books, ticker: str) -> set[tuple[datetime, datetime]]:
-    return {(gap["from_at"], gap["to_at"]) for gap in books.gaps(ticker)}
+def gaps(db: DbReader, ticker: str) -> set[tuple[datetime, datetime]]:
+    return {(gap["from_at"], gap["to_at"]) for gap in db.gaps(ticker)}
 
 
 async def test_outages_of_minutes_and_hours_are_repaired(world: World, database_url: str) -> None:
     wanted = {CROWD: ["AAPL", "ON"]}
     async with world.daemon(database_url, wanted) as daemon:
         await daemon.live()
-        await world.until(lambda: states(daemon.books) == ["done"] * 2)  # the time until the first responses
+        await world.until(lambda: states(daemon.db) == ["done"] * 2)  # the time until the first responses
     # A response covers all of this outage.
     world.move_to(NOON + 40 * MINUTE)
     async with world.daemon(database_url, wanted) as daemon:
         await daemon.live()
-        await world.until(lambda: states(daemon.books) == ["done"] * 4)
-        assert {repair["kind"] for repair in repairs(daemon.books)} == {"window"}
-        assert all(repair["new_rows"] > 20 for repair in repairs(daemon.books)[2:])
+        await world.until(lambda: states(daemon.db) == ["done"] * 4)
+        assert {repair["kind"] for repair in repairs(daemon.db)} == {"window"}
+        assert all(repair["new_rows"] > 20 for repair in repairs(daemon.db)[2:])
     # No response covers this outage, and its day is not over; no request is sent in vain.
     ((restated, before),) = world.rows(CROWD, "AAPL", NOON, NOON + timedelta(seconds=1)).items()
     world.simulator.market.restate(CROWD, "AAPL", world.simulator.market.bucket(CROWD, NOON.timestamp()))
@@ -156,33 +158,33 @@ async def test_outages_of_minutes_and_hours_are_repaired(world: World, database_
     world.simulator.rest_requests.clear()
     async with world.daemon(database_url, wanted) as daemon:
         await daemon.live()
-        await world.until(lambda: states(daemon.books) == ["done"] * 4 + ["open"] * 2)
-    missed = {(repair["from_at"], repair["to_at"]) for repair in repairs(daemon.books, "open")}
+        await world.until(lambda: states(daemon.db) == ["done"] * 4 + ["open"] * 2)
+    missed = {(repair["from_at"], repair["to_at"]) for repair in repairs(daemon.db, "open")}
     # Its history is available the next day.
     world.move_to(NOON + DAY)
     async with world.daemon(database_url, wanted) as daemon:
         await daemon.live()
-        await world.until(lambda: states(daemon.books) == ["done"] * 6 + ["open"] * 2)
+        await world.until(lambda: states(daemon.db) == ["done"] * 6 + ["open"] * 2)
         for ticker in ("AAPL", "ON"):
             done = {
                 (repair["from_at"], repair["to_at"])
-                for repair in repairs(daemon.books, "done")
+                for repair in repairs(daemon.db, "done")
                 if repair["ticker"] == ticker
             }
-            assert gaps(daemon.books, ticker) == expected_gaps(daemon.books, ticker) - done
-            assert not gaps(daemon.books, ticker) & missed
+            assert gaps(daemon.db, ticker) == expected_gaps(daemon.db, ticker) - done
+            assert not gaps(daemon.db, ticker) & missed
     assert [request.split("?")[0] for request in world.simulator.rest_requests] == ["/historical/crowd-sentiment"] * 2
     world.move_to(NOON + 2 * DAY)
     async with world.daemon(database_url, wanted) as daemon:
         await daemon.live()
-        await world.until(lambda: states(daemon.books) == ["done"] * 8 + ["open"] * 2)
+        await world.until(lambda: states(daemon.db) == ["done"] * 8 + ["open"] * 2)
         everything = {
             **world.rows(CROWD, "AAPL", NOON - 59 * MINUTE, NOON + DAY),
             **world.rows(CROWD, "ON", NOON - 59 * MINUTE, NOON + DAY),
         }
-        held = daemon.books.current()
+        held = daemon.db.current()
         assert {key: held.get(key) for key in everything} == everything
-        assert daemon.books.revisions() == {restated: [before]}
+        assert daemon.db.revisions() == {restated: [before]}
 
 
 async def test_snapshot_repairs_gap_and_newer_values_stay_current(
@@ -192,7 +194,7 @@ async def test_snapshot_repairs_gap_and_newer_values_stay_current(
     wanted = {CROWD: ["AAPL"]}
     async with world.daemon(database_url, wanted) as daemon:
         await daemon.live()
-        await world.until(lambda: states(daemon.books) == ["done"])
+        await world.until(lambda: states(daemon.db) == ["done"])
     world.move_to(NOON + 30 * MINUTE)
     simulator = world.simulator
     simulator.mute("AAPL")  # so that no response covers the gap
@@ -211,38 +213,38 @@ async def test_snapshot_repairs_gap_and_newer_values_stay_current(
         newer = simulator.market.value(CROWD, "crowd_sentiment", "AAPL", at)
         simulator.unmute("AAPL")
         await simulator.tick()
-        await until(lambda: daemon.books.current().get(key) == newer)
-        assert states(daemon.books) == ["done", "open"]
-        await until(lambda: states(daemon.books) == ["done"] * 2)
-        assert daemon.books.current() == world.rows(CROWD, "AAPL", NOON - 59 * MINUTE)
-        assert daemon.books.revisions() == {key: [older]}
+        await until(lambda: daemon.db.current().get(key) == newer)
+        assert states(daemon.db) == ["done", "open"]
+        await until(lambda: states(daemon.db) == ["done"] * 2)
+        assert daemon.db.current() == world.rows(CROWD, "AAPL", NOON - 59 * MINUTE)
+        assert daemon.db.revisions() == {key: [older]}
     assert list(simulator.rest_requests) == [f"{CROWD}?ticker=AAPL"]
-    assert repairs(daemon.books)[1]["kind"] == "snapshot"
-    assert daemon.books.column("SELECT DISTINCT source FROM payloads ORDER BY 1") == ["snapshot", "stream"]
+    assert repairs(daemon.db)[1]["kind"] == "snapshot"
+    assert daemon.db.column("SELECT DISTINCT source FROM payloads ORDER BY 1") == ["snapshot", "stream"]
 
 
 async def test_stream_of_all_tickers_is_repaired_by_ticker(world: World, sqlite_url: str) -> None:
     wanted: dict[str, list[str]] = {"crowd-sentiment": [], CHART: []}
     async with world.daemon(sqlite_url, wanted) as daemon:
         await daemon.live()
-        await world.until(lambda: len(repairs(daemon.books, "open")) == 2)
+        await world.until(lambda: len(repairs(daemon.db, "open")) == 2)
         await world.simulator.tick()  # a row of each ticker, so that the tickers are known
     world.move_to(NOON + 3 * HOUR)
     async with world.daemon(sqlite_url, wanted) as daemon:
         await daemon.live()
-        await world.until(lambda: len(repairs(daemon.books, "open")) == 4)
+        await world.until(lambda: len(repairs(daemon.db, "open")) == 4)
     world.simulator.rest_requests.clear()
     world.move_to(NOON + DAY)
     async with world.daemon(sqlite_url, wanted) as daemon:
         await daemon.live()
-        await until(lambda: states(daemon.books).count("done") == 4)
+        await until(lambda: states(daemon.db).count("done") == 4)
         everything = {
             **world.rows("crowd-sentiment", "AAPL", NOON, NOON + 3 * HOUR),
             **world.rows("crowd-sentiment", "ON", NOON, NOON + 3 * HOUR),
             **world.rows(CHART, "AAPL", NOON, NOON + 3 * HOUR),
             **world.rows(CHART, "ON", NOON, NOON + 3 * HOUR),
         }
-        held = daemon.books.current()
+        held = daemon.db.current()
         assert {key: held.get(key) for key in everything} == everything
     # The gaps of one day are repaired together.
     assert sorted(request.partition("&")[0] for request in world.simulator.rest_requests) == [
@@ -257,22 +259,22 @@ async def test_repair_without_history_fails_with_reason(world: World, sqlite_url
     wanted = {LAST_MINUTE: ["AAPL"]}
     async with world.daemon(sqlite_url, wanted) as daemon:
         await daemon.live()
-        await world.until(lambda: states(daemon.books) == ["done"])
+        await world.until(lambda: states(daemon.db) == ["done"])
     world.move_to(NOON + 3 * HOUR)
     world.simulator.mute("AAPL")
     world.simulator.rest_requests.clear()
     async with world.daemon(sqlite_url, wanted) as daemon:
         await daemon.live()
-        await until(lambda: states(daemon.books) == ["done", "open"])
+        await until(lambda: states(daemon.db) == ["done", "open"])
         world.traveller.shift(2 * plan.RESPONSE_TIMEOUT)
-        await until(lambda: states(daemon.books) == ["done", "failed"])
-    assert repairs(daemon.books)[1]["error"] == (
+        await until(lambda: states(daemon.db) == ["done", "failed"])
+    assert repairs(daemon.db)[1]["error"] == (
         "no response reached back to the gap's start, and the provider documents no history for"
         " user-sentiment-last-minute"
     )
     assert not world.simulator.rest_requests
-    assert len(gaps(daemon.books, "AAPL")) > 0
-    assert daemon.books.column("SELECT kind FROM events WHERE kind LIKE 'repair%' ORDER BY kind")[:2] == [
+    assert len(gaps(daemon.db, "AAPL")) > 0
+    assert daemon.db.column("SELECT kind FROM events WHERE kind LIKE 'repair%' ORDER BY kind")[:2] == [
         "repair_failed",
         "repaired",
     ]
@@ -317,8 +319,8 @@ async def test_failed_repair_has_reason_and_succeeds_when_repeated(
             span = first_day + hour * HOUR, first_day + (hour + 1) * HOUR
             requests = backfill_requests.to_json(backfill_requests.build_requests(wanted, "AAPL", None, *span, NOON))
             await asyncio.to_thread(control.send_request, world.folder / "spool", "backfill", requests=requests)
-            ended = "SELECT * FROM repairs WHERE kind = 'manual' AND state <> 'open' ORDER BY from_ts"
-            return (await until(lambda: daemon.books.rows(ended)[hour:]))[0]
+            finished = "SELECT * FROM repairs WHERE kind = 'manual' AND state <> 'open' ORDER BY from_ts"
+            return (await until(lambda: daemon.db.rows(finished)[hour:]))[0]
 
         for hour, (name, (fault, error)) in enumerate(FAULTS.items()):
             world.simulator.rest_fault = fault
@@ -328,12 +330,12 @@ async def test_failed_repair_has_reason_and_succeeds_when_repeated(
         for hour in range(len(FAULTS)):
             await backfill(hour)
         await until(
-            lambda: {repair["state"] for repair in repairs(daemon.books) if repair["kind"] == "manual"} == {"done"}
+            lambda: {repair["state"] for repair in repairs(daemon.db) if repair["kind"] == "manual"} == {"done"}
         )
         everything = world.rows(CROWD, "AAPL", first_day, first_day + len(FAULTS) * HOUR)
-        held = daemon.books.current()
+        held = daemon.db.current()
         assert {key: held.get(key) for key in everything} == everything
-        done = [repair for repair in repairs(daemon.books) if repair["kind"] == "manual"]
+        done = [repair for repair in repairs(daemon.db) if repair["kind"] == "manual"]
         assert [(repair["error"], repair["new_rows"]) for repair in done] == [("", 60)] * len(FAULTS)
 
 
@@ -352,8 +354,10 @@ async def test_truncated_response_is_inconclusive(
             await asyncio.to_thread(
                 control.send_request, world.folder / "spool", "backfill", requests=backfill_requests.to_json(requests)
             )
-            ended = "SELECT state, error FROM repairs WHERE kind = 'manual' AND state <> 'open' ORDER BY from_ts DESC"
-            failed = await until(lambda: daemon.books.rows(ended)[hours - 1 :])  # noqa: B023
+            finished = (
+                "SELECT state, error FROM repairs WHERE kind = 'manual' AND state <> 'open' ORDER BY from_ts DESC"
+            )
+            failed = await until(lambda: daemon.db.rows(finished)[hours - 1 :])  # noqa: B023
             world.simulator.rest_fault = Fault(body=f"[{ROW}]")
     assert failed[0]["error"] == (
         "gave up after 1 attempts: the response is truncated:"
@@ -375,8 +379,8 @@ async def test_too_large_response_is_requested_in_smaller_ranges(
         requests = backfill_requests.to_json(backfill_requests.build_requests(wanted, "AAPL", None, start, end, NOON))
         world.simulator.rest_requests.clear()
         await asyncio.to_thread(control.send_request, world.folder / "spool", "backfill", requests=requests)
-        ended = "SELECT state, error, cursor FROM repairs WHERE kind = 'manual' AND state <> 'open' ORDER BY state"
-        done, failed = await until(lambda: (rows := daemon.books.rows(ended))[1:] and rows)
+        finished = "SELECT state, error, cursor FROM repairs WHERE kind = 'manual' AND state <> 'open' ORDER BY state"
+        done, failed = await until(lambda: (rows := daemon.db.rows(finished))[1:] and rows)
         assert (done["state"], failed["state"]) == ("done", "failed")
         assert failed["error"].endswith(" bytes, and a smaller range cannot be requested")
         paths = [request.partition("?")[0].removeprefix("/historical/") for request in world.simulator.rest_requests]
@@ -384,9 +388,9 @@ async def test_too_large_response_is_requested_in_smaller_ranges(
         assert paths.count(CHART) == len(["4 days", "2 days", "1 day"])
         monkeypatch.setattr(rest_api, "MAX_RESPONSE_BYTES", 1 << 20)  # for ranges that cannot be split
         await asyncio.to_thread(control.send_request, world.folder / "spool", "backfill", requests=requests)
-        await until(lambda: [repair["state"] for repair in daemon.books.rows(ended)] == ["done"] * 2)
+        await until(lambda: [repair["state"] for repair in daemon.db.rows(finished)] == ["done"] * 2)
         everything = {**world.rows(CROWD, "AAPL", start, end), **world.rows(CHART, "AAPL", start, end)}
-        held = daemon.books.current()
+        held = daemon.db.current()
         assert {key: held.get(key) for key in everything} == everything
 
 
@@ -398,7 +402,7 @@ async def test_one_of_two_daemons_repairs(world: World, postgres_url: str) -> No
     world.move_to(NOON + 3 * HOUR)
     async with world.daemon(postgres_url, wanted, "one") as daemon:
         await daemon.live()
-        await world.until(lambda: repairs(daemon.books, "open"))
+        await world.until(lambda: repairs(daemon.db, "open"))
     world.move_to(NOON + DAY)
     world.simulator.rest_requests.clear()
     world.simulator.rest_fault = Fault(delay_seconds=0.5)
@@ -406,8 +410,8 @@ async def test_one_of_two_daemons_repairs(world: World, postgres_url: str) -> No
     async with first, second:
         await first.live()
         await second.live()
-        await world.until(lambda: len(repairs(first.books, "done")) == 2)
+        await world.until(lambda: len(repairs(first.db, "done")) == 2)
         await first.stop()
         await second.stop()  # before either checks that the books balance
     assert len(world.simulator.rest_requests) == 1
-    assert len(first.books.rows("SELECT * FROM events WHERE kind = 'repaired'")) == 2
+    assert len(first.db.rows("SELECT * FROM events WHERE kind = 'repaired'")) == 2

@@ -29,7 +29,7 @@ from ingestor.store.read.audit import audit
 from ingestor.store.read.fingerprint import Fingerprint
 from ingestor.store.write.batch_writer import BatchWriter, InstanceInfo
 from tests.integration.conftest import Command
-from tests.support.daemon import Resident, until, write_config
+from tests.support.daemon import InProcessDaemon, until, write_config
 from tests.support.entries import CROWD, T0, decoder, fact, frame, row
 
 FIRST, LAST = datetime(2000, 1, 1, tzinfo=UTC), datetime(2100, 1, 1, tzinfo=UTC)
@@ -332,7 +332,7 @@ async def test_database_of_daemon_is_rebuilt(
     config = write_config(
         tmp_path, url=simulator.url, database_url=urls[0].replace("+psycopg", ""), subscriptions=wanted
     )
-    async with Resident(config, simulator.api_key) as daemon:
+    async with InProcessDaemon(config, simulator.api_key) as daemon:
         await until(lambda: daemon.status.rows.new > 300 and daemon.status.rows.revised > 3)
     source = make_engine(urls[0])
     with replaying.open_target(source, urls[1]) as target:

@@ -18,17 +18,17 @@ from ingestor.simulator import Market
 from tests.support.faulty_simulator import Fault, FaultySimulator
 
 from ..support import expected_rows
-from ..support.reference_clients import Client, Refused, basic, login
+from ..support.reference_clients import EngineIo4Client, HandshakeRefused, basic_auth, login
 
 CROWD = "/real-time/crowd-sentiment"
 
 
-async def connected(simulator: FaultySimulator) -> Client:
-    return Client(simulator.url, await login(simulator.url, simulator.api_key))
+async def connected(simulator: FaultySimulator) -> EngineIo4Client:
+    return EngineIo4Client(simulator.url, await login(simulator.url, simulator.api_key))
 
 
 async def get(simulator: FaultySimulator, path: str, key: str | None = None, **query: str) -> tuple[int, Any]:
-    headers = basic(simulator.api_key if key is None else key)
+    headers = basic_auth(simulator.api_key if key is None else key)
     async with (
         aiohttp.ClientSession(simulator.url, headers=headers) as session,
         session.get(path, params=query) as response,
@@ -67,7 +67,7 @@ async def test_token_of_documented_size_is_issued_and_accepted(make_simulator: C
     simulator = await make_simulator(token_bytes=size)
     token = await login(simulator.url, simulator.api_key)
     assert size - 3 <= len(token) <= size
-    async with Client(simulator.url, token) as client:
+    async with EngineIo4Client(simulator.url, token) as client:
         assert await client.ask("subscribe", CROWD, ticker="AAPL") is None
 
 
@@ -91,7 +91,7 @@ async def test_login_fault_shapes_the_response(
     simulator: FaultySimulator, fault: Fault, status: int, body: str | None
 ) -> None:
     simulator.login_fault = fault
-    async with aiohttp.ClientSession(headers=basic(simulator.api_key)) as session:
+    async with aiohttp.ClientSession(headers=basic_auth(simulator.api_key)) as session:
         started = time.monotonic()
         async with session.post(f"{simulator.url}/jwt", allow_redirects=False) as response:
             text = await response.text()
@@ -108,8 +108,8 @@ async def test_login_fault_shapes_the_response(
     ("token", "message"), [("", "no token given"), ("eyJ0.eyJ9.c2ln", "invalid signature")], ids=["missing", "forged"]
 )
 async def test_handshake_without_valid_token_is_refused(simulator: FaultySimulator, token: str, message: str) -> None:
-    with pytest.raises(Refused) as refusal:
-        async with Client(simulator.url, token):
+    with pytest.raises(HandshakeRefused) as refusal:
+        async with EngineIo4Client(simulator.url, token):
             pass
     assert refusal.value.args == ({"message": message},)
     assert simulator.handshakes == 0
@@ -118,18 +118,18 @@ async def test_handshake_without_valid_token_is_refused(simulator: FaultySimulat
 async def test_expired_token_is_refused_and_its_session_kicked(make_simulator: Callable[..., Any]) -> None:
     simulator = await make_simulator(token_lifetime_seconds=0.4, kick_expired=True, interval_seconds=None)
     token = await login(simulator.url, simulator.api_key)
-    async with Client(simulator.url, token) as client:
+    async with EngineIo4Client(simulator.url, token) as client:
         await client.until(lambda: not client.connected)
-    with pytest.raises(Refused, match="jwt expired"):
-        async with Client(simulator.url, token):
+    with pytest.raises(HandshakeRefused, match="jwt expired"):
+        async with EngineIo4Client(simulator.url, token):
             pass
 
 
 async def test_revoked_token_is_refused_and_new_one_accepted(simulator: FaultySimulator) -> None:
     token = await login(simulator.url, simulator.api_key)
     simulator.tokens.revoke()
-    with pytest.raises(Refused):
-        async with Client(simulator.url, token):
+    with pytest.raises(HandshakeRefused):
+        async with EngineIo4Client(simulator.url, token):
             pass
     async with await connected(simulator) as client:
         assert client.connected
@@ -318,7 +318,7 @@ async def test_restarted_simulator_keeps_port_and_tokens(simulator: FaultySimula
     with pytest.raises(aiohttp.ClientConnectionError):
         await login(url, simulator.api_key)
     await simulator.start()
-    async with Client(url, token) as client:
+    async with EngineIo4Client(url, token) as client:
         assert await client.ask("subscribe", CROWD, ticker="AAPL") is None
 
 

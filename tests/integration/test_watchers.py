@@ -19,7 +19,7 @@ from ingestor.store.read.audit import AuditIssue, audit, find_losses
 from tests.support.faulty_simulator import FaultySimulator
 
 from ..support import expected_rows
-from ..support.daemon import Program, Resident, until, write_config
+from ..support.daemon import CommandProcess, InProcessDaemon, until, write_config
 
 CROWD = "/real-time/crowd-sentiment"
 HOUR_US = 3_600_000_000
@@ -57,21 +57,21 @@ async def test_clock_jump_leaves_gap_in_coverage_and_rearms_jobs(
     monkeypatch.setattr(watchers, "CLOCK_CHECK_SECONDS", 0.02)
     url = f"sqlite:///{tmp_path / 'ingestor.db'}"
     config = write_config(tmp_path, url=simulator.url, database_url=url, subscriptions={CROWD: ["AAPL"]})
-    async with Resident(config, simulator.api_key) as daemon:
+    async with InProcessDaemon(config, simulator.api_key) as daemon:
         connection = await daemon.live()
         armed = [job.next_run_time for job in jobs(daemon)]
         for job in jobs(daemon):
             job.modify(next_run_time=job.next_run_time + timedelta(days=1))
         monkeypatch.setattr(watchers, "read_clocks", lambda: shifted(read_clocks(), shift_us, boot_seconds))
-        await until(lambda: daemon.books.states("AAPL") == ["pending", "live", "silent", "live"])
+        await until(lambda: daemon.db.states("AAPL") == ["pending", "live", "silent", "live"])
         assert daemon.connection_ids == connection
         assert len(armed) == 3  # token, retention, repair
         rearmed = [job.next_run_time for job in jobs(daemon)]
         assert all(abs(now - then) < timedelta(minutes=1) for now, then in zip(rearmed, armed, strict=True))
-    _, live, silent, live_again, _ = daemon.books.coverage("AAPL")
+    _, live, silent, live_again, _ = daemon.db.coverage("AAPL")
     assert live["ended_at"] == silent["started_at"] <= live_again["started_at"] == silent["ended_at"]
     assert silent["reason"] == reason
-    assert daemon.books.column(f"SELECT kind FROM events WHERE kind = '{kind}'") == [kind]
+    assert daemon.db.column(f"SELECT kind FROM events WHERE kind = '{kind}'") == [kind]
     assert findings(url) == []
 
 
@@ -82,17 +82,17 @@ async def test_heartbeat_checks_clocks_first(
     monkeypatch.setattr(watchers, "HEARTBEAT_SECONDS", 0.02)
     url = f"sqlite:///{tmp_path / 'ingestor.db'}"
     config = write_config(tmp_path, url=simulator.url, database_url=url, subscriptions={CROWD: ["AAPL"]})
-    async with Resident(config, simulator.api_key) as daemon:
+    async with InProcessDaemon(config, simulator.api_key) as daemon:
         await daemon.live()
         monkeypatch.setattr(watchers, "read_clocks", lambda: shifted(read_clocks(), HOUR_US, 3600))
-        await until(lambda: daemon.books.states("AAPL") == ["pending", "live", "silent", "live"])
+        await until(lambda: daemon.db.states("AAPL") == ["pending", "live", "silent", "live"])
 
 
 def shifted(now: ClockReading, shift_us: int, boot_seconds: float) -> ClockReading:
     return ClockReading(now.wall_us + shift_us, now.boottime + boot_seconds)
 
 
-def jobs(daemon: Resident) -> list[Any]:
+def jobs(daemon: InProcessDaemon) -> list[Any]:
     """Return APScheduler's jobs: the token's renewal, retention and repair."""
     found: list[Any] = daemon._service._scheduler._scheduler.get_jobs()
     return sorted(found, key=lambda job: str(job.id))
@@ -110,37 +110,37 @@ async def test_retention_runs_while_daemon_writes(
         database={"retention": {"payloads": "1s", "journal": "1s"}},
         subscriptions={CROWD: ["AAPL"]},
     )
-    daemon = Resident(config, simulator.api_key)
+    daemon = InProcessDaemon(config, simulator.api_key)
     await daemon.__aenter__()
-    await until(lambda: daemon.books.one("SELECT coalesce(min(seq), 0) FROM payloads") > 20)
-    await until(lambda: daemon.books.one("SELECT max(last_seq - first_seq) FROM batches") > 20)
+    await until(lambda: daemon.db.one("SELECT coalesce(min(seq), 0) FROM payloads") > 20)
+    await until(lambda: daemon.db.one("SELECT max(last_seq - first_seq) FROM batches") > 20)
     assert findings(database_url) == []
     simulator.interval_seconds = None
-    await daemon.holds(lambda: expected_rows.current(simulator.emitted))
+    await daemon.wait_for_samples(lambda: expected_rows.current(simulator.emitted))
     await daemon.stop()
     assert findings(database_url) == []
-    assert daemon.books.one("SELECT min(first_seq) FROM batches") == 1
+    assert daemon.db.one("SELECT min(first_seq) FROM batches") == 1
 
 
 async def test_unreadable_spool_is_recorded_as_lost_and_audit_balances(
     simulator: FaultySimulator, database_url: str, tmp_path: Path
 ) -> None:
     config = write_config(tmp_path, url=simulator.url, database_url=database_url, subscriptions={CROWD: ["AAPL"]})
-    async with Resident(config, simulator.api_key) as first:
+    async with InProcessDaemon(config, simulator.api_key) as first:
         await first.live()
     (tmp_path / "spool" / "spool.db").write_bytes(b"rust" * 10_000)
     damaged_at = (tmp_path / "spool" / "spool.db").stat().st_mtime
-    async with Resident(config, simulator.api_key) as daemon:
+    async with InProcessDaemon(config, simulator.api_key) as daemon:
         await daemon.live()
         assert [error.kind for error in daemon.status.last_errors] == ["lost"]
-    lost, pending, *_ = daemon.books.rows("SELECT * FROM coverage WHERE instance_id = 2 ORDER BY start_seq")
+    lost, pending, *_ = daemon.db.rows("SELECT * FROM coverage WHERE instance_id = 2 ORDER BY start_seq")
     assert (lost["state"], pending["state"]) == ("lost", "pending")
     assert lost["started_at"].timestamp() == pytest.approx(damaged_at, abs=0.001)
     assert lost["ended_at"] == pending["started_at"]
     assert "unreadable" in lost["reason"]
-    assert any("lost" in gap["states"] for gap in daemon.books.gaps("AAPL"))
-    async with Program("audit", "--config", config, "--output", "json", folder=tmp_path) as program:
-        assert await program.ended() == 0
+    assert any("lost" in gap["states"] for gap in daemon.db.gaps("AAPL"))
+    async with CommandProcess("audit", "--config", config, "--output", "json", folder=tmp_path) as program:
+        assert await program.wait_for_exit() == 0
     report = json.loads(program.stdout)
     assert (report["balanced"], report["findings"]) == (True, [])
     (loss,) = report["notes"]
@@ -150,15 +150,15 @@ async def test_unreadable_spool_is_recorded_as_lost_and_audit_balances(
 async def test_recreated_database_is_recorded_as_lost(simulator: FaultySimulator, tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path / 'ingestor.db'}"
     config = write_config(tmp_path, url=simulator.url, database_url=url, subscriptions={CROWD: ["AAPL"]})
-    async with Resident(config, simulator.api_key) as first:
+    async with InProcessDaemon(config, simulator.api_key) as first:
         await first.live()
         await until(lambda: first.status.spool.acked_seq > 10)
     (tmp_path / "ingestor.db").unlink()
-    daemon = await Resident(config, simulator.api_key).__aenter__()
+    daemon = await InProcessDaemon(config, simulator.api_key).__aenter__()
     await daemon.live()
     await until(lambda: [error.kind for error in daemon.status.last_errors] == ["lost"])
     await daemon.stop()
-    assert daemon.books.column("SELECT kind FROM events WHERE kind = 'lost'") == ["lost"]
+    assert daemon.db.column("SELECT kind FROM events WHERE kind = 'lost'") == ["lost"]
     assert findings(url) == []
     with engine_of(url) as engine:
         (loss,) = find_losses(engine)
@@ -178,9 +178,9 @@ async def test_full_spool_disconnects_then_resumes_without_loss(
         spool={"max_bytes": "1MiB"},
         subscriptions={CROWD: ["AAPL", "ON"]},
     )
-    async with Resident(config, simulator.api_key) as daemon:
+    async with InProcessDaemon(config, simulator.api_key) as daemon:
         await daemon.live()
-        with daemon.books.held():
+        with daemon.db.held():
             await until(lambda: daemon.states == ["spool_full"] * 2)
             simulator.interval_seconds = None
             assert daemon.connection_ids == [None]
@@ -191,17 +191,17 @@ async def test_full_spool_disconnects_then_resumes_without_loss(
             assert daemon.states == ["spool_full"] * 2
         await daemon.live()
         await simulator.tick()
-        await daemon.holds(lambda: expected_rows.current(simulator.emitted))
-        assert daemon.books.one("SELECT count(*) FROM payloads") == daemon.status.connections[0].frames
+        await daemon.wait_for_samples(lambda: expected_rows.current(simulator.emitted))
+        assert daemon.db.one("SELECT count(*) FROM payloads") == daemon.status.connections[0].frames
         errors = [error.kind for error in daemon.status.last_errors]
 
-    levels = [json.loads(detail) for detail in daemon.books.column(LEVELS)]
+    levels = [json.loads(detail) for detail in daemon.db.column(LEVELS)]
     assert [level["level"] for level in levels[:3]] == ["filling", "critical", "full"]
     assert [levels[0]["used_percent"] >= 70, levels[1]["used_percent"] >= 90] == [True, True]
     assert levels[3]["used_percent"] <= 80
     assert errors[:4] == ["spool_level", "spool_level", "spool_full", "disconnected"]
-    assert daemon.books.states("ON") == ["pending", "live", "spool_full", "pending", "live", "stopped"]
-    (full_gap,) = [gap for gap in daemon.books.gaps("ON") if "spool_full" in gap["states"]]
+    assert daemon.db.states("ON") == ["pending", "live", "spool_full", "pending", "live", "stopped"]
+    (full_gap,) = [gap for gap in daemon.db.gaps("ON") if "spool_full" in gap["states"]]
     assert "the spool is filling" in full_gap["reason"]
     assert findings(database_url) == []
 

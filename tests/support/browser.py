@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from .postgres_server import free_port
-from .requirements import missing
+from .requirements import skip_missing
 
 FLAGS = (
     "--headless",
@@ -39,7 +39,7 @@ def chromium(profile: Path) -> Iterator[Browser]:
     """Start a browser with an empty profile in this folder. Skips the test if it is not installed."""
     programs = [shutil.which(name) for name in ("chromedriver", "chromium")]
     if None in programs:
-        missing("Chromium: install Debian's chromium and chromium-driver")
+        skip_missing("Chromium: install Debian's chromium and chromium-driver")
     port = free_port()
     with subprocess.Popen([str(programs[0]), f"--port={port}", "--silent"], stdout=subprocess.DEVNULL) as driver:
         try:

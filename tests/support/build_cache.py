@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 
-def made_once(name: str, make: Callable[[Path], None]) -> Path:
+def build_once(name: str, make: Callable[[Path], None]) -> Path:
     """The folder of this name, filled by ``make(folder)`` at the first call of a machine, by one process at a time."""
     folder = cache() / name
     folder.mkdir(parents=True, exist_ok=True)

@@ -21,7 +21,7 @@ from ingestor.config import load
 from ingestor.daemon.service import Service
 from ingestor.monitoring.status import Status
 
-from .db_reader import Books
+from .db_reader import DbReader
 from .postgres_server import free_port
 
 COMMAND = Path(sys.executable).with_name("ingestor")
@@ -66,8 +66,8 @@ def write_config(
     return file
 
 
-class Resident:
-    """The daemon in the test's own process: ``async with Resident(config, api_key) as daemon``. At the end it is
+class InProcessDaemon:
+    """The daemon in the test's own process: ``async with InProcessDaemon(config, api_key) as daemon``. At the end it is
     stopped as by SIGTERM, and its books must balance.
     """
 
@@ -75,7 +75,7 @@ class Resident:
         config = load(config_file, env={})
         self._service = Service(config, SecretStr(api_key))
         document = json.loads(config_file.read_text())
-        self.books = Books(document["database"]["url"])
+        self.db = DbReader(document["database"]["url"])
 
     async def __aenter__(self) -> Self:
         self._task = asyncio.create_task(self._service.run())
@@ -85,7 +85,7 @@ class Resident:
     async def __aexit__(self, kind: type[BaseException] | None, *_: object) -> None:
         await self.stop()
         if kind is None:
-            self.books.check()
+            self.db.check()
 
     async def stop(self) -> None:
         """Stop, drained. Raises what the daemon fell over."""
@@ -123,15 +123,16 @@ class Resident:
         async with aiohttp.ClientSession() as session, session.get(f"{self._service.url}/metrics") as answer:
             return await answer.text()
 
-    async def holds(self, wanted: Callable[[], object]) -> None:
+    async def wait_for_samples(self, wanted: Callable[[], object]) -> None:
         """Wait until the books hold exactly these samples: ``{Key: value}``, asked for anew each time."""
-        await until(lambda: self.books.current() == wanted())
+        await until(lambda: self.db.current() == wanted())
 
 
-class Program:
-    """The installed command as a process: ``async with Program("run", "--config", file) as program``. Killed at the end
-    if it still runs. What it says is in ``stdout`` and ``stderr``. Warnings are errors in it, and the settings of the
-    ingestor in our own environment are kept from it.
+class CommandProcess:
+    """The installed command as a process: ``async with CommandProcess("run", "--config", file) as program``.
+
+    It is killed at the end if it still runs. Its output is in ``stdout`` and ``stderr``. Warnings are errors, and the
+    ingestor's settings in our own environment are not passed on.
     """
 
     def __init__(self, *arguments: str | Path, folder: Path, **environment: str) -> None:
@@ -161,20 +162,20 @@ class Program:
         self._process.kill()
         self._process.wait()
 
-    async def ended(self, timeout_seconds: float = TIMEOUT_SECONDS) -> int:
+    async def wait_for_exit(self, timeout_seconds: float = TIMEOUT_SECONDS) -> int:
         """Wait for its end; the exit code."""
         await until(lambda: self._process is not None and self._process.poll() is not None, timeout_seconds)
         assert self._process is not None
         return int(self._process.returncode)
 
-    def ask_to_end(self) -> None:
+    def send_sigterm(self) -> None:
         """SIGTERM."""
         os.kill(self.pid, signal.SIGTERM)
 
     async def terminate(self, timeout_seconds: float = 10) -> int:
         """SIGTERM, and wait for its end; the exit code."""
-        self.ask_to_end()
-        return await self.ended(timeout_seconds)
+        self.send_sigterm()
+        return await self.wait_for_exit(timeout_seconds)
 
     @property
     def pid(self) -> int:
@@ -193,7 +194,7 @@ class Program:
         return self._folder / f"{id(self)}.{stream}"
 
 
-class Daemon(Program):
+class DaemonProcess(CommandProcess):
     """``ingestor run`` as a process, with its status port and its database."""
 
     def __init__(self, config_file: Path, api_key: str, **environment: str) -> None:
@@ -201,7 +202,7 @@ class Daemon(Program):
         super().__init__("run", "--config", config_file, folder=config_file.parent, **environment)
         document = json.loads(config_file.read_text())
         self._listen = document["http"]["listen"]
-        self.books = Books(environment.get("INGESTOR_DATABASE__URL", document["database"]["url"]))
+        self.db = DbReader(environment.get("INGESTOR_DATABASE__URL", document["database"]["url"]))
 
     def get(self, path: str) -> tuple[int, str]:
         """Status and body of a page of its port. Raises OSError where nobody listens."""
@@ -226,9 +227,9 @@ class Daemon(Program):
         """Wait until all that is wanted is subscribed and can be stored."""
         await until(lambda: self._is_live(self.status))
 
-    async def holds(self, wanted: Callable[[], object]) -> None:
+    async def wait_for_samples(self, wanted: Callable[[], object]) -> None:
         """Wait until the books hold exactly these samples: ``{Key: value}``, asked for anew each time."""
-        await until(lambda: self.books.current() == wanted())
+        await until(lambda: self.db.current() == wanted())
 
     @staticmethod
     def _is_live(status: dict[str, Any]) -> bool:

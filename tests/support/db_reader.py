@@ -19,7 +19,7 @@ from .expected_rows import Key
 Row = dict[str, Any]
 
 
-class Books:
+class DbReader:
     """The tables and views behind a URL as a config has it. Each question has a connection of its own."""
 
     def __init__(self, url: str) -> None:

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from .requirements import missing
+from .requirements import skip_missing
 
 DISK_BYTES = 192 << 20
 _AROUND_BYTES = 2 * DISK_BYTES
@@ -62,7 +62,7 @@ def small_disk(folder: Path, size_bytes: int, files: int = 0) -> Iterator[Path]:
 
 
 @contextmanager
-def full(folder: Path, name: str = "filler") -> Iterator[None]:
+def fill_disk(folder: Path, name: str = "filler") -> Iterator[None]:
     """Until the end of the block nothing more can be written to the file system of ``folder``."""
     filler = folder / name
     handle = os.open(filler, os.O_WRONLY | os.O_CREAT)
@@ -96,7 +96,7 @@ def _mounted(folder: Path, *what: str | Path) -> Iterator[None]:
     try:
         _do("mount", *what, folder)
     except subprocess.CalledProcessError as error:
-        missing(f"disks: mount {what[-1]} failed: {error.stderr.decode().strip()}")
+        skip_missing(f"disks: mount {what[-1]} failed: {error.stderr.decode().strip()}")
     try:
         yield
     finally:
@@ -105,11 +105,11 @@ def _mounted(folder: Path, *what: str | Path) -> Iterator[None]:
 
 def _need_root() -> None:
     if os.geteuid() != 0:
-        missing("disks that are full or lose their power: run as root, to mount them")
+        skip_missing("disks that are full or lose their power: run as root, to mount them")
 
 
 def _do(program: str, *arguments: str | Path) -> None:
     try:
         subprocess.run([program, *arguments], check=True, capture_output=True)
     except FileNotFoundError:
-        missing(f"disks: install {program} (e2fsprogs, util-linux)")
+        skip_missing(f"disks: install {program} (e2fsprogs, util-linux)")

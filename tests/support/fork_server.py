@@ -17,14 +17,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from .daemon import Daemon, Program
+from .daemon import CommandProcess, DaemonProcess
 
 
-class Child:
-    """A forked command, as far as ``Program`` asks: the part of ``subprocess.Popen`` that it uses."""
+class ForkedProcess:
+    """A forked command, as far as ``CommandProcess`` asks: the part of ``subprocess.Popen`` that it uses."""
 
-    def __init__(self, nursery: Nursery, pid: int) -> None:
-        self._nursery = nursery
+    def __init__(self, fork_server: ForkServer, pid: int) -> None:
+        self._fork_server = fork_server
         self.pid = pid
         self.returncode: int | None = None
 
@@ -40,12 +40,12 @@ class Child:
 
     def _ask(self, *, wait: bool) -> int | None:
         if self.returncode is None:
-            self.returncode = self._nursery.ask(wait_for=self.pid, hang=wait)
+            self.returncode = self._fork_server.ask(wait_for=self.pid, hang=wait)
         return self.returncode
 
 
-class Nursery:
-    """The process that forks. ``with Nursery() as nursery``; at the end, its children are killed."""
+class ForkServer:
+    """The process that forks. ``with ForkServer() as fork_server``; at the end, its children are killed."""
 
     def __enter__(self) -> Self:
         environment = os.environ | {"PYTHONWARNINGS": "error"}
@@ -71,9 +71,9 @@ class Nursery:
     def pid(self) -> int:
         return self._process.pid
 
-    def start(self, arguments: list[str], environment: dict[str, str], stdout: Path, stderr: Path) -> Child:
+    def start(self, arguments: list[str], environment: dict[str, str], stdout: Path, stderr: Path) -> ForkedProcess:
         """Run the command with these arguments and this whole environment."""
-        return Child(
+        return ForkedProcess(
             self, self.ask(arguments=arguments, environment=environment, stdout=str(stdout), stderr=str(stderr))
         )
 
@@ -84,8 +84,8 @@ class Nursery:
         return json.loads(self._process.stdout.readline())
 
 
-class _Forked(Program):
-    nursery: Nursery
+class _Forked(CommandProcess):
+    fork_server: ForkServer
 
     @property
     def folder(self) -> Path:
@@ -97,23 +97,23 @@ class _Forked(Program):
         said = self._said("stdout"), self._said("stderr")
         for file in said:
             file.touch()
-        self._process = self.nursery.start(arguments, self._environment, *said)  # type: ignore[assignment]
+        self._process = self.fork_server.start(arguments, self._environment, *said)  # type: ignore[assignment]
 
 
-class ForkedProgram(_Forked):
+class ForkedCommand(_Forked):
     """A command, forked."""
 
-    def __init__(self, nursery: Nursery, *arguments: str | Path, folder: Path, **environment: str) -> None:
+    def __init__(self, fork_server: ForkServer, *arguments: str | Path, folder: Path, **environment: str) -> None:
         super().__init__(*arguments, folder=folder, **environment)
-        self.nursery = nursery
+        self.fork_server = fork_server
 
 
-class ForkedDaemon(_Forked, Daemon):
+class ForkedDaemon(_Forked, DaemonProcess):
     """``ingestor run``, forked."""
 
-    def __init__(self, nursery: Nursery, config_file: Path, api_key: str, **environment: str) -> None:
+    def __init__(self, fork_server: ForkServer, config_file: Path, api_key: str, **environment: str) -> None:
         super().__init__(config_file, api_key, **environment)
-        self.nursery = nursery
+        self.fork_server = fork_server
         self.config_file = config_file
 
 

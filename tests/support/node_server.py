@@ -17,8 +17,8 @@ from typing import Any, Self
 
 from ingestor.provider.catalog import FEEDS, PATHS, base_name
 
-from .build_cache import made_once
-from .requirements import missing
+from .build_cache import build_once
+from .requirements import skip_missing
 
 # The first and the last release of each generation that the provider may run; 1.x and 2.x speak Engine.IO 3. And of the
 # one that we do not speak, the last.
@@ -44,7 +44,7 @@ _OVERRIDES: Mapping[str, Mapping[str, str]] = {
 }
 START = datetime(2026, 1, 5, 14, 30, tzinfo=UTC)  # of bucket 0; a bucket is a minute
 TIMEOUT_SECONDS = 20
-_SERVER = Path(__file__).parent.parent / "peers" / "server.js"
+_SERVER = Path(__file__).with_name("node_server.js")
 _RENAMED = {"crowd_sentiment": "average_sentiment", "mp_sentiment": "signal_value"}
 
 
@@ -60,7 +60,7 @@ class Emission:
 
 
 def value(seed: int, path: str, field: str, ticker: str, bucket: int) -> float:
-    """What a peer's row says; the same reckoning as in server.js."""
+    """What a peer's row says; the same reckoning as in node_server.js."""
     digest = hashlib.sha256(f"{seed}/{path}/{field}/{ticker}/{bucket}".encode()).digest()
     return int.from_bytes(digest[:6]) / 2**47 - 1
 
@@ -91,8 +91,8 @@ def _begin(version: str) -> Future[Path]:
 
 def _install(version: str) -> Path:
     if not shutil.which("node") or not shutil.which("npm"):
-        missing("socket.io peers: install node (18 or newer) and npm")
-    return made_once(f"socket.io-{version}", lambda folder: _npm_install(folder, version))
+        skip_missing("socket.io servers: install node (18 or newer) and npm")
+    return build_once(f"socket.io-{version}", lambda folder: _npm_install(folder, version))
 
 
 def _npm_install(folder: Path, version: str) -> None:
@@ -104,7 +104,7 @@ def _npm_install(folder: Path, version: str) -> None:
             ["npm", "install", *quietly], cwd=folder, capture_output=True, text=True, timeout=100, check=True
         )
     except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as failure:
-        missing(f"socket.io {version}: npm install failed: {failure}: {str(failure.stderr).strip()[-300:]}")
+        skip_missing(f"socket.io {version}: npm install failed: {failure}: {str(failure.stderr).strip()[-300:]}")
 
 
 def _fields() -> dict[str, list[str]]:
@@ -120,8 +120,8 @@ def _metrics(path: str) -> list[str]:
     return list(dict.fromkeys(FEEDS[base_name(path)].metrics.values()))
 
 
-class Peer:
-    """One Node server: ``async with Peer("2") as peer``. It may be stopped, killed and started again on its port.
+class NodeServer:
+    """One Node server: ``async with NodeServer("2") as server``. It can be stopped, killed and restarted on its port.
 
     Every subscription is answered at once, and then every ``interval_seconds`` (None: when ``emit`` is called) with the
     newest ``window_rows`` buckets, of which one is new each time. ``kick_expired``: a socket is disconnected when its
@@ -145,7 +145,7 @@ class Peer:
         self.version = VERSIONS[generation]
         self.api_key = secrets.token_hex(12)
         self.emitted: list[Emission] = []
-        self.happenings: list[dict[str, Any]] = []  # all else that the server told, as it told it
+        self.events: list[dict[str, Any]] = []  # all else that the server told, as it told it
         self._folder = install(generation)
         self._news = asyncio.Event()
         self._commands = 0
@@ -218,7 +218,7 @@ class Peer:
         await self.do("burst", frames=frames, rows=rows)
 
     async def do(self, command: str, **more: Any) -> None:
-        """Carry out a command of server.js, and wait until it has.
+        """Carry out a command of node_server.js, and wait until it has.
 
         ``ask`` (a data event that wants an acknowledgement), ``raw`` (text), ``error`` (name, error), ``kick``,
         ``close``, ``reset``, ``refuse`` (name, message), ``allow`` (name), ``mute``, ``unmute`` (ticker), ``revoke``.
@@ -226,16 +226,16 @@ class Peer:
         self._commands += 1
         done = {"event": "did", "id": self._commands}
         await self._write({"do": command, "id": self._commands, **more})
-        await self.until(lambda: done in self.happenings)
+        await self.until(lambda: done in self.events)
 
     @property
-    def logins_at(self) -> list[float]:
+    def login_times(self) -> list[float]:
         """Epoch seconds of every token given."""
-        return [one["at"] for one in self.happenings if one["event"] == "login"]
+        return [one["at"] for one in self.events if one["event"] == "login"]
 
     def count(self, event: str) -> int:
         """How often this happened: login, connected, refused, subscribed, unsubscribed, disconnected, acknowledged."""
-        return sum(one["event"] == event for one in self.happenings)
+        return sum(one["event"] == event for one in self.events)
 
     async def until(self, true: Callable[[], object]) -> None:
         """Wait until it holds of what the server told. Raises TimeoutError."""
@@ -264,7 +264,7 @@ class Peer:
             self.emitted.append(Emission(*(happening[name] for name in ("sid", "name", "path", "params", "rows"))))
             self._settings["bucket"] = happening["bucket"]
         else:
-            self.happenings.append(happening)
+            self.events.append(happening)
         if happening["event"] == "listening":
             self._settings["port"] = happening["port"]
         self._news.set()

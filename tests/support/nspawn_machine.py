@@ -17,8 +17,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NoReturn, Self
 
-from .build_cache import cache, made_once
-from .requirements import missing
+from .build_cache import build_once, cache
+from .requirements import skip_missing
 
 TOP = Path(__file__).parents[2]
 PYTHONS: Mapping[str, str] = {"bookworm": "3.11", "trixie": "3.13"}  # Debian 12 and 13: systemd 252 and 257
@@ -28,7 +28,7 @@ BOOT_SECONDS = 60
 _ENVIRONMENT = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8"}
 
 
-class Machine:
+class NspawnMachine:
     """``with Machine("bookworm", folder, at="/var/lib/x") as machine``: a Debian with one folder of ours in it.
 
     The checkout is in /src, and pip finds what that needs without an index.
@@ -36,10 +36,10 @@ class Machine:
 
     def __init__(self, suite: str, folder: Path, *, at: str) -> None:
         if os.geteuid() != 0:
-            missing("the unit under a booted systemd: run as root")
+            skip_missing("the unit under a booted systemd: run as root")
         for program, package in (("systemd-nspawn", "systemd-container"), ("debootstrap", "debootstrap")):
             if shutil.which(program) is None:
-                missing(f"the unit under a booted systemd: install {package}")
+                skip_missing(f"the unit under a booted systemd: install {package}")
         self.suite = suite
         self._tree = tree(suite)
         self._wheels = wheels(PYTHONS[suite])
@@ -109,7 +109,7 @@ class Machine:
     def _give_up(self) -> NoReturn:
         self._said.seek(0)
         said = self._said.read().decode(errors="replace")
-        missing(f"the unit under a booted systemd: systemd-nspawn does not boot here: {said.strip()[-500:]}")
+        skip_missing(f"the unit under a booted systemd: systemd-nspawn does not boot here: {said.strip()[-500:]}")
 
 
 def tree(suite: str) -> Path:
@@ -121,7 +121,7 @@ def tree(suite: str) -> Path:
         subprocess.run(["rm", "-rf", "--one-file-system", folder / "root"], check=True)
         _fetch("debootstrap", "--variant=minbase", f"--include={','.join(PACKAGES)}", suite, folder / "root")
 
-    return made_once(f"debian-{suite}-{digest}", make) / "root"
+    return build_once(f"debian-{suite}-{digest}", make) / "root"
 
 
 def wheels(python: str) -> Path:
@@ -138,11 +138,11 @@ def wheels(python: str) -> Path:
         only = ("--only-binary=:all:", f"--python-version={python}")
         _fetch(sys.executable, "-m", "pip", "download", "-q", *only, "-d", folder, *wanted)
 
-    return made_once(f"wheels-{python}-{digest}", make)
+    return build_once(f"wheels-{python}-{digest}", make)
 
 
 def _fetch(*command: str | Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, timeout=600)
     if done.returncode:
         said = (done.stdout + done.stderr).strip()[-300:]
-        missing(f"the unit under a booted systemd: {Path(command[0]).name} failed: {said}")
+        skip_missing(f"the unit under a booted systemd: {Path(command[0]).name} failed: {said}")

@@ -26,7 +26,7 @@ RESTATED_TIMES = 20
 WINDOW_EVENTS = 30  # what came last is said once more to whoever subscribes
 
 
-class Line:
+class Subscriber:
     """One subscriber's connection: what it wants, and what it was sent and has not acknowledged, in order."""
 
     def __init__(self) -> None:
@@ -35,8 +35,8 @@ class Line:
         self.sent: list[int] = []
 
 
-class Feed:
-    """``async with Feed() as feed``: sends ``rate`` events a second to every subscriber; rate 0 is silence.
+class NumberedFeed:
+    """``async with NumberedFeed() as feed``: sends ``rate`` events a second to every subscriber; rate 0 is silence.
 
     ``one_row``: each event is one new value and nothing else, as in a calm market.
     """
@@ -50,7 +50,7 @@ class Feed:
         self.welcome = True  # else every login is refused
         self._ask_every = ask_every
         self._one_row = one_row
-        self._lines: dict[str, Line] = {}  # by sid
+        self._lines: dict[str, Subscriber] = {}  # by sid
 
     async def __aenter__(self) -> Self:
         silent = logging.getLogger("tests.feed")
@@ -97,7 +97,7 @@ class Feed:
         return web.json_response({"token": "any"}) if self.welcome else web.Response(status=503)
 
     def _on_connect(self, sid: str, *_: object) -> None:
-        self._lines[sid] = Line()
+        self._lines[sid] = Subscriber()
 
     def _on_disconnect(self, sid: str, *_: object) -> None:
         self._lines.pop(sid, None)
@@ -105,7 +105,7 @@ class Feed:
     def _on_subscribe(self, sid: str, wish: dict[str, Any]) -> None:
         self._lines[sid].tickers.add(wish["params"]["ticker"])
 
-    def _on_acknowledgement(self, line: Line, upto: int) -> Callable[..., None]:
+    def _on_acknowledgement(self, line: Subscriber, upto: int) -> Callable[..., None]:
         sent_at = time.monotonic()
 
         def acknowledged(*_: object) -> None:
@@ -139,12 +139,12 @@ class Feed:
                 again = self._window(number, ticker) if self._is_new(line, ticker) else []
                 await self._send(sid, line, number, again + rows)
 
-    def _is_new(self, line: Line, ticker: str) -> bool:
+    def _is_new(self, line: Subscriber, ticker: str) -> bool:
         new = ticker not in line.greeted
         line.greeted.add(ticker)
         return new and not self._one_row
 
-    async def _send(self, sid: str, line: Line, number: int, rows: list[dict[str, Any]]) -> None:
+    async def _send(self, sid: str, line: Subscriber, number: int, rows: list[dict[str, Any]]) -> None:
         line.sent.append(number)
         wanted = number % self._ask_every == 0
         callback = self._on_acknowledgement(line, number) if wanted else None

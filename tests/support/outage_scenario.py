@@ -9,20 +9,20 @@ from pathlib import Path
 from typing import Any, Self
 
 from .daemon import until, write_config
-from .fork_server import ForkedDaemon, Nursery
-from .numbered_feed import KEY, PATH, TICKERS, Feed
-from .reconciliation import Reckoning, assert_balances, assert_complete
+from .fork_server import ForkedDaemon, ForkServer
+from .numbered_feed import KEY, PATH, TICKERS, NumberedFeed
+from .reconciliation import Reconciliation, assert_balances, assert_complete
 
 DRAIN_SECONDS = 60
 HEARD_SECONDS = 1.0  # the longest that an acknowledgement may be in coming while the database is away
 
 
-class Stage:
-    """``async with Stage(nursery, folder, database_url) as stage``: the daemon is live, and the feed speaks."""
+class OutageScenario:
+    """``async with OutageScenario(fork_server, folder, database_url) as outage``: a live daemon and a sending feed."""
 
     def __init__(
         self,
-        nursery: Nursery,
+        fork_server: ForkServer,
         folder: Path,
         database_url: str,
         *,
@@ -30,8 +30,8 @@ class Stage:
         one_row: bool = False,
         **sections: dict[str, Any],
     ) -> None:
-        self.feed = Feed(rate=rate, one_row=one_row)
-        self._nursery = nursery
+        self.feed = NumberedFeed(rate=rate, one_row=one_row)
+        self._fork_server = fork_server
         self._folder = folder
         self._database_url = database_url
         self._sections = sections
@@ -45,7 +45,7 @@ class Stage:
             subscriptions={PATH: TICKERS},
             **self._sections,
         )
-        self.daemon = ForkedDaemon(self._nursery, config, KEY)
+        self.daemon = ForkedDaemon(self._fork_server, config, KEY)
         self.spool = Path(self._sections.get("spool", {}).get("path", self._folder / "spool"))
         self.daemon.start()
         await self.daemon.live()
@@ -56,7 +56,7 @@ class Stage:
         self.daemon.kill()
         await self.feed.__aexit__()
 
-    async def listens_for(self, seconds: float) -> float:
+    async def assert_receives_for(self, seconds: float) -> float:
         """Let time pass in which the daemon must go on receiving: the longest pause between two acknowledgements."""
         longest, end = 0.0, time.monotonic() + seconds
         while (now := time.monotonic()) < end:
@@ -76,13 +76,13 @@ class Stage:
         await asyncio.sleep(0.3)  # what is on its way arrives
         await self.drained()
 
-    async def end(self, without: Set[int] = frozenset()) -> Reckoning:
+    async def end(self, without: Set[int] = frozenset()) -> Reconciliation:
         """Silence, a stop in order, and the reckoning. ``without``: what was taken away after it had been written."""
         await self.silent()
         assert await self.daemon.terminate(timeout_seconds=20) == 0
-        await assert_balances(self.daemon, self._nursery)
-        books, feed = self.daemon.books, self.feed
-        found = assert_complete(books, self.spool, feed.count, feed.acknowledged - without, whole=not without)
+        await assert_balances(self.daemon, self._fork_server)
+        db, feed = self.daemon.db, self.feed
+        found = assert_complete(db, self.spool, feed.count, feed.acknowledged - without, whole=not without)
         print(found)
         return found
 

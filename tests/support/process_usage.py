@@ -18,6 +18,6 @@ def cpu_seconds(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-def descriptors(pid: int) -> int:
+def open_descriptors(pid: int) -> int:
     """How many are open."""
     return len(list(Path(f"/proc/{pid}/fd").iterdir()))

@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from . import expected_rows
-from .db_reader import Books
-from .fork_server import ForkedDaemon, ForkedProgram, Nursery
+from .db_reader import DbReader
+from .fork_server import ForkedCommand, ForkedDaemon, ForkServer
 from .numbered_feed import PATH, TICKERS, number_of
 
 
 @dataclass(frozen=True, slots=True)
-class Reckoning:
+class Reconciliation:
     """The figures of a run. ``lost`` and ``duplicated`` name events; both must be empty."""
 
     sent: int
@@ -46,14 +46,14 @@ class _Event:
     path: str = PATH
 
 
-def reckon(books: Books, sent: int, acknowledged: Set[int]) -> Reckoning:
+def reconcile(db: DbReader, sent: int, acknowledged: Set[int]) -> Reconciliation:
     """Count, and assert that the tables say what the payloads say. No daemon may be writing."""
-    events = _events(books)
-    assert books.column("SELECT body FROM dead_letters") == []
+    events = _events(db)
+    assert db.column("SELECT body FROM dead_letters") == []
     assert max((event.number for event in events), default=-1) < sent
-    _compare(events, books)
+    _compare(events, db)
     times = Counter((event.instance_id, event.number) for event in events)
-    return Reckoning(
+    return Reconciliation(
         sent=sent,
         acknowledged=len(acknowledged),
         stored=len(events),
@@ -62,31 +62,33 @@ def reckon(books: Books, sent: int, acknowledged: Set[int]) -> Reckoning:
     )
 
 
-async def assert_recovers(daemon: ForkedDaemon, nursery: Nursery) -> None:
+async def assert_recovers(daemon: ForkedDaemon, fork_server: ForkServer) -> None:
     """It starts, is live again, ends in order, and its audit balances."""
     daemon.start()
     await daemon.live()
     assert await daemon.terminate(timeout_seconds=20) == 0
-    await assert_balances(daemon, nursery)
+    await assert_balances(daemon, fork_server)
 
 
-async def assert_balances(daemon: ForkedDaemon, nursery: Nursery) -> None:
+async def assert_balances(daemon: ForkedDaemon, fork_server: ForkServer) -> None:
     """``ingestor audit`` finds nothing."""
-    async with ForkedProgram(nursery, "audit", "--config", daemon.config_file, folder=daemon.folder) as audit:
-        assert await audit.ended() == 0, audit.stdout + audit.stderr
+    async with ForkedCommand(fork_server, "audit", "--config", daemon.config_file, folder=daemon.folder) as audit:
+        assert await audit.wait_for_exit() == 0, audit.stdout + audit.stderr
 
 
-def assert_complete(books: Books, spool: Path, sent: int, acknowledged: Set[int], *, whole: bool = True) -> Reckoning:
+def assert_complete(
+    db: DbReader, spool: Path, sent: int, acknowledged: Set[int], *, whole: bool = True
+) -> Reconciliation:
     """Nothing that was acknowledged is missing, nothing is there twice, and nothing is left in the spool.
 
     Unless ``whole``, the books need not begin with entry 1: a part of them was taken away on purpose.
     """
     head = spool_head(spool)
-    position = books.one(f"SELECT position FROM instances WHERE spool_id = '{head['spool_id']}'")
+    position = db.one(f"SELECT position FROM instances WHERE spool_id = '{head['spool_id']}'")
     assert position == head["next_seq"] - 1
     if whole:
-        books.check()
-    found = reckon(books, sent, acknowledged)
+        db.check()
+    found = reconcile(db, sent, acknowledged)
     assert found.acknowledged, "nothing was acknowledged: this has tested nothing"
     assert (sorted(found.lost), sorted(found.duplicated)) == ([], []), (found, sorted(found.lost))
     return found
@@ -99,10 +101,10 @@ def spool_head(folder: Path) -> dict[str, Any]:
         return dict(database.execute("SELECT * FROM head").fetchone())
 
 
-def assert_no_life_after_death(books: Books, killed: Sequence[datetime]) -> None:
+def assert_not_live_when_killed(db: DbReader, killed: Sequence[datetime]) -> None:
     """Coverage has neither holes nor overlaps, and at the moment of each kill it claims nothing. One instance only."""
     for ticker in TICKERS:
-        intervals = books.coverage(ticker)
+        intervals = db.coverage(ticker)
         assert [one["ended_at"] for one in intervals[:-1]] == [two["started_at"] for two in intervals[1:]]
         for one, two in pairwise(intervals):
             assert one["state"] != two["state"], intervals
@@ -111,16 +113,16 @@ def assert_no_life_after_death(books: Books, killed: Sequence[datetime]) -> None
             assert states <= {"crashed"}, (moment, intervals)
 
 
-def _events(books: Books) -> list[_Event]:
+def _events(db: DbReader) -> list[_Event]:
     """In the order of their receipt, whoever received them."""
     query = "SELECT instance_id, body FROM payloads ORDER BY received_at, instance_id, seq"
-    bodies = [(row["instance_id"], json.loads(row["body"])) for row in books.rows(query)]
+    bodies = [(row["instance_id"], json.loads(row["body"])) for row in db.rows(query)]
     return [_Event(instance_id, number_of(rows), rows) for instance_id, rows in bodies]
 
 
-def _compare(events: Sequence[_Event], books: Books) -> None:
+def _compare(events: Sequence[_Event], db: DbReader) -> None:
     """The samples are what follows from the payloads. Of two instances either may say again what the other said."""
-    given, current, revisions = expected_rows.values(events), books.current(), books.revisions()
+    given, current, revisions = expected_rows.values(events), db.current(), db.revisions()
     assert current == {key: values[-1] for key, values in given.items()}
     alone = len({event.instance_id for event in events}) == 1
     for key, values in given.items():

@@ -14,7 +14,7 @@ import socketio
 TIMEOUT_SECONDS = 10
 
 
-def basic(api_key: str) -> dict[str, str]:
+def basic_auth(api_key: str) -> dict[str, str]:
     """The headers that a request with this key carries."""
     return {"Authorization": "Basic " + base64.b64encode(f"{api_key}:".encode()).decode()}
 
@@ -22,14 +22,14 @@ def basic(api_key: str) -> dict[str, str]:
 async def login(url: str, api_key: str) -> str:
     """A token of this server. Raises aiohttp.ClientResponseError if it gives none."""
     async with (
-        aiohttp.ClientSession(raise_for_status=True, headers=basic(api_key)) as session,
+        aiohttp.ClientSession(raise_for_status=True, headers=basic_auth(api_key)) as session,
         session.post(f"{url}/jwt") as response,
     ):
         token: str = (await response.json())["token"]
         return token
 
 
-class Refused(Exception):
+class HandshakeRefused(Exception):
     """The server did not accept the token; ``args[0]`` is what it said."""
 
 
@@ -62,7 +62,7 @@ class _Listener:
                 await self._news.wait()
 
 
-class Client(_Listener):
+class EngineIo4Client(_Listener):
     """Socket.IO 3.x/4.x, by python-socketio: ``async with Client(url, token) as client``."""
 
     def __init__(self, url: str, token: str) -> None:
@@ -79,7 +79,7 @@ class Client(_Listener):
         except socketio.exceptions.ConnectionError:
             if self._client.eio.http:  # left open by the library where the handshake was no websocket's
                 await self._client.eio.http.close()
-            raise Refused(*self.endings) from None
+            raise HandshakeRefused(*self.endings) from None
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -98,7 +98,7 @@ class Client(_Listener):
             raise TimeoutError(f"no acknowledgement of {event} {path}") from None
 
 
-class OldClient(_Listener):
+class EngineIo3Client(_Listener):
     """Socket.IO 1.x/2.x (Engine.IO 3), by hand over a websocket: the client pings, ``/`` is connected by the server."""
 
     def __init__(self, url: str, token: str) -> None:
@@ -139,7 +139,7 @@ class OldClient(_Listener):
         answer = await self._socket.receive_str(timeout=TIMEOUT_SECONDS)
         if answer.startswith("44"):
             await self._socket.close()
-            raise Refused(json.loads(answer[2:]))
+            raise HandshakeRefused(json.loads(answer[2:]))
         assert answer == "40", answer
 
     async def _read(self) -> None:

@@ -7,11 +7,11 @@ from typing import NoReturn
 
 import pytest
 
-LOUD = "NOT TESTED: "
+SKIP_PREFIX = "NOT TESTED: "
 
 
-def missing(what: str) -> NoReturn:
+def skip_missing(what: str) -> NoReturn:
     """Skip the test; with INGESTOR_TEST_REQUIRE=1 fail it. ``what`` says what is missing and how to get it."""
     if os.environ.get("INGESTOR_TEST_REQUIRE") == "1":
         pytest.fail(f"{what} (INGESTOR_TEST_REQUIRE=1)", pytrace=False)
-    pytest.skip(LOUD + what)
+    pytest.skip(SKIP_PREFIX + what)

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from .requirements import missing
+from .requirements import skip_missing
 
 CALLS = ("pwrite64", "fdatasync", "fsync", "ftruncate", "sendto")
 ATTACH_SECONDS = 10
@@ -20,7 +20,7 @@ _CALL = re.compile(r"^\d+ +(\w+)\(\d+<([^>]*)>", re.MULTILINE)
 
 
 @dataclass(frozen=True, slots=True)
-class Cut:
+class SyscallFault:
     """The ``number``-th such call of a thread; ``path``: only those on this file.
 
     ``number`` may be text: ``5+3`` is the fifth and then every third. ``effect`` in strace's words.
@@ -38,14 +38,14 @@ class Cut:
 
 
 @contextmanager
-def cutting(pid: int, cut: Cut) -> Iterator[None]:
+def inject_fault(pid: int, cut: SyscallFault) -> Iterator[None]:
     """Whatever process ``pid`` forks meanwhile meets the cut."""
     with _attached(pid, "-e", f"trace={cut.call}", *cut.options, "-o", "/dev/null"):
         yield
 
 
 @contextmanager
-def counting(pid: int, log: Path) -> Iterator[Counter[tuple[str, str]]]:
+def count_calls(pid: int, log: Path) -> Iterator[Counter[tuple[str, str]]]:
     """The calls of whatever ``pid`` forks meanwhile, by (call, file or ``socket``); filled at the end of the block."""
     counts: Counter[tuple[str, str]] = Counter()
     with _attached(pid, "-y", "-e", f"trace={','.join(CALLS)}", "-o", str(log)):
@@ -57,7 +57,7 @@ def counting(pid: int, log: Path) -> Iterator[Counter[tuple[str, str]]]:
 @contextmanager
 def _attached(pid: int, *options: str) -> Iterator[None]:
     if not shutil.which("strace"):
-        missing("directed kills: install strace")
+        skip_missing("directed kills: install strace")
     with subprocess.Popen(["strace", "-f", "-qq", *options, "-p", str(pid)], stderr=subprocess.PIPE) as tracer:
         try:
             _wait_for_tracer(pid, tracer)
@@ -70,5 +70,5 @@ def _wait_for_tracer(pid: int, tracer: subprocess.Popen[bytes]) -> None:
     deadline = time.monotonic() + ATTACH_SECONDS
     while f"TracerPid:\t{tracer.pid}\n" not in Path(f"/proc/{pid}/status").read_text():
         if tracer.poll() is not None or time.monotonic() > deadline:
-            missing("directed kills: strace may not attach to a process of ours (ptrace is forbidden here)")
+            skip_missing("directed kills: strace may not attach to a process of ours (ptrace is forbidden here)")
         time.sleep(0.01)

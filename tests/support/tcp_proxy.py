@@ -12,8 +12,8 @@ Direction = Literal["to_server", "to_client"]
 _CHUNK_BYTES = 65_536
 
 
-class Proxy:
-    """``async with Proxy(upstream_url) as proxy`` listens at ``proxy.url``. Its attributes may be changed at any time.
+class TcpProxy:
+    """``async with TcpProxy(upstream_url) as proxy`` listens at ``proxy.url``. Attributes can change at any time.
 
     Only the server's end of a connection is closed in order; ``cut`` and ``cut_after`` reset both ends.
     """

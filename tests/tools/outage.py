@@ -19,8 +19,8 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..support.fork_server import Nursery
-from ..support.outage_scenario import Stage
+from ..support.fork_server import ForkServer
+from ..support.outage_scenario import OutageScenario
 from ..support.postgres_server import Postgres, find_binaries, own_server
 from ..support.process_usage import resident_mib
 
@@ -45,7 +45,7 @@ class Look:
 class Watch:
     """Looks at a daemon all the time and prints what it sees, and at the end of a phase how long the feed waited."""
 
-    def __init__(self, stage: Stage) -> None:
+    def __init__(self, stage: OutageScenario) -> None:
         self._stage = stage
         self.looks: list[Look] = []
 
@@ -89,7 +89,7 @@ def away(server: Postgres | None, file: Path) -> Iterator[None]:
         yield
 
 
-async def outage(stage: Stage, server: Postgres | None, file: Path, *, minutes: float, rate: float) -> bool:
+async def outage(stage: OutageScenario, server: Postgres | None, file: Path, *, minutes: float, rate: float) -> bool:
     """Whether it was borne as it should be."""
     async with stage:
         watch = Watch(stage)
@@ -101,13 +101,11 @@ async def outage(stage: Stage, server: Postgres | None, file: Path, *, minutes: 
         await watch.until("waiting", lambda look: look.acked > back.acked)
         began = watch.looks[-2]
         await watch.until("draining", lambda look: look.entries < rate / 2)
-        ended = watch.looks[-1]
+        last = watch.looks[-1]
         await stage.end()
-    drained = (ended.acked - began.acked) / (ended.at - began.at)
+    drained = (last.acked - began.acked) / (last.at - began.at)
     growth = max(look.mib for look in watch.looks) - warm.mib
-    print(
-        f"{began.entries} entries drained in {ended.at - began.at:.1f} s: {drained:.0f}/s, {drained / rate:.1f} times"
-    )
+    print(f"{began.entries} entries drained in {last.at - began.at:.1f} s: {drained:.0f}/s, {drained / rate:.1f} times")
     print(f"memory: {warm.mib:.0f} MiB before, at most {growth:.0f} MiB more since")
     return drained >= TIMES * rate and growth <= GROWTH_MIB + (PAGES_MIB if server is None else 0)
 
@@ -119,15 +117,15 @@ def main() -> int:
     parser.add_argument("--database", choices=("postgres", "sqlite"), default="postgres")
     asked = parser.parse_args()
     binaries = find_binaries()
-    with tempfile.TemporaryDirectory() as name, Nursery() as nursery:
+    with tempfile.TemporaryDirectory() as name, ForkServer() as fork_server:
         file = Path(name) / "ingestor.db"
         if asked.database == "sqlite":
-            stage = Stage(nursery, Path(name), f"sqlite:///{file}", rate=asked.rate, one_row=True)
+            stage = OutageScenario(fork_server, Path(name), f"sqlite:///{file}", rate=asked.rate, one_row=True)
             return not asyncio.run(outage(stage, None, file, minutes=asked.minutes, rate=asked.rate))
         if binaries is None:
             sys.exit("PostgreSQL: install it, or set INGESTOR_TEST_PG_BIN (folder)")
         with own_server(binaries, fsync=True) as server:
-            stage = Stage(nursery, Path(name), server.url(), rate=asked.rate, one_row=True)
+            stage = OutageScenario(fork_server, Path(name), server.url(), rate=asked.rate, one_row=True)
             return not asyncio.run(outage(stage, server, file, minutes=asked.minutes, rate=asked.rate))
 
 

@@ -24,11 +24,11 @@ from typing import Any, Protocol
 from tests.support.faulty_simulator import FaultySimulator
 
 from ..support import expected_rows
-from ..support.daemon import Daemon, Program, until, write_config
-from ..support.db_reader import Books
+from ..support.daemon import CommandProcess, DaemonProcess, until, write_config
+from ..support.db_reader import DbReader
 from ..support.expected_rows import Emitted, Key
-from ..support.node_server import VERSIONS, Peer
-from ..support.process_usage import cpu_seconds, descriptors, resident_mib
+from ..support.node_server import VERSIONS, NodeServer
+from ..support.process_usage import cpu_seconds, open_descriptors, resident_mib
 
 # Two connections, and both shapes of an event. Rows of the second path, and all of a peer's, are sent once: what is
 # missed between one connection and the next is not healed by the event after it.
@@ -58,7 +58,7 @@ class Server(Protocol):
     def url(self) -> str: ...
 
     @property
-    def logins_at(self) -> Any: ...
+    def login_times(self) -> Any: ...
 
     @property
     def emitted(self) -> Any: ...
@@ -70,7 +70,7 @@ class Look:
 
     at: float  # time.monotonic()
     mib: float  # resident
-    descriptors: int
+    open_descriptors: int
     cpu_seconds: float
 
 
@@ -115,7 +115,7 @@ async def soak(server: Server, folder: Path, *, minutes: float, rate: float) -> 
         subscriptions=WANTED,
     )
     account, table = Account(server), Table()
-    async with Daemon(config, server.api_key) as daemon:
+    async with DaemonProcess(config, server.api_key) as daemon:
         await daemon.live()
         began = time.monotonic()
         looks = await watch(daemon, account, minutes * 60)
@@ -127,21 +127,21 @@ async def soak(server: Server, folder: Path, *, minutes: float, rate: float) -> 
         await until(lambda: daemon.status["spool"]["acked_seq"] >= spool["head_seq"], DRAIN_SECONDS)
         assert await daemon.terminate(timeout_seconds=20) == 0, daemon.stderr[-2000:]
     tell_usage(table, looks)
-    tell_received(table, account, daemon.books, rate * minutes * 60)
-    tell_coverage(table, daemon.books)
-    tell_renewals(table, daemon.books, server.login_times, minutes * 60)
+    tell_received(table, account, daemon.db, rate * minutes * 60)
+    tell_coverage(table, daemon.db)
+    tell_renewals(table, daemon.db, server.login_times, minutes * 60)
     await tell_audit(table, config)
     return table.kept
 
 
-async def watch(daemon: Daemon, account: Account, seconds: float) -> list[Look]:
+async def watch(daemon: DaemonProcess, account: Account, seconds: float) -> list[Look]:
     """Look at the daemon until the time is over, and say now and then what is seen."""
     looks: list[Look] = []
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         account.take()
         pid = daemon.pid
-        looks.append(Look(time.monotonic(), resident_mib(pid), descriptors(pid), cpu_seconds(pid)))
+        looks.append(Look(time.monotonic(), resident_mib(pid), open_descriptors(pid), cpu_seconds(pid)))
         if len(looks) % round(PRINT_SECONDS / LOOK_SECONDS) == 1:
             last = looks[-1]
             print(f"{account.events} events, {last.mib:.0f} MiB resident, {last.descriptors} descriptors", flush=True)
@@ -154,7 +154,7 @@ async def silence(server: Server) -> None:
     for ticker in TICKERS:
         if isinstance(server, FaultySimulator):
             server.mute(ticker)
-        elif isinstance(server, Peer):
+        elif isinstance(server, NodeServer):
             await server.do("mute", ticker=ticker)
 
 
@@ -180,17 +180,17 @@ def tell_usage(table: Table, looks: list[Look]) -> None:
     )
 
 
-def tell_received(table: Table, account: Account, books: Books, wanted: float) -> None:
-    sent, current = account.values, books.current()
+def tell_received(table: Table, account: Account, db: DbReader, wanted: float) -> None:
+    sent, current = account.values, db.current()
     table.tell("events sent", account.events, f"at least 90 % of {wanted:.0f}", account.events >= 0.9 * wanted)
-    table.tell("events stored", books.one("SELECT count(*) FROM payloads"))
+    table.tell("events stored", db.one("SELECT count(*) FROM payloads"))
     table.tell("samples sent", len(sent), "some", bool(sent))
     table.none("samples missing", len(sent.keys() - current.keys()))
     table.none("samples that nobody sent", len(current.keys() - sent.keys()))
     wrong = sum(current[key] != values[-1] for key, values in sent.items() if key in current)
     table.none("samples with another value than the last", wrong)
-    tell_revisions(table, sent, books.revisions())
-    tell_rows(table, books, len(current))
+    tell_revisions(table, sent, db.revisions())
+    tell_rows(table, db, len(current))
 
 
 def tell_revisions(table: Table, sent: Mapping[Key, list[float]], found: Mapping[Key, list[float]]) -> None:
@@ -202,43 +202,43 @@ def tell_revisions(table: Table, sent: Mapping[Key, list[float]], found: Mapping
     table.none("revisions recorded twice", len(recorded) - len(set(recorded)))
 
 
-def tell_rows(table: Table, books: Books, samples: int) -> None:
+def tell_rows(table: Table, db: DbReader, samples: int) -> None:
     outcomes = ("new", "revised", "duplicate", "dead")
     columns = ", ".join(f"sum({one}_rows) AS {one}" for one in outcomes)
-    (rows,) = books.rows(f"SELECT {columns} FROM batches")
-    received = books.one("SELECT sum(row_count) FROM payloads")
+    (rows,) = db.rows(f"SELECT {columns} FROM batches")
+    received = db.one("SELECT sum(row_count) FROM payloads")
     table.tell("rows new", rows["new"], "as many as samples", rows["new"] == samples)
     table.tell("rows revised", rows["revised"])
     table.tell("rows duplicate", rows["duplicate"], "whatever came again", rows["duplicate"] > 0)
     table.none("rows dead", rows["dead"])
     table.tell("rows received", received, "the same together", received == sum(rows.values()))
-    books.check()  # says itself what does not balance
+    db.check()  # says itself what does not balance
 
 
-def tell_coverage(table: Table, books: Books) -> None:
-    lives = {" ".join(books.states(ticker)) for ticker in TICKERS}
+def tell_coverage(table: Table, db: DbReader) -> None:
+    lives = {" ".join(db.states(ticker)) for ticker in TICKERS}
     table.tell("states of each subscription", "; ".join(lives), "live once", lives == {"pending live stopped"})
     firsts = "SELECT min(started_at) AS first FROM coverage WHERE state = 'live' GROUP BY subscription_id"
     table.none(
         "gaps since all were live",
-        books.one(f"SELECT count(*) FROM gaps WHERE to_at > (SELECT max(first) FROM ({firsts}))"),
+        db.one(f"SELECT count(*) FROM gaps WHERE to_at > (SELECT max(first) FROM ({firsts}))"),
     )
-    lost = books.one("SELECT count(*) FROM events WHERE kind IN ('disconnected', 'connect_failed')")
+    lost = db.one("SELECT count(*) FROM events WHERE kind IN ('disconnected', 'connect_failed')")
     table.none("connections lost or refused", lost)
 
 
-def tell_renewals(table: Table, books: Books, logins_at: Sequence[float], seconds: float) -> None:
-    renewals = books.one("SELECT count(*) FROM events WHERE kind = 'connected'") - len(WANTED)
+def tell_renewals(table: Table, db: DbReader, login_times: Sequence[float], seconds: float) -> None:
+    renewals = db.one("SELECT count(*) FROM events WHERE kind = 'connected'") - len(WANTED)
     least = len(WANTED) * (int(seconds / TOKEN_SECONDS) - 1)
     table.tell("renewals", renewals, f"at least {least}", renewals >= least)
-    closest = min((later - earlier for earlier, later in pairwise(logins_at)), default=float("inf"))
+    closest = min((later - earlier for earlier, later in pairwise(login_times)), default=float("inf"))
     promise = f"at least {SPACING_SECONDS:g}"
     table.tell("seconds between two logins, least", f"{closest:.2f}", promise, closest >= SPACING_SECONDS)
 
 
 async def tell_audit(table: Table, config: Path) -> None:
-    async with Program("audit", "--config", config, folder=config.parent) as audit:
-        code = await audit.ended(timeout_seconds=120)
+    async with CommandProcess("audit", "--config", config, folder=config.parent) as audit:
+        code = await audit.wait_for_exit(timeout_seconds=120)
     table.none("exit code of audit", code)
 
 
@@ -250,10 +250,10 @@ def generation_of(version: str) -> str:
     return found[0]
 
 
-def server_for(generation: str | None, rate: float) -> FaultySimulator | Peer:
+def server_for(generation: str | None, rate: float) -> FaultySimulator | NodeServer:
     interval_seconds = len(TICKERS) / rate
     if generation is not None:
-        return Peer(
+        return NodeServer(
             generation,
             interval_seconds=interval_seconds,
             window_rows=1,

@@ -14,7 +14,7 @@ import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
 import ingestor.monitoring
-from tests.support.daemon import Resident, until, write_config
+from tests.support.daemon import InProcessDaemon, until, write_config
 from tests.support.faulty_simulator import FaultySimulator
 
 FOLDER = Path(ingestor.monitoring.__file__).parent / "dashboards"
@@ -48,7 +48,7 @@ async def exposed(simulator: FaultySimulator, tmp_path: Path) -> dict[str, set[s
     url = f"sqlite:///{tmp_path / 'ingestor.db'}"
     subscriptions = {"/real-time/crowd-sentiment": ["AAPL"]}
     config = write_config(tmp_path, url=simulator.url, database_url=url, subscriptions=subscriptions)
-    async with Resident(config, simulator.api_key) as daemon:
+    async with InProcessDaemon(config, simulator.api_key) as daemon:
         await daemon.live()
         await until(lambda: daemon.status.rows.new)
         text = await daemon.metrics()

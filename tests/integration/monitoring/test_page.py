@@ -18,7 +18,7 @@ from ingestor.monitoring.status import DatabaseStatus, Heartbeat, RecentError, S
 from tests.support.faulty_simulator import FaultySimulator
 
 from ...support.browser import Browser, chromium
-from ...support.daemon import Resident, until, write_config
+from ...support.daemon import InProcessDaemon, until, write_config
 from .status_server import GOOD, StatusContent, row
 
 pytestmark = pytest.mark.chromium
@@ -93,7 +93,7 @@ async def test_page_follows_a_daemon_through_an_outage(
     config = write_config(
         tmp_path, url=simulator.url, database_url=f"sqlite:///{tmp_path}/x.db", subscriptions=subscriptions
     )
-    async with Resident(config, simulator.api_key) as daemon, page(browser, daemon.url):
+    async with InProcessDaemon(config, simulator.api_key) as daemon, page(browser, daemon.url):
         await browser.until(f"{text('#verdict')} === 'Receiving'")
         await browser.until(f"{ROWS} === 4")
         cells = "[...document.querySelector('#rows .row').children].map(cell => cell.textContent)"
@@ -131,7 +131,7 @@ async def test_hostile_names_are_shown_as_text(
     config = write_config(
         tmp_path, url=simulator.url, database_url=f"sqlite:///{tmp_path}/x.db", subscriptions=subscriptions
     )
-    async with Resident(config, simulator.api_key) as daemon, page(browser, daemon.url):
+    async with InProcessDaemon(config, simulator.api_key) as daemon, page(browser, daemon.url):
         await browser.until(f"{ROWS} === {len(HOSTILE) + 1}")
         assert set(await browser.run(f"return {TICKERS}")) == {"all tickers", *HOSTILE.values()}
         await simulator.send_event("err", {"message": MARKUP})

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.requirements import missing
+from tests.support.requirements import skip_missing
 
 UNIT = Path(__file__).parents[3] / "systemd" / "ingestor.service"
 MAX_EXPOSURE = 1.1  # on a scale to 10
@@ -18,7 +18,7 @@ MAX_EXPOSURE = 1.1  # on a scale to 10
 def analyze(*arguments: str) -> str:
     program = shutil.which("systemd-analyze")
     if program is None:
-        missing("systemd-analyze: install systemd")
+        skip_missing("systemd-analyze: install systemd")
     done = subprocess.run([program, "--no-pager", *arguments], capture_output=True, text=True, timeout=60)
     return done.stdout + done.stderr
 

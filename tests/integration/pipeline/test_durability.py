@@ -15,7 +15,7 @@ from ingestor.spool.spool import Spool
 from ingestor.store.engine import make_engine
 from tests.support.entries import fact, frame, row
 from tests.support.flaky_commit import FlakyCommits
-from tests.support.strace import counting
+from tests.support.strace import count_calls
 from tests.support.writers import make_writer, put, raise_failure
 
 TIMES = 25
@@ -58,7 +58,7 @@ def test_every_commit_is_synced_to_disk(tmp_path: Path, sqlite_template: Path, s
         subprocess.Popen(
             [sys.executable, "-c", script], stdin=subprocess.PIPE, cwd=tmp_path, env={"PYTHONPATH": str(TOP)}, text=True
         ) as process,
-        counting(process.pid, tmp_path / "calls") as calls,
+        count_calls(process.pid, tmp_path / "calls") as calls,
     ):
         process.communicate("go\n")
     assert process.returncode == 0

@@ -24,7 +24,7 @@ from ingestor.provider.subscriptions import connection_group, session
 from ingestor.provider.transport import make_tls_context
 
 from .raw_engineio_server import Memory, RawServer
-from .raw_http_server import WebServer
+from .raw_http_server import RawHttpServer
 from .running_supervisor import RunningSupervisor, StartSupervisor
 
 WAYS = ("token", "probe", "socket")
@@ -59,8 +59,8 @@ async def web_server() -> AsyncIterator[Callable[..., Any]]:
     """`await web_server(reply, …)`: a running HTTP server that sends these replies."""
     async with AsyncExitStack() as running:
 
-        async def make(*args: Any, **settings: Any) -> WebServer:
-            return await running.enter_async_context(WebServer(*args, **settings))
+        async def make(*args: Any, **settings: Any) -> RawHttpServer:
+            return await running.enter_async_context(RawHttpServer(*args, **settings))
 
         yield make
 
@@ -102,7 +102,7 @@ async def make_token_source(scheduler: JobScheduler) -> AsyncIterator[Callable[.
     made: list[TokenSource] = []
 
     def make(
-        server: WebServer, *, spacing_seconds: float = 0.05, timeout: float = 5, key_file: SecretFile | None = None
+        server: RawHttpServer, *, spacing_seconds: float = 0.05, timeout: float = 5, key_file: SecretFile | None = None
     ) -> TokenSource:
         life = SimpleNamespace(lifetime=18_000.0, renew_before=600.0, timeout=timeout)
         url = f"{server.url}/jwt"

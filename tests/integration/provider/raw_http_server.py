@@ -30,8 +30,8 @@ async def until(condition: Callable[[], object], seconds: float = 5) -> None:
             await asyncio.sleep(0.01)
 
 
-class WebServer:
-    """``async with WebServer(reply, reply, …) as server``: each request gets the next reply, and the last one repeats.
+class RawHttpServer:
+    """``async with RawHttpServer(reply, reply, …) as server``: each request gets the next reply; the last one repeats.
 
     A reply is bytes, or an asynchronous generator function of the request that yields them slowly.
     """

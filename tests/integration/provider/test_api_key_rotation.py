@@ -19,10 +19,10 @@ from ingestor.provider.auth import TokenSource, token_source
 from ingestor.provider.auth import api_key as key_module
 
 from .conftest import KEY
-from .raw_http_server import Reply, WebServer, http, token_reply, until
+from .raw_http_server import RawHttpServer, Reply, http, token_reply, until
 from .test_token_source import jwt
 
-Serve = Callable[..., Awaitable[WebServer]]
+Serve = Callable[..., Awaitable[RawHttpServer]]
 Make = Callable[..., TokenSource]
 NEW = "another-key-of-the-source"
 LONG_SECONDS = 60.0  # longer than any test waits

@@ -22,7 +22,7 @@ from ingestor.provider.subscriptions import connection_group, state_tracker
 from ingestor.provider.subscriptions.activity import ActivityTracker
 from ingestor.provider.subscriptions.supervisor import Supervisor
 
-from ...support.node_server import VERSIONS, Peer
+from ...support.node_server import VERSIONS, NodeServer
 from .raw_engineio_server import Memory
 
 pytestmark = pytest.mark.node
@@ -61,7 +61,7 @@ async def run_against(scheduler: Any, memory: Memory) -> AsyncIterator[Run]:
     started: list[tuple[Supervisor, TokenSource, asyncio.Task[None]]] = []
 
     async def run(
-        peer: Peer | ProxiedPeer, subscriptions: list[Subscription] = SUBSCRIPTIONS, **settings: Any
+        peer: NodeServer | ProxiedPeer, subscriptions: list[Subscription] = SUBSCRIPTIONS, **settings: Any
     ) -> Supervisor:
         provider = ProviderConfig.model_validate({"url": peer.url, **settings})
         tokens = TokenSource(f"{peer.url}/jwt", SecretStr(peer.api_key), provider.token, scheduler, spacing_seconds=0.2)
@@ -85,9 +85,9 @@ def live(memory: Memory) -> int:
 
 @pytest.mark.parametrize("generation", SUPPORTED)
 async def test_version_is_detected_and_both_shapes_are_received(
-    memory: Memory, socketio_peer: Any, run_against: Run, generation: str
+    memory: Memory, make_node_server: Any, run_against: Run, generation: str
 ) -> None:
-    peer = await socketio_peer(generation)
+    peer = await make_node_server(generation)
     supervisor = await run_against(peer, BOTH_SHAPES)
     await memory.until(lambda: live(memory) == len(BOTH_SHAPES))
     enough = len(memory.frames) + 10
@@ -112,9 +112,9 @@ def _rows(event: str, text: str) -> Any:
 
 @pytest.mark.parametrize("generation", SUPPORTED)
 async def test_bad_token_is_refused_with_server_message(
-    make_connection: Callable[..., Connection], socketio_peer: Any, generation: str
+    make_connection: Callable[..., Connection], make_node_server: Any, generation: str
 ) -> None:
-    peer = await socketio_peer(generation)
+    peer = await make_node_server(generation)
     bad = Token(value="e30.e30.e30", fetched_at=boottime(), life_seconds=3600)
     with pytest.raises(ConnectionRefused, match="invalid signature"):
         await make_connection(peer.url, protocol_of(generation)).open(bad)
@@ -122,9 +122,9 @@ async def test_bad_token_is_refused_with_server_message(
 
 @pytest.mark.parametrize("generation", SUPPORTED)
 async def test_disconnect_is_noticed_and_followed_by_reconnect(
-    memory: Memory, socketio_peer: Any, run_against: Run, generation: str
+    memory: Memory, make_node_server: Any, run_against: Run, generation: str
 ) -> None:
-    peer = await socketio_peer(generation)
+    peer = await make_node_server(generation)
     supervisor = await run_against(peer)
     await memory.until(lambda: live(memory) == 3)
     for ends, end in enumerate(("kick", "close", "reset"), start=1):
@@ -138,8 +138,10 @@ async def test_disconnect_is_noticed_and_followed_by_reconnect(
     assert peer.count("login") == 1
 
 
-async def test_socket_io_0_9_is_reported_as_unsupported(memory: Memory, socketio_peer: Any, run_against: Run) -> None:
-    peer = await socketio_peer("0.9")
+async def test_socket_io_0_9_is_reported_as_unsupported(
+    memory: Memory, make_node_server: Any, run_against: Run
+) -> None:
+    peer = await make_node_server("0.9")
     await run_against(peer)
     await memory.until(lambda: memory.facts("connect_failed"))
     reason = memory.facts("connect_failed")[0].detail["reason"]
@@ -151,9 +153,9 @@ async def test_socket_io_0_9_is_reported_as_unsupported(memory: Memory, socketio
 
 @pytest.mark.parametrize("generation", DIFFERENT)
 async def test_connection_lasts_longer_than_two_ping_windows(
-    memory: Memory, socketio_peer: Any, run_against: Run, generation: str
+    memory: Memory, make_node_server: Any, run_against: Run, generation: str
 ) -> None:
-    peer = await socketio_peer(generation, ping_interval_seconds=0.4, ping_timeout_seconds=0.3)
+    peer = await make_node_server(generation, ping_interval_seconds=0.4, ping_timeout_seconds=0.3)
     await run_against(peer, protocol=protocol_of(generation).value)
     await memory.until(lambda: live(memory) == 3)
     await asyncio.sleep(1.6)
@@ -162,8 +164,10 @@ async def test_connection_lasts_longer_than_two_ping_windows(
 
 
 @pytest.mark.parametrize("generation", [*DIFFERENT, "2.0"])
-async def test_refused_token_is_replaced(memory: Memory, socketio_peer: Any, run_against: Run, generation: str) -> None:
-    peer = await socketio_peer(generation)
+async def test_refused_token_is_replaced(
+    memory: Memory, make_node_server: Any, run_against: Run, generation: str
+) -> None:
+    peer = await make_node_server(generation)
     supervisor = await run_against(peer, protocol=protocol_of(generation).value)
     await memory.until(lambda: live(memory) == 3)
     await peer.do("revoke")
@@ -176,9 +180,9 @@ async def test_refused_token_is_replaced(memory: Memory, socketio_peer: Any, run
 
 @pytest.mark.parametrize("generation", DIFFERENT)
 async def test_refused_subscription_does_not_affect_others(
-    memory: Memory, socketio_peer: Any, run_against: Run, generation: str
+    memory: Memory, make_node_server: Any, run_against: Run, generation: str
 ) -> None:
-    peer = await socketio_peer(generation)
+    peer = await make_node_server(generation)
     await peer.do("refuse", name="TSLA", message="not yours")
     await run_against(peer)
     await memory.until(lambda: live(memory) == 2 and memory.facts("refused"))
@@ -189,9 +193,9 @@ async def test_refused_subscription_does_not_affect_others(
 
 @pytest.mark.parametrize("generation", DIFFERENT)
 async def test_event_with_ack_id_is_acknowledged(
-    memory: Memory, socketio_peer: Any, run_against: Run, generation: str
+    memory: Memory, make_node_server: Any, run_against: Run, generation: str
 ) -> None:
-    peer = await socketio_peer(generation, interval_seconds=None)
+    peer = await make_node_server(generation, interval_seconds=None)
     await run_against(peer)
     await memory.until(lambda: live(memory) == 3)
     await peer.do("ask")
@@ -200,9 +204,9 @@ async def test_event_with_ack_id_is_acknowledged(
 
 @pytest.mark.parametrize("generation", DIFFERENT)
 async def test_silent_server_is_noticed_within_ping_window(
-    memory: Memory, socketio_peer: Any, run_against: Run, tcp_proxy: Any, generation: str
+    memory: Memory, make_node_server: Any, run_against: Run, tcp_proxy: Any, generation: str
 ) -> None:
-    peer = await socketio_peer(generation, ping_interval_seconds=0.6, ping_timeout_seconds=0.4)
+    peer = await make_node_server(generation, ping_interval_seconds=0.6, ping_timeout_seconds=0.4)
     proxy = await tcp_proxy(peer.url)
     supervisor = await run_against(ProxiedPeer(proxy.url, peer.api_key))
     await memory.until(lambda: live(memory) == 3)

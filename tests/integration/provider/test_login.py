@@ -21,10 +21,10 @@ from ingestor.provider.auth import Token
 from ingestor.provider.auth.login import fetch_token
 from ingestor.provider.http_client import HttpRequest, RequestFailed
 
-from .raw_http_server import Reply, WebServer, http, token_reply, until
+from .raw_http_server import RawHttpServer, Reply, http, token_reply, until
 
 KEY = SecretStr("s3cret-api-key:with+signs")
-Serve = Callable[..., Awaitable[WebServer]]
+Serve = Callable[..., Awaitable[RawHttpServer]]
 
 
 async def login(url: str, **options: Any) -> Token:

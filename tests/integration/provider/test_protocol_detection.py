@@ -15,9 +15,9 @@ from tests.support.reference_clients import login
 
 from .conftest import TOKEN
 from .raw_engineio_server import RawServer
-from .raw_http_server import WebServer, http
+from .raw_http_server import RawHttpServer, http
 
-Serve = Callable[..., Awaitable[WebServer]]
+Serve = Callable[..., Awaitable[RawHttpServer]]
 RawServe = Callable[..., Awaitable[RawServer]]
 HANDSHAKE = '0{"sid":"a"}'
 
@@ -114,7 +114,7 @@ async def test_configured_version_is_not_probed(protocol: Any, chosen: ProtocolV
 
 @pytest.mark.node
 @pytest.mark.parametrize("generation", ["1.0", "2.0", "2"])
-async def test_probe_closes_its_session(generation: str, socketio_peer: Callable[..., Any]) -> None:
-    peer = await socketio_peer(generation)  # which would time the session out after 45 s
+async def test_probe_closes_its_session(generation: str, make_node_server: Callable[..., Any]) -> None:
+    peer = await make_node_server(generation)  # which would time the session out after 45 s
     await probe(peer.url, (await login(peer.url, peer.api_key)), None)
     await peer.until(lambda: peer.count("connected") == peer.count("disconnected") == 1)

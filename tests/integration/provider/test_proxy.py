@@ -24,11 +24,11 @@ from ingestor.provider.subscriptions.supervisor import Supervisor
 from ...support.connect_proxy import ConnectProxy
 from .conftest import KEY, WAYS, Reach
 from .raw_engineio_server import ClientSocket, Memory, RawServer
-from .raw_http_server import WebServer, http
+from .raw_http_server import RawHttpServer, http
 
 CREDENTIALS = "somebody:s3cret"
 AAPL = Subscription("/real-time/crowd-sentiment", "get", {"ticker": "AAPL"})
-Serve = Callable[..., Awaitable[WebServer]]
+Serve = Callable[..., Awaitable[RawHttpServer]]
 
 
 @pytest.fixture

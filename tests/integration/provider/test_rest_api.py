@@ -16,12 +16,12 @@ from ingestor.provider.rest_api import RestClient, RestRequest, RestResponse, hi
 from tests.support.faulty_simulator import FaultySimulator
 from tests.support.repairs import CROWD, at
 
+from .raw_http_server import RawHttpServer, http
 from .raw_http_server import Reply as Served
-from .raw_http_server import WebServer, http
 
 REQUEST = RestRequest(path=CROWD, params={"ticker": "A&B"})
 KEY = SecretStr("s3cret-api-key")
-Serve = Callable[..., Awaitable[WebServer]]
+Serve = Callable[..., Awaitable[RawHttpServer]]
 
 
 def client(url: str) -> RestClient:

@@ -23,9 +23,9 @@ from ingestor.provider.auth import token_source as token_source_module
 from ingestor.provider.auth.token_source import KEPT_TOKENS
 
 from .conftest import KEY
-from .raw_http_server import WebServer, http, token_reply, until
+from .raw_http_server import RawHttpServer, http, token_reply, until
 
-Serve = Callable[..., Awaitable[WebServer]]
+Serve = Callable[..., Awaitable[RawHttpServer]]
 Make = Callable[..., TokenSource]
 DATE = "Mon, 05 Jan 2026 14:30"
 

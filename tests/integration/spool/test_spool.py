@@ -17,7 +17,7 @@ from ingestor.spool.ballast import Ballast
 from ingestor.spool.chunk_store import ChunkWriter, pack
 from ingestor.spool.spool import CHUNK_ENTRIES, Spool
 from tests.support.entries import fact, frame
-from tests.support.faulty_disks import full, small_disk
+from tests.support.faulty_disks import fill_disk, small_disk
 from tests.support.writers import raise_failure
 
 
@@ -236,7 +236,7 @@ async def test_nothing_is_durable_after_a_disk_failure(tmp_path: Path) -> None:
 
 
 def test_start_on_a_full_disk_fails_with_a_retryable_exit_code(tmp_path: Path) -> None:
-    with small_disk(tmp_path / "small", 1 << 20) as folder, full(folder):
+    with small_disk(tmp_path / "small", 1 << 20) as folder, fill_disk(folder):
         with pytest.raises(SpoolFailed, match="spool: No space left on device; fix that"):
             Spool(folder / "spool", max_bytes=1 << 30, sync_every_seconds=1)
         with pytest.raises(DatabaseUnavailable, match="No space left on device; free some space there"):

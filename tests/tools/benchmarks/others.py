@@ -8,7 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.support.build_cache import made_once
+from tests.support.build_cache import build_once
 
 # The newest at the time of writing: a comparison with whatever is newest would not be the same one twice.
 PYTHON = ("cryptofeed==2.4.1", "asyncpg==0.32.0", "python-socketio[client]==5.18.1", "psycopg[binary]==3.3.9")
@@ -18,12 +18,12 @@ INSTALL_SECONDS = 600
 
 def python() -> Path:
     """An interpreter with cryptofeed, and with what python-socketio's synchronous client needs."""
-    return made_once("benchmark-python-" + PYTHON[0].partition("==")[2], _make_python) / "venv" / "bin" / "python"
+    return build_once("benchmark-python-" + PYTHON[0].partition("==")[2], _make_python) / "venv" / "bin" / "python"
 
 
 def node() -> Path:
     """The folder that socket.io-client and pg are installed in."""
-    return made_once("benchmark-node-" + NODE["pg"], _make_node)
+    return build_once("benchmark-node-" + NODE["pg"], _make_node)
 
 
 def _make_python(folder: Path) -> None:

@@ -36,14 +36,14 @@ class Throughput:
             stage.load.prepare(self.events, self.rows, rolling=self.rolling)
             before, started = cpu_seconds(daemon.pid), time.monotonic()
             stage.load.push()
-            ended = until(lambda: daemon.tables.rows() >= self.events * self.rows)
+            result = until(lambda: daemon.tables.rows() >= self.events * self.rows)
             used = cpu_seconds(daemon.pid) - before
             found = daemon.tables.number("SELECT count(*) FROM samples")
         wanted = self.events + self.tickers * (self.rows - 1) if self.rolling else self.events * self.rows
         if found != wanted:
             raise RuntimeError(f"{found} samples instead of {wanted}")
         units = self.events * (self.rows if self.rolling else 1)
-        return {"": units / (ended - started), "µs of processor each": 1e6 * used / units}
+        return {"": units / (result - started), "µs of processor each": 1e6 * used / units}
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,8 +120,8 @@ class Backlog:
             ready = resident_mib(daemon.pid)
             began = until(lambda: daemon.tables.rows() > 0)
             before = daemon.tables.rows()
-            ended = until(lambda: daemon.tables.rows() >= self.events, _DRAIN_SECONDS)
-            rate = (self.events - before) / max(ended - began, POLL_SECONDS)
+            result = until(lambda: daemon.tables.rows() >= self.events, _DRAIN_SECONDS)
+            rate = (self.events - before) / max(result - began, POLL_SECONDS)
             return {"": rate, "peak MiB": daemon.peak_mib, "MiB above ready": daemon.peak_mib - ready}
 
 
@@ -135,8 +135,8 @@ class Subscriptions:
         started = time.monotonic()
         with Daemon(stage, tickers=self.count) as daemon:
             live = "SELECT count(*) FROM coverage WHERE state = 'live' AND ended_at IS NULL"
-            ended = until(lambda: daemon.tables.number(live) == self.count)
-            return {"seconds": ended - started, "MiB": resident_mib(daemon.pid)}
+            result = until(lambda: daemon.tables.number(live) == self.count)
+            return {"seconds": result - started, "MiB": resident_mib(daemon.pid)}
 
 
 @dataclass(frozen=True, slots=True)

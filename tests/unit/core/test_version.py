@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 
 from ingestor.core.version import COMMIT_DIGITS, checkout_commit
-from tests.support.requirements import missing
+from tests.support.requirements import skip_missing
 
 
 @pytest.fixture
 def repository(tmp_path: Path) -> Path:
     if shutil.which("git") is None:
-        missing("git: install it")
+        skip_missing("git: install it")
     folder = tmp_path / "repository"
     folder.mkdir()
     git(folder, "init", "-q", "-b", "main")

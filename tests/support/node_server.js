@@ -1,10 +1,10 @@
 "use strict";
 // A provider in Node, for tests: one small server that runs on socket.io 1.x to 4.x. On 0.9 it only listens.
 //
-//   node --max-http-header-size=65536 server.js FOLDER      (the folder that socket.io is installed in)
+//   node --max-http-header-size=65536 node_server.js FOLDER      (the folder that socket.io is installed in)
 //
 // The first line on stdin holds the settings, each further line a command; what happens is told on stdout. All of them
-// are JSON objects, one a line. tests/support/peer.py is the other end.
+// are JSON objects, one a line. node_server.py is the other end.
 
 const crypto = require("crypto");
 const fs = require("fs");
