@@ -166,7 +166,7 @@ async def test_invalid_file_is_rejected_until_it_is_fixed(
         assert (code, "did you mean" in error) == (78, True)
         os.kill(daemon.pid, signal.SIGHUP)
         await until(lambda: "ingestor_config_last_reload_successful 0.0" in daemon.get("/metrics")[1])
-        assert f"{daemon.config_file}:" in daemon.stderr
+        await until(lambda: f"{daemon.config_file}:" in daemon.stderr)  # log lines are written by another thread
         assert daemon.status["config_reload_successful"] is False
         assert "did you mean" in daemon.status["last_errors"][-1]["text"]
         await daemon.live()
