@@ -194,7 +194,7 @@ async def test_a_spool_that_cannot_be_written_ends_it_and_nothing_more_is_acknow
             daemon.start()
             await until(lambda: feed.acknowledged)
             assert await daemon.wait_for_exit() == 74
-        assert "Look at the disk" in daemon.stderr
+        assert "Check the disk" in daemon.stderr
         await assert_recovers(daemon, fork_server)
         assert_complete(daemon.db, tmp_path / "spool", feed.count, feed.acknowledged)
 
