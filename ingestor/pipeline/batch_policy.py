@@ -22,5 +22,5 @@ class BatchPolicy:
         return max((self.max_rows - rows) * entries // rows, 1) if rows else 1
 
     def wait_seconds(self, *, rows: int, age_seconds: float, idle_seconds: float) -> float:
-        """Return how long to wait for another entry: what is left of ``max_wait_seconds``."""
+        """Return how long to wait for an entry: the rest of ``max_wait_seconds``, or ``idle_seconds`` without rows."""
         return max(self.max_wait_seconds - self.already_waited_seconds - age_seconds, 0.0) if rows else idle_seconds

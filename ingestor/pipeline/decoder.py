@@ -126,7 +126,10 @@ class Decoder:
         try:
             payload = _decode(decoded.body)
         except (msgspec.DecodeError, RecursionError, ValueError):
-            payload = _loads_leniently(decoded.body)
+            try:
+                payload = json_spans.loads_leniently(decoded.body)
+            except ValueError as error:  # also if the event has no argument, or several
+                raise _Rejected("not JSON", str(error)) from None
         if type(payload) is not list:
             payload = self._unwrap(payload, frame, decoded)
         feed = self._feeds.get((decoded.path, decoded.params)) or self._feed(decoded.path, decoded.params)
@@ -291,14 +294,6 @@ def split_event(frame: Frame) -> tuple[str, str]:
         return event, json_spans.first_argument(text)  # with blanks, or escapes in the name
     except (ValueError, IndexError, RecursionError):
         return event, text
-
-
-def _loads_leniently(body: str) -> Any:
-    try:
-        return json_spans.loads_leniently(body)
-    except ValueError as error:
-        # No argument, or several, look like this as well.
-        raise _Rejected("not JSON", str(error)) from None
 
 
 def _envelope_origin(payload: dict[str, Any], frame: Frame) -> tuple[str, str]:

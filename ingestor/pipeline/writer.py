@@ -21,11 +21,10 @@ from ingestor.errors import BatchRejected, DatabaseUnavailable, PositionConflict
 from ingestor.pipeline.batch_builder import BatchBuilder
 from ingestor.pipeline.batch_policy import BatchPolicy
 from ingestor.pipeline.clock_skew import ClockSkewMonitor, format_skew
-from ingestor.pipeline.committer import Committer
+from ingestor.pipeline.committer import Committer, DatabaseRetry
 from ingestor.pipeline.decoder import Decoder
 from ingestor.pipeline.dedup import RecentValueCache
 from ingestor.pipeline.read_ahead import ReadAhead
-from ingestor.pipeline.retry import DatabaseRetry
 from ingestor.pipeline.writer_status import WriterStatus
 from ingestor.spool.spool import Spool
 from ingestor.store.maintenance.retention import Retention, RetentionResult

@@ -167,9 +167,6 @@ class BatchWriter:
             counts = SampleInsert(connection, self.instance_id, batch, series.ids).run(isolate=True)
         return _summarize(batch, counts, series)[0]
 
-    def close(self) -> None:
-        self._engine.dispose()
-
     # -- parts of a batch
 
     def _expire(self, batch: Batch) -> None:
