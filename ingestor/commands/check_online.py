@@ -62,12 +62,15 @@ class InMemorySink:
     """Keeps what a connection receives, in place of the spool."""
 
     frames: list[Frame] = field(default_factory=list)
+    facts: list[Fact] = field(default_factory=list)
     received: asyncio.Event = field(default_factory=asyncio.Event)
     congested: bool = False
     head: int = 0
 
     def append(self, what: Frame | Fact) -> int:
-        if isinstance(what, Frame):
+        if isinstance(what, Fact):
+            self.facts.append(what)
+        else:
             self.frames.append(what)
             self.received.set()
         return self.head
@@ -184,9 +187,9 @@ async def _check_connections(config: Config, token: Token, report: ReportResult)
         checks = []
         for (path, params), members in group_subscriptions(config.subscriptions).items():
             results: list[CheckResult] = []
-            sink, errors = InMemorySink(), list[Fact]()
-            connection = Connection(settings(path=path, params=params), protocol, sink, errors.append)
-            check = _check_connection(connection, sink, errors, members[0], token, results.append)
+            sink = InMemorySink()
+            connection = Connection(settings(path=path, params=params), protocol, sink, sink.append)
+            check = _check_connection(connection, sink, members[0], token, results.append)
             checks.append((tasks.create_task(check), results))
         for task, results in checks:  # they run at the same time, and are reported in the order of the config
             frames += await task
@@ -196,12 +199,7 @@ async def _check_connections(config: Config, token: Token, report: ReportResult)
 
 
 async def _check_connection(
-    connection: Connection,
-    sink: InMemorySink,
-    errors: list[Fact],
-    subscription: Subscription,
-    token: Token,
-    report: ReportResult,
+    connection: Connection, sink: InMemorySink, subscription: Subscription, token: Token, report: ReportResult
 ) -> list[Frame]:
     name = f"{subscription.path} {subscription.ticker}".rstrip()
     try:
@@ -214,7 +212,7 @@ async def _check_connection(
                 result.message = "acknowledged"
         if not result.exit_code:
             with _checking(f"data {name}", report) as result:
-                result.message, result.warning = await _receive(connection, sink, errors, subscription)
+                result.message, result.warning = await _receive(connection, sink, subscription)
                 return sink.frames[:1]
     finally:
         await connection.close("stopped", "check completed")
@@ -231,9 +229,7 @@ async def _subscribe(connection: Connection, subscription: Subscription) -> None
         raise ProbeFailed(f"refused: {answers[0]}; {remedy}")
 
 
-async def _receive(
-    connection: Connection, sink: InMemorySink, errors: list[Fact], subscription: Subscription
-) -> tuple[str, bool]:
+async def _receive(connection: Connection, sink: InMemorySink, subscription: Subscription) -> tuple[str, bool]:
     """Wait for a frame. Return a message about it, and whether it is a warning."""
     waits = [asyncio.ensure_future(sink.received.wait()), asyncio.ensure_future(connection.wait_closed())]
     await asyncio.wait(waits, timeout=DATA_SECONDS, return_when=asyncio.FIRST_COMPLETED)
@@ -243,7 +239,7 @@ async def _receive(
         return _check_response(_decoder().decode(sink.frames[0]))
     if not connection.alive:
         raise ConnectionFailed((await connection.wait_closed()).reason)
-    if texts := [str(fact.detail["text"]) for fact in errors if fact.kind == "provider_error"]:
+    if texts := [str(fact.detail["text"]) for fact in sink.facts if fact.kind == "provider_error"]:
         raise ProbeFailed(f"the provider reports: {'; '.join(texts)}")
     feed = catalog.FEEDS.get(catalog.base_name(subscription.path))
     cadence = f" (this feed sends every {format_duration(feed.cadence_seconds)})" if feed else ""

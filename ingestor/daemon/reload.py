@@ -11,7 +11,7 @@ import hashlib
 import logging
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 from ingestor.config import Config, changed_settings, list_secrets, load, require_api_key
 from ingestor.core.clock import wall_us
@@ -27,9 +27,6 @@ MAX_PROBLEMS = 20  # recorded per fact; the log has all
 log = logging.getLogger(__name__)
 
 
-ApplyConfig: TypeAlias = Callable[[Config], SubscriptionDiff]
-
-
 class ConfigReloader:
     """Holds the config in force, and replaces it, one reload at a time."""
 
@@ -37,7 +34,7 @@ class ConfigReloader:
         self,
         config: Config,
         read: Callable[[], Config],
-        apply: ApplyConfig,
+        apply: Callable[[Config], SubscriptionDiff],
         record: Callable[[Fact], object],
         *,
         on_begin: Callable[[], object],
@@ -67,35 +64,29 @@ class ConfigReloader:
         self._pending += 1
         try:
             async with self._lock:
-                return await self._reload()
+                config = await asyncio.to_thread(self._read)
+                return self._accept(config, self._apply(config))
+        except ConfigError as error:
+            self._reject(error)
+            raise
         finally:
             self._pending -= 1
             if not self._pending:
                 self._on_end()
 
-    async def _reload(self) -> dict[str, Any]:
-        try:
-            config = await asyncio.to_thread(self._read)
-        except ConfigError as error:
-            self._reject(error)
-            raise
-        return self._accept(config, self._apply(config))
-
     async def watch(self, on_change: Callable[[], object]) -> None:
         """Call ``on_change`` each time the config file was changed and stays unchanged for a second. Never returns."""
-        stat = await self._stat()
+        source = self.config.source
+        stat = await asyncio.to_thread(_stat_fields, source)
         # The file may have changed between the daemon's start and now.
-        is_loaded = await asyncio.to_thread(_sha256, self.config.source) == self.config.sha256
+        is_loaded = await asyncio.to_thread(_sha256, source) == self.config.sha256
         reported = stat if is_loaded else ()
         while True:
             await asyncio.sleep(WATCH_SECONDS)
-            before, stat = stat, await self._stat()
+            before, stat = stat, await asyncio.to_thread(_stat_fields, source)
             if stat == before != reported:  # not while somebody is still writing it
                 reported = stat
                 on_change()
-
-    async def _stat(self) -> tuple[int, ...]:
-        return await asyncio.to_thread(_stat_fields, self.config.source)
 
     def _reject(self, error: ConfigError) -> None:
         self.successful = False

@@ -12,7 +12,7 @@ import logging
 import signal
 import threading
 from collections.abc import Callable, Coroutine, Iterator
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any
@@ -77,11 +77,6 @@ class Service:
         self._recent_errors = RecentErrors()
         self._values, self._history = LatestValues(), LoadHistory()
         self._metrics = Metrics(self.status)
-        self._listeners: list[Callable[[Fact], None]] = [
-            log_setup.log_fact,
-            self._metrics.on_fact,
-            self._recent_errors.on_fact,
-        ]
         self._activity = ActivityTracker()
         self._writer = build_writer(
             config,
@@ -285,10 +280,8 @@ class Service:
         self._start_task(self._reload_in_background(), "reload")
 
     async def _reload_in_background(self) -> None:
-        try:
+        with suppress(ConfigError, ControlError):  # log and status report it, and no command waits for a response
             await self._reloader.reload()
-        except (ConfigError, ControlError):
-            pass  # log and status report it, and no command waits for a response
 
     def _on_reload_end(self) -> None:
         if not self._stop_requested.is_set():  # systemd must not receive READY after STOPPING
@@ -303,10 +296,10 @@ class Service:
     # -- callbacks
 
     def _record(self, fact: Fact) -> int:
-        """Put a fact into the spool and pass it to every listener: logs, metrics and status cannot disagree."""
+        """Put a fact into the spool, and pass it to all that report it, so that they cannot disagree."""
         seq = self._spool.append(fact)
-        for listen in self._listeners:
-            listen(fact)
+        for report in (log_setup.log_fact, self._metrics.on_fact, self._recent_errors.on_fact):
+            report(fact)
         return seq
 
     def _on_key_changed(self) -> None:
@@ -331,10 +324,8 @@ class Service:
             self._call_in_loop(self._writer_ended.set)
 
     def _call_in_loop(self, call: Callable[..., object], *arguments: object) -> None:
-        try:
+        with suppress(RuntimeError):  # a statement took longer than the shutdown, and the loop has ended
             self._loop.call_soon_threadsafe(call, *arguments)
-        except RuntimeError:
-            pass  # a statement took longer than the shutdown, and the loop has ended
 
     def _on_data_lost(self, reason: str) -> None:
         """Record that the database lacks what the spool no longer has, and restate the subscriptions' states."""
@@ -344,7 +335,5 @@ class Service:
 
 
 def _log_outage(error: str, delay_seconds: float) -> None:
-    retry_in_seconds = round(delay_seconds, 1)
-    log.warning(
-        "the database cannot be reached, retrying", extra={"reason": error, "retry_in_seconds": retry_in_seconds}
-    )
+    fields = {"reason": error, "retry_in_seconds": round(delay_seconds, 1)}
+    log.warning("the database cannot be reached, retrying", extra=fields)

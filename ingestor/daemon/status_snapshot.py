@@ -74,7 +74,13 @@ def build_status(sources: StatusSources) -> monitoring.Status:
         batches=writer.batches,
         publish_skew_seconds=dict(writer.publish_skew_seconds),
         token=_token(sources.tokens(), now),
-        pulses=(_spool_heartbeat(sources.spool),),
+        pulses=(
+            monitoring.Heartbeat(
+                name="the spool's thread",
+                age_seconds=time.monotonic() - sources.spool.synced_at,
+                limit_seconds=SPOOL_HEARTBEAT_SECONDS,
+            ),
+        ),
         last_errors=sources.recent_errors.newest(),
     )
 
@@ -83,7 +89,7 @@ def _connection(group: GroupStatus) -> monitoring.ConnectionStatus:
     return monitoring.ConnectionStatus(
         id=group.connection_id or None,
         path=group.path,
-        feed=feed_name(group.path, _parse_params(group.params)),
+        feed=feed_name(group.path, json.loads(group.params)),
         connected=group.connected,
         dialect=group.protocol or None,
         frames=group.frames,
@@ -152,19 +158,7 @@ def _token(token: TokenState, now: datetime) -> monitoring.TokenStatus:
     )
 
 
-def _spool_heartbeat(spool: Spool) -> monitoring.Heartbeat:
-    age_seconds = time.monotonic() - spool.synced_at
-    return monitoring.Heartbeat(
-        name="the spool's thread", age_seconds=age_seconds, limit_seconds=SPOOL_HEARTBEAT_SECONDS
-    )
-
-
 def commit_lag_seconds(writer: WriterStatus, now: datetime) -> float:
     """Return for how long the oldest entry has been waiting to be committed; 0 if none is waiting."""
     oldest_at = to_optional_datetime(writer.oldest_us)
     return max((now - oldest_at).total_seconds(), 0.0) if oldest_at else 0.0
-
-
-def _parse_params(text: str) -> dict[str, str]:
-    params: dict[str, str] = json.loads(text)
-    return params

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict
 from datetime import datetime
 from typing import Any
+
+import msgspec
 
 from ingestor.config import validators
 from ingestor.config.model import Subscription, canonical_json
@@ -13,8 +14,6 @@ from ingestor.provider.catalog import feed_name
 from ingestor.provider.rest_api import has_history
 from ingestor.repair.plan import midnight, split_range
 from ingestor.store.maintenance.repairs import BackfillRequest
-
-_DATETIME_FIELDS = ("from_ts", "to_ts")
 
 
 def build_requests(
@@ -48,18 +47,13 @@ def count_queries(request: BackfillRequest) -> int:
 
 def to_json(requests: Sequence[BackfillRequest]) -> list[dict[str, Any]]:
     """Return the requests as JSON objects."""
-    return [
-        asdict(request) | {name: getattr(request, name).isoformat() for name in _DATETIME_FIELDS}
-        for request in requests
-    ]
+    objects: list[dict[str, Any]] = msgspec.to_builtins(requests)
+    return objects
 
 
 def from_json(objects: Sequence[dict[str, Any]]) -> list[BackfillRequest]:
     """Return the requests that ``to_json`` returned as JSON objects."""
-    return [
-        BackfillRequest(**fields | {name: datetime.fromisoformat(fields[name]) for name in _DATETIME_FIELDS})
-        for fields in objects
-    ]
+    return msgspec.convert(objects, list[BackfillRequest])
 
 
 def _select_subscriptions(subscriptions: Iterable[Subscription], ticker: str, path: str | None) -> list[Subscription]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError, Future
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
@@ -397,7 +397,7 @@ def _is_over(repair: Repair) -> bool:
     return not window_scan.has_rolling_window(repair) or _now() > repair.to_ts + plan.RESPONSE_TIMEOUT
 
 
-def _ids(repairs: Iterable[Repair]) -> list[int]:
+def _ids(repairs: Sequence[Repair]) -> list[int]:
     return [repair.repair_id for repair in repairs]
 
 

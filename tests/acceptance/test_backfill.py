@@ -1,4 +1,4 @@
-"""``ingestor backfill``: by the daemon or by itself, killed, interrupted, repeated; the rows are there, once."""
+"""``ingestor backfill`` with and without a daemon, killed, interrupted and repeated: every row is stored once."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ from ..support.fork_server import ForkedCommand, ForkedDaemon, ForkServer
 from ..support.reconciliation import assert_balances
 
 CROWD = "/real-time/crowd-sentiment"
-QUESTIONS = 8
+REQUESTS = 8
 WEEK = timedelta(days=7)
 KILLS = 3
 STATE = "SELECT state FROM repairs WHERE kind = 'manual'"
-IN_A_HURRY = json.dumps(
+SHORT_INTERVALS = json.dumps(
     {"ingestor.provider.rest_api.SPACING_SECONDS": 0.02, "ingestor.daemon.watchers.FIRST_REPAIR_SECONDS": 0.2}
 )
 MIDNIGHT = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
-START = MIDNIGHT - QUESTIONS * WEEK
+START = MIDNIGHT - REQUESTS * WEEK
 
 
-class Asked:
-    """The command about the same weeks every time, and what there is to be had of them."""
+class Backfill:
+    """The same command for the same weeks each time, and what it must store."""
 
     def __init__(self, fork_server: ForkServer, simulator: FaultySimulator, database_url: str, folder: Path) -> None:
         self.simulator = simulator
@@ -51,16 +51,16 @@ class Asked:
     def command(self, **environment: str) -> ForkedCommand:
         since, until_ = (f"{at:%Y-%m-%d}" for at in (START, MIDNIGHT))
         arguments = ("backfill", "--ticker", "AAPL", "--from", since, "--to", until_, "--output", "json")
-        key = {"INGESTOR_PROVIDER__API_KEY": self.simulator.api_key, "TEST_CONSTANTS": IN_A_HURRY}
+        key = {"INGESTOR_PROVIDER__API_KEY": self.simulator.api_key, "TEST_CONSTANTS": SHORT_INTERVALS}
         return ForkedCommand(
             self._fork_server, *arguments, "--config", self.config, folder=self._folder, **(key | environment)
         )
 
     def daemon(self) -> ForkedDaemon:
-        return ForkedDaemon(self._fork_server, self.config, self.simulator.api_key, TEST_CONSTANTS=IN_A_HURRY)
+        return ForkedDaemon(self._fork_server, self.config, self.simulator.api_key, TEST_CONSTANTS=SHORT_INTERVALS)
 
-    def assert_whole(self) -> None:
-        """Everything that there was is there, and the books balance."""
+    def assert_complete(self) -> None:
+        """Check that every row of the provider is stored, and that the books balance."""
         market = self.simulator.market
         first, last = (market.bucket(CROWD, at.timestamp()) for at in (START, MIDNIGHT))
         rows = market.rows(CROWD, {"ticker": "AAPL"}, first, last - 1, "numbers")
@@ -77,95 +77,95 @@ class Emitted:
 
 
 @pytest.fixture
-async def hours() -> AsyncIterator[FaultySimulator]:
-    """A provider whose rows are an hour apart."""
+async def simulator() -> AsyncIterator[FaultySimulator]:
+    """A simulator with a row per hour."""
     async with FaultySimulator(interval_seconds=None, cadence_seconds=3600, record_limit=1000) as simulator:
         yield simulator
 
 
 @pytest.fixture
-def asked(hours: FaultySimulator, fork_server: ForkServer, tmp_path: Path) -> Callable[[str], Asked]:
-    return lambda database_url: Asked(fork_server, hours, database_url, tmp_path)
+def make_backfill(simulator: FaultySimulator, fork_server: ForkServer, tmp_path: Path) -> Callable[[str], Backfill]:
+    return lambda database_url: Backfill(fork_server, simulator, database_url, tmp_path)
 
 
 @pytest.fixture
 def sqlite_url(tmp_path: Path) -> str:
-    """For what databases have no say in."""
+    """For tests that do not depend on the kind of database."""
     return f"sqlite:///{tmp_path / 'ingestor.db'}"
 
 
-async def test_killed_again_and_again_it_goes_on_where_it_was(
-    asked: Callable[[str], Asked], hours: FaultySimulator, fork_server: ForkServer, database_url: str
+async def test_killed_backfill_resumes(
+    make_backfill: Callable[[str], Backfill], simulator: FaultySimulator, fork_server: ForkServer, database_url: str
 ) -> None:
-    made, pick = asked(database_url), random.Random(3)
-    hours.rest_fault = Fault(delay_seconds=0.05)
+    backfill, pick = make_backfill(database_url), random.Random(3)
+    simulator.rest_fault = Fault(delay_seconds=0.05)
     for number in range(KILLS):
-        async with made.command() as command:
-            await until(lambda: len(hours.rest_requests) > 2 * number)  # noqa: B023
+        async with backfill.command() as command:
+            await until(lambda: len(simulator.rest_requests) > 2 * number)  # noqa: B023
             await asyncio.sleep(pick.uniform(0, 0.2))
             command.kill()
-    assert made.db.column(STATE) == ["open"]
-    async with made.daemon() as daemon:  # which finds it open
+    assert backfill.db.column(STATE) == ["open"]
+    async with backfill.daemon() as daemon:  # which resumes the open repair
         await daemon.live()
-        await until(lambda: made.db.column(STATE) == ["done"])
+        await until(lambda: backfill.db.column(STATE) == ["done"])
         assert await daemon.terminate() == 0
     await assert_balances(daemon, fork_server)
-    assert QUESTIONS < len(hours.rest_requests) <= QUESTIONS + KILLS
-    assert made.db.one("SELECT new_rows FROM repairs WHERE kind = 'manual'") == QUESTIONS * 7 * 24
-    made.assert_whole()
+    assert REQUESTS < len(simulator.rest_requests) <= REQUESTS + KILLS
+    assert backfill.db.one("SELECT new_rows FROM repairs WHERE kind = 'manual'") == REQUESTS * 7 * 24
+    backfill.assert_complete()
 
 
-async def test_the_daemon_does_it_if_one_runs_and_doing_it_again_asks_for_nothing(
-    asked: Callable[[str], Asked], hours: FaultySimulator, sqlite_url: str
+async def test_daemon_runs_backfill_and_repeating_sends_no_request(
+    make_backfill: Callable[[str], Backfill], simulator: FaultySimulator, sqlite_url: str
 ) -> None:
-    made = asked(sqlite_url)
-    async with made.daemon() as daemon:
+    backfill = make_backfill(sqlite_url)
+    async with backfill.daemon() as daemon:
         await daemon.live()
         for _ in range(2):
-            async with made.command() as command:
+            async with backfill.command() as command:
                 assert await command.wait_for_exit() == 0, command.stderr
-                (told,) = json.loads(command.stdout)
-                assert (told["state"], told["new_rows"]) == ("done", QUESTIONS * 7 * 24)
-                assert f"{QUESTIONS} requests, 0:02:40 to 0:10:00" in command.stderr
+                (repair,) = json.loads(command.stdout)
+                assert (repair["state"], repair["new_rows"]) == ("done", REQUESTS * 7 * 24)
+                assert f"{REQUESTS} requests, 0:02:40 to 0:10:00" in command.stderr
         assert await daemon.terminate() == 0
-    assert len(hours.rest_requests) == QUESTIONS
-    made.assert_whole()
+    assert len(simulator.rest_requests) == REQUESTS
+    backfill.assert_complete()
 
 
-async def test_without_a_daemon_what_was_refused_or_interrupted_goes_on_with_the_same_command(
-    asked: Callable[[str], Asked], hours: FaultySimulator, sqlite_url: str
+async def test_failed_or_interrupted_backfill_resumes_without_daemon(
+    make_backfill: Callable[[str], Backfill], simulator: FaultySimulator, sqlite_url: str
 ) -> None:
-    made = asked(sqlite_url)
-    async with made.command(INGESTOR_PROVIDER__API_KEY="wrong-key-12345") as command:
+    backfill = make_backfill(sqlite_url)
+    async with backfill.command(INGESTOR_PROVIDER__API_KEY="wrong-key-12345") as command:
         assert await command.wait_for_exit() == 69
-        (told,) = json.loads(command.stdout)
-        assert (told["state"], "HTTP 401" in told["error"]) == ("failed", True)
-        assert told["error"].endswith("the API key is not accepted; check provider.api_key_file")
+        (repair,) = json.loads(command.stdout)
+        assert (repair["state"], "HTTP 401" in repair["error"]) == ("failed", True)
+        assert repair["error"].endswith("the API key is not accepted; check provider.api_key_file")
         assert "wrong-key" not in command.stdout + command.stderr
-    hours.rest_requests.clear()
-    hours.rest_fault = Fault(delay_seconds=0.1)
-    async with made.command() as command:
-        await until(lambda: len(hours.rest_requests) > 3)
+    simulator.rest_requests.clear()
+    simulator.rest_fault = Fault(delay_seconds=0.1)
+    async with backfill.command() as command:
+        await until(lambda: len(simulator.rest_requests) > 3)
         os.kill(command.pid, signal.SIGINT)
         assert await command.wait_for_exit() == 130
         assert command.stderr.endswith("interrupted; a running daemon continues, else repeat the command\n")
         assert "Traceback" not in command.stderr
-    hours.rest_fault = None
-    async with made.command() as command:
+    simulator.rest_fault = None
+    async with backfill.command() as command:
         assert await command.wait_for_exit() == 0
-    assert len(hours.rest_requests) <= QUESTIONS + 1
-    made.assert_whole()
+    assert len(simulator.rest_requests) <= REQUESTS + 1
+    backfill.assert_complete()
 
 
-async def test_without_a_daemon_it_waits_for_nothing_that_a_daemon_has_left(
-    asked: Callable[[str], Asked], hours: FaultySimulator, sqlite_url: str, tmp_path: Path
+async def test_backfill_without_daemon_ignores_other_repairs(
+    make_backfill: Callable[[str], Backfill], simulator: FaultySimulator, sqlite_url: str, tmp_path: Path
 ) -> None:
-    made = asked(sqlite_url)
-    hours.rest_fault = Fault(delay_seconds=0.2)
-    async with made.command() as command:
-        await until(lambda: hours.rest_requests)
+    backfill = make_backfill(sqlite_url)
+    simulator.rest_fault = Fault(delay_seconds=0.2)
+    async with backfill.command() as command:
+        await until(lambda: simulator.rest_requests)
         command.kill()
-    hours.rest_fault = None
+    simulator.rest_fault = None
     with closing(sqlite3.connect(tmp_path / "ingestor.db")) as database, database:
         columns = "subscription_id, from_ts, to_ts, kind, state, created_at"
         database.executemany(
@@ -173,6 +173,6 @@ async def test_without_a_daemon_it_waits_for_nothing_that_a_daemon_has_left(
             [[f"2026-01-01 00:{minute:02}:{second:02}.000000" for second in (0, 1, 2)] for minute in range(60)]
             + [[f"2026-01-01 01:{minute:02}:{second:02}.000000" for second in (0, 1, 2)] for minute in range(60)],
         )
-    async with made.command() as command:
+    async with backfill.command() as command:
         assert await command.wait_for_exit() == 0
-    made.assert_whole()
+    backfill.assert_complete()

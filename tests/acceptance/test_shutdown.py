@@ -1,4 +1,4 @@
-"""How a daemon ends, and what the next one, or a command without one, makes of that."""
+"""How a daemon ends, and how the next one, or a command without a daemon, continues."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def sqlite_url(tmp_path: Path) -> str:
     return f"sqlite:///{tmp_path / 'ingestor.db'}"
 
 
-async def test_dead_letters_tried_again_after_a_kill_do_not_hide_the_kill(
+async def test_offline_retry_after_kill_still_records_crash(
     simulator: FaultySimulator, sqlite_url: str, tmp_path: Path
 ) -> None:
     config = config_of(tmp_path, simulator, sqlite_url, ["AAPL"])
@@ -44,13 +44,15 @@ async def test_dead_letters_tried_again_after_a_kill_do_not_hide_the_kill(
     daemon.db.check()
 
 
-async def test_a_ticker_that_is_wanted_no_more_after_a_kill_grows_no_gap(
+async def test_ticker_removed_after_kill_has_no_growing_gap(
     simulator: FaultySimulator, sqlite_url: str, tmp_path: Path
 ) -> None:
     config = config_of(tmp_path, simulator, sqlite_url, ["AAPL", "TSLA"])
     async with DaemonProcess(config, simulator.api_key) as daemon:
         await daemon.live()
-        await until(lambda: daemon.db.states("TSLA") == ["pending", "live"])  # what was not synced was never said
+        await until(
+            lambda: daemon.db.states("TSLA") == ["pending", "live"]
+        )  # facts that were not synced are lost with the kill
         daemon.kill()
     config = config_of(tmp_path, simulator, sqlite_url, ["AAPL"])
     async with DaemonProcess(config, simulator.api_key) as daemon:
@@ -60,7 +62,7 @@ async def test_a_ticker_that_is_wanted_no_more_after_a_kill_grows_no_gap(
 
 
 @pytest.mark.postgres
-async def test_a_second_signal_ends_it_at_once_though_a_statement_hangs(
+async def test_second_signal_ends_daemon_despite_hanging_statement(
     simulator: FaultySimulator, postgres_url: str, tmp_path: Path
 ) -> None:
     config = config_of(tmp_path, simulator, postgres_url, ["AAPL"])
@@ -81,7 +83,7 @@ async def test_a_second_signal_ends_it_at_once_though_a_statement_hangs(
     daemon.db.check()
 
 
-async def test_a_spool_that_cannot_be_made_is_told_in_words(
+async def test_spool_that_cannot_be_created_is_explained(
     simulator: FaultySimulator, sqlite_url: str, tmp_path: Path
 ) -> None:
     (tmp_path / "spool").write_text("a file")

@@ -1,4 +1,4 @@
-"""A daemon that is stopped for a while, as by SIGSTOP or a suspended machine, and goes on."""
+"""A daemon that does not run for a while, as after SIGSTOP or on a suspended machine, and continues."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from ..support.daemon import CommandProcess, DaemonProcess, until, write_config
 STOPPED_SECONDS = 7.0
 
 
-async def test_a_standstill_is_a_hole_in_coverage_and_costs_no_row(simulator: FaultySimulator, tmp_path: Path) -> None:
-    database_url = f"sqlite:///{tmp_path / 'ingestor.db'}"  # databases have no say in it
+async def test_suspend_is_a_gap_in_coverage_without_lost_rows(simulator: FaultySimulator, tmp_path: Path) -> None:
+    database_url = f"sqlite:///{tmp_path / 'ingestor.db'}"  # does not depend on the kind of database
     wanted = {"/real-time/crowd-sentiment": ["AAPL", "ON"]}
     config = write_config(tmp_path, url=simulator.url, database_url=database_url, subscriptions=wanted)
     async with DaemonProcess(config, simulator.api_key) as daemon:
@@ -36,7 +36,7 @@ async def test_a_standstill_is_a_hole_in_coverage_and_costs_no_row(simulator: Fa
 
     daemon.db.check()
     _, live, silent, again, _ = daemon.db.coverage("ON")
-    # Up to the last look at the clocks, and from the first one on.
+    # From the last check of the clocks to the next one.
     assert stopped_at - timedelta(seconds=2) < live["ended_at"] == silent["started_at"] <= stopped_at
     assert continued_at <= silent["ended_at"] == again["started_at"] < continued_at + timedelta(seconds=2)
     assert silent["reason"].startswith("the process stood still for ")

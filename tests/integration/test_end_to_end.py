@@ -1,4 +1,4 @@
-"""The whole way of the data: what real servers emitted, compared with what real databases hold afterwards."""
+"""From a real server to a real database: what was emitted, compared with what is stored afterwards."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from ..support.node_server import NodeServer
 CROWD = "/real-time/crowd-sentiment"
 VOLUME = "/real-time/tweet-volume"
 CHART = "crowd-sentiment-chart-data"
-PING_WINDOW_SECONDS = 2.5  # after which a server gives up a client that says nothing
+PING_WINDOW_SECONDS = 2.5  # after which a server drops a silent client
 QUICK: dict[str, Any] = {"interval_seconds": None, "ping_interval_seconds": 0.5, "ping_timeout_seconds": 2}
 INTERRUPTED = ["pending", "live", "disconnected", "pending", "live", "stopped"]
 RECONNECTS = re.compile(r"^ingestor_reconnects_total\{.*\} [1-9].*$", re.MULTILINE)
@@ -31,14 +31,14 @@ RECONNECTS = re.compile(r"^ingestor_reconnects_total\{.*\} [1-9].*$", re.MULTILI
 
 @pytest.fixture(autouse=True)
 def nothing_went_wrong_unseen(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
-    """Whatever a server sends, no exception ends in the log."""
+    """Fail if an exception was logged, whatever a server sent."""
     yield
     assert [one.getMessage() for one in caplog.get_records("call") if one.levelno >= logging.ERROR] == []
 
 
 @pytest.fixture
 def sqlite_url(tmp_path: Path) -> str:
-    """For what databases have no say in."""
+    """For tests that do not depend on the kind of database."""
     return f"sqlite:///{tmp_path / 'ingestor.db'}"
 
 
@@ -46,19 +46,19 @@ def now() -> datetime:
     return datetime.now(UTC)
 
 
-# Real servers of each generation.
+# Real servers of each protocol version
 
 
 @pytest.mark.node
 @pytest.mark.parametrize("generation", ["2", "4"])
-async def test_over_two_ping_windows_every_row_is_stored_once_and_the_connections_stay(
+async def test_every_row_is_stored_once_over_two_ping_windows(
     generation: str, make_node_server: Callable[..., Any], database_url: str, tmp_path: Path
 ) -> None:
     await listen_over_two_ping_windows(await make_node_server(generation, **QUICK), database_url, tmp_path)
 
 
 @pytest.mark.node
-async def test_the_same_before_a_server_of_the_first_generation(
+async def test_every_row_is_stored_once_with_socket_io_2_server(
     make_node_server: Callable[..., Any], sqlite_url: str, tmp_path: Path
 ) -> None:
     await listen_over_two_ping_windows(await make_node_server("1", **QUICK), sqlite_url, tmp_path)
@@ -85,18 +85,18 @@ async def listen_over_two_ping_windows(peer: NodeServer, database_url: str, fold
 
 
 def sids(peer: NodeServer, event: str) -> set[str]:
-    """The server's names of the connections that this happened to."""
+    """Return the server's ids of the connections with such an event."""
     return {one["sid"] for one in peer.events if one["event"] == event}
 
 
 def sent(peer: NodeServer) -> dict[str, list[Any]]:
-    """Path → the rows of every event that was emitted, in order."""
+    """Return path → the rows of every emitted event, in order."""
     paths = {one.path for one in peer.emitted}
     return {path: [one.rows for one in peer.emitted if one.path == path] for path in paths}
 
 
 def received(daemon: InProcessDaemon) -> dict[str, list[Any]]:
-    """The same from the payloads; each path has one connection, so its order is the server's."""
+    """Return the same from the payloads. Each path has one connection, so its order is the server's."""
     found: dict[str, list[Any]] = {}
     for row in daemon.db.rows("SELECT path, body FROM payloads ORDER BY seq"):
         body = json.loads(row["body"])
@@ -106,7 +106,7 @@ def received(daemon: InProcessDaemon) -> dict[str, list[Any]]:
 
 @pytest.mark.node
 @pytest.mark.parametrize("generation", ["1", "2", "4"])
-async def test_an_event_that_wants_an_acknowledgement_gets_it_and_is_stored(
+async def test_event_with_ack_request_is_acknowledged_and_stored(
     generation: str, make_node_server: Callable[..., Any], sqlite_url: str, tmp_path: Path
 ) -> None:
     peer: NodeServer = await make_node_server(generation, interval_seconds=None)
@@ -119,7 +119,7 @@ async def test_an_event_that_wants_an_acknowledgement_gets_it_and_is_stored(
         await until(lambda: received(daemon) == sent(peer))
 
 
-# What cannot be read.
+# Unreadable frames and rows
 
 
 def sample(ticker: str, value: str, minute: int = 0) -> str:
@@ -129,7 +129,7 @@ def sample(ticker: str, value: str, minute: int = 0) -> str:
 
 DEEP = "[" * 50_000 + "]" * 50_000
 LONG_PATH = json.dumps({"path": "p" * 300, "results": []})
-# Socket.IO packet → the text that must stand in dead_letters.
+# Socket.IO packet → its text in dead_letters
 DEAD_FRAMES = {
     '2["res",{bad]': "{bad",
     '2["res",[': '42["res",[',
@@ -139,7 +139,7 @@ DEAD_FRAMES = {
     '2["res",null]': "null",
     '2["res",7]': "7",
     '2["res","rows"]': '"rows"',
-    '2["res","\0"]': '"\\u0000"',  # as no database takes it
+    '2["res","\0"]': '"\\u0000"',  # because no database can store it
     '2["other",1]': "1",
     '2["connect",1]': "1",
     '2["disconnect",1]': "1",
@@ -148,7 +148,7 @@ DEAD_FRAMES = {
     f'2["res",{DEEP}]': DEEP,
     f'2["data",{LONG_PATH}]': LONG_PATH,
 }
-# Rows that others stand beside.
+# Unreadable rows between readable ones
 DEAD_ROWS = [
     '{"ticker":"AAPL","average_sentiment":1}',
     '{"ts":"2026-02-01T00:00:00.000Z","average_sentiment":1}',
@@ -169,13 +169,13 @@ DEAD_ROWS = [
     "null",
     "[]",
 ]
-# All of them may be names, and none may do anything.
+# All of these are valid names, and none may be interpreted.
 TICKERS = ["'; DROP TABLE samples; --", '"', "%s", ":x", "?", "{0}", "a\nb", "\x1b[31mred", "\u202edrow", "😀", "\\"]
 
 
 @pytest.mark.node
 @pytest.mark.parametrize("generation", ["2", "4"])
-async def test_what_cannot_be_read_is_set_aside_with_its_text_and_its_neighbours_are_stored(
+async def test_unreadable_rows_become_dead_letters(
     generation: str, make_node_server: Callable[..., Any], database_url: str, tmp_path: Path
 ) -> None:
     peer: NodeServer = await make_node_server(generation, interval_seconds=None)
@@ -198,12 +198,12 @@ async def test_what_cannot_be_read_is_set_aside_with_its_text_and_its_neighbours
     frames = daemon.db.column("SELECT body FROM dead_letters WHERE row_index IS NULL ORDER BY seq")
     assert frames == list(DEAD_FRAMES.values())
     rows = daemon.db.column("SELECT body FROM dead_letters WHERE row_index = 1 ORDER BY seq")
-    assert [blankless(row) for row in rows] == DEAD_ROWS  # rewritten where they are no strict JSON
+    assert [blankless(row) for row in rows] == DEAD_ROWS  # rewritten if they are not strict JSON
     assert daemon.db.column("SELECT DISTINCT stage FROM dead_letters") == ["decode"]
 
 
 def crowd(row: str) -> expected_rows.Key:
-    """What the sample of this row is called."""
+    """Return the key of this row's sample."""
     read = json.loads(row)
     return expected_rows.Key("crowd-sentiment", "crowd_sentiment", read["ticker"], "", read["ts"])
 
@@ -212,14 +212,14 @@ def blankless(text: str) -> str:
     return text.replace(" ", "")
 
 
-# Connections that end.
+# Connections that end
 
 
 @pytest.mark.node
 @pytest.mark.parametrize(
     ("generation", "end"), [("4", NodeServer.stop), ("2", NodeServer.kill)], ids=["4 in order", "2 by SIGKILL"]
 )
-async def test_a_restarted_server_is_found_again_and_the_gap_is_on_record(
+async def test_restarted_server_is_found_and_gap_is_recorded(
     generation: str,
     end: Callable[[NodeServer], Any],
     make_node_server: Callable[..., Any],
@@ -245,10 +245,10 @@ async def test_a_restarted_server_is_found_again_and_the_gap_is_on_record(
 
     assert daemon.db.states("ON") == INTERRUPTED
     _, before, away, _, after, _ = daemon.db.coverage("ON")
-    # Up to the last byte heard, which in order is a goodbye.
+    # Up to the last byte received, which is the close packet if the server ends in order.
     assert before["ended_at"] == away["started_at"] <= (heard_at if end is NodeServer.kill else ended_at)
     assert after["started_at"] >= restarted_at
-    (gap,) = daemon.db.gaps("ON")[1:]  # the first lies before the first acknowledgement
+    (gap,) = daemon.db.gaps("ON")[1:]  # the first is before the first acknowledgement
     assert (gap["from_at"], gap["to_at"]) == (before["ended_at"], after["started_at"])
     assert gap["states"].startswith("disconnected")
     assert gap["reason"].startswith(away["reason"])
@@ -265,7 +265,7 @@ async def test_a_restarted_server_is_found_again_and_the_gap_is_on_record(
         ("4", "reset", "lost"),
     ],
 )
-async def test_a_connection_that_the_server_ends_is_followed_by_another(
+async def test_connection_ended_by_server_is_replaced(
     generation: str, how: str, cause: str, make_node_server: Callable[..., Any], sqlite_url: str, tmp_path: Path
 ) -> None:
     peer: NodeServer = await make_node_server(generation, interval_seconds=None)
@@ -281,17 +281,17 @@ async def test_a_connection_that_the_server_ends_is_followed_by_another(
     assert daemon.db.states("AAPL") == INTERRUPTED
 
 
-async def test_a_renewed_token_costs_neither_a_gap_nor_a_row(
+async def test_token_renewal_loses_no_row_and_leaves_no_gap(
     make_simulator: Callable[..., Any], sqlite_url: str, tmp_path: Path
 ) -> None:
-    # Logins are five seconds apart at least, so this is about the shortest life that can be renewed in time.
+    # Logins are at least 5 s apart, so this is about the shortest lifetime that can be renewed in time.
     simulator: FaultySimulator = await make_simulator(token_lifetime_seconds=6.5, kick_expired=True)
     wanted = {CROWD: ["AAPL"], VOLUME: ["TSLA"]}
     config = write_config(tmp_path, url=simulator.url, database_url=sqlite_url, subscriptions=wanted)
     async with InProcessDaemon(config, simulator.api_key) as daemon:
         at_first = await daemon.live()
         await until(lambda: simulator.logins == 2)
-        await asyncio.sleep(2)  # until the first token has ended
+        await asyncio.sleep(2)  # until the first token has expired
         simulator.interval_seconds = None
         await daemon.wait_for_samples(lambda: expected_rows.current(simulator.emitted))
         assert set(await daemon.live()).isdisjoint(at_first)
@@ -303,10 +303,10 @@ async def test_a_renewed_token_costs_neither_a_gap_nor_a_row(
     assert daemon.db.column("SELECT kind FROM events WHERE kind = 'disconnected'") == []
 
 
-# What the provider may say of its data.
+# Restated, refused, missing and unusual data
 
 
-async def test_restated_values_are_current_and_those_before_them_are_revisions(
+async def test_restated_value_is_current_and_earlier_one_a_revision(
     make_simulator: Callable[..., Any], database_url: str, tmp_path: Path
 ) -> None:
     simulator: FaultySimulator = await make_simulator(restate_every=2)
@@ -324,7 +324,7 @@ async def test_restated_values_are_current_and_those_before_them_are_revisions(
     assert daemon.db.one("SELECT sum(revision) FROM observations") == sum(map(len, replaced.values()))
 
 
-async def test_two_paths_whose_rows_look_alike_are_told_apart_by_their_connections(
+async def test_paths_with_similar_rows_are_told_apart_by_connection(
     make_simulator: Callable[..., Any], database_url: str, tmp_path: Path
 ) -> None:
     simulator: FaultySimulator = await make_simulator()
@@ -339,7 +339,7 @@ async def test_two_paths_whose_rows_look_alike_are_told_apart_by_their_connectio
     assert {(row["path"], row["connection_id"]) for row in carried} == set(zip(wanted, ids, strict=True))
 
 
-async def test_a_refused_ticker_is_on_record_with_the_reason_and_the_others_flow(
+async def test_refused_ticker_is_recorded_and_others_are_stored(
     simulator: FaultySimulator, database_url: str, tmp_path: Path
 ) -> None:
     simulator.refuse("TSLA", "Restricted ticker")
@@ -356,7 +356,7 @@ async def test_a_refused_ticker_is_on_record_with_the_reason_and_the_others_flow
     assert {key.ticker for key in daemon.db.current()} == {"AAPL", "ON"}
 
 
-async def test_a_mute_ticker_is_a_gap_of_its_own_and_a_database_that_is_away_makes_nobody_silent(
+async def test_silent_ticker_is_a_gap_but_database_outage_is_not(
     simulator: FaultySimulator, sqlite_url: str, tmp_path: Path
 ) -> None:
     wanted = {CROWD: ["AAPL", "TSLA"]}
@@ -385,7 +385,7 @@ async def test_a_mute_ticker_is_a_gap_of_its_own_and_a_database_that_is_away_mak
 
 
 @pytest.mark.parametrize("path", [CROWD, "crowd-sentiment"], ids=["bare list", "envelope"])
-async def test_empty_lists_are_heard_and_kept_and_are_no_rows(
+async def test_empty_list_counts_as_activity_without_rows(
     path: str, simulator: FaultySimulator, sqlite_url: str, tmp_path: Path
 ) -> None:
     simulator.quiet.add("AAPL")
@@ -401,7 +401,7 @@ async def test_empty_lists_are_heard_and_kept_and_are_no_rows(
 
 
 @pytest.mark.parametrize("size", [239, 9311])
-async def test_tokens_of_any_printed_size_open_the_socket(
+async def test_tokens_of_all_documented_sizes_are_accepted(
     size: int, make_simulator: Callable[..., Any], sqlite_url: str, tmp_path: Path
 ) -> None:
     simulator: FaultySimulator = await make_simulator(token_bytes=size)
@@ -411,7 +411,7 @@ async def test_tokens_of_any_printed_size_open_the_socket(
         await until(lambda: daemon.status.rows.new > 0)
 
 
-async def test_rows_older_than_samples_are_kept_are_told_of_as_expired(
+async def test_rows_older_than_retention_are_counted_as_expired(
     simulator: FaultySimulator, sqlite_url: str, tmp_path: Path
 ) -> None:
     config = write_config(
@@ -428,7 +428,7 @@ async def test_rows_older_than_samples_are_kept_are_told_of_as_expired(
     assert daemon.db.current() == {}
 
 
-async def test_a_publish_clock_that_is_hours_off_is_told_of_once_and_shown(
+async def test_publish_clock_skew_is_reported_once_and_shown(
     make_simulator: Callable[..., Any], sqlite_url: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     simulator: FaultySimulator = await make_simulator(

@@ -1,4 +1,4 @@
-"""What ``tail -f`` sees, against the tables that it must have seen: every recorded value once, whoever wrote it."""
+"""``tail -f`` prints every recorded value once, whichever daemon wrote it; compared with the tables."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def engine(migrated_url: str) -> Iterator[Engine]:
 
 
 class Daemon:
-    """Writes batches as a writer does."""
+    """Writes batches like the writer."""
 
     def __init__(self, engine: Engine, name: str, *, keep_payloads: bool = True) -> None:
         self._database = BatchWriter(engine)
@@ -47,7 +47,7 @@ class Daemon:
 
 
 def told(records: list[dict[str, Any]]) -> Counter[tuple[Any, ...]]:
-    """How often each value was, by what it is and where it came from."""
+    """Count each value by its key, value and origin."""
     names = ("instance_id", "seq", "feed", "metric", "ticker", "user_id", "ts", "value")
     return Counter(tuple(one[name] for name in names) for one in records)
 
@@ -66,7 +66,7 @@ def looked(follower: Follower) -> list[dict[str, Any]]:
 
 
 def answer(chance: random.Random, at_us: int) -> Frame:
-    """A window of a few values, of which most were there before, some are restated, and some cannot be read."""
+    """Return a window of a few values: most are known, some are restated, and some are unreadable."""
     rows: list[Any] = [
         row(ticker, minute, chance.choice([0.1, 0.2, 0.3]))
         for ticker in chance.sample(["AAPL", "ON", "6E_F"], chance.randint(1, 2))
@@ -78,7 +78,7 @@ def answer(chance: random.Random, at_us: int) -> Frame:
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_two_daemons_restate_each_others_values_and_every_value_is_seen_once(engine: Engine, seed: int) -> None:
+def test_every_value_of_two_daemons_is_returned_once(engine: Engine, seed: int) -> None:
     chance = random.Random(seed)
     daemons = [Daemon(engine, "one"), Daemon(engine, "two")]
     daemons[0].commit(answer(chance, T0))
@@ -87,7 +87,7 @@ def test_two_daemons_restate_each_others_values_and_every_value_is_seen_once(eng
     seen: list[dict[str, Any]] = []
     seen_of_one: list[dict[str, Any]] = []
     for step in range(25):
-        # Late answers too: they are older than what is stored.
+        # Late responses too: they are older than what is stored.
         frames = [answer(chance, T0 + chance.randint(0, 2 * step) * SECOND) for _ in range(chance.randint(0, 3))]
         chance.choice(daemons).commit(*frames, *chance.choices([frame("{bad"), frame([])], k=1))
         if step == 12:
@@ -105,16 +105,16 @@ def test_two_daemons_restate_each_others_values_and_every_value_is_seen_once(eng
     assert looked(follower) == []
 
 
-def test_what_was_there_before_and_what_comes_after_have_nothing_in_common(engine: Engine) -> None:
+def test_latest_and_poll_do_not_overlap(engine: Engine) -> None:
     daemon = Daemon(engine, "one")
     daemon.commit(frame([row("ON", minute, 0.1) for minute in range(4)]))
     follower = Follower(engine)
-    daemon.commit(frame([row("ON", 3, 0.2), row("ON", 4, 0.1)], received_us=T0 + SECOND))  # before anybody has looked
+    daemon.commit(frame([row("ON", 3, 0.2), row("ON", 4, 0.1)], received_us=T0 + SECOND))  # before the first poll
     assert [(one["ts"].minute, one["value"]) for one in follower.latest(9)] == [(0, 0.1), (1, 0.1), (2, 0.1)]
     assert [(one["ts"].minute, one["value"], one["revision"]) for one in looked(follower)] == [(3, 0.2, 1), (4, 0.1, 0)]
 
 
-def test_without_payloads_it_sees_the_newest_of_each_series_and_says_how_many_it_does_not(engine: Engine) -> None:
+def test_without_payloads_newest_values_and_missing_count(engine: Engine) -> None:
     daemon = Daemon(engine, "one", keep_payloads=False)
     follower = Follower(engine)
     daemon.commit(
@@ -127,7 +127,7 @@ def test_without_payloads_it_sees_the_newest_of_each_series_and_says_how_many_it
     assert [(one["value"], one["revision"]) for one in looked(follower)] == [(0.2, 1)]
 
 
-def test_a_ledger_that_is_not_kept_ends_no_follower(engine: Engine) -> None:
+def test_follower_continues_after_ledger_is_pruned(engine: Engine) -> None:
     daemon = Daemon(engine, "one")
     follower = Follower(engine)
     daemon.commit(frame([row("ON", 1, 0.1)]))
@@ -137,7 +137,7 @@ def test_a_ledger_that_is_not_kept_ends_no_follower(engine: Engine) -> None:
     assert [one["ts"].minute for one in looked(follower)] == [1, 2]
 
 
-def test_no_look_reads_all_samples(engine: Engine) -> None:
+def test_poll_does_not_scan_samples(engine: Engine) -> None:
     daemon, follower = Daemon(engine, "one"), Follower(engine, "ON")
     daemon.commit(frame([row("ON", minute, 0.1) for minute in range(3)]))
     Daemon(engine, "two", keep_payloads=False).commit(frame([row("ON", 5, 0.1)]))

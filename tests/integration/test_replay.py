@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine, select, text
 
-from ingestor.commands import replay as replaying
+from ingestor.commands import replay as replay_command
 from ingestor.core.entries import Fact, Frame
 from ingestor.core.times import to_datetime
 from ingestor.errors import PermissionDenied
@@ -43,7 +43,7 @@ def driver(url: str) -> str:
 
 @pytest.fixture(params=["sqlite to postgres", "postgres to sqlite"])
 def urls(request: pytest.FixtureRequest, tmp_path: Path, sqlite_template: Path) -> tuple[str, str]:
-    """Of a database with tables, and of one of the other kind that is empty or not there."""
+    """URLs of a database with tables, and of one of the other kind that is empty or does not exist."""
     file = tmp_path / "x.db"
     server: str = request.getfixturevalue("postgres_url")
     if request.param == "postgres to sqlite":
@@ -67,12 +67,12 @@ def source(urls: tuple[str, str]) -> Iterator[Engine]:
 
 @pytest.fixture
 def target(urls: tuple[str, str], source: Engine) -> Iterator[Engine]:
-    with replaying.open_target(source, urls[1]) as engine:
+    with replay_command.open_target(source, urls[1]) as engine:
         yield engine
 
 
 class Daemon:
-    """Writes what it is told, a batch at a time."""
+    """Writes entries, a batch at a time."""
 
     def __init__(self, engine: Engine, name: str) -> None:
         self._database = BatchWriter(engine)
@@ -89,9 +89,9 @@ class Daemon:
 
 def replay(
     source: Engine, target: Engine, start: datetime = FIRST, end: datetime = LAST, advance: Advance = lambda _done: None
-) -> replaying.ReplayResult:
+) -> replay_command.ReplayResult:
     with repeatable_read(source) as frozen:
-        return replaying.Replayer(frozen, target, replay_source.entry_ranges(frozen, start, end)).run(advance)
+        return replay_command.Replayer(frozen, target, replay_source.entry_ranges(frozen, start, end)).run(advance)
 
 
 def contents(engine: Engine) -> Fingerprint:
@@ -99,8 +99,8 @@ def contents(engine: Engine) -> Fingerprint:
         return compared.compute_fingerprint(frozen, FIRST, LAST)
 
 
-def told(engine: Engine) -> dict[str, list[dict[str, Any]]]:
-    """All that both views say; the instance by its spool."""
+def view_rows(engine: Engine) -> dict[str, list[dict[str, Any]]]:
+    """Return all rows of both views, with the spool in place of the instance."""
     with engine.connect() as connection:
         spools = {
             one.instance_id: re.sub(r"replay of (\w+) from \d+", r"\1", one.spool_id)
@@ -116,7 +116,7 @@ def told(engine: Engine) -> dict[str, list[dict[str, Any]]]:
 
 
 def history(seed: int) -> Iterator[tuple[str, list[Frame | Fact]]]:
-    """(daemon, batch): two that hear nearly the same, values restated, late, by REST, dead, and a clock set back."""
+    """Yield (daemon, batch): two daemons that receive nearly the same, with restated, late, REST and dead values."""
     chance = random.Random(seed)
     now_us = T0
     for _ in range(60):
@@ -142,15 +142,15 @@ def test_replay_copies_everything_and_can_be_repeated(source: Engine, target: En
     daemons = {name: Daemon(source, name) for name in ("one", "two")}
     for name, entries in history(seed):
         daemons[name].write(*entries)
-    found = told(source)
+    found = view_rows(source)
     assert len(found["revisions"]) > 20
     first = replay(source, target)
-    assert told(target) == found
+    assert view_rows(target) == found
     assert contents(target) == contents(source)
     assert first.rows == first.new + first.revised + first.duplicate + dead_rows(source)
     assert (first.new, first.revised) == (len(found["observations"]), len(found["revisions"]))
-    assert replay(source, target) == replaying.ReplayResult()
-    assert told(target) == found
+    assert replay(source, target) == replay_command.ReplayResult()
+    assert view_rows(target) == found
     assert audit(target) == []
 
 
@@ -161,7 +161,7 @@ def dead_rows(engine: Engine) -> int:
 
 
 def hours(daemon: Daemon, count: int) -> None:
-    """Nine minutes' values, restated every hour."""
+    """Return nine minutes of values, restated every hour."""
     for hour in range(count):
         received_us = T0 + hour * 60 * MINUTE_US
         daemon.write(*(frame([row(minute=m, value=hour + m)], received_us=received_us) for m in range(9)))
@@ -174,18 +174,18 @@ def hour(number: float) -> datetime:
 def test_replay_resumes_at_its_end_and_rejects_earlier_entries(source: Engine, target: Engine) -> None:
     hours(Daemon(source, "one"), 6)
     assert replay(source, target, hour(0.5), hour(1.5)).entries == 9
-    assert replay(source, target, hour(3.5), hour(4.5)).entries == 27  # with those between, and in order
+    assert replay(source, target, hour(3.5), hour(4.5)).entries == 27  # including those in between, in order
     assert replay(source, target, hour(1.5), hour(2.5)).entries == 0
     with pytest.raises(ValueError, match="was replayed from entry 10 on"):
         replay(source, target)
     assert replay(source, target, hour(1)).entries == 9
-    assert [one["value"] for one in told(target)["observations"]] == [5 + minute for minute in range(9)]
+    assert [one["value"] for one in view_rows(target)["observations"]] == [5 + minute for minute in range(9)]
 
 
 def test_interrupted_replay_is_resumed(source: Engine, target: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(replaying, "POLICY", BatchPolicy(max_rows=10, max_wait_seconds=0))
+    monkeypatch.setattr(replay_command, "POLICY", BatchPolicy(max_rows=10, max_wait_seconds=0))
     hours(Daemon(source, "one"), 4)
-    with source.begin() as connection:  # by a clock that was set back each time
+    with source.begin() as connection:  # received by a clock that was set back each time
         for one in connection.execute(select(schema.batches.c.first_seq)).scalars().all():
             mine = schema.batches.c.first_seq == one
             connection.execute(schema.batches.update().where(mine).values(committed_at=to_datetime(T0 - one)))
@@ -197,11 +197,11 @@ def test_interrupted_replay_is_resumed(source: Engine, target: Engine, monkeypat
     with pytest.raises(KeyboardInterrupt):
         replay(source, target, advance=interrupt)
     assert 0 < replay(source, target).entries < 26
-    assert told(target) == told(source)
+    assert view_rows(target) == view_rows(source)
 
 
 def blind() -> Decoder:
-    """One with a mistake in it: each frame is a dead letter."""
+    """Return a decoder with a bug: every frame becomes a dead letter."""
 
     def metrics_of(path: str) -> None:
         raise RuntimeError(path)
@@ -219,9 +219,9 @@ def test_retried_dead_letter_keeps_its_age(source: Engine, target: Engine) -> No
     daemon.write(frame([row(value=1)], received_us=T0), by=blind())
     daemon.write(frame([row(value=2)], received_us=T0 + 5))
     daemon.write(frame([row(value=1)], received_us=T0, retry_of=letter_ids(source)[0]))
-    assert [one["value"] for one in told(source)["observations"]] == [2]
+    assert [one["value"] for one in view_rows(source)["observations"]] == [2]
     assert replay(source, target).entries == 2
-    assert told(target) == told(source)
+    assert view_rows(target) == view_rows(source)
 
 
 def test_newly_decodable_frame_is_replayed_in_its_place(source: Engine, target: Engine) -> None:
@@ -234,9 +234,9 @@ def test_newly_decodable_frame_is_replayed_in_its_place(source: Engine, target: 
     daemon.write(frame([row("ON"), row("6E")], received_us=T0 + 6), by=Decoder(half_blind, catalog.feed_name))
     daemon.write(frame([row("BA"), row("IT")], received_us=T0 + 7), by=Decoder(half_blind, catalog.feed_name))
     with source.begin() as connection:
-        connection.execute(text("DELETE FROM payloads WHERE seq = 4"))  # as retention does
+        connection.execute(text("DELETE FROM payloads WHERE seq = 4"))  # like retention
     done = replay(source, target)
-    found = told(target)
+    found = view_rows(target)
     assert [(one["ticker"], one["value"], one["seq"]) for one in found["observations"]] == [
         ("6E", 0.5, 3),
         ("AAPL", 2, 2),
@@ -254,7 +254,7 @@ def test_replay_into_itself_is_rejected(source: Engine, urls: tuple[str, str], t
     if source.dialect.name == "sqlite":
         (tmp_path / "link.db").symlink_to(tmp_path / "x.db")
         same = f"sqlite:///{tmp_path / 'link.db'}"
-    with pytest.raises(PermissionDenied), replaying.open_target(source, same):
+    with pytest.raises(PermissionDenied), replay_command.open_target(source, same):
         pass
     assert not (tmp_path / "link.db.lock").exists()
 
@@ -290,13 +290,13 @@ def test_comparison_excludes_what_daemon_writes_meanwhile(
 ) -> None:
     daemon = Daemon(source, "one")
     daemon.write(frame([row()]))
-    run = replaying.Replayer.run
+    run = replay_command.Replayer.run
 
-    def run_while_more_comes(self: replaying.Replayer, advance: Advance) -> replaying.ReplayResult:
+    def run_while_more_comes(self: replay_command.Replayer, advance: Advance) -> replay_command.ReplayResult:
         daemon.write(frame([row(value=7), row(minute=1)]))
         return run(self, advance)
 
-    monkeypatch.setattr(replaying.Replayer, "run", run_while_more_comes)
+    monkeypatch.setattr(replay_command.Replayer, "run", run_while_more_comes)
     arguments = ("replay", "--into", urls[1], "--config", configured(urls[0]), "--output", "json")
     found = json.loads(command(*arguments).out)
     assert (found["same"], found["entries"], found["read"]["values"]) == (True, 1, 1)
@@ -315,7 +315,7 @@ def test_samples_without_payloads_are_not_compared(
     daemon.write(frame([row("C", minute=301)], received_us=later))
     daemon.write(frame([row("A")], received_us=old, retry_of=letter_ids(source)[1]))
     with source.begin() as connection:
-        connection.execute(text("DELETE FROM payloads WHERE seq < 4"))  # as retention does
+        connection.execute(text("DELETE FROM payloads WHERE seq < 4"))  # like retention
     for since in ([], ["--from", "2000-01-01"]):
         arguments = ("replay", "--into", urls[1], "--config", configured(urls[0]), "--output", "json")
         found = json.loads(command(*arguments, *since).out)
@@ -335,7 +335,7 @@ async def test_database_of_daemon_is_rebuilt(
     async with InProcessDaemon(config, simulator.api_key) as daemon:
         await until(lambda: daemon.status.rows.new > 300 and daemon.status.rows.revised > 3)
     source = make_engine(urls[0])
-    with replaying.open_target(source, urls[1]) as target:
+    with replay_command.open_target(source, urls[1]) as target:
         replay(source, target)
-        assert told(target) == told(source)
+        assert view_rows(target) == view_rows(source)
     source.dispose()

@@ -53,7 +53,7 @@ LIBRARIES = {
     "alembic": {"store", "migrations"},
     "apscheduler": {"daemon"},
     "engineio": {"provider", "simulator"},
-    "msgspec": {"core", "spool", "pipeline", "monitoring"},
+    "msgspec": {"core", "spool", "pipeline", "monitoring", "repair"},
     "prometheus_client": {"monitoring"},
     "psycopg": {"store"},
     "pyarrow": {"store"},
