@@ -1,0 +1,65 @@
+from __future__ import annotations
+
+import threading
+import time
+
+import pytest
+
+from ingestor.errors import DatabaseUnavailable
+from ingestor.pipeline.committer import BACKOFF, DatabaseRetry
+from ingestor.pipeline.writer_status import WriterStatus
+
+
+class Attempts:
+    """A call that fails ``failures`` times."""
+
+    def __init__(self, failures: int) -> None:
+        self._failures = failures
+        self.count = 0
+
+    def __call__(self) -> None:
+        self.count += 1
+        if self.count <= self._failures:
+            raise DatabaseUnavailable(f"away {self.count}")
+
+
+def test_retry_repeats_until_success_and_reports_each_outage() -> None:
+    status, outages, slept = WriterStatus(), list[tuple[str, float]](), list[float]()
+    attempts = Attempts(3)
+
+    def on_outage(error: str, delay_seconds: float) -> None:
+        assert (status.database_up, status.error) == (False, error)
+        outages.append((error, delay_seconds))
+
+    retry = DatabaseRetry(status, threading.Event(), threading.Event(), on_outage, slept.append)
+    assert retry.run(attempts)
+    assert [error for error, _ in outages] == ["away 1", "away 2", "away 3"]
+    assert slept == [delay_seconds for _, delay_seconds in outages]
+    assert all(delay <= BACKOFF.ceiling(failures) for failures, delay in enumerate(slept, 1))
+    assert (status.database_up, status.error) == (True, None)
+
+
+def test_retry_ends_with_the_first_failure_after_stop() -> None:
+    stop = threading.Event()
+    attempts = Attempts(9)
+    retry = DatabaseRetry(WriterStatus(), stop, threading.Event(), lambda _error, _delay: stop.set())
+    assert not retry.run(attempts)
+    assert attempts.count == 2
+
+
+def test_retry_raises_other_errors_at_once() -> None:
+    def fail() -> None:
+        raise KeyError
+
+    retry = DatabaseRetry(WriterStatus(), threading.Event(), threading.Event(), lambda _error, _delay: None)
+    with pytest.raises(KeyError):
+        retry.run(fail)
+
+
+def test_wait_between_attempts_is_short_while_draining() -> None:
+    draining = threading.Event()
+    draining.set()
+    retry = DatabaseRetry(WriterStatus(), threading.Event(), draining, lambda _error, _delay: None)
+    started = time.monotonic()
+    retry._wait(60)
+    assert time.monotonic() - started < 30
