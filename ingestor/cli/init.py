@@ -10,9 +10,7 @@ import typer
 from ingestor.cli.output import echo, package_file, to_json, write_new_file
 
 
-def init(
-    path: Annotated[Path, typer.Argument(help="Configuration file to write.")] = Path("config.yaml"),
-) -> None:
+def init(path: Annotated[Path, typer.Argument(help="Configuration file to write.")] = Path("config.yaml")) -> None:
     """Write a commented config.yaml and show the next steps.
 
     Also writes config.schema.json beside it, with which editors complete and check the file. An existing file is not

@@ -2,17 +2,15 @@
 
 yaml_document                   YAML as text, with the location of each value
 units, validators, urls         check and convert single values
-model, subscriptions            the sections, and the list of what is collected
-environment, secrets, proxy     values from outside the file; secret_file reads a file with one secret
+model, subscriptions            the sections and how two configurations differ, and the list of what is collected
+environment, secrets            values from outside the file; secret_file reads a file with one secret
 draft, validation_errors, loader  combine everything, and report all problems at once
 edit, rewrite                   add or remove a ticker in the file's text, and replace the file
-diff                            which settings differ between two configurations
 render                          JSON Schema, and `config show`
 """
 
-from ingestor.config.diff import changed_settings
 from ingestor.config.loader import load, require_api_key
-from ingestor.config.model import Config, Subscription
+from ingestor.config.model import Config, Subscription, changed_settings
 from ingestor.config.render import describe_keys, json_schema, list_secrets, render, render_yaml
 from ingestor.config.secret_file import SecretFile
 from ingestor.config.secrets import read_api_key

@@ -86,7 +86,9 @@ class _Editor:
         last = after or _items(parent)[-1]
         lines = [f"path: {_format(path)}", f"tickers: [{', '.join(map(_format, tickers))}]"]
         inline = f"{{{', '.join(lines)}}}"
-        if self._text[_first_key(last).start] == '"':  # a file that is valid JSON stays valid JSON
+        content: Any = last.content
+        first_key, _ = next(iter(content.values()))
+        if self._text[first_key.start] == '"':  # a file that is valid JSON stays valid JSON
             inline = json.dumps({"path": path, "tickers": tickers}, ensure_ascii=False)
         return self.insert(parent, last, inline, [lines])
 
@@ -197,12 +199,6 @@ class _Editor:
 
 def _items(node: YamlNode | None) -> list[YamlNode]:
     return node.content if node and isinstance(node.content, list) else []
-
-
-def _first_key(entry: YamlNode) -> YamlNode:
-    content: Any = entry.content
-    first: YamlNode = next(key for key, _ in content.values())
-    return first
 
 
 def _field(entry: YamlNode | None, key: str) -> YamlNode | None:

@@ -1,15 +1,18 @@
-"""Override the document with ``INGESTOR_<SECTION>__<KEY>`` variables. An unknown variable is an error."""
+"""Override the document with ``INGESTOR_<SECTION>__<KEY>`` variables, and find the proxy for the provider."""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import get_args, get_origin
+from urllib.parse import urlsplit
+from urllib.request import proxy_bypass_environment  # type: ignore[attr-defined]  # missing from the stubs
 
-from pydantic import BaseModel
+from pydantic import BaseModel, SecretStr
 
 from ingestor.config.draft import Draft
 from ingestor.config.model import Settings
+from ingestor.config.urls import is_loopback, normalize_proxy_url
 from ingestor.errors import ConfigProblem
 
 FILE_VARIABLE = "INGESTOR_CONFIG"
@@ -23,7 +26,7 @@ def variable_name(*loc: str) -> str:
 
 
 def apply_environment(draft: Draft, env: Mapping[str, str], secrets: frozenset[tuple[str, str]]) -> None:
-    """Override the document's values. Skips ``secrets``, which ``place_secrets`` resolves."""
+    """Override the document's values. Skips ``secrets``, which ``place_secrets`` resolves. Report unknown variables."""
     known = {variable_name(*loc): (loc, is_list) for loc, is_list in _keys(Settings)}
     for name, text in sorted(env.items()):
         if name not in known:
@@ -53,3 +56,28 @@ def _keys(model: type[BaseModel], parent: tuple[str, ...] = ()) -> Iterator[tupl
             yield from _keys(kind, (*parent, name))
         else:
             yield (*parent, name), tuple in {get_origin(kind), *map(get_origin, get_args(kind))}
+
+
+def find_proxy(url: str, env: Mapping[str, str], report: Callable[[ConfigProblem], None]) -> SecretStr | None:
+    """Return the URL of the proxy for a provider's URL, which may contain a password. Report one that cannot be used.
+
+    The variables are HTTPS_PROXY (HTTP_PROXY for a URL with http://) and NO_PROXY, which lists hosts and domains to
+    connect to directly. Connections to this machine never use a proxy.
+    """
+    parts = urlsplit(url)
+    if is_loopback(parts.hostname or ""):
+        return None
+    name = _present_spelling(f"{parts.scheme}_proxy", env)
+    no_proxy = env.get(_present_spelling("no_proxy", env), "")
+    if not env.get(name) or proxy_bypass_environment(parts.netloc, {"no": no_proxy}):
+        return None
+    try:
+        return SecretStr(normalize_proxy_url(env[name]))
+    except ValueError as error:
+        report(ConfigProblem(name, "", str(error)))
+        return None
+
+
+def _present_spelling(name: str, env: Mapping[str, str]) -> str:
+    """Return the lower or upper case spelling. Lower case takes precedence, as in other programs."""
+    return name if name in env else name.upper()

@@ -11,9 +11,8 @@ from pathlib import Path
 from pydantic import SecretStr, ValidationError
 
 from ingestor.config.draft import Draft
-from ingestor.config.environment import FILE_VARIABLE, apply_environment, variable_name
+from ingestor.config.environment import FILE_VARIABLE, apply_environment, find_proxy, variable_name
 from ingestor.config.model import Config, Settings, SpoolConfig
-from ingestor.config.proxy import find_proxy
 from ingestor.config.secrets import API_KEY, API_KEY_REMEDY, SECRET_LOCS, place_secrets
 from ingestor.config.subscriptions import ConfigFile, FeedNamer, expand_subscriptions
 from ingestor.config.validation_errors import to_issues

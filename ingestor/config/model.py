@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
@@ -31,6 +31,11 @@ from ingestor.config.secret_file import SecretFile
 from ingestor.config.validators import ListenAddress, duration, size
 
 _CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+
+# Compared elsewhere, or not settings: not the name of a secret's file counts, but the secret in it.
+_NOT_COMPARED = frozenset(
+    {"subscriptions", "source", "sha256", "key_file", "provider.api_key", "provider.api_key_file", "database.url_file"}
+)
 
 # Editors parse an unquoted 007 or TRUE as a number or a boolean; here both are text.
 ANY_SCALAR = {"type": ["string", "number", "boolean"]}
@@ -85,8 +90,7 @@ class ProviderConfig(ConfigSection):
         "/jwt", "Path of the token endpoint, below url"
     )
     api_key_file: AbsolutePath | None = config_key(
-        None,
-        "File with the API key, mode 0600; or use systemd credential api_key or INGESTOR_PROVIDER__API_KEY",
+        None, "File with the API key, mode 0600; or use systemd credential api_key or INGESTOR_PROVIDER__API_KEY"
     )
     # Never in the document: place_secrets sets it. Excluded from all output.
     api_key: SkipJsonSchema[Annotated[SecretStr, AfterValidator(validators.api_key)] | None] = Field(
@@ -105,13 +109,10 @@ class ProviderConfig(ConfigSection):
     silence: Annotated[float, duration("100ms", "30d")] = config_key(
         "10m", "Resubscribe to a ticker after this time without data; reconnect if a connection has none"
     )
-    ca_file: AbsolutePath | None = config_key(None, "CA certificates (PEM) to trust instead of the system's")
+    ca_file: Annotated[AbsolutePath, AfterValidator(validators.ca_file)] | None = config_key(
+        None, "CA certificates (PEM) to trust instead of the system's"
+    )
     allow_insecure: bool = config_key(False, "Allow http:// to other machines")
-
-    @field_validator("ca_file")
-    @classmethod
-    def _validate_ca_file(cls, path: Path | None) -> Path | None:
-        return None if path is None else validators.ca_file(path)
 
     @field_validator("allow_insecure")
     @classmethod
@@ -247,3 +248,18 @@ class Config(Settings):
     proxy: SecretStr | None = None  # for provider.url; may contain a password
     source: Path  # absolute path of the file
     sha256: str  # of the file's contents, hexadecimal
+
+
+def changed_settings(old: Config, new: Config) -> tuple[str, ...]:
+    """Return the keys whose values differ, such as ``spool.max_bytes``. Ignores subscriptions and the API key."""
+    before = dict(_settings(old))
+    return tuple(name for name, value in _settings(new) if value != before[name])
+
+
+def _settings(section: BaseModel, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name in type(section).model_fields:
+        value = getattr(section, name)
+        if isinstance(value, BaseModel):
+            yield from _settings(value, f"{prefix}{name}.")
+        elif f"{prefix}{name}" not in _NOT_COMPARED:
+            yield f"{prefix}{name}", value.get_secret_value() if isinstance(value, SecretStr) else value

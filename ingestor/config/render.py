@@ -15,11 +15,7 @@ from ingestor.config.urls import find_credentials, find_passwords, mask_url
 def json_schema() -> dict[str, Any]:
     """Return the JSON Schema (2020-12) of ``config.yaml``, with which editors complete, explain and check it."""
     body = _without_noise(ConfigFile.model_json_schema())
-    return {
-        "$schema": "https://json-schema.org/draft/2020-12/schema",
-        "title": "ingestor configuration",
-        **body,
-    }
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "ingestor configuration", **body}
 
 
 def render(config: Config) -> dict[str, Any]:
@@ -36,13 +32,7 @@ def render(config: Config) -> dict[str, Any]:
 
 def render_yaml(config: Config) -> str:
     """Return the result of ``render`` as YAML, after a comment with the name of the file."""
-    text = yaml.safe_dump(
-        render(config),
-        sort_keys=False,
-        allow_unicode=True,
-        default_flow_style=None,
-        width=110,
-    )
+    text = yaml.safe_dump(render(config), sort_keys=False, allow_unicode=True, default_flow_style=None, width=110)
     return f"# {config.source}\n{text.rstrip()}"
 
 

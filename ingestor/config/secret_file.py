@@ -43,12 +43,8 @@ class SecretFile:
         except OSError as error:  # str(error) would quote the path, which may be a secret put in the wrong place
             reason = os.strerror(error.errno or 0)
             return UnusableSecret(f"cannot be read ({reason}); correct the path or the permissions")
-        return _parse(raw)
-
-
-def _parse(raw: bytes) -> SecretStr | UnusableSecret:
-    if len(raw) > MAX_BYTES:
-        return UnusableSecret(f"is larger than {MAX_BYTES >> 10} KiB; is it the right file?")
-    # Bytes that are not UTF-8 become surrogates, which the validator rejects: an exception would quote the secret.
-    text = raw.decode("utf-8", "surrogateescape").removesuffix("\n").removesuffix("\r")
-    return SecretStr(text) if text.strip() else UnusableSecret("is empty; write the secret into it")
+        if len(raw) > MAX_BYTES:
+            return UnusableSecret(f"is larger than {MAX_BYTES >> 10} KiB; is it the right file?")
+        # Bytes that are not UTF-8 become surrogates, which the validator rejects: an exception would quote the secret.
+        text = raw.decode("utf-8", "surrogateescape").removesuffix("\n").removesuffix("\r")
+        return SecretStr(text) if text.strip() else UnusableSecret("is empty; write the secret into it")

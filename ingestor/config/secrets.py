@@ -48,21 +48,8 @@ API_KEY_REMEDY = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class SecretSource:
-    """The source of a secret and what it contains."""
-
-    name: str  # for messages
-    loc: tuple[str, str]  # the key that names the source
-    content: SecretStr | UnusableSecret
-    file: SecretFile | None = None
-
-
 def place_secrets(draft: Draft, env: Mapping[str, str], base: Path, *, file_is_private: bool) -> SecretFile | None:
-    """Put both secrets into the draft as SecretStr, each from the first source that has it.
-
-    Returns the file that the API key was read from, or None.
-    """
+    """Put both secrets into the draft as SecretStr. Return the file that the API key was read from, or None."""
     if draft.get(*API_KEY.loc) is not None:
         draft.add_issue(ValidationIssue(API_KEY.loc, f"does not belong in this file; {API_KEY_REMEDY}", key=True))
     draft.remove(API_KEY.loc)
@@ -73,11 +60,8 @@ def place_secrets(draft: Draft, env: Mapping[str, str], base: Path, *, file_is_p
             f"named by database.url_file, or into {DATABASE_URL.variable}"
         )
         draft.add_issue(ValidationIssue(DATABASE_URL.loc, message))
-    sources = {field: _find_source(draft, field, env, base) for field in (API_KEY, DATABASE_URL)}
-    for field, source in sources.items():
-        _place(draft, field, source)
-    api_key = sources[API_KEY]
-    return api_key.file if api_key else None
+    _place_secret(draft, DATABASE_URL, env, base)
+    return _place_secret(draft, API_KEY, env, base)
 
 
 def read_api_key(file: SecretFile) -> SecretStr:
@@ -92,21 +76,24 @@ def read_api_key(file: SecretFile) -> SecretStr:
     raise (InsecureSecretFile if content.exposed else ConfigError)([problem])
 
 
-def _find_source(draft: Draft, field: SecretField, env: Mapping[str, str], base: Path) -> SecretSource | None:
-    """Return the first source that has the secret."""
+def _place_secret(draft: Draft, field: SecretField, env: Mapping[str, str], base: Path) -> SecretFile | None:
+    """Put a secret into the draft from the first source that has it. Return the file that it was read from, or None."""
+    name, loc, file = field.variable, field.loc, None
     credential = Path(env.get("CREDENTIALS_DIRECTORY", ""), field.credential)
     # Unlike Path.exists, this does not raise for a folder that may not be searched.
     if env.get("CREDENTIALS_DIRECTORY") and os.path.exists(credential):  # noqa: PTH110
-        file = SecretFile(credential, others_may_read=True)
-        return SecretSource(f"credential {field.credential}", field.loc, file.read(), file)
-    if path := _resolve_file(draft.get(*field.file_loc), base):
-        file = SecretFile(path)
-        return SecretSource(draft.location_of(field.file_loc), field.file_loc, file.read(), file)
-    text = env.get(field.variable)
-    if text is not None:
-        content = SecretStr(text) if text.strip() else UnusableSecret("is empty; set it or unset it")
-        return SecretSource(field.variable, field.loc, content)
-    return None
+        name, file = f"credential {field.credential}", SecretFile(credential, others_may_read=True)
+    elif path := _resolve_file(draft.get(*field.file_loc), base):
+        name, loc, file = draft.location_of(field.file_loc), field.file_loc, SecretFile(path)
+    elif name not in env:
+        return None
+    content = file.read() if file else _parse_variable(env[name])
+    if isinstance(content, UnusableSecret):
+        draft.add_problem(ConfigProblem(name, ".".join(loc), content.message), exposed=content.exposed)
+        draft.remove(field.loc)
+    else:
+        draft.set(field.loc, content, name)
+    return file
 
 
 def _resolve_file(written: object, base: Path) -> Path | None:
@@ -116,12 +103,5 @@ def _resolve_file(written: object, base: Path) -> Path | None:
         return None
 
 
-def _place(draft: Draft, field: SecretField, source: SecretSource | None) -> None:
-    if source is None:
-        return
-    if isinstance(source.content, UnusableSecret):
-        problem = ConfigProblem(source.name, ".".join(source.loc), source.content.message)
-        draft.add_problem(problem, exposed=source.content.exposed)
-        draft.remove(field.loc)
-    else:
-        draft.set(field.loc, source.content, source.name)
+def _parse_variable(text: str) -> SecretStr | UnusableSecret:
+    return SecretStr(text) if text.strip() else UnusableSecret("is empty; set it or unset it")

@@ -45,14 +45,10 @@ class SubscriptionEntry(ConfigSection):
     """One item of ``subscriptions``, which may stand for several subscriptions."""
 
     path: Annotated[
-        str,
-        BeforeValidator(validate_endpoint),
-        WithJsonSchema({"type": "string", "maxLength": MAX_PATH_LENGTH}),
+        str, BeforeValidator(validate_endpoint), WithJsonSchema({"type": "string", "maxLength": MAX_PATH_LENGTH})
     ] = Field(description="Endpoint, such as /real-time/crowd-sentiment")
     method: Annotated[
-        str,
-        BeforeValidator(_validate_method),
-        WithJsonSchema({"enum": [*METHODS, *map(str.upper, METHODS)]}),
+        str, BeforeValidator(_validate_method), WithJsonSchema({"enum": [*METHODS, *map(str.upper, METHODS)]})
     ] = Field(default="get", description="HTTP method of the endpoint")
     params: dict[Text, Annotated[Text, WithJsonSchema(ANY_SCALAR)]] = Field(
         default={}, description="Parameters of the endpoint"
@@ -88,8 +84,7 @@ def expand_subscriptions(
             # Without the method, because the tables identify a subscription by path and params.
             other, other_loc = first.setdefault((subscription.path, subscription.key[2]), (subscription, loc))
             if other is not subscription:
-                message = _duplicate_message(subscription, other, location_of(other_loc))
-                report(ValidationIssue(loc, message))
+                report(ValidationIssue(loc, _duplicate_message(subscription, other, location_of(other_loc))))
     return tuple(subscription for subscription, _ in first.values())
 
 
@@ -114,14 +109,9 @@ def _expand_item(
         issues += _check_feed_name(feed_name(entry.path, entry.params), loc)
     for issue in issues:
         report(issue)
-    if not issues:
-        yield from _expand_entry(entry, loc, location_of((*loc, "path")), report)
-
-
-def _expand_entry(
-    entry: SubscriptionEntry, loc: Loc, location: str, report: ReportIssue
-) -> Iterator[tuple[Loc, Subscription]]:
-    config_path = ".".join(map(str, loc))
+    if issues:
+        return
+    location, config_path = location_of((*loc, "path")), ".".join(map(str, loc))
     for params_loc, params in _expand_params(entry, loc):
         subscription = Subscription(entry.path, entry.method, params, location=location, config_path=config_path)
         if len(subscription.key[2]) > MAX_PARAMS_LENGTH:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import get_args
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
@@ -67,24 +67,18 @@ def _message(details: ErrorDetails) -> str:
         return str(context["error"])
     if kind == "literal_error":
         choices = [part.strip("'") for part in context["expected"].replace(" or ", ", ").split(", ")]
-        hint = suggest(str(details["input"]), choices)
-        return f"{_quote(details['input'])} is not one of the choices{hint}"
+        value = details["input"]
+        shown = f'"{value[:40]}"' if isinstance(value, str) else "a list or mapping"
+        return f"{shown} is not one of the choices{suggest(str(value), choices)}"
     if kind in ("greater_than_equal", "less_than_equal"):
         return f"must be at {'least' if 'ge' in context else 'most'} {context.get('ge', context.get('le')):,}"
     return _MESSAGES.get(kind, details["msg"])
-
-
-def _quote(value: Any) -> str:
-    return f'"{value[:40]}"' if isinstance(value, str) else "a list or mapping"
 
 
 def _keys(model: type[BaseModel], loc: Iterable[str | int]) -> list[str]:
     """Return the keys allowed at this location of the model."""
     for part in loc:
         annotation = model.model_fields[str(part)].annotation
-        model = next(kind for kind in (annotation, *get_args(annotation)) if _is_section(kind))
+        kinds = (kind for kind in (annotation, *get_args(annotation)) if isinstance(kind, type))
+        model = next(kind for kind in kinds if issubclass(kind, BaseModel))
     return [name for name, field in model.model_fields.items() if not field.exclude]
-
-
-def _is_section(kind: Any) -> bool:
-    return isinstance(kind, type) and issubclass(kind, BaseModel)

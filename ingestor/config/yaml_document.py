@@ -102,7 +102,7 @@ def parse_yaml(raw: bytes, name: str) -> YamlDocument:
     if not isinstance(root.content, dict):
         message = 'must be a mapping at the top level; begin with a key such as "provider:"'
         raise ConfigError([ConfigProblem(_location(name, root.line, root.column), "", message)])
-    return YamlDocument(name=name, root=root, value=_PlainValues(name).plain(root, 0), problems=reader.problems)
+    return YamlDocument(name=name, root=root, value=reader.plain(root), problems=reader.problems)
 
 
 def line_and_column(before: str) -> tuple[int, int]:
@@ -138,9 +138,10 @@ class _EventReader:
     def __init__(self, name: str, text: str) -> None:
         self._name = name
         self._text = text
-        self._events: Iterator[yaml.Event] = yaml.parse(text, Loader=_LOADER)
+        self._events: Iterator[Any] = yaml.parse(text, Loader=_LOADER)
         self._anchors: dict[str, YamlNode] = {}
         self._end = 0  # of the last value so far
+        self._count = 0  # of plain values
         self.problems: list[ConfigProblem] = []
 
     def read_document(self) -> YamlNode | None:
@@ -153,6 +154,18 @@ class _EventReader:
             return root
         raise ConfigError([problem])
 
+    def plain(self, node: YamlNode, depth: int = 0) -> Any:
+        """Convert a node to plain values, and expand aliases."""
+        self._count += 1
+        if self._count > MAX_VALUES or depth > MAX_DEPTH:
+            message = "its aliases stand for too many values; write them out"
+            raise ConfigError([ConfigProblem(_location(self._name, node.line, node.column), "", message)])
+        if isinstance(node.content, dict):
+            return {text: self.plain(value, depth + 1) for text, (_, value) in node.content.items()}
+        if isinstance(node.content, list):
+            return [self.plain(item, depth + 1) for item in node.content]
+        return node.content
+
     def _read_root(self) -> YamlNode | None:
         next(self._events)  # start of the stream
         if isinstance(next(self._events), yaml.StreamEndEvent):
@@ -164,22 +177,20 @@ class _EventReader:
             self._fail(after, "a second document begins here; remove the line ---, and write one document")
         return root
 
-    def _node(self, event: yaml.Event, depth: int) -> YamlNode:
+    def _node(self, event: Any, depth: int) -> YamlNode:
         if depth > MAX_DEPTH:
             self._fail(event, _TOO_DEEP)
         if isinstance(event, yaml.AliasEvent):
             return self._resolve_alias(event)
-        mark: Any = event.start_mark
-        end: Any = event.end_mark
-        self._end = end.index
+        mark = event.start_mark
+        self._end = event.end_mark.index
         content = self._content(event, depth)
         flow = bool(getattr(event, "flow_style", False))
         node = YamlNode(mark.line + 1, mark.column + 1, content, mark.index, self._end, flow)
-        if getattr(event, "tag", None) not in _PLAIN_TAGS:
+        if event.tag not in _PLAIN_TAGS:
             self._report(event, _NO_TAGS)
-        if getattr(event, "anchor", None):
-            # Not earlier: an alias inside its own anchor would never end.
-            self._anchors[event.anchor] = node  # type: ignore[attr-defined]
+        if event.anchor:
+            self._anchors[event.anchor] = node  # not earlier: an alias inside its own anchor would never end
         return node
 
     def _content(self, event: yaml.Event, depth: int) -> Any:
@@ -221,12 +232,10 @@ class _EventReader:
         if event.end_mark.index > event.start_mark.index:
             self._end = event.end_mark.index
 
-    def _resolve_alias(self, event: yaml.AliasEvent) -> YamlNode:
+    def _resolve_alias(self, event: Any) -> YamlNode:
         node = self._anchors.get(event.anchor or "") or self._fail(event, _NO_ANCHOR)
-        start: Any = event.start_mark
-        end: Any = event.end_mark
-        self._end = end.index
-        return replace(node, start=start.index, end=end.index, alias=True)
+        self._end = event.end_mark.index
+        return replace(node, start=event.start_mark.index, end=self._end, alias=True)
 
     def _report(self, event: yaml.Event, message: str) -> None:
         self.problems.append(ConfigProblem(self._locate(event.start_mark), "", message))
@@ -250,22 +259,3 @@ class _EventReader:
         start = getattr(error, "context_mark", None)
         opened = f" (begun in line {start.line + 1})" if start and start.line != mark.line else ""
         return ConfigProblem(self._locate(mark), "", remedy + opened)
-
-
-class _PlainValues:
-    """Converts nodes to plain values and expands aliases, within the limits."""
-
-    def __init__(self, name: str) -> None:
-        self._name = name
-        self._count = 0
-
-    def plain(self, node: YamlNode, depth: int) -> Any:
-        self._count += 1
-        if self._count > MAX_VALUES or depth > MAX_DEPTH:
-            message = "its aliases stand for too many values; write them out"
-            raise ConfigError([ConfigProblem(_location(self._name, node.line, node.column), "", message)])
-        if isinstance(node.content, dict):
-            return {text: self.plain(value, depth + 1) for text, (_, value) in node.content.items()}
-        if isinstance(node.content, list):
-            return [self.plain(item, depth + 1) for item in node.content]
-        return node.content
