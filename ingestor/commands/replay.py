@@ -85,11 +85,7 @@ class Replayer:
         # An instance of its own: if the daemon writes to the target too, it has its own position and ledger there.
         first_seq = replayed_from or entries.first_seq
         instance = InstanceInfo(
-            spool_id=f"{prefix}{first_seq}",
-            name="replay",
-            version=__version__,
-            config_sha256="",
-            started_us=wall_us(),
+            spool_id=f"{prefix}{first_seq}", name="replay", version=__version__, config_sha256="", started_us=wall_us()
         )
         writer = self._targets[entries.instance_id] = BatchWriter(target)
         position = writer.register(instance, first_seq)

@@ -33,21 +33,19 @@ class ConfigReloader:
     def __init__(
         self,
         config: Config,
-        read: Callable[[], Config],
         apply: Callable[[Config], SubscriptionDiff],
         record: Callable[[Fact], object],
         *,
         on_begin: Callable[[], object],
         on_end: Callable[[], object],
     ) -> None:
-        """``read`` may block, and raises ConfigError; ``apply`` puts subscriptions and API key into effect.
+        """``apply`` puts subscriptions and API key into effect.
 
         ``on_begin`` is called for every reload, ``on_end`` when none is running or waiting any longer: whoever waits
         for the last one must not see the end of an earlier one.
         """
         self.config = config  # in force
         self.successful = True  # the last reload
-        self._read = read
         self._apply = apply
         self._record = record
         self._on_begin = on_begin
@@ -64,7 +62,7 @@ class ConfigReloader:
         self._pending += 1
         try:
             async with self._lock:
-                config = await asyncio.to_thread(self._read)
+                config = await asyncio.to_thread(read_config, self.config.source)
                 return self._accept(config, self._apply(config))
         except ConfigError as error:
             self._reject(error)

@@ -14,7 +14,6 @@ import threading
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import AsyncExitStack, suppress
 from datetime import UTC, datetime
-from functools import partial
 from typing import Any
 
 from pydantic import SecretStr
@@ -33,7 +32,7 @@ from ingestor.daemon.factory import (
     lock_database,
     startup_facts,
 )
-from ingestor.daemon.reload import ConfigReloader, read_config
+from ingestor.daemon.reload import ConfigReloader
 from ingestor.daemon.scheduler import JobScheduler
 from ingestor.daemon.status_snapshot import StatusSources, build_status
 from ingestor.errors import ConfigError, SpoolFailed
@@ -97,14 +96,11 @@ class Service:
         """Run until ``stop``, SIGTERM or SIGINT. Raises the error that ended it: SpoolFailed, SchemaTooNew, …"""
         self._loop = asyncio.get_running_loop()
         self._loop.set_exception_handler(log_setup.loop_error_handler(self._metrics.count_uncaught_error))
-        self._stop_requested, self._drain_aborted = asyncio.Event(), asyncio.Event()
-        self._writer_ended = asyncio.Event()
+        self._stop_requested, self._drain_ended, self._writer_ended = (asyncio.Event() for _ in range(3))
         for number in (signal.SIGTERM, signal.SIGINT):
             self._loop.add_signal_handler(number, self.stop)
         self._loop.add_signal_handler(signal.SIGHUP, self._start_reload)
-        signal.pthread_sigmask(
-            signal.SIG_UNBLOCK, {signal.SIGHUP}
-        )  # blocked by `ingestor run` until a reload is possible
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})  # blocked by `ingestor run` until now
         async with AsyncExitStack() as stack:
             await self._start(stack)
             await self._stop_requested.wait()
@@ -116,7 +112,7 @@ class Service:
     def stop(self) -> None:
         """Shut down, as SIGTERM does. The second call does not wait for the database any longer."""
         if self._stop_requested.is_set():
-            self._drain_aborted.set()
+            self._drain_ended.set()
             self._writer.stop()
         self._stop_requested.set()
 
@@ -148,28 +144,36 @@ class Service:
         self._start_tasks()
 
     def _build(self, stack: AsyncExitStack) -> None:
+        config, provider = self._config, self._config.provider
         self._spool.start(self._fail)
-        for fact in startup_facts(self._spool, self._config):
+        for fact in startup_facts(self._spool, config):
             self._record(fact)
         self._scheduler = JobScheduler()
         self._scheduler.start()
         stack.callback(self._scheduler.shutdown)
-        self._build_receiver()
+        self._tokens = TokenSource(
+            provider.url + provider.token_path,
+            self._api_key,
+            provider.token,
+            self._scheduler,
+            ca_file=provider.ca_file,
+            proxy=config.proxy,
+            key_file=config.key_file,
+        )
+        self._tokens.api_key.on_changed.append(self._on_key_changed)
         stack.push_async_callback(self._tokens.close)
+        self._supervisor = Supervisor(
+            provider, config.subscriptions, self._tokens, self._spool, self._record, self._activity, config.proxy
+        )
         self._repair = build_repair_worker(
-            self._config, lambda: self._tokens.api_key.value, self._spool, self._writer, self._engine, self._record
+            config, lambda: self._tokens.api_key.value, self._spool, self._writer, self._engine, self._record
         )
         self._reloader = ConfigReloader(
-            self._config,
-            partial(read_config, self._config.source),
-            self._apply,
-            self._record,
-            on_begin=self._systemd.reloading,
-            on_end=self._on_reload_end,
+            config, self._apply, self._record, on_begin=self._systemd.reloading, on_end=self._on_reload_end
         )
         self._status_sources = StatusSources(
             reloader=self._reloader,
-            instance=instance_name(self._config),
+            instance=instance_name(config),
             started_at=self._started_at,
             database_kind=self._engine.dialect.name,
             spool=self._spool,
@@ -177,28 +181,6 @@ class Service:
             supervisor=self._supervisor.status,
             tokens=self._tokens.status,
             recent_errors=self._recent_errors,
-        )
-
-    def _build_receiver(self) -> None:
-        provider = self._config.provider
-        self._tokens = TokenSource(
-            provider.url + provider.token_path,
-            self._api_key,
-            provider.token,
-            self._scheduler,
-            ca_file=provider.ca_file,
-            proxy=self._config.proxy,
-            key_file=self._config.key_file,
-        )
-        self._tokens.api_key.on_changed.append(self._on_key_changed)
-        self._supervisor = Supervisor(
-            provider,
-            self._config.subscriptions,
-            self._tokens,
-            self._spool,
-            self._record,
-            self._activity,
-            self._config.proxy,
         )
 
     def _start_tasks(self) -> None:
@@ -261,18 +243,12 @@ class Service:
     async def _drain(self) -> None:
         if self._spool.failure is None:
             self._writer.drain()
-            await self._wait_for_first(DRAIN_SECONDS, self._writer_ended.wait(), self._drain_aborted.wait())
+            await _wait(self._drain_ended, DRAIN_SECONDS)
         self._writer.stop()
-        await self._wait_for_first(LAST_COMMIT_SECONDS, self._writer_ended.wait())
+        await _wait(self._writer_ended, LAST_COMMIT_SECONDS)
         left = self._spool.synced - self._writer.status.position
         if left > 0:
             log.warning("entries remain in the spool; the next start writes them", extra={"entries": left})
-
-    async def _wait_for_first(self, seconds: float, *waits: Coroutine[Any, Any, Any]) -> None:
-        tasks = [self._loop.create_task(wait) for wait in waits]
-        await asyncio.wait(tasks, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
-        for task in tasks:
-            task.cancel()
 
     # -- reload
 
@@ -321,6 +297,7 @@ class Service:
             if isinstance(error, SpoolUnreadable):
                 self._spool.mark_corrupt()
         finally:
+            self._call_in_loop(self._drain_ended.set)
             self._call_in_loop(self._writer_ended.set)
 
     def _call_in_loop(self, call: Callable[..., object], *arguments: object) -> None:
@@ -337,3 +314,8 @@ class Service:
 def _log_outage(error: str, delay_seconds: float) -> None:
     fields = {"reason": error, "retry_in_seconds": round(delay_seconds, 1)}
     log.warning("the database cannot be reached, retrying", extra=fields)
+
+
+async def _wait(event: asyncio.Event, seconds: float) -> None:
+    with suppress(TimeoutError):
+        await asyncio.wait_for(event.wait(), seconds)

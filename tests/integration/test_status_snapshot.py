@@ -47,7 +47,6 @@ def supervisor() -> FakeSupervisor:
 def reloader_of(config: Config) -> ConfigReloader:
     return ConfigReloader(
         config,
-        lambda: config,
         lambda _config: SubscriptionDiff((), ()),
         lambda _fact: None,
         on_begin=lambda: None,
