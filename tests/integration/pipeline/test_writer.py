@@ -108,7 +108,7 @@ async def test_sample_deleted_while_it_is_restated_is_inserted(
         make_writer(spool, engine).run()
         await put(spool, frame([row(value=2)]))
 
-        @event.assert_receives_for(engine, "before_cursor_execute")
+        @event.listens_for(engine, "before_cursor_execute")
         def prune(_c: object, _cursor: object, statement: str, *_: object) -> None:
             if "FOR UPDATE" in statement:
                 with psycopg.connect(url) as other:
