@@ -1,1 +1,1 @@
-"""Speed, as ratios within one run: these figures drift with the machine, their quotients do not."""
+"""Benchmarks, compared as ratios within one run, because absolute figures depend on the machine and its load."""

@@ -1,7 +1,7 @@
-"""``python -m tests.tools.benchmarks``: ours beside what others would use, in one go, and what the daemon takes.
+"""``python -m tests.tools.benchmarks``: compare the daemon with other programs, and measure what it uses.
 
-Every round measures every subject once, so that all meet the same machine; what is compared is compared within a round.
-A Markdown table on stdout, table and chart in the folder named by ``--out``.
+Every round measures every subject once, so that the ratios within a round come from the same machine under the same
+load. Prints a Markdown table; ``--out`` names a folder for the table and a chart.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from tests.support.postgres_server import find_binaries, own_server
 from tests.tools.benchmarks.cases import Case, cases, guards
 from tests.tools.benchmarks.chart import draw
+from tests.tools.benchmarks.environment import Measure, open_environment
 from tests.tools.benchmarks.report import Result, table
-from tests.tools.benchmarks.stage import Measure, stage
 
 BUDGET_SECONDS = {"quick": 300.0, "full": 1500.0, "long": 5400.0}
 GUARD_ROUNDS = 3
@@ -28,14 +28,14 @@ console = Console(stderr=True)
 
 
 class Run:
-    """Rounds of measurements, until done or out of time."""
+    """Rounds of measurements, until all are done or the time budget is used up."""
 
     def __init__(self, chosen: Sequence[Case], server_url: str, budget_seconds: float) -> None:
         self.results = [Result(case) for case in chosen]
         self._server_url = server_url
         self._deadline = time.monotonic() + budget_seconds
 
-    def rounds(self, count: int) -> None:
+    def run_rounds(self, count: int) -> None:
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
         with Progress(*columns, console=console) as progress:
             total = count * sum(len(result.case.subjects) for result in self.results)
@@ -52,30 +52,30 @@ class Run:
             return
         if time.monotonic() > self._deadline:
             if not any(figure.startswith(name) for figure in result.figures):
-                result.failures[name] = "there was no time left"
+                result.failures[name] = "no time left"
             return
         try:
-            with stage(result.case.database, self._server_url) as one:
-                figures = measure(one)
-        except Exception as error:  # whatever it is, the others are measured all the same
+            with open_environment(result.case.database, self._server_url) as environment:
+                figures = measure(environment)
+        except Exception as error:  # must not prevent the other measurements
             result.failures[name] = f"{type(error).__name__}: {error}"[:200]
             console.print(f"{result.case.name}: {name}: {error!r}", style="red", markup=False)
             return
-        result.take(name, figures)
-        told = "  ".join(f"{key} {value:,.1f}".strip() for key, value in figures.items())
+        result.add(name, figures)
+        summary = "  ".join(f"{key} {value:,.1f}".strip() for key, value in figures.items())
         load = os.getloadavg()[0]
-        console.print(f"{result.case.name}: {name}: {told} {result.case.unit} (load {load:.1f})", markup=False)
+        console.print(f"{result.case.name}: {name}: {summary} {result.case.unit} (load {load:.1f})", markup=False)
 
 
 def guard(run: Run) -> int:
-    """Rounds until every ratio is reached once: 0, or 1 if one was not in any of them."""
+    """Run rounds until every goal was reached once. Return 1 if a goal was never reached, else 0."""
     for _ in range(GUARD_ROUNDS):
-        run.rounds(1)
+        run.run_rounds(1)
         if not (missed := _missed(run.results)):
             return 0
         run.results = [result for result in run.results if result.case.name in missed]
         for result in run.results:
-            result.failures.clear()  # a busy machine has another try
+            result.failures.clear()  # may have failed because the machine was busy
     return 1
 
 
@@ -91,11 +91,13 @@ def _missed(results: Sequence[Result]) -> set[str]:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.tools.benchmarks", description=__doc__)
     names = [case.name for case in cases(quick=True)]
-    parser.add_argument("--quick", action="store_true", help="a fifth of the events, one round: a look")
-    parser.add_argument("--guard", action="store_true", help="a few ratios only; exit 1 if one is not reached")
-    parser.add_argument("--long", action="store_true", help="ten minutes of load and 5 million entries as well")
-    parser.add_argument("--only", nargs="+", choices=names, metavar="NAME", help=f"some of: {', '.join(names)}")
-    parser.add_argument("--rounds", type=int, help="how often each is measured (default 3; quick 1)")
+    parser.add_argument("--quick", action="store_true", help="a fifth of the events, one round")
+    parser.add_argument("--guard", action="store_true", help="a few ratios only; exit with 1 if one is not reached")
+    parser.add_argument("--long", action="store_true", help="also ten minutes of load and 5 million entries")
+    parser.add_argument(
+        "--only", nargs="+", choices=names, metavar="NAME", help=f"only these cases: {', '.join(names)}"
+    )
+    parser.add_argument("--rounds", type=int, help="how often to measure each subject (default 3; quick 1)")
     parser.add_argument("--out", type=Path, help="folder for benchmarks.md and benchmarks.png")
     return parser.parse_args()
 
@@ -103,10 +105,10 @@ def _options() -> argparse.Namespace:
 def _chosen(options: argparse.Namespace) -> list[Case]:
     if options.guard:
         return guards()
-    every = cases(quick=options.quick)
+    all_cases = cases(quick=options.quick)
     if options.only:
-        return [case for case in every if case.name in options.only]
-    return [case for case in every if options.long or not case.long]
+        return [case for case in all_cases if case.name in options.only]
+    return [case for case in all_cases if options.long or not case.long]
 
 
 def main() -> int:
@@ -117,17 +119,17 @@ def main() -> int:
     budget = BUDGET_SECONDS["long" if options.long else "quick" if options.quick or options.guard else "full"]
     with own_server(binaries, fsync=True) as server:
         run = Run(_chosen(options), server.url(), budget)
-        every = list(run.results)
+        results = list(run.results)
         if options.guard:
             code = guard(run)
         else:
-            run.rounds(options.rounds or (1 if options.quick else 3))
+            run.run_rounds(options.rounds or (1 if options.quick else 3))
             code = 0
-    print(table(every))
+    print(table(results))
     if options.out:
         options.out.mkdir(parents=True, exist_ok=True)
-        (options.out / "benchmarks.md").write_text(table(every) + "\n")
-        draw(every, options.out / "benchmarks.png")
+        (options.out / "benchmarks.md").write_text(table(results) + "\n")
+        draw(results, options.out / "benchmarks.png")
     return code
 
 

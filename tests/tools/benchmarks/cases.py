@@ -1,13 +1,13 @@
-"""What is measured, and what it must come to."""
+"""The cases to measure, and the goals they must reach."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Literal
 
-from tests.tools.benchmarks.ours import Backlog, Latency, Memory, Processor, Start, Subscriptions, Throughput
-from tests.tools.benchmarks.script import Script
-from tests.tools.benchmarks.stage import POSTGRES, SQLITE, Measure
+from tests.tools.benchmarks.daemon_measures import Backlog, Latency, Memory, Processor, Start, Subscriptions, Throughput
+from tests.tools.benchmarks.environment import POSTGRES, SQLITE, Measure
+from tests.tools.benchmarks.script_measure import Script
 
 OURS = "ours"
 GENERATOR = "load generator, read by nobody"
@@ -18,7 +18,7 @@ Direction = Literal["at least", "at most"]
 
 @dataclass(frozen=True, slots=True)
 class Goal:
-    """A bound of one figure, or, with ``against``, of how many times it is that of another subject."""
+    """A bound for one figure, or, with ``against``, for its ratio to another subject's figure."""
 
     figure: str
     direction: Direction
@@ -31,7 +31,7 @@ class Goal:
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """Subjects that are measured in turn, and compared with each other only."""
+    """Subjects that are measured in turn and compared only with each other."""
 
     name: str
     title: str
@@ -40,11 +40,11 @@ class Case:
     subjects: dict[str, Measure]
     goals: tuple[Goal, ...] = ()
     long: bool = False
-    chart: bool = False  # throughput of several subjects, to be drawn
+    chart: bool = False  # the throughput of its subjects is drawn
 
 
 def cases(*, quick: bool) -> list[Case]:
-    """All of them. ``quick`` takes a fifth of the events: for a look, not for figures to be quoted."""
+    """Return all cases. ``quick`` uses a fifth of the events: a first impression, not figures to quote."""
     size = 0.2 if quick else 1.0
     full = f"{size:g} GB of spool"
 
@@ -58,11 +58,11 @@ def cases(*, quick: bool) -> list[Case]:
             "events/s",
             POSTGRES,
             {
-                GENERATOR: Script("sponge", events(1_000_000), counts=True),
-                "raw aiohttp loop, counting": Script("raw", events(400_000), counts=True),
-                "python-socketio, counting": Script("stock", events(80_000), counts=True),
-                "ours, counting": Script("received", events(400_000), counts=True),
-                "ours, durable in the spool": Script("received", events(400_000)),
+                GENERATOR: Script("byte_counter", events(1_000_000), counts=True),
+                "raw aiohttp loop, counting": Script("aiohttp_counter", events(400_000), counts=True),
+                "python-socketio, counting": Script("socketio_counter", events(80_000), counts=True),
+                "ours, counting": Script("ingestor_receiver", events(400_000), counts=True),
+                "ours, durable in the spool": Script("ingestor_receiver", events(400_000)),
             },
             (Goal("ours, counting", "at least", 3.5, "python-socketio, counting"),),
             chart=True,
@@ -77,7 +77,7 @@ def cases(*, quick: bool) -> list[Case]:
                 "naive, synchronous": Script("naive_sync", events(3_000)),
                 "naive, asynchronous": Script("naive_async", events(4_000)),
                 "cryptofeed's writer": Script("cryptofeed_writer", events(60_000)),
-                "Node, pg, unnest": Script("unnest", events(150_000)),
+                "Node, pg, unnest": Script("pg_unnest", events(150_000)),
             },
             (
                 Goal(OURS, "at least", 60, "naive, synchronous"),
@@ -104,7 +104,10 @@ def cases(*, quick: bool) -> list[Case]:
             "events of 100 new rows until committed to PostgreSQL",
             "events/s",
             POSTGRES,
-            {OURS: Throughput(events(5_000), rows=100), "bare script": Script("bare", events(5_000), rows=100)},
+            {
+                OURS: Throughput(events(5_000), rows=100),
+                "bare script": Script("copy_and_merge", events(5_000), rows=100),
+            },
             (Goal(OURS, "at least", 0.6, "bare script"),),
             chart=True,
         ),
@@ -158,9 +161,9 @@ def cases(*, quick: bool) -> list[Case]:
 
 
 def guards() -> list[Case]:
-    """The ratios that are watched with every change. Wide of what is reached: a busy machine must not fail them."""
+    """Return the ratios checked with every change. The bounds are generous, so that a busy machine reaches them."""
     stock, naive = "python-socketio, counting", "naive, asynchronous"
-    receive = {stock: Script("stock", 15_000, counts=True), OURS: Script("received", 60_000)}
+    receive = {stock: Script("socketio_counter", 15_000, counts=True), OURS: Script("ingestor_receiver", 60_000)}
     return [
         Case("receive", "received, ours durable", "events/s", POSTGRES, receive, (Goal(OURS, "at least", 3.5, stock),)),
         *(

@@ -1,4 +1,4 @@
-"""Throughput as bars, drawn with Pillow: one library less than a chart needs."""
+"""Draw throughput as bars with Pillow, which is installed anyway for the screenshots."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from PIL import Image, ImageDraw, ImageFont
 from tests.tools.benchmarks.report import Result
 
 WIDTH, MARGIN, LABELS, VALUES, BAR, GAP = 1100, 24, 300, 110, 22, 10
-INK, SOFT, MINE, OTHERS = "#1b1f24", "#57606a", "#0b7a75", "#b6bec8"
+INK, SOFT, OURS, OTHERS = "#1b1f24", "#57606a", "#0b7a75", "#b6bec8"
 
 
 def draw(results: Sequence[Result], file: Path) -> None:
-    """The cases that say so, each with a scale of its own: medians, with a line from the least to the greatest."""
+    """Draw the cases marked ``chart``, each with its own scale: medians, and a line from minimum to maximum."""
     drawn = [result for result in results if result.case.chart and result.rates]
     height = MARGIN + sum(56 + len(result.rates) * (BAR + GAP) for result in drawn)
     image = Image.new("RGB", (WIDTH, max(height, 2 * MARGIN)), "white")
@@ -35,7 +35,7 @@ def _bars(pen: ImageDraw.ImageDraw, result: Result, top: int) -> int:
         median, middle = statistics.median(values), top + BAR // 2
         ends = [left + round(room * value / longest) for value in (min(values), median, max(values))]
         pen.text((left - 12, middle), name, INK, font, anchor="rm")
-        pen.rectangle((left, top, max(ends[1], left + 1), top + BAR), MINE if name.startswith("ours") else OTHERS)
+        pen.rectangle((left, top, max(ends[1], left + 1), top + BAR), OURS if name.startswith("ours") else OTHERS)
         pen.line((ends[0], middle, ends[2], middle), SOFT, 2)
         pen.text((max(ends) + 10, middle), f"{median:,.0f}", INK, font, anchor="lm")
         top += BAR + GAP

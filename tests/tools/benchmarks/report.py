@@ -1,4 +1,4 @@
-"""What was measured, as text: a Markdown table of medians and spreads, and of goals as ratios within one round."""
+"""Report results as Markdown: a table of medians and spreads, and a table of goals as ratios within one round."""
 
 from __future__ import annotations
 
@@ -11,31 +11,31 @@ from tests.tools.benchmarks.cases import GENERATOR, Case, Goal
 
 @dataclass
 class Result:
-    """One case's figures, a value a round, and why there are none where there are none."""
+    """The figures of a case, one value per round, and the reasons why subjects could not be measured."""
 
     case: Case
     figures: dict[str, list[float]] = field(default_factory=dict)
     failures: dict[str, str] = field(default_factory=dict)
 
-    def take(self, subject: str, figures: dict[str, float]) -> None:
+    def add(self, subject: str, figures: dict[str, float]) -> None:
         for name, value in figures.items():
             self.figures.setdefault(f"{subject}, {name}" if name else subject, []).append(value)
 
     @property
     def rates(self) -> dict[str, list[float]]:
-        """The principal figure of each subject that is compared: the load's own only shows that it is not the limit."""
-        wanted = self.case.subjects.keys() - {GENERATOR}
-        return {name: values for name, values in self.figures.items() if name in wanted}
+        """The main figure of each compared subject, without the load generator, which is only shown as the limit."""
+        subjects = self.case.subjects.keys() - {GENERATOR}
+        return {name: values for name, values in self.figures.items() if name in subjects}
 
     def values(self, goal: Goal) -> list[float]:
-        """What the goal is about, a value a round: the figure, or its ratio to the other subject's of that round."""
-        mine = self.figures.get(goal.figure, [])
+        """Return one value per round: the goal's figure, or its ratio to the other subject's figure of that round."""
+        figures = self.figures.get(goal.figure, [])
         if not goal.against:
-            return mine
-        return [one / other for one, other in zip(mine, self.figures.get(goal.against, []), strict=False)]
+            return figures
+        return [figure / other for figure, other in zip(figures, self.figures.get(goal.against, []), strict=False)]
 
     def best(self, goal: Goal) -> float | None:
-        """Of all rounds: what disturbs a measurement makes it worse, hardly ever better."""
+        """Return the best value of all rounds, because disturbances make a measurement worse, hardly ever better."""
         values = self.values(goal)
         if not values:
             return None
@@ -43,7 +43,7 @@ class Result:
 
 
 def table(results: Sequence[Result]) -> str:
-    """Every figure, and below it every goal."""
+    """Return a table of all figures, followed by a table of all goals."""
     lines = ["| measured | figure | median | min–max | rounds |", "|---|---|---:|---:|---:|"]
     for result in results:
         for name, values in result.figures.items():
@@ -65,10 +65,10 @@ def _goals(results: Sequence[Result]) -> list[str]:
                 continue
             unit = " ×" if goal.against else ""
             sign = "≥" if goal.direction == "at least" else "≤"
-            about = f"{goal.figure} against {goal.against}" if goal.against else goal.figure
+            subject = f"{goal.figure} against {goal.against}" if goal.against else goal.figure
             median = statistics.median(values)
             lines.append(
-                f"| {result.case.title}: {about} | {sign} {goal.bound:g}{unit} | {_text(median)}{unit}"
+                f"| {result.case.title}: {subject} | {sign} {goal.bound:g}{unit} | {_text(median)}{unit}"
                 f" | {_text(min(values))}–{_text(max(values))} | {'yes' if goal.reached(median) else 'no'} |"
             )
     return lines

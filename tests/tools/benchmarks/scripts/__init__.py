@@ -1,5 +1,5 @@
-"""Who is measured besides the daemon. Each is a program: ``SCRIPT URL DATABASE EVENTS ROWS``.
+"""The programs that are measured besides the daemon. Each is called as ``SCRIPT URL DATABASE EVENTS ROWS``.
 
-It subscribes on the load generator at URL, says ``ready``, and says ``done`` when it has EVENTS events of ROWS rows
-each (or, the writers, has committed them).
+A program subscribes on the load generator at URL and prints ``ready``. It prints ``done`` after it has received EVENTS
+events of ROWS rows each, or, if it is a writer, has committed them. DATABASE is ``-`` for programs that only count.
 """

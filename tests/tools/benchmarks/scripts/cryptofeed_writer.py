@@ -1,4 +1,4 @@
-"""cryptofeed's PostgreSQL writer behind python-socketio: it inserts whatever has come since its last insert."""
+"""cryptofeed's PostgreSQL writer behind python-socketio. It inserts everything received since its last insert."""
 
 import asyncio
 import sys
@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 import asyncpg
 import socketio
 from cryptofeed.backends.postgres import PostgresCallback
-from tables import TABLE
+from naive_writer import TABLE
 
 url, database, wanted = sys.argv[1], urlsplit(sys.argv[2]), int(sys.argv[3])
 client = socketio.AsyncClient()
@@ -18,7 +18,7 @@ done = asyncio.Event()
 
 
 class Sentiment(PostgresCallback):
-    """Its writer as it is, with our columns."""
+    """The unchanged writer, with our columns."""
 
     committed = 0
 

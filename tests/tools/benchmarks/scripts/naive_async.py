@@ -1,10 +1,10 @@
-"""What one writes first with asyncio: python-socketio's client, and a commit per event."""
+"""A first attempt with asyncio: python-socketio's client, and a commit per event."""
 
 import asyncio
 import sys
 
 import socketio
-from tables import Writer
+from naive_writer import Writer
 
 url, database, wanted = sys.argv[1], sys.argv[2], int(sys.argv[3])
 writer = Writer(database)

@@ -1,15 +1,15 @@
-"""What one writes first: python-socketio's synchronous client, and a commit per event."""
+"""A first attempt without asyncio: python-socketio's synchronous client, and a commit per event."""
 
 import sys
 import threading
 
 import socketio
-from tables import Writer
+from naive_writer import Writer
 
 url, database, wanted = sys.argv[1], sys.argv[2], int(sys.argv[3])
 writer = Writer(database)
 client = socketio.Client()
-lock = threading.Lock()  # each event comes in a thread of its own
+lock = threading.Lock()  # the client calls the handler of each event in a new thread
 done = threading.Event()
 count = 0
 

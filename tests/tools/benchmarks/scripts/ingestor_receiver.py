@@ -1,6 +1,6 @@
-"""Our way in without the rest of the daemon: a connection, and a spool that makes durable what it hands over.
+"""The daemon's receive path alone: a connection, and a spool that makes its frames durable.
 
-With ``-`` for DATABASE there is no spool, and the connection's frames are only counted.
+With ``-`` for DATABASE there is no spool, and frames are only counted.
 """
 
 import asyncio
@@ -19,29 +19,29 @@ url, database, wanted = sys.argv[1], sys.argv[2], int(sys.argv[3])
 PATH = "/real-time/crowd-sentiment"
 
 
-class Count:
-    """A sink that keeps nothing."""
+class CountingSink:
+    """A sink that only counts."""
 
     head = 0
     congested = False
 
-    def append(self, what: Frame | Fact) -> int:
+    def append(self, entry: Frame | Fact) -> int:
         self.head += 1
         return self.head
 
     async def wait_for_space(self) -> None:
-        """There is always room."""
+        """Return at once, because there is always space."""
 
     async def durable(self, seq: int) -> None:
-        """Nothing ever is."""
+        """Return at once, because nothing is stored."""
 
 
 async def measure(sink: Sink) -> None:
-    line = ConnectionSettings(url=url, path=PATH, params="{}", events=("res",))
-    connection = Connection(line, ProtocolVersion.SOCKET_IO_4, sink, sink.append)
+    settings = ConnectionSettings(url=url, path=PATH, params="{}", events=("res",))
+    connection = Connection(settings, ProtocolVersion.SOCKET_IO_4, sink, sink.append)
     await connection.open(Token(value="t", fetched_at=0.0, life_seconds=3600.0))
-    wish = Subscription(path=PATH, method="get", params={"ticker": "A"})
-    await connection.subscribe([wish], lambda _subscription, _error: None)
+    subscription = Subscription(path=PATH, method="get", params={"ticker": "A"})
+    await connection.subscribe([subscription], lambda _subscription, _error: None)
     print("ready", flush=True)
     while connection.frames < wanted:
         await asyncio.sleep(0.01)
@@ -52,7 +52,7 @@ async def measure(sink: Sink) -> None:
 
 async def main() -> None:
     if database == "-":
-        await measure(Count())
+        await measure(CountingSink())
         return
     with tempfile.TemporaryDirectory() as folder:
         spool = Spool(Path(folder) / "spool", max_bytes=1 << 30, sync_every_seconds=0.02)

@@ -1,4 +1,4 @@
-"""The daemon as it is installed, with its defaults but for what is named, as a process; and what is in its tables."""
+"""The installed daemon as a process, with default settings except those given, and a reader of its tables."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from typing import Any, Self
 import psycopg
 
 from tests.support.postgres_server import free_port
-from tests.tools.benchmarks.stage import Stage, until
+from tests.tools.benchmarks.environment import Environment, until
 
 PATH = "/real-time/crowd-sentiment"
 END_SECONDS = 20.0
 
 
-class Tables:
-    """What has been committed. Looked at rather than asked of the daemon, which would have to answer meanwhile."""
+class CommittedRows:
+    """Reads committed rows from the database, because requests to the daemon would take time from its work."""
 
     def __init__(self, url: str) -> None:
         self._url = url
         self._connection: Any = None
 
-    def ask(self, query: str) -> list[tuple[Any, ...]]:
-        """All rows; none as long as there is no such table."""
+    def rows_of(self, query: str) -> list[tuple[Any, ...]]:
+        """Return all rows; an empty list while the table does not exist."""
         try:
             if self._connection is None:
                 self._connection = self._connect()
@@ -37,16 +37,16 @@ class Tables:
         except (sqlite3.OperationalError, psycopg.errors.UndefinedTable):
             return []
 
-    def number(self, query: str) -> int:
-        rows = self.ask(query)
+    def scalar(self, query: str) -> int:
+        rows = self.rows_of(query)
         return int(rows[0][0] or 0) if rows else 0
 
-    def ready(self) -> bool:
-        return self.number("SELECT count(*) FROM instances") == 1
+    def has_instance(self) -> bool:
+        return self.scalar("SELECT count(*) FROM instances") == 1
 
-    def rows(self) -> int:
-        """Rows decoded and committed, whatever became of them."""
-        return self.number("SELECT sum(row_count) FROM batches")
+    def row_count(self) -> int:
+        """Return the number of decoded and committed rows, whatever their outcome."""
+        return self.scalar("SELECT sum(row_count) FROM batches")
 
     def close(self) -> None:
         if self._connection is not None:
@@ -59,18 +59,23 @@ class Tables:
 
 
 class Daemon:
-    """``with Daemon(stage) as daemon``: started, and subscribed to so many tickers. Ended by SIGTERM, then SIGKILL."""
+    """``with Daemon(environment) as daemon``: a daemon that is subscribed to ``tickers`` tickers.
 
-    def __init__(self, stage: Stage, *, tickers: int = 1, settings: str = "", database_url: str = "") -> None:
-        self._stage = stage
+    At the end it gets SIGTERM, then SIGKILL.
+    """
+
+    def __init__(
+        self, environment: Environment, *, tickers: int = 1, settings: str = "", database_url: str = ""
+    ) -> None:
+        self._environment = environment
         self._tickers = tickers
-        self.tables = Tables(database_url or stage.database_url)
+        self.tables = CommittedRows(database_url or environment.database_url)
         self._notices = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-        self._config = stage.folder / "config.yaml"
+        self._config = environment.folder / "config.yaml"
         names = ", ".join(f"T{number}" for number in range(tickers))
         self._config.write_text(
-            f"provider: {{url: '{stage.load.url}'}}\n"
-            f"database: {{url: '{database_url or stage.database_url}'{settings and ', ' + settings}}}\n"
+            f"provider: {{url: '{environment.load.url}'}}\n"
+            f"database: {{url: '{database_url or environment.database_url}'{settings and ', ' + settings}}}\n"
             f"http: {{listen: '127.0.0.1:{free_port()}'}}\n"
             "log: {level: error}\n"
             f"subscriptions: [{{path: {PATH}, tickers: [{names}]}}]\n"
@@ -79,18 +84,18 @@ class Daemon:
     def __enter__(self) -> Self:
         self.start()
         try:
-            self._stage.load.subscribed(self._tickers)
-            until(self.tables.ready)
+            self._environment.load.wait_for_subscriptions(self._tickers)
+            until(self.tables.has_instance)
         except BaseException:
-            self.end()
+            self.stop()
             raise
         return self
 
     def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
-        self.end()
+        self.stop()
 
     def start(self) -> None:
-        notices = self._stage.folder / "notify"
+        notices = self._environment.folder / "notify"
         self._notices.bind(str(notices))
         self._notices.settimeout(60)
         clean = {name: value for name, value in os.environ.items() if not name.startswith(("INGESTOR_", "NOTIFY_"))}
@@ -98,12 +103,12 @@ class Daemon:
         command = [str(Path(sys.executable).with_name("ingestor")), "run", "--config", str(self._config)]
         self._process = subprocess.Popen(command, env=clean | own)
 
-    def ready(self) -> None:
-        """Wait for READY."""
+    def wait_until_ready(self) -> None:
+        """Wait for READY=1 on the notify socket."""
         while b"READY=1" not in self._notices.recv(4096).splitlines():
             pass
 
-    def end(self) -> None:
+    def stop(self) -> None:
         self._process.terminate()
         try:
             self._process.wait(END_SECONDS)
@@ -119,7 +124,7 @@ class Daemon:
 
     @property
     def peak_mib(self) -> float:
-        """The most that was resident so far."""
+        """The peak resident memory so far."""
         found = re.search(r"VmHWM:\s*(\d+) kB", Path(f"/proc/{self.pid}/status").read_text())
         assert found
         return int(found[1]) / 1024

@@ -1,5 +1,7 @@
-"""Receive, decode, COPY, merge, payloads, commit, on PostgreSQL, and nothing else: no spool, no ledger, no coverage, no
-revisions. What is lost is lost. The statements, the tables and the number of rows to a transaction are ours.
+"""Receive, decode, COPY, merge and commit on PostgreSQL, without spool, ledger, coverage or revisions.
+
+It shows the cost of the daemon's guarantees: a crash loses data here. Statements, tables and the number of rows per
+transaction are the daemon's.
 """
 
 import asyncio
@@ -13,7 +15,7 @@ from datetime import UTC, datetime
 import msgspec
 import psycopg
 
-from tests.tools.benchmarks.scripts.wire import texts
+from tests.tools.benchmarks.scripts.minimal_client import texts
 
 url, database, wanted = sys.argv[1], sys.argv[2], int(sys.argv[3]) * int(sys.argv[4])
 ROWS = 5_000
@@ -49,7 +51,7 @@ class Row(msgspec.Struct):
 
 
 class Writer:
-    """The database's side, in a thread of its own."""
+    """Writes received texts, in its own thread."""
 
     def __init__(self) -> None:
         self.texts: queue.SimpleQueue[str] = queue.SimpleQueue()

@@ -1,4 +1,4 @@
-"""The naive scripts' table: one row for each ticker and time. SQLite with its defaults: durable, no WAL."""
+"""The table and the writer of the naive scripts. SQLite runs with its defaults: durable, without WAL."""
 
 import sqlite3
 from typing import Any
@@ -12,7 +12,7 @@ _INSERT = "INSERT INTO samples VALUES ({0}, {0}, {0}) ON CONFLICT DO NOTHING"
 
 
 class Writer:
-    """A connection, and a commit for each event."""
+    """Commits after each event."""
 
     def __init__(self, database: str) -> None:
         if database.startswith("sqlite"):

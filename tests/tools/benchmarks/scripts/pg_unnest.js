@@ -1,7 +1,7 @@
 "use strict";
-// socket.io-client and pg: whatever has come since the last insert, up to 5,000 rows, in one INSERT … SELECT unnest.
+// socket.io-client and pg: one INSERT … SELECT unnest for the rows received since the last one, up to 5,000.
 //
-//   node unnest.js URL DATABASE EVENTS ROWS      (with NODE_FOLDER naming where both packages are installed)
+//   node pg_unnest.js URL DATABASE EVENTS ROWS      (NODE_FOLDER: the folder with both packages)
 
 const path = require("path");
 const { createRequire } = require("module");
@@ -21,7 +21,7 @@ async function write(pool) {
     if (!waiting.length) await new Promise((resolve) => (wake = resolve));
     const batch = waiting.slice(0, ROWS);
     waiting = waiting.slice(ROWS);
-    const columns = ["ticker", "ts", "average_sentiment"].map((name) => batch.map((one) => one[name]));
+    const columns = ["ticker", "ts", "average_sentiment"].map((name) => batch.map((row) => row[name]));
     await pool.query({ name: "insert", text: INSERT, values: columns });
     written += batch.length;
   }
@@ -34,13 +34,13 @@ async function main() {
     "CREATE TABLE samples (ticker varchar(64), ts timestamptz, value double precision, PRIMARY KEY (ticker, ts))",
   );
   const socket = load("socket.io-client").io(url, { transports: ["websocket"], query: { token: "t" } });
-  socket.on("res", (some) => {
-    for (const one of some) waiting.push(one);
+  socket.on("res", (received) => {
+    for (const row of received) waiting.push(row);
     wake();
   });
   socket.on("connect", () => {
-    const wish = { path: "/real-time/crowd-sentiment", method: "get", params: { ticker: "A" } };
-    socket.emit("subscribe", wish, () => console.log("ready"));
+    const request = { path: "/real-time/crowd-sentiment", method: "get", params: { ticker: "A" } };
+    socket.emit("subscribe", request, () => console.log("ready"));
   });
   await write(pool);
   console.log("done");

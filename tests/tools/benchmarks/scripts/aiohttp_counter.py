@@ -1,9 +1,9 @@
-"""A loop round aiohttp's websocket, counting only: what is to be had in Python."""
+"""Count messages in a loop around aiohttp's websocket: an upper bound for clients in Python."""
 
 import asyncio
 import sys
 
-from tests.tools.benchmarks.scripts.wire import texts
+from tests.tools.benchmarks.scripts.minimal_client import texts
 
 url, wanted = sys.argv[1], int(sys.argv[3])
 

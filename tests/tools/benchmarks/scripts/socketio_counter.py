@@ -1,4 +1,4 @@
-"""python-socketio as its documentation has it, counting only."""
+"""Count events with python-socketio, used as in its documentation."""
 
 import asyncio
 import sys

@@ -1,11 +1,11 @@
 "use strict";
-// The load: a socket.io server that pushes data events as quickly as they are taken, or at a given rate.
+// The load generator: a socket.io server that pushes data events as fast as the client reads, or at a given rate.
 //
-//   node load.js FOLDER      (the folder that socket.io is installed in)
+//   node load_generator.js FOLDER      (the folder that socket.io is installed in)
 //
-// Each line on stdin is a command, {"do": …}; stdout tells what happened. tests/tools/benchmarks/load.py is the other end.
-// What is pushed as quickly as possible is framed beforehand and written to the socket in large blocks: a server that
-// encoded while it is measured would be the limit itself, and take the processor from whom it measures.
+// Each line on stdin is a command, {"do": …}; each line on stdout reports an event. load_generator.py is the client.
+// Events to push as fast as possible are encoded in advance and written to the socket in large blocks, because
+// encoding during the measurement would limit the rate and take processor time from the measured program.
 
 const { once } = require("events");
 const http = require("http");
@@ -15,7 +15,7 @@ const readline = require("readline");
 const { createRequire } = require("module");
 
 const load = createRequire(path.join(process.argv[2], "package.json"));
-const tell = (happening) => process.stdout.write(JSON.stringify(happening) + "\n");
+const report = (event) => process.stdout.write(JSON.stringify(event) + "\n");
 const START_MS = Date.UTC(2000, 0, 1);
 const BLOCK_BYTES = 1 << 16;
 
@@ -24,27 +24,27 @@ const server = http.createServer((request, response) => {
   response.end(JSON.stringify({ token: "e30.e30.e30" })); // three parts, no claims
 });
 const io = load("socket.io")(server, { serveClient: false });
-let asked = [];
+let subscriptions = [];
 let blocks = [];
-let minute = 0; // of the newest row; no two events have the same one, but for a window's
+let minute = 0; // of the newest row; only rolling windows repeat a minute
 
 io.on("connection", (socket) => {
   socket.on("subscribe", ({ params }, callback) => {
-    asked.push({ socket, ticker: params.ticker });
+    subscriptions.push({ socket, ticker: params.ticker });
     callback(null);
-    tell({ event: "subscribed" });
+    report({ event: "subscribed" });
   });
-  socket.on("disconnect", () => (asked = asked.filter((one) => one.socket !== socket)));
+  socket.on("disconnect", () => (subscriptions = subscriptions.filter((subscription) => subscription.socket !== socket)));
 });
 
-// One row as its text. A window repeats rows, so a value is a function of its minute; never 0, which cryptofeed writes
-// as NULL.
+// Return a row as JSON text. The value depends only on the minute, because windows repeat rows. It is never 0, which
+// cryptofeed writes as NULL.
 function row(ticker, at) {
   const ts = new Date(START_MS + at * 60_000).toISOString();
   return `{"ts":"${ts}","ticker":"${ticker}","average_sentiment":"${((at % 2000) / 1000 - 0.9995).toFixed(16)}"}`;
 }
 
-// A WebSocket frame of a server: final, text, not masked.
+// Return a server's WebSocket frame: final, text, not masked.
 function framed(text) {
   const body = Buffer.from(text);
   if (body.length < 126) return Buffer.concat([Buffer.from([0x81, body.length]), body]);
@@ -52,14 +52,14 @@ function framed(text) {
   return Buffer.concat([Buffer.from([0x81, 126, body.length >> 8, body.length & 255]), body]);
 }
 
-// Make events of `rows` rows each: all new, or the last `rows` of a window that moves on by one.
+// Encode events of `rows` rows each: all new, or the last `rows` of a window that moves by one row per event.
 function prepare({ events, rows, rolling }) {
   blocks = [];
   let block = [];
   let size = 0;
   const windows = new Map();
   for (let event = 0; event < events; event += 1) {
-    const { ticker } = asked[event % asked.length];
+    const { ticker } = subscriptions[event % subscriptions.length];
     const frame = framed(`42["res",[${(rolling ? roll(windows, ticker, rows) : fresh(ticker, rows)).join(",")}]]`);
     block.push(frame);
     size += frame.length;
@@ -69,7 +69,7 @@ function prepare({ events, rows, rolling }) {
       size = 0;
     }
   }
-  tell({ event: "prepared" });
+  report({ event: "prepared" });
 }
 
 const fresh = (ticker, rows) => Array.from({ length: rows }, () => row(ticker, (minute += 1)));
@@ -83,32 +83,32 @@ function roll(windows, ticker, rows) {
 }
 
 async function push() {
-  const line = asked[0].socket.conn.transport.socket._socket;
+  const socket = subscriptions[0].socket.conn.transport.socket._socket;
   const started = performance.now();
   for (const block of blocks) {
-    if (!line.write(block)) await once(line, "drain");
+    if (!socket.write(block)) await once(socket, "drain");
   }
-  tell({ event: "pushed", seconds: (performance.now() - started) / 1000 });
+  report({ event: "pushed", seconds: (performance.now() - started) / 1000 });
 }
 
-// One-row events at a rate, as socket.io emits them; the value is when it was emitted, in ms since the epoch. Timers
-// come late, and what is late is made up for.
+// Emit one-row events through socket.io at a rate. A value is its emission time, in ms since the epoch. Timers fire
+// late, so each tick sends everything that is due.
 function pace({ rate, seconds }) {
   const began = performance.now();
   const total = rate * seconds;
   let sent = 0;
   const timer = setInterval(() => {
-    if (!asked.length) return clearInterval(timer); // whoever was measured has what it wanted
+    if (!subscriptions.length) return clearInterval(timer); // the measured program has disconnected
     const due = Math.min(total, ((performance.now() - began) / 1000) * rate);
     for (; sent < due; sent += 1) {
-      const { socket, ticker } = asked[sent % asked.length];
+      const { socket, ticker } = subscriptions[sent % subscriptions.length];
       const ts = new Date(START_MS + (minute += 1) * 60_000).toISOString();
       const emitted = performance.timeOrigin + performance.now();
       socket.emit("res", [{ ts, ticker, average_sentiment: emitted.toFixed(3) }]);
     }
     if (sent < total) return undefined;
     clearInterval(timer);
-    return tell({ event: "pushed", seconds: (performance.now() - began) / 1000 });
+    return report({ event: "pushed", seconds: (performance.now() - began) / 1000 });
   }, 1);
 }
 
@@ -117,8 +117,8 @@ const commands = { prepare, push, pace };
 readline
   .createInterface({ input: process.stdin })
   .on("line", (line) => {
-    const said = JSON.parse(line);
-    commands[said.do](said);
+    const command = JSON.parse(line);
+    commands[command.do](command);
   })
-  .on("close", () => process.exit(0)); // whoever started us has gone
-server.listen(0, "127.0.0.1", () => tell({ event: "listening", port: server.address().port }));
+  .on("close", () => process.exit(0)); // the parent process has ended
+server.listen(0, "127.0.0.1", () => report({ event: "listening", port: server.address().port }));
