@@ -67,7 +67,7 @@ class Backfill:
         held = self.db.current()
         everything = expected_rows.current([Emitted(CROWD, rows)])
         assert {key: held.get(key) for key in everything} == everything
-        self.db.check()
+        self.db.assert_consistent()
 
 
 class Emitted:
@@ -106,12 +106,12 @@ async def test_killed_backfill_resumes(
             command.kill()
     assert backfill.db.column(STATE) == ["open"]
     async with backfill.daemon() as daemon:  # which resumes the open repair
-        await daemon.live()
+        await daemon.wait_until_live()
         await until(lambda: backfill.db.column(STATE) == ["done"])
         assert await daemon.terminate() == 0
     await assert_balances(daemon, fork_server)
     assert REQUESTS < len(simulator.rest_requests) <= REQUESTS + KILLS
-    assert backfill.db.one("SELECT new_rows FROM repairs WHERE kind = 'manual'") == REQUESTS * 7 * 24
+    assert backfill.db.scalar("SELECT new_rows FROM repairs WHERE kind = 'manual'") == REQUESTS * 7 * 24
     backfill.assert_complete()
 
 
@@ -120,7 +120,7 @@ async def test_daemon_runs_backfill_and_repeating_sends_no_request(
 ) -> None:
     backfill = make_backfill(sqlite_url)
     async with backfill.daemon() as daemon:
-        await daemon.live()
+        await daemon.wait_until_live()
         for _ in range(2):
             async with backfill.command() as command:
                 assert await command.wait_for_exit() == 0, command.stderr

@@ -50,7 +50,7 @@ class Unit:
         self.configure(CONFIG)
         simulate = f"/opt/ingestor/bin/ingestor simulate --port 8700 --api-key {KEY} --cadence 1"
         run(f"systemd-run -q --unit=simulator {simulate}")
-        run(block("credentials/api_key\n"), typed=KEY)
+        run(block("credentials/api_key\n"), stdin=KEY)
         said = run(block("systemctl enable"))
         assert "✗" not in said, said
 
@@ -101,7 +101,7 @@ class Unit:
     def rows(self) -> int:
         """How many are stored."""
         try:
-            return int(self.db.one("SELECT count(*) FROM observations"))
+            return int(self.db.scalar("SELECT count(*) FROM observations"))
         except sqlite3.OperationalError:  # no database yet, or no tables
             return 0
 
@@ -134,7 +134,7 @@ def unit(installed: Unit) -> Iterator[Unit]:
 # What it is given.
 
 
-async def test_the_steps_of_the_readme_lead_to_a_service_that_is_ready_and_writes(installed: Unit) -> None:
+async def test_readme_steps_install_a_writing_service(installed: Unit) -> None:
     unit = installed
     assert unit.state() == {
         "ActiveState": "active",
@@ -150,7 +150,7 @@ async def test_the_steps_of_the_readme_lead_to_a_service_that_is_ready_and_write
     assert "Overall exposure level for ingestor.service: 1.1 OK" in said
 
 
-def test_the_key_is_read_from_the_credential_and_stands_nowhere_else(unit: Unit) -> None:
+def test_api_key_is_only_in_the_credential(unit: Unit) -> None:
     run, pid = unit.machine.run, unit.pid()
     assert run(f"nsenter --target {pid} --mount cat /run/credentials/ingestor.service/api_key") == KEY
     assert run("stat --format='%a %U' /etc/ingestor/credentials/api_key") == "600 root"
@@ -159,14 +159,14 @@ def test_the_key_is_read_from_the_credential_and_stands_nowhere_else(unit: Unit)
     assert KEY not in said
 
 
-async def test_analysts_in_its_group_read_the_database_and_not_the_spool(unit: Unit) -> None:
+async def test_group_members_read_database_but_not_spool(unit: Unit) -> None:
     await unit.writes()
     unit.machine.run("id analyst 2>/dev/null || useradd --groups ingestor analyst; id stranger || useradd stranger")
     count = "import sqlite3; print(sqlite3.connect('/var/lib/ingestor/ingestor.db').execute(QUERY).fetchone())"
     query = shlex.quote(count.replace("QUERY", "'SELECT count(*) > 0 FROM crowd_sentiment'"))
     assert unit.machine.run(f"sudo -u analyst python3 -c {query}") == "(1,)"
-    assert "unable to open database file" in unit.machine.attempt(f"sudo -u stranger python3 -c {query}").stderr
-    assert "Permission denied" in unit.machine.attempt("sudo -u analyst ls /var/lib/ingestor/spool").stderr
+    assert "unable to open database file" in unit.machine.run_unchecked(f"sudo -u stranger python3 -c {query}").stderr
+    assert "Permission denied" in unit.machine.run_unchecked("sudo -u analyst ls /var/lib/ingestor/spool").stderr
     folders = unit.machine.run("cd /var/lib && stat --format='%n %a %U %G' ingestor ingestor/spool")
     assert folders.splitlines() == ["ingestor 750 ingestor ingestor", "ingestor/spool 700 ingestor ingestor"]
 
@@ -189,7 +189,7 @@ SHOWN_AS = {
 SHOWN_OTHERWISE = {"ExecReload", "ExecStart", "LoadCredential", "SystemCallFilter"}  # by the other tests
 
 
-def test_systemd_has_taken_every_directive_as_it_is_written(unit: Unit) -> None:
+def test_systemd_applies_every_directive(unit: Unit) -> None:
     unit_file = ConfigParser(strict=False, interpolation=None)
     unit_file.optionxform = str
     unit_file.read(SHIPPED)
@@ -201,7 +201,7 @@ def test_systemd_has_taken_every_directive_as_it_is_written(unit: Unit) -> None:
     }
 
 
-def test_what_a_plain_user_may_do_the_service_may_not(unit: Unit) -> None:
+def test_sandbox_denies_what_a_plain_user_may_do(unit: Unit) -> None:
     """Each attempt is made twice: by the same user outside the unit, and in it, before the daemon is started."""
     unit.machine.run("install -m 644 /src/tests/support/probe.py /opt/ingestor/probe.py; touch /tmp/of-others")
     probe = "/usr/bin/python3 /opt/ingestor/probe.py"
@@ -233,7 +233,7 @@ def test_what_a_plain_user_may_do_the_service_may_not(unit: Unit) -> None:
     assert outside == dict.fromkeys(outside, "allowed") | dict.fromkeys(created, "EACCES")
 
 
-def test_it_has_no_privileges_and_namespaces_of_its_own(unit: Unit) -> None:
+def test_service_has_no_privileges_and_own_namespaces(unit: Unit) -> None:
     pid = unit.pid()
     status = dict(line.split(":\t") for line in unit.machine.run(f"grep : /proc/{pid}/status").splitlines())
     assert {status[name] for name in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")} == {"0" * 16}
@@ -242,7 +242,7 @@ def test_it_has_no_privileges_and_namespaces_of_its_own(unit: Unit) -> None:
         assert unit.machine.run(f"readlink /proc/{pid}/ns/{kind}") != unit.machine.run(f"readlink /proc/1/ns/{kind}")
 
 
-def test_its_memory_and_its_tasks_are_bounded(unit: Unit) -> None:
+def test_service_memory_and_tasks_are_limited(unit: Unit) -> None:
     cgroup = unit.machine.root / "sys/fs/cgroup/system.slice/ingestor.service"
     if not (cgroup / "memory.max").exists():
         skip_missing("MemoryMax= and TasksMax=: needs a machine whose memory controller is in the unified hierarchy")
@@ -256,14 +256,14 @@ WRONG = CONFIG.replace("tickers:", "tickres:", 1)
 COMPLAINT = re.compile(r"/etc/ingestor/config\.yaml:\d+:\d+: .*tickres")
 
 
-async def test_a_reload_adds_a_ticker_to_the_running_daemon_and_refuses_a_wrong_config(unit: Unit) -> None:
+async def test_service_reload_adds_ticker_and_rejects_invalid_config(unit: Unit) -> None:
     await unit.writes()
     pid = unit.pid()
     unit.configure(MORE)
     unit.machine.run("systemctl reload ingestor")
-    await until(lambda: unit.db.one("SELECT count(*) FROM crowd_sentiment WHERE ticker = 'NVDA'"))
+    await until(lambda: unit.db.scalar("SELECT count(*) FROM crowd_sentiment WHERE ticker = 'NVDA'"))
     unit.configure(WRONG)
-    unit.machine.attempt("systemctl reload ingestor")
+    unit.machine.run_unchecked("systemctl reload ingestor")
     await until(lambda: COMPLAINT.search(unit.journal()))
     await unit.writes()
     assert unit.shows("ActiveState", "MainPID", "NRestarts") == {
@@ -273,7 +273,7 @@ async def test_a_reload_adds_a_ticker_to_the_running_daemon_and_refuses_a_wrong_
     }
 
 
-def test_a_systemd_that_can_wait_for_a_reload_does(unit: Unit) -> None:
+def test_systemctl_reload_waits_for_the_daemon(unit: Unit) -> None:
     if unit.machine.suite == "bookworm":
         pytest.skip("systemd 252 does not know Type=notify-reload")
     unit.drop_in(*WAITING.read_text().splitlines())
@@ -287,39 +287,39 @@ def test_a_systemd_that_can_wait_for_a_reload_does(unit: Unit) -> None:
 # How it ends, and begins again.
 
 
-async def test_a_stop_drains_what_is_spooled_and_is_no_failure(unit: Unit) -> None:
+async def test_service_stop_drains_spool_and_succeeds(unit: Unit) -> None:
     await unit.writes()
-    with unit.db.held():
+    with unit.db.write_locked():
         await until(lambda: unit.status()["spool"]["entries"] > 10)
         head = unit.status()["spool"]["durable_seq"]
         unit.machine.run("systemctl stop --no-block ingestor")
         await until(lambda: unit.state()["ActiveState"] == "deactivating")
     await until(lambda: unit.state()["ActiveState"] == "inactive")
     assert (unit.state()["Result"], unit.state()["ExecMainStatus"]) == ("success", "0")
-    assert unit.db.one("SELECT position FROM instances") > head
+    assert unit.db.scalar("SELECT position FROM instances") > head
     assert unit.db.states("AAPL")[-1] == "stopped"
-    unit.db.check()
+    unit.db.assert_consistent()
     unit.audit()
 
 
-async def test_after_a_kill_it_is_started_again_and_nothing_that_was_received_is_lost(unit: Unit) -> None:
+async def test_killed_service_restarts_and_loses_nothing(unit: Unit) -> None:
     await unit.writes()
     pid = unit.pid()
-    with unit.db.held():
+    with unit.db.write_locked():
         await until(lambda: unit.status()["spool"]["entries"] > 10)
         durable = unit.status()["spool"]["durable_seq"]
         unit.machine.run("systemctl kill --signal=KILL ingestor")
         await until(lambda: unit.started_again(pid))  # READY, though the database cannot be written
     assert unit.state()["NRestarts"] == "1"
-    await until(lambda: unit.db.one("SELECT position FROM instances") > durable)
+    await until(lambda: unit.db.scalar("SELECT position FROM instances") > durable)
     await unit.writes()
     assert "crashed" in unit.db.states("AAPL")
     unit.machine.run("systemctl stop ingestor")
-    unit.db.check()
+    unit.db.assert_consistent()
     unit.audit()
 
 
-async def test_the_watchdog_ends_a_process_that_stands_still_and_starts_another(unit: Unit) -> None:
+async def test_watchdog_restarts_a_stopped_process(unit: Unit) -> None:
     unit.drop_in("WatchdogSec=3")
     unit.machine.run("systemctl restart ingestor")
     await unit.writes()
@@ -332,13 +332,13 @@ async def test_the_watchdog_ends_a_process_that_stands_still_and_starts_another(
     assert "Watchdog timeout" in unit.journal()
     await unit.writes()
     unit.machine.run("systemctl stop ingestor")
-    unit.db.check()
+    unit.db.assert_consistent()
     unit.audit()
 
 
-async def test_with_a_wrong_config_it_stays_down_and_says_where(unit: Unit) -> None:
+async def test_invalid_config_is_reported_and_not_restarted(unit: Unit) -> None:
     unit.configure(WRONG)
-    assert unit.machine.attempt("systemctl restart ingestor").returncode != 0
+    assert unit.machine.run_unchecked("systemctl restart ingestor").returncode != 0
     down = unit.state()
     assert down == {
         "ActiveState": "failed",
@@ -355,11 +355,11 @@ async def test_with_a_wrong_config_it_stays_down_and_says_where(unit: Unit) -> N
 # PostgreSQL on the same machine.
 
 
-async def test_postgresql_knows_its_user_through_a_unix_socket(unit: Unit) -> None:
+async def test_service_connects_to_postgresql_by_unix_socket(unit: Unit) -> None:
     unit.machine.run("sudo -u postgres createuser ingestor; sudo -u postgres createdb --owner ingestor ingestor")
     unit.configure(CONFIG.replace("sqlite:///ingestor.db", "postgresql://ingestor@/ingestor?host=/run/postgresql"))
     unit.machine.run("systemctl restart ingestor")
     psql = "sudo -u ingestor psql --tuples-only --no-align ingestor --command"
-    await until(lambda: unit.machine.attempt(f"{psql} 'SELECT count(*) > 0 FROM observations'").stdout == "t\n")
+    await until(lambda: unit.machine.run_unchecked(f"{psql} 'SELECT count(*) > 0 FROM observations'").stdout == "t\n")
     unit.machine.run("systemctl stop ingestor")
     unit.audit()

@@ -103,6 +103,6 @@ async def test_steps_of_init_lead_to_stored_rows(provider: str, fork_server: For
 
 def written(db: DbReader) -> int:
     try:
-        return int(db.one("SELECT count(*) FROM observations"))
+        return int(db.scalar("SELECT count(*) FROM observations"))
     except sqlite3.OperationalError:  # no tables yet
         return 0

@@ -113,8 +113,8 @@ async def test_running_daemon_applies_added_and_removed_tickers(desk: Desk) -> N
 
     assert typed("add").endswith("NO: added\nadded: 1\nremoved: 0\n")
     rows = "SELECT count(*) FROM tweet_volume WHERE ticker = 'NO'"
-    await until(lambda: desk.daemon.db.one(rows))
+    await until(lambda: desk.daemon.db.scalar(rows))
     assert typed("remove").endswith("NO: removed\nadded: 0\nremoved: 1\n")
-    await desk.daemon.live()
+    await desk.daemon.wait_until_live()
     assert [connection["id"] for connection in desk.daemon.status["connections"]] == connections
     assert desk.config.read_text() == before

@@ -41,7 +41,7 @@ def sqlite_url(tmp_path: Path) -> str:
     return f"sqlite:///{tmp_path / 'ingestor.db'}"
 
 
-async def test_killed_at_random_it_loses_nothing_and_writes_nothing_twice(
+async def test_random_kills_lose_and_duplicate_nothing(
     round_: int, fork_server: ForkServer, database_url: str, tmp_path: Path
 ) -> None:
     pick = random.Random(round_)
@@ -57,14 +57,14 @@ async def test_killed_at_random_it_loses_nothing_and_writes_nothing_twice(
             daemon.kill()
         feed.rate = 0
         await assert_recovers(daemon, fork_server)
-        print(assert_complete(daemon.db, tmp_path / "spool", feed.count, feed.acknowledged))
+        print(assert_complete(daemon.db, tmp_path / "spool", feed.event_count, feed.acknowledged))
         assert_not_live_when_killed(daemon.db, killed)
 
 
 # At chosen system calls. What a random kill hits once in a thousand times is hit every time.
 
 
-async def test_killed_at_a_chosen_write_or_sync_it_loses_nothing_and_writes_nothing_twice(
+async def test_kill_at_chosen_syscall_loses_and_duplicates_nothing(
     fork_server: ForkServer, database_url: str, tmp_path: Path, pytestconfig: pytest.Config
 ) -> None:
     pick = random.Random(0)
@@ -85,7 +85,7 @@ async def test_killed_at_a_chosen_write_or_sync_it_loses_nothing_and_writes_noth
         print(
             len(killed),
             "directed kills;",
-            assert_complete(daemon.db, tmp_path / "spool", feed.count, feed.acknowledged),
+            assert_complete(daemon.db, tmp_path / "spool", feed.event_count, feed.acknowledged),
         )
         assert_not_live_when_killed(daemon.db, killed)
 
@@ -99,7 +99,7 @@ async def test_killed_at_a_chosen_write_or_sync_it_loses_nothing_and_writes_noth
         ("spool.db-wal", "fdatasync", 3),
     ],
 )
-async def test_killed_while_it_makes_its_spool_it_begins_again(
+async def test_kill_during_spool_creation_is_recovered(
     file: str, call: str, number: int, fork_server: ForkServer, sqlite_url: str, tmp_path: Path
 ) -> None:
     async with NumberedFeed(rate=300) as feed:
@@ -112,7 +112,7 @@ async def test_killed_while_it_makes_its_spool_it_begins_again(
         await until(lambda: feed.acknowledged)
         await daemon.terminate(timeout_seconds=20)
         await assert_recovers(daemon, fork_server)
-        assert_complete(daemon.db, tmp_path / "spool", feed.count, feed.acknowledged)
+        assert_complete(daemon.db, tmp_path / "spool", feed.event_count, feed.acknowledged)
         assert daemon.db.column("SELECT kind FROM events WHERE kind = 'lost'") == []
 
 
@@ -125,7 +125,7 @@ async def test_killed_while_it_makes_its_spool_it_begins_again(
     ],
     ids=lambda cut: cut.call,
 )
-async def test_killed_while_it_sets_an_unreadable_spool_aside_it_keeps_and_tells_all_the_same(
+async def test_kill_during_quarantine_keeps_and_reports_the_spool(
     cut: SyscallFault, fork_server: ForkServer, sqlite_url: str, tmp_path: Path
 ) -> None:
     spool = tmp_path / "spool"
@@ -139,7 +139,7 @@ async def test_killed_while_it_sets_an_unreadable_spool_aside_it_keeps_and_tells
             daemon.start()
             assert await died(daemon)
         await assert_recovers(daemon, fork_server)
-    assert daemon.db.one("SELECT count(*) FROM events WHERE kind = 'lost'") == 1
+    assert daemon.db.scalar("SELECT count(*) FROM events WHERE kind = 'lost'") == 1
     assert {daemon.db.states(ticker).count("lost") for ticker in TICKERS} == {1}
     (kept,) = spool.glob("unreadable-*/spool.db")
     assert spool_head(kept.parent)["format"] == 99
@@ -155,7 +155,7 @@ async def reference(daemon: ForkedDaemon, fork_server: ForkServer) -> Counter[tu
 
 async def live_and_die(daemon: ForkedDaemon) -> None:
     daemon.start()
-    await daemon.live()
+    await daemon.wait_until_live()
     await asyncio.sleep(LIFE_SECONDS / 4)
     daemon.kill()
 
@@ -182,7 +182,7 @@ async def died(daemon: ForkedDaemon) -> bool:
 
 
 @pytest.mark.parametrize("call", ["fdatasync", "pwrite64"])
-async def test_a_spool_that_cannot_be_written_ends_it_and_nothing_more_is_acknowledged(
+async def test_failed_spool_write_stops_daemon_and_acks(
     call: str, fork_server: ForkServer, sqlite_url: str, tmp_path: Path
 ) -> None:
     async with NumberedFeed(rate=300) as feed:
@@ -196,12 +196,10 @@ async def test_a_spool_that_cannot_be_written_ends_it_and_nothing_more_is_acknow
             assert await daemon.wait_for_exit() == 74
         assert "Check the disk" in daemon.stderr
         await assert_recovers(daemon, fork_server)
-        assert_complete(daemon.db, tmp_path / "spool", feed.count, feed.acknowledged)
+        assert_complete(daemon.db, tmp_path / "spool", feed.event_count, feed.acknowledged)
 
 
-async def test_a_sync_of_the_database_that_fails_now_and_then_is_tried_again(
-    fork_server: ForkServer, sqlite_url: str, tmp_path: Path
-) -> None:
+async def test_failed_database_sync_is_retried(fork_server: ForkServer, sqlite_url: str, tmp_path: Path) -> None:
     async with NumberedFeed(rate=300) as feed:
         config = write_config(tmp_path, url=feed.url, database_url=sqlite_url, subscriptions={PATH: TICKERS})
         daemon = ForkedDaemon(fork_server, config, KEY)
@@ -213,4 +211,4 @@ async def test_a_sync_of_the_database_that_fails_now_and_then_is_tried_again(
         await until(lambda: daemon.status["database"]["up"])
         assert await daemon.terminate(timeout_seconds=20) == 0
         await assert_balances(daemon, fork_server)
-        assert_complete(daemon.db, tmp_path / "spool", feed.count, feed.acknowledged)
+        assert_complete(daemon.db, tmp_path / "spool", feed.event_count, feed.acknowledged)

@@ -38,54 +38,52 @@ def sqlite_url(tmp_path: Path) -> str:
     return f"sqlite:///{tmp_path / 'ingestor.db'}"
 
 
-def complaints(stage: OutageScenario) -> int:
+def complaints(scenario: OutageScenario) -> int:
     """How often it has said that the database is away."""
-    return stage.daemon.stderr.count(AWAY)
+    return scenario.daemon.stderr.count(AWAY)
 
 
 # The database goes away.
 
 
 @pytest.mark.postgres
-async def test_a_server_that_is_stopped_and_killed_under_load_costs_nothing(
+async def test_postgres_stops_and_kills_under_load_lose_nothing(
     fork_server: ForkServer, postgres: Postgres, tmp_path: Path
 ) -> None:
-    async with OutageScenario(fork_server, tmp_path, postgres.url()) as stage:
+    async with OutageScenario(fork_server, tmp_path, postgres.url()) as scenario:
         for end in (postgres.stop, postgres.kill, postgres.stop):
-            before = complaints(stage)
+            before = complaints(scenario)
             end()
-            await stage.assert_receives_for(1.5)
+            await scenario.assert_receives_for(1.5)
             # One warning a step, and steps grow longer.
-            assert 1 <= complaints(stage) - before <= 12
+            assert 1 <= complaints(scenario) - before <= 12
             postgres.start()
-            await stage.drained()
-            await stage.assert_receives_for(0.3)
-        await stage.end()
+            await scenario.wait_until_drained()
+            await scenario.assert_receives_for(0.3)
+        await scenario.finish()
 
 
-async def test_a_file_that_somebody_else_holds_is_waited_for(
-    fork_server: ForkServer, sqlite_url: str, tmp_path: Path
-) -> None:
-    async with OutageScenario(fork_server, tmp_path, sqlite_url) as stage:
+async def test_locked_sqlite_file_is_waited_for(fork_server: ForkServer, sqlite_url: str, tmp_path: Path) -> None:
+    async with OutageScenario(fork_server, tmp_path, sqlite_url) as scenario:
         with closing(sqlite3.connect(tmp_path / "ingestor.db", isolation_level=None)) as other:
             other.execute("BEGIN EXCLUSIVE")
-            await stage.assert_receives_for(6.5)  # SQLite itself waits for five
-            assert complaints(stage) >= 1
-            assert stage.daemon.status["spool"]["entries"] > 1000
-        await stage.end()
+            await scenario.assert_receives_for(6.5)  # SQLite itself waits for five
+            assert complaints(scenario) >= 1
+            assert scenario.daemon.status["spool"]["entries"] > 1000
+        await scenario.finish()
 
 
 @pytest.mark.postgres
-async def test_a_session_that_hangs_does_not_hold_up_receiving(
+async def test_hanging_session_does_not_block_receiving(
     fork_server: ForkServer, postgres_url: str, tmp_path: Path
 ) -> None:
-    async with OutageScenario(fork_server, tmp_path, postgres_url) as stage:
+    async with OutageScenario(fork_server, tmp_path, postgres_url) as scenario:
         for _ in range(3):
             with stopped_session(postgres_url):
-                await stage.assert_receives_for(1)
-                assert stage.daemon.status["spool"]["entries"] > 100
-            await stage.drained()
-        await stage.end()
+                await scenario.assert_receives_for(1)
+                assert scenario.daemon.status["spool"]["entries"] > 100
+            await scenario.wait_until_drained()
+        await scenario.finish()
 
 
 @contextmanager
@@ -106,92 +104,90 @@ def stopped_session(url: str) -> Iterator[None]:
 
 @pytest.mark.slow
 @pytest.mark.postgres
-async def test_a_lock_that_is_not_given_up_ends_the_statement_and_not_the_daemon(
+async def test_held_lock_times_out_statement_but_not_daemon(
     fork_server: ForkServer, postgres_url: str, tmp_path: Path
 ) -> None:
-    async with OutageScenario(fork_server, tmp_path, postgres_url) as stage:
-        with stage.daemon.db.held():
-            await stage.assert_receives_for(17)
-            assert "lock timeout" in stage.daemon.stderr
-        await stage.end()
+    async with OutageScenario(fork_server, tmp_path, postgres_url) as scenario:
+        with scenario.daemon.db.write_locked():
+            await scenario.assert_receives_for(17)
+            assert "lock timeout" in scenario.daemon.stderr
+        await scenario.finish()
 
 
 @pytest.mark.postgres
-async def test_a_connection_that_is_cut_right_after_every_commit_writes_nothing_twice(
+async def test_connection_cut_after_each_commit_duplicates_nothing(
     fork_server: ForkServer, postgres_url: str, tcp_proxy: Callable[[str], Any], tmp_path: Path
 ) -> None:
     proxy: TcpProxy = await tcp_proxy(postgres_url)
     url = postgres_url.replace(postgres_url.rpartition(":")[2].partition("/")[0], str(proxy.port))
-    async with OutageScenario(fork_server, tmp_path, url) as stage:
-        stage.daemon.db.url = postgres_url
+    async with OutageScenario(fork_server, tmp_path, url) as scenario:
+        scenario.daemon.db.url = postgres_url
         for number in range(9):
-            await cut_at_commit(stage, proxy, committed=number % 3 > 0)
-        await stage.end()
-    assert complaints(stage) >= 9
+            await cut_at_commit(scenario, proxy, committed=number % 3 > 0)
+        await scenario.finish()
+    assert complaints(scenario) >= 9
 
 
-async def cut_at_commit(stage: OutageScenario, proxy: TcpProxy, *, committed: bool) -> None:
+async def cut_at_commit(scenario: OutageScenario, proxy: TcpProxy, *, committed: bool) -> None:
     """Cut, with the word passed on or its last byte kept back, and wait until something else was written."""
-    position, accepted = written(stage), proxy.accepted
+    position, accepted = written(scenario), proxy.accepted
     proxy.cut_after("to_server", b"COMMIT\0" if committed else b"COMMIT")
-    await until(lambda: proxy.accepted > accepted and written(stage) > position + committed)
+    await until(lambda: proxy.accepted > accepted and written(scenario) > position + committed)
 
 
-def written(stage: OutageScenario) -> int:
-    position: int = stage.daemon.db.one("SELECT max(position) FROM instances")
+def written(scenario: OutageScenario) -> int:
+    position: int = scenario.daemon.db.scalar("SELECT max(position) FROM instances")
     return position
 
 
 # A disk is full.
 
 
-async def test_a_full_disk_under_the_database_is_waited_out_and_sets_nothing_aside(
-    fork_server: ForkServer, tmp_path: Path
-) -> None:
+async def test_full_database_disk_is_waited_out_without_dead_letters(fork_server: ForkServer, tmp_path: Path) -> None:
     with small_disk(tmp_path / "small", 24 * MEBIBYTE) as folder:
-        async with OutageScenario(fork_server, tmp_path, f"sqlite:///{folder / 'ingestor.db'}") as stage:
+        async with OutageScenario(fork_server, tmp_path, f"sqlite:///{folder / 'ingestor.db'}") as scenario:
             for _ in range(2):
-                before = complaints(stage)
+                before = complaints(scenario)
                 with fill_disk(folder):
-                    await stage.assert_receives_for(2)
-                    assert complaints(stage) > before
-                await stage.drained()
-            await stage.end()
-    assert "full" in stage.daemon.stderr
+                    await scenario.assert_receives_for(2)
+                    assert complaints(scenario) > before
+                await scenario.wait_until_drained()
+            await scenario.finish()
+    assert "full" in scenario.daemon.stderr
 
 
-async def test_a_full_disk_under_the_spool_closes_the_connections_until_there_is_room(
+async def test_full_spool_disk_closes_connections_until_space_is_free(
     fork_server: ForkServer, sqlite_url: str, tmp_path: Path
 ) -> None:
     with small_disk(tmp_path / "small", 64 * MEBIBYTE) as folder:
-        async with OutageScenario(fork_server, tmp_path, sqlite_url, spool={"path": str(folder / "spool")}) as stage:
+        async with OutageScenario(fork_server, tmp_path, sqlite_url, spool={"path": str(folder / "spool")}) as scenario:
             with fill_disk(folder):
-                await until(lambda: states(stage) == {"spool_full"})
-                await stage.drained()
+                await until(lambda: states(scenario) == {"spool_full"})
+                await scenario.wait_until_drained()
                 await asyncio.sleep(1)
-                assert states(stage) == {"spool_full"}
-            await stage.daemon.live()
-            await stage.end()
-            assert_closed_on_purpose(stage, times=1)
+                assert states(scenario) == {"spool_full"}
+            await scenario.daemon.wait_until_live()
+            await scenario.finish()
+            assert_closed_on_purpose(scenario, times=1)
 
 
-async def test_started_on_a_full_disk_it_waits_for_room(fork_server: ForkServer, tmp_path: Path) -> None:
+async def test_start_on_full_disk_waits_for_space(fork_server: ForkServer, tmp_path: Path) -> None:
     with small_disk(tmp_path / "small", 80 * MEBIBYTE) as folder:
         url = f"sqlite:///{folder / 'ingestor.db'}"
-        async with OutageScenario(fork_server, tmp_path, url, spool={"path": str(folder / "spool")}) as stage:
-            await stage.end()
+        async with OutageScenario(fork_server, tmp_path, url, spool={"path": str(folder / "spool")}) as scenario:
+            await scenario.finish()
             with fill_disk(folder):
-                stage.daemon.start()
-                await until(lambda: states(stage) == {"spool_full"})
-            stage.feed.rate = 300
-            await stage.daemon.live()
-            await stage.assert_receives_for(0.5)
-            await stage.end()
+                scenario.daemon.start()
+                await until(lambda: states(scenario) == {"spool_full"})
+            scenario.feed.rate = 300
+            await scenario.daemon.wait_until_live()
+            await scenario.assert_receives_for(0.5)
+            await scenario.finish()
             for ticker in TICKERS:
-                assert "spool_full" in stage.daemon.db.states(ticker)
+                assert "spool_full" in scenario.daemon.db.states(ticker)
 
 
-async def test_told_to_stop_while_the_disk_under_the_spool_is_full_it_stops(
+async def test_sigterm_stops_daemon_on_full_spool_disk(
     simulator: FaultySimulator, sqlite_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(spool, "DISK_FULL_STOP_SECONDS", 0.5)
@@ -204,7 +200,7 @@ async def test_told_to_stop_while_the_disk_under_the_spool_is_full_it_stops(
             spool={"path": str(folder / "spool")},
         )
         daemon = await InProcessDaemon(config, simulator.api_key).__aenter__()
-        await daemon.live()
+        await daemon.wait_until_live()
         with fill_disk(folder):
             await until(lambda: set(daemon.states) == {"spool_full"})
             await asyncio.sleep(0.3)  # until it has tried to have its ballast again
@@ -213,37 +209,39 @@ async def test_told_to_stop_while_the_disk_under_the_spool_is_full_it_stops(
                     daemon._service._spool.append(frame("x" * MEBIBYTE))
                 await asyncio.wait_for(daemon.stop(), 20)
         async with InProcessDaemon(config, simulator.api_key) as daemon:
-            await daemon.live()
+            await daemon.wait_until_live()
     states = daemon.db.states(TICKERS[0])
     assert states == ["pending", "live", "spool_full", "crashed", "pending", "live", "stopped"]
 
 
 @pytest.mark.postgres
-async def test_a_full_spool_closes_the_connections_until_the_database_is_back(
+async def test_full_spool_closes_connections_until_database_is_back(
     fork_server: ForkServer, postgres: Postgres, tmp_path: Path
 ) -> None:
-    async with OutageScenario(fork_server, tmp_path, postgres.url(), spool={"max_bytes": "1MiB"}, rate=1500) as stage:
+    async with OutageScenario(
+        fork_server, tmp_path, postgres.url(), spool={"max_bytes": "1MiB"}, rate=1500
+    ) as scenario:
         postgres.stop()
-        await until(lambda: states(stage) == {"spool_full"})
-        assert stage.daemon.status["spool"]["bytes"] < 1.05 * MEBIBYTE
+        await until(lambda: states(scenario) == {"spool_full"})
+        assert scenario.daemon.status["spool"]["bytes"] < 1.05 * MEBIBYTE
         postgres.start()
-        await stage.daemon.live()
-        await stage.end()
-        assert_closed_on_purpose(stage, times=1)
-        facts = stage.daemon.db.column("SELECT detail FROM events WHERE detail LIKE '%used_percent%' ORDER BY seq")
+        await scenario.daemon.wait_until_live()
+        await scenario.finish()
+        assert_closed_on_purpose(scenario, times=1)
+        facts = scenario.daemon.db.column("SELECT detail FROM events WHERE detail LIKE '%used_percent%' ORDER BY seq")
         levels = [json.loads(detail)["level"] for detail in facts]
         # How many steps there are on the way down, and before, is a matter of the machine's other work.
         assert "filling critical full" in " ".join(levels)
         assert (levels.count("full"), levels[-1]) == (1, "fine")
 
 
-def states(stage: OutageScenario) -> set[str]:
-    return {one["state"] for one in stage.daemon.status.get("subscriptions", ())}
+def states(scenario: OutageScenario) -> set[str]:
+    return {one["state"] for one in scenario.daemon.status.get("subscriptions", ())}
 
 
-def assert_closed_on_purpose(stage: OutageScenario, times: int) -> None:
+def assert_closed_on_purpose(scenario: OutageScenario, times: int) -> None:
     for ticker in TICKERS:
-        assert stage.daemon.db.states(ticker) == [
+        assert scenario.daemon.db.states(ticker) == [
             "pending",
             "live",
             *["spool_full", "pending", "live"] * times,
@@ -254,25 +252,25 @@ def assert_closed_on_purpose(stage: OutageScenario, times: int) -> None:
 # A database is restored from an older copy.
 
 
-async def test_a_file_put_back_from_an_older_copy_leaves_a_hole_that_is_on_record(
+async def test_restored_sqlite_copy_is_recorded_as_lost(
     fork_server: ForkServer, sqlite_url: str, tmp_path: Path
 ) -> None:
     file, copy = tmp_path / "ingestor.db", tmp_path / "copy.db"
-    async with OutageScenario(fork_server, tmp_path, sqlite_url) as stage:
-        await stage.drained()
+    async with OutageScenario(fork_server, tmp_path, sqlite_url) as scenario:
+        await scenario.wait_until_drained()
         with closing(sqlite3.connect(file)) as db, closing(sqlite3.connect(copy)) as backup:
             db.backup(backup)
         kept = stored(f"sqlite:///{copy}")
-        await stage.assert_receives_for(0.5)
-        assert await stage.daemon.terminate() == 0
-        taken = set(range(stage.feed.count)) - kept
+        await scenario.assert_receives_for(0.5)
+        assert await scenario.daemon.terminate() == 0
+        taken = set(range(scenario.feed.event_count)) - kept
         copy.rename(file)
-        stage.daemon.start()
-        await stage.daemon.live()
-        await stage.assert_receives_for(0.5)
+        scenario.daemon.start()
+        await scenario.daemon.wait_until_live()
+        await scenario.assert_receives_for(0.5)
         assert len(taken) > 100
-        await stage.end(without=taken)
-        assert_hole_on_record(stage)
+        await scenario.finish(without=taken)
+        assert_hole_on_record(scenario)
 
 
 def stored(url: str) -> set[int]:
@@ -281,42 +279,42 @@ def stored(url: str) -> set[int]:
 
 
 @pytest.mark.postgres
-async def test_a_database_put_back_from_an_older_copy_under_the_running_daemon_leaves_a_hole_that_is_on_record(
+async def test_postgres_restored_under_running_daemon_is_recorded_as_lost(
     fork_server: ForkServer, postgres: Postgres, tmp_path: Path
 ) -> None:
     with psycopg.connect(postgres.url(), autocommit=True) as admin:
         admin.execute("CREATE DATABASE books")
-        async with OutageScenario(fork_server, tmp_path, postgres.url("books")) as stage:
-            await stage.drained()
-            await killed_and_copied(stage, admin)
+        async with OutageScenario(fork_server, tmp_path, postgres.url("books")) as scenario:
+            await scenario.wait_until_drained()
+            await killed_and_copied(scenario, admin)
             kept = stored(postgres.url("copy"))
-            stage.daemon.start()
-            await stage.daemon.live()
-            await stage.assert_receives_for(0.5)
-            await stage.silent()
-            taken = set(range(stage.feed.count)) - kept
+            scenario.daemon.start()
+            await scenario.daemon.wait_until_live()
+            await scenario.assert_receives_for(0.5)
+            await scenario.stop_feed()
+            taken = set(range(scenario.feed.event_count)) - kept
             admin.execute("DROP DATABASE books WITH (FORCE)")
             admin.execute("ALTER DATABASE copy RENAME TO books")
-            stage.feed.rate = 300
-            await until(lambda: "older copy" in stage.daemon.stderr)
-            await stage.assert_receives_for(0.5)
+            scenario.feed.rate = 300
+            await until(lambda: "older copy" in scenario.daemon.stderr)
+            await scenario.assert_receives_for(0.5)
             assert len(taken) > 100
-            await stage.end(without=taken)
-            assert_hole_on_record(stage)
+            await scenario.finish(without=taken)
+            assert_hole_on_record(scenario)
 
 
-async def killed_and_copied(stage: OutageScenario, admin: psycopg.Connection[Any]) -> None:
+async def killed_and_copied(scenario: OutageScenario, admin: psycopg.Connection[Any]) -> None:
     """Copy the database while, for all it knows, the daemon is live."""
-    stage.daemon.kill()
+    scenario.daemon.kill()
     sessions = "SELECT count(*) FROM pg_stat_activity WHERE datname = 'books'"
     await until(lambda: admin.execute(sessions).fetchone() == (0,))
     admin.execute("CREATE DATABASE copy TEMPLATE books")
 
 
-def assert_hole_on_record(stage: OutageScenario) -> None:
+def assert_hole_on_record(scenario: OutageScenario) -> None:
     """Another instance goes on; the one before it is closed as lost, and somebody was told."""
-    db = stage.daemon.db
-    assert db.one("SELECT count(*) FROM instances") == 2
+    db = scenario.daemon.db
+    assert db.scalar("SELECT count(*) FROM instances") == 2
     for ticker in TICKERS:
         assert "lost" in db.states(ticker)
-    assert "one of them is an older copy" in stage.daemon.stderr
+    assert "one of them is an older copy" in scenario.daemon.stderr

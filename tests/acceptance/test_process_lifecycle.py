@@ -37,16 +37,14 @@ def now() -> datetime:
 # FaultySimulator and daemon, and what happens if either is killed.
 
 
-async def test_after_a_kill_of_either_process_rows_go_on_and_none_is_there_twice_or_missing(
-    sqlite_url: str, tmp_path: Path
-) -> None:
+async def test_killed_simulator_or_daemon_loses_and_duplicates_nothing(sqlite_url: str, tmp_path: Path) -> None:
     port = free_port()
     wanted = {CROWD: ["AAPL", "ON"]}
     config = write_config(tmp_path, url=f"http://127.0.0.1:{port}", database_url=sqlite_url, subscriptions=wanted)
     options = ("--port", str(port), "--api-key", KEY, "--seed", "7", "--cadence", "1")
     async with CommandProcess("simulate", *options, folder=tmp_path) as provider, DaemonProcess(config, KEY) as daemon:
         await until(lambda: KEY in provider.stdout)
-        await daemon.live()
+        await daemon.wait_until_live()
         await newer_rows(daemon)
 
         durable = daemon.status["spool"]["durable_seq"]
@@ -54,14 +52,14 @@ async def test_after_a_kill_of_either_process_rows_go_on_and_none_is_there_twice
         killed_at = now()
         daemon.start()
         await newer_rows(daemon)
-        assert daemon.db.one("SELECT position FROM instances") >= durable
+        assert daemon.db.scalar("SELECT position FROM instances") >= durable
 
         provider.kill()
         provider.start()
         await newer_rows(daemon)
         assert await daemon.terminate() == 0
 
-    daemon.db.check()
+    daemon.db.assert_consistent()
     assert_complete(daemon, seed=7)
     states = ["pending", "live", "crashed", "pending", "live", "disconnected", "pending", "live", "stopped"]
     assert daemon.db.states("ON") == states
@@ -73,7 +71,7 @@ async def newer_rows(daemon: DaemonProcess) -> None:
     """Wait until a value of the present is stored."""
     began = now()
     query = "SELECT max(ts) AS ts FROM observations"
-    await until(lambda: daemon.status and (daemon.db.one(query) or EVER) > began)
+    await until(lambda: daemon.status and (daemon.db.scalar(query) or EVER) > began)
 
 
 EVER = datetime.min.replace(tzinfo=UTC)
@@ -91,7 +89,7 @@ def assert_complete(daemon: DaemonProcess, seed: int) -> None:
             assert row["revision"] == 0
 
 
-async def test_a_killed_daemon_finds_what_it_had_received_and_not_yet_written(
+async def test_killed_daemon_writes_its_spool_after_restart(
     simulator: FaultySimulator, database_url: str, tmp_path: Path
 ) -> None:
     # A batch waits longer than the daemon lives: all that was received is in the spool alone.
@@ -114,7 +112,7 @@ async def test_a_killed_daemon_finds_what_it_had_received_and_not_yet_written(
         await until(lambda: daemon.status)
         assert await daemon.terminate() == 0
     assert daemon.db.current() == sent
-    daemon.db.check()
+    daemon.db.assert_consistent()
 
 
 async def everything_durable(daemon: DaemonProcess, simulator: FaultySimulator) -> None:
@@ -126,7 +124,7 @@ async def everything_durable(daemon: DaemonProcess, simulator: FaultySimulator) 
     await until(received)
 
 
-async def test_sigterm_ends_it_in_order_with_everything_received_committed(
+async def test_sigterm_commits_everything_received(
     simulator: FaultySimulator, database_url: str, tmp_path: Path
 ) -> None:
     config = write_config(
@@ -137,8 +135,8 @@ async def test_sigterm_ends_it_in_order_with_everything_received_committed(
         subscriptions={CROWD: ["AAPL", "ON"]},
     )
     async with DaemonProcess(config, simulator.api_key) as daemon:
-        await daemon.live()
-        with daemon.db.held():  # so that many batches wait
+        await daemon.wait_until_live()
+        with daemon.db.write_locked():  # so that many batches wait
             already = len(simulator.emitted)
             await until(lambda: len(simulator.emitted) > already + 40)
             simulator.interval_seconds = None
@@ -147,14 +145,14 @@ async def test_sigterm_ends_it_in_order_with_everything_received_committed(
             await until(lambda: "daemon stopped" in daemon.stderr)
         assert await daemon.wait_for_exit(timeout_seconds=10) == 0
     assert daemon.db.current() == expected_rows.current(simulator.emitted)
-    daemon.db.check()
+    daemon.db.assert_consistent()
     assert daemon.db.states("ON") == ["pending", "live", "stopped"]
 
 
 # What keeps it from starting.
 
 
-async def test_a_second_daemon_on_the_same_spool_or_sqlite_file_is_turned_away_and_told_by_whom(
+async def test_second_daemon_on_same_spool_or_file_is_rejected(
     tmp_path: Path,
 ) -> None:
     mine, other = tmp_path / "mine", tmp_path / "other"
@@ -196,7 +194,7 @@ subscriptions:
 """
 
 
-async def test_a_config_with_five_mistakes_gets_five_messages_with_their_places_and_nothing_is_made(
+async def test_five_config_errors_are_reported_and_nothing_created(
     tmp_path: Path,
 ) -> None:
     file = tmp_path / "etc" / "config.yaml"
@@ -210,7 +208,7 @@ async def test_a_config_with_five_mistakes_gets_five_messages_with_their_places_
     assert list(file.parent.iterdir()) == [file]
 
 
-async def test_without_a_key_it_ends_and_says_where_to_put_one_and_nothing_is_made(tmp_path: Path) -> None:
+async def test_missing_api_key_is_reported_and_nothing_created(tmp_path: Path) -> None:
     folder = tmp_path / "etc"
     folder.mkdir()
     url = f"sqlite:///{folder / 'ingestor.db'}"
@@ -225,12 +223,12 @@ async def test_without_a_key_it_ends_and_says_where_to_put_one_and_nothing_is_ma
 # What it tells.
 
 
-async def test_its_port_says_that_it_is_well_and_ready_and_what_it_does(
+async def test_http_port_reports_health_readiness_and_metrics(
     simulator: FaultySimulator, sqlite_url: str, tmp_path: Path
 ) -> None:
     config = write_config(tmp_path, url=simulator.url, database_url=sqlite_url, subscriptions={CROWD: ["AAPL"]})
     async with DaemonProcess(config, simulator.api_key) as daemon:
-        await daemon.live()
+        await daemon.wait_until_live()
         await until(lambda: daemon.status["rows"]["new"] > 20)
         assert daemon.get("/healthz") == (200, '{"ok":true,"reasons":[]}')
         assert daemon.get("/readyz") == (200, '{"ok":true,"reasons":[]}')
@@ -246,7 +244,7 @@ async def test_its_port_says_that_it_is_well_and_ready_and_what_it_does(
 
 
 @pytest.mark.postgres
-async def test_without_its_database_it_is_ready_and_receives_and_writes_all_once_that_is_there(
+async def test_daemon_without_database_receives_and_writes_later(
     simulator: FaultySimulator, postgres: Postgres, notifications: socket.socket, tmp_path: Path
 ) -> None:
     postgres.stop()
@@ -263,7 +261,7 @@ async def test_without_its_database_it_is_ready_and_receives_and_writes_all_once
         await until(lambda: daemon.status["spool"]["entries"] == 0 and daemon.get("/readyz")[0] == 200, 60)
         assert await daemon.terminate() == 0
     assert daemon.db.current() == expected_rows.current(simulator.emitted)
-    daemon.db.check()
+    daemon.db.assert_consistent()
 
 
 UNREACHABLE = '{"ok":false,"reasons":["the database cannot be reached"]}'

@@ -61,7 +61,7 @@ def program(folder: Path, name: str, script: str) -> None:
     file.chmod(0o755)
 
 
-async def test_from_init_to_a_check_that_finds_nothing_wrong(simulator: FaultySimulator, tmp_path: Path) -> None:
+async def test_try_it_steps_end_in_a_clean_check(simulator: FaultySimulator, tmp_path: Path) -> None:
     program(tmp_path, "editor", r"""sed -i 's/# api_key_file: null/api_key_file: api_key/' "$1" """)
     lines = block("ingestor init").splitlines()
     assert lines.pop().startswith("ingestor run")
@@ -101,9 +101,7 @@ def terminal(tmp_path: Path) -> Iterator[Terminal]:
         yield type_in
 
 
-async def test_simulator_and_daemon_may_each_be_killed_and_started_again_with_the_same_line(
-    terminal: Terminal, tmp_path: Path
-) -> None:
+async def test_simulator_and_daemon_restart_with_the_same_command(terminal: Terminal, tmp_path: Path) -> None:
     simulate, run = block("ingestor simulate"), block("INGESTOR_PROVIDER__URL")
     db = DbReader(f"sqlite:///{tmp_path / 'try' / 'ingestor.db'}")
     provider, daemon = terminal(simulate), terminal(run)
@@ -117,7 +115,7 @@ async def test_simulator_and_daemon_may_each_be_killed_and_started_again_with_th
     daemon.terminate()
     assert daemon.wait(20) == 0
     assert terminal(block(".venv/bin/ingestor audit")).wait(20) == 0
-    db.check()
+    db.assert_consistent()
 
 
 async def new_rows(db: DbReader) -> None:
@@ -126,7 +124,7 @@ async def new_rows(db: DbReader) -> None:
 
     def stored() -> object:
         try:
-            return db.one(f"SELECT count(*) FROM observations WHERE ts > '{began}'")
+            return db.scalar(f"SELECT count(*) FROM observations WHERE ts > '{began}'")
         except sqlite3.OperationalError:  # no database yet, or no tables
             return 0
 
@@ -141,7 +139,7 @@ def kill(process: subprocess.Popen[str]) -> None:
 # As a service.
 
 
-def test_a_service_is_set_up_in_an_order_that_works(tmp_path: Path) -> None:
+def test_service_setup_steps_are_in_a_working_order(tmp_path: Path) -> None:
     """On a machine whose root is a folder. Stand-ins for pip and systemd note that they were asked."""
     if shutil.which("systemd-sysusers") is None:
         skip_missing("systemd-sysusers: install systemd")

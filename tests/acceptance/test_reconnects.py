@@ -56,13 +56,13 @@ async def test_all_is_live_within_two_seconds_of_a_server_restart(
     restarted_at: list[datetime] = []
     async with ForkedDaemon(fork_server, config_for(tmp_path, server.url), server.api_key) as daemon:
         for number in range(restarts):
-            await daemon.live()
+            await daemon.wait_until_live()
             await asyncio.sleep(between_seconds)
             await (server.kill() if number % 2 else server.stop())
             await server.start()
             restarted_at.append(datetime.now(UTC))
             await until(lambda: server.count("subscribed") == (len(restarted_at) + 1) * len(SUBSCRIPTIONS))
-        await daemon.live()
+        await daemon.wait_until_live()
         assert await daemon.terminate() == 0
     waits = [
         (at - max(restart for restart in restarted_at if restart < at)).total_seconds()
@@ -104,7 +104,7 @@ async def test_half_open_connection_is_detected_within_ping_limits(
     )
     proxy = await tcp_proxy(server.url)
     async with ForkedDaemon(fork_server, config_for(tmp_path, proxy.url), server.api_key) as daemon:
-        await daemon.live()
+        await daemon.wait_until_live()
         half_open_at = datetime.now(UTC)
         proxy.half_open = True
         await until(lambda: len(detected_at(daemon)) >= len(SUBSCRIPTIONS), sum(ping_seconds) + 10)
@@ -142,7 +142,7 @@ async def test_server_that_ends_every_connection_costs_little_cpu(
 ) -> None:
     simulator = await make_simulator(interval_seconds=1)
     async with ForkedDaemon(fork_server, config_for(tmp_path, simulator.url), simulator.api_key) as daemon:
-        await daemon.live()
+        await daemon.wait_until_live()
         over = asyncio.Event()
         storm = asyncio.create_task(disturb_until(over, disturb, simulator))
         await asyncio.sleep(5)  # after which the backoff has grown

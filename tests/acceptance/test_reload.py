@@ -49,7 +49,7 @@ async def running(
     daemon = ForkedDaemon(fork_server, config, simulator.api_key, **environment)
     daemon.start()
     try:
-        await daemon.live()
+        await daemon.wait_until_live()
         yield daemon
     finally:
         daemon.kill()
@@ -98,12 +98,12 @@ async def test_reload_changes_tickers_on_the_live_connection(
             code, result, _ = await run_reload(fork_server, daemon)
             assert (code, result) == (0, {"added": 1, "removed": 1, "needs_restart": []})
         first_row = "SELECT count(*) FROM observations WHERE ticker = 'TSLA'"
-        await until(lambda: daemon.db.one(first_row))
+        await until(lambda: daemon.db.scalar(first_row))
         duration_seconds = time.monotonic() - requested_at
         await until(
             lambda: {request.params["ticker"] for request in busy_simulator.subscriptions()} == {*TICKERS[1:], "TSLA"}
         )
-        await daemon.live()
+        await daemon.wait_until_live()
         assert (daemon.status["connections"][0]["id"], busy_simulator.handshakes) == (connection_id, handshakes)
         busy_simulator.interval_seconds = None
         await daemon.wait_for_samples(lambda: expected_rows.current(busy_simulator.emitted))
@@ -112,7 +112,7 @@ async def test_reload_changes_tickers_on_the_live_connection(
     assert duration_seconds < (2 if how == "signal" else 6)
     for ticker in ("T0", "T1", "TSLA"):
         assert daemon.db.states(ticker) == ["pending", "live", "stopped"]
-    daemon.db.check()
+    daemon.db.assert_consistent()
 
 
 async def test_reload_opens_new_path_and_closes_removed_one(
@@ -122,11 +122,11 @@ async def test_reload_opens_new_path_and_closes_removed_one(
         edit_config(daemon, lambda document: document.update(subscriptions=[{"path": VOLUME, "tickers": ["ON"]}]))
         os.kill(daemon.pid, signal.SIGHUP)
         await until(lambda: [connection["path"] for connection in daemon.status["connections"]] == [VOLUME])
-        await daemon.live()
+        await daemon.wait_until_live()
         await until(lambda: len(simulator.connections) == 1)
         assert await daemon.terminate() == 0
     assert daemon.db.states("AAPL") == ["pending", "live", "stopped"]
-    daemon.db.check()
+    daemon.db.assert_consistent()
 
 
 async def test_sighup_during_startup_is_deferred(
@@ -145,11 +145,11 @@ async def test_sighup_during_startup_is_deferred(
             file.write_text(text.replace('"AAPL"', '"AAPL", "ON"'))
             pipe.write(text)
         await until(lambda: len(daemon.status.get("subscriptions", ())) == 2)
-        await daemon.live()
+        await daemon.wait_until_live()
         assert await daemon.terminate() == 0
     finally:
         daemon.kill()
-    daemon.db.check()
+    daemon.db.assert_consistent()
 
 
 # Invalid files.
@@ -169,7 +169,7 @@ async def test_invalid_file_is_rejected_until_it_is_fixed(
         await until(lambda: f"{daemon.config_file}:" in daemon.stderr)  # log lines are written by another thread
         assert daemon.status["config_reload_successful"] is False
         assert "did you mean" in daemon.status["last_errors"][-1]["text"]
-        await daemon.live()
+        await daemon.wait_until_live()
         daemon.config_file.write_text(good)
         assert await run_reload(fork_server, daemon) == (0, {"added": 0, "removed": 0, "needs_restart": []}, "")
         assert "ingestor_config_last_reload_successful 1.0" in daemon.get("/metrics")[1]
@@ -207,12 +207,12 @@ async def test_corrupted_file_does_not_stop_the_daemon(
                 pass  # rejected
         daemon.config_file.write_bytes(good)
         await asyncio.to_thread(control.send_request, tmp_path / "spool", "reload")
-        await daemon.live()
+        await daemon.wait_until_live()
         assert daemon.pid == pid
         assert await daemon.terminate() == 0
     print(f"{count} files, {accepted} of them accepted")
     assert 0 < accepted < count
-    daemon.db.check()
+    daemon.db.assert_consistent()
 
 
 def corrupt(text: bytes, dice: random.Random) -> bytes:

@@ -104,7 +104,7 @@ async def test_no_secret_appears_in_any_output(
         await until(lambda: tokens)
         recorder.outputs.append(Path(f"/proc/{daemon.pid}/cmdline").read_text())
         echo = f"{KEY}, {tokens[0]}, {claims(tokens[0])}"
-        await daemon.live()
+        await daemon.wait_until_live()
         await simulator.emit_raw(CROWD, '{"neither": "a list"}')
         postgres.stop()
         await until(lambda: "cannot be reached" in daemon.stderr)
@@ -123,7 +123,7 @@ async def test_no_secret_appears_in_any_output(
         simulator.refusal = None
         simulator.allow("TSLA")
         await until(lambda: len(tokens) > 1)
-        await daemon.live()
+        await daemon.wait_until_live()
         await recorder.record(*COMMANDS, *([*command, *JSON] for command in COMMANDS))
         everything = await recorder.stop()
         await recorder.record(["status"], ["status", *JSON])
@@ -267,7 +267,7 @@ async def test_failed_token_request_does_not_show_the_key(
         for recorder, (*_, words) in zip(recorders, cases, strict=True):
             await until(lambda words=words, recorder=recorder: words in recorder.daemon.stderr)
             await recorder.record(["status"], ["config", "show", *JSON])
-        await rotated.daemon.live()
+        await rotated.daemon.wait_until_live()
         everything = "\n".join(await asyncio.gather(*(recorder.stop() for recorder in [*recorders, rotated])))
     assert "API key changed" in rotated.daemon.stderr
     hidden = [*known(KEY), *known(OLD_KEY), *known(NEW_KEY), *spellings(PROXY_PASSWORD), STRAY_TOKEN]

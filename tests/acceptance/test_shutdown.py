@@ -29,7 +29,7 @@ async def test_offline_retry_after_kill_still_records_crash(
 ) -> None:
     config = config_of(tmp_path, simulator, sqlite_url, ["AAPL"])
     async with DaemonProcess(config, simulator.api_key) as daemon:
-        await daemon.live()
+        await daemon.wait_until_live()
         await simulator.emit_raw(CROWD, '[{"ticker": "X"}]')
         await until(lambda: daemon.status["dead_letters"]["decode"] == 1)
         daemon.kill()
@@ -38,10 +38,10 @@ async def test_offline_retry_after_kill_still_records_crash(
             assert retry.stdout.startswith("retrying 1 dead letters")
         assert daemon.db.states("AAPL") == ["pending", "live", "crashed"]
         daemon.start()
-        await daemon.live()
+        await daemon.wait_until_live()
         assert await daemon.terminate() == 0
     assert daemon.db.states("AAPL") == ["pending", "live", "crashed", "pending", "live", "stopped"]
-    daemon.db.check()
+    daemon.db.assert_consistent()
 
 
 async def test_ticker_removed_after_kill_has_no_growing_gap(
@@ -49,14 +49,14 @@ async def test_ticker_removed_after_kill_has_no_growing_gap(
 ) -> None:
     config = config_of(tmp_path, simulator, sqlite_url, ["AAPL", "TSLA"])
     async with DaemonProcess(config, simulator.api_key) as daemon:
-        await daemon.live()
+        await daemon.wait_until_live()
         await until(
             lambda: daemon.db.states("TSLA") == ["pending", "live"]
         )  # facts that were not synced are lost with the kill
         daemon.kill()
     config = config_of(tmp_path, simulator, sqlite_url, ["AAPL"])
     async with DaemonProcess(config, simulator.api_key) as daemon:
-        await daemon.live()
+        await daemon.wait_until_live()
         assert await daemon.terminate() == 0
     assert daemon.db.states("TSLA") == ["pending", "live", "crashed", "stopped"]
 
@@ -67,8 +67,8 @@ async def test_second_signal_ends_daemon_despite_hanging_statement(
 ) -> None:
     config = config_of(tmp_path, simulator, postgres_url, ["AAPL"])
     async with DaemonProcess(config, simulator.api_key) as daemon:
-        await daemon.live()
-        with daemon.db.held():
+        await daemon.wait_until_live()
+        with daemon.db.write_locked():
             held = daemon.status["database"]["position"]
             await until(lambda: daemon.status["spool"]["durable_seq"] > held + 3)
             daemon.send_sigterm()
@@ -78,9 +78,9 @@ async def test_second_signal_ends_daemon_despite_hanging_statement(
             assert await daemon.wait_for_exit() == 0
             assert time.monotonic() - began < 4
         daemon.start()
-        await daemon.live()
+        await daemon.wait_until_live()
         assert await daemon.terminate() == 0
-    daemon.db.check()
+    daemon.db.assert_consistent()
 
 
 async def test_spool_that_cannot_be_created_is_explained(

@@ -101,18 +101,18 @@ def plain(row: Sequence[Any]) -> tuple[Any, ...]:
     return tuple(told(value) for value in row)
 
 
-def test_every_recipe_is_known_here() -> None:
+def test_every_documented_recipe_has_an_expected_result() -> None:
     assert [question for question, _ in RECIPES] == [*FOUND, ROLE]
 
 
 @pytest.mark.parametrize("question", FOUND)
-def test_a_recipe_finds_what_it_says(engine: Engine, question: str) -> None:
+def test_recipe_returns_expected_rows(engine: Engine, question: str) -> None:
     query = dict(RECIPES)[question]
     assert asked(engine, query) == FOUND[question]
     assert full_scans(engine, (query, {}), "samples", "m", "sample_revisions") == []
 
 
-def test_what_was_not_observed_is_not(engine: Engine) -> None:
+def test_not_observed_recipe_returns_gaps(engine: Engine) -> None:
     query = dict(RECIPES)["Was it observed"]
     assert asked(engine, query.replace("AAPL", "ON")) == [(False,)]
     assert asked(engine, query.replace("AAPL", "NONE")) == [(False,)]
@@ -120,7 +120,7 @@ def test_what_was_not_observed_is_not(engine: Engine) -> None:
 
 @pytest.mark.postgres
 @pytest.mark.parametrize("migrated_url", ["postgres"], indirect=True)
-def test_the_analysts_role_reads_what_is_there_and_what_will_be_and_writes_nothing(engine: Engine) -> None:
+def test_analyst_role_reads_all_tables_and_writes_none(engine: Engine) -> None:
     owner = str(engine.url).replace("+psycopg", "")
     analyst = owner.replace("ingestor@", "analyst@")
     try:
@@ -143,7 +143,7 @@ def test_the_analysts_role_reads_what_is_there_and_what_will_be_and_writes_nothi
             connection.execute("DROP OWNED BY analyst; DROP ROLE analyst")
 
 
-def test_the_python_example_reads_a_database_without_writing(engine: Engine) -> None:
+def test_python_example_reads_without_writing(engine: Engine) -> None:
     (example,) = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
     (url,) = re.findall(r'create_engine\("(.*?)"\)', example)
     (query,) = re.findall(r'query = "(.*?)"', example)

@@ -21,7 +21,7 @@ async def test_suspend_is_a_gap_in_coverage_without_lost_rows(simulator: FaultyS
     wanted = {"/real-time/crowd-sentiment": ["AAPL", "ON"]}
     config = write_config(tmp_path, url=simulator.url, database_url=database_url, subscriptions=wanted)
     async with DaemonProcess(config, simulator.api_key) as daemon:
-        await daemon.live()
+        await daemon.wait_until_live()
         await until(lambda: daemon.status["rows"]["new"] > 300)
         stopped_at = datetime.now(UTC)
         os.kill(daemon.pid, signal.SIGSTOP)
@@ -34,7 +34,7 @@ async def test_suspend_is_a_gap_in_coverage_without_lost_rows(simulator: FaultyS
         assert len(simulator.connections) == 1
         assert await daemon.terminate() == 0
 
-    daemon.db.check()
+    daemon.db.assert_consistent()
     _, live, silent, again, _ = daemon.db.coverage("ON")
     # From the last check of the clocks to the next one.
     assert stopped_at - timedelta(seconds=2) < live["ended_at"] == silent["started_at"] <= stopped_at

@@ -101,7 +101,7 @@ async def test_database_in_use_stays_unchanged(check: Check, simulator: FaultySi
     assert results["database write"].message == "16 values written and rolled back"
     db = DbReader(migrated_url)
     for table in ("series", "samples", "payloads", "instances", "batches", "events"):
-        assert db.one(f"SELECT count(*) FROM {table}") == 0
+        assert db.scalar(f"SELECT count(*) FROM {table}") == 0
 
 
 async def test_write_is_skipped_while_daemon_uses_sqlite_file(
@@ -111,7 +111,7 @@ async def test_write_is_skipped_while_daemon_uses_sqlite_file(
     url = f"sqlite:///{tmp_path / 'ingestor.db'}"
     config = write_config(tmp_path, url=simulator.url, database_url=url, subscriptions=wanted)
     async with InProcessDaemon(config, simulator.api_key) as daemon:
-        await daemon.live()
+        await daemon.wait_until_live()
         results = await check(simulator, subscriptions=wanted)
     assert failures(results) == {}
     assert results["database write"].warning

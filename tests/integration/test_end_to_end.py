@@ -68,7 +68,7 @@ async def listen_over_two_ping_windows(peer: NodeServer, database_url: str, fold
     wanted = {CROWD: ["AAPL", "ON"], VOLUME: ["6E_F"], CHART: ["AAPL"]}
     config = write_config(folder, url=peer.url, database_url=database_url, subscriptions=wanted)
     async with InProcessDaemon(config, peer.api_key) as daemon:
-        at_first = await daemon.live()
+        at_first = await daemon.wait_until_live()
         began = time.monotonic()
         while time.monotonic() - began < 2.2 * PING_WINDOW_SECONDS:
             await peer.emit()
@@ -112,9 +112,9 @@ async def test_event_with_ack_request_is_acknowledged_and_stored(
     peer: NodeServer = await make_node_server(generation, interval_seconds=None)
     config = write_config(tmp_path, url=peer.url, database_url=sqlite_url, subscriptions={CROWD: ["AAPL"]})
     async with InProcessDaemon(config, peer.api_key) as daemon:
-        await daemon.live()
+        await daemon.wait_until_live()
         for _ in range(3):
-            await peer.do("ask")
+            await peer.run_command("ask")
         await peer.until(lambda: peer.count("acknowledged") == 3)
         await until(lambda: received(daemon) == sent(peer))
 
@@ -181,16 +181,16 @@ async def test_unreadable_rows_become_dead_letters(
     peer: NodeServer = await make_node_server(generation, interval_seconds=None)
     config = write_config(tmp_path, url=peer.url, database_url=database_url, subscriptions={CROWD: ["AAPL"]})
     async with InProcessDaemon(config, peer.api_key) as daemon:
-        at_first = await daemon.live()
+        at_first = await daemon.wait_until_live()
         for packet in DEAD_FRAMES:
-            await peer.do("raw", text=packet)
+            await peer.run_command("raw", text=packet)
             await peer.emit()
         neighbours = {}
         for number, row in enumerate(DEAD_ROWS):
             good = [(sample("AAPL", "0.25", 2 * number), 0.25), (sample("AAPL", '"0.5"', 2 * number + 1), 0.5)]
-            await peer.do("raw", text=f'2["res",[{good[0][0]},{row},{good[1][0]}]]')
+            await peer.run_command("raw", text=f'2["res",[{good[0][0]},{row},{good[1][0]}]]')
             neighbours |= {crowd(text): value for text, value in good}
-        await peer.do("raw", text=f'2["res",[{",".join(sample(ticker, "1") for ticker in TICKERS)}]]')
+        await peer.run_command("raw", text=f'2["res",[{",".join(sample(ticker, "1") for ticker in TICKERS)}]]')
         neighbours |= {crowd(sample(ticker, "1")): 1.0 for ticker in TICKERS}
 
         await daemon.wait_for_samples(lambda: expected_rows.current(peer.emitted) | neighbours)
@@ -229,7 +229,7 @@ async def test_restarted_server_is_found_and_gap_is_recorded(
     peer: NodeServer = await make_node_server(generation, interval_seconds=None)
     config = write_config(tmp_path, url=peer.url, database_url=database_url, subscriptions={CROWD: ["AAPL", "ON"]})
     async with InProcessDaemon(config, peer.api_key) as daemon:
-        await daemon.live()
+        await daemon.wait_until_live()
         await peer.emit()
         await daemon.wait_for_samples(lambda: expected_rows.current(peer.emitted))
         heard_at = now()
@@ -239,7 +239,7 @@ async def test_restarted_server_is_found_and_gap_is_recorded(
         await until(lambda: daemon.states == ["disconnected"] * 2)
         restarted_at = now()
         await peer.start()
-        await daemon.live()
+        await daemon.wait_until_live()
         await peer.emit()
         await daemon.wait_for_samples(lambda: expected_rows.current(peer.emitted))
 
@@ -271,8 +271,8 @@ async def test_connection_ended_by_server_is_replaced(
     peer: NodeServer = await make_node_server(generation, interval_seconds=None)
     config = write_config(tmp_path, url=peer.url, database_url=sqlite_url, subscriptions={CROWD: ["AAPL"]})
     async with InProcessDaemon(config, peer.api_key) as daemon:
-        at_first = await daemon.live()
-        await peer.do(how)
+        at_first = await daemon.wait_until_live()
+        await peer.run_command(how)
         await peer.until(lambda: peer.count("subscribed") == 2)
         await until(lambda: daemon.states == ["live"] and daemon.connection_ids != at_first)
         await peer.emit()
@@ -289,12 +289,12 @@ async def test_token_renewal_loses_no_row_and_leaves_no_gap(
     wanted = {CROWD: ["AAPL"], VOLUME: ["TSLA"]}
     config = write_config(tmp_path, url=simulator.url, database_url=sqlite_url, subscriptions=wanted)
     async with InProcessDaemon(config, simulator.api_key) as daemon:
-        at_first = await daemon.live()
+        at_first = await daemon.wait_until_live()
         await until(lambda: simulator.logins == 2)
         await asyncio.sleep(2)  # until the first token has expired
         simulator.interval_seconds = None
         await daemon.wait_for_samples(lambda: expected_rows.current(simulator.emitted))
-        assert set(await daemon.live()).isdisjoint(at_first)
+        assert set(await daemon.wait_until_live()).isdisjoint(at_first)
         assert len(simulator.connections) == 2
         assert RECONNECTS.findall(await daemon.metrics()) == []
     for ticker in ("AAPL", "TSLA"):
@@ -313,7 +313,7 @@ async def test_restated_value_is_current_and_earlier_one_a_revision(
     wanted = {CROWD: ["AAPL", "ON"], "user-sentiment": ["AAPL"], CHART: ["TSLA"]}
     config = write_config(tmp_path, url=simulator.url, database_url=database_url, subscriptions=wanted)
     async with InProcessDaemon(config, simulator.api_key) as daemon:
-        await daemon.live()
+        await daemon.wait_until_live()
         await until(lambda: simulator.ticks > 60)
         simulator.interval_seconds = None
         await daemon.wait_for_samples(lambda: expected_rows.current(simulator.emitted))
@@ -321,7 +321,7 @@ async def test_restated_value_is_current_and_earlier_one_a_revision(
     replaced = {key: values[:-1] for key, values in given.items() if len(values) > 1}
     assert len(replaced) > 20
     assert daemon.db.revisions() == replaced
-    assert daemon.db.one("SELECT sum(revision) FROM observations") == sum(map(len, replaced.values()))
+    assert daemon.db.scalar("SELECT sum(revision) FROM observations") == sum(map(len, replaced.values()))
 
 
 async def test_paths_with_similar_rows_are_told_apart_by_connection(
@@ -331,7 +331,7 @@ async def test_paths_with_similar_rows_are_told_apart_by_connection(
     wanted = {f"{CROWD}-moving-average": ["AAPL"], f"{CROWD}-z-score-moving-average": ["AAPL"]}
     config = write_config(tmp_path, url=simulator.url, database_url=database_url, subscriptions=wanted)
     async with InProcessDaemon(config, simulator.api_key) as daemon:
-        ids = await daemon.live()
+        ids = await daemon.wait_until_live()
         await until(lambda: simulator.ticks > 20)
         simulator.interval_seconds = None
         await daemon.wait_for_samples(lambda: expected_rows.current(simulator.emitted))
@@ -363,8 +363,8 @@ async def test_silent_ticker_is_a_gap_but_database_outage_is_not(
     provider = {"silence": "1s"}
     config = write_config(tmp_path, url=simulator.url, database_url=sqlite_url, subscriptions=wanted, provider=provider)
     async with InProcessDaemon(config, simulator.api_key) as daemon:
-        ids = await daemon.live()
-        with daemon.db.held():
+        ids = await daemon.wait_until_live()
+        with daemon.db.write_locked():
             await asyncio.sleep(2)
             assert daemon.states == ["live", "live"]
         simulator.mute("TSLA")
@@ -374,7 +374,7 @@ async def test_silent_ticker_is_a_gap_but_database_outage_is_not(
         assert 'ingestor_subscriptions{state="silent"} 1.0' in await daemon.metrics()
         simulator.unmute("TSLA")
         unmuted_at = now()
-        await daemon.live()
+        await daemon.wait_until_live()
         assert daemon.connection_ids == ids
     assert daemon.db.states("AAPL") == ["pending", "live", "stopped"]
     assert daemon.db.states("TSLA") == ["pending", "live", "silent", "live", "stopped"]
@@ -391,10 +391,10 @@ async def test_empty_list_counts_as_activity_without_rows(
     simulator.quiet.add("AAPL")
     config = write_config(tmp_path, url=simulator.url, database_url=sqlite_url, subscriptions={path: ["AAPL"]})
     async with InProcessDaemon(config, simulator.api_key) as daemon:
-        await daemon.live()
+        await daemon.wait_until_live()
         await until(lambda: len(simulator.emitted) > 5)
         simulator.interval_seconds = None
-        await until(lambda: daemon.db.one("SELECT count(*) FROM payloads") == len(simulator.emitted))
+        await until(lambda: daemon.db.scalar("SELECT count(*) FROM payloads") == len(simulator.emitted))
     assert daemon.db.column("SELECT DISTINCT row_count FROM payloads") == [0]
     assert daemon.db.current() == {}
     assert daemon.db.rows("SELECT * FROM dead_letters") == []
@@ -407,7 +407,7 @@ async def test_tokens_of_all_documented_sizes_are_accepted(
     simulator: FaultySimulator = await make_simulator(token_bytes=size)
     config = write_config(tmp_path, url=simulator.url, database_url=sqlite_url, subscriptions={CROWD: ["AAPL"]})
     async with InProcessDaemon(config, simulator.api_key) as daemon:
-        await daemon.live()
+        await daemon.wait_until_live()
         await until(lambda: daemon.status.rows.new > 0)
 
 

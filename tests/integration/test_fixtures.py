@@ -16,7 +16,7 @@ from ..support.tcp_proxy import Direction
 
 
 @pytest.mark.postgres
-def test_a_fresh_database_is_empty_and_takes_tables(postgres_url: str) -> None:
+def test_fresh_database_is_empty_and_writable(postgres_url: str) -> None:
     with psycopg.connect(postgres_url) as connection:
         tables = connection.execute("select count(*) from pg_tables where schemaname = 'public'")
         assert tables.fetchone() == (0,)
@@ -25,7 +25,7 @@ def test_a_fresh_database_is_empty_and_takes_tables(postgres_url: str) -> None:
 
 @pytest.mark.postgres
 @pytest.mark.parametrize("end", ["immediate", "kill"])
-def test_a_server_that_was_ended_hard_keeps_what_was_committed(postgres: Postgres, end: str) -> None:
+def test_killed_postgres_keeps_committed_rows(postgres: Postgres, end: str) -> None:
     with psycopg.connect(postgres.url(), autocommit=True) as connection:
         connection.execute("create table kept as select 7 as n")
 
@@ -39,7 +39,7 @@ def test_a_server_that_was_ended_hard_keeps_what_was_committed(postgres: Postgre
 
 
 @pytest.mark.postgres
-def test_a_paused_server_answers_nobody_until_it_is_resumed(postgres: Postgres) -> None:
+def test_paused_postgres_does_not_respond_until_resumed(postgres: Postgres) -> None:
     with psycopg.connect(postgres.url(), autocommit=True) as connection:
         postgres.pause()
         with pytest.raises(psycopg.OperationalError):
@@ -48,7 +48,7 @@ def test_a_paused_server_answers_nobody_until_it_is_resumed(postgres: Postgres) 
         assert connection.execute("select 1").fetchone() == (1,)
 
 
-def test_each_kind_of_database_is_offered(database_url: str) -> None:
+def test_database_url_covers_both_databases(database_url: str) -> None:
     assert database_url.startswith(("sqlite:////", "postgresql://"))
 
 
@@ -81,13 +81,13 @@ async def echo_url() -> AsyncIterator[str]:
         yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
 
 
-async def test_a_proxy_passes_everything_on(tcp_proxy: Callable[[str], Any], echo_url: str) -> None:
+async def test_proxy_forwards_all_bytes(tcp_proxy: Callable[[str], Any], echo_url: str) -> None:
     proxy = await tcp_proxy(echo_url)
     assert await exchange(proxy.url, b"hello", 5) == b"hello"
     assert proxy.accepted == 1
 
 
-async def test_a_slow_proxy_takes_its_time(tcp_proxy: Callable[[str], Any], echo_url: str) -> None:
+async def test_slow_proxy_delays_bytes(tcp_proxy: Callable[[str], Any], echo_url: str) -> None:
     proxy = await tcp_proxy(echo_url)
     proxy.delay_seconds = 0.05
     proxy.bytes_per_second = 100
@@ -97,7 +97,7 @@ async def test_a_slow_proxy_takes_its_time(tcp_proxy: Callable[[str], Any], echo
 
 
 @pytest.mark.parametrize("fault", ["half_open", "paused"])
-async def test_a_proxy_that_swallows_or_holds_back_lets_nothing_through(
+async def test_half_open_or_paused_proxy_forwards_nothing(
     tcp_proxy: Callable[[str], Any], echo_url: str, fault: str
 ) -> None:
     proxy = await tcp_proxy(echo_url)
@@ -110,7 +110,7 @@ async def test_a_proxy_that_swallows_or_holds_back_lets_nothing_through(
 
 
 @pytest.mark.parametrize(("direction", "arrives"), [("to_client", b"one two"), ("to_server", b"")])
-async def test_a_proxy_cuts_after_a_pattern(
+async def test_proxy_cuts_after_pattern(
     tcp_proxy: Callable[[str], Any], echo_url: str, direction: Direction, arrives: bytes
 ) -> None:
     proxy = await tcp_proxy(echo_url)
@@ -123,9 +123,7 @@ async def test_a_proxy_cuts_after_a_pattern(
     assert await exchange(proxy.url, b"one two three", 13) == b"one two three", "once"
 
 
-async def test_a_cut_ends_open_connections_and_refusing_ends_new_ones(
-    tcp_proxy: Callable[[str], Any], echo_url: str
-) -> None:
+async def test_proxy_cut_and_refusal_end_connections(tcp_proxy: Callable[[str], Any], echo_url: str) -> None:
     proxy = await tcp_proxy(echo_url)
     reader, writer = await asyncio.open_connection("127.0.0.1", proxy.port)
     writer.write(b"x")

@@ -40,19 +40,19 @@ def client_of(server: NodeServer, token: str) -> EngineIo4Client | EngineIo3Clie
 
 
 @pytest.mark.parametrize("generation", node_server.VERSIONS)
-async def test_the_version_is_the_one_that_was_asked_for(server: NodeServer, generation: str) -> None:
+async def test_node_server_runs_the_requested_version(server: NodeServer, generation: str) -> None:
     assert [event["version"] for event in server.events if event["event"] == "listening"] == [
         node_server.VERSIONS[generation]
     ]
 
 
-async def test_a_wrong_key_gets_no_token(server: NodeServer) -> None:
+async def test_wrong_api_key_gets_no_token(server: NodeServer) -> None:
     with pytest.raises(aiohttp.ClientResponseError, match="401"):
         await login(server.url, "wrong")
 
 
 @pytest.mark.parametrize(("token", "said"), [("", "no token given"), ("a.b.c", "invalid signature")])
-async def test_a_handshake_without_a_good_token_is_refused(server: NodeServer, token: str, said: str) -> None:
+async def test_handshake_without_valid_token_is_refused(server: NodeServer, token: str, said: str) -> None:
     with pytest.raises(HandshakeRefused) as refusal:
         async with client_of(server, token):
             pass
@@ -60,25 +60,25 @@ async def test_a_handshake_without_a_good_token_is_refused(server: NodeServer, t
     assert refusal.value.args[0] == ({"message": said} if server.version.startswith("4") else said)
 
 
-async def test_a_revoked_token_is_refused(server: NodeServer) -> None:
+async def test_revoked_token_is_refused(server: NodeServer) -> None:
     token = await login(server.url, server.api_key)
-    await server.do("revoke")
+    await server.run_command("revoke")
     with pytest.raises(HandshakeRefused):
         async with client_of(server, token):
             pass
 
 
-async def test_an_expired_token_is_refused(generation: str, make_node_server: Callable[..., Any]) -> None:
+async def test_expired_token_is_refused(generation: str, make_node_server: Callable[..., Any]) -> None:
     server = await make_node_server(generation, lifetime_seconds=-1)
     with pytest.raises(HandshakeRefused, match="jwt expired"):
         async with await connected(server):
             pass
 
 
-async def test_subscribed_rows_arrive_as_they_were_emitted(server: NodeServer) -> None:
+async def test_subscribed_rows_arrive_as_emitted(server: NodeServer) -> None:
     async with await connected(server) as client:
-        assert await client.ask("subscribe", CROWD, ticker="AAPL") is None
-        assert await client.ask("subscribe", "crowd-sentiment", ticker="ON") is None
+        assert await client.request("subscribe", CROWD, ticker="AAPL") is None
+        assert await client.request("subscribe", "crowd-sentiment", ticker="ON") is None
         await client.until(lambda: len(client.rows("res")) > 50 and len(client.rows("data")) > 50)
 
     for event in ("res", "data"):
@@ -89,7 +89,7 @@ async def test_subscribed_rows_arrive_as_they_were_emitted(server: NodeServer) -
 
 async def test_values_can_be_recomputed(server: NodeServer) -> None:
     async with await connected(server) as client:
-        await client.ask("subscribe", CROWD, ticker="AAPL")
+        await client.request("subscribe", CROWD, ticker="AAPL")
         await client.until(lambda: client.rows("res"))
     first = client.rows("res")[0]
     minutes = (datetime.fromisoformat(first["ts"]) - node_server.START).total_seconds() / 60
@@ -97,32 +97,32 @@ async def test_values_can_be_recomputed(server: NodeServer) -> None:
     assert first["average_sentiment"] == f"{value:.16f}"  # which is not every double to its last bit
 
 
-async def test_a_refused_subscription_says_why_and_unsubscribing_ends_the_data(server: NodeServer) -> None:
-    await server.do("refuse", name="CLSD", message="closed to you")
+async def test_refusal_has_reason_and_unsubscribe_ends_data(server: NodeServer) -> None:
+    await server.run_command("refuse", name="CLSD", message="closed to you")
     async with await connected(server) as client:
-        assert await client.ask("subscribe", CROWD, ticker="CLSD") == {
+        assert await client.request("subscribe", CROWD, ticker="CLSD") == {
             "type": "invalid_request_error",
             "message": "closed to you",
         }
-        assert "No such endpoint" in (await client.ask("subscribe", "/real-time/nonsense", ticker="A"))["message"]
-        await client.ask("subscribe", CROWD, ticker="AAPL")
-        assert await client.ask("unsubscribe", CROWD, ticker="AAPL") is None
+        assert "No such endpoint" in (await client.request("subscribe", "/real-time/nonsense", ticker="A"))["message"]
+        await client.request("subscribe", CROWD, ticker="AAPL")
+        assert await client.request("unsubscribe", CROWD, ticker="AAPL") is None
         seen = len(server.emitted)
         await server.emit()
         assert len(server.emitted) == seen
 
 
-async def test_pings_keep_a_session_alive_and_its_end_is_told(
+async def test_pings_keep_session_alive_and_its_end_is_reported(
     generation: str, make_node_server: Callable[..., Any]
 ) -> None:
     server = await make_node_server(generation, ping_interval_seconds=0.3, ping_timeout_seconds=0.3)
     async with await connected(server) as client:
         await asyncio.sleep(1.5)
-        assert client.endings == []
+        assert client.end_reasons == []
     await server.until(lambda: server.count("disconnected") == 1)
 
 
-async def test_a_client_that_does_not_ping_is_dropped(generation: str, make_node_server: Callable[..., Any]) -> None:
+async def test_client_without_pings_is_disconnected(generation: str, make_node_server: Callable[..., Any]) -> None:
     server = await make_node_server(generation, ping_interval_seconds=0.3, ping_timeout_seconds=0.3)
     async with aiohttp.ClientSession() as session:
         token = await login(server.url, server.api_key)
@@ -136,45 +136,43 @@ async def test_a_client_that_does_not_ping_is_dropped(generation: str, make_node
 
 
 @pytest.mark.parametrize("generation", ["1.0", "4"])
-async def test_a_token_that_ends_is_the_end_of_its_session(
-    generation: str, make_node_server: Callable[..., Any]
-) -> None:
+async def test_expired_token_ends_its_session(generation: str, make_node_server: Callable[..., Any]) -> None:
     server = await make_node_server(generation, lifetime_seconds=2, kick_expired=True)
     async with await connected(server) as client:
-        await client.until(lambda: client.endings == ["server disconnect"])
+        await client.until(lambda: client.end_reasons == ["server disconnect"])
         assert time.time() >= server.login_times[0] + 1  # `exp` is in whole seconds
 
 
 @pytest.mark.parametrize("end", ["kick", "close", "reset"])
-async def test_a_session_ends_in_each_of_the_ways(server: NodeServer, end: str) -> None:
+async def test_session_ends_by_each_command(server: NodeServer, end: str) -> None:
     async with await connected(server) as client:
-        await client.ask("subscribe", CROWD, ticker="AAPL")
-        await server.do(end)
+        await client.request("subscribe", CROWD, ticker="AAPL")
+        await server.run_command(end)
         await server.until(lambda: server.count("disconnected") == 1)
-        await client.until(lambda: client.endings)
+        await client.until(lambda: client.end_reasons)
 
 
 @pytest.mark.parametrize("end", ["stop", "kill"])
-async def test_a_peer_that_was_started_again_is_on_its_port_and_goes_on(server: NodeServer, end: str) -> None:
+async def test_restarted_node_server_keeps_port_and_continues(server: NodeServer, end: str) -> None:
     token, url = await login(server.url, server.api_key), server.url
     async with client_of(server, token) as client:
-        await client.ask("subscribe", CROWD, ticker="AAPL")
+        await client.request("subscribe", CROWD, ticker="AAPL")
         await client.until(lambda: client.rows("res"))
         await (server.kill() if end == "kill" else server.stop())
-        await client.until(lambda: client.endings)
+        await client.until(lambda: client.end_reasons)
     newest = max(row["ts"] for row in client.rows("res"))
 
     await server.start()
     assert server.url == url
     async with client_of(server, token) as client:
-        await client.ask("subscribe", CROWD, ticker="AAPL")
+        await client.request("subscribe", CROWD, ticker="AAPL")
         await client.until(lambda: client.rows("res") and client.rows("res")[-1]["ts"] > newest)
 
 
-async def test_a_burst_brings_new_rows_only(generation: str, make_node_server: Callable[..., Any]) -> None:
+async def test_burst_sends_new_rows_only(generation: str, make_node_server: Callable[..., Any]) -> None:
     server = await make_node_server(generation, interval_seconds=None)
     async with await connected(server) as client:
-        await client.ask("subscribe", CROWD, ticker="AAPL")
+        await client.request("subscribe", CROWD, ticker="AAPL")
         await client.until(lambda: client.events)
         client.events.clear()
         await server.burst(500, rows=3)
@@ -182,23 +180,23 @@ async def test_a_burst_brings_new_rows_only(generation: str, make_node_server: C
     assert len({row["ts"] for row in client.rows("res")}) == 1500
 
 
-async def test_a_mute_ticker_says_nothing_and_any_text_can_be_sent(
+async def test_muted_ticker_sends_nothing_and_raw_text_is_sent(
     generation: str, make_node_server: Callable[..., Any]
 ) -> None:
     server = await make_node_server(generation, interval_seconds=None)
-    await server.do("mute", ticker="AAPL")
+    await server.run_command("mute", ticker="AAPL")
     async with await connected(server) as client:
-        await client.ask("subscribe", CROWD, ticker="AAPL")
+        await client.request("subscribe", CROWD, ticker="AAPL")
         await server.emit()
-        await server.do("raw", text='2["res",[]]')
-        await server.do("error", name="err", error={"message": "not today"})
+        await server.run_command("raw", text='2["res",[]]')
+        await server.run_command("error", name="err", error={"message": "not today"})
         await client.until(lambda: client.events[-2:] == [("res", []), ("err", {"message": "not today"})])
     assert client.rows("res") == []
 
 
-async def test_a_data_event_may_ask_to_be_acknowledged(make_node_server: Callable[..., Any]) -> None:
+async def test_data_event_can_request_an_ack(make_node_server: Callable[..., Any]) -> None:
     server = await make_node_server("4", interval_seconds=None)
     async with await connected(server) as client:
-        await client.ask("subscribe", CROWD, ticker="AAPL")
-        await server.do("ask")
+        await client.request("subscribe", CROWD, ticker="AAPL")
+        await server.run_command("ask")
         await server.until(lambda: server.count("acknowledged") == 1)

@@ -29,7 +29,7 @@ async def test_reload_during_shutdown_is_rejected(
     file = write_config(tmp_path, url=simulator.url, database_url=f"sqlite:///{database}", subscriptions=wanted)
     extended = file.read_text().replace('"AAPL"', '"AAPL", "ON"')
     async with InProcessDaemon(file, simulator.api_key) as daemon:
-        await daemon.live()
+        await daemon.wait_until_live()
         file.unlink()
         os.mkfifo(file)  # reading it blocks until it is written
         request = asyncio.create_task(asyncio.to_thread(control.send_request, tmp_path / "spool", "reload"))
@@ -68,7 +68,7 @@ async def test_systemd_sees_end_of_last_overlapping_reload(
             return messages.count(wanted)
 
         async with InProcessDaemon(file, simulator.api_key) as daemon:
-            await daemon.live()
+            await daemon.wait_until_live()
             file.unlink()
             os.mkfifo(file)
             first = asyncio.create_task(asyncio.to_thread(control.send_request, tmp_path / "spool", "reload"))

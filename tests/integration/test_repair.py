@@ -142,12 +142,12 @@ def gaps(db: DbReader, ticker: str) -> set[tuple[datetime, datetime]]:
 async def test_outages_of_minutes_and_hours_are_repaired(world: World, database_url: str) -> None:
     wanted = {CROWD: ["AAPL", "ON"]}
     async with world.daemon(database_url, wanted) as daemon:
-        await daemon.live()
+        await daemon.wait_until_live()
         await world.until(lambda: states(daemon.db) == ["done"] * 2)  # the time until the first responses
     # A response covers all of this outage.
     world.move_to(NOON + 40 * MINUTE)
     async with world.daemon(database_url, wanted) as daemon:
-        await daemon.live()
+        await daemon.wait_until_live()
         await world.until(lambda: states(daemon.db) == ["done"] * 4)
         assert {repair["kind"] for repair in repairs(daemon.db)} == {"window"}
         assert all(repair["new_rows"] > 20 for repair in repairs(daemon.db)[2:])
@@ -157,13 +157,13 @@ async def test_outages_of_minutes_and_hours_are_repaired(world: World, database_
     world.move_to(NOON + 6 * HOUR)
     world.simulator.rest_requests.clear()
     async with world.daemon(database_url, wanted) as daemon:
-        await daemon.live()
+        await daemon.wait_until_live()
         await world.until(lambda: states(daemon.db) == ["done"] * 4 + ["open"] * 2)
     missed = {(repair["from_at"], repair["to_at"]) for repair in repairs(daemon.db, "open")}
     # Its history is available the next day.
     world.move_to(NOON + DAY)
     async with world.daemon(database_url, wanted) as daemon:
-        await daemon.live()
+        await daemon.wait_until_live()
         await world.until(lambda: states(daemon.db) == ["done"] * 6 + ["open"] * 2)
         for ticker in ("AAPL", "ON"):
             done = {
@@ -176,7 +176,7 @@ async def test_outages_of_minutes_and_hours_are_repaired(world: World, database_
     assert [request.split("?")[0] for request in world.simulator.rest_requests] == ["/historical/crowd-sentiment"] * 2
     world.move_to(NOON + 2 * DAY)
     async with world.daemon(database_url, wanted) as daemon:
-        await daemon.live()
+        await daemon.wait_until_live()
         await world.until(lambda: states(daemon.db) == ["done"] * 8 + ["open"] * 2)
         everything = {
             **world.rows(CROWD, "AAPL", NOON - 59 * MINUTE, NOON + DAY),
@@ -193,7 +193,7 @@ async def test_snapshot_repairs_gap_and_newer_values_stay_current(
     monkeypatch.setattr(plan, "RESPONSE_TIMEOUT", timedelta(0))
     wanted = {CROWD: ["AAPL"]}
     async with world.daemon(database_url, wanted) as daemon:
-        await daemon.live()
+        await daemon.wait_until_live()
         await world.until(lambda: states(daemon.db) == ["done"])
     world.move_to(NOON + 30 * MINUTE)
     simulator = world.simulator
@@ -207,7 +207,7 @@ async def test_snapshot_repairs_gap_and_newer_values_stay_current(
     older = simulator.market.value(CROWD, "crowd_sentiment", "AAPL", at)
     simulator.rest_requests.clear()
     async with world.daemon(database_url, wanted) as daemon:
-        await daemon.live()
+        await daemon.wait_until_live()
         await until(lambda: simulator.rest_requests)
         simulator.market.restate(CROWD, "AAPL", at)
         newer = simulator.market.value(CROWD, "crowd_sentiment", "AAPL", at)
@@ -226,17 +226,17 @@ async def test_snapshot_repairs_gap_and_newer_values_stay_current(
 async def test_stream_of_all_tickers_is_repaired_by_ticker(world: World, sqlite_url: str) -> None:
     wanted: dict[str, list[str]] = {"crowd-sentiment": [], CHART: []}
     async with world.daemon(sqlite_url, wanted) as daemon:
-        await daemon.live()
+        await daemon.wait_until_live()
         await world.until(lambda: len(repairs(daemon.db, "open")) == 2)
         await world.simulator.tick()  # a row of each ticker, so that the tickers are known
     world.move_to(NOON + 3 * HOUR)
     async with world.daemon(sqlite_url, wanted) as daemon:
-        await daemon.live()
+        await daemon.wait_until_live()
         await world.until(lambda: len(repairs(daemon.db, "open")) == 4)
     world.simulator.rest_requests.clear()
     world.move_to(NOON + DAY)
     async with world.daemon(sqlite_url, wanted) as daemon:
-        await daemon.live()
+        await daemon.wait_until_live()
         await until(lambda: states(daemon.db).count("done") == 4)
         everything = {
             **world.rows("crowd-sentiment", "AAPL", NOON, NOON + 3 * HOUR),
@@ -258,13 +258,13 @@ async def test_stream_of_all_tickers_is_repaired_by_ticker(world: World, sqlite_
 async def test_repair_without_history_fails_with_reason(world: World, sqlite_url: str) -> None:
     wanted = {LAST_MINUTE: ["AAPL"]}
     async with world.daemon(sqlite_url, wanted) as daemon:
-        await daemon.live()
+        await daemon.wait_until_live()
         await world.until(lambda: states(daemon.db) == ["done"])
     world.move_to(NOON + 3 * HOUR)
     world.simulator.mute("AAPL")
     world.simulator.rest_requests.clear()
     async with world.daemon(sqlite_url, wanted) as daemon:
-        await daemon.live()
+        await daemon.wait_until_live()
         await until(lambda: states(daemon.db) == ["done", "open"])
         world.traveller.shift(2 * plan.RESPONSE_TIMEOUT)
         await until(lambda: states(daemon.db) == ["done", "failed"])
@@ -312,7 +312,7 @@ async def test_failed_repair_has_reason_and_succeeds_when_repeated(
     monkeypatch.setattr(rest_api, "UNAVAILABLE_BACKOFF", Backoff(first_seconds=0.1, cap_seconds=0.1))
     first_day = datetime(2026, 1, 1, tzinfo=UTC)
     async with world.daemon(sqlite_url, {CROWD: ["AAPL"]}) as daemon:
-        await daemon.live()
+        await daemon.wait_until_live()
         wanted = load(world.folder / "config.yaml", env={}).subscriptions
 
         async def backfill(hour: int) -> dict[str, Any]:
@@ -345,7 +345,7 @@ async def test_truncated_response_is_inconclusive(
     monkeypatch.setattr(worker, "MAX_ATTEMPTS", 1)
     midnight = datetime(2026, 1, 1, tzinfo=UTC)
     async with world.daemon(sqlite_url, {CROWD: ["AAPL"]}) as daemon:
-        await daemon.live()
+        await daemon.wait_until_live()
         wanted = load(world.folder / "config.yaml", env={}).subscriptions
         for hours in (1, 2):
             requests = backfill_requests.build_requests(
@@ -374,7 +374,7 @@ async def test_too_large_response_is_requested_in_smaller_ranges(
     for name in ("MAX_SPLITTABLE_BYTES", "MAX_RESPONSE_BYTES"):
         monkeypatch.setattr(rest_api, name, 26 * 60 * row)  # a day of chart data is larger
     async with world.daemon(sqlite_url, {CROWD: ["AAPL"], CHART: ["AAPL"]}) as daemon:
-        await daemon.live()
+        await daemon.wait_until_live()
         wanted = load(world.folder / "config.yaml", env={}).subscriptions
         requests = backfill_requests.to_json(backfill_requests.build_requests(wanted, "AAPL", None, start, end, NOON))
         world.simulator.rest_requests.clear()
@@ -398,18 +398,18 @@ async def test_too_large_response_is_requested_in_smaller_ranges(
 async def test_one_of_two_daemons_repairs(world: World, postgres_url: str) -> None:
     wanted = {CROWD: ["AAPL"]}
     async with world.daemon(postgres_url, wanted, "one") as daemon:
-        await daemon.live()
+        await daemon.wait_until_live()
     world.move_to(NOON + 3 * HOUR)
     async with world.daemon(postgres_url, wanted, "one") as daemon:
-        await daemon.live()
+        await daemon.wait_until_live()
         await world.until(lambda: repairs(daemon.db, "open"))
     world.move_to(NOON + DAY)
     world.simulator.rest_requests.clear()
     world.simulator.rest_fault = Fault(delay_seconds=0.5)
     first, second = (world.daemon(postgres_url, wanted, name) for name in ("one", "two"))
     async with first, second:
-        await first.live()
-        await second.live()
+        await first.wait_until_live()
+        await second.wait_until_live()
         await world.until(lambda: len(repairs(first.db, "done")) == 2)
         await first.stop()
         await second.stop()  # before either checks that the books balance

@@ -68,7 +68,7 @@ async def test_token_of_documented_size_is_issued_and_accepted(make_simulator: C
     token = await login(simulator.url, simulator.api_key)
     assert size - 3 <= len(token) <= size
     async with EngineIo4Client(simulator.url, token) as client:
-        assert await client.ask("subscribe", CROWD, ticker="AAPL") is None
+        assert await client.request("subscribe", CROWD, ticker="AAPL") is None
 
 
 async def test_wrong_key_gets_no_token(simulator: FaultySimulator) -> None:
@@ -142,7 +142,7 @@ async def test_revoked_token_is_refused_and_new_one_accepted(simulator: FaultySi
 async def test_every_path_delivers_rows_with_its_fields(simulator: FaultySimulator, path: str) -> None:
     event = "res" if path.startswith("/") else "data"
     async with await connected(simulator) as client:
-        assert await client.ask("subscribe", path, ticker="AAPL") is None
+        assert await client.request("subscribe", path, ticker="AAPL") is None
         await client.until(lambda: client.rows(event))
 
     row = client.rows(event)[0]
@@ -155,7 +155,7 @@ async def test_every_path_delivers_rows_with_its_fields(simulator: FaultySimulat
 async def test_real_time_path_sends_list_over_rolling_window(make_simulator: Callable[..., Any]) -> None:
     simulator = await make_simulator(interval_seconds=None)
     async with await connected(simulator) as client:
-        await client.ask("subscribe", CROWD, ticker="AAPL")
+        await client.request("subscribe", CROWD, ticker="AAPL")
         await client.until(lambda: client.events)
         await simulator.tick()
         await client.until(lambda: len(client.events) == 2)
@@ -169,7 +169,7 @@ async def test_real_time_path_sends_list_over_rolling_window(make_simulator: Cal
 async def test_stream_sends_envelopes_with_new_rows_of_all_tickers(make_simulator: Callable[..., Any]) -> None:
     simulator = await make_simulator(interval_seconds=None, tickers=("AAPL", "ON"))
     async with await connected(simulator) as client:
-        await client.ask("subscribe", "crowd-sentiment")
+        await client.request("subscribe", "crowd-sentiment")
         await client.until(lambda: client.events)
         await simulator.tick()
         await client.until(lambda: len(client.events) == 2)
@@ -183,7 +183,7 @@ async def test_stream_sends_envelopes_with_new_rows_of_all_tickers(make_simulato
 
 async def test_values_alternate_between_numbers_and_text(simulator: FaultySimulator) -> None:
     async with await connected(simulator) as client:
-        await client.ask("subscribe", CROWD, ticker="AAPL")
+        await client.request("subscribe", CROWD, ticker="AAPL")
         await client.until(lambda: len(client.events) >= 2)
 
     (_, first), (_, second) = client.events[:2]
@@ -195,7 +195,7 @@ async def test_values_alternate_between_numbers_and_text(simulator: FaultySimula
 
 async def test_values_are_a_reproducible_random_walk(simulator: FaultySimulator) -> None:
     async with await connected(simulator) as client:
-        await client.ask("subscribe", CROWD, ticker="TSLA")
+        await client.request("subscribe", CROWD, ticker="TSLA")
         await client.until(lambda: client.rows("res"))
 
     market = Market(7, ())
@@ -208,7 +208,7 @@ async def test_values_are_a_reproducible_random_walk(simulator: FaultySimulator)
 async def test_emitted_records_what_the_client_received(simulator: FaultySimulator) -> None:
     async with await connected(simulator) as client:
         for path in (CROWD, "/real-time/user-sentiment", "crowd-sentiment-chart-data"):
-            await client.ask("subscribe", path, ticker="AAPL")
+            await client.request("subscribe", path, ticker="AAPL")
         await client.until(lambda: len(client.events) > 20)
 
     received = [rows["results"] if isinstance(rows, dict) else rows for _, rows in client.events]
@@ -219,7 +219,7 @@ async def test_emitted_records_what_the_client_received(simulator: FaultySimulat
 async def test_restated_value_is_sent_again_and_stays(make_simulator: Callable[..., Any]) -> None:
     simulator = await make_simulator(interval_seconds=None)
     async with await connected(simulator) as client:
-        await client.ask("subscribe", CROWD, ticker="AAPL")
+        await client.request("subscribe", CROWD, ticker="AAPL")
         await client.until(lambda: client.events)
         simulator.restate(CROWD, "AAPL", buckets_ago=2)
         for _ in range(2):
@@ -234,20 +234,20 @@ async def test_restated_value_is_sent_again_and_stays(make_simulator: Callable[.
 async def test_restate_every_restates_periodically(make_simulator: Callable[..., Any]) -> None:
     simulator = await make_simulator(restate_every=2)
     async with await connected(simulator) as client:
-        await client.ask("subscribe", CROWD, ticker="AAPL")
+        await client.request("subscribe", CROWD, ticker="AAPL")
         await client.until(lambda: len(client.events) > 6)
     assert max(len(given) for given in expected_rows.values(simulator.emitted).values()) == 2
 
 
 async def test_unsubscribe_ends_the_data(simulator: FaultySimulator) -> None:
     async with await connected(simulator) as client:
-        await client.ask("subscribe", CROWD, ticker="AAPL")
+        await client.request("subscribe", CROWD, ticker="AAPL")
         assert [(request.path, dict(request.params)) for request in simulator.subscriptions()] == [
             (CROWD, {"ticker": "AAPL"})
         ]
-        assert await client.ask("unsubscribe", CROWD, ticker="AAPL") is None
+        assert await client.request("unsubscribe", CROWD, ticker="AAPL") is None
         assert simulator.subscriptions() == []
-        assert (await client.ask("unsubscribe", CROWD, ticker="AAPL"))["type"] == "invalid_request_error"
+        assert (await client.request("unsubscribe", CROWD, ticker="AAPL"))["type"] == "invalid_request_error"
 
 
 # Refusals and silence.
@@ -266,19 +266,19 @@ async def test_refused_subscription_has_a_reason(
 ) -> None:
     simulator.refuse("CLSD", "closed to you")
     async with await connected(simulator) as client:
-        error = await client.ask("subscribe", path, **params)
+        error = await client.request("subscribe", path, **params)
         assert error["type"] == "invalid_request_error"
         assert message in error["message"]
         assert simulator.subscriptions() == []
         simulator.allow("CLSD")
-        assert await client.ask("subscribe", CROWD, ticker="CLSD") is None
+        assert await client.request("subscribe", CROWD, ticker="CLSD") is None
 
 
 async def test_unanswered_subscription_is_not_acknowledged(simulator: FaultySimulator) -> None:
     simulator.unanswered.add("AAPL")
     async with await connected(simulator) as client:
         with pytest.raises(TimeoutError):
-            await client.ask("subscribe", CROWD, ticker="AAPL")
+            await client.request("subscribe", CROWD, ticker="AAPL")
 
 
 async def test_muted_ticker_sends_nothing_and_quiet_one_empty_lists(simulator: FaultySimulator) -> None:
@@ -286,7 +286,7 @@ async def test_muted_ticker_sends_nothing_and_quiet_one_empty_lists(simulator: F
     simulator.quiet.add("EMPTY")
     async with await connected(simulator) as client:
         for ticker in ("MUTE", "EMPTY", "AAPL"):
-            await client.ask("subscribe", CROWD, ticker=ticker)
+            await client.request("subscribe", CROWD, ticker=ticker)
         await client.until(lambda: len(client.events) > 10)
         assert ("res", []) in client.events
         assert {row["ticker"] for row in client.rows("res")} == {"AAPL"}
@@ -300,7 +300,7 @@ async def test_muted_ticker_sends_nothing_and_quiet_one_empty_lists(simulator: F
 async def test_kick_disconnects_the_client(simulator: FaultySimulator) -> None:
     async with await connected(simulator) as client:
         await simulator.kick()
-        await client.until(lambda: client.endings == ["server disconnect"])
+        await client.until(lambda: client.end_reasons == ["server disconnect"])
         assert simulator.connections == []
 
 
@@ -319,14 +319,14 @@ async def test_restarted_simulator_keeps_port_and_tokens(simulator: FaultySimula
         await login(url, simulator.api_key)
     await simulator.start()
     async with EngineIo4Client(url, token) as client:
-        assert await client.ask("subscribe", CROWD, ticker="AAPL") is None
+        assert await client.request("subscribe", CROWD, ticker="AAPL") is None
 
 
 async def test_burst_sends_new_rows_only(make_simulator: Callable[..., Any]) -> None:
     simulator = await make_simulator(interval_seconds=None)
     async with await connected(simulator) as client:
         for ticker in ("AAPL", "ON"):
-            await client.ask("subscribe", CROWD, ticker=ticker)
+            await client.request("subscribe", CROWD, ticker=ticker)
         await client.until(lambda: len(client.events) == 2)
         client.events.clear()
         await simulator.burst(3000, rows=2)
@@ -338,7 +338,7 @@ async def test_burst_sends_new_rows_only(make_simulator: Callable[..., Any]) -> 
 async def test_any_text_can_be_sent(make_simulator: Callable[..., Any]) -> None:
     simulator = await make_simulator(interval_seconds=None)
     async with await connected(simulator) as client:
-        await client.ask("subscribe", CROWD, ticker="AAPL")
+        await client.request("subscribe", CROWD, ticker="AAPL")
         await client.until(lambda: client.events)
         await simulator.emit_raw(CROWD, '{"odd": [1e400, "\\ud800"]}')
         await simulator.send_event("err", {"message": "not today"})
@@ -354,7 +354,7 @@ async def test_any_text_can_be_sent(make_simulator: Callable[..., Any]) -> None:
 async def test_rest_returns_the_window_that_the_socket_sends(make_simulator: Callable[..., Any]) -> None:
     simulator = await make_simulator(interval_seconds=None, style="text")
     async with await connected(simulator) as client:
-        await client.ask("subscribe", CROWD, ticker="AAPL")
+        await client.request("subscribe", CROWD, ticker="AAPL")
         await client.until(lambda: client.events)
     status, rows = await get(simulator, CROWD, ticker="AAPL")
     assert (status, rows) == (200, client.rows("res"))

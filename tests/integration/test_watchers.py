@@ -58,7 +58,7 @@ async def test_clock_jump_leaves_gap_in_coverage_and_rearms_jobs(
     url = f"sqlite:///{tmp_path / 'ingestor.db'}"
     config = write_config(tmp_path, url=simulator.url, database_url=url, subscriptions={CROWD: ["AAPL"]})
     async with InProcessDaemon(config, simulator.api_key) as daemon:
-        connection = await daemon.live()
+        connection = await daemon.wait_until_live()
         armed = [job.next_run_time for job in jobs(daemon)]
         for job in jobs(daemon):
             job.modify(next_run_time=job.next_run_time + timedelta(days=1))
@@ -83,7 +83,7 @@ async def test_heartbeat_checks_clocks_first(
     url = f"sqlite:///{tmp_path / 'ingestor.db'}"
     config = write_config(tmp_path, url=simulator.url, database_url=url, subscriptions={CROWD: ["AAPL"]})
     async with InProcessDaemon(config, simulator.api_key) as daemon:
-        await daemon.live()
+        await daemon.wait_until_live()
         monkeypatch.setattr(watchers, "read_clocks", lambda: shifted(read_clocks(), HOUR_US, 3600))
         await until(lambda: daemon.db.states("AAPL") == ["pending", "live", "silent", "live"])
 
@@ -112,14 +112,14 @@ async def test_retention_runs_while_daemon_writes(
     )
     daemon = InProcessDaemon(config, simulator.api_key)
     await daemon.__aenter__()
-    await until(lambda: daemon.db.one("SELECT coalesce(min(seq), 0) FROM payloads") > 20)
-    await until(lambda: daemon.db.one("SELECT max(last_seq - first_seq) FROM batches") > 20)
+    await until(lambda: daemon.db.scalar("SELECT coalesce(min(seq), 0) FROM payloads") > 20)
+    await until(lambda: daemon.db.scalar("SELECT max(last_seq - first_seq) FROM batches") > 20)
     assert findings(database_url) == []
     simulator.interval_seconds = None
     await daemon.wait_for_samples(lambda: expected_rows.current(simulator.emitted))
     await daemon.stop()
     assert findings(database_url) == []
-    assert daemon.db.one("SELECT min(first_seq) FROM batches") == 1
+    assert daemon.db.scalar("SELECT min(first_seq) FROM batches") == 1
 
 
 async def test_unreadable_spool_is_recorded_as_lost_and_audit_balances(
@@ -127,11 +127,11 @@ async def test_unreadable_spool_is_recorded_as_lost_and_audit_balances(
 ) -> None:
     config = write_config(tmp_path, url=simulator.url, database_url=database_url, subscriptions={CROWD: ["AAPL"]})
     async with InProcessDaemon(config, simulator.api_key) as first:
-        await first.live()
+        await first.wait_until_live()
     (tmp_path / "spool" / "spool.db").write_bytes(b"rust" * 10_000)
     damaged_at = (tmp_path / "spool" / "spool.db").stat().st_mtime
     async with InProcessDaemon(config, simulator.api_key) as daemon:
-        await daemon.live()
+        await daemon.wait_until_live()
         assert [error.kind for error in daemon.status.last_errors] == ["lost"]
     lost, pending, *_ = daemon.db.rows("SELECT * FROM coverage WHERE instance_id = 2 ORDER BY start_seq")
     assert (lost["state"], pending["state"]) == ("lost", "pending")
@@ -151,11 +151,11 @@ async def test_recreated_database_is_recorded_as_lost(simulator: FaultySimulator
     url = f"sqlite:///{tmp_path / 'ingestor.db'}"
     config = write_config(tmp_path, url=simulator.url, database_url=url, subscriptions={CROWD: ["AAPL"]})
     async with InProcessDaemon(config, simulator.api_key) as first:
-        await first.live()
+        await first.wait_until_live()
         await until(lambda: first.status.spool.acked_seq > 10)
     (tmp_path / "ingestor.db").unlink()
     daemon = await InProcessDaemon(config, simulator.api_key).__aenter__()
-    await daemon.live()
+    await daemon.wait_until_live()
     await until(lambda: [error.kind for error in daemon.status.last_errors] == ["lost"])
     await daemon.stop()
     assert daemon.db.column("SELECT kind FROM events WHERE kind = 'lost'") == ["lost"]
@@ -179,8 +179,8 @@ async def test_full_spool_disconnects_then_resumes_without_loss(
         subscriptions={CROWD: ["AAPL", "ON"]},
     )
     async with InProcessDaemon(config, simulator.api_key) as daemon:
-        await daemon.live()
-        with daemon.db.held():
+        await daemon.wait_until_live()
+        with daemon.db.write_locked():
             await until(lambda: daemon.states == ["spool_full"] * 2)
             simulator.interval_seconds = None
             assert daemon.connection_ids == [None]
@@ -189,10 +189,10 @@ async def test_full_spool_disconnects_then_resumes_without_loss(
             await asyncio.sleep(0.2)
             assert daemon.status.spool.bytes < full.bytes + 0.05 * full.limit_bytes
             assert daemon.states == ["spool_full"] * 2
-        await daemon.live()
+        await daemon.wait_until_live()
         await simulator.tick()
         await daemon.wait_for_samples(lambda: expected_rows.current(simulator.emitted))
-        assert daemon.db.one("SELECT count(*) FROM payloads") == daemon.status.connections[0].frames
+        assert daemon.db.scalar("SELECT count(*) FROM payloads") == daemon.status.connections[0].frames
         errors = [error.kind for error in daemon.status.last_errors]
 
     levels = [json.loads(detail) for detail in daemon.db.column(LEVELS)]

@@ -19,8 +19,8 @@ class ConnectProxy:
 
     def __init__(self, credentials: str = "", *, tls: ssl.SSLContext | None = None) -> None:
         self.credentials = credentials
-        self.asked: list[str] = []  # "CONNECT provider.test:443", "POST http://provider.test/jwt"
-        self.heads: list[bytes] = []  # all that it could read
+        self.requests: list[str] = []  # "CONNECT provider.test:443", "POST http://provider.test/jwt"
+        self.request_heads: list[bytes] = []  # all that it could read
         self._tls = tls
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -42,9 +42,9 @@ class ConnectProxy:
         self._tasks.add(task)
         try:
             head = await reader.readuntil(b"\r\n\r\n")
-            self.heads.append(head)
+            self.request_heads.append(head)
             method, target, _ = head.decode().split(" ", 2)
-            self.asked.append(f"{method} {target}")
+            self.requests.append(f"{method} {target}")
             if self._lets_through(head):
                 await self._pass_on(method, target, head, reader, writer)
             else:

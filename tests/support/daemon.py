@@ -31,10 +31,10 @@ POLL_SECONDS = 0.05
 T = TypeVar("T")
 
 
-async def until(true: Callable[[], T], timeout_seconds: float = TIMEOUT_SECONDS) -> T:
+async def until(condition: Callable[[], T], timeout_seconds: float = TIMEOUT_SECONDS) -> T:
     """Wait until it holds, and return what it said. Raises TimeoutError."""
     deadline = time.monotonic() + timeout_seconds
-    while not (found := true()):
+    while not (found := condition()):
         if time.monotonic() > deadline:
             raise TimeoutError(f"not within {timeout_seconds} s")
         await asyncio.sleep(POLL_SECONDS)
@@ -85,7 +85,7 @@ class InProcessDaemon:
     async def __aexit__(self, kind: type[BaseException] | None, *_: object) -> None:
         await self.stop()
         if kind is None:
-            self.db.check()
+            self.db.assert_consistent()
 
     async def stop(self) -> None:
         """Stop, drained. Raises what the daemon fell over."""
@@ -113,7 +113,7 @@ class InProcessDaemon:
         """Of each connection, in the order of the config; None without one."""
         return [one.id if one.connected else None for one in self.status.connections]
 
-    async def live(self) -> list[str | None]:
+    async def wait_until_live(self) -> list[str | None]:
         """Wait until all that is wanted is subscribed; returns the ids of the connections."""
         await until(lambda: set(self.states) == {"live"})
         return self.connection_ids
@@ -223,7 +223,7 @@ class DaemonProcess(CommandProcess):
             return {}
         return found
 
-    async def live(self) -> None:
+    async def wait_until_live(self) -> None:
         """Wait until all that is wanted is subscribed and can be stored."""
         await until(lambda: self._is_live(self.status))
 

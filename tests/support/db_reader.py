@@ -30,7 +30,7 @@ class DbReader:
         """What the query finds; names that end in ``_at``, and ``ts``, are times in UTC."""
         return [{name: _time(name, value) for name, value in row.items()} for row in self._ask(query)]
 
-    def one(self, query: str) -> Any:
+    def scalar(self, query: str) -> Any:
         """The only value of the only row."""
         (row,) = self.rows(query)
         (value,) = row.values()
@@ -67,7 +67,7 @@ class DbReader:
         return self.rows(f"SELECT states, reason, from_at, to_at FROM gaps WHERE ticker = '{ticker}' ORDER BY from_at")
 
     @contextmanager
-    def held(self) -> Iterator[None]:
+    def write_locked(self) -> Iterator[None]:
         """Until the end of the block nobody else can write."""
         if self._sqlite_file is None:
             with psycopg.connect(self.url) as connection:
@@ -78,15 +78,15 @@ class DbReader:
             database.execute("BEGIN IMMEDIATE")
             yield
 
-    def check(self) -> None:
+    def assert_consistent(self) -> None:
         """Assert that nothing was dropped and nothing is there twice. Only while no daemon writes."""
         for instance in self.rows("SELECT instance_id, position FROM instances"):
             mine = f"WHERE instance_id = {instance['instance_id']}"
             assert self._entries(mine) == list(range(1, instance["position"] + 1))
             _check_ledger(self.rows(f"SELECT * FROM batches {mine} ORDER BY first_seq"), instance["position"])
-        assert self._sum("new_rows") == self.one("SELECT count(*) FROM observations")
-        assert self._sum("revised_rows") == self.one("SELECT count(*) FROM revisions")
-        assert self._sum("dead_rows") == self.one("SELECT count(*) FROM dead_letters WHERE row_index IS NOT NULL")
+        assert self._sum("new_rows") == self.scalar("SELECT count(*) FROM observations")
+        assert self._sum("revised_rows") == self.scalar("SELECT count(*) FROM revisions")
+        assert self._sum("dead_rows") == self.scalar("SELECT count(*) FROM dead_letters WHERE row_index IS NOT NULL")
 
     def _entries(self, mine: str) -> list[int]:
         """The seq of every payload, fact and dead frame."""
@@ -94,7 +94,7 @@ class DbReader:
         return sorted(seq for table in tables for seq in self.column(f"SELECT seq FROM {table}"))
 
     def _sum(self, column: str) -> int:
-        return int(self.one(f"SELECT coalesce(sum({column}), 0) FROM batches"))
+        return int(self.scalar(f"SELECT coalesce(sum({column}), 0) FROM batches"))
 
     def _ask(self, query: str) -> list[Row]:
         if self._sqlite_file is None:

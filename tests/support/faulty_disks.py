@@ -27,7 +27,7 @@ class CuttableDisk:
         self.folder = folder
         self.image = around / "image"
 
-    def cut(self, copy: Path) -> None:
+    def copy_as_after_power_cut(self, copy: Path) -> None:
         """Make ``copy`` the image as a power cut in this moment would leave it. Everybody else goes on."""
         _do("fsfreeze", "--freeze", self._around)
         try:

@@ -211,13 +211,13 @@ class NodeServer:
 
     async def emit(self) -> None:
         """One new bucket, to all that is subscribed."""
-        await self.do("emit")
+        await self.run_command("emit")
 
     async def burst(self, frames: int, rows: int = 1) -> None:
         """As many data events to each subscription, as quickly as they go, all rows new (before bucket 0)."""
-        await self.do("burst", frames=frames, rows=rows)
+        await self.run_command("burst", frames=frames, rows=rows)
 
-    async def do(self, command: str, **more: Any) -> None:
+    async def run_command(self, command: str, **more: Any) -> None:
         """Carry out a command of node_server.js, and wait until it has.
 
         ``ask`` (a data event that wants an acknowledgement), ``raw`` (text), ``error`` (name, error), ``kick``,
@@ -237,10 +237,10 @@ class NodeServer:
         """How often this happened: login, connected, refused, subscribed, unsubscribed, disconnected, acknowledged."""
         return sum(one["event"] == event for one in self.events)
 
-    async def until(self, true: Callable[[], object]) -> None:
+    async def until(self, condition: Callable[[], object]) -> None:
         """Wait until it holds of what the server told. Raises TimeoutError."""
         async with asyncio.timeout(TIMEOUT_SECONDS):
-            while not true():
+            while not condition():
                 if self._reading.done():
                     raise RuntimeError(f"socket.io {self.version} has ended")
                 self._news.clear()

@@ -84,16 +84,16 @@ class NspawnMachine:
         """Its root, as we see it."""
         return Path(f"/proc/{self._init}/root")
 
-    def run(self, script: str, *, typed: str = "") -> str:
+    def run(self, script: str, *, stdin: str = "") -> str:
         """What root's shell says to a script, whose every command must succeed. ``typed``: what is then entered."""
-        done = self.attempt(script, typed=typed)
+        done = self.run_unchecked(script, stdin=stdin)
         assert done.returncode == 0, f"{script}\n{done.stdout}{done.stderr}"
         return done.stdout.strip()
 
-    def attempt(self, script: str, *, typed: str = "") -> subprocess.CompletedProcess[str]:
+    def run_unchecked(self, script: str, *, stdin: str = "") -> subprocess.CompletedProcess[str]:
         """The same, where it may fail."""
         enter = ("nsenter", "--target", str(self._init), "--all", "--", "bash", "-euo", "pipefail", "-c", script)
-        return subprocess.run(enter, env=_ENVIRONMENT, input=typed, capture_output=True, text=True, timeout=120)
+        return subprocess.run(enter, env=_ENVIRONMENT, input=stdin, capture_output=True, text=True, timeout=120)
 
     def _booted(self) -> int | None:
         """The pid of its systemd, once that can be asked; None if that does not come."""

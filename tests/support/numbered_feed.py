@@ -31,7 +31,7 @@ class Subscriber:
 
     def __init__(self) -> None:
         self.tickers: set[str] = set()
-        self.greeted: set[str] = set()  # those that have had their window
+        self.window_sent: set[str] = set()  # those that have had their window
         self.sent: list[int] = []
 
 
@@ -41,16 +41,18 @@ class NumberedFeed:
     ``one_row``: each event is one new value and nothing else, as in a calm market.
     """
 
-    def __init__(self, *, rate: float = 300, ask_every: int = 7, one_row: bool = False) -> None:
+    def __init__(self, *, rate: float = 300, ack_every: int = 7, one_row: bool = False) -> None:
         self.rate = rate
-        self.count = 0  # events so far; they are numbered from 0
+        self.event_count = 0  # events so far; they are numbered from 0
         self.acknowledged: set[int] = set()  # what some daemon has said to be durable
         self.acknowledged_at = 0.0  # time.monotonic() of the last one
-        self.waits: list[float] = []  # seconds from each event that wanted an acknowledgement to that, fsync included
-        self.welcome = True  # else every login is refused
-        self._ask_every = ask_every
+        self.ack_delays: list[
+            float
+        ] = []  # seconds from each event that wanted an acknowledgement to that, fsync included
+        self.accepts_logins = True  # else every login is refused
+        self._ack_every = ack_every
         self._one_row = one_row
-        self._lines: dict[str, Subscriber] = {}  # by sid
+        self._subscribers: dict[str, Subscriber] = {}  # by sid
 
     async def __aenter__(self) -> Self:
         silent = logging.getLogger("tests.feed")
@@ -72,7 +74,7 @@ class NumberedFeed:
     async def __aexit__(self, *_: object) -> None:
         self._sending.cancel()
         await asyncio.wait([self._sending])
-        for sid in list(self._lines):
+        for sid in list(self._subscribers):
             await self._server.disconnect(sid)
         await self._server.shutdown()
         await self._runner.cleanup()
@@ -82,7 +84,7 @@ class NumberedFeed:
     @property
     def subscribed(self) -> int:
         """How many subscriptions there are now."""
-        return sum(len(line.tickers) for line in self._lines.values())
+        return sum(len(subscriber.tickers) for subscriber in self._subscribers.values())
 
     def rows(self, number: int, ticker: str) -> list[dict[str, Any]]:
         """The rows of an event: a value of its own, and one that restates what other events said."""
@@ -94,26 +96,26 @@ class NumberedFeed:
     # -- what it hears
 
     async def _login(self, _: web.Request) -> web.Response:
-        return web.json_response({"token": "any"}) if self.welcome else web.Response(status=503)
+        return web.json_response({"token": "any"}) if self.accepts_logins else web.Response(status=503)
 
     def _on_connect(self, sid: str, *_: object) -> None:
-        self._lines[sid] = Subscriber()
+        self._subscribers[sid] = Subscriber()
 
     def _on_disconnect(self, sid: str, *_: object) -> None:
-        self._lines.pop(sid, None)
+        self._subscribers.pop(sid, None)
 
     def _on_subscribe(self, sid: str, wish: dict[str, Any]) -> None:
-        self._lines[sid].tickers.add(wish["params"]["ticker"])
+        self._subscribers[sid].tickers.add(wish["params"]["ticker"])
 
-    def _on_acknowledgement(self, line: Subscriber, upto: int) -> Callable[..., None]:
+    def _on_acknowledgement(self, subscriber: Subscriber, upto: int) -> Callable[..., None]:
         sent_at = time.monotonic()
 
         def acknowledged(*_: object) -> None:
-            done = bisect_right(line.sent, upto)
-            self.acknowledged.update(line.sent[:done])
-            del line.sent[:done]
+            done = bisect_right(subscriber.sent, upto)
+            self.acknowledged.update(subscriber.sent[:done])
+            del subscriber.sent[:done]
             self.acknowledged_at = time.monotonic()
-            self.waits.append(self.acknowledged_at - sent_at)
+            self.ack_delays.append(self.acknowledged_at - sent_at)
 
         return acknowledged
 
@@ -131,23 +133,23 @@ class NumberedFeed:
                 await self._send_next()
 
     async def _send_next(self) -> None:
-        number, self.count = self.count, self.count + 1
+        number, self.event_count = self.event_count, self.event_count + 1
         ticker = TICKERS[number % len(TICKERS)]
         rows = self.rows(number, ticker)
-        for sid, line in list(self._lines.items()):
-            if ticker in line.tickers:
-                again = self._window(number, ticker) if self._is_new(line, ticker) else []
-                await self._send(sid, line, number, again + rows)
+        for sid, subscriber in list(self._subscribers.items()):
+            if ticker in subscriber.tickers:
+                again = self._window(number, ticker) if self._is_new(subscriber, ticker) else []
+                await self._send(sid, subscriber, number, again + rows)
 
-    def _is_new(self, line: Subscriber, ticker: str) -> bool:
-        new = ticker not in line.greeted
-        line.greeted.add(ticker)
+    def _is_new(self, subscriber: Subscriber, ticker: str) -> bool:
+        new = ticker not in subscriber.window_sent
+        subscriber.window_sent.add(ticker)
         return new and not self._one_row
 
-    async def _send(self, sid: str, line: Subscriber, number: int, rows: list[dict[str, Any]]) -> None:
-        line.sent.append(number)
-        wanted = number % self._ask_every == 0
-        callback = self._on_acknowledgement(line, number) if wanted else None
+    async def _send(self, sid: str, subscriber: Subscriber, number: int, rows: list[dict[str, Any]]) -> None:
+        subscriber.sent.append(number)
+        wanted = number % self._ack_every == 0
+        callback = self._on_acknowledgement(subscriber, number) if wanted else None
         await self._server.emit("res", rows, to=sid, callback=callback)
 
     def _window(self, number: int, ticker: str) -> list[dict[str, Any]]:

@@ -48,7 +48,7 @@ class OutageScenario:
         self.daemon = ForkedDaemon(self._fork_server, config, KEY)
         self.spool = Path(self._sections.get("spool", {}).get("path", self._folder / "spool"))
         self.daemon.start()
-        await self.daemon.live()
+        await self.daemon.wait_until_live()
         await until(lambda: self.feed.acknowledged)
         return self
 
@@ -65,24 +65,24 @@ class OutageScenario:
             await asyncio.sleep(0.01)
         return longest
 
-    async def drained(self) -> None:
+    async def wait_until_drained(self) -> None:
         """Wait until the daemon has written all that it has received by now."""
         received = self.daemon.status["spool"]["head_seq"]
         await until(lambda: self._acked() >= received, DRAIN_SECONDS)
 
-    async def silent(self) -> None:
+    async def stop_feed(self) -> None:
         """Have the feed say no more, and wait until what it said is written."""
         self.feed.rate = 0
         await asyncio.sleep(0.3)  # what is on its way arrives
-        await self.drained()
+        await self.wait_until_drained()
 
-    async def end(self, without: Set[int] = frozenset()) -> Reconciliation:
+    async def finish(self, without: Set[int] = frozenset()) -> Reconciliation:
         """Silence, a stop in order, and the reckoning. ``without``: what was taken away after it had been written."""
-        await self.silent()
+        await self.stop_feed()
         assert await self.daemon.terminate(timeout_seconds=20) == 0
         await assert_balances(self.daemon, self._fork_server)
         db, feed = self.daemon.db, self.feed
-        found = assert_complete(db, self.spool, feed.count, feed.acknowledged - without, whole=not without)
+        found = assert_complete(db, self.spool, feed.event_count, feed.acknowledged - without, whole=not without)
         print(found)
         return found
 

@@ -65,7 +65,7 @@ def reconcile(db: DbReader, sent: int, acknowledged: Set[int]) -> Reconciliation
 async def assert_recovers(daemon: ForkedDaemon, fork_server: ForkServer) -> None:
     """It starts, is live again, ends in order, and its audit balances."""
     daemon.start()
-    await daemon.live()
+    await daemon.wait_until_live()
     assert await daemon.terminate(timeout_seconds=20) == 0
     await assert_balances(daemon, fork_server)
 
@@ -84,10 +84,10 @@ def assert_complete(
     Unless ``whole``, the books need not begin with entry 1: a part of them was taken away on purpose.
     """
     head = spool_head(spool)
-    position = db.one(f"SELECT position FROM instances WHERE spool_id = '{head['spool_id']}'")
+    position = db.scalar(f"SELECT position FROM instances WHERE spool_id = '{head['spool_id']}'")
     assert position == head["next_seq"] - 1
     if whole:
-        db.check()
+        db.assert_consistent()
     found = reconcile(db, sent, acknowledged)
     assert found.acknowledged, "nothing was acknowledged: this has tested nothing"
     assert (sorted(found.lost), sorted(found.duplicated)) == ([], []), (found, sorted(found.lost))

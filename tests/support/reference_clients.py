@@ -38,7 +38,7 @@ class _Listener:
 
     def __init__(self) -> None:
         self.events: list[tuple[str, Any]] = []
-        self.endings: list[Any] = []  # why it was refused, or has ended
+        self.end_reasons: list[Any] = []  # why it was refused, or has ended
         self._news = asyncio.Event()
 
     def _heard(self, event: str, payload: Any) -> None:
@@ -46,7 +46,7 @@ class _Listener:
         self._news.set()
 
     def _ended(self, reason: Any) -> None:
-        self.endings.append(reason)
+        self.end_reasons.append(reason)
         self._news.set()
 
     def rows(self, event: str) -> list[dict[str, Any]]:
@@ -54,10 +54,10 @@ class _Listener:
         payloads = [payload for name, payload in self.events if name == event]
         return [row for one in payloads for row in (one["results"] if isinstance(one, dict) else one)]
 
-    async def until(self, true: Callable[[], object]) -> None:
+    async def until(self, condition: Callable[[], object]) -> None:
         """Wait until it holds. Raises TimeoutError."""
         async with asyncio.timeout(TIMEOUT_SECONDS):
-            while not true():
+            while not condition():
                 self._news.clear()
                 await self._news.wait()
 
@@ -79,7 +79,7 @@ class EngineIo4Client(_Listener):
         except socketio.exceptions.ConnectionError:
             if self._client.eio.http:  # left open by the library where the handshake was no websocket's
                 await self._client.eio.http.close()
-            raise HandshakeRefused(*self.endings) from None
+            raise HandshakeRefused(*self.end_reasons) from None
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -89,7 +89,7 @@ class EngineIo4Client(_Listener):
     def connected(self) -> bool:
         return bool(self._client.connected)
 
-    async def ask(self, event: str, path: str, **params: str) -> Any:
+    async def request(self, event: str, path: str, **params: str) -> Any:
         """Send ``subscribe`` or ``unsubscribe``; what the acknowledgement said. Raises TimeoutError."""
         wanted = {"path": path, "method": "get", "params": params}
         try:
@@ -124,7 +124,7 @@ class EngineIo3Client(_Listener):
         await self._socket.close()
         await self._session.close()
 
-    async def ask(self, event: str, path: str, **params: str) -> Any:
+    async def request(self, event: str, path: str, **params: str) -> Any:
         """Send ``subscribe`` or ``unsubscribe``; what the acknowledgement said. Raises TimeoutError."""
         number, self._asked = self._asked, self._asked + 1
         wanted = {"path": path, "method": "get", "params": params}

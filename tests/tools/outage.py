@@ -45,25 +45,25 @@ class Look:
 class Watch:
     """Looks at a daemon all the time and prints what it sees, and at the end of a phase how long the feed waited."""
 
-    def __init__(self, stage: OutageScenario) -> None:
-        self._stage = stage
+    def __init__(self, scenario: OutageScenario) -> None:
+        self._scenario = scenario
         self.looks: list[Look] = []
 
     async def for_seconds(self, seconds: float, phase: str) -> None:
         end = time.monotonic() + seconds
         await self.until(phase, lambda look: look.at >= end)
 
-    async def until(self, phase: str, true: Callable[[Look], bool]) -> None:
-        self._stage.feed.waits.clear()
-        while not true(look := self._look()):
+    async def until(self, phase: str, condition: Callable[[Look], bool]) -> None:
+        self._scenario.feed.ack_delays.clear()
+        while not condition(look := self._look()):
             self._print(phase, look)
             await asyncio.sleep(LOOK_SECONDS)
-        waits = sorted(self._stage.feed.waits)
+        waits = sorted(self._scenario.feed.ack_delays)
         print(f"{phase}: acknowledged after {_part(waits, 0.5)} ms (median), {_part(waits, 0.99)} ms (99 %)")
 
     def _look(self) -> Look:
-        spool = self._stage.daemon.status["spool"]
-        memory = resident_mib(self._stage.daemon.pid)
+        spool = self._scenario.daemon.status["spool"]
+        memory = resident_mib(self._scenario.daemon.pid)
         self.looks.append(Look(time.monotonic(), memory, spool["entries"], spool["acked_seq"]))
         return self.looks[-1]
 
@@ -89,10 +89,10 @@ def away(server: Postgres | None, file: Path) -> Iterator[None]:
         yield
 
 
-async def outage(stage: OutageScenario, server: Postgres | None, file: Path, *, minutes: float, rate: float) -> bool:
+async def outage(scenario: OutageScenario, server: Postgres | None, file: Path, *, minutes: float, rate: float) -> bool:
     """Whether it was borne as it should be."""
-    async with stage:
-        watch = Watch(stage)
+    async with scenario:
+        watch = Watch(scenario)
         await watch.for_seconds(WARM_SECONDS, "before")
         warm = watch.looks[-1]
         with away(server, file):
@@ -102,7 +102,7 @@ async def outage(stage: OutageScenario, server: Postgres | None, file: Path, *, 
         began = watch.looks[-2]
         await watch.until("draining", lambda look: look.entries < rate / 2)
         last = watch.looks[-1]
-        await stage.end()
+        await scenario.finish()
     drained = (last.acked - began.acked) / (last.at - began.at)
     growth = max(look.mib for look in watch.looks) - warm.mib
     print(f"{began.entries} entries drained in {last.at - began.at:.1f} s: {drained:.0f}/s, {drained / rate:.1f} times")
@@ -120,13 +120,13 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as name, ForkServer() as fork_server:
         file = Path(name) / "ingestor.db"
         if asked.database == "sqlite":
-            stage = OutageScenario(fork_server, Path(name), f"sqlite:///{file}", rate=asked.rate, one_row=True)
-            return not asyncio.run(outage(stage, None, file, minutes=asked.minutes, rate=asked.rate))
+            scenario = OutageScenario(fork_server, Path(name), f"sqlite:///{file}", rate=asked.rate, one_row=True)
+            return not asyncio.run(outage(scenario, None, file, minutes=asked.minutes, rate=asked.rate))
         if binaries is None:
             sys.exit("PostgreSQL: install it, or set INGESTOR_TEST_PG_BIN (folder)")
         with own_server(binaries, fsync=True) as server:
-            stage = OutageScenario(fork_server, Path(name), server.url(), rate=asked.rate, one_row=True)
-            return not asyncio.run(outage(stage, server, file, minutes=asked.minutes, rate=asked.rate))
+            scenario = OutageScenario(fork_server, Path(name), server.url(), rate=asked.rate, one_row=True)
+            return not asyncio.run(outage(scenario, server, file, minutes=asked.minutes, rate=asked.rate))
 
 
 if __name__ == "__main__":

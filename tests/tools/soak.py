@@ -116,7 +116,7 @@ async def soak(server: Server, folder: Path, *, minutes: float, rate: float) -> 
     )
     account, table = Account(server), Table()
     async with DaemonProcess(config, server.api_key) as daemon:
-        await daemon.live()
+        await daemon.wait_until_live()
         began = time.monotonic()
         looks = await watch(daemon, account, minutes * 60)
         table.tell("minutes", f"{(time.monotonic() - began) / 60:.1f}")
@@ -144,7 +144,9 @@ async def watch(daemon: DaemonProcess, account: Account, seconds: float) -> list
         looks.append(Look(time.monotonic(), resident_mib(pid), open_descriptors(pid), cpu_seconds(pid)))
         if len(looks) % round(PRINT_SECONDS / LOOK_SECONDS) == 1:
             last = looks[-1]
-            print(f"{account.events} events, {last.mib:.0f} MiB resident, {last.descriptors} descriptors", flush=True)
+            print(
+                f"{account.events} events, {last.mib:.0f} MiB resident, {last.open_descriptors} descriptors", flush=True
+            )
         await asyncio.sleep(LOOK_SECONDS)
     return looks
 
@@ -155,7 +157,7 @@ async def silence(server: Server) -> None:
         if isinstance(server, FaultySimulator):
             server.mute(ticker)
         elif isinstance(server, NodeServer):
-            await server.do("mute", ticker=ticker)
+            await server.run_command("mute", ticker=ticker)
 
 
 # What is reckoned.
@@ -174,16 +176,16 @@ def tell_usage(table: Table, looks: list[Look]) -> None:
     )
     table.tell(
         "descriptors, warm and at the end",
-        f"{first.descriptors}, {last.descriptors}",
+        f"{first.open_descriptors}, {last.open_descriptors}",
         f"at most {GROWTH_DESCRIPTORS} more",
-        last.descriptors - first.descriptors <= GROWTH_DESCRIPTORS,
+        last.open_descriptors - first.open_descriptors <= GROWTH_DESCRIPTORS,
     )
 
 
 def tell_received(table: Table, account: Account, db: DbReader, wanted: float) -> None:
     sent, current = account.values, db.current()
     table.tell("events sent", account.events, f"at least 90 % of {wanted:.0f}", account.events >= 0.9 * wanted)
-    table.tell("events stored", db.one("SELECT count(*) FROM payloads"))
+    table.tell("events stored", db.scalar("SELECT count(*) FROM payloads"))
     table.tell("samples sent", len(sent), "some", bool(sent))
     table.none("samples missing", len(sent.keys() - current.keys()))
     table.none("samples that nobody sent", len(current.keys() - sent.keys()))
@@ -206,13 +208,13 @@ def tell_rows(table: Table, db: DbReader, samples: int) -> None:
     outcomes = ("new", "revised", "duplicate", "dead")
     columns = ", ".join(f"sum({one}_rows) AS {one}" for one in outcomes)
     (rows,) = db.rows(f"SELECT {columns} FROM batches")
-    received = db.one("SELECT sum(row_count) FROM payloads")
+    received = db.scalar("SELECT sum(row_count) FROM payloads")
     table.tell("rows new", rows["new"], "as many as samples", rows["new"] == samples)
     table.tell("rows revised", rows["revised"])
     table.tell("rows duplicate", rows["duplicate"], "whatever came again", rows["duplicate"] > 0)
     table.none("rows dead", rows["dead"])
     table.tell("rows received", received, "the same together", received == sum(rows.values()))
-    db.check()  # says itself what does not balance
+    db.assert_consistent()  # says itself what does not balance
 
 
 def tell_coverage(table: Table, db: DbReader) -> None:
@@ -221,14 +223,14 @@ def tell_coverage(table: Table, db: DbReader) -> None:
     firsts = "SELECT min(started_at) AS first FROM coverage WHERE state = 'live' GROUP BY subscription_id"
     table.none(
         "gaps since all were live",
-        db.one(f"SELECT count(*) FROM gaps WHERE to_at > (SELECT max(first) FROM ({firsts}))"),
+        db.scalar(f"SELECT count(*) FROM gaps WHERE to_at > (SELECT max(first) FROM ({firsts}))"),
     )
-    lost = db.one("SELECT count(*) FROM events WHERE kind IN ('disconnected', 'connect_failed')")
+    lost = db.scalar("SELECT count(*) FROM events WHERE kind IN ('disconnected', 'connect_failed')")
     table.none("connections lost or refused", lost)
 
 
 def tell_renewals(table: Table, db: DbReader, login_times: Sequence[float], seconds: float) -> None:
-    renewals = db.one("SELECT count(*) FROM events WHERE kind = 'connected'") - len(WANTED)
+    renewals = db.scalar("SELECT count(*) FROM events WHERE kind = 'connected'") - len(WANTED)
     least = len(WANTED) * (int(seconds / TOKEN_SECONDS) - 1)
     table.tell("renewals", renewals, f"at least {least}", renewals >= least)
     closest = min((later - earlier for earlier, later in pairwise(login_times)), default=float("inf"))
@@ -273,10 +275,10 @@ def server_for(generation: str | None, rate: float) -> FaultySimulator | NodeSer
     )
 
 
-async def run(asked: argparse.Namespace) -> bool:
+async def run(arguments: argparse.Namespace) -> bool:
     with tempfile.TemporaryDirectory() as name:
-        async with server_for(asked.peer, asked.rate) as server:
-            return await soak(server, Path(name), minutes=asked.minutes, rate=asked.rate)
+        async with server_for(arguments.peer, arguments.rate) as server:
+            return await soak(server, Path(name), minutes=arguments.minutes, rate=arguments.rate)
 
 
 def main() -> int:

@@ -49,7 +49,7 @@ async def exposed(simulator: FaultySimulator, tmp_path: Path) -> dict[str, set[s
     subscriptions = {"/real-time/crowd-sentiment": ["AAPL"]}
     config = write_config(tmp_path, url=simulator.url, database_url=url, subscriptions=subscriptions)
     async with InProcessDaemon(config, simulator.api_key) as daemon:
-        await daemon.live()
+        await daemon.wait_until_live()
         await until(lambda: daemon.status.rows.new)
         text = await daemon.metrics()
     found: dict[str, set[str]] = defaultdict(set)

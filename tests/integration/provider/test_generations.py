@@ -128,7 +128,7 @@ async def test_disconnect_is_noticed_and_followed_by_reconnect(
     supervisor = await run_against(peer)
     await memory.until(lambda: live(memory) == 3)
     for ends, end in enumerate(("kick", "close", "reset"), start=1):
-        await peer.do(end)
+        await peer.run_command(end)
         await memory.until(lambda: live(memory) == 3 + 3 * ends)  # noqa: B023 - is waited for here
     await peer.stop()
     await peer.start()
@@ -170,8 +170,8 @@ async def test_refused_token_is_replaced(
     peer = await make_node_server(generation)
     supervisor = await run_against(peer, protocol=protocol_of(generation).value)
     await memory.until(lambda: live(memory) == 3)
-    await peer.do("revoke")
-    await peer.do("kick")
+    await peer.run_command("revoke")
+    await peer.run_command("kick")
     await memory.until(lambda: live(memory) == 6, seconds=25)
     assert any("refused" in fact.detail["reason"] for fact in memory.facts("connect_failed"))
     assert peer.count("login") == 2
@@ -183,7 +183,7 @@ async def test_refused_subscription_does_not_affect_others(
     memory: Memory, make_node_server: Any, run_against: Run, generation: str
 ) -> None:
     peer = await make_node_server(generation)
-    await peer.do("refuse", name="TSLA", message="not yours")
+    await peer.run_command("refuse", name="TSLA", message="not yours")
     await run_against(peer)
     await memory.until(lambda: live(memory) == 2 and memory.facts("refused"))
     (refused,) = memory.facts("refused")
@@ -198,7 +198,7 @@ async def test_event_with_ack_id_is_acknowledged(
     peer = await make_node_server(generation, interval_seconds=None)
     await run_against(peer)
     await memory.until(lambda: live(memory) == 3)
-    await peer.do("ask")
+    await peer.run_command("ask")
     await peer.until(lambda: peer.count("acknowledged"))
 
 

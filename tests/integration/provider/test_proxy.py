@@ -69,9 +69,9 @@ async def test_supervisor_uses_proxy_for_all_requests(
     await supervisor.stop()
     await running
     await tokens.close()
-    assert proxy.asked == [f"CONNECT {urlsplit(url).netloc}"] * 3
-    assert b"token=" not in b"".join(proxy.heads)
-    assert b"\r\nAuthorization" not in b"".join(proxy.heads)
+    assert proxy.requests == [f"CONNECT {urlsplit(url).netloc}"] * 3
+    assert b"token=" not in b"".join(proxy.request_heads)
+    assert b"\r\nAuthorization" not in b"".join(proxy.request_heads)
     assert "Proxy-Authorization" not in server.clients[0].request.headers
 
 
@@ -79,7 +79,7 @@ async def test_supervisor_uses_proxy_for_all_requests(
 async def test_plain_http_uses_proxy(raw_server: Any, make_proxy: Any, reach: Reach, way: str) -> None:
     server, proxy = await raw_server(), await make_proxy(CREDENTIALS)
     await reach(way, proxied_url(server.url), proxy_url(proxy, CREDENTIALS))
-    assert proxy.asked
+    assert proxy.requests
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -88,7 +88,7 @@ async def test_proxy_may_use_tls(
 ) -> None:
     server, proxy = await raw_server(tls=server_side), await make_proxy(tls=server_side)
     await reach(way, proxied_url(server.url), SecretStr(f"https://127.0.0.1:{proxy.port}"))
-    assert proxy.asked
+    assert proxy.requests
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -98,7 +98,7 @@ async def test_proxy_cannot_impersonate_the_server(
     server, proxy = await raw_server(tls=server_side), await make_proxy()
     with pytest.raises((TokenUnavailable, ConnectionFailed), match="server's certificate was not accepted"):
         await reach(way, proxied_url(server.url), proxy_url(proxy), ca_file=None)
-    assert proxy.asked
+    assert proxy.requests
     assert server.clients == []
 
 
