@@ -6,15 +6,8 @@ from dataclasses import asdict
 
 import typer
 
-from ingestor.cli.output import (
-    ConfigOption,
-    Output,
-    OutputOption,
-    load_config,
-    open_configured_database,
-    print_result,
-    printable,
-)
+from ingestor.cli.options import ConfigOption, Output, OutputOption, load_config, open_database
+from ingestor.cli.output import print_result, printable
 
 
 def audit(config: ConfigOption = None, output: OutputOption = Output.TEXT) -> None:
@@ -31,7 +24,7 @@ def audit(config: ConfigOption = None, output: OutputOption = Output.TEXT) -> No
     from ingestor.store.read import audit as store_audit
 
     loaded = load_config(config)
-    with open_configured_database(loaded) as engine:
+    with open_database(loaded) as engine:
         issues = store_audit.audit(engine, samples_pruned=loaded.database.retention.samples is not None)
         losses = store_audit.find_losses(engine)
     lines = [f"! {loss.check}: {loss.message}" for loss in losses]

@@ -3,26 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ingestor.cli.output import (
-    TIME_HELP,
-    ConfigOption,
-    Output,
-    OutputOption,
-    echo_stderr,
-    format_repair,
-    load_config,
-    parse_time,
-    print_result,
-    progress_bar,
-    repair_to_dict,
-)
+from ingestor.cli.options import TIME_HELP, ConfigOption, Output, OutputOption, load_config, parse_time
+from ingestor.cli.output import echo_stderr, format_repair, print_result, progress_bar, repair_to_dict
 
 if TYPE_CHECKING:
     from ingestor.config import Config
@@ -86,26 +74,29 @@ def _run(config: Config, requests: Sequence[BackfillRequest], count: int) -> lis
     """Have the daemon backfill, or do it here if none runs. Return the finished repairs."""
     from ingestor.daemon import control
     from ingestor.repair import backfill_requests
+    from ingestor.store.engine import make_engine
 
-    with _open_monitor(config, count) as monitor:
-        response = control.send_request(config.spool.path, "backfill", requests=backfill_requests.to_json(requests))
-        if response is None:
-            _run_offline(config, requests, monitor.is_finished)
-        else:
-            while not monitor.is_finished(response["repairs"]):
-                time.sleep(POLL_SECONDS)
-        return monitor.repairs
+    # It connects on first use: the database may not exist before the work begins.
+    engine = make_engine(config.database.url.get_secret_value(), read_only=True)
+    try:
+        with progress_bar("requests", lambda: count) as advance:
+            monitor = _RepairMonitor(engine, lambda remaining: advance(count - remaining))
+            response = control.send_request(config.spool.path, "backfill", requests=backfill_requests.to_json(requests))
+            if response is None:
+                _run_offline(config, requests, monitor)
+            else:
+                while not monitor.is_finished(response["repairs"]):
+                    time.sleep(POLL_SECONDS)
+            return monitor.repairs
+    finally:
+        engine.dispose()
 
 
-def _run_offline(
-    config: Config, requests: Sequence[BackfillRequest], is_finished: Callable[[Sequence[int]], bool]
-) -> None:
+def _run_offline(config: Config, requests: Sequence[BackfillRequest], monitor: _RepairMonitor) -> None:
     from ingestor.commands import offline
     from ingestor.config import require_api_key
-    from ingestor.store.open_database import with_remedy
 
-    with with_remedy(config.database.url.get_secret_value()):
-        offline.backfill(config, require_api_key(config), requests, is_finished)
+    offline.backfill(config, require_api_key(config), requests, monitor.is_finished)
 
 
 class _RepairMonitor:
@@ -119,31 +110,14 @@ class _RepairMonitor:
 
     def is_finished(self, repair_ids: Sequence[int]) -> bool:
         """Poll, and return whether every repair is finished. Print each new error once."""
+        from ingestor.repair.plan import remaining_queries
         from ingestor.store.maintenance.repairs import load_repairs
 
         self.repairs = load_repairs(self._engine, repair_ids)
-        self._show_remaining(sum(map(_count_remaining, self.repairs)))
-        for repair in self.repairs:
-            if repair.state == "open" and repair.error not in ("", self._reported_errors.get(repair.repair_id)):
+        unfinished = [repair for repair in self.repairs if repair.state == "open"]
+        self._show_remaining(sum(1 for repair in unfinished for _ in remaining_queries(repair, [repair.ticker])))
+        for repair in unfinished:
+            if repair.error not in ("", self._reported_errors.get(repair.repair_id)):
                 echo_stderr(f"{repair.path}: {repair.error}; retrying")
                 self._reported_errors[repair.repair_id] = repair.error
-        return all(repair.state != "open" for repair in self.repairs)
-
-
-def _count_remaining(repair: Repair) -> int:
-    from ingestor.repair import plan
-
-    return sum(1 for _ in plan.remaining_queries(repair, [repair.ticker])) if repair.state == "open" else 0
-
-
-@contextmanager
-def _open_monitor(config: Config, count: int) -> Iterator[_RepairMonitor]:
-    from ingestor.store.engine import make_engine
-
-    # It connects on first use: the database may not exist before the work begins.
-    engine = make_engine(config.database.url.get_secret_value(), read_only=True)
-    try:
-        with progress_bar("requests", lambda: count) as advance:
-            yield _RepairMonitor(engine, lambda remaining: advance(count - remaining))
-    finally:
-        engine.dispose()
+        return not unfinished

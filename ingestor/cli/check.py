@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ingestor.cli.output import ConfigOption, Output, OutputOption, echo, load_config, printable, to_json
+from ingestor.cli.options import ConfigOption, Output, OutputOption, load_config
+from ingestor.cli.output import echo, printable, to_json
 
 if TYPE_CHECKING:
     from ingestor.commands.check import CheckResult
-    from ingestor.config import Config
 
 
 def check(
@@ -31,6 +30,10 @@ def check(
     Example:
       ingestor check --connect
     """
+    import asyncio
+
+    from ingestor.commands.check import run_offline_checks
+
     results: list[CheckResult] = []
 
     def report(result: CheckResult) -> None:
@@ -38,25 +41,18 @@ def check(
         if output is Output.TEXT:
             echo(printable(_format_result(result)))
 
-    _run_checks(load_config(config), connect, report)
+    loaded = load_config(config)
+    for result in run_offline_checks(loaded):
+        report(result)
+    if connect:
+        from ingestor.commands.check_online import run_online_checks
+
+        asyncio.run(run_online_checks(loaded, report))
     if output is Output.JSON:
         echo(to_json([asdict(result) for result in results]))
     code = next((result.exit_code for result in results if result.exit_code), 0)
     if code:
         raise typer.Exit(code)
-
-
-def _run_checks(config: Config, connect: bool, report: Callable[[CheckResult], None]) -> None:
-    import asyncio
-
-    from ingestor.commands.check import run_offline_checks
-
-    for result in run_offline_checks(config):
-        report(result)
-    if connect:
-        from ingestor.commands.check_online import run_online_checks
-
-        asyncio.run(run_online_checks(config, report))
 
 
 def _format_result(result: CheckResult) -> str:

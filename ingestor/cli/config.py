@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import typer
 
-from ingestor.cli.output import ConfigOption, Output, OutputOption, load_config, print_result
+from ingestor.cli.options import ConfigOption, Output, OutputOption, load_config
+from ingestor.cli.output import print_result
 
 config_app = typer.Typer(help="Show the configuration and its schema.")
 

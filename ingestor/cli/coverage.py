@@ -11,31 +11,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ingestor.cli.output import (
-    TIME_HELP,
-    ConfigOption,
-    Output,
-    OutputOption,
-    format_repair,
-    load_config,
-    open_configured_database,
-    parse_time,
-    print_result,
-    printable,
-    repair_to_dict,
-)
+from ingestor.cli.options import TIME_HELP, ConfigOption, Output, OutputOption, load_config, open_database, parse_time
+from ingestor.cli.output import format_repair, print_result, printable, repair_to_dict
 from ingestor.core.times import DAY_US, split_into_cells
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from ingestor.store.engine import Engine
     from ingestor.store.maintenance.repairs import Repair
     from ingestor.store.read.coverage_report import SubscriptionCoverage, TimeSpan
 
 STRIP_DURATION = timedelta(days=1)
 STRIP_CELLS = 48
-STRIP_CELL_US = DAY_US // STRIP_CELLS
 MAX_ROWS = 200  # subscriptions in the table; --output json has all
 MAX_REPAIRS = 20  # below the table; --output json has all
 # The shape of a cell says how much of the wanted time was covered; its color repeats it for quick reading.
@@ -59,33 +46,24 @@ def coverage(
       ingestor coverage --ticker AAPL --since 30d
     """
     from ingestor.store.maintenance.repairs import unfinished_repairs
+    from ingestor.store.read.coverage_report import load_coverage
 
     loaded = load_config(config)
     now = datetime.now(UTC)
     start = parse_time(since, now, "--since")
-    with open_configured_database(loaded) as engine:
-        subscriptions, last_day = _fetch(engine, ticker, start, now)
+    strip_start = now - STRIP_DURATION
+    with open_database(loaded) as engine:
+        subscriptions = load_coverage(engine, start, now, ticker)
+        last_day = subscriptions if start == strip_start else load_coverage(engine, strip_start, now, ticker)
         repairs = unfinished_repairs(engine, ticker)
     strips = {subscription.subscription_id: strip(subscription, now) for subscription in last_day}
     data = {
-        "from": start.isoformat(),
-        "to": now.isoformat(),
+        "from": start,
+        "to": now,
         "subscriptions": [_to_dict(subscription, strips) for subscription in subscriptions],
         "repairs": [repair_to_dict(repair) for repair in repairs],
     }
     print_result(output, data, lambda: _render(_table(subscriptions, strips, start), _format_repairs(repairs)))
-
-
-def _fetch(
-    engine: Engine, ticker: str, start: datetime, now: datetime
-) -> tuple[list[SubscriptionCoverage], list[SubscriptionCoverage]]:
-    """Return the coverage since ``start`` and that of the last day."""
-    from ingestor.store.read.coverage_report import load_coverage
-
-    subscriptions = load_coverage(engine, start, now, ticker)
-    if now - start == STRIP_DURATION:
-        return subscriptions, subscriptions
-    return subscriptions, load_coverage(engine, now - STRIP_DURATION, now, ticker)
 
 
 def strip(subscription: SubscriptionCoverage, end: datetime) -> str:
@@ -97,10 +75,9 @@ def strip(subscription: SubscriptionCoverage, end: datetime) -> str:
 def _cell_totals(spans: Sequence[TimeSpan], end: datetime) -> list[int]:
     """Return how many µs of each cell the spans cover."""
     totals = [0] * STRIP_CELLS
-    for span in spans:
-        for cell, us in split_into_cells(
-            span.from_at, span.to_at, start=end - STRIP_DURATION, cell_us=STRIP_CELL_US, cells=STRIP_CELLS
-        ):
+    start = end - STRIP_DURATION
+    for begin, until in spans:
+        for cell, us in split_into_cells(begin, until, start=start, cell_us=DAY_US // STRIP_CELLS, cells=STRIP_CELLS):
             totals[cell] += us
     return totals
 
@@ -114,17 +91,11 @@ def _cell(wanted_us: int, covered_us: int) -> str:
 
 
 def _to_dict(subscription: SubscriptionCoverage, strips: Mapping[int, str]) -> dict[str, Any]:
-    return {
-        "subscription_id": subscription.subscription_id,
-        "feed": subscription.feed,
-        "path": subscription.path,
-        "params": subscription.params,
-        "ticker": subscription.ticker,
-        "wanted_seconds": subscription.wanted_seconds,
-        "covered_seconds": subscription.covered_seconds,
+    names = ("subscription_id", "feed", "path", "params", "ticker", "wanted_seconds", "covered_seconds")
+    return {name: getattr(subscription, name) for name in names} | {
         "percent": _percent(subscription),
         "gaps": [
-            {"from": gap.from_at.isoformat(), "to": gap.to_at.isoformat(), "states": gap.states, "reason": gap.reason}
+            {"from": gap.from_at, "to": gap.to_at, "states": gap.states, "reason": gap.reason}
             for gap in subscription.gaps
         ],
         "last_day": strips[subscription.subscription_id],

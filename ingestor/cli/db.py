@@ -4,15 +4,8 @@ from __future__ import annotations
 
 import typer
 
-from ingestor.cli.output import (
-    ConfigOption,
-    Output,
-    OutputOption,
-    echo,
-    load_config,
-    open_configured_database,
-    print_result,
-)
+from ingestor.cli.options import ConfigOption, Output, OutputOption, load_config, open_database
+from ingestor.cli.output import echo, print_result
 
 db_app = typer.Typer(help="Show and upgrade the database schema.")
 
@@ -30,7 +23,7 @@ def upgrade(config: ConfigOption = None) -> None:
     """
     from ingestor.store import migrate
 
-    with open_configured_database(load_config(config), read_only=False) as engine:
+    with open_database(load_config(config), read_only=False) as engine:
         migrate.upgrade(engine)
         revision = migrate.current_revision(engine)
     echo(f"schema {revision}")
@@ -46,7 +39,7 @@ def current(config: ConfigOption = None, output: OutputOption = Output.TEXT) -> 
     """
     from ingestor.store import migrate
 
-    with open_configured_database(load_config(config)) as engine:
+    with open_database(load_config(config)) as engine:
         revision = migrate.current_revision(engine)
     data = {"current": revision, "head": migrate.head_revision()}
     print_result(output, data, lambda: f"database {revision or 'empty'}, program {migrate.head_revision()}")

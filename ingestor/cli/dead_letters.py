@@ -6,16 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ingestor.cli.output import (
-    ConfigOption,
-    Output,
-    OutputOption,
-    echo,
-    load_config,
-    open_configured_database,
-    print_result,
-    printable,
-)
+from ingestor.cli.options import ConfigOption, Output, OutputOption, load_config, open_database
+from ingestor.cli.output import echo, print_result, printable
 
 if TYPE_CHECKING:
     from ingestor.config import Config
@@ -82,22 +74,17 @@ def retry(
 
     loaded = load_config(config)
     response = control.send_request(loaded.spool.path, "retry", ids=letter_ids or [])
-    count = response["retried"] if response else _retry_offline(loaded, letter_ids or [])
-    echo(f"retrying {count} dead letters; `ingestor dead-letters list` shows those that fail again")
+    if response is None:
+        from ingestor.commands import offline
 
-
-def _retry_offline(config: Config, letter_ids: list[int]) -> int:
-    from ingestor.commands import offline
-    from ingestor.store.open_database import with_remedy
-
-    with with_remedy(config.database.url.get_secret_value()):
-        return offline.retry_dead_letters(config, letter_ids)
+        response = {"retried": offline.retry_dead_letters(loaded, letter_ids or [])}
+    echo(f"retrying {response['retried']} dead letters; `ingestor dead-letters list` shows those that fail again")
 
 
 def _fetch(config: Config, **filters: Any) -> list[dict[str, Any]]:
     from ingestor.store.read.status import list_dead_letters
 
-    with open_configured_database(config) as engine:
+    with open_database(config) as engine:
         return list_dead_letters(engine, **filters)
 
 

@@ -60,13 +60,8 @@ def _table(view: DemoView) -> Table:
     for name in ("ticker", "last", "", "rows", "lag"):
         table.add_column(name, justify="left" if name in ("ticker", "") else "right")
     for line in view.tickers:
-        table.add_row(
-            Text(line.ticker),
-            f"{line.values[-1]:+.4f}",
-            _sparkline(line.values),
-            f"{line.rows:,}",
-            f"{line.lag_seconds:.1f} s",
-        )
+        value, lag = f"{line.values[-1]:+.4f}", f"{line.lag_seconds:.1f} s"
+        table.add_row(Text(line.ticker), value, _sparkline(line.values), f"{line.rows:,}", lag)
     return table
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -39,10 +40,8 @@ def dashboards_export(
     Example:
       ingestor dashboards export monitoring
     """
-    try:
+    with suppress(OSError):  # write_new_file reports the reason
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError:
-        pass  # write_new_file reports the reason
     for name, usage in _DASHBOARDS.items():
         write_new_file(folder / name, (PACKAGE / "monitoring" / "dashboards" / name).read_text(encoding="utf-8"))
         echo(f"{folder / name}: {usage}")

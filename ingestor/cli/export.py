@@ -14,16 +14,8 @@ from typing import TYPE_CHECKING, Annotated, BinaryIO
 
 import typer
 
-from ingestor.cli.output import (
-    TIME_HELP,
-    ConfigOption,
-    echo,
-    exit_if_stdout_closed,
-    load_config,
-    open_configured_database,
-    parse_time,
-    progress_bar,
-)
+from ingestor.cli.options import TIME_HELP, ConfigOption, load_config, open_database, parse_time
+from ingestor.cli.output import echo, exit_if_stdout_closed, progress_bar
 from ingestor.core.files import sync_folder
 from ingestor.errors import FileWriteFailed
 
@@ -72,7 +64,7 @@ def export(
         since=parse_time(since, now, "--since") if since else None,
         until=parse_time(until, now, "--until") if until else None,
     )
-    with open_configured_database(load_config(config)) as engine:
+    with open_database(load_config(config)) as engine:
         _check_feed(engine, feed)
         if file is None:
             with _open_stdout() as target:
@@ -105,10 +97,9 @@ def _export(engine: Engine, query: ExportQuery, format_: ExportFormat, target: B
         ExportFormat.PARQUET: ParquetWriter,
     }
     writer = writers[format_](target)
-    count = partial(count_series, engine, query)
     data_on_terminal = target is sys.stdout.buffer and sys.stdout.isatty()
     with (
-        progress_bar("series", count, visible=not data_on_terminal) as advance,
+        progress_bar("series", partial(count_series, engine, query), visible=not data_on_terminal) as advance,
         closing(read_pages(engine, query)) as result,
     ):
         for series_done, page in result:

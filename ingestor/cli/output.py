@@ -1,4 +1,4 @@
-"""What the commands share: recurring options, loading the configuration, and printing without secrets."""
+"""Printing as the commands share it: without secrets, and harmless to a terminal."""
 
 from __future__ import annotations
 
@@ -7,62 +7,21 @@ import os
 import select
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
-from datetime import UTC, datetime, timedelta
-from enum import StrEnum
+from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
+from ingestor.cli.options import Output
 from ingestor.core.redaction import redactor
 from ingestor.errors import ConfigError, ConfigProblem
 
 if TYPE_CHECKING:
-    from ingestor.config import Config
-    from ingestor.store.engine import Engine
     from ingestor.store.maintenance.repairs import Repair
 
 PACKAGE = Path(__file__).parent.parent
-
-
-class Output(StrEnum):
-    """The format in which a command prints its result."""
-
-    TEXT = "text"
-    JSON = "json"
-
-
-ConfigOption = Annotated[
-    Path | None,
-    typer.Option(
-        "--config",
-        help="Configuration file. Default: $INGESTOR_CONFIG, ./config.yaml, /etc/ingestor/config.yaml.",
-        show_default=False,
-    ),
-]
-OutputOption = Annotated[Output, typer.Option("--output", help="Output format.")]
-
-TIME_HELP = "A UTC time (2026-01-31 or 2026-01-31T14:05) or a duration before now (7d)."
-
-
-def parse_time(text: str, now: datetime, option: str) -> datetime:
-    """Return the UTC time that ``TIME_HELP`` describes. A time with an offset is converted to UTC.
-
-    Raises typer.BadParameter, which names the ``option``.
-    """
-    from ingestor.config.units import parse_duration
-
-    try:
-        return now - timedelta(seconds=parse_duration(text))
-    except (ValueError, OverflowError):
-        pass  # not a duration
-    try:
-        at = datetime.fromisoformat(text)
-        return at.astimezone(UTC) if at.tzinfo else at.replace(tzinfo=UTC)
-    except (ValueError, OverflowError):
-        message = f'"{text}" is neither a duration (7d) nor a time (2026-01-31T14:05)'
-        raise typer.BadParameter(message, param_hint=option) from None
 
 
 def echo(text: str) -> None:
@@ -109,38 +68,6 @@ def printable(value: object) -> str:
     return "".join(char if char.isprintable() else json.dumps(char)[1:-1] for char in str(value))
 
 
-def load_config(path: Path | None) -> Config:
-    """Load the configuration and register its secrets for masking. Print warnings to stderr.
-
-    Raises ConfigError.
-    """
-    from ingestor.config import list_secrets, load
-    from ingestor.provider.catalog import feed_name
-
-    config = load(path, feed_name=feed_name)
-    for secret in list_secrets(config):
-        redactor.add(secret)
-    _warn_unknown_endpoints(config)
-    return config
-
-
-def _warn_unknown_endpoints(config: Config) -> None:
-    from ingestor.provider.catalog import unknown_path_warning
-
-    # One warning per place in the file, not one per ticker of a list.
-    by_location = {subscription.location: subscription for subscription in config.subscriptions}
-    for location, subscription in by_location.items():
-        if warning := unknown_path_warning(subscription.path):
-            print(ConfigProblem(location, f"{subscription.config_path}.path", warning), file=sys.stderr)
-
-
-def open_configured_database(config: Config, *, read_only: bool = True) -> AbstractContextManager[Engine]:
-    """Open the database of the configuration. Raises DatabaseUnavailable."""
-    from ingestor.store.open_database import open_database
-
-    return open_database(config.database.url.get_secret_value(), read_only=read_only)
-
-
 def print_result(output: Output, data: Any, text: Callable[[], str]) -> None:
     """Print ``data`` as JSON, or the ``text``."""
     echo(to_json(data) if output is Output.JSON else text())
@@ -185,18 +112,8 @@ def format_repair(repair: Repair) -> str:
 
 def repair_to_dict(repair: Repair) -> dict[str, Any]:
     """Return a repair as it appears in JSON output."""
-    return {
-        "repair_id": repair.repair_id,
-        "path": repair.path,
-        "ticker": repair.ticker,
-        "from": repair.from_ts.isoformat(),
-        "to": repair.to_ts.isoformat(),
-        "kind": repair.kind,
-        "state": repair.state,
-        "new_rows": repair.new_rows,
-        "attempts": repair.attempts,
-        "error": repair.error,
-    }
+    names = ("repair_id", "path", "ticker", "kind", "state", "new_rows", "attempts", "error")
+    return {name: getattr(repair, name) for name in names} | {"from": repair.from_ts, "to": repair.to_ts}
 
 
 def package_file(name: str) -> str:

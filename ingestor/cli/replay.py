@@ -9,17 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ingestor.cli.output import (
-    TIME_HELP,
-    ConfigOption,
-    Output,
-    OutputOption,
-    load_config,
-    open_configured_database,
-    parse_time,
-    print_result,
-    progress_bar,
-)
+from ingestor.cli.options import TIME_HELP, ConfigOption, Output, OutputOption, load_config, open_database, parse_time
+from ingestor.cli.output import print_result, progress_bar
 from ingestor.core.redaction import redactor
 
 if TYPE_CHECKING:
@@ -54,7 +45,7 @@ def replay(
     start = parse_time(since, now, "--from") if since else MIN_TIME
     end = parse_time(until, now, "--to") if until else MAX_TIME
     with (
-        open_configured_database(load_config(config)) as engine,
+        open_database(load_config(config)) as engine,
         open_target(engine, _database_url(into)) as target,
         repeatable_read(engine) as source,  # excludes what the daemon writes in the meantime
     ):

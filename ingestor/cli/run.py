@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ingestor.cli.output import ConfigOption, load_config
+from ingestor.cli.options import ConfigOption, load_config
 
 
 def run(config: ConfigOption = None) -> None:

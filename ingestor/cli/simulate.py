@@ -35,10 +35,9 @@ async def _serve(port: int, api_key: str, seed: int, cadence: int) -> None:
 
     from ingestor.simulator import Simulator
 
-    cadence_seconds = cadence or None
     window = 60 * (cadence or 60)
     simulator = Simulator(
-        seed=seed, port=port, api_key=api_key or None, cadence_seconds=cadence_seconds, window_seconds=window
+        seed=seed, port=port, api_key=api_key or None, cadence_seconds=cadence or None, window_seconds=window
     )
     try:
         await simulator.start()

@@ -14,19 +14,8 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from ingestor.cli.output import (
-    ConfigOption,
-    Output,
-    OutputOption,
-    echo,
-    exit_on_interrupt,
-    load_config,
-    open_configured_database,
-    print_result,
-    printable,
-    sleep_until_closed,
-    to_json_line,
-)
+from ingestor.cli.options import ConfigOption, Output, OutputOption, load_config, open_database
+from ingestor.cli.output import echo, exit_on_interrupt, print_result, printable, sleep_until_closed, to_json_line
 from ingestor.errors import ConfigError, IngestorError
 
 if TYPE_CHECKING:
@@ -117,27 +106,26 @@ def _poll(take_sample: Callable[[], StatusSample], show: Callable[[list[str], di
         except IngestorError as error:  # may be temporary
             show([printable(line) for line in str(error).split("\n")], {"source": None, "error": str(error)})
         else:
-            rates = sample.rates(before)
-            show([printable(line) for line in [*sample.lines, *_format_rates(rates)]], sample.data | {"rates": rates})
+            lines, rates = list(sample.lines), sample.rates(before)
+            if rates:
+                per_second = f"{rates['frames_per_second']:,.1f} frames/s, {rates['rows_per_second']:,.1f} rows/s"
+                lines.append(f"  rate: {per_second}")
+            show([printable(line) for line in lines], sample.data | {"rates": rates})
             before = sample
         sleep_until_closed(POLL_SECONDS)
 
 
-def _format_rates(rates: dict[str, float]) -> Iterator[str]:
-    if rates:
-        yield f"  rate: {rates['frames_per_second']:,.1f} frames/s, {rates['rows_per_second']:,.1f} rows/s"
-
-
 def _take_sample(spool: Path, config: Config | ConfigError) -> StatusSample:
-    """Ask the daemon, else the database.
+    """Ask the daemon, else the database. Raises ControlError, DatabaseUnavailable and ``config`` if it is an error."""
+    from ingestor.daemon import control
+    from ingestor.monitoring.status import Status
 
-    Raises ControlError, DatabaseUnavailable, and the configuration's error if no daemon answers.
-    """
-    live = _ask_daemon(spool)
-    if live is None:
+    response = control.send_request(spool, "status")
+    if response is None:
         if isinstance(config, ConfigError):
             raise config
         return _database_sample(config)
+    live = Status.from_json(response["status"].encode())
     rows = live.rows
     problems = [f"  config: {problem}" for problem in config.problems] if isinstance(config, ConfigError) else []
     return StatusSample(
@@ -148,17 +136,6 @@ def _take_sample(spool: Path, config: Config | ConfigError) -> StatusSample:
         data={"source": "daemon", **json.loads(live.to_json())},
         lines=(*_format_status(live), *problems),
     )
-
-
-# From the daemon.
-
-
-def _ask_daemon(spool: Path) -> Status | None:
-    from ingestor.daemon import control
-    from ingestor.monitoring.status import Status
-
-    response = control.send_request(spool, "status")
-    return Status.from_json(response["status"].encode()) if response else None
 
 
 def _format_status(status: Status) -> Iterator[str]:
@@ -236,13 +213,10 @@ def _format_distance(at: datetime, now: datetime) -> str:
     return f"in {format_duration(seconds)}" if seconds > 0 else f"{format_duration(-seconds)} ago"
 
 
-# From the database.
-
-
 def _database_sample(config: Config) -> StatusSample:
     from ingestor.store.read.status import load_status
 
-    with open_configured_database(config) as engine:
+    with open_database(config) as engine:
         result = load_status(engine)
     return StatusSample(
         at=time.monotonic(),

@@ -6,19 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ingestor.cli.output import (
-    ConfigOption,
-    Output,
-    OutputOption,
-    echo,
-    echo_stderr,
-    exit_on_interrupt,
-    load_config,
-    open_configured_database,
-    printable,
-    sleep_until_closed,
-    to_json_line,
-)
+from ingestor.cli.options import ConfigOption, Output, OutputOption, load_config, open_database
+from ingestor.cli.output import echo, echo_stderr, exit_on_interrupt, printable, sleep_until_closed, to_json_line
 
 if TYPE_CHECKING:
     from ingestor.commands.follow import Follower
@@ -43,7 +32,7 @@ def tail(
     """
     from ingestor.commands.follow import Follower
 
-    with exit_on_interrupt(), open_configured_database(load_config(config)) as engine:
+    with exit_on_interrupt(), open_database(load_config(config)) as engine:
         follower = Follower(engine, ticker)
         _print(follower.latest(limit), output)
         while follow:

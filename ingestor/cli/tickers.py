@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ingestor.cli.output import ConfigOption, Output, OutputOption, echo, load_config, print_result, printable
+from ingestor.cli.options import ConfigOption, Output, OutputOption, load_config
+from ingestor.cli.output import echo, print_result, printable
 
 if TYPE_CHECKING:
     from ingestor.config import Config

@@ -17,13 +17,15 @@ from ingestor.pipeline.writer import Writer
 from ingestor.spool.spool import Spool
 from ingestor.store.engine import Engine, make_engine
 from ingestor.store.maintenance.repairs import BackfillRequest
+from ingestor.store.open_database import with_remedy
 
 POLL_SECONDS = 0.5
 
 
 def retry_dead_letters(config: Config, ids: Sequence[int]) -> int:
     """Retry dead letters until the outcome is written. Raises AlreadyLocked if a daemon runs, DatabaseUnavailable."""
-    with database_lock(config.database.url.get_secret_value()):
+    url = config.database.url.get_secret_value()
+    with with_remedy(url), database_lock(url):
         return asyncio.run(_retry_dead_letters(config, ids))
 
 
@@ -37,7 +39,8 @@ def backfill(
 
     Raises AlreadyLocked if a daemon runs, DatabaseUnavailable. The same command resumes what was interrupted.
     """
-    with database_lock(config.database.url.get_secret_value()):
+    url = config.database.url.get_secret_value()
+    with with_remedy(url), database_lock(url):
         asyncio.run(_backfill(config, api_key, requests, is_finished))
 
 

@@ -5,7 +5,8 @@ import json
 import pytest
 import typer
 
-from ingestor.cli.output import echo, parse_time, printable, to_json
+from ingestor.cli.options import parse_time
+from ingestor.cli.output import echo, printable, to_json
 from ingestor.core.redaction import redactor
 from tests.support.repairs import at
 

@@ -1,0 +1,81 @@
+"""Options that several commands have, and what they name: the configuration, its database, a time."""
+
+from __future__ import annotations
+
+import sys
+from contextlib import AbstractContextManager
+from datetime import UTC, datetime, timedelta
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ingestor.core.redaction import redactor
+from ingestor.errors import ConfigProblem
+
+if TYPE_CHECKING:
+    from ingestor.config import Config
+    from ingestor.store.engine import Engine
+
+
+class Output(StrEnum):
+    """The format in which a command prints its result."""
+
+    TEXT = "text"
+    JSON = "json"
+
+
+ConfigOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--config",
+        help="Configuration file. Default: $INGESTOR_CONFIG, ./config.yaml, /etc/ingestor/config.yaml.",
+        show_default=False,
+    ),
+]
+OutputOption = Annotated[Output, typer.Option("--output", help="Output format.")]
+
+TIME_HELP = "A UTC time (2026-01-31 or 2026-01-31T14:05) or a duration before now (7d)."
+
+
+def parse_time(text: str, now: datetime, option: str) -> datetime:
+    """Return the UTC time that ``TIME_HELP`` describes. A time with an offset is converted to UTC.
+
+    Raises typer.BadParameter, which names the ``option``.
+    """
+    from ingestor.config.units import parse_duration
+
+    try:
+        return now - timedelta(seconds=parse_duration(text))
+    except (ValueError, OverflowError):
+        pass  # not a duration
+    try:
+        at = datetime.fromisoformat(text)
+        return at.astimezone(UTC) if at.tzinfo else at.replace(tzinfo=UTC)
+    except (ValueError, OverflowError):
+        message = f'"{text}" is neither a duration (7d) nor a time (2026-01-31T14:05)'
+        raise typer.BadParameter(message, param_hint=option) from None
+
+
+def load_config(path: Path | None) -> Config:
+    """Load the configuration and register its secrets for masking. Print warnings to stderr. Raises ConfigError."""
+    from ingestor.config import list_secrets, load
+    from ingestor.provider.catalog import feed_name, unknown_path_warning
+
+    config = load(path, feed_name=feed_name)
+    for secret in list_secrets(config):
+        redactor.add(secret)
+    # One warning per place in the file, not one per ticker of a list.
+    by_location = {subscription.location: subscription for subscription in config.subscriptions}
+    for location, subscription in by_location.items():
+        if warning := unknown_path_warning(subscription.path):
+            print(ConfigProblem(location, f"{subscription.config_path}.path", warning), file=sys.stderr)
+    return config
+
+
+def open_database(config: Config, *, read_only: bool = True) -> AbstractContextManager[Engine]:
+    """Open the database of the configuration. Raises DatabaseUnavailable."""
+    from ingestor.store import open_database as store
+
+    return store.open_database(config.database.url.get_secret_value(), read_only=read_only)
