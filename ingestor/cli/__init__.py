@@ -60,14 +60,8 @@ for command in (
     replay.replay,
 ):
     app.command()(command)
-for name, group in (
-    ("config", config.config_app),
-    ("service", deploy.service_app),
-    ("dashboards", deploy.dashboards_app),
-    ("db", db.db_app),
-    ("dead-letters", dead_letters.dead_letters_app),
-):
-    app.add_typer(group, name=name, no_args_is_help=True)
+for group in (config.config_app, deploy.service_app, deploy.dashboards_app, db.db_app, dead_letters.dead_letters_app):
+    app.add_typer(group, no_args_is_help=True)
 
 
 def main() -> None:

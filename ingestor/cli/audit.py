@@ -29,11 +29,7 @@ def audit(config: ConfigOption = None, output: OutputOption = Output.TEXT) -> No
         losses = store_audit.find_losses(engine)
     lines = [f"! {loss.check}: {loss.message}" for loss in losses]
     lines += [f"✗ {issue.check}: {issue.message}" for issue in issues] or ["✓ everything balances"]
-    data = {
-        "balanced": not issues,
-        "findings": [asdict(issue) for issue in issues],
-        "notes": [asdict(loss) for loss in losses],
-    }
+    data = {"balanced": not issues, "findings": list(map(asdict, issues)), "notes": list(map(asdict, losses))}
     print_result(output, data, lambda: "\n".join(map(printable, lines)))
     if issues:
         raise typer.Exit(1)

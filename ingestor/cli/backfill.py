@@ -72,6 +72,7 @@ def _print_estimate(requests: Sequence[BackfillRequest], count: int) -> None:
 
 def _run(config: Config, requests: Sequence[BackfillRequest], count: int) -> list[Repair]:
     """Have the daemon backfill, or do it here if none runs. Return the finished repairs."""
+    from ingestor.config import require_api_key
     from ingestor.daemon import control
     from ingestor.repair import backfill_requests
     from ingestor.store.engine import make_engine
@@ -83,20 +84,15 @@ def _run(config: Config, requests: Sequence[BackfillRequest], count: int) -> lis
             monitor = _RepairMonitor(engine, lambda remaining: advance(count - remaining))
             response = control.send_request(config.spool.path, "backfill", requests=backfill_requests.to_json(requests))
             if response is None:
-                _run_offline(config, requests, monitor)
+                from ingestor.commands import offline
+
+                offline.backfill(config, require_api_key(config), requests, monitor.is_finished)
             else:
                 while not monitor.is_finished(response["repairs"]):
                     time.sleep(POLL_SECONDS)
             return monitor.repairs
     finally:
         engine.dispose()
-
-
-def _run_offline(config: Config, requests: Sequence[BackfillRequest], monitor: _RepairMonitor) -> None:
-    from ingestor.commands import offline
-    from ingestor.config import require_api_key
-
-    offline.backfill(config, require_api_key(config), requests, monitor.is_finished)
 
 
 class _RepairMonitor:

@@ -7,7 +7,7 @@ import typer
 from ingestor.cli.options import ConfigOption, Output, OutputOption, load_config
 from ingestor.cli.output import print_result
 
-config_app = typer.Typer(help="Show the configuration and its schema.")
+config_app = typer.Typer(name="config", help="Show the configuration and its schema.")
 
 
 @config_app.command("show")
@@ -20,7 +20,7 @@ def show(config: ConfigOption = None, output: OutputOption = Output.TEXT) -> Non
     Example:
       INGESTOR_LOG__LEVEL=debug ingestor config show
     """
-    from ingestor.config import render, render_yaml
+    from ingestor.config.render import render, render_yaml
 
     loaded = load_config(config)
     print_result(output, render(loaded), lambda: render_yaml(loaded))
@@ -36,6 +36,6 @@ def schema(output: OutputOption = Output.JSON) -> None:
     Example:
       ingestor config schema --output text
     """
-    from ingestor import config
+    from ingestor.config.render import describe_keys, json_schema
 
-    print_result(output, config.json_schema(), lambda: "\n".join(config.describe_keys()))
+    print_result(output, json_schema(), lambda: "\n".join(describe_keys()))

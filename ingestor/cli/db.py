@@ -7,7 +7,7 @@ import typer
 from ingestor.cli.options import ConfigOption, Output, OutputOption, load_config, open_database
 from ingestor.cli.output import echo, print_result
 
-db_app = typer.Typer(help="Show and upgrade the database schema.")
+db_app = typer.Typer(name="db", help="Show and upgrade the database schema.")
 
 
 @db_app.command("upgrade")

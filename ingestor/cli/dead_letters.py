@@ -12,7 +12,7 @@ from ingestor.cli.output import echo, print_result, printable
 if TYPE_CHECKING:
     from ingestor.config import Config
 
-dead_letters_app = typer.Typer(help="List and retry data that could not be stored.")
+dead_letters_app = typer.Typer(name="dead-letters", help="List and retry data that could not be stored.")
 
 
 @dead_letters_app.command("list")

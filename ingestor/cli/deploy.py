@@ -10,8 +10,8 @@ import typer
 
 from ingestor.cli.output import PACKAGE, echo, package_file, write_new_file
 
-service_app = typer.Typer(help="Print the systemd unit.")
-dashboards_app = typer.Typer(help="Write a Grafana dashboard and Prometheus alert rules.")
+service_app = typer.Typer(name="service", help="Print the systemd unit.")
+dashboards_app = typer.Typer(name="dashboards", help="Write a Grafana dashboard and Prometheus alert rules.")
 
 _DASHBOARDS = {
     "ingestor-dashboard.json": "in Grafana: Dashboards, New, Import",

@@ -20,7 +20,7 @@ def init(path: Annotated[Path, typer.Argument(help="Configuration file to write.
     Example:
       ingestor init
     """
-    from ingestor.config import json_schema
+    from ingestor.config.render import json_schema
 
     write_new_file(path, package_file("config.yaml"))
     schema_path = path.parent / "config.schema.json"

@@ -11,23 +11,6 @@ render                          JSON Schema, and `config show`
 
 from ingestor.config.loader import load, require_api_key
 from ingestor.config.model import Config, Subscription, changed_settings
-from ingestor.config.render import describe_keys, json_schema, list_secrets, render, render_yaml
-from ingestor.config.secret_file import SecretFile
-from ingestor.config.secrets import read_api_key
-from ingestor.config.validators import ListenAddress
+from ingestor.config.render import list_secrets
 
-__all__ = [
-    "Config",
-    "ListenAddress",
-    "SecretFile",
-    "Subscription",
-    "changed_settings",
-    "describe_keys",
-    "json_schema",
-    "list_secrets",
-    "load",
-    "read_api_key",
-    "render",
-    "render_yaml",
-    "require_api_key",
-]
+__all__ = ["Config", "Subscription", "changed_settings", "list_secrets", "load", "require_api_key"]

@@ -181,10 +181,8 @@ class _Editor:
 
     def _find_comma(self, start: int, end: int) -> int | None:
         """Return the offset of the comma in a range without values, which may contain comments."""
-        for found in re.finditer(r"#[^\n]*|,", self._text[start:end]):
-            if found[0] == ",":
-                return start + found.start()
-        return None
+        found = re.finditer(r"#[^\n]*|,", self._text[start:end])
+        return next((start + match.start() for match in found if match[0] == ","), None)
 
     def _reject_alias(self, *nodes: YamlNode) -> None:
         for node in nodes:

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterator, Mapping
-from typing import get_args, get_origin
+from collections.abc import Callable, Mapping
 from urllib.parse import urlsplit
 from urllib.request import proxy_bypass_environment  # type: ignore[attr-defined]  # missing from the stubs
 
-from pydantic import BaseModel, SecretStr
+from pydantic import SecretStr
 
 from ingestor.config.draft import Draft
-from ingestor.config.model import Settings
+from ingestor.config.model import Settings, list_keys
 from ingestor.config.urls import is_loopback, normalize_proxy_url
 from ingestor.errors import ConfigProblem
 
@@ -26,8 +25,8 @@ def variable_name(*loc: str) -> str:
 
 
 def apply_environment(draft: Draft, env: Mapping[str, str], secrets: frozenset[tuple[str, str]]) -> None:
-    """Override the document's values. Skips ``secrets``, which ``place_secrets`` resolves. Report unknown variables."""
-    known = {variable_name(*loc): (loc, is_list) for loc, is_list in _keys(Settings)}
+    """Override the document's values. Skip ``secrets``, which ``place_secrets`` resolves. Report unknown variables."""
+    known = {variable_name(*loc): (loc, is_list) for loc, is_list in list_keys(Settings)}
     for name, text in sorted(env.items()):
         if name not in known:
             if name.startswith(_PREFIX) and not name.startswith(_TEST_PREFIX) and name != FILE_VARIABLE:
@@ -46,16 +45,6 @@ def _unknown_message(name: str, known: list[str]) -> str:
     by_suffix = {other.removeprefix(_PREFIX): other for other in known}
     similar = difflib.get_close_matches(name.removeprefix(_PREFIX), by_suffix, n=1)
     return f"unknown variable; {f'did you mean {by_suffix[similar[0]]}?' if similar else 'unset it'}"
-
-
-def _keys(model: type[BaseModel], parent: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], bool]]:
-    """Yield the location of every key with a single value or a list of texts, and whether it is a list."""
-    for name, field in model.model_fields.items():
-        kind = field.annotation
-        if isinstance(kind, type) and issubclass(kind, BaseModel):
-            yield from _keys(kind, (*parent, name))
-        else:
-            yield (*parent, name), tuple in {get_origin(kind), *map(get_origin, get_args(kind))}
 
 
 def find_proxy(url: str, env: Mapping[str, str], report: Callable[[ConfigProblem], None]) -> SecretStr | None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from operator import attrgetter
 from pathlib import Path
 from types import MappingProxyType
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 from pydantic import (
     AfterValidator,
@@ -252,14 +253,15 @@ class Config(Settings):
 
 def changed_settings(old: Config, new: Config) -> tuple[str, ...]:
     """Return the keys whose values differ, such as ``spool.max_bytes``. Ignores subscriptions and the API key."""
-    before = dict(_settings(old))
-    return tuple(name for name, value in _settings(new) if value != before[name])
+    names = [name for loc, _ in list_keys(Config) if (name := ".".join(loc)) not in _NOT_COMPARED]
+    return tuple(name for name in names if attrgetter(name)(old) != attrgetter(name)(new))
 
 
-def _settings(section: BaseModel, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name in type(section).model_fields:
-        value = getattr(section, name)
-        if isinstance(value, BaseModel):
-            yield from _settings(value, f"{prefix}{name}.")
-        elif f"{prefix}{name}" not in _NOT_COMPARED:
-            yield f"{prefix}{name}", value.get_secret_value() if isinstance(value, SecretStr) else value
+def list_keys(model: type[BaseModel], parent: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], bool]]:
+    """Yield the location of every key with a single value or a list of texts, and whether it is a list."""
+    for name, field_ in model.model_fields.items():
+        kind = field_.annotation
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            yield from list_keys(kind, (*parent, name))
+        else:
+            yield (*parent, name), tuple in {get_origin(kind), *map(get_origin, get_args(kind))}

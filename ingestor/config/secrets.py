@@ -27,19 +27,15 @@ class SecretField:
 
     loc: tuple[str, str]
     credential: str
-    file_key: str  # the key in the same section that names its file
-
-    @property
-    def file_loc(self) -> tuple[str, str]:
-        return self.loc[0], self.file_key
+    file_loc: tuple[str, str]  # of the key that names its file
 
     @property
     def variable(self) -> str:
         return variable_name(*self.loc)
 
 
-API_KEY = SecretField(("provider", "api_key"), credential="api_key", file_key="api_key_file")
-DATABASE_URL = SecretField(("database", "url"), credential="database_url", file_key="url_file")
+API_KEY = SecretField(("provider", "api_key"), "api_key", ("provider", "api_key_file"))
+DATABASE_URL = SecretField(("database", "url"), "database_url", ("database", "url_file"))
 SECRET_LOCS = frozenset({API_KEY.loc, DATABASE_URL.loc})
 
 API_KEY_REMEDY = (
@@ -60,8 +56,9 @@ def place_secrets(draft: Draft, env: Mapping[str, str], base: Path, *, file_is_p
             f"named by database.url_file, or into {DATABASE_URL.variable}"
         )
         draft.add_issue(ValidationIssue(DATABASE_URL.loc, message))
+    key_file = _place_secret(draft, API_KEY, env, base)
     _place_secret(draft, DATABASE_URL, env, base)
-    return _place_secret(draft, API_KEY, env, base)
+    return key_file
 
 
 def read_api_key(file: SecretFile) -> SecretStr:

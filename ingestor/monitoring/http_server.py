@@ -17,8 +17,8 @@ from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
 from prometheus_client.aiohttp import make_aiohttp_handler
 
-from ingestor.config import ListenAddress
 from ingestor.config.urls import is_loopback
+from ingestor.config.validators import ListenAddress
 from ingestor.monitoring.latest_values import LatestValues
 from ingestor.monitoring.metrics import Metrics
 from ingestor.monitoring.status import HealthResult, Status, check_health, check_readiness

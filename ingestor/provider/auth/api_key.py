@@ -8,7 +8,8 @@ from functools import partial
 
 from pydantic import SecretStr
 
-from ingestor.config import SecretFile, read_api_key
+from ingestor.config.secret_file import SecretFile
+from ingestor.config.secrets import read_api_key
 from ingestor.core.redaction import redactor
 from ingestor.core.threads import run_in_daemon_thread
 from ingestor.errors import ConfigError

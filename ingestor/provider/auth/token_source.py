@@ -13,8 +13,8 @@ from typing import Protocol
 
 from pydantic import SecretStr
 
-from ingestor.config import SecretFile
 from ingestor.config.model import TokenConfig
+from ingestor.config.secret_file import SecretFile
 from ingestor.core.backoff import Backoff, chance
 from ingestor.core.clock import boottime
 from ingestor.core.redaction import redactor

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from datetime import UTC, datetime
 
-from ingestor.config import ListenAddress
+from ingestor.config.validators import ListenAddress
 from ingestor.monitoring.coverage_strips import CoverageCache, StateSpan
 from ingestor.monitoring.history import LoadHistory
 from ingestor.monitoring.http_server import StatusServer

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from pydantic import SecretStr
 
-from ingestor.config import SecretFile
 from ingestor.config.model import ProviderConfig, Subscription
+from ingestor.config.secret_file import SecretFile
 from ingestor.core.backoff import Backoff
 from ingestor.core.clock import boottime
 from ingestor.daemon.scheduler import JobScheduler

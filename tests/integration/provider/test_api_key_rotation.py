@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from pydantic import SecretStr
 
-from ingestor.config import SecretFile
+from ingestor.config.secret_file import SecretFile
 from ingestor.core.backoff import Backoff
 from ingestor.core.redaction import redactor
 from ingestor.errors import ConfigError, IngestorError, InsecureSecretFile, TokenRefused, TokenUnavailable

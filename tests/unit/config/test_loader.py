@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from ingestor.config import ListenAddress, load, loader
+from ingestor.config import load, loader
 from ingestor.config.loader import find_spool_folder
+from ingestor.config.validators import ListenAddress
 from ingestor.errors import ConfigError
 
 from .conftest import ONE, Loaded, Refused

@@ -4,7 +4,7 @@ import base64
 
 import pytest
 
-from ingestor.config import list_secrets, render
+from ingestor.config.render import list_secrets, render
 
 from .conftest import ONE, Loaded, Refused
 

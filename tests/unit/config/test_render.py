@@ -5,7 +5,8 @@ import re
 from pathlib import Path
 from typing import Any
 
-from ingestor.config import json_schema, load, render
+from ingestor.config import load
+from ingestor.config.render import json_schema, render
 
 from .conftest import ONE, Loaded
 

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from ingestor.config import SecretFile, read_api_key, require_api_key
-from ingestor.config.secret_file import MAX_BYTES, UnusableSecret
+from ingestor.config import require_api_key
+from ingestor.config.secret_file import MAX_BYTES, SecretFile, UnusableSecret
+from ingestor.config.secrets import read_api_key
 from ingestor.errors import ConfigError, InsecureSecretFile
 
 from .conftest import ONE, Loaded, Refused
