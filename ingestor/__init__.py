@@ -11,7 +11,7 @@
     simulator   a provider of our own, for the demo and the tests
     repair      finds gaps, requests what is missing and verifies the response
     daemon      builds everything once, owns every task and signal, drains in order
-    commands    what the commands do
+    commands    what the larger commands do and say: check, demo, replay, tail -f, and what works without a daemon
     cli         one file per command; the only place that parses arguments, prints and exits
 
 Imports point one way: errors < core < (config, spool) < (store, provider, monitoring) < (pipeline, simulator) < repair

@@ -73,7 +73,7 @@ def _print_estimate(requests: Sequence[BackfillRequest], count: int) -> None:
 def _run(config: Config, requests: Sequence[BackfillRequest], count: int) -> list[Repair]:
     """Have the daemon backfill, or do it here if none runs. Return the finished repairs."""
     from ingestor.config import require_api_key
-    from ingestor.daemon import control
+    from ingestor.daemon import control_socket
     from ingestor.repair import backfill_requests
     from ingestor.store.engine import make_engine
 
@@ -82,11 +82,13 @@ def _run(config: Config, requests: Sequence[BackfillRequest], count: int) -> lis
     try:
         with progress_bar("requests", lambda: count) as advance:
             monitor = _RepairMonitor(engine, lambda remaining: advance(count - remaining))
-            response = control.send_request(config.spool.path, "backfill", requests=backfill_requests.to_json(requests))
+            response = control_socket.send_request(
+                config.spool.path, "backfill", requests=backfill_requests.to_json(requests)
+            )
             if response is None:
-                from ingestor.commands import offline
+                from ingestor.commands import without_daemon
 
-                offline.backfill(config, require_api_key(config), requests, monitor.is_finished)
+                without_daemon.backfill(config, require_api_key(config), requests, monitor.is_finished)
             else:
                 while not monitor.is_finished(response["repairs"]):
                     time.sleep(POLL_SECONDS)

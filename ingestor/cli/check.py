@@ -45,7 +45,7 @@ def check(
     for result in run_offline_checks(loaded):
         report(result)
     if connect:
-        from ingestor.commands.check_online import run_online_checks
+        from ingestor.commands.check_connect import run_online_checks
 
         asyncio.run(run_online_checks(loaded, report))
     if output is Output.JSON:

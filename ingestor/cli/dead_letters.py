@@ -70,19 +70,19 @@ def retry(
     Example:
       ingestor dead-letters retry 42 43
     """
-    from ingestor.daemon import control
+    from ingestor.daemon import control_socket
 
     loaded = load_config(config)
-    response = control.send_request(loaded.spool.path, "retry", ids=letter_ids or [])
+    response = control_socket.send_request(loaded.spool.path, "retry", ids=letter_ids or [])
     if response is None:
-        from ingestor.commands import offline
+        from ingestor.commands import without_daemon
 
-        response = {"retried": offline.retry_dead_letters(loaded, letter_ids or [])}
+        response = {"retried": without_daemon.retry_dead_letters(loaded, letter_ids or [])}
     echo(f"retrying {response['retried']} dead letters; `ingestor dead-letters list` shows those that fail again")
 
 
 def _fetch(config: Config, **filters: Any) -> list[dict[str, Any]]:
-    from ingestor.store.read.status import list_dead_letters
+    from ingestor.store.read.status_queries import list_dead_letters
 
     with open_database(config) as engine:
         return list_dead_letters(engine, **filters)

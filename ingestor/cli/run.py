@@ -22,8 +22,8 @@ def run(config: ConfigOption = None) -> None:
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})  # pending until the daemon can reload
 
     from ingestor.config import require_api_key
+    from ingestor.daemon.interpreter_tuning import tune_interpreter
     from ingestor.daemon.service import Service
-    from ingestor.daemon.tuning import tune_interpreter
     from ingestor.monitoring import log_setup
 
     loaded = load_config(config)

@@ -117,10 +117,10 @@ def _poll(take_sample: Callable[[], StatusSample], show: Callable[[list[str], di
 
 def _take_sample(spool: Path, config: Config | ConfigError) -> StatusSample:
     """Ask the daemon, else the database. Raises ControlError, DatabaseUnavailable and ``config`` if it is an error."""
-    from ingestor.daemon import control
+    from ingestor.daemon import control_socket
     from ingestor.monitoring.status import Status
 
-    response = control.send_request(spool, "status")
+    response = control_socket.send_request(spool, "status")
     if response is None:
         if isinstance(config, ConfigError):
             raise config
@@ -214,7 +214,7 @@ def _format_distance(at: datetime, now: datetime) -> str:
 
 
 def _database_sample(config: Config) -> StatusSample:
-    from ingestor.store.read.status import load_status
+    from ingestor.store.read.status_queries import load_status
 
     with open_database(config) as engine:
         result = load_status(engine)

@@ -10,7 +10,7 @@ from ingestor.cli.options import ConfigOption, Output, OutputOption, load_config
 from ingestor.cli.output import echo, echo_stderr, exit_on_interrupt, printable, sleep_until_closed, to_json_line
 
 if TYPE_CHECKING:
-    from ingestor.commands.follow import Follower
+    from ingestor.commands.tail import Follower
 
 POLL_SECONDS = 0.5
 
@@ -30,7 +30,7 @@ def tail(
     Example:
       ingestor tail -f AAPL
     """
-    from ingestor.commands.follow import Follower
+    from ingestor.commands.tail import Follower
 
     with exit_on_interrupt(), open_database(load_config(config)) as engine:
         follower = Follower(engine, ticker)

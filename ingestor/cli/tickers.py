@@ -129,10 +129,10 @@ def _changed_lines(before: str, after: str) -> Iterator[str]:
 
 def _request_reload(config: Config) -> dict[str, Any]:
     """Return the daemon's response. Raises ControlError if the daemon rejects the configuration."""
-    from ingestor.daemon import control
+    from ingestor.daemon import control_socket
 
     unreachable = "no running daemon could be reached; the change applies at the next start"
-    return control.send_request(config.spool.path, "reload") or {"daemon": unreachable}
+    return control_socket.send_request(config.spool.path, "reload") or {"daemon": unreachable}
 
 
 def _format_response(response: dict[str, Any]) -> str:

@@ -19,7 +19,7 @@ from ingestor.monitoring.status import Status
 from ingestor.simulator import Simulator
 from ingestor.store.engine import Engine, make_engine
 from ingestor.store.read import tail
-from ingestor.store.read.status import count_samples_by_ticker
+from ingestor.store.read.status_queries import count_samples_by_ticker
 
 FEED = "crowd-sentiment"
 TICKERS = ("AAPL", "TSLA", "ON", "6E_F")

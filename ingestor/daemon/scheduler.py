@@ -12,6 +12,10 @@ from apscheduler.triggers.interval import IntervalTrigger
 
 from ingestor.core.clock import boottime
 
+RETENTION_SECONDS = 600.0  # between two sweeps
+FIRST_RETENTION_SECONDS = 60.0  # after a start or a clock step: the backlog comes first
+REPAIR_SECONDS = 60.0  # between two searches for gaps
+FIRST_REPAIR_SECONDS = 10.0  # likewise; by then, the responses that follow a subscription have arrived
 EARLY_SECONDS = 1.0  # a job that runs earlier than this was not due: the wall clock was set forward
 
 
@@ -73,3 +77,11 @@ class JobScheduler:
             misfire_grace_time=None,  # by default, a job that is a second late is never run
             coalesce=True,
         )
+
+
+def schedule_jobs(
+    scheduler: JobScheduler, *, request_retention: Callable[[], None], wake_repair: Callable[[], None]
+) -> None:
+    """Schedule retention and the search for gaps."""
+    scheduler.every("retention", request_retention, RETENTION_SECONDS, first_seconds=FIRST_RETENTION_SECONDS)
+    scheduler.every("repair", wake_repair, REPAIR_SECONDS, first_seconds=FIRST_REPAIR_SECONDS)

@@ -22,8 +22,8 @@ from ingestor.config import Config, require_api_key
 from ingestor.core.clock import boottime, wall_us
 from ingestor.core.entries import Fact
 from ingestor.daemon import watchers
-from ingestor.daemon.control import ControlError, ControlServer
-from ingestor.daemon.control_commands import build_handlers
+from ingestor.daemon.control_handlers import build_handlers
+from ingestor.daemon.control_socket import ControlError, ControlServer
 from ingestor.daemon.factory import (
     build_repair_worker,
     build_spool,
@@ -32,15 +32,16 @@ from ingestor.daemon.factory import (
     lock_database,
     startup_facts,
 )
+from ingestor.daemon.heartbeat import send_heartbeats
 from ingestor.daemon.reload import ConfigReloader
-from ingestor.daemon.scheduler import JobScheduler
+from ingestor.daemon.scheduler import JobScheduler, schedule_jobs
 from ingestor.daemon.status_snapshot import StatusSources, build_status
 from ingestor.errors import ConfigError, SpoolFailed
 from ingestor.monitoring import log_setup
 from ingestor.monitoring.coverage_strips import CoverageCache, StateSpan
-from ingestor.monitoring.history import LoadHistory
 from ingestor.monitoring.http_server import StatusServer
 from ingestor.monitoring.latest_values import LatestValues
+from ingestor.monitoring.load_history import LoadHistory
 from ingestor.monitoring.metrics import Metrics
 from ingestor.monitoring.sd_notify import SystemdNotifier, feed_watchdog, watchdog_seconds
 from ingestor.monitoring.status import RecentErrors, Status, check_health
@@ -50,7 +51,7 @@ from ingestor.provider.subscriptions.supervisor import SubscriptionDiff, Supervi
 from ingestor.spool.chunk_store import SpoolUnreadable
 from ingestor.store.engine import make_engine
 from ingestor.store.open_database import open_database
-from ingestor.store.read import status as status_queries
+from ingestor.store.read import status_queries
 
 DRAIN_SECONDS = 9.0
 LAST_COMMIT_SECONDS = 1.0  # for the transaction in progress; the database rolls back one that takes longer
@@ -184,12 +185,10 @@ class Service:
         )
 
     def _start_tasks(self) -> None:
-        watchers.schedule_jobs(
-            self._scheduler, request_retention=self._writer.request_retention, wake_repair=self._repair.wake
-        )
+        schedule_jobs(self._scheduler, request_retention=self._writer.request_retention, wake_repair=self._repair.wake)
         self._clocks = watchers.ClockWatcher(self._supervisor, self._scheduler)
         self._start_task(self._supervisor.run(), "supervisor")
-        self._start_task(watchers.send_heartbeats(self._spool, self._clocks), "heartbeat")
+        self._start_task(send_heartbeats(self._spool, self._clocks), "heartbeat")
         self._start_task(self._clocks.run(), "clocks")
         self._start_task(watchers.watch_spool_level(self._spool, self._supervisor, self._record), "spool level")
         self._start_task(watchers.record_load(self._history, self._spool, self._writer.status), "history")

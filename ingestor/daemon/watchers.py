@@ -1,4 +1,4 @@
-"""What the daemon does at regular intervals: jobs, heartbeats, checks of the clocks and of the spool, load history."""
+"""Tasks that watch the clocks, the fill level of the spool and the load."""
 
 from __future__ import annotations
 
@@ -10,28 +10,15 @@ from ingestor.core.clock import boottime, detect_interruption, read_clocks, wall
 from ingestor.core.entries import Fact
 from ingestor.daemon import status_snapshot
 from ingestor.daemon.scheduler import JobScheduler
-from ingestor.monitoring.history import LoadHistory
+from ingestor.monitoring.load_history import LoadHistory
 from ingestor.pipeline.writer_status import WriterStatus
 from ingestor.provider.subscriptions.supervisor import Supervisor
 from ingestor.spool.fill_level import FillLevel
 from ingestor.spool.spool import Spool
 
-HEARTBEAT_SECONDS = 5.0
 CLOCK_CHECK_SECONDS = 1.0
 SPOOL_CHECK_SECONDS = 0.25
 HISTORY_SECONDS = 1.0
-RETENTION_SECONDS = 600.0  # between two sweeps
-FIRST_RETENTION_SECONDS = 60.0  # after a start or a clock step: the backlog comes first
-REPAIR_SECONDS = 60.0  # between two searches for gaps
-FIRST_REPAIR_SECONDS = 10.0  # likewise; by then, the responses that follow a subscription have arrived
-
-
-def schedule_jobs(
-    scheduler: JobScheduler, *, request_retention: Callable[[], None], wake_repair: Callable[[], None]
-) -> None:
-    """Schedule retention and the search for gaps."""
-    scheduler.every("retention", request_retention, RETENTION_SECONDS, first_seconds=FIRST_RETENTION_SECONDS)
-    scheduler.every("repair", wake_repair, REPAIR_SECONDS, first_seconds=FIRST_REPAIR_SECONDS)
 
 
 class ClockWatcher:
@@ -58,14 +45,6 @@ class ClockWatcher:
         detail = {"reason": found.reason, "seconds": round(found.step_seconds or found.stall_seconds, 3)}
         self._supervisor.record_interruption(kind, detail, before.wall_us)
         self._scheduler.rearm_all()
-
-
-async def send_heartbeats(spool: Spool, clocks: ClockWatcher) -> None:
-    """Write heartbeats to the spool until cancelled."""
-    while True:
-        clocks.check()  # first, because a heartbeat must not vouch for a time in which nothing ran
-        spool.heartbeat(wall_us())
-        await asyncio.sleep(HEARTBEAT_SECONDS)
 
 
 async def watch_spool_level(spool: Spool, supervisor: Supervisor, record: Callable[[Fact], object]) -> None:

@@ -10,7 +10,7 @@ from ingestor.core.entries import Frame
 from ingestor.core.times import to_us
 from ingestor.spool.spool import Spool
 from ingestor.store.engine import Engine
-from ingestor.store.read import status
+from ingestor.store.read import status_queries
 
 RETRY_SHARE = 0.25  # of spool.max_bytes: while the spool is fuller, dead letters wait
 POLL_SECONDS = 0.25  # between checks of that
@@ -41,9 +41,11 @@ async def requeue_dead_letters(spool: Spool, engine: Engine, ids: Sequence[int])
     Space is left in the spool: data that arrives now must not be refused because of data from long ago.
     """
     # Without this bound, dead letters that are rejected again meanwhile would be retried forever.
-    upto = await asyncio.to_thread(status.newest_dead_letter_id, engine)
+    upto = await asyncio.to_thread(status_queries.newest_dead_letter_id, engine)
     count, after = 0, 0
-    while letters := await asyncio.to_thread(status.next_dead_letters, engine, ids=ids, after_id=after, max_id=upto):
+    while letters := await asyncio.to_thread(
+        status_queries.next_dead_letters, engine, ids=ids, after_id=after, max_id=upto
+    ):
         while spool.live_bytes > spool.max_bytes * RETRY_SHARE:
             spool.purge_acknowledged()
             await asyncio.sleep(POLL_SECONDS)

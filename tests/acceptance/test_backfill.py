@@ -30,7 +30,7 @@ WEEK = timedelta(days=7)
 KILLS = 3
 STATE = "SELECT state FROM repairs WHERE kind = 'manual'"
 SHORT_INTERVALS = json.dumps(
-    {"ingestor.provider.rest_api.SPACING_SECONDS": 0.02, "ingestor.daemon.watchers.FIRST_REPAIR_SECONDS": 0.2}
+    {"ingestor.provider.rest_api.SPACING_SECONDS": 0.02, "ingestor.daemon.scheduler.FIRST_REPAIR_SECONDS": 0.2}
 )
 MIDNIGHT = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
 START = MIDNIGHT - REQUESTS * WEEK

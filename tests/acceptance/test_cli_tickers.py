@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from ingestor.daemon.control import ControlError, ControlServer
+from ingestor.daemon.control_socket import ControlError, ControlServer
 
 from ..support.daemon import until
 from .conftest import Desk

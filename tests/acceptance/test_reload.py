@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from ingestor.daemon import control
+from ingestor.daemon import control_socket
 from tests.support.faulty_simulator import FaultySimulator
 
 from ..support import expected_rows
@@ -201,12 +201,12 @@ async def test_corrupted_file_does_not_stop_the_daemon(
         for _ in range(count):
             daemon.config_file.write_bytes(corrupt(good, dice))
             try:
-                await asyncio.to_thread(control.send_request, tmp_path / "spool", "reload")
+                await asyncio.to_thread(control_socket.send_request, tmp_path / "spool", "reload")
                 accepted += 1
-            except control.ControlError:
+            except control_socket.ControlError:
                 pass  # rejected
         daemon.config_file.write_bytes(good)
-        await asyncio.to_thread(control.send_request, tmp_path / "spool", "reload")
+        await asyncio.to_thread(control_socket.send_request, tmp_path / "spool", "reload")
         await daemon.wait_until_live()
         assert daemon.pid == pid
         assert await daemon.terminate() == 0

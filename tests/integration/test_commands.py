@@ -20,7 +20,7 @@ import time_machine
 
 from ingestor.commands import check
 from ingestor.config import load
-from ingestor.daemon.control import ControlServer
+from ingestor.daemon.control_socket import ControlServer
 from ingestor.errors import DatabaseUnavailable
 from ingestor.store import migrate
 from ingestor.store.engine import make_engine

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from ingestor.daemon import control
-from ingestor.daemon.control import SOCKET_NAME, ControlError, ControlServer, send_request
+from ingestor.daemon import control_socket
+from ingestor.daemon.control_socket import SOCKET_NAME, ControlError, ControlServer, send_request
 from ingestor.errors import DatabaseUnavailable
 
 
@@ -42,7 +42,7 @@ async def test_slow_response_times_out(tmp_path: Path, monkeypatch: pytest.Monke
         await asyncio.sleep(1)
         return {}
 
-    monkeypatch.setattr(control, "RESPONSE_TIMEOUT_SECONDS", 0.1)
+    monkeypatch.setattr(control_socket, "RESPONSE_TIMEOUT_SECONDS", 0.1)
     async with ControlServer(tmp_path, {"respond_late": respond_late}):
         with pytest.raises(ControlError, match="no response from the daemon within"):
             await asyncio.to_thread(send_request, tmp_path, "respond_late")

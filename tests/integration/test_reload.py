@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from ingestor.daemon import control
+from ingestor.daemon import control_socket
 from tests.support.faulty_simulator import FaultySimulator
 
 from ..support.daemon import InProcessDaemon, until, write_config
@@ -32,7 +32,7 @@ async def test_reload_during_shutdown_is_rejected(
         await daemon.wait_until_live()
         file.unlink()
         os.mkfifo(file)  # reading it blocks until it is written
-        request = asyncio.create_task(asyncio.to_thread(control.send_request, tmp_path / "spool", "reload"))
+        request = asyncio.create_task(asyncio.to_thread(control_socket.send_request, tmp_path / "spool", "reload"))
         pipe = await asyncio.to_thread(file.open, "w")
         with closing(sqlite3.connect(database, isolation_level=None)) as other, pipe:
             other.execute("BEGIN IMMEDIATE")  # so that the daemon has to wait for the database
@@ -40,7 +40,7 @@ async def test_reload_during_shutdown_is_rejected(
             await until(lambda: daemon.states == ["stopped"])
             pipe.write(extended)
             pipe.close()
-            with pytest.raises(control.ControlError, match="is shutting down"):
+            with pytest.raises(control_socket.ControlError, match="is shutting down"):
                 await asyncio.wait_for(request, 5)
         await stopping
         assert daemon.db.states("AAPL") == ["pending", "live", "stopped"]
@@ -71,11 +71,13 @@ async def test_systemd_sees_end_of_last_overlapping_reload(
             await daemon.wait_until_live()
             file.unlink()
             os.mkfifo(file)
-            first = asyncio.create_task(asyncio.to_thread(control.send_request, tmp_path / "spool", "reload"))
+            first = asyncio.create_task(asyncio.to_thread(control_socket.send_request, tmp_path / "spool", "reload"))
             with await asyncio.to_thread(file.open, "w") as pipe:
                 file.unlink()
                 file.write_text(text)
-                second = asyncio.create_task(asyncio.to_thread(control.send_request, tmp_path / "spool", "reload"))
+                second = asyncio.create_task(
+                    asyncio.to_thread(control_socket.send_request, tmp_path / "spool", "reload")
+                )
                 await until(lambda: count("RELOADING=1") == 2)
                 pipe.write(text)
             await asyncio.gather(first, second)

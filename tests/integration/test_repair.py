@@ -16,7 +16,7 @@ import time_machine
 
 from ingestor.config import load
 from ingestor.core.backoff import Backoff
-from ingestor.daemon import control, watchers
+from ingestor.daemon import control_socket, heartbeat, scheduler
 from ingestor.provider import rest_api
 from ingestor.repair import backfill_requests, plan, worker
 from tests.support.faulty_simulator import Fault, FaultySimulator
@@ -107,9 +107,9 @@ def sqlite_url(tmp_path: Path) -> str:
 
 @pytest.fixture(autouse=True)
 def short_intervals(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(watchers, "FIRST_REPAIR_SECONDS", 0.2)
-    monkeypatch.setattr(watchers, "REPAIR_SECONDS", 0.2)
-    monkeypatch.setattr(watchers, "HEARTBEAT_SECONDS", 0.2)
+    monkeypatch.setattr(scheduler, "FIRST_REPAIR_SECONDS", 0.2)
+    monkeypatch.setattr(scheduler, "REPAIR_SECONDS", 0.2)
+    monkeypatch.setattr(heartbeat, "HEARTBEAT_SECONDS", 0.2)
     monkeypatch.setattr(worker, "GAP_SEARCH_RATIO", 0)
     monkeypatch.setattr(rest_api, "SPACING_SECONDS", 0.0)
 
@@ -318,7 +318,7 @@ async def test_failed_repair_has_reason_and_succeeds_when_repeated(
         async def backfill(hour: int) -> dict[str, Any]:
             span = first_day + hour * HOUR, first_day + (hour + 1) * HOUR
             requests = backfill_requests.to_json(backfill_requests.build_requests(wanted, "AAPL", None, *span, NOON))
-            await asyncio.to_thread(control.send_request, world.folder / "spool", "backfill", requests=requests)
+            await asyncio.to_thread(control_socket.send_request, world.folder / "spool", "backfill", requests=requests)
             finished = "SELECT * FROM repairs WHERE kind = 'manual' AND state <> 'open' ORDER BY from_ts"
             return (await until(lambda: daemon.db.rows(finished)[hour:]))[0]
 
@@ -352,7 +352,10 @@ async def test_truncated_response_is_inconclusive(
                 wanted, "AAPL", None, midnight - hours * HOUR, midnight + hours * HOUR, NOON
             )
             await asyncio.to_thread(
-                control.send_request, world.folder / "spool", "backfill", requests=backfill_requests.to_json(requests)
+                control_socket.send_request,
+                world.folder / "spool",
+                "backfill",
+                requests=backfill_requests.to_json(requests),
             )
             finished = (
                 "SELECT state, error FROM repairs WHERE kind = 'manual' AND state <> 'open' ORDER BY from_ts DESC"
@@ -378,7 +381,7 @@ async def test_too_large_response_is_requested_in_smaller_ranges(
         wanted = load(world.folder / "config.yaml", env={}).subscriptions
         requests = backfill_requests.to_json(backfill_requests.build_requests(wanted, "AAPL", None, start, end, NOON))
         world.simulator.rest_requests.clear()
-        await asyncio.to_thread(control.send_request, world.folder / "spool", "backfill", requests=requests)
+        await asyncio.to_thread(control_socket.send_request, world.folder / "spool", "backfill", requests=requests)
         finished = "SELECT state, error, cursor FROM repairs WHERE kind = 'manual' AND state <> 'open' ORDER BY state"
         done, failed = await until(lambda: (rows := daemon.db.rows(finished))[1:] and rows)
         assert (done["state"], failed["state"]) == ("done", "failed")
@@ -387,7 +390,7 @@ async def test_too_large_response_is_requested_in_smaller_ranges(
         assert paths.count("crowd-sentiment") == len(["4 days", "2 days"]) + 4
         assert paths.count(CHART) == len(["4 days", "2 days", "1 day"])
         monkeypatch.setattr(rest_api, "MAX_RESPONSE_BYTES", 1 << 20)  # for ranges that cannot be split
-        await asyncio.to_thread(control.send_request, world.folder / "spool", "backfill", requests=requests)
+        await asyncio.to_thread(control_socket.send_request, world.folder / "spool", "backfill", requests=requests)
         await until(lambda: [repair["state"] for repair in daemon.db.rows(finished)] == ["done"] * 2)
         everything = {**world.rows(CROWD, "AAPL", start, end), **world.rows(CHART, "AAPL", start, end)}
         held = daemon.db.current()

@@ -17,7 +17,7 @@ from ingestor.core.times import to_datetime
 from ingestor.store import schema, views
 from ingestor.store.engine import fetch_all, translate_errors
 from ingestor.store.key_lookup import select_by_keys
-from ingestor.store.read.status import Record, fetch_records
+from ingestor.store.read.status_queries import Record, fetch_records
 
 SERIES_COLUMNS = ("feed", "metric", "ticker", "user_id")
 ObservationKey: TypeAlias = tuple[SeriesKey, int]  # (series, ts in µs since the epoch)

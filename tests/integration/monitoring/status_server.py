@@ -7,9 +7,9 @@ from datetime import UTC, datetime
 
 from ingestor.config.validators import ListenAddress
 from ingestor.monitoring.coverage_strips import CoverageCache, StateSpan
-from ingestor.monitoring.history import LoadHistory
 from ingestor.monitoring.http_server import StatusServer
 from ingestor.monitoring.latest_values import LatestValues
+from ingestor.monitoring.load_history import LoadHistory
 from ingestor.monitoring.metrics import Metrics
 from ingestor.monitoring.status import ConnectionStatus, DatabaseStatus, Status
 from ingestor.store.write.batch import SampleRow

@@ -21,7 +21,7 @@ from ingestor.pipeline.dead_letters import requeue_dead_letters
 from ingestor.spool.chunk_store import SpoolUnreadable
 from ingestor.spool.spool import Spool
 from ingestor.store.engine import make_engine
-from ingestor.store.read import status as letters
+from ingestor.store.read import status_queries as letters
 from ingestor.store.read.audit import audit
 from tests.support.check_constraint import refuse
 from tests.support.daemon import until

@@ -9,7 +9,7 @@ from sqlalchemy import Engine
 
 from ingestor.errors import DatabaseUnavailable
 from ingestor.store.engine import make_engine
-from ingestor.store.read.status import load_state_spans, load_status
+from ingestor.store.read.status_queries import load_state_spans, load_status
 
 from .row_factory import Database, at
 

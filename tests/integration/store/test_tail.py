@@ -6,7 +6,7 @@ import pytest
 from sqlalchemy import Engine, text
 
 from ingestor.store.engine import make_engine
-from ingestor.store.read.status import load_status
+from ingestor.store.read.status_queries import load_status
 from ingestor.store.read.tail import latest_observations
 
 from .row_factory import Database, at

@@ -10,7 +10,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from ingestor.commands import check_online
+from ingestor.commands import check_connect
 from ingestor.commands.check import CheckResult
 from ingestor.config import load
 from ingestor.errors import PermissionDenied
@@ -57,7 +57,7 @@ def check(tmp_path: Path) -> Check:
         )
         config = load(file, {"INGESTOR_PROVIDER__API_KEY": key} if key else {})
         results: list[CheckResult] = []
-        await check_online.run_online_checks(config, results.append)
+        await check_connect.run_online_checks(config, results.append)
         assert all(simulator.api_key not in result.message and "eyJ" not in result.message for result in results)
         untimed = {result.name: result.message for result in results if result.seconds is None}
         assert all("skipped" in message or name == "outage" for name, message in untimed.items())
@@ -174,7 +174,7 @@ async def test_refused_subscription_fails_and_quiet_feed_passes(check: Check, si
 async def test_feed_without_data_is_a_warning_after_timeout(
     check: Check, simulator: FaultySimulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(check_online, "DATA_SECONDS", 0.2)
+    monkeypatch.setattr(check_connect, "DATA_SECONDS", 0.2)
     simulator.mute("AAPL")
     results = await check(simulator)
     assert failures(results) == {}
@@ -214,7 +214,7 @@ def reader_role(url: str) -> Iterator[str]:
     ],
 )
 def test_clock_skew_above_two_seconds_is_a_warning(ahead_seconds: float, message: str) -> None:
-    assert check_online._compare_clocks(ahead_seconds) == (message, abs(ahead_seconds) > 2)
+    assert check_connect._compare_clocks(ahead_seconds) == (message, abs(ahead_seconds) > 2)
 
 
 @pytest.mark.parametrize(
@@ -232,12 +232,12 @@ def test_clock_skew_above_two_seconds_is_a_warning(ahead_seconds: float, message
 )
 def test_message_about_first_response(rows: list[Any], expected: str, warning: bool) -> None:
     decoded = Decoder(catalog.metrics_of, catalog.feed_name).decode(frame(rows))
-    message, is_warning = check_online._check_response(decoded)
+    message, is_warning = check_connect._check_response(decoded)
     assert message.startswith(expected)
     assert is_warning is warning
 
 
 def test_unreadable_response_is_a_failure() -> None:
     decoded = Decoder(catalog.metrics_of, catalog.feed_name).decode(frame("<html>"))
-    with pytest.raises(check_online.ProbeFailed, match=r"unreadable \(not JSON: .*\), it would become a dead letter"):
-        check_online._check_response(decoded)
+    with pytest.raises(check_connect.ProbeFailed, match=r"unreadable \(not JSON: .*\), it would become a dead letter"):
+        check_connect._check_response(decoded)

@@ -3,7 +3,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from ingestor.monitoring.history import LoadHistory, MaxRing
+from ingestor.monitoring.load_history import LoadHistory, MaxRing
 
 
 def decoded(history: LoadHistory, now: float) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from ingestor.daemon.control import ControlFunction, ControlResponse
+from ingestor.daemon.control_socket import ControlFunction, ControlResponse
 from ingestor.daemon.reload import ConfigReloader
 from ingestor.monitoring.status import Status
 from ingestor.pipeline.dead_letters import requeue_dead_letters

@@ -24,7 +24,7 @@ from ingestor.core.clock import boottime, wall_us
 from ingestor.core.entries import Fact, Frame
 from ingestor.core.threads import run_in_daemon_thread
 from ingestor.core.times import to_datetime
-from ingestor.daemon import control
+from ingestor.daemon import control_socket
 from ingestor.errors import BatchRejected, ConnectionFailed, DatabaseUnavailable, IngestorError, PermissionDenied
 from ingestor.pipeline.batch_builder import BatchBuilder
 from ingestor.pipeline.decoder import DecodedFrame, Decoder
@@ -281,7 +281,7 @@ def _check_outage(config: Config, frames: list[Frame]) -> CheckResult:
 
 async def _check_write(config: Config, frames: list[Frame], result: CheckResult) -> None:
     url = config.database.url.get_secret_value()
-    running = await run_in_daemon_thread(partial(control.send_request, config.spool.path, "status"), "daemon")
+    running = await run_in_daemon_thread(partial(control_socket.send_request, config.spool.path, "status"), "daemon")
     if running and sqlite_path(url):
         result.message, result.warning = "skipped: the running daemon writes to this file, only one process may", True
         return

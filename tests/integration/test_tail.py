@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine, select
 
-from ingestor.commands.follow import VALUES_PER_SERIES, Follower
+from ingestor.commands.tail import VALUES_PER_SERIES, Follower
 from ingestor.core.entries import Frame
 from ingestor.pipeline.batch_builder import BatchBuilder
 from ingestor.store import schema, views

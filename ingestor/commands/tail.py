@@ -16,7 +16,7 @@ from ingestor.pipeline.decoder import Decoder
 from ingestor.provider import catalog
 from ingestor.store.engine import Engine
 from ingestor.store.read import tail
-from ingestor.store.read.status import Record
+from ingestor.store.read.status_queries import Record
 from ingestor.store.read.tail import CommittedBatch, ObservationKey
 
 # Without payloads, only so many of the newest values of each series are read. A first response has about 60.
