@@ -1,4 +1,4 @@
-"""What tests are given: databases for real, and servers on loopback that speak as the provider does."""
+"""Fixtures for all tests: real databases, and stand-ins for the provider on loopback."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from ingestor.store.engine import make_engine
 from tests.support.faulty_simulator import FaultySimulator
 
 from .support import postgres_server as pg
-from .support.node_server import NodeServer, begin_installing
+from .support.node_server import NodeServer, start_installs
 from .support.requirements import SKIP_PREFIX, skip_missing
 from .support.tcp_proxy import TcpProxy
 
-# A minute of data every 20 ms, ten minutes in each answer, and a clock that is the same in every run.
+# A minute of data every 20 ms, ten minutes in each response, and a clock that is the same in every run.
 PACE: dict[str, Any] = {
     "seed": 7,
     "interval_seconds": 0.02,
@@ -36,17 +36,17 @@ PACE: dict[str, Any] = {
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--kills", type=int, default=15, help="How many random kills of the daemon, on each database.")
+    parser.addoption("--kills", type=int, default=15, help="Number of random kills of the daemon, on each database.")
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
-    """Let what hostile tests have logged pass from a worker of pytest-xdist, which takes no lone surrogate."""
+    """Escape lone surrogates in captured logs of hostile payloads, because pytest-xdist cannot transfer them."""
     report.sections = [(name, text.encode("utf-8", "backslashreplace").decode()) for name, text in report.sections]
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Say what could not be tested here, once each, where nobody overlooks it."""
+    """List the missing requirements at the end of the summary, each once, where they are not overlooked."""
     places = [report.longrepr for report in terminalreporter.stats.get("skipped", [])]
     reasons = {place[2].removeprefix("Skipped: ") for place in places if isinstance(place, tuple)}
     for reason in sorted(reason for reason in reasons if reason.startswith(SKIP_PREFIX)):
@@ -55,7 +55,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 @pytest.fixture(autouse=True)
 def _forget_secrets() -> Iterator[None]:
-    """Take back what a test made secret: the redactor is one for the process, and would mask it in the tests after."""
+    """Remove a test's secrets from the redactor, which is shared by the process and would mask them in other tests."""
     before = redactor._counts.copy()
     yield
     for secret in (redactor._counts - before).elements():
@@ -73,10 +73,10 @@ def postgres_binaries() -> Path:
 
 @pytest.fixture(scope="session")
 def postgres_server_url(request: pytest.FixtureRequest) -> Iterator[str]:
-    """A server that all tests of the run share; nobody stops it. For faults take ``postgres``."""
-    named = os.environ.get("INGESTOR_TEST_POSTGRES")
-    if named:
-        yield named
+    """A server that all tests of the run share and must not stop. For faults, use ``postgres``."""
+    configured = os.environ.get("INGESTOR_TEST_POSTGRES")
+    if configured:
+        yield configured
         return
     with pg.own_server(request.getfixturevalue("postgres_binaries")) as server:
         yield server.url()
@@ -91,7 +91,7 @@ def postgres_url(postgres_server_url: str) -> Iterator[str]:
 
 @pytest.fixture
 def postgres(postgres_binaries: Path) -> Iterator[pg.Postgres]:
-    """A running server of the test's own, to stop, kill, pause and start (1.5 s)."""
+    """A running server for one test, to stop, kill, pause and start (takes 1.5 s)."""
     with pg.own_server(postgres_binaries) as server:
         yield server
 
@@ -107,7 +107,7 @@ def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 @pytest.fixture(scope="session")
 def sqlite_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A SQLite database with the schema in it, to be copied."""
+    """A SQLite database with the schema, to be copied."""
     path = tmp_path_factory.mktemp("template") / "ingestor.db"
     _migrate(f"sqlite:///{path}")
     return path
@@ -115,7 +115,7 @@ def sqlite_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def postgres_template_url(postgres_server_url: str) -> Iterator[str]:
-    """A PostgreSQL database with the schema in it, to be copied."""
+    """A PostgreSQL database with the schema, to be copied."""
     with pg.fresh_database(postgres_server_url) as url:
         _migrate(url)
         yield url
@@ -123,7 +123,7 @@ def postgres_template_url(postgres_server_url: str) -> Iterator[str]:
 
 @pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.postgres)])
 def migrated_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
-    """A fresh database with the schema in it: a copy, since making it anew takes a quarter of a second each time."""
+    """A fresh database with the schema, copied from a template, because migrations take a quarter of a second."""
     if request.param == "sqlite":
         path = shutil.copy(request.getfixturevalue("sqlite_template"), tmp_path / "ingestor.db")
         yield f"sqlite:///{path}"
@@ -141,7 +141,7 @@ def _migrate(url: str) -> None:
 
 @pytest.fixture(scope="session")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A certificate for 127.0.0.1 and for provider.test that only itself vouches for, with its key."""
+    """A self-signed certificate for 127.0.0.1 and provider.test, with its key."""
     if not shutil.which("openssl"):
         skip_missing("TLS: install openssl")
     made = tmp_path_factory.mktemp("tls") / "pair.pem"
@@ -161,11 +161,11 @@ def server_side(certificate: Path) -> ssl.SSLContext:
 
 @pytest.fixture
 async def make_simulator() -> AsyncIterator[Callable[..., Any]]:
-    """`await make_simulator(**knobs)`: a running simulator at the tests' pace, with the knobs that differ."""
+    """`await make_simulator(**options)`: a running simulator at the tests' pace, with other options where given."""
     async with AsyncExitStack() as running:
 
-        async def make(**knobs: Any) -> FaultySimulator:
-            return await running.enter_async_context(FaultySimulator(**{**PACE, **knobs}))
+        async def make(**options: Any) -> FaultySimulator:
+            return await running.enter_async_context(FaultySimulator(**{**PACE, **options}))
 
         yield make
 
@@ -179,7 +179,7 @@ async def simulator(make_simulator: Callable[..., Any]) -> FaultySimulator:
 
 @pytest.fixture
 async def tcp_proxy() -> AsyncIterator[Callable[[str], Any]]:
-    """`await tcp_proxy(url)`: a proxy before that server, with faults to switch on."""
+    """`await tcp_proxy(url)`: a proxy in front of that server, with faults to switch on."""
     async with AsyncExitStack() as running:
 
         async def make(upstream_url: str) -> TcpProxy:
@@ -190,8 +190,8 @@ async def tcp_proxy() -> AsyncIterator[Callable[[str], Any]]:
 
 @pytest.fixture(scope="session")
 def socketio_installs() -> None:
-    """Every release of socket.io that the tests want, on its way into the cache."""
-    begin_installing()
+    """Start to install every release of socket.io into the cache."""
+    start_installs()
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""What tests of processes share."""
+"""Fixtures for tests of processes."""
 
 from __future__ import annotations
 
@@ -19,32 +19,32 @@ PATHS = {"/real-time/crowd-sentiment": ["AAPL", "ON"], "/real-time/tweet-volume"
 
 @pytest.fixture(scope="session")
 def fork_server() -> Iterator[ForkServer]:
-    """Forks daemons that need not import anything any more."""
+    """A server that forks commands whose modules are already imported."""
     with ForkServer() as running:
         yield running
 
 
 @dataclass(frozen=True, slots=True)
 class Desk:
-    """A simulated provider with a value each second, and a daemon that writes them: to look at, not to change."""
+    """A simulated provider with a value per second, and a daemon that stores them. Tests read from it only."""
 
     config: Path
     daemon: ForkedDaemon
     fork_server: ForkServer
 
     def typed(self, *arguments: str | Path) -> list[str | Path]:
-        """The installed command with this configuration."""
+        """Return a command line of the installed command with this config."""
         return [COMMAND, *arguments, "--config", self.config]
 
     @property
     def key(self) -> dict[str, str]:
-        """What the environment has of it."""
+        """The environment variable with the API key."""
         return {"INGESTOR_PROVIDER__API_KEY": KEY}
 
 
 @pytest.fixture(scope="session")
 def desk(fork_server: ForkServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Desk]:
-    """One for all tests that only look."""
+    """A desk that all tests share."""
     folder, port = tmp_path_factory.mktemp("desk"), free_port()
     serve = ("simulate", "--port", str(port), "--api-key", KEY, "--cadence", "1")
     provider = ForkedCommand(fork_server, *serve, folder=folder)

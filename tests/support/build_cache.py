@@ -1,4 +1,4 @@
-"""What takes long to make is made once on a machine, and kept in INGESTOR_TEST_CACHE, else in the user's cache."""
+"""Keep what takes long to build between test runs, in INGESTOR_TEST_CACHE or the user's cache folder."""
 
 from __future__ import annotations
 
@@ -9,21 +9,24 @@ from collections.abc import Callable
 from pathlib import Path
 
 
-def build_once(name: str, make: Callable[[Path], None]) -> Path:
-    """The folder of this name, filled by ``make(folder)`` at the first call of a machine, by one process at a time."""
-    folder = cache() / name
+def build_once(name: str, build: Callable[[Path], None]) -> Path:
+    """Return the folder of this name. The first call on a machine fills it with ``build(folder)``.
+
+    Only one process at a time builds; others wait for it.
+    """
+    folder = cache_folder() / name
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not (folder / "installed").exists():
-            make(folder)
+            build(folder)
             (folder / "installed").touch()
     return folder
 
 
-def cache() -> Path:
-    named = os.environ.get("INGESTOR_TEST_CACHE")
-    if named:
-        return Path(named)
+def cache_folder() -> Path:
+    configured = os.environ.get("INGESTOR_TEST_CACHE")
+    if configured:
+        return Path(configured)
     base = os.environ.get("XDG_CACHE_HOME") or (Path.home() / ".cache" if os.environ.get("HOME") else None)
     return Path(base or tempfile.gettempdir()) / "ingestor-tests"

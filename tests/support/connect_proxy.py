@@ -1,4 +1,4 @@
-"""An HTTP proxy as firms have them: it tunnels by CONNECT, and passes plain requests on."""
+"""An HTTP proxy as used in companies: it tunnels with CONNECT and forwards plain requests."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ _CHUNK_BYTES = 65_536
 
 
 class ConnectProxy:
-    """``async with ConnectProxy() as proxy``. Whatever host it is asked for, it goes to that port on loopback.
+    """``async with ConnectProxy() as proxy``. Connects to the requested port on loopback, whatever the host.
 
-    With ``credentials`` ("user:password") it answers 407 to who does not bring them.
+    With ``credentials`` ("user:password"), requests without them get a 407.
     """
 
     def __init__(self, credentials: str = "", *, tls: ssl.SSLContext | None = None) -> None:
         self.credentials = credentials
         self.requests: list[str] = []  # "CONNECT provider.test:443", "POST http://provider.test/jwt"
-        self.request_heads: list[bytes] = []  # all that it could read
+        self.request_heads: list[bytes] = []  # everything that was not encrypted for it
         self._tls = tls
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -45,21 +45,21 @@ class ConnectProxy:
             self.request_heads.append(head)
             method, target, _ = head.decode().split(" ", 2)
             self.requests.append(f"{method} {target}")
-            if self._lets_through(head):
-                await self._pass_on(method, target, head, reader, writer)
+            if self._is_authorized(head):
+                await self._forward(method, target, head, reader, writer)
             else:
-                writer.write(b"HTTP/1.1 407 Credentials wanted\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+                writer.write(b"HTTP/1.1 407 Unauthorized\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
         except (OSError, asyncio.IncompleteReadError, asyncio.CancelledError):
-            pass  # one end has gone, or the test is over
+            pass  # one end closed the connection, or the test is over
         finally:
             writer.close()
             self._tasks.discard(task)
 
-    def _lets_through(self, head: bytes) -> bool:
+    def _is_authorized(self, head: bytes) -> bool:
         basic = base64.b64encode(self.credentials.encode())
         return not self.credentials or b"Proxy-Authorization: Basic " + basic + b"\r\n" in head
 
-    async def _pass_on(
+    async def _forward(
         self, method: str, target: str, head: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
     ) -> None:
         url = urlsplit(f"//{target}" if method == "CONNECT" else target)
@@ -73,7 +73,7 @@ class ConnectProxy:
                 both.create_task(_pump(reader, up_writer))
                 both.create_task(_pump(up_reader, writer))
         except* OSError:
-            pass  # a reset: the other end learns of it when it is closed
+            pass  # a reset; the other end is closed below
         finally:
             up_writer.close()
 

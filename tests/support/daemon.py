@@ -1,4 +1,4 @@
-"""The daemon as the thing that is tested: from a config file, before real servers, over a real database."""
+"""Run the daemon under test from a config file, in the test's process or as a process of its own."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ T = TypeVar("T")
 
 
 async def until(condition: Callable[[], T], timeout_seconds: float = TIMEOUT_SECONDS) -> T:
-    """Wait until it holds, and return what it said. Raises TimeoutError."""
+    """Wait until the condition is true, and return its value. Raises TimeoutError."""
     deadline = time.monotonic() + timeout_seconds
     while not (found := condition()):
         if time.monotonic() > deadline:
@@ -49,7 +49,10 @@ def write_config(
     subscriptions: Mapping[str, Sequence[str]],
     **sections: Mapping[str, Any],
 ) -> Path:
-    """A config file in ``folder``, where the spool will be too; ``subscriptions``: path → tickers, none for all."""
+    """Write a config file into ``folder``, which will also contain the spool.
+
+    ``subscriptions`` maps paths to tickers; an empty list means all tickers.
+    """
     document: dict[str, Any] = {
         "provider": {"url": url},
         "database": {"url": database_url},
@@ -62,13 +65,14 @@ def write_config(
     for name, section in sections.items():
         document[name] = {**document.get(name, {}), **section}
     file = folder / "config.yaml"
-    file.write_text(json.dumps(document, indent=1))  # which is YAML as well
+    file.write_text(json.dumps(document, indent=1))  # JSON is valid YAML
     return file
 
 
 class InProcessDaemon:
-    """The daemon in the test's own process: ``async with InProcessDaemon(config, api_key) as daemon``. At the end it is
-    stopped as by SIGTERM, and its books must balance.
+    """The daemon in the test's own process: ``async with InProcessDaemon(config, api_key) as daemon``.
+
+    At the end it is stopped as by SIGTERM, and the database must be consistent.
     """
 
     def __init__(self, config_file: Path, api_key: str) -> None:
@@ -88,7 +92,7 @@ class InProcessDaemon:
             self.db.assert_consistent()
 
     async def stop(self) -> None:
-        """Stop, drained. Raises what the daemon fell over."""
+        """Drain and stop. Raises the exception that stopped the daemon, if any."""
         if not self._task.done():
             self._service.stop()
         await self._task
@@ -99,33 +103,33 @@ class InProcessDaemon:
 
     @property
     def url(self) -> str:
-        """Of its status page."""
+        """The URL of the status page."""
         assert self._service.url
         return self._service.url
 
     @property
     def states(self) -> list[str]:
-        """Of each subscription, in the order of the config."""
-        return [one.state for one in self.status.subscriptions]
+        """The state of each subscription, in the order of the config."""
+        return [subscription.state for subscription in self.status.subscriptions]
 
     @property
     def connection_ids(self) -> list[str | None]:
-        """Of each connection, in the order of the config; None without one."""
-        return [one.id if one.connected else None for one in self.status.connections]
+        """The id of each connection, in the order of the config; None while disconnected."""
+        return [connection.id if connection.connected else None for connection in self.status.connections]
 
     async def wait_until_live(self) -> list[str | None]:
-        """Wait until all that is wanted is subscribed; returns the ids of the connections."""
+        """Wait until every subscription is live, and return the ids of the connections."""
         await until(lambda: set(self.states) == {"live"})
         return self.connection_ids
 
     async def metrics(self) -> str:
-        """What Prometheus would read."""
-        async with aiohttp.ClientSession() as session, session.get(f"{self._service.url}/metrics") as answer:
-            return await answer.text()
+        """Return the page that Prometheus reads."""
+        async with aiohttp.ClientSession() as session, session.get(f"{self._service.url}/metrics") as response:
+            return await response.text()
 
-    async def wait_for_samples(self, wanted: Callable[[], object]) -> None:
-        """Wait until the books hold exactly these samples: ``{Key: value}``, asked for anew each time."""
-        await until(lambda: self.db.current() == wanted())
+    async def wait_for_samples(self, expected: Callable[[], object]) -> None:
+        """Wait until the database contains exactly the samples ``{Key: value}`` that ``expected`` returns by then."""
+        await until(lambda: self.db.current() == expected())
 
 
 class CommandProcess:
@@ -150,30 +154,30 @@ class CommandProcess:
         self.kill()
 
     def start(self) -> None:
-        """Start it, or start it again."""
-        with self._said("stdout").open("ab") as stdout, self._said("stderr").open("ab") as stderr:
+        """Start the process, or restart it."""
+        with self._output_file("stdout").open("ab") as stdout, self._output_file("stderr").open("ab") as stderr:
             self._process = subprocess.Popen(
                 self._command, stdin=subprocess.DEVNULL, stdout=stdout, stderr=stderr, env=self._environment
             )
 
     def kill(self) -> None:
-        """SIGKILL, if it still runs."""
+        """Send SIGKILL if the process still runs, and wait for its end."""
         assert self._process is not None
         self._process.kill()
         self._process.wait()
 
     async def wait_for_exit(self, timeout_seconds: float = TIMEOUT_SECONDS) -> int:
-        """Wait for its end; the exit code."""
+        """Wait for the end of the process, and return its exit code."""
         await until(lambda: self._process is not None and self._process.poll() is not None, timeout_seconds)
         assert self._process is not None
         return int(self._process.returncode)
 
     def send_sigterm(self) -> None:
-        """SIGTERM."""
+        """Send SIGTERM without waiting."""
         os.kill(self.pid, signal.SIGTERM)
 
     async def terminate(self, timeout_seconds: float = 10) -> int:
-        """SIGTERM, and wait for its end; the exit code."""
+        """Send SIGTERM, wait for the end of the process, and return its exit code."""
         self.send_sigterm()
         return await self.wait_for_exit(timeout_seconds)
 
@@ -184,13 +188,13 @@ class CommandProcess:
 
     @property
     def stdout(self) -> str:
-        return self._said("stdout").read_text()
+        return self._output_file("stdout").read_text()
 
     @property
     def stderr(self) -> str:
-        return self._said("stderr").read_text()
+        return self._output_file("stderr").read_text()
 
-    def _said(self, stream: str) -> Path:
+    def _output_file(self, stream: str) -> Path:
         return self._folder / f"{id(self)}.{stream}"
 
 
@@ -205,18 +209,18 @@ class DaemonProcess(CommandProcess):
         self.db = DbReader(environment.get("INGESTOR_DATABASE__URL", document["database"]["url"]))
 
     def get(self, path: str) -> tuple[int, str]:
-        """Status and body of a page of its port. Raises OSError where nobody listens."""
+        """Return status and body of a page. Raises OSError if the port is closed."""
         connection = http.client.HTTPConnection(self._listen, timeout=5)
         try:
             connection.request("GET", path)
-            answer = connection.getresponse()
-            return answer.status, answer.read().decode()
+            response = connection.getresponse()
+            return response.status, response.read().decode()
         finally:
             connection.close()
 
     @property
     def status(self) -> dict[str, Any]:
-        """status.json; empty where nobody listens yet, or any more."""
+        """Return status.json; empty while the port is closed."""
         try:
             found: dict[str, Any] = json.loads(self.get("/status.json")[1])
         except (OSError, http.client.HTTPException):
@@ -224,14 +228,14 @@ class DaemonProcess(CommandProcess):
         return found
 
     async def wait_until_live(self) -> None:
-        """Wait until all that is wanted is subscribed and can be stored."""
+        """Wait until every subscription is live and the database is up."""
         await until(lambda: self._is_live(self.status))
 
-    async def wait_for_samples(self, wanted: Callable[[], object]) -> None:
-        """Wait until the books hold exactly these samples: ``{Key: value}``, asked for anew each time."""
-        await until(lambda: self.db.current() == wanted())
+    async def wait_for_samples(self, expected: Callable[[], object]) -> None:
+        """Wait until the database contains exactly the samples ``{Key: value}`` that ``expected`` returns by then."""
+        await until(lambda: self.db.current() == expected())
 
     @staticmethod
     def _is_live(status: dict[str, Any]) -> bool:
-        states = {one["state"] for one in status.get("subscriptions", ())}
+        states = {subscription["state"] for subscription in status.get("subscriptions", ())}
         return states == {"live"} and bool(status["database"]["up"])

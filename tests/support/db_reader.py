@@ -1,4 +1,4 @@
-"""What a database holds, read as an analyst reads it: plain drivers and SQL. Owes nothing to the code under test."""
+"""Read a database as an analyst does, by plain drivers and SQL, independently of the code under test."""
 
 from __future__ import annotations
 
@@ -20,55 +20,55 @@ Row = dict[str, Any]
 
 
 class DbReader:
-    """The tables and views behind a URL as a config has it. Each question has a connection of its own."""
+    """Reads the database of a config's URL. Each query opens its own connection."""
 
     def __init__(self, url: str) -> None:
         self.url = url
         self._sqlite_file = urlsplit(url).path[1:] if url.startswith("sqlite") else None
 
     def rows(self, query: str) -> list[Row]:
-        """What the query finds; names that end in ``_at``, and ``ts``, are times in UTC."""
-        return [{name: _time(name, value) for name, value in row.items()} for row in self._ask(query)]
+        """Return the rows of a query. Columns named ``ts`` or ``…_at`` become UTC datetimes."""
+        return [{name: _time(name, value) for name, value in row.items()} for row in self._execute(query)]
 
     def scalar(self, query: str) -> Any:
-        """The only value of the only row."""
+        """Return the only value of the only row."""
         (row,) = self.rows(query)
         (value,) = row.values()
         return value
 
     def column(self, query: str) -> list[Any]:
-        """The only value of each row."""
+        """Return the only value of each row."""
         return [value for row in self.rows(query) for value in row.values()]
 
     def current(self) -> Mapping[Key, float]:
-        """Every sample of the view ``observations``."""
+        """Return every sample of the view ``observations``."""
         return {_key(row): row["value"] for row in self.rows(f"SELECT {_SAMPLE} FROM observations")}
 
     def revisions(self) -> Mapping[Key, list[float]]:
-        """Every value of the view ``revisions``, oldest first."""
+        """Return every value of the view ``revisions``, oldest first."""
         found: dict[Key, list[float]] = defaultdict(list)
         for row in self.rows(f"SELECT {_SAMPLE} FROM revisions ORDER BY revision"):
             found[_key(row)].append(row["value"])
         return found
 
     def coverage(self, ticker: str) -> list[Row]:
-        """The intervals of the only subscription of this ticker, in order."""
+        """Return the coverage intervals of the only subscription of this ticker, in order."""
         return self.rows(
             "SELECT c.state, c.reason, c.started_at, c.ended_at FROM coverage c JOIN subscriptions s"
             f" ON s.subscription_id = c.subscription_id WHERE s.ticker = '{ticker}' ORDER BY c.start_seq"
         )
 
     def states(self, ticker: str) -> list[str]:
-        """The states that it was in, in order."""
+        """Return the coverage states of this ticker, in order."""
         return [interval["state"] for interval in self.coverage(ticker)]
 
     def gaps(self, ticker: str) -> list[Row]:
-        """When it was not listened to, and why."""
+        """Return the gaps of this ticker with their reasons."""
         return self.rows(f"SELECT states, reason, from_at, to_at FROM gaps WHERE ticker = '{ticker}' ORDER BY from_at")
 
     @contextmanager
     def write_locked(self) -> Iterator[None]:
-        """Until the end of the block nobody else can write."""
+        """Block every other writer until the end of the block."""
         if self._sqlite_file is None:
             with psycopg.connect(self.url) as connection:
                 connection.execute("LOCK TABLE instances IN ACCESS EXCLUSIVE MODE")
@@ -79,24 +79,24 @@ class DbReader:
             yield
 
     def assert_consistent(self) -> None:
-        """Assert that nothing was dropped and nothing is there twice. Only while no daemon writes."""
+        """Assert that no entry is missing or stored twice. Call it only while no daemon writes."""
         for instance in self.rows("SELECT instance_id, position FROM instances"):
-            mine = f"WHERE instance_id = {instance['instance_id']}"
-            assert self._entries(mine) == list(range(1, instance["position"] + 1))
-            _check_ledger(self.rows(f"SELECT * FROM batches {mine} ORDER BY first_seq"), instance["position"])
+            of_instance = f"WHERE instance_id = {instance['instance_id']}"
+            assert self._entries(of_instance) == list(range(1, instance["position"] + 1))
+            _check_ledger(self.rows(f"SELECT * FROM batches {of_instance} ORDER BY first_seq"), instance["position"])
         assert self._sum("new_rows") == self.scalar("SELECT count(*) FROM observations")
         assert self._sum("revised_rows") == self.scalar("SELECT count(*) FROM revisions")
         assert self._sum("dead_rows") == self.scalar("SELECT count(*) FROM dead_letters WHERE row_index IS NOT NULL")
 
-    def _entries(self, mine: str) -> list[int]:
-        """The seq of every payload, fact and dead frame."""
-        tables = (f"payloads {mine}", f"events {mine}", f"dead_letters {mine} AND row_index IS NULL")
+    def _entries(self, where: str) -> list[int]:
+        """Return the seq of every payload, fact and dead frame."""
+        tables = (f"payloads {where}", f"events {where}", f"dead_letters {where} AND row_index IS NULL")
         return sorted(seq for table in tables for seq in self.column(f"SELECT seq FROM {table}"))
 
     def _sum(self, column: str) -> int:
         return int(self.scalar(f"SELECT coalesce(sum({column}), 0) FROM batches"))
 
-    def _ask(self, query: str) -> list[Row]:
+    def _execute(self, query: str) -> list[Row]:
         if self._sqlite_file is None:
             with psycopg.connect(self.url, options="-c timezone=UTC", row_factory=dict_row) as connection:
                 return connection.execute(query).fetchall()
@@ -113,7 +113,8 @@ def _check_ledger(batches: Sequence[Row], position: int) -> None:
         assert position == 0
         return
     assert (batches[0]["first_seq"], batches[-1]["last_seq"]) == (1, position)
-    assert [one["last_seq"] + 1 for one, _ in pairwise(batches)] == [two["first_seq"] for _, two in pairwise(batches)]
+    for batch, next_batch in pairwise(batches):
+        assert batch["last_seq"] + 1 == next_batch["first_seq"]
     for batch in batches:
         outcomes = sum(batch[f"{outcome}_rows"] for outcome in ("new", "revised", "duplicate", "dead", "expired"))
         assert batch["row_count"] == outcomes, batch

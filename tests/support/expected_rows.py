@@ -1,4 +1,4 @@
-"""What a database must hold after a server has emitted these rows: the judge's side, independent of the decoder."""
+"""Compute the samples that a database must contain after a server emitted rows, independently of the decoder."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from ingestor.provider.catalog import FEEDS, KEY_FIELDS, base_name
 
 
 class Key(NamedTuple):
-    """One sample."""
+    """The key of a sample."""
 
     feed: str
     metric: str
     ticker: str
     user_id: str
-    ts: str  # as the provider writes it
+    ts: str  # in the provider's format
 
 
 class Emitted(Protocol):
-    """One data event, of the simulator or of a Node peer."""
+    """A data event of the simulator or of a Node server."""
 
     @property
     def path(self) -> str: ...
@@ -30,7 +30,7 @@ class Emitted(Protocol):
 
 
 def values(emitted: Iterable[Emitted]) -> Mapping[Key, list[float]]:
-    """Sample → every value it was given, in the order of emission, repetitions left out; the last is current."""
+    """Map each sample to its values in the order of emission, without repetitions. The last one is current."""
     found: dict[Key, list[float]] = defaultdict(list)
     for emission in emitted:
         add(emission, found)
@@ -38,15 +38,15 @@ def values(emitted: Iterable[Emitted]) -> Mapping[Key, list[float]]:
 
 
 def add(emission: Emitted, found: dict[Key, list[float]]) -> None:
-    """One more, for who cannot keep them all."""
+    """Add one emission, for callers that cannot keep all of them."""
     for key, value in _samples(emission):
         if found[key][-1:] != [value]:
             found[key].append(value)
 
 
 def current(emitted: Iterable[Emitted]) -> dict[Key, float]:
-    """Sample → the value that must be current."""
-    return {key: given[-1] for key, given in values(emitted).items()}
+    """Map each sample to the value that must be current."""
+    return {key: history[-1] for key, history in values(emitted).items()}
 
 
 def _samples(emission: Emitted) -> Iterable[tuple[Key, float]]:

@@ -1,8 +1,8 @@
-"""Disks of our own: one whose power can be cut, and one that is full when the test wants it. They need root.
+"""Disks for tests: one whose power can be cut, and one that is full on demand. They need root.
 
-How a power cut is had: the disk is an image on another file system, and that one is frozen while the image is copied.
-What the disk's file system has not written yet (its page cache) is not in the copy, and the copy is of one moment. So
-a sync that is missing is found. A device that lies about its own volatile cache is not imitated.
+To simulate a power cut, the disk is an image on another file system, which is frozen while the image is copied. The
+copy is of one moment and lacks what the disk's file system has not written yet (its page cache), so a missing sync is
+found. A device that loses its own volatile cache is not simulated.
 """
 
 from __future__ import annotations
@@ -16,46 +16,46 @@ from pathlib import Path
 from .requirements import skip_missing
 
 DISK_BYTES = 192 << 20
-_AROUND_BYTES = 2 * DISK_BYTES
+_OUTER_BYTES = 2 * DISK_BYTES
 
 
 class CuttableDisk:
-    """An ext4 file system at ``folder``."""
+    """An ext4 file system, mounted at ``folder``, in an image on another file system at ``outer``."""
 
-    def __init__(self, around: Path, folder: Path) -> None:
-        self._around = around
+    def __init__(self, outer: Path, folder: Path) -> None:
+        self._outer = outer
         self.folder = folder
-        self.image = around / "image"
+        self.image = outer / "image"
 
     def copy_as_after_power_cut(self, copy: Path) -> None:
-        """Make ``copy`` the image as a power cut in this moment would leave it. Everybody else goes on."""
-        _do("fsfreeze", "--freeze", self._around)
+        """Copy the image as a power cut at this moment would leave it. Other processes continue."""
+        _run("fsfreeze", "--freeze", self._outer)
         try:
-            _do("cp", "--sparse=always", self.image, copy)
+            _run("cp", "--sparse=always", self.image, copy)
         finally:
-            _do("fsfreeze", "--unfreeze", self._around)
+            _run("fsfreeze", "--unfreeze", self._outer)
 
 
 @contextmanager
 def cuttable_disk(folder: Path) -> Iterator[CuttableDisk]:
-    """``folder`` must be empty; the disk is mounted in it."""
+    """Mount a disk inside ``folder``, which must be empty."""
     _need_root()
-    with ext4(_image(folder / "around.img", _AROUND_BYTES), folder / "around") as around:
-        disk = CuttableDisk(around, folder / "disk")
+    with ext4(_image(folder / "outer.img", _OUTER_BYTES), folder / "outer") as outer:
+        disk = CuttableDisk(outer, folder / "disk")
         with ext4(_image(disk.image, DISK_BYTES), disk.folder):
             yield disk
 
 
 @contextmanager
 def ext4(image: Path, folder: Path) -> Iterator[Path]:
-    """Mount an image; ext4 recovers what its journal holds."""
+    """Mount an image. Mounting replays the journal of ext4."""
     with _mounted(folder, "-o", "loop", image):
         yield folder
 
 
 @contextmanager
 def small_disk(folder: Path, size_bytes: int, files: int = 0) -> Iterator[Path]:
-    """A tmpfs of this size at ``folder``; with room for so many files and folders, itself included, or any number."""
+    """Mount a tmpfs of this size at ``folder``. ``files`` limits files and folders, itself included; 0 does not."""
     _need_root()
     with _mounted(folder, "-t", "tmpfs", "-o", f"size={size_bytes},nr_inodes={files}", "tmpfs"):
         yield folder
@@ -63,7 +63,7 @@ def small_disk(folder: Path, size_bytes: int, files: int = 0) -> Iterator[Path]:
 
 @contextmanager
 def fill_disk(folder: Path, name: str = "filler") -> Iterator[None]:
-    """Until the end of the block nothing more can be written to the file system of ``folder``."""
+    """Leave no space on the file system of ``folder`` until the end of the block."""
     filler = folder / name
     handle = os.open(filler, os.O_WRONLY | os.O_CREAT)
     try:
@@ -80,35 +80,35 @@ def _fill(handle: int) -> None:
             while True:
                 os.write(handle, bytes(size))
         except OSError:
-            pass  # full, for pieces of this size
+            pass  # full for blocks of this size
 
 
 def _image(file: Path, size_bytes: int) -> Path:
     with file.open("wb") as image:
         image.truncate(size_bytes)
-    _do("mkfs.ext4", "-q", "-F", file)
+    _run("mkfs.ext4", "-q", "-F", file)
     return file
 
 
 @contextmanager
-def _mounted(folder: Path, *what: str | Path) -> Iterator[None]:
+def _mounted(folder: Path, *source: str | Path) -> Iterator[None]:
     folder.mkdir(exist_ok=True)
     try:
-        _do("mount", *what, folder)
+        _run("mount", *source, folder)
     except subprocess.CalledProcessError as error:
-        skip_missing(f"disks: mount {what[-1]} failed: {error.stderr.decode().strip()}")
+        skip_missing(f"disks: mount {source[-1]} failed: {error.stderr.decode().strip()}")
     try:
         yield
     finally:
-        _do("umount", folder)
+        _run("umount", folder)
 
 
 def _need_root() -> None:
     if os.geteuid() != 0:
-        skip_missing("disks that are full or lose their power: run as root, to mount them")
+        skip_missing("disks that are full or lose power: run as root, to mount them")
 
 
-def _do(program: str, *arguments: str | Path) -> None:
+def _run(program: str, *arguments: str | Path) -> None:
     try:
         subprocess.run([program, *arguments], check=True, capture_output=True)
     except FileNotFoundError:

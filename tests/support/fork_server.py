@@ -1,7 +1,7 @@
-"""Daemons without the two seconds that Python takes to import them: forked from a process that has done so already.
+"""Start commands without the two seconds of imports, by forking a process that has already imported them.
 
-What runs is the command's own ``main`` in a process of its own, from its first line on: only the imports are behind it.
-So a test of many kills spends its time in the recovery that is killed, and not before it.
+The forked process runs the command's own ``main`` from its first line. So tests of many kills spend their time in the
+recovery under test instead of in imports.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from .daemon import CommandProcess, DaemonProcess
 
 
 class ForkedProcess:
-    """A forked command, as far as ``CommandProcess`` asks: the part of ``subprocess.Popen`` that it uses."""
+    """A forked command, with the methods of ``subprocess.Popen`` that ``CommandProcess`` uses."""
 
     def __init__(self, fork_server: ForkServer, pid: int) -> None:
         self._fork_server = fork_server
@@ -33,19 +33,19 @@ class ForkedProcess:
             os.kill(self.pid, signal.SIGKILL)
 
     def poll(self) -> int | None:
-        return self._ask(wait=False)
+        return self._exit_code(wait=False)
 
     def wait(self) -> int | None:
-        return self._ask(wait=True)
+        return self._exit_code(wait=True)
 
-    def _ask(self, *, wait: bool) -> int | None:
+    def _exit_code(self, *, wait: bool) -> int | None:
         if self.returncode is None:
-            self.returncode = self._fork_server.ask(wait_for=self.pid, hang=wait)
+            self.returncode = self._fork_server.request(wait_for=self.pid, block=wait)
         return self.returncode
 
 
 class ForkServer:
-    """The process that forks. ``with ForkServer() as fork_server``; at the end, its children are killed."""
+    """The process that forks: ``with ForkServer() as fork_server``. At the end, its children are killed."""
 
     def __enter__(self) -> Self:
         environment = os.environ | {"PYTHONWARNINGS": "error"}
@@ -72,14 +72,15 @@ class ForkServer:
         return self._process.pid
 
     def start(self, arguments: list[str], environment: dict[str, str], stdout: Path, stderr: Path) -> ForkedProcess:
-        """Run the command with these arguments and this whole environment."""
+        """Run the command with these arguments and exactly this environment."""
         return ForkedProcess(
-            self, self.ask(arguments=arguments, environment=environment, stdout=str(stdout), stderr=str(stderr))
+            self, self.request(arguments=arguments, environment=environment, stdout=str(stdout), stderr=str(stderr))
         )
 
-    def ask(self, **wish: Any) -> Any:
+    def request(self, **parameters: Any) -> Any:
+        """Send a request to the forking process, and return its response."""
         assert self._process.stdin and self._process.stdout
-        self._process.stdin.write(json.dumps(wish) + "\n")
+        self._process.stdin.write(json.dumps(parameters) + "\n")
         self._process.stdin.flush()
         return json.loads(self._process.stdout.readline())
 
@@ -89,15 +90,15 @@ class _Forked(CommandProcess):
 
     @property
     def folder(self) -> Path:
-        """Where its config and what it said are."""
+        """The folder of the config and of the output."""
         return self._folder
 
     def start(self) -> None:
         arguments = [str(part) for part in self._command[1:]]
-        said = self._said("stdout"), self._said("stderr")
-        for file in said:
+        output_files = self._output_file("stdout"), self._output_file("stderr")
+        for file in output_files:
             file.touch()
-        self._process = self.fork_server.start(arguments, self._environment, *said)  # type: ignore[assignment]
+        self._process = self.fork_server.start(arguments, self._environment, *output_files)  # type: ignore[assignment]
 
 
 class ForkedCommand(_Forked):
@@ -123,18 +124,18 @@ class ForkedDaemon(_Forked, DaemonProcess):
 def _serve() -> None:
     children: set[int] = set()
     for line in sys.stdin:
-        wish = json.loads(line)
-        if "wait_for" in wish:
-            answer = _wait(wish["wait_for"], 0 if wish["hang"] else os.WNOHANG)
-            if answer is not None:
-                children.discard(wish["wait_for"])
+        request = json.loads(line)
+        if "wait_for" in request:
+            response = _wait(request["wait_for"], 0 if request["block"] else os.WNOHANG)
+            if response is not None:
+                children.discard(request["wait_for"])
         else:
-            answer = os.fork()
-            if not answer:
-                _become(**wish)
+            response = os.fork()
+            if not response:
+                _run_command(**request)
                 return
-            children.add(answer)
-        print(json.dumps(answer), flush=True)
+            children.add(response)
+        print(json.dumps(response), flush=True)
     for pid in children:
         os.kill(pid, signal.SIGKILL)
 
@@ -144,7 +145,7 @@ def _wait(pid: int, options: int) -> int | None:
     return os.waitstatus_to_exitcode(status) if found else None
 
 
-def _become(arguments: list[str], environment: dict[str, str], stdout: str, stderr: str) -> None:
+def _run_command(arguments: list[str], environment: dict[str, str], stdout: str, stderr: str) -> None:
     from ingestor.cli import main
 
     _set_constants(environment.pop("TEST_CONSTANTS", "{}"))
@@ -159,7 +160,7 @@ def _become(arguments: list[str], environment: dict[str, str], stdout: str, stde
 
 
 def _set_constants(text: str) -> None:
-    """``{"ingestor.module.NAME": value}``: a pause that is polite to a provider is no use before a server of ours."""
+    """Set ``{"ingestor.module.NAME": value}``, to shorten pauses that only protect a real provider."""
     for name, value in json.loads(text).items():
         module, _, constant = name.rpartition(".")
         setattr(importlib.import_module(module), constant, value)
@@ -171,5 +172,5 @@ if __name__ == "__main__":
     import ingestor.daemon.service
     import ingestor.store.read.audit  # noqa: F401
 
-    gc.freeze()  # else every child copies and walks all of it again when it ends
+    gc.freeze()  # otherwise every child copies and scans all objects at its end
     _serve()

@@ -1,10 +1,10 @@
 "use strict";
-// A provider in Node, for tests: one small server that runs on socket.io 1.x to 4.x. On 0.9 it only listens.
+// A stand-in for the provider on Node: a small server for socket.io 1.x to 4.x. With 0.9 it only listens.
 //
 //   node --max-http-header-size=65536 node_server.js FOLDER      (the folder that socket.io is installed in)
 //
-// The first line on stdin holds the settings, each further line a command; what happens is told on stdout. All of them
-// are JSON objects, one a line. node_server.py is the other end.
+// The first line on stdin contains the settings, each further line a command. Each line on stdout reports an event. All
+// lines are JSON objects. node_server.py is the client.
 
 const crypto = require("crypto");
 const fs = require("fs");
@@ -16,10 +16,10 @@ const { createRequire } = require("module");
 const load = createRequire(path.join(process.argv[2], "package.json"));
 const MINUTE_MS = 60_000;
 
-const tell = (event, more) => process.stdout.write(JSON.stringify({ event, ...more }) + "\n");
+const report = (event, details) => process.stdout.write(JSON.stringify({ event, ...details }) + "\n");
 const refusal = (message) => ({ type: "invalid_request_error", message });
 
-// Tokens: signed with a secret that outlives a restart, as a real server's does.
+// Tokens are signed with a secret that survives a restart, as on a real server.
 
 const part = (value) => Buffer.from(JSON.stringify(value)).toString("base64url");
 const sign = (body, secret) => crypto.createHmac("sha256", secret).update(body).digest("base64url");
@@ -34,7 +34,7 @@ function issue(settings) {
 
 const remainingMs = (token) => JSON.parse(Buffer.from(token.split(".")[1], "base64url")).exp * 1000 - Date.now();
 
-function complaint(token, settings) {
+function tokenError(token, settings) {
   if (!token) return "no token given";
   const [head, claims, signature] = token.split(".");
   if (signature !== sign(`${head}.${claims}`, settings.secret)) return "invalid signature";
@@ -46,14 +46,14 @@ function answerLogin(request, response, settings) {
     response.writeHead(status, { "Content-Type": "application/json" });
     response.end(JSON.stringify(body));
   };
-  const wanted = "Basic " + Buffer.from(`${settings.apiKey}:`).toString("base64");
+  const credentials = "Basic " + Buffer.from(`${settings.apiKey}:`).toString("base64");
   if (request.method !== "POST" || request.url !== "/jwt") return reply(404, refusal("No such endpoint"));
-  if (request.headers.authorization !== wanted) return reply(401, refusal("Invalid API Key provided"));
-  tell("login", { at: Date.now() / 1000 });
+  if (request.headers.authorization !== credentials) return reply(401, refusal("Invalid API Key provided"));
+  report("login", { at: Date.now() / 1000 });
   return reply(200, { token: issue(settings) });
 }
 
-// Rows: a function of seed, path, field, ticker and bucket, so that a test can recompute them.
+// Values depend only on seed, path, field, ticker and bucket, so that a test can recompute them.
 
 function value(settings, name, field, ticker, bucket) {
   const key = `${settings.seed}/${name}/${field}/${ticker}/${bucket}`;
@@ -76,25 +76,25 @@ class Provider {
     this.io = io;
     this.settings = settings;
     this.bucket = settings.bucket; // the newest
-    this.burstBucket = -1; // bursts go back in time, so that each has new rows
-    this.asked = new Map(); // socket → key → {path, params}
+    this.burstBucket = -1; // bursts go back in time, so that their rows are always new
+    this.requests = new Map(); // socket → key → {path, params}
     this.refused = new Map();
     this.muted = new Set();
   }
 
   check(token) {
-    return complaint(token, this.settings);
+    return tokenError(token, this.settings);
   }
 
   connected(socket) {
-    this.asked.set(socket, new Map());
-    tell("connected", { sid: socket.id });
+    this.requests.set(socket, new Map());
+    report("connected", { sid: socket.id });
     if (this.settings.kickExpired) setTimeout(() => socket.disconnect(), remainingMs(socket.handshake.query.token));
-    socket.on("subscribe", (wanted, callback) => this.subscribe(socket, wanted, callback));
-    socket.on("unsubscribe", (wanted, callback) => this.unsubscribe(socket, wanted, callback));
+    socket.on("subscribe", (request, callback) => this.subscribe(socket, request, callback));
+    socket.on("unsubscribe", (request, callback) => this.unsubscribe(socket, request, callback));
     socket.on("disconnect", (reason) => {
-      this.asked.delete(socket);
-      tell("disconnected", { sid: socket.id, reason });
+      this.requests.delete(socket);
+      report("disconnected", { sid: socket.id, reason });
     });
   }
 
@@ -102,38 +102,39 @@ class Provider {
     const error = this.refused.get(name) || this.refused.get(params.ticker);
     if (error) return callback(refusal(error));
     if (!this.settings.fields[name]) return callback(refusal(`No such endpoint: ${name}`));
-    const one = { path: name, params };
-    this.asked.get(socket).set(JSON.stringify(one), one);
-    tell("subscribed", { sid: socket.id, ...one });
+    const request = { path: name, params };
+    this.requests.get(socket).set(JSON.stringify(request), request);
+    report("subscribed", { sid: socket.id, ...request });
     callback(null);
-    return this.send(socket, one);
+    return this.send(socket, request);
   }
 
   unsubscribe(socket, { path: name, params }, callback) {
-    const known = this.asked.get(socket).delete(JSON.stringify({ path: name, params }));
-    tell("unsubscribed", { sid: socket.id, path: name, params });
+    const known = this.requests.get(socket).delete(JSON.stringify({ path: name, params }));
+    report("unsubscribed", { sid: socket.id, path: name, params });
     callback(known ? null : refusal("Not subscribed"));
   }
 
-  send(socket, one, buckets = range(this.bucket - this.settings.windowRows + 1, this.bucket), ...more) {
-    if (this.muted.has(one.params.ticker)) return;
-    const rows = buckets.map((bucket) => rowOf(this.settings, one.path, one.params.ticker, bucket));
-    const envelope = { path: one.path, params: one.params, timestamp: new Date().toISOString(), results: rows };
-    const [event, payload] = one.path.startsWith("/") ? ["res", rows] : ["data", envelope];
-    socket.emit(event, payload, ...more);
-    tell("emitted", { sid: socket.id, name: event, path: one.path, params: one.params, rows, bucket: this.bucket });
+  send(socket, { path, params }, buckets = range(this.bucket - this.settings.windowRows + 1, this.bucket), ...callback) {
+    if (this.muted.has(params.ticker)) return;
+    const rows = buckets.map((bucket) => rowOf(this.settings, path, params.ticker, bucket));
+    const envelope = { path, params, timestamp: new Date().toISOString(), results: rows };
+    const [event, payload] = path.startsWith("/") ? ["res", rows] : ["data", envelope];
+    socket.emit(event, payload, ...callback);
+    report("emitted", { sid: socket.id, name: event, path, params, rows, bucket: this.bucket });
   }
 
   sendAll(...arguments_) {
-    for (const [socket, asked] of this.asked) for (const one of asked.values()) this.send(socket, one, ...arguments_);
+    for (const [socket, requests] of this.requests)
+      for (const request of requests.values()) this.send(socket, request, ...arguments_);
   }
 
   sockets() {
-    return [...this.asked.keys()];
+    return [...this.requests.keys()];
   }
 }
 
-// Commands, by the name that stands in `do`.
+// Commands, by the name in `do`.
 
 const commands = {
   emit(provider) {
@@ -147,7 +148,7 @@ const commands = {
       provider.burstBucket -= rows;
     }
   },
-  ask: (provider) => provider.sendAll(undefined, () => tell("acknowledged")),
+  ask: (provider) => provider.sendAll(undefined, () => report("acknowledged")),
   raw: (provider, { text }) => provider.sockets().forEach((socket) => socket.conn.write(text)),
   error: (provider, { name, error }) => provider.sockets().forEach((socket) => socket.emit(name, error)),
   kick: (provider) => provider.sockets().forEach((socket) => socket.disconnect()),
@@ -167,7 +168,7 @@ const commands = {
   },
 };
 
-// Read, not required: 4.x exports no package.json.
+// Read instead of required, because 4.x does not export package.json.
 function installedVersion() {
   const file = path.join(process.argv[2], "node_modules", "socket.io", "package.json");
   return JSON.parse(fs.readFileSync(file, "utf8")).version;
@@ -182,21 +183,21 @@ function attach(server, settings) {
   });
   const provider = new Provider(io, settings);
   io.use((socket, next) => {
-    const why = provider.check(socket.handshake.query.token);
-    if (why) tell("refused", { why });
-    next(why ? new Error(why) : undefined);
+    const error = provider.check(socket.handshake.query.token);
+    if (error) report("refused", { error });
+    next(error ? new Error(error) : undefined);
   });
   io.on("connection", (socket) => provider.connected(socket));
   if (settings.intervalMs) emitEvery(settings.intervalMs, provider);
   return provider;
 }
 
-// Timers come late, and what is late is made up for: the rate is the one that was asked for.
+// Timers fire late, so each tick sends everything that is due, to keep the rate.
 function emitEvery(intervalMs, provider) {
-  const begun = Date.now();
+  const startedAt = Date.now();
   let times = 0;
   setInterval(() => {
-    for (; times + 1 <= (Date.now() - begun) / intervalMs; times += 1) commands.emit(provider);
+    for (; times + 1 <= (Date.now() - startedAt) / intervalMs; times += 1) commands.emit(provider);
   }, intervalMs);
 }
 
@@ -204,7 +205,7 @@ function serve(settings) {
   const version = installedVersion();
   const server = http.createServer((request, response) => answerLogin(request, response, settings));
   const provider = version.startsWith("0.") ? load("socket.io").listen(server, { log: false }) : attach(server, settings);
-  server.listen(settings.port, "127.0.0.1", () => tell("listening", { port: server.address().port, version }));
+  server.listen(settings.port, "127.0.0.1", () => report("listening", { port: server.address().port, version }));
   return provider;
 }
 
@@ -212,12 +213,12 @@ let provider = null;
 readline
   .createInterface({ input: process.stdin })
   .on("line", (line) => {
-    const said = JSON.parse(line);
+    const message = JSON.parse(line);
     if (provider === null) {
-      provider = serve(said);
+      provider = serve(message);
     } else {
-      commands[said.do](provider, said);
-      tell("did", { id: said.id });
+      commands[message.do](provider, message);
+      report("did", { id: message.id });
     }
   })
-  .on("close", () => process.exit(0)); // whoever started us has gone
+  .on("close", () => process.exit(0)); // the parent process has ended

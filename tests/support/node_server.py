@@ -1,4 +1,7 @@
-"""Real Node servers of socket.io, as a provider of each generation: installed once, run as a process."""
+"""Real socket.io servers on Node as stand-ins for the provider, in each generation of the protocol.
+
+Each release is installed once per machine and runs as a process.
+"""
 
 from __future__ import annotations
 
@@ -20,8 +23,8 @@ from ingestor.provider.catalog import FEEDS, PATHS, base_name
 from .build_cache import build_once
 from .requirements import skip_missing
 
-# The first and the last release of each generation that the provider may run; 1.x and 2.x speak Engine.IO 3. And of the
-# one that we do not speak, the last.
+# The first and the last release of each generation that the provider may run, and the last one of 0.9, which the
+# daemon does not support. 1.x and 2.x use Engine.IO 3.
 VERSIONS: Mapping[str, str] = {
     "0.9": "0.9.19",
     "1.0": "1.0.6",
@@ -33,8 +36,8 @@ VERSIONS: Mapping[str, str] = {
     "4.0": "4.0.0",
     "4": "4.8.4",
 }
-# What 1.0.6 depends on by addresses that are dead. The same code, more or less, was released under these names; the
-# server itself uses the first only.
+# 1.0.6 depends on packages by addresses that no longer exist. Nearly the same code was released under these names. The
+# server itself uses only the first.
 _OVERRIDES: Mapping[str, Mapping[str, str]] = {
     "1.0.6": {
         "emitter": "npm:component-emitter@1.1.2",
@@ -50,7 +53,7 @@ _RENAMED = {"crowd_sentiment": "average_sentiment", "mp_sentiment": "signal_valu
 
 @dataclass(frozen=True, slots=True)
 class Emission:
-    """One data event that the server put on the wire. Whether it arrived is the client's to say."""
+    """A data event that the server sent. The client may not have received it."""
 
     sid: str
     event: str
@@ -60,30 +63,30 @@ class Emission:
 
 
 def value(seed: int, path: str, field: str, ticker: str, bucket: int) -> float:
-    """What a peer's row says; the same reckoning as in node_server.js."""
+    """Compute the value of a row, as node_server.js does."""
     digest = hashlib.sha256(f"{seed}/{path}/{field}/{ticker}/{bucket}".encode()).digest()
     return int.from_bytes(digest[:6]) / 2**47 - 1
 
 
 def install(generation: str) -> Path:
-    """The folder that holds this generation's socket.io; installed at the first call of a machine.
+    """Return the folder of this generation's socket.io. The first call on a machine installs it.
 
-    Skips, or fails, without node, npm or a registry.
+    Skips the test without node, npm or npm's registry.
     """
-    return _begin(VERSIONS[generation]).result()
+    return _start_install(VERSIONS[generation]).result()
 
 
-def begin_installing() -> None:
-    """All of them, side by side: npm mostly waits. Whoever needs one waits for that one, and learns if it failed."""
+def start_installs() -> None:
+    """Start to install all generations in parallel, because npm mostly waits. ``install`` waits for one of them."""
     for version in VERSIONS.values():
-        _begin(version)
+        _start_install(version)
 
 
 _pool = ThreadPoolExecutor(len(VERSIONS))
-_installs: dict[str, Future[Path]] = {}  # by version; each is tried once in a run, whether it succeeds or not
+_installs: dict[str, Future[Path]] = {}  # by version; a failed one is not tried again in the same run
 
 
-def _begin(version: str) -> Future[Path]:
+def _start_install(version: str) -> Future[Path]:
     if version not in _installs:
         _installs[version] = _pool.submit(_install, version)
     return _installs[version]
@@ -96,19 +99,17 @@ def _install(version: str) -> Path:
 
 
 def _npm_install(folder: Path, version: str) -> None:
-    wanted = {"private": True, "dependencies": {"socket.io": version}, "overrides": _OVERRIDES.get(version, {})}
-    (folder / "package.json").write_text(json.dumps(wanted))
-    quietly = ["--no-audit", "--no-fund", "--no-package-lock", "--ignore-scripts", "--loglevel=error"]
+    package = {"private": True, "dependencies": {"socket.io": version}, "overrides": _OVERRIDES.get(version, {})}
+    (folder / "package.json").write_text(json.dumps(package))
+    quiet = ["--no-audit", "--no-fund", "--no-package-lock", "--ignore-scripts", "--loglevel=error"]
     try:
-        subprocess.run(
-            ["npm", "install", *quietly], cwd=folder, capture_output=True, text=True, timeout=100, check=True
-        )
+        subprocess.run(["npm", "install", *quiet], cwd=folder, capture_output=True, text=True, timeout=100, check=True)
     except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as failure:
         skip_missing(f"socket.io {version}: npm install failed: {failure}: {str(failure.stderr).strip()[-300:]}")
 
 
 def _fields() -> dict[str, list[str]]:
-    """Path → fields of its rows besides ts and ticker, for the paths whose rows name no user."""
+    """Map each path without per-user rows to the fields of its rows besides ts and ticker."""
     return {
         path: [_RENAMED.get(metric, metric) if path.startswith("/") else metric for metric in _metrics(path)]
         for path in PATHS
@@ -123,9 +124,8 @@ def _metrics(path: str) -> list[str]:
 class NodeServer:
     """One Node server: ``async with NodeServer("2") as server``. It can be stopped, killed and restarted on its port.
 
-    Every subscription is answered at once, and then every ``interval_seconds`` (None: when ``emit`` is called) with the
-    newest ``window_rows`` buckets, of which one is new each time. ``kick_expired``: a socket is disconnected when its
-    token ends.
+    Each subscription gets the newest ``window_rows`` buckets at once, and then every ``interval_seconds`` (None: at
+    each ``emit``); one bucket is new each time. With ``kick_expired``, a socket is disconnected when its token expires.
     """
 
     def __init__(
@@ -145,9 +145,9 @@ class NodeServer:
         self.version = VERSIONS[generation]
         self.api_key = secrets.token_hex(12)
         self.emitted: list[Emission] = []
-        self.events: list[dict[str, Any]] = []  # all else that the server told, as it told it
+        self.events: list[dict[str, Any]] = []  # every other event that the server reported
         self._folder = install(generation)
-        self._news = asyncio.Event()
+        self._changed = asyncio.Event()
         self._commands = 0
         self._settings: dict[str, Any] = {
             "seed": seed,
@@ -183,7 +183,7 @@ class NodeServer:
         return f"http://127.0.0.1:{self._settings['port']}"
 
     async def start(self) -> None:
-        """Start and wait until it listens; after the first time on the same port, going on in its time."""
+        """Start and wait until it listens. A restart keeps the port and continues with the next bucket."""
         self._process = await asyncio.create_subprocess_exec(
             "node",
             "--max-http-header-size=65536",
@@ -194,82 +194,82 @@ class NodeServer:
             limit=2**26,
         )
         self._reading = asyncio.create_task(self._read())
-        already = self.count("listening")
+        earlier_starts = self.count("listening")
         await self._write(self._settings)
-        await self.until(lambda: self.count("listening") > already)
+        await self.until(lambda: self.count("listening") > earlier_starts)
 
     async def stop(self) -> None:
-        """Have it close its sockets in order and end."""
+        """Close the sockets in order and end the process."""
         await self._write({"do": "stop", "id": 0})
-        await self._ended()
+        await self._wait_for_exit()
 
     async def kill(self) -> None:
-        """SIGKILL."""
+        """Send SIGKILL and wait for the end of the process."""
         if self._process.returncode is None:
             self._process.kill()
-        await self._ended()
+        await self._wait_for_exit()
 
     async def emit(self) -> None:
-        """One new bucket, to all that is subscribed."""
+        """Send one new bucket to every subscription."""
         await self.run_command("emit")
 
     async def burst(self, frames: int, rows: int = 1) -> None:
-        """As many data events to each subscription, as quickly as they go, all rows new (before bucket 0)."""
+        """Send data events to each subscription as fast as possible. All rows are new (before bucket 0)."""
         await self.run_command("burst", frames=frames, rows=rows)
 
-    async def run_command(self, command: str, **more: Any) -> None:
-        """Carry out a command of node_server.js, and wait until it has.
+    async def run_command(self, command: str, **arguments: Any) -> None:
+        """Run a command of node_server.js and wait until it is done.
 
-        ``ask`` (a data event that wants an acknowledgement), ``raw`` (text), ``error`` (name, error), ``kick``,
+        ``ask`` (a data event that requests an acknowledgement), ``raw`` (text), ``error`` (name, error), ``kick``,
         ``close``, ``reset``, ``refuse`` (name, message), ``allow`` (name), ``mute``, ``unmute`` (ticker), ``revoke``.
         """
         self._commands += 1
         done = {"event": "did", "id": self._commands}
-        await self._write({"do": command, "id": self._commands, **more})
+        await self._write({"do": command, "id": self._commands, **arguments})
         await self.until(lambda: done in self.events)
 
     @property
     def login_times(self) -> list[float]:
-        """Epoch seconds of every token given."""
-        return [one["at"] for one in self.events if one["event"] == "login"]
+        """The epoch seconds of every issued token."""
+        return [event["at"] for event in self.events if event["event"] == "login"]
 
     def count(self, event: str) -> int:
-        """How often this happened: login, connected, refused, subscribed, unsubscribed, disconnected, acknowledged."""
-        return sum(one["event"] == event for one in self.events)
+        """Count events: login, connected, refused, subscribed, unsubscribed, disconnected, acknowledged."""
+        return sum(reported["event"] == event for reported in self.events)
 
     async def until(self, condition: Callable[[], object]) -> None:
-        """Wait until it holds of what the server told. Raises TimeoutError."""
+        """Wait until the condition is true; checked after each event. Raises TimeoutError."""
         async with asyncio.timeout(TIMEOUT_SECONDS):
             while not condition():
                 if self._reading.done():
                     raise RuntimeError(f"socket.io {self.version} has ended")
-                self._news.clear()
-                await self._news.wait()
+                self._changed.clear()
+                await self._changed.wait()
 
-    async def _write(self, said: dict[str, Any]) -> None:
+    async def _write(self, message: dict[str, Any]) -> None:
         assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps(said).encode() + b"\n")
+        self._process.stdin.write(json.dumps(message).encode() + b"\n")
         await self._process.stdin.drain()
 
     async def _read(self) -> None:
         assert self._process.stdout is not None
         try:
             async for line in self._process.stdout:
-                self._told(json.loads(line))
+                self._record(json.loads(line))
         finally:
-            self._news.set()
+            self._changed.set()
 
-    def _told(self, happening: dict[str, Any]) -> None:
-        if happening["event"] == "emitted":
-            self.emitted.append(Emission(*(happening[name] for name in ("sid", "name", "path", "params", "rows"))))
-            self._settings["bucket"] = happening["bucket"]
+    def _record(self, event: dict[str, Any]) -> None:
+        if event["event"] == "emitted":
+            self.emitted.append(Emission(*(event[name] for name in ("sid", "name", "path", "params", "rows"))))
+            self._settings["bucket"] = event["bucket"]
         else:
-            self.events.append(happening)
-        if happening["event"] == "listening":
-            self._settings["port"] = happening["port"]
-        self._news.set()
+            self.events.append(event)
+        if event["event"] == "listening":
+            self._settings["port"] = event["port"]
+        self._changed.set()
 
-    async def _ended(self) -> None:
+    async def _wait_for_exit(self) -> None:
         await self._process.wait()
         await self._reading
         assert self._process.stdin is not None

@@ -1,7 +1,7 @@
-"""A provider that knows what the daemon must have: every event is numbered, and of some a durable receipt is wanted.
+"""A provider that knows which events the daemon must not lose: events are numbered, and some request acknowledgements.
 
-An acknowledgement that a server asks for is sent after the fsync. So whatever was sent on a connection up to an
-acknowledged event has been received, and must be in the tables whatever happens to the daemon then.
+The daemon sends a requested acknowledgement after the fsync. So everything sent on a connection up to an acknowledged
+event is durable, and must reach the tables whatever happens to the daemon afterwards.
 """
 
 from __future__ import annotations
@@ -21,35 +21,33 @@ PATH = "/real-time/crowd-sentiment"
 TICKERS = ("AAPL", "ON")
 KEY = "the-key-of-this-feed"
 START = datetime(2026, 1, 5, tzinfo=UTC)  # ts of event 0; each event has a millisecond of its own
-RESTATED = START - timedelta(days=30)  # ts of the first value that is said again and again, each time another
+RESTATED = START - timedelta(days=30)  # ts of the first value that is restated, each time with another value
 RESTATED_TIMES = 20
-WINDOW_EVENTS = 30  # what came last is said once more to whoever subscribes
+WINDOW_EVENTS = 30  # how many of the newest events a new subscription gets again
 
 
 class Subscriber:
-    """One subscriber's connection: what it wants, and what it was sent and has not acknowledged, in order."""
+    """A client's connection: its tickers, and the events sent but not yet acknowledged, in order."""
 
     def __init__(self) -> None:
         self.tickers: set[str] = set()
-        self.window_sent: set[str] = set()  # those that have had their window
+        self.window_sent: set[str] = set()  # tickers whose window was sent
         self.sent: list[int] = []
 
 
 class NumberedFeed:
-    """``async with NumberedFeed() as feed``: sends ``rate`` events a second to every subscriber; rate 0 is silence.
+    """``async with NumberedFeed() as feed``: sends ``rate`` events per second to every subscriber; 0 sends nothing.
 
-    ``one_row``: each event is one new value and nothing else, as in a calm market.
+    Every ``ack_every``-th event requests an acknowledgement. ``one_row``: each event contains only one new value.
     """
 
     def __init__(self, *, rate: float = 300, ack_every: int = 7, one_row: bool = False) -> None:
         self.rate = rate
-        self.event_count = 0  # events so far; they are numbered from 0
-        self.acknowledged: set[int] = set()  # what some daemon has said to be durable
+        self.event_count = 0  # also the number of the next event
+        self.acknowledged: set[int] = set()  # events that a daemon has reported as durable
         self.acknowledged_at = 0.0  # time.monotonic() of the last one
-        self.ack_delays: list[
-            float
-        ] = []  # seconds from each event that wanted an acknowledgement to that, fsync included
-        self.accepts_logins = True  # else every login is refused
+        self.ack_delays: list[float] = []  # seconds from an event to its acknowledgement, fsync included
+        self.accepts_logins = True  # if False, every login is rejected
         self._ack_every = ack_every
         self._one_row = one_row
         self._subscribers: dict[str, Subscriber] = {}  # by sid
@@ -68,7 +66,7 @@ class NumberedFeed:
         await self._runner.setup()
         await web.TCPSite(self._runner, "127.0.0.1", 0).start()
         self.url = f"http://127.0.0.1:{self._runner.addresses[0][1]}"
-        self._sending = asyncio.create_task(self._send_for_ever())
+        self._sending = asyncio.create_task(self._send_events())
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -79,21 +77,21 @@ class NumberedFeed:
         await self._server.shutdown()
         await self._runner.cleanup()
         if not self._sending.cancelled():
-            self._sending.result()  # raises what had ended it
+            self._sending.result()  # raises the exception that ended the task
 
     @property
     def subscribed(self) -> int:
-        """How many subscriptions there are now."""
+        """The number of subscriptions."""
         return sum(len(subscriber.tickers) for subscriber in self._subscribers.values())
 
     def rows(self, number: int, ticker: str) -> list[dict[str, Any]]:
-        """The rows of an event: a value of its own, and one that restates what other events said."""
+        """Return the rows of an event: a new value, and one that restates a value of earlier events."""
         own = _row(START + timedelta(milliseconds=number), ticker, number)
         if self._one_row:
             return [own]
         return [own, _row(RESTATED + timedelta(minutes=number // RESTATED_TIMES), ticker, number)]
 
-    # -- what it hears
+    # -- requests
 
     async def _login(self, _: web.Request) -> web.Response:
         return web.json_response({"token": "any"}) if self.accepts_logins else web.Response(status=503)
@@ -104,8 +102,8 @@ class NumberedFeed:
     def _on_disconnect(self, sid: str, *_: object) -> None:
         self._subscribers.pop(sid, None)
 
-    def _on_subscribe(self, sid: str, wish: dict[str, Any]) -> None:
-        self._subscribers[sid].tickers.add(wish["params"]["ticker"])
+    def _on_subscribe(self, sid: str, request: dict[str, Any]) -> None:
+        self._subscribers[sid].tickers.add(request["params"]["ticker"])
 
     def _on_acknowledgement(self, subscriber: Subscriber, upto: int) -> Callable[..., None]:
         sent_at = time.monotonic()
@@ -119,9 +117,9 @@ class NumberedFeed:
 
         return acknowledged
 
-    # -- what it says
+    # -- events
 
-    async def _send_for_ever(self) -> None:
+    async def _send_events(self) -> None:
         due, before = 0.0, time.monotonic()
         while True:
             await asyncio.sleep(0.01)
@@ -138,8 +136,8 @@ class NumberedFeed:
         rows = self.rows(number, ticker)
         for sid, subscriber in list(self._subscribers.items()):
             if ticker in subscriber.tickers:
-                again = self._window(number, ticker) if self._is_new(subscriber, ticker) else []
-                await self._send(sid, subscriber, number, again + rows)
+                window = self._window(number, ticker) if self._is_new(subscriber, ticker) else []
+                await self._send(sid, subscriber, number, window + rows)
 
     def _is_new(self, subscriber: Subscriber, ticker: str) -> bool:
         new = ticker not in subscriber.window_sent
@@ -148,18 +146,18 @@ class NumberedFeed:
 
     async def _send(self, sid: str, subscriber: Subscriber, number: int, rows: list[dict[str, Any]]) -> None:
         subscriber.sent.append(number)
-        wanted = number % self._ack_every == 0
-        callback = self._on_acknowledgement(subscriber, number) if wanted else None
+        requests_ack = number % self._ack_every == 0
+        callback = self._on_acknowledgement(subscriber, number) if requests_ack else None
         await self._server.emit("res", rows, to=sid, callback=callback)
 
     def _window(self, number: int, ticker: str) -> list[dict[str, Any]]:
-        """What the newest events before this one said of the ticker, without what they restated."""
+        """Return the new values of the ticker in the newest events before this one."""
         first = max(number - WINDOW_EVENTS, number % 2)
         return [self.rows(earlier, ticker)[0] for earlier in range(first, number, len(TICKERS))]
 
 
 def number_of(body: list[dict[str, Any]]) -> int:
-    """The event whose payload this is. Its own value is its number, and stands last or last but one."""
+    """Return the number of the event with this payload, which is the value of its last row."""
     return int(body[-1]["average_sentiment"])
 
 

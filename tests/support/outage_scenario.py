@@ -1,4 +1,4 @@
-"""A feed, a daemon that writes what it says, and the reckoning at the end: what every test of an outage begins with."""
+"""The common part of outage tests: a feed, a daemon that stores its events, and the reconciliation at the end."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .numbered_feed import KEY, PATH, TICKERS, NumberedFeed
 from .reconciliation import Reconciliation, assert_balances, assert_complete
 
 DRAIN_SECONDS = 60
-HEARD_SECONDS = 1.0  # the longest that an acknowledgement may be in coming while the database is away
+MAX_ACK_PAUSE_SECONDS = 1.0  # between two acknowledgements while the database is down
 
 
 class OutageScenario:
@@ -57,27 +57,27 @@ class OutageScenario:
         await self.feed.__aexit__()
 
     async def assert_receives_for(self, seconds: float) -> float:
-        """Let time pass in which the daemon must go on receiving: the longest pause between two acknowledgements."""
+        """Assert that the daemon acknowledges events for this time, and return the longest pause between two."""
         longest, end = 0.0, time.monotonic() + seconds
         while (now := time.monotonic()) < end:
             longest = max(longest, now - max(self.feed.acknowledged_at, end - seconds))
-            assert longest < HEARD_SECONDS, self.daemon.stderr
+            assert longest < MAX_ACK_PAUSE_SECONDS, self.daemon.stderr
             await asyncio.sleep(0.01)
         return longest
 
     async def wait_until_drained(self) -> None:
-        """Wait until the daemon has written all that it has received by now."""
+        """Wait until the daemon has written everything it has received so far."""
         received = self.daemon.status["spool"]["head_seq"]
         await until(lambda: self._acked() >= received, DRAIN_SECONDS)
 
     async def stop_feed(self) -> None:
-        """Have the feed say no more, and wait until what it said is written."""
+        """Stop the feed's events, and wait until all of them are written."""
         self.feed.rate = 0
-        await asyncio.sleep(0.3)  # what is on its way arrives
+        await asyncio.sleep(0.3)  # until events in flight have arrived
         await self.wait_until_drained()
 
     async def finish(self, without: Set[int] = frozenset()) -> Reconciliation:
-        """Silence, a stop in order, and the reckoning. ``without``: what was taken away after it had been written."""
+        """Stop feed and daemon, and reconcile. ``without``: events that the test deleted after they were written."""
         await self.stop_feed()
         assert await self.daemon.terminate(timeout_seconds=20) == 0
         await assert_balances(self.daemon, self._fork_server)

@@ -1,4 +1,4 @@
-"""A throw-away PostgreSQL of our own: a real server that a test may stop, kill and start again."""
+"""A temporary PostgreSQL server that a test can stop, kill and restart."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ _STOP_SIGNALS = {"smart": signal.SIGTERM, "fast": signal.SIGINT, "immediate": si
 
 
 def find_binaries() -> Path | None:
-    """The folder of initdb and postgres: INGESTOR_TEST_PG_BIN, else the newest installed, else PATH's."""
-    named = os.environ.get("INGESTOR_TEST_PG_BIN")
-    if named:
-        return Path(named)
+    """Return the folder of initdb and postgres: INGESTOR_TEST_PG_BIN, the newest installed, or the one in PATH."""
+    configured = os.environ.get("INGESTOR_TEST_PG_BIN")
+    if configured:
+        return Path(configured)
     installed = [path.parent for path in Path("/usr/lib/postgresql").glob("*/bin/initdb")]
     if installed:
         return max(installed, key=lambda path: float(path.parent.name))
@@ -37,20 +37,20 @@ def find_binaries() -> Path | None:
 
 
 def free_port() -> int:
-    """A port of 127.0.0.1 that nobody listens on now."""
+    """Return a port of 127.0.0.1 that is free at the moment."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
 
 
 class Postgres:
-    """One server with its own cluster in a short temporary path. Close it, or use ``own_server``."""
+    """A server with its own cluster in a short temporary path. Close it, or use ``own_server``."""
 
     def __init__(self, binaries: Path, *, fsync: bool = False) -> None:
         self._binaries = binaries
         self._fsync = fsync
         self._account = _account()
-        # Not pytest's folder: another account must be able to walk to it, and a socket's path has 107 bytes.
+        # Not in pytest's folder, because another account must have access, and a socket's path is limited to 107 bytes.
         self._folder = Path(tempfile.mkdtemp(prefix="ipg-", dir="/tmp"))
         if self._account:
             shutil.chown(self._folder, self._account)
@@ -65,12 +65,12 @@ class Postgres:
 
     @property
     def socket_folder(self) -> Path:
-        """Where the unix socket lies."""
+        """The folder of the unix socket."""
         return self._folder
 
     @property
     def log(self) -> str:
-        """What the server has said."""
+        """The text of the server's log."""
         return (self._folder / "log").read_text(errors="replace")
 
     @property
@@ -81,9 +81,9 @@ class Postgres:
         return f"postgresql://{USER}@127.0.0.1:{self.port}/{database}"
 
     def start(self, timeout_seconds: float = 30) -> None:
-        """Start and wait until it answers. After ``kill`` the first tries may find old sessions dying."""
+        """Start and wait until it responds. After ``kill``, old sessions may make the first attempts fail."""
         deadline = time.monotonic() + timeout_seconds
-        while not self._answers():
+        while not self._responds():
             if time.monotonic() > deadline:
                 raise TimeoutError(f"not started within {timeout_seconds} s:\n{self.log[-2000:]}")
             if not self.running:
@@ -91,22 +91,22 @@ class Postgres:
             time.sleep(0.02)
 
     def stop(self, mode: Literal["smart", "fast", "immediate"] = "immediate") -> None:
-        """Stop and wait for the end. ``immediate`` leaves recovery to the next start."""
+        """Stop the server and wait for its end. After ``immediate``, the next start runs crash recovery."""
         self._signal(_STOP_SIGNALS[mode])
 
     def kill(self) -> None:
-        """SIGKILL, as the kernel does when memory runs out."""
+        """Send SIGKILL, as the kernel does when memory is exhausted."""
         self._signal(signal.SIGKILL)
 
     def pause(self) -> None:
-        """SIGSTOP the server and its sessions: connections stay open, nothing answers. ``resume`` ends it."""
+        """Send SIGSTOP to the server and its sessions: connections stay open without responses, until ``resume``."""
         self._signal_family(signal.SIGSTOP)
 
     def resume(self) -> None:
         self._signal_family(signal.SIGCONT)
 
     def close(self) -> None:
-        """Stop if it runs, and remove the cluster."""
+        """Stop the server if it runs, and remove the cluster."""
         self.resume()
         self.stop()
         shutil.rmtree(self._folder, ignore_errors=True)
@@ -118,7 +118,7 @@ class Postgres:
         try:
             self._process.wait(timeout=10)
         except subprocess.TimeoutExpired:
-            # Seen once in a while: a session forked in that very moment misses the signal, and 60 s pass.
+            # Happens occasionally: a session forked at this moment misses the signal, and the stop takes 60 s.
             self._signal_family(signal.SIGKILL)
             self._process.wait()
         self._process = None
@@ -127,13 +127,13 @@ class Postgres:
         if self._process is None or not self.running:
             return
         pid = self._process.pid
-        # Sessions have process groups of their own, so they are looked up.
+        # Sessions have their own process groups, so each one gets the signal.
         children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
         for target in (pid, *map(int, children)):
             try:
                 os.kill(target, number)
             except ProcessLookupError:
-                pass  # a session that ended meanwhile
+                pass  # the session has ended
 
     def _spawn(self) -> None:
         with (self._folder / "log").open("ab") as log:
@@ -143,7 +143,7 @@ class Postgres:
                 stdout=log,
                 stderr=log,
                 cwd=self._folder,
-                start_new_session=True,  # Ctrl-C in a terminal is for pytest, which then stops us in order
+                start_new_session=True,  # Ctrl-C in a terminal reaches only pytest, which then stops the server
                 **_as_user(self._account),
             )
 
@@ -158,7 +158,7 @@ class Postgres:
         }
         return [part for name, value in settings.items() for part in ("-c", f"{name}={value}")]
 
-    def _answers(self) -> bool:
+    def _responds(self) -> bool:
         if not self.running:
             return False
         try:
@@ -168,19 +168,19 @@ class Postgres:
         return True
 
     def _run(self, program: str, *arguments: str) -> None:
-        done = subprocess.run(
+        result = subprocess.run(
             [self._binaries / program, *arguments],
             capture_output=True,
             text=True,
             cwd=self._folder,
             **_as_user(self._account),
         )
-        if done.returncode:
-            raise RuntimeError(f"{program} failed:\n{done.stderr}")
+        if result.returncode:
+            raise RuntimeError(f"{program} failed:\n{result.stderr}")
 
 
 def _account() -> str | None:
-    """As root PostgreSQL refuses to start: the account to run it as. None for one's own."""
+    """Return the account to run PostgreSQL as, because it refuses to run as root. None for the current one."""
     if os.geteuid() != 0:
         return None
     known = {entry.pw_name for entry in pwd.getpwall()}
@@ -195,7 +195,7 @@ def _as_user(account: str | None) -> dict[str, Any]:
 
 @contextmanager
 def own_server(binaries: Path, *, fsync: bool = False) -> Iterator[Postgres]:
-    """A running server; stopped and removed at the end."""
+    """Start a server; stop and remove it at the end."""
     server = Postgres(binaries, fsync=fsync)
     try:
         server.start()
@@ -206,7 +206,7 @@ def own_server(binaries: Path, *, fsync: bool = False) -> Iterator[Postgres]:
 
 @contextmanager
 def fresh_database(server_url: str, template_url: str = "") -> Iterator[str]:
-    """The URL of a new database, empty or a copy of another; dropped at the end, whoever is still connected to it."""
+    """Create a database, empty or a copy of another, and yield its URL. Drop it at the end despite open connections."""
     name = f"t_{uuid.uuid4().hex[:12]}"
     template = conninfo_to_dict(template_url)["dbname"] if template_url else "template1"
     create = sql.SQL("CREATE DATABASE {} TEMPLATE {} STRATEGY file_copy")
@@ -223,7 +223,7 @@ def _execute(url: str, statement: sql.Composed) -> None:
 
 
 def _with_database(url: str, name: str) -> str:
-    known = conninfo_to_dict(url)
-    password = f":{known['password']}" if known.get("password") else ""
-    where = f"{known['host']}:{known.get('port', 5432)}"
-    return f"postgresql://{known.get('user', USER)}{password}@{where}/{name}"
+    server = conninfo_to_dict(url)
+    password = f":{server['password']}" if server.get("password") else ""
+    address = f"{server['host']}:{server.get('port', 5432)}"
+    return f"postgresql://{server.get('user', USER)}{password}@{address}/{name}"

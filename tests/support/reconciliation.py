@@ -1,4 +1,4 @@
-"""After whatever happened: what the feed knows to be received against what spool, tables and dead letters hold."""
+"""Compare the events that a numbered feed knows to be durable with spool, tables and dead letters."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from .numbered_feed import PATH, TICKERS, number_of
 
 @dataclass(frozen=True, slots=True)
 class Reconciliation:
-    """The figures of a run. ``lost`` and ``duplicated`` name events; both must be empty."""
+    """The figures of a run. ``lost`` and ``duplicated`` contain event numbers; both must be empty."""
 
     sent: int
     acknowledged: int
@@ -38,7 +38,7 @@ class Reconciliation:
 
 @dataclass(frozen=True, slots=True)
 class _Event:
-    """A payload that is in the database."""
+    """A payload in the database."""
 
     instance_id: int
     number: int
@@ -47,7 +47,7 @@ class _Event:
 
 
 def reconcile(db: DbReader, sent: int, acknowledged: Set[int]) -> Reconciliation:
-    """Count, and assert that the tables say what the payloads say. No daemon may be writing."""
+    """Compare events and payloads, and assert that the samples match the payloads. Call it while no daemon writes."""
     events = _events(db)
     assert db.column("SELECT body FROM dead_letters") == []
     assert max((event.number for event in events), default=-1) < sent
@@ -63,7 +63,7 @@ def reconcile(db: DbReader, sent: int, acknowledged: Set[int]) -> Reconciliation
 
 
 async def assert_recovers(daemon: ForkedDaemon, fork_server: ForkServer) -> None:
-    """It starts, is live again, ends in order, and its audit balances."""
+    """Assert that the daemon starts, becomes live and stops in order, and that the audit finds nothing."""
     daemon.start()
     await daemon.wait_until_live()
     assert await daemon.terminate(timeout_seconds=20) == 0
@@ -71,7 +71,7 @@ async def assert_recovers(daemon: ForkedDaemon, fork_server: ForkServer) -> None
 
 
 async def assert_balances(daemon: ForkedDaemon, fork_server: ForkServer) -> None:
-    """``ingestor audit`` finds nothing."""
+    """Assert that ``ingestor audit`` finds nothing."""
     async with ForkedCommand(fork_server, "audit", "--config", daemon.config_file, folder=daemon.folder) as audit:
         assert await audit.wait_for_exit() == 0, audit.stdout + audit.stderr
 
@@ -79,9 +79,9 @@ async def assert_balances(daemon: ForkedDaemon, fork_server: ForkServer) -> None
 def assert_complete(
     db: DbReader, spool: Path, sent: int, acknowledged: Set[int], *, whole: bool = True
 ) -> Reconciliation:
-    """Nothing that was acknowledged is missing, nothing is there twice, and nothing is left in the spool.
+    """Assert that no acknowledged event is missing, none is stored twice, and the spool is empty.
 
-    Unless ``whole``, the books need not begin with entry 1: a part of them was taken away on purpose.
+    With ``whole`` False the entries need not start at 1, because the test deleted some of them.
     """
     head = spool_head(spool)
     position = db.scalar(f"SELECT position FROM instances WHERE spool_id = '{head['spool_id']}'")
@@ -89,43 +89,43 @@ def assert_complete(
     if whole:
         db.assert_consistent()
     found = reconcile(db, sent, acknowledged)
-    assert found.acknowledged, "nothing was acknowledged: this has tested nothing"
+    assert found.acknowledged, "nothing was acknowledged, so nothing was tested"
     assert (sorted(found.lost), sorted(found.duplicated)) == ([], []), (found, sorted(found.lost))
     return found
 
 
 def spool_head(folder: Path) -> dict[str, Any]:
-    """The counters of a spool. Reads the file as it is; no daemon may have it."""
+    """Return the counters of a spool, read from its file. No daemon may use the spool."""
     with closing(sqlite3.connect(f"file:{folder / 'spool.db'}?mode=ro", uri=True)) as database:
         database.row_factory = sqlite3.Row
         return dict(database.execute("SELECT * FROM head").fetchone())
 
 
 def assert_not_live_when_killed(db: DbReader, killed: Sequence[datetime]) -> None:
-    """Coverage has neither holes nor overlaps, and at the moment of each kill it claims nothing. One instance only."""
+    """Assert that coverage is seamless and not live at the moment of each kill. For one instance only."""
     for ticker in TICKERS:
         intervals = db.coverage(ticker)
-        assert [one["ended_at"] for one in intervals[:-1]] == [two["started_at"] for two in intervals[1:]]
-        for one, two in pairwise(intervals):
-            assert one["state"] != two["state"], intervals
+        for interval, next_interval in pairwise(intervals):
+            assert interval["ended_at"] == next_interval["started_at"], intervals
+            assert interval["state"] != next_interval["state"], intervals
         for moment in killed:
-            states = {one["state"] for one in intervals[:-1] if one["started_at"] <= moment < one["ended_at"]}
-            assert states <= {"crashed"}, (moment, intervals)
+            at_kill = [span for span in intervals[:-1] if span["started_at"] <= moment < span["ended_at"]]
+            assert {span["state"] for span in at_kill} <= {"crashed"}, (moment, intervals)
 
 
 def _events(db: DbReader) -> list[_Event]:
-    """In the order of their receipt, whoever received them."""
+    """Return the stored events of all instances in the order of receipt."""
     query = "SELECT instance_id, body FROM payloads ORDER BY received_at, instance_id, seq"
     bodies = [(row["instance_id"], json.loads(row["body"])) for row in db.rows(query)]
     return [_Event(instance_id, number_of(rows), rows) for instance_id, rows in bodies]
 
 
 def _compare(events: Sequence[_Event], db: DbReader) -> None:
-    """The samples are what follows from the payloads. Of two instances either may say again what the other said."""
-    given, current, revisions = expected_rows.values(events), db.current(), db.revisions()
-    assert current == {key: values[-1] for key, values in given.items()}
-    alone = len({event.instance_id for event in events}) == 1
-    for key, values in given.items():
+    """Assert that the samples follow from the payloads. With two instances, both may record the same value."""
+    expected, current, revisions = expected_rows.values(events), db.current(), db.revisions()
+    assert current == {key: values[-1] for key, values in expected.items()}
+    single_instance = len({event.instance_id for event in events}) == 1
+    for key, values in expected.items():
         recorded = [*revisions.get(key, ()), current[key]]
         assert set(recorded) == set(values), key
-        assert not alone or len(recorded) == len(values), key
+        assert not single_instance or len(recorded) == len(values), key

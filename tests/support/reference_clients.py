@@ -1,4 +1,4 @@
-"""Plain clients that owe nothing to the code under test: they ask a server what it really says."""
+"""Clients that are independent of the code under test, to check what a server really sends."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ TIMEOUT_SECONDS = 10
 
 
 def basic_auth(api_key: str) -> dict[str, str]:
-    """The headers that a request with this key carries."""
+    """Return the headers of a request with this key."""
     return {"Authorization": "Basic " + base64.b64encode(f"{api_key}:".encode()).decode()}
 
 
 async def login(url: str, api_key: str) -> str:
-    """A token of this server. Raises aiohttp.ClientResponseError if it gives none."""
+    """Return a token of this server. Raises aiohttp.ClientResponseError if it is refused."""
     async with (
         aiohttp.ClientSession(raise_for_status=True, headers=basic_auth(api_key)) as session,
         session.post(f"{url}/jwt") as response,
@@ -30,54 +30,55 @@ async def login(url: str, api_key: str) -> str:
 
 
 class HandshakeRefused(Exception):
-    """The server did not accept the token; ``args[0]`` is what it said."""
+    """The server refused the token; ``args[0]`` is its message."""
 
 
 class _Listener:
-    """What both generations' clients have in common: what came in, and waiting for it."""
+    """The common part of both clients: received events, and waiting for them."""
 
     def __init__(self) -> None:
         self.events: list[tuple[str, Any]] = []
-        self.end_reasons: list[Any] = []  # why it was refused, or has ended
-        self._news = asyncio.Event()
+        self.end_reasons: list[Any] = []  # why the connection was refused or ended
+        self._changed = asyncio.Event()
 
-    def _heard(self, event: str, payload: Any) -> None:
+    def _on_event(self, event: str, payload: Any) -> None:
         self.events.append((event, payload))
-        self._news.set()
+        self._changed.set()
 
-    def _ended(self, reason: Any) -> None:
+    def _on_end(self, reason: Any) -> None:
         self.end_reasons.append(reason)
-        self._news.set()
+        self._changed.set()
 
     def rows(self, event: str) -> list[dict[str, Any]]:
-        """The rows of every such event, in order."""
+        """Return the rows of every event of this name, in order."""
         payloads = [payload for name, payload in self.events if name == event]
-        return [row for one in payloads for row in (one["results"] if isinstance(one, dict) else one)]
+        lists = [payload["results"] if isinstance(payload, dict) else payload for payload in payloads]
+        return [row for rows in lists for row in rows]
 
     async def until(self, condition: Callable[[], object]) -> None:
-        """Wait until it holds. Raises TimeoutError."""
+        """Wait until the condition is true; checked after each event. Raises TimeoutError."""
         async with asyncio.timeout(TIMEOUT_SECONDS):
             while not condition():
-                self._news.clear()
-                await self._news.wait()
+                self._changed.clear()
+                await self._changed.wait()
 
 
 class EngineIo4Client(_Listener):
-    """Socket.IO 3.x/4.x, by python-socketio: ``async with Client(url, token) as client``."""
+    """A client for Socket.IO 3.x and 4.x, on python-socketio: ``async with EngineIo4Client(url, token)``."""
 
     def __init__(self, url: str, token: str) -> None:
         super().__init__()
         self._target = f"{url}?token={token}"
         self._client = socketio.AsyncClient(reconnection=False, handle_sigint=False)
-        self._client.on("*", self._heard)
-        self._client.on("disconnect", self._ended)
-        self._client.on("connect_error", self._ended)
+        self._client.on("*", self._on_event)
+        self._client.on("disconnect", self._on_end)
+        self._client.on("connect_error", self._on_end)
 
     async def __aenter__(self) -> Self:
         try:
             await self._client.connect(self._target, transports=["websocket"], wait_timeout=TIMEOUT_SECONDS)
         except socketio.exceptions.ConnectionError:
-            if self._client.eio.http:  # left open by the library where the handshake was no websocket's
+            if self._client.eio.http:  # the library leaves it open after a failed websocket handshake
                 await self._client.eio.http.close()
             raise HandshakeRefused(*self.end_reasons) from None
         return self
@@ -90,21 +91,24 @@ class EngineIo4Client(_Listener):
         return bool(self._client.connected)
 
     async def request(self, event: str, path: str, **params: str) -> Any:
-        """Send ``subscribe`` or ``unsubscribe``; what the acknowledgement said. Raises TimeoutError."""
-        wanted = {"path": path, "method": "get", "params": params}
+        """Send ``subscribe`` or ``unsubscribe``, and return the acknowledgement. Raises TimeoutError."""
+        subscription = {"path": path, "method": "get", "params": params}
         try:
-            return await self._client.call(event, wanted, timeout=2)
+            return await self._client.call(event, subscription, timeout=2)
         except socketio.exceptions.TimeoutError:
             raise TimeoutError(f"no acknowledgement of {event} {path}") from None
 
 
 class EngineIo3Client(_Listener):
-    """Socket.IO 1.x/2.x (Engine.IO 3), by hand over a websocket: the client pings, ``/`` is connected by the server."""
+    """A client for Socket.IO 1.x and 2.x (Engine.IO 3) on a bare websocket.
+
+    In this generation the client sends the pings, and the server connects the namespace ``/``.
+    """
 
     def __init__(self, url: str, token: str) -> None:
         super().__init__()
         self._target = f"{url}/socket.io/?EIO=3&transport=websocket&token={token}"
-        self._asked = 0
+        self._request_count = 0
         self._acknowledged: dict[int, Any] = {}
 
     async def __aenter__(self) -> Self:
@@ -126,9 +130,9 @@ class EngineIo3Client(_Listener):
 
     async def request(self, event: str, path: str, **params: str) -> Any:
         """Send ``subscribe`` or ``unsubscribe``; what the acknowledgement said. Raises TimeoutError."""
-        number, self._asked = self._asked, self._asked + 1
-        wanted = {"path": path, "method": "get", "params": params}
-        await self._socket.send_str(f"42{number}{json.dumps([event, wanted])}")
+        number, self._request_count = self._request_count, self._request_count + 1
+        subscription = {"path": path, "method": "get", "params": params}
+        await self._socket.send_str(f"42{number}{json.dumps([event, subscription])}")
         await self.until(lambda: number in self._acknowledged)
         return self._acknowledged.pop(number)
 
@@ -136,24 +140,24 @@ class EngineIo3Client(_Listener):
         self._socket = await self._session.ws_connect(self._target)
         opening = await self._socket.receive_str(timeout=TIMEOUT_SECONDS)
         self._ping_seconds = json.loads(opening[1:])["pingInterval"] / 1000
-        answer = await self._socket.receive_str(timeout=TIMEOUT_SECONDS)
-        if answer.startswith("44"):
+        response = await self._socket.receive_str(timeout=TIMEOUT_SECONDS)
+        if response.startswith("44"):
             await self._socket.close()
-            raise HandshakeRefused(json.loads(answer[2:]))
-        assert answer == "40", answer
+            raise HandshakeRefused(json.loads(response[2:]))
+        assert response == "40", response
 
     async def _read(self) -> None:
         async for message in self._socket:
             text = message.data
             if text.startswith("42"):
-                self._heard(*json.loads(text[2:]))
+                self._on_event(*json.loads(text[2:]))
             elif text.startswith("43"):
                 number, _, rest = text[2:].partition("[")
                 self._acknowledged[int(number)] = json.loads("[" + rest)[0]
             elif text == "41":
-                self._ended("server disconnect")
-            self._news.set()
-        self._ended(self._socket.close_code)
+                self._on_end("server disconnect")
+            self._changed.set()
+        self._on_end(self._socket.close_code)
 
     async def _ping(self) -> None:
         while True:

@@ -1,4 +1,4 @@
-"""What a test needs and the machine lacks: skipped loudly, an error where everything is required."""
+"""Skip tests whose requirements the machine does not meet, visibly, or fail them if everything is required."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ SKIP_PREFIX = "NOT TESTED: "
 
 
 def skip_missing(what: str) -> NoReturn:
-    """Skip the test; with INGESTOR_TEST_REQUIRE=1 fail it. ``what`` says what is missing and how to get it."""
+    """Skip the test; with INGESTOR_TEST_REQUIRE=1, fail it. ``what`` names what is missing and how to install it."""
     if os.environ.get("INGESTOR_TEST_REQUIRE") == "1":
         pytest.fail(f"{what} (INGESTOR_TEST_REQUIRE=1)", pytrace=False)
     pytest.skip(SKIP_PREFIX + what)

@@ -1,6 +1,6 @@
-"""Try what a confined service must not be able to do, and print what became of each attempt. Needs nothing but Python.
+"""Try what a sandboxed service must not be able to do, and print the outcome of each attempt. Needs only Python.
 
-All but the last of these a plain user may do. (What needs privileges is refused anyway.)
+All but the last attempts are allowed to a plain user; what needs privileges would be refused anyway.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def run_in(folder: Path) -> None:
 
 
 def attempts(own: Path) -> dict[str, Callable[[], object]]:
-    """``own``: a folder that we may write to."""
+    """Return the attempts by name. ``own`` is a folder that the service may write to."""
     file = own / "file"
     file.touch()
     return {

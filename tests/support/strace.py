@@ -1,4 +1,4 @@
-"""Kills and errors at a chosen system call: they come in place of the call, and what it would have done is not done."""
+"""Inject kills and errors at a chosen system call. They replace the call, which is not executed."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ _CALL = re.compile(r"^\d+ +(\w+)\(\d+<([^>]*)>", re.MULTILINE)
 
 @dataclass(frozen=True, slots=True)
 class SyscallFault:
-    """The ``number``-th such call of a thread; ``path``: only those on this file.
+    """A fault at the ``number``-th such call of a thread; ``path`` counts only calls on this file.
 
-    ``number`` may be text: ``5+3`` is the fifth and then every third. ``effect`` in strace's words.
+    ``number`` may be text: ``5+3`` means the fifth call and then every third. ``effect`` uses strace's syntax.
     """
 
     call: str
@@ -38,15 +38,18 @@ class SyscallFault:
 
 
 @contextmanager
-def inject_fault(pid: int, cut: SyscallFault) -> Iterator[None]:
-    """Whatever process ``pid`` forks meanwhile meets the cut."""
-    with _attached(pid, "-e", f"trace={cut.call}", *cut.options, "-o", "/dev/null"):
+def inject_fault(pid: int, fault: SyscallFault) -> Iterator[None]:
+    """Inject the fault into every process that ``pid`` forks during the block."""
+    with _attached(pid, "-e", f"trace={fault.call}", *fault.options, "-o", "/dev/null"):
         yield
 
 
 @contextmanager
 def count_calls(pid: int, log: Path) -> Iterator[Counter[tuple[str, str]]]:
-    """The calls of whatever ``pid`` forks meanwhile, by (call, file or ``socket``); filled at the end of the block."""
+    """Count the calls of processes that ``pid`` forks during the block, by (call, file or ``socket``).
+
+    The counter is filled at the end of the block.
+    """
     counts: Counter[tuple[str, str]] = Counter()
     with _attached(pid, "-y", "-e", f"trace={','.join(CALLS)}", "-o", str(log)):
         yield counts
@@ -63,12 +66,12 @@ def _attached(pid: int, *options: str) -> Iterator[None]:
             _wait_for_tracer(pid, tracer)
             yield
         finally:
-            tracer.terminate()  # it detaches
+            tracer.terminate()  # strace then detaches
 
 
 def _wait_for_tracer(pid: int, tracer: subprocess.Popen[bytes]) -> None:
     deadline = time.monotonic() + ATTACH_SECONDS
     while f"TracerPid:\t{tracer.pid}\n" not in Path(f"/proc/{pid}/status").read_text():
         if tracer.poll() is not None or time.monotonic() > deadline:
-            skip_missing("directed kills: strace may not attach to a process of ours (ptrace is forbidden here)")
+            skip_missing("directed kills: strace cannot attach to our own process (ptrace is forbidden)")
         time.sleep(0.01)

@@ -1,4 +1,4 @@
-"""A TCP proxy between a client and a real server, and what can go wrong on the way."""
+"""A TCP proxy between a client and a real server, with network faults on demand."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ class TcpProxy:
         self._pattern: tuple[Direction, bytes] | None = None
         self._resumed = asyncio.Event()
         self._resumed.set()
-        self.delay_seconds = 0.0  # before each chunk is passed on
+        self.delay_seconds = 0.0  # before each chunk is forwarded
         self.bytes_per_second: float | None = None  # of each direction
-        self.half_open = False  # swallow everything, both ways, and close nothing
+        self.half_open = False  # discard everything in both directions, and close nothing
         self.refusing = False  # reset new connections
         self.accepted = 0
 
@@ -52,7 +52,7 @@ class TcpProxy:
 
     @property
     def connections(self) -> int:
-        """How many client connections are open now."""
+        """The number of open client connections."""
         return len(self._tasks)
 
     def cut(self) -> None:
@@ -61,11 +61,11 @@ class TcpProxy:
             _reset(writer)
 
     def cut_after(self, direction: Direction, pattern: bytes) -> None:
-        """Pass on the next chunk that holds the pattern, up to its end, and then cut. Once."""
+        """Forward the next chunk that contains the pattern up to the end of the pattern, then cut. Works once."""
         self._pattern = (direction, pattern)
 
     def pause(self) -> None:
-        """Hold everything back, both ways, until ``resume``. Nothing is lost."""
+        """Hold back all data in both directions until ``resume``. No data is lost."""
         self._resumed.clear()
 
     def resume(self) -> None:
@@ -78,7 +78,7 @@ class TcpProxy:
         try:
             await self._bridge(reader, writer)
         except (OSError, asyncio.CancelledError):
-            pass  # one end has gone, or the test has ended: both ends are closed below
+            pass  # one end closed the connection, or the test is over; both ends are closed below
         finally:
             writer.close()
             self._tasks.discard(task)
@@ -95,7 +95,7 @@ class TcpProxy:
                 both.create_task(self._pump("to_server", reader, up_writer))
                 both.create_task(self._pump("to_client", up_reader, writer))
         except* OSError:
-            pass  # a reset; the other end learns of it when it is closed
+            pass  # a reset; the other end is closed below
         finally:
             self._pairs -= pair
             up_writer.close()

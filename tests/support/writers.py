@@ -1,4 +1,4 @@
-"""Writers on real spools and databases, and what their tests do with both."""
+"""Create writers on real spools and databases, and helpers for their tests."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def make_writer(
     drain: bool = True,
     **options: Any,
 ) -> Writer:
-    """A writer that is not running. With ``drain`` it waits for nothing. ``options``: those of Writer."""
+    """Return a writer that is not running. With ``drain`` it does not wait. ``options`` are passed to Writer."""
     instance = InstanceInfo(spool_id=spool.spool_id, name="test", version="0", config_sha256="", started_us=T0)
     policy = BatchPolicy(max_rows=max_rows, max_wait_seconds=max_wait_seconds)
     database = BatchWriter(engine, keep_samples_seconds)
@@ -48,5 +48,5 @@ def query(engine: Engine, sql: str) -> list[tuple[Any, ...]]:
 
 
 def raise_failure(failure: SpoolFailed) -> None:
-    """For ``Spool.start``: in most tests the spool must not fail."""
+    """Raise the failure; passed to ``Spool.start``, because in most tests the spool must not fail."""
     raise failure
