@@ -66,13 +66,10 @@ def export(
     )
     with open_database(load_config(config)) as engine:
         _check_feed(engine, feed)
-        if file is None:
-            with _open_stdout() as target:
-                _export(engine, query, format_, target)
-            return
-        with _open_atomically(file) as target:
+        with _open_atomically(file) if file else _open_stdout() as target:
             rows = _export(engine, query, format_, target)
-    echo(f"{file}: {rows:,} rows")
+    if file:
+        echo(f"{file}: {rows:,} rows")
 
 
 def _check_feed(engine: Engine, feed: str) -> None:

@@ -40,10 +40,7 @@ TIME_HELP = "A UTC time (2026-01-31 or 2026-01-31T14:05) or a duration before no
 
 
 def parse_time(text: str, now: datetime, option: str) -> datetime:
-    """Return the UTC time that ``TIME_HELP`` describes. A time with an offset is converted to UTC.
-
-    Raises typer.BadParameter, which names the ``option``.
-    """
+    """Return the UTC time that ``TIME_HELP`` describes. Raises typer.BadParameter, which names the ``option``."""
     from ingestor.config.units import parse_duration
 
     try:

@@ -123,10 +123,7 @@ def package_file(name: str) -> str:
 
 
 def write_new_file(path: Path, text: str) -> None:
-    """Write a file unless it exists with the same text.
-
-    Raises ConfigError if it exists with another text or cannot be written.
-    """
+    """Write a file unless it exists with the same text. Raises ConfigError if it has another or cannot be written."""
     try:
         with path.open("x", encoding="utf-8") as file:
             file.write(text)

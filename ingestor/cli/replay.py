@@ -40,6 +40,8 @@ def replay(
     """
     from ingestor.commands.replay import open_target
     from ingestor.store.engine import repeatable_read
+    from ingestor.store.read.fingerprint import compute_fingerprint
+    from ingestor.store.read.replay_source import oldest_payload_at
 
     now = datetime.now(UTC)
     start = parse_time(since, now, "--from") if since else MIN_TIME
@@ -49,7 +51,10 @@ def replay(
         open_target(engine, _database_url(into)) as target,
         repeatable_read(engine) as source,  # excludes what the daemon writes in the meantime
     ):
-        start, result, read, written = _replay(source, target, start, end, now)
+        result = _replay(source, target, start, end)
+        start = max(start, oldest_payload_at(source) or now)  # older payloads have been pruned
+        with repeatable_read(target) as connection:
+            read, written = compute_fingerprint(source, start, end), compute_fingerprint(connection, start, end)
     data = {
         "from": start,
         "to": min(end, now),
@@ -61,24 +66,16 @@ def replay(
     print_result(output, data, lambda: _format_result(result, read, written))
 
 
-def _replay(
-    source: Connection, target: Engine, start: datetime, end: datetime, now: datetime
-) -> tuple[datetime, ReplayResult, Fingerprint, Fingerprint]:
-    """Replay and compare. Return the start of what could be compared, the counts, and both fingerprints."""
+def _replay(source: Connection, target: Engine, start: datetime, end: datetime) -> ReplayResult:
     from ingestor.commands.replay import Replayer
-    from ingestor.store.engine import repeatable_read
-    from ingestor.store.read import replay_source
-    from ingestor.store.read.fingerprint import compute_fingerprint
+    from ingestor.store.read.replay_source import entry_ranges
 
     try:
-        replayer = Replayer(source, target, replay_source.entry_ranges(source, start, end))
+        replayer = Replayer(source, target, entry_ranges(source, start, end))
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint="--from") from None
     with progress_bar("entries", replayer.count) as advance:
-        result = replayer.run(advance)
-    start = max(start, replay_source.oldest_payload_at(source) or now)  # older payloads have been pruned
-    with repeatable_read(target) as connection:
-        return start, result, compute_fingerprint(source, start, end), compute_fingerprint(connection, start, end)
+        return replayer.run(advance)
 
 
 def _database_url(text: str) -> str:

@@ -6,7 +6,7 @@ import difflib
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
 import typer
 
@@ -16,6 +16,7 @@ from ingestor.cli.output import echo, print_result, printable
 if TYPE_CHECKING:
     from ingestor.config import Config
 
+EditFunction: TypeAlias = Callable[[str, str, str, Sequence[str]], tuple[str, list[str]]]
 TickersArgument = Annotated[
     list[str], typer.Argument(help="Tickers as the provider spells them: TSLA ON 6E_F.", metavar="TICKER...")
 ]
@@ -70,7 +71,7 @@ def reload(config: ConfigOption = None, output: OutputOption = Output.TEXT) -> N
 
 
 def _change(
-    edit: Callable[[str, str, str, Sequence[str]], tuple[str, list[str]]],
+    edit: EditFunction,
     tickers: list[str],
     path: str,
     config: Path | None,

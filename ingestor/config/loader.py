@@ -18,6 +18,7 @@ from ingestor.config.subscriptions import ConfigFile, FeedNamer, expand_subscrip
 from ingestor.config.validation_errors import to_issues
 from ingestor.config.validators import resolve_path
 from ingestor.config.yaml_document import MAX_BYTES, parse_yaml
+from ingestor.core.files import is_missing
 from ingestor.errors import ConfigError, ConfigProblem
 
 SYSTEM_FILE = Path("/etc/ingestor/config.yaml")
@@ -73,22 +74,12 @@ def find_file(path: Path | None, env: Mapping[str, str]) -> Path:
     if named := env.get(FILE_VARIABLE):
         return Path(named)
     candidates = (LOCAL_FILE, SYSTEM_FILE)
-    found = next((candidate for candidate in candidates if _may_exist(candidate)), None)
+    found = next((candidate for candidate in candidates if not is_missing(candidate)), None)
     if found is None:
         searched = f"looked for --config, ${FILE_VARIABLE}, {', '.join(map(str, candidates))}"
         message = f"no configuration found ({searched}); `ingestor init` writes one"
         raise ConfigError([ConfigProblem("", "", message)])
     return found
-
-
-def _may_exist(path: Path) -> bool:
-    try:
-        path.stat()
-    except (FileNotFoundError, NotADirectoryError):
-        return False
-    except OSError:
-        pass  # not accessible for this user: reading it reports the reason
-    return True
 
 
 def base_folder(source: Path, env: Mapping[str, str]) -> Path:

@@ -46,18 +46,18 @@ def _replace(source: Path, before: bytes, after: bytes) -> None:
     target = Path(os.path.realpath(source))
     try:
         handle, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
+        part = Path(name)
         try:
             with open(handle, "wb") as file:  # noqa: PTH123 -- a handle is no path
-                _copy_attributes(target, handle, name)
+                _copy_attributes(target, handle, part)
                 file.write(after)
                 file.flush()
                 os.fsync(handle)
             if read_file(source)[0] != before:
                 raise ConfigError([ConfigProblem(str(source), "", "was changed by somebody else; repeat the command")])
-            os.replace(name, target)  # noqa: PTH105
-        except BaseException:
-            os.unlink(name)  # noqa: PTH108
-            raise
+            part.replace(target)
+        finally:
+            part.unlink(missing_ok=True)
         sync_folder(target.parent)
     except OSError as error:
         reason = os.strerror(error.errno or 0)
@@ -65,9 +65,9 @@ def _replace(source: Path, before: bytes, after: bytes) -> None:
         raise ConfigError([ConfigProblem(str(source), "", message)]) from None
 
 
-def _copy_attributes(target: Path, handle: int, name: str) -> None:
+def _copy_attributes(target: Path, handle: int, part: Path) -> None:
     """Copy owner, mode and extended attributes, but not the times."""
     status = target.stat()
     os.fchown(handle, status.st_uid, status.st_gid)
-    shutil.copystat(target, name)
+    shutil.copystat(target, part)
     os.utime(handle)

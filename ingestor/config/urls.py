@@ -63,10 +63,7 @@ def find_plaintext_host(url: str) -> str | None:
 
 
 def normalize_database_url(text: str, base: Path) -> str:
-    """Return the URL with the included driver; a SQLite file's path becomes absolute, starting from ``base``.
-
-    Raises ValueError with a message for the operator.
-    """
+    """Return the URL with the included driver; a SQLite path becomes absolute, from ``base``. Raises ValueError."""
     scheme, separator, rest = text.partition("://")
     if not separator or not re.fullmatch(r"[a-z0-9+]+", scheme):
         raise ValueError("is not a database URL; write sqlite:///ingestor.db or postgresql://user@host/database")

@@ -21,6 +21,15 @@ def sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
+def is_missing(path: Path) -> bool:
+    """Return whether a file does not exist. False if this user may not find out: opening it reports the reason."""
+    try:
+        path.stat()
+    except OSError as error:
+        return isinstance(error, FileNotFoundError | NotADirectoryError)
+    return False
+
+
 class FileLock:
     """An advisory lock on a file, which names its holder and ends with the holder's process.
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from ingestor.config.urls import mask_url
+from ingestor.core.files import is_missing
 from ingestor.errors import DatabaseUnavailable
 from ingestor.store.engine import Engine, make_engine, sqlite_path, translate_errors
 
@@ -30,7 +31,8 @@ def open_database(url: str, *, read_only: bool = True) -> Iterator[Engine]:
 
     Raises DatabaseUnavailable, which names the URL without its password.
     """
-    if read_only and _is_missing(url):
+    path = sqlite_path(url)
+    if read_only and path and is_missing(path):
         raise DatabaseUnavailable(f"{mask_url(url)}: does not exist; `ingestor run` creates it, or fix database.url")
     engine = make_engine(url, read_only=read_only)
     try:
@@ -56,16 +58,3 @@ def with_remedy(url: str) -> Iterator[None]:
         message = str(error)
         remedy = next((remedy for fragment, remedy in _REMEDIES if fragment in message), "see database.url")
         raise _NamedDatabaseUnavailable(f"{mask_url(url)}: {message}; {remedy}") from None
-
-
-def _is_missing(url: str) -> bool:
-    path = sqlite_path(url)
-    if path is None:
-        return False
-    try:
-        path.stat()
-    except (FileNotFoundError, NotADirectoryError):
-        return True
-    except OSError:  # this user may not look: opening it will report that
-        return False
-    return False
