@@ -63,10 +63,7 @@ def is_journal_stream(stream: TextIO, env: Mapping[str, str]) -> bool:
 
 def render_fields(logger: WrappedLogger, method: str, event: EventDict) -> str:
     """Render an event as a JSON object of journal fields. A processor for structlog."""
-    fields = {
-        "PRIORITY": _PRIORITIES.get(event.pop("level", ""), "5"),
-        "SYSLOG_IDENTIFIER": "ingestor",
-    }
+    fields = {"PRIORITY": _PRIORITIES.get(event.pop("level", ""), "5"), "SYSLOG_IDENTIFIER": "ingestor"}
     event.pop("timestamp", None)  # the journal has its own
     message = _render_console(logger, method, dict(event))
     for key, value in event.items():

@@ -133,11 +133,7 @@ series = Table(
 
 # The current value of a series at a ts. `revision` counts the other values recorded for it.
 samples = Table(
-    "samples",
-    metadata,
-    *_value_columns(),
-    PrimaryKeyConstraint("series_id", "ts"),
-    sqlite_with_rowid=False,
+    "samples", metadata, *_value_columns(), PrimaryKeyConstraint("series_id", "ts"), sqlite_with_rowid=False
 )
 
 # Every value that is not current.
@@ -288,11 +284,4 @@ instances = Table(
     UniqueConstraint("spool_id"),
 )
 
-leases = Table(
-    "leases",
-    metadata,
-    _term("name"),
-    _int("instance_id"),
-    _at("until"),
-    PrimaryKeyConstraint("name"),
-)
+leases = Table("leases", metadata, _term("name"), _int("instance_id"), _at("until"), PrimaryKeyConstraint("name"))
