@@ -1,4 +1,4 @@
-"""A spool with a gigabyte in it, as after a day without a database: the daemon is ready at once, and stays small."""
+"""Start the daemon with a gigabyte in the spool, as after a day without a database: time to READY, and memory."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from ..support.process_usage import resident_mib
 
 BACKLOG_BYTES = 1 << 30
 WINDOW_ROWS = 60
-CHUNK_FRAMES = 4  # as came together in 20 ms
+CHUNK_FRAMES = 4  # as received within 20 ms
 READY_SECONDS = 5.0
 START = datetime(2026, 1, 5, tzinfo=UTC)
 
 
 def filled(path: Path) -> int:
-    """Put a gigabyte of rolling windows into a spool of nobody's. Returns how many frames that were."""
+    """Fill an unused spool with a gigabyte of rolling windows, and return the number of frames."""
     path.parent.mkdir()
     file, number = ChunkWriter(path), 0
     while file.head.live_bytes < BACKLOG_BYTES:

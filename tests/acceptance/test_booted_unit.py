@@ -1,4 +1,4 @@
-"""The shipped unit, run by a systemd that is booted for it. Installed as the README says; the simulator runs beside it.
+"""Run the shipped unit under a booted systemd, installed as in the README, with the simulator on the same machine.
 
 `pytest -m nspawn -v --durations=0` shows every step with its time. The first time on a machine it fetches two Debians.
 """
@@ -36,7 +36,7 @@ AS_INGESTOR = "cd / && sudo -u ingestor STATE_DIRECTORY=/var/lib/ingestor /opt/i
 
 
 class Unit:
-    """ingestor.service in its machine."""
+    """The service ingestor.service in its machine."""
 
     def __init__(self, machine: NspawnMachine, state: Path) -> None:
         self.machine = machine
@@ -44,18 +44,18 @@ class Unit:
         self.db = DbReader(f"sqlite:///{self.database}")
 
     def install(self) -> None:
-        """The README's steps, with a config that names the simulator."""
+        """Run the README's steps, with a config that names the simulator."""
         run = self.machine.run
         run(f"cd /src\n{block('service print')}")
         self.configure(CONFIG)
         simulate = f"/opt/ingestor/bin/ingestor simulate --port 8700 --api-key {KEY} --cadence 1"
         run(f"systemd-run -q --unit=simulator {simulate}")
         run(block("credentials/api_key\n"), stdin=KEY)
-        said = run(block("systemctl enable"))
-        assert "✗" not in said, said
+        output = run(block("systemctl enable"))
+        assert "✗" not in output, output
 
     def restore(self) -> None:
-        """As it was shipped, with the first config, and running."""
+        """Restore the shipped unit and the first config, and restart."""
         self._since = time.time()
         self.machine.run(f"rm -rf /{DROP_INS}; systemctl daemon-reload; systemctl reset-failed ingestor")
         self.configure(CONFIG)
@@ -65,41 +65,41 @@ class Unit:
         (self.machine.root / "etc/ingestor/config.yaml").write_text(text)
 
     def drop_in(self, *lines: str) -> None:
-        """Local changes of [Service]; they hold from the next start."""
+        """Override settings of [Service]. They take effect at the next start."""
         folder = self.machine.root / DROP_INS
         folder.mkdir(exist_ok=True)
         (folder / "test.conf").write_text("\n".join(["[Service]", *lines, ""]))
         self.machine.run("systemctl daemon-reload")
 
     def shows(self, *names: str) -> dict[str, str]:
-        """Its properties, as systemd has them."""
-        said = self.machine.run(f"systemctl show ingestor --property={','.join(names)}")
-        return dict(line.split("=", 1) for line in said.splitlines())
+        """Return properties of the unit, as shown by systemd."""
+        output = self.machine.run(f"systemctl show ingestor --property={','.join(names)}")
+        return dict(line.split("=", 1) for line in output.splitlines())
 
     def state(self) -> dict[str, str]:
-        """What became of it."""
+        """The result and state of the unit."""
         return self.shows("ActiveState", "SubState", "Result", "ExecMainStatus", "NRestarts")
 
     def pid(self) -> str:
         return self.shows("MainPID")["MainPID"]
 
     def started_again(self, pid: str) -> bool:
-        """Whether another process than this one is ready."""
+        """Return whether the service is ready with another pid than this one."""
         now = self.shows("SubState", "MainPID")
         return now["SubState"] == "running" and now["MainPID"] not in ("0", pid)
 
     def status(self) -> dict[str, Any]:
-        """The running daemon's own."""
+        """The status of the running daemon."""
         found: dict[str, Any] = json.loads(self.machine.run(f"{AS_INGESTOR} status --output json"))
         return found
 
     def journal(self) -> str:
-        """What it said, and what systemd said of it, since it was restored."""
+        """Return the journal of the unit since it was restored, including systemd's messages."""
         options = f"--since=@{self._since:.0f} --output=short-precise --no-hostname --no-pager"
         return self.machine.run(f"journalctl --unit=ingestor {options}")
 
     def rows(self) -> int:
-        """How many are stored."""
+        """The number of stored rows."""
         try:
             return int(self.db.scalar("SELECT count(*) FROM observations"))
         except sqlite3.OperationalError:  # no database yet, or no tables
@@ -116,7 +116,7 @@ class Unit:
 
 @pytest.fixture(scope="module", params=PYTHONS)
 def installed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Unit]:
-    state = tmp_path_factory.mktemp("state")  # its state folder is one of ours, so that we can read the database
+    state = tmp_path_factory.mktemp("state")  # mounted as its state folder, so that we can read the database
     with NspawnMachine(request.param, state, at="/var/lib/ingestor") as machine:
         unit = Unit(machine, state)
         unit.install()
@@ -125,13 +125,13 @@ def installed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
 
 @pytest.fixture
 def unit(installed: Unit) -> Iterator[Unit]:
-    """Running, as shipped."""
+    """The running service, as shipped."""
     installed.restore()
     yield installed
-    print(installed.journal())  # for whoever reads of a failure
+    print(installed.journal())  # shown with a failure
 
 
-# What it is given.
+# Credentials and files.
 
 
 async def test_readme_steps_install_a_writing_service(installed: Unit) -> None:
@@ -146,17 +146,17 @@ async def test_readme_steps_install_a_writing_service(installed: Unit) -> None:
     assert unit.shows("StatusText", "UnitFileState") == {"StatusText": "receiving", "UnitFileState": "enabled"}
     await unit.writes()
     assert unit.machine.run("systemd-analyze --no-pager verify ingestor.service") == ""
-    said = unit.machine.run("systemd-analyze --no-pager security ingestor.service")
-    assert "Overall exposure level for ingestor.service: 1.1 OK" in said
+    output = unit.machine.run("systemd-analyze --no-pager security ingestor.service")
+    assert "Overall exposure level for ingestor.service: 1.1 OK" in output
 
 
 def test_api_key_is_only_in_the_credential(unit: Unit) -> None:
     run, pid = unit.machine.run, unit.pid()
     assert run(f"nsenter --target {pid} --mount cat /run/credentials/ingestor.service/api_key") == KEY
     assert run("stat --format='%a %U' /etc/ingestor/credentials/api_key") == "600 root"
-    said = run(f"tr '\\0' '\\n' < /proc/{pid}/environ; cat /proc/{pid}/cmdline | tr '\\0' ' '") + unit.journal()
-    assert "CREDENTIALS_DIRECTORY=" in said
-    assert KEY not in said
+    output = run(f"tr '\\0' '\\n' < /proc/{pid}/environ; cat /proc/{pid}/cmdline | tr '\\0' ' '") + unit.journal()
+    assert "CREDENTIALS_DIRECTORY=" in output
+    assert KEY not in output
 
 
 async def test_group_members_read_database_but_not_spool(unit: Unit) -> None:
@@ -171,7 +171,7 @@ async def test_group_members_read_database_but_not_spool(unit: Unit) -> None:
     assert folders.splitlines() == ["ingestor 750 ingestor ingestor", "ingestor/spool 700 ingestor ingestor"]
 
 
-# How it is confined.
+# Sandbox and limits.
 
 SHOWN_AS = {
     "BindReadOnlyPaths": (
@@ -186,7 +186,7 @@ SHOWN_AS = {
     "WatchdogSec": "1min",
     "WorkingDirectory": "/var/lib/ingestor",
 }
-SHOWN_OTHERWISE = {"ExecReload", "ExecStart", "LoadCredential", "SystemCallFilter"}  # by the other tests
+SHOWN_OTHERWISE = {"ExecReload", "ExecStart", "LoadCredential", "SystemCallFilter"}  # checked by other tests
 
 
 def test_systemd_applies_every_directive(unit: Unit) -> None:
@@ -202,16 +202,16 @@ def test_systemd_applies_every_directive(unit: Unit) -> None:
 
 
 def test_sandbox_denies_what_a_plain_user_may_do(unit: Unit) -> None:
-    """Each attempt is made twice: by the same user outside the unit, and in it, before the daemon is started."""
+    """Make each attempt twice: as the same user outside the unit, and inside it, before the daemon starts."""
     unit.machine.run("install -m 644 /src/tests/support/probe.py /opt/ingestor/probe.py; touch /tmp/of-others")
     probe = "/usr/bin/python3 /opt/ingestor/probe.py"
     outside = json.loads(unit.machine.run(f"sudo -u ingestor mkdir -p /tmp/own && sudo -u ingestor {probe} /tmp/own"))
     created = [f"create a file in {folder}" for folder in NOT_ITS_OWN]
     unit.drop_in(f"ExecStartPre={probe} /var/lib/ingestor")
     unit.machine.run("systemctl restart ingestor")
-    (said,) = (line.partition(": ")[2] for line in unit.journal().splitlines() if "run a program" in line)
-    inside = json.loads(said)
-    # By the filter; from systemd 254 on by the kernel.
+    (output,) = (line.partition(": ")[2] for line in unit.journal().splitlines() if "run a program" in line)
+    inside = json.loads(output)
+    # Denied by the filter; from systemd 254 on, by the kernel.
     assert inside.pop("memory that is written and run") in ("EPERM", "EACCES")
     assert inside == {
         "run a program in its own folder": "EACCES",
@@ -249,7 +249,7 @@ def test_service_memory_and_tasks_are_limited(unit: Unit) -> None:
     assert [(cgroup / name).read_text().strip() for name in ("memory.max", "pids.max")] == [str(512 << 20), "64"]
 
 
-# How its config is changed.
+# Reload.
 
 MORE = CONFIG.replace("[AAPL, TSLA, ON, 6E_F]", "[AAPL, TSLA, ON, 6E_F, NVDA]")
 WRONG = CONFIG.replace("tickers:", "tickres:", 1)
@@ -284,7 +284,7 @@ def test_systemctl_reload_waits_for_the_daemon(unit: Unit) -> None:
     assert unit.shows("Type", "ActiveState") == {"Type": "notify-reload", "ActiveState": "active"}
 
 
-# How it ends, and begins again.
+# Stop and restart.
 
 
 async def test_service_stop_drains_spool_and_succeeds(unit: Unit) -> None:
@@ -309,7 +309,7 @@ async def test_killed_service_restarts_and_loses_nothing(unit: Unit) -> None:
         await until(lambda: unit.status()["spool"]["entries"] > 10)
         durable = unit.status()["spool"]["durable_seq"]
         unit.machine.run("systemctl kill --signal=KILL ingestor")
-        await until(lambda: unit.started_again(pid))  # READY, though the database cannot be written
+        await until(lambda: unit.started_again(pid))  # READY although the database is locked
     assert unit.state()["NRestarts"] == "1"
     await until(lambda: unit.db.scalar("SELECT position FROM instances") > durable)
     await unit.writes()
@@ -324,7 +324,7 @@ async def test_watchdog_restarts_a_stopped_process(unit: Unit) -> None:
     unit.machine.run("systemctl restart ingestor")
     await unit.writes()
     pid = unit.pid()
-    with pytest.raises(TimeoutError):  # as long as it advances it is left alone
+    with pytest.raises(TimeoutError):  # the watchdog does not act while the daemon makes progress
         await until(lambda: unit.pid() != pid, 5)
     unit.machine.run("systemctl kill --signal=STOP ingestor")
     await until(lambda: unit.started_again(pid), 60)
@@ -348,7 +348,7 @@ async def test_invalid_config_is_reported_and_not_restarted(unit: Unit) -> None:
         "NRestarts": "0",
     }
     assert COMPLAINT.search(unit.journal())
-    with pytest.raises(TimeoutError):  # RestartSec= has gone by
+    with pytest.raises(TimeoutError):  # longer than RestartSec=
         await until(lambda: unit.state() != down, 7)
 
 

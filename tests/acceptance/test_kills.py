@@ -1,4 +1,4 @@
-"""The daemon killed at any instant, also while it recovers: what it had received is in the tables, once."""
+"""Kill the daemon at any moment, also during recovery: everything acknowledged must be in the tables exactly once."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ async def test_random_kills_lose_and_duplicate_nothing(
         daemon = ForkedDaemon(fork_server, config, KEY)
         for _ in range(KILLS_OF_A_ROUND):
             daemon.start()
-            # A third of them while it recovers.
+            # A third of the kills come during recovery.
             await asyncio.sleep(pick.choice((pick.uniform(0, 0.3), pick.uniform(0.3, 0.9), pick.uniform(0.3, 0.9))))
             killed.append(datetime.now(UTC))
             daemon.kill()
@@ -61,7 +61,7 @@ async def test_random_kills_lose_and_duplicate_nothing(
         assert_not_live_when_killed(daemon.db, killed)
 
 
-# At chosen system calls. What a random kill hits once in a thousand times is hit every time.
+# Kills at chosen system calls hit every time what a random kill hits once in a thousand times.
 
 
 async def test_kill_at_chosen_syscall_loses_and_duplicates_nothing(
@@ -146,7 +146,7 @@ async def test_kill_during_quarantine_keeps_and_reports_the_spool(
 
 
 async def reference(daemon: ForkedDaemon, fork_server: ForkServer) -> Counter[tuple[str, str]]:
-    """What a daemon calls that finds another's spool, in its first second or so. It is killed too."""
+    """Count the system calls of a daemon that finds an unknown spool, during its first second. It is then killed."""
     await live_and_die(daemon)
     with count_calls(fork_server.pid, daemon.folder / "calls") as counts:
         await live_and_die(daemon)
@@ -161,7 +161,7 @@ async def live_and_die(daemon: ForkedDaemon) -> None:
 
 
 def sampled(counts: Counter[tuple[str, str]], pick: random.Random, number: int) -> list[SyscallFault]:
-    """Calls of every kind on every file in turn; early ones more often than late ones, for recovery's sake."""
+    """Choose calls of every kind on every file in turn, early ones more often, because recovery runs early."""
     kinds = sorted(kind for kind in counts if not kind[1].endswith("-shm"))
     chosen = [kinds[index % len(kinds)] for index in range(number)]
     return [
@@ -171,14 +171,14 @@ def sampled(counts: Counter[tuple[str, str]], pick: random.Random, number: int) 
 
 
 async def died(daemon: ForkedDaemon) -> bool:
-    """Whether it ends by itself within a second or so."""
+    """Return whether the daemon ends by itself within a few seconds."""
     try:
         return await daemon.wait_for_exit(LIFE_SECONDS) == -signal.SIGKILL
     except TimeoutError:
         return False
 
 
-# Disks that say no.
+# Disks that return errors.
 
 
 @pytest.mark.parametrize("call", ["fdatasync", "pwrite64"])

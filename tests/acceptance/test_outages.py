@@ -1,4 +1,4 @@
-"""Databases and disks that fail for a while: what comes meanwhile is written afterwards, once, none of it set aside."""
+"""Outages of databases and disks: events received meanwhile are written afterwards, once, and not as dead letters."""
 
 from __future__ import annotations
 
@@ -39,11 +39,11 @@ def sqlite_url(tmp_path: Path) -> str:
 
 
 def complaints(scenario: OutageScenario) -> int:
-    """How often it has said that the database is away."""
+    """Count the warnings that the database is unavailable."""
     return scenario.daemon.stderr.count(AWAY)
 
 
-# The database goes away.
+# The database is unavailable.
 
 
 @pytest.mark.postgres
@@ -55,7 +55,7 @@ async def test_postgres_stops_and_kills_under_load_lose_nothing(
             before = complaints(scenario)
             end()
             await scenario.assert_receives_for(1.5)
-            # One warning a step, and steps grow longer.
+            # One warning per retry, and the pauses grow.
             assert 1 <= complaints(scenario) - before <= 12
             postgres.start()
             await scenario.wait_until_drained()
@@ -67,7 +67,7 @@ async def test_locked_sqlite_file_is_waited_for(fork_server: ForkServer, sqlite_
     async with OutageScenario(fork_server, tmp_path, sqlite_url) as scenario:
         with closing(sqlite3.connect(tmp_path / "ingestor.db", isolation_level=None)) as other:
             other.execute("BEGIN EXCLUSIVE")
-            await scenario.assert_receives_for(6.5)  # SQLite itself waits for five
+            await scenario.assert_receives_for(6.5)  # SQLite's own busy timeout is 5 s
             assert complaints(scenario) >= 1
             assert scenario.daemon.status["spool"]["entries"] > 1000
         await scenario.finish()
@@ -88,7 +88,7 @@ async def test_hanging_session_does_not_block_receiving(
 
 @contextmanager
 def stopped_session(url: str) -> Iterator[None]:
-    """SIGSTOP for the daemon's session, until the end of the block."""
+    """Stop the daemon's session with SIGSTOP until the end of the block."""
     with psycopg.connect(url) as connection:
         query = "SELECT pid FROM pg_stat_activity WHERE application_name = 'ingestor' AND datname = current_database()"
         pids = [pid for (pid,) in connection.execute(query)]
@@ -129,7 +129,7 @@ async def test_connection_cut_after_each_commit_duplicates_nothing(
 
 
 async def cut_at_commit(scenario: OutageScenario, proxy: TcpProxy, *, committed: bool) -> None:
-    """Cut, with the word passed on or its last byte kept back, and wait until something else was written."""
+    """Cut after the word, or before its last byte, and wait until another batch is written."""
     position, accepted = written(scenario), proxy.accepted
     proxy.cut_after("to_server", b"COMMIT\0" if committed else b"COMMIT")
     await until(lambda: proxy.accepted > accepted and written(scenario) > position + committed)
@@ -203,9 +203,9 @@ async def test_sigterm_stops_daemon_on_full_spool_disk(
         await daemon.wait_until_live()
         with fill_disk(folder):
             await until(lambda: set(daemon.states) == {"spool_full"})
-            await asyncio.sleep(0.3)  # until it has tried to have its ballast again
+            await asyncio.sleep(0.3)  # until it has tried to recreate its ballast
             with fill_disk(folder, "what the ballast left"), pytest.raises(SpoolFailed, match="the disk is still full"):
-                for _ in range(8):  # more than the log has room for in itself
+                for _ in range(8):  # more than fits into the log's own buffer
                     daemon._service._spool.append(frame("x" * MEBIBYTE))
                 await asyncio.wait_for(daemon.stop(), 20)
         async with InProcessDaemon(config, simulator.api_key) as daemon:
@@ -230,13 +230,13 @@ async def test_full_spool_closes_connections_until_database_is_back(
         assert_closed_on_purpose(scenario, times=1)
         facts = scenario.daemon.db.column("SELECT detail FROM events WHERE detail LIKE '%used_percent%' ORDER BY seq")
         levels = [json.loads(detail)["level"] for detail in facts]
-        # How many steps there are on the way down, and before, is a matter of the machine's other work.
+        # The number of steps before and after depends on the load of the machine.
         assert "filling critical full" in " ".join(levels)
         assert (levels.count("full"), levels[-1]) == (1, "fine")
 
 
 def states(scenario: OutageScenario) -> set[str]:
-    return {one["state"] for one in scenario.daemon.status.get("subscriptions", ())}
+    return {subscription["state"] for subscription in scenario.daemon.status.get("subscriptions", ())}
 
 
 def assert_closed_on_purpose(scenario: OutageScenario, times: int) -> None:
@@ -274,7 +274,7 @@ async def test_restored_sqlite_copy_is_recorded_as_lost(
 
 
 def stored(url: str) -> set[int]:
-    """The events that a copy holds."""
+    """Return the events that a copy contains."""
     return {number_of(json.loads(body)) for body in DbReader(url).column("SELECT body FROM payloads")}
 
 
@@ -304,7 +304,7 @@ async def test_postgres_restored_under_running_daemon_is_recorded_as_lost(
 
 
 async def killed_and_copied(scenario: OutageScenario, admin: psycopg.Connection[Any]) -> None:
-    """Copy the database while, for all it knows, the daemon is live."""
+    """Copy the database while it shows the daemon as live."""
     scenario.daemon.kill()
     sessions = "SELECT count(*) FROM pg_stat_activity WHERE datname = 'books'"
     await until(lambda: admin.execute(sessions).fetchone() == (0,))
@@ -312,7 +312,7 @@ async def killed_and_copied(scenario: OutageScenario, admin: psycopg.Connection[
 
 
 def assert_hole_on_record(scenario: OutageScenario) -> None:
-    """Another instance goes on; the one before it is closed as lost, and somebody was told."""
+    """Assert that a new instance continues, and that the old one is closed as lost with a warning."""
     db = scenario.daemon.db
     assert db.scalar("SELECT count(*) FROM instances") == 2
     for ticker in TICKERS:

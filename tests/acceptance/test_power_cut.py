@@ -1,4 +1,4 @@
-"""The power cut while data flows: what was acknowledged is on the disk, and a fresh daemon finds it."""
+"""Cut the power under load: everything acknowledged must be on the disk, and a new daemon must find it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ CUTS = 4
 
 @dataclass(frozen=True, slots=True)
 class Moment:
-    """A cut: what the disk held then, and what had been acknowledged before."""
+    """A power cut: the content of the disk, and the events acknowledged before."""
 
     image: Path
     acknowledged: frozenset[int]

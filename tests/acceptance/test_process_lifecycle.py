@@ -1,4 +1,4 @@
-"""The installed command as processes that are started, killed and asked, as an operator would."""
+"""Start, kill and query the installed command as an operator does."""
 
 from __future__ import annotations
 
@@ -34,13 +34,15 @@ def now() -> datetime:
     return datetime.now(UTC)
 
 
-# FaultySimulator and daemon, and what happens if either is killed.
+# Kills of simulator or daemon.
 
 
 async def test_killed_simulator_or_daemon_loses_and_duplicates_nothing(sqlite_url: str, tmp_path: Path) -> None:
     port = free_port()
-    wanted = {CROWD: ["AAPL", "ON"]}
-    config = write_config(tmp_path, url=f"http://127.0.0.1:{port}", database_url=sqlite_url, subscriptions=wanted)
+    subscriptions = {CROWD: ["AAPL", "ON"]}
+    config = write_config(
+        tmp_path, url=f"http://127.0.0.1:{port}", database_url=sqlite_url, subscriptions=subscriptions
+    )
     options = ("--port", str(port), "--api-key", KEY, "--seed", "7", "--cadence", "1")
     async with CommandProcess("simulate", *options, folder=tmp_path) as provider, DaemonProcess(config, KEY) as daemon:
         await until(lambda: KEY in provider.stdout)
@@ -68,7 +70,7 @@ async def test_killed_simulator_or_daemon_loses_and_duplicates_nothing(sqlite_ur
 
 
 async def newer_rows(daemon: DaemonProcess) -> None:
-    """Wait until a value of the present is stored."""
+    """Wait until a current value is stored."""
     began = now()
     query = "SELECT max(ts) AS ts FROM observations"
     await until(lambda: daemon.status and (daemon.db.scalar(query) or EVER) > began)
@@ -78,7 +80,7 @@ EVER = datetime.min.replace(tzinfo=UTC)
 
 
 def assert_complete(daemon: DaemonProcess, seed: int) -> None:
-    """Every second from the first to the last is there, with the value that the simulator gives it."""
+    """Assert that every second from the first to the last is stored with the simulator's value."""
     market = Market(seed, (), 1)
     for ticker in ("AAPL", "ON"):
         rows = daemon.db.rows(f"SELECT ts, value, revision FROM observations WHERE ticker = '{ticker}' ORDER BY ts")
@@ -92,7 +94,7 @@ def assert_complete(daemon: DaemonProcess, seed: int) -> None:
 async def test_killed_daemon_writes_its_spool_after_restart(
     simulator: FaultySimulator, database_url: str, tmp_path: Path
 ) -> None:
-    # A batch waits longer than the daemon lives: all that was received is in the spool alone.
+    # A batch waits longer than the daemon lives, so that all received events are only in the spool.
     config = write_config(
         tmp_path,
         url=simulator.url,
@@ -118,7 +120,7 @@ async def test_killed_daemon_writes_its_spool_after_restart(
 async def everything_durable(daemon: DaemonProcess, simulator: FaultySimulator) -> None:
     def received() -> bool:
         status = daemon.status
-        frames = sum(one["frames"] for one in status["connections"])
+        frames = sum(connection["frames"] for connection in status["connections"])
         return frames == len(simulator.emitted) and status["spool"]["durable_seq"] == status["spool"]["head_seq"]
 
     await until(received)
@@ -149,29 +151,29 @@ async def test_sigterm_commits_everything_received(
     assert daemon.db.states("ON") == ["pending", "live", "stopped"]
 
 
-# What keeps it from starting.
+# Failed starts.
 
 
 async def test_second_daemon_on_same_spool_or_file_is_rejected(
     tmp_path: Path,
 ) -> None:
-    mine, other = tmp_path / "mine", tmp_path / "other"
-    first = idle_config(tmp_path / "first", spool=mine, database=mine)
-    same_spool = idle_config(tmp_path / "second", spool=mine, database=other)
-    same_database = idle_config(tmp_path / "third", spool=other, database=mine)
+    own_folder, other_folder = tmp_path / "mine", tmp_path / "other"
+    first = idle_config(tmp_path / "first", spool=own_folder, database=own_folder)
+    same_spool = idle_config(tmp_path / "second", spool=own_folder, database=other_folder)
+    same_database = idle_config(tmp_path / "third", spool=other_folder, database=own_folder)
     async with DaemonProcess(first, KEY) as daemon:
         await until(lambda: daemon.status)
         async with DaemonProcess(same_spool, KEY) as second, DaemonProcess(same_database, KEY) as third:
             assert (await second.wait_for_exit(), await third.wait_for_exit()) == (75, 75)
-        assert f"{mine}/lock: held by process {daemon.pid};" in second.stderr
-        assert f"{mine}/ingestor.db.lock: held by process {daemon.pid};" in third.stderr
+        assert f"{own_folder}/lock: held by process {daemon.pid};" in second.stderr
+        assert f"{own_folder}/ingestor.db.lock: held by process {daemon.pid};" in third.stderr
         assert "spool.path" in second.stderr
         assert daemon.status
         assert await daemon.terminate() == 0
 
 
 def idle_config(folder: Path, *, spool: Path, database: Path) -> Path:
-    """Of a daemon whose provider is not there."""
+    """Write the config of a daemon whose provider is unreachable."""
     folder.mkdir()
     return write_config(
         folder,
@@ -220,7 +222,7 @@ async def test_missing_api_key_is_reported_and_nothing_created(tmp_path: Path) -
     assert list(folder.iterdir()) == [file]
 
 
-# What it tells.
+# Status and notifications.
 
 
 async def test_http_port_reports_health_readiness_and_metrics(
@@ -250,8 +252,8 @@ async def test_daemon_without_database_receives_and_writes_later(
     postgres.stop()
     config = write_config(tmp_path, url=simulator.url, database_url=postgres.url(), subscriptions={CROWD: ["AAPL"]})
     async with DaemonProcess(config, simulator.api_key, NOTIFY_SOCKET=notifications.getsockname()) as daemon:
-        said = await until(lambda: received(notifications))
-        assert b"READY=1" in said
+        notification = await until(lambda: received(notifications))
+        assert b"READY=1" in notification
         await until(lambda: daemon.status and daemon.get("/readyz") == (503, UNREACHABLE))
         assert daemon.get("/healthz")[0] == 200
         earlier = daemon.status["spool"]["entries"]
@@ -269,7 +271,7 @@ UNREACHABLE = '{"ok":false,"reasons":["the database cannot be reached"]}'
 
 @pytest.fixture
 def notifications() -> Iterator[socket.socket]:
-    """What systemd would hear; its path has to be short."""
+    """A notify socket in place of systemd's. Its path must be short."""
     folder = tempfile.mkdtemp()
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK) as heard:
         heard.bind(f"{folder}/notify")

@@ -1,4 +1,4 @@
-"""What the README tells people to type, typed. Its two first lines, which install, are .ci/run's."""
+"""Run the commands of the README. The first two, which install, are tested by .ci/run."""
 
 from __future__ import annotations
 
@@ -34,18 +34,18 @@ CLEAN = {name: value for name, value in os.environ.items() if not name.startswit
 
 
 def block(containing: str, language: str = "sh") -> str:
-    """The one code block of the README with this in it."""
-    (found,) = (one for one in re.findall(rf"```{language}\n(.*?)```", TEXT, re.DOTALL) if containing in one)
+    """Return the only code block of the README that contains this text."""
+    (found,) = (code for code in re.findall(rf"```{language}\n(.*?)```", TEXT, re.DOTALL) if containing in code)
     return str(found)
 
 
-def shell(script: str, *, folder: Path, typed: str = "", **environment: str) -> str:
-    """What it says, run line by line as it was pasted; it must succeed. ``typed``: what is then entered."""
+def shell(script: str, *, folder: Path, stdin: str = "", **environment: str) -> str:
+    """Run a pasted script line by line and return its output. Asserts success. ``stdin`` is entered afterwards."""
     done = subprocess.run(
         ["bash", "-euo", "pipefail", "-c", script],
         cwd=folder,
         env=CLEAN | environment,
-        input=typed,
+        input=stdin,
         text=True,
         capture_output=True,
         timeout=60,
@@ -55,7 +55,7 @@ def shell(script: str, *, folder: Path, typed: str = "", **environment: str) -> 
 
 
 def program(folder: Path, name: str, script: str) -> None:
-    """A program of this name in a folder."""
+    """Write an executable script of this name into a folder."""
     file = folder / name
     file.write_text(f"#!/bin/bash\nset -eu\n{script}\n")
     file.chmod(0o755)
@@ -68,32 +68,32 @@ async def test_try_it_steps_end_in_a_clean_check(simulator: FaultySimulator, tmp
     path = f"{PROGRAM.parent}:{os.environ['PATH']}"
     provider = {"INGESTOR_PROVIDER__URL": simulator.url}
     environment = {"HOME": str(tmp_path), "EDITOR": f"{tmp_path}/editor", "PATH": path, **provider}
-    run = partial(shell, "\n".join(lines), folder=tmp_path, typed=simulator.api_key, **environment)
-    said = await asyncio.to_thread(run)
-    assert "✓ API key: found" in said
-    assert "✓ token:" in said
-    assert "✗" not in said
+    run = partial(shell, "\n".join(lines), folder=tmp_path, stdin=simulator.api_key, **environment)
+    output = await asyncio.to_thread(run)
+    assert "✓ API key: found" in output
+    assert "✓ token:" in output
+    assert "✗" not in output
 
 
-# In two terminals.
+# The try-out in two terminals.
 
 Terminal = Callable[[str], "subprocess.Popen[str]"]
 
 
 @pytest.fixture
 def terminal(tmp_path: Path) -> Iterator[Terminal]:
-    """``terminal(block)`` types it in a checkout, and is the process that this starts."""
+    """``terminal(block)`` runs the block in a checkout and returns the started process."""
     port, checkout = str(free_port()), tmp_path / "checkout"
     (checkout / ".venv" / "bin").mkdir(parents=True)
     (checkout / ".venv" / "bin" / "ingestor").symlink_to(PROGRAM)
     shutil.copy(TOP / "config.yaml", checkout)
     environment = CLEAN | {"INGESTOR_HTTP__LISTEN": "127.0.0.1:0"}
-    with ExitStack() as running, (tmp_path / "said").open("a") as said:
+    with ExitStack() as running, (tmp_path / "said").open("a") as output:
 
         def type_in(script: str) -> subprocess.Popen[str]:
             here = script.replace("8700", port).replace("/tmp/ingestor-try", str(tmp_path / "try"))
             command = ["bash", "-c", f"exec env {here}"]
-            process = subprocess.Popen(command, cwd=checkout, env=environment, stdout=said, stderr=said, text=True)
+            process = subprocess.Popen(command, cwd=checkout, env=environment, stdout=output, stderr=output, text=True)
             running.callback(process.wait)
             running.callback(process.kill)
             return process
@@ -119,7 +119,7 @@ async def test_simulator_and_daemon_restart_with_the_same_command(terminal: Term
 
 
 async def new_rows(db: DbReader) -> None:
-    """Wait until a value of the time after now is stored, which none that was stopped before can have done."""
+    """Wait until a value from after now is stored, which only a running daemon can have written."""
     began = f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S.%f}"
 
     def stored() -> object:
@@ -136,11 +136,11 @@ def kill(process: subprocess.Popen[str]) -> None:
     process.wait()
 
 
-# As a service.
+# The service.
 
 
 def test_service_setup_steps_are_in_a_working_order(tmp_path: Path) -> None:
-    """On a machine whose root is a folder. Stand-ins for pip and systemd note that they were asked."""
+    """Run the steps with a folder as root. Stand-ins for pip and systemd record their calls."""
     if shutil.which("systemd-sysusers") is None:
         skip_missing("systemd-sysusers: install systemd")
     machine = a_machine(tmp_path)
@@ -149,31 +149,31 @@ def test_service_setup_steps_are_in_a_working_order(tmp_path: Path) -> None:
         shell(
             re.sub(r"(?<=[ =])/(?=etc/|opt/|var/)", f"{machine}/", step),
             folder=TOP,
-            typed=KEY,
+            stdin=KEY,
             PATH=f"{tmp_path}/programs:{os.environ['PATH']}",
         )
     assert (machine / "etc/systemd/system/ingestor.service").read_text() == UNIT.read_text()
     assert "ingestor:x:" in (machine / "etc/passwd").read_text()
-    assert (tmp_path / "asked").read_text().splitlines() == [
+    assert (tmp_path / "calls").read_text().splitlines() == [
         "pip install -q .[postgres]",
         "systemctl daemon-reload",
         "systemctl enable --now ingestor",
     ]
-    for wanted in ("INGESTOR_CONFIG=", "LoadCredential=api_key:"):
-        path = next(line.partition(wanted)[2] for line in UNIT.read_text().splitlines() if wanted in line)
+    for setting in ("INGESTOR_CONFIG=", "LoadCredential=api_key:"):
+        path = next(line.partition(setting)[2] for line in UNIT.read_text().splitlines() if setting in line)
         assert (machine / path[1:]).is_file()
     assert stat.S_IMODE((machine / "etc/ingestor/credentials/api_key").stat().st_mode) == 0o600
 
 
 def a_machine(folder: Path) -> Path:
-    """Its root; the programs that act on a real machine are in ``programs`` beside it."""
+    """The root folder; stand-ins for programs that would change a real machine are in ``programs`` beside it."""
     machine, programs = folder / "machine", folder / "programs"
     for place in (programs, machine / "opt/ingestor/bin", machine / "etc/systemd/system"):
         place.mkdir(parents=True)
     (machine / "opt/ingestor/bin/ingestor").symlink_to(PROGRAM)
-    program(machine / "opt/ingestor/bin", "pip", f'echo "pip $*" >> {folder}/asked')
-    program(programs, "python3", "")  # pip is there already
+    program(machine / "opt/ingestor/bin", "pip", f'echo "pip $*" >> {folder}/calls')
+    program(programs, "python3", "")  # the virtual environment exists already
     program(programs, "sudo", 'exec "$@"')
-    program(programs, "systemctl", f'echo "systemctl $*" >> {folder}/asked')
+    program(programs, "systemctl", f'echo "systemctl $*" >> {folder}/calls')
     program(programs, "systemd-sysusers", f'exec {shutil.which("systemd-sysusers")} --root={machine} "$@"')
     return machine

@@ -1,4 +1,4 @@
-"""The queries of the README, asked of both databases: each finds what it says it does."""
+"""Run the queries of the README on both databases, and compare their rows with what the README says."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ ROLE = "PostgreSQL, once, as the role that the daemon connects as"
 CROWD = ("crowd-sentiment", "crowd_sentiment")
 THEN = datetime(2026, 11, 2, tzinfo=DAY.tzinfo)
 
-# What stands before the first stop → what is found, times by the clock.
+# The first sentence of a recipe → its rows; times as shown by a clock.
 FOUND: dict[str, list[tuple[Any, ...]]] = {
     "The last hour of a ticker": [("14:30", 0.5), ("14:01", 0.4), ("14:00", 0.3), ("13:59", 0.1)],
     "The newest value of each ticker": [("AAPL", "14:30", 0.5), ("ON", "14:00", -0.5)],
@@ -55,7 +55,7 @@ def engine(migrated_url: str) -> Iterator[Engine]:
 
 
 def fill(db: Database) -> None:
-    """AAPL was listened to all day, ON but for ten minutes. One value was restated, one was fetched at night."""
+    """Fill a day: AAPL is always covered, ON misses ten minutes. A value is restated, one is backfilled at night."""
     db.instance(1, when("23:00"))
     for subscription_id, ticker in ((1, "AAPL"), (2, "ON")):
         db.subscription(subscription_id, ticker)
@@ -77,12 +77,12 @@ def fill(db: Database) -> None:
 
 
 def when(clock: str) -> str:
-    """Of the day that the README speaks of, as tables are filled by hand."""
+    """A database with the day that the README describes."""
     return f"{(THEN - DAY).days} {clock}"
 
 
-def asked(engine: Engine, query: str) -> list[tuple[Any, ...]]:
-    """By plain drivers; times by their clock."""
+def rows_of(engine: Engine, query: str) -> list[tuple[Any, ...]]:
+    """Run a query through a plain driver; times become clock times."""
     if engine.dialect.name == "postgresql":
         url = str(engine.url).replace("+psycopg", "")
         with psycopg.connect(url, options="-c timezone=America/New_York") as connection:
@@ -93,12 +93,12 @@ def asked(engine: Engine, query: str) -> list[tuple[Any, ...]]:
 
 
 def plain(row: Sequence[Any]) -> tuple[Any, ...]:
-    def told(value: Any) -> Any:
+    def clock_time(value: Any) -> Any:
         if isinstance(value, datetime):
             return f"{value:%H:%M}"
         return value[11:16] if isinstance(value, str) and value.startswith("2026-11-02 ") else value
 
-    return tuple(told(value) for value in row)
+    return tuple(clock_time(value) for value in row)
 
 
 def test_every_documented_recipe_has_an_expected_result() -> None:
@@ -108,14 +108,14 @@ def test_every_documented_recipe_has_an_expected_result() -> None:
 @pytest.mark.parametrize("question", FOUND)
 def test_recipe_returns_expected_rows(engine: Engine, question: str) -> None:
     query = dict(RECIPES)[question]
-    assert asked(engine, query) == FOUND[question]
+    assert rows_of(engine, query) == FOUND[question]
     assert full_scans(engine, (query, {}), "samples", "m", "sample_revisions") == []
 
 
 def test_not_observed_recipe_returns_gaps(engine: Engine) -> None:
     query = dict(RECIPES)["Was it observed"]
-    assert asked(engine, query.replace("AAPL", "ON")) == [(False,)]
-    assert asked(engine, query.replace("AAPL", "NONE")) == [(False,)]
+    assert rows_of(engine, query.replace("AAPL", "ON")) == [(False,)]
+    assert rows_of(engine, query.replace("AAPL", "NONE")) == [(False,)]
 
 
 @pytest.mark.postgres
@@ -149,13 +149,13 @@ def test_python_example_reads_without_writing(engine: Engine) -> None:
     (query,) = re.findall(r'query = "(.*?)"', example)
     if engine.dialect.name == "sqlite":
         url = url.replace("/var/lib/ingestor/ingestor.db", str(engine.url.database))
-        mine = create_engine(url)
+        reader = create_engine(url)
     else:
         assert "`postgresql+psycopg://analyst@host/name`" in TEXT
-        mine = create_engine(engine.url)
-    with mine.connect() as connection:
+        reader = create_engine(engine.url)
+    with reader.connect() as connection:
         assert len(connection.execute(text(query)).all()) == 4
         if engine.dialect.name == "sqlite":
             with pytest.raises(DatabaseError, match="readonly"):
                 connection.execute(text("DELETE FROM samples"))
-    mine.dispose()
+    reader.dispose()

@@ -1,4 +1,4 @@
-"""Two daemons on one PostgreSQL database before the same feed: either may die, and nobody who reads notices."""
+"""Two daemons on one PostgreSQL database with the same feed: killing either leaves no gap and no duplicate."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ async def test_killing_one_of_two_daemons_leaves_no_gap_or_duplicate(
 async def pair(
     fork_server: ForkServer, feed: NumberedFeed, url: str, folder: Path
 ) -> AsyncIterator[list[ForkedDaemon]]:
-    """Both live; killed at the end."""
+    """Two live daemons, killed at the end."""
     daemons = [
         ForkedDaemon(fork_server, config, KEY) for config in (config_of(feed, url, folder / name) for name in "ab")
     ]
@@ -73,7 +73,7 @@ def assert_all_written(db: DbReader, folder: Path) -> None:
 
 
 def assert_no_gap_between(db: DbReader) -> None:
-    """From the first that was live to the last, somebody always listened."""
+    """Assert that at least one daemon was live at any moment, from the first live state to the last."""
     for ticker in TICKERS:
         assert db.states(ticker).count("crashed") == KILLS
         (before,) = db.gaps(ticker)

@@ -52,14 +52,14 @@ def test_database_url_covers_both_databases(database_url: str) -> None:
     assert database_url.startswith(("sqlite:////", "postgresql://"))
 
 
-async def exchange(url: str, question: bytes, answer_bytes: int) -> bytes:
-    """What comes back within half a second; fewer bytes than asked for if the rest does not come."""
+async def exchange(url: str, request: bytes, size: int) -> bytes:
+    """Return the response within half a second; fewer bytes than ``size`` if the rest does not arrive."""
     parts = urlsplit(url)
     reader, writer = await asyncio.open_connection(parts.hostname, parts.port)
     try:
-        writer.write(question)
+        writer.write(request)
         async with asyncio.timeout(0.5):
-            return await reader.readexactly(answer_bytes)
+            return await reader.readexactly(size)
     except asyncio.IncompleteReadError as end:
         return end.partial
     finally:

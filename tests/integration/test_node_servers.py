@@ -51,13 +51,13 @@ async def test_wrong_api_key_gets_no_token(server: NodeServer) -> None:
         await login(server.url, "wrong")
 
 
-@pytest.mark.parametrize(("token", "said"), [("", "no token given"), ("a.b.c", "invalid signature")])
-async def test_handshake_without_valid_token_is_refused(server: NodeServer, token: str, said: str) -> None:
+@pytest.mark.parametrize(("token", "message"), [("", "no token given"), ("a.b.c", "invalid signature")])
+async def test_handshake_without_valid_token_is_refused(server: NodeServer, token: str, message: str) -> None:
     with pytest.raises(HandshakeRefused) as refusal:
         async with client_of(server, token):
             pass
     # An object in 3.x/4.x, a string in 1.x/2.x.
-    assert refusal.value.args[0] == ({"message": said} if server.version.startswith("4") else said)
+    assert refusal.value.args[0] == ({"message": message} if server.version.startswith("4") else message)
 
 
 async def test_revoked_token_is_refused(server: NodeServer) -> None:
@@ -83,7 +83,7 @@ async def test_subscribed_rows_arrive_as_emitted(server: NodeServer) -> None:
 
     for event in ("res", "data"):
         arrived = client.rows(event)
-        emitted = [row for one in server.emitted if one.event == event for row in one.rows]
+        emitted = [row for emission in server.emitted if emission.event == event for row in emission.rows]
         assert arrived == emitted[: len(arrived)]
 
 

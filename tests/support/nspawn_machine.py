@@ -55,9 +55,7 @@ class NspawnMachine:
                 "--system-call-filter=bpf",  # for IPAddressDeny= and DevicePolicy=
                 *("--boot", "--register=no", "--console=pipe"),
                 # Without systemd on the host, no scope can be requested.
-                *(
-                    () if Path("/run/systemd/system").exists() else ("--keep-unit",)
-                ),  # without systemd, no scope can be requested
+                *(() if Path("/run/systemd/system").exists() else ("--keep-unit",)),
             ],
             # Without this, systemd 257 does not start on a host with the older cgroup hierarchy.
             env=os.environ | {"SYSTEMD_NSPAWN_UNIFIED_HIERARCHY": "1"},

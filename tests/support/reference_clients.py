@@ -129,7 +129,7 @@ class EngineIo3Client(_Listener):
         await self._session.close()
 
     async def request(self, event: str, path: str, **params: str) -> Any:
-        """Send ``subscribe`` or ``unsubscribe``; what the acknowledgement said. Raises TimeoutError."""
+        """Send ``subscribe`` or ``unsubscribe``, and return the acknowledgement. Raises TimeoutError."""
         number, self._request_count = self._request_count, self._request_count + 1
         subscription = {"path": path, "method": "get", "params": params}
         await self._socket.send_str(f"42{number}{json.dumps([event, subscription])}")

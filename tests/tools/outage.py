@@ -1,9 +1,9 @@
-"""A long outage by hand: ``python -m tests.tools.outage --minutes 10 --rate 1000 --database postgres``.
+"""Measure a long outage of the database: ``python -m tests.tools.outage --minutes 10 --rate 1000 --database postgres``.
 
-A daemon receives one-row events while its database is away, then writes what has piled up while more comes. Printed
-are what was lost (nothing), the rate at which the spool drained, the memory over time, and how long the feed waited for
-acknowledgements, which come after the fsync, before, during and after the outage. Exit code 1 if the drain was slower
-than ten times the rate, or memory grew by more than 64 MiB; with SQLite by 128, of which 64 are its page cache.
+A daemon receives one-row events while its database is down, then writes the backlog while more events arrive. Prints
+the lost events (none), the drain rate of the spool, the memory over time, and the delay of acknowledgements, which
+follow the fsync, before, during and after the outage. Exits with 1 if the drain is slower than ten times the event
+rate, or memory grows by more than 64 MiB; with SQLite 128, of which 64 are its page cache.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ from ..support.postgres_server import Postgres, find_binaries, own_server
 from ..support.process_usage import resident_mib
 
 WARM_SECONDS = 20
-LOOK_SECONDS = 0.25
+SAMPLE_SECONDS = 0.25
 PRINT_SECONDS = 10
 GROWTH_MIB = 64
-PAGES_MIB = 64  # of SQLite in the daemon, which fills as the file grows: see store/engine.py
-TIMES = 10  # what the drain must reach of the live rate
+PAGES_MIB = 64  # SQLite's page cache in the daemon, which fills as the file grows: see store/engine.py
+MIN_DRAIN_FACTOR = 10  # drain rate by event rate
 
 
 @dataclass(frozen=True, slots=True)
-class Look:
-    """The daemon at one moment."""
+class Sample:
+    """Memory and spool of the daemon at one moment."""
 
     at: float  # time.monotonic()
     mib: float  # resident
@@ -43,42 +43,43 @@ class Look:
 
 
 class Watch:
-    """Looks at a daemon all the time and prints what it sees, and at the end of a phase how long the feed waited."""
+    """Samples a daemon and prints some samples; at the end of a phase also the delays of acknowledgements."""
 
     def __init__(self, scenario: OutageScenario) -> None:
         self._scenario = scenario
-        self.looks: list[Look] = []
+        self.samples: list[Sample] = []
 
     async def for_seconds(self, seconds: float, phase: str) -> None:
         end = time.monotonic() + seconds
-        await self.until(phase, lambda look: look.at >= end)
+        await self.until(phase, lambda sample: sample.at >= end)
 
-    async def until(self, phase: str, condition: Callable[[Look], bool]) -> None:
+    async def until(self, phase: str, condition: Callable[[Sample], bool]) -> None:
         self._scenario.feed.ack_delays.clear()
-        while not condition(look := self._look()):
-            self._print(phase, look)
-            await asyncio.sleep(LOOK_SECONDS)
-        waits = sorted(self._scenario.feed.ack_delays)
-        print(f"{phase}: acknowledged after {_part(waits, 0.5)} ms (median), {_part(waits, 0.99)} ms (99 %)")
+        while not condition(sample := self._take_sample()):
+            self._print(phase, sample)
+            await asyncio.sleep(SAMPLE_SECONDS)
+        delays = sorted(self._scenario.feed.ack_delays)
+        median, p99 = _quantile_ms(delays, 0.5), _quantile_ms(delays, 0.99)
+        print(f"{phase}: acknowledged after {median} ms (median), {p99} ms (99 %)")
 
-    def _look(self) -> Look:
+    def _take_sample(self) -> Sample:
         spool = self._scenario.daemon.status["spool"]
         memory = resident_mib(self._scenario.daemon.pid)
-        self.looks.append(Look(time.monotonic(), memory, spool["entries"], spool["acked_seq"]))
-        return self.looks[-1]
+        self.samples.append(Sample(time.monotonic(), memory, spool["entries"], spool["acked_seq"]))
+        return self.samples[-1]
 
-    def _print(self, phase: str, look: Look) -> None:
-        if len(self.looks) % round(PRINT_SECONDS / LOOK_SECONDS) == 1:
-            print(f"{phase}: {look.entries} entries in the spool, {look.mib:.0f} MiB resident", flush=True)
+    def _print(self, phase: str, sample: Sample) -> None:
+        if len(self.samples) % round(PRINT_SECONDS / SAMPLE_SECONDS) == 1:
+            print(f"{phase}: {sample.entries} entries in the spool, {sample.mib:.0f} MiB resident", flush=True)
 
 
-def _part(ordered: list[float], part: float) -> str:
+def _quantile_ms(ordered: list[float], part: float) -> str:
     return f"{1000 * ordered[int(part * (len(ordered) - 1))]:.1f}" if ordered else "-"
 
 
 @contextmanager
-def away(server: Postgres | None, file: Path) -> Iterator[None]:
-    """The server is stopped at once, or another program holds the file."""
+def unavailable(server: Postgres | None, file: Path) -> Iterator[None]:
+    """Stop the server immediately, or lock the SQLite file, until the end of the block."""
     if server is not None:
         server.stop("immediate")
         yield
@@ -90,43 +91,44 @@ def away(server: Postgres | None, file: Path) -> Iterator[None]:
 
 
 async def outage(scenario: OutageScenario, server: Postgres | None, file: Path, *, minutes: float, rate: float) -> bool:
-    """Whether it was borne as it should be."""
+    """Run the outage, print the figures, and return whether drain rate and memory are within their limits."""
     async with scenario:
         watch = Watch(scenario)
         await watch.for_seconds(WARM_SECONDS, "before")
-        warm = watch.looks[-1]
-        with away(server, file):
+        warm = watch.samples[-1]
+        with unavailable(server, file):
             await watch.for_seconds(60 * minutes, "away")
-        back = watch.looks[-1]
-        await watch.until("waiting", lambda look: look.acked > back.acked)
-        began = watch.looks[-2]
-        await watch.until("draining", lambda look: look.entries < rate / 2)
-        last = watch.looks[-1]
+        back = watch.samples[-1]
+        await watch.until("waiting", lambda sample: sample.acked > back.acked)
+        drain_start = watch.samples[-2]
+        await watch.until("draining", lambda sample: sample.entries < rate / 2)
+        last = watch.samples[-1]
         await scenario.finish()
-    drained = (last.acked - began.acked) / (last.at - began.at)
-    growth = max(look.mib for look in watch.looks) - warm.mib
-    print(f"{began.entries} entries drained in {last.at - began.at:.1f} s: {drained:.0f}/s, {drained / rate:.1f} times")
-    print(f"memory: {warm.mib:.0f} MiB before, at most {growth:.0f} MiB more since")
-    return drained >= TIMES * rate and growth <= GROWTH_MIB + (PAGES_MIB if server is None else 0)
+    seconds = last.at - drain_start.at
+    drained = (last.acked - drain_start.acked) / seconds
+    growth = max(sample.mib for sample in watch.samples) - warm.mib
+    print(f"{drain_start.entries} entries drained in {seconds:.1f} s: {drained:.0f}/s, {drained / rate:.1f} times")
+    print(f"memory: {warm.mib:.0f} MiB before, at most {growth:.0f} MiB more afterwards")
+    return drained >= MIN_DRAIN_FACTOR * rate and growth <= GROWTH_MIB + (PAGES_MIB if server is None else 0)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.tools.outage", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--minutes", type=float, default=10, help="how long the database is away")
-    parser.add_argument("--rate", type=float, default=1000, help="events a second")
+    parser.add_argument("--minutes", type=float, default=10, help="how long the database is down")
+    parser.add_argument("--rate", type=float, default=1000, help="events per second")
     parser.add_argument("--database", choices=("postgres", "sqlite"), default="postgres")
-    asked = parser.parse_args()
+    options = parser.parse_args()
     binaries = find_binaries()
     with tempfile.TemporaryDirectory() as name, ForkServer() as fork_server:
         file = Path(name) / "ingestor.db"
-        if asked.database == "sqlite":
-            scenario = OutageScenario(fork_server, Path(name), f"sqlite:///{file}", rate=asked.rate, one_row=True)
-            return not asyncio.run(outage(scenario, None, file, minutes=asked.minutes, rate=asked.rate))
+        if options.database == "sqlite":
+            scenario = OutageScenario(fork_server, Path(name), f"sqlite:///{file}", rate=options.rate, one_row=True)
+            return not asyncio.run(outage(scenario, None, file, minutes=options.minutes, rate=options.rate))
         if binaries is None:
             sys.exit("PostgreSQL: install it, or set INGESTOR_TEST_PG_BIN (folder)")
         with own_server(binaries, fsync=True) as server:
-            scenario = OutageScenario(fork_server, Path(name), server.url(), rate=asked.rate, one_row=True)
-            return not asyncio.run(outage(scenario, server, file, minutes=asked.minutes, rate=asked.rate))
+            scenario = OutageScenario(fork_server, Path(name), server.url(), rate=options.rate, one_row=True)
+            return not asyncio.run(outage(scenario, server, file, minutes=options.minutes, rate=options.rate))
 
 
 if __name__ == "__main__":

@@ -1,9 +1,7 @@
-"""Break the code in known ways, one at a time, and see that the tests notice.
+"""Seed known bugs into the code, one at a time, and check that a test fails for each.
 
-Run it with ``python -m tests.tools.seeded_bugs [WORD…]``.
-
-Works on a clone of the last commit, never on the checkout itself. Prints a Markdown table; exits 1 if a bug survives.
-With words only the bugs whose names hold one of them are tried.
+Run it with ``python -m tests.tools.seeded_bugs [WORD…]``. With words, only bugs whose names contain one are seeded.
+It works on a clone of the last commit, never on the checkout. Prints a Markdown table; exits with 1 if a bug survives.
 """
 
 from __future__ import annotations
@@ -32,7 +30,7 @@ REPAIR_TESTS, REPAIRS = "tests/integration/test_repair.py", f"{STORE}/test_repai
 
 @dataclass(frozen=True, slots=True)
 class Bug:
-    """A piece of text that stands exactly once in a file of the package, what it becomes, and who should notice."""
+    """A text that occurs exactly once in a file of the package, its wrong replacement, and the tests to run."""
 
     name: str
     file: str
@@ -385,22 +383,22 @@ BUGS = (
 
 
 def main(words: Iterable[str]) -> int:
-    wanted = [bug for bug in BUGS if not words or any(word in bug.name for word in words)]
+    chosen = [bug for bug in BUGS if not words or any(word in bug.name for word in words)]
     survivors = 0
     with tempfile.TemporaryDirectory(prefix="seeded-") as folder:
         clone = Path(folder) / "clone"
         subprocess.run(["git", "clone", "-q", TOP, clone], check=True)
-        sound, seconds = _run(clone, " ".join(dict.fromkeys(" ".join(bug.tests for bug in wanted).split())))
-        if sound:
-            print(f"Without any bug {sound} fails: mend that first.")
+        failed, seconds = _run(clone, " ".join(dict.fromkeys(" ".join(bug.tests for bug in chosen).split())))
+        if failed:
+            print(f"{failed} fails without a seeded bug; fix it first.")
             return 1
-        print(f"| bug | noticed by | seconds |\n|---|---|---|\n| none | nobody, as it should be | {seconds:.0f} |")
-        for bug in wanted:
+        print(f"| bug | noticed by | seconds |\n|---|---|---|\n| none | no test, as expected | {seconds:.0f} |")
+        for bug in chosen:
             with _seeded(clone / "ingestor" / bug.file, bug):
                 noticed, seconds = _run(clone, bug.tests)
             survivors += not noticed
-            print(f"| {bug.name} | {noticed or '**nobody**'} | {seconds:.0f} |", flush=True)
-    print(f"\n{len(wanted) - survivors} of {len(wanted)} noticed.")
+            print(f"| {bug.name} | {noticed or '**no test**'} | {seconds:.0f} |", flush=True)
+    print(f"\n{len(chosen) - survivors} of {len(chosen)} noticed.")
     return 1 if survivors else 0
 
 
@@ -408,9 +406,7 @@ def main(words: Iterable[str]) -> int:
 def _seeded(path: Path, bug: Bug) -> Iterator[None]:
     sound = path.read_text()
     if sound.count(bug.right) != 1:
-        raise SystemExit(
-            f"{bug.name}: {path.name} has its text {sound.count(bug.right)} times; it must stand there once"
-        )
+        raise SystemExit(f"{bug.name}: {path.name} contains its text {sound.count(bug.right)} times instead of once")
     path.write_text(sound.replace(bug.right, bug.wrong))
     try:
         yield
@@ -419,14 +415,14 @@ def _seeded(path: Path, bug: Bug) -> Iterator[None]:
 
 
 def _run(clone: Path, tests: str) -> tuple[str, float]:
-    """The first test that fails (empty: none), and the seconds until then."""
+    """Return the first test that fails (empty if none does), and the seconds until then."""
     started = time.monotonic()
-    # The current folder comes first on the path: what is installed is not what is tested.
+    # The current folder comes first on the path, so the clone is tested instead of the installed package.
     command = [sys.executable, "-m", "pytest", "-x", "-q", "-m", "not slow", "-p", "no:cacheprovider", *tests.split()]
     try:
         done = subprocess.run(command, cwd=clone, capture_output=True, text=True, timeout=LIMIT_SECONDS, check=False)
     except subprocess.TimeoutExpired:
-        return "no end", time.monotonic() - started
+        return "timeout", time.monotonic() - started
     seconds = time.monotonic() - started
     if done.returncode == 0:
         return "", seconds
