@@ -17,7 +17,7 @@ from ingestor.store.engine import Engine
 def build_handlers(
     *, status: Callable[[], Status], reloader: ConfigReloader, repair: RepairWorker, spool: Spool, engine: Engine
 ) -> dict[str, ControlFunction]:
-    """Return the daemon's handlers for ``ControlServer``."""
+    """Return the daemon's handlers for ``control_server``."""
 
     async def send_status(_request: dict[str, Any]) -> ControlResponse:
         return {"status": status().to_json().decode()}

@@ -9,10 +9,10 @@ import asyncio
 import json
 import os
 import socket
-from collections.abc import Awaitable, Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
+from functools import partial
 from pathlib import Path
-from types import TracebackType
 from typing import Any, TypeAlias
 
 from ingestor.errors import IngestorError
@@ -33,55 +33,48 @@ class ControlError(IngestorError):
         self.exit_code = exit_code
 
 
-class ControlServer:
-    """The daemon's end of the socket, open for as long as the ``async with`` block lasts."""
-
-    def __init__(self, folder: Path, handlers: Mapping[str, ControlFunction]) -> None:
-        """Serve requests in ``folder``. ``handlers`` maps the request's ``command`` to a function."""
-        self._folder = folder
-        self._handlers = handlers
-
-    async def __aenter__(self) -> ControlServer:
-        # A killed daemon leaves its socket behind. We hold the spool's lock, so no other daemon uses it.
-        (self._folder / SOCKET_NAME).unlink(missing_ok=True)
-        with ExitStack() as stack:
-            address = stack.enter_context(_socket_address(self._folder))
-            mask = os.umask(0o177)
-            try:
-                self._server = await asyncio.start_unix_server(self._serve, address, limit=MAX_REQUEST_BYTES)
-            finally:
-                os.umask(mask)
-            # The address must stay valid: from Python 3.13 on, asyncio uses it again when it closes the server.
-            self._open_address = stack.pop_all()
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._server.close()
-        self._open_address.close()
-        (self._folder / SOCKET_NAME).unlink(missing_ok=True)
-
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+@asynccontextmanager
+async def control_server(folder: Path, handlers: Mapping[str, ControlFunction]) -> AsyncIterator[None]:
+    """Serve requests in ``folder`` during the block. ``handlers`` maps the request's ``command`` to a function."""
+    # A killed daemon leaves its socket behind. We hold the spool's lock, so no other daemon uses it.
+    (folder / SOCKET_NAME).unlink(missing_ok=True)
+    # The address must stay valid: from Python 3.13 on, asyncio uses it again when it closes the server.
+    with _socket_address(folder) as address:
+        mask = os.umask(0o177)
         try:
-            line = await asyncio.wait_for(reader.readline(), RESPONSE_TIMEOUT_SECONDS)
-            writer.write(json.dumps(await self._respond(line)).encode() + b"\n")
-            await writer.drain()
-        except (OSError, ValueError, TimeoutError):
-            pass  # the client disconnected, or sent more than a line may have
+            server = await asyncio.start_unix_server(partial(_serve, handlers), address, limit=MAX_REQUEST_BYTES)
         finally:
-            writer.close()
+            os.umask(mask)
+        try:
+            yield
+        finally:
+            server.close()
+            (folder / SOCKET_NAME).unlink(missing_ok=True)
 
-    async def _respond(self, line: bytes) -> ControlResponse:
-        try:
-            request = json.loads(line)
-            handler = self._handlers[request["command"]]
-        except (ValueError, KeyError, TypeError):
-            return {"error": f"unknown command; this daemon knows: {', '.join(self._handlers)}"}
-        try:
-            return await handler(request)
-        except IngestorError as error:
-            return {"error": str(error), "exit_code": error.exit_code}
+
+async def _serve(
+    handlers: Mapping[str, ControlFunction], reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+) -> None:
+    try:
+        line = await asyncio.wait_for(reader.readline(), RESPONSE_TIMEOUT_SECONDS)
+        writer.write(json.dumps(await _respond(handlers, line)).encode() + b"\n")
+        await writer.drain()
+    except (OSError, ValueError, TimeoutError):
+        pass  # the client disconnected, or sent more than a line may have
+    finally:
+        writer.close()
+
+
+async def _respond(handlers: Mapping[str, ControlFunction], line: bytes) -> ControlResponse:
+    try:
+        request = json.loads(line)
+        handler = handlers[request["command"]]
+    except (ValueError, KeyError, TypeError):
+        return {"error": f"unknown command; this daemon knows: {', '.join(handlers)}"}
+    try:
+        return await handler(request)
+    except IngestorError as error:
+        return {"error": str(error), "exit_code": error.exit_code}
 
 
 @contextmanager
@@ -109,12 +102,11 @@ def send_request(folder: Path, command: str, **arguments: Any) -> ControlRespons
         client.sendall(json.dumps({"command": command, **arguments}).encode() + b"\n")
         try:
             with client.makefile() as lines:
-                response: ControlResponse = json.loads(
-                    lines.readline() or '{"error": "the daemon closed the connection"}'
-                )
+                line = lines.readline() or '{"error": "the daemon closed the connection"}'
         except TimeoutError:
             timeout = f"no response from the daemon within {RESPONSE_TIMEOUT_SECONDS:g} s"
             raise ControlError(f"{timeout}; it may still carry out the command, see `ingestor status`") from None
+    response: ControlResponse = json.loads(line)
     if "error" in response:
         raise ControlError(response["error"], response.get("exit_code", 69))
     return response

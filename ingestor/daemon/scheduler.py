@@ -73,15 +73,5 @@ class JobScheduler:
             id=name,
             next_run_time=datetime.now(UTC) + timedelta(seconds=seconds),
             replace_existing=True,
-            max_instances=1,
             misfire_grace_time=None,  # by default, a job that is a second late is never run
-            coalesce=True,
         )
-
-
-def schedule_jobs(
-    scheduler: JobScheduler, *, request_retention: Callable[[], None], wake_repair: Callable[[], None]
-) -> None:
-    """Schedule retention and the search for gaps."""
-    scheduler.every("retention", request_retention, RETENTION_SECONDS, first_seconds=FIRST_RETENTION_SECONDS)
-    scheduler.every("repair", wake_repair, REPAIR_SECONDS, first_seconds=FIRST_REPAIR_SECONDS)

@@ -21,20 +21,10 @@ from pydantic import SecretStr
 from ingestor.config import Config, require_api_key
 from ingestor.core.clock import boottime, wall_us
 from ingestor.core.entries import Fact
-from ingestor.daemon import watchers
+from ingestor.daemon import factory, scheduler, watchers
 from ingestor.daemon.control_handlers import build_handlers
-from ingestor.daemon.control_socket import ControlError, ControlServer
-from ingestor.daemon.factory import (
-    build_repair_worker,
-    build_spool,
-    build_writer,
-    instance_name,
-    lock_database,
-    startup_facts,
-)
-from ingestor.daemon.heartbeat import send_heartbeats
+from ingestor.daemon.control_socket import ControlError, control_server
 from ingestor.daemon.reload import ConfigReloader
-from ingestor.daemon.scheduler import JobScheduler, schedule_jobs
 from ingestor.daemon.status_snapshot import StatusSources, build_status
 from ingestor.errors import ConfigError, SpoolFailed
 from ingestor.monitoring import log_setup
@@ -71,14 +61,14 @@ class Service:
         self._api_key = api_key
         self._started_at = datetime.now(UTC)
         self._systemd = SystemdNotifier()
-        self._database_lock = lock_database(config.database.url.get_secret_value())
-        self._spool = build_spool(config)
+        self._database_lock = factory.lock_database(config.database.url.get_secret_value())
+        self._spool = factory.build_spool(config)
         self._engine = make_engine(config.database.url.get_secret_value())
         self._recent_errors = RecentErrors()
         self._values, self._history = LatestValues(), LoadHistory()
         self._metrics = Metrics(self.status)
         self._activity = ActivityTracker()
-        self._writer = build_writer(
+        self._writer = factory.build_writer(
             config,
             self._spool,
             self._engine,
@@ -138,7 +128,7 @@ class Service:
         handlers = build_handlers(
             status=self.status, reloader=self._reloader, repair=self._repair, spool=self._spool, engine=self._engine
         )
-        await stack.enter_async_context(ControlServer(self._config.spool.path, handlers))
+        await stack.enter_async_context(control_server(self._config.spool.path, handlers))
         self._writer_thread.start()
         self._repair.start()
         self._systemd.ready("receiving")
@@ -147,9 +137,9 @@ class Service:
     def _build(self, stack: AsyncExitStack) -> None:
         config, provider = self._config, self._config.provider
         self._spool.start(self._fail)
-        for fact in startup_facts(self._spool, config):
+        for fact in factory.startup_facts(self._spool, config):
             self._record(fact)
-        self._scheduler = JobScheduler()
+        self._scheduler = scheduler.JobScheduler()
         self._scheduler.start()
         stack.callback(self._scheduler.shutdown)
         self._tokens = TokenSource(
@@ -166,7 +156,7 @@ class Service:
         self._supervisor = Supervisor(
             provider, config.subscriptions, self._tokens, self._spool, self._record, self._activity, config.proxy
         )
-        self._repair = build_repair_worker(
+        self._repair = factory.build_repair_worker(
             config, lambda: self._tokens.api_key.value, self._spool, self._writer, self._engine, self._record
         )
         self._reloader = ConfigReloader(
@@ -174,7 +164,7 @@ class Service:
         )
         self._status_sources = StatusSources(
             reloader=self._reloader,
-            instance=instance_name(config),
+            instance=factory.instance_name(config),
             started_at=self._started_at,
             database_kind=self._engine.dialect.name,
             spool=self._spool,
@@ -185,10 +175,13 @@ class Service:
         )
 
     def _start_tasks(self) -> None:
-        schedule_jobs(self._scheduler, request_retention=self._writer.request_retention, wake_repair=self._repair.wake)
+        first_seconds = scheduler.FIRST_RETENTION_SECONDS
+        every = self._scheduler.every
+        every("retention", self._writer.request_retention, scheduler.RETENTION_SECONDS, first_seconds=first_seconds)
+        every("repair", self._repair.wake, scheduler.REPAIR_SECONDS, first_seconds=scheduler.FIRST_REPAIR_SECONDS)
         self._clocks = watchers.ClockWatcher(self._supervisor, self._scheduler)
         self._start_task(self._supervisor.run(), "supervisor")
-        self._start_task(send_heartbeats(self._spool, self._clocks), "heartbeat")
+        self._start_task(watchers.send_heartbeats(self._spool, self._clocks), "heartbeat")
         self._start_task(self._clocks.run(), "clocks")
         self._start_task(watchers.watch_spool_level(self._spool, self._supervisor, self._record), "spool level")
         self._start_task(watchers.record_load(self._history, self._spool, self._writer.status), "history")

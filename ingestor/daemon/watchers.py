@@ -1,4 +1,4 @@
-"""Tasks that watch the clocks, the fill level of the spool and the load."""
+"""Tasks that send heartbeats, and watch the clocks, the fill level of the spool and the load."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from ingestor.spool.fill_level import FillLevel
 from ingestor.spool.spool import Spool
 
 CLOCK_CHECK_SECONDS = 1.0
+HEARTBEAT_SECONDS = 5.0
 SPOOL_CHECK_SECONDS = 0.25
 HISTORY_SECONDS = 1.0
 
@@ -45,6 +46,14 @@ class ClockWatcher:
         detail = {"reason": found.reason, "seconds": round(found.step_seconds or found.stall_seconds, 3)}
         self._supervisor.record_interruption(kind, detail, before.wall_us)
         self._scheduler.rearm_all()
+
+
+async def send_heartbeats(spool: Spool, clocks: ClockWatcher) -> None:
+    """Write heartbeats to the spool until cancelled: after a crash, coverage ends at the last one."""
+    while True:
+        clocks.check()  # first, because a heartbeat must not vouch for a time in which nothing ran
+        spool.heartbeat(wall_us())
+        await asyncio.sleep(HEARTBEAT_SECONDS)
 
 
 async def watch_spool_level(spool: Spool, supervisor: Supervisor, record: Callable[[Fact], object]) -> None:

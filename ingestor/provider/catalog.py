@@ -38,45 +38,30 @@ def _feed(name: str, cadence_seconds: int, fields: str, **attributes: object) ->
 
 def _chart(prefix: str) -> str:
     # The documentation's table has …_moving_avg, its sample …_moving_average.
-    names = [
-        prefix,
-        f"{prefix}_moving_average",
-        f"{prefix}_z_score",
-        f"{prefix}_z_score_moving_average",
-        "volume",
-        "buzz",
-    ]
+    names = [prefix + suffix for suffix in ("", "_moving_average", "_z_score", "_z_score_moving_average")]
     aliases = [f"{name.replace('_average', '_avg')}={name}" for name in names if name.endswith("_average")]
-    return " ".join(names + aliases)
+    return " ".join([*names, "volume", "buzz", *aliases])
 
 
-FEEDS: Mapping[str, Feed] = MappingProxyType(
-    {
-        feed.name: feed
-        for feed in (
-            _feed("crowd-sentiment", 60, "crowd_sentiment average_sentiment=crowd_sentiment"),
-            _feed("crowd-sentiment-moving-average", 60, "moving_average"),
-            _feed("crowd-sentiment-z-score", 60, "z_score"),
-            _feed("crowd-sentiment-z-score-moving-average", 60, "moving_average"),
-            _feed("market-prophit-sentiment", 1, "mp_sentiment signal_value=mp_sentiment"),
-            _feed("market-prophit-sentiment-moving-average", 1, "moving_average"),
-            _feed("market-prophit-sentiment-z-score", 1, "z_score"),
-            _feed("market-prophit-sentiment-z-score-moving-average", 1, "moving_average"),
-            _feed("tweet-volume", 60, "volume"),
-            _feed("tweet-buzz", 60, "buzz"),
-            _feed(
-                "user-sentiment",
-                1,
-                "sentiment user_score",
-                by_user=True,
-                history_path="/historical/user-sentiment-by-ticker",
-            ),
-            _feed("user-sentiment-last-minute", 1, "sentiment user_score", by_user=True, history_path=None),
-            _feed("crowd-sentiment-chart-data", 60, _chart("crowd_sentiment"), stream_only=True, whole_days=True),
-            _feed("market-prophit-sentiment-chart-data", 1, _chart("mp_sentiment"), stream_only=True, whole_days=True),
-        )
-    }
+_FEEDS = (
+    _feed("crowd-sentiment", 60, "crowd_sentiment average_sentiment=crowd_sentiment"),
+    _feed("crowd-sentiment-moving-average", 60, "moving_average"),
+    _feed("crowd-sentiment-z-score", 60, "z_score"),
+    _feed("crowd-sentiment-z-score-moving-average", 60, "moving_average"),
+    _feed("market-prophit-sentiment", 1, "mp_sentiment signal_value=mp_sentiment"),
+    _feed("market-prophit-sentiment-moving-average", 1, "moving_average"),
+    _feed("market-prophit-sentiment-z-score", 1, "z_score"),
+    _feed("market-prophit-sentiment-z-score-moving-average", 1, "moving_average"),
+    _feed("tweet-volume", 60, "volume"),
+    _feed("tweet-buzz", 60, "buzz"),
+    _feed(
+        "user-sentiment", 1, "sentiment user_score", by_user=True, history_path="/historical/user-sentiment-by-ticker"
+    ),
+    _feed("user-sentiment-last-minute", 1, "sentiment user_score", by_user=True, history_path=None),
+    _feed("crowd-sentiment-chart-data", 60, _chart("crowd_sentiment"), stream_only=True, whole_days=True),
+    _feed("market-prophit-sentiment-chart-data", 1, _chart("mp_sentiment"), stream_only=True, whole_days=True),
 )
+FEEDS: Mapping[str, Feed] = MappingProxyType({feed.name: feed for feed in _FEEDS})
 
 # Paths that may be subscribed to: the documented /real-time/ endpoints, and the bare stream names added later.
 STREAMS = (

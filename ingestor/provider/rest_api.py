@@ -109,12 +109,7 @@ class RestClient:
     """Sends one request at a time, from one thread. ``cancel`` may be called from any thread."""
 
     def __init__(
-        self,
-        url: str,
-        api_key: Callable[[], SecretStr],
-        *,
-        ca_file: Path | None = None,
-        proxy: SecretStr | None = None,
+        self, url: str, api_key: Callable[[], SecretStr], *, ca_file: Path | None = None, proxy: SecretStr | None = None
     ) -> None:
         """``url``: the API's root. ``api_key`` is called for each request."""
         self._url = url

@@ -14,11 +14,7 @@ from pydantic import SecretStr
 
 from ingestor.core.redaction import redactor
 
-_PROXY_ERRORS = (
-    requests.exceptions.ProxyError,
-    aiohttp.ClientProxyConnectionError,
-    aiohttp.ClientHttpProxyError,
-)
+_PROXY_ERRORS = (requests.exceptions.ProxyError, aiohttp.ClientProxyConnectionError, aiohttp.ClientHttpProxyError)
 _TUNNEL_REFUSED = re.compile(r"Tunnel connection failed: (\d{3})")  # the message of http.client
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from ingestor.daemon.control_socket import ControlError, ControlServer
+from ingestor.daemon.control_socket import ControlError, control_server
 
 from ..support.daemon import until
 from .conftest import Desk
@@ -93,7 +93,7 @@ async def test_reload_option_shows_the_daemons_response(config: Path) -> None:
         return {"added": 1, "needs_restart": ["http", "log.level"], "notes": []}
 
     (config.parent / "spool").mkdir()
-    async with ControlServer(config.parent / "spool", {"reload": reload}):
+    async with control_server(config.parent / "spool", {"reload": reload}):
         good = await asyncio.to_thread(run_cli, "add", "NO", "--reload", cwd=config.parent)
         again = await asyncio.to_thread(run_cli, "reload", "--output", "json", cwd=config.parent)
         bad = await asyncio.to_thread(run_cli, "add", "TSLA", "--reload", cwd=config.parent)

@@ -20,7 +20,7 @@ import time_machine
 
 from ingestor.commands import check
 from ingestor.config import load
-from ingestor.daemon.control_socket import ControlServer
+from ingestor.daemon.control_socket import control_server
 from ingestor.errors import DatabaseUnavailable
 from ingestor.store import migrate
 from ingestor.store.engine import make_engine
@@ -230,7 +230,7 @@ async def test_status_escapes_hostile_text_of_provider(
 
     config = configured()
     (tmp_path / "spool").mkdir()
-    async with ControlServer(tmp_path / "spool", {"status": send_status}):
+    async with control_server(tmp_path / "spool", {"status": send_status}):
         text = await asyncio.to_thread(command, "status", "--config", config)
         as_json = await asyncio.to_thread(command, "status", "--config", config, "--output", "json")
     assert f"not connected: {HARMLESS}, 7 frames" in text.out

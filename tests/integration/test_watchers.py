@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from ingestor.core.clock import ClockReading, read_clocks
-from ingestor.daemon import heartbeat, scheduler, watchers
+from ingestor.daemon import scheduler, watchers
 from ingestor.store.engine import make_engine
 from ingestor.store.read.audit import AuditIssue, audit, find_losses
 from tests.support.faulty_simulator import FaultySimulator
@@ -79,7 +79,7 @@ async def test_heartbeat_checks_clocks_first(
     simulator: FaultySimulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(watchers, "CLOCK_CHECK_SECONDS", 3600)
-    monkeypatch.setattr(heartbeat, "HEARTBEAT_SECONDS", 0.02)
+    monkeypatch.setattr(watchers, "HEARTBEAT_SECONDS", 0.02)
     url = f"sqlite:///{tmp_path / 'ingestor.db'}"
     config = write_config(tmp_path, url=simulator.url, database_url=url, subscriptions={CROWD: ["AAPL"]})
     async with InProcessDaemon(config, simulator.api_key) as daemon:
