@@ -5,6 +5,7 @@ What the database rejects is isolated, down to a single entry, so that all other
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -26,6 +27,8 @@ BACKOFF = Backoff(first_seconds=0.25, cap_seconds=15.0)
 DRAIN_RETRY_SECONDS = 0.5  # between two attempts while draining: there is not much time left
 
 _Outcome: TypeAlias = tuple[WriteResult, float]  # and the seconds that the transaction took
+
+log = logging.getLogger(__name__)
 
 
 class Committer:
@@ -156,6 +159,8 @@ class DatabaseRetry:
                 self._sleep(delay_seconds)
             else:
                 self._status.database_up, self._status.error = True, None
+                if failures:
+                    log.info("the database can be reached again, writing what is in the spool")
                 return True
 
     def _wait(self, seconds: float) -> None:

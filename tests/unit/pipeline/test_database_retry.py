@@ -23,7 +23,8 @@ class Attempts:
             raise DatabaseUnavailable(f"away {self.count}")
 
 
-def test_retry_repeats_until_success_and_reports_each_outage() -> None:
+def test_retry_repeats_until_success_and_reports_each_outage(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
     status, outages, slept = WriterStatus(), list[tuple[str, float]](), list[float]()
     attempts = Attempts(3)
 
@@ -37,6 +38,9 @@ def test_retry_repeats_until_success_and_reports_each_outage() -> None:
     assert slept == [delay_seconds for _, delay_seconds in outages]
     assert all(delay <= BACKOFF.ceiling(failures) for failures, delay in enumerate(slept, 1))
     assert (status.database_up, status.error) == (True, None)
+    assert caplog.messages == ["the database can be reached again, writing what is in the spool"]
+    assert retry.run(attempts)
+    assert len(caplog.messages) == 1, "only the end of an outage is reported"
 
 
 def test_retry_ends_with_the_first_failure_after_stop() -> None:
