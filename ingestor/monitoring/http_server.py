@@ -11,6 +11,7 @@ import logging
 import os
 import re
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from aiohttp import web
@@ -61,15 +62,15 @@ class StatusServer:
         app.on_response_prepare.append(_add_headers)
         app.add_routes(
             [
-                web.get("/healthz", _health_handler(lambda: check_health(snapshot()))),
-                web.get("/readyz", _health_handler(lambda: check_readiness(snapshot()))),
-                web.get("/status.json", _status_handler(snapshot)),
-                web.get("/values.json", _values_handler(values)),
-                web.get("/history.json", _json_handler(history)),
-                web.get("/coverage.json", _json_handler(coverage)),
+                web.get("/healthz", partial(_serve_health, lambda: check_health(snapshot()))),
+                web.get("/readyz", partial(_serve_health, lambda: check_readiness(snapshot()))),
+                web.get("/status.json", partial(_serve_status, snapshot)),
+                web.get("/values.json", partial(_serve_values, values)),
+                web.get("/history.json", partial(_serve_json, history)),
+                web.get("/coverage.json", partial(_serve_json, coverage)),
                 web.get("/metrics", make_aiohttp_handler(metrics.registry, disable_compression=True)),
-                web.get("/", _file_handler("page.html")),
-                *(web.get(f"/{name}", _file_handler(name)) for name in _FILES),
+                web.get("/", partial(_serve_file, "page.html")),
+                *(web.get(f"/{name}", partial(_serve_file, name)) for name in _FILES),
             ]
         )
         self._runner = web.AppRunner(
@@ -135,44 +136,29 @@ def _json_response(body: bytes, status: int = 200) -> web.Response:
     return response
 
 
-def _health_handler(check: Callable[[], HealthResult]) -> Handler:
-    async def handle(request: web.Request) -> web.Response:
-        result = check()
-        return _json_response(result.to_json(), 200 if result.ok else 503)
-
-    return handle
+async def _serve_health(check: Callable[[], HealthResult], request: web.Request) -> web.Response:
+    result = check()
+    return _json_response(result.to_json(), 200 if result.ok else 503)
 
 
-def _status_handler(snapshot: Callable[[], Status]) -> Handler:
-    async def handle(request: web.Request) -> web.Response:
-        # In a thread, because thousands of subscriptions take a while.
-        return _json_response(await asyncio.to_thread(snapshot().to_json))
-
-    return handle
+async def _serve_status(snapshot: Callable[[], Status], request: web.Request) -> web.Response:
+    # In a thread, because thousands of subscriptions take a while.
+    return _json_response(await asyncio.to_thread(snapshot().to_json))
 
 
-def _values_handler(values: LatestValues) -> Handler:
-    async def handle(request: web.Request) -> web.Response:
-        after = request.query.get("after", "0")
-        if not (after.isascii() and after.isdigit() and len(after) <= 18):
-            raise web.HTTPBadRequest(text="400: after must be a version from an earlier response\n")
-        return _json_response(await asyncio.to_thread(values.changed_since, int(after)))
-
-    return handle
+async def _serve_values(values: LatestValues, request: web.Request) -> web.Response:
+    after = request.query.get("after", "0")
+    if not (after.isascii() and after.isdigit() and len(after) <= 18):
+        raise web.HTTPBadRequest(text="400: after must be a version from an earlier response\n")
+    return _json_response(await asyncio.to_thread(values.changed_since, int(after)))
 
 
-def _json_handler(build: Callable[[], bytes]) -> Handler:
-    async def handle(request: web.Request) -> web.Response:
-        return _json_response(build())
-
-    return handle
+async def _serve_json(build: Callable[[], bytes], request: web.Request) -> web.Response:
+    return _json_response(build())
 
 
-def _file_handler(name: str) -> Handler:
-    async def handle(request: web.Request) -> web.Response:
-        return web.Response(body=_FILES[name], content_type=_CONTENT_TYPES[Path(name).suffix], charset="utf-8")
-
-    return handle
+async def _serve_file(name: str, request: web.Request) -> web.Response:
+    return web.Response(body=_FILES[name], content_type=_CONTENT_TYPES[Path(name).suffix], charset="utf-8")
 
 
 def _guard(listen_host: str) -> Middleware:
