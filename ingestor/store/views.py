@@ -9,28 +9,20 @@ from sqlalchemy.types import TypeEngine
 
 from ingestor.store.schema import UtcDateTime
 
-_INTEGERS = {"subscription_id", "instance_id", "revision", "samples"}
-_BIG_INTEGERS = {"seq", "start_seq"}
-_TEXTS = {
-    "feed", "metric", "ticker", "user_id", "path", "params", "source", "state", "states", "reason",
-}  # fmt: skip
-
+# A column name means the same in every view and implies the type. Those not listed are times or measured numbers.
+_TEXTS = ("feed", "metric", "ticker", "user_id", "path", "params", "source", "state", "states", "reason")
+_TYPES: dict[str, TypeEngine[Any]] = {
+    **dict.fromkeys(_TEXTS, Text()),
+    **dict.fromkeys(("subscription_id", "instance_id", "revision", "samples"), Integer()),
+    **dict.fromkeys(("seq", "start_seq"), BigInteger()),
+    **{"day": Date(), "is_final": Boolean()},
+}
 
 VIEWS: list[TableClause] = []
 
 
 def _type(name: str) -> TypeEngine[Any]:
-    # A column name means the same in every view and implies the type. Those not listed are measured numbers.
-    if name == "ts" or name.endswith("_at"):
-        return UtcDateTime()
-    if name in _TEXTS:
-        return Text()
-    if name in _INTEGERS:
-        return Integer()
-    if name in _BIG_INTEGERS:
-        return BigInteger()
-    others: dict[str, TypeEngine[Any]] = {"day": Date(), "is_final": Boolean()}
-    return others.get(name, Double())
+    return UtcDateTime() if name == "ts" or name.endswith("_at") else _TYPES.get(name, Double())
 
 
 def _view(name: str, columns: str) -> TableClause:
