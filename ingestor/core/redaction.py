@@ -71,17 +71,9 @@ class Redactor:
 def _encodings(secret: str) -> tuple[str, ...]:
     # Text from the environment may contain surrogates, which cannot be encoded strictly; this must not raise.
     raw = secret.encode("utf-8", "surrogateescape")
-    basic = base64.b64encode(raw + b":").decode()
-    return (
-        secret,
-        quote(raw, safe=""),
-        quote(raw),
-        quote_plus(raw),
-        json.dumps(secret)[1:-1],
-        repr(secret)[1:-1],
-        basic,
-        basic.rstrip("="),
-    )
+    in_urls = (quote(raw, safe=""), quote(raw), quote_plus(raw))
+    in_header = base64.b64encode(raw + b":").decode()
+    return (secret, *in_urls, json.dumps(secret)[1:-1], repr(secret)[1:-1], in_header, in_header.rstrip("="))
 
 
 redactor = Redactor()  # shared by logs, facts, status and all commands

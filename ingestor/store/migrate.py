@@ -103,17 +103,14 @@ def _exclusive_transaction(connection: Connection) -> Iterator[None]:
 
 def _config(connection: Connection | None = None) -> Config:
     config = Config(stdout=io.StringIO())  # stdout is for data, not for Alembic's messages
-    config.set_main_option("script_location", str(_script_location()).replace("%", "%%"))
+    # The scripts are inside the package if installed from a wheel, beside it in a checkout.
+    package = Path(__file__).resolve().parent.parent
+    shipped = package / "_migrations"
+    scripts = shipped if shipped.is_dir() else package.parent / "migrations"
+    config.set_main_option("script_location", str(scripts).replace("%", "%%"))
     config.attributes["connection"] = connection
     return config
 
 
 def _scripts() -> ScriptDirectory:
     return ScriptDirectory.from_config(_config())
-
-
-def _script_location() -> Path:
-    # Inside the package if installed from a wheel, beside it in a checkout.
-    package = Path(__file__).resolve().parent.parent
-    shipped = package / "_migrations"
-    return shipped if shipped.is_dir() else package.parent / "migrations"

@@ -37,11 +37,6 @@ class CoverageKey(NamedTuple):
     instance_id: int
     start_seq: int
 
-    @property
-    def next_instance(self) -> CoverageKey:
-        """A key between this instance's rows of the subscription and those of the next instance."""
-        return CoverageKey(self.subscription_id, self.instance_id + 1, 0)
-
 
 START = CoverageKey(0, 0, 0)
 
@@ -79,7 +74,7 @@ def compact(connection: Connection, start: CoverageKey, before: datetime, rows: 
 def _next_start(last: _Row, history: Sequence[_Row], runs: Sequence[CoverageRun]) -> CoverageKey:
     key = _key(last)
     if not history or history[-1] is not last:
-        return key.next_instance  # later rows of this instance are newer still
+        return CoverageKey(key.subscription_id, key.instance_id + 1, 0)  # later rows of this instance are newer still
     return runs[-1].first if runs and runs[-1].last == key else key
 
 

@@ -178,14 +178,8 @@ def due_repairs(engine: Engine, midnight: datetime) -> Generator[Repair]:
 def repairs_inside(engine: Engine, repair: Repair, end: datetime) -> list[Repair]:
     """Return other open repairs of the same feed and params with gaps between the start of this one and ``end``."""
     r, s = schema.repairs.c, schema.subscriptions.c
-    query = _select_repairs().where(
-        r.state == "open",
-        r.repair_id != repair.repair_id,
-        s.feed == repair.feed,
-        s.params == repair.params,
-        r.from_ts >= repair.from_ts,
-        r.to_ts <= end,
-    )
+    query = _select_repairs().where(r.state == "open", r.from_ts >= repair.from_ts, r.to_ts <= end)
+    query = query.where(r.repair_id != repair.repair_id, s.feed == repair.feed, s.params == repair.params)
     return [_repair(row) for row in fetch_all(engine, query.limit(1000))]
 
 
@@ -204,9 +198,8 @@ def unfinished_repairs(engine: Engine, ticker: str = "") -> list[Repair]:
     contains = and_(c.subscription_id == r.subscription_id, c.from_at <= r.from_ts, c.to_at >= r.to_ts)
     # Not correlated: else the view would be computed for each repair.
     covered = select(r.repair_id).join_from(schema.repairs, views.covered, contains).where(r.state == "failed")
-    query = _select_repairs().where(
-        or_(r.state == "open", and_(r.state == "failed", r.repair_id.not_in(covered.correlate(None))))
-    )
+    uncovered = and_(r.state == "failed", r.repair_id.not_in(covered.correlate(None)))
+    query = _select_repairs().where(or_(r.state == "open", uncovered))
     query = query.order_by(r.to_ts.desc(), r.repair_id).limit(1000)
     if ticker:
         query = query.where(s.ticker.in_((ticker, "")))

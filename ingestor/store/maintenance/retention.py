@@ -253,10 +253,8 @@ class _Samples:
         expired = select(s.ts).where(s.series_id == bindparam("id_"), s.ts < self.before)
         oldest = expired.order_by(s.ts).limit(per_series)
         ids = [{"id_": series_id} for series_id in series_ids]
-        deleted = [
-            connection.execute(
-                delete(table).where(table.c.series_id == bindparam("id_"), table.c.ts.in_(oldest)), ids
-            ).rowcount
-            for table in (schema.sample_revisions, schema.samples)
-        ]
-        return deleted[-1]
+        for table in (schema.sample_revisions, schema.samples):
+            c = table.c
+            query = delete(table).where(c.series_id == bindparam("id_"), c.ts.in_(oldest))
+            deleted = connection.execute(query, ids).rowcount
+        return deleted

@@ -7,7 +7,7 @@ import io
 import json
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Any, BinaryIO, Protocol
+from typing import Any, BinaryIO
 
 from ingestor.errors import MissingExtra
 from ingestor.store.read.export import COLUMNS, ExportRow
@@ -18,17 +18,18 @@ GROUP_ROWS = 50_000  # per row group of a Parquet file; buffered in memory
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
-class ExportWriter(Protocol):
+class ExportWriter:
     """Writes one file."""
 
     def write(self, page: Sequence[ExportRow]) -> None:
         """Append a page of rows."""
+        raise NotImplementedError
 
     def close(self) -> None:
         """Write what is still buffered. Does not close the file."""
 
 
-class CsvWriter:
+class CsvWriter(ExportWriter):
     """Writes CSV as in RFC 4180, with a header. Prefixes text that a spreadsheet would execute with an apostrophe."""
 
     def __init__(self, file: BinaryIO) -> None:
@@ -40,9 +41,6 @@ class CsvWriter:
         csv.writer(text).writerows([_cell(value) for value in row] for row in page)
         self._file.write(text.getvalue().encode())
 
-    def close(self) -> None:
-        pass
-
 
 def _cell(value: Any) -> Any:
     if isinstance(value, str):
@@ -50,7 +48,7 @@ def _cell(value: Any) -> Any:
     return value.isoformat() if isinstance(value, datetime) else value
 
 
-class JsonLinesWriter:
+class JsonLinesWriter(ExportWriter):
     """Writes one JSON object per line, with times in ISO 8601."""
 
     def __init__(self, file: BinaryIO) -> None:
@@ -60,11 +58,8 @@ class JsonLinesWriter:
     def write(self, page: Sequence[ExportRow]) -> None:
         self._file.write("".join(f"{self._encode(dict(zip(COLUMNS, row, strict=True)))}\n" for row in page).encode())
 
-    def close(self) -> None:
-        pass
 
-
-class ParquetWriter:
+class ParquetWriter(ExportWriter):
     """Writes typed columns: timestamps in microseconds with time zone, doubles, integers. Raises MissingExtra."""
 
     def __init__(self, file: BinaryIO) -> None:
