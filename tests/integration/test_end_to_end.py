@@ -33,7 +33,7 @@ RECONNECTS = re.compile(r"^ingestor_reconnects_total\{.*\} [1-9].*$", re.MULTILI
 def nothing_went_wrong_unseen(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
     """Fail if an exception was logged, whatever a server sent."""
     yield
-    assert [one.getMessage() for one in caplog.get_records("call") if one.levelno >= logging.ERROR] == []
+    assert [record.getMessage() for record in caplog.get_records("call") if record.levelno >= logging.ERROR] == []
 
 
 @pytest.fixture
@@ -65,8 +65,8 @@ async def test_every_row_is_stored_once_with_socket_io_2_server(
 
 
 async def listen_over_two_ping_windows(peer: NodeServer, database_url: str, folder: Path) -> None:
-    wanted = {CROWD: ["AAPL", "ON"], VOLUME: ["6E_F"], CHART: ["AAPL"]}
-    config = write_config(folder, url=peer.url, database_url=database_url, subscriptions=wanted)
+    subscriptions = {CROWD: ["AAPL", "ON"], VOLUME: ["6E_F"], CHART: ["AAPL"]}
+    config = write_config(folder, url=peer.url, database_url=database_url, subscriptions=subscriptions)
     async with InProcessDaemon(config, peer.api_key) as daemon:
         at_first = await daemon.wait_until_live()
         began = time.monotonic()
@@ -86,13 +86,13 @@ async def listen_over_two_ping_windows(peer: NodeServer, database_url: str, fold
 
 def sids(peer: NodeServer, event: str) -> set[str]:
     """Return the server's ids of the connections with such an event."""
-    return {one["sid"] for one in peer.events if one["event"] == event}
+    return {reported["sid"] for reported in peer.events if reported["event"] == event}
 
 
 def sent(peer: NodeServer) -> dict[str, list[Any]]:
     """Return path → the rows of every emitted event, in order."""
-    paths = {one.path for one in peer.emitted}
-    return {path: [one.rows for one in peer.emitted if one.path == path] for path in paths}
+    paths = {emission.path for emission in peer.emitted}
+    return {path: [emission.rows for emission in peer.emitted if emission.path == path] for path in paths}
 
 
 def received(daemon: InProcessDaemon) -> dict[str, list[Any]]:
@@ -286,8 +286,8 @@ async def test_token_renewal_loses_no_row_and_leaves_no_gap(
 ) -> None:
     # Logins are at least 5 s apart, so this is about the shortest lifetime that can be renewed in time.
     simulator: FaultySimulator = await make_simulator(token_lifetime_seconds=6.5, kick_expired=True)
-    wanted = {CROWD: ["AAPL"], VOLUME: ["TSLA"]}
-    config = write_config(tmp_path, url=simulator.url, database_url=sqlite_url, subscriptions=wanted)
+    subscriptions = {CROWD: ["AAPL"], VOLUME: ["TSLA"]}
+    config = write_config(tmp_path, url=simulator.url, database_url=sqlite_url, subscriptions=subscriptions)
     async with InProcessDaemon(config, simulator.api_key) as daemon:
         at_first = await daemon.wait_until_live()
         await until(lambda: simulator.logins == 2)
@@ -310,8 +310,8 @@ async def test_restated_value_is_current_and_earlier_one_a_revision(
     make_simulator: Callable[..., Any], database_url: str, tmp_path: Path
 ) -> None:
     simulator: FaultySimulator = await make_simulator(restate_every=2)
-    wanted = {CROWD: ["AAPL", "ON"], "user-sentiment": ["AAPL"], CHART: ["TSLA"]}
-    config = write_config(tmp_path, url=simulator.url, database_url=database_url, subscriptions=wanted)
+    subscriptions = {CROWD: ["AAPL", "ON"], "user-sentiment": ["AAPL"], CHART: ["TSLA"]}
+    config = write_config(tmp_path, url=simulator.url, database_url=database_url, subscriptions=subscriptions)
     async with InProcessDaemon(config, simulator.api_key) as daemon:
         await daemon.wait_until_live()
         await until(lambda: simulator.ticks > 60)
@@ -328,23 +328,23 @@ async def test_paths_with_similar_rows_are_told_apart_by_connection(
     make_simulator: Callable[..., Any], database_url: str, tmp_path: Path
 ) -> None:
     simulator: FaultySimulator = await make_simulator()
-    wanted = {f"{CROWD}-moving-average": ["AAPL"], f"{CROWD}-z-score-moving-average": ["AAPL"]}
-    config = write_config(tmp_path, url=simulator.url, database_url=database_url, subscriptions=wanted)
+    subscriptions = {f"{CROWD}-moving-average": ["AAPL"], f"{CROWD}-z-score-moving-average": ["AAPL"]}
+    config = write_config(tmp_path, url=simulator.url, database_url=database_url, subscriptions=subscriptions)
     async with InProcessDaemon(config, simulator.api_key) as daemon:
         ids = await daemon.wait_until_live()
         await until(lambda: simulator.ticks > 20)
         simulator.interval_seconds = None
         await daemon.wait_for_samples(lambda: expected_rows.current(simulator.emitted))
     carried = daemon.db.rows("SELECT DISTINCT path, connection_id FROM payloads")
-    assert {(row["path"], row["connection_id"]) for row in carried} == set(zip(wanted, ids, strict=True))
+    assert {(row["path"], row["connection_id"]) for row in carried} == set(zip(subscriptions, ids, strict=True))
 
 
 async def test_refused_ticker_is_recorded_and_others_are_stored(
     simulator: FaultySimulator, database_url: str, tmp_path: Path
 ) -> None:
     simulator.refuse("TSLA", "Restricted ticker")
-    wanted = {CROWD: ["AAPL", "TSLA", "ON"]}
-    config = write_config(tmp_path, url=simulator.url, database_url=database_url, subscriptions=wanted)
+    subscriptions = {CROWD: ["AAPL", "TSLA", "ON"]}
+    config = write_config(tmp_path, url=simulator.url, database_url=database_url, subscriptions=subscriptions)
     async with InProcessDaemon(config, simulator.api_key) as daemon:
         await until(lambda: daemon.states == ["live", "refused", "live"])
         await until(lambda: simulator.ticks > 20)
@@ -359,9 +359,11 @@ async def test_refused_ticker_is_recorded_and_others_are_stored(
 async def test_silent_ticker_is_a_gap_but_database_outage_is_not(
     simulator: FaultySimulator, sqlite_url: str, tmp_path: Path
 ) -> None:
-    wanted = {CROWD: ["AAPL", "TSLA"]}
+    subscriptions = {CROWD: ["AAPL", "TSLA"]}
     provider = {"silence": "1s"}
-    config = write_config(tmp_path, url=simulator.url, database_url=sqlite_url, subscriptions=wanted, provider=provider)
+    config = write_config(
+        tmp_path, url=simulator.url, database_url=sqlite_url, subscriptions=subscriptions, provider=provider
+    )
     async with InProcessDaemon(config, simulator.api_key) as daemon:
         ids = await daemon.wait_until_live()
         with daemon.db.write_locked():
@@ -434,12 +436,12 @@ async def test_publish_clock_skew_is_reported_once_and_shown(
     simulator: FaultySimulator = await make_simulator(
         started_at=now().timestamp(), step_seconds=0.02, cadence_seconds=1
     )
-    wanted = {"crowd-sentiment": ["AAPL"], CROWD: ["ON"]}
-    config = write_config(tmp_path, url=simulator.url, database_url=sqlite_url, subscriptions=wanted)
+    subscriptions = {"crowd-sentiment": ["AAPL"], CROWD: ["ON"]}
+    config = write_config(tmp_path, url=simulator.url, database_url=sqlite_url, subscriptions=subscriptions)
     async with InProcessDaemon(config, simulator.api_key) as daemon:
         await until(lambda: daemon.status.batches > 20)
         assert daemon.status.publish_skew_seconds == {"crowd-sentiment": pytest.approx(-4 * 3600, abs=30)}
         assert 'ingestor_publish_skew_seconds{feed="crowd-sentiment"} -14' in await daemon.metrics()
-    told = [one.getMessage() for one in caplog.records if "publish clock" in one.getMessage()]
-    assert len(told) == 1
-    assert told[0].startswith("crowd-sentiment: the provider's publish clock is ")
+    warnings = [record.getMessage() for record in caplog.records if "publish clock" in record.getMessage()]
+    assert len(warnings) == 1
+    assert warnings[0].startswith("crowd-sentiment: the provider's publish clock is ")
