@@ -12,7 +12,7 @@
     repair      finds gaps, requests what is missing and verifies the response
     daemon      builds everything once, owns every task and signal, drains in order
     commands    what the larger commands do and say: check, demo, replay, tail -f, and what works without a daemon
-    cli         one file per command; the only place that parses arguments, prints and exits
+    cli         one file per command; parses arguments, calls, writes to the terminal and exits
 
 Imports point one way: errors < core < (config, spool) < (store, provider, monitoring) < (pipeline, simulator) < repair
 < daemon < commands < cli. tests/unit/test_layers.py checks this, and the order inside provider and store.

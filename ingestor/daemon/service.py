@@ -241,6 +241,8 @@ class Service:
         left = self._spool.synced - self._writer.status.position
         if left > 0:
             log.warning("entries remain in the spool; the next start writes them", extra={"entries": left})
+        else:
+            log.info("all received data is in the database; exiting")
 
     # -- reload
 
@@ -305,7 +307,7 @@ class Service:
 
 def _log_outage(error: str, delay_seconds: float) -> None:
     fields = {"reason": error, "retry_in_seconds": round(delay_seconds, 1)}
-    log.warning("the database cannot be reached, retrying", extra=fields)
+    log.warning("the database cannot be reached, retrying; received data stays in the spool", extra=fields)
 
 
 async def _wait(event: asyncio.Event, seconds: float) -> None:

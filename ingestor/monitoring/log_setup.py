@@ -81,7 +81,7 @@ def log_fact(fact: Fact) -> None:
         fields["state"] = fact.state
     if fact.subscriptions and not fact.others:
         fields["subscriptions"] = len(fact.subscriptions)
-        fields.setdefault("first", " ".join(fact.subscriptions[0]))
+        fields.setdefault("example", " ".join(fact.subscriptions[0]))
     log = getattr(structlog.stdlib.get_logger("ingestor"), severity(fact))
     log(message_of(fact), kind=fact.kind, **fields)
 

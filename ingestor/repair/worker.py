@@ -354,7 +354,7 @@ class RepairWorker:
             "ticker": repair.ticker,
             "from": repair.from_ts.isoformat(),
             "to": repair.to_ts.isoformat(),
-            "way": repair.kind,
+            "repaired_by": repair.kind,
             **fields,
         }
         self._retry_at.pop(repair.repair_id, None)

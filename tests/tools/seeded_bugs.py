@@ -178,14 +178,14 @@ BUGS = (
     ),
     Bug(
         "moments are doubles",
-        "store/write/bulk_postgres.py",
+        "store/write/postgres_sql.py",
         "{0} / 1000000 * interval '1 second' + {0} %% 1000000 * interval '1 microsecond'",
         "{0} * interval '1 microsecond'",
         f"{PIPELINE}/test_hostile_payloads.py",
     ),
     Bug(
         "repetitions are left out where they matter",
-        "store/write/sample_insert.py",
+        "store/write/sample_writer.py",
         "if self._is_deduplicated and counts.not_current:",
         "if False:",
         MODEL,
@@ -227,7 +227,7 @@ BUGS = (
     ),
     Bug(
         "restated values are not looked for",
-        "store/write/sample_insert.py",
+        "store/write/sample_writer.py",
         "if new < len(rows):",
         "if False:",
         f"{WRITER} {MODEL}",

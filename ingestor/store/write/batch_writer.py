@@ -23,7 +23,7 @@ from ingestor.core.times import day_start_us, to_datetime, to_us
 from ingestor.errors import BatchRejected, FullBatchRequired, PositionConflict
 from ingestor.store import leases, schema
 from ingestor.store.engine import insert_or_ignore, transaction, translate_errors
-from ingestor.store.write import bulk_postgres, bulk_sqlite, coverage_intervals
+from ingestor.store.write import coverage_intervals, postgres_sql, sqlite_sql
 from ingestor.store.write.batch import (
     Batch,
     DeadLetter,
@@ -34,7 +34,7 @@ from ingestor.store.write.batch import (
 )
 from ingestor.store.write.bisection import bisect_rejected
 from ingestor.store.write.interning import InternTable
-from ingestor.store.write.sample_insert import InsertCounts, SampleInsert, dead_letter_of
+from ingestor.store.write.sample_writer import InsertCounts, SampleInsert, dead_letter_of
 
 INTERNED_NAMES = 200_000  # that are cached, of series and of subscriptions each
 
@@ -75,7 +75,7 @@ class BatchWriter:
         self._engine = engine
         self._begin = begin or partial(transaction, engine)
         self._keep_samples_us = None if keep_samples_seconds is None else round(keep_samples_seconds * 1_000_000)
-        self._bulk: ModuleType = bulk_postgres if engine.dialect.name == "postgresql" else bulk_sqlite
+        self._bulk: ModuleType = postgres_sql if engine.dialect.name == "postgresql" else sqlite_sql
         self._series: InternTable[SeriesKey] = InternTable(
             schema.series, ("feed", "metric", "ticker", "user_id"), INTERNED_NAMES
         )

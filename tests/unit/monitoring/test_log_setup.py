@@ -257,7 +257,7 @@ def test_fact_about_many_subscriptions_has_their_number(json_stream: io.StringIO
     log_setup.log_fact(Fact("subscribed", 0, {}, "live", keys))
     (line,) = lines_of(json_stream)
     assert (line["subscriptions"], line["state"]) == (1000, "live")
-    assert line["first"] == '/real-time/tweet-buzz get {"ticker":"0"}'
+    assert line["example"] == '/real-time/tweet-buzz get {"ticker":"0"}'
 
 
 def test_fact_about_all_others_hides_their_reason(json_stream: io.StringIO) -> None:

@@ -13,7 +13,7 @@ from ingestor.core.entries import SeriesKey
 from ingestor.core.times import to_datetime
 from ingestor.errors import BatchRejected, DatabaseUnavailable, FullBatchRequired
 from ingestor.store.engine import translate_errors
-from ingestor.store.write import bulk_postgres, bulk_sqlite, revision_rows
+from ingestor.store.write import postgres_sql, revision_rows, sqlite_sql
 from ingestor.store.write.batch import Batch, DeadLetter, SampleRow
 from ingestor.store.write.bisection import bisect_rejected
 from ingestor.store.write.revisions import SampleKey, SampleValue, group_by_key
@@ -41,7 +41,7 @@ class SampleInsert:
 
     def __init__(self, connection: Connection, instance_id: int, batch: Batch, ids: dict[SeriesKey, int]) -> None:
         self._connection = connection
-        self._bulk: ModuleType = bulk_postgres if connection.dialect.name == "postgresql" else bulk_sqlite
+        self._bulk: ModuleType = postgres_sql if connection.dialect.name == "postgresql" else sqlite_sql
         self._instance_id = instance_id
         self._retries = batch.retries
         self._is_deduplicated = batch.deduplicated_rows > 0
