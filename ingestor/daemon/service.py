@@ -146,7 +146,7 @@ class Service:
             provider.url + provider.token_path,
             self._api_key,
             provider.token,
-            self._scheduler,
+            self._scheduler.at,
             ca_file=provider.ca_file,
             proxy=config.proxy,
             key_file=config.key_file,

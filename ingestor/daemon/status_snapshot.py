@@ -51,6 +51,7 @@ def build_status(sources: StatusSources) -> monitoring.Status:
     now = datetime.now(UTC)
     supervisor = sources.supervisor()
     writer = sources.writer
+    age = time.monotonic() - sources.spool.synced_at
     return monitoring.Status(
         at=now,
         instance=sources.instance,
@@ -75,11 +76,7 @@ def build_status(sources: StatusSources) -> monitoring.Status:
         publish_skew_seconds=dict(writer.publish_skew_seconds),
         token=_token(sources.tokens(), now),
         pulses=(
-            monitoring.Heartbeat(
-                name="the spool's thread",
-                age_seconds=time.monotonic() - sources.spool.synced_at,
-                limit_seconds=SPOOL_HEARTBEAT_SECONDS,
-            ),
+            monitoring.Heartbeat(name="the spool's thread", age_seconds=age, limit_seconds=SPOOL_HEARTBEAT_SECONDS),
         ),
         last_errors=sources.recent_errors.newest(),
     )

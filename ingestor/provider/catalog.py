@@ -64,13 +64,9 @@ _FEEDS = (
 FEEDS: Mapping[str, Feed] = MappingProxyType({feed.name: feed for feed in _FEEDS})
 
 # Paths that may be subscribed to: the documented /real-time/ endpoints, and the bare stream names added later.
-STREAMS = (
-    "crowd-sentiment",
-    "user-sentiment",
-    "market-prophit-sentiment",
-    *(feed.name for feed in FEEDS.values() if feed.stream_only),
-)
-PATHS = tuple(f"/real-time/{feed.name}" for feed in FEEDS.values() if not feed.stream_only) + STREAMS
+_BARE = tuple(feed.name for feed in _FEEDS if feed.stream_only)
+STREAMS = ("crowd-sentiment", "user-sentiment", "market-prophit-sentiment", *_BARE)
+PATHS = (*(f"/real-time/{feed.name}" for feed in _FEEDS if not feed.stream_only), *STREAMS)
 
 
 def base_name(path: str) -> str:

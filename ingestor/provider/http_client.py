@@ -6,7 +6,6 @@ the credentials elsewhere; and raises exceptions whose text holds the URL. None 
 
 from __future__ import annotations
 
-import base64
 import ssl
 import time
 from collections.abc import Mapping
@@ -19,6 +18,7 @@ from typing import Any
 import requests
 from pydantic import SecretStr
 from requests.adapters import HTTPAdapter
+from requests.auth import HTTPBasicAuth
 from requests.structures import CaseInsensitiveDict
 from urllib3.exceptions import HTTPError
 
@@ -102,7 +102,6 @@ class HttpRequest:
             session.request(
                 self.method,
                 self.url,
-                headers=self._headers(),
                 timeout=(min(CONNECT_SECONDS, self.timeout_seconds), self.timeout_seconds),
                 allow_redirects=False,
                 stream=True,
@@ -117,16 +116,13 @@ class HttpRequest:
                     raise requests.Timeout
             return HttpResponse(response.status_code, CaseInsensitiveDict(response.headers), bytes(body))
 
-    def _headers(self) -> dict[str, str]:
-        headers = {"User-Agent": f"ingestor/{__version__}", "Accept": "application/json", "Accept-Encoding": "identity"}
-        if self.api_key is not None:
-            basic = base64.b64encode(f"{self.api_key.get_secret_value()}:".encode()).decode()
-            headers["Authorization"] = f"Basic {basic}"
-        return headers
-
     def _session(self) -> requests.Session:
         session = requests.Session()
         session.trust_env = False
+        session.headers.update({"User-Agent": f"ingestor/{__version__}", "Accept": "application/json"})
+        session.headers["Accept-Encoding"] = "identity"
+        if self.api_key is not None:
+            session.auth = HTTPBasicAuth(self.api_key.get_secret_value().encode(), b"")
         if self.proxy is not None:
             session.proxies = dict.fromkeys(("http", "https"), self.proxy.get_secret_value())
         adapter = _TlsAdapter(make_tls_context(self.ca_file))

@@ -215,5 +215,4 @@ def _has_key(params: Mapping[str, str]) -> bool:
 
 
 def _iso(at: datetime) -> str:
-    at = at.astimezone(UTC)
-    return f"{at:%Y-%m-%dT%H:%M:%S}.{at.microsecond // 1000:03d}Z"
+    return at.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

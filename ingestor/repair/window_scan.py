@@ -60,13 +60,15 @@ def find_repaired(
 
 def _take_repaired(decoder: Decoder, payload: StoredPayload, pending: _Pending) -> list[Repair]:
     """Return the pending repairs that this payload proves, and remove them from ``pending``."""
-    frame = _frame(payload)
+    received_us = to_us(payload.received_at)
+    # The source is "snapshot", because a payload's body is not wrapped in a Socket.IO message.
+    frame = Frame(received_us, "", "snapshot", payload.event, payload.path, payload.params, payload.body)
     decoded = decoder.decode(frame)
     repaired: list[Repair] = []
     for name in {(decoded.feed, ""), *((decoded.feed, series[2]) for series, _, _, _ in decoded.observations)}:
         repairs = pending.pop(name, [])
         after_gap = [repair for repair in repairs if payload.received_at >= repair.to_ts]
-        proven = [repair for repair in after_gap if covers_start(decoded, repair, frame.received_us)]
+        proven = [repair for repair in after_gap if covers_start(decoded, repair, received_us)]
         repaired += proven
         if unproven := [repair for repair in repairs if repair not in proven]:
             pending[name] = unproven
@@ -91,9 +93,3 @@ def _payloads(
 
 def _repairs_in(pending: _Pending) -> Iterator[Repair]:
     return (repair for repairs in pending.values() for repair in repairs)
-
-
-def _frame(payload: StoredPayload) -> Frame:
-    # The source is "snapshot", because a payload's body is not wrapped in a Socket.IO message.
-    received_us = to_us(payload.received_at)
-    return Frame(received_us, "", "snapshot", payload.event, payload.path, payload.params, payload.body)

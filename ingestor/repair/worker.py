@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 from ingestor.config.model import canonical_json
 from ingestor.core.backoff import Backoff, chance
 from ingestor.core.clock import boottime, wall_us
-from ingestor.core.entries import Fact, Frame
+from ingestor.core.entries import Fact, Frame, Source
 from ingestor.errors import DatabaseUnavailable, ResponseTooLarge, RestRefused, RestUnavailable, TokenRefused
 from ingestor.pipeline.batch_builder import escape_unstorable
 from ingestor.pipeline.decoder import DecodedFrame, Decoder
@@ -190,25 +190,21 @@ class RepairWorker:
 
     def _check_windows(self) -> None:
         """Finish the repairs that a later response covered. Try the others another way once such responses are over."""
+        pause_scan = partial(self._stopping.wait, PAGE_PAUSE_SECONDS)  # which returns whether to stop
         resumed, never_resumed = store.resumed_repairs(self._engine, MAX_GAPS)
         repaired: dict[int, Repair] = {}
         for instance_id in sorted({item.instance_id for item in resumed}):
             found = window_scan.find_repaired(
-                self._engine, self._decoder, instance_id, resumed, self._scanned, self._pause_scan
+                self._engine, self._decoder, instance_id, resumed, self._scanned, pause_scan
             )
             repaired |= {repair.repair_id: repair for repair in found}
         self._finish(list(repaired.values()))
         missed = [item.repair for item in resumed if item.repair.repair_id not in repaired and _is_over(item.repair)]
         self._try_next_kind([*never_resumed, *missed])
 
-    def _pause_scan(self) -> bool:
-        """Leave the processor to the other threads for a moment. Return whether to stop."""
-        return self._stopping.wait(PAGE_PAUSE_SECONDS)
-
     # -- requests
 
     def _attempt(self, repair: Repair) -> None:
-        """Send one request for one repair."""
         self._in_writer(self._table.acquire_lease)
         try:
             if repair.kind == "snapshot":
@@ -221,12 +217,10 @@ class RepairWorker:
             self._postpone(repair, error)
 
     def _request_current(self, repair: Repair) -> None:
-        request = current_request(repair.path, repair.parsed_params)
-        if request is None or _now() - repair.from_ts > plan.MAX_WINDOW_AGE:
-            self._try_next_kind([repair])
-            return
+        in_window = _now() - repair.from_ts <= plan.MAX_WINDOW_AGE
+        request = current_request(repair.path, repair.parsed_params) if in_window else None
         sent_us = wall_us()
-        if verification.covers_start(self._fetch(repair, request), repair, sent_us):
+        if request and verification.covers_start(self._fetch(repair, request), repair, sent_us):
             self._finish([repair])
         else:
             self._try_next_kind([repair])
@@ -281,15 +275,9 @@ class RepairWorker:
     def _fetch(self, repair: Repair, request: RestRequest, *, can_split: bool = False) -> DecodedFrame:
         """Send a request, and wait until its response is committed. Raises RestUnavailable if it is no list of rows."""
         response = self._rest.get(request, can_split=can_split)
-        frame = Frame(
-            response.sent_us,
-            f"repair {repair.repair_id}",
-            "snapshot" if repair.kind == "snapshot" else "backfill",
-            "get",
-            request.path,
-            canonical_json(request.params),
-            response.text,
-        )
+        connection, params = f"repair {repair.repair_id}", canonical_json(request.params)
+        source: Source = "snapshot" if repair.kind == "snapshot" else "backfill"
+        frame = Frame(response.sent_us, connection, source, "get", request.path, params, response.text)
         decoded = self._decoder.decode(frame)
         if why := verification.why_unreadable(decoded):
             raise RestUnavailable(f"{request.path}: {why}")
@@ -314,9 +302,8 @@ class RepairWorker:
                 self._report("repaired", repair, new_rows=new_rows[repair.repair_id])
 
     def _fail(self, repairs: Sequence[Repair], reason: str) -> None:
-        self._in_writer(
-            partial(self._table.fail, repair_ids=_ids(repairs), error=escape_unstorable(reason), now=_now())
-        )
+        error = escape_unstorable(reason)
+        self._in_writer(partial(self._table.fail, repair_ids=_ids(repairs), error=error, now=_now()))
         for repair in repairs:
             self._report("repair_failed", repair, reason=reason)
 
@@ -349,14 +336,8 @@ class RepairWorker:
         self._retry_at[repair.repair_id] = boottime() + RETRY_BACKOFF.equal_jitter(attempts, chance())
 
     def _report(self, kind: str, repair: Repair, **fields: object) -> None:
-        detail = {
-            "feed": repair.feed,
-            "ticker": repair.ticker,
-            "from": repair.from_ts.isoformat(),
-            "to": repair.to_ts.isoformat(),
-            "repaired_by": repair.kind,
-            **fields,
-        }
+        span = {"from": repair.from_ts.isoformat(), "to": repair.to_ts.isoformat()}
+        detail = {"feed": repair.feed, "ticker": repair.ticker, **span, "repaired_by": repair.kind, **fields}
         self._retry_at.pop(repair.repair_id, None)
         self._max_length.pop(repair.repair_id, None)
         self._loop.call_soon_threadsafe(self._record, Fact(kind, wall_us(), detail))

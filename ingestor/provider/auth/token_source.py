@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
-from typing import Protocol
 
 from pydantic import SecretStr
 
@@ -29,13 +28,6 @@ RAPID_REJECTION_SECONDS = 60.0  # a token rejected sooner than this after its lo
 UNAVAILABLE_BACKOFF = Backoff(first_seconds=5.0, cap_seconds=300.0)
 REFUSED_BACKOFF = Backoff(first_seconds=30.0, cap_seconds=900.0)  # slow, because only a person can fix it
 KEPT_TOKENS = 4  # whose secrets stay masked: the current one, those it overlaps with, and a margin
-
-
-class RenewalScheduler(Protocol):
-    """What runs the renewal: the daemon's ``JobScheduler``."""
-
-    def at(self, name: str, job: Callable[[], Awaitable[object]], due_at: float) -> None:
-        """Run ``job`` at the boottime ``due_at``, in place of an earlier job of this name."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,7 +54,7 @@ class TokenSource:
         url: str,
         api_key: SecretStr,
         settings: TokenConfig,
-        scheduler: RenewalScheduler,
+        run_at: Callable[[str, Callable[[], Awaitable[object]], float], None],  # see ``JobScheduler.at``
         *,
         ca_file: Path | None = None,
         proxy: SecretStr | None = None,
@@ -73,13 +65,18 @@ class TokenSource:
         self.on_failed: list[Callable[[IngestorError, float], None]] = []
         self.api_key = ApiKey(api_key, key_file)
         self.api_key.on_changed.append(self._reset_backoff)
-        self._url = url
         self._settings = settings
-        self._scheduler = scheduler
-        self._ca_file = ca_file
-        self._proxy = proxy
+        self._run_at = run_at
+        self._fetch_token = partial(
+            fetch_token,
+            url,
+            lifetime_seconds=settings.lifetime,
+            timeout_seconds=settings.timeout,
+            ca_file=ca_file,
+            proxy=proxy,
+        )
         self._spacing = spacing_seconds
-        self._token: Token | None = None
+        self.current: Token | None = None  # the newest token that was not rejected; it may have expired
         self._login_task: asyncio.Task[Token] | None = None
         self._not_before = 0.0  # boottime of the next login at the earliest
         self._spaced_at = 0.0  # the same without the backoff of failures
@@ -91,19 +88,14 @@ class TokenSource:
         self._last_error = ""
         self._masked: deque[frozenset[str]] = deque()
 
-    @property
-    def current(self) -> Token | None:
-        """The newest token that was not rejected; it may have expired."""
-        return self._token
-
     async def get(self, *, fresh: bool = False) -> Token:
         """Return the current token or, with ``fresh``, a new one. Waits for the backoff of earlier failures.
 
         Raises:
             TokenRefused, TokenUnavailable: this login failed. Call again at once: the next one waits as long as needed.
         """
-        if not fresh and self._token is not None and boottime() < self._token.expires_at:
-            return self._token
+        if not fresh and self.current is not None and boottime() < self.current.expires_at:
+            return self.current
         if self._login_task is None:
             self._login_task = asyncio.create_task(self._login(), name="token login")
             self._login_task.add_done_callback(self._on_login_done)
@@ -114,9 +106,9 @@ class TokenSource:
 
         The first replacement is fetched at once. The delay grows while replacements are rejected soon after login.
         """
-        if self._token != token:
+        if self.current != token:
             return  # already replaced: another connection was rejected with it
-        self._token = None
+        self.current = None
         now = boottime()
         rapid = now - token.fetched_at < RAPID_REJECTION_SECONDS
         self._rapid_rejections = self._rapid_rejections + 1 if rapid else 0
@@ -126,7 +118,7 @@ class TokenSource:
 
     def status(self) -> TokenState:
         """Return a snapshot that contains no secret."""
-        now, token = boottime(), self._token
+        now, token = boottime(), self.current
         return TokenState(
             expires_in_seconds=token.expires_at - now if token else None,
             renews_in_seconds=self._renewal_due(token) - now if token else None,
@@ -171,24 +163,15 @@ class TokenSource:
                 pass  # due, unless it was postponed
 
     async def _fetch(self, api_key: SecretStr) -> Token:
-        login = partial(
-            fetch_token,
-            self._url,
-            api_key,
-            lifetime_seconds=self._settings.lifetime,
-            timeout_seconds=self._settings.timeout,
-            ca_file=self._ca_file,
-            proxy=self._proxy,
-        )
         try:
-            return await run_in_daemon_thread(login, "token login")
+            return await run_in_daemon_thread(partial(self._fetch_token, api_key), "token login")
         finally:
             # Counted from the end of a login, because the server may have received the request at any time before.
             self._spaced_at = boottime() + self._spacing
             self._not_before = max(self._not_before, self._spaced_at)
 
     def _handle_success(self, token: Token) -> None:
-        self._token = token
+        self.current = token
         self._failures = 0
         self._key_refused = False
         self.api_key.unwatch()
@@ -214,8 +197,8 @@ class TokenSource:
             self.api_key.watch(self._report)
         else:
             self.api_key.unwatch()
-        if self._token is not None:
-            self._schedule_renewal(self._token)
+        if self.current is not None:
+            self._schedule_renewal(self.current)
         self._report(error)
 
     def _report(self, error: IngestorError) -> None:
@@ -230,14 +213,14 @@ class TokenSource:
             self._failures = 0
             self._not_before = self._spaced_at
             self._wake.set()
-            if self._token is not None:
-                self._schedule_renewal(self._token)
+            if self.current is not None:
+                self._schedule_renewal(self.current)
 
     def _renewal_due(self, token: Token) -> float:
         return max(renewal_time(token.fetched_at, token.life_seconds, self._settings.renew_before), self._not_before)
 
     def _schedule_renewal(self, token: Token) -> None:
-        self._scheduler.at("token renewal", self._renew, self._renewal_due(token))
+        self._run_at("token renewal", self._renew, self._renewal_due(token))
 
     async def _renew(self) -> None:
         try:

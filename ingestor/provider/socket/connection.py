@@ -130,11 +130,7 @@ class Connection:
         self._pinger: asyncio.Task[None] | None = None
 
     async def open(self, token: Token) -> None:
-        """Connect, once.
-
-        Raises:
-            ConnectionRefused: the server rejects the token. ConnectionFailed: anything else.
-        """
+        """Connect, once. Raises ConnectionRefused if the server rejects the token, else ConnectionFailed."""
         self.token = token
         try:
             await self._connect(token)

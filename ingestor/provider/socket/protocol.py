@@ -117,8 +117,7 @@ async def _read_head(response: aiohttp.ClientResponse) -> bytes:
 def classify(status: int, body: bytes) -> ProtocolVersion:
     """Return the version that a response to the probe shows. ``body`` may be truncated after its first bytes.
 
-    Raises:
-        ConnectionRefused, ProtocolUnsupported, ConnectionFailed: the message says what to do.
+    Raises ConnectionRefused, ProtocolUnsupported, ConnectionFailed; the message says what to do.
     """
     if status == 200 and body.startswith(b"0{"):
         return ProtocolVersion.SOCKET_IO_4

@@ -160,13 +160,11 @@ class ConnectionGroup:
     def _set_tracker_timer(self) -> None:
         if self._tracker_timer is not None:
             self._tracker_timer.cancel()
-            self._tracker_timer = None
         if (due_boottime := self.tracker.timer_boottime) < math.inf:
             wait = max(0.0, due_boottime - boottime())
             self._tracker_timer = asyncio.get_running_loop().call_later(wait, self._on_tracker_timer)
 
     def _on_tracker_timer(self) -> None:
-        self._tracker_timer = None
         self.tracker.on_timer(read_clocks())
         self._set_tracker_timer()
 

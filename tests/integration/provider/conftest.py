@@ -106,7 +106,7 @@ async def make_token_source(scheduler: JobScheduler) -> AsyncIterator[Callable[.
     ) -> TokenSource:
         life = SimpleNamespace(lifetime=18_000.0, renew_before=600.0, timeout=timeout)
         url = f"{server.url}/jwt"
-        made.append(TokenSource(url, KEY, life, scheduler, spacing_seconds=spacing_seconds, key_file=key_file))
+        made.append(TokenSource(url, KEY, life, scheduler.at, spacing_seconds=spacing_seconds, key_file=key_file))
         return made[-1]
 
     yield make
@@ -147,7 +147,7 @@ async def run(scheduler: JobScheduler, memory: Memory) -> AsyncIterator[StartSup
 
     async def start(url: str, api_key: str, subscriptions: list[Subscription], **settings: Any) -> RunningSupervisor:
         provider = ProviderConfig.model_validate({"url": url, **settings})
-        tokens = TokenSource(f"{url}/jwt", SecretStr(api_key), provider.token, scheduler, spacing_seconds=0.05)
+        tokens = TokenSource(f"{url}/jwt", SecretStr(api_key), provider.token, scheduler.at, spacing_seconds=0.05)
         started.append(RunningSupervisor(provider, subscriptions, tokens, memory))
         return started[-1]
 

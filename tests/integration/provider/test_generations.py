@@ -64,7 +64,8 @@ async def run_against(scheduler: Any, memory: Memory) -> AsyncIterator[Run]:
         peer: NodeServer | ProxiedPeer, subscriptions: list[Subscription] = SUBSCRIPTIONS, **settings: Any
     ) -> Supervisor:
         provider = ProviderConfig.model_validate({"url": peer.url, **settings})
-        tokens = TokenSource(f"{peer.url}/jwt", SecretStr(peer.api_key), provider.token, scheduler, spacing_seconds=0.2)
+        key = SecretStr(peer.api_key)
+        tokens = TokenSource(f"{peer.url}/jwt", key, provider.token, scheduler.at, spacing_seconds=0.2)
         supervisor = Supervisor(provider, subscriptions, tokens, memory, memory.append, ActivityTracker())
         started.append((supervisor, tokens, asyncio.create_task(supervisor.run())))
         return supervisor

@@ -62,7 +62,7 @@ async def test_supervisor_uses_proxy_for_all_requests(
     proxy: ConnectProxy = await make_proxy(CREDENTIALS)
     url, proxy_setting = proxied_url(server.url), proxy_url(proxy, CREDENTIALS)
     provider = ProviderConfig.model_validate({"url": url, "ca_file": str(certificate)})
-    tokens = TokenSource(f"{url}/jwt", KEY, provider.token, scheduler, ca_file=provider.ca_file, proxy=proxy_setting)
+    tokens = TokenSource(f"{url}/jwt", KEY, provider.token, scheduler.at, ca_file=provider.ca_file, proxy=proxy_setting)
     supervisor = Supervisor(provider, [AAPL], tokens, memory, memory.append, ActivityTracker(), proxy_setting)
     running = asyncio.create_task(supervisor.run())
     await memory.until(lambda: memory.frames)
