@@ -14,7 +14,7 @@ from operator import attrgetter
 
 from ingestor import __version__
 from ingestor.core.clock import wall_us
-from ingestor.daemon.factory import database_lock
+from ingestor.daemon.factory import lock_database
 from ingestor.errors import AlreadyLocked, PermissionDenied, PositionConflict
 from ingestor.pipeline.batch_builder import BatchBuilder
 from ingestor.pipeline.batch_policy import BatchPolicy
@@ -53,7 +53,7 @@ def open_target(source: Engine, url: str) -> Iterator[Engine]:
     with open_database(url, read_only=False) as target:
         if replay_source.is_same_database(source, target):
             raise PermissionDenied("this is the database to read from; name another one, which may be empty or new")
-        with database_lock(url):
+        with lock_database(url):
             migrate.upgrade(target)
             yield target
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from pydantic import SecretStr
 
 from ingestor.config import Config
-from ingestor.daemon.factory import build_repair_worker, build_spool, build_writer, database_lock, startup_facts
+from ingestor.daemon.factory import build_repair_worker, build_spool, build_writer, lock_database, startup_facts
 from ingestor.errors import DatabaseUnavailable, SpoolFailed
 from ingestor.pipeline.dead_letters import requeue_dead_letters
 from ingestor.pipeline.writer import Writer
@@ -25,7 +25,7 @@ POLL_SECONDS = 0.5
 def retry_dead_letters(config: Config, ids: Sequence[int]) -> int:
     """Retry dead letters until the outcome is written. Raises AlreadyLocked if a daemon runs, DatabaseUnavailable."""
     url = config.database.url.get_secret_value()
-    with with_remedy(url), database_lock(url):
+    with with_remedy(url), lock_database(url):
         return asyncio.run(_retry_dead_letters(config, ids))
 
 
@@ -40,7 +40,7 @@ def backfill(
     Raises AlreadyLocked if a daemon runs, DatabaseUnavailable. The same command resumes what was interrupted.
     """
     url = config.database.url.get_secret_value()
-    with with_remedy(url), database_lock(url):
+    with with_remedy(url), lock_database(url):
         asyncio.run(_backfill(config, api_key, requests, is_finished))
 
 

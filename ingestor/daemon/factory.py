@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import socket
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack
 from typing import Any
 
 from pydantic import SecretStr
@@ -31,35 +31,26 @@ from ingestor.store.write.batch_writer import BatchWriter, InstanceInfo
 MIN_SYNC_SECONDS = 0.005  # a sync takes the disk milliseconds; syncing more often would leave it no other time
 
 
-def lock_database(url: str) -> FileLock | None:
-    """Lock a SQLite file, which only one daemon may write to. Return None for PostgreSQL, which allows several.
+def lock_database(url: str) -> ExitStack:
+    """Lock a SQLite file, which only one daemon may write to, until the returned stack is closed.
 
-    Raises AlreadyLocked, DatabaseUnavailable, PermissionDenied.
+    Does nothing for PostgreSQL, which allows several. Raises AlreadyLocked, DatabaseUnavailable, PermissionDenied.
     """
+    stack = ExitStack()
     path = sqlite_path(url)
     if path is None:
-        return None
+        return stack
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         lock_path = path.with_name(path.name + ".lock")
-        return FileLock(lock_path, "stop it, or give this daemon a database of its own")
+        stack.callback(FileLock(lock_path, "stop it, or give this daemon a database of its own").release)
     except OSError as error:
         problem, alternative = f"{path.parent}: {error.strerror}", "or choose another path in database.url"
         # These may pass, and after 77 systemd would not restart the daemon.
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
             raise DatabaseUnavailable(f"{problem}; free some space there, {alternative}") from None
         raise PermissionDenied(f"{problem}; let this user write there, {alternative}") from None
-
-
-@contextmanager
-def database_lock(url: str) -> Iterator[None]:
-    """Hold the lock of ``lock_database`` for the duration of the block."""
-    lock = lock_database(url)
-    try:
-        yield
-    finally:
-        if lock:
-            lock.release()
+    return stack
 
 
 def startup_facts(spool: Spool, config: Config) -> Iterator[Fact]:

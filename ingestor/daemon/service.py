@@ -229,8 +229,7 @@ class Service:
         await self._drain()
         await self._spool.close()
         self._engine.dispose()
-        if self._database_lock:
-            self._database_lock.release()
+        self._database_lock.close()
 
     async def _drain(self) -> None:
         if self._spool.failure is None:

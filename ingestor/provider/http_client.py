@@ -70,9 +70,8 @@ class HttpRequest:
     def send(self) -> HttpResponse:
         """Send the request and wait for the response. May be called once.
 
-        Raises:
-            RequestFailed: no connection, no TLS, no complete response in time, or cancelled; ``BodyTooLarge`` for more
-                than ``max_bytes``.
+        Raises RequestFailed: no connection, no TLS, no complete response in time, or cancelled. Raises BodyTooLarge for
+        more than ``max_bytes``.
         """
         Thread(target=self._run, name="http request", daemon=True).start()
         try:

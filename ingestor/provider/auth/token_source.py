@@ -181,24 +181,24 @@ class TokenSource:
         while len(self._masked) > KEPT_TOKENS:
             for secret in self._masked.popleft():
                 redactor.remove(secret)
-        self._schedule_renewal(token)
+        self._schedule_renewal()
         for listener in self.on_renewed:
             listener(token)
 
     def _handle_failure(self, error: TokenRefused | TokenUnavailable) -> None:
         self._failures += 1
-        backoff = REFUSED_BACKOFF if isinstance(error, TokenRefused) else UNAVAILABLE_BACKOFF
-        retry_after = error.retry_after_seconds if isinstance(error, TokenUnavailable) else None
-        delay = max(backoff.equal_jitter(self._failures, chance()), retry_after or 0.0)
-        self._not_before = max(self._not_before, boottime() + delay)
-        self._logins[_outcome(error)] += 1
         self._key_refused = isinstance(error, TokenRefused)
-        if self._key_refused:
+        if isinstance(error, TokenRefused):
+            outcome, backoff, retry_after = "refused", REFUSED_BACKOFF, 0.0
             self.api_key.watch(self._report)
         else:
+            outcome = "nonsense" if isinstance(error, InvalidTokenResponse) else "unavailable"
+            backoff, retry_after = UNAVAILABLE_BACKOFF, error.retry_after_seconds or 0.0
             self.api_key.unwatch()
-        if self.current is not None:
-            self._schedule_renewal(self.current)
+        self._logins[outcome] += 1
+        delay = max(backoff.equal_jitter(self._failures, chance()), retry_after)
+        self._not_before = max(self._not_before, boottime() + delay)
+        self._schedule_renewal()
         self._report(error)
 
     def _report(self, error: IngestorError) -> None:
@@ -213,23 +213,17 @@ class TokenSource:
             self._failures = 0
             self._not_before = self._spaced_at
             self._wake.set()
-            if self.current is not None:
-                self._schedule_renewal(self.current)
+            self._schedule_renewal()
 
     def _renewal_due(self, token: Token) -> float:
         return max(renewal_time(token.fetched_at, token.life_seconds, self._settings.renew_before), self._not_before)
 
-    def _schedule_renewal(self, token: Token) -> None:
-        self._run_at("token renewal", self._renew, self._renewal_due(token))
+    def _schedule_renewal(self) -> None:
+        if self.current is not None:
+            self._run_at("token renewal", self._renew, self._renewal_due(self.current))
 
     async def _renew(self) -> None:
         try:
             await self.get(fresh=True)
         except (TokenRefused, TokenUnavailable):
             pass  # listeners have the error, and the next attempt is scheduled
-
-
-def _outcome(error: TokenRefused | TokenUnavailable) -> str:
-    if isinstance(error, TokenRefused):
-        return "refused"
-    return "nonsense" if isinstance(error, InvalidTokenResponse) else "unavailable"
