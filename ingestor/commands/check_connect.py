@@ -49,6 +49,7 @@ MAX_SKEW_SECONDS = 2.0  # the Date header has whole seconds, and takes time to a
 _PROTOCOLS = {ProtocolVersion.SOCKET_IO_4: "Socket.IO 3.x or 4.x", ProtocolVersion.SOCKET_IO_2: "Socket.IO 1.x or 2.x"}
 
 ReportResult: TypeAlias = Callable[[CheckResult], None]
+Finding: TypeAlias = tuple[str, bool]  # a message, and whether it is a warning
 
 
 class ProbeFailed(IngestorError):
@@ -90,7 +91,7 @@ async def run_online_checks(config: Config, report: ReportResult) -> None:
     if frames:
         report(_check_outage(config, frames))
     with _checking("database write", report) as result:
-        await _check_write(config, frames, result)
+        result.message, result.warning = await _check_write(config, frames)
 
 
 @contextmanager
@@ -159,8 +160,7 @@ async def _check_clock(config: Config, report: ReportResult) -> None:
             result.message, result.warning = _compare_clocks(now - provider_now)
 
 
-def _compare_clocks(ahead_seconds: float) -> tuple[str, bool]:
-    """Return a message, and whether it is a warning."""
+def _compare_clocks(ahead_seconds: float) -> Finding:
     if abs(ahead_seconds) <= MAX_SKEW_SECONDS:
         return "agrees with the provider's clock", False
     direction = "ahead of" if ahead_seconds > 0 else "behind"
@@ -229,8 +229,7 @@ async def _subscribe(connection: Connection, subscription: Subscription) -> None
         raise ProbeFailed(f"refused: {answers[0]}; {remedy}")
 
 
-async def _receive(connection: Connection, sink: InMemorySink, subscription: Subscription) -> tuple[str, bool]:
-    """Wait for a frame. Return a message about it, and whether it is a warning."""
+async def _receive(connection: Connection, sink: InMemorySink, subscription: Subscription) -> Finding:
     waits = [asyncio.ensure_future(sink.received.wait()), asyncio.ensure_future(connection.wait_closed())]
     await asyncio.wait(waits, timeout=DATA_SECONDS, return_when=asyncio.FIRST_COMPLETED)
     for wait in waits:
@@ -246,8 +245,7 @@ async def _receive(connection: Connection, sink: InMemorySink, subscription: Sub
     return f"no data within {DATA_SECONDS:.0f} s{cadence}; the daemon would keep waiting", True
 
 
-def _check_response(decoded: DecodedFrame) -> tuple[str, bool]:
-    """Return a message, and whether it is a warning."""
+def _check_response(decoded: DecodedFrame) -> Finding:
     if dead := decoded.dead_frame:
         raise ProbeFailed(f"the response is unreadable ({dead.reason}: {dead.detail}), it would become a dead letter")
     if decoded.dead:
@@ -279,18 +277,16 @@ def _check_outage(config: Config, frames: list[Frame]) -> CheckResult:
 # The database
 
 
-async def _check_write(config: Config, frames: list[Frame], result: CheckResult) -> None:
+async def _check_write(config: Config, frames: list[Frame]) -> Finding:
     url = config.database.url.get_secret_value()
     running = await run_in_daemon_thread(partial(control_socket.send_request, config.spool.path, "status"), "daemon")
     if running and sqlite_path(url):
-        result.message, result.warning = "skipped: the running daemon writes to this file, only one process may", True
-        return
+        return "skipped: the running daemon writes to this file, only one process may", True
     revision = await run_in_daemon_thread(partial(_current_revision, url), "schema")
     if revision != migrate.head_revision() and (revision or config.database.migrate == "never"):
         tables = f"the tables have schema {revision}" if revision else "there are no tables"
-        result.message, result.warning = f"skipped: {tables}, see above", True
-        return
-    result.message, result.warning = await run_in_daemon_thread(partial(_dry_run, config, url, frames), "write")
+        return f"skipped: {tables}, see above", True
+    return await run_in_daemon_thread(partial(_dry_run, config, url, frames), "write")
 
 
 def _current_revision(url: str) -> str | None:
@@ -301,8 +297,7 @@ def _current_revision(url: str) -> str | None:
         return migrate.current_revision(engine)
 
 
-def _dry_run(config: Config, url: str, frames: list[Frame]) -> tuple[str, bool]:
-    """Return a message, and whether it is a warning."""
+def _dry_run(config: Config, url: str, frames: list[Frame]) -> Finding:
     builder = BatchBuilder(1, _decoder())
     entries: list[Frame | Fact] = [*frames, Fact("checked", wall_us(), {})]
     for entry in enumerate(entries, start=1):

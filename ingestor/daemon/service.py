@@ -73,7 +73,7 @@ class Service:
             self._spool,
             self._engine,
             on_decoded=self._activity.record,
-            on_batch=self._metrics.observe_batch,
+            on_batch=self._metrics.batch_seconds.observe,
             on_rows=self._values.add_rows,
             on_outage=_log_outage,
             on_lost=self._on_data_lost,
@@ -86,7 +86,7 @@ class Service:
     async def run(self) -> None:
         """Run until ``stop``, SIGTERM or SIGINT. Raises the error that ended it: SpoolFailed, SchemaTooNew, …"""
         self._loop = asyncio.get_running_loop()
-        self._loop.set_exception_handler(log_setup.loop_error_handler(self._metrics.count_uncaught_error))
+        self._loop.set_exception_handler(log_setup.loop_error_handler(self._metrics.uncaught_errors.inc))
         self._stop_requested, self._drain_ended, self._writer_ended = (asyncio.Event() for _ in range(3))
         for number in (signal.SIGTERM, signal.SIGINT):
             self._loop.add_signal_handler(number, self.stop)

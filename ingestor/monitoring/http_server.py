@@ -85,7 +85,12 @@ class StatusServer:
             self._log_not_listening(error)
         else:
             self.url = f"http://{ListenAddress(*self._runner.addresses[0][:2])}"
-            self._warn_if_exposed()
+            if not is_loopback(self._listen.host):
+                log.warning(
+                    "http.listen: %s is reachable from other machines and has no authentication; "
+                    "127.0.0.1 behind a reverse proxy is safer",
+                    self._listen,
+                )
         return self
 
     async def __aexit__(self, *exc_info: object) -> None:
@@ -100,14 +105,6 @@ class StatusServer:
             self._listen,
             os.strerror(number) if number and number > 0 else error,
         )
-
-    def _warn_if_exposed(self) -> None:
-        if not is_loopback(self._listen.host):
-            log.warning(
-                "http.listen: %s is reachable from other machines and has no authentication; "
-                "127.0.0.1 behind a reverse proxy is safer",
-                self._listen,
-            )
 
 
 def is_host_allowed(header: str, listen_host: str) -> bool:

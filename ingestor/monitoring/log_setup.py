@@ -12,7 +12,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from types import TracebackType
 from typing import Any, Literal, TextIO
 
@@ -53,7 +53,8 @@ def configure(level: str, format: Format = "auto", stream: TextIO | None = None)
     """
     stream = stream or sys.stderr
     resolved = resolve_format(format, terminal=stream.isatty(), journal=journald.is_journal_stream(stream, os.environ))
-    _replace_handler(_make_handler(resolved, stream, colors=stream.isatty() and _wants_colors(os.environ)))
+    colors = stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+    _replace_handler(_make_handler(resolved, stream, colors=colors))
     _set_levels(logging.getLevelNamesMapping()[level.upper()])
     logging.captureWarnings(True)
     structlog.configure(
@@ -207,10 +208,6 @@ class _StreamHandler(logging.Handler):
         message = {"msg": "%d log lines were dropped here: the reader was too slow", "args": (count,)}
         level = {"name": "ingestor", "levelno": logging.WARNING, "levelname": "WARNING"}
         return self.format(logging.makeLogRecord({**message, **level})) + "\n"
-
-
-def _wants_colors(env: Mapping[str, str]) -> bool:
-    return not env.get("NO_COLOR") and env.get("TERM") != "dumb"
 
 
 def _log_uncaught(kind: type[BaseException], error: BaseException | None, trace: TracebackType | None) -> None:

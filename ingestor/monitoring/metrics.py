@@ -30,7 +30,10 @@ _BATCH_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.
 
 
 class Metrics:
-    """All metrics of one daemon, in their own registry. ``snapshot`` is called at each scrape."""
+    """All metrics of one daemon, in their own registry. ``snapshot`` is called at each scrape.
+
+    Any thread may observe ``batch_seconds``. ``uncaught_errors`` reached the exception handler of the event loop.
+    """
 
     def __init__(self, snapshot: Callable[[], Status]) -> None:
         self.registry = CollectorRegistry()
@@ -40,12 +43,10 @@ class Metrics:
             "provider_errors", "Error events from the provider", "event", PROVIDER_EVENTS
         )
         self._repairs = self._counter("repairs", "Repairs of gaps that have ended", "outcome", ("done", "failed"))
-        self._uncaught = Counter("ingestor_uncaught_errors", "Errors that no code caught", registry=self.registry)
-        self._batch_seconds = Histogram(
-            "ingestor_batch_seconds",
-            "Time from a batch being due to its commit",
-            buckets=_BATCH_BUCKETS,
-            registry=self.registry,
+        self.uncaught_errors = Counter("ingestor_uncaught_errors", "Errors that no code caught", registry=self.registry)
+        batch_help = "Time from a batch being due to its commit"
+        self.batch_seconds = Histogram(
+            "ingestor_batch_seconds", batch_help, buckets=_BATCH_BUCKETS, registry=self.registry
         )
 
     def on_fact(self, fact: Fact) -> None:
@@ -60,14 +61,6 @@ class Metrics:
                 self._repairs.labels("done").inc()
             case "repair_failed":
                 self._repairs.labels("failed").inc()
-
-    def observe_batch(self, seconds: float) -> None:
-        """Record the duration of a committed batch. May be called from any thread."""
-        self._batch_seconds.observe(seconds)
-
-    def count_uncaught_error(self) -> None:
-        """Count an error that reached the exception handler of the event loop."""
-        self._uncaught.inc()
 
     def _counter(self, name: str, documentation: str, label: str, values: tuple[str, ...]) -> Counter:
         counter = Counter(f"ingestor_{name}", documentation, [label], registry=self.registry)
@@ -119,13 +112,8 @@ def _frame_metrics(status: Status) -> Iterator[Metric]:
     skew = {feed: seconds for feed, seconds in status.publish_skew_seconds.items() if feed in known}
     yield _by_label(CounterMetricFamily, "ingestor_frames_received", "Frames received", "feed", frames)
     yield _by_label(GaugeMetricFamily, "ingestor_last_frame_timestamp_seconds", "Time of the last frame", "feed", last)
-    yield _by_label(
-        GaugeMetricFamily,
-        "ingestor_publish_skew_seconds",
-        "Provider's publish clock minus ours; negative: behind",
-        "feed",
-        skew,
-    )
+    skew_help = "Provider's publish clock minus ours; negative: behind"
+    yield _by_label(GaugeMetricFamily, "ingestor_publish_skew_seconds", skew_help, "feed", skew)
 
 
 def _row_metrics(status: Status) -> Iterator[Metric]:

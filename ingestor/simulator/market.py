@@ -25,8 +25,7 @@ _ENVELOPE_SHIFT = timedelta(hours=4)
 
 def iso(seconds: float) -> str:
     """Format a time as the provider does: ISO 8601, UTC, milliseconds."""
-    moment = datetime.fromtimestamp(seconds, UTC)
-    return f"{moment:%Y-%m-%dT%H:%M:%S}.{moment.microsecond // 1000:03d}Z"
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def is_stream(path: str) -> bool:

@@ -172,8 +172,9 @@ class Simulator:
 
     def _on_unsubscribe(self, sid: str, payload: Any) -> Any:
         try:
-            if session := self._sessions.get(sid):
-                session.remove(parse_request(sid, payload))
+            session = self._sessions.get(sid)
+            if session and session.subscriptions.pop(parse_request(sid, payload).key, None) is None:
+                raise BadRequest("Not subscribed")
         except BadRequest as error:
             return (error.error,)
         return (None,)

@@ -42,11 +42,6 @@ class ClientSession:
         self.subscriptions[request.key] = request
         self.last_bucket.pop(request.key, None)
 
-    def remove(self, request: SubscribeRequest) -> None:
-        """Remove a subscription. Raises BadRequest if there is none."""
-        if self.subscriptions.pop(request.key, None) is None:
-            raise BadRequest("Not subscribed")
-
 
 def parse_request(sid: str, payload: Any) -> SubscribeRequest:
     """Parse the payload of ``subscribe`` and ``unsubscribe``. Raises BadRequest."""

@@ -176,8 +176,8 @@ def test_fact_without_a_metric_counts_nothing() -> None:
 
 def test_batches_and_uncaught_errors_are_counted() -> None:
     metrics = of(GOOD)
-    metrics.observe_batch(0.02)
-    metrics.count_uncaught_error()
+    metrics.batch_seconds.observe(0.02)
+    metrics.uncaught_errors.inc()
     assert value(metrics, "ingestor_batch_seconds_count") == 1
     assert value(metrics, "ingestor_batch_seconds_bucket", le="0.025") == 1
     assert value(metrics, "ingestor_uncaught_errors_total") == 1
@@ -192,5 +192,5 @@ def test_openmetrics_text_is_valid_with_a_hostile_path() -> None:
 
 def test_two_daemons_in_one_process_do_not_share_counters() -> None:
     first, second = of(GOOD), of(GOOD)
-    first.count_uncaught_error()
+    first.uncaught_errors.inc()
     assert value(second, "ingestor_uncaught_errors_total") == 0
