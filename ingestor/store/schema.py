@@ -8,6 +8,7 @@ they are used. ``ingestor audit`` looks for orphans instead.
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 from sqlalchemy import (
@@ -70,33 +71,13 @@ def _id(name: str) -> Column[int]:
     return Column(name, Integer, Identity(), primary_key=True)
 
 
-def _key(name: str) -> Column[str]:
-    return Column(name, String(KEY_LENGTH), nullable=False, server_default="")
-
-
-def _term(name: str) -> Column[str]:
-    # One of our own terms: a source, a state, a kind.
-    return Column(name, String(KEY_LENGTH), nullable=False)
-
-
-def _text(name: str) -> Column[str]:
-    return Column(name, Text, nullable=False, server_default="")
-
-
-def _int(name: str) -> Column[int]:
-    return Column(name, Integer, nullable=False, autoincrement=False)
-
-
-def _count(name: str) -> Column[int]:
-    return Column(name, Integer, nullable=False, server_default=text("0"))
-
-
-def _big(name: str) -> Column[int]:
-    return Column(name, BigInteger, nullable=False, autoincrement=False)
-
-
-def _at(name: str, *, nullable: bool = False) -> Column[datetime]:
-    return Column(name, UtcDateTime, nullable=nullable)
+_key = partial(Column, type_=String(KEY_LENGTH), nullable=False, server_default="")
+_term = partial(Column, type_=String(KEY_LENGTH), nullable=False)  # one of our own: a source, a state, a kind
+_text = partial(Column, type_=Text, nullable=False, server_default="")
+_int = partial(Column, type_=Integer, nullable=False, autoincrement=False)
+_count = partial(Column, type_=Integer, nullable=False, server_default=text("0"))
+_big = partial(Column, type_=BigInteger, nullable=False, autoincrement=False)
+_at = partial(Column, type_=UtcDateTime, nullable=False)
 
 
 def _where(condition: str) -> dict[str, Any]:
