@@ -9,7 +9,7 @@ import socketio
 from aiohttp import web
 from engineio.exceptions import SocketIsClosedError
 
-_MAX_HEADER_BYTES = 65_536  # a token of 9 kB is part of the request line
+_MAX_LINE_BYTES = 65_536  # a token of 9 kB is part of the request line
 _MAX_MESSAGE_BYTES = 100_000_000
 
 
@@ -30,11 +30,7 @@ class SocketServer:
         )
         self.sio.attach(app)
         self._runner = web.AppRunner(
-            app,
-            access_log=None,
-            shutdown_timeout=0.2,
-            max_line_size=_MAX_HEADER_BYTES,
-            max_field_size=_MAX_HEADER_BYTES,
+            app, access_log=None, shutdown_timeout=0.2, max_line_size=_MAX_LINE_BYTES, max_field_size=_MAX_LINE_BYTES
         )
 
     async def listen(self, port: int) -> int:

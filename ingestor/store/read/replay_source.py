@@ -8,6 +8,9 @@ from collections import defaultdict
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from functools import reduce
+from itertools import groupby
+from operator import attrgetter
 from typing import Any, NamedTuple, TypeAlias
 
 from sqlalchemy import Connection, Engine, Row, and_, func, literal, or_, select, tuple_, union_all
@@ -140,16 +143,8 @@ def _in_commit_order(connection: Connection, ranges: Sequence[EntryRange]) -> It
     query = select(b.instance_id, b.first_seq, b.last_seq).where(or_(*in_range))
     query = query.order_by(at, b.instance_id, b.first_seq)
     limits = {entries.instance_id: entries for entries in ranges}
-    current: EntryRange | None = None
     with connection.execute(query, execution_options={"yield_per": 1000}) as rows:
-        for instance_id, first_seq, last_seq in rows:
+        for instance_id, batches in groupby(map(EntryRange._make, rows), attrgetter("instance_id")):
+            whole = reduce(lambda first, last: first._replace(last_seq=last.last_seq), batches)
             limit = limits[instance_id]
-            last_seq = min(last_seq, limit.last_seq)
-            if current and current.instance_id == instance_id:
-                current = current._replace(last_seq=last_seq)
-                continue
-            if current:
-                yield current
-            current = EntryRange(instance_id, max(first_seq, limit.first_seq), last_seq)
-    if current:
-        yield current
+            yield EntryRange(instance_id, max(whole.first_seq, limit.first_seq), min(whole.last_seq, limit.last_seq))

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, NamedTuple, TypeAlias
 
-from sqlalchemy import Engine, column, select, text
+from sqlalchemy import Engine, Select, Table, column, select, text
 from sqlalchemy.sql.expression import TextualSelect
 
 from ingestor.core.entries import SeriesKey
@@ -87,13 +87,7 @@ def next_batch(engine: Engine, instance_id: int, after_seq: int) -> CommittedBat
 
 def batch_payloads(engine: Engine, batch: CommittedBatch) -> list[Record]:
     """Return the payloads of a batch, in the order of seq. Raises DatabaseUnavailable."""
-    c = schema.payloads.c
-    query = (
-        select(schema.payloads)
-        .where(c.instance_id == batch.instance_id, c.seq.between(batch.first_seq, batch.last_seq))
-        .order_by(c.seq)
-    )
-    return fetch_records(engine, query)
+    return fetch_records(engine, _select_batch(schema.payloads, batch).order_by(schema.payloads.c.seq))
 
 
 def recorded_values(engine: Engine, batch: CommittedBatch, keys: Iterable[ObservationKey]) -> list[Record]:
@@ -112,10 +106,7 @@ def recorded_values(engine: Engine, batch: CommittedBatch, keys: Iterable[Observ
         sample_keys = sorted((ids[series], to_datetime(ts_us)) for series, ts_us in keys if series in ids)
         for table in (schema.samples, schema.sample_revisions):
             c = table.c
-            query = select(table).where(
-                c.instance_id == batch.instance_id, c.seq.between(batch.first_seq, batch.last_seq)
-            )
-            for row in select_by_keys(connection, query, (c.series_id, c.ts), sample_keys):
+            for row in select_by_keys(connection, _select_batch(table, batch), (c.series_id, c.ts), sample_keys):
                 values = dict(row._mapping) | dict(zip(SERIES_COLUMNS, names[row.series_id], strict=True))
                 records.append({column.name: values[column.name] for column in views.observations.columns})
     return sorted(records, key=sort_key)
@@ -124,6 +115,11 @@ def recorded_values(engine: Engine, batch: CommittedBatch, keys: Iterable[Observ
 def sort_key(record: Record) -> tuple[Any, ...]:
     """Sort by entry, then by time and series."""
     return tuple(record[name] for name in ("seq", "ts", *SERIES_COLUMNS, "revision"))
+
+
+def _select_batch(table: Table, batch: CommittedBatch) -> Select[Any]:
+    c = table.c
+    return select(table).where(c.instance_id == batch.instance_id, c.seq.between(batch.first_seq, batch.last_seq))
 
 
 def _newest(engine: Engine, clauses: str) -> TextualSelect:
