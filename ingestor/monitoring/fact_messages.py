@@ -6,18 +6,21 @@ from ingestor.core.entries import Fact
 
 _MESSAGES = {
     "started": "daemon started, connecting to the provider",
-    "stopped": "stopped receiving",
+    "stopped": "stopped receiving, coverage ends here",
     "crashed": "the previous run did not shut down cleanly; its coverage ends at its last heartbeat",
-    "lost": "received entries are lost; the time is recorded as lost in coverage",
+    "lost": "received entries are lost; recorded as lost in coverage, continuing with new data",
     "connected": "connected to the provider, subscribing",
     "connect_failed": "cannot connect to the provider, retrying",
     "disconnected": "connection to the provider lost, reconnecting; the time until then is recorded as a gap",
-    "evicted": "the provider closed one connection when another one opened",
-    "pending": "subscriptions are not receiving yet",
+    "disconnected: renewed": "connection closed to replace it, reconnecting; the time until then is recorded as a gap",
+    "disconnected: spool_full": "connection closed because the spool is full, reconnecting when it has space",
+    "evicted": "the provider closed one connection when another one opened; see the reason",
+    "pending": "subscriptions are not receiving yet, waiting for the provider's acknowledgement",
     "subscribed": "subscriptions confirmed, receiving",
     "refused": "the provider refused subscriptions, subscribing again ever less often",
-    "unsubscribed": "unsubscribed",
+    "unsubscribed": "unsubscribed, no longer receiving",
     "silent": "no data received for longer than provider.silence, requesting it again",
+    "silent: connection": "no data on the connection for longer than provider.silence, replacing it",
     "asked_again": "sent subscribe again for silent subscriptions",
     "heard_again": "data received again, subscriptions are live; the time without is repaired as a gap",
     "restated": "subscription states recorded again for a new instance",
@@ -30,7 +33,7 @@ _MESSAGES = {
     "key_changed": "API key changed, using the new one at the next login",
     "config_reloaded": "config reloaded, subscriptions changed accordingly",
     "config_rejected": "config rejected, keeping the current one; fix the file and reload",
-    "spool_level": "fill level of the spool changed",
+    "spool_level": "fill level of the spool changed; connections are closed if it becomes full",
     "spool_full": "the spool is full, not receiving until the database has taken entries from it",
     "clock_stepped": "the wall clock was set; rescheduling jobs, and coverage of that time counts as silent",
     "stood_still": "the process stood still; coverage of that time counts as silent",
@@ -41,4 +44,5 @@ _MESSAGES = {
 
 def message_of(fact: Fact) -> str:
     """Return the log message of a fact: the words of its kind if it has no message."""
-    return _MESSAGES.get(fact.kind) or fact.kind.replace("_", " ")
+    variant = "connection" if fact.kind == "silent" and fact.state is None else fact.detail.get("cause")
+    return _MESSAGES.get(f"{fact.kind}: {variant}") or _MESSAGES.get(fact.kind) or fact.kind.replace("_", " ")

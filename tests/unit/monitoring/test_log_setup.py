@@ -252,6 +252,21 @@ def test_fact_is_one_line_at_its_severity(json_stream: io.StringIO, fact: Fact, 
     assert (line["event"], line["kind"], line["level"]) == (message_of(fact), fact.kind, level)
 
 
+@pytest.mark.parametrize(
+    ("fact", "words"),
+    [
+        pytest.param(Fact("of_tomorrow", 0, {}), "of tomorrow", id="without a message"),
+        pytest.param(Fact("disconnected", 0, {"cause": "closed"}, "disconnected"), "lost, reconnecting", id="lost"),
+        pytest.param(Fact("disconnected", 0, {"cause": "renewed"}, "disconnected"), "to replace it", id="replaced"),
+        pytest.param(Fact("disconnected", 0, {"cause": "spool_full"}, "spool_full"), "spool is full", id="no space"),
+        pytest.param(Fact("silent", 0, {}, "silent"), "requesting it again", id="silent subscription"),
+        pytest.param(Fact("silent", 0, {}), "replacing it", id="silent connection"),
+    ],
+)
+def test_message_of_fact_says_what_the_daemon_does(fact: Fact, words: str) -> None:
+    assert words in message_of(fact)
+
+
 def test_fact_about_many_subscriptions_has_their_number(json_stream: io.StringIO) -> None:
     keys = tuple(("/real-time/tweet-buzz", "get", f'{{"ticker":"{n}"}}') for n in range(1000))
     log_setup.log_fact(Fact("subscribed", 0, {}, "live", keys))
