@@ -68,11 +68,11 @@ class InMemorySink:
     congested: bool = False
     head: int = 0
 
-    def append(self, what: Frame | Fact) -> int:
-        if isinstance(what, Fact):
-            self.facts.append(what)
+    def append(self, item: Frame | Fact) -> int:
+        if isinstance(item, Fact):
+            self.facts.append(item)
         else:
-            self.frames.append(what)
+            self.frames.append(item)
             self.received.set()
         return self.head
 
@@ -126,8 +126,9 @@ async def _check_token(config: Config, report: ReportResult) -> Token | None:
     with _checking("token", report) as result:
         token = await run_in_daemon_thread(login, "token")
         result.message = f"API key accepted, tokens are valid for {format_duration(round(token.life_seconds))}"
-        if paths := sorted({each.path for each in config.subscriptions if not token.allows(each.path)}):
-            result.message += f"; the token's claims do not include {', '.join(paths)}, subscribing anyway"
+        paths = {subscription.path for subscription in config.subscriptions}
+        if missing := sorted(path for path in paths if not token.allows(path)):
+            result.message += f"; the token's claims do not include {', '.join(missing)}, subscribing anyway"
             result.warning = True
         return token
     report(CheckResult("server", "skipped: there is no token", warning=True))

@@ -93,7 +93,7 @@ async def _backfill(
         )
         try:
             repair_ids = await repair.request(requests)
-            repair.only = frozenset(repair_ids)
+            repair.only_repair_ids = frozenset(repair_ids)
             repair.start()
             while not path.writing.done() and not is_finished(repair_ids):
                 repair.wake()

@@ -30,7 +30,7 @@ async def run_in_daemon_thread(call: Callable[[], T], name: str) -> T:
         try:
             loop.call_soon_threadsafe(lambda: result.done() or deliver())
         except RuntimeError:
-            pass  # the loop has ended, nobody waits for the result
+            pass  # the loop has ended, the result is not needed
 
     threading.Thread(target=run, name=name, daemon=True).start()
     return await result

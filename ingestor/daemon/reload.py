@@ -41,8 +41,8 @@ class ConfigReloader:
     ) -> None:
         """``apply`` puts subscriptions and API key into effect.
 
-        ``on_begin`` is called for every reload, ``on_end`` when none is running or waiting any longer: whoever waits
-        for the last one must not see the end of an earlier one.
+        ``on_begin`` is called for every reload, ``on_end`` when none is running or waiting any longer, so that
+        a caller that waits for the last reload does not see the end of an earlier one.
         """
         self.config = config  # in force
         self.successful = True  # the last reload

@@ -24,7 +24,7 @@ class JobScheduler:
 
     def __init__(self) -> None:
         self._scheduler = AsyncIOScheduler(timezone=UTC)
-        self._arm_functions: dict[str, Callable[[], None]] = {}
+        self._jobs: dict[str, Callable[[], None]] = {}
 
     def start(self) -> None:
         """Start running jobs. Must be called inside the running loop."""
@@ -41,28 +41,28 @@ class JobScheduler:
     def at(self, name: str, job: Callable[[], Awaitable[object]], due_at: float) -> None:
         """Run a coroutine function once, at the boottime ``due_at``."""
 
-        def arm() -> None:
+        def schedule() -> None:
             self._add(name, run, max(0.0, due_at - boottime()), DateTrigger(timezone=UTC))
 
         async def run() -> None:
-            if self._arm_functions.get(name) is not arm:
+            if self._jobs.get(name) is not schedule:
                 return  # replaced after APScheduler had started it
             if boottime() < due_at - EARLY_SECONDS:
-                arm()
+                schedule()
                 return
-            del self._arm_functions[name]
+            del self._jobs[name]
             await job()
 
-        self._set(name, arm)
+        self._set(name, schedule)
 
-    def rearm_all(self) -> None:
+    def reschedule_all(self) -> None:
         """Set every job again. Must be called after a step of the wall clock or a suspend."""
-        for arm in self._arm_functions.values():
-            arm()
+        for schedule in self._jobs.values():
+            schedule()
 
-    def _set(self, name: str, arm: Callable[[], None]) -> None:
-        self._arm_functions[name] = arm
-        arm()
+    def _set(self, name: str, schedule: Callable[[], None]) -> None:
+        self._jobs[name] = schedule
+        schedule()
 
     def _add(
         self, name: str, job: Callable[[], object], seconds: float, trigger: DateTrigger | IntervalTrigger

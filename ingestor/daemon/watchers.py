@@ -45,13 +45,13 @@ class ClockWatcher:
         kind = "clock_stepped" if found.step_seconds else "stood_still"
         detail = {"reason": found.reason, "seconds": round(found.step_seconds or found.stall_seconds, 3)}
         self._supervisor.record_interruption(kind, detail, before.wall_us)
-        self._scheduler.rearm_all()
+        self._scheduler.reschedule_all()
 
 
 async def send_heartbeats(spool: Spool, clocks: ClockWatcher) -> None:
     """Write heartbeats to the spool until cancelled: after a crash, coverage ends at the last one."""
     while True:
-        clocks.check()  # first, because a heartbeat must not vouch for a time in which nothing ran
+        clocks.check()  # first, because a heartbeat must not cover a time in which nothing ran
         spool.heartbeat(wall_us())
         await asyncio.sleep(HEARTBEAT_SECONDS)
 

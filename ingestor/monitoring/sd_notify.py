@@ -49,7 +49,7 @@ class SystemdNotifier:
                 channel.setblocking(False)  # called in the event loop, which must not wait for a busy manager
                 channel.sendto("\n".join(lines).encode(errors="backslashreplace"), self._address)
         except OSError as error:
-            log.warning("could not send %s to systemd: %s", lines[0], error.strerror)
+            log.warning("could not send %s to systemd, continuing without it: %s", lines[0], error.strerror)
 
 
 async def feed_watchdog(systemd: SystemdNotifier, timeout_seconds: float, is_healthy: Callable[[], bool]) -> None:

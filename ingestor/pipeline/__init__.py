@@ -1,1 +1,1 @@
-"""From frame to row: entry, spool, decode, batch, writer."""
+"""From spool to store: decode frames, build batches, commit them, retry dead letters."""

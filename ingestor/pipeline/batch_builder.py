@@ -22,10 +22,10 @@ _new = tuple.__new__  # makes a named tuple in 0.24 µs; its own constructor tak
 
 
 class BatchBuilder:
-    """Takes entries one by one, in seq order. Values that are in the cache ``known`` are left out of the batch."""
+    """Takes entries one by one, in seq order. Values that are in ``cache`` are left out of the batch."""
 
     def __init__(
-        self, first_seq: int, decoder: Decoder, known: RecentValueCache | None = None, *, keep_payloads: bool = True
+        self, first_seq: int, decoder: Decoder, cache: RecentValueCache | None = None, *, keep_payloads: bool = True
     ) -> None:
         self.batch = Batch(first_seq=first_seq, last_seq=first_seq - 1)
         self.entries: list[Entry] = []
@@ -37,7 +37,7 @@ class BatchBuilder:
         self._names: tuple[str, ...] = ()
         self._origin = Origin("", "", "", "", "")
         self._decoder = decoder
-        self._known = known
+        self._cache = cache
         self._keep_payloads = keep_payloads
 
     def add(self, entry: Entry) -> None:
@@ -54,13 +54,13 @@ class BatchBuilder:
         batch = self.batch
         published_us, received_us, source = decoded.published_us, frame.received_us, frame.source
         observations = decoded.observations
-        if self._known is None:
+        if self._cache is None:
             new = observations
         elif frame.retry_of is None:
-            new = self._known.filter_new(observations)
+            new = self._cache.filter_new(observations)
         else:
             new = observations  # as old as its dead letter: it may not become current
-            self._known.discard((series, ts_us) for series, ts_us, _, _ in self._known.filter_new(observations))
+            self._cache.discard((series, ts_us) for series, ts_us, _, _ in self._cache.filter_new(observations))
         rows = batch.rows
         for series, ts, value, index in new:
             rows.append(_new(SampleRow, (series, ts, value, published_us, received_us, source, seq, index)))
@@ -146,7 +146,7 @@ def rejected_batch(entry: Entry, rejection: str) -> Batch:
     batch.origins[seq] = Origin(item.connection_id, item.source, _ascii(item.event), _ascii(item.path), "{}")
     detail = _ascii(rejection)[:1000]
     batch.dead_letters.append(
-        DeadLetter(seq, None, item.received_us, "insert", "refused by the database", detail, _ascii(item.text))
+        DeadLetter(seq, None, item.received_us, "insert", "rejected by the database", detail, _ascii(item.text))
     )
     return batch
 

@@ -51,7 +51,7 @@ class Committer:
         self._started: tuple[Batch, Future[_Outcome]] | None = None  # until ``commit`` takes its outcome
 
     def start(self, batch: Batch, when_done: Callable[[], None]) -> Callable[[], bool]:
-        """Begin to commit in the other thread, and return a function that tells whether this has ended.
+        """Begin to commit in the other thread, and return a function that returns whether it has ended.
 
         ``commit`` must follow. ``when_done`` is called in the other thread.
         """
@@ -88,7 +88,8 @@ class Committer:
             self._commit_batch(rejected_batch(entry, str(rejection)))
         except BatchRejected as error:
             # Plain ASCII that fits every column: it is not the entry. A database that is unwell gets no dead letters.
-            raise DatabaseUnavailable(f"the database rejects even a plain-ASCII dead letter: {error}") from None
+            message = f"the database rejects even a plain-ASCII dead letter, retrying: {error}"
+            raise DatabaseUnavailable(message) from None
 
     def _commit_batch(self, batch: Batch) -> None:
         try:

@@ -20,7 +20,7 @@ from ingestor.spool.spool import Spool
 AHEAD_WAIT_SECONDS = 1.0  # for an entry to build ahead from; a commit that ends wakes the spool earlier
 AHEAD_ENTRIES = 100  # decoded between two checks whether the commit has ended
 
-NewBuilder: TypeAlias = Callable[..., BatchBuilder]  # first_seq: int, known: RecentValueCache | None
+NewBuilder: TypeAlias = Callable[..., BatchBuilder]  # first_seq: int, cache: RecentValueCache | None
 
 
 class ReadAhead:
@@ -62,7 +62,7 @@ class ReadAhead:
 
         Without any entry it is returned empty after ``idle_seconds``. Raises SpoolFailed if no entry can be read.
         """
-        builder = self.next_batch or self._new_builder(first_seq=after_seq + 1, known=self._cache)
+        builder = self.next_batch or self._new_builder(first_seq=after_seq + 1, cache=self._cache)
         self.next_batch = None
         while not (self.is_full(builder) or (builder.units and self._is_draining())):
             wanted = self._policy.entries_to_full(rows=builder.units, entries=len(builder.entries))
@@ -80,7 +80,7 @@ class ReadAhead:
 
     def build_next(self, after_seq: int, is_committed: Callable[[], bool]) -> None:
         """Build the batch that follows ``after_seq``, until it is full or the batch before it is committed."""
-        builder = self._new_builder(first_seq=after_seq + 1, known=self._cache)
+        builder = self._new_builder(first_seq=after_seq + 1, cache=self._cache)
         try:
             while not (is_committed() or self.is_full(builder)):
                 if self.read_entries(builder.batch.last_seq, AHEAD_WAIT_SECONDS):
@@ -91,7 +91,7 @@ class ReadAhead:
 
     def rebuild(self, entries: Sequence[Entry], *, deduplicate: bool = True) -> BatchBuilder:
         """Build a batch of entries that were in a batch before."""
-        builder = self._new_builder(first_seq=entries[0][0], known=self._cache if deduplicate else None)
+        builder = self._new_builder(first_seq=entries[0][0], cache=self._cache if deduplicate else None)
         for entry in entries:
             builder.add(entry)
         return builder
@@ -124,7 +124,7 @@ class ReadAhead:
         self._status.oldest_us = oldest and _received_us(oldest)
 
     def can_build_next(self, builder: BatchBuilder) -> bool:
-        """Whether there are entries after this batch, and memory: it has no room for two of the largest frames."""
+        """Return whether the next batch can be built: there are entries, and memory for a second batch."""
         has_entries = bool(self._unbatched) or self._spool.synced > builder.batch.last_seq
         return has_entries and builder.units < 2 * self._policy.max_rows
 

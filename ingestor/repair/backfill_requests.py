@@ -33,7 +33,7 @@ def build_requests(
     selected = _select_subscriptions(subscriptions, ticker, path)
     if not selected:
         raise ValueError(f'no subscription includes "{ticker}"; name an endpoint with --path')
-    requests = [_build_request(each, start, end) for each in selected if has_history(each.path)]
+    requests = [_build_request(subscription, start, end) for subscription in selected if has_history(subscription.path)]
     if not requests:
         paths = ", ".join(subscription.path for subscription in selected)
         raise ValueError(f"the provider documents no history for {paths}")
@@ -58,10 +58,17 @@ def from_json(objects: Sequence[dict[str, Any]]) -> list[BackfillRequest]:
 
 def _select_subscriptions(subscriptions: Iterable[Subscription], ticker: str, path: str | None) -> list[Subscription]:
     """Return the subscriptions that include ``ticker``, each narrowed down to it."""
-    selected = [each for each in subscriptions if each.ticker in ("", ticker) and "user_id" not in each.params]
+    selected = [
+        subscription
+        for subscription in subscriptions
+        if subscription.ticker in ("", ticker) and "user_id" not in subscription.params
+    ]
     if path is not None:
-        selected = [each for each in selected if each.path == path] or [Subscription(path)]
-    return [Subscription(each.path, each.method, {**each.params, "ticker": ticker}) for each in selected]
+        selected = [subscription for subscription in selected if subscription.path == path] or [Subscription(path)]
+    return [
+        Subscription(subscription.path, subscription.method, {**subscription.params, "ticker": ticker})
+        for subscription in selected
+    ]
 
 
 def _build_request(subscription: Subscription, start: datetime, end: datetime) -> BackfillRequest:

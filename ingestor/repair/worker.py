@@ -50,7 +50,7 @@ log = logging.getLogger(__name__)
 
 
 class Cancelled(Exception):
-    """The worker stops, and nobody waits for the outcome. Never leaves this module."""
+    """The worker stops; the outcome is not needed. Never leaves this module."""
 
 
 class Inconclusive(Exception):
@@ -80,7 +80,7 @@ class RepairWorker:
         self._record = record
         self._table = RepairTable(write_to)
         self._engine = read_from
-        self.only: frozenset[int] | None = None
+        self.only_repair_ids: frozenset[int] | None = None
         self._wake = threading.Event()
         self._search_requested = threading.Event()
         self._stopping = threading.Event()
@@ -134,7 +134,7 @@ class RepairWorker:
         try:
             return self._round()
         except (Cancelled, LeaseHeldElsewhere):
-            pass  # another daemon does the repairs now, or nobody
+            pass  # another daemon does the repairs, or this one stops
         except DatabaseUnavailable as error:
             level = logging.WARNING if self._writer.status.database_up else logging.DEBUG  # else the writer has warned
             log.log(level, "the database cannot be reached, repairs wait for it", extra={"reason": str(error)})
@@ -169,7 +169,7 @@ class RepairWorker:
         now = boottime()
         with closing(store.due_repairs(self._engine, plan.midnight(_now()))) as due:
             for repair in due:
-                selected = self.only is None or repair.repair_id in self.only
+                selected = self.only_repair_ids is None or repair.repair_id in self.only_repair_ids
                 if selected and self._retry_at.get(repair.repair_id, 0.0) <= now:
                     return repair
         return None
@@ -178,7 +178,7 @@ class RepairWorker:
 
     def _search(self) -> None:
         self._in_writer(self._table.acquire_lease)
-        if self.only is not None:
+        if self.only_repair_ids is not None:
             return
         started_at = boottime()
         if started_at >= self._next_search_at:
@@ -235,7 +235,7 @@ class RepairWorker:
         covered = [repair, *store.repairs_inside(self._engine, repair, plan.history_range(repair)[1])]
         if query is not None:
             try:
-                self._run_query(repair, query, max(each.to_ts for each in covered))
+                self._run_query(repair, query, max(repair.to_ts for repair in covered))
             except ResponseTooLarge as error:
                 self._shorten_queries(repair, query, error)
                 return

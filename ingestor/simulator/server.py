@@ -29,7 +29,7 @@ class Simulator:
     With every tick its time ``now`` (seconds since the epoch) moves by ``step_seconds``. A subscription receives rows
     at once, and again with every tick that starts a new bucket of its path. Buckets have the feed's length (a minute, a
     second) unless ``cadence_seconds`` is given; REST and ``/real-time/`` paths return a window of ``window_seconds``.
-    Values are written as numbers and as text by turns. With every ``restate_every``-th tick the last bucket but one
+    Values are written alternately as numbers and as text. With every ``restate_every``-th tick the last bucket but one
     changes its value in all subscriptions.
     """
 

@@ -151,7 +151,7 @@ def _shut_down(connection: Any) -> None:
         with socket.socket(fileno=os.dup(connection.fileno())) as duplicate:
             duplicate.shutdown(socket.SHUT_RDWR)
     except Exception as error:  # the connection has just ended; each driver reports this differently
-        log.debug("a hung connection ended before it was shut down: %s", _one_line(error))
+        log.debug("a hung connection had ended already, nothing to shut down: %s", _one_line(error))
 
 
 _watchdog = _TransactionWatchdog()

@@ -12,7 +12,7 @@ down_revision = None
 branch_labels = None
 depends_on = None
 
-KEY = sa.String(64)  # as every word of ours: a state, a kind, a source
+KEY = sa.String(64)  # also for our own terms: a state, a kind, a source
 TIMESTAMP = sa.DateTime(timezone=True)
 BIG_ID = sa.BigInteger().with_variant(sa.Integer, "sqlite")
 

@@ -9,7 +9,7 @@
 -- nothing about the others, hence the conditions on params.
 -- `is_final` looks 1.1 hours past the bucket: gaps are searched once a minute, so that a gap in that hour has its
 -- repair by then. A repair is created once its gap has ended, and requests values from one hour before the gap on.
--- Live and repaired time are looked for at the same instant, because compaction merges them.
+-- Live and repaired time are read at the same instant, because compaction merges them.
 -- `series_id BETWEEN ...` is true for every integer. PostgreSQL expects it to be true for few and takes the query for
 -- a cheap one, which it is; otherwise it would compile the query (JIT) for longer than the answer takes.
 

@@ -9,7 +9,7 @@
 -- nothing about the others, hence the conditions on params.
 -- `is_final` looks 1.1 hours past the bucket: gaps are searched once a minute, so that a gap in that hour has its
 -- repair by then. A repair is created once its gap has ended, and requests values from one hour before the gap on.
--- Live and repaired time are looked for at the same instant, because compaction merges them.
+-- Live and repaired time are read at the same instant, because compaction merges them.
 
 CREATE VIEW $view AS /* Crowd sentiment by UTC bucket. Covered: live or repaired, even if the feed was quiet. Final: the bucket ended more than an hour ago (the provider restates values for one hour), no repair that may still restate it is open, and the time just after that hour was live, or is in a gap whose repair has ended, or no subscription was wanted then. */
 WITH RECURSIVE stretches (from_at) AS (

@@ -1,7 +1,6 @@
 """Create the views that analysts read.
 
-Their SQL is in the files beside this one: ``0002_views.sql`` has the views that both databases spell alike, a file per
-database the others.
+``0002_views.sql`` has the views whose SQL is the same for both databases; the others are in one file per database.
 """
 
 from __future__ import annotations
@@ -45,5 +44,5 @@ def read(name: str) -> str:
 
 
 def execute(statement: str) -> None:
-    # As it stands: neither a colon nor a percent sign marks a parameter.
+    # as is: a colon or a percent sign is no parameter
     op.get_bind().exec_driver_sql(statement, execution_options={"no_parameters": True})

@@ -61,7 +61,7 @@ class SizedTokenIssuer(TokenIssuer):
 class FaultySimulator(Simulator):
     """A simulator that misbehaves on demand.
 
-    ``started_at`` is the first ``now``. ``style`` "alternate" writes values as numbers and as text by turns.
+    ``started_at`` is the first ``now``. ``style`` "alternate" writes values alternately as numbers and as text.
     ``record_limit``: how many of the newest emissions, logins and REST requests are recorded.
     """
 

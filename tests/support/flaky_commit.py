@@ -15,7 +15,7 @@ from ingestor.pipeline.dedup import RecentValueCache
 
 
 class FlakyCommits:
-    """Lets a commit fail before or after it is done: whoever receives the error cannot know which."""
+    """Makes a commit fail before or after it is done; the caller cannot know which."""
 
     def __init__(self, engine: Engine) -> None:
         self._commit: Callable[[Any], None] = engine.dialect.do_commit
@@ -48,12 +48,12 @@ class CacheRecorder:
         self.contents: dict[int, dict[tuple[str, int], float]] = {}  # batch's first seq: (ticker, ts) → value
 
     def new_builder(
-        self, first_seq: int, decoder: Decoder, known: RecentValueCache | None = None, *, keep_payloads: bool
+        self, first_seq: int, decoder: Decoder, cache: RecentValueCache | None = None, *, keep_payloads: bool
     ) -> BatchBuilder:
         # Batches further on were begun on another assumption, and were never written.
         self.contents = {first: contents for first, contents in self.contents.items() if first < first_seq}
-        self.contents[first_seq] = {} if known is None else latest_values(known)
-        return BatchBuilder(first_seq, decoder, known, keep_payloads=keep_payloads)
+        self.contents[first_seq] = {} if cache is None else latest_values(cache)
+        return BatchBuilder(first_seq, decoder, cache, keep_payloads=keep_payloads)
 
 
 def latest_values(cache: RecentValueCache) -> dict[tuple[str, int], float]:

@@ -242,7 +242,7 @@ BUGS = (
     Bug(
         "an entry is skipped when the database rejects dead letters",
         "pipeline/committer.py",
-        'raise DatabaseUnavailable(f"the database rejects even a plain-ASCII dead letter: {error}") from None',
+        "raise DatabaseUnavailable(message) from None",
         "self._status.error = str(error)",
         WRITER,
     ),

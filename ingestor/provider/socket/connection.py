@@ -53,7 +53,7 @@ class Sink(Protocol):
     def congested(self) -> bool:
         """Whether too much waits to be synced."""
 
-    def append(self, what: Frame | Fact) -> int:
+    def append(self, item: Frame | Fact) -> int:
         """Append without waiting; return the seq."""
 
     async def wait_for_space(self) -> None:

@@ -369,10 +369,10 @@ async def _first_frame(connection: Connection) -> None:
 
 async def _wait_for_any(*waits: Wait, task: asyncio.Task[Any] | None = None, seconds: float | None = None) -> None:
     """Wait until one is done. Cancel the ``waits``, not the ``task``. Results and errors are left to the caller."""
-    own = [asyncio.ensure_future(wait) for wait in waits]
+    tasks = [asyncio.ensure_future(wait) for wait in waits]
     try:
-        await asyncio.wait([*own, task] if task else own, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait([*tasks, task] if task else tasks, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
     finally:
-        for wait in own:
+        for wait in tasks:
             wait.cancel()
-        await asyncio.gather(*own, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)

@@ -27,7 +27,7 @@ class GroupStatus:
 
 
 class GroupCounters:
-    """Counters of one group, which go on from connection to connection."""
+    """Counters of one group, kept across its connections."""
 
     def __init__(self) -> None:
         self.last_error = ""

@@ -30,7 +30,7 @@ class ErrorThrottle:
         suppressed = self._throttle.admit(fact.detail["event"], fact, now, variant=fact.detail["text"])
         if suppressed is not None:
             self._emit(fact, suppressed)
-        self._arm()
+        self._set_timer()
 
     def flush(self) -> None:
         """Record now what was held back, because the group ends."""
@@ -40,7 +40,7 @@ class ErrorThrottle:
         for fact, count in self._throttle.flush():
             self._emit(fact, count - 1)
 
-    def _arm(self) -> None:
+    def _set_timer(self) -> None:
         due_at = self._throttle.next_due()
         if self._timer is None and due_at is not None:
             # By the planned time: the loop may call a moment early, by its own resolution.
@@ -50,7 +50,7 @@ class ErrorThrottle:
         self._timer = None
         for fact, count in self._throttle.due(now):
             self._emit(fact, count - 1)
-        self._arm()
+        self._set_timer()
 
     def _emit(self, fact: Fact, suppressed: int) -> None:
         extra = {"suppressed": suppressed} if suppressed else {}

@@ -18,7 +18,7 @@ from sqlalchemy import Connection, Engine, Select, and_, bindparam, case, func, 
 from ingestor.store import leases, schema, views
 from ingestor.store.engine import fetch_all, insert_or_ignore, translate_errors
 
-LEASE = "healing"
+LEASE = "repair"
 LEASE_TIME = timedelta(minutes=5)  # longer than the provider takes to respond; renewed before each request
 
 RepairKind = Literal["window", "snapshot", "historical", "manual"]

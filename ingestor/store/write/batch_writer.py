@@ -107,9 +107,9 @@ class BatchWriter:
         with self._begin() as connection:
             new = insert_or_ignore(connection, schema.instances)
             connection.execute(new, [{"spool_id": instance.spool_id, "position": first_seq - 1, **columns}])
-            mine = table.c.spool_id == instance.spool_id
-            connection.execute(update(table).where(mine).values(**columns))
-            row = connection.execute(select(table.c.instance_id, table.c.position).where(mine)).one()
+            this_instance = table.c.spool_id == instance.spool_id
+            connection.execute(update(table).where(this_instance).values(**columns))
+            row = connection.execute(select(table.c.instance_id, table.c.position).where(this_instance)).one()
         self.instance_id = row.instance_id
         position: int = row.position
         return position
@@ -128,9 +128,9 @@ class BatchWriter:
 
     def publish_heartbeat(self, at_us: int) -> None:
         """State that everything received before ``at_us`` is in the tables."""
-        mine = schema.instances.c.instance_id == self.instance_id
+        this_instance = schema.instances.c.instance_id == self.instance_id
         with self._begin() as connection:
-            connection.execute(update(schema.instances).where(mine).values(heartbeat_at=to_datetime(at_us)))
+            connection.execute(update(schema.instances).where(this_instance).values(heartbeat_at=to_datetime(at_us)))
 
     def write(self, batch: Batch) -> WriteResult:
         """Commit a whole batch. Raises PositionConflict if it was committed before; nothing is changed then."""

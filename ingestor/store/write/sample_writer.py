@@ -123,7 +123,7 @@ def dead_letter_of(row: SampleRow, detail: str) -> DeadLetter:
         row_index=row.row_index,
         received_us=row.received_us,
         stage="insert",
-        reason="refused by the database",
+        reason="rejected by the database",
         detail=detail,
         body=json.dumps(body),
     )

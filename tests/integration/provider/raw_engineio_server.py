@@ -191,10 +191,10 @@ class Memory:
         self.fault: Exception | None = None
         self._changed = asyncio.Event()
 
-    def append(self, what: Frame | Fact) -> int:
-        if self.fault is not None and isinstance(what, Frame):
+    def append(self, item: Frame | Fact) -> int:
+        if self.fault is not None and isinstance(item, Frame):
             raise self.fault
-        self.all.append(what)
+        self.all.append(item)
         self._changed.set()
         return len(self.all)
 

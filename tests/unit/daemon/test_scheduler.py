@@ -37,7 +37,7 @@ def seconds_left(scheduler: JobScheduler, name: str) -> float:
 async def test_job_at_a_time_keeps_it_across_clock_step(scheduler: JobScheduler, step: timedelta) -> None:
     scheduler.at("once", asyncio.Event().wait, boottime() + 100)
     with time_machine.travel(datetime.now(UTC) + step, tick=True):
-        scheduler.rearm_all()
+        scheduler.reschedule_all()
         assert seconds_left(scheduler, "once") == pytest.approx(100, abs=2)
 
 
@@ -45,7 +45,7 @@ async def test_job_at_a_time_keeps_it_across_clock_step(scheduler: JobScheduler,
 async def test_interval_job_starts_again_after_clock_step(scheduler: JobScheduler, step: timedelta) -> None:
     scheduler.every("often", lambda: None, 60, first_seconds=10)
     with time_machine.travel(datetime.now(UTC) + step, tick=True):
-        scheduler.rearm_all()
+        scheduler.reschedule_all()
         assert seconds_left(scheduler, "often") == pytest.approx(10, abs=2)
 
 
@@ -70,7 +70,7 @@ async def test_job_runs_once_and_is_not_armed_again(scheduler: JobScheduler) -> 
     scheduler.at("once", run, boottime() + 0.05)
     scheduler.at("once", run, boottime() + 0.1)  # replaces the first
     await asyncio.sleep(0.3)
-    scheduler.rearm_all()
+    scheduler.reschedule_all()
     await asyncio.sleep(0.05)
     assert len(runs) == 1
 
