@@ -132,9 +132,8 @@ class RestClient:
 
         ``can_split``: the caller can request the same in smaller ranges, so at most ``MAX_SPLITTABLE_BYTES`` are read.
 
-        Raises:
-            RestUnavailable: no usable response now. RestRefused: there will be none. ResponseTooLarge: request less.
-            TokenRefused: the API key is not accepted (401).
+        Raises RestUnavailable: no usable response now. RestRefused: there will be none. ResponseTooLarge: request less.
+        TokenRefused: the API key is not accepted (401).
         """
         sent_us = wall_us()
         try:

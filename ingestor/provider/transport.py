@@ -43,9 +43,8 @@ def http_session(tls_context: ssl.SSLContext | None, proxy: SecretStr | None = N
     """
     trace = aiohttp.TraceConfig()
     trace.on_request_redirect.append(_refuse_redirect)
-    connector = aiohttp.TCPConnector(ssl=tls_context if tls_context is not None else True)
     return aiohttp.ClientSession(
-        connector=connector,
+        connector=aiohttp.TCPConnector(ssl=tls_context if tls_context is not None else True),
         trace_configs=[trace],
         cookie_jar=aiohttp.DummyCookieJar(),
         proxy=proxy.get_secret_value() if proxy else None,

@@ -47,8 +47,7 @@ def count_queries(request: BackfillRequest) -> int:
 
 def to_json(requests: Sequence[BackfillRequest]) -> list[dict[str, Any]]:
     """Return the requests as JSON objects."""
-    objects: list[dict[str, Any]] = msgspec.to_builtins(requests)
-    return objects
+    return [msgspec.to_builtins(request) for request in requests]
 
 
 def from_json(objects: Sequence[dict[str, Any]]) -> list[BackfillRequest]:

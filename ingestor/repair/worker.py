@@ -151,7 +151,7 @@ class RepairWorker:
             if self._search_requested.is_set():
                 self._search_requested.clear()
                 self._search()
-            if self._spool_is_busy():
+            if self._spool.disk_full or self._spool.live_bytes * SPOOL_RATIO > self._spool.max_bytes:
                 return SHORT_PAUSE_SECONDS
             repair = self._next_due()
             if repair is None:
@@ -161,9 +161,6 @@ class RepairWorker:
             self._stopping.wait(self._rest.pause_seconds)
             self._attempt(repair)
         return None
-
-    def _spool_is_busy(self) -> bool:
-        return self._spool.disk_full or self._spool.live_bytes * SPOOL_RATIO > self._spool.max_bytes
 
     def _next_due(self) -> Repair | None:
         now = boottime()
@@ -292,11 +289,9 @@ class RepairWorker:
     # -- outcomes
 
     def _finish(self, repairs: Sequence[Repair]) -> None:
+        count = partial(store.count_new_rows, self._engine)
         for page in _pages(repairs):
-            new_rows = {
-                repair.repair_id: store.count_new_rows(self._engine, repair, bucket_length(repair.path))
-                for repair in page
-            }
+            new_rows = {repair.repair_id: count(repair, bucket_length(repair.path)) for repair in page}
             self._in_writer(partial(self._table.finish, new_rows=new_rows, now=_now()))
             for repair in page:
                 self._report("repaired", repair, new_rows=new_rows[repair.repair_id])

@@ -8,7 +8,6 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from types import MappingProxyType
 
 from pydantic import SecretStr
 
@@ -91,8 +90,7 @@ class TokenSource:
     async def get(self, *, fresh: bool = False) -> Token:
         """Return the current token or, with ``fresh``, a new one. Waits for the backoff of earlier failures.
 
-        Raises:
-            TokenRefused, TokenUnavailable: this login failed. Call again at once: the next one waits as long as needed.
+        Raises TokenRefused or TokenUnavailable if it failed. Call again at once: the next one waits as long as needed.
         """
         if not fresh and self.current is not None and boottime() < self.current.expires_at:
             return self.current
@@ -123,7 +121,7 @@ class TokenSource:
             expires_in_seconds=token.expires_at - now if token else None,
             renews_in_seconds=self._renewal_due(token) - now if token else None,
             life_seconds=token.life_seconds if token else None,
-            logins=MappingProxyType(dict(self._logins)),
+            logins=dict(self._logins),
             last_error=self._last_error,
         )
 

@@ -43,8 +43,7 @@ async def probe(
 ) -> ProtocolVersion:
     """Request the version from the server at ``url``; reads at most 4 KiB within 30 s.
 
-    Raises:
-        ConnectionRefused: the token is refused. ConnectionFailed: no response. ProtocolUnsupported: another version.
+    Raises ConnectionRefused for the token, ConnectionFailed without a response, ProtocolUnsupported for other versions.
     """
     root = urlsplit(url)
     address = f"{root.scheme}://{root.netloc}/{socketio_path(url)}/?EIO=4&transport=polling&token={quote(token, '')}"

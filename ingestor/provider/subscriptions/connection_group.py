@@ -77,18 +77,14 @@ class ConnectionGroup:
         return tuple(self._subscriptions)
 
     @property
-    def connected(self) -> bool:
-        """Whether a connection is in use."""
-        return self._connection is not None
-
-    @property
-    def _connection(self) -> Connection | None:
+    def connection(self) -> Connection | None:
+        """The connection in use."""
         session = self.tracker.session
         return session.connection if session and session.connection.alive else None
 
     def status(self) -> GroupStatus:
         connections = [session.connection for session in self._sessions]
-        return self._counters.status(self._settings, self._connection, connections)
+        return self._counters.status(self._settings, self.connection, connections)
 
     async def run(self) -> None:
         """Connect, serve, reconnect. Raises what the sink raises; every other error is retried."""
@@ -337,7 +333,7 @@ class ConnectionGroup:
             self._counters.add_closed(session.connection)
 
     async def _stop(self) -> None:
-        connection = self._connection
+        connection = self.connection
         self.tracker.detach(read_clocks())
         self._set_tracker_timer()
         reason = "daemon stopped" if self._subscriptions else "no subscriptions left on this connection"

@@ -249,5 +249,5 @@ class Supervisor:
 
     def _on_token_failed(self, error: IngestorError, retry_in_seconds: float) -> None:
         detail: dict[str, Any] = {"reason": sanitize(error), "retry_in_seconds": round(retry_in_seconds, 1)}
-        keys = [key for group in self._groups.values() if not group.connected for key in group.keys]
+        keys = [key for group in self._groups.values() if not group.connection for key in group.keys]
         self._states.apply("token_failed", keys, detail, wall_us())
