@@ -60,7 +60,7 @@ class Backfill:
         return ForkedDaemon(self._fork_server, self.config, self.simulator.api_key, TEST_CONSTANTS=SHORT_INTERVALS)
 
     def assert_complete(self) -> None:
-        """Check that every row of the provider is stored, and that the books balance."""
+        """Check that every row of the provider is stored, and that the ledger balances."""
         market = self.simulator.market
         first, last = (market.bucket(CROWD, at.timestamp()) for at in (START, MIDNIGHT))
         rows = market.rows(CROWD, {"ticker": "AAPL"}, first, last - 1, "numbers")

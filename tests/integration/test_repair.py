@@ -415,6 +415,6 @@ async def test_one_of_two_daemons_repairs(world: World, postgres_url: str) -> No
         await second.wait_until_live()
         await world.until(lambda: len(repairs(first.db, "done")) == 2)
         await first.stop()
-        await second.stop()  # before either checks that the books balance
+        await second.stop()  # before either checks that the ledger balances
     assert len(world.simulator.rest_requests) == 1
     assert len(first.db.rows("SELECT * FROM events WHERE kind = 'repaired'")) == 2

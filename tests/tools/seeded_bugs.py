@@ -63,7 +63,7 @@ BUGS = (
         DURABILITY,
     ),
     Bug(
-        "received before it is synced",
+        "data counts as received before it is synced",
         "spool/spool.py",
         "while self.synced < seq:",
         "while self.head < seq:",
@@ -77,7 +77,7 @@ BUGS = (
         SPOOL,
     ),
     Bug(
-        "seqs begin anew when all is acknowledged",
+        "seqs restart at 1 when the spool is empty",
         "spool/chunk_store.py",
         "header = SpoolHeader(*counters)",
         "header = SpoolHeader(*counters)._replace(\n"
@@ -86,28 +86,28 @@ BUGS = (
         SPOOL,
     ),
     Bug(
-        "a heartbeat vouches for what is not synced",
+        "a heartbeat covers entries that are not synced",
         "spool/spool.py",
         "self._hand_over()\n        self._queue.put(_HeartbeatWork",
         "self._queue.put(_HeartbeatWork",
         SPOOL,
     ),
     Bug(
-        "an unfinished chunk is acknowledged whole",
+        "a partly committed chunk is acknowledged whole",
         "spool/chunk_store.py",
         '"DELETE FROM chunks WHERE first_seq <= ? AND last_seq <= ?"',
         '"DELETE FROM chunks WHERE first_seq <= ? AND first_seq <= ?"',
         SPOOL,
     ),
     Bug(
-        "what is synced while the oldest is looked for counts as gone",
+        "an entry synced during the first_seq query counts as deleted",
         "spool/spool.py",
         "self._reader.first_seq() or synced + 1",
         "self._reader.first_seq() or self.synced + 1",
         SPOOL,
     ),
     Bug(
-        "what was acknowledged is begun with once more",
+        "acknowledged entries are written again",
         "spool/spool.py",
         "return max(self._reader.first_seq() or synced + 1, self.acked + 1)",
         "return self._reader.first_seq() or synced + 1",
@@ -170,21 +170,21 @@ BUGS = (
         WRITER,
     ),
     Bug(
-        "the process's end waits for a statement that hangs",
+        "the process cannot exit while a statement hangs",
         "core/threads.py",
         "self._run, name=name, daemon=True",
         "self._run, name=name, daemon=False",
         "tests/unit/core/test_daemon_executor.py",
     ),
     Bug(
-        "moments are doubles",
+        "timestamps are computed as doubles",
         "store/write/postgres_sql.py",
         "{0} / 1000000 * interval '1 second' + {0} %% 1000000 * interval '1 microsecond'",
         "{0} * interval '1 microsecond'",
         f"{PIPELINE}/test_hostile_payloads.py",
     ),
     Bug(
-        "repetitions are left out where they matter",
+        "dedup removes repetitions that another instance made relevant",
         "store/write/sample_writer.py",
         "if self._is_deduplicated and counts.not_current:",
         "if False:",
@@ -212,7 +212,7 @@ BUGS = (
         VALUES,
     ),
     Bug(
-        "of several values in a batch the first stays",
+        "the first of several values in a batch is kept",
         "store/write/revisions.py",
         "            restated.add(key)\n",
         "            pass\n",
@@ -226,14 +226,14 @@ BUGS = (
         VALUES,
     ),
     Bug(
-        "restated values are not looked for",
+        "restated values are not detected",
         "store/write/sample_writer.py",
         "if new < len(rows):",
         "if False:",
         f"{WRITER} {MODEL}",
     ),
     Bug(
-        "an outage sets rows aside",
+        "an outage makes rows dead letters",
         "store/engine.py",
         "    return DatabaseUnavailable(_one_line(error))\n\n\ndef _one_line",
         "    return BatchRejected(_one_line(error))\n\n\ndef _one_line",
@@ -247,7 +247,7 @@ BUGS = (
         WRITER,
     ),
     Bug(
-        "a bad row takes its batch along",
+        "a bad row rejects its whole batch",
         "store/write/bisection.py",
         "        if len(items) == 1:\n            reject(items[0], error)\n            return\n",
         "        if items:\n            for item in items:\n                reject(item, error)\n            return\n",
@@ -261,7 +261,7 @@ BUGS = (
         f"{STORE}/test_coverage_compaction.py",
     ),
     Bug(
-        "live until the loss was noticed",
+        "coverage is live until the loss was noticed",
         "provider/subscriptions/connection_group.py",
         'self._set_all(event, connection.last_activity_us, "disconnected", **detail)',
         'self._set_all(event, None, "disconnected", **detail)',
@@ -282,7 +282,7 @@ BUGS = (
         "tests/integration/provider/test_silence.py",
     ),
     Bug(
-        "a change is kept from the connection that is about to take over",
+        "a config change does not reach the replacement connection",
         "provider/subscriptions/connection_group.py",
         "for session in self._sessions:\n            session.add(subscriptions)",
         "if session := self.tracker.session:\n            session.add(subscriptions)",
@@ -310,7 +310,7 @@ BUGS = (
         f"{PIPELINE}/test_hostile_payloads.py",
     ),
     Bug(
-        "the memory of names is not bounded",
+        "the cache of interned names is not bounded",
         "store/write/interning.py",
         "if len(self._ids) + count > self._capacity:",
         "if False:",
