@@ -13,7 +13,7 @@ from ..support.daemon import COMMAND, write_config
 from ..support.fork_server import ForkedCommand, ForkedDaemon, ForkServer
 from ..support.postgres_server import free_port
 
-KEY = "the-key-of-this-desk"
+KEY = "the-key-of-the-shared-daemon"
 PATHS = {"/real-time/crowd-sentiment": ["AAPL", "ON"], "/real-time/tweet-volume": ["6E_F"]}
 
 
@@ -25,14 +25,14 @@ def fork_server() -> Iterator[ForkServer]:
 
 
 @dataclass(frozen=True, slots=True)
-class Desk:
+class SharedDaemon:
     """A simulated provider with a value per second, and a daemon that stores them. Tests read from it only."""
 
     config: Path
     daemon: ForkedDaemon
     fork_server: ForkServer
 
-    def typed(self, *arguments: str | Path) -> list[str | Path]:
+    def command_line(self, *arguments: str | Path) -> list[str | Path]:
         """Return a command line of the installed command with this config."""
         return [COMMAND, *arguments, "--config", self.config]
 
@@ -43,9 +43,9 @@ class Desk:
 
 
 @pytest.fixture(scope="session")
-def desk(fork_server: ForkServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Desk]:
-    """A desk that all tests share."""
-    folder, port = tmp_path_factory.mktemp("desk"), free_port()
+def shared_daemon(fork_server: ForkServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[SharedDaemon]:
+    """The daemon that all tests share."""
+    folder, port = tmp_path_factory.mktemp("shared"), free_port()
     serve = ("simulate", "--port", str(port), "--api-key", KEY, "--cadence", "1")
     provider = ForkedCommand(fork_server, *serve, folder=folder)
     database = f"sqlite:///{folder / 'ingestor.db'}"
@@ -57,6 +57,6 @@ def desk(fork_server: ForkServer, tmp_path_factory: pytest.TempPathFactory) -> I
     while not daemon.status.get("rows", {}).get("new"):
         assert time.monotonic() < deadline, daemon.stderr
         time.sleep(0.05)
-    yield Desk(config, daemon, fork_server)
+    yield SharedDaemon(config, daemon, fork_server)
     daemon.kill()
     provider.kill()

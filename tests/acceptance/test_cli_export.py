@@ -9,15 +9,15 @@ import re
 import subprocess
 from pathlib import Path
 
-from .conftest import Desk
+from .conftest import SharedDaemon
 
 
-def test_export_to_file_while_daemon_writes_shows_progress(desk: Desk, tmp_path: Path) -> None:
+def test_export_to_file_while_daemon_writes_shows_progress(shared_daemon: SharedDaemon, tmp_path: Path) -> None:
     query = "SELECT ticker, ts, value FROM observations WHERE feed = 'crowd-sentiment'"
-    before = {(row["ticker"], row["ts"].isoformat(), str(row["value"])) for row in desk.daemon.db.rows(query)}
+    before = {(row["ticker"], row["ts"].isoformat(), str(row["value"])) for row in shared_daemon.daemon.db.rows(query)}
     file = tmp_path / "x.csv"
     screen, terminal = pty.openpty()
-    command = desk.typed("export", "--feed", "crowd-sentiment", "-o", file)
+    command = shared_daemon.command_line("export", "--feed", "crowd-sentiment", "-o", file)
     done = subprocess.run(command, stdout=subprocess.PIPE, stderr=terminal, text=True, timeout=20)
     os.close(terminal)
     shown = os.read(screen, 100_000).decode()

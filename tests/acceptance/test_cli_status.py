@@ -10,13 +10,15 @@ import signal
 import subprocess
 from pathlib import Path
 
-from .conftest import Desk
+from .conftest import SharedDaemon
 from .test_cli_start import run_cli
 from .test_cli_tail import quiet_database
 
 
-def test_status_watch_prints_a_block_with_rates_each_second(desk: Desk) -> None:
-    process = subprocess.Popen(desk.typed("status", "--watch"), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+def test_status_watch_prints_a_block_with_rates_each_second(shared_daemon: SharedDaemon) -> None:
+    process = subprocess.Popen(
+        shared_daemon.command_line("status", "--watch"), stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
     assert process.stdout
     output = ""
     while "frames/s" not in output and (line := process.stdout.readline()):
@@ -30,21 +32,23 @@ def test_status_watch_prints_a_block_with_rates_each_second(desk: Desk) -> None:
     assert "  3 subscriptions live" in second
 
 
-def test_status_watch_json_prints_lines_until_pipe_closes(desk: Desk) -> None:
-    command = " ".join(map(str, desk.typed("status", "--watch", "--output", "json")))
-    said = subprocess.run(
+def test_status_watch_json_prints_lines_until_pipe_closes(shared_daemon: SharedDaemon) -> None:
+    command = " ".join(map(str, shared_daemon.command_line("status", "--watch", "--output", "json")))
+    result = subprocess.run(
         ["bash", "-o", "pipefail", "-c", f"{command} | head -2"], capture_output=True, text=True, timeout=20
     )
-    assert (said.returncode, said.stderr) == (0, "")
-    first, second = map(json.loads, said.stdout.splitlines())
+    assert (result.returncode, result.stderr) == (0, "")
+    first, second = map(json.loads, result.stdout.splitlines())
     assert first["source"] == "daemon" and first["rates"] == {}
     assert second["rates"]["frames_per_second"] > 0
 
 
-def test_status_watch_refreshes_in_place_on_a_terminal(desk: Desk) -> None:
+def test_status_watch_refreshes_in_place_on_a_terminal(shared_daemon: SharedDaemon) -> None:
     ours, theirs = pty.openpty()
     environment = {**os.environ, "TERM": "xterm", "COLUMNS": "120", "LINES": "40"}
-    process = subprocess.Popen(desk.typed("status", "--watch"), stdout=theirs, stderr=theirs, env=environment)
+    process = subprocess.Popen(
+        shared_daemon.command_line("status", "--watch"), stdout=theirs, stderr=theirs, env=environment
+    )
     os.close(theirs)
     seen = b""
     while b"rows/s" not in seen:
@@ -62,9 +66,9 @@ def test_status_watch_refreshes_in_place_on_a_terminal(desk: Desk) -> None:
     assert seen.rstrip().endswith(b"\x1b[?25h")  # the cursor is visible again
 
 
-def test_status_asks_the_daemon_despite_invalid_config(desk: Desk, tmp_path: Path) -> None:
-    config = desk.daemon.folder / "broken.yaml"
-    config.write_text(desk.config.read_text() + "\n]")
+def test_status_asks_the_daemon_despite_invalid_config(shared_daemon: SharedDaemon, tmp_path: Path) -> None:
+    config = shared_daemon.daemon.folder / "broken.yaml"
+    config.write_text(shared_daemon.config.read_text() + "\n]")
     seen = run_cli("status", "--config", str(config))
     config.unlink()
     assert (seen.returncode, seen.stderr) == (0, "")

@@ -14,12 +14,12 @@ from ingestor.store.engine import make_engine
 
 from ..integration.store.row_factory import Database
 from ..support.daemon import COMMAND
-from .conftest import Desk
+from .conftest import SharedDaemon
 
 
-def test_tail_follow_prints_every_value_once_until_ctrl_c(desk: Desk) -> None:
+def test_tail_follow_prints_every_value_once_until_ctrl_c(shared_daemon: SharedDaemon) -> None:
     process = subprocess.Popen(
-        desk.typed("tail", "-f", "-n", "3", "--output", "json"),
+        shared_daemon.command_line("tail", "-f", "-n", "3", "--output", "json"),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -35,14 +35,16 @@ def test_tail_follow_prints_every_value_once_until_ctrl_c(desk: Desk) -> None:
     assert values[3:] == sorted(values[3:])
     # Every value stored for these entries was printed.
     first, last = seen[3]["seq"], seen[-1]["seq"]
-    stored = desk.daemon.db.rows(f"SELECT seq, value FROM observations WHERE seq > {first} AND seq < {last}")
+    stored = shared_daemon.daemon.db.rows(f"SELECT seq, value FROM observations WHERE seq > {first} AND seq < {last}")
     assert {(row["seq"], row["value"]) for row in stored} <= {(row["seq"], row["value"]) for row in seen}
 
 
-def test_tail_prints_one_ticker_as_text(desk: Desk) -> None:
-    said = subprocess.run(desk.typed("tail", "6E_F", "--limit", "2"), capture_output=True, text=True, timeout=20)
-    assert (said.returncode, said.stderr) == (0, "")
-    first, second = said.stdout.splitlines()
+def test_tail_prints_one_ticker_as_text(shared_daemon: SharedDaemon) -> None:
+    result = subprocess.run(
+        shared_daemon.command_line("tail", "6E_F", "--limit", "2"), capture_output=True, text=True, timeout=20
+    )
+    assert (result.returncode, result.stderr) == (0, "")
+    first, second = result.stdout.splitlines()
     assert first < second
     assert "  6E_F      tweet-volume  volume " in first
 
@@ -64,9 +66,11 @@ def test_tail_follow_ends_when_the_pipe_closes(tmp_path: Path) -> None:
     config = quiet_database(tmp_path)
     command = shlex.join(map(str, (COMMAND, "tail", "-f", "--config", config)))
     began = time.monotonic()
-    said = subprocess.run(
+    result = subprocess.run(
         ["bash", "-o", "pipefail", "-c", f"{command} | head -1"], capture_output=True, text=True, timeout=20
     )
-    assert (said.returncode, said.stderr) == (0, "")
-    assert said.stdout == "2024-03-10 10:00:00  ON        crowd-sentiment  crowd_sentiment 0.25  (received 10:00:00)\n"
+    assert (result.returncode, result.stderr) == (0, "")
+    assert (
+        result.stdout == "2024-03-10 10:00:00  ON        crowd-sentiment  crowd_sentiment 0.25  (received 10:00:00)\n"
+    )
     assert time.monotonic() - began < 10

@@ -13,7 +13,7 @@ import pytest
 from ingestor.daemon.control_socket import ControlError, control_server
 
 from ..support.daemon import until
-from .conftest import Desk
+from .conftest import SharedDaemon
 from .test_cli_start import run_cli
 
 CONFIG = """\
@@ -103,18 +103,18 @@ async def test_reload_option_shows_the_daemons_response(config: Path) -> None:
     assert ["NO" in text for text in texts] == [True, True, True]
 
 
-async def test_running_daemon_applies_added_and_removed_tickers(desk: Desk) -> None:
-    before, path = desk.config.read_text(), "/real-time/tweet-volume"
-    connections = [connection["id"] for connection in desk.daemon.status["connections"]]
+async def test_running_daemon_applies_added_and_removed_tickers(shared_daemon: SharedDaemon) -> None:
+    before, path = shared_daemon.config.read_text(), "/real-time/tweet-volume"
+    connections = [connection["id"] for connection in shared_daemon.daemon.status["connections"]]
 
-    def typed(command: str) -> str:
-        line = desk.typed(command, "NO", "--path", path, "--reload")
+    def command_line(command: str) -> str:
+        line = shared_daemon.command_line(command, "NO", "--path", path, "--reload")
         return subprocess.run(line, capture_output=True, text=True, check=True, timeout=60).stdout
 
-    assert typed("add").endswith("NO: added\nadded: 1\nremoved: 0\n")
+    assert command_line("add").endswith("NO: added\nadded: 1\nremoved: 0\n")
     rows = "SELECT count(*) FROM tweet_volume WHERE ticker = 'NO'"
-    await until(lambda: desk.daemon.db.scalar(rows))
-    assert typed("remove").endswith("NO: removed\nadded: 0\nremoved: 1\n")
-    await desk.daemon.wait_until_live()
-    assert [connection["id"] for connection in desk.daemon.status["connections"]] == connections
-    assert desk.config.read_text() == before
+    await until(lambda: shared_daemon.daemon.db.scalar(rows))
+    assert command_line("remove").endswith("NO: removed\nadded: 0\nremoved: 1\n")
+    await shared_daemon.daemon.wait_until_live()
+    assert [connection["id"] for connection in shared_daemon.daemon.status["connections"]] == connections
+    assert shared_daemon.config.read_text() == before

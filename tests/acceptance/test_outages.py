@@ -38,7 +38,7 @@ def sqlite_url(tmp_path: Path) -> str:
     return f"sqlite:///{tmp_path / 'ingestor.db'}"
 
 
-def complaints(scenario: OutageScenario) -> int:
+def count_outage_warnings(scenario: OutageScenario) -> int:
     """Count the warnings that the database is unavailable."""
     return scenario.daemon.stderr.count(AWAY)
 
@@ -52,11 +52,11 @@ async def test_postgres_stops_and_kills_under_load_lose_nothing(
 ) -> None:
     async with OutageScenario(fork_server, tmp_path, postgres.url()) as scenario:
         for end in (postgres.stop, postgres.kill, postgres.stop):
-            before = complaints(scenario)
+            before = count_outage_warnings(scenario)
             end()
             await scenario.assert_receives_for(1.5)
             # One warning per retry, and the pauses grow.
-            assert 1 <= complaints(scenario) - before <= 12
+            assert 1 <= count_outage_warnings(scenario) - before <= 12
             postgres.start()
             await scenario.wait_until_drained()
             await scenario.assert_receives_for(0.3)
@@ -68,7 +68,7 @@ async def test_locked_sqlite_file_is_waited_for(fork_server: ForkServer, sqlite_
         with closing(sqlite3.connect(tmp_path / "ingestor.db", isolation_level=None)) as other:
             other.execute("BEGIN EXCLUSIVE")
             await scenario.assert_receives_for(6.5)  # SQLite's own busy timeout is 5 s
-            assert complaints(scenario) >= 1
+            assert count_outage_warnings(scenario) >= 1
             assert scenario.daemon.status["spool"]["entries"] > 1000
         await scenario.finish()
 
@@ -125,7 +125,7 @@ async def test_connection_cut_after_each_commit_duplicates_nothing(
         for number in range(9):
             await cut_at_commit(scenario, proxy, committed=number % 3 > 0)
         await scenario.finish()
-    assert complaints(scenario) >= 9
+    assert count_outage_warnings(scenario) >= 9
 
 
 async def cut_at_commit(scenario: OutageScenario, proxy: TcpProxy, *, committed: bool) -> None:
@@ -147,10 +147,10 @@ async def test_full_database_disk_is_waited_out_without_dead_letters(fork_server
     with small_disk(tmp_path / "small", 24 * MEBIBYTE) as folder:
         async with OutageScenario(fork_server, tmp_path, f"sqlite:///{folder / 'ingestor.db'}") as scenario:
             for _ in range(2):
-                before = complaints(scenario)
+                before = count_outage_warnings(scenario)
                 with fill_disk(folder):
                     await scenario.assert_receives_for(2)
-                    assert complaints(scenario) > before
+                    assert count_outage_warnings(scenario) > before
                 await scenario.wait_until_drained()
             await scenario.finish()
     assert "full" in scenario.daemon.stderr
@@ -270,7 +270,7 @@ async def test_restored_sqlite_copy_is_recorded_as_lost(
         await scenario.assert_receives_for(0.5)
         assert len(taken) > 100
         await scenario.finish(without=taken)
-        assert_hole_on_record(scenario)
+        assert_loss_is_recorded(scenario)
 
 
 def stored(url: str) -> set[int]:
@@ -279,7 +279,7 @@ def stored(url: str) -> set[int]:
 
 
 @pytest.mark.postgres
-async def test_postgres_restored_under_running_daemon_is_recorded_as_lost(
+async def test_postgres_restored_under_daemon_is_recorded_as_lost(
     fork_server: ForkServer, postgres: Postgres, tmp_path: Path
 ) -> None:
     with psycopg.connect(postgres.url(), autocommit=True) as admin:
@@ -300,7 +300,7 @@ async def test_postgres_restored_under_running_daemon_is_recorded_as_lost(
             await scenario.assert_receives_for(0.5)
             assert len(taken) > 100
             await scenario.finish(without=taken)
-            assert_hole_on_record(scenario)
+            assert_loss_is_recorded(scenario)
 
 
 async def killed_and_copied(scenario: OutageScenario, admin: psycopg.Connection[Any]) -> None:
@@ -311,7 +311,7 @@ async def killed_and_copied(scenario: OutageScenario, admin: psycopg.Connection[
     admin.execute("CREATE DATABASE copy TEMPLATE books")
 
 
-def assert_hole_on_record(scenario: OutageScenario) -> None:
+def assert_loss_is_recorded(scenario: OutageScenario) -> None:
     """Assert that a new instance continues, and that the old one is closed as lost with a warning."""
     db = scenario.daemon.db
     assert db.scalar("SELECT count(*) FROM instances") == 2

@@ -21,7 +21,7 @@ CUTS = 4
 
 
 @dataclass(frozen=True, slots=True)
-class Moment:
+class PowerCut:
     """A power cut: the content of the disk, and the events acknowledged before."""
 
     image: Path
@@ -39,16 +39,16 @@ async def test_power_cut_keeps_acknowledged_events_once(
     disk: CuttableDisk, fork_server: ForkServer, tmp_path: Path
 ) -> None:
     pick = random.Random(0)
-    moments = []
+    power_cuts = []
     async with NumberedFeed(rate=400) as feed:
         async with ForkedDaemon(fork_server, config_on(disk.folder, feed), KEY) as daemon:
             await daemon.wait_until_live()
             for number in range(CUTS):
                 await asyncio.sleep(pick.uniform(0.2, 1))
-                moments.append(cut(disk, feed, tmp_path / f"cut-{number}"))
+                power_cuts.append(cut(disk, feed, tmp_path / f"cut-{number}"))
         feed.rate = 0
-        for moment in moments:
-            print(await resurrected(fork_server, feed, moment))
+        for power_cut in power_cuts:
+            print(await resurrected(fork_server, feed, power_cut))
 
 
 def config_on(folder: Path, feed: NumberedFeed) -> Path:
@@ -56,15 +56,15 @@ def config_on(folder: Path, feed: NumberedFeed) -> Path:
     return write_config(folder, url=feed.url, database_url=url, subscriptions={PATH: TICKERS})
 
 
-def cut(disk: CuttableDisk, feed: NumberedFeed, image: Path) -> Moment:
+def cut(disk: CuttableDisk, feed: NumberedFeed, image: Path) -> PowerCut:
     acknowledged = frozenset(feed.acknowledged)
     disk.copy_as_after_power_cut(image)
-    return Moment(image, acknowledged, datetime.now(UTC))
+    return PowerCut(image, acknowledged, datetime.now(UTC))
 
 
-async def resurrected(fork_server: ForkServer, feed: NumberedFeed, moment: Moment) -> Reconciliation:
-    with ext4(moment.image, moment.image.with_suffix(".mounted")) as folder:
+async def resurrected(fork_server: ForkServer, feed: NumberedFeed, power_cut: PowerCut) -> Reconciliation:
+    with ext4(power_cut.image, power_cut.image.with_suffix(".mounted")) as folder:
         daemon = ForkedDaemon(fork_server, config_on(folder, feed), KEY)
         await assert_recovers(daemon, fork_server)
-        assert_not_live_when_killed(daemon.db, [moment.at])
-        return assert_complete(daemon.db, folder / "spool", feed.event_count, moment.acknowledged)
+        assert_not_live_when_killed(daemon.db, [power_cut.at])
+        return assert_complete(daemon.db, folder / "spool", feed.event_count, power_cut.acknowledged)

@@ -16,7 +16,7 @@ from ingestor.cli import main
 
 
 @dataclass(frozen=True, slots=True)
-class Ended:
+class CommandResult:
     """A command that has ended."""
 
     code: int
@@ -24,7 +24,7 @@ class Ended:
     err: str
 
 
-Command = Callable[..., Ended]
+Command = Callable[..., CommandResult]
 
 
 @pytest.fixture
@@ -34,18 +34,18 @@ def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
         if name.startswith("INGESTOR_") and not name.startswith("INGESTOR_TEST_"):
             monkeypatch.delenv(name)
 
-    def run(*arguments: str | Path) -> Ended:
+    def run(*arguments: str | Path) -> CommandResult:
         monkeypatch.setattr(sys, "argv", ["ingestor", *map(str, arguments)])
         with pytest.raises(SystemExit) as ended:
             main()
-        said = capsys.readouterr()
-        return Ended(int(ended.value.code or 0), said.out, said.err)
+        output = capsys.readouterr()
+        return CommandResult(int(ended.value.code or 0), output.out, output.err)
 
     return run
 
 
 @pytest.fixture
-def configured(tmp_path: Path) -> Callable[..., Path]:
+def write_config_for(tmp_path: Path) -> Callable[..., Path]:
     """Write a configuration for a database, by default a SQLite file beside it."""
 
     def write(database_url: str = "sqlite:///ingestor.db", **sections: Any) -> Path:

@@ -45,9 +45,9 @@ HIDDEN = "hunter2secret"
 
 @pytest.mark.parametrize("arguments", READING, ids=" ".join)
 def test_missing_database_is_reported_with_remedy(
-    command: Command, configured: Callable[..., Path], tmp_path: Path, arguments: list[str]
+    command: Command, write_config_for: Callable[..., Path], tmp_path: Path, arguments: list[str]
 ) -> None:
-    result = command(*arguments, "--config", configured())
+    result = command(*arguments, "--config", write_config_for())
     assert (result.code, result.out) == (69, "")
     where = f"sqlite:///{tmp_path / 'ingestor.db'}: does not exist; "
     assert result.err == f"{where}`ingestor run` creates it, or fix database.url\n"
@@ -56,11 +56,11 @@ def test_missing_database_is_reported_with_remedy(
 
 @pytest.mark.parametrize("arguments", [*READING, ["db", "upgrade"]], ids=" ".join)
 def test_file_that_is_no_database_is_left_unchanged(
-    command: Command, configured: Callable[..., Path], tmp_path: Path, arguments: list[str]
+    command: Command, write_config_for: Callable[..., Path], tmp_path: Path, arguments: list[str]
 ) -> None:
     file = tmp_path / "ingestor.db"
     file.write_text("no database, but text\n" * 50)
-    result = command(*arguments, "--config", configured())
+    result = command(*arguments, "--config", write_config_for())
     assert (result.code, result.out) == (69, "")
     assert result.err == f"sqlite:///{file}: file is not a database; {MOVE}\n"
     assert file.read_text() == "no database, but text\n" * 50
@@ -71,19 +71,19 @@ MOVE = "name another file in database.url, or move this one out of the way"
 
 @pytest.mark.parametrize("arguments", ASKING, ids=" ".join)
 def test_database_without_tables_is_reported_with_remedy(
-    command: Command, configured: Callable[..., Path], database_url: str, tmp_path: Path, arguments: list[str]
+    command: Command, write_config_for: Callable[..., Path], database_url: str, tmp_path: Path, arguments: list[str]
 ) -> None:
     (tmp_path / "ingestor.db").touch()  # an empty file is an empty database
-    result = command(*arguments, "--config", configured(database_url))
+    result = command(*arguments, "--config", write_config_for(database_url))
     assert (result.code, result.out) == (69, "")
     assert result.err.endswith("; `ingestor run` or `ingestor db upgrade` creates the tables\n")
 
 
 @pytest.mark.parametrize("arguments", [*READING, ["check"]], ids=" ".join)
 def test_unreachable_server_is_reported_without_password(
-    command: Command, configured: Callable[..., Path], arguments: list[str]
+    command: Command, write_config_for: Callable[..., Path], arguments: list[str]
 ) -> None:
-    result = command(*arguments, "--config", configured(f"postgresql://u@127.0.0.1:1/d?password={HIDDEN}"))
+    result = command(*arguments, "--config", write_config_for(f"postgresql://u@127.0.0.1:1/d?password={HIDDEN}"))
     assert result.code in (69, 78)  # check also misses the API key
     assert "postgresql+psycopg://u@127.0.0.1:1/d?password=***: " in result.out + result.err
     assert HIDDEN not in result.out + result.err
@@ -91,31 +91,31 @@ def test_unreachable_server_is_reported_without_password(
 
 @pytest.mark.postgres
 def test_check_names_database_without_password(
-    command: Command, configured: Callable[..., Path], postgres_url: str
+    command: Command, write_config_for: Callable[..., Path], postgres_url: str
 ) -> None:
-    config = configured(f"{postgres_url}?password={HIDDEN}")
+    config = write_config_for(f"{postgres_url}?password={HIDDEN}")
     result = command("check", "--config", config)
     assert "?password=***: schema empty, `ingestor run` upgrades to" in result.out
     assert HIDDEN not in result.out + result.err
     assert HIDDEN not in "".join(
-        one.message for one in check.run_offline_checks(load(config, {}))
+        result.message for result in check.run_offline_checks(load(config, {}))
     )  # nor in the unmasked result
 
 
 def test_check_warns_of_missing_tls_and_masks_proxy(
-    command: Command, configured: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+    command: Command, write_config_for: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HTTPS_PROXY", f"http://somebody:{HIDDEN}@proxy.example:3128")
-    config = configured("postgresql://u@0.0.0.0:1/d")  # not a loopback address, but it reaches this machine
+    config = write_config_for("postgresql://u@0.0.0.0:1/d")  # not a loopback address, but it reaches this machine
     result = command("check", "--config", config)
     assert "! database TLS: the connection to 0.0.0.0 may be unencrypted (sslmode prefer)" in result.out
     assert "is reached through http://proxy.example:3128, set by the environment" in result.out
     assert HIDDEN not in result.out + result.err
-    found = {one.name: one for one in check.run_offline_checks(load(config))}
+    found = {result.name: result for result in check.run_offline_checks(load(config))}
     assert found["database TLS"].warning
     assert found["database TLS"].exit_code == 0
-    config = configured("postgresql://u@127.0.0.1:1/d")
-    assert "database TLS" not in {one.name for one in check.run_offline_checks(load(config))}
+    config = write_config_for("postgresql://u@127.0.0.1:1/d")
+    assert "database TLS" not in {result.name for result in check.run_offline_checks(load(config))}
 
 
 def test_database_error_does_not_contain_password() -> None:
@@ -128,11 +128,13 @@ def test_database_error_does_not_contain_password() -> None:
     assert HIDDEN not in str(raised.value)
 
 
-def test_status_from_database_as_json(command: Command, configured: Callable[..., Path], migrated_url: str) -> None:
+def test_status_from_database_as_json(
+    command: Command, write_config_for: Callable[..., Path], migrated_url: str
+) -> None:
     engine = make_engine(migrated_url.replace("postgresql://", "postgresql+psycopg://"))
     Database(engine).instance(1, "10:00", name="one", position=1)
     engine.dispose()
-    result = command("status", "--config", configured(migrated_url), "--output", "json")
+    result = command("status", "--config", write_config_for(migrated_url), "--output", "json")
     (instance,) = json.loads(result.out)["instances"]
     assert datetime.fromisoformat(instance["heartbeat_at"]).hour == 10
 
@@ -143,28 +145,28 @@ def test_status_from_database_as_json(command: Command, configured: Callable[...
 @contextmanager
 def other_user() -> Iterator[None]:
     """Run the block without root privileges."""
-    mine = os.geteuid()
-    if mine == 0:
+    own_uid = os.geteuid()
+    if own_uid == 0:
         os.seteuid(65534)
     try:
         yield
     finally:
-        os.seteuid(mine)
+        os.seteuid(own_uid)
 
 
-def test_check_reports_inaccessible_folders(configured: Callable[..., Path], tmp_path: Path) -> None:
+def test_check_reports_inaccessible_folders(write_config_for: Callable[..., Path], tmp_path: Path) -> None:
     closed = tmp_path / "closed"
     (closed / "spool").mkdir(parents=True)
-    config = load(configured(f"sqlite:///{closed}/ingestor.db", spool={"path": f"{closed}/spool"}), {})
+    config = load(write_config_for(f"sqlite:///{closed}/ingestor.db", spool={"path": f"{closed}/spool"}), {})
     closed.chmod(0)
     try:
         with other_user():
-            findings = {one.name: one for one in check.run_offline_checks(config)}
+            results = {result.name: result for result in check.run_offline_checks(config)}
     finally:
         closed.chmod(0o700)
     for name in ("spool", "database"):
-        assert findings[name].exit_code == 77
-        assert "is not writable by this user; chown it" in findings[name].message
+        assert results[name].exit_code == 77
+        assert "is not writable by this user; chown it" in results[name].message
 
 
 def test_unreadable_database_is_not_reported_missing(tmp_path: Path) -> None:
@@ -209,10 +211,10 @@ def test_other_user_reads_live_database_or_with_immutable() -> None:
 
 @pytest.mark.parametrize("path", ["afile", "afile/spool"])
 def test_check_reports_file_in_place_of_spool_folder(
-    command: Command, configured: Callable[..., Path], tmp_path: Path, path: str
+    command: Command, write_config_for: Callable[..., Path], tmp_path: Path, path: str
 ) -> None:
     (tmp_path / "afile").touch()
-    result = command("check", "--config", configured(spool={"path": path}))
+    result = command("check", "--config", write_config_for(spool={"path": path}))
     assert f"✗ spool: {tmp_path / 'afile'} is a file instead of a folder" in result.out
     assert check._check_folder("spool", tmp_path / path).exit_code == 74
 
@@ -221,14 +223,14 @@ def test_check_reports_file_in_place_of_spool_folder(
 
 
 async def test_status_escapes_hostile_text_of_provider(
-    command: Command, configured: Callable[..., Path], tmp_path: Path
+    command: Command, write_config_for: Callable[..., Path], tmp_path: Path
 ) -> None:
     live = status(connections=(replace(SENTIMENT, connected=False, last_error=HOSTILE),))
 
     async def send_status(_request: dict[str, Any]) -> dict[str, Any]:
         return {"status": live.to_json().decode()}
 
-    config = configured()
+    config = write_config_for()
     (tmp_path / "spool").mkdir()
     async with control_server(tmp_path / "spool", {"status": send_status}):
         text = await asyncio.to_thread(command, "status", "--config", config)
@@ -239,7 +241,7 @@ async def test_status_escapes_hostile_text_of_provider(
 
 
 def test_commands_escape_hostile_text_in_tables(
-    command: Command, configured: Callable[..., Path], migrated_url: str
+    command: Command, write_config_for: Callable[..., Path], migrated_url: str
 ) -> None:
     engine = make_engine(migrated_url.replace("postgresql://", "postgresql+psycopg://"))
     database = Database(engine)
@@ -250,7 +252,7 @@ def test_commands_escape_hostile_text_in_tables(
     database.add("dead_letters", reason=HOSTILE, detail=HOSTILE, body=HOSTILE, **names)
     database.sample("crowd-sentiment", "crowd_sentiment", HOSTILE, "10:00", 0.5, seq=1)
     engine.dispose()
-    config = configured(migrated_url)
+    config = write_config_for(migrated_url)
     coverage = ["coverage", "--since", "2024-03-10"]
     letters = (["dead-letters", "list"], ["dead-letters", "show", "1"])
     for arguments in (["status"], ["audit"], *letters, ["tail"], coverage):
@@ -263,7 +265,7 @@ def test_commands_escape_hostile_text_in_tables(
 
 
 def test_coverage_shows_covered_share_gaps_and_repairs(
-    command: Command, configured: Callable[..., Path], migrated_url: str, monkeypatch: pytest.MonkeyPatch
+    command: Command, write_config_for: Callable[..., Path], migrated_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine = make_engine(migrated_url.replace("postgresql://", "postgresql+psycopg://"))
     database = Database(engine)
@@ -276,7 +278,7 @@ def test_coverage_shows_covered_share_gaps_and_repairs(
     database.repair(1, "10:00", "10:30")
     database.repair(2, "10:00", "10:30", "failed")
     engine.dispose()
-    config = configured(migrated_url)
+    config = write_config_for(migrated_url)
     with time_machine.travel(at("12:00"), tick=False):
         text = command("coverage", "--since", "4h", "--config", config)
         one_ticker = command("coverage", "--ticker", "ON", "--since", "2024-03-10T11:00", "--config", config)
@@ -299,7 +301,7 @@ def test_coverage_shows_covered_share_gaps_and_repairs(
             "reason": "the cable was pulled",
         }
     ]
-    assert [one["state"] for one in found["repairs"]] == ["failed"]
+    assert [repair["state"] for repair in found["repairs"]] == ["failed"]
     lines = text.out.split("\n")
     (row,) = (line.split() for line in lines if " ON " in line and "%" in line)
     assert row[1:5] == ["ON", "87.50", "%", "1"]

@@ -64,35 +64,35 @@ async def test_every_row_is_stored_once_with_socket_io_2_server(
     await listen_over_two_ping_windows(await make_node_server("1", **QUICK), sqlite_url, tmp_path)
 
 
-async def listen_over_two_ping_windows(peer: NodeServer, database_url: str, folder: Path) -> None:
+async def listen_over_two_ping_windows(server: NodeServer, database_url: str, folder: Path) -> None:
     subscriptions = {CROWD: ["AAPL", "ON"], VOLUME: ["6E_F"], CHART: ["AAPL"]}
-    config = write_config(folder, url=peer.url, database_url=database_url, subscriptions=subscriptions)
-    async with InProcessDaemon(config, peer.api_key) as daemon:
+    config = write_config(folder, url=server.url, database_url=database_url, subscriptions=subscriptions)
+    async with InProcessDaemon(config, server.api_key) as daemon:
         at_first = await daemon.wait_until_live()
         began = time.monotonic()
         while time.monotonic() - began < 2.2 * PING_WINDOW_SECONDS:
-            await peer.emit()
+            await server.emit()
             await asyncio.sleep(0.05)
-        await peer.burst(frames=200)
-        await daemon.wait_for_samples(lambda: expected_rows.current(peer.emitted))
+        await server.burst(frames=200)
+        await daemon.wait_for_samples(lambda: expected_rows.current(server.emitted))
 
         assert len(set(at_first)) == 3
         assert daemon.connection_ids == at_first
         assert RECONNECTS.findall(await daemon.metrics()) == []
-        assert sids(peer, "subscribed") & sids(peer, "disconnected") == set()
+        assert sids(server, "subscribed") & sids(server, "disconnected") == set()
         assert daemon.status.rows.revised == daemon.status.rows.dead == 0
-        assert received(daemon) == sent(peer)
+        assert received(daemon) == sent(server)
 
 
-def sids(peer: NodeServer, event: str) -> set[str]:
+def sids(server: NodeServer, event: str) -> set[str]:
     """Return the server's ids of the connections with such an event."""
-    return {reported["sid"] for reported in peer.events if reported["event"] == event}
+    return {reported["sid"] for reported in server.events if reported["event"] == event}
 
 
-def sent(peer: NodeServer) -> dict[str, list[Any]]:
+def sent(server: NodeServer) -> dict[str, list[Any]]:
     """Return path → the rows of every emitted event, in order."""
-    paths = {emission.path for emission in peer.emitted}
-    return {path: [emission.rows for emission in peer.emitted if emission.path == path] for path in paths}
+    paths = {emission.path for emission in server.emitted}
+    return {path: [emission.rows for emission in server.emitted if emission.path == path] for path in paths}
 
 
 def received(daemon: InProcessDaemon) -> dict[str, list[Any]]:
@@ -109,14 +109,14 @@ def received(daemon: InProcessDaemon) -> dict[str, list[Any]]:
 async def test_event_with_ack_request_is_acknowledged_and_stored(
     generation: str, make_node_server: Callable[..., Any], sqlite_url: str, tmp_path: Path
 ) -> None:
-    peer: NodeServer = await make_node_server(generation, interval_seconds=None)
-    config = write_config(tmp_path, url=peer.url, database_url=sqlite_url, subscriptions={CROWD: ["AAPL"]})
-    async with InProcessDaemon(config, peer.api_key) as daemon:
+    server: NodeServer = await make_node_server(generation, interval_seconds=None)
+    config = write_config(tmp_path, url=server.url, database_url=sqlite_url, subscriptions={CROWD: ["AAPL"]})
+    async with InProcessDaemon(config, server.api_key) as daemon:
         await daemon.wait_until_live()
         for _ in range(3):
-            await peer.run_command("ask")
-        await peer.until(lambda: peer.count("acknowledged") == 3)
-        await until(lambda: received(daemon) == sent(peer))
+            await server.run_command("ask")
+        await server.until(lambda: server.count("acknowledged") == 3)
+        await until(lambda: received(daemon) == sent(server))
 
 
 # Unreadable frames and rows
@@ -178,22 +178,22 @@ TICKERS = ["'; DROP TABLE samples; --", '"', "%s", ":x", "?", "{0}", "a\nb", "\x
 async def test_unreadable_rows_become_dead_letters(
     generation: str, make_node_server: Callable[..., Any], database_url: str, tmp_path: Path
 ) -> None:
-    peer: NodeServer = await make_node_server(generation, interval_seconds=None)
-    config = write_config(tmp_path, url=peer.url, database_url=database_url, subscriptions={CROWD: ["AAPL"]})
-    async with InProcessDaemon(config, peer.api_key) as daemon:
+    server: NodeServer = await make_node_server(generation, interval_seconds=None)
+    config = write_config(tmp_path, url=server.url, database_url=database_url, subscriptions={CROWD: ["AAPL"]})
+    async with InProcessDaemon(config, server.api_key) as daemon:
         at_first = await daemon.wait_until_live()
         for packet in DEAD_FRAMES:
-            await peer.run_command("raw", text=packet)
-            await peer.emit()
+            await server.run_command("raw", text=packet)
+            await server.emit()
         neighbours = {}
         for number, row in enumerate(DEAD_ROWS):
             good = [(sample("AAPL", "0.25", 2 * number), 0.25), (sample("AAPL", '"0.5"', 2 * number + 1), 0.5)]
-            await peer.run_command("raw", text=f'2["res",[{good[0][0]},{row},{good[1][0]}]]')
+            await server.run_command("raw", text=f'2["res",[{good[0][0]},{row},{good[1][0]}]]')
             neighbours |= {crowd(text): value for text, value in good}
-        await peer.run_command("raw", text=f'2["res",[{",".join(sample(ticker, "1") for ticker in TICKERS)}]]')
+        await server.run_command("raw", text=f'2["res",[{",".join(sample(ticker, "1") for ticker in TICKERS)}]]')
         neighbours |= {crowd(sample(ticker, "1")): 1.0 for ticker in TICKERS}
 
-        await daemon.wait_for_samples(lambda: expected_rows.current(peer.emitted) | neighbours)
+        await daemon.wait_for_samples(lambda: expected_rows.current(server.emitted) | neighbours)
         assert daemon.connection_ids == at_first
     frames = daemon.db.column("SELECT body FROM dead_letters WHERE row_index IS NULL ORDER BY seq")
     assert frames == list(DEAD_FRAMES.values())
@@ -226,22 +226,22 @@ async def test_restarted_server_is_found_and_gap_is_recorded(
     database_url: str,
     tmp_path: Path,
 ) -> None:
-    peer: NodeServer = await make_node_server(generation, interval_seconds=None)
-    config = write_config(tmp_path, url=peer.url, database_url=database_url, subscriptions={CROWD: ["AAPL", "ON"]})
-    async with InProcessDaemon(config, peer.api_key) as daemon:
+    server: NodeServer = await make_node_server(generation, interval_seconds=None)
+    config = write_config(tmp_path, url=server.url, database_url=database_url, subscriptions={CROWD: ["AAPL", "ON"]})
+    async with InProcessDaemon(config, server.api_key) as daemon:
         await daemon.wait_until_live()
-        await peer.emit()
-        await daemon.wait_for_samples(lambda: expected_rows.current(peer.emitted))
+        await server.emit()
+        await daemon.wait_for_samples(lambda: expected_rows.current(server.emitted))
         heard_at = now()
         await asyncio.sleep(0.3)
-        await end(peer)
+        await end(server)
         ended_at = now()
         await until(lambda: daemon.states == ["disconnected"] * 2)
         restarted_at = now()
-        await peer.start()
+        await server.start()
         await daemon.wait_until_live()
-        await peer.emit()
-        await daemon.wait_for_samples(lambda: expected_rows.current(peer.emitted))
+        await server.emit()
+        await daemon.wait_for_samples(lambda: expected_rows.current(server.emitted))
 
     assert daemon.db.states("ON") == INTERRUPTED
     _, before, away, _, after, _ = daemon.db.coverage("ON")
@@ -268,15 +268,15 @@ async def test_restarted_server_is_found_and_gap_is_recorded(
 async def test_connection_ended_by_server_is_replaced(
     generation: str, how: str, cause: str, make_node_server: Callable[..., Any], sqlite_url: str, tmp_path: Path
 ) -> None:
-    peer: NodeServer = await make_node_server(generation, interval_seconds=None)
-    config = write_config(tmp_path, url=peer.url, database_url=sqlite_url, subscriptions={CROWD: ["AAPL"]})
-    async with InProcessDaemon(config, peer.api_key) as daemon:
+    server: NodeServer = await make_node_server(generation, interval_seconds=None)
+    config = write_config(tmp_path, url=server.url, database_url=sqlite_url, subscriptions={CROWD: ["AAPL"]})
+    async with InProcessDaemon(config, server.api_key) as daemon:
         at_first = await daemon.wait_until_live()
-        await peer.run_command(how)
-        await peer.until(lambda: peer.count("subscribed") == 2)
+        await server.run_command(how)
+        await server.until(lambda: server.count("subscribed") == 2)
         await until(lambda: daemon.states == ["live"] and daemon.connection_ids != at_first)
-        await peer.emit()
-        await daemon.wait_for_samples(lambda: expected_rows.current(peer.emitted))
+        await server.emit()
+        await daemon.wait_for_samples(lambda: expected_rows.current(server.emitted))
         assert RECONNECTS.findall(await daemon.metrics()) == [f'ingestor_reconnects_total{{reason="{cause}"}} 1.0']
     assert daemon.db.states("AAPL") == INTERRUPTED
 

@@ -43,11 +43,11 @@ def db(migrated_url: str) -> Iterator[Database]:
 
 
 @pytest.fixture
-def exported(command: Command, configured: Callable[..., Path], migrated_url: str) -> Export:
+def exported(command: Command, write_config_for: Callable[..., Path], migrated_url: str) -> Export:
     """Run ``ingestor export`` with some arguments and return its stdout."""
 
     def run(*arguments: str) -> str:
-        result = command("export", *arguments, "--config", configured(migrated_url))
+        result = command("export", *arguments, "--config", write_config_for(migrated_url))
         assert (result.code, result.err) == (0, "")
         return result.out
 
@@ -59,7 +59,12 @@ def tickers(text: str) -> list[tuple[str, str]]:
 
 
 def test_export_has_columns_of_the_view_in_every_format(
-    db: Database, exported: Export, command: Command, configured: Callable[..., Path], migrated_url: str, tmp_path: Path
+    db: Database,
+    exported: Export,
+    command: Command,
+    write_config_for: Callable[..., Path],
+    migrated_url: str,
+    tmp_path: Path,
 ) -> None:
     db.sample(*CROWD, "ON", "10:00", -0.1, revision=1, published_at=at("06:00"), received_at=at("10:00:02.5"), seq=7)
     db.sample(*CROWD, "ON", "10:00", 0.3, table="sample_revisions")
@@ -74,7 +79,16 @@ def test_export_has_columns_of_the_view_in_every_format(
     assert [type(line[name]) for name in ("value", "revision", "seq", "published_at")] == [float, int, int, type(None)]
     assert (line["value"], line["user_id"], line["ts"]) == (1e-7, "42", "2024-03-10T10:00:01.250000+00:00")
     file = tmp_path / "x.parquet"
-    arguments = ("--feed", "user-sentiment", "--format", "parquet", "-o", file, "--config", configured(migrated_url))
+    arguments = (
+        "--feed",
+        "user-sentiment",
+        "--format",
+        "parquet",
+        "-o",
+        file,
+        "--config",
+        write_config_for(migrated_url),
+    )
     assert command("export", *arguments).out == f"{file}: 1 rows\n"
     table = parquet.read_table(file)
     stamp = pyarrow.timestamp("us", tz="UTC")
@@ -130,23 +144,23 @@ def test_export_reads_one_snapshot_while_daemon_writes(
 
 
 def test_export_refuses_unknown_feed_but_not_empty_one(
-    db: Database, exported: Export, command: Command, configured: Callable[..., Path], migrated_url: str
+    db: Database, exported: Export, command: Command, write_config_for: Callable[..., Path], migrated_url: str
 ) -> None:
     db.sample(*CROWD, "A", "10:00", 0.5)
     assert exported("--feed", "tweet-buzz").count("\n") == 1
-    result = command("export", "--feed", "crowd", "--config", configured(migrated_url))
+    result = command("export", "--feed", "crowd", "--config", write_config_for(migrated_url))
     assert (result.code, result.out) == (2, "")
     assert 'unknown feed "crowd"; in the database: crowd-sentiment' in result.err
 
 
 def test_parquet_without_pyarrow_names_the_extra(
-    db: Database, command: Command, configured: Callable[..., Path], migrated_url: str, tmp_path: Path,
+    db: Database, command: Command, write_config_for: Callable[..., Path], migrated_url: str, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     file = tmp_path / "x.parquet"
     result = command(
-        "export", "--feed", "tweet-buzz", "--format", "parquet", "-o", file, "--config", configured(migrated_url)
+        "export", "--feed", "tweet-buzz", "--format", "parquet", "-o", file, "--config", write_config_for(migrated_url)
     )
     assert (result.code, result.out) == (69, "")
     assert result.err == "Parquet needs pyarrow: pip install 'ingestor[export]', or choose csv or jsonl\n"
@@ -176,9 +190,9 @@ def filled(tmp_path_factory: pytest.TempPathFactory, sqlite_template: Path) -> P
 
 
 @pytest.fixture
-def large(filled: Path, configured: Callable[..., Path]) -> list[str | Path]:
+def large(filled: Path, write_config_for: Callable[..., Path]) -> list[str | Path]:
     """The command that exports this database."""
-    return [COMMAND, "export", "--feed", "crowd-sentiment", "--config", configured(f"sqlite:///{filled}")]
+    return [COMMAND, "export", "--feed", "crowd-sentiment", "--config", write_config_for(f"sqlite:///{filled}")]
 
 
 def parts(folder: Path) -> list[Path]:

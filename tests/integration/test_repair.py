@@ -41,7 +41,7 @@ class Emitted:
 
 
 @dataclass(frozen=True, slots=True)
-class World:
+class RepairScenario:
     """A simulator that shares its clock with the daemon, and a clock that the test moves."""
 
     simulator: FaultySimulator
@@ -90,13 +90,13 @@ class World:
 
 
 @pytest.fixture
-async def world(make_simulator: Callable[..., Any], tmp_path: Path) -> AsyncIterator[World]:
+async def scenario(make_simulator: Callable[..., Any], tmp_path: Path) -> AsyncIterator[RepairScenario]:
     with time_machine.travel(NOON, tick=True) as traveller:
         started_at = NOON.timestamp()
         made = await make_simulator(
             interval_seconds=None, window_seconds=3600, started_at=started_at, style="text", tickers=("AAPL", "ON")
         )
-        yield World(made, traveller, tmp_path)
+        yield RepairScenario(made, traveller, tmp_path)
 
 
 @pytest.fixture
@@ -139,32 +139,32 @@ def gaps(db: DbReader, ticker: str) -> set[tuple[datetime, datetime]]:
     return {(gap["from_at"], gap["to_at"]) for gap in db.gaps(ticker)}
 
 
-async def test_outages_of_minutes_and_hours_are_repaired(world: World, database_url: str) -> None:
+async def test_outages_of_minutes_and_hours_are_repaired(scenario: RepairScenario, database_url: str) -> None:
     wanted = {CROWD: ["AAPL", "ON"]}
-    async with world.daemon(database_url, wanted) as daemon:
+    async with scenario.daemon(database_url, wanted) as daemon:
         await daemon.wait_until_live()
-        await world.until(lambda: states(daemon.db) == ["done"] * 2)  # the time until the first responses
+        await scenario.until(lambda: states(daemon.db) == ["done"] * 2)  # the time until the first responses
     # A response covers all of this outage.
-    world.move_to(NOON + 40 * MINUTE)
-    async with world.daemon(database_url, wanted) as daemon:
+    scenario.move_to(NOON + 40 * MINUTE)
+    async with scenario.daemon(database_url, wanted) as daemon:
         await daemon.wait_until_live()
-        await world.until(lambda: states(daemon.db) == ["done"] * 4)
+        await scenario.until(lambda: states(daemon.db) == ["done"] * 4)
         assert {repair["kind"] for repair in repairs(daemon.db)} == {"window"}
         assert all(repair["new_rows"] > 20 for repair in repairs(daemon.db)[2:])
     # No response covers this outage, and its day is not over; no request is sent in vain.
-    ((restated, before),) = world.rows(CROWD, "AAPL", NOON, NOON + timedelta(seconds=1)).items()
-    world.simulator.market.restate(CROWD, "AAPL", world.simulator.market.bucket(CROWD, NOON.timestamp()))
-    world.move_to(NOON + 6 * HOUR)
-    world.simulator.rest_requests.clear()
-    async with world.daemon(database_url, wanted) as daemon:
+    ((restated, before),) = scenario.rows(CROWD, "AAPL", NOON, NOON + timedelta(seconds=1)).items()
+    scenario.simulator.market.restate(CROWD, "AAPL", scenario.simulator.market.bucket(CROWD, NOON.timestamp()))
+    scenario.move_to(NOON + 6 * HOUR)
+    scenario.simulator.rest_requests.clear()
+    async with scenario.daemon(database_url, wanted) as daemon:
         await daemon.wait_until_live()
-        await world.until(lambda: states(daemon.db) == ["done"] * 4 + ["open"] * 2)
+        await scenario.until(lambda: states(daemon.db) == ["done"] * 4 + ["open"] * 2)
     missed = {(repair["from_at"], repair["to_at"]) for repair in repairs(daemon.db, "open")}
     # Its history is available the next day.
-    world.move_to(NOON + DAY)
-    async with world.daemon(database_url, wanted) as daemon:
+    scenario.move_to(NOON + DAY)
+    async with scenario.daemon(database_url, wanted) as daemon:
         await daemon.wait_until_live()
-        await world.until(lambda: states(daemon.db) == ["done"] * 6 + ["open"] * 2)
+        await scenario.until(lambda: states(daemon.db) == ["done"] * 6 + ["open"] * 2)
         for ticker in ("AAPL", "ON"):
             done = {
                 (repair["from_at"], repair["to_at"])
@@ -173,14 +173,16 @@ async def test_outages_of_minutes_and_hours_are_repaired(world: World, database_
             }
             assert gaps(daemon.db, ticker) == expected_gaps(daemon.db, ticker) - done
             assert not gaps(daemon.db, ticker) & missed
-    assert [request.split("?")[0] for request in world.simulator.rest_requests] == ["/historical/crowd-sentiment"] * 2
-    world.move_to(NOON + 2 * DAY)
-    async with world.daemon(database_url, wanted) as daemon:
+    assert [request.split("?")[0] for request in scenario.simulator.rest_requests] == [
+        "/historical/crowd-sentiment"
+    ] * 2
+    scenario.move_to(NOON + 2 * DAY)
+    async with scenario.daemon(database_url, wanted) as daemon:
         await daemon.wait_until_live()
-        await world.until(lambda: states(daemon.db) == ["done"] * 8 + ["open"] * 2)
+        await scenario.until(lambda: states(daemon.db) == ["done"] * 8 + ["open"] * 2)
         everything = {
-            **world.rows(CROWD, "AAPL", NOON - 59 * MINUTE, NOON + DAY),
-            **world.rows(CROWD, "ON", NOON - 59 * MINUTE, NOON + DAY),
+            **scenario.rows(CROWD, "AAPL", NOON - 59 * MINUTE, NOON + DAY),
+            **scenario.rows(CROWD, "ON", NOON - 59 * MINUTE, NOON + DAY),
         }
         held = daemon.db.current()
         assert {key: held.get(key) for key in everything} == everything
@@ -188,25 +190,25 @@ async def test_outages_of_minutes_and_hours_are_repaired(world: World, database_
 
 
 async def test_snapshot_repairs_gap_and_newer_values_stay_current(
-    world: World, database_url: str, monkeypatch: pytest.MonkeyPatch
+    scenario: RepairScenario, database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(plan, "RESPONSE_TIMEOUT", timedelta(0))
     wanted = {CROWD: ["AAPL"]}
-    async with world.daemon(database_url, wanted) as daemon:
+    async with scenario.daemon(database_url, wanted) as daemon:
         await daemon.wait_until_live()
-        await world.until(lambda: states(daemon.db) == ["done"])
-    world.move_to(NOON + 30 * MINUTE)
-    simulator = world.simulator
+        await scenario.until(lambda: states(daemon.db) == ["done"])
+    scenario.move_to(NOON + 30 * MINUTE)
+    simulator = scenario.simulator
     simulator.mute("AAPL")  # so that no response covers the gap
     simulator.rest_fault = Fault(delay_seconds=1.0)  # after the response was built
     simulator.restate(CROWD, "AAPL", buckets_ago=10)
     at = simulator.market.bucket(CROWD, simulator.now) - 10
     key = next(
-        iter(world.rows(CROWD, "AAPL", *(datetime.fromtimestamp(60 * n + s, UTC) for n, s in ((at, 0), (at, 1)))))
+        iter(scenario.rows(CROWD, "AAPL", *(datetime.fromtimestamp(60 * n + s, UTC) for n, s in ((at, 0), (at, 1)))))
     )
     older = simulator.market.value(CROWD, "crowd_sentiment", "AAPL", at)
     simulator.rest_requests.clear()
-    async with world.daemon(database_url, wanted) as daemon:
+    async with scenario.daemon(database_url, wanted) as daemon:
         await daemon.wait_until_live()
         await until(lambda: simulator.rest_requests)
         simulator.market.restate(CROWD, "AAPL", at)
@@ -216,38 +218,38 @@ async def test_snapshot_repairs_gap_and_newer_values_stay_current(
         await until(lambda: daemon.db.current().get(key) == newer)
         assert states(daemon.db) == ["done", "open"]
         await until(lambda: states(daemon.db) == ["done"] * 2)
-        assert daemon.db.current() == world.rows(CROWD, "AAPL", NOON - 59 * MINUTE)
+        assert daemon.db.current() == scenario.rows(CROWD, "AAPL", NOON - 59 * MINUTE)
         assert daemon.db.revisions() == {key: [older]}
     assert list(simulator.rest_requests) == [f"{CROWD}?ticker=AAPL"]
     assert repairs(daemon.db)[1]["kind"] == "snapshot"
     assert daemon.db.column("SELECT DISTINCT source FROM payloads ORDER BY 1") == ["snapshot", "stream"]
 
 
-async def test_stream_of_all_tickers_is_repaired_by_ticker(world: World, sqlite_url: str) -> None:
+async def test_stream_of_all_tickers_is_repaired_by_ticker(scenario: RepairScenario, sqlite_url: str) -> None:
     wanted: dict[str, list[str]] = {"crowd-sentiment": [], CHART: []}
-    async with world.daemon(sqlite_url, wanted) as daemon:
+    async with scenario.daemon(sqlite_url, wanted) as daemon:
         await daemon.wait_until_live()
-        await world.until(lambda: len(repairs(daemon.db, "open")) == 2)
-        await world.simulator.tick()  # a row of each ticker, so that the tickers are known
-    world.move_to(NOON + 3 * HOUR)
-    async with world.daemon(sqlite_url, wanted) as daemon:
+        await scenario.until(lambda: len(repairs(daemon.db, "open")) == 2)
+        await scenario.simulator.tick()  # a row of each ticker, so that the tickers are known
+    scenario.move_to(NOON + 3 * HOUR)
+    async with scenario.daemon(sqlite_url, wanted) as daemon:
         await daemon.wait_until_live()
-        await world.until(lambda: len(repairs(daemon.db, "open")) == 4)
-    world.simulator.rest_requests.clear()
-    world.move_to(NOON + DAY)
-    async with world.daemon(sqlite_url, wanted) as daemon:
+        await scenario.until(lambda: len(repairs(daemon.db, "open")) == 4)
+    scenario.simulator.rest_requests.clear()
+    scenario.move_to(NOON + DAY)
+    async with scenario.daemon(sqlite_url, wanted) as daemon:
         await daemon.wait_until_live()
         await until(lambda: states(daemon.db).count("done") == 4)
         everything = {
-            **world.rows("crowd-sentiment", "AAPL", NOON, NOON + 3 * HOUR),
-            **world.rows("crowd-sentiment", "ON", NOON, NOON + 3 * HOUR),
-            **world.rows(CHART, "AAPL", NOON, NOON + 3 * HOUR),
-            **world.rows(CHART, "ON", NOON, NOON + 3 * HOUR),
+            **scenario.rows("crowd-sentiment", "AAPL", NOON, NOON + 3 * HOUR),
+            **scenario.rows("crowd-sentiment", "ON", NOON, NOON + 3 * HOUR),
+            **scenario.rows(CHART, "AAPL", NOON, NOON + 3 * HOUR),
+            **scenario.rows(CHART, "ON", NOON, NOON + 3 * HOUR),
         }
         held = daemon.db.current()
         assert {key: held.get(key) for key in everything} == everything
     # The gaps of one day are repaired together.
-    assert sorted(request.partition("&")[0] for request in world.simulator.rest_requests) == [
+    assert sorted(request.partition("&")[0] for request in scenario.simulator.rest_requests) == [
         "/historical/crowd-sentiment-chart-data?ticker=AAPL",
         "/historical/crowd-sentiment-chart-data?ticker=ON",
         "/historical/crowd-sentiment?ticker=AAPL",
@@ -255,24 +257,24 @@ async def test_stream_of_all_tickers_is_repaired_by_ticker(world: World, sqlite_
     ]
 
 
-async def test_repair_without_history_fails_with_reason(world: World, sqlite_url: str) -> None:
+async def test_repair_without_history_fails_with_reason(scenario: RepairScenario, sqlite_url: str) -> None:
     wanted = {LAST_MINUTE: ["AAPL"]}
-    async with world.daemon(sqlite_url, wanted) as daemon:
+    async with scenario.daemon(sqlite_url, wanted) as daemon:
         await daemon.wait_until_live()
-        await world.until(lambda: states(daemon.db) == ["done"])
-    world.move_to(NOON + 3 * HOUR)
-    world.simulator.mute("AAPL")
-    world.simulator.rest_requests.clear()
-    async with world.daemon(sqlite_url, wanted) as daemon:
+        await scenario.until(lambda: states(daemon.db) == ["done"])
+    scenario.move_to(NOON + 3 * HOUR)
+    scenario.simulator.mute("AAPL")
+    scenario.simulator.rest_requests.clear()
+    async with scenario.daemon(sqlite_url, wanted) as daemon:
         await daemon.wait_until_live()
         await until(lambda: states(daemon.db) == ["done", "open"])
-        world.traveller.shift(2 * plan.RESPONSE_TIMEOUT)
+        scenario.traveller.shift(2 * plan.RESPONSE_TIMEOUT)
         await until(lambda: states(daemon.db) == ["done", "failed"])
     assert repairs(daemon.db)[1]["error"] == (
         "no response reached back to the gap's start, and the provider documents no history for"
         " user-sentiment-last-minute"
     )
-    assert not world.simulator.rest_requests
+    assert not scenario.simulator.rest_requests
     assert len(gaps(daemon.db, "AAPL")) > 0
     assert daemon.db.column("SELECT kind FROM events WHERE kind LIKE 'repair%' ORDER BY kind")[:2] == [
         "repair_failed",
@@ -305,34 +307,36 @@ FAULTS = {
 
 
 async def test_failed_repair_has_reason_and_succeeds_when_repeated(
-    world: World, sqlite_url: str, monkeypatch: pytest.MonkeyPatch
+    scenario: RepairScenario, sqlite_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(worker, "MAX_ATTEMPTS", 2)
     monkeypatch.setattr(worker, "RETRY_BACKOFF", Backoff(first_seconds=0.1, cap_seconds=0.1))
     monkeypatch.setattr(rest_api, "UNAVAILABLE_BACKOFF", Backoff(first_seconds=0.1, cap_seconds=0.1))
     first_day = datetime(2026, 1, 1, tzinfo=UTC)
-    async with world.daemon(sqlite_url, {CROWD: ["AAPL"]}) as daemon:
+    async with scenario.daemon(sqlite_url, {CROWD: ["AAPL"]}) as daemon:
         await daemon.wait_until_live()
-        wanted = load(world.folder / "config.yaml", env={}).subscriptions
+        wanted = load(scenario.folder / "config.yaml", env={}).subscriptions
 
         async def backfill(hour: int) -> dict[str, Any]:
             span = first_day + hour * HOUR, first_day + (hour + 1) * HOUR
             requests = backfill_requests.to_json(backfill_requests.build_requests(wanted, "AAPL", None, *span, NOON))
-            await asyncio.to_thread(control_socket.send_request, world.folder / "spool", "backfill", requests=requests)
+            await asyncio.to_thread(
+                control_socket.send_request, scenario.folder / "spool", "backfill", requests=requests
+            )
             finished = "SELECT * FROM repairs WHERE kind = 'manual' AND state <> 'open' ORDER BY from_ts"
             return (await until(lambda: daemon.db.rows(finished)[hour:]))[0]
 
         for hour, (name, (fault, error)) in enumerate(FAULTS.items()):
-            world.simulator.rest_fault = fault
+            scenario.simulator.rest_fault = fault
             repair = await backfill(hour)
             assert (name, repair["state"], repair["error"]) == (name, "failed", error)
-        world.simulator.rest_fault = None
+        scenario.simulator.rest_fault = None
         for hour in range(len(FAULTS)):
             await backfill(hour)
         await until(
             lambda: {repair["state"] for repair in repairs(daemon.db) if repair["kind"] == "manual"} == {"done"}
         )
-        everything = world.rows(CROWD, "AAPL", first_day, first_day + len(FAULTS) * HOUR)
+        everything = scenario.rows(CROWD, "AAPL", first_day, first_day + len(FAULTS) * HOUR)
         held = daemon.db.current()
         assert {key: held.get(key) for key in everything} == everything
         done = [repair for repair in repairs(daemon.db) if repair["kind"] == "manual"]
@@ -340,20 +344,20 @@ async def test_failed_repair_has_reason_and_succeeds_when_repeated(
 
 
 async def test_truncated_response_is_inconclusive(
-    world: World, sqlite_url: str, monkeypatch: pytest.MonkeyPatch
+    scenario: RepairScenario, sqlite_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(worker, "MAX_ATTEMPTS", 1)
     midnight = datetime(2026, 1, 1, tzinfo=UTC)
-    async with world.daemon(sqlite_url, {CROWD: ["AAPL"]}) as daemon:
+    async with scenario.daemon(sqlite_url, {CROWD: ["AAPL"]}) as daemon:
         await daemon.wait_until_live()
-        wanted = load(world.folder / "config.yaml", env={}).subscriptions
+        wanted = load(scenario.folder / "config.yaml", env={}).subscriptions
         for hours in (1, 2):
             requests = backfill_requests.build_requests(
                 wanted, "AAPL", None, midnight - hours * HOUR, midnight + hours * HOUR, NOON
             )
             await asyncio.to_thread(
                 control_socket.send_request,
-                world.folder / "spool",
+                scenario.folder / "spool",
                 "backfill",
                 requests=backfill_requests.to_json(requests),
             )
@@ -361,7 +365,7 @@ async def test_truncated_response_is_inconclusive(
                 "SELECT state, error FROM repairs WHERE kind = 'manual' AND state <> 'open' ORDER BY from_ts DESC"
             )
             failed = await until(lambda: daemon.db.rows(finished)[hours - 1 :])  # noqa: B023
-            world.simulator.rest_fault = Fault(body=f"[{ROW}]")
+            scenario.simulator.rest_fault = Fault(body=f"[{ROW}]")
     assert failed[0]["error"] == (
         "gave up after 1 attempts: the response is truncated:"
         " its rows are from 2026-01-01 00:00:00 to 2026-01-01 00:00:00,"
@@ -370,51 +374,51 @@ async def test_truncated_response_is_inconclusive(
 
 
 async def test_too_large_response_is_requested_in_smaller_ranges(
-    world: World, sqlite_url: str, monkeypatch: pytest.MonkeyPatch
+    scenario: RepairScenario, sqlite_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     start, end = datetime(2026, 1, 1, tzinfo=UTC), datetime(2026, 1, 5, tzinfo=UTC)
-    row = len(json.dumps(world.simulator.market.rows(CROWD, {"ticker": "AAPL"}, 0, 0, "text")))
+    row = len(json.dumps(scenario.simulator.market.rows(CROWD, {"ticker": "AAPL"}, 0, 0, "text")))
     for name in ("MAX_SPLITTABLE_BYTES", "MAX_RESPONSE_BYTES"):
         monkeypatch.setattr(rest_api, name, 26 * 60 * row)  # a day of chart data is larger
-    async with world.daemon(sqlite_url, {CROWD: ["AAPL"], CHART: ["AAPL"]}) as daemon:
+    async with scenario.daemon(sqlite_url, {CROWD: ["AAPL"], CHART: ["AAPL"]}) as daemon:
         await daemon.wait_until_live()
-        wanted = load(world.folder / "config.yaml", env={}).subscriptions
+        wanted = load(scenario.folder / "config.yaml", env={}).subscriptions
         requests = backfill_requests.to_json(backfill_requests.build_requests(wanted, "AAPL", None, start, end, NOON))
-        world.simulator.rest_requests.clear()
-        await asyncio.to_thread(control_socket.send_request, world.folder / "spool", "backfill", requests=requests)
+        scenario.simulator.rest_requests.clear()
+        await asyncio.to_thread(control_socket.send_request, scenario.folder / "spool", "backfill", requests=requests)
         finished = "SELECT state, error, cursor FROM repairs WHERE kind = 'manual' AND state <> 'open' ORDER BY state"
         done, failed = await until(lambda: (rows := daemon.db.rows(finished))[1:] and rows)
         assert (done["state"], failed["state"]) == ("done", "failed")
         assert failed["error"].endswith(" bytes, and a smaller range cannot be requested")
-        paths = [request.partition("?")[0].removeprefix("/historical/") for request in world.simulator.rest_requests]
+        paths = [request.partition("?")[0].removeprefix("/historical/") for request in scenario.simulator.rest_requests]
         assert paths.count("crowd-sentiment") == len(["4 days", "2 days"]) + 4
         assert paths.count(CHART) == len(["4 days", "2 days", "1 day"])
         monkeypatch.setattr(rest_api, "MAX_RESPONSE_BYTES", 1 << 20)  # for ranges that cannot be split
-        await asyncio.to_thread(control_socket.send_request, world.folder / "spool", "backfill", requests=requests)
+        await asyncio.to_thread(control_socket.send_request, scenario.folder / "spool", "backfill", requests=requests)
         await until(lambda: [repair["state"] for repair in daemon.db.rows(finished)] == ["done"] * 2)
-        everything = {**world.rows(CROWD, "AAPL", start, end), **world.rows(CHART, "AAPL", start, end)}
+        everything = {**scenario.rows(CROWD, "AAPL", start, end), **scenario.rows(CHART, "AAPL", start, end)}
         held = daemon.db.current()
         assert {key: held.get(key) for key in everything} == everything
 
 
 @pytest.mark.postgres
-async def test_one_of_two_daemons_repairs(world: World, postgres_url: str) -> None:
+async def test_one_of_two_daemons_repairs(scenario: RepairScenario, postgres_url: str) -> None:
     wanted = {CROWD: ["AAPL"]}
-    async with world.daemon(postgres_url, wanted, "one") as daemon:
+    async with scenario.daemon(postgres_url, wanted, "one") as daemon:
         await daemon.wait_until_live()
-    world.move_to(NOON + 3 * HOUR)
-    async with world.daemon(postgres_url, wanted, "one") as daemon:
+    scenario.move_to(NOON + 3 * HOUR)
+    async with scenario.daemon(postgres_url, wanted, "one") as daemon:
         await daemon.wait_until_live()
-        await world.until(lambda: repairs(daemon.db, "open"))
-    world.move_to(NOON + DAY)
-    world.simulator.rest_requests.clear()
-    world.simulator.rest_fault = Fault(delay_seconds=0.5)
-    first, second = (world.daemon(postgres_url, wanted, name) for name in ("one", "two"))
+        await scenario.until(lambda: repairs(daemon.db, "open"))
+    scenario.move_to(NOON + DAY)
+    scenario.simulator.rest_requests.clear()
+    scenario.simulator.rest_fault = Fault(delay_seconds=0.5)
+    first, second = (scenario.daemon(postgres_url, wanted, name) for name in ("one", "two"))
     async with first, second:
         await first.wait_until_live()
         await second.wait_until_live()
-        await world.until(lambda: len(repairs(first.db, "done")) == 2)
+        await scenario.until(lambda: len(repairs(first.db, "done")) == 2)
         await first.stop()
         await second.stop()  # before either checks that the ledger balances
-    assert len(world.simulator.rest_requests) == 1
+    assert len(scenario.simulator.rest_requests) == 1
     assert len(first.db.rows("SELECT * FROM events WHERE kind = 'repaired'")) == 2

@@ -103,13 +103,13 @@ def view_rows(engine: Engine) -> dict[str, list[dict[str, Any]]]:
     """Return all rows of both views, with the spool in place of the instance."""
     with engine.connect() as connection:
         spools = {
-            one.instance_id: re.sub(r"replay of (\w+) from \d+", r"\1", one.spool_id)
-            for one in connection.execute(select(schema.instances))
+            row.instance_id: re.sub(r"replay of (\w+) from \d+", r"\1", row.spool_id)
+            for row in connection.execute(select(schema.instances))
         }
         return {
             view.name: sorted(
                 ({**row._mapping, "instance_id": spools[row.instance_id]} for row in connection.execute(select(view))),
-                key=lambda one: (one["feed"], one["ticker"], one["ts"], one["revision"]),
+                key=lambda row: (row["feed"], row["ticker"], row["ts"], row["revision"]),
             )
             for view in (views.observations, views.revisions)
         }
@@ -179,16 +179,18 @@ def test_replay_resumes_at_its_end_and_rejects_earlier_entries(source: Engine, t
     with pytest.raises(ValueError, match="was replayed from entry 10 on"):
         replay(source, target)
     assert replay(source, target, hour(1)).entries == 9
-    assert [one["value"] for one in view_rows(target)["observations"]] == [5 + minute for minute in range(9)]
+    assert [row["value"] for row in view_rows(target)["observations"]] == [5 + minute for minute in range(9)]
 
 
 def test_interrupted_replay_is_resumed(source: Engine, target: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(replay_command, "POLICY", BatchPolicy(max_rows=10, max_wait_seconds=0))
     hours(Daemon(source, "one"), 4)
     with source.begin() as connection:  # received by a clock that was set back each time
-        for one in connection.execute(select(schema.batches.c.first_seq)).scalars().all():
-            mine = schema.batches.c.first_seq == one
-            connection.execute(schema.batches.update().where(mine).values(committed_at=to_datetime(T0 - one)))
+        for first_seq in connection.execute(select(schema.batches.c.first_seq)).scalars().all():
+            this_batch = schema.batches.c.first_seq == first_seq
+            connection.execute(
+                schema.batches.update().where(this_batch).values(committed_at=to_datetime(T0 - first_seq))
+            )
 
     def interrupt(done: int) -> None:
         if done > 10:
@@ -219,7 +221,7 @@ def test_retried_dead_letter_keeps_its_age(source: Engine, target: Engine) -> No
     daemon.write(frame([row(value=1)], received_us=T0), by=blind())
     daemon.write(frame([row(value=2)], received_us=T0 + 5))
     daemon.write(frame([row(value=1)], received_us=T0, retry_of=letter_ids(source)[0]))
-    assert [one["value"] for one in view_rows(source)["observations"]] == [2]
+    assert [row["value"] for row in view_rows(source)["observations"]] == [2]
     assert replay(source, target).entries == 2
     assert view_rows(target) == view_rows(source)
 
@@ -237,7 +239,7 @@ def test_newly_decodable_frame_is_replayed_in_its_place(source: Engine, target: 
         connection.execute(text("DELETE FROM payloads WHERE seq = 4"))  # like retention
     done = replay(source, target)
     found = view_rows(target)
-    assert [(one["ticker"], one["value"], one["seq"]) for one in found["observations"]] == [
+    assert [(row["ticker"], row["value"], row["seq"]) for row in found["observations"]] == [
         ("6E", 0.5, 3),
         ("AAPL", 2, 2),
         ("AAPL", 3, 2),
@@ -245,7 +247,7 @@ def test_newly_decodable_frame_is_replayed_in_its_place(source: Engine, target: 
         ("IT", 0.5, 4),
         ("ON", 0.5, 3),
     ]
-    assert [(one["value"], one["seq"]) for one in found["revisions"]] == [(1, 1)]
+    assert [(row["value"], row["seq"]) for row in found["revisions"]] == [(1, 1)]
     assert (done.entries, done.dead) == (5, 0)
 
 
@@ -261,10 +263,10 @@ def test_replay_into_itself_is_rejected(source: Engine, urls: tuple[str, str], t
 
 @pytest.mark.usefixtures("source")
 def test_command_compares_both_databases(
-    command: Command, configured: Callable[..., Path], urls: tuple[str, str], source: Engine
+    command: Command, write_config_for: Callable[..., Path], urls: tuple[str, str], source: Engine
 ) -> None:
     Daemon(source, "one").write(frame([row(), row(minute=1), {"ticker": "bad"}]), frame([row(value=2)]))
-    arguments = ("replay", "--into", urls[1], "--config", configured(urls[0]))
+    arguments = ("replay", "--into", urls[1], "--config", write_config_for(urls[0]))
     ended = command(*arguments)
     assert (ended.code, ended.err) == (0, "")
     first, second = ended.out.splitlines()
@@ -276,14 +278,14 @@ def test_command_compares_both_databases(
     found = json.loads(command(*arguments, "--output", "json").out)
     assert (found["same"], found["entries"]) == (False, 0)
     assert found["written"]["sha256"] == hash_ != found["read"]["sha256"]
-    ended = command("replay", "--into", urls[0], "--config", configured(urls[0]))
+    ended = command("replay", "--into", urls[0], "--config", write_config_for(urls[0]))
     assert (ended.code, ended.out) == (77, "")
     assert "this is the database to read from" in ended.err
 
 
 def test_comparison_excludes_what_daemon_writes_meanwhile(
     command: Command,
-    configured: Callable[..., Path],
+    write_config_for: Callable[..., Path],
     urls: tuple[str, str],
     source: Engine,
     monkeypatch: pytest.MonkeyPatch,
@@ -297,7 +299,7 @@ def test_comparison_excludes_what_daemon_writes_meanwhile(
         return run(self, advance)
 
     monkeypatch.setattr(replay_command.Replayer, "run", run_while_more_comes)
-    arguments = ("replay", "--into", urls[1], "--config", configured(urls[0]), "--output", "json")
+    arguments = ("replay", "--into", urls[1], "--config", write_config_for(urls[0]), "--output", "json")
     found = json.loads(command(*arguments).out)
     assert (found["same"], found["entries"], found["read"]["values"]) == (True, 1, 1)
     monkeypatch.undo()
@@ -306,7 +308,7 @@ def test_comparison_excludes_what_daemon_writes_meanwhile(
 
 
 def test_samples_without_payloads_are_not_compared(
-    command: Command, configured: Callable[..., Path], urls: tuple[str, str], source: Engine
+    command: Command, write_config_for: Callable[..., Path], urls: tuple[str, str], source: Engine
 ) -> None:
     daemon = Daemon(source, "one")
     old, later = (T0 + number * 60 * MINUTE_US for number in (0, 5))
@@ -317,7 +319,7 @@ def test_samples_without_payloads_are_not_compared(
     with source.begin() as connection:
         connection.execute(text("DELETE FROM payloads WHERE seq < 4"))  # like retention
     for since in ([], ["--from", "2000-01-01"]):
-        arguments = ("replay", "--into", urls[1], "--config", configured(urls[0]), "--output", "json")
+        arguments = ("replay", "--into", urls[1], "--config", write_config_for(urls[0]), "--output", "json")
         found = json.loads(command(*arguments, *since).out)
         assert (found["same"], found["read"]["values"]) == (True, 1)
         assert found["from"] == "2026-01-01T05:00:00+00:00"

@@ -39,30 +39,30 @@ class Daemon:
         self._keep_payloads = keep_payloads
 
     def commit(self, *frames: Frame) -> None:
-        assembly = BatchBuilder(self._seq + 1, decoder(), keep_payloads=self._keep_payloads)
-        for one in (*frames, fact()):
+        builder = BatchBuilder(self._seq + 1, decoder(), keep_payloads=self._keep_payloads)
+        for entry in (*frames, fact()):
             self._seq += 1
-            assembly.add((self._seq, one))
-        self._database.write(assembly.batch)
+            builder.add((self._seq, entry))
+        self._database.write(builder.batch)
 
 
-def told(records: list[dict[str, Any]]) -> Counter[tuple[Any, ...]]:
+def count_values(records: list[dict[str, Any]]) -> Counter[tuple[Any, ...]]:
     """Count each value by its key, value and origin."""
     names = ("instance_id", "seq", "feed", "metric", "ticker", "user_id", "ts", "value")
-    return Counter(tuple(one[name] for name in names) for one in records)
+    return Counter(tuple(record[name] for name in names) for record in records)
 
 
 def recorded(engine: Engine) -> list[dict[str, Any]]:
     with engine.connect() as connection:
         return [
-            dict(one)
+            dict(row)
             for view in (views.observations, views.revisions)
-            for one in connection.execute(select(view)).mappings()
+            for row in connection.execute(select(view)).mappings()
         ]
 
 
-def looked(follower: Follower) -> list[dict[str, Any]]:
-    return [one for seen in follower.poll() for one in seen.records]
+def poll_all(follower: Follower) -> list[dict[str, Any]]:
+    return [record for seen in follower.poll() for record in seen.records]
 
 
 def answer(chance: random.Random, at_us: int) -> Frame:
@@ -82,7 +82,7 @@ def test_every_value_of_two_daemons_is_returned_once(engine: Engine, seed: int) 
     chance = random.Random(seed)
     daemons = [Daemon(engine, "one"), Daemon(engine, "two")]
     daemons[0].commit(answer(chance, T0))
-    before = told(recorded(engine))
+    before = count_values(recorded(engine))
     follower, of_one = Follower(engine), Follower(engine, "ON")
     seen: list[dict[str, Any]] = []
     seen_of_one: list[dict[str, Any]] = []
@@ -93,16 +93,16 @@ def test_every_value_of_two_daemons_is_returned_once(engine: Engine, seed: int) 
         if step == 12:
             daemons.append(Daemon(engine, "three"))
         if chance.random() < 0.4:
-            seen += looked(follower)
-            seen_of_one += looked(of_one)
-    seen += looked(follower)
-    seen_of_one += looked(of_one)
-    everything = told(recorded(engine))
+            seen += poll_all(follower)
+            seen_of_one += poll_all(of_one)
+    seen += poll_all(follower)
+    seen_of_one += poll_all(of_one)
+    everything = count_values(recorded(engine))
     assert everything.total() > 60
-    assert sum(one["revision"] for one in seen)
-    assert told(seen) == everything - before
-    assert told(seen_of_one) == Counter({key: n for key, n in (everything - before).items() if key[4] == "ON"})
-    assert looked(follower) == []
+    assert sum(record["revision"] for record in seen)
+    assert count_values(seen) == everything - before
+    assert count_values(seen_of_one) == Counter({key: n for key, n in (everything - before).items() if key[4] == "ON"})
+    assert poll_all(follower) == []
 
 
 def test_latest_and_poll_do_not_overlap(engine: Engine) -> None:
@@ -110,8 +110,11 @@ def test_latest_and_poll_do_not_overlap(engine: Engine) -> None:
     daemon.commit(frame([row("ON", minute, 0.1) for minute in range(4)]))
     follower = Follower(engine)
     daemon.commit(frame([row("ON", 3, 0.2), row("ON", 4, 0.1)], received_us=T0 + SECOND))  # before the first poll
-    assert [(one["ts"].minute, one["value"]) for one in follower.latest(9)] == [(0, 0.1), (1, 0.1), (2, 0.1)]
-    assert [(one["ts"].minute, one["value"], one["revision"]) for one in looked(follower)] == [(3, 0.2, 1), (4, 0.1, 0)]
+    assert [(record["ts"].minute, record["value"]) for record in follower.latest(9)] == [(0, 0.1), (1, 0.1), (2, 0.1)]
+    assert [(record["ts"].minute, record["value"], record["revision"]) for record in poll_all(follower)] == [
+        (3, 0.2, 1),
+        (4, 0.1, 0),
+    ]
 
 
 def test_without_payloads_newest_values_and_missing_count(engine: Engine) -> None:
@@ -122,9 +125,11 @@ def test_without_payloads_newest_values_and_missing_count(engine: Engine) -> Non
     )
     (seen,) = follower.poll()
     assert (len(seen.records), seen.missing) == (2 * VALUES_PER_SERIES, 10)
-    assert {one["ts"].hour * 60 + one["ts"].minute for one in seen.records} == set(range(5, VALUES_PER_SERIES + 5))
+    assert {record["ts"].hour * 60 + record["ts"].minute for record in seen.records} == set(
+        range(5, VALUES_PER_SERIES + 5)
+    )
     daemon.commit(frame([row("ON", VALUES_PER_SERIES, 0.2)], received_us=T0 + SECOND))
-    assert [(one["value"], one["revision"]) for one in looked(follower)] == [(0.2, 1)]
+    assert [(record["value"], record["revision"]) for record in poll_all(follower)] == [(0.2, 1)]
 
 
 def test_follower_continues_after_ledger_is_pruned(engine: Engine) -> None:
@@ -134,16 +139,19 @@ def test_follower_continues_after_ledger_is_pruned(engine: Engine) -> None:
     daemon.commit(frame([row("ON", 2, 0.1)]))
     with engine.begin() as connection:
         connection.execute(schema.batches.delete())
-    assert [one["ts"].minute for one in looked(follower)] == [1, 2]
+    assert [record["ts"].minute for record in poll_all(follower)] == [1, 2]
 
 
 def test_poll_does_not_scan_samples(engine: Engine) -> None:
     daemon, follower = Daemon(engine, "one"), Follower(engine, "ON")
     daemon.commit(frame([row("ON", minute, 0.1) for minute in range(3)]))
     Daemon(engine, "two", keep_payloads=False).commit(frame([row("ON", 5, 0.1)]))
-    with recorded_selects(engine, "samples") as asked, recorded_selects(engine, "sample_revisions") as more:
-        assert len(looked(follower)) == 4
+    with (
+        recorded_selects(engine, "samples") as sample_queries,
+        recorded_selects(engine, "sample_revisions") as revision_queries,
+    ):
+        assert len(poll_all(follower)) == 4
         assert len(Follower(engine, "ON").latest(2)) == 2
-    assert len(asked + more) >= 4
-    for one in asked + more:
-        assert full_scans(engine, one, "samples", "sample_revisions", "m", "p") == [], one[0]
+    assert len(sample_queries + revision_queries) >= 4
+    for query in sample_queries + revision_queries:
+        assert full_scans(engine, query, "samples", "sample_revisions", "m", "p") == [], query[0]

@@ -116,21 +116,21 @@ def _broken_layer(path: Path, package: str, name: list[str]) -> str | None:
         return None
     if other == package:
         return _broken_inner_layer(package, path.parts[2:], name[1:])
-    mine, others = level(LAYERS, package), level(LAYERS, other)
-    if mine is None or others is None:
+    own_level, other_level = level(LAYERS, package), level(LAYERS, other)
+    if own_level is None or other_level is None:
         return "is a package without a level in this test"
-    return None if others < mine else f"points the wrong way: {package} must not import {other}"
+    return None if other_level < own_level else f"points the wrong way: {package} must not import {other}"
 
 
 def _broken_inner_layer(package: str, parts: tuple[str, ...], name: list[str]) -> str | None:
     if package not in INNER_LAYERS or not name or parts == ("__init__.py",):
         return None
-    here, other = parts[0].removesuffix(".py"), name[0]
-    mine, others = level(INNER_LAYERS[package], here), level(INNER_LAYERS[package], other)
-    if mine is None or others is None:
+    part, other = parts[0].removesuffix(".py"), name[0]
+    own_level, other_level = level(INNER_LAYERS[package], part), level(INNER_LAYERS[package], other)
+    if own_level is None or other_level is None:
         return f"is a part of {package} without a level in this test"
-    same_line = len(INNER_LAYERS[package][mine]) > 1 and mine == others
-    return None if here == other or others < mine or same_line else f"points the wrong way inside {package}"
+    same_line = len(INNER_LAYERS[package][own_level]) > 1 and own_level == other_level
+    return None if part == other or other_level < own_level or same_line else f"points the wrong way inside {package}"
 
 
 @EACH_SOURCE

@@ -54,10 +54,10 @@ class Store:
     def write(self, given: Frame) -> Outcome:
         """Take a frame through spool format, decoder and database."""
         self._seq += 1
-        assembly = BatchBuilder(self._seq, self._decoder)
+        builder = BatchBuilder(self._seq, self._decoder)
         for entry in unpack(pack(self._seq, [given])):
-            assembly.add(entry)
-        self._database.write(assembly.batch)
+            builder.add(entry)
+        self._database.write(builder.batch)
         counts = "row_count, new_rows, revised_rows, duplicate_rows, dead_rows, dead_frames"
         [ledger] = self.query(f"SELECT {counts} FROM batches WHERE last_seq = {self._seq}")
         letter = "row_index, stage, reason, detail, body"
@@ -67,7 +67,7 @@ class Store:
             self.query(f"SELECT {letter} FROM dead_letters WHERE seq = {self._seq} ORDER BY row_index"),
         )
 
-    def holds(self, series: SeriesKey, ts_us: int, value: float) -> bool:
+    def is_recorded(self, series: SeriesKey, ts_us: int, value: float) -> bool:
         """Whether this value is recorded, as current or as a revision."""
         recorded = union_all(*(_values(table, series, ts_us) for table in (schema.samples, schema.sample_revisions)))
         with self.engine.connect() as connection:
@@ -105,7 +105,7 @@ def stores(
     assert findings == [[], []]
 
 
-def give(stores: list[Store], hostile: Frame) -> Outcome:
+def write_to_both(stores: list[Store], hostile: Frame) -> Outcome:
     """Write a frame to both, and return the outcome, which is the same."""
     on_sqlite, on_postgres = (store.write(hostile) for store in stores)
     assert on_sqlite == on_postgres
@@ -153,7 +153,7 @@ DEAD_ROWS = [
 
 @pytest.mark.parametrize(("body", "reason"), DEAD_ROWS)
 def test_unstorable_row_is_rejected_and_its_neighbors_are_not(stores: list[Store], body: str, reason: str) -> None:
-    outcome = give(stores, frame(body))
+    outcome = write_to_both(stores, frame(body))
     assert outcome.reasons == [(1, reason)]
     assert (outcome.counts["row_count"], outcome.counts["dead_rows"]) == (3, 1)
 
@@ -177,15 +177,15 @@ DEAD_FRAMES = [
 
 
 @pytest.mark.parametrize(("body", "reason"), DEAD_FRAMES)
-def test_a_frame_that_cannot_be_read_is_one_letter(stores: list[Store], body: str, reason: str) -> None:
-    outcome = give(stores, frame(body))
+def test_unreadable_frame_is_one_dead_letter(stores: list[Store], body: str, reason: str) -> None:
+    outcome = write_to_both(stores, frame(body))
     assert outcome.reasons == [(None, reason)]
     assert (outcome.payloads, outcome.counts["dead_frames"]) == ([], 1)
 
 
 @pytest.mark.parametrize("body", ["[]", '{"path":"crowd-sentiment","params":{},"results":[]}'])
 def test_empty_response_is_a_frame_without_rows(stores: list[Store], body: str) -> None:
-    outcome = give(stores, frame(body))
+    outcome = write_to_both(stores, frame(body))
     assert (outcome.payloads, outcome.letters, outcome.counts["row_count"]) == ([(0, body)], [], 0)
 
 
@@ -208,9 +208,9 @@ TICKERS = [
 
 @pytest.mark.parametrize("ticker", TICKERS, ids=ascii)
 def test_hostile_ticker_is_stored_as_text(stores: list[Store], ticker: str) -> None:
-    assert give(stores, frame([row(ticker)])).letters == []
+    assert write_to_both(stores, frame([row(ticker)])).letters == []
     for store in stores:
-        assert store.holds(("crowd-sentiment", "crowd_sentiment", ticker, ""), T0, 0.5)
+        assert store.is_recorded(("crowd-sentiment", "crowd_sentiment", ticker, ""), T0, 0.5)
 
 
 STORED: list[tuple[str, float]] = [
@@ -229,31 +229,33 @@ STORED: list[tuple[str, float]] = [
 @pytest.mark.parametrize(("raw", "value"), STORED)
 def test_edge_case_number_is_stored_as_a_double(stores: list[Store], raw: str, value: float) -> None:
     ticker = f"V{STORED.index((raw, value))}"
-    give(stores, frame(json.dumps([row(ticker, value="?")]).replace('"?"', raw)))
+    write_to_both(stores, frame(json.dumps([row(ticker, value="?")]).replace('"?"', raw)))
     for store in stores:
-        assert store.holds(("crowd-sentiment", "crowd_sentiment", ticker, ""), T0, value)
+        assert store.is_recorded(("crowd-sentiment", "crowd_sentiment", ticker, ""), T0, value)
 
 
 @pytest.mark.parametrize("other_rows", [0, 600], ids=["few rows", "many rows"])
 def test_far_future_time_is_exact_to_the_microsecond(stores: list[Store], other_rows: int) -> None:
     far = {"ts": "9998-12-31T23:59:59.123457Z", "ticker": f"FAR{other_rows}"}
     others = [row(f"FAR{number}") for number in range(other_rows)]
-    counts = give(stores, frame([far | {"average_sentiment": value} for value in (1, 2)] + others)).counts
+    counts = write_to_both(stores, frame([far | {"average_sentiment": value} for value in (1, 2)] + others)).counts
     assert (counts["revised_rows"], counts["dead_rows"]) == (1, 0)
     for store in stores:
-        assert store.holds(("crowd-sentiment", "crowd_sentiment", far["ticker"], ""), 253_370_764_799_123_457, 2.0)
+        assert store.is_recorded(
+            ("crowd-sentiment", "crowd_sentiment", far["ticker"], ""), 253_370_764_799_123_457, 2.0
+        )
 
 
 def test_last_of_equal_keys_counts(stores: list[Store]) -> None:
     twice = '[{"ts":"x","ts":"2026-01-01T00:00:00Z","ticker":"A","ticker":"TWICE","average_sentiment":1}]'
-    assert give(stores, frame(twice)).letters == []
+    assert write_to_both(stores, frame(twice)).letters == []
     for store in stores:
-        assert store.holds(("crowd-sentiment", "crowd_sentiment", "TWICE", ""), T0, 1.0)
+        assert store.is_recorded(("crowd-sentiment", "crowd_sentiment", "TWICE", ""), T0, 1.0)
 
 
 def test_frame_of_10_megabytes_is_stored_whole(stores: list[Store]) -> None:
     body = json.dumps([row("BIG"), row("BIG", 1) | {"comment": "x" * (10 << 20)}])
-    outcome = give(stores, frame(body))
+    outcome = write_to_both(stores, frame(body))
     assert (outcome.counts["new_rows"], outcome.payloads) == (2, [(2, body)])
 
 
@@ -308,7 +310,7 @@ def _cut(draw: st.DrawFn) -> str:
 )
 def test_every_row_is_stored_or_rejected_alike_by_both(stores: list[Store], body: str, path: str, source: Any) -> None:
     hostile = frame(body, path=path, source=source)
-    counts, payloads, letters = give(stores, hostile)
+    counts, payloads, letters = write_to_both(stores, hostile)
     assert all(stage == "decode" for _, stage, *_ in letters)  # nothing is left for a database to reject
     assert len(payloads) + counts["dead_frames"] == 1
     decoded = _as_spooled(hostile)
@@ -317,7 +319,7 @@ def test_every_row_is_stored_or_rejected_alike_by_both(stores: list[Store], body
         dead = {row_index for row_index, *_ in letters}
         assert (stored | dead, stored & dead) == (set(range(decoded.rows)), set())
         for store in stores:
-            assert all(store.holds(series, ts_us, value) for series, ts_us, value, _ in decoded.observations)
+            assert all(store.is_recorded(series, ts_us, value) for series, ts_us, value, _ in decoded.observations)
 
 
 def _as_spooled(given: Frame) -> DecodedFrame:

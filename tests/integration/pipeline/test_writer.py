@@ -89,8 +89,8 @@ async def test_value_repeated_after_another_instance_is_current(tmp_path: Path, 
 async def test_batch_of_unknown_outcome_is_not_written_twice(spool: Spool, engine: Engine) -> None:
     await put(spool, frame([row("A")]), frame([row("B")]))
     stale = make_writer(spool, engine)
-    stale.register()
-    make_writer(spool, engine).run()  # … when an earlier commit comes through
+    stale.register()  # reads its position
+    make_writer(spool, engine).run()  # the earlier commit comes through afterwards
     stale.step()
     stale.step()
     assert stale.status.position == 2

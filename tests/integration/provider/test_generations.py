@@ -40,8 +40,8 @@ def protocol_of(generation: str) -> ProtocolVersion:
 
 
 @dataclass(frozen=True)
-class ProxiedPeer:
-    """The address of a peer behind a proxy."""
+class ProxiedServer:
+    """The address of a server behind a proxy."""
 
     url: str
     api_key: str
@@ -57,15 +57,15 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 async def run_against(scheduler: Any, memory: Memory) -> AsyncIterator[Run]:
-    """`await run_against(peer)`: a running supervisor, whose facts and frames are in ``memory``."""
+    """`await run_against(server)`: a running supervisor, whose facts and frames are in ``memory``."""
     started: list[tuple[Supervisor, TokenSource, asyncio.Task[None]]] = []
 
     async def run(
-        peer: NodeServer | ProxiedPeer, subscriptions: list[Subscription] = SUBSCRIPTIONS, **settings: Any
+        server: NodeServer | ProxiedServer, subscriptions: list[Subscription] = SUBSCRIPTIONS, **settings: Any
     ) -> Supervisor:
-        provider = ProviderConfig.model_validate({"url": peer.url, **settings})
-        key = SecretStr(peer.api_key)
-        tokens = TokenSource(f"{peer.url}/jwt", key, provider.token, scheduler.at, spacing_seconds=0.2)
+        provider = ProviderConfig.model_validate({"url": server.url, **settings})
+        key = SecretStr(server.api_key)
+        tokens = TokenSource(f"{server.url}/jwt", key, provider.token, scheduler.at, spacing_seconds=0.2)
         supervisor = Supervisor(provider, subscriptions, tokens, memory, memory.append, ActivityTracker())
         started.append((supervisor, tokens, asyncio.create_task(supervisor.run())))
         return supervisor
@@ -88,18 +88,18 @@ def live(memory: Memory) -> int:
 async def test_version_is_detected_and_both_shapes_are_received(
     memory: Memory, make_node_server: Any, run_against: Run, generation: str
 ) -> None:
-    peer = await make_node_server(generation)
-    supervisor = await run_against(peer, BOTH_SHAPES)
+    server = await make_node_server(generation)
+    supervisor = await run_against(server, BOTH_SHAPES)
     await memory.until(lambda: live(memory) == len(BOTH_SHAPES))
     enough = len(memory.frames) + 10
     await memory.until(lambda: len(memory.frames) > enough)
     await supervisor.stop()
-    await peer.emit()  # afterwards everything that it sent is recorded
+    await server.emit()  # afterwards everything that it sent is recorded
     assert {fact.detail["protocol_version"] for fact in memory.facts("connected")} == {protocol_of(generation).value}
     assert memory.facts("disconnected", "connect_failed", "refused", "provider_error") == []
     for path, event in ((PATH, "res"), (STREAM, "data")):
         texts = [frame.text for frame in memory.frames if (frame.path, frame.event) == (path, event)]
-        rows = [emission.rows for emission in peer.emitted if emission.path == path]
+        rows = [emission.rows for emission in server.emitted if emission.path == path]
         # Events in transit when we closed were not received; all others were, in the order in which they were sent.
         assert [_rows(event, text) for text in texts] == rows[: len(texts)]
         assert 3 < len(texts) > len(rows) - 10
@@ -115,35 +115,35 @@ def _rows(event: str, text: str) -> Any:
 async def test_bad_token_is_refused_with_server_message(
     make_connection: Callable[..., Connection], make_node_server: Any, generation: str
 ) -> None:
-    peer = await make_node_server(generation)
+    server = await make_node_server(generation)
     bad = Token(value="e30.e30.e30", fetched_at=boottime(), life_seconds=3600)
     with pytest.raises(ConnectionRefused, match="invalid signature"):
-        await make_connection(peer.url, protocol_of(generation)).open(bad)
+        await make_connection(server.url, protocol_of(generation)).open(bad)
 
 
 @pytest.mark.parametrize("generation", SUPPORTED)
 async def test_disconnect_is_noticed_and_followed_by_reconnect(
     memory: Memory, make_node_server: Any, run_against: Run, generation: str
 ) -> None:
-    peer = await make_node_server(generation)
-    supervisor = await run_against(peer)
+    server = await make_node_server(generation)
+    supervisor = await run_against(server)
     await memory.until(lambda: live(memory) == 3)
     for ends, end in enumerate(("kick", "close", "reset"), start=1):
-        await peer.run_command(end)
+        await server.run_command(end)
         await memory.until(lambda: live(memory) == 3 + 3 * ends)  # noqa: B023 - is waited for here
-    await peer.stop()
-    await peer.start()
+    await server.stop()
+    await server.start()
     await memory.until(lambda: live(memory) == 15)
     assert len(memory.facts("disconnected")) == 4
     assert supervisor.status().groups[0].reconnects["kicked"] == 1
-    assert peer.count("login") == 1
+    assert server.count("login") == 1
 
 
 async def test_socket_io_0_9_is_reported_as_unsupported(
     memory: Memory, make_node_server: Any, run_against: Run
 ) -> None:
-    peer = await make_node_server("0.9")
-    await run_against(peer)
+    server = await make_node_server("0.9")
+    await run_against(server)
     await memory.until(lambda: memory.facts("connect_failed"))
     reason = memory.facts("connect_failed")[0].detail["reason"]
     assert reason == "the server speaks Socket.IO 0.9, which is not supported; 1.0 or later is needed"
@@ -156,26 +156,26 @@ async def test_socket_io_0_9_is_reported_as_unsupported(
 async def test_connection_lasts_longer_than_two_ping_windows(
     memory: Memory, make_node_server: Any, run_against: Run, generation: str
 ) -> None:
-    peer = await make_node_server(generation, ping_interval_seconds=0.4, ping_timeout_seconds=0.3)
-    await run_against(peer, protocol=protocol_of(generation).value)
+    server = await make_node_server(generation, ping_interval_seconds=0.4, ping_timeout_seconds=0.3)
+    await run_against(server, protocol=protocol_of(generation).value)
     await memory.until(lambda: live(memory) == 3)
     await asyncio.sleep(1.6)
     assert memory.facts("disconnected", "connect_failed") == []
-    assert peer.count("disconnected") == 0
+    assert server.count("disconnected") == 0
 
 
 @pytest.mark.parametrize("generation", [*DIFFERENT, "2.0"])
 async def test_refused_token_is_replaced(
     memory: Memory, make_node_server: Any, run_against: Run, generation: str
 ) -> None:
-    peer = await make_node_server(generation)
-    supervisor = await run_against(peer, protocol=protocol_of(generation).value)
+    server = await make_node_server(generation)
+    supervisor = await run_against(server, protocol=protocol_of(generation).value)
     await memory.until(lambda: live(memory) == 3)
-    await peer.run_command("revoke")
-    await peer.run_command("kick")
+    await server.run_command("revoke")
+    await server.run_command("kick")
     await memory.until(lambda: live(memory) == 6, seconds=25)
     assert any("refused" in fact.detail["reason"] for fact in memory.facts("connect_failed"))
-    assert peer.count("login") == 2
+    assert server.count("login") == 2
     assert supervisor.status().groups[0].reconnects == {"kicked": 1}
 
 
@@ -183,9 +183,9 @@ async def test_refused_token_is_replaced(
 async def test_refused_subscription_does_not_affect_others(
     memory: Memory, make_node_server: Any, run_against: Run, generation: str
 ) -> None:
-    peer = await make_node_server(generation)
-    await peer.run_command("refuse", name="TSLA", message="not yours")
-    await run_against(peer)
+    server = await make_node_server(generation)
+    await server.run_command("refuse", name="TSLA", message="not yours")
+    await run_against(server)
     await memory.until(lambda: live(memory) == 2 and memory.facts("refused"))
     (refused,) = memory.facts("refused")
     assert "not yours" in refused.detail["reason"]
@@ -196,20 +196,20 @@ async def test_refused_subscription_does_not_affect_others(
 async def test_event_with_ack_id_is_acknowledged(
     memory: Memory, make_node_server: Any, run_against: Run, generation: str
 ) -> None:
-    peer = await make_node_server(generation, interval_seconds=None)
-    await run_against(peer)
+    server = await make_node_server(generation, interval_seconds=None)
+    await run_against(server)
     await memory.until(lambda: live(memory) == 3)
-    await peer.run_command("ask")
-    await peer.until(lambda: peer.count("acknowledged"))
+    await server.run_command("ask")
+    await server.until(lambda: server.count("acknowledged"))
 
 
 @pytest.mark.parametrize("generation", DIFFERENT)
 async def test_silent_server_is_noticed_within_ping_window(
     memory: Memory, make_node_server: Any, run_against: Run, tcp_proxy: Any, generation: str
 ) -> None:
-    peer = await make_node_server(generation, ping_interval_seconds=0.6, ping_timeout_seconds=0.4)
-    proxy = await tcp_proxy(peer.url)
-    supervisor = await run_against(ProxiedPeer(proxy.url, peer.api_key))
+    server = await make_node_server(generation, ping_interval_seconds=0.6, ping_timeout_seconds=0.4)
+    proxy = await tcp_proxy(server.url)
+    supervisor = await run_against(ProxiedServer(proxy.url, server.api_key))
     await memory.until(lambda: live(memory) == 3)
     proxy.half_open = True
     silent_from = boottime()

@@ -115,6 +115,6 @@ async def test_configured_version_is_not_probed(protocol: Any, chosen: ProtocolV
 @pytest.mark.node
 @pytest.mark.parametrize("generation", ["1.0", "2.0", "2"])
 async def test_probe_closes_its_session(generation: str, make_node_server: Callable[..., Any]) -> None:
-    peer = await make_node_server(generation)  # which would time the session out after 45 s
-    await probe(peer.url, (await login(peer.url, peer.api_key)), None)
-    await peer.until(lambda: peer.count("connected") == peer.count("disconnected") == 1)
+    server = await make_node_server(generation)  # which would time the session out after 45 s
+    await probe(server.url, (await login(server.url, server.api_key)), None)
+    await server.until(lambda: server.count("connected") == server.count("disconnected") == 1)

@@ -1,4 +1,4 @@
-"""The supervisor under every fault: states, reconnects and renewals, and no frame is disconnected."""
+"""The supervisor under every fault: states, reconnects, renewals, and no frame is lost."""
 
 from __future__ import annotations
 
@@ -254,7 +254,7 @@ async def test_interruption_ends_when_the_connection_shows_life(
     before = read_clocks()
     await memory.until(lambda: len(memory.frames) > 5)
     running.supervisor.record_interruption("stood_still", {"reason": "slept"}, before.wall_us)
-    result = read_clocks()
+    ended = read_clocks()
     await running.until("live", AAPL, TSLA, BUZZ)
     (interrupted,) = memory.facts("stood_still")
     assert (interrupted.state, interrupted.since_us, set(interrupted.subscriptions)) == (
@@ -263,7 +263,7 @@ async def test_interruption_ends_when_the_connection_shows_life(
         {AAPL.key, TSLA.key, BUZZ.key},
     )
     for confirmed in memory.facts("heard_again"):
-        assert confirmed.since_us == pytest.approx(result.wall_us, abs=20_000)
+        assert confirmed.since_us == pytest.approx(ended.wall_us, abs=20_000)
         assert confirmed.since_us <= confirmed.at_us
     assert running.states(TSLA) == ["pending", "live", "silent", "live"]
     assert len(memory.facts("connected")) == 2

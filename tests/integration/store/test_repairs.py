@@ -156,7 +156,7 @@ def test_unfinished_repairs_omit_failed_ones_covered_since(db: Database) -> None
     assert repairs.unfinished_repairs(db.engine, "ON") == []
 
 
-def test_count_new_rows_counts_rows_of_the_gap_that_arrived_since(db: Database) -> None:
+def test_count_new_rows_counts_later_rows_of_the_gap(db: Database) -> None:
     table = RepairTable(db.engine)
     table.open(1, [FIRST], at("18:00"))
     (repair,) = repairs.load_repairs(db.engine, [1])

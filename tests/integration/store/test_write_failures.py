@@ -64,43 +64,45 @@ def on_postgres(postgres_server_url: str, postgres_template_url: str) -> Iterato
 
 def deadlock(engine: Engine) -> None:
     """Two transactions that wait for each other; the one that checks for a deadlock first is the victim."""
-    with engine.connect() as mine, engine.connect() as other:
-        for connection, number in ((mine, 1), (other, 2)):
-            connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({number})")
+    with engine.connect() as connection, engine.connect() as other:
+        for holder, number in ((connection, 1), (other, 2)):
+            holder.exec_driver_sql(f"SELECT pg_advisory_xact_lock({number})")
         other.exec_driver_sql("SET LOCAL deadlock_timeout = '10s'")
-        mine.exec_driver_sql("SET LOCAL deadlock_timeout = '100ms'")
+        connection.exec_driver_sql("SET LOCAL deadlock_timeout = '100ms'")
         waiting = threading.Thread(target=other.exec_driver_sql, args=("SELECT pg_advisory_xact_lock(1)",))
         waiting.start()
         try:
-            mine.exec_driver_sql("SELECT pg_advisory_xact_lock(2)")
+            connection.exec_driver_sql("SELECT pg_advisory_xact_lock(2)")
         finally:
-            mine.rollback()
+            connection.rollback()
             waiting.join()
 
 
 def serialization(engine: Engine) -> None:
-    with engine.connect() as mine, engine.connect() as other:
-        mine.exec_driver_sql("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
-        mine.exec_driver_sql("SELECT * FROM leases")
+    with engine.connect() as connection, engine.connect() as other:
+        connection.exec_driver_sql("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+        connection.exec_driver_sql("SELECT * FROM leases")
         other.exec_driver_sql(
             "INSERT INTO leases VALUES ('x', 1, now()) ON CONFLICT (name) DO UPDATE SET until = now()"
         )
         other.commit()
-        mine.exec_driver_sql("INSERT INTO leases VALUES ('x', 1, now()) ON CONFLICT (name) DO UPDATE SET until = now()")
+        connection.exec_driver_sql(
+            "INSERT INTO leases VALUES ('x', 1, now()) ON CONFLICT (name) DO UPDATE SET until = now()"
+        )
 
 
 def locked(engine: Engine) -> None:
-    with engine.connect() as mine, engine.connect() as other:
+    with engine.connect() as connection, engine.connect() as other:
         other.exec_driver_sql("LOCK TABLE leases")
-        mine.exec_driver_sql("SET LOCAL lock_timeout = '10ms'")
-        mine.exec_driver_sql("SELECT * FROM leases")
+        connection.exec_driver_sql("SET LOCAL lock_timeout = '10ms'")
+        connection.exec_driver_sql("SELECT * FROM leases")
 
 
 def terminated(engine: Engine) -> None:
-    with engine.connect() as mine, engine.connect() as other:
-        pid = mine.exec_driver_sql("SELECT pg_backend_pid()").scalar_one()
+    with engine.connect() as connection, engine.connect() as other:
+        pid = connection.exec_driver_sql("SELECT pg_backend_pid()").scalar_one()
         other.exec_driver_sql(f"SELECT pg_terminate_backend({pid}, 5000)")
-        mine.exec_driver_sql("SELECT 1")
+        connection.exec_driver_sql("SELECT 1")
 
 
 def copied(engine: Engine) -> None:

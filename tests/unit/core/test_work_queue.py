@@ -10,7 +10,10 @@ from ingestor.errors import DatabaseUnavailable
 
 def test_work_queue_runs_work_once_its_position_is_reached() -> None:
     queue = WorkQueue()
-    first, second = queue.submit(lambda me: f"first of {me}", 10), queue.submit(lambda me: f"second of {me}", 5)
+    first, second = (
+        queue.submit(lambda instance_id: f"first of {instance_id}", 10),
+        queue.submit(lambda instance_id: f"second of {instance_id}", 5),
+    )
     queue.run(7, position=9)
     assert (first.done(), second.result(0)) == (False, "second of 7")
     queue.run(8, position=10)

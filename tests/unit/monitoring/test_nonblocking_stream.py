@@ -9,7 +9,7 @@ from ingestor.monitoring import nonblocking_stream
 from ingestor.monitoring.nonblocking_stream import NonBlockingWriter
 
 
-class Turnstile(io.StringIO):
+class GatedStream(io.StringIO):
     """A stream that lets one line pass for each release of ``passes``, like a pipe with a slow reader."""
 
     def __init__(self) -> None:
@@ -36,7 +36,7 @@ def test_notice_stands_where_dropped_lines_are_missing(
     monkeypatch: pytest.MonkeyPatch, later: list[str], expected: list[str]
 ) -> None:
     monkeypatch.setattr(nonblocking_stream, "MAX_QUEUED_CHARACTERS", 6)
-    stream = Turnstile()
+    stream = GatedStream()
     writer = NonBlockingWriter(stream, lambda count: f"{count} missing\n")
     for number in range(5):
         writer.write(f"{number}\n")

@@ -69,7 +69,7 @@ def test_confirm_keeps_only_what_is_valid(
     assert seqs(ahead.collect_batch(1, 0)) == [2]
 
 
-def test_invalidate_rebuilds_the_next_batch_in_order_without_dedup() -> None:
+def test_invalidate_rebuilds_next_batch_in_order_without_dedup() -> None:
     ahead, cache, _ = read_ahead(1.0, 1.0)
     first = ahead.collect_batch(0, 0)
     ahead.build_next(first.batch.last_seq, lambda: False)

@@ -48,7 +48,7 @@ def test_ignored_subscription_is_not_silent(silence: SilenceDetector) -> None:
     assert silence.detect(10_000) == []
 
 
-def test_silent_subscription_is_retried_at_once_then_up_to_hourly(silence: SilenceDetector) -> None:
+def test_silent_subscription_is_retried_at_once_then_hourly(silence: SilenceDetector) -> None:
     silence.ignore([A])
     silence.detect(700)
     retried_at = [second for second in range(700, 20_000) if silence.due(second, chance=1.0)]

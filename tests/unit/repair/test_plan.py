@@ -73,7 +73,7 @@ def test_remaining_queries_cover_range_at_any_length() -> None:
             sent = [*queries[: number + 1], *remaining]
             for ticker in tickers:
                 reached = at(1)
-                for start, end in sorted((each.start, each.end) for each in sent if each.ticker == ticker):
+                for start, end in sorted((query.start, query.end) for query in sent if query.ticker == ticker):
                     assert start <= reached
                     reached = max(end, reached)
                 assert reached == at(20)

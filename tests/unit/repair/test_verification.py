@@ -45,11 +45,11 @@ def test_rows_of_other_feed_do_not_cover_gap() -> None:
 
 
 def test_rows_of_other_user_do_not_cover_gap() -> None:
-    asked = repair(at(1, 0, 30), at(1, 0, 50), path="/real-time/user-sentiment", ticker="", user_id="7")
+    requested = repair(at(1, 0, 30), at(1, 0, 50), path="/real-time/user-sentiment", ticker="", user_id="7")
     others, his = (row(minute=3, field="sentiment") | {"user_id": user} for user in ("8", "7"))
     path = "/real-time/user-sentiment"
-    assert not verification.covers_start(response([others], path=path), asked, RECEIVED_US)
-    assert verification.covers_start(response([others, his], path=path), asked, RECEIVED_US)
+    assert not verification.covers_start(response([others], path=path), requested, RECEIVED_US)
+    assert verification.covers_start(response([others, his], path=path), requested, RECEIVED_US)
 
 
 NO_MATCH = "none of the 1 rows of the response matches the request"
