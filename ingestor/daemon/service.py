@@ -21,7 +21,7 @@ from pydantic import SecretStr
 from ingestor.config import Config, require_api_key
 from ingestor.core.clock import boottime, wall_us
 from ingestor.core.entries import Fact
-from ingestor.daemon import factory, scheduler, watchers
+from ingestor.daemon import factory, heartbeat, scheduler, watchers
 from ingestor.daemon.control_handlers import build_handlers
 from ingestor.daemon.control_socket import ControlError, control_server
 from ingestor.daemon.reload import ConfigReloader
@@ -179,9 +179,9 @@ class Service:
         every = self._scheduler.every
         every("retention", self._writer.request_retention, scheduler.RETENTION_SECONDS, first_seconds=first_seconds)
         every("repair", self._repair.wake, scheduler.REPAIR_SECONDS, first_seconds=scheduler.FIRST_REPAIR_SECONDS)
-        self._clocks = watchers.ClockWatcher(self._supervisor, self._scheduler)
+        self._clocks = heartbeat.ClockWatcher(self._supervisor, self._scheduler)
         self._start_task(self._supervisor.run(), "supervisor")
-        self._start_task(watchers.send_heartbeats(self._spool, self._clocks), "heartbeat")
+        self._start_task(heartbeat.send_heartbeats(self._spool, self._clocks), "heartbeat")
         self._start_task(self._clocks.run(), "clocks")
         self._start_task(watchers.watch_spool_level(self._spool, self._supervisor, self._record), "spool level")
         self._start_task(watchers.record_load(self._history, self._spool, self._writer.status), "history")

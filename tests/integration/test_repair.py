@@ -16,7 +16,7 @@ import time_machine
 
 from ingestor.config import load
 from ingestor.core.backoff import Backoff
-from ingestor.daemon import control_socket, scheduler, watchers
+from ingestor.daemon import control_socket, heartbeat, scheduler
 from ingestor.provider import rest_api
 from ingestor.repair import backfill_requests, plan, worker
 from tests.support.faulty_simulator import Fault, FaultySimulator
@@ -109,7 +109,7 @@ def sqlite_url(tmp_path: Path) -> str:
 def short_intervals(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scheduler, "FIRST_REPAIR_SECONDS", 0.2)
     monkeypatch.setattr(scheduler, "REPAIR_SECONDS", 0.2)
-    monkeypatch.setattr(watchers, "HEARTBEAT_SECONDS", 0.2)
+    monkeypatch.setattr(heartbeat, "HEARTBEAT_SECONDS", 0.2)
     monkeypatch.setattr(worker, "GAP_SEARCH_RATIO", 0)
     monkeypatch.setattr(rest_api, "SPACING_SECONDS", 0.0)
 

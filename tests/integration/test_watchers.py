@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from ingestor.core.clock import ClockReading, read_clocks
-from ingestor.daemon import scheduler, watchers
+from ingestor.daemon import heartbeat, scheduler, watchers
 from ingestor.store.engine import make_engine
 from ingestor.store.read.audit import AuditIssue, audit, find_losses
 from tests.support.faulty_simulator import FaultySimulator
@@ -54,7 +54,7 @@ async def test_clock_jump_leaves_gap_in_coverage_and_rearms_jobs(
     kind: str,
     reason: str,
 ) -> None:
-    monkeypatch.setattr(watchers, "CLOCK_CHECK_SECONDS", 0.02)
+    monkeypatch.setattr(heartbeat, "CLOCK_CHECK_SECONDS", 0.02)
     url = f"sqlite:///{tmp_path / 'ingestor.db'}"
     config = write_config(tmp_path, url=simulator.url, database_url=url, subscriptions={CROWD: ["AAPL"]})
     async with InProcessDaemon(config, simulator.api_key) as daemon:
@@ -62,7 +62,7 @@ async def test_clock_jump_leaves_gap_in_coverage_and_rearms_jobs(
         armed = [job.next_run_time for job in jobs(daemon)]
         for job in jobs(daemon):
             job.modify(next_run_time=job.next_run_time + timedelta(days=1))
-        monkeypatch.setattr(watchers, "read_clocks", lambda: shifted(read_clocks(), shift_us, boot_seconds))
+        monkeypatch.setattr(heartbeat, "read_clocks", lambda: shifted(read_clocks(), shift_us, boot_seconds))
         await until(lambda: daemon.db.states("AAPL") == ["pending", "live", "silent", "live"])
         assert daemon.connection_ids == connection
         assert len(armed) == 3  # token, retention, repair
@@ -78,13 +78,13 @@ async def test_clock_jump_leaves_gap_in_coverage_and_rearms_jobs(
 async def test_heartbeat_checks_clocks_first(
     simulator: FaultySimulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(watchers, "CLOCK_CHECK_SECONDS", 3600)
-    monkeypatch.setattr(watchers, "HEARTBEAT_SECONDS", 0.02)
+    monkeypatch.setattr(heartbeat, "CLOCK_CHECK_SECONDS", 3600)
+    monkeypatch.setattr(heartbeat, "HEARTBEAT_SECONDS", 0.02)
     url = f"sqlite:///{tmp_path / 'ingestor.db'}"
     config = write_config(tmp_path, url=simulator.url, database_url=url, subscriptions={CROWD: ["AAPL"]})
     async with InProcessDaemon(config, simulator.api_key) as daemon:
         await daemon.wait_until_live()
-        monkeypatch.setattr(watchers, "read_clocks", lambda: shifted(read_clocks(), HOUR_US, 3600))
+        monkeypatch.setattr(heartbeat, "read_clocks", lambda: shifted(read_clocks(), HOUR_US, 3600))
         await until(lambda: daemon.db.states("AAPL") == ["pending", "live", "silent", "live"])
 
 
