@@ -59,15 +59,15 @@ async def test_clock_jump_leaves_gap_in_coverage_and_rearms_jobs(
     config = write_config(tmp_path, url=simulator.url, database_url=url, subscriptions={CROWD: ["AAPL"]})
     async with InProcessDaemon(config, simulator.api_key) as daemon:
         connection = await daemon.wait_until_live()
-        armed = [job.next_run_time for job in jobs(daemon)]
+        scheduled = [job.next_run_time for job in jobs(daemon)]
         for job in jobs(daemon):
             job.modify(next_run_time=job.next_run_time + timedelta(days=1))
         monkeypatch.setattr(heartbeat, "read_clocks", lambda: shifted(read_clocks(), shift_us, boot_seconds))
         await until(lambda: daemon.db.states("AAPL") == ["pending", "live", "silent", "live"])
         assert daemon.connection_ids == connection
-        assert len(armed) == 3  # token, retention, repair
-        rearmed = [job.next_run_time for job in jobs(daemon)]
-        assert all(abs(now - then) < timedelta(minutes=1) for now, then in zip(rearmed, armed, strict=True))
+        assert len(scheduled) == 3  # token, retention, repair
+        rescheduled = [job.next_run_time for job in jobs(daemon)]
+        assert all(abs(now - then) < timedelta(minutes=1) for now, then in zip(rescheduled, scheduled, strict=True))
     _, live, silent, live_again, _ = daemon.db.coverage("AAPL")
     assert live["ended_at"] == silent["started_at"] <= live_again["started_at"] == silent["ended_at"]
     assert silent["reason"] == reason
