@@ -187,6 +187,17 @@ def test_package_docstring_lists_every_package_lowest_first() -> None:
     assert shown == sorted(shown, key=lambda name: level(LAYERS, name) or 0)
 
 
+def test_packages_and_imports_between_them_stay_few() -> None:
+    arrows: set[tuple[str, str]] = set()
+    for path in PACKAGE.glob("**/*.py"):
+        package = package_of(path.relative_to(TOP))
+        names = [name.split(".") for name in imported_names(path.read_text(encoding="utf-8"))]
+        arrows |= {(package, name[1]) for name in names if name[0] == "ingestor" and name[1] != package}
+    arrows = {(package, other) for package, other in arrows if package != "__init__" and other != "__version__"}
+    assert len({package for arrow in arrows for package in arrow}) <= 16
+    assert len(arrows) <= 60
+
+
 @EACH_SOURCE
 def test_function_is_shorter_than_50_lines(path: Path) -> None:
     if path.parent.name == "versions":
