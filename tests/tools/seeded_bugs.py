@@ -247,6 +247,20 @@ BUGS = (
         WRITER,
     ),
     Bug(
+        "rows become dead letters although the database is unwell",
+        "store/write/sample_writer.py",
+        "        self._require_healthy_database()\n",
+        "",
+        f"{STORE}/test_write_failures.py",
+    ),
+    Bug(
+        "a request that is over leaves its thread to the server",
+        "provider/http_client.py",
+        "                sock.shutdown(SHUT_RDWR)",
+        "                pass",
+        "tests/integration/provider/test_login.py",
+    ),
+    Bug(
         "a bad row rejects its whole batch",
         "store/write/bisection.py",
         "        if len(items) == 1:\n            reject(items[0], error)\n            return\n",

@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from types import ModuleType
 
-from sqlalchemy import Connection
+from sqlalchemy import Connection, insert
 
 from ingestor.core.entries import SeriesKey
 from ingestor.core.times import to_datetime
 from ingestor.errors import BatchRejected, DatabaseUnavailable, FullBatchRequired
+from ingestor.store import schema
 from ingestor.store.engine import translate_errors
 from ingestor.store.write import postgres_sql, revision_rows, sqlite_sql
 from ingestor.store.write.batch import Batch, DeadLetter, SampleRow
@@ -68,10 +70,27 @@ class SampleInsert:
         self._counts.add(part)
 
     def _reject(self, key: SampleKey, rejection: BatchRejected) -> None:
+        self._require_healthy_database()
         if self._is_deduplicated:
             raise FullBatchRequired("the database rejects a value") from None
         self._counts.not_current.append(key)
         self._counts.rejected += [dead_letter_of(row, str(rejection)) for row in self._rows.rows_of(key)]
+
+    def _require_healthy_database(self) -> None:
+        """Raise DatabaseUnavailable unless the database accepts a dead letter now: then the row is not the reason.
+
+        Storing the dead letters at the end of the transaction proves less: by then the database may have recovered.
+        """
+        probe = {"instance_id": self._instance_id, "seq": -1, "received_at": datetime.now(UTC), "stage": "probe"}
+        probe |= {"reason": "", "detail": "", "body": ""}
+        try:
+            with translate_errors():
+                savepoint = self._connection.begin_nested()
+                self._connection.execute(insert(schema.dead_letters), [probe])
+                savepoint.rollback()
+        except BatchRejected as error:
+            message = f"the database rejects rows, and dead letters too, retrying: {error}"
+            raise DatabaseUnavailable(message) from None
 
     def _insert_rows(self, keys: Sequence[SampleKey]) -> InsertCounts:
         rows = [(key, self._rows.first[key]) for key in keys]

@@ -23,7 +23,7 @@ from ingestor.spool.spool import Spool
 from ingestor.store.engine import make_engine
 from ingestor.store.read import status_queries as letters
 from ingestor.store.read.audit import audit
-from tests.support.check_constraint import refuse
+from tests.support.check_constraint import refuse, refuse_all
 from tests.support.daemon import until
 from tests.support.entries import CROWD, T0, fact, frame, row
 from tests.support.flaky_commit import FlakyCommits
@@ -210,15 +210,15 @@ async def test_rejected_series_name_affects_its_own_rows_only(spool: Spool, engi
     assert letters == [(1, 1, "insert"), (2, 0, "insert")]
 
 
-async def test_database_that_rejects_dead_letters_is_unavailable(spool: Spool, engine: Engine) -> None:
-    refuse(engine, 666.0)
-    with engine.begin() as connection:
-        if engine.dialect.name == "postgresql":
-            connection.execute(text("ALTER TABLE dead_letters ADD CHECK (seq > 1000)"))
-        else:
-            connection.execute(
-                text("CREATE TRIGGER full BEFORE INSERT ON dead_letters BEGIN SELECT raise(ABORT, 'full'); END")
-            )
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [("samples", "rejects rows, and dead letters too"), ("payloads", "rejects even a plain-ASCII dead letter")],
+)
+async def test_database_that_rejects_dead_letters_is_unavailable(
+    spool: Spool, engine: Engine, table: str, message: str
+) -> None:
+    refuse_all(engine, table)
+    refuse_all(engine, "dead_letters")
     await put(spool, frame([row(value=666.0)]))
     outages: list[str] = []
 
@@ -230,7 +230,7 @@ async def test_database_that_rejects_dead_letters_is_unavailable(spool: Spool, e
     writer.register()
     writer.step()
     assert len(outages) == 1
-    assert "rejects even a plain-ASCII dead letter" in outages[0]
+    assert message in outages[0]
     assert query(engine, "SELECT position FROM instances") == [(0,)]
     assert query(engine, "SELECT count(*) FROM dead_letters") == [(0,)]
     assert spool.acked == 0

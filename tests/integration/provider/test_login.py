@@ -151,6 +151,7 @@ async def test_trickling_response_ends_at_deadline(web_server: Serve, reply: Rep
     with pytest.raises(TokenUnavailable, match=r"within 0\.4 s"):
         await login(server.url, timeout_seconds=0.4)
     assert time.monotonic() - started < 2
+    await until(lambda: not [thread for thread in threading.enumerate() if thread.name == "http request"])
 
 
 async def test_slow_response_within_deadline_is_accepted(web_server: Serve) -> None:

@@ -21,7 +21,7 @@ from ingestor.store import migrate
 from ingestor.store.engine import make_engine, transaction, translate_errors
 from ingestor.store.write.batch import Batch
 from ingestor.store.write.batch_writer import BatchWriter, InstanceInfo
-from tests.support.check_constraint import refuse
+from tests.support.check_constraint import refuse, refuse_all
 from tests.support.entries import T0, decoder, frame, row
 from tests.support.postgres_server import Postgres, free_port, fresh_database
 
@@ -362,7 +362,7 @@ def batch(first_seq: int, *, bad: int | None) -> Batch:
 
 
 @pytest.mark.parametrize("bad", [0, 500, 999])
-def test_one_bad_row_of_1000_costs_21_savepoints_at_most(engine: Engine, bad: int) -> None:
+def test_one_bad_row_of_1000_costs_22_savepoints_at_most(engine: Engine, bad: int) -> None:
     refuse(engine, 666)
     database = BatchWriter(engine)
     database.register(InstanceInfo(spool_id="s", name="", version="", config_sha256="", started_us=T0), 1)
@@ -374,5 +374,19 @@ def test_one_bad_row_of_1000_costs_21_savepoints_at_most(engine: Engine, bad: in
     print("SECONDS", engine.dialect.name, time.perf_counter() - started)
     seconds = time.perf_counter() - started
     assert (written.new, written.dead_rows) == (999, 1)
-    assert attempts["savepoints"] <= 2 * 10 + 1  # 1,000 is halved ten times; and the whole batch
+    assert attempts["savepoints"] <= 2 * 10 + 2  # 1,000 is halved ten times; and the whole batch, and the probe
     assert seconds < 1  # some 30 ms on a machine with nothing else to do
+
+
+def test_unwell_database_is_unavailable_at_the_first_rejected_row(engine: Engine) -> None:
+    refuse(engine, 666)
+    refuse_all(engine, "dead_letters")
+    database = BatchWriter(engine)
+    database.register(InstanceInfo(spool_id="s", name="", version="", config_sha256="", started_us=T0), 1)
+    attempts = Counter[str]()
+    event.listen(engine, "savepoint", lambda _connection, name: attempts.update(["savepoints"]))
+    # Were the rest of the batch bisected first, the database could recover meanwhile, and take what it had rejected
+    # before as dead letters.
+    with pytest.raises(DatabaseUnavailable, match="rejects rows, and dead letters too"):
+        database.write(batch(1, bad=0))
+    assert attempts["savepoints"] <= 12
