@@ -43,6 +43,7 @@ from ingestor.store.open_database import open_database
 from ingestor.store.write.batch_writer import InstanceInfo
 
 DATA_SECONDS = 10.0  # to wait for the first response
+_DECODER = Decoder(catalog.metrics_of, catalog.feed_name)
 CLOCK_SECONDS = 10.0  # to wait for the provider's time
 MAX_SKEW_SECONDS = 2.0  # the Date header has whole seconds, and takes time to arrive
 
@@ -236,7 +237,7 @@ async def _receive(connection: Connection, sink: InMemorySink, subscription: Sub
     for wait in waits:
         wait.cancel()
     if sink.frames:
-        return _check_response(_decoder().decode(sink.frames[0]))
+        return _check_response(_DECODER.decode(sink.frames[0]))
     if not connection.alive:
         raise ConnectionFailed((await connection.wait_closed()).reason)
     if texts := [str(fact.detail["text"]) for fact in sink.facts if fact.kind == "provider_error"]:
@@ -299,7 +300,7 @@ def _current_revision(url: str) -> str | None:
 
 
 def _dry_run(config: Config, url: str, frames: list[Frame]) -> Finding:
-    builder = BatchBuilder(1, _decoder())
+    builder = BatchBuilder(1, _DECODER)
     entries: list[Frame | Fact] = [*frames, Fact("checked", wall_us(), {})]
     for entry in enumerate(entries, start=1):
         builder.add(entry)
@@ -320,7 +321,3 @@ def _dry_run(config: Config, url: str, frames: list[Frame]) -> Finding:
     if result.dead_rows:
         message += f"; {result.dead_rows} rows were rejected, they would become dead letters"
     return message, bool(result.dead_rows)
-
-
-def _decoder() -> Decoder:
-    return Decoder(catalog.metrics_of, catalog.feed_name)

@@ -70,7 +70,7 @@ async def _respond(handlers: Mapping[str, ControlFunction], line: bytes) -> Cont
         request = json.loads(line)
         handler = handlers[request["command"]]
     except (ValueError, KeyError, TypeError):
-        return {"error": f"unknown command; this daemon knows: {', '.join(handlers)}"}
+        return {"error": f"unknown command; this daemon, perhaps of another version, knows: {', '.join(handlers)}"}
     try:
         return await handler(request)
     except IngestorError as error:

@@ -91,9 +91,7 @@ class Decoder:
     """Decodes frames. ``metrics_of(path)``: field → metric of a documented path; ``feed_name``: the feed of a path."""
 
     def __init__(
-        self,
-        metrics_of: Callable[[str], Mapping[str, str] | None],
-        feed_name: Callable[[str, Mapping[str, str]], str],
+        self, metrics_of: Callable[[str], Mapping[str, str] | None], feed_name: Callable[[str, Mapping[str, str]], str]
     ) -> None:
         self._metrics_of = metrics_of
         self.feed_name = feed_name

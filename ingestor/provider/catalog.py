@@ -13,7 +13,6 @@ from types import MappingProxyType
 
 KEY_PARAMS = frozenset({"ticker", "user_id"})  # columns of their own; every other param is part of the feed's name
 RANGE_PARAMS = frozenset({"start_ts", "end_ts", "start_date", "end_date"})  # of REST: how much of a feed is requested
-KEY_FIELDS = frozenset({"ts", "ticker", "user_id"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

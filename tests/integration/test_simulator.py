@@ -146,7 +146,7 @@ async def test_every_path_delivers_rows_with_its_fields(simulator: FaultySimulat
         await client.until(lambda: client.rows(event))
 
     row = client.rows(event)[0]
-    metrics = {catalog.FEEDS[catalog.base_name(path)].metrics[field] for field in row.keys() - catalog.KEY_FIELDS}
+    metrics = {catalog.FEEDS[catalog.base_name(path)].metrics[field] for field in row.keys() - expected_rows.KEY_FIELDS}
     assert metrics == set(catalog.FEEDS[catalog.base_name(path)].metrics.values())
     assert row["ticker"] == "AAPL"
     assert ("user_id" in row) == catalog.FEEDS[catalog.base_name(path)].by_user

@@ -6,7 +6,9 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple, Protocol
 
-from ingestor.provider.catalog import FEEDS, KEY_FIELDS, base_name
+from ingestor.provider.catalog import FEEDS, base_name
+
+KEY_FIELDS = frozenset({"ts", "ticker", "user_id"})
 
 
 class Key(NamedTuple):

@@ -24,14 +24,7 @@ from ingestor.errors import BatchRejected, FullBatchRequired, PositionConflict
 from ingestor.store import leases, schema
 from ingestor.store.engine import insert_or_ignore, transaction, translate_errors
 from ingestor.store.write import coverage_intervals, postgres_sql, sqlite_sql
-from ingestor.store.write.batch import (
-    Batch,
-    DeadLetter,
-    Origin,
-    SubscriptionRow,
-    Transition,
-    WriteResult,
-)
+from ingestor.store.write.batch import Batch, DeadLetter, Origin, SubscriptionRow, Transition, WriteResult
 from ingestor.store.write.bisection import bisect_rejected
 from ingestor.store.write.interning import InternTable
 from ingestor.store.write.sample_writer import InsertCounts, SampleInsert, dead_letter_of

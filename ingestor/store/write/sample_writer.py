@@ -89,8 +89,7 @@ class SampleInsert:
                 self._connection.execute(insert(schema.dead_letters), [probe])
                 savepoint.rollback()
         except BatchRejected as error:
-            message = f"the database rejects rows, and dead letters too, retrying: {error}"
-            raise DatabaseUnavailable(message) from None
+            raise DatabaseUnavailable(f"the database rejects rows, and dead letters too, retrying: {error}") from None
 
     def _insert_rows(self, keys: Sequence[SampleKey]) -> InsertCounts:
         rows = [(key, self._rows.first[key]) for key in keys]
