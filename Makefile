@@ -1,7 +1,7 @@
 # The usual tasks. Each works in the checkout's own environment, which `make setup` creates.
 PYTHON = python3
 BIN = .venv/bin
-QUICK = tests/unit tests/integration/spool tests/integration/pipeline tests/integration/store
+QUICK = tests/unit tests/integration/spool tests/integration/pipeline
 
 .PHONY: setup test quick lint types bench
 
@@ -12,7 +12,7 @@ setup:  ## create .venv with the releases that CI tests
 test:  ## run every test that is not slow
 	$(BIN)/python -m pytest -q -n 4
 
-quick:  ## run the tests that need no daemon process, in under a minute
+quick:  ## run the unit tests and those of spool and pipeline, in under a minute
 	$(BIN)/python -m pytest -q -n 4 $(QUICK)
 
 lint:  ## check style and format
