@@ -157,21 +157,19 @@ class Decoder:
         return feed
 
     def _read_rows(self, rows: list[Any], feed: _FeedSchema, decoded: DecodedFrame) -> None:
-        rejected: list[tuple[int, _Rejected]] = []
         values = decoded.observations
-        index = 0
-        while True:
-            if feed.plain:
-                index = self._read_similar_rows(rows, index, feed, values)
-            if index == len(rows):
-                break
+        index = self._read_similar_rows(rows, 0, feed, values) if feed.plain else 0
+        if index == len(rows):
+            return
+        rejected: list[tuple[int, _Rejected]] = []
+        while index < len(rows):
             try:
                 values += self._read_row(index, rows[index], feed, decoded)
             except _Rejected as error:
                 rejected.append((index, error))
             if len(values) > VALUES_PER_FRAME:
                 raise _Rejected("too many values", f"more than {VALUES_PER_FRAME}")
-            index += 1
+            index = self._read_similar_rows(rows, index + 1, feed, values) if feed.plain else index + 1
         if len(rejected) > DEAD_ROWS_PER_FRAME:
             raise _Rejected("too many bad rows", f"{len(rejected)} of {len(rows)}, the first: {rejected[0][1].reason}")
         if rejected:
