@@ -1,4 +1,4 @@
-"""Read a file that contains a single secret, if nobody else can read or change it."""
+"""Read a file that contains a single secret, if no other user can read or change it."""
 
 from __future__ import annotations
 

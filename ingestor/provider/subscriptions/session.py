@@ -40,7 +40,7 @@ class SubscriptionSession:
         self.first_round_done = asyncio.Event()  # each initial subscription was answered, or not in time
         self.open_rounds = 0  # in which answers are still due
         self._subscriptions = dict(subscriptions)
-        self._retries = {key: RetryTimer() for key in subscriptions}  # of those that are not acknowledged
+        self._retries = {key: RetryTimer() for key in subscriptions}  # not acknowledged yet
         self._sent: set[SubscriptionKey] = set()
         self._to_resubscribe: list[Subscription] = []
         self._to_unsubscribe: list[Subscription] = []
