@@ -177,6 +177,8 @@ subscriptions = Table(
     Column("params", String(PARAMS_LENGTH), nullable=False),
     _key("ticker"),
     _at("first_seen_at"),
+    # Its params without those that a row names: subscriptions with this path and these params share a connection.
+    Column("connection_params", String(PARAMS_LENGTH), nullable=False, server_default=""),
     UniqueConstraint("path", "params"),
     Index(None, "feed", "ticker"),  # finds the subscriptions of a ticker, for each bucket of its candles
 )
@@ -262,7 +264,19 @@ instances = Table(
     _text("config_sha256"),
     _at("started_at"),
     _at("heartbeat_at", nullable=True),
+    _key("run_id"),  # of the process that writes as this instance: part of every compare-and-set
     UniqueConstraint("spool_id"),
+)
+
+# When each connection of an instance was last heard: open live intervals of its subscriptions count up to then.
+connections = Table(
+    "connections",
+    metadata,
+    _int("instance_id"),
+    Column("path", String(PATH_LENGTH), nullable=False),
+    Column("params", String(PARAMS_LENGTH), nullable=False),
+    _at("heard_at"),
+    PrimaryKeyConstraint("instance_id", "path", "params"),
 )
 
 leases = Table("leases", metadata, _term("name"), _int("instance_id"), _at("until"), PrimaryKeyConstraint("name"))
