@@ -85,7 +85,7 @@ def find_file(path: Path | None, env: Mapping[str, str]) -> Path:
 def base_folder(source: Path, env: Mapping[str, str]) -> Path:
     """Return the folder that relative paths start from: the first of ``$STATE_DIRECTORY``, else the file's folder."""
     state = env.get("STATE_DIRECTORY", "").partition(":")[0]
-    return Path(state) if state else source.absolute().parent
+    return Path(state).absolute() if state else source.absolute().parent
 
 
 def find_spool_folder(path: Path | None = None, env: Mapping[str, str] | None = None) -> Path:

@@ -13,8 +13,10 @@ from pathlib import Path
 from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit, urlunsplit
 
 POSTGRES = "postgresql+psycopg"  # the only driver that is included
+SQLITE = "sqlite:///"  # and the path of the file, literally: nothing in it is percent-encoded or an option
 _POSTGRES_NAMES = frozenset({"postgres", "postgresql", POSTGRES})
 _SQLITE_NAMES = frozenset({"sqlite", "sqlite+pysqlite"})
+_SQLITE_OPTIONS = re.compile(r"\?\w+=[^/]*$")
 _PASSWORD = re.compile(r"://[^@]*:[^@]*@")  # finds it even if a character in it makes the URL invalid
 _ENCRYPTED = frozenset({"require", "verify-ca", "verify-full"})
 _SECRET_OPTIONS = frozenset({"password", "passfile", "sslpassword"})
@@ -76,14 +78,20 @@ def normalize_database_url(text: str, base: Path) -> str:
     raise ValueError(f'"{scheme}" is not supported; write sqlite:/// or postgresql://')
 
 
-def _sqlite_url(rest: str, base: Path) -> str:
-    path, mark, options = rest.partition("?")
+def _sqlite_url(path: str, base: Path) -> str:
     if not path.startswith("/"):
         raise ValueError("names a host, but SQLite has none; write three slashes: sqlite:///ingestor.db")
     name = path[1:]
     if not name or name.startswith((":memory:", "file:")):
         raise ValueError("must name a file, because the data must outlive the process: sqlite:///ingestor.db")
-    return f"sqlite:///{base / name}{mark}{options}"
+    if name.endswith("/"):
+        raise ValueError("names a folder; add the name of the file: sqlite:////var/lib/ingestor/ingestor.db")
+    if _SQLITE_OPTIONS.search(name):
+        raise ValueError("has options after ?, which are not supported for SQLite; end it with the name of the file")
+    try:
+        return f"{SQLITE}{base / Path(name).expanduser()}"
+    except RuntimeError:
+        raise ValueError("begins with ~ and a user who does not exist; write the full path") from None
 
 
 def _postgres_url(text: str) -> str:
@@ -100,6 +108,8 @@ def _postgres_url(text: str) -> str:
 
 def has_password(url: str) -> bool:
     """Return whether a database URL contains a password, even if the URL is invalid."""
+    if url.partition(":")[0] in _SQLITE_NAMES:
+        return False
     options = parse_qsl(url.partition("?")[2])
     return bool(_PASSWORD.search(url)) or any(name in _SECRET_OPTIONS for name, _ in options)
 
@@ -107,7 +117,7 @@ def has_password(url: str) -> bool:
 def find_passwords(url: str) -> set[str]:
     """Return every password in a normalized database URL, as written and decoded."""
     parts = _split(url)
-    if parts is None:
+    if parts is None or url.startswith(SQLITE):
         return set()
     options = [value for name, value in parse_qsl(parts.query) if name in _SECRET_OPTIONS]
     written = [parts.password or "", *options]
@@ -156,6 +166,8 @@ def _is_local(host: str) -> bool:
 
 def mask_url(url: str) -> str:
     """Return a normalized database URL with the password and the values of all options replaced by ``***``."""
+    if url.startswith(SQLITE):
+        return url
     parts = _split(url)
     if parts is None:
         return "***"

@@ -13,12 +13,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from sqlalchemy import URL, Executable, Table, create_engine, event, exc
 from sqlalchemy import Connection as Connection
 from sqlalchemy import Engine as Engine
-from sqlalchemy import Executable, Table, create_engine, event, exc, make_url
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.pool import QueuePool
 
+from ingestor.config.urls import SQLITE
 from ingestor.errors import BatchRejected, DatabaseUnavailable
 
 STATEMENT_TIMEOUT_SECONDS = 60
@@ -36,9 +37,8 @@ _SQLITE_ROW_ERRORS = (sqlite3.SQLITE_CONSTRAINT, sqlite3.SQLITE_MISMATCH, sqlite
 
 def make_engine(url: str, *, read_only: bool = False) -> Engine:
     """Return an engine for the writer, or for a command that only reads. It connects when first used."""
-    parsed = make_url(url)
-    if parsed.get_backend_name() == "sqlite":
-        return _make_sqlite_engine(url, Path(parsed.database or ""), read_only=read_only)
+    if path := sqlite_path(url):
+        return _make_sqlite_engine(path, read_only=read_only)
     connect_args = {
         "connect_timeout": CONNECT_TIMEOUT_SECONDS,
         "options": _POSTGRES_OPTIONS,
@@ -66,16 +66,17 @@ def _commit_durably(connection: Any, _: Any) -> None:
 
 def sqlite_path(url: str) -> Path | None:
     """Return the file of a SQLite database, None for a server."""
-    parsed = make_url(url)
-    return Path(parsed.database) if parsed.get_backend_name() == "sqlite" and parsed.database else None
+    # Not by SQLAlchemy, which takes ? and %XX in a path for options and escapes.
+    return Path(url.removeprefix(SQLITE)) if url.startswith(SQLITE) else None
 
 
-def _make_sqlite_engine(url: str, path: Path, *, read_only: bool) -> Engine:
+def _make_sqlite_engine(path: Path, *, read_only: bool) -> Engine:
     uri = f"{path.absolute().as_uri()}?mode={'ro' if read_only else 'rwc'}"
 
     def connect() -> sqlite3.Connection:
         return sqlite3.connect(uri, uri=True, timeout=5, isolation_level=None, check_same_thread=False)
 
+    url = URL.create("sqlite", database=str(path))
     engine = create_engine(url, creator=connect, poolclass=QueuePool, pool_size=1, hide_parameters=True)
     event.listen(engine, "connect", _configure_reader if read_only else _configure_writer)
     # The driver's own BEGIN is late and DEFERRED: a second writer would fail in the middle of its transaction.

@@ -393,6 +393,20 @@ BUGS = (
         'c.repair_id == bindparam("id_"))',
         REPAIRS,
     ),
+    Bug(
+        "SQLite database: SQLAlchemy reads the path as a URL",
+        "store/engine.py",
+        "Path(url.removeprefix(SQLITE)) if",
+        "Path(url.removeprefix(SQLITE).partition('?')[0]) if",
+        "tests/integration/test_file_names.py",
+    ),
+    Bug(
+        "command line: closed descriptors are left to the next file",
+        "cli/standard_streams.py",
+        "if not _is_open(number)]",
+        "if _is_open(number) is None]",
+        "tests/acceptance/test_standard_streams.py",
+    ),
 )
 
 

@@ -11,12 +11,13 @@ from datetime import datetime
 from functools import reduce
 from itertools import groupby
 from operator import attrgetter
+from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
 from sqlalchemy import Connection, Engine, Row, and_, func, literal, or_, select, tuple_, union_all
 
 from ingestor.store import schema
-from ingestor.store.engine import sqlite_path, translate_errors
+from ingestor.store.engine import translate_errors
 
 FETCH_ROWS = 20  # a payload may be several megabytes
 
@@ -49,7 +50,7 @@ def is_same_database(first: Engine, second: Engine) -> bool:
     PostgreSQL: lock a random key through one engine and try to lock it through the other. Advisory locks are local to a
     database, so the second attempt fails only if both are connected to the same one.
     """
-    path, other_path = (sqlite_path(str(engine.url)) for engine in (first, second))
+    path, other_path = map(_sqlite_file, (first, second))
     if path and other_path:
         return other_path.exists() and path.samefile(other_path)
     if path or other_path:
@@ -58,6 +59,10 @@ def is_same_database(first: Engine, second: Engine) -> bool:
     with translate_errors(), first.connect() as holder, second.connect() as connection:
         holder.execute(select(func.pg_advisory_xact_lock(key)))
         return not connection.execute(select(func.pg_try_advisory_xact_lock(key))).scalar_one()
+
+
+def _sqlite_file(engine: Engine) -> Path | None:
+    return Path(engine.url.database or "") if engine.dialect.name == "sqlite" else None
 
 
 def instances_by_spool(connection: Connection) -> dict[str, int]:

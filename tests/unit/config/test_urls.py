@@ -90,7 +90,10 @@ def test_find_plaintext_host(url: str, host: str | None) -> None:
     [
         ("sqlite:///ingestor.db", "sqlite:////var/lib/ingestor/ingestor.db"),
         ("sqlite:////srv/x.db", "sqlite:////srv/x.db"),
-        ("sqlite+pysqlite:///x.db?timeout=5", "sqlite:////var/lib/ingestor/x.db?timeout=5"),
+        ("sqlite+pysqlite:///x.db", "sqlite:////var/lib/ingestor/x.db"),
+        ("sqlite:///a%20b?c=d/x?.db", "sqlite:////var/lib/ingestor/a%20b?c=d/x?.db"),
+        ("sqlite:///../x#1.db", "sqlite:////var/lib/ingestor/../x#1.db"),
+        ("sqlite:///~root/x.db", "sqlite:////root/x.db"),
         ("postgres://u@h/d", "postgresql+psycopg://u@h/d"),
         ("postgresql://u:p%40@h:5432/d", "postgresql+psycopg://u:p%40@h:5432/d"),
         ("postgresql+psycopg:///d?host=/run/postgresql", "postgresql+psycopg:///d?host=/run/postgresql"),
@@ -115,6 +118,9 @@ def test_database_url_is_normalized(written: str, url: str) -> None:
         pytest.param("sqlite:///:memory:", "must name a file", id="memory"),
         pytest.param("sqlite:///file:x?uri=true", "must name a file", id="URI"),
         pytest.param("sqlite://x.db", "three slashes", id="two slashes"),
+        pytest.param("sqlite:///data/", "names a folder", id="folder"),
+        pytest.param("sqlite:///x.db?timeout=5", "not supported for SQLite", id="SQLite options"),
+        pytest.param("sqlite:///~nobody-here/x.db", "user who does not exist", id="unknown home"),
     ],
 )
 def test_invalid_database_url_is_rejected_without_quoting_it(written: str, says: str) -> None:
@@ -128,6 +134,7 @@ def test_invalid_database_url_is_rejected_without_quoting_it(written: str, says:
     ("url", "expected"),
     [
         ("sqlite:///x.db", False),
+        ("sqlite:////srv/a:b@c/x.db", False),
         ("postgresql://u@h/d", False),
         ("postgresql://u@[::1]:5432/d", False),
         ("postgresql://u@h/d?options=a:b", False),
@@ -176,6 +183,7 @@ def test_find_unencrypted_host_uses_libpq_variables() -> None:
     ("url", "shown"),
     [
         ("sqlite:////srv/x.db", "sqlite:////srv/x.db"),
+        ("sqlite:////srv/a?b=c/[d#e/x.db", "sqlite:////srv/a?b=c/[d#e/x.db"),
         ("postgresql+psycopg://u@h/d", "postgresql+psycopg://u@h/d"),
         ("postgresql+psycopg://u:hunter2@h:1/d", "postgresql+psycopg://u:***@h:1/d"),
         ("postgresql+psycopg://u:hunter2@[::1]:1/d", "postgresql+psycopg://u:***@[::1]:1/d"),
