@@ -33,6 +33,7 @@ from ingestor.cli import (
     tickers,
 )
 from ingestor.cli.output import echo, printable
+from ingestor.cli.standard_streams import open_standard_streams
 from ingestor.core.redaction import redactor
 from ingestor.core.version import source_commit
 from ingestor.errors import IngestorError
@@ -66,6 +67,7 @@ for group in (config.config_app, deploy.service_app, deploy.dashboards_app, db.d
 
 def main() -> None:
     """Run the command. An error ends the process with the error's exit code and message, secrets masked."""
+    open_standard_streams()
     try:
         app(prog_name="ingestor")
     except IngestorError as error:

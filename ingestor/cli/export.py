@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, BinaryIO
 import typer
 
 from ingestor.cli.options import TIME_HELP, ConfigOption, load_config, open_database, parse_time
-from ingestor.cli.output import echo, exit_if_stdout_closed, progress_bar
+from ingestor.cli.output import echo, progress_bar
 from ingestor.core.files import sync_folder
 from ingestor.errors import FileWriteFailed
 
@@ -109,12 +109,8 @@ def _export(engine: Engine, query: ExportQuery, format_: ExportFormat, target: B
 
 @contextmanager
 def _open_stdout() -> Iterator[BinaryIO]:
-    try:
-        with exit_if_stdout_closed():
-            yield sys.stdout.buffer
-            sys.stdout.buffer.flush()
-    except OSError as error:
-        raise FileWriteFailed(f"stdout cannot be written: {error.strerror or error}") from None
+    yield sys.stdout.buffer
+    sys.stdout.buffer.flush()
 
 
 @contextmanager

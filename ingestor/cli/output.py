@@ -26,24 +26,12 @@ PACKAGE = Path(__file__).parent.parent
 
 def echo(text: str) -> None:
     """Print to stdout, with secrets masked."""
-    with exit_if_stdout_closed():
-        print(redactor.scrub(text), flush=True)
+    print(redactor.scrub(text), flush=True)
 
 
 def echo_stderr(text: str) -> None:
     """Print one line to stderr, with secrets masked and control characters escaped."""
     print(printable(redactor.scrub(text)), file=sys.stderr)
-
-
-@contextmanager
-def exit_if_stdout_closed() -> Iterator[None]:
-    """End the command with exit code 0 if the reader of stdout has closed the pipe."""
-    try:
-        yield
-    except BrokenPipeError:
-        # The interpreter flushes stdout again when it exits, which would print an error.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise typer.Exit from None
 
 
 @contextmanager

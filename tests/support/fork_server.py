@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gc
 import importlib
+import io
 import json
 import os
 import signal
@@ -18,6 +19,8 @@ from types import TracebackType
 from typing import Any, Self
 
 from .daemon import CommandProcess, DaemonProcess
+
+CLOSED = "closed"  # instead of the file of a standard stream
 
 
 class ForkedProcess:
@@ -71,11 +74,17 @@ class ForkServer:
     def pid(self) -> int:
         return self._process.pid
 
-    def start(self, arguments: list[str], environment: dict[str, str], stdout: Path, stderr: Path) -> ForkedProcess:
-        """Run the command with these arguments and exactly this environment."""
-        return ForkedProcess(
-            self, self.request(arguments=arguments, environment=environment, stdout=str(stdout), stderr=str(stderr))
-        )
+    def start(
+        self,
+        arguments: list[str],
+        environment: dict[str, str],
+        stdout: str | Path = CLOSED,
+        stderr: str | Path = CLOSED,
+        stdin: str | Path = os.devnull,
+    ) -> ForkedProcess:
+        """Run the command with these arguments and exactly this environment. A stream may be ``CLOSED``."""
+        streams = {"stdin": str(stdin), "stdout": str(stdout), "stderr": str(stderr)}
+        return ForkedProcess(self, self.request(arguments=arguments, environment=environment, **streams))
 
     def request(self, **parameters: Any) -> Any:
         """Send a request to the forking process, and return its response."""
@@ -145,16 +154,23 @@ def _wait(pid: int, options: int) -> int | None:
     return os.waitstatus_to_exitcode(status) if found else None
 
 
-def _run_command(arguments: list[str], environment: dict[str, str], stdout: str, stderr: str) -> None:
+def _run_command(arguments: list[str], environment: dict[str, str], **streams: str) -> None:
     from ingestor.cli import main
 
     _set_constants(environment.pop("TEST_CONSTANTS", "{}"))
     os.environ.clear()
     os.environ.update(environment)
-    for number, file in ((0, os.devnull), (1, stdout), (2, stderr)):
-        handle = os.open(file, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o600)
-        os.dup2(handle, number)
-        os.close(handle)
+    assert isinstance(sys.stdout, io.TextIOWrapper)
+    sys.stdout.reconfigure(encoding=environment.get("PYTHONIOENCODING", "utf-8"))
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if streams[name] == CLOSED:
+            os.close(number)
+            setattr(sys, name, None)
+            continue
+        handle = os.open(streams[name], os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o600)
+        if handle != number:
+            os.dup2(handle, number)
+            os.close(handle)
     sys.argv = ["ingestor", *arguments]
     main()
 
