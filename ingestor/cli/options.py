@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ingestor.core import times
 from ingestor.core.redaction import redactor
 from ingestor.errors import ConfigProblem
 
@@ -48,8 +49,7 @@ def parse_time(text: str, now: datetime, option: str) -> datetime:
     except (ValueError, OverflowError):
         pass  # not a duration
     try:
-        at = datetime.fromisoformat(text)
-        return at.astimezone(UTC) if at.tzinfo else at.replace(tzinfo=UTC)
+        return times.parse_time(text).astimezone(UTC)
     except (ValueError, OverflowError):
         message = f'"{text}" is neither a duration (7d) nor a time (2026-01-31T14:05)'
         raise typer.BadParameter(message, param_hint=option) from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
@@ -9,6 +10,22 @@ from functools import lru_cache
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 DAY_US = 86_400_000_000
 _MICROSECOND = timedelta(microseconds=1)
+
+_CLOCK = r"([01]\d|2[0-3]):[0-5]\d(:[0-5]\d([.,]\d{1,6}0*)?)?"
+_OFFSET = r"Z|[+-]([01]\d|2[0-3])(:?[0-5]\d)?"
+_TIME = re.compile(rf"\d{{4}}-\d\d-\d\d([T ]{_CLOCK}({_OFFSET})?)?", re.ASCII)
+
+
+def parse_time(text: str) -> datetime:
+    """Read ``2026-01-31T14:05:09.250Z``: a date, or a date and a time of day, in UTC unless it has another offset.
+
+    Seconds, fraction and offset may be missing. Raises ValueError for every other spelling: ``datetime.fromisoformat``
+    reads the offset in ``2026-01-31-05:00`` as a time of day, and ``1970010112345`` (milliseconds) as a date.
+    """
+    if not _TIME.fullmatch(text):
+        raise ValueError("neither a date nor a date and a time of day")
+    at = datetime.fromisoformat(text)
+    return at if at.tzinfo else at.replace(tzinfo=UTC)
 
 
 def to_datetime(us: int) -> datetime:

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, TypeAlias
 import msgspec
 
 from ingestor.core.entries import Frame, SeriesKey
-from ingestor.core.times import DAY_US, EPOCH
+from ingestor.core.times import DAY_US, EPOCH, parse_time
 from ingestor.pipeline import json_spans
 
 # (series, ts, value, row index); ts: µs since the epoch (UTC), the provider's bucket
@@ -350,15 +350,12 @@ def _parse_number(field: str, value: Any) -> float:
         raise _Rejected("value is not a number", f"{_shorten(field)}: {_shorten(value)}")
     if not math.isfinite(number):
         raise _Rejected("value is not finite", f"{_shorten(field)}: {_shorten(value)}")
-    return number
+    return number + 0.0  # -0.0 becomes 0.0: SQLite does not store the sign, PostgreSQL does
 
 
 def _parse_ts(text: str) -> int:
     try:
-        ts = datetime.fromisoformat(text)
-        if ts.tzinfo is None:
-            ts = ts.replace(tzinfo=UTC)  # the documentation says UTC
-        delta = ts - EPOCH
+        delta = parse_time(text) - EPOCH
     except (ValueError, OverflowError):
         raise _Rejected("ts is not a time", text) from None
     return (delta.days * 86_400 + delta.seconds) * 1_000_000 + delta.microseconds

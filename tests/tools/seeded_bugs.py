@@ -338,6 +338,20 @@ BUGS = (
         f"{STORE}/test_audit.py",
     ),
     Bug(
+        "any text that Python takes for a time is one",
+        "core/times.py",
+        "    if not _TIME.fullmatch(text):\n",
+        "    if not text:\n",
+        "tests/unit/pipeline/test_strict_times.py",
+    ),
+    Bug(
+        "a negative zero keeps its sign",
+        "pipeline/decoder.py",
+        "return number + 0.0",
+        "return number",
+        f"tests/unit/pipeline/test_decoder.py {PIPELINE}/test_hostile_payloads.py",
+    ),
+    Bug(
         "repair: done before it is committed",
         "repair/worker.py",
         "self._in_writer(lambda _: None, after_seq=seq)",

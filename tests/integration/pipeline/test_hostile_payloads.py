@@ -71,7 +71,7 @@ class Store:
         """Whether this value is recorded, as current or as a revision."""
         recorded = union_all(*(_values(table, series, ts_us) for table in (schema.samples, schema.sample_revisions)))
         with self.engine.connect() as connection:
-            return value in connection.execute(recorded).scalars().all()
+            return value.hex() in map(float.hex, connection.execute(recorded).scalars())
 
     def query(self, sql: str) -> list[tuple[Any, ...]]:
         with self.engine.connect() as connection:
@@ -218,20 +218,36 @@ STORED: list[tuple[str, float]] = [
     (str(2**70), 2.0**70),
     (str(-(2**70)), -(2.0**70)),
     ("1e308", 1e308),
+    (str(2**53 + 1), 2.0**53),
     ("5e-324", 5e-324),
+    ('"-2.5e-310"', -2.5e-310),
     ("1e-400", 0.0),
+    ("-1e-400", 0.0),
     ("-0.0", 0.0),
+    ('"-0"', 0.0),
     ('"0.5000000000000001"', 0.5000000000000001),
     ('"+.5"', 0.5),
 ]
 
 
+@pytest.mark.parametrize("other_rows", [0, 600], ids=["few rows", "many rows"])
 @pytest.mark.parametrize(("raw", "value"), STORED)
-def test_edge_case_number_is_stored_as_a_double(stores: list[Store], raw: str, value: float) -> None:
-    ticker = f"V{STORED.index((raw, value))}"
-    write_to_both(stores, frame(json.dumps([row(ticker, value="?")]).replace('"?"', raw)))
+def test_edge_case_number_is_the_same_double_in_both(
+    stores: list[Store], raw: str, value: float, other_rows: int
+) -> None:
+    ticker = f"V{STORED.index((raw, value))}-{other_rows}"
+    others = [row(f"V{number}") for number in range(other_rows)]
+    outcome = write_to_both(stores, frame(json.dumps([row(ticker, value="?"), *others]).replace('"?"', raw)))
+    assert outcome.letters == []
     for store in stores:
         assert store.is_recorded(("crowd-sentiment", "crowd_sentiment", ticker, ""), T0, value)
+
+
+def test_sign_of_zero_is_no_revision(stores: list[Store]) -> None:
+    for seconds, raw in enumerate(["-0.0", "0.0", '"-0"', "0"]):
+        body = json.dumps([row("ZERO", value="?")]).replace('"?"', raw)
+        counts = write_to_both(stores, frame(body, received_us=T0 + seconds)).counts
+        assert (counts["new_rows"], counts["revised_rows"]) == (int(seconds == 0), 0)
 
 
 @pytest.mark.parametrize("other_rows", [0, 600], ids=["few rows", "many rows"])

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import json
 import threading
-from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import msgspec
@@ -14,6 +13,7 @@ from ingestor.core.entries import Frame
 from ingestor.pipeline import decoder as module
 from ingestor.pipeline.decoder import DEAD_ROWS_PER_FRAME, DecodedFrame
 from tests.support.entries import CROWD, T0, decoder, frame, row
+from tests.support.strict_times import strict_us
 
 MINUTE = 60_000_000
 
@@ -128,6 +128,12 @@ def test_bad_value_rejects_its_own_row_only(text: str, reason: str, place: int) 
     [dead] = decoded.dead
     assert (dead.row_index, dead.reason) == (place, reason)
     assert '"ticker": "AAPL"' in dead.body
+
+
+@pytest.mark.parametrize("text", ["-0.0", "-0", '"-0.0"', '"-0"', "-1e-400", '"-1e-400"'])
+def test_negative_zero_is_read_as_zero(text: str) -> None:
+    [(_, _, value, _)] = decode(f"[{json.dumps(row()).replace('0.5', text)}]").observations
+    assert str(value) == "0.0"
 
 
 def test_integer_of_70_bits_is_read_as_a_double() -> None:
@@ -290,12 +296,12 @@ _days = st.sampled_from(
 _clocks = st.sampled_from(
     ["T00:00", "T23:59:59.999999", "T24:00", "T12", "T1234", "T12:34:56.1234567", "T12:60", " 12:34", "TT12:34", ""]
 )
-_offsets = st.sampled_from(["", "Z", "z", "+00:00", "-23:59", "+23:59:59.999999", "+24:00", " ", "T"])
+_offsets = st.sampled_from(["", "Z", "z", "+00:00", "-23:59", "+23:59", "+23:59:59", "+24:00", " ", "T"])
 _parts = st.lists(_days, min_size=1, max_size=4), st.lists(st.builds(str.__add__, _clocks, _offsets), max_size=4)
 
 
 @settings(max_examples=500, deadline=None)
-@example(["9998-12-31", "1970-01-01"], ["T23:59:59.999999-23:59", "T00:00+23:59:59.999999"], [])
+@example(["9998-12-31", "1970-01-01"], ["T23:59:59.999999-23:59", "T00:00+23:59"], [])
 @given(*_parts, st.lists(st.datetimes(timezones=st.none() | st.timezones()).map(str), max_size=3))
 def test_time_is_parsed_alike_whatever_was_cached_before(days: list[str], clocks: list[str], others: list[str]) -> None:
     times = [day + clock for clock in ["T00:00:00Z", *clocks] for day in ["2026-01-01", *days]]
@@ -306,13 +312,7 @@ def test_time_is_parsed_alike_whatever_was_cached_before(days: list[str], clocks
 
 
 def _expected_ts(ts: str) -> list[int]:
-    try:
-        stamp = datetime.fromisoformat(ts)
-    except ValueError:
-        return []
-    epoch, end = (datetime(year, 1, 1, tzinfo=UTC) for year in (1970, 9999))
-    since = (stamp if stamp.tzinfo else stamp.replace(tzinfo=UTC)) - epoch
-    return [since // timedelta(microseconds=1)] if timedelta(0) <= since <= end - epoch else []
+    return [] if (us := strict_us(ts)) is None else [us]
 
 
 @settings(max_examples=300, deadline=None)
