@@ -12,6 +12,7 @@ from typing import TypeAlias
 
 from ingestor import __version__
 from ingestor.config import Config, Subscription
+from ingestor.core.clock import boottime
 from ingestor.core.entries import SubscriptionKey
 from ingestor.core.times import to_optional_datetime
 from ingestor.daemon.reload import ConfigReloader
@@ -92,7 +93,7 @@ def _connection(group: GroupStatus) -> monitoring.ConnectionStatus:
         frames=group.frames,
         last_frame_at=to_optional_datetime(group.last_frame_us),
         since=to_optional_datetime(group.since_us),
-        last_error=group.last_error or None,
+        last_error=_with_retry(group.last_error, group.failed_attempts, group.retry_boottime) or None,
     )
 
 
@@ -142,8 +143,16 @@ def _database(kind: str, writer: WriterStatus, now: datetime) -> monitoring.Data
         position=writer.position,
         last_commit_at=datetime.fromtimestamp(writer.committed_at, UTC) if writer.committed_at else None,
         lag_seconds=commit_lag_seconds(writer, now),
-        last_error=writer.error,
+        last_error=writer.error and _with_retry(writer.error, writer.failed_attempts, writer.retry_boottime),
     )
+
+
+def _with_retry(error: str, failed_attempts: int, retry_boottime: float) -> str:
+    """Return an error with what the log does not repeat: how often it was tried, and when it is tried next."""
+    if not failed_attempts:
+        return error
+    seconds = max(0, round(retry_boottime - boottime()))
+    return f"{error} ({failed_attempts} failed attempt{'s' * (failed_attempts > 1)}, the next one in {seconds} s)"
 
 
 def _token(token: TokenState, now: datetime) -> monitoring.TokenStatus:

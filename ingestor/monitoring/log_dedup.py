@@ -15,8 +15,12 @@ WINDOW_SECONDS = 60.0
 _NUMBER = re.compile(r"\b\d+(\.\d+)?\b")
 _IGNORED_FIELDS = frozenset({"timestamp", "connection"})
 
-# A line with this field is one step of a backoff: these are rare already, and the delay in each is of interest.
+# A line with this field begins an outage: these are rare, and another outage a moment later is news.
 _BACKOFF_FIELD = "retry_in_seconds"
+
+# An outage of the provider ends all connections at once: one line for those that fail for the same reason.
+_OUTAGE_KINDS = frozenset({"disconnected", "connect_failed"})
+_GROUP_FIELDS = frozenset({"path", "example"})
 
 
 class DuplicateFilter:
@@ -30,7 +34,8 @@ class DuplicateFilter:
         for last, count in self._throttle.due(now):
             yield _summary(last, count)
         fields = record.msg if isinstance(record.msg, dict) else record.__dict__
-        exempt = not logging.WARNING <= record.levelno < logging.CRITICAL or fields.get(_BACKOFF_FIELD) is not None
+        is_outage = fields.get(_BACKOFF_FIELD) is not None and fields.get("kind") not in _OUTAGE_KINDS
+        exempt = is_outage or not logging.WARNING <= record.levelno < logging.CRITICAL
         if exempt or self._throttle.admit(_key(record), record, now) is not None:
             yield record
 
@@ -51,7 +56,8 @@ def _summary(record: logging.LogRecord, count: int) -> logging.LogRecord:
 
 def _key(record: logging.LogRecord) -> str:
     if isinstance(record.msg, dict):
-        fields = ((name, value) for name, value in record.msg.items() if name not in _IGNORED_FIELDS)
+        ignored = _IGNORED_FIELDS | (_GROUP_FIELDS if record.msg.get("kind") in _OUTAGE_KINDS else set())
+        fields = ((name, value) for name, value in record.msg.items() if name not in ignored)
         return " ".join(f"{name}={'#' if isinstance(value, int | float) else value}" for name, value in fields)
     error = record.exc_info[1] if record.exc_info else None
     return _NUMBER.sub("#", f"{record.name} {record.levelno} {record.getMessage()} {error!r}")

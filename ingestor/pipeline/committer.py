@@ -13,7 +13,9 @@ from concurrent.futures import Future
 from typing import TypeAlias
 
 from ingestor.core.backoff import Backoff, chance
+from ingestor.core.clock import boottime
 from ingestor.core.entries import Entry
+from ingestor.core.outage import Outage
 from ingestor.core.threads import DaemonExecutor
 from ingestor.errors import BatchRejected, DatabaseUnavailable, FullBatchRequired
 from ingestor.pipeline.batch_builder import BatchBuilder, rejected_batch
@@ -134,7 +136,7 @@ class DatabaseRetry:
         on_outage: Callable[[str, float], None],
         sleep: Callable[[float], None] | None = None,
     ) -> None:
-        """``on_outage`` receives the error and the delay in seconds, after every failed attempt.
+        """``on_outage`` receives the error and the delay in seconds, when an ``Outage`` is to be reported.
 
         ``sleep`` replaces the wait between two attempts, which ends early when ``stop`` or ``draining`` is set.
         """
@@ -142,11 +144,11 @@ class DatabaseRetry:
         self._stop = stop
         self._draining = draining
         self._on_outage = on_outage
+        self._outage = Outage()
         self._sleep = sleep or self._wait
 
     def run(self, attempt: Callable[[], None]) -> bool:
         """Call ``attempt`` until it succeeds. Returns False if it failed and ``stop`` is set."""
-        failures = 0
         while True:
             try:
                 attempt()
@@ -154,15 +156,22 @@ class DatabaseRetry:
                 self._status.database_up, self._status.error = False, str(error)
                 if self._stop.is_set():
                     return False
-                failures += 1
-                delay_seconds = BACKOFF.full_jitter(failures, chance())
-                self._on_outage(str(error), delay_seconds)
-                self._sleep(delay_seconds)
+                self._sleep(self._note_failure(str(error)))
             else:
-                self._status.database_up, self._status.error = True, None
-                if failures:
-                    log.info("the database can be reached again, writing what is in the spool")
+                self._status.database_up, self._status.error, self._status.failed_attempts = True, None, 0
+                if ended := self._outage.end(boottime()):
+                    log.info("the database can be reached again, writing what is in the spool", extra=ended)
                 return True
+
+    def _note_failure(self, error: str) -> float:
+        """Count a failed attempt and report it if it is to be. Return the seconds until the next one."""
+        now = boottime()
+        is_news = self._outage.note_failure(error, now)
+        delay_seconds = BACKOFF.full_jitter(self._outage.attempts, chance())
+        self._status.failed_attempts, self._status.retry_boottime = self._outage.attempts, now + delay_seconds
+        if is_news:
+            self._on_outage(error, delay_seconds)
+        return delay_seconds
 
     def _wait(self, seconds: float) -> None:
         until = time.monotonic() + seconds

@@ -20,6 +20,8 @@ class WriterStatus:
     expired: int = 0
     database_up: bool = False
     error: str | None = None
+    failed_attempts: int = 0  # in a row
+    retry_boottime: float = 0.0  # when the next attempt begins, if ``failed_attempts``
     committed_at: float | None = None  # time.time()
     publish_skew_seconds: Mapping[str, float] = field(default_factory=dict)  # by feed; negative: behind our clock
     oldest_us: int | None = None  # receipt of the oldest entry that was read and is not committed; None: no such entry

@@ -55,8 +55,8 @@ async def test_postgres_stops_and_kills_under_load_lose_nothing(
             before = count_outage_warnings(scenario)
             end()
             await scenario.assert_receives_for(1.5)
-            # One warning per retry, and the pauses grow.
-            assert 1 <= count_outage_warnings(scenario) - before <= 12
+            # One for each different error: such as a connection that ended, then one that is refused.
+            assert 1 <= count_outage_warnings(scenario) - before <= 4
             postgres.start()
             await scenario.wait_until_drained()
             await scenario.assert_receives_for(0.3)
@@ -125,7 +125,7 @@ async def test_connection_cut_after_each_commit_duplicates_nothing(
         for number in range(9):
             await cut_at_commit(scenario, proxy, committed=number % 3 > 0)
         await scenario.finish()
-    assert count_outage_warnings(scenario) >= 9
+    assert count_outage_warnings(scenario) >= 3, "several cuts may fall into one outage"
 
 
 async def cut_at_commit(scenario: OutageScenario, proxy: TcpProxy, *, committed: bool) -> None:

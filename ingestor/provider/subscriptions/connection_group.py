@@ -13,6 +13,7 @@ from ingestor.config.model import ProviderConfig, Subscription
 from ingestor.core.backoff import Backoff, chance
 from ingestor.core.clock import boottime, read_clocks, wall_us
 from ingestor.core.entries import Fact, SubscriptionKey
+from ingestor.core.outage import Outage
 from ingestor.errors import ConnectionFailed, ConnectionRefused, IngestorError, TokenRefused, TokenUnavailable
 from ingestor.provider.auth import TokenSource
 from ingestor.provider.socket.connection import Connection, ConnectionSettings, Sink, sanitize
@@ -69,6 +70,7 @@ class ConnectionGroup:
         self._retry_boottime = 0.0  # when replacing the connection may be tried again
         self._healthy_until_boottime = boottime()  # when the last session that was no failure ended
         self._eviction = EvictionDetector()
+        self._outage = Outage()  # from the first failed attempt to the next connection
         self._counters = GroupCounters()
         self._error_throttle = ErrorThrottle(context.record)
 
@@ -174,10 +176,7 @@ class ConnectionGroup:
             return  # the token source has recorded it, and makes the next caller wait
         except ConnectionFailed as error:
             restarting = boottime() < self._healthy_until_boottime + RESTART_SECONDS
-            wait, detail = self._note_failure(error, RECONNECT_AFTER_RESTART if restarting else RECONNECT)
-            if self._context.may_connect.is_set():
-                self._set_all("disconnected", kind="connect_failed", **detail)
-            await asyncio.sleep(wait)
+            await asyncio.sleep(self._note_failure(error, RECONNECT_AFTER_RESTART if restarting else RECONNECT))
             return
         session = self._start_session(connection)
         self._use(session)
@@ -198,15 +197,26 @@ class ConnectionGroup:
         if not context.may_connect.is_set():  # the spool became full meanwhile
             await connection.close("spool_full", SPOOL_FULL)
             raise ConnectionFailed(SPOOL_FULL)
-        self._record_event("connected", connection=connection.id, protocol_version=version.value)
+        ended = self._outage.end(boottime())
+        self._record_event("connected", connection=connection.id, protocol_version=version.value, **ended)
         return connection
 
-    def _note_failure(self, error: IngestorError, backoff: Backoff) -> tuple[float, dict[str, Any]]:
-        """Count a failed attempt. Return the seconds to wait, and the detail of its fact."""
+    def _note_failure(self, error: IngestorError, backoff: Backoff) -> float:
+        """Count a failed attempt, and record it if it changes a state or is news. Return the seconds to wait."""
         self._failures += 1
-        self._counters.last_error = sanitize(error)
         wait = backoff.full_jitter(self._failures, chance())
-        return wait, {"reason": sanitize(error), "attempt": self._failures, "retry_in_seconds": round(wait, 1)}
+        if not self._context.may_connect.is_set():
+            return wait
+        reason, now = sanitize(error), boottime()
+        is_news = self._outage.note_failure(reason, now)
+        self._counters.note_failure(reason, self._outage.attempts, now + wait)
+        # While a connection is being replaced, the old one is still in use, and no state changes.
+        keys = () if self.tracker.session else self._context.states.affected("disconnected", self._subscriptions)
+        if keys or is_news:
+            attempts = {"failed_attempts": self._outage.attempts, "retry_in_seconds": round(wait, 1)}
+            detail = {"path": self._settings.path, "reason": reason, **attempts}
+            self._context.states.apply("disconnected", keys, detail, wall_us(), kind="connect_failed")
+        return wait
 
     def _start_session(self, connection: Connection) -> SubscriptionSession:
         session = SubscriptionSession(connection, self._subscriptions, self._on_answer, self._record_event)
@@ -274,9 +284,7 @@ class ConnectionGroup:
                 await self._on_disconnect(old)  # recorded at once, not when the attempt is over
             new = await attempt
         except (ConnectionFailed, TokenRefused, TokenUnavailable) as error:
-            wait, detail = self._note_failure(error, RECONNECT)
-            self._retry_boottime = boottime() + wait
-            self._record_event("connect_failed", **detail)
+            self._retry_boottime = boottime() + self._note_failure(error, RECONNECT)
             return old if self.tracker.session is old else None
         finally:
             attempt.cancel()

@@ -24,6 +24,8 @@ class GroupStatus:
     last_frame_us: int | None
     reconnects: Mapping[str, int]  # by cause
     last_error: str
+    failed_attempts: int  # to connect, in a row
+    retry_boottime: float  # when the next attempt begins, if ``failed_attempts``
 
 
 class GroupCounters:
@@ -31,6 +33,8 @@ class GroupCounters:
 
     def __init__(self) -> None:
         self.last_error = ""
+        self.failed_attempts = 0
+        self.retry_boottime = 0.0
         self._frames = 0  # of closed connections
         self._last_frame_us: int | None = None
         self._since_us: int | None = None
@@ -39,9 +43,13 @@ class GroupCounters:
     def on_connected(self) -> None:
         self._since_us = wall_us()
         self.last_error = ""
+        self.failed_attempts = 0
 
     def on_disconnected(self) -> None:
         self._since_us = wall_us()
+
+    def note_failure(self, error: str, attempts: int, retry_boottime: float) -> None:
+        self.last_error, self.failed_attempts, self.retry_boottime = error, attempts, retry_boottime
 
     def count_reconnect(self, closed: CloseReason) -> None:
         self._reconnects[closed.cause] += 1
@@ -68,4 +76,6 @@ class GroupCounters:
             last_frame_us=max((at for at in [*frame_times, self._last_frame_us] if at is not None), default=None),
             reconnects=dict(self._reconnects),
             last_error=self.last_error,
+            failed_attempts=self.failed_attempts,
+            retry_boottime=self.retry_boottime,
         )

@@ -15,6 +15,7 @@ from pydantic import SecretStr
 from ingestor.config.model import ProviderConfig, Subscription, canonical_json
 from ingestor.core.clock import boottime, read_clocks, wall_us
 from ingestor.core.entries import Fact, SubscriptionKey
+from ingestor.core.outage import Outage
 from ingestor.errors import IngestorError
 from ingestor.provider.auth import Token, TokenSource
 from ingestor.provider.catalog import KEY_PARAMS
@@ -83,6 +84,7 @@ class Supervisor:
         self._tokens = tokens
         self._subscriptions = tuple(subscriptions)
         self._states = SubscriptionStates(record)
+        self._token_outage = Outage()
         self._reported_paths: frozenset[str] = frozenset()  # that the token does not allow
         tls_context = make_tls_context(provider.ca_file) if urlsplit(provider.url).scheme == "https" else None
         self._settings = partial(
@@ -234,7 +236,8 @@ class Supervisor:
     # --- tokens ---
 
     def _on_renewed(self, token: Token) -> None:
-        self._context.record(Fact("token_renewed", wall_us(), {"life_seconds": round(token.life_seconds)}))
+        detail = {"life_seconds": round(token.life_seconds), **self._token_outage.end(boottime())}
+        self._context.record(Fact("token_renewed", wall_us(), detail))
         self._report_paths_not_allowed(token)
         for group in self._groups.values():
             group.wake_up.set()
@@ -248,6 +251,9 @@ class Supervisor:
         self._reported_paths = paths
 
     def _on_token_failed(self, error: IngestorError, retry_in_seconds: float) -> None:
-        detail: dict[str, Any] = {"reason": sanitize(error), "retry_in_seconds": round(retry_in_seconds, 1)}
+        reason = sanitize(error)
+        is_news = self._token_outage.note_failure(reason, boottime())
         keys = [key for group in self._groups.values() if not group.connection for key in group.keys]
-        self._states.apply("token_failed", keys, detail, wall_us())
+        if is_news or self._states.affected("token_failed", keys):
+            attempts = {"failed_attempts": self._token_outage.attempts, "retry_in_seconds": round(retry_in_seconds, 1)}
+            self._states.apply("token_failed", keys, {"reason": reason, **attempts}, wall_us())

@@ -16,6 +16,7 @@ from ingestor.core.clock import read_clocks
 from ingestor.errors import SpoolFailed
 from ingestor.provider.socket import connection
 from ingestor.provider.subscriptions import connection_group, state_tracker
+from tests.support.daemon import until
 from tests.support.faulty_simulator import Fault, FaultySimulator
 
 from .raw_engineio_server import ClientSocket, Memory
@@ -171,10 +172,14 @@ async def test_supervisor_reconnects_after_server_restart(
 ) -> None:
     running = await run_simulated(run, simulator, AAPL)
     await simulator.stop()
-    await memory.until(lambda: len(memory.facts("connect_failed")) >= 2)
-    assert all("connection refused" in fact.detail["reason"] for fact in memory.facts("connect_failed")[1:])
+    await until(lambda: running.supervisor.status().groups[0].failed_attempts >= 5)
+    assert "connection refused" in running.supervisor.status().groups[0].last_error
+    assert len(memory.facts("connect_failed")) <= 2, "one, and one more if the server was still closing at first"
     await simulator.start()
     await running.until("live", AAPL)
+    assert memory.facts("connected")[-1].detail["failed_attempts"] >= 5
+    assert memory.facts("connected")[-1].detail["outage_seconds"] > 0
+    assert running.supervisor.status().groups[0].failed_attempts == 0
     states = running.states(AAPL)
     assert states == ["pending", "live", "disconnected", "pending", "live"], "a failed attempt changes no state"
 
@@ -188,10 +193,10 @@ async def test_healthy_server_is_retried_fast_until_away_too_long(
     monkeypatch.setattr(Backoff, "full_jitter", lambda self, *_: used.append(self) or 0.01)  # type: ignore[func-returns-value]
     await run_simulated(run, simulator, AAPL)
     await simulator.stop()
-    await memory.until(lambda: len(memory.facts("connect_failed")) >= 3)
+    await until(lambda: len(used) >= 4)
     assert used[1:3] == [connection_group.RECONNECT_AFTER_RESTART, connection_group.RECONNECT_AFTER_RESTART]
     monkeypatch.setattr(connection_group, "RESTART_SECONDS", 0.0)
-    await memory.until(lambda: used[-1] == connection_group.RECONNECT)
+    await until(lambda: used[-1] == connection_group.RECONNECT)
     await simulator.start()
 
 
@@ -458,10 +463,12 @@ async def test_subscriptions_without_a_token_are_token_failed(
     first = memory.facts("token_failed")[0]
     assert set(first.subscriptions) == {AAPL.key, BUZZ.key}
     assert "503" in first.detail["reason"]
-    await memory.until(lambda: len(memory.facts("token_failed")) >= 3)
-    assert running.states(AAPL) == ["pending", "token_failed"], "a repeated failure is a fact, but changes no state"
+    await until(lambda: running.tokens.status().logins.get("unavailable", 0) >= 5)
+    assert running.states(AAPL) == ["pending", "token_failed"]
+    assert len(memory.facts("token_failed")) == 1, "a repeated failure is counted"
     simulator.login_fault = None
     await running.until("live", AAPL, BUZZ)
+    assert memory.facts("token_renewed")[0].detail["failed_attempts"] >= 5
 
 
 async def test_renewal_by_overlap_has_no_gap_and_loses_no_frame(

@@ -51,6 +51,12 @@ def test_line_is_logged_again_after_a_quiet_minute() -> None:
     ("first", "second", "same"),
     [
         pytest.param(record(path="/a"), record(path="/b"), False, id="other path"),
+        pytest.param(
+            record(path="/a", kind="connect_failed", retry_in_seconds=1.5),
+            record(path="/b", kind="connect_failed", retry_in_seconds=2),
+            True,
+            id="same outage",
+        ),
         pytest.param(record(reason="x"), record(reason="y"), False, id="other reason"),
         pytest.param(record(first="/a 6E"), record(first="/a 7E"), False, id="other ticker"),
         pytest.param(record(seconds=3.5, connection="a"), record(seconds=4, connection="b"), True, id="other numbers"),
@@ -66,10 +72,7 @@ def test_line_is_logged_again_after_a_quiet_minute() -> None:
         pytest.param(record(level=logging.CRITICAL), record(level=logging.CRITICAL), False, id="critical"),
         pytest.param(record(retry_in_seconds=1), record(retry_in_seconds=2), False, id="backoff"),
         pytest.param(
-            stdlib("away", retry_in_seconds=1),
-            stdlib("away", retry_in_seconds=2),
-            False,
-            id="backoff, stdlib",
+            stdlib("away", retry_in_seconds=1), stdlib("away", retry_in_seconds=2), False, id="backoff, stdlib"
         ),
     ],
 )

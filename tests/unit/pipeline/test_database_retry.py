@@ -20,24 +20,26 @@ class Attempts:
     def __call__(self) -> None:
         self.count += 1
         if self.count <= self._failures:
-            raise DatabaseUnavailable(f"away {self.count}")
+            raise DatabaseUnavailable(f"away {self.count}" if self.count < 40 else "locked")
 
 
-def test_retry_repeats_until_success_and_reports_each_outage(caplog: pytest.LogCaptureFixture) -> None:
+def test_retry_repeats_until_success_and_reports_an_outage_once(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO")
     status, outages, slept = WriterStatus(), list[tuple[str, float]](), list[float]()
-    attempts = Attempts(3)
+    attempts = Attempts(50)
 
     def on_outage(error: str, delay_seconds: float) -> None:
-        assert (status.database_up, status.error) == (False, error)
+        assert (status.database_up, status.error, status.failed_attempts) == (False, error, attempts.count)
         outages.append((error, delay_seconds))
 
     retry = DatabaseRetry(status, threading.Event(), threading.Event(), on_outage, slept.append)
     assert retry.run(attempts)
-    assert [error for error, _ in outages] == ["away 1", "away 2", "away 3"]
-    assert slept == [delay_seconds for _, delay_seconds in outages]
+    assert [error for error, _ in outages] == ["away 1", "locked"]
+    assert (attempts.count, len(slept)) == (51, 50)
+    assert (slept[0], slept[39]) == tuple(delay_seconds for _, delay_seconds in outages)
     assert all(delay <= BACKOFF.ceiling(failures) for failures, delay in enumerate(slept, 1))
-    assert (status.database_up, status.error) == (True, None)
+    assert (status.database_up, status.error, status.failed_attempts) == (True, None, 0)
+    assert caplog.records[0].__dict__["failed_attempts"] == 50
     assert caplog.messages == ["the database can be reached again, writing what is in the spool"]
     assert retry.run(attempts)
     assert len(caplog.messages) == 1, "only the end of an outage is reported"
