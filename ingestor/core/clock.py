@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
 
 MIN_STALL_SECONDS = 5.0  # between two readings that are meant to be one second apart
@@ -13,6 +14,14 @@ MIN_STEP_SECONDS = 1.0  # slewing moves a clock by half a millisecond per second
 def boottime() -> float:
     """Return the seconds since boot, including suspend. For lifetimes and deadlines: never steps."""
     return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+def boot_id() -> str:
+    """Return what identifies this boot of the machine: ``boottime`` is comparable within one. Empty if unknown."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    except OSError:
+        return ""
 
 
 def wall_us() -> int:

@@ -56,15 +56,17 @@ def lock_database(url: str) -> ExitStack:
 def startup_facts(spool: Spool, config: Config) -> Iterator[Fact]:
     """Yield what coverage must record first: how the previous run ended, and which subscriptions the config has now."""
     subscriptions = tuple(subscription.key for subscription in config.subscriptions)
-    if spool.quarantined:
-        reason = f"the spool was unreadable; it was moved to {spool.quarantined}"
-        since_us = max((file.stat().st_mtime_ns // 1000 for file in spool.quarantined.iterdir()), default=None)
-        yield Fact("lost", wall_us(), {"reason": reason}, "lost", subscriptions, since_us)
+    loss, since_us = spool.loss, None
+    if loss:
+        since_us = spool.believable_us
+        yield Fact("lost", wall_us(), {"reason": loss}, "lost", subscriptions, since_us)
     elif spool.crashed and spool.head:
         reason = "previous run did not shut down cleanly"
-        yield Fact("crashed", wall_us(), {"reason": reason}, "crashed", (), spool.last_heartbeat_us)
+        yield Fact(
+            "crashed", wall_us(), {"reason": reason}, "crashed", (), spool.last_heartbeat and spool.last_heartbeat.at_us
+        )
     detail = {"version": __version__, "config_sha256": config.sha256, "reason": "removed from the config"}
-    yield Fact("started", wall_us(), detail, "stopped", subscriptions, others=True)
+    yield Fact("started", wall_us(), detail, "stopped", subscriptions, since_us, others=True)
 
 
 def instance_name(config: Config) -> str:

@@ -175,9 +175,9 @@ class Writer:
 
     def _publish_heartbeat(self) -> None:
         heartbeat = self._spool.durable_heartbeat
-        if heartbeat and heartbeat[1] <= self.status.position and heartbeat[0] != self._published_us:
-            self._database.publish_heartbeat(heartbeat[0])
-            self._published_us = heartbeat[0]
+        if heartbeat and heartbeat.seq <= self.status.position and heartbeat.at_us != self._published_us:
+            self._database.publish_heartbeat(heartbeat.at_us)
+            self._published_us = heartbeat.at_us
 
     def _log_unknown_fields(self, fields: set[tuple[str, str]]) -> None:
         for feed, name in fields - self._logged_fields:

@@ -6,6 +6,8 @@ import errno
 import os
 from pathlib import Path
 
+from ingestor.core.files import open_private
+
 BALLAST_BYTES = 32 << 20  # twice the size that the WAL reaches between two checkpoints
 
 
@@ -20,7 +22,7 @@ class Ballast:
     def reserve(self) -> None:
         """Allocate the file. Without enough space on the disk it is not ``held``. Raises OSError for other reasons."""
         try:
-            handle = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            handle = open_private(self._path, os.O_RDWR | os.O_CREAT)
             try:
                 os.posix_fallocate(handle, 0, BALLAST_BYTES)
             finally:

@@ -7,30 +7,18 @@ and checkpoints (SQLite before 3.51.3 has a race between two); all others are re
 
 from __future__ import annotations
 
-import secrets
 import sqlite3
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, TypeAlias
 
 import msgspec
 
 from ingestor.core.entries import Entry, Fact, Frame, Source
 from ingestor.core.files import sync_folder
 from ingestor.errors import SpoolFailed
-
-FORMAT = 2
-_SCHEMA = """
-CREATE TABLE IF NOT EXISTS head (
-    format INTEGER NOT NULL, spool_id TEXT NOT NULL, next_seq INTEGER NOT NULL, acked INTEGER NOT NULL,
-    live_bytes INTEGER NOT NULL, heartbeat_us INTEGER, heartbeat_seq INTEGER
-);
-CREATE TABLE IF NOT EXISTS chunks (
-    first_seq INTEGER PRIMARY KEY, last_seq INTEGER NOT NULL, size INTEGER NOT NULL, crc INTEGER NOT NULL,
-    body BLOB NOT NULL
-);
-"""
+from ingestor.spool.header import SpoolHeader, SpoolHeartbeat, begin_run, load_or_create
 
 
 class FrameRun(msgspec.Struct, frozen=True, array_like=True, tag="r"):
@@ -66,17 +54,6 @@ class DiskFull(SpoolFailed):
 
 class SpoolUnreadable(SpoolFailed):
     """The file does not hold what was written. Quarantine it (never delete it) and create a new spool."""
-
-
-class SpoolHeader(NamedTuple):
-    """The counters of a spool: the one row of ``head`` after ``format``. They never fall, even when it is empty."""
-
-    spool_id: str
-    next_seq: int = 1
-    acked: int = 0  # every entry up to here is in the database
-    live_bytes: int = 0  # of the chunks that are not acknowledged
-    heartbeat_us: int | None = None  # everything that was received before this time …
-    heartbeat_seq: int | None = None  # … has a seq up to this one
 
 
 def pack(first_seq: int, entries: Sequence[Frame | Fact]) -> ChunkRow:
@@ -141,11 +118,12 @@ def unpack(row: ChunkRow) -> list[Entry]:
 class ChunkWriter:
     """The connection that writes. A write is one transaction, durable when it returns, or raises SpoolFailed."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, released: bool = False) -> None:
+        """Open or create the spool, and begin a run of it. ``released``: see ``load_or_create``. Raises SpoolFailed."""
         self.path = path
         self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
         try:
-            self.header = self._recover()
+            self._recover(released)
         except sqlite3.Error as error:
             self._db.close()
             raise _translate(error, path) from error
@@ -153,23 +131,19 @@ class ChunkWriter:
             self._db.close()
             raise
 
-    def _recover(self) -> SpoolHeader:
+    def _recover(self, released: bool) -> None:
         self._db.execute("PRAGMA journal_mode=WAL")
         self._db.execute("PRAGMA synchronous=FULL")
         self._db.execute("PRAGMA wal_autocheckpoint=4000")  # 16 MB: a checkpoint fsyncs the file itself
-        self._db.executescript(_SCHEMA)
-        row = self._db.execute("SELECT * FROM head").fetchone()
-        if row is None:
-            header = SpoolHeader(spool_id=secrets.token_hex(16))
-            self._db.execute("INSERT INTO head VALUES (?, ?, ?, ?, ?, ?, ?)", (FORMAT, *header))
-            sync_folder(self.path.parent)
-            return header
-        found, *counters = row
-        if found != FORMAT:
-            raise SpoolUnreadable(f"{self.path}: format {found}, this program reads format {FORMAT}")
-        header = SpoolHeader(*counters)
-        self._verify(header.next_seq)
-        return header
+        self._db.execute("BEGIN IMMEDIATE")
+        try:
+            self.found = load_or_create(self._db, released=released)
+        except (ValueError, TypeError) as error:
+            raise SpoolUnreadable(f"{self.path}: {error}") from error
+        self._verify(self.found.next_seq)
+        self.header, self.run_id, self.runs = begin_run(self._db, self.found)
+        self._db.execute("COMMIT")
+        sync_folder(self.path.parent)
 
     def _verify(self, next_seq: int) -> None:
         """Check that the oldest and newest chunks are readable, and that the newest ends where the counter says."""
@@ -189,14 +163,14 @@ class ChunkWriter:
         chunks: Iterable[ChunkRow],
         *,
         acked: int,
-        heartbeat: tuple[int, int] | None = None,
+        heartbeat: SpoolHeartbeat | None = None,
         spool_id: str | None = None,
+        clean: bool = False,
     ) -> None:
-        """Add chunks, delete acknowledged ones, and update the counters and the id, in one transaction."""
+        """Add chunks, delete acknowledged ones, and update the header, in one transaction: the last if ``clean``."""
         rows = list(chunks)
         header = self.header
         added_bytes = sum(row[2] for row in rows)
-        heartbeat_us, heartbeat_seq = heartbeat or (header.heartbeat_us, header.heartbeat_seq)
         try:
             self._db.execute("BEGIN IMMEDIATE")
             self._db.executemany("INSERT INTO chunks VALUES (?, ?, ?, ?, ?)", rows)
@@ -206,14 +180,10 @@ class ChunkWriter:
                 rows[-1][1] + 1 if rows else header.next_seq,
                 max(acked, header.acked),
                 header.live_bytes + added_bytes - freed_bytes,
-                heartbeat_us,
-                heartbeat_seq,
+                heartbeat or header.heartbeat,
+                clean,
             )
-            self._db.execute(
-                "UPDATE head SET"
-                " (spool_id, next_seq, acked, live_bytes, heartbeat_us, heartbeat_seq) = (?, ?, ?, ?, ?, ?)",
-                header,
-            )
+            header.save(self._db)
             self._db.execute("COMMIT")
         except sqlite3.Error as error:
             failure = _translate(error, self.path)

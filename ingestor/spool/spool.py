@@ -12,21 +12,26 @@ import os
 import secrets
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from queue import Empty, SimpleQueue
-from typing import NamedTuple, TypeAlias
+from types import MappingProxyType
+from typing import Any, NamedTuple, TypeAlias
 
+from ingestor.core.clock import boot_id, boottime
 from ingestor.core.entries import Entry, Fact, Frame
 from ingestor.core.files import FileLock
 from ingestor.errors import PermissionDenied, SpoolFailed
 from ingestor.spool.ballast import Ballast
 from ingestor.spool.chunk_store import ChunkReader, ChunkRow, ChunkWriter, DiskFull, SpoolUnreadable, pack
 from ingestor.spool.fill_level import FillLevel, next_fill_level
+from ingestor.spool.header import SpoolHeartbeat
+from ingestor.spool.mark import Mark, read_mark, write_mark
 
 CHUNK_ENTRIES = 1_000
 CHUNK_BYTES = 1 << 20
 READ_BYTES = 8 << 20
+MARK = "mark"  # the file that says what is durable
 CORRUPT_MARKER = "corrupt"  # a file in the spool's folder: the next start quarantines the spool
 QUARANTINE_PREFIX = "unreadable-"  # and a timestamp: the folder of a quarantined spool
 MAX_UNSYNCED_BYTES = 32 << 20  # what a power cut may take; beyond that, reading from the socket pauses
@@ -41,16 +46,11 @@ class _Chunk(NamedTuple):
     size: int
 
 
-class _HeartbeatWork(NamedTuple):
-    at_us: int
-    seq: int
-
-
 class _NewId(NamedTuple):
     spool_id: str
 
 
-_Work: TypeAlias = _Chunk | _HeartbeatWork | _NewId | None  # None: end the thread
+_Work: TypeAlias = _Chunk | SpoolHeartbeat | _NewId | None  # None: end the thread
 
 
 class Spool:
@@ -66,16 +66,23 @@ class Spool:
         try:
             self._lock = FileLock(folder / "lock", "stop it, or give this daemon a spool.path of its own")
             self._ballast = Ballast(folder / "ballast")
+            self._mark_path = folder / MARK
+            self._last_mark = read_mark(self._mark_path)
             self._file = self._open_with_ballast(folder / "spool.db")
+            self.went_back = self._find_loss(self._last_mark)  # why durable entries are known to be lost
+            if not self.went_back:
+                self._write_mark()
         except OSError as error:
             raise SpoolFailed(f"{folder}: {error.strerror}; fix that, or set spool.path to another folder") from error
-        self.crashed = self._lock.abandoned  # the previous run did not shut down cleanly
         self._reader = ChunkReader(self._file.path)
-        header = self._file.header
+        header = self._file.found
+        self.run_id = self._file.run_id
         self.spool_id = header.spool_id
-        self.last_heartbeat_us = header.heartbeat_us  # of the previous run
+        self.crashed = not header.clean  # nothing in the spool proves that the previous run came to its end
+        self.last_heartbeat = header.heartbeat  # of the previous run
+        self.opened_head = header.next_seq - 1  # the newest seq that was found
         self.max_bytes = max_bytes
-        self.head = header.next_seq - 1  # the newest seq
+        self.head = self.opened_head  # the newest seq
         self.synced = self.head  # the newest seq that survives a power cut
         self.acked = header.acked
         self._sync_every = sync_every_seconds
@@ -91,6 +98,7 @@ class Spool:
         self._woken = False
         self._thread = threading.Thread(target=self._run, name="spool", daemon=True)
         self._closing = threading.Event()
+        self._boot_id = boot_id()
         self._close_by = 0.0  # time.monotonic()
         self._on_failure: Callable[[SpoolFailed], None] = lambda _: None
         self.failure: SpoolFailed | None = None
@@ -109,7 +117,7 @@ class Spool:
         marker = path.with_name(CORRUPT_MARKER)
         try:
             if not marker.exists():
-                file = ChunkWriter(path)
+                file = ChunkWriter(path, released=self._lock.released)
                 self.quarantined = _find_unreported(path.parent) if file.header.next_seq == 1 else None
                 return file
         except SpoolUnreadable:
@@ -120,6 +128,36 @@ class Spool:
             part.rename(self.quarantined / part.name)
         marker.unlink(missing_ok=True)
         return ChunkWriter(path)
+
+    def _find_loss(self, mark: Mark | None) -> str | None:
+        """Compare with the mark, which the newest run has left beside the spool."""
+        if mark is None:
+            return None
+        if mark.run_id not in self._file.runs:
+            return f"the spool's file was replaced or has lost its last run, which had received entry {mark.seq}"
+        opened_head = self._file.found.next_seq - 1
+        if opened_head < mark.seq:
+            return f"the spool ends at entry {opened_head}, but {mark.seq} was durable: it is damaged or an older copy"
+        return None
+
+    @property
+    def loss(self) -> str | None:
+        """Why durable entries are lost, in words; None if nothing is known of that."""
+        return f"the spool was unreadable; it was moved to {self.quarantined}" if self.quarantined else self.went_back
+
+    @property
+    def believable_us(self) -> int | None:
+        """Until when what was received is in the spool although some is lost: the lesser of the claims of its parts."""
+        stamps = [self._last_mark.at_us] if self._last_mark and self._last_mark.at_us else []
+        if self.last_heartbeat:
+            stamps.append(self.last_heartbeat.at_us)
+        if self.quarantined and not stamps:
+            stamps = [max((file.stat().st_mtime_ns // 1000 for file in self.quarantined.iterdir()), default=0)]
+        return min(stamps, default=None)
+
+    def knows_run(self, run_id: str) -> bool:
+        """Whether it is this run, an earlier one of this spool, or the empty id, which older programs registered."""
+        return run_id == "" or run_id in self._file.runs
 
     def start(self, on_failure: Callable[[SpoolFailed], None]) -> None:
         """Start the thread. ``on_failure`` is called in the loop if the disk fails: nothing is durable from then on."""
@@ -176,10 +214,13 @@ class Spool:
             raise self.failure
         await self._progress.wait()
 
-    def heartbeat(self, at_us: int) -> None:
-        """Record that everything received before ``at_us`` has been appended."""
+    def heartbeat(self, at_us: int, heard_us: Mapping[tuple[str, str], int] = MappingProxyType({})) -> None:
+        """Record that everything received before ``at_us`` has been appended, and when connections were last heard.
+
+        ``heard_us``: for each group (path, shared params) that has live subscriptions, in µs since the epoch.
+        """
         self._hand_over()
-        self._queue.put(_HeartbeatWork(at_us, self.head))
+        self._queue.put(SpoolHeartbeat(at_us, self.head, dict(heard_us), boottime(), self._boot_id))
 
     def purge_acknowledged(self) -> None:
         """Delete what was acknowledged now, instead of with the next entry."""
@@ -206,7 +247,7 @@ class Spool:
         await asyncio.to_thread(self._thread.join)
         self._reader.close()
         self._file.close()
-        self._lock.release(clean=self.failure is None)
+        self._lock.release()
 
     # -- in the spool's thread
 
@@ -233,10 +274,14 @@ class Spool:
 
     def _sync(self, work: list[_Work]) -> bool:
         chunks = [item for item in work if isinstance(item, _Chunk)]
-        heartbeats = [item for item in work if isinstance(item, _HeartbeatWork)]
+        heartbeats = [item for item in work if isinstance(item, SpoolHeartbeat)]
         new_ids = [item.spool_id for item in work if isinstance(item, _NewId)]
         rows = [pack(chunk.first_seq, chunk.entries) for chunk in chunks if chunk.entries]
-        self._write(rows, heartbeats[-1] if heartbeats else None, new_ids[-1] if new_ids else None)
+        heartbeat, new_id = heartbeats[-1] if heartbeats else None, new_ids[-1] if new_ids else None
+        ends = None in work
+        self._write(rows, heartbeat=heartbeat, spool_id=new_id, clean=ends)
+        if heartbeat or ends:
+            self._write_mark()
         self.synced_at = time.monotonic()
         with self._arrived:
             self.synced = self._file.header.next_seq - 1
@@ -244,19 +289,26 @@ class Spool:
             if new_ids or self.synced >= self._awaited_seq:
                 self._arrived.notify_all()
         self._loop.call_soon_threadsafe(self._on_synced, sum(chunk.size for chunk in chunks))
-        return None not in work
+        return not ends
 
-    def _write(self, rows: list[ChunkRow], heartbeat: _HeartbeatWork | None, spool_id: str | None) -> None:
+    def _write(self, rows: list[ChunkRow], **changes: Any) -> None:
         """Write one durable transaction. On a full disk, make space and repeat it."""
         while True:
             try:
-                self._file.write(rows, acked=self.acked, heartbeat=heartbeat, spool_id=spool_id)
+                self._file.write(rows, acked=self.acked, **changes)
                 break
             except DiskFull:
                 self.synced_at = time.monotonic()
                 self._make_space()
         if not self._ballast.held:
             self._ballast.reserve()
+
+    def _write_mark(self) -> None:
+        """Mark what is durable now. If a loss was found, not before an entry is, because that one reports the loss."""
+        header = self._file.header
+        if not self.went_back or header.next_seq - 1 > self.opened_head:
+            at_us = header.heartbeat.at_us if header.heartbeat else 0
+            write_mark(self._mark_path, Mark(self._file.run_id, header.next_seq - 1, at_us))
 
     def _make_space(self) -> None:
         """Release the ballast; if that was done before, wait for others to free some. Then delete acknowledged chunks.
@@ -340,12 +392,9 @@ class Spool:
         return self._file.header.live_bytes + self._unsynced_bytes
 
     @property
-    def durable_heartbeat(self) -> tuple[int, int] | None:
-        """(µs, seq) of the newest durable heartbeat."""
-        header = self._file.header
-        if header.heartbeat_us is None or header.heartbeat_seq is None:
-            return None
-        return header.heartbeat_us, header.heartbeat_seq
+    def durable_heartbeat(self) -> SpoolHeartbeat | None:
+        """The newest durable heartbeat."""
+        return self._file.header.heartbeat
 
 
 def _find_unreported(folder: Path) -> Path | None:

@@ -79,17 +79,17 @@ BUGS = (
     Bug(
         "seqs restart at 1 when the spool is empty",
         "spool/chunk_store.py",
-        "header = SpoolHeader(*counters)",
-        "header = SpoolHeader(*counters)._replace(\n"
+        "        self._verify(self.found.next_seq)\n",
+        "        self.found = self.found._replace(\n"
         '            next_seq=self._db.execute("SELECT coalesce(max(last_seq), 0) + 1 FROM chunks").fetchone()[0]\n'
-        "        )",
+        "        )\n",
         SPOOL,
     ),
     Bug(
         "a heartbeat covers entries that are not synced",
         "spool/spool.py",
-        "self._hand_over()\n        self._queue.put(_HeartbeatWork",
-        "self._queue.put(_HeartbeatWork",
+        "self._hand_over()\n        self._queue.put(SpoolHeartbeat",
+        "self._queue.put(SpoolHeartbeat",
         SPOOL,
     ),
     Bug(
@@ -130,7 +130,7 @@ BUGS = (
     Bug(
         "heartbeat is published before everything is committed",
         "pipeline/writer.py",
-        "if heartbeat and heartbeat[1] <= self.status.position and",
+        "if heartbeat and heartbeat.seq <= self.status.position and",
         "if heartbeat and",
         WRITER,
     ),

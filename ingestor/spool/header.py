@@ -1,0 +1,100 @@
+"""What a spool says about itself: the one row of its table ``head``, and the runs that have opened it."""
+
+from __future__ import annotations
+
+import json
+import secrets
+import sqlite3
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+FORMAT = 3
+KNOWN_RUNS = 1_000  # that a spool remembers
+
+_SCHEMA = (
+    "CREATE TABLE IF NOT EXISTS chunks (first_seq INTEGER PRIMARY KEY, last_seq INTEGER NOT NULL,"
+    " size INTEGER NOT NULL, crc INTEGER NOT NULL, body BLOB NOT NULL)",
+    "CREATE TABLE IF NOT EXISTS runs (number INTEGER PRIMARY KEY, run_id TEXT NOT NULL)",
+    "DROP TABLE IF EXISTS head",
+    "CREATE TABLE head (format INTEGER NOT NULL, spool_id TEXT NOT NULL, next_seq INTEGER NOT NULL,"
+    " acked INTEGER NOT NULL, live_bytes INTEGER NOT NULL, heartbeat TEXT, clean INTEGER NOT NULL)",
+)
+
+
+class SpoolHeartbeat(NamedTuple):
+    """Everything that was received before ``at_us`` has a seq up to ``seq``, and is durable."""
+
+    at_us: int  # µs since the epoch, by the wall clock
+    seq: int
+    # When the connection in use of each group (path, shared params) with live subscriptions was last heard, like at_us.
+    heard_us: Mapping[tuple[str, str], int]
+    boottime: float  # at the same moment, seconds since the machine started; tells the next run how long it was down …
+    boot_id: str  # … if the machine was not started again meanwhile
+
+    def to_text(self) -> str:
+        return json.dumps([*self[:2], [[*group, at_us] for group, at_us in self.heard_us.items()], *self[3:]])
+
+    @classmethod
+    def from_text(cls, text: str) -> SpoolHeartbeat:
+        """Raises ValueError."""
+        at_us, seq, heard, boottime, boot_id = json.loads(text)
+        return cls(at_us, seq, {(path, params): heard_us for path, params, heard_us in heard}, boottime, boot_id)
+
+
+class SpoolHeader(NamedTuple):
+    """The counters of a spool. They never fall, even when it is empty."""
+
+    spool_id: str
+    next_seq: int = 1
+    acked: int = 0  # every entry up to here is in the database
+    live_bytes: int = 0  # of the chunks that are not acknowledged
+    heartbeat: SpoolHeartbeat | None = None
+    clean: bool = True  # the run that wrote last came to its end, or there was none
+
+    def save(self, db: sqlite3.Connection) -> None:
+        db.execute(
+            "UPDATE head SET (spool_id, next_seq, acked, live_bytes, heartbeat, clean) = (?, ?, ?, ?, ?, ?)",
+            self._replace(heartbeat=self.heartbeat and self.heartbeat.to_text()),  # type: ignore[arg-type]
+        )
+
+
+def load_or_create(db: sqlite3.Connection, *, released: bool) -> SpoolHeader:
+    """Return the header; create or upgrade the tables first. Must be called in a transaction.
+
+    ``released`` is what the lock file says of the last run's end: format 2 has no other proof.
+    Raises ValueError if it is no header of a format that this program reads.
+    """
+    row = _row(db)
+    if row is not None and row[0] == FORMAT:
+        heartbeat, clean = row[5:]
+        return SpoolHeader._make((*row[1:5], heartbeat and SpoolHeartbeat.from_text(heartbeat), bool(clean)))
+    if row is None:
+        header = SpoolHeader(spool_id=secrets.token_hex(16))
+    elif row[0] == 2:
+        heartbeat_us, heartbeat_seq = row[5:]
+        heartbeat = None if heartbeat_us is None else SpoolHeartbeat(heartbeat_us, heartbeat_seq, {}, 0.0, "")
+        header = SpoolHeader._make((*row[1:5], heartbeat, released))
+    else:
+        raise ValueError(f"format {row[0]}, this program reads formats 2 and {FORMAT}")
+    for statement in _SCHEMA:
+        db.execute(statement)
+    db.execute("INSERT INTO head VALUES (?, '', 1, 0, 0, NULL, 0)", (FORMAT,))
+    header.save(db)
+    return header
+
+
+def _row(db: sqlite3.Connection) -> tuple[Any, ...] | None:
+    if db.execute("SELECT 1 FROM sqlite_master WHERE name = 'head'").fetchone() is None:
+        return None
+    row: tuple[Any, ...] | None = db.execute("SELECT * FROM head").fetchone()
+    return row
+
+
+def begin_run(db: sqlite3.Connection, header: SpoolHeader) -> tuple[SpoolHeader, str, frozenset[str]]:
+    """Record a new run, which has no clean end yet. Return the header, the run's id, and those of all known runs."""
+    run_id = secrets.token_hex(16)
+    db.execute("INSERT INTO runs (run_id) VALUES (?)", (run_id,))
+    db.execute("DELETE FROM runs WHERE number <= (SELECT max(number) FROM runs) - ?", (KNOWN_RUNS,))
+    header = header._replace(clean=False)
+    header.save(db)
+    return header, run_id, frozenset(known for (known,) in db.execute("SELECT run_id FROM runs"))
