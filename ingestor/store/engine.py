@@ -21,6 +21,7 @@ from sqlalchemy.pool import QueuePool
 
 from ingestor.config.urls import SQLITE
 from ingestor.errors import BatchRejected, DatabaseUnavailable
+from ingestor.store import sqlite_file
 
 STATEMENT_TIMEOUT_SECONDS = 60
 TRANSACTION_TIMEOUT_SECONDS = 600.0  # see _TransactionWatchdog
@@ -79,6 +80,7 @@ def _make_sqlite_engine(path: Path, *, read_only: bool) -> Engine:
     url = URL.create("sqlite", database=str(path))
     engine = create_engine(url, creator=connect, poolclass=QueuePool, pool_size=1, hide_parameters=True)
     event.listen(engine, "connect", _configure_reader if read_only else _configure_writer)
+    sqlite_file.watch(engine, path, warn=not read_only)
     # The driver's own BEGIN is late and DEFERRED: a second writer would fail in the middle of its transaction.
     event.listen(engine, "begin", lambda c: c.exec_driver_sql("BEGIN" if read_only else "BEGIN IMMEDIATE"))
     return engine

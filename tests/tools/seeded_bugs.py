@@ -421,6 +421,13 @@ BUGS = (
         "if _is_open(number) is None]",
         "tests/acceptance/test_standard_streams.py",
     ),
+    Bug(
+        "a deleted SQLite file is written to",
+        "store/sqlite_file.py",
+        '    event.listen(engine, "checkout", partial(_verify, warn))\n',
+        "",
+        f"{STORE}/test_sqlite_file.py",
+    ),
 )
 
 
