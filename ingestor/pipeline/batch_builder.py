@@ -54,13 +54,12 @@ class BatchBuilder:
         batch = self.batch
         published_us, received_us, source = decoded.published_us, frame.received_us, frame.source
         observations = decoded.observations
-        if self._cache is None:
-            new = observations
-        elif frame.retry_of is None:
-            new = self._cache.filter_new(observations)
-        else:
-            new = observations  # as old as its dead letter: it may not become current
-            self._cache.discard((series, ts_us) for series, ts_us, _, _ in self._cache.filter_new(observations))
+        new = observations
+        if self._cache is not None:
+            if source == "stream" and frame.retry_of is None:
+                new = self._cache.filter_new(observations, frame.connection_id)
+            else:  # as old as its request or its dead letter: it may become current or not, which the database decides
+                self._cache.discard_others(observations)
         rows = batch.rows
         for series, ts, value, index in new:
             rows.append(_new(SampleRow, (series, ts, value, published_us, received_us, source, seq, index)))

@@ -30,11 +30,12 @@ def frame(
     source: Source = "stream",
     params: str = "{}",
     retry_of: int | None = None,
+    connection: str = "c0ffee000001",
 ) -> Frame:
     """A frame with this payload: a JSON value, or text as it is."""
     body = payload if isinstance(payload, str) else json.dumps(payload)
     text = f'42["{event}",{body}]' if source == "stream" else body
-    return Frame(received_us, "c0ffee000001", source, event, path, params, text, retry_of)
+    return Frame(received_us, connection, source, event, path, params, text, retry_of)
 
 
 def fact(kind: str = "connected", *, at_us: int = T0, state: State | None = None, **options: Any) -> Fact:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeAlias
 
 import psycopg
 from sqlalchemy import Engine
@@ -12,6 +12,8 @@ from sqlalchemy import Engine
 from ingestor.pipeline.batch_builder import BatchBuilder
 from ingestor.pipeline.decoder import Decoder
 from ingestor.pipeline.dedup import RecentValueCache
+
+CachedValues: TypeAlias = dict[tuple[str, tuple[str, int]], float]  # (connection, (ticker, ts)) → value
 
 
 class FlakyCommits:
@@ -45,7 +47,7 @@ class CacheRecorder:
 
     def __init__(self) -> None:
         self.cache = RecentValueCache()
-        self.contents: dict[int, dict[tuple[str, int], float]] = {}  # batch's first seq: (ticker, ts) → value
+        self.contents: dict[int, CachedValues] = {}  # batch's first seq → content
 
     def new_builder(
         self, first_seq: int, decoder: Decoder, cache: RecentValueCache | None = None, *, keep_payloads: bool
@@ -56,6 +58,5 @@ class CacheRecorder:
         return BatchBuilder(first_seq, decoder, cache, keep_payloads=keep_payloads)
 
 
-def latest_values(cache: RecentValueCache) -> dict[tuple[str, int], float]:
-    """(ticker, ts) → value."""
-    return {(series[2], ts_us): value for (series, ts_us), value in cache.snapshot().items()}
+def latest_values(cache: RecentValueCache) -> CachedValues:
+    return {(name, (series[2], ts_us)): value for (name, series, ts_us), value in cache.snapshot().items()}

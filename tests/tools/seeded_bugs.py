@@ -338,6 +338,20 @@ BUGS = (
         f"{STORE}/test_audit.py",
     ),
     Bug(
+        "a known value outlives its connection",
+        "pipeline/batch_builder.py",
+        "filter_new(observations, frame.connection_id)",
+        'filter_new(observations, "")',
+        f"{WRITER} {MODEL}",
+    ),
+    Bug(
+        "a value of another connection is not forgotten when it is restated",
+        "pipeline/dedup.py",
+        "            if is_shared:\n                self._discard_others(series, ts_us, value)\n",
+        "",
+        f"tests/unit/pipeline/test_dedup.py {MODEL}",
+    ),
+    Bug(
         "any text that Python takes for a time is one",
         "core/times.py",
         "    if not _TIME.fullmatch(text):\n",

@@ -30,7 +30,7 @@ from ingestor.store import schema
 from ingestor.store.engine import make_engine
 from ingestor.store.read.audit import audit
 from tests.support.entries import T0, fact, frame, row
-from tests.support.flaky_commit import CacheRecorder, FlakyCommits, latest_values
+from tests.support.flaky_commit import CachedValues, CacheRecorder, FlakyCommits, latest_values
 from tests.support.hypothesis_steps import StepCounter, fast_folder, run_for
 from tests.support.postgres_server import fresh_database
 from tests.support.writers import make_writer, raise_failure
@@ -89,13 +89,25 @@ class ModelFrame(NamedTuple):
     received_us: int
     source: Source
     is_retry: bool
+    connection: str
+
+    @property
+    def is_said(self) -> bool:
+        """Whether a connection said it, so that the writer may leave out what it said before."""
+        return self.source == "stream" and not self.is_retry
 
     @property
     def frame(self) -> Frame:
         rows = [_json(row) if row else {"ticker": "A", "average_sentiment": 1} for row in self.rows]
         no_such_letter = 1_000_000  # nothing is marked as retried
         retry_of = no_such_letter if self.is_retry else None
-        return frame(rows, received_us=self.received_us, source=self.source, retry_of=retry_of)
+        return frame(
+            rows,
+            received_us=self.received_us,
+            source=self.source,
+            retry_of=retry_of,
+            connection=self.connection,
+        )
 
 
 def _json(model_row: tuple[Key, float]) -> dict[str, Any]:
@@ -127,12 +139,12 @@ class Run:
         if not self.killed:
             self._spool.ack(seq)
 
-    def cached_before(self, first_seq: int) -> dict[Key, float] | None:
+    def cached_before(self, first_seq: int) -> CachedValues | None:
         """What the cache held when the batch with this first seq was begun. None: no batch begins there."""
         return self._recorder.contents.get(first_seq)
 
     @property
-    def cached(self) -> dict[Key, float]:
+    def cached(self) -> CachedValues:
         """The cached values that are committed: without those of a batch that was built ahead."""
         ahead = self.writer.read_ahead.next_batch
         return self._recorder.contents[ahead.batch.first_seq] if ahead else latest_values(self._recorder.cache)
@@ -148,6 +160,7 @@ class Daemon:
         self.spool = Spool(folder, max_bytes=1 << 30, sync_every_seconds=0)
         self.received: dict[int, ModelFrame] = {}  # by seq
         self.written = 0  # the model's position
+        self.connections = 1
         self.run = self._start_run()
         self.previous_run = self.run
 
@@ -170,7 +183,8 @@ class Daemon:
         return found
 
     async def receive(self, frames: Sequence[ModelFrame]) -> None:
-        for model_frame in frames:
+        for given in frames:
+            model_frame = given._replace(connection=f"{self.connections}{given.connection}")
             self.received[self.spool.append(model_frame.frame)] = model_frame
         await self.spool.durable(self.spool.head)
 
@@ -189,6 +203,7 @@ _frames = st.builds(
     st.integers(T0, T0 + 12),
     _sources,
     st.sampled_from([False, False, False, True]),
+    st.sampled_from(["", "", "'"]),  # a second connection, beside the first or after it
 )
 _few = st.lists(_frames, min_size=1, max_size=4)
 
@@ -243,6 +258,11 @@ class TwoDaemons(StepCounter):
         for which in (0, 1):
             self.keep_up(which, second)
 
+    @rule(which=which, frames=_few)
+    def reconnect(self, which: int, frames: list[ModelFrame]) -> None:
+        self._daemons[which].connections += 1
+        self.keep_up(which, frames)
+
     @rule(which=which)
     def write(self, which: int) -> None:
         self._write(self._daemons[which], self._daemons[which].run)
@@ -271,7 +291,7 @@ class TwoDaemons(StepCounter):
         instance = daemon.instance_id
         committed = self._scalar(f"SELECT position FROM instances WHERE instance_id = {instance}")
         assert run.writer.status.position == committed >= daemon.written
-        cached: dict[Key, float] = {}
+        cached: CachedValues = {}
         for seq in range(daemon.written + 1, committed + 1):
             before = run.cached_before(seq)
             cached = cached if before is None else dict(before)
@@ -279,17 +299,21 @@ class TwoDaemons(StepCounter):
                 self._apply(instance, seq, daemon.received[seq], cached)
         daemon.written = committed
 
-    def _apply(self, instance: int, seq: int, model_frame: ModelFrame, cached: dict[Key, float]) -> None:
-        """Apply a frame to the model, but for the values that the writer leaves out: it must be right in that."""
-        rows, received_us, source, is_retry = model_frame
+    def _apply(self, instance: int, seq: int, model_frame: ModelFrame, cached: CachedValues) -> None:
+        """Apply a frame to the model, but for the values that the writer leaves out: it must be right in that.
+
+        It may leave out what the same connection said before, unless this instance received another value since.
+        """
+        rows, received_us, source, is_retry, connection = model_frame
         for model_row in rows:
             if model_row is None:
                 self._model.outcomes["dead"] += 1
                 continue
             key, value = model_row
-            if cached.get(key, value) != value:
-                del cached[key]
-            if key in cached and not is_retry:
+            is_repeated = model_frame.is_said and cached.get((connection, key)) == value
+            for name in [name for name in cached if name[1] == key and cached[name] != value]:
+                del cached[name]
+            if is_repeated:
                 current = self._model.current[key]
                 assert current.value == value or current.instance != instance
                 self._model.outcomes["duplicate"] += 1
@@ -327,7 +351,7 @@ class TwoDaemons(StepCounter):
         for daemon in self._daemons:
             if daemon.run.writer.status.position != daemon.written:
                 continue  # another run of it has committed since: this one will notice, and clear its cache
-            for key, value in daemon.run.cached.items():
+            for (_, key), value in daemon.run.cached.items():
                 current = self._model.current[key]
                 assert current.value == value or current.instance != daemon.instance_id
 

@@ -86,6 +86,32 @@ async def test_value_repeated_after_another_instance_is_current(tmp_path: Path, 
     assert audit(engine) == []
 
 
+async def test_value_repeated_after_a_reconnect_is_current(tmp_path: Path, spool: Spool, engine: Engine) -> None:
+    writer = make_writer(spool, engine)
+    writer.register()
+    await put(spool, frame([row(value=1)], received_us=T0 + 10))
+    writer.step()
+    other = Spool(tmp_path / "other", max_bytes=1 << 30, sync_every_seconds=0.001)
+    other.start(raise_failure)
+    await put(other, frame([row(value=2)], received_us=T0 + 20))
+    make_writer(other, engine).run()
+    await other.close()
+    await put(spool, frame([row(value=1)], received_us=T0 + 30, connection="another"))
+    writer.step()
+    assert query(engine, OBSERVATIONS) == [("AAPL", 1.0, 2, "stream", 2)]
+    assert audit(engine) == []
+
+
+async def test_requested_value_is_compared_with_the_database(spool: Spool, engine: Engine) -> None:
+    writer = make_writer(spool, engine)
+    writer.register()
+    for received_us, value, source in ((10, 1, "stream"), (20, 2, "snapshot"), (30, 1, "stream"), (25, 1, "snapshot")):
+        await put(spool, frame([row(value=value)], received_us=T0 + received_us, source=source))
+        writer.step()
+    assert query(engine, OBSERVATIONS) == [("AAPL", 1.0, 2, "stream", 3)]
+    assert audit(engine) == []
+
+
 async def test_batch_of_unknown_outcome_is_not_written_twice(spool: Spool, engine: Engine) -> None:
     await put(spool, frame([row("A")]), frame([row("B")]))
     stale = make_writer(spool, engine)

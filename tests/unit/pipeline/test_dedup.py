@@ -1,17 +1,17 @@
 from __future__ import annotations
 
-from ingestor.pipeline.dedup import RecentValueCache
+from ingestor.pipeline.dedup import CONNECTIONS, RecentValueCache
 
 SERIES = ("crowd-sentiment", "crowd_sentiment", "AAPL", "")
 
 
-def is_new(cache: RecentValueCache, ts_us: int, value: float) -> bool:
-    return bool(cache.filter_new([(SERIES, ts_us, value, 0)]))
+def is_new(cache: RecentValueCache, ts_us: int, value: float, connection: str = "a") -> bool:
+    return bool(cache.filter_new([(SERIES, ts_us, value, 0)], connection))
 
 
 def test_dedup_drops_repeated_value() -> None:
     cache = RecentValueCache()
-    assert cache.filter_new([(SERIES, 1, 0.5, 0), (SERIES, 1, 0.5, 1)]) == [(SERIES, 1, 0.5, 0)]
+    assert cache.filter_new([(SERIES, 1, 0.5, 0), (SERIES, 1, 0.5, 1)], "a") == [(SERIES, 1, 0.5, 0)]
     assert not is_new(cache, 1, 0.5)
     assert is_new(cache, 2, 0.5)
 
@@ -70,4 +70,42 @@ def test_snapshot_has_the_last_value_of_both_generations() -> None:
         is_new(cache, ts_us, value)
     cache.rotate(10.0)
     is_new(cache, 2, 0.6)
-    assert cache.snapshot() == {(SERIES, 1): 0.5, (SERIES, 2): 0.6}
+    assert cache.snapshot() == {("a", SERIES, 1): 0.5, ("a", SERIES, 2): 0.6}
+
+
+def test_dedup_sends_known_value_of_new_connection_once() -> None:
+    cache = RecentValueCache()
+    assert [is_new(cache, 1, 0.1, connection) for connection in "ababab"] == [True, True, False, False, False, False]
+
+
+def test_dedup_sends_value_after_another_connection_said_otherwise() -> None:
+    cache = RecentValueCache(generation_seconds=10)
+    said = [("a", 0.1), ("b", 0.2), ("a", 0.1), ("a", 0.1), ("b", 0.1), ("b", 0.2)]
+    assert [is_new(cache, 1, value, connection) for connection, value in said] == [True, True, True, False, True, True]
+    cache.rotate(10.0)
+    assert [is_new(cache, 1, value, connection) for connection, value in said] == [True, True, True, False, True, True]
+
+
+def test_dedup_forgets_a_value_that_was_restated_before_it_expired() -> None:
+    cache = RecentValueCache(generation_seconds=10)
+    is_new(cache, 1, 0.1)
+    cache.rotate(10.0)
+    assert is_new(cache, 1, 0.2)
+    cache.discard_others([(SERIES, 1, 0.1, 0)])
+    assert is_new(cache, 1, 0.1)
+
+
+def test_value_of_no_connection_removes_those_that_differ_only() -> None:
+    cache = RecentValueCache()
+    for ts_us, connection in ((1, "a"), (1, "b"), (2, "a")):
+        is_new(cache, ts_us, 0.5, connection)
+    cache.discard_others([(SERIES, 1, 0.6, 0), (SERIES, 2, 0.5, 1), (SERIES, 3, 0.5, 2)])
+    assert cache.snapshot() == {("a", SERIES, 2): 0.5}
+
+
+def test_dedup_keeps_the_latest_connections_of_a_series() -> None:
+    cache = RecentValueCache()
+    for number in range(100):
+        assert is_new(cache, 1, 0.5, f"connection {number}")
+    assert len(cache.snapshot()) == CONNECTIONS
+    assert not is_new(cache, 1, 0.5, "connection 99")

@@ -51,8 +51,8 @@ def seqs(builder: BatchBuilder | None) -> list[int]:
 @pytest.mark.parametrize(
     ("has_next", "not_current", "next_seqs", "cached"),
     [
-        pytest.param(False, [], [], {(SERIES, T0): 1.0}, id="all is current"),
-        pytest.param(True, [], [2], {(SERIES, T0): 2.0}, id="all is current, next batch exists"),
+        pytest.param(False, [], [], {("c0ffee000001", SERIES, T0): 1.0}, id="all is current"),
+        pytest.param(True, [], [2], {("c0ffee000001", SERIES, T0): 2.0}, id="all is current, next batch exists"),
         pytest.param(False, [(SERIES, T0)], [], {}, id="not current"),
         pytest.param(True, [(SERIES, T0)], [], {}, id="not current, next batch exists"),
     ],
