@@ -101,7 +101,16 @@ class ResponseTooLarge(RestRefused):
 class DatabaseUnavailable(IngestorError):
     """The database failed for a reason other than the rows: connection, lock, disk, restart, timeout. Retry."""
 
-    exit_code = 69
+    def __init__(self, message: str, exit_code: int = 69) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
+class DatabaseUnsupported(DatabaseUnavailable):
+    """The database, or what is between it and us, cannot work with this program. Stop, unless it worked before."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, exit_code=78)
 
 
 class BatchRejected(IngestorError):

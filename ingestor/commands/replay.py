@@ -23,7 +23,7 @@ from ingestor.pipeline.decoder import Decoder
 from ingestor.provider import catalog
 from ingestor.store import migrate
 from ingestor.store.engine import Connection, Engine, repeatable_read, translate_errors
-from ingestor.store.open_database import open_database, with_remedy
+from ingestor.store.open_database import name_database, open_database
 from ingestor.store.read import replay_source
 from ingestor.store.read.replay_source import EntryRange, ReplayEntry
 from ingestor.store.write.batch import Batch
@@ -108,7 +108,7 @@ class Replayer:
         return result
 
     def _read_entries(self) -> Generator[ReplayEntry]:
-        with with_remedy(str(self._source.engine.url)), translate_errors():
+        with name_database(str(self._source.engine.url)), translate_errors():
             yield from replay_source.read_entries(self._source, self._remaining)
 
 

@@ -17,7 +17,7 @@ from ingestor.pipeline.writer import Writer
 from ingestor.spool.spool import Spool
 from ingestor.store.engine import Engine, make_engine
 from ingestor.store.maintenance.repairs import BackfillRequest
-from ingestor.store.open_database import with_remedy
+from ingestor.store.open_database import name_database
 
 POLL_SECONDS = 0.5
 
@@ -25,7 +25,7 @@ POLL_SECONDS = 0.5
 def retry_dead_letters(config: Config, ids: Sequence[int]) -> int:
     """Retry dead letters until the outcome is written. Raises AlreadyLocked if a daemon runs, DatabaseUnavailable."""
     url = config.database.url.get_secret_value()
-    with with_remedy(url), lock_database(url):
+    with name_database(url), lock_database(url):
         return asyncio.run(_retry_dead_letters(config, ids))
 
 
@@ -40,7 +40,7 @@ def backfill(
     Raises AlreadyLocked if a daemon runs, DatabaseUnavailable. The same command resumes what was interrupted.
     """
     url = config.database.url.get_secret_value()
-    with with_remedy(url), lock_database(url):
+    with name_database(url), lock_database(url):
         asyncio.run(_backfill(config, api_key, requests, is_finished))
 
 

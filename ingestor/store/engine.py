@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-import os
-import socket
 import sqlite3
 import threading
 import time
@@ -13,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import URL, Executable, Table, create_engine, event, exc
+from sqlalchemy import URL, ExceptionContext, Executable, Table, create_engine, event, exc
 from sqlalchemy import Connection as Connection
 from sqlalchemy import Engine as Engine
 from sqlalchemy.dialects import postgresql, sqlite
@@ -21,18 +18,9 @@ from sqlalchemy.pool import QueuePool
 
 from ingestor.config.urls import SQLITE
 from ingestor.errors import BatchRejected, DatabaseUnavailable
-from ingestor.store import sqlite_file
+from ingestor.store import failures, postgres_session, sqlite_file
 
-STATEMENT_TIMEOUT_SECONDS = 60
 TRANSACTION_TIMEOUT_SECONDS = 600.0  # see _TransactionWatchdog
-LOCK_TIMEOUT_SECONDS = 15
-CONNECT_TIMEOUT_SECONDS = 10
-_POSTGRES_OPTIONS = (
-    f"-c statement_timeout={STATEMENT_TIMEOUT_SECONDS}s -c lock_timeout={LOCK_TIMEOUT_SECONDS}s -c timezone=UTC"
-    " -c default_transaction_isolation=read\\ committed"
-)
-log = logging.getLogger(__name__)
-
 _SQLITE_ROW_ERRORS = (sqlite3.SQLITE_CONSTRAINT, sqlite3.SQLITE_MISMATCH, sqlite3.SQLITE_TOOBIG)
 
 
@@ -40,29 +28,24 @@ def make_engine(url: str, *, read_only: bool = False) -> Engine:
     """Return an engine for the writer, or for a command that only reads. It connects when first used."""
     if path := sqlite_path(url):
         return _make_sqlite_engine(path, read_only=read_only)
-    connect_args = {
-        "connect_timeout": CONNECT_TIMEOUT_SECONDS,
-        "options": _POSTGRES_OPTIONS,
-        "application_name": "ingestor",
-        # Notice within a minute that the server host is gone, also while a statement runs.
-        "keepalives_idle": 20,
-        "keepalives_interval": 10,
-        "keepalives_count": 3,
-        "tcp_user_timeout": 50_000,
-    }
+    parameters = postgres_session.connection_parameters(url)
     # No pool_pre_ping: the writer retries a batch whose connection turns out to be dead.
-    engine = create_engine(url, pool_size=1, max_overflow=2, hide_parameters=True, connect_args=connect_args)
-    if not read_only:
-        event.listen(engine, "connect", _commit_durably)
+    engine = create_engine(url, pool_size=1, max_overflow=2, hide_parameters=True, connect_args=parameters)
+
+    def prepare(connection: Any, _: Any) -> None:
+        with _watchdog.watch(connection):
+            postgres_session.prepare_session(connection, parameters, durable=not read_only)
+
+    event.listen(engine, "connect", prepare, insert=True)  # before SQLAlchemy reads settings
+    event.listen(engine, "handle_error", _discard_connections)
     return engine
 
 
-def _commit_durably(connection: Any, _: Any) -> None:
-    """Turn synchronous_commit on if it is off, because the spool forgets committed entries. Keep stricter values."""
-    connection.execute(
-        "SELECT set_config('synchronous_commit', 'on', false) WHERE current_setting('synchronous_commit') = 'off'"
-    )
-    connection.commit()
+def _discard_connections(context: ExceptionContext) -> None:
+    """Begin with new connections after a failure that may last as long as the session, such as a read-only one."""
+    error = context.original_exception
+    if _is_driver_error(error) and not _is_row_error(error):
+        context.is_disconnect = True
 
 
 def sqlite_path(url: str) -> Path | None:
@@ -83,6 +66,7 @@ def _make_sqlite_engine(path: Path, *, read_only: bool) -> Engine:
     sqlite_file.watch(engine, path, warn=not read_only)
     # The driver's own BEGIN is late and DEFERRED: a second writer would fail in the middle of its transaction.
     event.listen(engine, "begin", lambda c: c.exec_driver_sql("BEGIN" if read_only else "BEGIN IMMEDIATE"))
+    event.listen(engine, "handle_error", _discard_connections)
     return engine
 
 
@@ -105,8 +89,21 @@ def transaction(engine: Engine) -> Iterator[Connection]:
     Raises what ``translate_errors`` does. If the transaction takes too long, its connection is shut down, which looks
     like a lost server.
     """
-    with translate_errors(), engine.connect() as connection, _watchdog.watch(connection), connection.begin():
-        yield connection
+    with translate_errors(), engine.connect() as connection:
+        driver_connection = connection.connection.driver_connection
+        with _watchdog.watch(driver_connection), _discarding(connection), connection.begin():
+            yield connection
+
+
+@contextmanager
+def _discarding(connection: Connection) -> Iterator[None]:
+    """Do what ``_discard_connections`` does for COPY, which bypasses the engine's events."""
+    try:
+        yield
+    except Exception as error:
+        if _is_driver_error(error) and not _is_row_error(error):
+            connection.invalidate()
+        raise
 
 
 class _TransactionWatchdog:
@@ -123,8 +120,7 @@ class _TransactionWatchdog:
         self._thread: threading.Thread | None = None
 
     @contextmanager
-    def watch(self, connection: Connection) -> Iterator[None]:
-        driver_connection = connection.connection.driver_connection
+    def watch(self, driver_connection: Any) -> Iterator[None]:
         if isinstance(driver_connection, sqlite3.Connection):  # there is no server
             yield
             return
@@ -145,16 +141,7 @@ class _TransactionWatchdog:
             deadline = time.monotonic() - TRANSACTION_TIMEOUT_SECONDS
             with self._lock:  # a transaction that ends now waits, so that its connection is not shut down in the next
                 for connection in [connection for connection, at in self._started.items() if at < deadline]:
-                    _shut_down(connection)
-
-
-def _shut_down(connection: Any) -> None:
-    """Shut down the socket, so that the thread that waits for it gets an error."""
-    try:
-        with socket.socket(fileno=os.dup(connection.fileno())) as duplicate:
-            duplicate.shutdown(socket.SHUT_RDWR)
-    except Exception as error:  # the connection has just ended; each driver reports this differently
-        log.debug("a hung connection had ended already, nothing to shut down: %s", _one_line(error))
+                    postgres_session.shut_down(connection)
 
 
 _watchdog = _TransactionWatchdog()
@@ -193,25 +180,31 @@ def translate_errors() -> Iterator[None]:
     except exc.DBAPIError as error:
         raise _translate(error.orig or error) from None  # SQLAlchemy adds the statement: long, and no help
     except exc.SQLAlchemyError as error:
-        raise DatabaseUnavailable(_one_line(error)) from None
+        raise DatabaseUnavailable(f"{failures.one_line(error)}; see database.url") from None
     except (OverflowError, UnicodeEncodeError) as error:
-        raise BatchRejected(_one_line(error)) from None
+        raise BatchRejected(failures.one_line(error)) from None
     except Exception as error:
-        if type(error).__module__.partition(".")[0] in ("psycopg", "sqlite3"):
+        if _is_driver_error(error):
             raise _translate(error) from None  # COPY bypasses SQLAlchemy
         raise
 
 
 def _translate(error: BaseException) -> DatabaseUnavailable | BatchRejected:
+    return (
+        BatchRejected(failures.one_line(error))
+        if _is_row_error(error)
+        else DatabaseUnavailable(*failures.describe(error))
+    )
+
+
+def _is_driver_error(error: BaseException) -> bool:
+    return type(error).__module__.partition(".")[0] in ("psycopg", "sqlite3")
+
+
+def _is_row_error(error: BaseException) -> bool:
     state = getattr(error, "sqlstate", None)  # PostgreSQL: 22 data exception, 23 integrity, 54 program limit exceeded
     code = getattr(error, "sqlite_errorcode", 0) & 0xFF
     if (state and state[:2] in ("22", "23", "54")) or code in _SQLITE_ROW_ERRORS:
-        return BatchRejected(_one_line(error))
+        return True
     # psycopg checks some values before it sends them; such an error has no state.
-    if isinstance(error, OverflowError | UnicodeEncodeError) or type(error).__name__ == "DataError":
-        return BatchRejected(_one_line(error))
-    return DatabaseUnavailable(_one_line(error))
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+    return isinstance(error, OverflowError | UnicodeEncodeError) or type(error).__name__ == "DataError"

@@ -40,7 +40,7 @@ INNER_LAYERS = {
         {"subscriptions", "rest_api"},
     ),
     "store": (
-        {"sqlite_file"},
+        {"failures", "postgres_session", "sqlite_file"},
         {"schema", "engine"},
         {"migrate", "key_lookup", "views"},
         {"open_database", "leases"},

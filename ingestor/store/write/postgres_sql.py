@@ -5,6 +5,8 @@ Small batches pass their rows as arrays to the merge itself, which saves seven r
 
 from __future__ import annotations
 
+import json
+import re
 import struct
 from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
@@ -12,6 +14,7 @@ from typing import Any
 
 from sqlalchemy import Connection
 
+from ingestor.store.postgres_session import is_utf8
 from ingestor.store.write.batch import Origin, Payload, SampleRow
 from ingestor.store.write.revisions import SampleKey
 
@@ -77,7 +80,13 @@ def _with_rows(
 
 def insert_payloads(connection: Connection, instance_id: int, payloads: Sequence[Payload]) -> None:
     columns = "instance_id, seq, received_at, row_count, published_at, connection_id, source, event, path, params, body"
+    if not is_utf8(connection):  # a frame with one name that the database's encoding lacks is kept nevertheless
+        payloads = [payload._replace(body=_escape_non_ascii(payload.body)) for payload in payloads]
     _copy(connection, f"payloads ({columns})", partial(_pack_payload, instance_id), payloads)
+
+
+def _escape_non_ascii(json_text: str) -> str:
+    return re.sub(r"[^\x00-\x7f]", lambda match: json.dumps(match[0])[1:-1], json_text)
 
 
 def _copy(connection: Connection, target: str, pack: Callable[[Any], bytes], rows: Sequence[Any]) -> None:

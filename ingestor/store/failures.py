@@ -1,0 +1,162 @@
+"""What an error of PostgreSQL or SQLite means for the operator: what has happened, and what to do.
+
+Errors are told apart by SQLSTATE, not by their text, which a server may translate. The exception is a connection that
+was refused: libpq does not pass on the SQLSTATE, so the English text decides.
+"""
+
+from __future__ import annotations
+
+import re
+import sqlite3
+from typing import NamedTuple
+
+
+class Failure(NamedTuple):
+    """One kind of failure. ``what`` is empty if the driver's text says it. ``exit_code`` is that of a command."""
+
+    what: str
+    remedy: str
+    exit_code: int = 69
+
+
+_CREATE_TABLES = "`ingestor run` or `ingestor db upgrade` creates the tables"
+_RETRY = "nothing to do unless this lasts"
+_UNKNOWN = Failure("the database failed", "see the log of the database server")
+_UNREACHABLE = Failure("the database server cannot be reached", "check that it runs, and host and port in database.url")
+_REFUSED = Failure("the database server refused the connection", "see the log of the database server")
+_LOGIN = Failure("the database server refused the login", "check the user and its password, and pg_hba.conf", 77)
+_STOPPING = Failure("the database server stops or restarts", _RETRY)
+_OUT_OF_DATE = Failure("tables and program do not match", "run `ingestor db upgrade`")
+_TIMEOUT = Failure(
+    "a statement took too long",
+    "look in pg_stat_activity for what blocks or slows it; statement_timeout can be set in database.url (options)",
+)
+_PREPARED = Failure(
+    "the session lost a prepared statement",
+    "a connection pooler in transaction mode does this: use its session mode, or connect to the server directly",
+)
+
+# A SQLSTATE, or its first characters, https://www.postgresql.org/docs/current/errcodes-appendix.html. The longest wins.
+_SQLSTATES = {
+    "08": _UNREACHABLE,
+    "08P01": Failure(
+        "the connection pooler refused a setting", "it must let `options` pass; see its ignore_startup_parameters"
+    ),
+    "22": Failure("the database server refused a setting", "correct `options` in database.url", 78),
+    "25006": Failure(
+        "the session is read-only",
+        "it is a standby, or default_transaction_read_only is on: name the primary in database.url"
+        " (target_session_attrs=read-write), or let this role write",
+    ),
+    "25P": Failure("the database server ended a transaction that took too long", _RETRY),
+    "26000": _PREPARED,
+    "28": _LOGIN,
+    "3D000": Failure(
+        "there is no such database", "create it (CREATE DATABASE … ENCODING 'UTF8'), or fix its name in database.url"
+    ),
+    "3F000": Failure("there is no such schema", "create it, or fix search_path in database.url or of the role"),
+    "40": Failure("another transaction was in the way", _RETRY),
+    "42": Failure("the database server refused a statement", "see its log"),
+    "42501": Failure("a permission is missing", "GRANT it to this user, or name another one in database.url", 77),
+    "42703": _OUT_OF_DATE,
+    "42704": Failure("the database server refused a setting", "correct `options` in database.url", 78),
+    "42883": _OUT_OF_DATE,
+    "42P01": Failure("a table is missing or not in search_path", _CREATE_TABLES),
+    "42P05": _PREPARED,
+    "53": Failure("the database server lacks resources", "see its log"),
+    "53100": Failure("the disk of the database server is full", "free some space there"),
+    "53300": Failure(
+        "the database server has too many connections", "close some, or raise max_connections or the role's limit"
+    ),
+    "55P03": Failure(
+        "another session holds a lock on a table",
+        "look in pg_locks for a transaction that stays open, or wait until it ends",
+    ),
+    "57014": _TIMEOUT,
+    "57P": _STOPPING,
+    "57P05": Failure("the database server ended an idle session", _RETRY),
+    "58": Failure("the database server has an I/O error", "see its log"),
+    "XX": Failure("the database server has an internal error", "see its log"),
+}
+_SCHEMA_PERMISSION = Failure(
+    "a permission is missing", "GRANT CREATE, USAGE ON SCHEMA to this user, or name another in database.url", 77
+)
+
+# A part of the text with which a server or a pooler refuses a connection → SQLSTATE, or a failure of its own.
+_CONNECTION_TEXTS: tuple[tuple[str, str | Failure], ...] = (
+    (r"database .* does not exist|no such database", "3D000"),
+    (r"role .* does not exist|authentication failed|no pg_hba\.conf entry|no password supplied", "28000"),
+    (r"not permitted to log in|no such user", "28000"),
+    (r"too many (clients|connections)|connection slots are|no more connections allowed", "53300"),
+    (r"the database system is", "57P03"),
+    (r"session is (not )?read-only|hot standby", "25006"),
+    (r"permission denied", "42501"),
+    (r"unsupported startup parameter", "08P01"),
+    (r"unrecognized configuration parameter|invalid value for parameter|command-line argument", "42704"),
+    (r"SSL|certificate|GSSAPI", Failure("the connection cannot be encrypted as asked", "see sslmode in database.url")),
+)
+_SERVER_ANSWERED = re.compile(r": \S+:  ")  # libpq writes two spaces after the server's, translated, "FATAL:"
+
+_SQLITE_CODES = {
+    sqlite3.SQLITE_PERM: Failure("", "let this user read and write the file, or fix database.url", 77),
+    sqlite3.SQLITE_BUSY: Failure("", "another process writes to the file: end it, or wait until it has finished"),
+    sqlite3.SQLITE_LOCKED: Failure("", "another process writes to the file: end it, or wait until it has finished"),
+    sqlite3.SQLITE_READONLY: Failure(
+        "", "without a running daemon, opening it needs write access: run this as the daemon's user", 77
+    ),
+    sqlite3.SQLITE_IOERR: Failure("", "the disk or its file system failed: see the kernel's log"),
+    sqlite3.SQLITE_CORRUPT: Failure("", "restore the file from a backup, or move it out of the way and keep it"),
+    sqlite3.SQLITE_FULL: Failure("", "free some space there"),
+    sqlite3.SQLITE_CANTOPEN: Failure("", "check that this user may read it, and database.url"),
+    sqlite3.SQLITE_NOTADB: Failure("", "name another file in database.url, or move this one out of the way"),
+}
+_SQLITE_TEXTS = (
+    ("no such table", Failure("", _CREATE_TABLES)),
+    ("column ", Failure("", "the schema is older than this program; run `ingestor db upgrade`")),
+)
+
+
+def describe(error: BaseException) -> tuple[str, int]:
+    """Return one sentence for the operator, and the exit code of a command that the error ends.
+
+    The sentence contains the first part of the server's message only: details may quote rows.
+    """
+    text = _message(error)
+    failure = _find_failure(error, text)
+    return "; ".join((": ".join(filter(None, (failure.what, text))), failure.remedy)), failure.exit_code
+
+
+def one_line(error: BaseException) -> str:
+    """Return the whole text of an error in one line."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _message(error: BaseException) -> str:
+    primary = getattr(getattr(error, "diag", None), "message_primary", None)
+    return primary or re.sub(r"\s*Is the server running [^?]*\?", "", one_line(error))
+
+
+def _find_failure(error: BaseException, text: str) -> Failure:
+    if isinstance(error, sqlite3.Error):
+        by_text = next((failure for fragment, failure in _SQLITE_TEXTS if fragment in text), _UNKNOWN_SQLITE)
+        return _SQLITE_CODES.get(getattr(error, "sqlite_errorcode", 0) & 0xFF, by_text)
+    state = getattr(error, "sqlstate", None)
+    if state == "42501" and "schema" in text:
+        return _SCHEMA_PERMISSION
+    if state:
+        return _by_state(state)
+    return _connection_failure(text) if type(error).__name__ in ("OperationalError", "InterfaceError") else _UNKNOWN
+
+
+_UNKNOWN_SQLITE = Failure("", "see database.url")
+
+
+def _by_state(state: str) -> Failure:
+    return next((_SQLSTATES[state[:n]] for n in (5, 3, 2) if state[:n] in _SQLSTATES), _UNKNOWN)
+
+
+def _connection_failure(text: str) -> Failure:
+    for pattern, found in _CONNECTION_TEXTS:
+        if re.search(pattern, text):
+            return found if isinstance(found, Failure) else _by_state(found)
+    return _REFUSED if _SERVER_ANSWERED.search(text) else _UNREACHABLE
