@@ -190,11 +190,9 @@ def translate_errors() -> Iterator[None]:
 
 
 def _translate(error: BaseException) -> DatabaseUnavailable | BatchRejected:
-    return (
-        BatchRejected(failures.one_line(error))
-        if _is_row_error(error)
-        else DatabaseUnavailable(*failures.describe(error))
-    )
+    if _is_row_error(error):
+        return BatchRejected(failures.one_line(error))
+    return DatabaseUnavailable(*failures.describe(error))
 
 
 def _is_driver_error(error: BaseException) -> bool:

@@ -25,6 +25,7 @@ SPOOL = f"{SPOOL_FOLDER}/test_spool.py {SPOOL_FOLDER}/test_spool_model.py"
 WRITER = f"{PIPELINE}/test_writer.py"
 VALUES = f"tests/unit/store/test_revisions.py {WRITER} {PIPELINE}/test_two_instances_model.py"
 MODEL = f"{PIPELINE}/test_two_instances_model.py"
+SESSIONS = f"{STORE}/test_postgres_session.py"
 REPAIR_TESTS, REPAIRS = "tests/integration/test_repair.py", f"{STORE}/test_repairs.py"
 
 
@@ -57,9 +58,9 @@ BUGS = (
     ),
     Bug(
         "PostgreSQL: commits that may be lost",
-        "store/engine.py",
-        '        event.listen(engine, "connect", _commit_durably)\n',
-        "        pass\n",
+        "store/postgres_session.py",
+        '[("synchronous_commit", "on", "on")] if durable',
+        "[] if durable",
         DURABILITY,
     ),
     Bug(
@@ -235,8 +236,8 @@ BUGS = (
     Bug(
         "an outage makes rows dead letters",
         "store/engine.py",
-        "    return DatabaseUnavailable(_one_line(error))\n\n\ndef _one_line",
-        "    return BatchRejected(_one_line(error))\n\n\ndef _one_line",
+        "    return DatabaseUnavailable(*failures.describe(error))",
+        "    return BatchRejected(failures.one_line(error))",
         f"{STORE}/test_write_failures.py",
     ),
     Bug(
@@ -420,6 +421,48 @@ BUGS = (
         'c.repair_id == bindparam("id_"), c.state == "open")',
         'c.repair_id == bindparam("id_"))',
         REPAIRS,
+    ),
+    Bug(
+        "PostgreSQL: values are rounded if somebody set it so",
+        "store/postgres_session.py",
+        '    "extra_float_digits": "3",',
+        "   ",
+        SESSIONS,
+    ),
+    Bug(
+        "PostgreSQL: the URL's parameters are replaced by ours",
+        "store/postgres_session.py",
+        '_PARAMETERS | conninfo_to_dict("postgresql:" + url.partition(":")[2])',
+        'conninfo_to_dict("postgresql:" + url.partition(":")[2]) | _PARAMETERS | {"options": ""}',
+        SESSIONS,
+    ),
+    Bug(
+        "PostgreSQL: a session that became read-only is kept",
+        "store/engine.py",
+        "context.is_disconnect = True",
+        "pass",
+        SESSIONS,
+    ),
+    Bug(
+        "PostgreSQL: a pooler in transaction mode is accepted",
+        "store/postgres_session.py",
+        "return other_pid == backend_pid or _read_backend_pid(connection) != backend_pid",
+        "return False",
+        SESSIONS,
+    ),
+    Bug(
+        "PostgreSQL: COPY gets characters that the database reads otherwise",
+        "store/write/postgres_sql.py",
+        "if not is_utf8(connection):",
+        "if False:",
+        SESSIONS,
+    ),
+    Bug(
+        "database: every failure is said to be a server that cannot be reached",
+        "store/failures.py",
+        "        return _by_state(state)\n    return",
+        "        return _UNREACHABLE\n    return",
+        SESSIONS,
     ),
     Bug(
         "SQLite database: SQLAlchemy reads the path as a URL",
