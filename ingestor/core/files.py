@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import os
 import stat
@@ -32,22 +31,37 @@ def is_missing(path: Path) -> bool:
     return False
 
 
-def open_private(path: Path, flags: int) -> int:
-    """Open a file of our own, in a folder where others may have put a link in its place. Returns its descriptor.
+def identity(path: Path) -> tuple[int, int]:
+    """Return the device and inode of the file that has this name now. Raises OSError."""
+    found = path.stat()
+    return found.st_dev, found.st_ino
 
-    Raises PermissionDenied if it is not a regular file with one name, and OSError.
+
+def check_private(path: Path) -> None:
+    """Raise PermissionDenied if there is something else than a regular file with one name, which others may have put.
+
+    Two programs that reach one SQLite file by two names would each have a lock and a WAL of their own.
     """
     try:
-        handle = os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK, 0o600)
-    except OSError as error:
-        if error.errno == errno.ELOOP:
-            raise PermissionDenied(f"{path}: is a symbolic link, which is not followed; delete it") from None
-        raise
-    status = os.fstat(handle)
-    if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:
-        os.close(handle)
-        raise PermissionDenied(f"{path}: is not a file of its own (it is a hard link, or no regular file); delete it")
-    return handle
+        found = path.lstat()
+    except FileNotFoundError:
+        return
+    if stat.S_ISLNK(found.st_mode):
+        raise PermissionDenied(f"{path}: is a symbolic link, which is not followed; put the file itself there")
+    if not stat.S_ISREG(found.st_mode):
+        raise PermissionDenied(f"{path}: is no regular file; move it away")
+    if found.st_nlink > 1:
+        number = f"find its other names with `find DIR -inum {found.st_ino}`"
+        raise PermissionDenied(f"{path}: has a second name (hard link); {number} and remove them, or copy the file")
+
+
+def open_private(path: Path, flags: int) -> int:
+    """Open or create a file of our own, in a folder that others may write to. Returns its descriptor.
+
+    Raises PermissionDenied as ``check_private`` does, and OSError.
+    """
+    check_private(path)  # first, because opening may wait for another end, or change a device
+    return os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
 
 
 class FileLock:

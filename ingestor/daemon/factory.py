@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import errno
+import os
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 from pydantic import SecretStr
@@ -14,7 +16,7 @@ from ingestor import __version__
 from ingestor.config import Config
 from ingestor.core.clock import wall_us
 from ingestor.core.entries import Fact
-from ingestor.core.files import FileLock
+from ingestor.core.files import FileLock, check_private
 from ingestor.errors import DatabaseUnavailable, PermissionDenied
 from ingestor.pipeline.batch_policy import BatchPolicy
 from ingestor.pipeline.decoder import Decoder
@@ -34,14 +36,17 @@ MIN_SYNC_SECONDS = 0.005  # a sync takes the disk milliseconds; syncing more oft
 def lock_database(url: str) -> ExitStack:
     """Lock a SQLite file, which only one daemon may write to, until the returned stack is closed.
 
-    Does nothing for PostgreSQL, which allows several. Raises AlreadyLocked, DatabaseUnavailable, PermissionDenied.
+    Does nothing for PostgreSQL, which allows several. Raises AlreadyLocked, DatabaseUnavailable, PermissionDenied; the
+    last also for a file with several names (hard links), of which each would have a lock and a WAL of its own.
     """
     stack = ExitStack()
     path = sqlite_path(url)
     if path is None:
         return stack
     try:
+        path = Path(os.path.realpath(path))  # the file that a link points to: every path to it has one lock
         path.parent.mkdir(parents=True, exist_ok=True)
+        check_private(path)
         lock_path = path.with_name(path.name + ".lock")
         stack.callback(FileLock(lock_path, "stop it, or give this daemon a database of its own").release)
     except OSError as error:

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 from ingestor.core.clock import boot_id, boottime
 from ingestor.core.entries import Entry, Fact, Frame
-from ingestor.core.files import FileLock
+from ingestor.core.files import FileLock, check_private, identity, is_missing, open_private
 from ingestor.errors import PermissionDenied, SpoolFailed
 from ingestor.spool.ballast import Ballast
 from ingestor.spool.chunk_store import ChunkReader, ChunkRow, ChunkWriter, DiskFull, SpoolUnreadable, pack
@@ -31,6 +31,7 @@ from ingestor.spool.mark import Mark, read_mark, write_mark
 CHUNK_ENTRIES = 1_000
 CHUNK_BYTES = 1 << 20
 READ_BYTES = 8 << 20
+LOCK = "lock"
 MARK = "mark"  # the file that says what is durable
 CORRUPT_MARKER = "corrupt"  # a file in the spool's folder: the next start quarantines the spool
 QUARANTINE_PREFIX = "unreadable-"  # and a timestamp: the folder of a quarantined spool
@@ -64,7 +65,7 @@ class Spool:
         _make_folder(folder)
         self.quarantined: Path | None = None  # the folder of the unreadable spool that this one replaces
         try:
-            self._lock = FileLock(folder / "lock", "stop it, or give this daemon a spool.path of its own")
+            self._lock = FileLock(folder / LOCK, "stop it, or give this daemon a spool.path of its own")
             self._ballast = Ballast(folder / "ballast")
             self._mark_path = folder / MARK
             self._last_mark = read_mark(self._mark_path)
@@ -75,6 +76,7 @@ class Spool:
         except OSError as error:
             raise SpoolFailed(f"{folder}: {error.strerror}; fix that, or set spool.path to another folder") from error
         self._reader = ChunkReader(self._file.path)
+        self._identities = {path: identity(path) for path in self._files()}
         header = self._file.found
         self.run_id = self._file.run_id
         self.spool_id = header.spool_id
@@ -117,17 +119,22 @@ class Spool:
         marker = path.with_name(CORRUPT_MARKER)
         try:
             if not marker.exists():
+                check_private(path)
                 file = ChunkWriter(path, released=self._lock.released)
                 self.quarantined = _find_unreported(path.parent) if file.header.next_seq == 1 else None
                 return file
         except SpoolUnreadable:
-            marker.touch()  # if we are killed while moving the files, the next start continues
+            _set(marker)  # if we are killed while moving the files, the next start continues
         self.quarantined = path.with_name(f"{QUARANTINE_PREFIX}{time.time_ns()}")
         self.quarantined.mkdir()
         for part in path.parent.glob(f"{path.name}*"):
             part.rename(self.quarantined / part.name)
         marker.unlink(missing_ok=True)
         return ChunkWriter(path)
+
+    def _files(self) -> tuple[Path, ...]:
+        path = self._file.path
+        return path, path.with_name(f"{path.name}-wal"), path.with_name(LOCK)
 
     def _find_loss(self, mark: Mark | None) -> str | None:
         """Compare with the mark, which the newest run has left beside the spool."""
@@ -281,6 +288,7 @@ class Spool:
         ends = None in work
         self._write(rows, heartbeat=heartbeat, spool_id=new_id, clean=ends)
         if heartbeat or ends:
+            self._check_files()
             self._write_mark()
         self.synced_at = time.monotonic()
         with self._arrived:
@@ -302,6 +310,12 @@ class Spool:
                 self._make_space()
         if not self._ballast.held:
             self._ballast.reserve()
+
+    def _check_files(self) -> None:
+        """Raise SpoolFailed if what is open no longer has its name: the next start would not find it."""
+        for path, opened in self._identities.items():
+            if is_missing(path) or identity(path) != opened:
+                raise SpoolFailed(f"{path}: was deleted or replaced while in use; what came since then is not received")
 
     def _write_mark(self) -> None:
         """Mark what is durable now. If a loss was found, not before an entry is, because that one reports the loss."""
@@ -375,7 +389,7 @@ class Spool:
 
     def mark_corrupt(self) -> None:
         """Let the next start quarantine this spool: what was read is not what was written."""
-        (self._file.path.parent / CORRUPT_MARKER).touch()
+        _set(self._file.path.with_name(CORRUPT_MARKER))
 
     def ack(self, seq: int) -> None:
         """Let the next sync delete everything up to ``seq``. The database's own position stays authoritative."""
@@ -395,6 +409,10 @@ class Spool:
     def durable_heartbeat(self) -> SpoolHeartbeat | None:
         """The newest durable heartbeat."""
         return self._file.header.heartbeat
+
+
+def _set(marker: Path) -> None:
+    os.close(open_private(marker, os.O_WRONLY | os.O_CREAT))
 
 
 def _find_unreported(folder: Path) -> Path | None:

@@ -20,6 +20,7 @@ TOP = Path(__file__).parents[2]
 LIMIT_SECONDS = 600
 PIPELINE, STORE = "tests/integration/pipeline", "tests/integration/store"
 SPOOL_FOLDER = "tests/integration/spool"
+LOST_SPOOL = f"{SPOOL_FOLDER}/test_lost_spool.py"
 DURABILITY = f"{PIPELINE}/test_durability.py"
 SPOOL = f"{SPOOL_FOLDER}/test_spool.py {SPOOL_FOLDER}/test_spool_model.py"
 WRITER = f"{PIPELINE}/test_writer.py"
@@ -484,6 +485,48 @@ BUGS = (
         '    event.listen(engine, "checkout", partial(_verify, warn))\n',
         "",
         f"{STORE}/test_sqlite_file.py",
+    ),
+    Bug(
+        "a kill counts as a clean end",
+        "spool/spool.py",
+        "self.crashed = not header.clean",
+        "self.crashed = False",
+        LOST_SPOOL,
+    ),
+    Bug(
+        "a spool that lost its last run goes on silently",
+        "spool/spool.py",
+        "if mark.run_id not in self._file.runs:",
+        "if not mark.run_id:",
+        LOST_SPOOL,
+    ),
+    Bug(
+        "a spool that lost its newest entries goes on silently",
+        "spool/spool.py",
+        "if opened_head < mark.seq:",
+        "if mark.seq < 0:",
+        LOST_SPOOL,
+    ),
+    Bug(
+        "each path to a SQLite file has a lock of its own",
+        "daemon/factory.py",
+        "Path(os.path.realpath(path))",
+        "path.absolute()",
+        "tests/integration/test_locks.py",
+    ),
+    Bug(
+        "a hard link is taken for a file of our own",
+        "core/files.py",
+        "if found.st_nlink > 1:",
+        "if found.st_nlink > 9:",
+        "tests/integration/test_locks.py",
+    ),
+    Bug(
+        "the spool writes into deleted files",
+        "spool/spool.py",
+        "if is_missing(path) or identity(path) != opened:",
+        "if not opened:",
+        "tests/integration/test_locks.py",
     ),
 )
 
