@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from ingestor.daemon.control_socket import ControlFunction, ControlResponse
+from ingestor.daemon.control_socket import ControlFunction, ControlResponse, InvalidRequest
 from ingestor.daemon.reload import ConfigReloader
 from ingestor.monitoring.status import Status
 from ingestor.pipeline.dead_letters import requeue_dead_letters
@@ -23,12 +23,19 @@ def build_handlers(
         return {"status": status().to_json().decode()}
 
     async def retry_dead_letters(request: dict[str, Any]) -> ControlResponse:
-        return {"retried": await requeue_dead_letters(spool, engine, request.get("ids") or [])}
+        ids = request.get("ids") or []
+        if not isinstance(ids, list) or any(type(id_) is not int or not 0 < id_ < 1 << 63 for id_ in ids):
+            raise InvalidRequest("ids must be a list of the ids of dead letters")
+        return {"retried": await requeue_dead_letters(spool, engine, ids)}
 
     async def reload(_request: dict[str, Any]) -> ControlResponse:
         return await reloader.reload()
 
     async def backfill(request: dict[str, Any]) -> ControlResponse:
-        return {"repairs": await repair.request(backfill_requests.from_json(request["requests"]))}
+        try:
+            requests = backfill_requests.from_json(request.get("requests"))
+        except ValueError as error:
+            raise InvalidRequest(f"requests: {error}") from None
+        return {"repairs": await repair.request(requests)}
 
     return {"status": send_status, "retry": retry_dead_letters, "reload": reload, "backfill": backfill}

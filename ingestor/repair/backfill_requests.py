@@ -50,9 +50,12 @@ def to_json(requests: Sequence[BackfillRequest]) -> list[dict[str, Any]]:
     return [msgspec.to_builtins(request) for request in requests]
 
 
-def from_json(objects: Sequence[dict[str, Any]]) -> list[BackfillRequest]:
-    """Return the requests that ``to_json`` returned as JSON objects."""
-    return msgspec.convert(objects, list[BackfillRequest])
+def from_json(objects: object) -> list[BackfillRequest]:
+    """Return the requests that ``to_json`` returned as JSON objects. Raises ValueError for anything else."""
+    try:
+        return msgspec.convert(objects, list[BackfillRequest])
+    except msgspec.ValidationError as error:
+        raise ValueError(str(error)) from None
 
 
 def _select_subscriptions(subscriptions: Iterable[Subscription], ticker: str, path: str | None) -> list[Subscription]:

@@ -473,6 +473,20 @@ BUGS = (
         "tests/integration/test_file_names.py",
     ),
     Bug(
+        "control socket: any number of clients",
+        "daemon/control_socket.py",
+        "if len(clients) > MAX_CLIENTS:",
+        "if not clients:",
+        "tests/integration/test_control.py",
+    ),
+    Bug(
+        "control socket: waits for a client that does not read",
+        "daemon/control_socket.py",
+        "await asyncio.wait_for(writer.wait_closed(), REQUEST_TIMEOUT_SECONDS)",
+        "await writer.wait_closed()",
+        "tests/integration/test_control.py",
+    ),
+    Bug(
         "command line: closed descriptors are left to the next file",
         "cli/standard_streams.py",
         "if not _is_open(number)]",
