@@ -42,6 +42,13 @@ class Bug:
 
 
 BUGS = (
+    Bug(
+        "the life of a token counts from the end of a slow answer",
+        "provider/auth/login.py",
+        "lifetime_seconds, sent_at)\n\n",
+        "lifetime_seconds, boottime())\n\n",
+        "tests/integration/provider/test_login.py",
+    ),
     Bug("spool: no fsync", "spool/chunk_store.py", "PRAGMA synchronous=FULL", "PRAGMA synchronous=OFF", DURABILITY),
     Bug(
         "spool: synchronous=NORMAL",

@@ -29,7 +29,7 @@ class Token:
     """A token, which opens the socket. Its repr does not contain the value."""
 
     value: str = field(repr=False)
-    fetched_at: float  # boottime of the response
+    requested_at: float  # boottime at which the request was sent: the life of the token may have begun then
     life_seconds: float
     feeds: frozenset[str] | None = None  # that the key may use; None if the claims do not say
 
@@ -40,7 +40,7 @@ class Token:
     @property
     def expires_at(self) -> float:
         """The boottime after which the provider no longer accepts it."""
-        return self.fetched_at + self.life_seconds
+        return self.requested_at + self.life_seconds
 
 
 def lifetime(claims: Mapping[str, object], date: str | None, configured_seconds: float) -> float:
@@ -57,9 +57,9 @@ def lifetime(claims: Mapping[str, object], date: str | None, configured_seconds:
     return exp - issued
 
 
-def renewal_time(fetched_at: float, life_seconds: float, renew_before_seconds: float) -> float:
-    """Return when to renew, on the clock of ``fetched_at``: before expiry, but not in the first half of its life."""
-    return fetched_at + max(life_seconds - renew_before_seconds, life_seconds / 2)
+def renewal_time(requested_at: float, life_seconds: float, renew_before_seconds: float) -> float:
+    """Return when to renew, on the clock of ``requested_at``: before expiry, but not in the first half of its life."""
+    return requested_at + max(life_seconds - renew_before_seconds, life_seconds / 2)
 
 
 def decode_claims(value: str) -> Mapping[str, Any]:

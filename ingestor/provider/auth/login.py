@@ -55,16 +55,17 @@ def fetch_token(
         ca_file=ca_file,
         proxy=proxy,
     )
+    sent_at = boottime()  # not when the response is complete: its life may have begun long before
     try:
         response = request.send()
     except BodyTooLarge as error:
         raise InvalidTokenResponse(f"{url}: {error}") from None
     except RequestFailed as error:
         raise TokenUnavailable(f"{url}: {error}") from None
-    return _parse_token(url, response, lifetime_seconds, boottime())
+    return _parse_token(url, response, lifetime_seconds, sent_at)
 
 
-def _parse_token(url: str, response: HttpResponse, lifetime_seconds: float, now: float) -> Token:
+def _parse_token(url: str, response: HttpResponse, lifetime_seconds: float, sent_at: float) -> Token:
     if response.status not in (200, 201):
         _raise_for_status(url, response)
     value = _token_value(url, response.body)
@@ -73,7 +74,7 @@ def _parse_token(url: str, response: HttpResponse, lifetime_seconds: float, now:
         redactor.add(secret)
     return Token(
         value=value,
-        fetched_at=now,
+        requested_at=sent_at,
         life_seconds=lifetime(claims, response.headers.get("Date"), lifetime_seconds),
         feeds=feeds_in(claims),
     )

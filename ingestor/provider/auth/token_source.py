@@ -76,6 +76,7 @@ class TokenSource:
         )
         self._spacing = spacing_seconds
         self.current: Token | None = None  # the newest token that was not rejected; it may have expired
+        self._received_at = 0.0  # boottime of the current token's response
         self._login_task: asyncio.Task[Token] | None = None
         self._not_before = 0.0  # boottime of the next login at the earliest
         self._spaced_at = 0.0  # the same without the backoff of failures
@@ -108,7 +109,7 @@ class TokenSource:
             return  # already replaced: another connection was rejected with it
         self.current = None
         now = boottime()
-        rapid = now - token.fetched_at < RAPID_REJECTION_SECONDS
+        rapid = now - self._received_at < RAPID_REJECTION_SECONDS
         self._rapid_rejections = self._rapid_rejections + 1 if rapid else 0
         if rapid:
             delay = UNAVAILABLE_BACKOFF.equal_jitter(self._rapid_rejections, chance())
@@ -170,6 +171,7 @@ class TokenSource:
 
     def _handle_success(self, token: Token) -> None:
         self.current = token
+        self._received_at = boottime()
         self._failures = 0
         self._key_refused = False
         self.api_key.unwatch()
@@ -214,7 +216,7 @@ class TokenSource:
             self._schedule_renewal()
 
     def _renewal_due(self, token: Token) -> float:
-        return max(renewal_time(token.fetched_at, token.life_seconds, self._settings.renew_before), self._not_before)
+        return max(renewal_time(token.requested_at, token.life_seconds, self._settings.renew_before), self._not_before)
 
     def _schedule_renewal(self) -> None:
         if self.current is not None:

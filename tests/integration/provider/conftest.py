@@ -40,7 +40,7 @@ async def memory() -> Memory:
 
 @pytest.fixture
 def token() -> Token:
-    return Token(value=TOKEN, fetched_at=boottime(), life_seconds=3600)
+    return Token(value=TOKEN, requested_at=boottime(), life_seconds=3600)
 
 
 @pytest.fixture

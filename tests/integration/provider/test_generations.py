@@ -116,7 +116,7 @@ async def test_bad_token_is_refused_with_server_message(
     make_connection: Callable[..., Connection], make_node_server: Any, generation: str
 ) -> None:
     server = await make_node_server(generation)
-    bad = Token(value="e30.e30.e30", fetched_at=boottime(), life_seconds=3600)
+    bad = Token(value="e30.e30.e30", requested_at=boottime(), life_seconds=3600)
     with pytest.raises(ConnectionRefused, match="invalid signature"):
         await make_connection(server.url, protocol_of(generation)).open(bad)
 

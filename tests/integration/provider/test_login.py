@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from pydantic import SecretStr
 
+from ingestor.core.clock import boottime
 from ingestor.core.redaction import redactor
 from ingestor.errors import InvalidTokenResponse, TokenRefused, TokenUnavailable
 from ingestor.provider.auth import Token
@@ -38,6 +39,17 @@ async def test_login_sends_key_as_user_name_with_empty_password(web_server: Serv
     basic = base64.b64encode(f"{KEY.get_secret_value()}:".encode())
     assert server.requests[0].startswith(b"POST /jwt HTTP/1.1\r\n")
     assert b"Authorization: Basic " + basic + b"\r\n" in server.requests[0]
+
+
+async def test_life_of_a_token_counts_from_its_request(web_server: Serve) -> None:
+    async def slowly(_: bytes) -> AsyncIterator[bytes]:
+        await asyncio.sleep(0.3)
+        yield token_reply()
+
+    server, before = await web_server(slowly), boottime()
+    token = await login(server.url)
+    assert token.requested_at - before < 0.3 < boottime() - before
+    assert token.expires_at == token.requested_at + 18_000
 
 
 async def test_login_ignores_netrc_and_proxy_variables(

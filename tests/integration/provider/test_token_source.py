@@ -138,7 +138,7 @@ async def test_token_is_renewed_before_it_expires(web_server: Serve, make_token_
     first = await source.get()
     await until(lambda: len(renewed) >= 3)
     assert len({token.value for token in renewed}) == len(renewed)
-    assert renewed[1].fetched_at < first.expires_at, "renewed before it expires"
+    assert renewed[1].requested_at < first.expires_at, "renewed before it expires"
     assert source.current == renewed[-1]
 
 
@@ -186,6 +186,23 @@ async def test_rapid_rejections_lengthen_the_delay(
     gaps = [later - earlier for earlier, later in pairwise(server.times)]
     assert gaps[0] >= 0.1
     assert gaps[2] >= 0.4
+
+
+async def test_rejection_right_after_a_slow_answer_is_rapid(
+    web_server: Serve, make_token_source: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(token_source_module, "UNAVAILABLE_BACKOFF", Backoff(first_seconds=0.6, cap_seconds=10))
+    monkeypatch.setattr(token_source_module, "RAPID_REJECTION_SECONDS", 0.2)
+
+    async def slowly(_: bytes) -> AsyncIterator[bytes]:
+        await asyncio.sleep(0.25)
+        yield token_reply(jwt(3600))
+
+    server = await web_server(slowly, token_reply(jwt(3600, 2)))
+    source = make_token_source(server)
+    source.discard(await source.get())
+    await source.get()
+    assert server.times[1] - server.times[0] >= 0.25 + 0.3
 
 
 async def test_close_abandons_hanging_login_whose_token_has_no_effect(

@@ -128,8 +128,8 @@ def test_secrets_are_token_parts_and_private_claims() -> None:
     ],
 )
 def test_token_allows_feeds_named_by_claims_or_all(feeds: frozenset[str] | None, path: str, allowed: bool) -> None:
-    assert Token(value="t", fetched_at=0.0, life_seconds=1.0, feeds=feeds).allows(path) is allowed
+    assert Token(value="t", requested_at=0.0, life_seconds=1.0, feeds=feeds).allows(path) is allowed
 
 
 def test_repr_does_not_contain_the_token() -> None:
-    assert "s3cret" not in repr(Token(value="s3cret", fetched_at=1.0, life_seconds=2.0))
+    assert "s3cret" not in repr(Token(value="s3cret", requested_at=1.0, life_seconds=2.0))

@@ -39,7 +39,7 @@ class CountingSink:
 async def measure(sink: Sink) -> None:
     settings = ConnectionSettings(url=url, path=PATH, params="{}", events=("res",))
     connection = Connection(settings, ProtocolVersion.SOCKET_IO_4, sink, sink.append)
-    await connection.open(Token(value="t", fetched_at=0.0, life_seconds=3600.0))
+    await connection.open(Token(value="t", requested_at=0.0, life_seconds=3600.0))
     subscription = Subscription(path=PATH, method="get", params={"ticker": "A"})
     await connection.subscribe([subscription], lambda _subscription, _error: None)
     print("ready", flush=True)
