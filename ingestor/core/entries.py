@@ -19,6 +19,7 @@ SubscriptionKey: TypeAlias = tuple[str, str, str]
 
 # (path and params of a connection, ticker): what a frame has data for. Ticker "": any data of the connection.
 Channel: TypeAlias = tuple[str, str, str]
+UNNAMED = "\0"  # in a channel: no rows and no ticker, such as an empty list. No ticker contains it
 
 
 class Frame(Struct, frozen=True, array_like=True, tag="f"):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from ingestor.core.entries import Channel, Entry, Fact, Frame, SubscriptionKey
+from ingestor.core.entries import UNNAMED, Channel, Entry, Fact, Frame, SubscriptionKey
 from ingestor.pipeline.decoder import DecodedFrame, Decoder, RejectedRow
 from ingestor.pipeline.dedup import RecentValueCache
 from ingestor.store.write.batch import (
@@ -105,16 +105,28 @@ class BatchBuilder:
         return self._origin
 
     def _record_receipt(self, frame: Frame, decoded: DecodedFrame) -> None:
-        # A connection carries one path only, so the path that an envelope names need not be compared with it.
+        """Record for which subscriptions of its connection a frame has data: rows, or the answer that there are none.
+
+        An envelope may name another feed, ticker or user than its connection has subscribed to; rows may, too.
+        """
         last_received_us, path, params, received_us = self.last_received_us, frame.path, frame.params, frame.received_us
-        last_received_us[path, params, ""] = received_us
-        last = None
+        if decoded.path is not path and decoded.feed != self._decoder.feed_of(path, params):
+            return
+        user_id = json.loads(params).get("user_id", "") if '"user_id"' in params else ""
+        is_own, last = not decoded.observations, None
         for series, _, _, _ in decoded.observations:
             if series is not last:
                 last = series
-                last_received_us[path, params, series[2]] = received_us
-        if last is None and decoded.params is not params:  # an empty envelope names its ticker too
-            last_received_us[path, params, json.loads(decoded.params).get("ticker", "")] = received_us
+                if user_id in ("", series[3]):
+                    is_own = True
+                    last_received_us[path, params, series[2]] = received_us
+        if last is None:
+            names: dict[str, str] = {} if decoded.params is params else json.loads(decoded.params)
+            is_own = names.get("user_id", user_id) == user_id
+            if is_own and ("ticker" in names or not decoded.dead):
+                last_received_us[path, params, names.get("ticker", UNNAMED)] = received_us
+        if is_own:
+            last_received_us[path, params, ""] = received_us
 
     def _add_fact(self, seq: int, fact: Fact) -> None:
         batch = self.batch

@@ -116,6 +116,13 @@ class Decoder:
             _reject(decoded, "error in the decoder", repr(error)[:200])
         return decoded
 
+    def feed_of(self, path: str, params: str) -> str:
+        """Return the feed of a connection's path and params; "" if its name cannot be stored."""
+        try:
+            return (self._feeds.get((path, params)) or self._feed(path, params)).name
+        except _Rejected:
+            return ""
+
     def _read(self, frame: Frame, decoded: DecodedFrame) -> None:
         if not frame.event:
             raise _Rejected("not an event", "the text is not a Socket.IO event that can be read")

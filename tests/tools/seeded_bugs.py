@@ -361,6 +361,20 @@ BUGS = (
         f"tests/unit/pipeline/test_dedup.py {MODEL}",
     ),
     Bug(
+        "any data counts for the only subscription",
+        "provider/subscriptions/state_tracker.py",
+        "key: ((path, params, subscription.ticker), *unnamed) for",
+        'key: ((path, params, "" if unnamed else subscription.ticker), *unnamed) for',
+        "tests/unit/provider/test_state_tracker.py tests/integration/provider/test_silence.py",
+    ),
+    Bug(
+        "data of another feed or user counts",
+        "pipeline/batch_builder.py",
+        'if user_id in ("", series[3]):',
+        "if True:",
+        "tests/unit/pipeline/test_batch_builder.py",
+    ),
+    Bug(
         "any text that Python takes for a time is one",
         "core/times.py",
         "    if not _TIME.fullmatch(text):\n",

@@ -14,7 +14,7 @@ from collections.abc import Collection, Iterable, Mapping
 
 from ingestor.config.model import Subscription
 from ingestor.core.clock import ClockReading
-from ingestor.core.entries import Channel, SubscriptionKey
+from ingestor.core.entries import UNNAMED, Channel, SubscriptionKey
 from ingestor.provider.socket.connection import ConnectionSettings
 from ingestor.provider.subscriptions.activity import ActivitySpan
 from ingestor.provider.subscriptions.session import SubscriptionSession
@@ -57,12 +57,14 @@ class StateTracker:
         self.rebuild_channels()
 
     def rebuild_channels(self) -> None:
-        """Determine which data counts for a subscription: any, if it is the only one or asks for all tickers."""
-        is_only_one = len(self._subscriptions) == 1
+        """Determine which data counts for a subscription: that of its ticker, or any if it is to all tickers.
+
+        An answer without rows that names no ticker counts if there is no other subscription that it can belong to.
+        """
         path, params = self._settings.path, self._settings.params
-        self.channels: dict[SubscriptionKey, Channel] = {
-            key: (path, params, "" if is_only_one else subscription.ticker)
-            for key, subscription in self._subscriptions.items()
+        unnamed = ((path, params, UNNAMED),) if len(self._subscriptions) == 1 else ()
+        self.channels: dict[SubscriptionKey, tuple[Channel, ...]] = {
+            key: ((path, params, subscription.ticker), *unnamed) for key, subscription in self._subscriptions.items()
         }
 
     # --- answers ---
@@ -142,11 +144,11 @@ class StateTracker:
     def note_activity(self, activity: Mapping[Channel, ActivitySpan], now: ClockReading) -> None:
         """Note that data was received. Silent subscriptions are live again as of their first data."""
         first_us: dict[SubscriptionKey, int] = {}
-        for key, channel in self.channels.items():
-            if span := activity.get(channel):
-                self._last_data_us[key] = span.last_us
+        for key, channels in self.channels.items():
+            if spans := [activity[channel] for channel in channels if channel in activity]:
+                self._last_data_us[key] = max(span.last_us for span in spans)
                 if self._silence.note_data(key, now.boottime):
-                    first_us[key] = span.first_us
+                    first_us[key] = min(span.first_us for span in spans)
         for since_us, keys in _grouped_by_time(first_us, latest=True):
             live = self._states.affected("confirmed", keys)
             self._apply("confirmed", live, now, since_us, count=len(live))

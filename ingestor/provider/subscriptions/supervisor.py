@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from typing import Any, TypeAlias
 from urllib.parse import urlsplit
 
@@ -218,7 +219,8 @@ class Supervisor:
 
     def _update_channels(self) -> None:
         trackers = [group.tracker for group in self._groups.values()]
-        self._activity.set_channels(channel for tracker in trackers for channel in tracker.channels.values())
+        channels = chain.from_iterable(tracker.channels.values() for tracker in trackers)
+        self._activity.set_channels(chain.from_iterable(channels))
 
     async def _watch_silence(self) -> None:
         mark_boottime, mark_seq = boottime(), self._context.sink.head

@@ -24,6 +24,18 @@ def last_received_us(memory: Memory, ticker: str) -> int:
     return max(frame.received_us for frame in memory.frames if ticker in frame.text)
 
 
+async def test_data_of_another_ticker_does_not_keep_the_only_one_live(
+    run: StartSupervisor, raw_server: Any, memory: Memory
+) -> None:
+    server = await raw_server(replies := ScriptedReplies("AAPL"))
+    running = await run(server.url, "key", [AAPL], protocol="4", silence="300ms")
+    await memory.until(lambda: len(memory.frames) > 10)
+    replies.payloads = {"TSLA": one_row}
+    await running.until("silent", AAPL)
+    assert running.states(AAPL) == ["pending", "live", "silent"]
+    assert len(server.clients) == 1, "it counts as data of the connection"
+
+
 async def test_ticker_without_data_is_silent_and_resubscribed(
     run: StartSupervisor, raw_server: Any, memory: Memory
 ) -> None:

@@ -1,36 +1,61 @@
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
 
-from ingestor.core.entries import Frame
+from ingestor.core.entries import UNNAMED, Frame
 from ingestor.pipeline.batch_builder import BatchBuilder
 from tests.support.entries import CROWD, T0, decoder, fact, frame, row
 
 
 def envelope(*rows: dict[str, Any], **params: str) -> dict[str, Any]:
-    return {"path": "crowd-sentiment", "params": params, "results": list(rows)}
+    return {"path": "crowd-sentiment", "params": {"period": "30"} | params, "results": list(rows)}
+
+
+def channels(given: Frame) -> set[str]:
+    """The tickers of the channels for which a frame has data."""
+    builder = BatchBuilder(1, decoder())
+    builder.add((1, given))
+    assert {(path, params) for path, params, _ in builder.last_received_us} <= {(given.path, given.params)}
+    return {ticker for _, _, ticker in builder.last_received_us}
 
 
 @pytest.mark.parametrize(
     ("payload", "tickers"),
     [
-        pytest.param([row("AAPL"), row("TSLA"), row("AAPL", 1)], {"AAPL", "TSLA"}, id="a list"),
-        pytest.param([], set(), id="an empty list"),
-        pytest.param(envelope(row("AAPL"), ticker="AAPL"), {"AAPL"}, id="an envelope"),
-        pytest.param(envelope(row("AAPL")), {"AAPL"}, id="an envelope for all"),
-        pytest.param(envelope(ticker="TSLA"), {"TSLA"}, id="an empty envelope"),
-        pytest.param(envelope(), set(), id="an empty envelope for all"),
-        pytest.param(envelope({"ticker": "TSLA"}, ticker="TSLA"), {"TSLA"}, id="rows that cannot be read"),
-        pytest.param("{bad", set(), id="no JSON"),
+        pytest.param([row("AAPL"), row("TSLA"), row("AAPL", 1)], {"", "AAPL", "TSLA"}, id="a list"),
+        pytest.param([], {"", UNNAMED}, id="an empty list"),
+        pytest.param(envelope(row("AAPL"), ticker="AAPL"), {"", "AAPL"}, id="an envelope"),
+        pytest.param(envelope(row("AAPL"), ticker="TSLA"), {"", "AAPL"}, id="an envelope that names another ticker"),
+        pytest.param(envelope(row("AAPL")), {"", "AAPL"}, id="an envelope for all"),
+        pytest.param(envelope(ticker="TSLA"), {"", "TSLA"}, id="an empty envelope"),
+        pytest.param(envelope(), {"", UNNAMED}, id="an empty envelope for all"),
+        pytest.param(envelope({"ticker": "TSLA"}, ticker="TSLA"), {"", "TSLA"}, id="rows that cannot be read"),
+        pytest.param(envelope(row("AAPL"), period="60"), set(), id="an envelope of another feed"),
+        pytest.param({"path": "tweet-buzz", "results": []}, set(), id="an empty envelope of another feed"),
+        pytest.param([{"ticker": "AAPL"}], {""}, id="no row that can be read"),
+        pytest.param("{bad", {""}, id="no JSON"),
     ],
 )
 def test_builder_records_the_channels_of_its_data(payload: Any, tickers: set[str]) -> None:
-    builder = BatchBuilder(1, decoder())
-    builder.add((1, frame(payload, params='{"period":"30"}')))
-    wanted = {(CROWD, '{"period":"30"}', ticker) for ticker in tickers | {""}}
-    assert builder.last_received_us == dict.fromkeys(wanted, T0)
+    assert channels(frame(payload, params='{"period":"30"}')) == tickers
+
+
+@pytest.mark.parametrize(
+    ("payload", "tickers"),
+    [
+        ([row() | {"user_id": "7"}, row("TSLA") | {"user_id": 8}], {"", "AAPL"}),
+        ([row("TSLA") | {"user_id": 8}, row("TSLA")], set()),
+        ([], {"", UNNAMED}),
+        ({"path": "user-sentiment", "params": {"user_id": "7"}, "results": []}, {"", UNNAMED}),
+        ({"path": "user-sentiment", "params": {"user_id": "8"}, "results": []}, set()),
+    ],
+)
+def test_data_of_another_user_does_not_count(payload: Any, tickers: set[str]) -> None:
+    text = json.dumps(payload).replace("average_sentiment", "sentiment")
+    assert channels(frame(text, path="/real-time/user-sentiment", params='{"user_id":"7"}')) == tickers
 
 
 def test_builder_records_the_last_live_receipt_of_a_channel() -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from ingestor.config.model import Subscription
 from ingestor.core.clock import ClockReading
-from ingestor.core.entries import Fact, SubscriptionKey
+from ingestor.core.entries import UNNAMED, Fact, SubscriptionKey
 from ingestor.provider.socket.connection import ConnectionSettings
 from ingestor.provider.subscriptions.activity import ActivitySpan
 from ingestor.provider.subscriptions.session import SubscriptionSession
@@ -88,7 +88,8 @@ class TrackerScenario:
 
     def receive(self, first: float, last: float, now: float, *subscriptions: Subscription) -> None:
         spans = {
-            self.tracker.channels[subscription.key]: ActivitySpan(us(first), us(last)) for subscription in subscriptions
+            self.tracker.channels[subscription.key][0]: ActivitySpan(us(first), us(last))
+            for subscription in subscriptions
         }
         self.tracker.note_activity(spans, at(now))
 
@@ -263,8 +264,8 @@ def test_simultaneous_recoveries_make_one_fact_from_the_latest() -> None:
     scenario.live()
     scenario.tracker.detect_silence(601, at(601), 0.5)
     spans = {
-        scenario.tracker.channels[AAPL.key]: ActivitySpan(us(610), us(611)),
-        scenario.tracker.channels[TSLA.key]: ActivitySpan(us(613), us(614)),
+        scenario.tracker.channels[AAPL.key][0]: ActivitySpan(us(610), us(611)),
+        scenario.tracker.channels[TSLA.key][0]: ActivitySpan(us(613), us(614)),
     }
     scenario.tracker.note_activity(spans, at(615))
     (again,) = [fact for fact in scenario.facts if fact.kind == "heard_again"]
@@ -304,14 +305,14 @@ def test_nothing_is_silent_without_a_session() -> None:
 @pytest.mark.parametrize(
     ("subscriptions", "tickers"),
     [
-        pytest.param((AAPL, TSLA), ["AAPL", "TSLA"], id="by ticker"),
-        pytest.param((AAPL,), [""], id="the only one: any data"),
-        pytest.param((AAPL, ALL), ["AAPL", ""], id="all tickers: any data"),
+        pytest.param((AAPL, TSLA), [["AAPL"], ["TSLA"]], id="by ticker"),
+        pytest.param((AAPL,), [["AAPL", UNNAMED]], id="the only one: an empty list too"),
+        pytest.param((AAPL, ALL), [["AAPL"], [""]], id="all tickers: any data"),
     ],
 )
-def test_channels_tell_which_data_counts(subscriptions: tuple[Subscription, ...], tickers: list[str]) -> None:
+def test_channels_tell_which_data_counts(subscriptions: tuple[Subscription, ...], tickers: list[list[str]]) -> None:
     assert list(TrackerScenario(*subscriptions).tracker.channels.values()) == [
-        (PATH, "{}", ticker) for ticker in tickers
+        tuple((PATH, "{}", ticker) for ticker in names) for names in tickers
     ]
 
 
@@ -319,7 +320,30 @@ def test_channels_are_rebuilt_after_a_removal() -> None:
     scenario = TrackerScenario(AAPL, TSLA)
     del scenario.subscriptions[TSLA.key]
     scenario.tracker.rebuild_channels()
-    assert scenario.tracker.channels == {AAPL.key: (PATH, "{}", "")}
+    assert scenario.tracker.channels == {AAPL.key: ((PATH, "{}", "AAPL"), (PATH, "{}", UNNAMED))}
+
+
+def test_only_subscription_is_silent_on_data_of_another_ticker() -> None:
+    scenario = TrackerScenario(AAPL)
+    scenario.live()
+    for ticker, silent in ((UNNAMED, False), ("TSLA", True)):
+        now = 1000 + 1000 * silent
+        scenario.tracker.note_activity(
+            {(PATH, "{}", name): ActivitySpan(us(now), us(now)) for name in ("", ticker)}, at(now)
+        )
+        assert bool(scenario.tracker.detect_silence(now, at(now), 0.5)) is silent
+    assert (scenario.state(AAPL), scenario.since(AAPL)) == ("silent", 1000)
+
+
+def test_first_and_last_data_of_either_channel_count() -> None:
+    scenario = TrackerScenario(AAPL)
+    scenario.live()
+    assert scenario.tracker.detect_silence(700, at(700), 0.5)
+    spans = {"AAPL": ActivitySpan(us(712), us(713)), UNNAMED: ActivitySpan(us(710), us(711))}
+    scenario.tracker.note_activity({(PATH, "{}", name): span for name, span in spans.items()}, at(714))
+    assert (scenario.state(AAPL), scenario.since(AAPL)) == ("live", 710)
+    assert scenario.tracker.detect_silence(1400, at(1400), 0.5)
+    assert scenario.since(AAPL) == 713
 
 
 # --- interruptions ---
