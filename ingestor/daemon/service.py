@@ -306,7 +306,9 @@ class Service:
 
 def _log_outage(error: str, delay_seconds: float) -> None:
     fields = {"reason": error, "retry_in_seconds": round(delay_seconds, 1)}
-    log.warning("the database cannot be reached, retrying until it can; received data stays in the spool", extra=fields)
+    log.warning(
+        "the database is unavailable, retrying until it is back; received data stays in the spool", extra=fields
+    )
 
 
 async def _wait(event: asyncio.Event, seconds: float) -> None:

@@ -205,7 +205,8 @@ def _readiness_problems(status: Status) -> Iterator[str]:
         if not connection.connected:
             yield f"{connection.path}: not connected"
     if not status.database.up:
-        yield "the database cannot be reached"
+        error = status.database.last_error or "no attempt to reach it has succeeded yet"
+        yield f"the database is unavailable: {redactor.scrub(error)}"
     if status.spool.full:
         yield "the spool is full"
 

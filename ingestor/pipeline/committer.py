@@ -17,7 +17,7 @@ from ingestor.core.clock import boottime
 from ingestor.core.entries import Entry
 from ingestor.core.outage import Outage
 from ingestor.core.threads import DaemonExecutor
-from ingestor.errors import BatchRejected, DatabaseUnavailable, FullBatchRequired
+from ingestor.errors import BatchRejected, DatabaseUnavailable, DatabaseUnsupported, FullBatchRequired
 from ingestor.pipeline.batch_builder import BatchBuilder, rejected_batch
 from ingestor.pipeline.read_ahead import ReadAhead
 from ingestor.pipeline.writer_status import WriterStatus
@@ -145,10 +145,15 @@ class DatabaseRetry:
         self._draining = draining
         self._on_outage = on_outage
         self._outage = Outage()
+        self._has_worked = False
         self._sleep = sleep or self._wait
 
     def run(self, attempt: Callable[[], None]) -> bool:
-        """Call ``attempt`` until it succeeds. Returns False if it failed and ``stop`` is set."""
+        """Call ``attempt`` until it succeeds. Returns False if it failed and ``stop`` is set.
+
+        Raises DatabaseUnsupported if no attempt has succeeded yet: a failover or a new configuration of the server may
+        bring it later, but a first start is better ended at once.
+        """
         while True:
             try:
                 attempt()
@@ -156,11 +161,14 @@ class DatabaseRetry:
                 self._status.database_up, self._status.error = False, str(error)
                 if self._stop.is_set():
                     return False
+                if isinstance(error, DatabaseUnsupported) and not self._has_worked:
+                    raise
                 self._sleep(self._note_failure(str(error)))
             else:
                 self._status.database_up, self._status.error, self._status.failed_attempts = True, None, 0
+                self._has_worked = True
                 if ended := self._outage.end(boottime()):
-                    log.info("the database can be reached again, writing what is in the spool", extra=ended)
+                    log.info("the database is available again, writing what is in the spool", extra=ended)
                 return True
 
     def _note_failure(self, error: str) -> float:

@@ -106,7 +106,7 @@ class RepairWorker:
         await asyncio.wait({stored}, timeout=REQUEST_TIMEOUT_SECONDS)
         if stored.cancelled() or not stored.done():
             stored.cancel()
-            raise DatabaseUnavailable("the database cannot be reached; run the same command again when it is back")
+            raise DatabaseUnavailable("the database is unavailable; run the same command again when it is back")
         self.wake()
         return stored.result()
 
@@ -137,7 +137,7 @@ class RepairWorker:
             pass  # another daemon does the repairs, or this one stops
         except DatabaseUnavailable as error:
             level = logging.WARNING if self._writer.status.database_up else logging.DEBUG  # else the writer has warned
-            log.log(level, "the database cannot be reached, repairs wait for it", extra={"reason": str(error)})
+            log.log(level, "the database is unavailable, repairs wait for it", extra={"reason": str(error)})
         except Exception:
             # An error here must not stop the daemon from receiving.
             log.exception("unexpected error in the repair worker, retrying at the next search for gaps")

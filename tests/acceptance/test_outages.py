@@ -30,7 +30,7 @@ from ..support.postgres_server import Postgres
 from ..support.tcp_proxy import TcpProxy
 
 MEBIBYTE = 1 << 20
-AWAY = "the database cannot be reached"
+AWAY = "the database is unavailable"
 
 
 @pytest.fixture

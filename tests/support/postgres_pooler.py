@@ -35,7 +35,14 @@ class PostgresPooler:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        for opened in (self._listener, *self._opened):
+        self._listener.close()
+        self.drop()
+
+    def drop(self) -> None:
+        """Close all connections."""
+        self._idle.clear()
+        while self._opened:
+            opened = self._opened.pop()
             with suppress(OSError):
                 opened.shutdown(socket.SHUT_RDWR)
             opened.close()
@@ -49,7 +56,7 @@ class PostgresPooler:
                 threading.Thread(target=self._serve, args=(client,), daemon=True).start()
 
     def _serve(self, client: socket.socket) -> None:
-        with suppress(OSError, EOFError), client:
+        with suppress(OSError, EOFError, ValueError), client:  # ValueError: closed by ``drop``
             startup = _read_startup(client)
             server, greeting = self._connect(startup)
             client.sendall(greeting)

@@ -205,12 +205,15 @@ def own_server(binaries: Path, *, fsync: bool = False) -> Iterator[Postgres]:
 
 
 @contextmanager
-def fresh_database(server_url: str, template_url: str = "") -> Iterator[str]:
+def fresh_database(server_url: str, template_url: str = "", *, encoding: str = "") -> Iterator[str]:
     """Create a database, empty or a copy of another, and yield its URL. Drop it at the end despite open connections."""
     name = f"t_{uuid.uuid4().hex[:12]}"
-    template = conninfo_to_dict(template_url)["dbname"] if template_url else "template1"
-    create = sql.SQL("CREATE DATABASE {} TEMPLATE {} STRATEGY file_copy")
-    _execute(server_url, create.format(sql.Identifier(name), sql.Identifier(str(template))))
+    default = "template0" if encoding else "template1"  # only the first may be copied into another encoding
+    template = conninfo_to_dict(template_url)["dbname"] if template_url else default
+    create = sql.SQL("CREATE DATABASE {} TEMPLATE {} ENCODING {} STRATEGY file_copy")
+    _execute(
+        server_url, create.format(sql.Identifier(name), sql.Identifier(str(template)), sql.Literal(encoding or "UTF8"))
+    )
     try:
         yield _with_database(server_url, name)
     finally:

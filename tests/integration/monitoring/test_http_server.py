@@ -72,7 +72,7 @@ async def test_metrics_are_served_as_openmetrics_on_request(client: aiohttp.Clie
         pytest.param(
             "/readyz",
             lambda status: replace(status, database=DatabaseStatus()),
-            "the database cannot be reached",
+            "the database is unavailable: no attempt to reach it has succeeded yet",
             id="no database",
         ),
     ],

@@ -308,7 +308,9 @@ VERDICTS = {
     "Partly receiving 1 of 2 subscriptions are not live": replace(
         GOOD, subscriptions=(subscription("AAPL"), subscription("ON", "silent"))
     ),
-    "Not ready the database cannot be reached": replace(GOOD, database=DatabaseStatus(kind="sqlite")),
+    "Not ready the database is unavailable: database is locked": replace(
+        GOOD, database=DatabaseStatus(kind="sqlite", last_error="database is locked")
+    ),
     "Stuck spool has not advanced for 99 s (limit 30 s)": replace(
         GOOD, pulses=(Heartbeat(name="spool", age_seconds=99, limit_seconds=30),)
     ),

@@ -23,7 +23,7 @@ from ingestor.store.write.batch_writer import BatchWriter, InstanceInfo
 from tests.integration.conftest import Command
 from tests.support.entries import T0, decoder, frame, row
 from tests.support.postgres_pooler import PostgresPooler
-from tests.support.postgres_server import USER, free_port
+from tests.support.postgres_server import USER, free_port, fresh_database
 
 pytestmark = pytest.mark.postgres
 
@@ -272,21 +272,10 @@ def test_pooler_in_session_mode_works(postgres_url: str) -> None:
 # -- encodings
 
 
-@contextmanager
-def database_with_encoding(server_url: str, encoding: str) -> Iterator[str]:
-    name = f"t_{encoding.lower()}"
-    execute(server_url, f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
-    execute(server_url, f"CREATE DATABASE {name} ENCODING '{encoding}' TEMPLATE template0 LC_COLLATE 'C' LC_CTYPE 'C'")
-    try:
-        yield server_url.rpartition("/")[0] + f"/{name}"
-    finally:
-        execute(server_url, f"DROP DATABASE {name} WITH (FORCE)")
-
-
 def test_database_in_sql_ascii_is_refused_by_name(
     command: Command, write_config_for: Callable[..., Path], postgres_server_url: str
 ) -> None:
-    with database_with_encoding(postgres_server_url, "SQL_ASCII") as url:
+    with fresh_database(postgres_server_url, encoding="SQL_ASCII") as url:
         for arguments in (["db", "upgrade"], ["check"], ["tail"]):
             result = command(*arguments, "--config", write_config_for(url))
             assert "the database has the encoding SQL_ASCII" in result.out + result.err
@@ -296,7 +285,7 @@ def test_database_in_sql_ascii_is_refused_by_name(
 
 
 def test_database_in_latin1_stores_what_it_has_characters_for(postgres_server_url: str) -> None:
-    with database_with_encoding(postgres_server_url, "LATIN1") as url, opened(url) as engine:
+    with fresh_database(postgres_server_url, encoding="LATIN1") as url, opened(url) as engine:
         migrate.upgrade(engine)
         write_rows(engine, "CAFÉ", "ПРАВДА")
         (stored,) = latest_observations(engine, limit=9)

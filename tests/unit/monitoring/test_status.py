@@ -55,7 +55,7 @@ def test_status_json_has_no_secret_from_outside_texts(secret: str) -> None:
     )
     body = changed.to_json().decode()
     assert secret not in body
-    assert body.count("no ***") == 4
+    assert body.count("no ***") == 5
 
 
 @pytest.mark.parametrize(
@@ -68,7 +68,16 @@ def test_status_json_has_no_secret_from_outside_texts(secret: str) -> None:
             ("tweet-buzz: not connected",),
             id="one of two not connected",
         ),
-        pytest.param({"database": DatabaseStatus()}, ("the database cannot be reached",), id="no database"),
+        pytest.param(
+            {"database": DatabaseStatus()},
+            ("the database is unavailable: no attempt to reach it has succeeded yet",),
+            id="no database yet",
+        ),
+        pytest.param(
+            {"database": DatabaseStatus(last_error="the session is read-only: …; name the primary")},
+            ("the database is unavailable: the session is read-only: …; name the primary",),
+            id="database fails",
+        ),
         pytest.param({"spool": SpoolStatus(bytes=1000, limit_bytes=1000)}, ("the spool is full",), id="spool full"),
     ],
 )

@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from ingestor.errors import DatabaseUnavailable
+from ingestor.errors import DatabaseUnavailable, DatabaseUnsupported
 from ingestor.pipeline.committer import BACKOFF, DatabaseRetry
 from ingestor.pipeline.writer_status import WriterStatus
 
@@ -40,7 +40,7 @@ def test_retry_repeats_until_success_and_reports_an_outage_once(caplog: pytest.L
     assert all(delay <= BACKOFF.ceiling(failures) for failures, delay in enumerate(slept, 1))
     assert (status.database_up, status.error, status.failed_attempts) == (True, None, 0)
     assert caplog.records[0].__dict__["failed_attempts"] == 50
-    assert caplog.messages == ["the database can be reached again, writing what is in the spool"]
+    assert caplog.messages == ["the database is available again, writing what is in the spool"]
     assert retry.run(attempts)
     assert len(caplog.messages) == 1, "only the end of an outage is reported"
 
@@ -60,6 +60,22 @@ def test_retry_raises_other_errors_at_once() -> None:
     retry = DatabaseRetry(WriterStatus(), threading.Event(), threading.Event(), lambda _error, _delay: None)
     with pytest.raises(KeyError):
         retry.run(fail)
+
+
+def test_unsupported_database_ends_a_first_start_but_is_retried_later() -> None:
+    def fail() -> None:
+        raise DatabaseUnsupported("a pooler")
+
+    retry = DatabaseRetry(WriterStatus(), threading.Event(), threading.Event(), lambda _error, _delay: None, sleep)
+    with pytest.raises(DatabaseUnsupported):
+        retry.run(fail)
+    assert retry.run(lambda: None)
+    answers = iter([fail, fail, lambda: None])
+    assert retry.run(lambda: next(answers)())
+
+
+def sleep(_seconds: float) -> None:
+    pass
 
 
 def test_wait_between_attempts_is_short_while_draining() -> None:
