@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any, Literal, TypeAlias
 
 from msgspec import Struct
@@ -17,9 +18,15 @@ SeriesKey: TypeAlias = tuple[str, str, str, str]  # (feed, metric, ticker, user_
 # (path, method, params as canonical JSON): identifies a subscription.
 SubscriptionKey: TypeAlias = tuple[str, str, str]
 
+# (path, connection params): identifies the subscriptions that share a connection, and that connection.
+GroupKey: TypeAlias = tuple[str, str]
+
 # (path and params of a connection, ticker): what a frame has data for. Ticker "": any data of the connection.
 Channel: TypeAlias = tuple[str, str, str]
 UNNAMED = "\0"  # in a channel: no rows and no ticker, such as an empty list. No ticker contains it
+
+
+ROW_PARAMS = frozenset({"ticker", "user_id"})  # that each row names: columns of their own
 
 
 class Frame(Struct, frozen=True, array_like=True, tag="f"):
@@ -42,8 +49,9 @@ class Frame(Struct, frozen=True, array_like=True, tag="f"):
 class Fact(Struct, frozen=True, array_like=True, tag="e"):
     """An event of the daemon itself.
 
-    With a ``state``, ``subscriptions`` have been in that state since ``since_us`` (default ``at_us``). Coverage is made
-    from these facts only.
+    With a ``state``, ``subscriptions`` have been in that state since ``since_us`` (default ``at_us``). With
+    ``until_us``, the clock was set: every state ended then by the old clock, and goes on from ``since_us`` by the new
+    one. Coverage is made from these facts only.
     """
 
     kind: str
@@ -53,6 +61,14 @@ class Fact(Struct, frozen=True, array_like=True, tag="e"):
     subscriptions: tuple[SubscriptionKey, ...] = ()
     since_us: int | None = None
     others: bool = False  # the state is that of all subscriptions that are *not* named
+    group: GroupKey | None = None  # the state is that of all subscriptions of this connection
+    until_us: int | None = None
 
 
 Entry: TypeAlias = tuple[int, Frame | Fact]  # (seq, frame or fact)
+
+
+def connection_params(params: str) -> str:
+    """Return the params of a connection for a subscription with these: all that no row names. Both canonical JSON."""
+    shared = {name: value for name, value in json.loads(params).items() if name not in ROW_PARAMS}
+    return json.dumps(shared, sort_keys=True, separators=(",", ":"), ensure_ascii=False)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from ingestor.core.entries import UNNAMED, Channel, Entry, Fact, Frame, SubscriptionKey
+from ingestor.core.entries import UNNAMED, Channel, Entry, Fact, Frame, SubscriptionKey, connection_params
 from ingestor.pipeline.decoder import DecodedFrame, Decoder, RejectedRow
 from ingestor.pipeline.dedup import RecentValueCache
 from ingestor.store.write.batch import (
@@ -132,17 +132,19 @@ class BatchBuilder:
         batch = self.batch
         batch.facts += 1
         batch.events.append(EventRow(seq, fact.at_us, fact.kind, json.dumps(fact.detail)))
-        if fact.state is not None:
+        if fact.state is not None or fact.until_us is not None:
             since_us = fact.at_us if fact.since_us is None else fact.since_us
             reason = escape_unstorable(str(fact.detail.get("reason", "")))
             subscriptions = [self._subscription(key) for key in fact.subscriptions]
-            batch.transitions.append(Transition(seq, since_us, fact.state, reason, subscriptions, fact.others))
+            change = (seq, since_us, fact.state or "", reason, subscriptions)
+            batch.transitions.append(Transition(*change, fact.others, fact.group, fact.until_us))
         self.units += len(fact.subscriptions) or 1
 
     def _subscription(self, key: SubscriptionKey) -> SubscriptionRow:
         path, method, params = key
         names: dict[str, str] = json.loads(params)
-        return SubscriptionRow(path, method, params, self._decoder.feed_name(path, names), names.get("ticker", ""))
+        feed, ticker = self._decoder.feed_name(path, names), names.get("ticker", "")
+        return SubscriptionRow(path, method, params, feed, ticker, connection_params(params))
 
 
 def rejected_batch(entry: Entry, rejection: str) -> Batch:

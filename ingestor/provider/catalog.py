@@ -11,7 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
-KEY_PARAMS = frozenset({"ticker", "user_id"})  # columns of their own; every other param is part of the feed's name
+from ingestor.core.entries import ROW_PARAMS
+
 RANGE_PARAMS = frozenset({"start_ts", "end_ts", "start_date", "end_date"})  # of REST: how much of a feed is requested
 
 
@@ -80,7 +81,7 @@ def base_name(path: str) -> str:
 
 def feed_name(path: str, params: Mapping[str, str]) -> str:
     """Return the canonical feed name of a path and its params: ``name`` or, with other params, ``name?period=30``."""
-    ignored = KEY_PARAMS | RANGE_PARAMS
+    ignored = ROW_PARAMS | RANGE_PARAMS
     query = "&".join(f"{key}={value}" for key, value in sorted(params.items()) if key not in ignored)
     return f"{base_name(path)}?{query}" if query else base_name(path)
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from sqlalchemy import (
     BigInteger,
+    Boolean,
     Column,
     DateTime,
     Dialect,
@@ -27,6 +28,7 @@ from sqlalchemy import (
     Text,
     TypeDecorator,
     UniqueConstraint,
+    false,
     text,
 )
 
@@ -264,6 +266,8 @@ instances = Table(
     _text("config_sha256"),
     _at("started_at"),
     _at("heartbeat_at", nullable=True),
+    # Whether its clock was ever set back: then its coverage overlaps itself.
+    Column("stepped_back", Boolean, nullable=False, server_default=false()),
     _key("run_id"),  # of the process that writes as this instance: part of every compare-and-set
     UniqueConstraint("spool_id"),
 )

@@ -69,6 +69,7 @@ user_sentiment_last_minute = _feed("user_sentiment_last_minute", "sentiment user
 crowd_sentiment_chart_data = _chart("crowd_sentiment_chart_data", "crowd_sentiment")
 market_prophit_sentiment_chart_data = _chart("market_prophit_sentiment_chart_data", "mp_sentiment")
 
+uncontradicted = _view("uncontradicted", f"subscription_id instance_id {_SPAN}")
 coverage_intervals = _view("coverage_intervals", f"subscription_id instance_id start_seq state reason {_SPAN}")
 wanted = _view("wanted", f"subscription_id {_SPAN}")
 covered = _view("covered", f"subscription_id {_SPAN}")

@@ -8,18 +8,17 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
-from typing import Any, TypeAlias
+from typing import Any
 from urllib.parse import urlsplit
 
 from pydantic import SecretStr
 
 from ingestor.config.model import ProviderConfig, Subscription, canonical_json
 from ingestor.core.clock import boottime, read_clocks, wall_us
-from ingestor.core.entries import Fact, SubscriptionKey
+from ingestor.core.entries import Fact, GroupKey, SubscriptionKey, connection_params
 from ingestor.core.outage import Outage
 from ingestor.errors import IngestorError
 from ingestor.provider.auth import Token, TokenSource
-from ingestor.provider.catalog import KEY_PARAMS
 from ingestor.provider.socket.connection import ConnectionSettings, Sink, sanitize
 from ingestor.provider.socket.protocol import ProtocolDetector
 from ingestor.provider.subscriptions.activity import ActivityTracker
@@ -28,7 +27,6 @@ from ingestor.provider.subscriptions.counters import GroupStatus
 from ingestor.provider.subscriptions.states import SubscriptionState, SubscriptionStates
 from ingestor.provider.transport import make_tls_context
 
-GroupKey: TypeAlias = tuple[str, str]  # the path and the shared params of a group
 SILENCE_CHECK_SECONDS = 5.0  # between two checks for silence
 MIN_SILENCE_CHECKS = 20  # in provider.silence, if that is short
 
@@ -52,7 +50,7 @@ class SubscriptionDiff:
 
 def shared_params(subscription: Subscription) -> str:
     """Return the params that a connection's subscriptions share, as canonical JSON: all that a row does not name."""
-    return canonical_json({name: value for name, value in subscription.params.items() if name not in KEY_PARAMS})
+    return connection_params(canonical_json(subscription.params))
 
 
 def group_subscriptions(subscriptions: Iterable[Subscription]) -> dict[GroupKey, tuple[Subscription, ...]]:

@@ -1,11 +1,12 @@
 """Compact old coverage: replace adjacent covered rows of a subscription by one row, and leave uncovered rows alone.
 
-A row is covered if the intervals in which any instance was live, and the finished repairs, together contain it:
+A row is covered if the intervals in which any instance was live, and the finished repairs, together contain it
+(after the clock was set back, only live intervals that no other of their instance contradicts, as in the views):
 
     instance 1, before   |live        |disconnected|live    |silent|live   |    5 rows
     instance 2, before          |live   |                                       not changed: nothing to merge
     finished repairs                   |repair|
-    covered              |##################################|      |#######|    union of the above
+    covered              |##################################|      |#######|    the union of these
     instance 1, after    |live                              |silent|live   |    3 rows
 
 Neither the covered time nor any gap with its states changes, so views report the same before and after. Two facts are
@@ -16,13 +17,13 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from datetime import datetime
 from itertools import groupby, takewhile
 from operator import attrgetter, itemgetter
 from typing import Any, NamedTuple, TypeAlias
 
-from sqlalchemy import Connection, bindparam, delete, select, tuple_, union_all, update
+from sqlalchemy import Connection, bindparam, delete, func, or_, select, tuple_, update
 
 from ingestor.store import schema
 
@@ -107,35 +108,69 @@ def _is_covered(row: _Row, covered: Sequence[TimeInterval]) -> bool:
 def _load_covered(connection: Connection, histories: Sequence[Sequence[_Row]]) -> dict[int, list[TimeInterval]]:
     """Return subscription_id → covered intervals, sorted and disjoint, in the time of ``histories``.
 
-    Open intervals are excluded: they may end earlier than it seems now.
+    Open live intervals are excluded: they may end earlier than it seems now.
     """
     if not histories:
         return {}
-    c, r = schema.coverage.c, schema.repairs.c
+    c, r, i = schema.coverage.c, schema.repairs.c, schema.instances.c
     ids = {history[0].subscription_id for history in histories}
-    start, end = min(history[0].started_at for history in histories), max(history[-1].ended_at for history in histories)
-    live = select(c.subscription_id, c.started_at, c.ended_at).where(
-        c.subscription_id.in_(ids), c.state == "live", c.ended_at >= start, c.started_at <= end
+    rows = [row for history in histories for row in history]  # not in the order of time, if a clock was set back
+    start, end = min(row.started_at for row in rows), max(row.ended_at for row in rows)
+    live = (
+        select(c.subscription_id, c.instance_id, c.started_at, c.ended_at, i.heartbeat_at)
+        .outerjoin(schema.instances, i.instance_id == c.instance_id)
+        .where(c.subscription_id.in_(ids), c.state == "live", c.ended_at >= start, c.started_at <= end)
     )
     repaired = select(r.subscription_id, r.from_ts, r.to_ts).where(
         r.subscription_id.in_(ids), r.state == "done", r.to_ts >= start, r.from_ts <= end
     )
+    contradictions = _load_contradictions(connection, ids, end)
     intervals: dict[int, list[TimeInterval]] = defaultdict(list)
-    for subscription_id, from_at, to_at in connection.execute(union_all(live, repaired)):
-        if from_at < to_at:  # an empty interval covers nothing of a gap around it
-            intervals[subscription_id].append((from_at, to_at))
+    for subscription_id, instance_id, from_at, to_at, heartbeat_at in connection.execute(live):
+        interval = (from_at, min(to_at, heartbeat_at or to_at))
+        cuts = contradictions.get((subscription_id, instance_id), ())
+        intervals[subscription_id] += subtract_intervals(interval, cuts)
+    for subscription_id, from_at, to_at in connection.execute(repaired):
+        intervals[subscription_id].append((from_at, to_at))
     return {subscription_id: merge_intervals(group) for subscription_id, group in intervals.items()}
+
+
+def _load_contradictions(
+    connection: Connection, ids: Collection[int], end: datetime
+) -> dict[tuple[int, int], list[TimeInterval]]:
+    """Return (subscription_id, instance_id) → when it was not live, for instances whose clock was set back."""
+    c, i = schema.coverage.c, schema.instances.c
+    query = (
+        select(c.subscription_id, c.instance_id, c.started_at, func.coalesce(c.ended_at, end))
+        .join(schema.instances, i.instance_id == c.instance_id)
+        .where(i.stepped_back, c.subscription_id.in_(ids), c.state != "live", c.started_at <= end)
+        .where(or_(c.ended_at.is_not(None), c.state != "stopped"))
+    )
+    contradictions: dict[tuple[int, int], list[TimeInterval]] = defaultdict(list)
+    for subscription_id, instance_id, from_at, to_at in connection.execute(query):
+        contradictions[subscription_id, instance_id].append((from_at, to_at))
+    return {key: merge_intervals(group) for key, group in contradictions.items()}
 
 
 def merge_intervals(intervals: Iterable[TimeInterval]) -> list[TimeInterval]:
     """Return the union of ``intervals`` as sorted, disjoint intervals."""
     merged: list[TimeInterval] = []
-    for from_at, to_at in sorted(intervals):
+    for from_at, to_at in sorted(interval for interval in intervals if interval[0] < interval[1]):
         if merged and from_at <= merged[-1][1]:
             merged[-1] = (merged[-1][0], max(merged[-1][1], to_at))
         else:
             merged.append((from_at, to_at))
     return merged
+
+
+def subtract_intervals(interval: TimeInterval, cuts: Iterable[TimeInterval]) -> Iterator[TimeInterval]:
+    """Yield what is left of an interval without ``cuts``, which are sorted and disjoint."""
+    from_at, end = interval
+    for cut_from, cut_to in cuts:
+        if cut_to > from_at:
+            yield from_at, min(cut_from, end)
+            from_at = cut_to
+    yield from_at, end
 
 
 def _replace(connection: Connection, runs: Sequence[CoverageRun]) -> None:

@@ -15,6 +15,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 
 from sqlalchemy import Connection, Engine, Select, and_, bindparam, case, func, or_, select, update
 
+from ingestor.core.entries import connection_params
 from ingestor.store import leases, schema, views
 from ingestor.store.engine import fetch_all, insert_or_ignore, translate_errors
 
@@ -365,6 +366,7 @@ class RepairTable:
 def _subscription_id(connection: Connection, request: BackfillRequest, now: datetime) -> int:
     c = schema.subscriptions.c
     names = {name: getattr(request, name) for name in ("feed", "path", "method", "params", "ticker")}
-    connection.execute(insert_or_ignore(connection, schema.subscriptions), [names | {"first_seen_at": now}])
+    row = names | {"first_seen_at": now, "connection_params": connection_params(request.params)}
+    connection.execute(insert_or_ignore(connection, schema.subscriptions), [row])
     query = select(c.subscription_id).where(c.path == request.path, c.params == request.params)
     return int(connection.execute(query).scalar_one())

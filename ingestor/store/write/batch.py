@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from ingestor.core.entries import SeriesKey
+from ingestor.core.entries import GroupKey, SeriesKey
 
 
 class SampleRow(NamedTuple):
@@ -60,13 +60,15 @@ class SubscriptionRow(NamedTuple):
     params: str  # canonical JSON
     feed: str
     ticker: str
+    connection_params: str = ""
 
 
 class Transition(NamedTuple):
     """A change of state at ``since_us``.
 
-    It applies to the listed subscriptions; without any to all that are not stopped; with ``others`` to all known ones
-    except those listed.
+    It applies to the listed subscriptions; without any to all that are not stopped, of one connection if a ``group`` is
+    given; with ``others`` to all known ones except those listed. With ``until_us`` the clock was set: without a change
+    of state, every interval ends then, and another one begins at ``since_us`` by the new clock.
     """
 
     seq: int
@@ -75,6 +77,8 @@ class Transition(NamedTuple):
     reason: str
     subscriptions: Sequence[SubscriptionRow]
     others: bool = False
+    group: GroupKey | None = None
+    until_us: int | None = None
 
 
 class DeadLetter(NamedTuple):

@@ -1,14 +1,20 @@
-"""Turn transitions into coverage intervals. One per subscription and instance is open; a closed one never changes."""
+"""Turn transitions into coverage intervals. One per subscription and instance is open; a closed one never changes.
+
+Intervals of a subscription and instance follow each other without overlap, until the clock is set. Then they end by the
+old clock, and others begin by the new one: later, and what lies between is in no interval, or earlier, and they
+overlap. Views then count no time as live in which any of them says that it was not.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
-from sqlalchemy import Connection, bindparam, insert, select, update
+from sqlalchemy import Connection, bindparam, delete, insert, select, update
 
+from ingestor.core.entries import GroupKey
 from ingestor.core.times import to_datetime, to_optional_datetime, to_us
-from ingestor.store.schema import coverage
+from ingestor.store.schema import coverage, instances, repairs, subscriptions
 from ingestor.store.write.batch import SubscriptionRow, Transition
 
 
@@ -23,6 +29,7 @@ class CoverageInterval:
     reason: str
     ended_us: int | None = None
     stored: bool = False  # its row exists, so that closing it is an UPDATE
+    group: GroupKey = ("", "")  # path and params of the connection; empty in rows of older programs
 
 
 class CoverageTimeline:
@@ -31,46 +38,76 @@ class CoverageTimeline:
     def __init__(self, open_intervals: Sequence[CoverageInterval]) -> None:
         self._open = {interval.subscription_id: interval for interval in open_intervals}
         self.changed_intervals: list[CoverageInterval] = []
+        self.stepped_back_to_us: int | None = None  # the clock was set to an earlier time than intervals have
 
     def apply(self, transition: Transition, ids: Mapping[SubscriptionRow, int]) -> None:
         """Close and open intervals without overlap or hole. A repeated state extends its interval."""
-        listed = [ids[subscription] for subscription in transition.subscriptions]
+        if transition.until_us is not None:
+            for interval in list(self._open.values()):
+                self._restart(interval, transition, transition.until_us)
+            return
+        groups = {ids[row]: (row.path, row.connection_params) for row in transition.subscriptions}
+        for subscription_id in self._affected(transition, groups):
+            self._change_state(subscription_id, transition, groups.get(subscription_id))
+
+    def _affected(self, transition: Transition, listed: Collection[int]) -> Iterable[int]:
         if transition.others:
-            affected = [subscription_id for subscription_id in self._open if subscription_id not in set(listed)]
-        else:
-            affected = listed or [key for key, interval in self._open.items() if interval.state != "stopped"]
-        for subscription_id in affected:
-            self._change_state(subscription_id, transition)
+            return [subscription_id for subscription_id in self._open if subscription_id not in listed]
+        wanted = [(key, interval.group) for key, interval in self._open.items() if interval.state != "stopped"]
+        return listed or [key for key, group in wanted if transition.group in (None, group)]
 
     def close_all(self, at_us: int) -> None:
         """Close all open intervals without opening others: this instance has ended."""
         for interval in self._open.values():
             interval.ended_us = max(at_us, interval.started_us)
 
-    def _change_state(self, subscription_id: int, transition: Transition) -> None:
+    def _restart(self, previous: CoverageInterval, transition: Transition, until_us: int) -> None:
+        """Let a state go on by a clock that was set."""
+        until_us = max(until_us, previous.started_us)
+        if transition.since_us < until_us:
+            self.stepped_back_to_us = transition.since_us
+        self._close(previous, until_us)
+        self._begin(previous, transition.seq, transition.since_us)
+
+    def _change_state(self, subscription_id: int, transition: Transition, group: GroupKey | None) -> None:
         started_us = transition.since_us
         previous = self._open.get(subscription_id)
         if previous is not None:
             if previous.state == transition.state:
                 return
-            # If the clock was set back, an interval must not end before it starts.
-            started_us = previous.ended_us = max(started_us, previous.started_us)
-            if previous.stored:
-                self.changed_intervals.append(previous)
+            # A connection on which nothing more came was live for no time.
+            started_us = max(started_us, previous.started_us)
+            self._close(previous, started_us)
+            group = group or previous.group
         interval = CoverageInterval(
             subscription_id=subscription_id,
             start_seq=transition.seq,
             started_us=started_us,
             state=transition.state,
             reason=transition.reason,
+            group=group or ("", ""),
         )
-        self._open[subscription_id] = interval
+        self._begin(interval, transition.seq, started_us)
+
+    def _close(self, interval: CoverageInterval, ended_us: int) -> None:
+        interval.ended_us = ended_us
+        if interval.stored:
+            self.changed_intervals.append(interval)
+
+    def _begin(self, like: CoverageInterval, seq: int, started_us: int) -> None:
+        interval = replace(like, start_seq=seq, started_us=started_us, ended_us=None, stored=False)
+        self._open[interval.subscription_id] = interval
         self.changed_intervals.append(interval)
 
 
 def load(connection: Connection, instance_id: int) -> CoverageTimeline:
     """Read the open intervals of an instance."""
-    query = select(coverage).where(coverage.c.instance_id == instance_id, coverage.c.ended_at.is_(None))
+    s = subscriptions.c
+    query = (
+        select(coverage, s.path, s.connection_params)
+        .outerjoin(subscriptions, s.subscription_id == coverage.c.subscription_id)
+        .where(coverage.c.instance_id == instance_id, coverage.c.ended_at.is_(None))
+    )
     return CoverageTimeline(
         [
             CoverageInterval(
@@ -80,6 +117,7 @@ def load(connection: Connection, instance_id: int) -> CoverageTimeline:
                 state=row.state,
                 reason=row.reason,
                 stored=True,
+                group=(row.path, row.connection_params),
             )
             for row in connection.execute(query)
         ]
@@ -88,6 +126,8 @@ def load(connection: Connection, instance_id: int) -> CoverageTimeline:
 
 def save(connection: Connection, instance_id: int, timeline: CoverageTimeline) -> None:
     """Update the intervals that were closed, and insert the new ones."""
+    if timeline.stepped_back_to_us is not None:
+        _note_step_back(connection, instance_id, timeline.stepped_back_to_us)
     closed = [
         {"id_": i.subscription_id, "seq_": i.start_seq, "ended_at": to_optional_datetime(i.ended_us)}
         for i in timeline.changed_intervals
@@ -100,6 +140,13 @@ def save(connection: Connection, instance_id: int, timeline: CoverageTimeline) -
         connection.execute(update(coverage).where(*key), closed)
     if new:
         connection.execute(insert(coverage), new)
+
+
+def _note_step_back(connection: Connection, instance_id: int, to_us: int) -> None:
+    mark = update(instances).where(instances.c.instance_id == instance_id)
+    connection.execute(mark.values(stepped_back=True))
+    # They would cover time that has not come yet. Where a gap remains, another repair is opened for it.
+    connection.execute(delete(repairs).where(repairs.c.to_ts > to_datetime(to_us), repairs.c.kind != "manual"))
 
 
 def _columns(instance_id: int, interval: CoverageInterval) -> dict[str, object]:

@@ -8,7 +8,7 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from sqlalchemy import Engine, text
+from sqlalchemy import Engine, text, update
 
 from ingestor.config.model import RetentionConfig
 from ingestor.core.times import to_us
@@ -16,6 +16,7 @@ from ingestor.store import views
 from ingestor.store.maintenance import coverage_compaction, retention
 from ingestor.store.maintenance.retention import Retention
 from ingestor.store.read.audit import audit, find_losses
+from ingestor.store.schema import instances
 from tests.support.hypothesis_steps import wanted_steps
 
 from .row_factory import Database, at
@@ -180,10 +181,17 @@ def test_compaction_runs_once_a_day(db: Database) -> None:
     assert sweep("+6 00:00") == 1
 
 
-def _add_history(db: Database, choose: random.Random, subscription_id: int, instance_id: int) -> None:
-    """Add rows of one instance as a daemon writes them: each starts where the previous one ended, or later."""
+def _add_history(
+    db: Database, choose: random.Random, subscription_id: int, instance_id: int, stepped_back: bool
+) -> None:
+    """Add rows of one instance as a daemon writes them: each starts where the previous one ended, or later.
+
+    After the clock was set back, they start earlier.
+    """
     minute = choose.randrange(0, 3000, 10)
     for _ in range(choose.randrange(12)):
+        if stepped_back and choose.random() < 0.3:
+            minute = choose.randrange(0, 3000, 10)
         length = choose.choice((0, 10, 10, 30, 200, 1500))
         is_open = choose.random() < 0.02
         start, end = (f"{m // 1440} {m % 1440 // 60}:{m % 60}" for m in (minute, minute + length))
@@ -209,9 +217,14 @@ def test_compaction_changes_no_view_of_random_histories(
     rows = choose.choice((1, 2, 3, 7, 1000))
     monkeypatch.setattr(retention, "FIRST_ROWS", rows)
     monkeypatch.setattr(retention, "STEP_ROWS", rows)
+    stepped_back = choose.choice(((), (), (1,), (1, 2)))
+    with db.engine.begin() as connection:  # and one may have ended before it vouched for all of its coverage
+        connection.execute(update(instances).values(stepped_back=instances.c.instance_id.in_(stepped_back)))
+        last = update(instances).where(instances.c.instance_id == 3)
+        connection.execute(last.values(heartbeat_at=at(choose.choice(("+9 00:00", "+2 12:00")))))
     for subscription_id in (1, 2, 3):
         for instance_id in (1, 2, 3):
-            _add_history(db, choose, subscription_id, instance_id)
+            _add_history(db, choose, subscription_id, instance_id, instance_id in stepped_back)
         _add_repairs(db, choose, subscription_id)
     for hour in range(0, 150, 3):
         ticker, clock = choose.choice(("AAPL", "TSLA")), f"{hour // 24} {hour % 24}:00"

@@ -67,3 +67,68 @@ def test_unwanted_subscription_becomes_stopped() -> None:
     timeline = CoverageTimeline(stored)
     timeline.apply(Transition(9, 15, "stopped", "not in the config any more", [AAPL], others=True), IDS)
     assert changes(timeline) == [(2, "crashed", 10, 15), (2, "stopped", 15, None)]
+
+
+def stored(number: int, state: str, started_us: int, group: tuple[str, str] = ("", "")) -> CoverageInterval:
+    return CoverageInterval(
+        subscription_id=number,
+        start_seq=number,
+        started_us=started_us,
+        state=state,
+        reason="why",
+        stored=True,
+        group=group,
+    )
+
+
+def step(seq: int, until_us: int, since_us: int) -> Transition:
+    return Transition(seq, since_us, "", "the clock was set", (), until_us=until_us)
+
+
+def test_every_state_goes_on_by_a_clock_that_was_set_back() -> None:
+    timeline = CoverageTimeline([stored(1, "disconnected", 900), stored(2, "stopped", 2000)])
+    timeline.apply(step(9, until_us=1000, since_us=100), {})
+    timeline.apply(transition_to("live", 10, 150, AAPL), IDS)
+    assert changes(timeline) == [
+        (1, "disconnected", 900, 1000),
+        (1, "disconnected", 100, 150),
+        (2, "stopped", 2000, 2000),
+        (2, "stopped", 100, None),
+        (1, "live", 150, None),
+    ]
+    assert timeline.stepped_back_to_us == 100
+    assert {interval.reason for interval in timeline.changed_intervals[:4]} == {"why"}
+
+
+def test_time_that_the_clock_jumped_over_is_in_no_interval() -> None:
+    timeline = CoverageTimeline([stored(1, "silent", 900)])
+    timeline.apply(step(9, until_us=1000, since_us=5000), {})
+    assert changes(timeline) == [(1, "silent", 900, 1000), (1, "silent", 5000, None)]
+    assert timeline.stepped_back_to_us is None
+
+
+def test_crash_of_a_connection_ends_only_its_own_intervals() -> None:
+    group = (AAPL.path, '{"period":"30"}')
+    timeline = CoverageTimeline(
+        [stored(1, "live", 10, group), stored(2, "live", 10, (AAPL.path, "{}")), stored(3, "stopped", 10, group)]
+    )
+    timeline.apply(Transition(9, 15, "crashed", "", (), group=group), {})
+    timeline.apply(transition_to("crashed", 10, 20), {})
+    assert changes(timeline) == [
+        (1, "live", 10, 15),
+        (1, "crashed", 15, None),
+        (2, "live", 10, 20),
+        (2, "crashed", 20, None),
+    ]
+
+
+def test_group_of_an_interval_lasts_through_its_states() -> None:
+    group = (AAPL.path, "{}")
+    timeline = CoverageTimeline([])
+    timeline.apply(
+        transition_to("pending", 1, 10, AAPL._replace(connection_params="{}")),
+        {AAPL._replace(connection_params="{}"): 1},
+    )
+    timeline.apply(step(2, until_us=15, since_us=15), {})
+    timeline.apply(Transition(3, 20, "crashed", "", (), group=group), {})
+    assert changes(timeline)[-1] == (1, "crashed", 20, None)

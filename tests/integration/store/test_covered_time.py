@@ -1,0 +1,139 @@
+"""Covered time of random histories, also with clocks that were set back, against an oracle that counts minutes."""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections import defaultdict
+from datetime import datetime, timedelta
+from typing import Any, NamedTuple
+
+from sqlalchemy import Engine, insert
+
+from ingestor.store import schema, views
+from tests.support.hypothesis_steps import wanted_steps
+
+from .row_factory import Database, at
+
+START = at("10:00")
+PATH, PARAMS = "/real-time/crowd-sentiment", '{"period":"30"}'
+STATES = ("live", "live", "live", "disconnected", "silent", "stopped", "crashed")
+MINUTES, END = 40, 1000  # all intervals begin within, and end before
+
+
+class Clock(NamedTuple):
+    """What an instance said last, in minutes after START."""
+
+    stepped_back: bool
+    heartbeat: int | None
+    heard: int | None
+
+
+CLOCKS = {
+    1: Clock(False, 45, 42),
+    2: Clock(False, 30, None),
+    3: Clock(True, 45, 40),
+    4: Clock(True, 25, 30),
+    5: Clock(False, None, None),
+}
+
+
+class Interval(NamedTuple):
+    instance_id: int
+    state: str
+    start: int
+    end: int | None
+
+
+def random_history(chance: random.Random) -> list[Interval]:
+    """The intervals of one subscription: of an instance one after the other, but from anywhere after each step back."""
+    history: list[Interval] = []
+    for instance_id in chance.sample(sorted(CLOCKS), chance.choice((1, 1, 2))):
+        minute, count = chance.randrange(MINUTES), chance.randint(1, 6)
+        for number in range(count):
+            if CLOCKS[instance_id].stepped_back and chance.random() < 0.3:
+                minute = chance.randrange(MINUTES)
+            end = minute + chance.choice((0, 1, 2, 5, 15))
+            is_open = number == count - 1 and chance.random() < 0.7
+            history.append(Interval(instance_id, chance.choice(STATES), minute, None if is_open else end))
+            minute = end + chance.choice((0, 0, 0, 3))
+    return history
+
+
+def counted(interval: Interval) -> range:
+    """The minutes that an interval counts: until what its instance vouches for, at most."""
+    clock, end = CLOCKS[interval.instance_id], interval.end
+    if end is None:
+        end = interval.start if interval.state == "stopped" else clock.heartbeat or 0
+        if interval.state == "live" and clock.heard is not None:
+            end = min(end, clock.heard)
+    cap = END if clock.heartbeat is None else clock.heartbeat
+    start = min(interval.start, cap)
+    return range(start, max(start, min(end, cap)))
+
+
+def covered_minutes(history: list[Interval]) -> set[int]:
+    """The minutes in which some instance was live, and never anything else."""
+    live, not_live = defaultdict(set), defaultdict(set)
+    for interval in history:
+        (live if interval.state == "live" else not_live)[interval.instance_id].update(counted(interval))
+    return {minute for instance_id, minutes in live.items() for minute in minutes - not_live[instance_id]}
+
+
+def test_covered_time_of_random_histories_is_never_contradicted(engine: Engine) -> None:
+    chance = random.Random(13)
+    histories = {number: random_history(chance) for number in range(1, wanted_steps(400) + 1)}
+    db = Database(engine)
+    for instance_id, clock in CLOCKS.items():
+        heartbeat = None if clock.heartbeat is None else f"10:{clock.heartbeat}"
+        db.instance(instance_id, heartbeat, stepped_back=clock.stepped_back)
+        if clock.heard is not None:
+            db.add("connections", instance_id=instance_id, path=PATH, params=PARAMS, heard_at=minute_at(clock.heard))
+    insert_histories(engine, histories)
+
+    found = minutes_by_subscription(db, views.covered)
+    wanted = {number: set(covered_minutes(history)) for number, history in histories.items()}
+    assert {number: (histories[number], found[number]) for number in histories if found[number] != wanted[number]} == {}
+    gaps = minutes_by_subscription(db, views.gaps)
+    for number, ((start, end),) in read_spans(db, views.wanted).items():
+        counts = [counted(interval) for interval in histories[number]]
+        assert (start, end) == (min(c.start for c in counts), max(c.stop for c in counts)), histories[number]
+        assert gaps[number] == set(range(start, end)) - wanted[number], histories[number]
+
+
+def insert_histories(engine: Engine, histories: dict[int, list[Interval]]) -> None:
+    rows: list[dict[str, Any]] = []
+    for number, history in histories.items():
+        for seq, (instance_id, state, start, end) in enumerate(history, 1):
+            times = {"started_at": minute_at(start), "ended_at": None if end is None else minute_at(end)}
+            names = {"subscription_id": number, "instance_id": instance_id, "start_seq": seq, "state": state}
+            rows.append(names | times | {"reason": ""})
+    shared = {"feed": "crowd-sentiment", "path": PATH, "method": "get", "connection_params": PARAMS}
+    with engine.begin() as connection:
+        connection.execute(
+            insert(schema.subscriptions),
+            [
+                shared | {"subscription_id": n, "params": f"{n}", "ticker": f"T{n}", "first_seen_at": START}
+                for n in histories
+            ],
+        )
+        connection.execute(insert(schema.coverage), rows)
+
+
+def minute_at(minute: int) -> datetime:
+    return START + timedelta(minutes=minute)
+
+
+def read_spans(db: Database, view: Any) -> dict[int, list[tuple[int, int]]]:
+    spans: dict[int, list[tuple[int, int]]] = defaultdict(list)
+    for number, start, end in db.read(view, "subscription_id", "from_at", "to_at"):
+        spans[number].append(((start - START) // timedelta(minutes=1), (end - START) // timedelta(minutes=1)))
+    return spans
+
+
+def minutes_by_subscription(db: Database, view: Any) -> dict[int, set[int]]:
+    minutes: dict[int, set[int]] = defaultdict(set)
+    for number, spans in read_spans(db, view).items():
+        assert all(before[1] < after[0] for before, after in itertools.pairwise(spans)), spans
+        minutes[number] = {minute for span in spans for minute in range(*span)}
+    return minutes
