@@ -22,6 +22,7 @@ def run(config: ConfigOption = None) -> None:
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})  # pending until the daemon can reload
 
     from ingestor.config import require_api_key
+    from ingestor.core.os_errors import raise_descriptor_limit
     from ingestor.daemon.interpreter_tuning import tune_interpreter
     from ingestor.daemon.service import Service
     from ingestor.monitoring import log_setup
@@ -30,6 +31,7 @@ def run(config: ConfigOption = None) -> None:
     api_key = require_api_key(loaded)
     log_setup.configure(loaded.log.level, loaded.log.format)
     log_setup.log_uncaught_errors()
+    raise_descriptor_limit()
     service = Service(loaded, api_key)
     tune_interpreter()
     asyncio.run(service.run())

@@ -19,6 +19,7 @@ from ingestor.config.validation_errors import to_issues
 from ingestor.config.validators import resolve_path
 from ingestor.config.yaml_document import MAX_BYTES, parse_yaml
 from ingestor.core.files import is_missing
+from ingestor.core.os_errors import describe_os_error
 from ingestor.errors import ConfigError, ConfigProblem
 
 SYSTEM_FILE = Path("/etc/ingestor/config.yaml")
@@ -129,7 +130,7 @@ def read_file(source: Path) -> tuple[bytes, bool]:
     except FileNotFoundError:
         message = "there is no such file; name another with --config, or write one with `ingestor init`"
     except OSError as error:
-        message = f"cannot be read ({os.strerror(error.errno or 0)}); correct the path or the permissions"
+        message = f"cannot be read ({describe_os_error(error.errno)}); correct the path or the permissions"
     else:
         return raw, not mode & (stat.S_IRWXG | stat.S_IRWXO)
     raise ConfigError([ConfigProblem(str(source), "", message)])

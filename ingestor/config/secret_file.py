@@ -10,6 +10,8 @@ from pathlib import Path
 
 from pydantic import SecretStr
 
+from ingestor.core.os_errors import describe_os_error
+
 MAX_BYTES = 64 * 1024
 
 
@@ -41,7 +43,7 @@ class SecretFile:
                     return UnusableSecret(f"others can read or change this file; run: {command}", exposed=True)
                 raw = file.read(MAX_BYTES + 1)
         except OSError as error:  # str(error) would quote the path, which may be a secret put in the wrong place
-            reason = os.strerror(error.errno or 0)
+            reason = describe_os_error(error.errno)
             return UnusableSecret(f"cannot be read ({reason}); correct the path or the permissions")
         if len(raw) > MAX_BYTES:
             return UnusableSecret(f"is larger than {MAX_BYTES >> 10} KiB; is it the right file?")

@@ -7,6 +7,7 @@ process must be able to end without them.
 from __future__ import annotations
 
 import asyncio
+import errno
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -18,7 +19,7 @@ T = TypeVar("T")
 
 
 async def run_in_daemon_thread(call: Callable[[], T], name: str) -> T:
-    """Run a blocking call in a thread of its own and return its result. Raises what the call raises."""
+    """Run a blocking call in a thread of its own and return its result. Raises what the call raises, and OSError."""
     loop = asyncio.get_running_loop()
     result: asyncio.Future[T] = loop.create_future()
 
@@ -32,8 +33,16 @@ async def run_in_daemon_thread(call: Callable[[], T], name: str) -> T:
         except RuntimeError:
             pass  # the loop has ended, the result is not needed
 
-    threading.Thread(target=run, name=name, daemon=True).start()
+    start_thread(threading.Thread(target=run, name=name, daemon=True))
     return await result
+
+
+def start_thread(thread: threading.Thread) -> None:
+    """Start a thread. Raises OSError, like any other lack of a resource, if the system allows no further one."""
+    try:
+        thread.start()
+    except RuntimeError:
+        raise BlockingIOError(errno.EAGAIN, "cannot start a thread") from None
 
 
 class DaemonExecutor:
@@ -48,7 +57,7 @@ class DaemonExecutor:
         future: Future[T] = Future()
         self._calls.put(lambda: _run_into(future, call))
         if not self._thread.is_alive():
-            self._thread.start()
+            start_thread(self._thread)
         return future
 
     def close(self) -> None:

@@ -16,6 +16,7 @@ from itertools import groupby
 import msgspec
 
 from ingestor.core.redaction import redactor
+from ingestor.core.threads import start_thread
 from ingestor.core.times import split_into_cells
 from ingestor.errors import IngestorError
 
@@ -104,7 +105,10 @@ class CoverageCache:
         if not self._refreshing and time.monotonic() >= self._refresh_at:
             self._refreshing = True
             # A daemon thread: the process waits for the loop's executor, and a database may hang for a minute.
-            threading.Thread(target=self._refresh, name="coverage", daemon=True).start()
+            try:
+                start_thread(threading.Thread(target=self._refresh, name="coverage", daemon=True))
+            except OSError:
+                self._refreshing = False  # the next call tries again
         return msgspec.json.encode(self._response)
 
     def _refresh(self) -> None:

@@ -20,6 +20,7 @@ from prometheus_client.aiohttp import make_aiohttp_handler
 
 from ingestor.config.urls import is_loopback
 from ingestor.config.validators import ListenAddress
+from ingestor.monitoring.http_listener import HttpListener
 from ingestor.monitoring.latest_values import LatestValues
 from ingestor.monitoring.metrics import Metrics
 from ingestor.monitoring.status import HealthResult, Status, check_health, check_readiness
@@ -58,7 +59,7 @@ class StatusServer:
         """``history`` and ``coverage`` return the JSON document of that name; they must not block."""
         self.url: str | None = None
         self._listen = listen
-        app = web.Application(middlewares=[_guard(listen.host)], client_max_size=1024)
+        app = web.Application(middlewares=[self._note_request, _guard(listen.host)], client_max_size=1024)
         app.on_response_prepare.append(_add_headers)
         app.add_routes(
             [
@@ -76,15 +77,17 @@ class StatusServer:
         self._runner = web.AppRunner(
             app, access_log=None, handle_signals=False, keepalive_timeout=15, lingering_time=1, shutdown_timeout=1
         )
+        self._listener = HttpListener(self._runner)
 
     async def __aenter__(self) -> StatusServer:
         await self._runner.setup()
         try:
-            await web.TCPSite(self._runner, *self._listen).start()
+            address = await self._listener.listen(*self._listen)
         except (OSError, UnicodeError) as error:  # UnicodeError: the host is not a valid name
+            await self._listener.close()
             self._log_not_listening(error)
         else:
-            self.url = f"http://{ListenAddress(*self._runner.addresses[0][:2])}"
+            self.url = f"http://{ListenAddress(*address)}"
             if not is_loopback(self._listen.host):
                 log.warning(
                     "http.listen: %s is reachable from other machines and has no authentication; "
@@ -94,7 +97,18 @@ class StatusServer:
         return self
 
     async def __aexit__(self, *exc_info: object) -> None:
+        await self._listener.close()
         await self._runner.cleanup()
+
+    @property
+    def connections(self) -> int:
+        """The number of open connections."""
+        return len(self._listener.connections)
+
+    @web.middleware
+    async def _note_request(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        self._listener.note_request(request.protocol)
+        return await handler(request)
 
     def _log_not_listening(self, error: OSError | UnicodeError) -> None:
         # asyncio puts the system's message into one of its own

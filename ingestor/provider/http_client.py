@@ -26,6 +26,7 @@ from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 from urllib3.exceptions import HTTPError
 
 from ingestor import __version__
+from ingestor.core.threads import start_thread
 from ingestor.errors import IngestorError
 from ingestor.provider.transport import describe_error, make_tls_context
 
@@ -78,9 +79,11 @@ class HttpRequest:
         Raises RequestFailed: no connection, no TLS, no complete response in time, or cancelled. Raises BodyTooLarge for
         more than ``max_bytes``.
         """
-        Thread(target=self._run, name="http request", daemon=True).start()
         try:
+            start_thread(Thread(target=self._run, name="http request", daemon=True))
             result = self._results.get(timeout=self.timeout_seconds)
+        except OSError as error:
+            raise RequestFailed(describe_error(error)) from None
         except Empty:
             self._shut_down()
             raise RequestFailed(f"no complete response within {self.timeout_seconds:g} s") from None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import ssl
 from pathlib import Path
@@ -12,6 +11,7 @@ import aiohttp
 import requests
 from pydantic import SecretStr
 
+from ingestor.core.os_errors import describe_os_error
 from ingestor.core.redaction import redactor
 
 _PROXY_ERRORS = (requests.exceptions.ProxyError, aiohttp.ClientProxyConnectionError, aiohttp.ClientHttpProxyError)
@@ -74,8 +74,8 @@ def _describe_chain(chain: list[BaseException]) -> str:
             return f"TLS: {link.reason.replace('_', ' ').lower()}"  # its errno is OpenSSL's, not the system's
         if isinstance(link, OSError) and link.strerror:
             # asyncio and the resolver put other texts there, with addresses; the errno is the system's
-            text = os.strerror(link.errno) if link.errno and link.errno > 0 else link.strerror
-            return redactor.scrub(text.lower())
+            text = describe_os_error(link.errno, link.strerror)
+            return redactor.scrub(text[:1].lower() + text[1:])
     return "no answer in time" if isinstance(chain[0], requests.Timeout) else type(chain[-1]).__name__
 
 

@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 from ingestor.core.files import open_private
+from ingestor.core.os_errors import EXHAUSTED
 
 BALLAST_BYTES = 32 << 20  # twice the size that the WAL reaches between two checkpoints
 
@@ -20,7 +21,7 @@ class Ballast:
         self.reserve()
 
     def reserve(self) -> None:
-        """Allocate the file. Without enough space on the disk it is not ``held``. Raises OSError for other reasons."""
+        """Allocate the file. Without enough space or a descriptor it is not ``held``. Raises OSError otherwise."""
         try:
             handle = open_private(self._path, os.O_RDWR | os.O_CREAT)
             try:
@@ -30,7 +31,7 @@ class Ballast:
             self.held = True
         except OSError as error:
             self.release()
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT, *EXHAUSTED):
                 raise
 
     def release(self) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ingestor.core.files import open_private
+from ingestor.core.os_errors import EXHAUSTED
 
 MARK_BYTES = 128  # within one sector, which a disk writes whole
 
@@ -40,7 +41,7 @@ def read_mark(path: Path) -> Mark | None:
 
 
 def write_mark(path: Path, mark: Mark) -> None:
-    """Overwrite the mark in place, and sync it. On a full disk the old one may remain, which claims less.
+    """Overwrite the mark in place, and sync it. Without space or a descriptor the old one remains.
 
     Raises OSError, PermissionDenied.
     """
@@ -52,7 +53,7 @@ def write_mark(path: Path, mark: Mark) -> None:
         os.pwrite(handle, content.encode(), 0)
         os.fsync(handle)
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, *EXHAUSTED):
             raise
     finally:
         if handle is not None:

@@ -17,6 +17,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.pool import QueuePool
 
 from ingestor.config.urls import SQLITE
+from ingestor.core.os_errors import describe_os_error
 from ingestor.errors import BatchRejected, DatabaseUnavailable
 from ingestor.store import failures, postgres_session, sqlite_file
 
@@ -183,6 +184,8 @@ def translate_errors() -> Iterator[None]:
         raise DatabaseUnavailable(f"{failures.one_line(error)}; see database.url") from None
     except (OverflowError, UnicodeEncodeError) as error:
         raise BatchRejected(failures.one_line(error)) from None
+    except OSError as error:  # no descriptor, memory or thread left
+        raise DatabaseUnavailable(describe_os_error(error.errno, failures.one_line(error))) from None
     except Exception as error:
         if _is_driver_error(error):
             raise _translate(error) from None  # COPY bypasses SQLAlchemy

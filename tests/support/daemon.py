@@ -208,6 +208,12 @@ class DaemonProcess(CommandProcess):
         self._listen = document["http"]["listen"]
         self.db = DbReader(environment.get("INGESTOR_DATABASE__URL", document["database"]["url"]))
 
+    @property
+    def address(self) -> tuple[str, int]:
+        """Host and port of the status page."""
+        host, _, port = self._listen.rpartition(":")
+        return host, int(port)
+
     def get(self, path: str) -> tuple[int, str]:
         """Return status and body of a page. Raises OSError if the port is closed."""
         connection = http.client.HTTPConnection(self._listen, timeout=5)

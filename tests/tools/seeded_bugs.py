@@ -95,6 +95,27 @@ BUGS = (
         SPOOL,
     ),
     Bug(
+        "an outage is reported at every attempt",
+        "core/outage.py",
+        "if text in self._reported or len(self._reported) >= MAX_ERRORS:",
+        "if len(self._reported) > MAX_ERRORS:",
+        "tests/unit/core/test_outage.py tests/integration/provider/test_supervisor.py",
+    ),
+    Bug(
+        "HTTP connections are not limited",
+        "monitoring/http_listener.py",
+        "for protocol in open_[: max(0, len(open_) + 1 - max_connections())]:",
+        "for protocol in open_[:0]:",
+        "tests/integration/monitoring/test_http_listener.py",
+    ),
+    Bug(
+        "a lack of descriptors is not a failed attempt",
+        "provider/http_client.py",
+        "except (requests.RequestException, HTTPError, OSError) as error:",
+        "except (requests.RequestException, HTTPError) as error:",
+        "tests/integration/provider/test_without_descriptors.py",
+    ),
+    Bug(
         "a heartbeat covers entries that are not synced",
         "spool/spool.py",
         "self._hand_over()\n        self._queue.put(SpoolHeartbeat",

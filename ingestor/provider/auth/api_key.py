@@ -68,4 +68,6 @@ class ApiKey:
                 if str(error) != last_error:
                     last_error = str(error)
                     on_error(error)
+            except OSError:
+                pass  # no thread: the next poll reads the file
             await asyncio.sleep(POLL_SECONDS)

@@ -21,6 +21,7 @@ from ingestor.errors import IngestorError, InvalidTokenResponse, TokenRefused, T
 from ingestor.provider.auth.api_key import ApiKey
 from ingestor.provider.auth.claims import Token, decode_claims, renewal_time, secrets_in
 from ingestor.provider.auth.login import fetch_token
+from ingestor.provider.transport import describe_error
 
 LOGIN_SPACING_SECONDS = 5.0  # between two logins, whatever happens
 RAPID_REJECTION_SECONDS = 60.0  # a token rejected sooner than this after its login was never valid
@@ -164,6 +165,8 @@ class TokenSource:
     async def _fetch(self, api_key: SecretStr) -> Token:
         try:
             return await run_in_daemon_thread(partial(self._fetch_token, api_key), "token login")
+        except OSError as error:  # no thread
+            raise TokenUnavailable(describe_error(error)) from None
         finally:
             # Counted from the end of a login, because the server may have received the request at any time before.
             self._spaced_at = boottime() + self._spacing
