@@ -101,7 +101,7 @@ def _postgres_url(text: str) -> str:
             "is not of the form postgresql://user:password@host:port/database; "
             "in a password write %40 for @, %3A for :, %2F for /, %23 for #, %3F for ?"
         )
-    if len(parts.path) < 2:
+    if len(parts.path) < 2 and not {"dbname", "service"} & {name for name, _ in parse_qsl(parts.query)}:
         raise ValueError("has no database name; write postgresql://user@host/database")
     return text
 
@@ -154,7 +154,7 @@ def find_unencrypted_host(url: str, env: Mapping[str, str]) -> tuple[str, str] |
     if sslmode in _ENCRYPTED:
         return None
     written = {name: [value for key, value in options if key == name] for name in ("hostaddr", "host")}
-    hosts = written["hostaddr"] or written["host"] or [parts.hostname or env.get("PGHOST", "")]
+    hosts = written["hostaddr"] or written["host"] or [unquote(parts.hostname or "") or env.get("PGHOST", "")]
     remote = [host for host in ",".join(hosts).split(",") if not _is_local(host)]
     return (remote[0], sslmode) if remote else None
 

@@ -18,7 +18,7 @@ from sqlalchemy.pool import QueuePool
 
 from ingestor.config.urls import SQLITE
 from ingestor.core.os_errors import describe_os_error
-from ingestor.errors import BatchRejected, DatabaseUnavailable
+from ingestor.errors import BatchRejected, DatabaseUnavailable, DatabaseUnsupported
 from ingestor.store import failures, postgres_session, sqlite_file
 
 TRANSACTION_TIMEOUT_SECONDS = 600.0  # see _TransactionWatchdog
@@ -31,7 +31,10 @@ def make_engine(url: str, *, read_only: bool = False) -> Engine:
         return _make_sqlite_engine(path, read_only=read_only)
     parameters = postgres_session.connection_parameters(url)
     # No pool_pre_ping: the writer retries a batch whose connection turns out to be dead.
-    engine = create_engine(url, pool_size=1, max_overflow=2, hide_parameters=True, connect_args=parameters)
+    try:
+        engine = create_engine(url, pool_size=1, max_overflow=2, hide_parameters=True, connect_args=parameters)
+    except exc.ArgumentError as error:  # hosts and ports that do not fit each other
+        raise DatabaseUnsupported(f"database.url: {failures.one_line(error)}") from None
 
     def prepare(connection: Any, _: Any) -> None:
         with _watchdog.watch(connection):

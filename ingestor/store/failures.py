@@ -40,7 +40,8 @@ _PREPARED = Failure(
 _SQLSTATES = {
     "08": _UNREACHABLE,
     "08P01": Failure(
-        "the connection pooler refused a setting", "it must let `options` pass; see its ignore_startup_parameters"
+        "the connection pooler refused the session",
+        "use its session mode, and ALTER ROLE … SET instead of `options` in database.url",
     ),
     "22": Failure("the database server refused a setting", "correct `options` in database.url", 78),
     "25006": Failure(

@@ -90,6 +90,11 @@ def prepare_session(connection: Connection[Any], parameters: dict[str, Any], *, 
                 "the database has the encoding SQL_ASCII, which does not say what its bytes mean: create another one"
                 " (CREATE DATABASE … ENCODING 'UTF8' TEMPLATE template0) and set database.url to it"
             )
+        if lost := _find_lost_options(connection, parameters.get("options", "")):
+            raise DatabaseUnsupported(
+                f"a connection pooler drops `options` of database.url ({', '.join(lost)}): leave them out, and set them"
+                " with ALTER ROLE … SET or ALTER DATABASE … SET"
+            )
         backend_pid = _apply_settings(connection, durable=durable)
         if backend_pid != connection.info.backend_pid and _is_shared(connection, parameters, backend_pid):
             raise DatabaseUnsupported(
@@ -100,6 +105,17 @@ def prepare_session(connection: Connection[Any], parameters: dict[str, Any], *, 
     except BaseException:
         connection.close()
         raise
+
+
+def _find_lost_options(connection: Connection[Any], options: str) -> list[str]:
+    """Return the settings of the startup parameter ``options`` that did not reach the server."""
+    names = [name.lower().replace("-", "_") for name in re.findall(r"(?:-c\s*|--)([\w-]+)=", options)]
+    if not names:
+        return []
+    query = "SELECT name FROM pg_settings WHERE lower(name) = ANY(%s) AND source NOT IN ('client', 'session')"
+    rows = connection.execute(query, [names]).fetchall()
+    connection.commit()
+    return [row[0] for row in rows]
 
 
 def _apply_settings(connection: Connection[Any], *, durable: bool) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import select
 import socket
 import struct
@@ -15,7 +16,10 @@ _FAKE_KEY = b"K" + struct.pack(">iii", 12, 1, 1)  # a pooler invents what client
 
 
 class PostgresPooler:
-    """Gives each client a session of its own, or a session for each transaction only (``per_transaction``)."""
+    """Gives each client a session of its own, or a session for each transaction only (``per_transaction``).
+
+    It ignores the startup parameter ``options``.
+    """
 
     def __init__(self, server_url: str, *, per_transaction: bool) -> None:
         server = urlsplit(server_url)
@@ -96,9 +100,10 @@ class PostgresPooler:
 
 def _read_startup(client: socket.socket) -> bytes:
     while True:
-        length, code = struct.unpack(">ii", head := _read(client, 8))
+        length, code = struct.unpack(">ii", _read(client, 8))
         if code not in _ENCRYPTION_REQUESTS:
-            return head + _read(client, length - 8)
+            body = re.sub(rb"\0options\0[^\0]*", b"", b"\0" + _read(client, length - 8))[1:]
+            return struct.pack(">ii", 8 + len(body), code) + body
         client.sendall(b"N")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ import psycopg
 import pytest
 from sqlalchemy import Engine, text
 
+from ingestor.config.urls import normalize_database_url
 from ingestor.errors import DatabaseUnavailable, DatabaseUnsupported
 from ingestor.pipeline.batch_builder import BatchBuilder
 from ingestor.store import engine as engine_module
@@ -23,7 +25,7 @@ from ingestor.store.write.batch_writer import BatchWriter, InstanceInfo
 from tests.integration.conftest import Command
 from tests.support.entries import T0, decoder, frame, row
 from tests.support.postgres_pooler import PostgresPooler
-from tests.support.postgres_server import USER, free_port, fresh_database
+from tests.support.postgres_server import USER, Postgres, free_port, fresh_database
 
 pytestmark = pytest.mark.postgres
 
@@ -247,6 +249,37 @@ def test_password_file_of_url_is_read(postgres_url: str, tmp_path: Path) -> None
         assert connection.connection.driver_connection.pgconn.password == b"secret of the file"  # type: ignore[union-attr]
 
 
+def test_service_file_and_socket_in_place_of_the_host_are_honoured(
+    postgres: Postgres, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = quote(str(postgres.socket_folder), safe="")
+    with opened(f"postgresql://{USER}@{folder}:{postgres.port}/postgres") as engine:
+        assert fetch_all(engine, text("SELECT inet_server_addr()")) == [(None,)]
+    lines = ["[market]", f"host={postgres.socket_folder}", f"port={postgres.port}", f"user={USER}", "dbname=postgres"]
+    (tmp_path / "services").write_text("\n".join([*lines, "application_name=by service"]))
+    monkeypatch.setenv("PGSERVICEFILE", str(tmp_path / "services"))
+    with opened(normalize_database_url("postgresql:///?service=market", tmp_path)) as engine:
+        assert fetch_all(engine, text("SELECT current_setting('application_name')")) == [("by service",)]
+
+
+WRONG_URLS = {
+    "postgresql://u:hunter2@h/d?statement_timeout=5": 'database.url has the parameter "statement_timeout" that',
+    "postgresql://u:hunter2@h/d?autocommit=1": 'database.url has the parameter "autocommit" that',
+    "postgresql://u:hunter%zz2@h/d": "database.url is written in a way that PostgreSQL's library does not know",
+    "postgresql://u:hunter2@/d?host=a,b&port=1,2,3": "database.url: number of hosts and ports don't match",
+}
+
+
+@pytest.mark.parametrize(("url", "sentence"), WRONG_URLS.items(), ids=WRONG_URLS.values())
+def test_wrong_url_is_refused_by_name_without_its_password(
+    command: Command, write_config_for: Callable[..., Path], url: str, sentence: str
+) -> None:
+    result = command("db", "upgrade", "--config", write_config_for(url))
+    assert (result.code, result.out) == (78, "")
+    assert sentence in result.err
+    assert "hunter" not in result.err
+
+
 # -- poolers
 
 
@@ -260,6 +293,14 @@ def test_pooler_in_transaction_mode_is_refused_by_name(
             result = command(*arguments, "--config", write_config_for(pooler.url))
             assert "leads to a connection pooler in transaction mode" in result.out + result.err
             assert result.code == 78
+
+
+def test_pooler_that_drops_options_of_the_url_is_refused_by_name(postgres_url: str) -> None:
+    with PostgresPooler(postgres_url, per_transaction=False) as pooler:
+        url = f"{pooler.url}?options={quote('-c search_path=public --lock-timeout=1s')}"
+        said = re.escape("a connection pooler drops `options` of database.url (lock_timeout, search_path)")
+        with opened(url) as engine, pytest.raises(DatabaseUnsupported, match=said):
+            migrate.upgrade(engine)
 
 
 def test_pooler_in_session_mode_works(postgres_url: str) -> None:

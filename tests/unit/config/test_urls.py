@@ -97,6 +97,8 @@ def test_find_plaintext_host(url: str, host: str | None) -> None:
         ("postgres://u@h/d", "postgresql+psycopg://u@h/d"),
         ("postgresql://u:p%40@h:5432/d", "postgresql+psycopg://u:p%40@h:5432/d"),
         ("postgresql+psycopg:///d?host=/run/postgresql", "postgresql+psycopg:///d?host=/run/postgresql"),
+        ("postgresql:///?service=market", "postgresql+psycopg:///?service=market"),
+        ("postgresql://u@h/?dbname=d", "postgresql+psycopg://u@h/?dbname=d"),
     ],
 )
 def test_database_url_is_normalized(written: str, url: str) -> None:
@@ -166,6 +168,7 @@ def test_has_password(url: str, expected: bool) -> None:
         pytest.param("u@/d?host=127.0.0.1:1,[::1]:2", None, id="this machine twice"),
         pytest.param("u@/d", None, id="the usual socket"),
         pytest.param("u@/d?host=/run/postgresql", None, id="a socket"),
+        pytest.param("u@%2Frun%2Fpostgresql/d", None, id="a socket in place of the host"),
     ],
 )
 def test_find_unencrypted_host(rest: str, found: tuple[str, str] | None) -> None:
