@@ -41,6 +41,30 @@ def read_clocks() -> ClockReading:
     return ClockReading(wall_us(), boottime())
 
 
+class ProvenTime:
+    """A time that has surely come, whatever our clock says: what the provider's rows are about, and the time since.
+
+    For what must not happen too early, such as deleting: a clock may be years ahead, and the database's with it.
+    """
+
+    def __init__(self) -> None:
+        self._latest: ClockReading | None = None
+
+    def note(self, at_us: int) -> None:
+        """Take note of a row of the provider about this time (µs since the epoch). Either may be wrong."""
+        now, at_us = boottime(), min(at_us, wall_us())
+        if self._latest is None or at_us > _carried(self._latest, now):
+            self._latest = ClockReading(at_us, now)
+
+    def now_us(self) -> int | None:
+        """Return the proven time or ours, whichever is earlier. None without proof."""
+        return None if self._latest is None else min(_carried(self._latest, boottime()), wall_us())
+
+
+def _carried(reading: ClockReading, now: float) -> int:
+    return reading.wall_us + int((now - reading.boottime) * 1_000_000)
+
+
 @dataclass(frozen=True, slots=True)
 class Interruption:
     """What happened between two readings of the clocks. Seconds; 0.0 for what did not happen."""

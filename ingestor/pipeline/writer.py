@@ -87,6 +87,7 @@ class Writer:
         self._skews = ClockSkewMonitor()
         self._logged_fields: set[tuple[str, str]] = set()
         self._published_us = 0
+        self._logged_waiting = False
 
     # -- life cycle, from any thread
 
@@ -233,10 +234,14 @@ class Writer:
 
     def _try_retention_step(self) -> RetentionResult:
         """A failed retention step must not stop the writer: log it, the next sweep retries."""
-        if self._retention is None:
+        now_us = self._database.proven_time.now_us()
+        if now_us is None and not self._logged_waiting:
+            log.info("retention waits until a row of the provider shows that our clock is not ahead")
+            self._logged_waiting = True
+        if now_us is None or self._retention is None:
             return RetentionResult()
         try:
-            return self._retention.step(self._database.instance_id, time.time_ns() // 1000)
+            return self._retention.step(self._database.instance_id, now_us)
         except (DatabaseUnavailable, BatchRejected) as error:
             log.warning("retention step failed, the next sweep will retry: %s", error)
             return RetentionResult()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -99,8 +100,9 @@ def jobs(daemon: InProcessDaemon) -> list[Any]:
 
 
 async def test_retention_runs_while_daemon_writes(
-    simulator: FaultySimulator, database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    make_simulator: Callable[..., Any], database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    simulator: FaultySimulator = await make_simulator(started_at=time.time())  # rows prove what time it is
     monkeypatch.setattr(scheduler, "FIRST_RETENTION_SECONDS", 0.5)
     monkeypatch.setattr(scheduler, "RETENTION_SECONDS", 0.5)
     config = write_config(
@@ -129,13 +131,13 @@ async def test_unreadable_spool_is_recorded_as_lost_and_audit_balances(
     async with InProcessDaemon(config, simulator.api_key) as first:
         await first.wait_until_live()
     (tmp_path / "spool" / "spool.db").write_bytes(b"rust" * 10_000)
-    damaged_at = (tmp_path / "spool" / "spool.db").stat().st_mtime
     async with InProcessDaemon(config, simulator.api_key) as daemon:
         await daemon.wait_until_live()
         assert [error.kind for error in daemon.status.last_errors] == ["lost"]
     lost, pending, *_ = daemon.db.rows("SELECT * FROM coverage WHERE instance_id = 2 ORDER BY start_seq")
     assert (lost["state"], pending["state"]) == ("lost", "pending")
-    assert lost["started_at"].timestamp() == pytest.approx(damaged_at, abs=0.001)
+    heartbeat = "SELECT heartbeat_at FROM instances WHERE instance_id = 1"
+    assert lost["started_at"] == daemon.db.rows(heartbeat)[0]["heartbeat_at"], "until then everything is stored"
     assert lost["ended_at"] == pending["started_at"]
     assert "unreadable" in lost["reason"]
     assert any("lost" in gap["states"] for gap in daemon.db.gaps("AAPL"))

@@ -49,6 +49,20 @@ BUGS = (
         "lifetime_seconds, boottime())\n\n",
         "tests/integration/provider/test_login.py",
     ),
+    Bug(
+        "retention believes our clock",
+        "pipeline/writer.py",
+        "now_us = self._database.proven_time.now_us()",
+        "now_us = time.time_ns() // 1000",
+        f"{PIPELINE}/test_retention_scheduling.py",
+    ),
+    Bug(
+        "live rows expire while the clocks run ahead",
+        "store/write/batch_writer.py",
+        "now_us = self.proven_time.now_us()",
+        "now_us = to_us(datetime.now(UTC))",
+        f"{PIPELINE}/test_retention_scheduling.py",
+    ),
     Bug("spool: no fsync", "spool/chunk_store.py", "PRAGMA synchronous=FULL", "PRAGMA synchronous=OFF", DURABILITY),
     Bug(
         "spool: synchronous=NORMAL",

@@ -54,6 +54,7 @@ class Retention:
     def step(self, instance_id: int, now_us: int) -> RetentionResult:
         """Delete at most ``STEP_ROWS``, in about ``STEP_SECONDS``, in a transaction of its own.
 
+        ``now_us``: a time that has surely come (``ProvenTime``); the database's clock is used where it is earlier.
         The first step of a sweep computes what has expired. Does nothing while another instance has the lease. Raises
         DatabaseUnavailable, BatchRejected: this step has changed nothing then, and may be repeated.
         """

@@ -7,7 +7,6 @@ perhaps late and unnoticed, changes nothing.
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, Engine, bindparam, insert, select, update
 
+from ingestor.core.clock import ProvenTime
 from ingestor.core.entries import SeriesKey
 from ingestor.core.times import day_start_us, to_datetime, to_us
 from ingestor.errors import BatchRejected, FullBatchRequired, PositionConflict
@@ -29,6 +29,7 @@ from ingestor.store.write.bisection import bisect_rejected
 from ingestor.store.write.interning import InternTable
 from ingestor.store.write.sample_writer import InsertCounts, SampleInsert, dead_letter_of
 
+PROVING_ROWS = 100  # of a batch, that are asked what time it is: the last ones, because they were received last
 INTERNED_NAMES = 200_000  # that are cached, of series and of subscriptions each
 
 
@@ -76,6 +77,7 @@ class BatchWriter:
             schema.subscriptions, ("path", "params"), INTERNED_NAMES
         )
         self.instance_id = 0
+        self.proven_time = ProvenTime()
 
     def has_instance(self, spool_id: str) -> bool:
         """Whether this spool was ever registered here."""
@@ -163,10 +165,16 @@ class BatchWriter:
     # -- parts of a batch
 
     def _expire(self, batch: Batch) -> None:
-        """Take out what is too old by our clock and by the database's, as retention does: one of them may run ahead."""
-        if self._keep_samples_us is None or not batch.rows:
+        """Take out what retention would delete: too old by our clock, the database's, and the provider's own rows.
+
+        While one of them runs ahead, live rows are newer than what the others say.
+        """
+        if batch.rows:
+            self.proven_time.note(max(row.ts_us for row in batch.rows[-PROVING_ROWS:]))
+        now_us = self.proven_time.now_us()
+        if self._keep_samples_us is None or now_us is None or not batch.rows:
             return
-        before_us = day_start_us(time.time_ns() // 1000 - self._keep_samples_us)
+        before_us = day_start_us(now_us - self._keep_samples_us)
         if min(row.ts_us for row in batch.rows) < before_us:
             with self._begin() as connection:
                 now_us = to_us(leases.database_time(connection))

@@ -20,7 +20,7 @@ from ingestor.store.maintenance.retention import Retention
 from ingestor.store.read.audit import audit
 from ingestor.store.write.batch_writer import BatchWriter, InstanceInfo
 from tests.support.daemon import until
-from tests.support.entries import T0, decoder, frame, row
+from tests.support.entries import T0, decoder, fact, frame, row
 from tests.support.flaky_commit import FlakyCommits
 from tests.support.writers import make_writer, put, query
 
@@ -37,11 +37,12 @@ def retaining_writer(
     max_rows: int = 5000,
     keep_samples_seconds: float | None = None,
     drain: bool = False,
+    proven: bool = True,
     **keep: str,
 ) -> Writer:
-    """A writer with retention. ``keep``: as in the config, default forever."""
+    """A writer with retention, which (``proven``) has seen a live row. ``keep``: as in the config, default forever."""
     config = RetentionConfig.model_validate({"payloads": "forever", "journal": "forever"} | keep)
-    return make_writer(
+    writer = make_writer(
         spool,
         engine,
         max_rows=max_rows,
@@ -49,6 +50,9 @@ def retaining_writer(
         drain=drain,
         retention=Retention(engine, config),
     )
+    if proven:
+        writer._database.proven_time.note(NOW_US)
+    return writer
 
 
 def column(engine: Engine, sql: str) -> list[Any]:
@@ -139,6 +143,42 @@ async def test_local_clock_that_runs_ahead_expires_nothing(spool: Spool, engine:
     with time_machine.travel(datetime.now(UTC) + timedelta(days=400)):
         written = database.write(builder.batch)
     assert (written.new, written.expired) == (1, 0)
+
+
+async def test_live_rows_are_stored_while_both_clocks_run_ahead(spool: Spool, engine: Engine) -> None:
+    """For both clocks, live rows are 400 days old."""
+    writer = retaining_writer(spool, engine, keep_samples_seconds=86_400.0, drain=True, proven=False)
+    writer.register()
+    live = datetime.now(UTC) - timedelta(days=400)
+    rows = [{"ts": (live + timedelta(minutes=i)).isoformat(), "ticker": "A", "average_sentiment": 0} for i in range(3)]
+    before = {"ts": (live - timedelta(days=3)).isoformat(), "ticker": "B", "average_sentiment": 0}
+    await put(spool, frame(rows[:1]), frame([before, *rows[1:]]))
+    writer.step()
+    assert (writer.status.new, writer.status.expired) == (3, 1)
+
+
+async def test_retention_waits_for_proof_of_the_time(
+    spool: Spool, engine: Engine, caplog: pytest.LogCaptureFixture
+) -> None:
+    """For both clocks, everything is 30 days old. Without live rows that may be so, or they run ahead."""
+    caplog.set_level("INFO")
+    live = datetime.fromtimestamp(LONG_AGO_US / 1_000_000, UTC).isoformat()
+    writer = retaining_writer(spool, engine, payloads="24h", journal="2d", samples="2d", proven=False)
+    writer.register()
+    for entries in ([fact()], [frame([{"ts": live, "ticker": "A", "average_sentiment": 0}], received_us=LONG_AGO_US)]):
+        await put(spool, *entries)
+        for _ in range(2):
+            writer.request_retention()
+            while writer.retention_pending:
+                writer.step()
+    assert column(engine, "SELECT seq FROM payloads") == column(engine, "SELECT seq FROM samples") == [2]
+    assert len([record for record in caplog.records if "retention waits" in record.message]) == 1
+    later = {"ts": datetime.now(UTC).isoformat(), "ticker": "A", "average_sentiment": 0}
+    await put(spool, frame([later], received_us=NOW_US))
+    writer.request_retention()
+    while writer.retention_pending:
+        writer.step()
+    assert column(engine, "SELECT seq FROM payloads") == column(engine, "SELECT seq FROM samples") == [3]
 
 
 def test_expiring_a_batch_twice_counts_its_rows_once() -> None:

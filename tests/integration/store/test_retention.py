@@ -209,6 +209,7 @@ def test_retention_deletes_samples_by_whole_days(engine: Engine) -> None:
     batch.rows = [SampleRow(("", "", "T1", ""), ts_us, 0.5, None, NOW_US, "stream", 4, 0) for ts_us in stamps_us]
     writer = BatchWriter(engine, 365 * 86_400.0)
     writer.register(InstanceInfo(spool_id="spool 1", name="", version="", config_sha256="", started_us=NOW_US), 1)
+    writer.proven_time.note(NOW_US)
     with time_machine.travel(NOW, tick=False):
         result = writer.write(batch)
     assert (result.new, result.expired) == (1, 1)

@@ -2,7 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from ingestor.core.clock import ClockReading, detect_interruption
+from ingestor.core import clock
+from ingestor.core.clock import ClockReading, ProvenTime, detect_interruption
 
 BEFORE = ClockReading(1_000_000_000_000_000, 5000.0)
 
@@ -35,3 +36,23 @@ def test_detect_interruption_names_stall_and_step(wall_seconds: float, boot_seco
     now = ClockReading(BEFORE.wall_us + round(wall_seconds * 1_000_000), BEFORE.boottime + boot_seconds)
     interruption = detect_interruption(BEFORE, now)
     assert (interruption and interruption.reason) == reason
+
+
+def test_time_is_proven_by_rows_and_carried_forward(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = ClockReading(2_000_000_000_000_000, 100.0)
+    monkeypatch.setattr(clock, "boottime", lambda: now.boottime)
+    monkeypatch.setattr(clock, "wall_us", lambda: now.wall_us)
+    proven = ProvenTime()
+    assert proven.now_us() is None
+    proven.note(1_000)
+    assert proven.now_us() == 1_000, "our clock is far ahead"
+    now = ClockReading(9_000_000_000_000_000, 110.0)
+    assert proven.now_us() == 10_001_000, "ten seconds later, whatever our clock says"
+    proven.note(5_000_000)
+    assert proven.now_us() == 10_001_000, "an older row proves nothing new"
+    proven.note(10**18)
+    assert proven.now_us() == 9_000_000_000_000_000, "a row about the future proves no more than our clock"
+    now = ClockReading(9_900_000_000_000_000, 111.0)
+    assert proven.now_us() == 9_000_000_001_000_000, "nor does it once our clock has jumped ahead"
+    now = ClockReading(500, 112.0)
+    assert proven.now_us() == 500, "our clock was set back"
