@@ -28,6 +28,7 @@ from ingestor.cli import (
     replay,
     run,
     simulate,
+    spool,
     status,
     tail,
     tickers,
@@ -61,7 +62,14 @@ for command in (
     replay.replay,
 ):
     app.command()(command)
-for group in (config.config_app, deploy.service_app, deploy.dashboards_app, db.db_app, dead_letters.dead_letters_app):
+for group in (
+    config.config_app,
+    deploy.service_app,
+    deploy.dashboards_app,
+    db.db_app,
+    dead_letters.dead_letters_app,
+    spool.spool_app,
+):
     app.add_typer(group, no_args_is_help=True)
 
 

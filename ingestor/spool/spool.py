@@ -150,7 +150,9 @@ class Spool:
     @property
     def loss(self) -> str | None:
         """Why durable entries are lost, in words; None if nothing is known of that."""
-        return f"the spool was unreadable; it was moved to {self.quarantined}" if self.quarantined else self.went_back
+        if self.quarantined is None:
+            return self.went_back
+        return f"the spool was unreadable; it was moved to {self.quarantined}, see `ingestor spool salvage`"
 
     @property
     def believable_us(self) -> int | None:

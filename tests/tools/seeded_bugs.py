@@ -543,6 +543,27 @@ BUGS = (
         "tests/integration/test_control.py",
     ),
     Bug(
+        "salvage: pages that were never committed are read",
+        "spool/salvage.py",
+        "while frames and not frames[-1].is_commit:",
+        "while False:",
+        "tests/unit/spool/test_salvage.py",
+    ),
+    Bug(
+        "salvage: entries that were written before are written again",
+        "commands/salvage.py",
+        "self._origin.position if self._origin else 0",
+        "0 if self._origin else 0",
+        "tests/integration/test_salvage.py",
+    ),
+    Bug(
+        "salvage: its facts claim coverage",
+        "commands/salvage.py",
+        "return Fact(item.kind, item.at_us, item.detail) if isinstance(item, Fact) else item",
+        "return item",
+        "tests/integration/test_salvage.py",
+    ),
+    Bug(
         "command line: closed descriptors are left to the next file",
         "cli/standard_streams.py",
         "if not _is_open(number)]",
