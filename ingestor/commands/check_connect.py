@@ -25,7 +25,7 @@ from ingestor.core.entries import Fact, Frame
 from ingestor.core.threads import run_in_daemon_thread
 from ingestor.core.times import to_datetime
 from ingestor.daemon import control_socket
-from ingestor.errors import BatchRejected, ConnectionFailed, DatabaseUnavailable, IngestorError, PermissionDenied
+from ingestor.errors import BatchRejected, ConnectionFailed, DatabaseUnavailable, IngestorError
 from ingestor.pipeline.batch_builder import BatchBuilder
 from ingestor.pipeline.decoder import DecodedFrame, Decoder
 from ingestor.provider import catalog
@@ -310,10 +310,6 @@ def _dry_run(config: Config, url: str, frames: list[Frame]) -> Finding:
         result = dry_run(url, instance, builder.batch)
     except BatchRejected as error:
         raise DatabaseUnavailable(f"the database rejects rows: {error}") from None
-    except DatabaseUnavailable as error:
-        if any(words in str(error) for words in ("permission denied", "readonly database")):
-            raise PermissionDenied(str(error)) from None
-        raise
     except OSError as error:
         raise DatabaseUnavailable(f"{error.filename}: {error.strerror}; see database.url") from None
     message = f"{len(builder.batch.rows):,} values" if frames else "a batch without values"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 
+from msgspec import structs
+
 from ingestor.core.entries import UNNAMED, Channel, Entry, Fact, Frame, SubscriptionKey, connection_params
 from ingestor.pipeline.decoder import DecodedFrame, Decoder, RejectedRow
 from ingestor.pipeline.dedup import RecentValueCache
@@ -162,6 +164,12 @@ def rejected_batch(entry: Entry, rejection: str) -> Batch:
         DeadLetter(seq, None, item.received_us, "insert", "rejected by the database", detail, _ascii(item.text))
     )
     return batch
+
+
+def fact_in_ascii(fact: Fact) -> Fact:
+    """Return the fact with escapes in the texts of its detail."""
+    detail = {key: _ascii(value) if isinstance(value, str) else value for key, value in fact.detail.items()}
+    return structs.replace(fact, detail=detail)
 
 
 def _ascii(text: str) -> str:

@@ -14,11 +14,11 @@ from typing import TypeAlias
 
 from ingestor.core.backoff import Backoff, chance
 from ingestor.core.clock import boottime
-from ingestor.core.entries import Entry
+from ingestor.core.entries import Entry, Fact
 from ingestor.core.outage import Outage
 from ingestor.core.threads import DaemonExecutor
 from ingestor.errors import BatchRejected, DatabaseUnavailable, DatabaseUnsupported, FullBatchRequired
-from ingestor.pipeline.batch_builder import BatchBuilder, rejected_batch
+from ingestor.pipeline.batch_builder import BatchBuilder, fact_in_ascii, rejected_batch
 from ingestor.pipeline.read_ahead import ReadAhead
 from ingestor.pipeline.writer_status import WriterStatus
 from ingestor.store.write.batch import Batch, SampleRow, WriteResult
@@ -86,12 +86,25 @@ class Committer:
 
     def _reject(self, entry: Entry, rejection: BatchRejected) -> None:
         """Make one entry a dead letter: the database rejects it, though its samples were isolated already."""
+        if self._commit_in_ascii(entry):
+            return
         try:
             self._commit_batch(rejected_batch(entry, str(rejection)))
         except BatchRejected as error:
             # Plain ASCII that fits every column: it is not the entry. A database that is unwell gets no dead letters.
             message = f"the database rejects even a plain-ASCII dead letter, retrying: {error}"
             raise DatabaseUnavailable(message) from None
+
+    def _commit_in_ascii(self, entry: Entry) -> bool:
+        """Commit a fact with its texts in ASCII: a character that the database lacks must not cost a transition."""
+        seq, item = entry
+        if not isinstance(item, Fact):
+            return False
+        try:
+            self._commit_batch(self._read_ahead.rebuild([(seq, fact_in_ascii(item))]).batch)
+        except BatchRejected:
+            return False
+        return True
 
     def _commit_batch(self, batch: Batch) -> None:
         try:

@@ -146,7 +146,9 @@ def _find_failure(error: BaseException, text: str) -> Failure:
         return _SCHEMA_PERMISSION
     if state:
         return _by_state(state)
-    return _connection_failure(text) if type(error).__name__ in ("OperationalError", "InterfaceError") else _UNKNOWN
+    return (
+        _connection_failure(str(error)) if type(error).__name__ in ("OperationalError", "InterfaceError") else _UNKNOWN
+    )
 
 
 _UNKNOWN_SQLITE = Failure("", "see database.url")

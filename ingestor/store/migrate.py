@@ -17,6 +17,12 @@ from sqlalchemy import Connection, Engine
 from ingestor.errors import IngestorError, SchemaTooNew, SchemaTooOld, SchemaUnsupported
 
 _ADVISORY_LOCK = 0x696E67657374  # "ingest" in ASCII: held by the process that migrates a PostgreSQL database
+# New tables and views must not come into another schema than those that exist: search_path may name several, and the
+# first one, where CREATE puts them, may be younger.
+_STAY_IN_SCHEMA = """
+SELECT set_config('search_path', quote_ident(nspname) || ', ' || current_setting('search_path'), true)
+FROM pg_class JOIN pg_namespace n ON n.oid = relnamespace WHERE pg_class.oid = to_regclass('alembic_version')
+"""
 _PRE_RELEASE_REVISIONS = {"0001", "0002", "0003", "0004", "0005", "0006"}
 
 
@@ -95,6 +101,7 @@ def _exclusive_transaction(connection: Connection) -> Iterator[None]:
             connection.exec_driver_sql("SET LOCAL statement_timeout = 0")
             connection.exec_driver_sql("SET LOCAL lock_timeout = 0")
             connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_ADVISORY_LOCK})")
+            connection.exec_driver_sql(_STAY_IN_SCHEMA)
         elif not connection.connection.dbapi_connection.in_transaction:  # type: ignore[union-attr]
             # By itself the driver begins a transaction only before an INSERT, and without the lock.
             connection.exec_driver_sql("BEGIN IMMEDIATE")

@@ -20,6 +20,7 @@ from ingestor.pipeline import dead_letters
 from ingestor.pipeline.dead_letters import requeue_dead_letters
 from ingestor.spool.chunk_store import SpoolUnreadable
 from ingestor.spool.spool import Spool
+from ingestor.store import migrate
 from ingestor.store.engine import make_engine
 from ingestor.store.read import status_queries as letters
 from ingestor.store.read.audit import audit
@@ -629,3 +630,20 @@ async def test_undocumented_field_is_logged_once(
     assert [record.getMessage() for record in caplog.records if "mood" in record.getMessage()] == [
         "crowd-sentiment: field 'mood' is not documented, its values are not stored"
     ]
+
+
+@pytest.mark.postgres
+async def test_reason_that_the_encoding_of_the_database_lacks_does_not_cost_a_transition(
+    spool: Spool, postgres_server_url: str
+) -> None:
+    with fresh_database(postgres_server_url, encoding="LATIN1") as url:
+        engine = make_engine(url.replace("postgresql://", "postgresql+psycopg://"))
+        migrate.upgrade(engine)
+        lost = fact("disconnected", state="disconnected", at_us=T0 + 1, tickers=["AAPL"], detail={"reason": "обрыв"})
+        await put(spool, fact("subscribed", state="live", tickers=["AAPL"]), lost)
+        await asyncio.to_thread(make_writer(spool, engine).run)
+        assert query(engine, "SELECT state, reason FROM coverage ORDER BY start_seq") == [
+            ("live", ""),
+            ("disconnected", "обрыв".encode("ascii", "backslashreplace").decode()),
+        ]
+        engine.dispose()

@@ -120,6 +120,22 @@ def test_empty_database_is_too_old(empty_engine: Engine) -> None:
         migrate.verify_revision(empty_engine)
 
 
+@pytest.mark.postgres
+def test_upgrade_stays_in_the_schema_of_the_tables(postgres_url: str) -> None:
+    url = postgres_url.replace("postgresql://", "postgresql+psycopg://")
+    engine, later = make_engine(url), make_engine(f"{url}?options=-csearch_path%3Dyounger,public")
+    with engine.connect() as connection, migrate._exclusive_transaction(connection):
+        command.upgrade(migrate._config(connection), "0001_tables")
+        connection.exec_driver_sql("CREATE SCHEMA younger")
+    migrate.upgrade(later)
+    migrate.verify_revision(engine)
+    inspector = inspect(engine)
+    assert inspector.get_table_names("younger") + inspector.get_view_names("younger") == []
+    assert "observations" in inspector.get_view_names("public")
+    engine.dispose()
+    later.dispose()
+
+
 def test_older_schema_is_refused_until_upgraded(empty_engine: Engine) -> None:
     with empty_engine.connect() as connection, migrate._exclusive_transaction(connection):
         command.upgrade(migrate._config(connection), "0001_tables")
