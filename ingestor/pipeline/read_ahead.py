@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from itertools import chain
 from typing import TypeAlias
 
+from ingestor.core.clock import boottime
 from ingestor.core.entries import Entry, Frame, SeriesKey
 from ingestor.errors import SpoolFailed
 from ingestor.pipeline.batch_builder import BatchBuilder
@@ -103,7 +104,7 @@ class ReadAhead:
             self.invalidate()
         else:
             self._cache.discard(not_current)
-        self._cache.rotate(time.monotonic())
+        self._cache.rotate(boottime())
 
     def invalidate(self) -> None:
         """Clear the cache, and take the next batch apart: both rest on what may not be in the database."""

@@ -63,6 +63,27 @@ BUGS = (
         "now_us = to_us(datetime.now(UTC))",
         f"{PIPELINE}/test_retention_scheduling.py",
     ),
+    Bug(
+        "a lease is held until next year",
+        "store/leases.py",
+        "c.until.between(now, latest)",
+        "c.until >= now",
+        f"{STORE}/test_retention.py",
+    ),
+    Bug(
+        "rows stamped by a clock that ran ahead hold up retention",
+        "store/maintenance/retention.py",
+        "if last_ahead is None or self._next_batch_expired(connection, last_ahead):",
+        "if last_ahead is None:",
+        f"{STORE}/test_retention.py",
+    ),
+    Bug(
+        "payloads are deleted while the clock runs ahead",
+        "store/maintenance/retention.py",
+        "if last_ahead is None or self._next_batch_expired(connection, last_ahead):",
+        "if expired:",
+        f"{STORE}/test_retention.py",
+    ),
     Bug("spool: no fsync", "spool/chunk_store.py", "PRAGMA synchronous=FULL", "PRAGMA synchronous=OFF", DURABILITY),
     Bug(
         "spool: synchronous=NORMAL",

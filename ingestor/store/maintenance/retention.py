@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import date, datetime, timedelta
 from itertools import takewhile
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from sqlalchemy import Connection, Engine, bindparam, delete, exists, select, update
 
@@ -30,7 +30,10 @@ STEP_SECONDS = 0.05
 SERIES_PER_QUERY = 200
 SAMPLES_PER_SERIES = 20  # deleted together at least: a statement per series costs more than its rows
 STATUS_PAGE_TIME = timedelta(days=1)  # the status page shows coverage by instance
+MAX_CLOCK_ERROR = timedelta(days=1)  # a row that is stamped later was stamped by a wrong clock
 MAX_INTEGER = 2**31 - 1  # of the ledger's count columns
+
+Row = TypeVar("Row")
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,11 +106,16 @@ def _new_sweep(
 ) -> list[_Task]:
     """Return the tasks of a sweep. They include all instances, because those that no longer run have rows as well."""
     instances = connection.execute(select(schema.instances.c.instance_id).order_by("instance_id")).scalars().all()
+
+    def expiries(keep_seconds: float) -> list[_Expiry]:
+        before, ahead = now - timedelta(seconds=keep_seconds), now + MAX_CLOCK_ERROR
+        return [_Expiry(instance_id=instance_id, before=before, ahead=ahead) for instance_id in instances]
+
     tasks: list[_Task] = []
     if config.payloads is not None:
-        tasks += [_Payloads(instance_id, now - timedelta(seconds=config.payloads)) for instance_id in instances]
+        tasks += [_Payloads(expiry) for expiry in expiries(config.payloads)]
     if config.journal is not None:
-        tasks += [_Ledger(instance_id, now - timedelta(seconds=config.journal)) for instance_id in instances]
+        tasks += [_Ledger(expiry) for expiry in expiries(config.journal)]
     if config.samples is not None:
         tasks.append(_Samples(samples_cutoff(now, config.samples)))
     if config.journal is not None and coverage_compacted_on != now.date():
@@ -126,20 +134,54 @@ def _run(connection: Connection, tasks: list[_Task], rows: int, deadline: float)
     return _Progress(processed, tasks, samples)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Expiry:
+    """Which rows of an instance expired: those stamped before a time, and those that were written before such rows.
+
+    A clock that ran ahead has stamped rows with times of the future. They must not hold up retention until then.
+    """
+
+    instance_id: int
+    before: datetime
+    ahead: datetime  # a row with a later stamp was stamped by a wrong clock
+
+    def take(self, connection: Connection, page: Sequence[Row], stamp: str, seq: str) -> list[Row]:
+        """Return the expired rows at the begin of a page, which is in the order of writing."""
+
+        def is_old(row: Row) -> bool:
+            return bool(getattr(row, stamp) < self.before)
+
+        def is_ahead(row: Row) -> bool:
+            return bool(getattr(row, stamp) > self.ahead)
+
+        expired = list(takewhile(lambda row: is_old(row) or is_ahead(row), page))
+        last_ahead = next((getattr(row, seq) for row in reversed(expired) if is_ahead(row)), None)
+        if last_ahead is None or self._next_batch_expired(connection, last_ahead):
+            return expired
+        return list(takewhile(is_old, page))
+
+    def _next_batch_expired(self, connection: Connection, after_seq: int) -> bool:
+        """Whether the next batch whose stamp is no time of the future expired. Unlike payloads, no batch is retried."""
+        c = schema.batches.c
+        later = (c.instance_id == self.instance_id, c.first_seq > after_seq, c.committed_at <= self.ahead)
+        query = select(c.committed_at).where(*later).order_by(c.first_seq).limit(1)
+        committed_at = connection.execute(query).scalar()
+        return committed_at is not None and committed_at < self.before
+
+
 @dataclass(frozen=True, slots=True)
 class _Payloads:
     """Deletes the payloads of an instance, in the order of seq: no index on ``received_at`` is needed."""
 
-    instance_id: int
-    before: datetime
+    expiry: _Expiry
     after_seq: int = 0
 
     def run(self, connection: Connection, rows: int) -> _Progress:
         c = schema.payloads.c
-        later = (c.instance_id == self.instance_id, c.seq > self.after_seq)
+        later = (c.instance_id == self.expiry.instance_id, c.seq > self.after_seq)
         page = connection.execute(select(c.seq, c.received_at).where(*later).order_by(c.seq).limit(rows)).all()
         # Stop at the first newer payload. A retried dead letter behind it has an older timestamp, and is deleted later.
-        expired = list(takewhile(lambda row: row.received_at < self.before, page))
+        expired = self.expiry.take(connection, page, "received_at", "seq")
         if not expired:
             return _Progress(0, [])
         connection.execute(delete(schema.payloads).where(*later, c.seq <= expired[-1].seq))
@@ -150,22 +192,21 @@ class _Payloads:
 class _Ledger:
     """Compacts the ledger of an instance and deletes the events that the rows count, in one transaction."""
 
-    instance_id: int
-    before: datetime
+    expiry: _Expiry
     from_seq: int = 0
 
     def run(self, connection: Connection, rows: int) -> _Progress:
         c = schema.batches.c
-        later = (c.instance_id == self.instance_id, c.first_seq >= self.from_seq)
+        later = (c.instance_id == self.expiry.instance_id, c.first_seq >= self.from_seq)
         # One more row than requested: the first one may be the result of compacting the previous page.
         query = select(schema.batches).where(*later).order_by(c.first_seq).limit(rows + 1)
         page = connection.execute(query).all()
-        expired = list(takewhile(lambda row: row.committed_at < self.before, page))
+        expired = self.expiry.take(connection, page, "committed_at", "last_seq")
         if not expired:
             return _Progress(0, [])
         e = schema.events.c
-        counted = (e.instance_id == self.instance_id, e.seq.between(expired[0].first_seq, expired[-1].last_seq))
-        connection.execute(delete(schema.events).where(*counted))
+        own = e.instance_id == self.expiry.instance_id
+        connection.execute(delete(schema.events).where(own, e.seq.between(expired[0].first_seq, expired[-1].last_seq)))
         days = group_by_day(expired)
         for day in days:
             self._replace(connection, day)
@@ -176,7 +217,7 @@ class _Ledger:
         if day.batches == 1:
             return
         c = schema.batches.c
-        own = c.instance_id == self.instance_id
+        own = c.instance_id == self.expiry.instance_id
         connection.execute(delete(schema.batches).where(own, c.first_seq > day.first_seq, c.first_seq <= day.last_seq))
         sums = {"last_seq": day.last_seq, "committed_at": day.committed_at, **day.counts}
         connection.execute(update(schema.batches).where(own, c.first_seq == day.first_seq).values(sums))

@@ -119,6 +119,25 @@ def test_retention_keeps_retried_payload_behind_newer_one(engine: Engine) -> Non
 
 
 @pytest.mark.usefixtures("small_steps")
+@pytest.mark.parametrize("ahead", [1, 4, 9])
+def test_rows_stamped_by_a_clock_that_ran_ahead_do_not_hold_up_retention(engine: Engine, ahead: int) -> None:
+    instance(engine, 1, [200, *[-300] * ahead, 200, 190, 0.5])
+    sweep(engine, keep(payloads="24h", journal="90d"))
+    last = 3 * (ahead + 3)
+    assert column(engine, "SELECT seq FROM payloads ORDER BY seq") == [last + 2]
+    assert column(engine, "SELECT seq FROM events ORDER BY seq") == [last + 1]
+
+
+def test_payloads_are_kept_while_the_clock_runs_ahead(engine: Engine) -> None:
+    instance(engine, 1, [3, -300, -300, -300])
+    with engine.begin() as connection:  # a retried dead letter, and a live row after the clock was set back
+        connection.execute(text("UPDATE payloads SET received_at = :at WHERE seq = 8"), {"at": str(NOW - 3 * DAY)})
+    sweep(engine, keep(payloads="24h", journal="90d"))
+    assert column(engine, "SELECT seq FROM payloads ORDER BY seq") == [5, 8, 11]
+    assert column(engine, "SELECT seq FROM events ORDER BY seq") == [1, 4, 7, 10]
+
+
+@pytest.mark.usefixtures("small_steps")
 def test_retention_compacts_ledger_by_day_and_deletes_events(engine: Engine) -> None:
     noon = (NOW - NOW.replace(hour=12, minute=0, second=0, microsecond=0)) / DAY
     hour = 1 / 24
@@ -236,6 +255,16 @@ def test_retention_does_nothing_without_the_lease(engine: Engine) -> None:
     sweep(engine, keep(payloads="24h"), instance_id=1)
     assert column(engine, "SELECT seq FROM payloads") == []
     assert column(engine, "SELECT instance_id FROM leases") == [1]
+
+
+def test_lease_from_before_the_clock_was_set_back_does_not_count(engine: Engine) -> None:
+    instance(engine, 1, [3])
+    instance(engine, 2, [3])
+    with engine.begin() as connection:
+        lease = {"name": retention.LEASE, "instance_id": 2, "until": datetime.now(UTC) + 365 * DAY}
+        connection.execute(schema.leases.insert(), lease)
+    sweep(engine, keep(payloads="24h"), instance_id=1)
+    assert column(engine, "SELECT seq FROM payloads") == []
 
 
 def test_retention_renews_the_lease(engine: Engine) -> None:
