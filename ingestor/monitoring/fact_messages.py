@@ -14,6 +14,7 @@ _MESSAGES = {
     "disconnected": "connection to the provider lost, reconnecting; the time until then is recorded as a gap",
     "disconnected: renewed": "connection closed to replace it, reconnecting; the time until then is recorded as a gap",
     "disconnected: spool_full": "connection closed because the spool is full, reconnecting when it has space",
+    "disconnected: limit": "connection cut because the provider exceeds a limit, reconnecting; see the reason",
     "evicted": "the provider closed one connection when another one opened; see the reason",
     "pending": "subscriptions are not receiving yet, waiting for the provider's acknowledgement",
     "subscribed": "subscriptions confirmed, receiving",

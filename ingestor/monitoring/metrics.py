@@ -22,7 +22,7 @@ from ingestor.monitoring.status import Status
 OTHER = "other"
 LOGIN_OUTCOMES = ("ok", "refused", "unavailable", "nonsense")
 # The values of `cause` in a disconnected fact. Its `reason` is free text, which would make any number of labels.
-CAUSES = ("kicked", "closed", "lost", "mute", "paused", "renewed", "silent", "refused", "spool_full", OTHER)
+CAUSES = ("kicked", "closed", "lost", "limit", "mute", "paused", "renewed", "silent", "refused", "spool_full", OTHER)
 PROVIDER_EVENTS = ("err", "error", OTHER)
 
 # A commit takes some milliseconds, or up to the statement timeout if the database is in trouble.

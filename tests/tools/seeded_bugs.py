@@ -151,6 +151,20 @@ BUGS = (
         "tests/integration/provider/test_without_descriptors.py",
     ),
     Bug(
+        "what the provider does not read is queued without limit",
+        "provider/socket/client.py",
+        "if self.queue.unsent_bytes > MAX_UNSENT_BYTES:",
+        "if self.queue.qsize() > 10 * MAX_UNSENT_BYTES:",
+        "tests/integration/provider/test_limits.py",
+    ),
+    Bug(
+        "attachments are awaited without limit",
+        "provider/socket/client.py",
+        "            self._attached_bytes += len(data)\n",
+        "",
+        "tests/integration/provider/test_limits.py",
+    ),
+    Bug(
         "a heartbeat covers entries that are not synced",
         "spool/spool.py",
         "self._hand_over()\n        self._queue.put(SpoolHeartbeat",

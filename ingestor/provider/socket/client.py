@@ -13,7 +13,8 @@ import asyncio
 import base64
 import json
 import logging
-from collections.abc import Iterable
+from collections import deque
+from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
 import aiohttp
@@ -25,11 +26,24 @@ from socketio import packet as socketio_packet
 from ingestor.errors import IngestorError
 
 MAX_MESSAGE_BYTES = 64 << 20  # aiohttp's default of 4 MiB would close the connection on every larger message
+# Beyond one of these limits the connection is closed, and the reason names it.
+MAX_UNSENT_BYTES = 1 << 20  # pongs and acknowledgements that the server does not read
+MAX_ATTACHMENTS = 1000  # that one message announces
+MAX_ATTACHED_BYTES = MAX_MESSAGE_BYTES  # of its attachments, and of what they are as text
+ATTACHMENT_SECONDS = 60.0  # until the last of them
+MAX_NAMESPACE_CHARACTERS = 256  # of an event that is to be acknowledged
+MAX_CALLBACKS = 10_000  # of requests that the server has not acknowledged; the oldest are dropped
+_PACKET_OVERHEAD_BYTES = 500  # of a queued packet beside its data, roughly
+
 ERROR_EVENTS = frozenset({"err", "error"})
 
 # Outside the logger tree: the library logs the URL, which contains the token, and installs handlers of its own.
 _null_logger = logging.Logger("socketio, silenced", level=logging.CRITICAL + 1)
 _null_logger.propagate = False
+
+
+class LimitExceeded(Exception):
+    """The server exceeds a limit; the message says which. Close the connection."""
 
 
 class ClientListener(Protocol):
@@ -102,14 +116,23 @@ def raw_text(data: str | bytes) -> str:
 
 
 def event_text(event: str, args: Iterable[Any]) -> str:
-    """Encode a parsed event as message text; binary arguments in base64."""
-    return "42" + json.dumps([event, *args], ensure_ascii=False, separators=(",", ":"), default=_encode_binary)
+    """Encode a parsed event as message text; binary arguments in base64. Raises LimitExceeded if they are too long."""
+    encoded_bytes = 0
 
-
-def _encode_binary(value: object) -> dict[str, str]:
-    if isinstance(value, bytes | bytearray):
+    def encode_binary(value: object) -> dict[str, str]:
+        nonlocal encoded_bytes
+        if not isinstance(value, bytes | bytearray):
+            raise TypeError(type(value).__name__)
+        encoded_bytes += len(value)  # one attachment may have thousands of placeholders
+        _check_attached(encoded_bytes)
         return {"base64": base64.b64encode(value).decode()}
-    raise TypeError(type(value).__name__)
+
+    return "42" + json.dumps([event, *args], ensure_ascii=False, separators=(",", ":"), default=encode_binary)
+
+
+def _check_attached(size: int) -> None:
+    if size > MAX_ATTACHED_BYTES:
+        raise LimitExceeded(f"the attachments of a message are more than {MAX_ATTACHED_BYTES} bytes")
 
 
 def event_prefixes(events: Iterable[str]) -> tuple[tuple[str, str], ...]:
@@ -127,15 +150,51 @@ def _close_reason(message: aiohttp.WSMessage) -> tuple[str, str]:
             return "lost", "the connection was cut"
 
 
+class SendQueue(asyncio.Queue[Any]):
+    """The packets that are to be sent, and their size."""
+
+    unsent_bytes = 0
+
+    def _put(self, item: Any) -> None:
+        super()._put(item)
+        self.unsent_bytes += _size(item)
+
+    def _get(self) -> Any:
+        item = super()._get()
+        self.unsent_bytes -= _size(item)
+        return item
+
+
+def _size(item: packet.Packet | None) -> int:
+    return 0 if item is None else _PACKET_OVERHEAD_BYTES + len(item.data or "")
+
+
 class FastEngine(engineio.AsyncClient):  # type: ignore[misc]
     """An Engine.IO client whose read loop needs no task, no JSON and no await for a data event."""
 
     listener: ClientListener
+    state: str
     prefixes: tuple[tuple[str, str], ...]
+
+    def create_queue(self, *args: Any, **kwargs: Any) -> SendQueue:
+        return SendQueue(*args, **kwargs)
+
+    async def _send_packet(self, pkt: packet.Packet) -> None:
+        await super()._send_packet(pkt)
+        if self.queue.unsent_bytes > MAX_UNSENT_BYTES:
+            self.cut("the provider does not read what is sent to it")
+
+    def cut(self, reason: str) -> None:
+        """Read no further, because the server exceeds a limit."""
+        if self.state == "connected":
+            self.listener.on_closed("limit", reason)
+            self.state = "disconnected"  # ends the loops
 
     async def _read_loop_websocket(self) -> None:
         try:
             closed = await self._read_messages()
+        except LimitExceeded as error:
+            closed = "limit", str(error)
         except Exception as error:  # raised by the listener, which has reported it, or by the library
             closed = "lost", type(error).__name__
         self.listener.on_closed(*closed)
@@ -192,6 +251,8 @@ class FastEngine(engineio.AsyncClient):  # type: ignore[misc]
         try:
             # Called directly, not in a task as the library does, to keep parsed messages in order with the others.
             await self.handlers["message"](data)
+        except LimitExceeded:
+            raise
         except Exception:  # bad JSON, 42[], an integer of 4301 digits, an unknown packet type: keep it as it arrived
             self.listener.on_data("", raw_text(raw))
 
@@ -242,7 +303,10 @@ class FastClient(socketio.AsyncClient):  # type: ignore[misc]
         self.eio.prefixes = event_prefixes(events)
         self._listener = listener
         self._text = ""  # the message that is being parsed
-        self._acks: set[asyncio.Task[None]] = set()
+        self._attached_bytes = 0  # of its attachments
+        self._last_id = 0  # of our requests
+        self._acks: deque[tuple[str | None, int, int | None]] = deque()  # namespace, id, and seq of the entry
+        self._ack_task: asyncio.Task[None] | None = None
 
     def _engineio_client_class(self) -> type[FastEngine]:
         return self.engine
@@ -255,21 +319,44 @@ class FastClient(socketio.AsyncClient):  # type: ignore[misc]
             self._text = data
         elif self._binary_packet is None:
             raise ValueError("an attachment without an event")
+        try:
+            await self._handle_within_limits(data)
+        except LimitExceeded:
+            self._listener.on_data("", f"4{self._text}")
+            raise
+
+    async def _handle_within_limits(self, data: str | bytes) -> None:
+        if isinstance(data, bytes):
+            self._attached_bytes += len(data)
+            _check_attached(self._attached_bytes)
         await super()._handle_eio_message(data)
+        if isinstance(data, str) and self._binary_packet is not None:
+            self._attached_bytes = 0
+            if (count := self._binary_packet.attachment_count) > MAX_ATTACHMENTS:
+                raise LimitExceeded(f"a message announces {count} attachments, more than {MAX_ATTACHMENTS}")
+            loop = asyncio.get_running_loop()
+            loop.call_later(ATTACHMENT_SECONDS, self._on_attachments_due, self._binary_packet)
+
+    def _on_attachments_due(self, waiting: Any) -> None:
+        if self._binary_packet is waiting and self.eio.state == "connected":
+            self._listener.on_data("", f"4{self._text}")
+            self.eio.cut(f"the attachments of a message did not arrive within {ATTACHMENT_SECONDS:g} s")
 
     async def _handle_event(self, namespace: str | None, id: int | None, data: Any) -> None:
         if not (isinstance(data, list) and data and isinstance(data[0], str)):
             raise ValueError("an event without a name")
         event, args = data[0], data[1:]
+        if id is not None and namespace and len(namespace) > MAX_NAMESPACE_CHARACTERS:
+            raise LimitExceeded(f"an event has a namespace of {len(namespace)} characters")
         seq = None
         if event in ERROR_EVENTS and namespace in (None, "/"):
             self._listener.on_provider_error(event, args)
         else:
             seq = self._listener.on_data(event, self._event_text(event, args))
         if id is not None:
-            task = asyncio.create_task(self._acknowledge(namespace, id, seq))
-            self._acks.add(task)
-            task.add_done_callback(self._acks.discard)
+            self._acks.append((namespace, id, seq))
+            if self._ack_task is None or self._ack_task.done():
+                self._ack_task = asyncio.create_task(self._send_acks(), name="acknowledgements")
 
     def _event_text(self, event: str, args: list[Any]) -> str:
         # The text as it arrived, without namespace and ack id, so that numbers keep all their digits.
@@ -280,13 +367,28 @@ class FastClient(socketio.AsyncClient):  # type: ignore[misc]
             text = text.partition(",")[2]
         return "42" + text[text.index("[") :]
 
-    async def _acknowledge(self, namespace: str | None, id: int, seq: int | None) -> None:
-        if seq is not None:
-            try:
-                await self._listener.durable(seq)
-            except IngestorError:
-                return  # not durable, so not acknowledged; the spool reports the error to the service
-        await self._send_packet(self.packet_class(socketio_packet.ACK, namespace=namespace, id=id, data=[]))
+    async def _send_acks(self) -> None:
+        while self._acks:
+            namespace, id, seq = self._acks.popleft()
+            if seq is not None:
+                try:
+                    await self._listener.durable(seq)
+                except IngestorError:
+                    continue  # not durable, so not acknowledged; the spool reports the error to the service
+            await self._send_packet(self.packet_class(socketio_packet.ACK, namespace=namespace, id=id, data=[]))
+
+    def _generate_ack_id(self, namespace: str | None, callback: Callable[..., object]) -> int:
+        # The library keeps its counter among the callbacks, as number 0, and an ACK with that number deletes it.
+        self._last_id += 1
+        waiting = self.callbacks.setdefault(namespace or "/", {})
+        waiting[self._last_id] = callback
+        if len(waiting) > MAX_CALLBACKS:
+            del waiting[next(iter(waiting))]
+        return self._last_id
+
+    async def _handle_connect(self, namespace: str | None, data: Any) -> None:
+        if namespace in (None, "/"):  # the library would keep any number of others
+            await super()._handle_connect(namespace, data)
 
     async def _handle_disconnect(self, namespace: str | None) -> None:
         # The library ignores this packet until connect() has returned, and would then report a connection.

@@ -58,6 +58,7 @@ def test_pyproject_pins_the_tested_minor(name: str) -> None:
         (ENGINE, "_send_packet", ["self", "pkt"]),
         (ENGINE, "_trigger_event", ["self", "event", "args", "kwargs"]),
         (ENGINE, "_reset", ["self"]),
+        (ENGINE, "create_queue", ["self", "args", "kwargs"]),
         (ENGINE, "_get_engineio_url", ["self", "url", "engineio_path", "transport"]),
         (SOCKET, "_engineio_client_class", ["self"]),
         (SOCKET, "_handle_eio_connect", ["self"]),
@@ -65,6 +66,8 @@ def test_pyproject_pins_the_tested_minor(name: str) -> None:
         (SOCKET, "_handle_event", ["self", "namespace", "id", "data"]),
         (SOCKET, "_handle_disconnect", ["self", "namespace"]),
         (SOCKET, "_handle_error", ["self", "namespace", "data"]),
+        (SOCKET, "_handle_connect", ["self", "namespace", "data"]),
+        (SOCKET, "_generate_ack_id", ["self", "namespace", "callback"]),
         (SOCKET, "_send_packet", ["self", "pkt"]),
     ],
 )
