@@ -122,7 +122,7 @@ class FullBatchRequired(IngestorError):
 
 
 class PositionConflict(IngestorError):
-    """This batch was already written, by an earlier attempt. Read the position again and continue from there."""
+    """The position is not where this run left it, or that is not known: register, and continue from the position."""
 
 
 class SchemaTooNew(IngestorError):

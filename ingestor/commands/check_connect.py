@@ -40,7 +40,7 @@ from ingestor.store import migrate
 from ingestor.store.engine import sqlite_path
 from ingestor.store.maintenance.dry_run import dry_run
 from ingestor.store.open_database import open_database
-from ingestor.store.write.batch_writer import InstanceInfo
+from ingestor.store.write.registration import InstanceInfo
 
 DATA_SECONDS = 10.0  # to wait for the first response
 _DECODER = Decoder(catalog.metrics_of, catalog.feed_name)

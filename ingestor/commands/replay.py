@@ -27,7 +27,8 @@ from ingestor.store.open_database import name_database, open_database
 from ingestor.store.read import replay_source
 from ingestor.store.read.replay_source import EntryRange, ReplayEntry
 from ingestor.store.write.batch import Batch
-from ingestor.store.write.batch_writer import BatchWriter, InstanceInfo
+from ingestor.store.write.batch_writer import BatchWriter
+from ingestor.store.write.registration import InstanceInfo, SpoolExtent
 
 POLICY = BatchPolicy(max_rows=5_000, max_wait_seconds=0)
 
@@ -88,7 +89,7 @@ class Replayer:
             spool_id=f"{prefix}{first_seq}", name="replay", version=__version__, config_sha256="", started_us=wall_us()
         )
         writer = self._targets[entries.instance_id] = BatchWriter(target)
-        position = writer.register(instance, first_seq)
+        position = writer.register(instance, SpoolExtent(first_seq)).position
         if position < entries.last_seq:
             self._remaining.append(entries._replace(first_seq=position + 1))
 

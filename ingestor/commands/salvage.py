@@ -32,8 +32,9 @@ from ingestor.store.engine import Engine, repeatable_read, translate_errors
 from ingestor.store.open_database import open_database
 from ingestor.store.read.salvage_state import SALVAGED, SpoolOrigin, find_origin, find_salvage
 from ingestor.store.write.batch import Batch, WriteResult
-from ingestor.store.write.batch_writer import BatchWriter, InstanceInfo
+from ingestor.store.write.batch_writer import BatchWriter
 from ingestor.store.write.bisection import bisect_rejected
+from ingestor.store.write.registration import InstanceInfo
 
 POLICY = BatchPolicy(max_rows=5_000, max_wait_seconds=0)
 _NOTHING = WriteResult(new=0, revised=0, duplicate=0, dead_rows=0, dead_frames=0)
@@ -120,7 +121,7 @@ class Salvage:
             config_sha256=self._config_sha256,
             started_us=wall_us(),
         )
-        position = writer.register(instance, 1)
+        position = writer.register(instance).position
         result = replace(result, instance_id=writer.instance_id, written_before=max(position - 1, 0))
         try:
             for entries in self._batches(position):

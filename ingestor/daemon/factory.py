@@ -28,7 +28,8 @@ from ingestor.spool.spool import Spool
 from ingestor.store import migrate
 from ingestor.store.engine import Engine, make_engine, sqlite_path, translate_errors
 from ingestor.store.maintenance.retention import Retention
-from ingestor.store.write.batch_writer import BatchWriter, InstanceInfo
+from ingestor.store.write.batch_writer import BatchWriter
+from ingestor.store.write.registration import InstanceInfo
 
 MIN_SYNC_SECONDS = 0.005  # a sync takes the disk milliseconds; syncing more often would leave it no other time
 

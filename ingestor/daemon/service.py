@@ -77,6 +77,7 @@ class Service:
             on_rows=self._values.add_rows,
             on_outage=_log_outage,
             on_lost=self._on_data_lost,
+            on_other_run=self._on_other_run,
         )
         self._writer_thread = threading.Thread(target=self._run_writer, name="writer", daemon=True)
         self._failure: BaseException | None = None
@@ -297,11 +298,23 @@ class Service:
         with suppress(RuntimeError):  # a statement took longer than the shutdown, and the loop has ended
             self._loop.call_soon_threadsafe(call, *arguments)
 
-    def _on_data_lost(self, reason: str) -> None:
-        """Record that the database lacks what the spool no longer has, and restate the subscriptions' states."""
+    def _on_data_lost(self, reason: str, since_us: int | None) -> None:
+        """Record that the database lacks what the spool no longer has, with ``since_us`` in coverage too."""
         detail = {"reason": reason, "first_seq": self._spool.first_seq()}
-        self._loop.call_soon_threadsafe(self._record, Fact("lost", wall_us(), detail))
-        self._loop.call_soon_threadsafe(self._supervisor.rerecord_states)
+        self._call_in_loop(self._begin_instance, "lost", detail, since_us)
+
+    def _on_other_run(self, reason: str) -> None:
+        """Record that another run writes with a copy of our spool, so that we became another instance."""
+        self._call_in_loop(self._begin_instance, "copied", {"reason": reason}, None)
+
+    def _begin_instance(self, kind: str, detail: dict[str, Any], lost_since_us: int | None) -> None:
+        """Record a fact, and the state of every subscription again: a new instance begins without any."""
+        fact = Fact(kind, wall_us(), detail)
+        if lost_since_us is not None:
+            subscriptions = tuple(self._supervisor.status().subscriptions)
+            fact = Fact(kind, wall_us(), detail, "lost", subscriptions, lost_since_us)
+        self._record(fact)
+        self._supervisor.rerecord_states()
 
 
 def _log_outage(error: str, delay_seconds: float) -> None:

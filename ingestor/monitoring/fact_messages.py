@@ -9,6 +9,8 @@ _MESSAGES = {
     "stopped": "stopped receiving, coverage ends here",
     "crashed": "the previous run did not shut down cleanly; its coverage ends at its last heartbeat",
     "lost": "received entries are lost; recorded as lost in coverage, continuing with new data",
+    "copied": "another run writes with a copy of this spool; give each daemon a spool of its own. Continuing as another"
+    " instance, which has everything that this spool receives",
     "connected": "connected to the provider, subscribing",
     "connect_failed": "cannot connect to the provider, retrying until it connects; further attempts are counted",
     "disconnected": "connection to the provider lost, reconnecting; the time until then is recorded as a gap",

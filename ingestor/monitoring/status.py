@@ -24,7 +24,7 @@ Severity = Literal["info", "warning", "error"]
 _ERRORS = frozenset({"spool_full", "lost"})
 _WARNINGS = frozenset(
     {"silent", "refused", "disconnected", "token_failed", "provider_error", "paused", "clock_stepped", "crashed"}
-    | {"spool_level", "connect_failed", "not_entitled", "evicted", "config_rejected", "repair_failed"}
+    | {"spool_level", "connect_failed", "not_entitled", "evicted", "config_rejected", "repair_failed", "copied"}
 )
 
 

@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import logging
 import threading
-import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import replace
 from functools import partial
 from typing import TypeVar
 
@@ -25,11 +23,13 @@ from ingestor.pipeline.committer import Committer, DatabaseRetry
 from ingestor.pipeline.decoder import Decoder
 from ingestor.pipeline.dedup import RecentValueCache
 from ingestor.pipeline.read_ahead import ReadAhead
+from ingestor.pipeline.registrar import Registrar
 from ingestor.pipeline.writer_status import WriterStatus
 from ingestor.spool.spool import Spool
 from ingestor.store.maintenance.retention import Retention, RetentionResult
 from ingestor.store.write.batch import SampleRow
-from ingestor.store.write.batch_writer import BatchWriter, InstanceInfo
+from ingestor.store.write.batch_writer import BatchWriter
+from ingestor.store.write.registration import InstanceInfo
 
 IDLE_SECONDS = 1.0  # an idle writer publishes the heartbeat this often
 RETENTION_PAUSE_SECONDS = 0.05  # between steps of retention where nothing is to be written: the disk has other users
@@ -58,7 +58,8 @@ class Writer:
         on_batch: Callable[[float], None] = lambda _seconds: None,
         on_rows: Callable[[Sequence[SampleRow]], None] = lambda _rows: None,
         on_outage: Callable[[str, float], None] = lambda _error, _delay_seconds: None,
-        on_lost: Callable[[str], None] = lambda _reason: None,
+        on_lost: Callable[[str, int | None], None] = lambda _reason, _since_us: None,
+        on_other_run: Callable[[str], None] = lambda _reason: None,
         cache: RecentValueCache | None = None,
         new_builder: Callable[..., BatchBuilder] = BatchBuilder,
         sleep: Callable[[float], None] | None = None,
@@ -66,16 +67,17 @@ class Writer:
         """``prepare`` brings the schema up to date before the first write; it may raise DatabaseUnavailable.
 
         ``on_decoded`` receives, before the write, when live data came for which channel, and the last entry decoded.
-        ``on_lost`` receives why the database lacks entries that were written. The last three options are for tests.
+        ``on_lost`` receives why the database lacks entries that were received, and since when unless coverage tells it.
+        ``on_other_run`` receives why this spool became another instance without a loss. The last three options are for
+        tests.
         """
         self.status = WriterStatus()
         self._spool = spool
         self._database = database
-        self._instance = instance
+        self._registrar = Registrar(spool, database, instance, on_lost, on_other_run)
         self._prepare = prepare
         self._retention = retention
         self._on_decoded = on_decoded
-        self._on_lost = on_lost
         self._stop = threading.Event()
         self._draining = threading.Event()
         self._retention_requested = threading.Event()
@@ -172,13 +174,18 @@ class Writer:
         try:
             self._committer.commit(builder)
         except PositionConflict:
-            self.register()  # an earlier attempt did commit: continue from its position
+            # An earlier attempt did commit, or this is another database now: continue from its position.
+            self.register()
 
     def _publish_heartbeat(self) -> None:
         heartbeat = self._spool.durable_heartbeat
         if heartbeat and heartbeat.seq <= self.status.position and heartbeat.at_us != self._published_us:
-            self._database.publish_heartbeat(heartbeat.at_us)
-            self._published_us = heartbeat.at_us
+            try:
+                self._database.publish_heartbeat(heartbeat.at_us, heartbeat.heard_us)
+            except PositionConflict:
+                self.register()  # the next step publishes it, if everything before it is committed there
+            else:
+                self._published_us = heartbeat.at_us
 
     def _log_unknown_fields(self, fields: set[tuple[str, str]]) -> None:
         for feed, name in fields - self._logged_fields:
@@ -198,30 +205,13 @@ class Writer:
     # -- registration
 
     def register(self) -> None:
-        """Register this spool in the database, and continue from the position that the database has committed."""
+        """Become the run that writes as this spool's instance, and continue from the position that it has committed."""
         self._prepare()
-        self._check_unknown_spool()
-        position = self._register_instance()
-        if not self._spool.first_seq() - 1 <= position <= self._spool.synced:
-            # One of the two is an older copy: to continue would hide a gap, or take new entries for old ones.
-            self._database.close_coverage_as_lost(time.time_ns() // 1000)
-            self._on_lost(f"the database's position {position} does not fit the spool: one of them is an older copy")
-            self._spool.reset_id()
-            position = self._register_instance()
-        self.status.position = position
+        self.status.position = self._registrar.register(self._published_us or None)
         self.read_ahead.reset()
-        self._spool.ack(position)
-
-    def _check_unknown_spool(self) -> None:
-        """Report a loss if this spool acknowledged entries, and the database has never seen it."""
-        spool_id = self._spool.spool_id
-        id_was_reset = spool_id != self._instance.spool_id  # then the loss was reported
-        if self._spool.first_seq() > 1 and not id_was_reset and not self._database.has_instance(spool_id):
-            self._on_lost("the database does not know this spool, which had written to one before")
-
-    def _register_instance(self) -> int:
-        instance = replace(self._instance, spool_id=self._spool.spool_id)
-        return self._database.register(instance, self._spool.first_seq())
+        self._spool.ack(self.status.position)
+        if self._retention:
+            self._retention.begin_sweep()
 
     # -- retention
 

@@ -27,7 +27,8 @@ from ingestor.store.read import fingerprint as compared
 from ingestor.store.read import replay_source
 from ingestor.store.read.audit import audit
 from ingestor.store.read.fingerprint import Fingerprint
-from ingestor.store.write.batch_writer import BatchWriter, InstanceInfo
+from ingestor.store.write.batch_writer import BatchWriter
+from ingestor.store.write.registration import InstanceInfo
 from tests.integration.conftest import Command
 from tests.support.daemon import InProcessDaemon, until, write_config
 from tests.support.entries import CROWD, T0, decoder, fact, frame, row
@@ -76,7 +77,7 @@ class Daemon:
 
     def __init__(self, engine: Engine, name: str) -> None:
         self._database = BatchWriter(engine)
-        self._database.register(InstanceInfo(spool_id=name, name=name, version="", config_sha256="", started_us=T0), 1)
+        self._database.register(InstanceInfo(spool_id=name, name=name, version="", config_sha256="", started_us=T0))
         self._seq = 0
 
     def write(self, *entries: Frame | Fact, by: Decoder | None = None) -> None:

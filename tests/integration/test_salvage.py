@@ -16,7 +16,8 @@ from ingestor.pipeline.batch_builder import BatchBuilder
 from ingestor.pipeline.batch_policy import BatchPolicy
 from ingestor.spool.chunk_store import ChunkWriter, pack
 from ingestor.store.engine import make_engine
-from ingestor.store.write.batch_writer import BatchWriter, InstanceInfo
+from ingestor.store.write.batch_writer import BatchWriter
+from ingestor.store.write.registration import InstanceInfo
 from tests.integration.conftest import Command, CommandResult
 from tests.support.daemon import InProcessDaemon, until, write_config
 from tests.support.db_reader import DbReader
@@ -65,7 +66,7 @@ class SetAside:
     def write(self, spool_id: str, entries: list[Frame | Fact]) -> None:
         """Write a batch as the daemon does."""
         writer, builder = BatchWriter(self.engine), BatchBuilder(1, decoder())
-        writer.register(InstanceInfo(spool_id=spool_id, name="vm", version="", config_sha256="", started_us=T0), 1)
+        writer.register(InstanceInfo(spool_id=spool_id, name="vm", version="", config_sha256="", started_us=T0))
         for number, item in enumerate(entries, 1):
             builder.add((number, item))
         writer.write(builder.batch)

@@ -15,7 +15,8 @@ from ingestor.core.entries import Frame
 from ingestor.pipeline.batch_builder import BatchBuilder
 from ingestor.store import schema, views
 from ingestor.store.engine import make_engine
-from ingestor.store.write.batch_writer import BatchWriter, InstanceInfo
+from ingestor.store.write.batch_writer import BatchWriter
+from ingestor.store.write.registration import InstanceInfo
 from tests.support.entries import T0, decoder, fact, frame, row
 from tests.support.query_plans import full_scans, recorded_selects
 
@@ -35,7 +36,7 @@ class Daemon:
     def __init__(self, engine: Engine, name: str, *, keep_payloads: bool = True) -> None:
         self._database = BatchWriter(engine)
         instance = InstanceInfo(spool_id=name, name=name, version="", config_sha256="", started_us=T0)
-        self._seq = self._database.register(instance, 1)
+        self._seq = self._database.register(instance).position
         self._keep_payloads = keep_payloads
 
     def commit(self, *frames: Frame) -> None:

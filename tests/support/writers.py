@@ -11,7 +11,8 @@ from ingestor.errors import SpoolFailed
 from ingestor.pipeline.batch_policy import BatchPolicy
 from ingestor.pipeline.writer import Writer
 from ingestor.spool.spool import Spool
-from ingestor.store.write.batch_writer import BatchWriter, InstanceInfo
+from ingestor.store.write.batch_writer import BatchWriter
+from ingestor.store.write.registration import InstanceInfo
 from tests.support.entries import T0, decoder
 
 
@@ -23,10 +24,16 @@ def make_writer(
     max_wait_seconds: float = 0,
     keep_samples_seconds: float | None = None,
     drain: bool = True,
+    name: str = "test",
+    started_us: int = T0,
     **options: Any,
 ) -> Writer:
-    """Return a writer that is not running. With ``drain`` it does not wait. ``options`` are passed to Writer."""
-    instance = InstanceInfo(spool_id=spool.spool_id, name="test", version="0", config_sha256="", started_us=T0)
+    """Return a writer that is not running, as if the spool had been opened just now.
+
+    With ``drain`` it does not wait. ``options`` are passed to Writer.
+    """
+    spool.opened_head = spool.head
+    instance = InstanceInfo(spool_id=spool.spool_id, name=name, version="0", config_sha256="", started_us=started_us)
     policy = BatchPolicy(max_rows=max_rows, max_wait_seconds=max_wait_seconds)
     database = BatchWriter(engine, keep_samples_seconds)
     writer = Writer(spool, database, decoder(), policy, instance, **{"prepare": lambda: None} | options)

@@ -272,8 +272,8 @@ BUGS = (
     Bug(
         "position without compare-and-set",
         "store/write/batch_writer.py",
-        ".where(c.instance_id == self.instance_id, follows)",
-        ".where(c.instance_id == self.instance_id)",
+        ".where(self._own_row(), follows)",
+        ".where(self._own_row())",
         f"{WRITER} {MODEL}",
     ),
     Bug(

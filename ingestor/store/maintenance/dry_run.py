@@ -16,7 +16,8 @@ from ingestor.store import migrate
 from ingestor.store.engine import sqlite_path, translate_errors
 from ingestor.store.open_database import open_database
 from ingestor.store.write.batch import Batch, WriteResult
-from ingestor.store.write.batch_writer import BatchWriter, InstanceInfo
+from ingestor.store.write.batch_writer import BatchWriter
+from ingestor.store.write.registration import InstanceInfo, SpoolExtent
 
 
 def dry_run(url: str, instance: InstanceInfo, batch: Batch) -> WriteResult:
@@ -40,7 +41,7 @@ def _write_and_roll_back(url: str, instance: InstanceInfo, batch: Batch) -> Writ
         try:
             migrate.create_if_empty(connection)
             writer = BatchWriter(engine, begin=partial(_savepoint, connection))
-            writer.register(replace(instance, spool_id=secrets.token_hex(16)), batch.first_seq)
+            writer.register(replace(instance, spool_id=secrets.token_hex(16)), SpoolExtent(batch.first_seq))
             return writer.write(batch)
         finally:
             outer.rollback()

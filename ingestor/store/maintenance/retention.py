@@ -54,6 +54,10 @@ class Retention:
         self._rows = FIRST_ROWS
         self._coverage_compacted_on: date | None = None  # compaction reads all coverage: once a day is enough
 
+    def begin_sweep(self) -> None:
+        """Forget the present sweep: it rests on what a database contained that may have been replaced."""
+        self._tasks, self._coverage_compacted_on = [], None
+
     def step(self, instance_id: int, now_us: int) -> RetentionResult:
         """Delete at most ``STEP_ROWS``, in about ``STEP_SECONDS``, in a transaction of its own.
 

@@ -1,47 +1,37 @@
 """The idempotent write: one batch, one transaction, however often it is tried.
 
 The first statement of a batch moves the position by compare-and-set. So a batch that an earlier attempt committed,
-perhaps late and unnoticed, changes nothing.
+perhaps late and unnoticed, changes nothing. The id of the run is compared too: another run may be at the same position.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from datetime import UTC, datetime
 from functools import partial
 from types import ModuleType
 from typing import Any, NamedTuple
 
-from sqlalchemy import Connection, Engine, bindparam, insert, select, update
+from sqlalchemy import ColumnElement, Connection, Engine, bindparam, delete, insert, select, update
 
 from ingestor.core.clock import ProvenTime
 from ingestor.core.entries import SeriesKey
 from ingestor.core.times import day_start_us, to_datetime, to_us
-from ingestor.errors import BatchRejected, FullBatchRequired, PositionConflict
+from ingestor.errors import BatchRejected, DatabaseUnavailable, FullBatchRequired, PositionConflict
 from ingestor.store import leases, schema
 from ingestor.store.engine import insert_or_ignore, transaction, translate_errors
 from ingestor.store.write import coverage_intervals, postgres_sql, sqlite_sql
 from ingestor.store.write.batch import Batch, DeadLetter, Origin, SubscriptionRow, Transition, WriteResult
 from ingestor.store.write.bisection import bisect_rejected
 from ingestor.store.write.interning import InternTable
+from ingestor.store.write.registration import InstanceInfo, LostSpan, Ownership, Registration, SpoolExtent, claim
 from ingestor.store.write.sample_writer import InsertCounts, SampleInsert, dead_letter_of
 
 PROVING_ROWS = 100  # of a batch, that are asked what time it is: the last ones, because they were received last
+_NEW_SPOOL = SpoolExtent(first_seq=1)
 INTERNED_NAMES = 200_000  # that are cached, of series and of subscriptions each
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class InstanceInfo:
-    """What a database records of an instance: the life of one spool."""
-
-    spool_id: str
-    name: str
-    version: str
-    config_sha256: str
-    started_us: int
 
 
 class _InternedSeries(NamedTuple):
@@ -78,6 +68,11 @@ class BatchWriter:
         )
         self.instance_id = 0
         self.proven_time = ProvenTime()
+        self._run_id = ""
+        self._position = 0  # as this run has left it
+        self._attempted_at: set[datetime] = set()  # by batches past that position, whose outcome may be unknown
+        self._registered_over: Any = None  # the driver's connection; what is cached came over it, and ends with it
+        self._published_heard: Mapping[tuple[str, str], int] = {}
 
     def has_instance(self, spool_id: str) -> bool:
         """Whether this spool was ever registered here."""
@@ -85,35 +80,62 @@ class BatchWriter:
             query = select(schema.instances.c.instance_id).where(schema.instances.c.spool_id == spool_id)
             return connection.execute(query).first() is not None
 
-    def register(self, instance: InstanceInfo, first_seq: int) -> int:
-        """Insert or update the instance, and return its position: the last seq that is committed.
+    def register(
+        self, instance: InstanceInfo, extent: SpoolExtent = _NEW_SPOOL, lost: LostSpan | None = None
+    ) -> Registration:
+        """Become the run that writes as this instance, unless it is FOREIGN.
 
-        For a new instance that is the seq before its spool's ``first_seq``.
+        A new instance's position is the seq before the spool's first. ``lost`` goes into the coverage of a new one.
+        Until this has succeeded, and again after each error but BatchRejected, all writes raise PositionConflict.
         """
-        table = schema.instances
-        columns = {
-            "name": instance.name,
-            "version": instance.version,
-            "config_sha256": instance.config_sha256,
-            "started_at": to_datetime(instance.started_us),
-        }
+        self._registered_over = None
         self._series.clear()
         self._subscriptions.clear()
+        self._published_heard = {}
         with self._begin() as connection:
-            new = insert_or_ignore(connection, schema.instances)
-            connection.execute(new, [{"spool_id": instance.spool_id, "position": first_seq - 1, **columns}])
-            this_instance = table.c.spool_id == instance.spool_id
-            connection.execute(update(table).where(this_instance).values(**columns))
-            row = connection.execute(select(table.c.instance_id, table.c.position).where(this_instance)).one()
-        self.instance_id = row.instance_id
-        position: int = row.position
-        return position
+            is_own_commit = partial(self._is_own_commit, connection)
+            found = claim(connection, instance, extent, is_own_commit=is_own_commit, lost=lost)
+            driver_connection = connection.connection.driver_connection
+        if found.ownership is not Ownership.FOREIGN:
+            self.instance_id, self._run_id, self._position = found.instance_id, instance.run_id, found.position
+            self._attempted_at.clear()
+            self._registered_over = driver_connection
+        return found
+
+    def _is_own_commit(self, connection: Connection, row: Any) -> bool:
+        """Return whether this run moved the position there: a copy of our process's memory has the same run id."""
+        c = schema.batches.c
+        last = (c.instance_id == row.instance_id, c.last_seq == row.position)
+        committed_at = connection.execute(select(c.committed_at).where(*last)).scalar()
+        return row.position <= self._position or committed_at in self._attempted_at
+
+    @contextmanager
+    def _transaction(self) -> Iterator[Connection]:
+        """Run the block in a transaction over the connection that this run registered over.
+
+        Raises PositionConflict if that connection was lost or replaced: the database may be another one now.
+        """
+        if self._registered_over is None:
+            raise PositionConflict("not registered over the present connection to the database")
+        try:
+            with self._begin() as connection:
+                if connection.connection.driver_connection is not self._registered_over:
+                    raise PositionConflict("the connection to the database was replaced")
+                yield connection
+        except (DatabaseUnavailable, PositionConflict):
+            self._registered_over = None
+            raise
+
+    def _own_row(self) -> ColumnElement[bool]:
+        c = schema.instances.c
+        return (c.instance_id == self.instance_id) & (c.run_id == self._run_id)
 
     def close_coverage_as_lost(self, now_us: int) -> None:
         """Close the coverage of this instance: what it received after its last heartbeat here is lost."""
-        table = schema.instances
-        with self._begin() as connection:
-            row = connection.execute(select(table).where(table.c.instance_id == self.instance_id)).one()
+        with self._transaction() as connection:
+            row = connection.execute(select(schema.instances).where(self._own_row()).with_for_update()).one_or_none()
+            if row is None:
+                raise PositionConflict("another run has taken this instance over")
             since_us = now_us if row.heartbeat_at is None else to_us(row.heartbeat_at)
             timeline = coverage_intervals.load(connection, self.instance_id)
             reason = "the database lacks what was written after this: it is an older copy"
@@ -121,14 +143,34 @@ class BatchWriter:
             timeline.close_all(now_us)
             coverage_intervals.save(connection, self.instance_id, timeline)
 
-    def publish_heartbeat(self, at_us: int) -> None:
-        """State that everything received before ``at_us`` is in the tables."""
-        this_instance = schema.instances.c.instance_id == self.instance_id
-        with self._begin() as connection:
-            connection.execute(update(schema.instances).where(this_instance).values(heartbeat_at=to_datetime(at_us)))
+    def publish_heartbeat(self, at_us: int, heard_us: Mapping[tuple[str, str], int] | None = None) -> None:
+        """State that everything received before ``at_us`` is in the tables, and when each group's connection was heard.
+
+        ``heard_us``: (path, shared params) → µs. Raises PositionConflict if the position is not where this run left it.
+        """
+        heard_us = heard_us or {}
+        with self._transaction() as connection:
+            unmoved = (self._own_row(), schema.instances.c.position == self._position)
+            beat = update(schema.instances).where(*unmoved).values(heartbeat_at=to_datetime(at_us))
+            if connection.execute(beat).rowcount != 1:
+                raise PositionConflict(f"the position is not {self._position}, where this run has left it")
+            if heard_us != self._published_heard:
+                self._replace_connections(connection, heard_us)
+        self._published_heard = dict(heard_us)
+
+    def _replace_connections(self, connection: Connection, heard_us: Mapping[tuple[str, str], int]) -> None:
+        table = schema.connections
+        connection.execute(delete(table).where(table.c.instance_id == self.instance_id))
+        if heard_us:
+            names = {"instance_id": self.instance_id}
+            rows = [
+                names | {"path": path, "params": params, "heard_at": to_datetime(at_us)}
+                for (path, params), at_us in heard_us.items()
+            ]
+            connection.execute(insert(table), rows)
 
     def write(self, batch: Batch) -> WriteResult:
-        """Commit a whole batch. Raises PositionConflict if it was committed before; nothing is changed then."""
+        """Commit a whole batch. If its position does not follow, raises PositionConflict, with nothing changed."""
         self._expire(batch)
         if batch.expired and batch.deduplicated_rows:  # also rows that an earlier attempt took out
             raise FullBatchRequired("some rows are older than samples are kept")
@@ -144,11 +186,12 @@ class BatchWriter:
     def _write(
         self, batch: Batch, series: _InternedSeries, subscriptions: dict[SubscriptionRow, int], *, isolate: bool
     ) -> WriteResult:
-        with self._begin() as connection:
+        with self._transaction() as connection:
             self._advance(connection, batch)
             counts = SampleInsert(connection, self.instance_id, batch, series.ids).run(isolate=isolate)
             result, dead_letters = _summarize(batch, counts, series)
             self._write_journal(connection, batch, dead_letters, subscriptions, result)
+        self._note_commit(batch)
         return result
 
     def write_samples(self, batch: Batch) -> WriteResult:
@@ -157,9 +200,10 @@ class BatchWriter:
         Its entries may have gaps. Raises PositionConflict if one of them was written before; nothing is changed then.
         """
         series = self._intern_series(batch)
-        with self._begin() as connection:
+        with self._transaction() as connection:
             self._advance(connection, batch, gapless=False)
             counts = SampleInsert(connection, self.instance_id, batch, series.ids).run(isolate=True)
+        self._note_commit(batch)
         return _summarize(batch, counts, series)[0]
 
     # -- parts of a batch
@@ -183,9 +227,13 @@ class BatchWriter:
     def _advance(self, connection: Connection, batch: Batch, *, gapless: bool = True) -> None:
         c = schema.instances.c
         follows = c.position == batch.first_seq - 1 if gapless else c.position < batch.first_seq
-        advance = update(schema.instances).where(c.instance_id == self.instance_id, follows)
+        advance = update(schema.instances).where(self._own_row(), follows)
         if connection.execute(advance.values(position=batch.last_seq)).rowcount != 1:
-            raise PositionConflict(f"entries {batch.first_seq} to {batch.last_seq} were written before")
+            raise PositionConflict(f"entries {batch.first_seq} to {batch.last_seq} do not follow the position")
+
+    def _note_commit(self, batch: Batch) -> None:
+        self._position = batch.last_seq
+        self._attempted_at.clear()
 
     def _write_journal(
         self,
@@ -217,13 +265,16 @@ class BatchWriter:
             for transition in batch.transitions:
                 timeline.apply(transition, subscriptions)
             coverage_intervals.save(connection, self.instance_id, timeline)
-        connection.execute(insert(schema.batches), [instance | _ledger_columns(batch, result)])
+        committed_at = datetime.now(UTC)
+        self._attempted_at.add(committed_at)
+        ledger = instance | _ledger_columns(batch, result) | {"committed_at": committed_at}
+        connection.execute(insert(schema.batches), [ledger])
 
     def _intern_series(self, batch: Batch) -> _InternedSeries:
         series = _InternedSeries({}, {})
 
         def intern(keys: Iterable[SeriesKey]) -> None:
-            series.ids.update(self._series.intern(self._begin, keys, _series_columns))
+            series.ids.update(self._series.intern(self._transaction, keys, _series_columns))
 
         def reject(key: SeriesKey, rejection: BatchRejected) -> None:
             series.rejections[key] = str(rejection)
@@ -234,7 +285,7 @@ class BatchWriter:
 
     def _intern_subscriptions(self, batch: Batch) -> dict[SubscriptionRow, int]:
         rows = {(row.path, row.params): row for change in batch.transitions for row in change.subscriptions}
-        ids = self._subscriptions.intern(self._begin, rows, lambda key: _subscription_columns(rows[key]))
+        ids = self._subscriptions.intern(self._transaction, rows, lambda key: _subscription_columns(rows[key]))
         return {row: ids[row.path, row.params] for change in batch.transitions for row in change.subscriptions}
 
 
@@ -257,7 +308,6 @@ def _ledger_columns(batch: Batch, result: WriteResult) -> dict[str, Any]:
     return {
         "first_seq": batch.first_seq,
         "last_seq": batch.last_seq,
-        "committed_at": datetime.now(UTC),
         "frames": batch.frames,
         "facts": batch.facts,
         "row_count": batch.row_count - result.dead_siblings,

@@ -38,12 +38,13 @@ async def main() -> None:
 asyncio.run(main())
 """
 DATABASE = f"""
-from ingestor.store.write.batch_writer import BatchWriter, InstanceInfo
+from ingestor.store.write.batch_writer import BatchWriter
+from ingestor.store.write.registration import InstanceInfo
 from ingestor.store.engine import make_engine
 
 engine = make_engine("sqlite:///spool.db")
 database = BatchWriter(engine)
-database.register(InstanceInfo(spool_id="s", name="", version="", config_sha256="", started_us=0), 1)
+database.register(InstanceInfo(spool_id="s", name="", version="", config_sha256="", started_us=0))
 input()
 for at_us in range({TIMES}):
     database.publish_heartbeat(at_us)

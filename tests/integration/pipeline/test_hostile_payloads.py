@@ -21,7 +21,8 @@ from ingestor.spool.chunk_store import pack, unpack
 from ingestor.store import schema
 from ingestor.store.engine import make_engine
 from ingestor.store.read.audit import audit
-from ingestor.store.write.batch_writer import BatchWriter, InstanceInfo
+from ingestor.store.write.batch_writer import BatchWriter
+from ingestor.store.write.registration import InstanceInfo
 from tests.support.entries import CROWD, T0, decoder, frame, row
 from tests.support.hypothesis_steps import wanted_steps
 from tests.support.postgres_server import fresh_database
@@ -49,7 +50,7 @@ class Store:
         self._database = BatchWriter(self.engine)
         self._decoder = decoder()
         instance = InstanceInfo(spool_id="s", name="", version="", config_sha256="", started_us=T0)
-        self._seq = self._database.register(instance, 1)
+        self._seq = self._database.register(instance).position
 
     def write(self, given: Frame) -> Outcome:
         """Take a frame through spool format, decoder and database."""

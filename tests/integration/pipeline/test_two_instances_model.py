@@ -22,13 +22,14 @@ from sqlalchemy import Engine, text
 
 from ingestor.core.entries import Frame, Source
 from ingestor.core.times import to_us
-from ingestor.errors import DatabaseUnavailable
+from ingestor.errors import DatabaseUnavailable, PositionConflict
 from ingestor.pipeline.writer import Writer
 from ingestor.spool import ballast
 from ingestor.spool.spool import Spool
 from ingestor.store import schema
 from ingestor.store.engine import make_engine
 from ingestor.store.read.audit import audit
+from ingestor.store.write.batch import Batch
 from tests.support.entries import T0, fact, frame, row
 from tests.support.flaky_commit import CachedValues, CacheRecorder, FlakyCommits, latest_values
 from tests.support.hypothesis_steps import StepCounter, fast_folder, run_for
@@ -116,10 +117,12 @@ def _json(model_row: tuple[Key, float]) -> dict[str, Any]:
 
 
 class Run:
-    """One run of a daemon. If it was killed, its last commit may still come through, but it acknowledges nothing."""
+    """One run of a daemon, with the spool as it has found it. One that was killed acknowledges nothing any more."""
 
-    def __init__(self, spool: Spool, engine: Engine) -> None:
+    def __init__(self, spool: Spool, engine: Engine, number: int) -> None:
         self._spool = spool
+        self.run_id = f"run {number}"
+        self.opened_head = spool.head
         self.killed = False
         self._recorder = CacheRecorder()
         self.writer: Writer = make_writer(
@@ -134,6 +137,9 @@ class Run:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._spool, name)
+
+    def knows_run(self, run_id: str) -> bool:
+        return run_id.startswith("run ")
 
     def ack(self, seq: int) -> None:
         if not self.killed:
@@ -161,19 +167,26 @@ class Daemon:
         self.received: dict[int, ModelFrame] = {}  # by seq
         self.written = 0  # the model's position
         self.connections = 1
+        self._runs = 0
         self.run = self._start_run()
-        self.previous_run = self.run
 
     def _start_run(self) -> Run:
         while True:
+            self._runs += 1
             try:
-                return Run(self.spool, self._engine)
+                return Run(self.spool, self._engine, self._runs)
             except DatabaseUnavailable:
                 pass  # a commit was to fail
 
     def restart(self) -> None:
-        self.previous_run, self.run = self.run, self._start_run()
-        self.previous_run.killed = True
+        """Begin another run. Nothing that the previous one still sends changes anything then."""
+        previous, self.run = self.run, self._start_run()
+        previous.killed = True
+        database = previous.writer._database
+        if database._registered_over is not None:  # and the same connection, as if there were one a run
+            position = database._position
+            with pytest.raises(PositionConflict):
+                database.write(Batch(first_seq=position + 1, last_seq=position + 1, frames=1))
 
     @cached_property
     def instance_id(self) -> int:
@@ -280,11 +293,14 @@ class TwoDaemons(StepCounter):
 
     @rule(which=which, written=st.sampled_from(["nothing", "by the new run", "late, by the killed run"]))
     def restart(self, which: int, written: str) -> None:
-        """The killed run may have a commit in progress, which comes through before the new run's first, or does not."""
+        """The killed run may have a commit in progress, for which the new run waits when it registers."""
         daemon = self._daemons[which]
+        if written == "late, by the killed run":
+            daemon.run.killed = True
+            self._write(daemon, daemon.run)
         daemon.restart()
-        if written != "nothing":
-            self._write(daemon, daemon.run if written == "by the new run" else daemon.previous_run)
+        if written == "by the new run":
+            self._write(daemon, daemon.run)
 
     def _write(self, daemon: Daemon, run: Run) -> None:
         run.writer.step()

@@ -113,16 +113,18 @@ async def test_requested_value_is_compared_with_the_database(spool: Spool, engin
     assert audit(engine) == []
 
 
-async def test_batch_of_unknown_outcome_is_not_written_twice(spool: Spool, engine: Engine) -> None:
+@pytest.mark.parametrize("done", [False, True], ids=["not done", "done"])
+async def test_batch_of_unknown_outcome_is_written_once(spool: Spool, engine: Engine, done: bool) -> None:
+    writer = make_writer(spool, engine)
+    writer.register()
     await put(spool, frame([row("A")]), frame([row("B")]))
-    stale = make_writer(spool, engine)
-    stale.register()  # reads its position
-    make_writer(spool, engine).run()  # the earlier commit comes through afterwards
-    stale.step()
-    stale.step()
-    assert stale.status.position == 2
-    assert query(engine, "SELECT count(*) FROM batches") == [(1,)]
+    FlakyCommits(engine).fail(2, done=done)  # after that of the names
+    writer.step()
+    writer.step()
+    assert writer.status.position == 2
+    assert query(engine, "SELECT instance_id, first_seq, last_seq FROM batches") == [(1, 1, 2)]
     assert query(engine, "SELECT count(*) FROM payloads") == [(2,)]
+    assert audit(engine) == []
 
 
 @pytest.mark.postgres
@@ -171,6 +173,7 @@ async def test_dedup_cache_is_empty_after_a_failed_commit(spool: Spool, engine: 
         writer.step()
     FlakyCommits(engine).fail(1, done=done)
     await put(spool, frame([row("B", 1)]))
+    writer.step()  # after the failure, it only registers
     writer.step()
     await put(spool, frame([row("A")]))
     writer.step()
@@ -274,7 +277,7 @@ async def test_database_restored_from_a_backup_gets_a_new_instance(spool: Spool,
         connection.execute(text("DELETE FROM batches WHERE first_seq > 1"))
     await put(spool, frame([row("C")]))
     lost: list[str] = []
-    writer = make_writer(spool, engine, on_lost=lost.append)
+    writer = make_writer(spool, engine, on_lost=lambda reason, _since_us: lost.append(reason))
     FlakyCommits(engine).fail(2, done=False)  # the one that closes the old instance: retried, and reported once
     writer.run()
     assert lost == ["the database's position 1 does not fit the spool: one of them is an older copy"]
@@ -288,7 +291,7 @@ async def test_database_that_does_not_know_the_spool_is_a_loss(spool: Spool, eng
     lost: list[str] = []
     for ticker in "AB":
         await put(spool, frame([row(ticker)]))
-        writer = make_writer(spool, engine, on_lost=lost.append)
+        writer = make_writer(spool, engine, on_lost=lambda reason, _since_us: lost.append(reason))
         writer.run()
         assert lost == []
     await put(spool, fact())  # this sync deletes what was acknowledged

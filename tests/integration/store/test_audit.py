@@ -8,7 +8,8 @@ from sqlalchemy import Engine, text
 from ingestor.pipeline.batch_builder import BatchBuilder
 from ingestor.store.read.audit import audit, find_losses
 from ingestor.store.write.batch import Batch
-from ingestor.store.write.batch_writer import BatchWriter, InstanceInfo
+from ingestor.store.write.batch_writer import BatchWriter
+from ingestor.store.write.registration import InstanceInfo, SpoolExtent
 
 from ...support.entries import T0, decoder, fact, frame, row
 
@@ -36,7 +37,7 @@ def sound(engine: Engine) -> Engine:
     """Two instances, three batches each: new, revised, duplicate and dead rows, two states of coverage."""
     for name in ("one", "two"):
         writer = BatchWriter(engine)
-        writer.register(InstanceInfo(spool_id=name, name=name, version="1", config_sha256="", started_us=T0), 1)
+        writer.register(InstanceInfo(spool_id=name, name=name, version="1", config_sha256="", started_us=T0))
         for first_seq, value in ((1, 0.1), (5, 0.2), (9, 0.2)):
             writer.write(batch(first_seq, value))
     return engine
@@ -179,7 +180,9 @@ def test_audit_accepts_instance_without_journal(sound: Engine) -> None:
 
 def test_audit_accepts_ledger_that_starts_late(engine: Engine) -> None:
     writer = BatchWriter(engine)
-    writer.register(InstanceInfo(spool_id="one", name="one", version="1", config_sha256="", started_us=T0), 5)
+    writer.register(
+        InstanceInfo(spool_id="one", name="one", version="1", config_sha256="", started_us=T0), SpoolExtent(5)
+    )
     assert audit(engine) == []
     writer.write(batch(5, 0.1))
     assert audit(engine) == []

@@ -14,6 +14,7 @@ from sqlalchemy import Engine, insert, select, text
 from ingestor.pipeline.batch_builder import BatchBuilder
 from ingestor.store import schema, views
 from ingestor.store.write import batch_writer
+from ingestor.store.write.registration import InstanceInfo
 from tests.support.entries import decoder, frame
 
 from .row_factory import DAY, Database, at
@@ -31,9 +32,7 @@ class CandleModel:
         self.random = random.Random(seed)
         self.db = Database(engine)
         self._writer = batch_writer.BatchWriter(engine)
-        self._writer.register(
-            batch_writer.InstanceInfo(spool_id="s", name="", version="", config_sha256="", started_us=0), 1
-        )
+        self._writer.register(InstanceInfo(spool_id="s", name="", version="", config_sha256="", started_us=0))
         self._seq = 0
         self._values: dict[tuple[str, datetime], float] = {}
         self._live: dict[str, list[Span]] = {ticker: [] for ticker in TICKERS}

@@ -13,8 +13,9 @@ from ingestor.pipeline.batch_builder import BatchBuilder
 from ingestor.store import schema
 from ingestor.store.engine import make_engine
 from ingestor.store.write import revision_rows
-from ingestor.store.write.batch_writer import BatchWriter, InstanceInfo
+from ingestor.store.write.batch_writer import BatchWriter
 from ingestor.store.write.interning import InternTable
+from ingestor.store.write.registration import InstanceInfo
 from tests.support.entries import T0, decoder, fact, frame, row
 from tests.support.postgres_server import fresh_database
 
@@ -50,7 +51,7 @@ def count_steps(path: Path, template: Path, rows: int, statistics: bool) -> int:
     steps: list[None] = []
     event.listen(engine, "connect", lambda c, _: c.set_progress_handler(lambda: steps.append(None), 1))
     batch_writer = BatchWriter(engine)
-    batch_writer.register(InstanceInfo(spool_id="s", name="", version="", config_sha256="", started_us=T0), 1)
+    batch_writer.register(InstanceInfo(spool_id="s", name="", version="", config_sha256="", started_us=T0))
     steps.clear()
     builder = BatchBuilder(1, decoder())
     builder.add((1, fact(state="live", tickers=["OTHER1", "OTHER2"])))

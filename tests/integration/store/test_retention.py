@@ -19,7 +19,8 @@ from ingestor.store.maintenance import retention
 from ingestor.store.maintenance.retention import Retention, RetentionResult
 from ingestor.store.read.audit import audit
 from ingestor.store.write.batch import Batch, SampleRow
-from ingestor.store.write.batch_writer import BatchWriter, InstanceInfo
+from ingestor.store.write.batch_writer import BatchWriter
+from ingestor.store.write.registration import InstanceInfo
 
 NOW = datetime.now(UTC)
 NOW_US = int(NOW.timestamp() * 1_000_000)
@@ -227,7 +228,7 @@ def test_retention_deletes_samples_by_whole_days(engine: Engine) -> None:
     stamps_us = (int(midnight.timestamp()) * 1_000_000 + late for late in (-1, 1))
     batch.rows = [SampleRow(("", "", "T1", ""), ts_us, 0.5, None, NOW_US, "stream", 4, 0) for ts_us in stamps_us]
     writer = BatchWriter(engine, 365 * 86_400.0)
-    writer.register(InstanceInfo(spool_id="spool 1", name="", version="", config_sha256="", started_us=NOW_US), 1)
+    writer.register(InstanceInfo(spool_id="spool 1", name="", version="", config_sha256="", started_us=NOW_US))
     writer.proven_time.note(NOW_US)
     with time_machine.travel(NOW, tick=False):
         result = writer.write(batch)

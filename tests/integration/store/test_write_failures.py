@@ -20,7 +20,8 @@ from ingestor.store import engine as engine_module
 from ingestor.store import migrate
 from ingestor.store.engine import make_engine, transaction, translate_errors
 from ingestor.store.write.batch import Batch
-from ingestor.store.write.batch_writer import BatchWriter, InstanceInfo
+from ingestor.store.write.batch_writer import BatchWriter
+from ingestor.store.write.registration import InstanceInfo
 from tests.support.check_constraint import refuse, refuse_all
 from tests.support.entries import T0, decoder, frame, row
 from tests.support.postgres_server import Postgres, free_port, fresh_database
@@ -226,11 +227,13 @@ def test_suspended_server_does_not_block_the_writer_forever(
     engine = make_engine(postgres.url().replace("postgresql://", "postgresql+psycopg://"))
     migrate.upgrade(engine)
     database = BatchWriter(engine)
-    database.register(InstanceInfo(spool_id="s", name="", version="", config_sha256="", started_us=T0), 1)
+    instance = InstanceInfo(spool_id="s", name="", version="", config_sha256="", started_us=T0)
+    database.register(instance)
     postgres.pause()
     with pytest.raises(DatabaseUnavailable):
         database.write(batch(1, bad=None))
     postgres.resume()
+    database.register(instance)
     assert database.write(batch(1, bad=None)).new == 1000
     engine.dispose()
 
@@ -365,7 +368,7 @@ def batch(first_seq: int, *, bad: int | None) -> Batch:
 def test_one_bad_row_of_1000_costs_22_savepoints_at_most(engine: Engine, bad: int) -> None:
     refuse(engine, 666)
     database = BatchWriter(engine)
-    database.register(InstanceInfo(spool_id="s", name="", version="", config_sha256="", started_us=T0), 1)
+    database.register(InstanceInfo(spool_id="s", name="", version="", config_sha256="", started_us=T0))
     database.write(batch(1, bad=None))
     attempts = Counter[str]()
     event.listen(engine, "savepoint", lambda _connection, name: attempts.update(["savepoints"]))
@@ -382,7 +385,7 @@ def test_unwell_database_is_unavailable_at_the_first_rejected_row(engine: Engine
     refuse(engine, 666)
     refuse_all(engine, "dead_letters")
     database = BatchWriter(engine)
-    database.register(InstanceInfo(spool_id="s", name="", version="", config_sha256="", started_us=T0), 1)
+    database.register(InstanceInfo(spool_id="s", name="", version="", config_sha256="", started_us=T0))
     attempts = Counter[str]()
     event.listen(engine, "savepoint", lambda _connection, name: attempts.update(["savepoints"]))
     # Were the rest of the batch bisected first, the database could recover meanwhile, and take what it had rejected

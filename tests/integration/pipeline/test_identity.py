@@ -1,0 +1,210 @@
+"""Copies of a spool, and older ones: what each run receives is stored, and no run takes another's entries for its own.
+
+A run of the daemon is a Spool that was opened, and a writer. A copy of its folder is what a backup or a clone of the
+machine has.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import Engine
+
+from ingestor.spool.spool import Spool
+from ingestor.store.read.audit import audit, find_losses
+from tests.support.entries import T0, fact, frame, row
+from tests.support.writers import make_writer, put, query, raise_failure
+
+SECOND = 1_000_000
+
+
+class Run:
+    """One run of a daemon, from the opening of its spool on."""
+
+    def __init__(self, spool: Spool, engine: Engine, name: str, started_us: int) -> None:
+        self.spool = spool
+        self.said: list[tuple[str, str]] = []
+        self.tickers: list[str] = []
+        self._name = name
+        self._started_us = started_us
+        self._closed = False
+        self.writer = make_writer(
+            spool,
+            engine,
+            name=name,
+            started_us=started_us,
+            on_lost=lambda reason, _since_us: self.said.append(("lost", reason)),
+            on_other_run=lambda reason: self.said.append(("copied", reason)),
+        )
+
+    async def receive(self, number: int = 5) -> None:
+        """Become live, and receive this number of frames, each with a ticker that no other frame has."""
+        await put(self.spool, fact("subscribed", at_us=self._started_us, state="live", tickers=["A", self._name]))
+        for _ in range(number):
+            self.tickers.append(f"{self._name}{len(self.tickers)}")
+            await put(self.spool, frame([row(self.tickers[-1])]))
+
+    async def write(self, heartbeat_us: int | None = None) -> None:
+        """Write everything that was received, after registering if that was not done, and publish a heartbeat."""
+        if heartbeat_us is not None:
+            self.spool.heartbeat(heartbeat_us)
+            await put(self.spool, fact())
+        if not self.writer.status.position:
+            self.writer.register()
+        self.writer.step()
+        while not self.writer.drained:
+            self.writer.step()
+
+    async def close(self) -> None:
+        if not self._closed:
+            self._closed = True
+            await self.spool.close()
+
+
+@pytest.fixture
+async def open_run(tmp_path: Path, engine: Engine) -> AsyncIterator[Callable[..., Run]]:
+    """``open_run(folder, name, started_us=T0)``: a new run on the spool in that folder."""
+    async with AsyncExitStack() as stack:
+
+        def open_(folder: str, name: str, started_us: int = T0) -> Run:
+            spool = Spool(tmp_path / folder, max_bytes=1 << 30, sync_every_seconds=0.001)
+            spool.start(raise_failure)
+            run = Run(spool, engine, name, started_us)
+            stack.push_async_callback(run.close)
+            return run
+
+        yield open_
+
+
+def stored(engine: Engine) -> set[str]:
+    return {ticker for (ticker,) in query(engine, "SELECT ticker FROM observations")}
+
+
+def coverage_of(engine: Engine, instance_id: int) -> list[tuple[Any, ...]]:
+    return query(engine, f"SELECT * FROM coverage WHERE instance_id = {instance_id} ORDER BY start_seq")
+
+
+# -- one spool goes back
+
+
+@pytest.mark.parametrize("copied", ["before the next run", "during the run"])
+async def test_older_spool_stores_what_comes_and_tells_what_is_gone(
+    tmp_path: Path, open_run: Callable[..., Run], engine: Engine, copied: str
+) -> None:
+    first = second = open_run("spool", "first")
+    await first.receive()
+    await first.write()
+    if copied == "before the next run":
+        await first.close()
+    shutil.copytree(tmp_path / "spool", tmp_path / "older")
+    if copied == "before the next run":
+        second = open_run("spool", "second")
+    await second.receive(20)
+    await second.write(heartbeat_us=T0 + 5 * SECOND)
+    assert not second.said
+
+    third = open_run("older", "third", T0 + 60 * SECOND)
+    await third.receive(10)  # while the database is away: its seqs are those of entries that are committed
+    await third.write()
+    assert stored(engine) == {*first.tickers, *second.tickers, *third.tickers}
+    assert [kind for kind, _ in third.said] == ["lost"]
+    (loss,) = [issue.message for issue in find_losses(engine) if issue.check == "lost"]
+    assert "subscriptions received from 2026-01-01 00:00:05 to 2026-01-01 00:01:00 UTC may be lost" in loss
+    assert audit(engine) == []
+
+
+async def test_spool_without_its_last_entries_goes_on_as_the_same_instance(
+    tmp_path: Path, open_run: Callable[..., Run], engine: Engine
+) -> None:
+    first = open_run("spool", "first")
+    await first.receive()
+    await first.write()
+    await first.close()
+    second = open_run("spool", "second")
+    await second.receive()
+    await second.write()
+    assert second.said == []
+    assert query(engine, "SELECT name, position FROM instances") == [("second", second.spool.head)]
+
+
+# -- one spool on two hosts
+
+
+@pytest.mark.parametrize("both_before", [False, True], ids=["one after the other", "both before the database"])
+@pytest.mark.parametrize("copied", ["never registered", "stopped", "killed"])
+async def test_second_of_two_copies_becomes_another_instance(
+    tmp_path: Path, open_run: Callable[..., Run], engine: Engine, copied: str, both_before: bool
+) -> None:
+    original = open_run("spool", "original")
+    if copied != "never registered":
+        await original.receive()
+        await original.write(heartbeat_us=T0 + SECOND)
+    if copied == "stopped":
+        await original.close()
+    for name in ("one", "two"):
+        shutil.copytree(tmp_path / "spool", tmp_path / name)
+    one = open_run("one", "one", T0 + 2 * SECOND)
+    await one.receive(7)
+    if not both_before:
+        await one.write()
+    two = open_run("two", "two", T0 + 2 * SECOND)
+    await two.receive(4)
+    await one.write(heartbeat_us=T0 + 3 * SECOND)
+    before = coverage_of(engine, 1)
+    await two.write(heartbeat_us=T0 + 3 * SECOND)
+    assert coverage_of(engine, 1) == before
+    for run in (one, two):
+        await run.receive(3)
+        await run.write(heartbeat_us=T0 + 4 * SECOND)
+    await assert_both_go_on(engine, one, two, original.tickers)
+
+
+async def test_original_that_a_copy_has_replaced_becomes_another_instance(
+    tmp_path: Path, open_run: Callable[..., Run], engine: Engine
+) -> None:
+    original = open_run("spool", "original")
+    await original.receive()
+    await original.write()
+    shutil.copytree(tmp_path / "spool", tmp_path / "copy")
+    copy = open_run("copy", "copy")  # idle since then, so that this looks like a restart
+    await copy.receive()
+    await copy.write()
+    await original.receive()
+    await original.write()
+    await assert_both_go_on(engine, copy, original, [])
+
+
+async def test_copy_of_a_running_process_becomes_another_instance(
+    tmp_path: Path, open_run: Callable[..., Run], engine: Engine
+) -> None:
+    """A clone of a virtual machine: both have the same run id, and both believe to be where the database is."""
+    original = open_run("spool", "original")
+    await original.receive()
+    shutil.copytree(tmp_path / "spool", tmp_path / "copy")
+    copy = open_run("copy", "copy")
+    copy.spool.run_id, copy.spool.opened_head = original.spool.run_id, original.spool.opened_head
+    for run in (original, copy):
+        run.writer.register()
+    for run in (original, copy):
+        await run.receive(3)
+        await run.write()
+    await assert_both_go_on(engine, original, copy, [])
+
+
+async def assert_both_go_on(engine: Engine, first: Run, second: Run, before: list[str]) -> None:
+    """Assert that the first kept instance 1 and the second became 2, with everything stored and both live."""
+    assert stored(engine) == {*before, *first.tickers, *second.tickers}
+    assert first.said == []
+    ((kind, reason),) = second.said
+    assert kind == "copied"
+    assert f"as instance 1 ({first._name})" in reason
+    assert query(engine, "SELECT name FROM instances ORDER BY instance_id") == [(first._name,), (second._name,)]
+    for run, instance_id in ((first, 1), (second, 2)):
+        position = query(engine, f"SELECT position FROM instances WHERE instance_id = {instance_id}")
+        assert position == [(run.spool.head,)]
+    assert audit(engine) == []
