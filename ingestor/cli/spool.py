@@ -89,6 +89,8 @@ def _lines(result: SalvageResult) -> list[str]:
         lines = [f"{result.folder}: the spool of instance {origin.instance_id} ({origin.name}), which {written}"]
     for state, ranges in (("readable", result.readable), ("unreadable", result.unreadable)):
         lines.append(f"{state} after that: {_describe(ranges)}")
+    if not result.end_known:
+        lines.append("the spool's header cannot be read, so how many entries came after these is unknown")
     lines.append(f"written before: {result.written_before:,}; written now: {result.written:,}")
     if result.written:
         lines.append("rows: " + ", ".join(f"{count:,} {name}" for name, count in _counts(result).items() if count))

@@ -47,7 +47,8 @@ class SalvageResult:
     folder: str
     origin: SpoolOrigin | None  # None: the database does not know this spool
     readable: Sequence[SeqRange]
-    unreadable: Sequence[SeqRange]  # the holes between them, and before the newest entry as far as that is known
+    unreadable: Sequence[SeqRange]  # the holes between them, and after them if the header can be read
+    end_known: bool  # whether it can
     instance_id: int | None = None  # of the salvage; None if there is nothing to write
     written_before: int = 0  # entries, by an earlier run of the command
     written: int = 0
@@ -109,7 +110,11 @@ class Salvage:
     def run(self, advance: Callable[[int], None]) -> SalvageResult:
         """Write what an earlier run has not, and report the number of entries done. May be interrupted and repeated."""
         result = SalvageResult(
-            folder=str(self._folder), origin=self._origin, readable=self._ranges, unreadable=list(self._holes())
+            folder=str(self._folder),
+            origin=self._origin,
+            readable=self._ranges,
+            unreadable=list(self._holes()),
+            end_known=self._spool.next_seq > 0,
         )
         if not self._ranges:
             return result

@@ -12,6 +12,7 @@ import pytest
 from ingestor.commands import salvage as salvage_command
 from ingestor.config import load
 from ingestor.core.entries import Fact, Frame
+from ingestor.daemon.factory import lock_database
 from ingestor.pipeline.batch_builder import BatchBuilder
 from ingestor.pipeline.batch_policy import BatchPolicy
 from ingestor.spool.chunk_store import ChunkWriter, pack
@@ -188,7 +189,22 @@ def test_spool_whose_header_is_lost_is_known_by_its_runs(set_aside: SetAside) ->
     (set_aside.folder / "spool.db").write_bytes(content.replace(spool_id, b"?" * 32))
     with set_aside.engine.begin() as connection:
         connection.exec_driver_sql(f"UPDATE instances SET run_id = '{run_id}'")
-    assert set_aside.salvage()["origin"]["position"] == WRITTEN
+    report = set_aside.salvage()
+    assert (report["origin"]["position"], report["end_known"]) == (WRITTEN, False)
+
+
+def test_sqlite_database_of_a_running_daemon_is_left_alone(
+    tmp_path: Path, sqlite_template: Path, command: Command
+) -> None:
+    file = tmp_path / "x.db"
+    file.write_bytes(sqlite_template.read_bytes())
+    set_aside = SetAside(tmp_path, f"sqlite:///{file}", command)
+    before = set_aside.state()
+    with lock_database(f"sqlite:///{file}"):
+        result = set_aside.command("spool", "salvage")
+    assert (result.code, "held by process" in result.err) == (75, True)
+    assert set_aside.state() == before
+    set_aside.engine.dispose()
 
 
 def test_newest_spool_is_salvaged_and_others_are_mentioned(set_aside: SetAside) -> None:
