@@ -183,7 +183,7 @@ class ChunkWriter:
                 heartbeat or header.heartbeat,
                 clean,
             )
-            header.save(self._db)
+            header.save(self._db, with_heartbeat=heartbeat is not None)
             self._db.execute("COMMIT")
         except sqlite3.Error as error:
             failure = _translate(error, self.path)

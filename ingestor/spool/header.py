@@ -51,11 +51,12 @@ class SpoolHeader(NamedTuple):
     heartbeat: SpoolHeartbeat | None = None
     clean: bool = True  # the run that wrote last came to its end, or there was none
 
-    def save(self, db: sqlite3.Connection) -> None:
-        db.execute(
-            "UPDATE head SET (spool_id, next_seq, acked, live_bytes, heartbeat, clean) = (?, ?, ?, ?, ?, ?)",
-            self._replace(heartbeat=self.heartbeat and self.heartbeat.to_text()),  # type: ignore[arg-type]
-        )
+    def save(self, db: sqlite3.Connection, *, with_heartbeat: bool) -> None:
+        """Update the row. The heartbeat costs the most and changes every few seconds only."""
+        counters = "UPDATE head SET (spool_id, next_seq, acked, live_bytes, clean) = (?, ?, ?, ?, ?)"
+        db.execute(counters, (*self[:4], self.clean))
+        if with_heartbeat and self.heartbeat:
+            db.execute("UPDATE head SET heartbeat = ?", (self.heartbeat.to_text(),))
 
 
 def load_or_create(db: sqlite3.Connection, *, released: bool) -> SpoolHeader:
@@ -79,7 +80,7 @@ def load_or_create(db: sqlite3.Connection, *, released: bool) -> SpoolHeader:
     for statement in _SCHEMA:
         db.execute(statement)
     db.execute("INSERT INTO head VALUES (?, '', 1, 0, 0, NULL, 0)", (FORMAT,))
-    header.save(db)
+    header.save(db, with_heartbeat=True)
     return header
 
 
@@ -96,5 +97,5 @@ def begin_run(db: sqlite3.Connection, header: SpoolHeader) -> tuple[SpoolHeader,
     db.execute("INSERT INTO runs (run_id) VALUES (?)", (run_id,))
     db.execute("DELETE FROM runs WHERE number <= (SELECT max(number) FROM runs) - ?", (KNOWN_RUNS,))
     header = header._replace(clean=False)
-    header.save(db)
+    header.save(db, with_heartbeat=False)
     return header, run_id, frozenset(known for (known,) in db.execute("SELECT run_id FROM runs"))
