@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -147,6 +148,27 @@ async def test_unreadable_spool_is_recorded_as_lost_and_audit_balances(
     assert (report["balanced"], report["findings"]) == (True, [])
     (loss,) = report["notes"]
     assert lost["reason"] in loss["message"]
+
+
+async def test_spool_emptied_behind_its_mark_is_recorded_as_lost(simulator: FaultySimulator, tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'ingestor.db'}"
+    config = write_config(tmp_path, url=simulator.url, database_url=url, subscriptions={CROWD: ["AAPL"]})
+    async with InProcessDaemon(config, simulator.api_key) as first:
+        await first.wait_until_live()
+    for file in (tmp_path / "spool").glob("spool.db*"):
+        file.unlink()
+    async with InProcessDaemon(config, simulator.api_key) as second:
+        await second.wait_until_live()
+        assert [error.kind for error in second.status.last_errors] == ["lost"]
+    lost, pending, *_ = second.db.rows("SELECT * FROM coverage WHERE instance_id = 2 ORDER BY start_seq")
+    assert (lost["state"], lost["ended_at"]) == ("lost", pending["started_at"])
+    assert "was replaced or has lost its last run" in lost["reason"]
+    assert lost["started_at"] == second.db.column("SELECT heartbeat_at FROM instances WHERE instance_id = 1")[0]
+    shutil.rmtree(tmp_path / "spool")
+    async with InProcessDaemon(config, simulator.api_key) as third:
+        await third.wait_until_live()
+        assert list(third.status.last_errors) == [], "the folder was deleted on purpose"
+    assert findings(url) == []
 
 
 async def test_recreated_database_is_recorded_as_lost(simulator: FaultySimulator, tmp_path: Path) -> None:
