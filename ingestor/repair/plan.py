@@ -50,12 +50,17 @@ def next_kind(repair: Repair, now: datetime) -> RepairKind | None:
 
 def why_unrepairable(repair: Repair) -> str:
     """Return why a repair failed for which nothing is left to try."""
-    return f"no response reached back to the gap's start, and the provider documents no history for {repair.feed}"
+    return f"no response contained all of the gap, and the provider documents no history for {repair.feed}"
 
 
 def may_be_too_early(repair: Repair, status: int, now: datetime) -> bool:
     """Return whether the provider may have refused only because the day is not over by its clock and time zone."""
-    return status == 400 and now < day_end(repair.to_ts) + HISTORY_DELAY
+    return status == 400 and not is_final(repair.to_ts, now)
+
+
+def is_final(end: datetime, now: datetime) -> bool:
+    """Return whether the provider's history up to ``end`` is complete, whatever it contains."""
+    return now >= day_end(end) + HISTORY_DELAY
 
 
 def history_range(repair: Repair) -> tuple[datetime, datetime]:

@@ -1,12 +1,16 @@
 """Decide what a response proves about a gap. Pure.
 
-A rolling window is complete from its oldest row on. Rows are sparse, so to cover a gap it must have a row from the
-gap's start or before; if its first row is later, it proves nothing about the time before that row. A row that is older
-than any window reaches is not part of one (it was restated, or the provider's clock differs), and proves nothing.
+Rows are sparse, so a response proves nothing about the time before its first row or after its last one: the feed was
+quiet, or the provider is behind.
 
-A history response covers the requested range. An empty list does too (the feed was quiet), unless the database has
-samples from that range. A truncated response proves nothing: it begins or ends inside a gap, although the database has
-samples from before or after it.
+A rolling window is complete from its oldest row to its newest. To cover a gap it must have a row from the gap's start
+or before, and one from its end or after. A row that is older than any window reaches, or dated ahead, is not part of
+one (it was restated, or the provider's clock differs), and proves nothing.
+
+A history response covers the requested range up to its newest row; the rest needs further proof, see ``proven_until``
+and ``worker``. An empty list covers nothing by itself, and is refused if the database has samples from that range. A
+truncated response proves nothing: it begins or ends inside a gap, although the database has samples from before or
+after it.
 """
 
 from __future__ import annotations
@@ -16,10 +20,13 @@ from datetime import datetime, timedelta
 
 from ingestor.core.times import to_datetime, to_us
 from ingestor.pipeline.decoder import DecodedFrame
-from ingestor.repair.plan import MAX_WINDOW_AGE, HistoryQuery
+from ingestor.provider.rest_api import bucket_length
+from ingestor.repair.plan import MAX_WINDOW_AGE, WINDOW, HistoryQuery
 from ingestor.store.maintenance.repairs import Repair, SampleRange
 
 QUOTE_CHARACTERS = 200  # of an unreadable row
+MAX_AHEAD = WINDOW  # of the provider's clock
+MICROSECOND = timedelta(microseconds=1)
 
 
 def why_unreadable(decoded: DecodedFrame) -> str | None:
@@ -34,8 +41,31 @@ def why_unreadable(decoded: DecodedFrame) -> str | None:
 
 def covers_start(decoded: DecodedFrame, repair: Repair, received_us: int) -> bool:
     """Return whether the rolling window that was received at ``received_us`` includes the gap's start."""
-    oldest, start = received_us - MAX_WINDOW_AGE // timedelta(microseconds=1), to_us(repair.from_ts)
+    oldest, start = received_us - MAX_WINDOW_AGE // MICROSECOND, to_us(repair.from_ts)
     return any(oldest <= ts_us <= start for ts_us in _timestamps(decoded, repair, repair.ticker))
+
+
+def covers_end(decoded: DecodedFrame, repair: Repair, received_us: int) -> bool:
+    """Return whether the rolling window that was received at ``received_us`` includes the gap's end."""
+    end, newest = to_us(repair.to_ts), received_us + MAX_AHEAD // MICROSECOND
+    return any(end <= ts_us <= newest for ts_us in _timestamps(decoded, repair, repair.ticker))
+
+
+def newest_row(decoded: DecodedFrame, repair: Repair, query: HistoryQuery) -> datetime | None:
+    """Return the ts of the newest row that ``query`` requested; None if there is none."""
+    start, end = to_us(query.start), to_us(query.end)
+    timestamps = [ts_us for ts_us in _timestamps(decoded, repair, query.ticker) if start <= ts_us < end]
+    return to_datetime(max(timestamps)) if timestamps else None
+
+
+def proven_until(decoded: DecodedFrame, repair: Repair, query: HistoryQuery, gap_end: datetime) -> datetime:
+    """Return up to when a response proves the history that ``query`` requested.
+
+    That is the end of its range if it has a row from the end of the last gap in it or after, or from the last bucket of
+    the range. Else it is its newest row, or without any the start of the range.
+    """
+    newest = newest_row(decoded, repair, query) or query.start
+    return query.end if newest >= min(gap_end, query.end - bucket_length(repair.path)) else newest
 
 
 def why_inconclusive(

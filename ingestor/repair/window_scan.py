@@ -1,4 +1,4 @@
-"""Find the responses that arrived on the socket after a gap and reach back to its start."""
+"""Find the responses that arrived on the socket after a gap, and contain all of it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TypeAlias
 from ingestor.core.entries import Frame
 from ingestor.core.times import to_us
 from ingestor.pipeline.decoder import Decoder
-from ingestor.repair.verification import covers_start
+from ingestor.repair.verification import covers_end, covers_start
 from ingestor.store.engine import Engine
 from ingestor.store.maintenance.repairs import Repair, ResumedRepair, StoredPayload, stream_payloads
 
@@ -19,8 +19,11 @@ _Pending: TypeAlias = dict[tuple[str, str], list[Repair]]  # by feed and ticker
 
 
 def has_rolling_window(repair: Repair) -> bool:
-    """Return whether its responses are rolling windows. In those of a bare stream, an old row proves nothing."""
-    return repair.path.startswith("/")
+    """Return whether its responses are rolling windows of what is missing.
+
+    In those of a bare stream, an old row proves nothing. A window of one ticker proves nothing about the others.
+    """
+    return repair.path.startswith("/") and bool(repair.ticker or repair.user_id)
 
 
 def find_repaired(
@@ -31,7 +34,7 @@ def find_repaired(
     scanned: dict[tuple[int, int], int],
     stop: Callable[[], bool],
 ) -> list[Repair]:
-    """Return the repairs for which ``instance_id`` received, after the gap, a response that reaches back to its start.
+    """Return the repairs for which ``instance_id`` received, after the gap, a response that contains all of it.
 
     ``scanned`` keeps from one call to the next up to which seq payloads were scanned: (repair, instance) → seq. Repairs
     that are no longer among ``resumed`` are removed from it.
@@ -68,7 +71,11 @@ def _take_repaired(decoder: Decoder, payload: StoredPayload, pending: _Pending) 
     for name in {(decoded.feed, ""), *((decoded.feed, series[2]) for series, _, _, _ in decoded.observations)}:
         repairs = pending.pop(name, [])
         after_gap = [repair for repair in repairs if payload.received_at >= repair.to_ts]
-        proven = [repair for repair in after_gap if covers_start(decoded, repair, received_us)]
+        proven = [
+            repair
+            for repair in after_gap
+            if covers_start(decoded, repair, received_us) and covers_end(decoded, repair, received_us)
+        ]
         repaired += proven
         if unproven := [repair for repair in repairs if repair not in proven]:
             pending[name] = unproven

@@ -35,12 +35,13 @@ from ingestor.store.maintenance.repairs import BackfillRequest, LeaseHeldElsewhe
 MAX_GAPS = 10_000  # per search
 PAGE_ROWS = 200  # repairs per transaction
 MAX_TICKERS = 1_000  # to request for a subscription without ticker
-MAX_ATTEMPTS = 20  # failed in a row: with the pauses between them, more than half a day
-RETRY_BACKOFF = Backoff(first_seconds=60.0, cap_seconds=6 * 3600.0)  # after a response that proved nothing
+MAX_ATTEMPTS = 20  # failed in a row: with the pauses between them, a week or more, for a feed that is quiet for days
+RETRY_BACKOFF = Backoff(first_seconds=60.0, cap_seconds=24 * 3600.0)  # after a response that proved nothing
 GAP_SEARCH_RATIO = 20  # a search reads all of coverage, so it may take at most 1/20 of the time
 PAGE_PAUSE_SECONDS = 0.02  # between two pages of payloads, for the threads that receive and write
 SHORT_PAUSE_SECONDS = 5.0  # up to which a pause between requests is slept through
 SPOOL_RATIO = 2  # repairs pause while the spool is more than half full: the rest is for live data
+NO_LATER_ROW = "no row from the gap's end or after it is known yet: the feed is quiet, or the provider is behind"
 JOIN_SECONDS = 2.0
 REQUEST_TIMEOUT_SECONDS = 30.0  # less than a command waits for its response
 
@@ -216,13 +217,22 @@ class RepairWorker:
     def _request_current(self, repair: Repair) -> None:
         in_window = _now() - repair.from_ts <= plan.MAX_WINDOW_AGE
         request = current_request(repair.path, repair.parsed_params) if in_window else None
-        sent_us = wall_us()
-        if request and verification.covers_start(self._fetch(repair, request), repair, sent_us):
-            self._finish([repair])
-        else:
+        if request is None:
             self._try_next_kind([repair])
+            return
+        self._require_later_sample(repair, _now() + verification.MAX_AHEAD)
+        sent_us = wall_us()
+        decoded = self._fetch(repair, request)
+        if not verification.covers_start(decoded, repair, sent_us):
+            self._try_next_kind([repair])
+        elif not verification.covers_end(decoded, repair, sent_us):
+            raise Inconclusive(NO_LATER_ROW)
+        else:
+            self._finish([repair])
 
     def _request_history(self, repair: Repair) -> None:
+        if repair.kind == "historical":
+            self._require_later_sample(repair, plan.midnight(_now()))
         tickers = self._tickers(repair)
         if isinstance(tickers, str):
             self._fail([repair], tickers)
@@ -232,10 +242,11 @@ class RepairWorker:
         covered = [repair, *store.repairs_inside(self._engine, repair, plan.history_range(repair)[1])]
         if query is not None:
             try:
-                self._run_query(repair, query, max(repair.to_ts for repair in covered))
+                proven_until = self._run_query(repair, query, max(repair.to_ts for repair in covered))
             except ResponseTooLarge as error:
                 self._shorten_queries(repair, query, error)
                 return
+            covered = [repair for repair in covered if repair.to_ts <= proven_until]
         if query is None or following is None:
             self._finish(covered)
         else:
@@ -248,16 +259,57 @@ class RepairWorker:
             raise RestRefused(f"{error}, and a smaller range cannot be requested", error.status) from None
         self._max_length[repair.repair_id] = max_length
 
-    def _run_query(self, repair: Repair, query: plan.HistoryQuery, gap_end: datetime) -> None:
+    def _run_query(self, repair: Repair, query: plan.HistoryQuery, gap_end: datetime) -> datetime:
+        """Request a part of the history. Return up to when it is proven: at least the repair's gap, as far as it is in.
+
+        ``gap_end``: of the last gap that this repair may cover. Raises Inconclusive.
+        """
+        # Read before the request, so that its own rows do not count.
+        stored = store.sample_range(self._engine, repair.feed, query.ticker, repair.user_id, query.start, query.end)
+        decoded = self._fetch_history(repair, query, can_split=plan.halved_length(repair.path, query) is not None)
+        if why := verification.why_inconclusive(decoded, repair, query, stored, gap_end):
+            raise Inconclusive(why)
+        proven_until = verification.proven_until(decoded, repair, query, gap_end)
+        if proven_until < min(repair.to_ts, query.end) or (proven_until < query.end and not _is_of_one(repair)):
+            self._prove_quiet(repair, query, min(gap_end, query.end))
+            return query.end
+        return proven_until
+
+    def _prove_quiet(self, repair: Repair, query: plan.HistoryQuery, end: datetime) -> None:
+        """Raise Inconclusive unless a response without rows from ``end`` or after is complete, because none exist.
+
+        It is if the provider's history already has what was received later. If nothing was received later, a gap stays
+        open. A range that a person requested, or one of many tickers, is complete once its history is final.
+        """
+        midnight = plan.midnight(_now())
+        later = store.sample_range(self._engine, repair.feed, query.ticker, repair.user_id, end, midnight)
+        if later is None:
+            if (repair.kind == "manual" or not _is_of_one(repair)) and plan.is_final(end, _now()):
+                return
+            raise Inconclusive(NO_LATER_ROW)
+        bucket = bucket_length(repair.path)
+        proof = plan.HistoryQuery(start=later.first, end=min(later.first + bucket, midnight), ticker=query.ticker)
+        self._stopping.wait(self._rest.pause_seconds)
+        decoded = self._fetch_history(repair, proof)
+        if verification.newest_row(decoded, repair, proof) is None:
+            raise Inconclusive(f"the provider's history does not reach {later.first:%Y-%m-%d %H:%M:%S} yet")
+
+    def _require_later_sample(self, repair: Repair, before: datetime) -> None:
+        """Raise Inconclusive if no response can prove the gap yet, as far as the database tells.
+
+        The first attempt is made nevertheless, for the rows that it brings.
+        """
+        if repair.attempts and _is_of_one(repair):
+            names = repair.feed, repair.ticker, repair.user_id
+            if store.sample_range(self._engine, *names, repair.to_ts, before) is None:
+                raise Inconclusive(NO_LATER_ROW)
+
+    def _fetch_history(self, repair: Repair, query: plan.HistoryQuery, *, can_split: bool = False) -> DecodedFrame:
         params = repair.parsed_params | ({"ticker": query.ticker} if query.ticker else {})
         request = history_request(repair.path, params, query.start, query.end)
         if request is None:
             raise RestRefused(plan.why_unrepairable(repair), 404)
-        # Read before the request, so that its own rows do not count.
-        stored = store.sample_range(self._engine, repair.feed, query.ticker, repair.user_id, query.start, query.end)
-        decoded = self._fetch(repair, request, can_split=plan.halved_length(repair.path, query) is not None)
-        if why := verification.why_inconclusive(decoded, repair, query, stored, gap_end):
-            raise Inconclusive(why)
+        return self._fetch(repair, request, can_split=can_split)
 
     def _tickers(self, repair: Repair) -> list[str] | str:
         """Return the tickers to request, or why they cannot be determined."""
@@ -371,6 +423,11 @@ def _now() -> datetime:
 def _is_over(repair: Repair) -> bool:
     """Return whether no response to its subscription can cover the gap any longer."""
     return not window_scan.has_rolling_window(repair) or _now() > repair.to_ts + plan.RESPONSE_TIMEOUT
+
+
+def _is_of_one(repair: Repair) -> bool:
+    """Return whether the repair is of one ticker or one user, so that one response can prove it."""
+    return bool(repair.ticker or repair.user_id)
 
 
 def _ids(repairs: Sequence[Repair]) -> list[int]:

@@ -193,6 +193,8 @@ async def test_snapshot_repairs_gap_and_newer_values_stay_current(
     scenario: RepairScenario, database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(plan, "RESPONSE_TIMEOUT", timedelta(0))
+    monkeypatch.setattr(worker, "RETRY_BACKOFF", Backoff(first_seconds=0.1, cap_seconds=0.1))
+    monkeypatch.setattr(worker, "MAX_ATTEMPTS", 1_000)
     wanted = {CROWD: ["AAPL"]}
     async with scenario.daemon(database_url, wanted) as daemon:
         await daemon.wait_until_live()
@@ -217,12 +219,55 @@ async def test_snapshot_repairs_gap_and_newer_values_stay_current(
         await simulator.tick()
         await until(lambda: daemon.db.current().get(key) == newer)
         assert states(daemon.db) == ["done", "open"]
+        # The newest row of the snapshot is older than the gap's end. Another is requested after a later row arrived.
         await until(lambda: states(daemon.db) == ["done"] * 2)
         assert daemon.db.current() == scenario.rows(CROWD, "AAPL", NOON - 59 * MINUTE)
         assert daemon.db.revisions() == {key: [older]}
-    assert list(simulator.rest_requests) == [f"{CROWD}?ticker=AAPL"]
+    assert list(simulator.rest_requests) == [f"{CROWD}?ticker=AAPL"] * 2
     assert repairs(daemon.db)[1]["kind"] == "snapshot"
     assert daemon.db.column("SELECT DISTINCT source FROM payloads ORDER BY 1") == ["snapshot", "stream"]
+
+
+async def test_gap_stays_open_until_history_has_a_later_row(
+    scenario: RepairScenario, sqlite_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker, "RETRY_BACKOFF", Backoff(first_seconds=0.1, cap_seconds=0.1))
+    monkeypatch.setattr(worker, "MAX_ATTEMPTS", 1_000)
+    wanted = {CROWD: ["AAPL"]}
+    async with scenario.daemon(sqlite_url, wanted) as daemon:
+        await daemon.wait_until_live()
+        await scenario.until(lambda: states(daemon.db) == ["done"])
+    scenario.simulator.mute("AAPL")
+    scenario.move_to(NOON + 3 * HOUR)
+    async with scenario.daemon(sqlite_url, wanted) as daemon:
+        await daemon.wait_until_live()
+        await until(lambda: states(daemon.db) == ["done", "open"])
+    (gap,) = repairs(daemon.db, "open")
+    one_o_clock = "2026-01-05T13"  # which is in the gap; the feed is quiet from then on
+    scenario.simulator.unmute("AAPL")
+    scenario.simulator.rest_without = one_o_clock, "2026-01-06T11"
+
+    def is_gap() -> bool:
+        return any(start <= gap["from_at"] and gap["to_at"] <= end for start, end in gaps(daemon.db, "AAPL"))
+
+    def error() -> str:
+        return next(repair["error"] for repair in repairs(daemon.db) if repair["from_at"] == gap["from_at"])
+
+    scenario.move_to(NOON + DAY)
+    async with scenario.daemon(sqlite_url, wanted) as daemon:
+        await daemon.wait_until_live()
+        await scenario.until(error)
+        assert error() == worker.NO_LATER_ROW
+        assert is_gap()
+    scenario.simulator.rest_without = one_o_clock, "9999"
+    scenario.move_to(NOON + 2 * DAY)
+    async with scenario.daemon(sqlite_url, wanted) as daemon:
+        await daemon.wait_until_live()
+        await until(lambda: error() == "the provider's history does not reach 2026-01-06 11:01:00 yet")
+        assert is_gap()
+        scenario.simulator.rest_without = one_o_clock, "2026-01-06T11"
+        await until(lambda: not error())
+        assert not is_gap()
 
 
 async def test_stream_of_all_tickers_is_repaired_by_ticker(scenario: RepairScenario, sqlite_url: str) -> None:
@@ -271,8 +316,7 @@ async def test_repair_without_history_fails_with_reason(scenario: RepairScenario
         scenario.traveller.shift(2 * plan.RESPONSE_TIMEOUT)
         await until(lambda: states(daemon.db) == ["done", "failed"])
     assert repairs(daemon.db)[1]["error"] == (
-        "no response reached back to the gap's start, and the provider documents no history for"
-        " user-sentiment-last-minute"
+        "no response contained all of the gap, and the provider documents no history for user-sentiment-last-minute"
     )
     assert not scenario.simulator.rest_requests
     assert len(gaps(daemon.db, "AAPL")) > 0

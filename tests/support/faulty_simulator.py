@@ -68,6 +68,7 @@ class FaultySimulator(Simulator):
     refusal: str | None = None  # with a message, every handshake is refused
     login_fault: Fault | None = None
     rest_fault: Fault | None = None
+    rest_without: tuple[str, str] | None = None  # REST responses lack the rows whose ts is in this range
     logins = 0  # tokens issued
     login_attempts = 0
     handshakes = 0  # sessions accepted
@@ -193,11 +194,17 @@ class FaultySimulator(Simulator):
 
     async def _real_time(self, request: web.Request) -> web.StreamResponse:
         self.rest_requests.append(request.path_qs)
-        return await _inject(request, await super()._real_time(request), self.rest_fault)
+        return await _inject(request, self._thin_out(await super()._real_time(request)), self.rest_fault)
 
     async def _historical(self, request: web.Request) -> web.StreamResponse:
         self.rest_requests.append(request.path_qs)
-        return await _inject(request, await super()._historical(request), self.rest_fault)
+        return await _inject(request, self._thin_out(await super()._historical(request)), self.rest_fault)
+
+    def _thin_out(self, response: web.StreamResponse) -> web.StreamResponse:
+        if self.rest_without and isinstance(response, web.Response) and response.status == 200 and response.text:
+            first, last = self.rest_without
+            response.text = json.dumps([row for row in json.loads(response.text) if not first <= row["ts"] < last])
+        return response
 
     def _on_connect(self, sid: str, environ: dict[str, Any], _auth: object = None) -> None:
         if self.refusal:

@@ -480,6 +480,27 @@ BUGS = (
         "tests/unit/repair/test_verification.py",
     ),
     Bug(
+        "repair: a window that ends before the gap's end proves it",
+        "repair/window_scan.py",
+        "covers_start(decoded, repair, received_us) and covers_end(decoded, repair, received_us)",
+        "covers_start(decoded, repair, received_us)",
+        REPAIRS,
+    ),
+    Bug(
+        "repair: a snapshot that ends before the gap's end proves it",
+        "repair/worker.py",
+        "elif not verification.covers_end(decoded, repair, sent_us):",
+        "elif False:",
+        f"{REPAIR_TESTS}::test_snapshot_repairs_gap_and_newer_values_stay_current",
+    ),
+    Bug(
+        "repair: history that ends before the gap's end proves it",
+        "repair/worker.py",
+        "            self._prove_quiet(repair, query, min(gap_end, query.end))\n",
+        "            pass\n",
+        f"{REPAIR_TESTS}::test_gap_stays_open_until_history_has_a_later_row",
+    ),
+    Bug(
         "repair: a response from within the gap proves it",
         "repair/window_scan.py",
         "if payload.received_at >= repair.to_ts]",

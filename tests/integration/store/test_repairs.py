@@ -183,6 +183,15 @@ def test_count_new_rows_counts_later_rows_of_the_gap(db: Database) -> None:
     assert repairs.known_tickers(db.engine, names[0], 10) == ["6E", "AAPL", "ON", "TSLA"]
 
 
+def test_window_of_one_ticker_does_not_prove_gap_of_all(db: Database) -> None:
+    db.subscription(103, path="/real-time/crowd-sentiment", params="{}")
+    gap = Gap(103, at("09:00"), at("09:30"))
+    RepairTable(db.engine).open(1, [gap, FIRST], at("18:00"))
+    assert [
+        (repair.ticker, window_scan.has_rolling_window(repair)) for repair in repairs.load_repairs(db.engine, [1, 2])
+    ] == [("", False), ("AAPL", True)]
+
+
 def request(ticker: str, params: str, end: str = "13:00") -> BackfillRequest:
     path = "/real-time/crowd-sentiment"
     columns = {"path": path, "method": "get", "params": params, "feed": "crowd-sentiment", "ticker": ticker}
@@ -224,7 +233,9 @@ def test_repairs_inside_returns_later_repairs_of_the_feed(db: Database) -> None:
     assert repairs.repairs_inside(db.engine, first, at("12:59")) == []
 
 
-def test_window_is_proven_by_later_response_that_covers_start(db: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_window_is_proven_by_later_response_that_contains_all_of_it(
+    db: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(window_scan, "PAGE_ROWS", 2)
     RepairTable(db.engine).open(1, [FIRST, SECOND], at("18:00"))
     resumed, _ = repairs.resumed_repairs(db.engine, 10)
@@ -247,12 +258,14 @@ def test_window_is_proven_by_later_response_that_covers_start(db: Database, monk
     receive(23, "09:30:03", "AAPL", "09:00", path="crowd-sentiment")  # a bare stream: only new and restated rows
     receive(24, "09:30:04", "AAPL")
     receive(25, "09:30:05", "AAPL", "02:00", "09:29")  # a restated row, older than any window
+    receive(26, "09:31", "AAPL", "09:00", "09:29")  # from before the end of the gap: the provider is behind
+    receive(27, "09:31:01", "AAPL", "09:30")  # not all of the gap either
     assert proven() == []
-    assert scanned == {(1, 1): 25, (2, 1): 25}
-    receive(26, "09:31", "AAPL", "09:25", "09:00")
+    assert scanned == {(1, 1): 27, (2, 1): 27}
+    receive(28, "09:31:02", "AAPL", "09:30", "09:00")
     assert proven() == [at("09:00")]
-    receive(27, "13:01", "AAPL", "11:59", "13:00")
-    assert proven() == [at("09:00"), at("12:00")]  # the first is still among those passed in, and is scanned from 25 on
+    receive(29, "13:01", "AAPL", "11:59", "13:00")
+    assert proven() == [at("09:00"), at("12:00")]  # the first is still among those passed in, and is scanned from 27 on
     resumed = [again for again in resumed if again.repair.from_ts == at("12:00")]
     proven()
     assert scanned.keys() == {(2, 1)}

@@ -38,6 +38,41 @@ def test_window_covers_gap_only_from_its_start(rows: list[Any], covers: bool) ->
     assert verification.covers_start(response(rows), GAP, RECEIVED_US) is covers
 
 
+@pytest.mark.parametrize(
+    ("rows", "covers"),
+    [
+        pytest.param([row(minute=3), row(minute=50)], True, id="from the gap's end"),
+        pytest.param([row(minute=3), row(minute=49)], False, id="ends before the gap does"),
+        pytest.param([row(minute=55), row(minute=3)], True, id="in any order"),
+        pytest.param([row(minute=3), row("ON", minute=55)], False, id="another ticker"),
+        pytest.param([], False, id="empty"),
+        pytest.param([row(minute=3), row(minute=65)], True, id="a few minutes ahead of our clock"),
+        pytest.param([row(minute=3), row(minute=121)], False, id="dated ahead"),
+    ],
+)
+def test_window_covers_gap_only_up_to_its_newest_row(rows: list[Any], covers: bool) -> None:
+    assert verification.covers_end(response(rows), GAP, RECEIVED_US) is covers
+
+
+@pytest.mark.parametrize(
+    ("minutes", "gap_end", "expected"),
+    [
+        pytest.param([0, 50], at(1, 0, 50), QUERY.end, id="a row from the gap's end"),
+        pytest.param([0, 49], at(1, 0, 50), at(1, 0, 49), id="up to the newest row"),
+        pytest.param([0, 59], at(1, 2), QUERY.end, id="the gap goes on, and the last bucket is there"),
+        pytest.param([0, 58], at(1, 2), at(1, 0, 58), id="the gap goes on, and the last bucket is missing"),
+        pytest.param([], at(1, 0, 50), QUERY.start, id="empty"),
+        pytest.param([60], at(1, 0, 50), QUERY.start, id="nothing from the range"),
+        pytest.param([], QUERY.start, QUERY.end, id="no gap in this part of the range"),
+    ],
+)
+def test_history_proves_the_range_up_to_its_newest_row(minutes: list[int], gap_end: Any, expected: Any) -> None:
+    decoded = response([row(minute=minute) for minute in minutes])
+    assert verification.proven_until(decoded, GAP, QUERY, gap_end) == expected
+    others = response([row("ON", minute=minute) for minute in minutes])
+    assert verification.proven_until(others, GAP, QUERY, at(1, 0, 50)) == QUERY.start
+
+
 def test_rows_of_other_feed_do_not_cover_gap() -> None:
     other = response([row(minute=3, field="moving_average")], path="/real-time/crowd-sentiment-moving-average")
     assert not verification.covers_start(other, GAP, RECEIVED_US)
