@@ -34,7 +34,7 @@ def backfill(
     """Request history of a ticker and write it.
 
     The running daemon does the work; without one, this command does. May be interrupted and repeated: what is already
-    stored is not duplicated. Exits with 69 if the provider did not deliver everything.
+    stored is not duplicated. Exits with 69 if the provider did not deliver everything, or cannot prove yet that it did.
 
     \b
     Example:
@@ -57,7 +57,7 @@ def backfill(
         echo_stderr("interrupted; a running daemon continues, else repeat the command")
         raise typer.Exit(EXIT_INTERRUPTED) from None
     print_result(output, [repair_to_dict(repair) for repair in repairs], lambda: "\n".join(map(format_repair, repairs)))
-    if any(repair.state == "failed" for repair in repairs):
+    if any(repair.state != "done" for repair in repairs):
         raise typer.Exit(EXIT_FAILED)
 
 
@@ -71,7 +71,7 @@ def _print_estimate(requests: Sequence[BackfillRequest], count: int) -> None:
 
 
 def _run(config: Config, requests: Sequence[BackfillRequest], count: int) -> list[Repair]:
-    """Have the daemon backfill, or do it here if none runs. Return the finished repairs."""
+    """Have the daemon backfill, or do it here if none runs. Return the repairs when nothing more can be done today."""
     from ingestor.config import require_api_key
     from ingestor.daemon import control_socket
     from ingestor.repair import backfill_requests
@@ -107,8 +107,8 @@ class _RepairMonitor:
         self._reported_errors: dict[int, str] = {}
 
     def is_finished(self, repair_ids: Sequence[int]) -> bool:
-        """Poll, and return whether every repair is finished. Print each new error once."""
-        from ingestor.repair.plan import remaining_queries
+        """Poll, and return whether every repair is finished, or waits for a later row. Print each new error once."""
+        from ingestor.repair.plan import UNPROVEN, remaining_queries
         from ingestor.store.maintenance.repairs import load_repairs
 
         self.repairs = load_repairs(self._engine, repair_ids)
@@ -116,6 +116,8 @@ class _RepairMonitor:
         self._show_remaining(sum(1 for repair in unfinished for _ in remaining_queries(repair, [repair.ticker])))
         for repair in unfinished:
             if repair.error not in ("", self._reported_errors.get(repair.repair_id)):
-                echo_stderr(f"{repair.path}: {repair.error}; retrying")
+                is_unproven = repair.error.startswith(UNPROVEN)
+                outlook = "a running daemon retries, else repeat the command tomorrow" if is_unproven else "retrying"
+                echo_stderr(f"{repair.path}: {repair.error}; {outlook}")
                 self._reported_errors[repair.repair_id] = repair.error
-        return not unfinished
+        return all(repair.error.startswith(UNPROVEN) for repair in unfinished)

@@ -7,7 +7,8 @@
     worker             one thread that finds gaps, sends requests and records what is repaired
 
 A real-time response is a rolling window of about an hour, so one with a row from a gap's start or before and another
-from its end or after contains the whole gap. A REST response goes through the spool as a frame, and a repair is done only once its frames are committed.
+from its end or after contains the whole gap. A REST response goes through the spool as a frame, and a repair is done
+only once its frames are committed.
 """
 
 from ingestor.repair.worker import RepairWorker

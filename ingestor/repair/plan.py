@@ -13,6 +13,7 @@ WINDOW = timedelta(hours=1)  # of a real-time response; those in the provider's 
 MAX_WINDOW_AGE = 2 * WINDOW  # no real-time response reaches back further
 RESPONSE_TIMEOUT = timedelta(minutes=3)  # for responses after a subscription; a quiet feed sends one per minute
 HISTORY_DELAY = DAY  # after the end of a day, its history may be missing for this long
+UNPROVEN = "not proven yet: "  # begins the error of a repair that waits for a later row
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -41,7 +41,7 @@ GAP_SEARCH_RATIO = 20  # a search reads all of coverage, so it may take at most 
 PAGE_PAUSE_SECONDS = 0.02  # between two pages of payloads, for the threads that receive and write
 SHORT_PAUSE_SECONDS = 5.0  # up to which a pause between requests is slept through
 SPOOL_RATIO = 2  # repairs pause while the spool is more than half full: the rest is for live data
-NO_LATER_ROW = "no row from the gap's end or after it is known yet: the feed is quiet, or the provider is behind"
+NO_LATER_ROW = f"{plan.UNPROVEN}there is no row from its end or after; the feed is quiet, or the provider is behind"
 JOIN_SECONDS = 2.0
 REQUEST_TIMEOUT_SECONDS = 30.0  # less than a command waits for its response
 
@@ -108,6 +108,8 @@ class RepairWorker:
         if stored.cancelled() or not stored.done():
             stored.cancel()
             raise DatabaseUnavailable("the database is unavailable; run the same command again when it is back")
+        for repair_id in stored.result():
+            self._retry_at.pop(repair_id, None)
         self.wake()
         return stored.result()
 
@@ -278,21 +280,21 @@ class RepairWorker:
     def _prove_quiet(self, repair: Repair, query: plan.HistoryQuery, end: datetime) -> None:
         """Raise Inconclusive unless a response without rows from ``end`` or after is complete, because none exist.
 
-        It is if the provider's history already has what was received later. If nothing was received later, a gap stays
-        open. A range that a person requested, or one of many tickers, is complete once its history is final.
+        It is if the provider's history already has what was received later. A range that a person requested, or one of
+        many tickers, is complete once its history is final: nothing may ever have been received later.
         """
+        if (repair.kind == "manual" or not _is_of_one(repair)) and plan.is_final(end, _now()):
+            return
         midnight = plan.midnight(_now())
         later = store.sample_range(self._engine, repair.feed, query.ticker, repair.user_id, end, midnight)
         if later is None:
-            if (repair.kind == "manual" or not _is_of_one(repair)) and plan.is_final(end, _now()):
-                return
             raise Inconclusive(NO_LATER_ROW)
         bucket = bucket_length(repair.path)
         proof = plan.HistoryQuery(start=later.first, end=min(later.first + bucket, midnight), ticker=query.ticker)
         self._stopping.wait(self._rest.pause_seconds)
         decoded = self._fetch_history(repair, proof)
         if verification.newest_row(decoded, repair, proof) is None:
-            raise Inconclusive(f"the provider's history does not reach {later.first:%Y-%m-%d %H:%M:%S} yet")
+            raise Inconclusive(f"{plan.UNPROVEN}the provider's history does not reach {later.first:%Y-%m-%d %H:%M:%S}")
 
     def _require_later_sample(self, repair: Repair, before: datetime) -> None:
         """Raise Inconclusive if no response can prove the gap yet, as far as the database tells.

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from ingestor.repair.worker import NO_LATER_ROW
 from tests.support.faulty_simulator import Fault, FaultySimulator
 
 from ..support import expected_rows
@@ -33,7 +34,8 @@ SHORT_INTERVALS = json.dumps(
     {"ingestor.provider.rest_api.SPACING_SECONDS": 0.02, "ingestor.daemon.scheduler.FIRST_REPAIR_SECONDS": 0.2}
 )
 MIDNIGHT = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
-START = MIDNIGHT - REQUESTS * WEEK
+END = MIDNIGHT - timedelta(days=1)  # up to which history is final: a row per hour does not prove the last hour of a day
+START = END - REQUESTS * WEEK
 
 
 class Backfill:
@@ -48,8 +50,8 @@ class Backfill:
         self._fork_server = fork_server
         self._folder = folder
 
-    def command(self, **environment: str) -> ForkedCommand:
-        since, until_ = (f"{at:%Y-%m-%d}" for at in (START, MIDNIGHT))
+    def command(self, end: datetime = END, **environment: str) -> ForkedCommand:
+        since, until_ = (f"{at:%Y-%m-%d}" for at in (START, end))
         arguments = ("backfill", "--ticker", "AAPL", "--from", since, "--to", until_, "--output", "json")
         key = {"INGESTOR_PROVIDER__API_KEY": self.simulator.api_key, "TEST_CONSTANTS": SHORT_INTERVALS}
         return ForkedCommand(
@@ -62,7 +64,7 @@ class Backfill:
     def assert_complete(self) -> None:
         """Check that every row of the provider is stored, and that the ledger balances."""
         market = self.simulator.market
-        first, last = (market.bucket(CROWD, at.timestamp()) for at in (START, MIDNIGHT))
+        first, last = (market.bucket(CROWD, at.timestamp()) for at in (START, END))
         rows = market.rows(CROWD, {"ticker": "AAPL"}, first, last - 1, "numbers")
         held = self.db.current()
         everything = expected_rows.current([Emitted(CROWD, rows)])
@@ -175,4 +177,18 @@ async def test_backfill_without_daemon_ignores_other_repairs(
         )
     async with backfill.command() as command:
         assert await command.wait_for_exit() == 0
+    backfill.assert_complete()
+
+
+async def test_backfill_up_to_today_ends_although_it_is_not_proven(
+    make_backfill: Callable[[str], Backfill], simulator: FaultySimulator, sqlite_url: str
+) -> None:
+    backfill = make_backfill(sqlite_url)
+    for repeated in range(2):
+        async with backfill.command(end=MIDNIGHT) as command:
+            assert await command.wait_for_exit() == 69
+            (repair,) = json.loads(command.stdout)
+            assert (repair["state"], repair["error"]) == ("open", NO_LATER_ROW)
+            assert command.stderr.count("a running daemon retries, else repeat the command tomorrow") == 1
+        assert len(simulator.rest_requests) == REQUESTS + 1 + repeated  # only the last week is requested again
     backfill.assert_complete()

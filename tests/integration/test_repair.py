@@ -263,7 +263,7 @@ async def test_gap_stays_open_until_history_has_a_later_row(
     scenario.move_to(NOON + 2 * DAY)
     async with scenario.daemon(sqlite_url, wanted) as daemon:
         await daemon.wait_until_live()
-        await until(lambda: error() == "the provider's history does not reach 2026-01-06 11:01:00 yet")
+        await until(lambda: error() == f"{plan.UNPROVEN}the provider's history does not reach 2026-01-06 11:01:00")
         assert is_gap()
         scenario.simulator.rest_without = one_o_clock, "2026-01-06T11"
         await until(lambda: not error())

@@ -332,7 +332,8 @@ class RepairTable:
         """Open a repair for each range that an operator requests, and return their ids.
 
         An existing repair of the same range is reused: a failed one starts over, an open one of another kind becomes
-        manual, and any other does not change. Needs no lease: the instance that has it does the work.
+        manual, another open one is retried, and a finished one does not change. Needs no lease: the instance that has
+        it does the work.
         """
         r = schema.repairs.c
         repair_ids = []
@@ -346,6 +347,8 @@ class RepairTable:
                 restart = update(schema.repairs).where(*same_range, or_(r.state == "failed", waits))
                 restart = restart.values(new | {"cursor": "", "error": "", "attempts": 0, "finished_at": None})
                 connection.execute(restart)
+                retry = update(schema.repairs).where(*same_range, r.state == "open").values(error="", attempts=0)
+                connection.execute(retry)
                 repair_ids.append(connection.execute(select(r.repair_id).where(*same_range)).scalar_one())
         return repair_ids
 
