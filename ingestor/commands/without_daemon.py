@@ -10,6 +10,7 @@ from typing import NamedTuple
 from pydantic import SecretStr
 
 from ingestor.config import Config
+from ingestor.core.clock import read_clocks
 from ingestor.daemon.factory import build_repair_worker, build_spool, build_writer, lock_database, startup_facts
 from ingestor.errors import DatabaseUnavailable, SpoolFailed
 from ingestor.pipeline.dead_letters import requeue_dead_letters
@@ -58,7 +59,7 @@ async def _write_path(config: Config) -> AsyncIterator[_WritePath]:
     spool.start(_raise_failure)
     engine = make_engine(config.database.url.get_secret_value())
     writer = build_writer(config, spool, engine, on_outage=_raise_outage)
-    for fact in startup_facts(spool, config):
+    for fact in startup_facts(spool, config, read_clocks()):
         spool.append(fact)
     writing = asyncio.create_task(asyncio.to_thread(writer.run))
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -34,6 +35,10 @@ class ClockReading(NamedTuple):
 
     wall_us: int
     boottime: float
+
+    def wall_us_at(self, boottime: float) -> int:
+        """Return what the wall clock, as it is set now, would have shown at another moment (seconds since boot)."""
+        return self.wall_us - round((self.boottime - boottime) * 1_000_000)
 
 
 def read_clocks() -> ClockReading:
@@ -91,3 +96,24 @@ def detect_interruption(before: ClockReading, now: ClockReading) -> Interruption
     stall_seconds = elapsed if elapsed > MIN_STALL_SECONDS else 0.0
     step_seconds = step if abs(step) >= MIN_STEP_SECONDS else 0.0
     return Interruption(stall_seconds, step_seconds) if stall_seconds or step_seconds else None
+
+
+class Clocks:
+    """Reads both clocks, and reports what happened since the reading before.
+
+    A time that is not now must be derived from a reading of these, so that it is never taken from two settings of the
+    wall clock: a step is reported before the first reading after it is returned.
+    """
+
+    def __init__(self) -> None:
+        self.on_interruption: list[Callable[[Interruption, ClockReading, ClockReading], None]] = []
+        self._last_reading = read_clocks()
+
+    def read(self) -> ClockReading:
+        """Read the clocks. Calls ``on_interruption`` with what happened, the reading before it and the one after it."""
+        before, now = self._last_reading, read_clocks()
+        self._last_reading = now
+        if found := detect_interruption(before, now):
+            for report in self.on_interruption:
+                report(found, before, now)
+        return now

@@ -14,7 +14,7 @@ from pydantic import SecretStr
 
 from ingestor import __version__
 from ingestor.config import Config
-from ingestor.core.clock import wall_us
+from ingestor.core.clock import MIN_STEP_SECONDS, ClockReading, Interruption, boot_id, wall_us
 from ingestor.core.entries import Fact
 from ingestor.core.files import FileLock, check_private
 from ingestor.errors import DatabaseUnavailable, PermissionDenied
@@ -24,6 +24,7 @@ from ingestor.pipeline.writer import Writer
 from ingestor.provider import catalog
 from ingestor.provider.rest_api import RestClient
 from ingestor.repair import RepairWorker
+from ingestor.spool.header import SpoolHeartbeat
 from ingestor.spool.spool import Spool
 from ingestor.store import migrate
 from ingestor.store.engine import Engine, make_engine, sqlite_path, translate_errors
@@ -59,20 +60,50 @@ def lock_database(url: str) -> ExitStack:
     return stack
 
 
-def startup_facts(spool: Spool, config: Config) -> Iterator[Fact]:
+def startup_facts(spool: Spool, config: Config, now: ClockReading) -> Iterator[Fact]:
     """Yield what coverage must record first: how the previous run ended, and which subscriptions the config has now."""
     subscriptions = tuple(subscription.key for subscription in config.subscriptions)
     loss, since_us = spool.loss, None
     if loss:
         since_us = spool.believable_us
-        yield Fact("lost", wall_us(), {"reason": loss}, "lost", subscriptions, since_us)
+        yield Fact("lost", now.wall_us, {"reason": loss}, "lost", subscriptions, since_us)
     elif spool.crashed and spool.head:
-        reason = "previous run did not shut down cleanly"
-        yield Fact(
-            "crashed", wall_us(), {"reason": reason}, "crashed", (), spool.last_heartbeat and spool.last_heartbeat.at_us
-        )
+        yield from _crash_facts(spool.last_heartbeat, now.wall_us)
+    if spool.last_heartbeat and (restart := clock_restart(spool.last_heartbeat, now, boot_id())):
+        yield restart
     detail = {"version": __version__, "config_sha256": config.sha256, "reason": "removed from the config"}
-    yield Fact("started", wall_us(), detail, "stopped", subscriptions, since_us, others=True)
+    yield Fact("started", now.wall_us, detail, "stopped", subscriptions, since_us, others=True)
+
+
+def _crash_facts(last: SpoolHeartbeat | None, now_us: int) -> Iterator[Fact]:
+    detail = {"reason": "previous run did not shut down cleanly"}
+    if last:
+        for group, heard_us in last.heard_us.items():
+            connection = {"path": group[0], "params": group[1]}
+            since_us = min(last.at_us, heard_us)
+            yield Fact("last_heard", now_us, detail | connection, "crashed", since_us=since_us, group=group)
+    yield Fact("crashed", now_us, detail, "crashed", (), last and last.at_us)
+
+
+def clock_restart(last: SpoolHeartbeat, now: ClockReading, boot: str) -> Fact | None:
+    """Return the fact that coverage goes on by another clock than at the last heartbeat; None if it is the same.
+
+    How long the daemon was down is known by the boottime; if the machine was started again, only that it was not less.
+    """
+    if last.boot_id == boot:
+        until_us = last.at_us + round((now.boottime - last.boottime) * 1_000_000)
+        since_us, step_seconds = now.wall_us_at(last.boottime), (now.wall_us - until_us) / 1_000_000
+        if abs(step_seconds) < MIN_STEP_SECONDS:
+            return None
+        reason = f"{Interruption(0.0, step_seconds).reason} while the daemon was down"
+    elif last.boot_id:
+        until_us, since_us = last.at_us, now.wall_us_at(0.0)
+        reason = "the machine was started again; it is not known for how long it was down"
+    elif last.at_us > now.wall_us:  # of a release that did not write down the boottime
+        until_us, since_us, reason = last.at_us, now.wall_us, "the clock was set back while the daemon was down"
+    else:
+        return None
+    return Fact("clock_restarted", now.wall_us, {"reason": reason}, since_us=since_us, until_us=until_us)
 
 
 def instance_name(config: Config) -> str:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from ingestor.core.clock import detect_interruption, read_clocks, wall_us
-from ingestor.daemon.scheduler import JobScheduler
+from ingestor.core.clock import Clocks
 from ingestor.provider.subscriptions.supervisor import Supervisor
 from ingestor.spool.spool import Spool
 
@@ -13,35 +12,21 @@ CLOCK_CHECK_SECONDS = 1.0
 HEARTBEAT_SECONDS = 5.0
 
 
-class ClockWatcher:
-    """Detects clock steps, and times in which the process did not run; both by comparing two clocks."""
-
-    def __init__(self, supervisor: Supervisor, scheduler: JobScheduler) -> None:
-        self._supervisor = supervisor
-        self._scheduler = scheduler
-        self._last_reading = read_clocks()
-
-    async def run(self) -> None:
-        """Check the clocks until cancelled."""
-        while True:
-            await asyncio.sleep(CLOCK_CHECK_SECONDS)
-            self.check()
-
-    def check(self) -> None:
-        """If time passed unobserved since the last check, record that in coverage and set every job again."""
-        before, self._last_reading = self._last_reading, read_clocks()
-        found = detect_interruption(before, self._last_reading)
-        if found is None:
-            return
-        kind = "clock_stepped" if found.step_seconds else "stood_still"
-        detail = {"reason": found.reason, "seconds": round(found.step_seconds or found.stall_seconds, 3)}
-        self._supervisor.record_interruption(kind, detail, before.wall_us)
-        self._scheduler.reschedule_all()
+async def watch_clocks(clocks: Clocks) -> None:
+    """Check the clocks until cancelled: whether one was set, or nothing ran for a while."""
+    while True:
+        await asyncio.sleep(CLOCK_CHECK_SECONDS)
+        clocks.read()
 
 
-async def send_heartbeats(spool: Spool, clocks: ClockWatcher) -> None:
+async def send_heartbeats(spool: Spool, supervisor: Supervisor) -> None:
     """Write heartbeats to the spool until cancelled: after a crash, coverage ends at the last one."""
     while True:
-        clocks.check()  # first, because a heartbeat must not cover a time in which nothing ran
-        spool.heartbeat(wall_us())
+        send_heartbeat(spool, supervisor)
         await asyncio.sleep(HEARTBEAT_SECONDS)
+
+
+def send_heartbeat(spool: Spool, supervisor: Supervisor) -> None:
+    """Write a heartbeat: now, and when each connection was last heard."""
+    now = supervisor.clocks.read()  # a heartbeat must not cover a time in which nothing ran
+    spool.heartbeat(now.wall_us, supervisor.heard_us(now))

@@ -19,7 +19,7 @@ from typing import Any
 from pydantic import SecretStr
 
 from ingestor.config import Config, require_api_key
-from ingestor.core.clock import boottime, wall_us
+from ingestor.core.clock import Clocks, boottime, wall_us
 from ingestor.core.entries import Fact
 from ingestor.daemon import factory, heartbeat, scheduler, watchers
 from ingestor.daemon.control_handlers import build_handlers
@@ -138,7 +138,8 @@ class Service:
     def _build(self, stack: AsyncExitStack) -> None:
         config, provider = self._config, self._config.provider
         self._spool.start(self._fail)
-        for fact in factory.startup_facts(self._spool, config):
+        clocks = Clocks()  # before what is recorded by it, so that a step after that is noticed
+        for fact in factory.startup_facts(self._spool, config, clocks.read()):
             self._record(fact)
         self._scheduler = scheduler.JobScheduler()
         self._scheduler.start()
@@ -155,8 +156,16 @@ class Service:
         self._tokens.api_key.on_changed.append(self._on_key_changed)
         stack.push_async_callback(self._tokens.close)
         self._supervisor = Supervisor(
-            provider, config.subscriptions, self._tokens, self._spool, self._record, self._activity, config.proxy
+            provider,
+            config.subscriptions,
+            self._tokens,
+            self._spool,
+            self._record,
+            self._activity,
+            clocks,
+            config.proxy,
         )
+        clocks.on_interruption.append(lambda *_: self._scheduler.reschedule_all())
         self._repair = factory.build_repair_worker(
             config, lambda: self._tokens.api_key.value, self._spool, self._writer, self._engine, self._record
         )
@@ -180,10 +189,9 @@ class Service:
         every = self._scheduler.every
         every("retention", self._writer.request_retention, scheduler.RETENTION_SECONDS, first_seconds=first_seconds)
         every("repair", self._repair.wake, scheduler.REPAIR_SECONDS, first_seconds=scheduler.FIRST_REPAIR_SECONDS)
-        self._clocks = heartbeat.ClockWatcher(self._supervisor, self._scheduler)
         self._start_task(self._supervisor.run(), "supervisor")
-        self._start_task(heartbeat.send_heartbeats(self._spool, self._clocks), "heartbeat")
-        self._start_task(self._clocks.run(), "clocks")
+        self._start_task(heartbeat.send_heartbeats(self._spool, self._supervisor), "heartbeat")
+        self._start_task(heartbeat.watch_clocks(self._supervisor.clocks), "clocks")
         self._start_task(watchers.watch_spool_level(self._spool, self._supervisor, self._record), "spool level")
         self._start_task(watchers.record_load(self._history, self._spool, self._writer.status), "history")
         if self._config.watch:
@@ -213,7 +221,6 @@ class Service:
 
     async def _shut_down(self) -> None:
         """Close the connections, sync the spool, let the writer drain it."""
-        self._clocks.check()
         await self._supervisor.stop()
         await self._repair.stop()
         tasks = list(self._tasks)
@@ -222,7 +229,7 @@ class Service:
         await asyncio.gather(*tasks, return_exceptions=True)
         if self._spool.failure is None:
             self._record(Fact("stopped", wall_us(), {"reason": "daemon stopped"}))
-            self._spool.heartbeat(wall_us())
+            heartbeat.send_heartbeat(self._spool, self._supervisor)
             try:
                 await self._spool.flush()
             except SpoolFailed as error:

@@ -8,6 +8,7 @@ _MESSAGES = {
     "started": "daemon started, connecting to the provider",
     "stopped": "stopped receiving, coverage ends here",
     "crashed": "the previous run did not shut down cleanly; its coverage ends at its last heartbeat",
+    "last_heard": "coverage of this connection ends at the last byte that the previous run heard from it",
     "lost": "received entries are lost; recorded as lost in coverage, continuing with new data",
     "copied": "another run writes with a copy of this spool; give each daemon a spool of its own. Continuing as another"
     " instance, which has everything that this spool receives",
@@ -39,6 +40,7 @@ _MESSAGES = {
     "spool_level": "fill level of the spool changed; connections are closed if it becomes full",
     "spool_full": "the spool is full, not receiving until the database has taken entries from it",
     "clock_stepped": "the wall clock was set; rescheduling jobs, and coverage of that time counts as silent",
+    "clock_restarted": "coverage goes on by the clock as it is set now",
     "stood_still": "the process stood still; coverage of that time counts as silent",
     "repaired": "gap repaired, none of its data is missing any longer",
     "repair_failed": "gap could not be repaired, it stays in the view gaps",

@@ -14,17 +14,17 @@ from typing import Any
 
 import pytest
 
-from ingestor.core.clock import ClockReading, read_clocks
 from ingestor.daemon import heartbeat, scheduler, watchers
 from ingestor.store.engine import make_engine
 from ingestor.store.read.audit import AuditIssue, audit, find_losses
 from tests.support.faulty_simulator import FaultySimulator
 
 from ..support import expected_rows
+from ..support.clock_step import SteppedClock
 from ..support.daemon import CommandProcess, InProcessDaemon, until, write_config
 
 CROWD = "/real-time/crowd-sentiment"
-HOUR_US = 3_600_000_000
+HOUR = 3600
 
 
 @contextmanager
@@ -40,23 +40,24 @@ def findings(url: str) -> list[AuditIssue]:
 
 
 @pytest.mark.parametrize(
-    ("shift_us", "boot_seconds", "kind", "reason"),
+    ("step", "suspend", "kind", "reason"),
     [
-        pytest.param(HOUR_US, 0, "clock_stepped", "the clock was set forward by 3600 s", id="forward"),
-        pytest.param(-HOUR_US, 0, "clock_stepped", "the clock was set back by 3600 s", id="back"),
-        pytest.param(HOUR_US, 3600, "stood_still", "the process stood still for 3600 s", id="suspended"),
+        pytest.param(HOUR, 0, "clock_stepped", "the clock was set forward by 3600 s", id="forward"),
+        pytest.param(-HOUR, 0, "clock_stepped", "the clock was set back by 3600 s", id="back"),
+        pytest.param(0, HOUR, "stood_still", "the process stood still for 3600 s", id="suspended"),
     ],
 )
 async def test_clock_jump_leaves_gap_in_coverage_and_rearms_jobs(
     simulator: FaultySimulator,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    shift_us: int,
-    boot_seconds: float,
+    step: float,
+    suspend: float,
     kind: str,
     reason: str,
 ) -> None:
     monkeypatch.setattr(heartbeat, "CLOCK_CHECK_SECONDS", 0.02)
+    clock = SteppedClock(monkeypatch)
     url = f"sqlite:///{tmp_path / 'ingestor.db'}"
     config = write_config(tmp_path, url=simulator.url, database_url=url, subscriptions={CROWD: ["AAPL"]})
     async with InProcessDaemon(config, simulator.api_key) as daemon:
@@ -64,15 +65,23 @@ async def test_clock_jump_leaves_gap_in_coverage_and_rearms_jobs(
         scheduled = [job.next_run_time for job in jobs(daemon)]
         for job in jobs(daemon):
             job.modify(next_run_time=job.next_run_time + timedelta(days=1))
-        monkeypatch.setattr(heartbeat, "read_clocks", lambda: shifted(read_clocks(), shift_us, boot_seconds))
-        await until(lambda: daemon.db.states("AAPL") == ["pending", "live", "silent", "live"])
+        clock.step(step)
+        clock.suspend(suspend)
+        states = ["pending", "live", "silent", *(["silent"] if step else []), "live"]
+        await until(lambda: daemon.db.states("AAPL") == states)
         assert daemon.connection_ids == connection
         assert len(scheduled) == 3  # token, retention, repair
         rescheduled = [job.next_run_time for job in jobs(daemon)]
-        assert all(abs(now - then) < timedelta(minutes=1) for now, then in zip(rescheduled, scheduled, strict=True))
-    _, live, silent, live_again, _ = daemon.db.coverage("AAPL")
-    assert live["ended_at"] == silent["started_at"] <= live_again["started_at"] == silent["ended_at"]
+        slept = timedelta(seconds=suspend)
+        assert all(
+            abs(now - then) < timedelta(minutes=1) + slept for now, then in zip(rescheduled, scheduled, strict=True)
+        )
+    live, silent, *restarted, live_again = daemon.db.coverage("AAPL")[1:-1]
+    assert live["ended_at"] == silent["started_at"]
     assert silent["reason"] == reason
+    last = restarted[0] if restarted else silent
+    assert last["ended_at"] == live_again["started_at"]
+    assert abs(last["started_at"] - silent["ended_at"] - timedelta(seconds=step)) < timedelta(milliseconds=1) or suspend
     assert daemon.db.column(f"SELECT kind FROM events WHERE kind = '{kind}'") == [kind]
     assert findings(url) == []
 
@@ -82,16 +91,13 @@ async def test_heartbeat_checks_clocks_first(
 ) -> None:
     monkeypatch.setattr(heartbeat, "CLOCK_CHECK_SECONDS", 3600)
     monkeypatch.setattr(heartbeat, "HEARTBEAT_SECONDS", 0.02)
+    clock = SteppedClock(monkeypatch)
     url = f"sqlite:///{tmp_path / 'ingestor.db'}"
     config = write_config(tmp_path, url=simulator.url, database_url=url, subscriptions={CROWD: ["AAPL"]})
     async with InProcessDaemon(config, simulator.api_key) as daemon:
         await daemon.wait_until_live()
-        monkeypatch.setattr(heartbeat, "read_clocks", lambda: shifted(read_clocks(), HOUR_US, 3600))
+        clock.suspend(HOUR)
         await until(lambda: daemon.db.states("AAPL") == ["pending", "live", "silent", "live"])
-
-
-def shifted(now: ClockReading, shift_us: int, boot_seconds: float) -> ClockReading:
-    return ClockReading(now.wall_us + shift_us, now.boottime + boot_seconds)
 
 
 def jobs(daemon: InProcessDaemon) -> list[Any]:

@@ -111,9 +111,9 @@ class Connection:
         self.token: Token | None = None
         self.frames = 0
         self.last_frame_us: int | None = None
-        self.last_activity_us = wall_us()  # anything received; before the first, when the connection was created
-        self.last_activity_at = boottime()
+        self.last_activity_at = boottime()  # anything received; before the first, when the connection was created
         self.last_frame_at = self.last_activity_at  # likewise
+        self._resumed_at = 0.0  # when reading last went on after a pause
         self.opened_at: float | None = None
         self.closed_at: float | None = None
         self.protocol_version = protocol_version
@@ -182,7 +182,7 @@ class Connection:
     def on_data(self, event: str, text: str) -> int:
         # No await anywhere here: order and speed depend on it.
         now = time.time_ns() // 1000
-        self.last_activity_us = self.last_frame_us = now
+        self.last_frame_us = now
         self.last_activity_at = self.last_frame_at = boottime()
         self.frames += 1
         settings = self._settings
@@ -194,7 +194,6 @@ class Connection:
             raise
 
     def on_activity(self) -> None:
-        self.last_activity_us = wall_us()
         self.last_activity_at = boottime()
 
     async def wait_for_space(self) -> None:
@@ -205,7 +204,9 @@ class Connection:
             await self._sink.wait_for_space()
         finally:
             self._paused = False
-            self.last_activity_at = boottime()  # nothing was read: this is no silence of the server
+            self._resumed_at = (
+                boottime()
+            )  # nothing was read: this is no silence of the server, but no sign of life either
         self._record(Fact("resumed", wall_us(), {"connection": self.id}))
 
     def on_provider_error(self, event: str, args: list[Any]) -> None:
@@ -282,7 +283,11 @@ class Connection:
 
     def _check_silence(self, limit_seconds: float, grace: bool = False) -> None:
         # One timer, instead of a timeout around every read.
-        left = limit_seconds if self._paused else limit_seconds - (boottime() - self.last_activity_at)
+        left = (
+            limit_seconds
+            if self._paused
+            else limit_seconds - (boottime() - max(self.last_activity_at, self._resumed_at))
+        )
         if left <= 0 and grace:
             self.on_closed("mute", f"nothing received for {limit_seconds:g} s")
             return

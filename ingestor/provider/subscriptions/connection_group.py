@@ -11,12 +11,12 @@ from typing import Any, TypeAlias
 
 from ingestor.config.model import ProviderConfig, Subscription
 from ingestor.core.backoff import Backoff, chance
-from ingestor.core.clock import boottime, read_clocks, wall_us
+from ingestor.core.clock import ClockReading, Clocks, boottime, wall_us
 from ingestor.core.entries import Fact, SubscriptionKey
 from ingestor.core.outage import Outage
 from ingestor.errors import ConnectionFailed, ConnectionRefused, IngestorError, TokenRefused, TokenUnavailable
 from ingestor.provider.auth import TokenSource
-from ingestor.provider.socket.connection import Connection, ConnectionSettings, Sink, sanitize
+from ingestor.provider.socket.connection import CloseReason, Connection, ConnectionSettings, Sink, sanitize
 from ingestor.provider.socket.protocol import ProtocolDetector
 from ingestor.provider.subscriptions.counters import GroupCounters, GroupStatus
 from ingestor.provider.subscriptions.error_throttle import ErrorThrottle
@@ -51,6 +51,7 @@ class GroupContext:
     provider_errors: Counter[str]  # by event, over all groups
     provider: ProviderConfig
     may_connect: asyncio.Event  # cleared while the spool is full
+    clocks: Clocks
 
 
 class ConnectionGroup:
@@ -122,7 +123,7 @@ class ConnectionGroup:
         keys = [subscription.key for subscription in subscriptions]
         for session in self._sessions:
             session.remove(subscriptions)
-        self.tracker.remove(keys, "removed from the config", read_clocks())
+        self.tracker.remove(keys, "removed from the config", self._context.clocks.read())
         for key in keys:
             del self._subscriptions[key]
         self.tracker.rebuild_channels()
@@ -131,28 +132,39 @@ class ConnectionGroup:
 
     def detect_silence(self, until_boottime: float) -> None:
         """Record and resubscribe silent subscriptions. See ``StateTracker.detect_silence``."""
-        silent = self.tracker.detect_silence(until_boottime, read_clocks(), chance())
+        silent = self.tracker.detect_silence(until_boottime, self._context.clocks.read(), chance())
         if silent and self.tracker.session:
             self.tracker.session.resubscribe(silent)
 
-    def mark_unconfirmed(self) -> None:
+    def heard_us(self, now: ClockReading) -> int:
+        """Return when the connection in use was last heard, at most ``now``, by the wall clock as it is set then."""
+        heard_us = self.tracker.heard_us(now)
+        return now.wall_us if heard_us is None else min(heard_us, now.wall_us)
+
+    def mark_unconfirmed(self, now: ClockReading) -> None:
         """Note an interruption that ends now. See ``StateTracker.mark_unconfirmed``."""
         self.wake_up.set()  # a deadline may have passed while timers stood still
-        self.tracker.mark_unconfirmed(read_clocks())
+        self.tracker.mark_unconfirmed(now)
         self._set_tracker_timer()
 
     def _track(self, keys: Collection[SubscriptionKey], reason: str) -> None:
-        self._context.states.apply("added", keys, {"path": self._settings.path, "reason": reason}, wall_us())
+        self._context.states.apply(
+            "added", keys, {"path": self._settings.path, "reason": reason}, self._context.clocks.read().wall_us
+        )
         if not self._context.may_connect.is_set():
             self._set_all("spool_full", reason=SPOOL_FULL)
 
-    def _set_all(self, event: Event, since_us: int | None = None, kind: str | None = None, **detail: object) -> None:
-        """Record an event that concerns every subscription. See ``SubscriptionStates.apply``."""
-        detail = {"path": self._settings.path, **detail}
-        self._context.states.apply(event, self._subscriptions, detail, wall_us(), since_us, kind=kind)
+    def _set_all(self, event: Event, since_at: float | None = None, kind: str | None = None, **detail: object) -> None:
+        """Record an event that concerns every subscription, as of a boottime; default: the last byte, else now.
+
+        See ``SubscriptionStates.apply``.
+        """
+        now, detail = self._context.clocks.read(), {"path": self._settings.path, **detail}
+        since_us = self.tracker.heard_us(now) if since_at is None else now.wall_us_at(since_at)
+        self._context.states.apply(event, self._subscriptions, detail, now.wall_us, since_us, kind=kind)
 
     def _on_answer(self, session: SubscriptionSession) -> None:
-        self.tracker.note_answer(session, read_clocks())
+        self.tracker.note_answer(session, self._context.clocks.read())
         self._set_tracker_timer()
 
     def _set_tracker_timer(self) -> None:
@@ -163,7 +175,7 @@ class ConnectionGroup:
             self._tracker_timer = asyncio.get_running_loop().call_later(wait, self._on_tracker_timer)
 
     def _on_tracker_timer(self) -> None:
-        self.tracker.on_timer(read_clocks())
+        self.tracker.on_timer(self._context.clocks.read())
         self._set_tracker_timer()
 
     # --- connecting ---
@@ -215,7 +227,9 @@ class ConnectionGroup:
         if keys or is_news:
             attempts = {"failed_attempts": self._outage.attempts, "retry_in_seconds": round(wait, 1)}
             detail = {"path": self._settings.path, "reason": reason, **attempts}
-            self._context.states.apply("disconnected", keys, detail, wall_us(), kind="connect_failed")
+            self._context.states.apply(
+                "disconnected", keys, detail, self._context.clocks.read().wall_us, kind="connect_failed"
+            )
         return wait
 
     def _start_session(self, connection: Connection) -> SubscriptionSession:
@@ -225,7 +239,7 @@ class ConnectionGroup:
 
     def _use(self, session: SubscriptionSession) -> None:
         self._counters.on_connected()
-        self.tracker.follow(session, read_clocks())
+        self.tracker.follow(session, self._context.clocks.read())
 
     # --- one session after another ---
 
@@ -308,23 +322,40 @@ class ConnectionGroup:
         opened, now = new.connection.opened_at, boottime()
         if self._eviction.should_report(opened_at=opened or now, old_ended_at=old.connection.closed_at, now=now):
             self._record_event("evicted", connection=old.connection.id, reason=EVICTED)
+        if self.tracker.session is old:
+            await self._hear(old, new)
         self._use(new)
         if old in self._sessions:
             ends = (old.connection.wait_closed(), new.connection.wait_closed())
             await _wait_for_any(_first_frame(new.connection), *ends, seconds=OVERLAP_SECONDS)
             await self._close_session(old, "renewed", "replaced by a new connection")
 
+    async def _hear(self, old: SubscriptionSession, new: SubscriptionSession) -> None:
+        """Give the old connection a moment to show that it was alive when the new one was subscribed.
+
+        It may be quiet: the answer to a repeated subscribe is a sign of life too.
+        """
+        answered_at = max(new.acknowledged.values(), default=0.0)
+        repeated = [subscription for key, subscription in self._subscriptions.items() if key in old.acknowledged][:1]
+        if not repeated or old.connection.last_activity_at >= answered_at:
+            return
+        ask = old.connection.subscribe(repeated, lambda *_: None)
+        waits = (_first_activity(old.connection, answered_at), ask, new.connection.wait_closed())
+        await _wait_for_any(*waits, seconds=OVERLAP_SECONDS)
+
     # --- ends ---
 
     async def _on_disconnect(self, session: SubscriptionSession) -> None:
         """Record why the connection ended, as of its last sign of life. Raises what the sink raised, if anything."""
         connection = session.connection
-        self.tracker.detach(read_clocks())
+        self.tracker.detach(self._context.clocks.read())
         self._counters.on_disconnected()
         try:
-            closed = await connection.wait_closed()
+            self._note_end(connection, await connection.wait_closed())  # at once: heartbeats no longer name it
         finally:
             await self._close_session(session)
+
+    def _note_end(self, connection: Connection, closed: CloseReason) -> None:
         self._failures += 1
         if connection.opened_at is not None and boottime() - connection.opened_at > HEALTHY_SECONDS:
             self._failures = 1
@@ -332,7 +363,7 @@ class ConnectionGroup:
         self._counters.count_reconnect(closed)
         detail = {"connection": connection.id, "cause": closed.cause, "reason": closed.reason}
         event: Event = "spool_full" if closed.cause == "spool_full" else "disconnected"
-        self._set_all(event, connection.last_activity_us, "disconnected", **detail)
+        self._set_all(event, connection.last_activity_at, "disconnected", **detail)
 
     async def _close_session(self, session: SubscriptionSession, cause: str = "lost", reason: str = "ended") -> None:
         await session.close(cause, reason)
@@ -341,14 +372,14 @@ class ConnectionGroup:
             self._counters.add_closed(session.connection)
 
     async def _stop(self) -> None:
-        connection = self.connection
-        self.tracker.detach(read_clocks())
+        session = self.tracker.session
+        self.tracker.detach(self._context.clocks.read())
         self._set_tracker_timer()
+        self._error_throttle.flush()
         reason = "daemon stopped" if self._subscriptions else "no subscriptions left on this connection"
+        self._set_all("stopped", session.connection.last_activity_at if session else None, reason=reason)
         for session in list(self._sessions):
             await self._close_session(session, "stopped", reason)
-        self._error_throttle.flush()
-        self._set_all("stopped", connection.last_activity_us if connection else None, reason=reason)
 
     # --- facts ---
 
@@ -368,6 +399,12 @@ class ConnectionGroup:
 async def _first_frame(connection: Connection) -> None:
     """Wait for the first frame. Polls, because notifying would cost the receive path time for each frame."""
     while not connection.frames:  # noqa: ASYNC110
+        await asyncio.sleep(0.02)
+
+
+async def _first_activity(connection: Connection, since_boottime: float) -> None:
+    """Wait for the first byte at or after ``since_boottime``, or the end of the connection."""
+    while connection.last_activity_at < since_boottime and connection.alive:  # noqa: ASYNC110
         await asyncio.sleep(0.02)
 
 

@@ -10,7 +10,7 @@ from typing import TypeAlias
 
 from ingestor.config.model import Subscription
 from ingestor.core.backoff import Backoff, RetryTimer, chance
-from ingestor.core.clock import boottime, wall_us
+from ingestor.core.clock import boottime
 from ingestor.core.entries import SubscriptionKey
 from ingestor.provider.socket.connection import AckCallback, Connection
 
@@ -35,7 +35,7 @@ class SubscriptionSession:
     ) -> None:
         """Start subscribing at once."""
         self.connection = connection
-        self.acknowledged: dict[SubscriptionKey, int] = {}  # when, by our wall clock (µs)
+        self.acknowledged: dict[SubscriptionKey, float] = {}  # when, seconds since boot
         self.refused: dict[SubscriptionKey, str] = {}  # why
         self.first_round_done = asyncio.Event()  # each initial subscription was answered, or not in time
         self.open_rounds = 0  # in which answers are still due
@@ -137,7 +137,7 @@ class SubscriptionSession:
         if self._subscriptions.get(key) is not subscription:
             return  # removed meanwhile
         if error is None:
-            self.acknowledged[key] = wall_us()
+            self.acknowledged[key] = boottime()
             self.refused.pop(key, None)
             self._retries.pop(key, None)
         elif key not in self.acknowledged:  # else the answer to a retry that was sent before the first answer arrived

@@ -39,6 +39,10 @@ class SilenceDetector:
             self._last_data_boottime[key] = now
         return self._retries.pop(key, None) is not None
 
+    def last_data_boottime(self, key: SubscriptionKey) -> float:
+        """Return when data was last noted, which is never before it was received, or since when it is expected."""
+        return self._last_data_boottime[key]
+
     def detect(self, until: float) -> list[SubscriptionKey]:
         """Return the subscriptions that have become silent by ``until``. Each is due to be resubscribed at once."""
         latest = until - self._limit_seconds

@@ -25,6 +25,7 @@ PUBLISH_SECONDS = 0.1  # from the last answer to its fact: answers that are this
 ROUND_PUBLISH_SECONDS = 1.0  # the same, while more answers are due
 PUBLISH_LIMIT_SECONDS = 10.0  # from the first answer to its fact
 CONFIRM_SECONDS = 0.1  # between two checks whether an unconfirmed connection has shown a sign of life
+UNPROVEN = "the old connection was not heard after its replacement was subscribed"
 SAME_TIME_US = 5_000_000  # silences that began this close together make one fact, as of the earliest
 
 
@@ -74,11 +75,23 @@ class StateTracker:
         previous, self.session = self.session, session
         self._end_unconfirmed()
         if previous is not None:
-            for reason, keys in _by_reason(session.refused).items():
-                live, since_us = self._states.in_state("live", keys), previous.connection.last_activity_us
-                self._silence.ignore(live)
-                self._apply("rejected", live, now, since_us, connection=session.connection.id, reason=reason)
+            self._end_at_handover(previous, session, now)
         self.publish(now)
+
+    def _end_at_handover(self, previous: SubscriptionSession, session: SubscriptionSession, now: ClockReading) -> None:
+        """End what was live on the previous connection, unless that was heard after the new one had its answer."""
+        heard_at, since_us = previous.connection.last_activity_at, now.wall_us_at(previous.connection.last_activity_at)
+        for reason, keys in _by_reason(session.refused).items():
+            live = self._states.in_state("live", keys)
+            self._silence.ignore(live)
+            self._apply("rejected", live, now, since_us, connection=session.connection.id, reason=reason)
+        live = self._states.in_state("live", self._subscriptions)
+        unproven = [key for key in live if session.acknowledged.get(key, math.inf) > heard_at]
+        self._apply("disconnected", unproven, now, since_us, connection=previous.connection.id, reason=UNPROVEN)
+
+    def heard_us(self, now: ClockReading) -> int | None:
+        """Return when the connection in use was last heard, by the wall clock as it is set now; None without one."""
+        return now.wall_us_at(self.session.connection.last_activity_at) if self.session else None
 
     def detach(self, now: ClockReading) -> None:
         """End the session, after publishing its remaining answers."""
@@ -89,7 +102,7 @@ class StateTracker:
 
     def remove(self, keys: Collection[SubscriptionKey], reason: str, now: ClockReading) -> None:
         """Remove subscriptions. Those that were live count as live until the connection's last sign of life."""
-        since_us = self.session.connection.last_activity_us if self.session else None
+        since_us = self.heard_us(now)
         self._apply("stopped", keys, now, since_us, reason=reason, count=len(keys))
         self._states.forget(keys)
         self._silence.ignore(keys)
@@ -133,7 +146,7 @@ class StateTracker:
         if live := self._states.affected("acknowledged", proven):
             self._silence.expect(live, now.boottime)
             # As of the last of them: a state may begin late, never early.
-            since_us = max(session.acknowledged[key] for key in live)
+            since_us = now.wall_us_at(max(session.acknowledged[key] for key in live))
             self._apply("acknowledged", live, now, since_us, connection=connection, count=len(live))
         for reason, keys in _by_reason(session.refused).items():
             refused = self._apply("rejected", keys, now, connection=connection, reason=reason)
@@ -149,7 +162,9 @@ class StateTracker:
                 self._last_data_us[key] = max(span.last_us for span in spans)
                 if self._silence.note_data(key, now.boottime):
                     first_us[key] = min(span.first_us for span in spans)
-        for since_us, keys in _grouped_by_time(first_us, latest=True):
+        # Data that was received before the clock was set seems to lie before that, or ahead of now.
+        since = {key: min(max(at_us, self._interrupted_until.wall_us), now.wall_us) for key, at_us in first_us.items()}
+        for since_us, keys in grouped_by_time(since, latest=True):
             live = self._states.affected("confirmed", keys)
             self._apply("confirmed", live, now, since_us, count=len(live))
 
@@ -162,10 +177,14 @@ class StateTracker:
             return []
         connection, reason = self.session.connection.id, f"no data for {self._silence_seconds:g} s"
         silent = self._states.affected("no_data", self._silence.detect(until_boottime))
-        last_us = {key: max(self._last_data_us.get(key, 0), self._states.since_us(key)) for key in silent}
-        for since_us, keys in _grouped_by_time(last_us, latest=False):
+        last_us = {key: max(self._last_data_time_us(key, now), self._states.since_us(key)) for key in silent}
+        for since_us, keys in grouped_by_time(last_us, latest=False):
             self._apply("no_data", keys, now, since_us, connection=connection, reason=reason, count=len(keys))
         return [self._subscriptions[key] for key in self._silence.due(now.boottime, chance)]
+
+    def _last_data_time_us(self, key: SubscriptionKey, now: ClockReading) -> int:
+        # Not after it was noted: what was received before the clock was set back seems to lie ahead.
+        return min(self._last_data_us.get(key, 0), now.wall_us_at(self._silence.last_data_boottime(key)))
 
     # --- interruptions ---
 
@@ -220,7 +239,7 @@ def _by_reason(refused: Mapping[SubscriptionKey, str]) -> dict[str, list[Subscri
     return reasons
 
 
-def _grouped_by_time(
+def grouped_by_time(
     times_us: Mapping[SubscriptionKey, int], *, latest: bool
 ) -> list[tuple[int, list[SubscriptionKey]]]:
     """Group keys whose times are a few seconds apart at most. Return each with its latest or its earliest time."""

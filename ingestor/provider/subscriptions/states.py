@@ -23,7 +23,7 @@ entries that the database lacks.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeAlias, get_args
 
 from ingestor.core.entries import Fact, State, SubscriptionKey
@@ -122,6 +122,11 @@ class SubscriptionStates:
         state, since_us = (target, since_us) if changed else (None, None)
         fact_kind = kind or _KINDS.get(event, target)
         self._record(Fact(fact_kind, now_us, detail, state, tuple(changed), since_us))
+
+    def shift(self, step_us: int) -> None:
+        """Convert all times to a clock that was set by so much, forward or (negative) back."""
+        for key, current in self._states.items():
+            self._states[key] = replace(current, since_us=current.since_us + step_us)
 
     def forget(self, keys: Iterable[SubscriptionKey]) -> None:
         """Drop subscriptions that were removed. Their last state must have been recorded."""

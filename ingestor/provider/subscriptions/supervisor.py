@@ -8,13 +8,12 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
-from typing import Any
 from urllib.parse import urlsplit
 
 from pydantic import SecretStr
 
 from ingestor.config.model import ProviderConfig, Subscription, canonical_json
-from ingestor.core.clock import boottime, read_clocks, wall_us
+from ingestor.core.clock import ClockReading, Clocks, Interruption, boottime, wall_us
 from ingestor.core.entries import Fact, GroupKey, SubscriptionKey, connection_params
 from ingestor.core.outage import Outage
 from ingestor.errors import IngestorError
@@ -24,6 +23,7 @@ from ingestor.provider.socket.protocol import ProtocolDetector
 from ingestor.provider.subscriptions.activity import ActivityTracker
 from ingestor.provider.subscriptions.connection_group import ConnectionGroup, GroupContext
 from ingestor.provider.subscriptions.counters import GroupStatus
+from ingestor.provider.subscriptions.state_tracker import grouped_by_time
 from ingestor.provider.subscriptions.states import SubscriptionState, SubscriptionStates
 from ingestor.provider.transport import make_tls_context
 
@@ -75,6 +75,7 @@ class Supervisor:
         sink: Sink,
         record: Callable[[Fact], object],
         activity: ActivityTracker,
+        clocks: Clocks,
         proxy: SecretStr | None = None,
     ) -> None:
         """Must be called inside the running loop. Reads the CA file."""
@@ -83,6 +84,8 @@ class Supervisor:
         self._tokens = tokens
         self._subscriptions = tuple(subscriptions)
         self._states = SubscriptionStates(record)
+        self.clocks = clocks
+        self.clocks.on_interruption.append(self._record_interruption)
         self._token_outage = Outage()
         self._reported_paths: frozenset[str] = frozenset()  # that the token does not allow
         tls_context = make_tls_context(provider.ca_file) if urlsplit(provider.url).scheme == "https" else None
@@ -98,6 +101,7 @@ class Supervisor:
             provider_errors=Counter(),
             provider=provider,
             may_connect=asyncio.Event(),
+            clocks=self.clocks,
         )
         self._context.may_connect.set()
         groups = group_subscriptions(self._subscriptions)
@@ -163,16 +167,29 @@ class Supervisor:
         """Connect again, because the spool has space."""
         self._context.may_connect.set()
 
-    def record_interruption(self, kind: str, detail: dict[str, Any], from_us: int) -> None:
-        """Record that data may have been missed between ``from_us`` (our wall clock) and now.
+    def _record_interruption(self, found: Interruption, before: ClockReading, now: ClockReading) -> None:
+        """Record that data may have been missed between two readings of the clocks.
 
-        Live subscriptions were silent in that time, and are live again as of now once their connection shows a sign of
-        life. ``detail`` gives the ``reason``.
+        Live subscriptions were silent from the last byte before it, and are live again as of now once their connection
+        shows a sign of life. If the clock was set, every state goes on by the new one.
         """
+        kind = "clock_stepped" if found.step_seconds else "stood_still"
+        detail = {"reason": found.reason, "seconds": round(found.step_seconds or found.stall_seconds, 3)}
+        since_us = {key: group.heard_us(before) for group in self._groups.values() for key in group.keys}
+        live = {key: since_us[key] for key in self._states.in_state("live", since_us)}
         for group in self._groups.values():
-            group.mark_unconfirmed()
-        keys = [subscription.key for subscription in self._subscriptions]
-        self._states.apply("interrupted", keys, detail, wall_us(), from_us, kind=kind)
+            group.mark_unconfirmed(now)
+        for at_us, keys in grouped_by_time(live, latest=False) or [(before.wall_us, [])]:
+            self._states.apply("interrupted", keys, detail, now.wall_us, at_us, kind=kind)
+        if found.step_seconds:
+            until_us = before.wall_us_at(now.boottime)
+            self._states.shift(now.wall_us - until_us)
+            detail = {"reason": found.reason}
+            self._context.record(Fact("clock_restarted", now.wall_us, detail, since_us=now.wall_us, until_us=until_us))
+
+    def heard_us(self, now: ClockReading) -> dict[GroupKey, int]:
+        """Return when the connection in use of each group was last heard, by the wall clock as it is set now."""
+        return {key: group.heard_us(now) for key, group in self._groups.items() if group.tracker.session}
 
     def rerecord_states(self) -> None:
         """Record the state of every subscription again, because a new spool or instance begins without any."""
@@ -227,7 +244,7 @@ class Supervisor:
             upto_seq = self._activity.upto_seq  # read first: all activity up to that entry has been recorded
             activity = self._activity.take()
             for group in self._groups.values():
-                group.tracker.note_activity(activity, read_clocks())
+                group.tracker.note_activity(activity, self.clocks.read())
             if upto_seq >= mark_seq:  # otherwise what is still to be decoded may be data for any subscription
                 for group in self._groups.values():
                     group.detect_silence(mark_boottime)
@@ -253,7 +270,8 @@ class Supervisor:
     def _on_token_failed(self, error: IngestorError, retry_in_seconds: float) -> None:
         reason = sanitize(error)
         is_news = self._token_outage.note_failure(reason, boottime())
-        keys = [key for group in self._groups.values() if not group.connection for key in group.keys]
+        # One whose connection has just ended is recorded as disconnected first, as of the last byte.
+        keys = [key for group in self._groups.values() if not group.tracker.session for key in group.keys]
         if is_news or self._states.affected("token_failed", keys):
             attempts = {"failed_attempts": self._token_outage.attempts, "retry_in_seconds": round(retry_in_seconds, 1)}
             self._states.apply("token_failed", keys, {"reason": reason, **attempts}, wall_us())

@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from ingestor.config.model import ProviderConfig, Subscription
+from ingestor.core.clock import ClockReading, Clocks, Interruption, read_clocks
 from ingestor.pipeline.batch_builder import BatchBuilder
 from ingestor.pipeline.decoder import Decoder
 from ingestor.provider import catalog
@@ -34,7 +35,7 @@ class RunningSupervisor:
         self.memory = memory
         self.decoding = True
         activity = ActivityTracker()
-        self.supervisor = Supervisor(provider, subscriptions, tokens, memory, memory.append, activity)
+        self.supervisor = Supervisor(provider, subscriptions, tokens, memory, memory.append, activity, Clocks())
         self.task = asyncio.create_task(self.supervisor.run())
         self._decoder_task = asyncio.create_task(self._decode(activity))
 
@@ -49,6 +50,12 @@ class RunningSupervisor:
 
     async def until(self, state: str, *subscriptions: Subscription) -> None:
         await self.memory.until(lambda: self.in_state(state, *subscriptions))
+
+    def interrupt(self, before: ClockReading, step_seconds: float = 0.0) -> None:
+        """Tell the supervisor that nothing ran since ``before``, or that the clock was set."""
+        found = Interruption(0.0 if step_seconds else 1.0, step_seconds)
+        for report in self.supervisor.clocks.on_interruption:
+            report(found, before, read_clocks())
 
     async def stop(self) -> None:
         await self.supervisor.stop()

@@ -182,10 +182,10 @@ async def test_ping_is_answered_and_counts_as_activity(raw_server: Serve, make_c
     server = await raw_server()
     connection = make_connection(server.url)
     await connection.open(token)
-    before, client = connection.last_activity_us, await server.client()
+    before, client = connection.last_activity_at, await server.client()
     await client.send("2")
     await client.until(lambda: client.pongs == 1)
-    assert connection.last_activity_us > before
+    assert connection.last_activity_at > before
     assert connection.frames == 0
 
 

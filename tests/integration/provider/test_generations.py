@@ -13,7 +13,7 @@ from pydantic import SecretStr
 
 from ingestor.config.model import ProviderConfig, Subscription
 from ingestor.core.backoff import Backoff
-from ingestor.core.clock import boottime
+from ingestor.core.clock import Clocks, boottime
 from ingestor.errors import ConnectionRefused
 from ingestor.provider.auth import Token, TokenSource, token_source
 from ingestor.provider.socket.connection import Connection
@@ -66,7 +66,7 @@ async def run_against(scheduler: Any, memory: Memory) -> AsyncIterator[Run]:
         provider = ProviderConfig.model_validate({"url": server.url, **settings})
         key = SecretStr(server.api_key)
         tokens = TokenSource(f"{server.url}/jwt", key, provider.token, scheduler.at, spacing_seconds=0.2)
-        supervisor = Supervisor(provider, subscriptions, tokens, memory, memory.append, ActivityTracker())
+        supervisor = Supervisor(provider, subscriptions, tokens, memory, memory.append, ActivityTracker(), Clocks())
         started.append((supervisor, tokens, asyncio.create_task(supervisor.run())))
         return supervisor
 

@@ -15,6 +15,7 @@ import pytest
 from pydantic import SecretStr
 
 from ingestor.config.model import ProviderConfig, Subscription
+from ingestor.core.clock import Clocks
 from ingestor.errors import ConnectionFailed, ConnectionRefused, IngestorError, TokenUnavailable
 from ingestor.provider.auth import TokenSource
 from ingestor.provider.auth.login import fetch_token
@@ -63,7 +64,7 @@ async def test_supervisor_uses_proxy_for_all_requests(
     url, proxy_setting = proxied_url(server.url), proxy_url(proxy, CREDENTIALS)
     provider = ProviderConfig.model_validate({"url": url, "ca_file": str(certificate)})
     tokens = TokenSource(f"{url}/jwt", KEY, provider.token, scheduler.at, ca_file=provider.ca_file, proxy=proxy_setting)
-    supervisor = Supervisor(provider, [AAPL], tokens, memory, memory.append, ActivityTracker(), proxy_setting)
+    supervisor = Supervisor(provider, [AAPL], tokens, memory, memory.append, ActivityTracker(), Clocks(), proxy_setting)
     running = asyncio.create_task(supervisor.run())
     await memory.until(lambda: memory.frames)
     await supervisor.stop()

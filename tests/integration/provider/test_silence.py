@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from ingestor.config.model import Subscription
+from ingestor.core.clock import read_clocks
 
 from .raw_engineio_server import Memory
 from .running_supervisor import AAPL, CROWD, TSLA, StartSupervisor
@@ -192,7 +193,7 @@ async def test_silence_restarts_with_interruption_and_connection(
     running = await run(server.url, "key", [AAPL, TSLA], protocol="4", silence="600ms")
     await running.until("live", TSLA)
     await asyncio.sleep(0.4)
-    running.supervisor.record_interruption("stood_still", {"reason": "slept"}, memory.frames[-1].received_us)
+    running.interrupt(read_clocks())
     await running.until("live", TSLA)
     await asyncio.sleep(0.4)
     assert memory.facts("silent") == []

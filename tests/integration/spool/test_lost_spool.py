@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from ingestor.config import load
-from ingestor.core.clock import boot_id, boottime
+from ingestor.core.clock import boot_id, boottime, read_clocks
 from ingestor.daemon import factory
 from ingestor.errors import SpoolFailed
 from ingestor.spool import ballast, chunk_store, header
@@ -265,7 +265,7 @@ async def test_lost_entries_end_coverage_at_the_heartbeat_to_believe(
     killed.remove(killed.wal)
     config = load(write_config_for(), {})
     async with open_spool(killed.folder) as spool:
-        lost, started = factory.startup_facts(spool, config)
+        lost, _, started = factory.startup_facts(spool, config, read_clocks())
     assert (lost.kind, lost.state, lost.since_us) == ("lost", "lost", 1_000)
     assert lost.subscriptions == tuple(subscription.key for subscription in config.subscriptions)
     # Subscriptions that the config no longer has were not live either since then.

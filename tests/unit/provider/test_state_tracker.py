@@ -31,7 +31,6 @@ EPOCH_US = 1_000_000_000  # of the wall clock, when the boottime is 0
 @dataclass
 class FakeConnection:
     id: str
-    last_activity_us: int = 0
     last_activity_at: float = 0.0  # boottime
     alive: bool = True
 
@@ -39,7 +38,7 @@ class FakeConnection:
 @dataclass
 class FakeSession:
     connection: FakeConnection
-    acknowledged: dict[SubscriptionKey, int] = field(default_factory=dict)
+    acknowledged: dict[SubscriptionKey, float] = field(default_factory=dict)  # boottime
     refused: dict[SubscriptionKey, str] = field(default_factory=dict)
     open_rounds: int = 0
 
@@ -64,7 +63,7 @@ class TrackerScenario:
 
     def follow(self, name: str, seconds: float) -> FakeSession:
         """Use a new session that has no answers yet."""
-        session = FakeSession(FakeConnection(name, us(seconds), seconds))
+        session = FakeSession(FakeConnection(name, seconds))
         self.use(session, seconds)
         return session
 
@@ -73,8 +72,8 @@ class TrackerScenario:
 
     def live(self, seconds: float = 1) -> FakeSession:
         """Use a session on which every subscription was acknowledged."""
-        session = FakeSession(FakeConnection("first", us(seconds), seconds))
-        session.acknowledged = dict.fromkeys(self.subscriptions, us(seconds))
+        session = FakeSession(FakeConnection("first", seconds))
+        session.acknowledged = dict.fromkeys(self.subscriptions, seconds)
         self.use(session, seconds)
         return session
 
@@ -114,7 +113,7 @@ class TrackerScenario:
 def test_answers_become_one_fact_for_each_outcome() -> None:
     scenario = TrackerScenario(AAPL, TSLA, ON)
     session = scenario.follow("first", 1)
-    session.acknowledged |= {AAPL.key: us(1.2), TSLA.key: us(1.4)}
+    session.acknowledged |= {AAPL.key: 1.2, TSLA.key: 1.4}
     session.refused[ON.key] = "not yours"
     scenario.tracker.publish(at(2))
     subscribed, refused = scenario.facts[-2:]
@@ -145,7 +144,7 @@ def test_publishing_waits_for_more_answers(answers: list[float], open_rounds: in
     session.open_rounds = open_rounds
     assert scenario.tracker.timer_boottime == math.inf
     for seconds in answers:
-        session.acknowledged[AAPL.key] = us(seconds)
+        session.acknowledged[AAPL.key] = seconds
         scenario.note_answer(session, seconds)
     assert scenario.tracker.timer_boottime == pytest.approx(expected)
     scenario.tracker.on_timer(at(expected - 0.01))
@@ -158,7 +157,7 @@ def test_publishing_waits_for_more_answers(answers: list[float], open_rounds: in
 def test_answers_on_another_session_do_not_count() -> None:
     scenario = TrackerScenario(AAPL)
     scenario.follow("first", 1)
-    other = FakeSession(FakeConnection("other"), {AAPL.key: us(2)})
+    other = FakeSession(FakeConnection("other"), {AAPL.key: 2})
     scenario.note_answer(other, 2)
     assert scenario.tracker.timer_boottime == math.inf
     scenario.tracker.publish(at(3))
@@ -168,7 +167,7 @@ def test_answers_on_another_session_do_not_count() -> None:
 def test_detach_publishes_what_is_left() -> None:
     scenario = TrackerScenario(AAPL, TSLA)
     session = scenario.follow("first", 1)
-    session.acknowledged[AAPL.key] = us(2)
+    session.acknowledged[AAPL.key] = 2
     scenario.note_answer(session, 2)
     scenario.tracker.detach(at(2.01))
     assert (scenario.state(AAPL), scenario.state(TSLA)) == ("live", "pending")
@@ -183,25 +182,36 @@ def test_new_connection_makes_unanswered_subscriptions_pending() -> None:
     scenario.tracker.detach(at(2))
     scenario.disconnect(2, since=1.5)
     assert [scenario.since(subscription) for subscription in (AAPL, TSLA, ON)] == [1.5] * 3
-    second = FakeSession(FakeConnection("second"), {AAPL.key: us(3)}, {TSLA.key: "not yours"})
+    second = FakeSession(FakeConnection("second"), {AAPL.key: 3}, {TSLA.key: "not yours"})
     scenario.use(second, 4)
     assert [scenario.state(subscription) for subscription in (AAPL, TSLA, ON)] == ["live", "refused", "pending"]
 
 
 def test_handover_leaves_live_subscriptions_alone() -> None:
     scenario = TrackerScenario(AAPL)
-    scenario.live()
+    scenario.live().connection.last_activity_at = 9
     count = len(scenario.facts)
-    scenario.use(FakeSession(FakeConnection("second"), {AAPL.key: us(9)}), 10)
+    scenario.use(FakeSession(FakeConnection("second"), {AAPL.key: 9}), 10)
     assert len(scenario.facts) == count
     assert scenario.since(AAPL) == 1
+
+
+def test_handover_from_a_connection_not_heard_since_leaves_a_gap() -> None:
+    scenario = TrackerScenario(AAPL, TSLA, ON)
+    scenario.live().connection.last_activity_at = 8
+    scenario.use(FakeSession(FakeConnection("second"), {AAPL.key: 9, ON.key: 7.5}), 10)
+    ended, again = scenario.facts[-3], scenario.facts[-1]
+    assert (ended.state, ended.subscriptions, ended.since_us) == ("disconnected", (AAPL.key, TSLA.key), us(8))
+    assert (again.state, again.subscriptions, again.since_us) == ("live", (AAPL.key,), us(9))
+    assert [scenario.state(subscription) for subscription in (AAPL, TSLA, ON)] == ["live", "pending", "live"]
+    assert scenario.since(ON) == 1
 
 
 def test_refusal_on_new_connection_counts_from_old_last_byte() -> None:
     scenario = TrackerScenario(AAPL, TSLA)
     old = scenario.live()
-    old.connection.last_activity_us = us(8)
-    scenario.use(FakeSession(FakeConnection("second"), {AAPL.key: us(9)}, {TSLA.key: "not yours"}), 10)
+    old.connection.last_activity_at = 8
+    scenario.use(FakeSession(FakeConnection("second"), {AAPL.key: 7}, {TSLA.key: "not yours"}), 10)
     assert (scenario.state(TSLA), scenario.since(TSLA)) == ("refused", 8)
     assert scenario.facts[-1].detail == {"path": PATH, "connection": "second", "reason": "not yours"}
     assert scenario.state(AAPL) == "live"
@@ -210,7 +220,7 @@ def test_refusal_on_new_connection_counts_from_old_last_byte() -> None:
 def test_removed_subscription_was_live_until_the_last_byte() -> None:
     scenario = TrackerScenario(AAPL, TSLA)
     session = scenario.live()
-    session.connection.last_activity_us = us(8)
+    session.connection.last_activity_at = 8
     scenario.tracker.remove([TSLA.key], "removed from the config", at(10))
     stopped = scenario.facts[-1]
     assert (stopped.kind, stopped.state, stopped.since_us) == ("stopped", "stopped", us(8))
@@ -276,7 +286,7 @@ def test_ack_by_another_connection_does_not_end_silence() -> None:
     scenario = TrackerScenario(AAPL)
     scenario.live()
     scenario.tracker.detect_silence(601, at(601), 0.5)
-    scenario.use(FakeSession(FakeConnection("second"), {AAPL.key: us(700)}), 701)
+    scenario.use(FakeSession(FakeConnection("second"), {AAPL.key: 700}), 701)
     assert scenario.state(AAPL) == "silent"
 
 
@@ -288,7 +298,7 @@ def test_refusal_ends_a_silence() -> None:
     scenario.use(second, 701)
     assert scenario.state(AAPL) == "refused"
     second.refused.clear()
-    second.acknowledged[AAPL.key] = us(710)
+    second.acknowledged[AAPL.key] = 710
     scenario.tracker.publish(at(711))
     assert scenario.state(AAPL) == "live"
 
@@ -344,6 +354,25 @@ def test_first_and_last_data_of_either_channel_count() -> None:
     assert (scenario.state(AAPL), scenario.since(AAPL)) == ("live", 710)
     assert scenario.tracker.detect_silence(1400, at(1400), 0.5)
     assert scenario.since(AAPL) == 713
+
+
+def test_data_from_before_the_clock_was_set_back_lies_not_ahead() -> None:
+    scenario = TrackerScenario(AAPL, TSLA)
+    scenario.live()
+    scenario.tracker.detect_silence(601, at(601), 0.5)
+    scenario.receive(4000, 4200, 610, AAPL)  # received by a clock that was an hour ahead, decoded later
+    assert (scenario.state(AAPL), scenario.since(AAPL)) == ("live", 610)
+    scenario.tracker.detect_silence(1300, at(1300), 0.5)
+    assert (scenario.state(AAPL), scenario.since(AAPL)) == ("silent", 610)
+
+
+def test_time_of_the_last_byte_is_by_the_clock_as_it_is_set_now() -> None:
+    scenario = TrackerScenario(AAPL)
+    scenario.live().connection.last_activity_at = 20
+    an_hour_back = ClockReading(us(30 - 3600), 30)
+    assert scenario.tracker.heard_us(an_hour_back) == us(20 - 3600)
+    scenario.tracker.remove([AAPL.key], "removed from the config", an_hour_back)
+    assert scenario.facts[-1].since_us == us(20 - 3600)
 
 
 # --- interruptions ---
@@ -416,7 +445,7 @@ def test_handover_after_an_interruption_makes_live_at_once() -> None:
     scenario = TrackerScenario(AAPL)
     scenario.live()
     scenario.interrupt(50, from_seconds=20)
-    scenario.use(FakeSession(FakeConnection("second"), {AAPL.key: us(51)}), 51.5)
+    scenario.use(FakeSession(FakeConnection("second"), {AAPL.key: 51}), 51.5)
     assert (scenario.state(AAPL), scenario.since(AAPL), scenario.kinds()[-1]) == ("live", 51, "subscribed")
     assert scenario.tracker.timer_boottime == math.inf
 
