@@ -356,9 +356,30 @@ BUGS = (
     Bug(
         "coverage is live until the loss was noticed",
         "provider/subscriptions/connection_group.py",
-        'self._set_all(event, connection.last_activity_us, "disconnected", **detail)',
-        'self._set_all(event, None, "disconnected", **detail)',
+        'self._set_all(event, connection.last_activity_at, "disconnected", **detail)',
+        'self._set_all(event, boottime(), "disconnected", **detail)',
         "tests/integration/provider/test_supervisor.py",
+    ),
+    Bug(
+        "a handover proves that the old connection was alive",
+        "provider/subscriptions/state_tracker.py",
+        "session.acknowledged.get(key, math.inf) > heard_at]",
+        "session.acknowledged.get(key, math.inf) == math.inf]",
+        "tests/unit/provider/test_state_tracker.py",
+    ),
+    Bug(
+        "coverage goes on by the old clock after the clock was set back",
+        "store/write/coverage_intervals.py",
+        "self._begin(previous, transition.seq, transition.since_us)",
+        "self._begin(previous, transition.seq, until_us)",
+        "tests/unit/store/test_coverage_intervals.py",
+    ),
+    Bug(
+        "compaction believes what the same instance contradicts",
+        "store/maintenance/coverage_compaction.py",
+        ".where(i.stepped_back, ",
+        ".where(c.instance_id < 0, ",
+        f"{STORE}/test_coverage_compaction.py",
     ),
     Bug(
         "silent while the writer is behind",
