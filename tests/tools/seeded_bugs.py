@@ -599,6 +599,27 @@ BUGS = (
         SESSIONS,
     ),
     Bug(
+        "migrations: new tables come into another schema",
+        "store/migrate.py",
+        "            connection.exec_driver_sql(_STAY_IN_SCHEMA)\n",
+        "",
+        f"{STORE}/test_migrations.py",
+    ),
+    Bug(
+        "coverage: a reason that the encoding lacks costs a transition",
+        "pipeline/committer.py",
+        "if self._commit_in_ascii(entry):",
+        "if False:",
+        WRITER,
+    ),
+    Bug(
+        "an unsupported database is retried for ever from the first start on",
+        "pipeline/committer.py",
+        "isinstance(error, DatabaseUnsupported) and not self._has_worked",
+        "False",
+        "tests/unit/pipeline/test_database_retry.py",
+    ),
+    Bug(
         "SQLite database: SQLAlchemy reads the path as a URL",
         "store/engine.py",
         "Path(url.removeprefix(SQLITE)) if",
