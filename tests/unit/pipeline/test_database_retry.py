@@ -66,16 +66,18 @@ def test_unsupported_database_ends_a_first_start_but_is_retried_later() -> None:
     def fail() -> None:
         raise DatabaseUnsupported("a pooler")
 
+    def sleep(seconds: float) -> None:
+        slept.append(seconds)
+        assert worked, "retried"
+
+    slept, worked = list[float](), False
     retry = DatabaseRetry(WriterStatus(), threading.Event(), threading.Event(), lambda _error, _delay: None, sleep)
     with pytest.raises(DatabaseUnsupported):
         retry.run(fail)
-    assert retry.run(lambda: None)
+    worked = retry.run(lambda: None)
     answers = iter([fail, fail, lambda: None])
     assert retry.run(lambda: next(answers)())
-
-
-def sleep(_seconds: float) -> None:
-    pass
+    assert len(slept) == 2
 
 
 def test_wait_between_attempts_is_short_while_draining() -> None:
