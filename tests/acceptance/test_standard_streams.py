@@ -23,20 +23,18 @@ COMMANDS = (
     ["check"],
     ["audit"],
     ["coverage"],
-    ["coverage", "--output", "json"],
     ["status"],
     ["tail"],
     ["export", "--feed", "crowd-sentiment"],
     ["dead-letters", "list"],
     ["db", "current"],
     ["config", "show"],
-    ["config", "schema"],
     ["service", "print"],
     ["reload"],
     ["frobnicate"],
 )
 NO_SPACE = os.strerror(errno.ENOSPC)
-WITHOUT_CONFIG = {"--help", "--version", "schema", "print", "frobnicate"}
+WITHOUT_CONFIG = {"--help", "--version", "print", "frobnicate"}
 
 
 class Shell:
