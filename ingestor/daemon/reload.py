@@ -10,25 +10,31 @@ import asyncio
 import hashlib
 import logging
 from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from ingestor.config import Config, changed_settings, list_secrets, load, require_api_key
 from ingestor.core.clock import wall_us
 from ingestor.core.entries import Fact
+from ingestor.core.os_errors import describe_os_error
 from ingestor.core.redaction import redactor
-from ingestor.errors import ConfigError
+from ingestor.core.threads import run_in_daemon_thread
+from ingestor.errors import ConfigError, ConfigProblem
 from ingestor.provider import catalog
 from ingestor.provider.subscriptions.supervisor import SubscriptionDiff
 
 WATCH_SECONDS = 1.0
 MAX_PROBLEMS = 20  # recorded per fact; the log has all
 
+T = TypeVar("T")
+
 log = logging.getLogger(__name__)
 
 
 class ConfigReloader:
-    """Holds the config in force, and replaces it, one reload at a time."""
+    """Holds the config in force, and replaces it: one reload runs, and one more waits for whoever asks meanwhile."""
 
     def __init__(
         self,
@@ -51,18 +57,33 @@ class ConfigReloader:
         self._on_begin = on_begin
         self._on_end = on_end
         self._lock = asyncio.Lock()
+        self._waiting: asyncio.Task[dict[str, Any]] | None = None  # the reload that has not read the config yet
         self._pending = 0  # reloads that run or wait for the lock
+        self._outcome: object = None  # of the last reload, as it was recorded
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether a reload is waiting that will read the config as it is now, or later."""
+        return self._waiting is not None
 
     async def reload(self) -> dict[str, Any]:
         """Read and apply the config. Return the number of changes, and the settings that need a restart.
 
-        Raises ConfigError, after recording it; the config in force stays.
+        Shares the reload that is waiting, if there is one. Raises ConfigError, after recording it; the config in force
+        stays.
         """
-        self._on_begin()
-        self._pending += 1
+        if self._waiting is None:
+            self._waiting = asyncio.create_task(self._reload(), name="config reload")
+            self._waiting.add_done_callback(lambda task: task.cancelled() or task.exception())  # nobody may be waiting
+            self._pending += 1
+            self._on_begin()
+        return await asyncio.shield(self._waiting)
+
+    async def _reload(self) -> dict[str, Any]:
         try:
             async with self._lock:
-                config = await asyncio.to_thread(read_config, self.config.source)
+                self._waiting = None  # the file may be read before a change that is still to come
+                config = await _in_thread(partial(read_config, self.config.source))
                 return self._accept(config, self._apply(config))
         except ConfigError as error:
             self._reject(error)
@@ -75,13 +96,14 @@ class ConfigReloader:
     async def watch(self, on_change: Callable[[], object]) -> None:
         """Call ``on_change`` each time the config file was changed and stays unchanged for a second. Never returns."""
         source = self.config.source
-        stat = await asyncio.to_thread(_stat_fields, source)
+        before = stat = await _in_thread(partial(_stat_fields, source))
         # The file may have changed between the daemon's start and now.
-        is_loaded = await asyncio.to_thread(_sha256, source) == self.config.sha256
+        is_loaded = await _in_thread(partial(_sha256, source)) == self.config.sha256
         reported = stat if is_loaded else ()
         while True:
             await asyncio.sleep(WATCH_SECONDS)
-            before, stat = stat, await asyncio.to_thread(_stat_fields, source)
+            with suppress(ConfigError):  # no thread
+                before, stat = stat, await _in_thread(partial(_stat_fields, source))
             if stat == before != reported:  # not while somebody is still writing it
                 reported = stat
                 on_change()
@@ -92,7 +114,8 @@ class ConfigReloader:
         for problem in problems:
             log.error("config rejected, keeping the current one: %s", problem)
         reason = "the new config is invalid; the current one stays in force"
-        self._record(Fact("config_rejected", wall_us(), {"reason": reason, "problems": problems[:MAX_PROBLEMS]}))
+        if self._is_news(problems):
+            self._record(Fact("config_rejected", wall_us(), {"reason": reason, "problems": problems[:MAX_PROBLEMS]}))
 
     def _accept(self, config: Config, diff: SubscriptionDiff) -> dict[str, Any]:
         needs_restart = changed_settings(self.config, config)
@@ -100,10 +123,25 @@ class ConfigReloader:
         self.config = self.config.model_copy(update={"subscriptions": config.subscriptions, "sha256": config.sha256})
         self.successful = True
         changes = {"added": len(diff.added), "removed": len(diff.removed), "needs_restart": list(needs_restart)}
-        self._record(Fact("config_reloaded", wall_us(), {"sha256": config.sha256, **changes}))
+        if self._is_news((config.sha256, needs_restart)) or diff.added or diff.removed:
+            self._record(Fact("config_reloaded", wall_us(), {"sha256": config.sha256, **changes}))
+        else:
+            log.info("config reloaded, nothing has changed since the last reload")
         if needs_restart:
             log.warning("restart required for changes to: %s", ", ".join(needs_restart))
         return changes
+
+    def _is_news(self, outcome: object) -> bool:
+        """Return whether this outcome differs from that of the last reload: a script may ask every second, for days."""
+        before, self._outcome = self._outcome, outcome
+        return outcome != before
+
+
+async def _in_thread(call: Callable[[], T]) -> T:
+    try:
+        return await run_in_daemon_thread(call, "config file")
+    except OSError as error:
+        raise ConfigError([ConfigProblem("", "", describe_os_error(error.errno, str(error)))]) from None
 
 
 def read_config(source: Path) -> Config:

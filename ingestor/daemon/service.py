@@ -254,7 +254,8 @@ class Service:
     # -- reload
 
     def _start_reload(self) -> None:
-        self._start_task(self._reload_in_background(), "reload")
+        if not self._reloader.is_waiting:
+            self._start_task(self._reload_in_background(), "reload")
 
     async def _reload_in_background(self) -> None:
         with suppress(ConfigError, ControlError):  # log and status report it, and no command waits for a response

@@ -165,6 +165,13 @@ BUGS = (
         "tests/integration/provider/test_limits.py",
     ),
     Bug(
+        "each request to reload is a reload",
+        "daemon/reload.py",
+        "        if self._waiting is None:\n",
+        "        if True:\n",
+        "tests/unit/daemon/test_reload.py",
+    ),
+    Bug(
         "a heartbeat covers entries that are not synced",
         "spool/spool.py",
         "self._hand_over()\n        self._queue.put(SpoolHeartbeat",
