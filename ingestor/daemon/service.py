@@ -24,6 +24,7 @@ from ingestor.core.entries import Fact
 from ingestor.daemon import factory, heartbeat, scheduler, watchers
 from ingestor.daemon.control_handlers import build_handlers
 from ingestor.daemon.control_socket import ControlError, control_server
+from ingestor.daemon.fact_limit import FactLimit
 from ingestor.daemon.reload import ConfigReloader
 from ingestor.daemon.status_snapshot import StatusSources, build_status
 from ingestor.errors import ConfigError, SpoolFailed
@@ -67,6 +68,7 @@ class Service:
         self._recent_errors = RecentErrors()
         self._values, self._history = LatestValues(), LoadHistory()
         self._metrics = Metrics(self.status)
+        self._fact_limit = FactLimit(lambda: self._spool.full)
         self._activity = ActivityTracker()
         self._writer = factory.build_writer(
             config,
@@ -228,6 +230,8 @@ class Service:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         if self._spool.failure is None:
+            for summary in self._fact_limit.flush():
+                self._spool.append(summary)
             self._record(Fact("stopped", wall_us(), {"reason": "daemon stopped"}))
             heartbeat.send_heartbeat(self._spool, self._supervisor)
             try:
@@ -273,12 +277,12 @@ class Service:
 
     # -- callbacks
 
-    def _record(self, fact: Fact) -> int:
+    def _record(self, fact: Fact) -> None:
         """Put a fact into the spool, and pass it to all that report it, so that they cannot disagree."""
-        seq = self._spool.append(fact)
+        for entry in self._fact_limit.select(fact, boottime()):
+            self._spool.append(entry)
         for report in (log_setup.log_fact, self._metrics.on_fact, self._recent_errors.on_fact):
             report(fact)
-        return seq
 
     def _on_key_changed(self) -> None:
         self._record(Fact("key_changed", wall_us(), {"reason": "API key changed"}))

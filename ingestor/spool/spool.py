@@ -205,9 +205,14 @@ class Spool:
         return self._level
 
     @property
+    def full(self) -> bool:
+        """Whether it takes no frames, only facts."""
+        return self._level is FillLevel.FULL
+
+    @property
     def congested(self) -> bool:
         """Whether readers of sockets should await ``wait_for_space``: too much is unsynced, or the spool is full."""
-        return self._unsynced_bytes > MAX_UNSYNCED_BYTES or self._level is FillLevel.FULL
+        return self._unsynced_bytes > MAX_UNSYNCED_BYTES or self.full
 
     async def wait_for_space(self) -> None:
         while self.congested:

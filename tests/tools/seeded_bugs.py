@@ -172,6 +172,20 @@ BUGS = (
         "tests/unit/daemon/test_reload.py",
     ),
     Bug(
+        "a full spool takes facts without limit",
+        "daemon/fact_limit.py",
+        "if now >= self._limited_until:",
+        "if True:",
+        "tests/unit/daemon/test_fact_limit.py",
+    ),
+    Bug(
+        "a full spool drops the changes of a state",
+        "daemon/fact_limit.py",
+        "is_news = fact.state is None and fact.since_us is None",
+        "is_news = fact.since_us is None",
+        "tests/unit/daemon/test_fact_limit.py",
+    ),
+    Bug(
         "a heartbeat covers entries that are not synced",
         "spool/spool.py",
         "self._hand_over()\n        self._queue.put(SpoolHeartbeat",
