@@ -34,7 +34,7 @@ WITH spans AS (
 SELECT subscription_id, instance_id, from_at, to_at FROM holes WHERE from_at < to_at;
 
 -- Nothing counts beyond the heartbeat of its instance, and an open live interval not beyond what its connection heard.
-CREATE VIEW coverage_intervals AS /* Coverage with an end for each interval. An open interval counts up to the heartbeat of its instance, a live one up to the last byte from its connection; an open `stopped` interval has no length, because the subscription is no longer wanted. A live interval that others of its instance contradict (its clock was set back) is cut: each piece of it is a row. */
+CREATE VIEW coverage_intervals AS /* Coverage with an end for each interval. An open interval counts up to the heartbeat of its instance, a live one up to the last byte from its connection; an open `stopped` interval has no length, because the subscription is no longer wanted. A live interval that others of its instance contradict (its clock was set back) is cut: each piece of it is a row. What begins after the heartbeat is left out. */
 SELECT c.subscription_id, c.instance_id, c.start_seq, c.state, c.reason,
     LEAST(i.heartbeat_at, GREATEST(c.started_at, k.from_at)) AS from_at,
     LEAST(i.heartbeat_at, GREATEST(c.started_at, k.from_at, LEAST(
@@ -51,4 +51,5 @@ FROM coverage c
         ON h.instance_id = c.instance_id AND h.path = s.path AND h.params = s.connection_params
     LEFT JOIN uncontradicted k ON i.stepped_back AND c.state = 'live'
         AND k.subscription_id = c.subscription_id AND k.instance_id = c.instance_id
-        AND k.from_at < COALESCE(c.ended_at, timestamptz '9999-12-31 23:59:59.999999Z') AND k.to_at > c.started_at;
+        AND k.from_at < COALESCE(c.ended_at, timestamptz '9999-12-31 23:59:59.999999Z') AND k.to_at > c.started_at
+WHERE i.heartbeat_at IS NULL OR c.started_at <= i.heartbeat_at;

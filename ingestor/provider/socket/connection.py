@@ -204,9 +204,8 @@ class Connection:
             await self._sink.wait_for_space()
         finally:
             self._paused = False
-            self._resumed_at = (
-                boottime()
-            )  # nothing was read: this is no silence of the server, but no sign of life either
+            # Nothing was read: that is no silence of the server, but no sign of life either.
+            self._resumed_at = boottime()
         self._record(Fact("resumed", wall_us(), {"connection": self.id}))
 
     def on_provider_error(self, event: str, args: list[Any]) -> None:
@@ -284,11 +283,8 @@ class Connection:
 
     def _check_silence(self, limit_seconds: float, grace: bool = False) -> None:
         # One timer, instead of a timeout around every read.
-        left = (
-            limit_seconds
-            if self._paused
-            else limit_seconds - (boottime() - max(self.last_activity_at, self._resumed_at))
-        )
+        read_at = max(self.last_activity_at, self._resumed_at)
+        left = limit_seconds if self._paused else limit_seconds - (boottime() - read_at)
         if left <= 0 and grace:
             self.on_closed("mute", f"nothing received for {limit_seconds:g} s")
             return

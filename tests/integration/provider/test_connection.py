@@ -206,6 +206,15 @@ async def test_reading_pauses_while_sink_is_congested(
     assert memory.texts == [f'42["res",{n}]' for n in range(50)]
 
 
+async def test_nothing_is_heard_while_reading_pauses(memory: Memory, make_connection: Make) -> None:
+    connection = make_connection("http://127.0.0.1:9")
+    heard_at = connection.last_activity_at
+    memory.has_space.set()
+    await connection.wait_for_space()
+    assert [fact.kind for fact in memory.facts()] == ["paused", "resumed"]
+    assert connection.last_activity_at == heard_at
+
+
 async def test_sink_error_closes_connection_and_is_raised(
     memory: Memory, raw_server: Serve, make_connection: Make, token: Token
 ) -> None:

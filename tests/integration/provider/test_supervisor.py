@@ -547,6 +547,33 @@ async def test_refusal_after_handover_counts_from_old_last_byte(
     assert running.states(AAPL) == ["pending", "live"]
 
 
+@pytest.mark.parametrize("answers", [100, 1], ids=["old connection answers", "old connection is half-open"])
+async def test_handover_of_a_quiet_feed_leaves_a_gap_only_if_the_old_connection_is_dead(
+    run: StartSupervisor, raw_server: Any, memory: Memory, answers: int
+) -> None:
+    async def talk(client: ClientSocket) -> None:
+        for count in range(1, 100 if len(server.clients) > 1 else answers + 1):
+            await client.until(lambda count=count: len(client.requests("subscribe")) >= count or client.closed.is_set())
+            if client.closed.is_set():
+                break
+            await client.send(f"43{client.requests('subscribe')[-1][0]}[null]")
+
+    server = await raw_server(talk)
+    running = await run(server.url, "key", [AAPL], protocol="4")
+    await running.until("live", AAPL)
+    last_byte_us = read_clocks().wall_us
+    await asyncio.sleep(0.2)
+    await running.tokens.get(fresh=True)
+    await server.clients[0].closed.wait()
+    if answers > 1:
+        assert running.states(AAPL) == ["pending", "live"]
+        assert server.clients[0].close_code == 1000
+        return
+    (disconnected,), subscribed = memory.facts("disconnected"), memory.facts("subscribed")[-1]
+    assert (disconnected.since_us or 0) <= last_byte_us < last_byte_us + 200_000 < (subscribed.since_us or 0)
+    assert running.states(AAPL) == ["pending", "live", "disconnected", "live"]
+
+
 async def test_eviction_is_reported_with_a_remedy(run: StartSupervisor, raw_server: Any, memory: Memory) -> None:
     async def talk(client: ClientSocket) -> None:
         for earlier in server.clients[:-1]:
