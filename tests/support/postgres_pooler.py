@@ -63,13 +63,13 @@ class PostgresPooler:
         with suppress(OSError, EOFError, ValueError), client:  # ValueError: closed by ``drop``
             startup = _read_startup(client)
             server, greeting = self._connect(startup)
+            is_released = self._release(server)
             client.sendall(greeting)
-            while True:
-                if self.per_transaction:
-                    self._idle.append(server)
-                    select.select([client], [], [])
-                    server = self._idle.pop() if self._idle else self._connect(startup)[0]
+            if not is_released:
                 self._relay(client, server)
+            while True:
+                select.select([client], [], [])
+                self._relay(client, self._idle.pop() if self._idle else self._connect(startup)[0])
 
     def _connect(self, startup: bytes) -> tuple[socket.socket, bytes]:
         server = socket.create_connection(self._server)
@@ -82,8 +82,14 @@ class PostgresPooler:
             greeting += _FAKE_KEY if message[:1] == b"K" else message
         return server, greeting
 
+    def _release(self, server: socket.socket) -> bool:
+        """Leave the session to others, before our client knows that its transaction has ended, so that tests repeat."""
+        if self.per_transaction:
+            self._idle.append(server)
+        return self.per_transaction
+
     def _relay(self, client: socket.socket, server: socket.socket) -> None:
-        """Pass messages on until the server is idle outside of a transaction."""
+        """Pass messages on until the session is released."""
         while True:
             readable, _, _ = select.select([client, server], [], [])
             if client in readable:
@@ -93,8 +99,9 @@ class PostgresPooler:
                 server.sendall(data)
             if server in readable:
                 message = _read_message(server)
+                is_released = message == b"Z\0\0\0\5I" and self._release(server)
                 client.sendall(message)
-                if message == b"Z\0\0\0\5I":
+                if is_released:
                     return
 
 
