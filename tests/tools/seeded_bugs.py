@@ -766,6 +766,41 @@ BUGS = (
         "if not opened:",
         "tests/integration/test_locks.py",
     ),
+    Bug(
+        "an instance is taken over from any run",
+        "store/write/registration.py",
+        "is_known = row.run_id == run_id or extent.knows_run(row.run_id)",
+        "is_known = True",
+        f"{PIPELINE}/test_identity.py",
+    ),
+    Bug(
+        "the position is compared with a head that has grown since opening",
+        "pipeline/registrar.py",
+        "self._spool.opened_head, self._spool.knows_run",
+        "self._spool.synced, self._spool.knows_run",
+        f"{PIPELINE}/test_identity.py",
+    ),
+    Bug(
+        "a run that was replaced goes on writing",
+        "store/write/batch_writer.py",
+        "return (c.instance_id == self.instance_id) & (c.run_id == self._run_id)",
+        "return c.instance_id == self.instance_id",
+        f"{PIPELINE}/test_identity.py {MODEL}",
+    ),
+    Bug(
+        "ids learnt over a lost connection are used",
+        "store/write/batch_writer.py",
+        "if connection.connection.driver_connection is not self._registered_over:",
+        "if False:",
+        f"{PIPELINE}/test_database_replaced.py",
+    ),
+    Bug(
+        "a heartbeat is published whatever the position",
+        "store/write/batch_writer.py",
+        "unmoved = (self._own_row(), schema.instances.c.position == self._position)",
+        "unmoved = (self._own_row(),)",
+        f"{PIPELINE}/test_database_replaced.py",
+    ),
 )
 
 

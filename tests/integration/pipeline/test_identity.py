@@ -7,17 +7,26 @@ machine has.
 from __future__ import annotations
 
 import shutil
-from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AsyncExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import Engine
+from sqlalchemy import Connection, Engine, text
 
+from ingestor.errors import PositionConflict
 from ingestor.spool.spool import Spool
+from ingestor.store.engine import make_engine, transaction
 from ingestor.store.read.audit import audit, find_losses
+from ingestor.store.write.batch import Batch
+from ingestor.store.write.batch_writer import BatchWriter
+from ingestor.store.write.registration import InstanceInfo, Ownership, SpoolExtent
 from tests.support.entries import T0, fact, frame, row
+from tests.support.postgres_server import fresh_database
 from tests.support.writers import make_writer, put, query, raise_failure
 
 SECOND = 1_000_000
@@ -164,6 +173,39 @@ async def test_second_of_two_copies_becomes_another_instance(
     await assert_both_go_on(engine, one, two, original.tickers)
 
 
+async def test_second_copy_leaves_the_first_one_alone_that_has_written_nothing_yet(
+    tmp_path: Path, open_run: Callable[..., Run], engine: Engine
+) -> None:
+    original = open_run("spool", "original")
+    await original.receive()
+    await original.write()
+    await original.close()
+    for name in ("one", "two"):
+        shutil.copytree(tmp_path / "spool", tmp_path / name)
+    one, two = open_run("one", "one"), open_run("two", "two")
+    one.writer.register()
+    for run in (two, one):
+        await run.receive(3)
+        await run.write()
+    await assert_both_go_on(engine, one, two, original.tickers)
+
+
+async def test_run_whose_instance_was_taken_over_writes_nothing_as_that_instance(
+    tmp_path: Path, open_run: Callable[..., Run], engine: Engine
+) -> None:
+    original = open_run("spool", "original")
+    await original.receive()
+    await original.write()
+    shutil.copytree(tmp_path / "spool", tmp_path / "copy")
+    copy = open_run("copy", "copy")
+    copy.writer.register()
+    await original.receive()  # while the copy has nothing to write: the position is where the original left it
+    await original.write()
+    await copy.receive()
+    await copy.write()
+    await assert_both_go_on(engine, copy, original, [])
+
+
 async def test_original_that_a_copy_has_replaced_becomes_another_instance(
     tmp_path: Path, open_run: Callable[..., Run], engine: Engine
 ) -> None:
@@ -208,3 +250,44 @@ async def assert_both_go_on(engine: Engine, first: Run, second: Run, before: lis
         position = query(engine, f"SELECT position FROM instances WHERE instance_id = {instance_id}")
         assert position == [(run.spool.head,)]
     assert audit(engine) == []
+
+
+# -- a killed run whose last commit comes late
+
+
+@pytest.mark.postgres
+def test_late_commit_of_a_killed_run_comes_before_the_next_registration_or_never(
+    postgres_template_url: str, postgres_server_url: str
+) -> None:
+    with fresh_database(postgres_server_url, postgres_template_url) as url:
+        engine, other = (make_engine(url.replace("postgresql://", "postgresql+psycopg://")) for _ in range(2))
+        is_written, commit = threading.Event(), threading.Event()
+
+        @contextmanager
+        def begin() -> Iterator[Connection]:
+            with transaction(engine) as connection:
+                yield connection
+                if connection.execute(text("SELECT count(*) FROM batches")).scalar_one():
+                    is_written.set()
+                    assert commit.wait(10)
+
+        killed, following = BatchWriter(engine, begin=begin), BatchWriter(other)
+        info = InstanceInfo(spool_id="s", name="", version="", config_sha256="", started_us=T0, run_id="first")
+        killed.register(info)
+        with ThreadPoolExecutor(2) as threads:
+            writing = threads.submit(killed.write, Batch(first_seq=1, last_seq=1, frames=1))
+            assert is_written.wait(10)
+            extent = SpoolExtent(1, 1, {"first"}.__contains__)
+            registering = threads.submit(following.register, replace(info, run_id="second"), extent)
+            with pytest.raises(TimeoutError):
+                registering.result(timeout=0.2)
+            commit.set()
+            writing.result(10)
+            found = registering.result(10)
+        assert (found.ownership, found.position) == (Ownership.OURS, 1)
+        with pytest.raises(PositionConflict):
+            killed.write(Batch(first_seq=2, last_seq=2, frames=1))
+        following.write(Batch(first_seq=2, last_seq=2, frames=1))
+        assert query(engine, "SELECT first_seq FROM batches ORDER BY first_seq") == [(1,), (2,)]
+        engine.dispose()
+        other.dispose()
