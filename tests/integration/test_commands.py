@@ -245,7 +245,7 @@ def test_commands_escape_hostile_text_in_tables(
 ) -> None:
     engine = make_engine(migrated_url.replace("postgresql://", "postgresql+psycopg://"))
     database = Database(engine)
-    database.instance(1, "10:00", name=HOSTILE[:60], position=1)
+    database.instance(1, "10:05", name=HOSTILE[:60], position=1)
     database.subscription(1)
     database.state(1, 1, "lost", "10:00", "10:01", HOSTILE)
     names = {"dead_letter_id": 1, "instance_id": 1, "seq": 1, "received_at": NOON, "stage": "decode"}
