@@ -34,10 +34,12 @@ SELECT subscription_id, instance_id, from_at, to_at FROM holes WHERE from_at < t
 
 -- Times are text. MIN and MAX of several arguments are NULL if one is.
 -- Nothing counts beyond the heartbeat of its instance, and an open live interval not beyond what its connection heard.
-CREATE VIEW coverage_intervals AS /* Coverage with an end for each interval. An open interval counts up to the heartbeat of its instance, a live one up to the last byte from its connection; an open `stopped` interval has no length, because the subscription is no longer wanted. A live interval that others of its instance contradict (its clock was set back) is cut: each piece of it is a row. What begins after the heartbeat is left out. */
+CREATE VIEW coverage_intervals AS /* Coverage with an end for each interval. An open interval counts up to the heartbeat of its instance, a live one up to the last byte from its connection; an open `stopped` interval has no length, because the subscription is no longer wanted. A live interval that others of its instance contradict (its clock was set back) is cut: each piece of it is a row. What begins after the heartbeat is left out, except for `lost`, which a later run records. */
 SELECT c.subscription_id, c.instance_id, c.start_seq, c.state, c.reason,
-    MIN(COALESCE(i.heartbeat_at, '9999-12-31 23:59:59.999999'), MAX(c.started_at, COALESCE(k.from_at, ''))) AS from_at,
-    MIN(COALESCE(i.heartbeat_at, '9999-12-31 23:59:59.999999'), MAX(c.started_at, COALESCE(k.from_at, ''), MIN(
+    MIN(COALESCE(CASE WHEN c.state <> 'lost' THEN i.heartbeat_at END, '9999-12-31 23:59:59.999999'),
+        MAX(c.started_at, COALESCE(k.from_at, ''))) AS from_at,
+    MIN(COALESCE(CASE WHEN c.state <> 'lost' THEN i.heartbeat_at END, '9999-12-31 23:59:59.999999'),
+        MAX(c.started_at, COALESCE(k.from_at, ''), MIN(
         COALESCE(k.to_at, CASE WHEN i.stepped_back AND c.state = 'live' THEN '' ELSE '9999-12-31 23:59:59.999999' END),
         CASE
             WHEN c.ended_at IS NOT NULL THEN c.ended_at
@@ -53,4 +55,4 @@ FROM coverage c
     LEFT JOIN uncontradicted k ON i.stepped_back AND c.state = 'live'
         AND k.subscription_id = c.subscription_id AND k.instance_id = c.instance_id
         AND k.from_at < COALESCE(c.ended_at, '9999-12-31 23:59:59.999999') AND k.to_at > c.started_at
-WHERE i.heartbeat_at IS NULL OR c.started_at <= i.heartbeat_at;
+WHERE i.heartbeat_at IS NULL OR c.started_at <= i.heartbeat_at OR c.state = 'lost';

@@ -185,6 +185,18 @@ GAPS = [
     pytest.param([(1, 1, "live", "10:00", None)], {1: None}, [], id="open without heartbeat has no length"),
     pytest.param([(1, 1, "live", "10:00", None)], {1: "09:00"}, [], id="heartbeat before the start"),
     pytest.param(
+        [(1, 1, "live", "10:00", "11:00"), (1, 1, "lost", "11:00", "11:30")],
+        {1: "11:00"},
+        [("11:00", "11:30", "lost")],
+        id="what was lost after the last heartbeat",
+    ),
+    pytest.param(
+        [(1, 1, "live", "10:00", "12:00"), (1, 1, "silent", "12:00", "13:00")],
+        {1: "11:00"},
+        [],
+        id="nothing counts that lies after the heartbeat",
+    ),
+    pytest.param(
         [
             (1, 1, "live", "10:00", "10:30"),
             (1, 1, "crashed", "10:30", "11:00"),
