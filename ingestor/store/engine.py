@@ -50,6 +50,9 @@ def _discard_connections(context: ExceptionContext) -> None:
     error = context.original_exception
     if _is_driver_error(error) and not _is_row_error(error):
         context.is_disconnect = True
+        # Not the whole pool: its connections would count as older than this moment, and so would each new one if the
+        # clock is set back now.
+        context.invalidate_pool_on_disconnect = False
 
 
 def sqlite_path(url: str) -> Path | None:

@@ -393,3 +393,18 @@ def test_unwell_database_is_unavailable_at_the_first_rejected_row(engine: Engine
     with pytest.raises(DatabaseUnavailable, match="rejects rows, and dead letters too"):
         database.write(batch(1, bad=0))
     assert attempts["savepoints"] <= 12
+
+
+def test_connection_is_kept_although_the_clock_was_set_back_after_a_failure(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The writer takes a new connection for another database, and would register before every transaction."""
+    with pytest.raises(DatabaseUnavailable), transaction(engine) as connection:
+        connection.exec_driver_sql("SELECT no_such_column FROM instances")
+    an_hour_ago = time.time() - 3600
+    monkeypatch.setattr(time, "time", lambda: an_hour_ago)
+    used = []
+    for _ in range(2):
+        with transaction(engine) as connection:
+            used.append(connection.connection.driver_connection)
+    assert used[0] is used[1]
