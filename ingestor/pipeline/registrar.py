@@ -60,7 +60,8 @@ class Registrar:
 
     def _claim(self) -> Registration:
         instance = replace(self._instance, spool_id=self._spool.spool_id, run_id=self._spool.run_id)
-        extent = SpoolExtent(self._spool.first_seq(), self._spool.opened_head, self._spool.knows_run)
+        spool = self._spool
+        extent = SpoolExtent(spool.first_seq(), spool.opened_head, spool.knows_run, spool.left_by)
         return self._database.register(instance, extent, self._lost)
 
     def _leave(self, found: Registration) -> None:

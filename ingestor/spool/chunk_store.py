@@ -141,7 +141,7 @@ class ChunkWriter:
         except (ValueError, TypeError) as error:
             raise SpoolUnreadable(f"{self.path}: {error}") from error
         self._verify(self.found.next_seq)
-        self.header, self.run_id, self.runs = begin_run(self._db, self.found)
+        self.header, self.run_id, self.left_by = begin_run(self._db, self.found)
         self._db.execute("COMMIT")
         sync_folder(self.path.parent)
 

@@ -6,6 +6,7 @@ import json
 import secrets
 import sqlite3
 from collections.abc import Mapping
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 FORMAT = 3
@@ -14,7 +15,7 @@ KNOWN_RUNS = 1_000  # that a spool remembers
 _SCHEMA = (
     "CREATE TABLE IF NOT EXISTS chunks (first_seq INTEGER PRIMARY KEY, last_seq INTEGER NOT NULL,"
     " size INTEGER NOT NULL, crc INTEGER NOT NULL, body BLOB NOT NULL)",
-    "CREATE TABLE IF NOT EXISTS runs (number INTEGER PRIMARY KEY, run_id TEXT NOT NULL)",
+    "CREATE TABLE IF NOT EXISTS runs (number INTEGER PRIMARY KEY, run_id TEXT NOT NULL, opened_head INTEGER NOT NULL)",
     "DROP TABLE IF EXISTS head",
     "CREATE TABLE head (format INTEGER NOT NULL, spool_id TEXT NOT NULL, next_seq INTEGER NOT NULL,"
     " acked INTEGER NOT NULL, live_bytes INTEGER NOT NULL, heartbeat TEXT, clean INTEGER NOT NULL)",
@@ -91,11 +92,17 @@ def _row(db: sqlite3.Connection) -> tuple[Any, ...] | None:
     return row
 
 
-def begin_run(db: sqlite3.Connection, header: SpoolHeader) -> tuple[SpoolHeader, str, frozenset[str]]:
-    """Record a new run, which has no clean end yet. Return the header, the run's id, and those of all known runs."""
+def begin_run(db: sqlite3.Connection, header: SpoolHeader) -> tuple[SpoolHeader, str, dict[str, int]]:
+    """Record a new run, which has no clean end yet.
+
+    Return the header, the run's id, and what each earlier run that is known has left: its id → its newest seq. The
+    empty id is that of older programs.
+    """
     run_id = secrets.token_hex(16)
-    db.execute("INSERT INTO runs (run_id) VALUES (?)", (run_id,))
+    db.execute("INSERT INTO runs (run_id, opened_head) VALUES (?, ?)", (run_id, header.next_seq - 1))
     db.execute("DELETE FROM runs WHERE number <= (SELECT max(number) FROM runs) - ?", (KNOWN_RUNS,))
     header = header._replace(clean=False)
     header.save(db, with_heartbeat=False)
-    return header, run_id, frozenset(known for (known,) in db.execute("SELECT run_id FROM runs"))
+    runs = db.execute("SELECT run_id, opened_head FROM runs ORDER BY number").fetchall()
+    left = {before: head for (before, _), (_, head) in pairwise([("", 0), *runs])}
+    return header, run_id, left

@@ -70,7 +70,7 @@ class SalvagedSpool:
 
     def _add(self, pages: _Pages, place: _Place, values: Sequence[_Value]) -> None:
         match values:
-            case [int(number), None, bytes(run_id)] if number and _text_id(run_id):
+            case [int(number), None, bytes(run_id), int()] if number and _text_id(run_id):
                 self.run_ids.add(run_id.decode())
             case [_, int(), bytes(spool_id), int(next_seq), int(), int(), *_] if _text_id(spool_id):
                 if next_seq > self.next_seq:

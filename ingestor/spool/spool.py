@@ -140,7 +140,7 @@ class Spool:
         """Compare with the mark, which the newest run has left beside the spool."""
         if mark is None:
             return None
-        if mark.run_id not in self._file.runs:
+        if mark.run_id not in self._file.left_by:
             return f"the spool's file was replaced or has lost its last run, which had received entry {mark.seq}"
         opened_head = self._file.found.next_seq - 1
         if opened_head < mark.seq:
@@ -166,7 +166,14 @@ class Spool:
 
     def knows_run(self, run_id: str) -> bool:
         """Whether it is this run, an earlier one of this spool, or the empty id, which older programs registered."""
-        return run_id == "" or run_id in self._file.runs
+        return run_id in ("", self.run_id) or run_id in self._file.left_by
+
+    def left_by(self, run_id: str) -> int | None:
+        """Return the newest seq that an earlier run has left in this spool. None if it is this run, or not known.
+
+        That run may have gone further, in another copy of the spool or before this older one was put back.
+        """
+        return self._file.left_by.get(run_id)
 
     def start(self, on_failure: Callable[[SpoolFailed], None]) -> None:
         """Start the thread. ``on_failure`` is called in the loop if the disk fails: nothing is durable from then on."""

@@ -734,7 +734,7 @@ BUGS = (
     Bug(
         "a spool that lost its last run goes on silently",
         "spool/spool.py",
-        "if mark.run_id not in self._file.runs:",
+        "if mark.run_id not in self._file.left_by:",
         "if not mark.run_id:",
         LOST_SPOOL,
     ),
@@ -776,8 +776,8 @@ BUGS = (
     Bug(
         "the position is compared with a head that has grown since opening",
         "pipeline/registrar.py",
-        "self._spool.opened_head, self._spool.knows_run",
-        "self._spool.synced, self._spool.knows_run",
+        "spool.opened_head, spool.knows_run",
+        "spool.synced, spool.knows_run",
         f"{PIPELINE}/test_identity.py",
     ),
     Bug(

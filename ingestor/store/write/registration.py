@@ -36,8 +36,9 @@ class SpoolExtent(NamedTuple):
     """What the spool says of itself, for comparison with the instance that has its id."""
 
     first_seq: int  # the oldest entry that it has, or the next one
-    newest_seq: int = sys.maxsize  # the newest that an earlier run has left in it
+    newest_seq: int = sys.maxsize  # the newest that was found in it
     knows_run: Callable[[str], bool] = lambda _run_id: True
+    left_by: Callable[[str], int | None] = lambda _run_id: None  # the newest of an earlier run
 
 
 class Ownership(Enum):
@@ -101,7 +102,9 @@ def claim(
 def judge(row: Any, run_id: str, extent: SpoolExtent, is_own_commit: Callable[[Any], bool]) -> Ownership:
     """Decide whether the instance in ``row`` is ours."""
     is_known = row.run_id == run_id or extent.knows_run(row.run_id)
-    is_possible = row.position <= extent.newest_seq or (row.run_id == run_id and is_own_commit(row))
+    left = extent.left_by(row.run_id)
+    is_left = row.position <= (extent.newest_seq if left is None else min(left, extent.newest_seq))
+    is_possible = is_left or (row.run_id == run_id and is_own_commit(row))
     if not (is_known and is_possible):
         return Ownership.FOREIGN
     return Ownership.OURS if row.position >= extent.first_seq - 1 else Ownership.WENT_BACK

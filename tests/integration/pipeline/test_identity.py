@@ -127,6 +127,26 @@ async def test_older_spool_stores_what_comes_and_tells_what_is_gone(
     assert audit(engine) == []
 
 
+async def test_older_spool_that_grew_before_it_was_written_is_recognised(
+    tmp_path: Path, open_run: Callable[..., Run], engine: Engine
+) -> None:
+    """The run that finds the database has more entries than were committed. What counts is what the first has left."""
+    first = open_run("spool", "first")
+    await first.receive()
+    shutil.copytree(tmp_path / "spool", tmp_path / "older")
+    await first.receive()
+    await first.write(heartbeat_us=T0 + 5 * SECOND)
+
+    second = open_run("older", "second", T0 + 60 * SECOND)
+    await second.receive(10)  # while the database is away
+    await second.close()
+    third = open_run("older", "third", T0 + 90 * SECOND)
+    await third.receive()
+    await third.write()
+    assert stored(engine) == {*first.tickers, *second.tickers, *third.tickers}
+    assert audit(engine) == []
+
+
 async def test_spool_without_its_last_entries_goes_on_as_the_same_instance(
     tmp_path: Path, open_run: Callable[..., Run], engine: Engine
 ) -> None:
