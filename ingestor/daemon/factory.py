@@ -65,7 +65,7 @@ def startup_facts(spool: Spool, config: Config, now: ClockReading) -> Iterator[F
     subscriptions = tuple(subscription.key for subscription in config.subscriptions)
     loss, since_us = spool.loss, None
     if loss:
-        since_us = spool.believable_us
+        since_us = spool.believable_us and min(spool.believable_us, now.wall_us)  # the clock may have been set back
         yield Fact("lost", now.wall_us, {"reason": loss}, "lost", subscriptions, since_us)
     elif spool.crashed and spool.head:
         yield from _crash_facts(spool.last_heartbeat, now.wall_us)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 
 from ingestor.core.clock import Clocks
 from ingestor.provider.subscriptions.supervisor import Supervisor
@@ -20,10 +21,17 @@ async def watch_clocks(clocks: Clocks) -> None:
 
 
 async def send_heartbeats(spool: Spool, supervisor: Supervisor) -> None:
-    """Write heartbeats to the spool until cancelled: after a crash, coverage ends at the last one."""
+    """Write heartbeats to the spool until cancelled: after a crash, coverage ends at the last one.
+
+    One follows at once when the clock is set: that of the old clock may lie in the future.
+    """
+    interrupted = asyncio.Event()
+    supervisor.clocks.on_interruption.append(lambda *_: interrupted.set())
     while True:
         send_heartbeat(spool, supervisor)
-        await asyncio.sleep(HEARTBEAT_SECONDS)
+        interrupted.clear()
+        with suppress(TimeoutError):
+            await asyncio.wait_for(interrupted.wait(), HEARTBEAT_SECONDS)
 
 
 def send_heartbeat(spool: Spool, supervisor: Supervisor) -> None:

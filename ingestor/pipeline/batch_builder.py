@@ -44,6 +44,8 @@ class BatchBuilder:
 
     def add(self, entry: Entry) -> None:
         seq, item = entry
+        if not self.entries:
+            self.batch.first_us = item.received_us if isinstance(item, Frame) else item.at_us
         self.entries.append(entry)
         self.batch.last_seq = seq
         if isinstance(item, Frame):

@@ -131,3 +131,15 @@ def heartbeat_at(db: DbReader) -> Any:
 
 def claimed_until(db: DbReader) -> Any:
     return db.scalar("SELECT MAX(to_at) AS to_at FROM covered")
+
+
+async def test_heartbeat_of_a_clock_that_is_set_back_claims_nothing_that_is_to_come(
+    simulator: FaultySimulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(heartbeat, "HEARTBEAT_SECONDS", HOUR)
+    clock = SteppedClock(monkeypatch)
+    async with InProcessDaemon(config_in(tmp_path, simulator.url), simulator.api_key) as daemon:
+        await daemon.wait_until_live()
+        before = await until(lambda: heartbeat_at(daemon.db))
+        clock.step(-HOUR)
+        await until(lambda: before - timedelta(hours=2) < heartbeat_at(daemon.db) < before - timedelta(minutes=59))

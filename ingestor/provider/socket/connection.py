@@ -36,6 +36,7 @@ MAX_IN_FLIGHT = 200  # requests that are not acknowledged yet
 CLOSE_SECONDS = 2.0  # for the server to answer the closing handshake; then the socket is aborted
 ABORT_SECONDS = 0.1  # the same where the server is gone or seems to be
 PING_SECONDS = (0.05, 7200.0)  # between two pings that the client sends, and until a silent server counts as gone
+BACKLOG_SECONDS = 1.0  # after a pause, in which what is read may be what had arrived before the pause
 GRACE_SECONDS = 0.25  # before a silence counts: after a stop of the whole process, the timer runs before the reader
 MAX_TEXT_CHARACTERS = 500  # of an error text of the provider
 
@@ -111,9 +112,10 @@ class Connection:
         self.token: Token | None = None
         self.frames = 0
         self.last_frame_us: int | None = None
-        self.last_activity_at = boottime()  # anything received; before the first, when the connection was created
-        self.last_frame_at = self.last_activity_at  # likewise
+        self.last_frame_at = boottime()  # before the first, when the connection was created
+        self._read_at = self.last_frame_at  # anything; likewise
         self._resumed_at = 0.0  # when reading last went on after a pause
+        self._heard_before_pause_at = 0.0
         self.opened_at: float | None = None
         self.closed_at: float | None = None
         self.protocol_version = protocol_version
@@ -156,6 +158,14 @@ class Connection:
         return await asyncio.shield(self._close_reason)
 
     @property
+    def last_activity_at(self) -> float:
+        """When the server was last known to be there (boottime); first, when the connection was created.
+
+        What is read soon after a pause may have waited in buffers since the pause began.
+        """
+        return self._heard_before_pause_at if self._read_at < self._resumed_at + BACKLOG_SECONDS else self._read_at
+
+    @property
     def alive(self) -> bool:
         """Whether the connection is not closed yet."""
         return not self._close_reason.done()
@@ -183,7 +193,7 @@ class Connection:
         # No await anywhere here: order and speed depend on it.
         now = time.time_ns() // 1000
         self.last_frame_us = now
-        self.last_activity_at = self.last_frame_at = boottime()
+        self._read_at = self.last_frame_at = boottime()
         self.frames += 1
         settings = self._settings
         try:
@@ -194,9 +204,10 @@ class Connection:
             raise
 
     def on_activity(self) -> None:
-        self.last_activity_at = boottime()
+        self._read_at = boottime()
 
     async def wait_for_space(self) -> None:
+        self._heard_before_pause_at = self.last_activity_at
         self._paused = True
         reason = "too much unsynced data in the spool: reading pauses until it is synced"
         self._record(Fact("paused", wall_us(), {"connection": self.id, "reason": reason}))
@@ -283,7 +294,7 @@ class Connection:
 
     def _check_silence(self, limit_seconds: float, grace: bool = False) -> None:
         # One timer, instead of a timeout around every read.
-        read_at = max(self.last_activity_at, self._resumed_at)
+        read_at = max(self._read_at, self._resumed_at)
         left = limit_seconds if self._paused else limit_seconds - (boottime() - read_at)
         if left <= 0 and grace:
             self.on_closed("mute", f"nothing received for {limit_seconds:g} s")

@@ -99,6 +99,7 @@ class Batch:
 
     first_seq: int
     last_seq: int
+    first_us: int = 0  # when its first entry was received or recorded
     rows: list[SampleRow] = field(default_factory=list)
     payloads: list[Payload] = field(default_factory=list)
     events: list[EventRow] = field(default_factory=list)

@@ -73,6 +73,8 @@ class BatchWriter:
         self._attempted_at: set[datetime] = set()  # by batches past that position, whose outcome may be unknown
         self._registered_over: Any = None  # the driver's connection; what is cached came over it, and ends with it
         self._published_heard: Mapping[tuple[str, str], int] = {}
+        self._late_first_seq = 0  # of an instance that begins in the middle of its spool
+        self._not_before_us: int | None = None  # when that entry was received: others than it has came before
 
     def has_instance(self, spool_id: str) -> bool:
         """Whether this spool was ever registered here."""
@@ -100,6 +102,8 @@ class BatchWriter:
             self.instance_id, self._run_id, self._position = found.instance_id, instance.run_id, found.position
             self._attempted_at.clear()
             self._registered_over = driver_connection
+        if found.ownership is Ownership.NEW:
+            self._late_first_seq, self._not_before_us = extent.first_seq if extent.first_seq > 1 else 0, None
         return found
 
     def _is_own_commit(self, connection: Connection, row: Any) -> bool:
@@ -260,8 +264,10 @@ class BatchWriter:
             table = schema.dead_letters
             mark = update(table).where(table.c.dead_letter_id == bindparam("id_")).values(retried_at=datetime.now(UTC))
             connection.execute(mark, [{"id_": letter_id} for letter_id in batch.retries.values()])
+        if batch.first_seq == self._late_first_seq:
+            self._not_before_us = batch.first_us
         if batch.transitions:
-            timeline = coverage_intervals.load(connection, self.instance_id)
+            timeline = coverage_intervals.load(connection, self.instance_id, self._not_before_us)
             for transition in batch.transitions:
                 timeline.apply(transition, subscriptions)
             coverage_intervals.save(connection, self.instance_id, timeline)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from sqlalchemy import Connection, bindparam, delete, insert, select, update
+from sqlalchemy import Connection, bindparam, case, delete, insert, select, update
 
 from ingestor.core.entries import GroupKey
 from ingestor.core.times import to_datetime, to_optional_datetime, to_us
@@ -35,7 +35,9 @@ class CoverageInterval:
 class CoverageTimeline:
     """The open intervals of one instance, and those that the transitions of a batch close and open."""
 
-    def __init__(self, open_intervals: Sequence[CoverageInterval]) -> None:
+    def __init__(self, open_intervals: Sequence[CoverageInterval], not_before_us: int | None = None) -> None:
+        """No subscription's first interval starts before ``not_before_us``."""
+        self._not_before_us = not_before_us
         self._open = {interval.subscription_id: interval for interval in open_intervals}
         self.changed_intervals: list[CoverageInterval] = []
         self.stepped_back_to_us: int | None = None  # the clock was set to an earlier time than intervals have
@@ -79,6 +81,8 @@ class CoverageTimeline:
             started_us = max(started_us, previous.started_us)
             self._close(previous, started_us)
             group = group or previous.group
+        elif self._not_before_us is not None:
+            started_us = max(started_us, self._not_before_us)
         interval = CoverageInterval(
             subscription_id=subscription_id,
             start_seq=transition.seq,
@@ -100,7 +104,7 @@ class CoverageTimeline:
         self.changed_intervals.append(interval)
 
 
-def load(connection: Connection, instance_id: int) -> CoverageTimeline:
+def load(connection: Connection, instance_id: int, not_before_us: int | None = None) -> CoverageTimeline:
     """Read the open intervals of an instance."""
     s = subscriptions.c
     query = (
@@ -120,7 +124,8 @@ def load(connection: Connection, instance_id: int) -> CoverageTimeline:
                 group=(row.path, row.connection_params),
             )
             for row in connection.execute(query)
-        ]
+        ],
+        not_before_us,
     )
 
 
@@ -143,8 +148,12 @@ def save(connection: Connection, instance_id: int, timeline: CoverageTimeline) -
 
 
 def _note_step_back(connection: Connection, instance_id: int, to_us: int) -> None:
+    heartbeat_at, to_at = instances.c.heartbeat_at, to_datetime(to_us)
     mark = update(instances).where(instances.c.instance_id == instance_id)
-    connection.execute(mark.values(stepped_back=True))
+    # The heartbeat of the old clock would claim what has not come yet; the first one of the new clock follows.
+    connection.execute(
+        mark.values(stepped_back=True, heartbeat_at=case((heartbeat_at > to_at, to_at), else_=heartbeat_at))
+    )
     # They would cover time that has not come yet. Where a gap remains, another repair is opened for it.
     connection.execute(delete(repairs).where(repairs.c.to_ts > to_datetime(to_us), repairs.c.kind != "manual"))
 

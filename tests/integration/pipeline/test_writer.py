@@ -650,3 +650,17 @@ async def test_reason_that_the_encoding_of_the_database_lacks_does_not_cost_a_tr
             ("disconnected", "обрыв".encode("ascii", "backslashreplace").decode()),
         ]
         engine.dispose()
+
+
+async def test_heartbeat_is_set_back_with_the_clock(spool: Spool, engine: Engine) -> None:
+    writer = make_writer(spool, engine)
+    await put(spool, fact(state="live", tickers=["A"]))
+    spool.heartbeat(T0 + 100)
+    await put(spool, fact())
+    writer.register()
+    writer.step()
+    restarted = structs.replace(fact("clock_restarted", since_us=T0 + 10), until_us=T0 + 100)
+    await put(spool, restarted)
+    writer.step()
+    beat = query(engine, "SELECT CAST(heartbeat_at AS TEXT) FROM instances")[0][0]
+    assert beat.startswith("2026-01-01 00:00:00.00001")

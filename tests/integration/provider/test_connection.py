@@ -178,6 +178,21 @@ async def test_ack_is_sent_once_the_frame_is_durable(
     await client.until(lambda: "4317[]" in client.received)
 
 
+async def test_what_is_read_soon_after_a_pause_may_be_old_and_is_no_sign_of_life(
+    memory: Memory, make_connection: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    memory.has_space.set()
+    connection = make_connection("http://127.0.0.1:1")
+    connection.on_activity()
+    before = connection.last_activity_at
+    await connection.wait_for_space()
+    connection.on_activity()
+    assert connection.last_activity_at == before
+    monkeypatch.setattr(connection_module, "BACKLOG_SECONDS", 0.0)
+    connection.on_activity()
+    assert connection.last_activity_at > before
+
+
 async def test_ping_is_answered_and_counts_as_activity(raw_server: Serve, make_connection: Make, token: Token) -> None:
     server = await raw_server()
     connection = make_connection(server.url)

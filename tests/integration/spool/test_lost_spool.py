@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from ingestor.config import load
-from ingestor.core.clock import boot_id, boottime, read_clocks
+from ingestor.core.clock import ClockReading, boot_id, boottime, read_clocks
 from ingestor.daemon import factory
 from ingestor.errors import SpoolFailed
 from ingestor.spool import ballast, chunk_store, header
@@ -270,3 +270,12 @@ async def test_lost_entries_end_coverage_at_the_heartbeat_to_believe(
     assert lost.subscriptions == tuple(subscription.key for subscription in config.subscriptions)
     # Subscriptions that the config no longer has were not live either since then.
     assert (started.kind, started.others, started.since_us) == ("started", True, 1_000)
+
+
+async def test_loss_found_after_the_clock_was_set_back_begins_now(
+    killed: KilledSpool, write_config_for: Callable[..., Path]
+) -> None:
+    killed.remove(killed.wal)
+    async with open_spool(killed.folder) as spool:
+        lost, _, _ = factory.startup_facts(spool, load(write_config_for(), {}), ClockReading(500, 0.0))
+    assert lost.since_us == 500

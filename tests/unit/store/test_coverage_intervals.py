@@ -132,3 +132,11 @@ def test_group_of_an_interval_lasts_through_its_states() -> None:
     timeline.apply(step(2, until_us=15, since_us=15), {})
     timeline.apply(Transition(3, 20, "crashed", "", (), group=group), {})
     assert changes(timeline)[-1] == (1, "crashed", 20, None)
+
+
+def test_instance_that_begins_late_was_not_live_before_it() -> None:
+    """Its spool no longer has what it received before that."""
+    timeline = CoverageTimeline([], not_before_us=15)
+    timeline.apply(transition_to("live", 8, 10, AAPL), IDS)
+    timeline.apply(transition_to("silent", 9, 20, AAPL), IDS)
+    assert changes(timeline) == [(1, "live", 15, 20), (1, "silent", 20, None)]
