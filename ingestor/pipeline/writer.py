@@ -72,6 +72,7 @@ class Writer:
         tests.
         """
         self.status = WriterStatus()
+        self.registrations = 0  # ids that were read before the last one may be others' ids now
         self._spool = spool
         self._database = database
         self._registrar = Registrar(spool, database, instance, on_lost, on_other_run)
@@ -208,6 +209,7 @@ class Writer:
         """Become the run that writes as this spool's instance, and continue from the position that it has committed."""
         self._prepare()
         self.status.position = self._registrar.register(self._published_us or None)
+        self.registrations += 1
         self.read_ahead.reset()
         self._spool.ack(self.status.position)
         if self._retention:

@@ -58,6 +58,10 @@ class Inconclusive(Exception):
     """The response proves nothing; request it again later. Never leaves this module."""
 
 
+class DatabaseReplaced(Exception):
+    """The writer has registered again: the ids that were read may be others' ids. Never leaves this module."""
+
+
 class RepairWorker:
     """Repairs gaps until stopped. If ``only`` is set, works on these repairs only and does not search for gaps."""
 
@@ -87,6 +91,7 @@ class RepairWorker:
         self._stopping = threading.Event()
         self._awaited: Future[Any] | None = None
         self._next_search_at = 0.0  # boottime
+        self._registrations = 0  # of the writer, when this round began: what follows rests on the ids of that database
         self._retry_at: dict[int, float] = {}  # repair → boottime of its next attempt
         self._scanned: dict[tuple[int, int], int] = {}  # (repair, instance) → seq up to which payloads were scanned
         self._max_length: dict[int, timedelta] = {}  # repair → range per request, after a response was too large
@@ -138,6 +143,8 @@ class RepairWorker:
             return self._round()
         except (Cancelled, LeaseHeldElsewhere):
             pass  # another daemon does the repairs, or this one stops
+        except DatabaseReplaced:
+            return SHORT_PAUSE_SECONDS
         except DatabaseUnavailable as error:
             level = logging.WARNING if self._writer.status.database_up else logging.DEBUG  # else the writer has warned
             log.log(level, "the database is unavailable, repairs wait for it", extra={"reason": str(error)})
@@ -150,6 +157,7 @@ class RepairWorker:
 
     def _round(self) -> float | None:
         """Repair what is due, and search for gaps in between. Return the seconds until the next round, if known."""
+        self._begin_round()
         while not self._stopping.is_set():
             if self._search_requested.is_set():
                 self._search_requested.clear()
@@ -164,6 +172,14 @@ class RepairWorker:
             self._stopping.wait(self._rest.pause_seconds)
             self._attempt(repair)
         return None
+
+    def _begin_round(self) -> None:
+        """Forget what is remembered by ids if the database may be another one now."""
+        registrations = self._wait_for(self._writer.run_in_writer(lambda _: self._writer.registrations))
+        if registrations != self._registrations:
+            self._registrations = registrations
+            for remembered in (self._retry_at, self._scanned, self._max_length):
+                remembered.clear()
 
     def _next_due(self) -> Repair | None:
         now = boottime()
@@ -405,8 +421,17 @@ class RepairWorker:
         return self._wait_for(appended)
 
     def _in_writer(self, work: Callable[[int], T], after_seq: int = 0) -> T:
-        """Run ``work`` in the writer's thread, once every entry up to ``after_seq`` is committed."""
-        return self._wait_for(self._writer.run_in_writer(work, after_seq))
+        """Run ``work`` in the writer's thread, once every entry up to ``after_seq`` is committed.
+
+        Raises DatabaseReplaced if the writer has registered since the round began.
+        """
+
+        def run(instance_id: int) -> T:
+            if self._writer.registrations != self._registrations:
+                raise DatabaseReplaced
+            return work(instance_id)
+
+        return self._wait_for(self._writer.run_in_writer(run, after_seq))
 
     def _wait_for(self, future: Future[T]) -> T:
         self._awaited = future

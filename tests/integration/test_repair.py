@@ -13,13 +13,18 @@ from typing import Any
 
 import pytest
 import time_machine
+from pydantic import SecretStr
 
 from ingestor.config import load
 from ingestor.core.backoff import Backoff
 from ingestor.daemon import control_socket, heartbeat, scheduler
 from ingestor.provider import rest_api
 from ingestor.repair import backfill_requests, plan, worker
+from ingestor.spool.spool import Spool
+from ingestor.store.engine import make_engine
+from tests.support.entries import decoder
 from tests.support.faulty_simulator import Fault, FaultySimulator
+from tests.support.writers import make_writer, raise_failure
 
 from ..support import expected_rows
 from ..support.daemon import InProcessDaemon, until, write_config
@@ -466,3 +471,29 @@ async def test_one_of_two_daemons_repairs(scenario: RepairScenario, postgres_url
         await second.stop()  # before either checks that the ledger balances
     assert len(scenario.simulator.rest_requests) == 1
     assert len(first.db.rows("SELECT * FROM events WHERE kind = 'repaired'")) == 2
+
+
+async def test_ids_that_were_read_before_the_writer_registered_again_are_not_used(
+    tmp_path: Path, migrated_url: str
+) -> None:
+    engine = make_engine(migrated_url.replace("postgresql://", "postgresql+psycopg://"))
+    spool = Spool(tmp_path / "spool", max_bytes=1 << 30, sync_every_seconds=0.001)
+    spool.start(raise_failure)
+    writer = make_writer(spool, engine, drain=False)
+    rest = rest_api.RestClient("http://127.0.0.1:9", lambda: SecretStr(""))
+    repair = worker.RepairWorker(rest, spool, writer, decoder(), spool.append, write_to=engine, read_from=engine)
+    writing = asyncio.create_task(asyncio.to_thread(writer.run))
+
+    await asyncio.to_thread(repair._begin_round)
+    repair._retry_at[1] = 0.0
+    assert await asyncio.to_thread(repair._in_writer, lambda instance_id: instance_id) == 1
+    await asyncio.wrap_future(writer.run_in_writer(lambda _: writer.register()))
+    with pytest.raises(worker.DatabaseReplaced):
+        await asyncio.to_thread(repair._in_writer, lambda instance_id: instance_id)
+    await asyncio.to_thread(repair._begin_round)
+    assert repair._retry_at == {}
+
+    writer.stop()
+    await writing
+    await spool.close()
+    engine.dispose()
