@@ -594,7 +594,7 @@ BUGS = (
     Bug(
         "repair: gaps that have not ended are repaired",
         "store/maintenance/repairs.py",
-        ".where(or_(gaps.to_at < wanted.to_at, ~still_wanted.exists()), ~has_repair.exists())",
+        ".where(or_(gaps.to_at < wanted.to_at, ~still_wanted.exists(), live_again.exists()), ~has_repair.exists())",
         ".where(~has_repair.exists())",
         REPAIRS,
     ),

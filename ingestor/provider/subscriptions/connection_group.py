@@ -144,6 +144,8 @@ class ConnectionGroup:
     def mark_unconfirmed(self, now: ClockReading) -> None:
         """Note an interruption that ends now. See ``StateTracker.mark_unconfirmed``."""
         self.wake_up.set()  # a deadline may have passed while timers stood still
+        for session in self._sessions:
+            session.connection.last_frame_at = now.boottime  # nothing was read: that was no silence of the provider
         self.tracker.mark_unconfirmed(now)
         self._set_tracker_timer()
 

@@ -114,8 +114,9 @@ class StoredPayload(NamedTuple):
 def find_gaps(engine: Engine, limit: int) -> list[Gap]:
     """Return gaps that have ended and have no repair yet, the oldest first. Reads all of coverage.
 
-    A gap at the end of the wanted time has ended if no instance wants the subscription any more. A gap inside a repair
-    has one: the backlog of another instance may have split a gap that was longer before.
+    A gap at the end of the wanted time has ended if no instance wants the subscription any more, or if it is live again
+    and nothing was heard yet that would count as covered. A gap inside a repair has one: the backlog of another
+    instance may have split a gap that was longer before.
     """
     gaps, wanted, r = views.gaps.c, views.wanted.c, schema.repairs.c
     has_repair = (
@@ -124,13 +125,13 @@ def find_gaps(engine: Engine, limit: int) -> list[Gap]:
         .where(or_(r.kind != "manual", r.state != "failed"))
     )
     c = schema.coverage.c
-    still_wanted = select(c.subscription_id).where(
-        c.subscription_id == gaps.subscription_id, c.ended_at.is_(None), c.state != "stopped"
-    )
+    is_open = (c.subscription_id == gaps.subscription_id, c.ended_at.is_(None))
+    still_wanted = select(c.subscription_id).where(*is_open, c.state != "stopped")
+    live_again = select(c.subscription_id).where(*is_open, c.state == "live", c.started_at == gaps.to_at)
     query = (
         select(gaps.subscription_id, gaps.from_at, gaps.to_at)
         .join(views.wanted, wanted.subscription_id == gaps.subscription_id)
-        .where(or_(gaps.to_at < wanted.to_at, ~still_wanted.exists()), ~has_repair.exists())
+        .where(or_(gaps.to_at < wanted.to_at, ~still_wanted.exists(), live_again.exists()), ~has_repair.exists())
         .order_by(gaps.from_at)
         .limit(limit)
     )
