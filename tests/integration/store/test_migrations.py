@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 from subprocess import PIPE
+from typing import Any
 
 import pytest
 from alembic import command
@@ -144,6 +145,78 @@ def test_older_schema_is_refused_until_upgraded(empty_engine: Engine) -> None:
     migrate.upgrade(empty_engine)
     migrate.verify_revision(empty_engine)
     migrate.check_metadata(empty_engine)
+
+
+ROWS_BEFORE_RUNS: dict[str, dict[str, Any]] = {
+    "series": {"feed": "crowd-sentiment", "metric": "crowd_sentiment", "ticker": "AAPL", "first_seen_at": at("09:00")},
+    "samples": {"series_id": 1, "ts": at("10:00"), "value": 0.25, "revision": 1},
+    "sample_revisions": {"series_id": 1, "ts": at("10:00"), "value": -0.5},
+    "payloads": {"seq": 3, "received_at": at("10:00:30"), "row_count": 1, "body": '[{"p":":percent %s"}]'},
+    "dead_letters": {"seq": 4, "received_at": at("10:01"), "stage": "decode", "reason": "ts is not a time"},
+    "subscriptions": {
+        "feed": "crowd-sentiment?period=30",
+        "path": "/real-time/crowd-sentiment",
+        "method": "get",
+        "params": '{"period":"30","ticker":"AAPL","user_id":"é"}',
+        "ticker": "AAPL",
+        "first_seen_at": at("09:00"),
+    },
+    "coverage": {"subscription_id": 1, "start_seq": 1, "started_at": at("10:00"), "state": "live"},
+    "repairs": {
+        "subscription_id": 1,
+        "from_ts": at("09:00"),
+        "to_ts": at("10:00"),
+        "kind": "window",
+        "state": "done",
+        "created_at": at("10:05"),
+    },
+    "events": {"seq": 1, "at": at("10:00"), "kind": "started", "detail": "{}"},
+    "batches": {"first_seq": 1, "last_seq": 4, "committed_at": at("10:01"), "frames": 3, "facts": 1},
+    "instances": {"spool_id": "a", "position": 4, "started_at": at("09:59"), "heartbeat_at": at("11:00")},
+    "leases": {"name": "repair", "instance_id": 1, "until": at("11:05")},
+}
+
+
+def insert_before_runs(engine: Engine) -> None:
+    """Insert a row into each table of schema 0002."""
+    names = ("instance_id", "seq", "received_at", "source")
+    value = dict(zip(names, (1, 3, at("10:00:30"), "stream"), strict=True))
+    with engine.begin() as connection:
+        for name, row in ROWS_BEFORE_RUNS.items():
+            table = metadata.tables[name]
+            required = {key: value[key] for key in names if key in table.c and not table.c[key].primary_key}
+            required |= {"instance_id": 1} if "instance_id" in table.c and name != "instances" else {}
+            connection.execute(insert(table), required | row)
+
+
+def read_everything(engine: Engine) -> dict[str, list[dict[str, Any]]]:
+    found = inspect(engine)
+    names = {*found.get_table_names(), *found.get_view_names()} - {"alembic_version"}
+    with engine.connect() as connection:
+        return {
+            name: [dict(row) for row in connection.execute(text(f"SELECT * FROM {name}")).mappings()]  # noqa: S608
+            for name in names
+        }
+
+
+def test_upgrade_from_before_runs_keeps_every_row_and_every_answer(empty_engine: Engine) -> None:
+    with empty_engine.connect() as connection, migrate._exclusive_transaction(connection):
+        command.upgrade(migrate._config(connection), "0002_views")
+    insert_before_runs(empty_engine)
+    before = read_everything(empty_engine)
+    assert all(before[name] for name in metadata.tables if name != "connections")
+    migrate.upgrade(empty_engine)
+    migrate.check_metadata(empty_engine)
+    after = read_everything(empty_engine)
+    shared = '{"period":"30"}'  # what subscriptions of one connection have in common
+    (instance,), (subscription,) = after["instances"], after["subscriptions"]
+    assert (instance.pop("run_id"), bool(instance.pop("stepped_back"))) == ("", False)
+    assert subscription.pop("connection_params") == shared
+    assert {name: after.pop(name) for name in ("connections", "uncontradicted")} == {
+        "connections": [],
+        "uncontradicted": [],
+    }
+    assert after == before
 
 
 def test_alembic_command_uses_the_configured_database(
