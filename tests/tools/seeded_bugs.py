@@ -165,6 +165,13 @@ BUGS = (
         "tests/integration/provider/test_limits.py",
     ),
     Bug(
+        "attachments stay in memory after their message is stored",
+        "provider/socket/client.py",
+        "call_later(ATTACHMENT_SECONDS, self._on_attachments_due)",
+        "call_later(ATTACHMENT_SECONDS, lambda _=self._binary_packet: self._on_attachments_due())",
+        "tests/integration/provider/test_limits.py",
+    ),
+    Bug(
         "each request to reload is a reload",
         "daemon/reload.py",
         "        if self._waiting is None:\n",

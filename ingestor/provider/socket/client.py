@@ -304,6 +304,7 @@ class FastClient(socketio.AsyncClient):  # type: ignore[misc]
         self._listener = listener
         self._text = ""  # the message that is being parsed
         self._attached_bytes = 0  # of its attachments
+        self._attachment_timer: asyncio.TimerHandle | None = None  # of the last message that announced some
         self._last_id = 0  # of our requests
         self._acks: deque[tuple[str | None, int, int | None]] = deque()  # namespace, id, and seq of the entry
         self._ack_task: asyncio.Task[None] | None = None
@@ -334,11 +335,17 @@ class FastClient(socketio.AsyncClient):  # type: ignore[misc]
             self._attached_bytes = 0
             if (count := self._binary_packet.attachment_count) > MAX_ATTACHMENTS:
                 raise LimitExceeded(f"a message announces {count} attachments, more than {MAX_ATTACHMENTS}")
-            loop = asyncio.get_running_loop()
-            loop.call_later(ATTACHMENT_SECONDS, self._on_attachments_due, self._binary_packet)
+            self._await_attachments()
 
-    def _on_attachments_due(self, waiting: Any) -> None:
-        if self._binary_packet is waiting and self.eio.state == "connected":
+    def _await_attachments(self) -> None:
+        # One timer, which does not refer to the message: it would keep the attachments in memory.
+        if self._attachment_timer is not None:
+            self._attachment_timer.cancel()
+        loop = asyncio.get_running_loop()
+        self._attachment_timer = loop.call_later(ATTACHMENT_SECONDS, self._on_attachments_due)
+
+    def _on_attachments_due(self) -> None:
+        if self._binary_packet is not None and self.eio.state == "connected":
             self._listener.on_data("", f"4{self._text}")
             self.eio.cut(f"the attachments of a message did not arrive within {ATTACHMENT_SECONDS:g} s")
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
+from socketio.packet import Packet
 
 from ingestor.config.model import Subscription
 from ingestor.errors import ConnectionFailed
@@ -99,6 +101,20 @@ async def test_message_beyond_a_limit_is_cut(
     assert reason in await closed(connection)
     assert len(memory.texts) == 2, "the message is kept, without its attachments"
     assert memory.texts[0] == FIRST
+
+
+async def test_attachments_of_a_message_are_released_once_it_is_stored(
+    raw_server: Serve, make_connection: Make, token: Token, memory: Memory
+) -> None:
+    server = await raw_server()
+    connection = make_connection(server.url)
+    await connection.open(token)
+    for _ in range(3):
+        await server.clients[0].send(f'451-["res",{PLACEHOLDER}]', b"x" * 1000)
+    await memory.until(lambda: len(memory.texts) == 3)
+    gc.collect()
+    kept = [found for found in gc.get_objects() if isinstance(found, Packet) and found.attachments]
+    assert kept == []
 
 
 @pytest.mark.parametrize(
