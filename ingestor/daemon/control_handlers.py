@@ -11,11 +11,11 @@ from ingestor.monitoring.status import Status
 from ingestor.pipeline.dead_letters import requeue_dead_letters
 from ingestor.repair import RepairWorker, backfill_requests
 from ingestor.spool.spool import Spool
-from ingestor.store.engine import Engine
+from ingestor.store.open_database import open_database
 
 
 def build_handlers(
-    *, status: Callable[[], Status], reloader: ConfigReloader, repair: RepairWorker, spool: Spool, engine: Engine
+    *, status: Callable[[], Status], reloader: ConfigReloader, repair: RepairWorker, spool: Spool, database_url: str
 ) -> dict[str, ControlFunction]:
     """Return the daemon's handlers for ``control_server``."""
 
@@ -26,7 +26,8 @@ def build_handlers(
         ids = request.get("ids") or []
         if not isinstance(ids, list) or any(type(id_) is not int or not 0 < id_ < 1 << 63 for id_ in ids):
             raise InvalidRequest("ids must be a list of the ids of dead letters")
-        return {"retried": await requeue_dead_letters(spool, engine, ids)}
+        with open_database(database_url) as engine:  # not over the writer's connection, which it would have to replace
+            return {"retried": await requeue_dead_letters(spool, engine, ids)}
 
     async def reload(_request: dict[str, Any]) -> ControlResponse:
         return await reloader.reload()

@@ -129,7 +129,11 @@ class Service:
         await stack.enter_async_context(server)
         self.url = server.url
         handlers = build_handlers(
-            status=self.status, reloader=self._reloader, repair=self._repair, spool=self._spool, engine=self._engine
+            status=self.status,
+            reloader=self._reloader,
+            repair=self._repair,
+            spool=self._spool,
+            database_url=self._config.database.url.get_secret_value(),
         )
         await stack.enter_async_context(control_server(self._config.spool.path, handlers))
         self._writer_thread.start()

@@ -202,13 +202,13 @@ async def test_folder_in_place_of_the_socket_is_named(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("ids", ["1", {"a": 1}, 3, [True], [1.5], [0], [1 << 63], [None]])
 async def test_ids_of_a_wrong_type_are_refused(ids: object) -> None:
-    handlers = build_handlers(**dict.fromkeys(("status", "reloader", "repair", "spool", "engine")))  # type: ignore[arg-type]
+    handlers = build_handlers(**dict.fromkeys(("status", "reloader", "repair", "spool", "database_url")))  # type: ignore[arg-type]
     with pytest.raises(InvalidRequest, match="ids must be"):
         await handlers["retry"]({"ids": ids})
 
 
 @pytest.mark.parametrize("requests", [None, "x", [1], [{}], [{"path": 1}]])
 async def test_backfill_of_a_wrong_type_is_refused(requests: object) -> None:
-    handlers = build_handlers(**dict.fromkeys(("status", "reloader", "repair", "spool", "engine")))  # type: ignore[arg-type]
+    handlers = build_handlers(**dict.fromkeys(("status", "reloader", "repair", "spool", "database_url")))  # type: ignore[arg-type]
     with pytest.raises(InvalidRequest, match="requests: "):
         await handlers["backfill"]({"requests": requests})
