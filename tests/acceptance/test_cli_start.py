@@ -58,7 +58,7 @@ def test_version_shows_package_version_and_commit() -> None:
     assert run_cli("--version").stdout == f"ingestor {ingestor.__version__}{revision}\n"
 
 
-@pytest.mark.parametrize("group", [[], ["config"], ["service"], ["dashboards"], ["db"], ["dead-letters"]])
+@pytest.mark.parametrize("group", [[], ["config"], ["service"], ["dashboards"], ["db"], ["dead-letters"], ["spool"]])
 def test_help_shows_every_summary_in_full(group: list[str]) -> None:
     """At 80 columns, which is the width without a terminal."""
     summaries = run_cli(*group, "--help").stdout.partition("Commands:")[2]

@@ -9,6 +9,7 @@ import threading
 import time
 from concurrent.futures import CancelledError
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
@@ -16,6 +17,7 @@ from msgspec import structs
 from sqlalchemy import Engine, event, text
 
 from ingestor.core.entries import Frame
+from ingestor.daemon.control_handlers import build_handlers
 from ingestor.pipeline import dead_letters
 from ingestor.pipeline.dead_letters import requeue_dead_letters
 from ingestor.spool.chunk_store import SpoolUnreadable
@@ -566,6 +568,23 @@ async def test_retry_of_dead_letters_leaves_space_and_ends(
         await writing
     assert query(engine, "SELECT count(*) FROM dead_letters") == [(120,)]
     await small.close()
+
+
+async def test_retry_of_dead_letters_leaves_the_connection_of_the_writer_alone(
+    spool: Spool, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(letters, "PAGE_DEAD_LETTERS", 1)
+    writer = make_writer(spool, engine, drain=False)
+    writing = asyncio.create_task(asyncio.to_thread(writer.run))
+    await put(spool, *(frame("{bad") for _ in range(30)))
+    await until(lambda: writer.status.position == 30)
+    url = engine.url.render_as_string(hide_password=False)
+    nothing: Any = None
+    handlers = build_handlers(status=nothing, reloader=nothing, repair=nothing, spool=spool, database_url=url)
+    assert await handlers["retry"]({}) == {"retried": 30}
+    writer.drain()
+    await writing
+    assert writer.registrations == 1
 
 
 async def test_page_of_dead_letters_is_bounded_in_bytes(spool: Spool, engine: Engine) -> None:

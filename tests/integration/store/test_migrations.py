@@ -194,8 +194,7 @@ def read_everything(engine: Engine) -> dict[str, list[dict[str, Any]]]:
     names = {*found.get_table_names(), *found.get_view_names()} - {"alembic_version"}
     with engine.connect() as connection:
         return {
-            name: [dict(row) for row in connection.execute(text(f"SELECT * FROM {name}")).mappings()]  # noqa: S608
-            for name in names
+            name: [dict(row) for row in connection.execute(text(f"SELECT * FROM {name}")).mappings()] for name in names
         }
 
 

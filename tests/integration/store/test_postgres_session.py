@@ -21,7 +21,8 @@ from ingestor.store import engine as engine_module
 from ingestor.store import migrate
 from ingestor.store.engine import fetch_all, make_engine, transaction
 from ingestor.store.read.tail import latest_observations
-from ingestor.store.write.batch_writer import BatchWriter, InstanceInfo
+from ingestor.store.write.batch_writer import BatchWriter
+from ingestor.store.write.registration import InstanceInfo
 from tests.integration.conftest import Command
 from tests.support.entries import T0, decoder, frame, row
 from tests.support.postgres_pooler import PostgresPooler
