@@ -12,6 +12,7 @@ import socket
 import threading
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
+from urllib.parse import parse_qsl, urlsplit
 
 from ingestor.errors import DatabaseUnsupported
 
@@ -68,7 +69,7 @@ def connection_parameters(url: str) -> dict[str, Any]:
     from psycopg.conninfo import conninfo_to_dict
 
     try:
-        return _PARAMETERS | conninfo_to_dict("postgresql:" + url.partition(":")[2])
+        return _PARAMETERS | conninfo_to_dict("postgresql:" + url.partition(":")[2]) | _find_hosts(url)
     except ProgrammingError as error:  # its text may quote the password
         unknown = re.search(r'invalid URI query parameter: "(\w+)"', str(error))
         problem = f'has the parameter "{unknown[1]}"' if unknown else "is written in a way"
@@ -76,6 +77,17 @@ def connection_parameters(url: str) -> dict[str, Any]:
             f"database.url {problem} that PostgreSQL's library does not know; "
             "see https://www.postgresql.org/docs/current/libpq-connect.html"
         ) from None
+
+
+def _find_hosts(url: str) -> dict[str, str]:
+    """Return host and port, as lists, of a URL with ``?host=a:1&host=b:2``: libpq would read the last one only."""
+    written = [value for name, value in parse_qsl(urlsplit(url).query) if name == "host"]
+    found = [re.fullmatch(r"([^:]*?)(?::(\d*))?", host) for host in ",".join(written).split(",")]
+    named = [(match[1], match[2] or "") for match in found if match]
+    if len(named) < len(found) or (len(written) < 2 and not any(port for _, port in named)):
+        return {}
+    hosts, ports = zip(*named, strict=True)
+    return {"host": ",".join(hosts)} | ({"port": ",".join(ports)} if any(ports) else {})
 
 
 def prepare_session(connection: Connection[Any], parameters: dict[str, Any], *, durable: bool) -> None:

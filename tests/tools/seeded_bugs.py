@@ -627,6 +627,13 @@ BUGS = (
         SESSIONS,
     ),
     Bug(
+        "PostgreSQL: of several hosts in the URL only the last one is used",
+        "store/postgres_session.py",
+        "[2]) | _find_hosts(url)",
+        "[2])",
+        SESSIONS,
+    ),
+    Bug(
         "PostgreSQL: a session that became read-only is kept",
         "store/engine.py",
         "context.is_disconnect = True",

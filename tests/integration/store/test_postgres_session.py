@@ -20,6 +20,7 @@ from ingestor.pipeline.batch_builder import BatchBuilder
 from ingestor.store import engine as engine_module
 from ingestor.store import migrate
 from ingestor.store.engine import fetch_all, make_engine, transaction
+from ingestor.store.postgres_session import connection_parameters
 from ingestor.store.read.tail import latest_observations
 from ingestor.store.write.batch_writer import BatchWriter
 from ingestor.store.write.registration import InstanceInfo
@@ -261,6 +262,31 @@ def test_service_file_and_socket_in_place_of_the_host_are_honoured(
     monkeypatch.setenv("PGSERVICEFILE", str(tmp_path / "services"))
     with opened(normalize_database_url("postgresql:///?service=market", tmp_path)) as engine:
         assert fetch_all(engine, text("SELECT current_setting('application_name')")) == [("by service",)]
+
+
+@pytest.mark.parametrize(
+    "hosts", ["host=127.0.0.1:{closed}&host=127.0.0.1:{open}", "host=127.0.0.1:{open}&host=localhost:{closed}"]
+)
+def test_each_host_of_the_url_is_tried(postgres: Postgres, hosts: str) -> None:
+    names = hosts.format(closed=free_port(), open=postgres.port)
+    with opened(f"postgresql://{USER}@/postgres?{names}&target_session_attrs=read-write") as engine:
+        assert fetch_all(engine, text("SELECT inet_server_port()")) == [(postgres.port,)]
+
+
+HOSTS = {
+    "host=a&host=b": ("a,b", None),
+    "host=a:1&host=b": ("a,b", "1,"),
+    "host=a:1,b:2": ("a,b", "1,2"),
+    "host=a,b&port=1,2": ("a,b", "1,2"),
+    "host=/run/postgresql": ("/run/postgresql", None),
+    "host=::1": ("::1", None),
+}
+
+
+@pytest.mark.parametrize(("written", "found"), HOSTS.items(), ids=HOSTS)
+def test_hosts_of_the_url_are_all_read(written: str, found: tuple[str, str | None]) -> None:
+    parameters = connection_parameters(f"postgresql+psycopg://u@/d?{written}")
+    assert (parameters["host"], parameters.get("port")) == found
 
 
 WRONG_URLS = {
