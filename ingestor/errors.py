@@ -122,7 +122,7 @@ class FullBatchRequired(IngestorError):
 
 
 class PositionConflict(IngestorError):
-    """The position is not where this run left it, or that is not known: register, and continue from the position."""
+    """The position is not where this run left it, or may not be: register again, and continue from there."""
 
 
 class SchemaTooNew(IngestorError):

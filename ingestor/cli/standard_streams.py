@@ -29,7 +29,7 @@ def open_standard_streams() -> None:
     """
     closed = [number for number in (STDIN, STDOUT, STDERR) if not _is_open(number)]
     for number in closed:
-        # stdout for reading, so that a write still fails: what was asked for is not lost in silence.
+        # stdout for reading, so that a write still fails: the command must not seem to have printed its result.
         handle = os.open(os.devnull, os.O_WRONLY if number == STDERR else os.O_RDONLY)  # gets the lowest free number
         os.set_inheritable(handle, True)
     codecs.register_error(_ENCODING_ERRORS, _substitute)

@@ -1,8 +1,8 @@
 """Write what can be read of a spool that was set aside: each entry once, under an instance of its own.
 
-The old instance's ledger has no holes, and the readable entries have: they are numbered anew, in their order. The first
-entry of the new instance is a fact with the ranges of the old numbers. It makes a repetition after an interruption
-find the same entries under the same numbers, so that the position in the database decides what was written.
+A ledger has no holes, but the readable entries do: so they get new numbers, in the same order. The first entry of the
+new instance is a fact with the ranges of the old numbers. With it, a repetition after an interruption gives the same
+entries the same numbers, and the position in the database says which of them were written.
 Coverage is not written: between two readable chunks anything may be missing.
 """
 

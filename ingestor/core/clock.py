@@ -47,7 +47,7 @@ def read_clocks() -> ClockReading:
 
 
 class ProvenTime:
-    """A time that has surely come, whatever our clock says: what the provider's rows are about, and the time since.
+    """A time that has certainly come, whatever our clock says: the newest ts of the provider, and the time since.
 
     For what must not happen too early, such as deleting: a clock may be years ahead, and the database's with it.
     """

@@ -38,7 +38,7 @@ def identity(path: Path) -> tuple[int, int]:
 
 
 def check_private(path: Path) -> None:
-    """Raise PermissionDenied if there is something else than a regular file with one name, which others may have put.
+    """Raise PermissionDenied unless ``path`` is missing, or a regular file with one name: others may have put it there.
 
     Two programs that reach one SQLite file by two names would each have a lock and a WAL of their own.
     """
@@ -49,7 +49,7 @@ def check_private(path: Path) -> None:
     if stat.S_ISLNK(found.st_mode):
         raise PermissionDenied(f"{path}: is a symbolic link, which is not followed; put the file itself there")
     if not stat.S_ISREG(found.st_mode):
-        raise PermissionDenied(f"{path}: is no regular file; move it away")
+        raise PermissionDenied(f"{path}: is not a regular file; move it away")
     if found.st_nlink > 1:
         number = f"find its other names with `find DIR -inum {found.st_ino}`"
         raise PermissionDenied(f"{path}: has a second name (hard link); {number} and remove them, or copy the file")
@@ -60,7 +60,7 @@ def open_private(path: Path, flags: int) -> int:
 
     Raises PermissionDenied as ``check_private`` does, and OSError.
     """
-    check_private(path)  # first, because opening may wait for another end, or change a device
+    check_private(path)  # first, because opening a pipe may block, and opening a device may change it
     return os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
 
 
@@ -82,6 +82,7 @@ class FileLock:
             raise
 
     def release(self) -> None:
+        """Release the lock. The file keeps the process id."""
         os.close(self._handle)
 
 

@@ -16,7 +16,7 @@ _REMEDIES = {
     errno.ENOMEM: "raise MemoryMax= of the service",
     errno.ENOBUFS: "the system has no memory left for sockets",
 }
-EXHAUSTED = frozenset(_REMEDIES)  # errnos of a resource that may be there again a moment later
+EXHAUSTED = frozenset(_REMEDIES)  # errnos of a resource that may be available again a moment later
 
 
 def describe_os_error(number: int | None, default: str = "") -> str:

@@ -1,4 +1,4 @@
-"""Report an outage once, not once for each attempt: its begin, a different error, a reminder each hour, and its end."""
+"""Report an outage, not each attempt: its start, each different error, a reminder every hour, and its end."""
 
 from __future__ import annotations
 

@@ -13,10 +13,10 @@ ALWAYS = frozenset({"started", "stopped", "crashed", "lost"})  # the audit needs
 
 
 class FactLimit:
-    """Selects the facts to spool. While the spool is full, those that are no more than news are counted.
+    """Selects the facts to spool. While the spool is full, facts that coverage does not need are counted.
 
-    One of each kind and path passes per hour, with the number of those before it as ``suppressed``. What coverage is
-    made from always passes: the changes of a state and of the clock, which no repetition makes again.
+    One of each kind and path passes per hour, with the number of those before it as ``suppressed``. Changes of a state
+    or of the clock always pass: coverage is made from them, and they are not repeated.
     """
 
     def __init__(self, is_full: Callable[[], bool]) -> None:

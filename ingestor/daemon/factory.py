@@ -88,7 +88,7 @@ def _crash_facts(last: SpoolHeartbeat | None, now_us: int) -> Iterator[Fact]:
 def clock_restart(last: SpoolHeartbeat, now: ClockReading, boot: str) -> Fact | None:
     """Return the fact that coverage goes on by another clock than at the last heartbeat; None if it is the same.
 
-    How long the daemon was down is known by the boottime; if the machine was started again, only that it was not less.
+    The boottime says how long the daemon was down. If the machine was started again, it only says how long at least.
     """
     if last.boot_id == boot:
         until_us = last.at_us + round((now.boottime - last.boottime) * 1_000_000)
@@ -99,7 +99,7 @@ def clock_restart(last: SpoolHeartbeat, now: ClockReading, boot: str) -> Fact | 
     elif last.boot_id:
         until_us, since_us = last.at_us, now.wall_us_at(0.0)
         reason = "the machine was started again; it is not known for how long it was down"
-    elif last.at_us > now.wall_us:  # of a release that did not write down the boottime
+    elif last.at_us > now.wall_us:  # from a release that did not record the boottime
         until_us, since_us, reason = last.at_us, now.wall_us, "the clock was set back while the daemon was down"
     else:
         return None

@@ -34,7 +34,7 @@ log = logging.getLogger(__name__)
 
 
 class ConfigReloader:
-    """Holds the config in force, and replaces it: one reload runs, and one more waits for whoever asks meanwhile."""
+    """Holds the config in force and replaces it. One reload runs at a time; calls meanwhile share the next one."""
 
     def __init__(
         self,
@@ -74,7 +74,9 @@ class ConfigReloader:
         """
         if self._waiting is None:
             self._waiting = asyncio.create_task(self._reload(), name="config reload")
-            self._waiting.add_done_callback(lambda task: task.cancelled() or task.exception())  # nobody may be waiting
+            self._waiting.add_done_callback(
+                lambda task: task.cancelled() or task.exception()
+            )  # all callers may be cancelled
             self._pending += 1
             self._on_begin()
         return await asyncio.shield(self._waiting)

@@ -23,7 +23,7 @@ class Registrar:
         on_lost: Callable[[str, int | None], None],
         on_other_run: Callable[[str], None],
     ) -> None:
-        """``on_lost`` receives why entries are lost, and since when unless coverage tells it.
+        """``on_lost`` receives why entries are lost, and since when (µs); None if coverage in the database is right.
 
         ``on_other_run`` receives why this spool became another instance without a loss.
         """
@@ -33,7 +33,7 @@ class Registrar:
         self._on_lost = on_lost
         self._on_other_run = on_other_run
         self._is_registered = False  # or was, since the start
-        self._is_told = False  # what this registration is about to change, in an attempt before
+        self._is_reported = False  # what this registration changes, by an earlier attempt
         self._lost: LostSpan | None = None  # to be recorded with the new instance
 
     def register(self, published_us: int | None) -> int:
@@ -47,14 +47,14 @@ class Registrar:
         if found.ownership in (Ownership.WENT_BACK, Ownership.FOREIGN):
             self._leave(found)
             found = self._claim()
-        self._is_registered, self._is_told, self._lost = True, False, None
+        self._is_registered, self._is_reported, self._lost = True, False, None
         return found.position
 
     def _check_unknown_spool(self, published_us: int | None) -> None:
         """Report a loss if this spool acknowledged entries, and the database has never seen it."""
-        if self._is_told or self._spool.first_seq() == 1 or self._database.has_instance(self._spool.spool_id):
+        if self._is_reported or self._spool.first_seq() == 1 or self._database.has_instance(self._spool.spool_id):
             return
-        self._is_told = True
+        self._is_reported = True
         since_us = (published_us or self._instance.started_us) if self._is_registered else None
         self._on_lost("the database does not know this spool, which had written to one before", since_us)
 
@@ -70,7 +70,7 @@ class Registrar:
         if found.ownership is Ownership.WENT_BACK:
             self._close_coverage_as_lost(now_us)
             place = f"the database's position {found.position}"
-            self._tell_loss(f"{place} does not fit the spool: one of them is an older copy")
+            self._report_loss(f"{place} does not fit the spool: one of them is an older copy")
         else:
             reason = (
                 f"another run writes as instance {found.instance_id} ({found.name}):"
@@ -78,15 +78,15 @@ class Registrar:
             )
             self._lost = self._find_loss(found, now_us if self._is_registered else self._instance.started_us, reason)
             if self._lost:
-                self._tell_loss(reason)
-            elif not self._is_told:
-                self._is_told = True
+                self._report_loss(reason)
+            elif not self._is_reported:
+                self._is_reported = True
                 self._on_other_run(reason)
         self._spool.reset_id()
 
-    def _tell_loss(self, reason: str) -> None:
-        if not self._is_told:
-            self._is_told = True
+    def _report_loss(self, reason: str) -> None:
+        if not self._is_reported:
+            self._is_reported = True
             self._on_lost(reason, None)
 
     def _find_loss(self, found: Registration, until_us: int, reason: str) -> LostSpan | None:
@@ -94,9 +94,9 @@ class Registrar:
 
         That run may have ended, and its spool with it: then what it received after its last heartbeat is missing.
         """
-        is_told = self._spool.loss is not None  # by a fact at the start
+        is_reported = self._spool.loss is not None  # by a fact at the start
         is_complete = self._is_registered and found.position >= self._spool.acked
-        if is_told or is_complete or found.heartbeat_us is None or found.heartbeat_us >= until_us:
+        if is_reported or is_complete or found.heartbeat_us is None or found.heartbeat_us >= until_us:
             return None
         return LostSpan(found.instance_id, found.heartbeat_us, until_us, reason)
 

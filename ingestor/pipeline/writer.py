@@ -67,7 +67,7 @@ class Writer:
         """``prepare`` brings the schema up to date before the first write; it may raise DatabaseUnavailable.
 
         ``on_decoded`` receives, before the write, when live data came for which channel, and the last entry decoded.
-        ``on_lost`` receives why the database lacks entries that were received, and since when unless coverage tells it.
+        ``on_lost`` receives why the database lacks entries that were received, and from when on; see ``Registrar``.
         ``on_other_run`` receives why this spool became another instance without a loss. The last three options are for
         tests.
         """

@@ -278,7 +278,7 @@ class RepairWorker:
         self._max_length[repair.repair_id] = max_length
 
     def _run_query(self, repair: Repair, query: plan.HistoryQuery, gap_end: datetime) -> datetime:
-        """Request a part of the history. Return up to when it is proven: at least the repair's gap, as far as it is in.
+        """Request a part of the history. Return up to when it is proven: at least to the end of the gap or the part.
 
         ``gap_end``: of the last gap that this repair may cover. Raises Inconclusive.
         """

@@ -1,4 +1,4 @@
-"""Read what is left of a damaged spool, page by page, without SQLite: it gives up at the first page that is wrong.
+"""Read what is left of a damaged spool, page by page and without SQLite, which gives up at the first wrong page.
 
 Every page of the file, and every version of it in the WAL, is searched for rows of ``chunks``. The checksum of a chunk
 proves that it is whole, so nothing that leads there (the schema, inner pages of the tree, free lists) is needed.
@@ -57,8 +57,7 @@ class SalvagedSpool:
     """A spool that was set aside. Reading changes nothing in its folder."""
 
     def __init__(self, folder: Path) -> None:
-        """Find the chunks that can be read. Raises SpoolFailed if there is no spool in the folder, or it is too broken
-        to be recognized, and OSError."""
+        """Find the chunks that can be read. Raises SpoolFailed if there is no spool in the folder, and OSError."""
         self._path = folder / "spool.db"
         self._places: dict[int, tuple[int, _Place]] = {}  # first_seq → last_seq, and where the chunk is
         self.spool_id: str | None = None  # None: unknown, because the header cannot be read
@@ -70,9 +69,9 @@ class SalvagedSpool:
 
     def _add(self, pages: _Pages, place: _Place, values: Sequence[_Value]) -> None:
         match values:
-            case [int(number), None, bytes(run_id), int()] if number and _text_id(run_id):
+            case [int(number), None, bytes(run_id), int()] if number and _is_id(run_id):
                 self.run_ids.add(run_id.decode())
-            case [_, int(), bytes(spool_id), int(next_seq), int(), int(), *_] if _text_id(spool_id):
+            case [_, int(), bytes(spool_id), int(next_seq), int(), int(), *_] if _is_id(spool_id):
                 if next_seq > self.next_seq:
                     self.spool_id, self.next_seq = spool_id.decode(), next_seq
             case [int(first_seq), None, int(last_seq), int(), int(), bytes()] if first_seq not in self._places:
@@ -109,7 +108,7 @@ class SalvagedSpool:
                 upto = last_seq
 
 
-def _text_id(value: bytes) -> bool:
+def _is_id(value: bytes) -> bool:
     return _ID.fullmatch(value.decode("latin-1")) is not None
 
 

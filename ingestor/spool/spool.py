@@ -149,14 +149,14 @@ class Spool:
 
     @property
     def loss(self) -> str | None:
-        """Why durable entries are lost, in words; None if nothing is known of that."""
+        """Why durable entries are lost; None if none are known to be."""
         if self.quarantined is None:
             return self.went_back
         return f"the spool was unreadable; it was moved to {self.quarantined}, see `ingestor spool salvage`"
 
     @property
     def believable_us(self) -> int | None:
-        """Until when what was received is in the spool although some is lost: the lesser of the claims of its parts."""
+        """Until when (µs) nothing is lost of what was received: the earliest time that a part of the spool claims."""
         stamps = [self._last_mark.at_us] if self._last_mark and self._last_mark.at_us else []
         if self.last_heartbeat:
             stamps.append(self.last_heartbeat.at_us)
@@ -329,7 +329,9 @@ class Spool:
         """Raise SpoolFailed if what is open no longer has its name: the next start would not find it."""
         for path, opened in self._identities.items():
             if is_missing(path) or identity(path) != opened:
-                raise SpoolFailed(f"{path}: was deleted or replaced while in use; what came since then is not received")
+                raise SpoolFailed(
+                    f"{path}: was deleted or replaced while in use; ending, because no start would find what it gets"
+                )
 
     def _write_mark(self) -> None:
         """Mark what is durable now. If a loss was found, not before an entry is, because that one reports the loss."""

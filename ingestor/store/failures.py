@@ -1,7 +1,7 @@
 """What an error of PostgreSQL or SQLite means for the operator: what has happened, and what to do.
 
-Errors are told apart by SQLSTATE, not by their text, which a server may translate. The exception is a connection that
-was refused: libpq does not pass on the SQLSTATE, so the English text decides.
+Errors are distinguished by SQLSTATE, not by their text, which a server may translate. Refused connections are the
+exception: libpq does not pass on their SQLSTATE, so the English text decides.
 """
 
 from __future__ import annotations

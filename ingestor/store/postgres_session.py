@@ -143,7 +143,7 @@ def _apply_settings(connection: Connection[Any], *, durable: bool) -> int:
 def _is_shared(connection: Connection[Any], parameters: dict[str, Any], backend_pid: int) -> bool:
     """Return whether a pooler gives the backend of this idle connection to another one.
 
-    Only what is seen counts: if no second connection can be had, the pooler is taken to be in session mode.
+    If no second connection can be opened, the pooler counts as being in session mode.
     """
     import psycopg
 

@@ -1,6 +1,6 @@
 """Make sure that the SQLite file that is open is still the one that has its name.
 
-SQLite would go on with a file that was deleted or replaced: what it commits there, nobody reads ever again.
+SQLite would continue with a file that was deleted or replaced, and what it commits there would never be read.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from sqlalchemy import Engine, event, exc
+
+from ingestor.core.files import identity
 
 _FileId: TypeAlias = tuple[int, int] | None  # device and inode; None: no such file
 
@@ -52,7 +54,10 @@ def _verify(warn: bool, connection: sqlite3.Connection, record: Any, _: Any) -> 
 def _leave(
     connection: sqlite3.Connection, files: Sequence[Path], before: Sequence[_FileId], now: Sequence[_FileId]
 ) -> None:
-    """Write what only the WAL has to the file that is open, wherever it is now. Another file must not get that WAL."""
+    """Write what is only in the WAL to the file that is open, wherever that is now.
+
+    If another file has its name, delete the WAL, which SQLite would apply to that one.
+    """
     with suppress(sqlite3.Error):
         connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
     if now[0] != before[0]:
@@ -67,7 +72,6 @@ def _file_ids(files: Sequence[Path]) -> tuple[_FileId, ...]:
 
 def _file_id(file: Path) -> _FileId:
     try:
-        found = file.stat()
+        return identity(file)
     except OSError:
         return None
-    return found.st_dev, found.st_ino

@@ -98,7 +98,9 @@ async def test_spool_refuses_a_link_in_place_of_its_file(tmp_path: Path, name: s
     place.parent.mkdir()
     make: dict[str, Callable[[Path], None]] = {"symbolic link": place.symlink_to, "hard link": place.hardlink_to}
     make.get(kind, lambda _: os.mkfifo(place))(victim)
-    said = {"symbolic link": "is a symbolic link", "hard link": "has a second name", "pipe": "is no regular file"}[kind]
+    said = {"symbolic link": "is a symbolic link", "hard link": "has a second name", "pipe": "is not a regular file"}[
+        kind
+    ]
     with pytest.raises(PermissionDenied, match=f"spool/{name}: {said}"):
         open_spool(place.parent)
     assert victim.read_text() == "precious"

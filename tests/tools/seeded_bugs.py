@@ -426,7 +426,7 @@ BUGS = (
     Bug(
         "a quiet old connection is not asked for a sign of life",
         "provider/subscriptions/connection_group.py",
-        "            await self._hear(old, new)\n",
+        "            await self._await_sign_of_life(old, new)\n",
         "            pass\n",
         "tests/integration/provider/test_supervisor.py",
     ),

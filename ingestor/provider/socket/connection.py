@@ -113,7 +113,7 @@ class Connection:
         self.frames = 0
         self.last_frame_us: int | None = None
         self.last_frame_at = boottime()  # before the first, and after a standstill: since when one is expected
-        self._read_at = self.last_frame_at  # anything; likewise
+        self._read_at = self.last_frame_at  # when anything was read; likewise
         self._resumed_at = 0.0  # when reading last went on after a pause
         self._heard_before_pause_at = 0.0
         self.opened_at: float | None = None

@@ -325,14 +325,14 @@ class ConnectionGroup:
         if self._eviction.should_report(opened_at=opened or now, old_ended_at=old.connection.closed_at, now=now):
             self._record_event("evicted", connection=old.connection.id, reason=EVICTED)
         if self.tracker.session is old:
-            await self._hear(old, new)
+            await self._await_sign_of_life(old, new)
         self._use(new)
         if old in self._sessions:
             ends = (old.connection.wait_closed(), new.connection.wait_closed())
             await _wait_for_any(_first_frame(new.connection), *ends, seconds=OVERLAP_SECONDS)
             await self._close_session(old, "renewed", "replaced by a new connection")
 
-    async def _hear(self, old: SubscriptionSession, new: SubscriptionSession) -> None:
+    async def _await_sign_of_life(self, old: SubscriptionSession, new: SubscriptionSession) -> None:
         """Give the old connection a moment to show that it was alive when the new one was subscribed.
 
         It may be quiet: the answer to a repeated subscribe is a sign of life too.

@@ -124,7 +124,7 @@ class SubscriptionStates:
         self._record(Fact(fact_kind, now_us, detail, state, tuple(changed), since_us))
 
     def shift(self, step_us: int) -> None:
-        """Convert all times to a clock that was set by so much, forward or (negative) back."""
+        """Convert all times to a clock that was set ahead by ``step_us``, or back if that is negative."""
         for key, current in self._states.items():
             self._states[key] = replace(current, since_us=current.since_us + step_us)
 

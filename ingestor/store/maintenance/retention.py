@@ -55,13 +55,13 @@ class Retention:
         self._coverage_compacted_on: date | None = None  # compaction reads all coverage: once a day is enough
 
     def begin_sweep(self) -> None:
-        """Forget the present sweep: it rests on what a database contained that may have been replaced."""
+        """Start over: the sweep in progress is based on the content of a database that may have been replaced."""
         self._tasks, self._coverage_compacted_on = [], None
 
     def step(self, instance_id: int, now_us: int) -> RetentionResult:
         """Delete at most ``STEP_ROWS``, in about ``STEP_SECONDS``, in a transaction of its own.
 
-        ``now_us``: a time that has surely come (``ProvenTime``); the database's clock is used where it is earlier.
+        ``now_us``: a time that has certainly come (``ProvenTime``); the database's clock is used where it is earlier.
         The first step of a sweep computes what has expired. Does nothing while another instance has the lease. Raises
         DatabaseUnavailable, BatchRejected: this step has changed nothing then, and may be repeated.
         """
@@ -150,7 +150,7 @@ class _Expiry:
     ahead: datetime  # a row with a later stamp was stamped by a wrong clock
 
     def take(self, connection: Connection, page: Sequence[Row], stamp: str, seq: str) -> list[Row]:
-        """Return the expired rows at the begin of a page, which is in the order of writing."""
+        """Return the expired rows at the beginning of a page, which is in the order of writing."""
 
         def is_old(row: Row) -> bool:
             return bool(getattr(row, stamp) < self.before)

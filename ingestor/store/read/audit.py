@@ -163,7 +163,7 @@ _CHECKS: Sequence[_Check] = (
         "coverage of subscription {subscription_id}, which is not in table subscriptions",
         "SELECT subscription_id FROM coverage EXCEPT SELECT subscription_id FROM subscriptions ORDER BY 1",
     ),
-    # After its clock was set back, an instance's intervals do overlap; the views know (see `uncontradicted`).
+    # After its clock was set back, an instance's intervals overlap, and the view `uncontradicted` allows for it.
     _Check(
         "coverage",
         "subscription {subscription_id}, instance {instance_id}: the interval that starts with entry {start_seq}"

@@ -29,7 +29,7 @@ from ingestor.store.write.interning import InternTable
 from ingestor.store.write.registration import InstanceInfo, LostSpan, Ownership, Registration, SpoolExtent, claim
 from ingestor.store.write.sample_writer import InsertCounts, SampleInsert, dead_letter_of
 
-PROVING_ROWS = 100  # of a batch, that are asked what time it is: the last ones, because they were received last
+PROVING_ROWS = 100  # the last rows of a batch, whose ts prove what time it is
 _NEW_SPOOL = SpoolExtent(first_seq=1)
 INTERNED_NAMES = 200_000  # that are cached, of series and of subscriptions each
 
@@ -74,7 +74,7 @@ class BatchWriter:
         self._registered_over: Any = None  # the driver's connection; what is cached came over it, and ends with it
         self._published_heard: Mapping[tuple[str, str], int] = {}
         self._late_first_seq = 0  # of an instance that begins in the middle of its spool
-        self._not_before_us: int | None = None  # when that entry was received: others than it has came before
+        self._not_before_us: int | None = None  # when that entry was received: earlier ones belong to another instance
 
     def has_instance(self, spool_id: str) -> bool:
         """Whether this spool was ever registered here."""
@@ -107,7 +107,7 @@ class BatchWriter:
         return found
 
     def _is_own_commit(self, connection: Connection, row: Any) -> bool:
-        """Return whether this run moved the position there: a copy of our process's memory has the same run id."""
+        """Return whether this process moved the position there. A copy of its memory has the same run id."""
         c = schema.batches.c
         last = (c.instance_id == row.instance_id, c.last_seq == row.position)
         committed_at = connection.execute(select(c.committed_at).where(*last)).scalar()
