@@ -10,6 +10,7 @@ from __future__ import annotations
 import sqlite3
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -113,6 +114,18 @@ def unpack(row: ChunkRow) -> list[Entry]:
         return list(enumerate(_ungroup(_decode(body)), first_seq))
     except (msgspec.MsgspecError, ValueError) as error:
         raise SpoolUnreadable(f"spool entries {first_seq} to {last_seq}: {error}") from error
+
+
+def newest_entry(path: Path) -> int:
+    """Return the newest seq that SQLite finds in a spool that nobody has open, and leave its WAL as it is.
+
+    0 if there is none, or if the file cannot be read.
+    """
+    if not path.stat().st_size:
+        return 0  # even a reader would delete the WAL of an empty file
+    with suppress(sqlite3.Error), closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as db:
+        return int(db.execute("SELECT next_seq - 1 FROM head").fetchone()[0])
+    return 0
 
 
 class ChunkWriter:

@@ -11,6 +11,7 @@ from typing import NamedTuple
 from ingestor.core.files import open_private
 from ingestor.core.os_errors import EXHAUSTED
 
+MARK = "mark"  # the file, in the folder of the spool
 MARK_BYTES = 128  # within one sector, which a disk writes whole
 
 

@@ -19,6 +19,7 @@ from typing import BinaryIO, NamedTuple, TypeAlias
 from ingestor.core.entries import Entry
 from ingestor.errors import SpoolFailed
 from ingestor.spool.chunk_store import ChunkRow, SpoolUnreadable, unpack
+from ingestor.spool.mark import MARK, read_mark
 
 _MAGIC = b"SQLite format 3\0"
 _WAL_HEADER_BYTES, _FRAME_HEADER_BYTES = 32, 24
@@ -62,7 +63,8 @@ class SalvagedSpool:
         self._places: dict[int, tuple[int, _Place]] = {}  # first_seq → last_seq, and where the chunk is
         self.spool_id: str | None = None  # None: unknown, because the header cannot be read
         self.next_seq = 0  # of the header; 0 if unknown
-        self.run_ids: set[str] = set()  # of the daemons that wrote to this spool
+        mark = read_mark(folder / MARK)
+        self.run_ids: set[str] = {mark.run_id} if mark else set()  # of the daemons that wrote to this spool
         with _Pages(self._path) as pages:
             for place, values in pages.rows():
                 self._add(pages, place, values)

@@ -23,16 +23,24 @@ from ingestor.core.entries import Entry, Fact, Frame
 from ingestor.core.files import FileLock, check_private, identity, is_missing, open_private
 from ingestor.errors import PermissionDenied, SpoolFailed
 from ingestor.spool.ballast import Ballast
-from ingestor.spool.chunk_store import ChunkReader, ChunkRow, ChunkWriter, DiskFull, SpoolUnreadable, pack
+from ingestor.spool.chunk_store import (
+    ChunkReader,
+    ChunkRow,
+    ChunkWriter,
+    DiskFull,
+    SpoolUnreadable,
+    newest_entry,
+    pack,
+)
 from ingestor.spool.fill_level import FillLevel, next_fill_level
 from ingestor.spool.header import SpoolHeartbeat
-from ingestor.spool.mark import Mark, read_mark, write_mark
+from ingestor.spool.mark import MARK, Mark, read_mark, write_mark
+from ingestor.spool.salvage import SalvagedSpool
 
 CHUNK_ENTRIES = 1_000
 CHUNK_BYTES = 1 << 20
 READ_BYTES = 8 << 20
 LOCK = "lock"
-MARK = "mark"  # the file that says what is durable
 CORRUPT_MARKER = "corrupt"  # a file in the spool's folder: the next start quarantines the spool
 QUARANTINE_PREFIX = "unreadable-"  # and a timestamp: the folder of a quarantined spool
 MAX_UNSYNCED_BYTES = 32 << 20  # what a power cut may take; beyond that, reading from the socket pauses
@@ -120,6 +128,7 @@ class Spool:
         try:
             if not marker.exists():
                 check_private(path)
+                self._find_unread(path)
                 file = ChunkWriter(path, released=self._lock.released)
                 self.quarantined = _find_unreported(path.parent) if file.header.next_seq == 1 else None
                 return file
@@ -129,8 +138,22 @@ class Spool:
         self.quarantined.mkdir()
         for part in path.parent.glob(f"{path.name}*"):
             part.rename(self.quarantined / part.name)
+        if self._last_mark:  # names the run, if the header of the spool cannot be read
+            write_mark(self.quarantined / MARK, self._last_mark)
         marker.unlink(missing_ok=True)
         return ChunkWriter(path)
+
+    def _find_unread(self, path: Path) -> None:
+        """Raise SpoolUnreadable if there are entries that SQLite does not read: it would overwrite them.
+
+        It ignores a WAL from the first damage in it on.
+        """
+        mark = self._last_mark
+        if mark is None or is_missing(path) or (head := newest_entry(path)) >= mark.seq:
+            return
+        newest = max((readable.last_seq for readable in SalvagedSpool(path.parent).readable), default=0)
+        if newest > head:
+            raise SpoolUnreadable(f"{path}: SQLite reads the entries up to {head}, but {newest} is there")
 
     def _files(self) -> tuple[Path, ...]:
         path = self._file.path

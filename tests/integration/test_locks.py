@@ -11,7 +11,8 @@ import pytest
 from ingestor.daemon.factory import lock_database
 from ingestor.errors import AlreadyLocked, PermissionDenied, SpoolFailed
 from ingestor.spool import ballast
-from ingestor.spool.spool import LOCK, MARK, Spool
+from ingestor.spool.mark import MARK
+from ingestor.spool.spool import LOCK, Spool
 from tests.support.entries import fact
 
 

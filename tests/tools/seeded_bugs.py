@@ -753,6 +753,13 @@ BUGS = (
         LOST_SPOOL,
     ),
     Bug(
+        "entries behind a damage of the WAL are overwritten",
+        "spool/spool.py",
+        "        if newest > head:\n",
+        "        if newest < head:\n",
+        LOST_SPOOL,
+    ),
+    Bug(
         "a spool that lost its newest entries goes on silently",
         "spool/spool.py",
         "if opened_head < mark.seq:",

@@ -18,8 +18,9 @@ from ingestor.daemon import factory
 from ingestor.errors import SpoolFailed
 from ingestor.spool import ballast, chunk_store, header
 from ingestor.spool.chunk_store import pack
-from ingestor.spool.mark import Mark, read_mark, write_mark
-from ingestor.spool.spool import MARK, Spool
+from ingestor.spool.mark import MARK, Mark, read_mark, write_mark
+from ingestor.spool.salvage import SalvagedSpool
+from ingestor.spool.spool import Spool
 from tests.support.entries import fact
 from tests.support.writers import raise_failure
 
@@ -126,14 +127,14 @@ DAMAGES: dict[str, tuple[Callable[[KilledSpool], object], bool, str | None, int,
     "last entry cut off": (lambda k: k.truncate_wal(k.last_bytes), True, None, HEAD - 1, 2_000),
     "bit of the last entry": (lambda k: k.flip_wal(k.last_bytes + 60), True, None, HEAD - 1, 2_000),
     "cut before the heartbeat": (lambda k: k.truncate_wal(k.marked_bytes // 2), True, ENDS_EARLY, -1, 1_000),
-    "bit before the heartbeat": (lambda k: k.flip_wal(k.marked_bytes // 2), True, ENDS_EARLY, -1, 1_000),
-    "bit at the begin": (lambda k: k.flip_wal(40), False, REPLACED, CLEAN_HEAD, 1_000),
-    "bit of the WAL's header": (lambda k: k.flip_wal(12), False, REPLACED, CLEAN_HEAD, 1_000),
+    "bit before the heartbeat": (lambda k: k.flip_wal(k.marked_bytes // 2), False, "unreadable", 0, 2_000),
+    "bit at the begin": (lambda k: k.flip_wal(40), False, "unreadable", 0, 2_000),
+    "bit of the WAL's header": (lambda k: k.flip_wal(12), False, "unreadable", 0, 2_000),
     "WAL empty": (lambda k: k.truncate_wal(0), False, REPLACED, CLEAN_HEAD, 1_000),
     "WAL removed": (lambda k: k.remove(k.wal), False, REPLACED, CLEAN_HEAD, 1_000),
     "WAL and mark removed": (lambda k: k.remove(k.wal, k.mark), False, None, CLEAN_HEAD, 1_000),
     "file removed": (lambda k: k.remove(k.db), False, REPLACED, 0, 2_000),
-    "file empty": (lambda k: os.truncate(k.db, 0), False, REPLACED, 0, 2_000),
+    "file empty": (lambda k: os.truncate(k.db, 0), False, "unreadable", 0, 2_000),
     "file and WAL removed": (lambda k: k.remove(k.db, k.wal), False, REPLACED, 0, 2_000),
     "file no database": (lambda k: k.db.write_bytes(b"?" * 4096), False, "unreadable", 0, 2_000),
     "all but the lock removed": (lambda k: k.remove(k.db, k.wal, k.mark), False, None, 0, 0),
@@ -151,6 +152,27 @@ async def test_killed_spool_says_what_is_lost(killed: KilledSpool, damage: str) 
         assert found == (crashed, believable_us)
         assert (spool.loss is None) if loss is None else (loss in (spool.loss or ""))
         assert spool.opened_head == head if head >= 0 else CLEAN_HEAD <= spool.opened_head < MARKED
+
+
+@pytest.mark.parametrize(
+    "damage", ["bit before the heartbeat", "bit at the begin", "bit of the WAL's header", "file empty"]
+)
+async def test_entries_behind_a_damage_of_the_wal_are_set_aside(killed: KilledSpool, damage: str) -> None:
+    DAMAGES[damage][0](killed)
+    before = SalvagedSpool(killed.folder).readable
+    assert before[-1].last_seq == HEAD
+    async with open_spool(killed.folder) as spool:
+        assert spool.quarantined
+        assert SalvagedSpool(spool.quarantined).readable == before
+
+
+async def test_set_aside_spool_without_a_header_is_known_by_the_mark(killed: KilledSpool) -> None:
+    mark = read_mark(killed.mark)
+    killed.remove(killed.wal)
+    killed.db.write_bytes(b"?" * 4096)
+    async with open_spool(killed.folder) as spool:
+        assert spool.quarantined and mark
+        assert SalvagedSpool(spool.quarantined).run_ids == {mark.run_id}
 
 
 async def test_loss_is_reported_until_an_entry_reports_it(killed: KilledSpool) -> None:
