@@ -10,7 +10,7 @@ from itertools import pairwise
 from typing import Any, NamedTuple
 
 FORMAT = 3
-KNOWN_RUNS = 1_000  # that a spool remembers
+KNOWN_RUNS = 1_000  # that a spool remembers at least
 
 _SCHEMA = (
     "CREATE TABLE IF NOT EXISTS chunks (first_seq INTEGER PRIMARY KEY, last_seq INTEGER NOT NULL,"
@@ -19,6 +19,11 @@ _SCHEMA = (
     "DROP TABLE IF EXISTS head",
     "CREATE TABLE head (format INTEGER NOT NULL, spool_id TEXT NOT NULL, next_seq INTEGER NOT NULL,"
     " acked INTEGER NOT NULL, live_bytes INTEGER NOT NULL, heartbeat TEXT, clean INTEGER NOT NULL)",
+)
+
+_FORGET_RUNS = (
+    "DELETE FROM runs WHERE number <= (SELECT max(number) FROM runs) - ?"
+    " AND number < (SELECT max(number) FROM runs WHERE opened_head < ?)"
 )
 
 
@@ -100,7 +105,8 @@ def begin_run(db: sqlite3.Connection, header: SpoolHeader) -> tuple[SpoolHeader,
     """
     run_id = secrets.token_hex(16)
     db.execute("INSERT INTO runs (run_id, opened_head) VALUES (?, ?)", (run_id, header.next_seq - 1))
-    db.execute("DELETE FROM runs WHERE number <= (SELECT max(number) FROM runs) - ?", (KNOWN_RUNS,))
+    # Never the last one that has written to the database: all since then may have ended without it.
+    db.execute(_FORGET_RUNS, (KNOWN_RUNS, header.acked))
     header = header._replace(clean=False)
     header.save(db, with_heartbeat=False)
     runs = db.execute("SELECT run_id, opened_head FROM runs ORDER BY number").fetchall()

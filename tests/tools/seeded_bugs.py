@@ -767,6 +767,13 @@ BUGS = (
         LOST_SPOOL,
     ),
     Bug(
+        "a spool forgets the run that the database knows",
+        "spool/header.py",
+        "WHERE opened_head < ?)",
+        "WHERE ? IS NOT NULL)",
+        f"{PIPELINE}/test_identity.py",
+    ),
+    Bug(
         "each path to a SQLite file has a lock of its own",
         "daemon/factory.py",
         "Path(os.path.realpath(path))",

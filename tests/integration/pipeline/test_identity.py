@@ -19,6 +19,7 @@ import pytest
 from sqlalchemy import Connection, Engine, text
 
 from ingestor.errors import PositionConflict
+from ingestor.spool import header
 from ingestor.spool.spool import Spool
 from ingestor.store.engine import make_engine, transaction
 from ingestor.store.read.audit import audit, find_losses
@@ -96,6 +97,20 @@ def stored(engine: Engine) -> set[str]:
 
 def coverage_of(engine: Engine, instance_id: int) -> list[tuple[Any, ...]]:
     return query(engine, f"SELECT * FROM coverage WHERE instance_id = {instance_id} ORDER BY start_seq")
+
+
+async def test_run_after_many_without_the_database_is_the_same_instance(
+    open_run: Callable[..., Run], engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(header, "KNOWN_RUNS", 2)
+    for number in range(6):
+        run = open_run("spool", "first")
+        await run.receive(1)
+        if number in (0, 5):
+            await run.write()
+        await run.close()
+    assert not run.said
+    assert query(engine, "SELECT count(*) FROM instances") == [(1,)]
 
 
 # -- one spool goes back

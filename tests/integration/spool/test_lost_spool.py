@@ -199,6 +199,8 @@ async def test_spool_knows_its_own_runs_only(tmp_path: Path, monkeypatch: pytest
         async with open_spool(tmp_path) as spool:
             runs.append(spool.run_id)
             assert [spool.knows_run(run) for run in runs][-3:] == [True] * len(runs[-3:])
+            spool.append(fact())
+            spool.ack(spool.head)
     assert [spool.knows_run(run) for run in runs] == [False, False, True, True, True]
     assert spool.knows_run("")
     assert not spool.knows_run("f" * 32)
