@@ -2,14 +2,15 @@
 
 -- `seen` finds the intervals that are not live but overlap one that is, which only a clock that was set back can cause.
 -- What lies before, between and after them is not contradicted: `cuts` ends with a mark behind everything.
+-- An open `stopped` interval contradicts what came before by a clock that ran ahead, up to the heartbeat.
 -- `subscription_id BETWEEN ...` is true for every integer, as in 0002_candles.postgresql.sql: nearly always no clock was
 -- set back, and PostgreSQL would compile a query (JIT) for what it expects to read here.
 CREATE VIEW uncontradicted AS /* For instances whose clock was set back, so that their intervals overlap: the time in which no interval of a subscription says that it was not live. */
 WITH spans AS (
     SELECT c.subscription_id, c.instance_id, c.start_seq, c.state, c.started_at AS from_at,
-        COALESCE(c.ended_at, timestamptz '9999-12-31 23:59:59.999999Z') AS to_at
+        COALESCE(c.ended_at, CASE WHEN c.state = 'stopped' THEN i.heartbeat_at ELSE timestamptz '9999-12-31 23:59:59.999999Z' END) AS to_at
     FROM instances i JOIN coverage c ON c.instance_id = i.instance_id
-    WHERE i.stepped_back AND (c.ended_at > c.started_at OR (c.ended_at IS NULL AND c.state <> 'stopped'))
+    WHERE i.stepped_back AND COALESCE(c.ended_at > c.started_at, c.state <> 'stopped' OR i.heartbeat_at > c.started_at)
         AND c.subscription_id BETWEEN (SELECT -2147483648) AND (SELECT 2147483647)
 ), seen AS (
     SELECT subscription_id, instance_id, state, from_at, to_at,

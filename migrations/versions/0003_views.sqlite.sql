@@ -2,12 +2,13 @@
 
 -- `seen` finds the intervals that are not live but overlap one that is, which only a clock that was set back can cause.
 -- What lies before, between and after them is not contradicted: `cuts` ends with a mark behind everything.
+-- An open `stopped` interval contradicts what came before by a clock that ran ahead, up to the heartbeat.
 CREATE VIEW uncontradicted AS /* For instances whose clock was set back, so that their intervals overlap: the time in which no interval of a subscription says that it was not live. */
 WITH spans AS (
     SELECT c.subscription_id, c.instance_id, c.start_seq, c.state, c.started_at AS from_at,
-        COALESCE(c.ended_at, '9999-12-31 23:59:59.999999') AS to_at
+        COALESCE(c.ended_at, CASE WHEN c.state = 'stopped' THEN i.heartbeat_at ELSE '9999-12-31 23:59:59.999999' END) AS to_at
     FROM instances i JOIN coverage c ON c.instance_id = i.instance_id
-    WHERE i.stepped_back AND (c.ended_at > c.started_at OR (c.ended_at IS NULL AND c.state <> 'stopped'))
+    WHERE i.stepped_back AND COALESCE(c.ended_at > c.started_at, c.state <> 'stopped' OR i.heartbeat_at > c.started_at)
 ), seen AS (
     SELECT subscription_id, instance_id, state, from_at, to_at,
         MAX(CASE WHEN state = 'live' THEN to_at END) OVER (

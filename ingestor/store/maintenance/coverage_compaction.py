@@ -23,7 +23,7 @@ from itertools import groupby, takewhile
 from operator import attrgetter, itemgetter
 from typing import Any, NamedTuple, TypeAlias
 
-from sqlalchemy import Connection, bindparam, delete, func, or_, select, tuple_, update
+from sqlalchemy import Connection, bindparam, case, delete, func, select, tuple_, update
 
 from ingestor.store import schema
 
@@ -140,11 +140,11 @@ def _load_contradictions(
 ) -> dict[tuple[int, int], list[TimeInterval]]:
     """Return (subscription_id, instance_id) → when it was not live, for instances whose clock was set back."""
     c, i = schema.coverage.c, schema.instances.c
+    ended_at = func.coalesce(c.ended_at, case((c.state != "stopped", end), else_=i.heartbeat_at), c.started_at)
     query = (
-        select(c.subscription_id, c.instance_id, c.started_at, func.coalesce(c.ended_at, end))
+        select(c.subscription_id, c.instance_id, c.started_at, ended_at)
         .join(schema.instances, i.instance_id == c.instance_id)
         .where(i.stepped_back, c.subscription_id.in_(ids), c.state != "live", c.started_at <= end)
-        .where(or_(c.ended_at.is_not(None), c.state != "stopped"))
     )
     contradictions: dict[tuple[int, int], list[TimeInterval]] = defaultdict(list)
     for subscription_id, instance_id, from_at, to_at in connection.execute(query):
