@@ -14,9 +14,10 @@ from typing import Any
 import psycopg
 import pytest
 from msgspec import structs
-from sqlalchemy import Engine, event, text
+from sqlalchemy import Engine, event, insert, text
 
 from ingestor.core.entries import Frame
+from ingestor.core.times import to_datetime
 from ingestor.daemon.control_handlers import build_handlers
 from ingestor.pipeline import dead_letters
 from ingestor.pipeline.dead_letters import requeue_dead_letters
@@ -26,6 +27,7 @@ from ingestor.store import migrate
 from ingestor.store.engine import make_engine
 from ingestor.store.read import status_queries as letters
 from ingestor.store.read.audit import audit
+from ingestor.store.schema import repairs
 from tests.support.check_constraint import refuse, refuse_all
 from tests.support.daemon import until
 from tests.support.entries import CROWD, T0, fact, frame, row
@@ -683,3 +685,15 @@ async def test_heartbeat_is_set_back_with_the_clock(spool: Spool, engine: Engine
     writer.step()
     beat = query(engine, "SELECT CAST(heartbeat_at AS TEXT) FROM instances")[0][0]
     assert beat.startswith("2026-01-01 00:00:00.00001")
+
+
+async def test_repairs_of_time_that_is_still_to_come_are_forgotten(spool: Spool, engine: Engine) -> None:
+    repair = {"subscription_id": 1, "from_ts": to_datetime(T0), "state": "done", "created_at": to_datetime(T0)}
+    kinds = {5: "window", 10: "window", 11: "window", 12: "historical", 13: "manual"}
+    with engine.begin() as connection:
+        for us, kind in kinds.items():
+            connection.execute(insert(repairs), repair | {"to_ts": to_datetime(T0 + us), "kind": kind})
+    await put(spool, fact(state="live", tickers=["A"], at_us=T0))
+    await put(spool, structs.replace(fact("clock_restarted", since_us=T0 + 10), until_us=T0 + 100))
+    make_writer(spool, engine).run()
+    assert query(engine, "SELECT kind FROM repairs ORDER BY to_ts") == [("window",), ("window",), ("manual",)]
