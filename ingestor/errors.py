@@ -107,7 +107,7 @@ class DatabaseUnavailable(IngestorError):
 
 
 class DatabaseUnsupported(DatabaseUnavailable):
-    """The database, or what is between it and us, cannot work with this program. Stop, unless it worked before."""
+    """The database, or what is between it and us, cannot work with this program. Stop at the start, else retry."""
 
     def __init__(self, message: str) -> None:
         super().__init__(message, exit_code=78)

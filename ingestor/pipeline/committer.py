@@ -158,28 +158,28 @@ class DatabaseRetry:
         self._draining = draining
         self._on_outage = on_outage
         self._outage = Outage()
-        self._has_worked = False
+        self._is_first_attempt = True
         self._sleep = sleep or self._wait
 
     def run(self, attempt: Callable[[], None]) -> bool:
         """Call ``attempt`` until it succeeds. Returns False if it failed and ``stop`` is set.
 
-        Raises DatabaseUnsupported if no attempt has succeeded yet: a failover or a new configuration of the server may
-        bring it later, but a first start is better ended at once.
+        Raises DatabaseUnsupported at the first attempt only. Later it is retried like any failure: the daemon has begun
+        to receive, and what it receives is safe in the spool.
         """
         while True:
+            is_first, self._is_first_attempt = self._is_first_attempt, False
             try:
                 attempt()
             except DatabaseUnavailable as error:
                 self._status.database_up, self._status.error = False, str(error)
                 if self._stop.is_set():
                     return False
-                if isinstance(error, DatabaseUnsupported) and not self._has_worked:
+                if isinstance(error, DatabaseUnsupported) and is_first:
                     raise
                 self._sleep(self._note_failure(str(error)))
             else:
                 self._status.database_up, self._status.error, self._status.failed_attempts = True, None, 0
-                self._has_worked = True
                 if ended := self._outage.end(boottime()):
                     log.info("the database is available again, writing what is in the spool", extra=ended)
                 return True

@@ -678,7 +678,7 @@ BUGS = (
     Bug(
         "an unsupported database is retried for ever from the first start on",
         "pipeline/committer.py",
-        "isinstance(error, DatabaseUnsupported) and not self._has_worked",
+        "isinstance(error, DatabaseUnsupported) and is_first",
         "False",
         "tests/unit/pipeline/test_database_retry.py",
     ),

@@ -80,6 +80,19 @@ def test_unsupported_database_ends_a_first_start_but_is_retried_later() -> None:
     assert len(slept) == 2
 
 
+def test_unsupported_database_after_an_outage_does_not_end_the_daemon() -> None:
+    errors: list[Exception] = [DatabaseUnavailable("down since the start"), DatabaseUnsupported("a pooler")]
+
+    def attempt() -> None:
+        if errors:
+            raise errors.pop(0)
+
+    retry = DatabaseRetry(
+        WriterStatus(), threading.Event(), threading.Event(), lambda _error, _delay: None, lambda _seconds: None
+    )
+    assert retry.run(attempt)
+
+
 def test_wait_between_attempts_is_short_while_draining() -> None:
     draining = threading.Event()
     draining.set()
