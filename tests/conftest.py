@@ -37,6 +37,8 @@ PACE: dict[str, Any] = {
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--kills", type=int, default=15, help="Number of random kills of the daemon, on each database.")
+    parser.addoption("--scenarios", type=int, default=2_000, help="Number of scenarios of the claims model, in all.")
+    parser.addoption("--scenario", type=int, metavar="SEED", help="Run this scenario of the claims model only.")
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -47,10 +49,21 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """List the missing requirements at the end of the summary, each once, where they are not overlooked."""
+    _summarize_claims(terminalreporter)
     places = [report.longrepr for report in terminalreporter.stats.get("skipped", [])]
     reasons = {place[2].removeprefix("Skipped: ") for place in places if isinstance(place, tuple)}
     for reason in sorted(reason for reason in reasons if reason.startswith(SKIP_PREFIX)):
         terminalreporter.write_line(reason, red=True, bold=True)
+
+
+def _summarize_claims(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say how much was claimed in the scenarios of the claims model: it is easy to be right by claiming nothing."""
+    reports = [*terminalreporter.getreports("passed"), *terminalreporter.getreports("failed")]
+    figures = [value for report in reports for name, value in report.user_properties if name == "claims"]
+    scenarios, stored, claimed = (sum(column) for column in zip(*figures, strict=True)) if figures else (0, 0, 0)
+    if stored:
+        percent = 100 * claimed / stored
+        terminalreporter.write_line(f"claims model: {scenarios} scenarios, {percent:.0f} % of the stored rows claimed")
 
 
 @pytest.fixture(autouse=True)

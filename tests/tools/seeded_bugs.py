@@ -26,6 +26,7 @@ SPOOL = f"{SPOOL_FOLDER}/test_spool.py {SPOOL_FOLDER}/test_spool_model.py"
 WRITER = f"{PIPELINE}/test_writer.py"
 VALUES = f"tests/unit/store/test_revisions.py {WRITER} {PIPELINE}/test_two_instances_model.py"
 MODEL = f"{PIPELINE}/test_two_instances_model.py"
+CLAIMS = "tests/integration/claims/test_claims_model.py"
 SESSIONS = f"{STORE}/test_postgres_session.py"
 REPAIR_TESTS, REPAIRS = "tests/integration/test_repair.py", f"{STORE}/test_repairs.py"
 
@@ -835,6 +836,41 @@ BUGS = (
         "                raise DatabaseReplaced\n",
         "                pass\n",
         REPAIR_TESTS,
+    ),
+    Bug(
+        "an older copy that has grown is compared with its present end",
+        "store/write/registration.py",
+        "extent.newest_seq if left is None else min(left, extent.newest_seq)",
+        "extent.newest_seq",
+        f"{PIPELINE}/test_identity.py",
+    ),
+    Bug(
+        "after a failure, a clock that is set back ends every connection",
+        "store/engine.py",
+        "context.invalidate_pool_on_disconnect = False",
+        "pass",
+        f"{STORE}/test_write_failures.py",
+    ),
+    Bug(
+        "the heartbeat of a clock that was set back goes on",
+        "store/write/coverage_intervals.py",
+        "case((heartbeat_at > to_at, to_at), else_=heartbeat_at)",
+        "heartbeat_at",
+        f"{WRITER} {CLAIMS}",
+    ),
+    Bug(
+        "an instance that begins late claims what came before",
+        "store/write/batch_writer.py",
+        "self._not_before_us = batch.first_us",
+        "self._not_before_us = None",
+        CLAIMS,
+    ),
+    Bug(
+        "what is read after a pause is a sign of life",
+        "provider/socket/connection.py",
+        "return self._heard_before_pause_at if self._read_at < self._resumed_at + BACKLOG_SECONDS else self._read_at",
+        "return self._read_at",
+        "tests/integration/provider/test_connection.py",
     ),
 )
 
