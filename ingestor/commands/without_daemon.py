@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import NamedTuple
 
 from pydantic import SecretStr
 
 from ingestor.config import Config
-from ingestor.core.clock import read_clocks
+from ingestor.core.clock import read_clocks, wall_us
+from ingestor.core.entries import Fact
 from ingestor.daemon.factory import build_repair_worker, build_spool, build_writer, lock_database, startup_facts
 from ingestor.errors import DatabaseUnavailable, SpoolFailed
 from ingestor.pipeline.dead_letters import requeue_dead_letters
@@ -58,7 +60,19 @@ async def _write_path(config: Config) -> AsyncIterator[_WritePath]:
     spool = build_spool(config)
     spool.start(_raise_failure)
     engine = make_engine(config.database.url.get_secret_value())
-    writer = build_writer(config, spool, engine, on_outage=_raise_outage)
+    loop = asyncio.get_running_loop()
+
+    def record(kind: str, reason: str, _since_us: int | None = None) -> None:
+        loop.call_soon_threadsafe(spool.append, Fact(kind, wall_us(), {"reason": reason}))
+
+    writer = build_writer(
+        config,
+        spool,
+        engine,
+        on_outage=_raise_outage,
+        on_lost=partial(record, "lost"),
+        on_other_run=partial(record, "copied"),
+    )
     for fact in startup_facts(spool, config, read_clocks()):
         spool.append(fact)
     writing = asyncio.create_task(asyncio.to_thread(writer.run))

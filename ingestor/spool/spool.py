@@ -301,7 +301,7 @@ class Spool:
                 pass
         except Exception as error:
             # Whatever it is: without this thread nothing becomes durable, so every waiter must be woken.
-            failure = error if isinstance(error, SpoolFailed) else SpoolFailed(f"the spool's thread: {error!r}")
+            failure = error if isinstance(error, SpoolFailed) else SpoolFailed(f"{self._file.path}: {error!r}")
             with self._arrived:
                 self.failure = failure
                 self._arrived.notify_all()

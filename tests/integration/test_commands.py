@@ -311,3 +311,14 @@ def test_coverage_shows_covered_share_gaps_and_repairs(
     )
     assert "failed: /real-time/crowd-sentiment ON 2024-03-10 10:00 to 2024-03-10 10:30" in text.out
     assert ("AAPL" in one_ticker.out, " 100.00 %" in one_ticker.out) == (False, True)
+
+
+def test_command_without_daemon_records_that_the_database_does_not_know_the_spool(
+    command: Command, write_config_for: Callable[..., Path], tmp_path: Path
+) -> None:
+    for name in ("first", "second"):
+        config = write_config_for(f"sqlite:///{name}.db")
+        for arguments in (["db", "upgrade"], ["dead-letters", "retry"], ["dead-letters", "retry"]):
+            assert command(*arguments, "--config", config).code == 0
+        kinds = [kind for (kind,) in sqlite3.connect(tmp_path / f"{name}.db").execute("SELECT kind FROM events")]
+        assert ("lost" in kinds) == (name == "second")
