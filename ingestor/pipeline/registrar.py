@@ -72,10 +72,7 @@ class Registrar:
             place = f"the database's position {found.position}"
             self._report_loss(f"{place} does not fit the spool: one of them is an older copy")
         else:
-            reason = (
-                f"another run writes as instance {found.instance_id} ({found.name}):"
-                " this spool is a copy of that run's, or an older one"
-            )
+            reason = self._describe_foreign(found)
             self._lost = self._find_loss(found, now_us if self._is_registered else self._instance.started_us, reason)
             if self._lost:
                 self._report_loss(reason)
@@ -83,6 +80,16 @@ class Registrar:
                 self._is_reported = True
                 self._on_other_run(reason)
         self._spool.reset_id()
+
+    def _describe_foreign(self, found: Registration) -> str:
+        instance = f"instance {found.instance_id} ({found.name})"
+        left = self._spool.left_by(found.run_id)
+        if left is None:
+            return f"another run writes as {instance}: this spool is a copy of that run's, or an older one"
+        return (
+            f"entries up to {found.position} were written as {instance}, and this spool has them up to {left} only:"
+            " it is damaged, an older copy, or a copy of one with which another daemon goes on"
+        )
 
     def _report_loss(self, reason: str) -> None:
         if not self._is_reported:

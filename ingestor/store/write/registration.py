@@ -58,6 +58,7 @@ class Registration(NamedTuple):
     name: str
     position: int
     heartbeat_us: int | None
+    run_id: str = ""  # that registered last before
 
 
 class LostSpan(NamedTuple):
@@ -96,7 +97,7 @@ def claim(
     if ownership is Ownership.NEW and lost:
         _record_lost(connection, row, lost)
     heartbeat_us = None if row.heartbeat_at is None else to_us(row.heartbeat_at)
-    return Registration(ownership, row.instance_id, row.name, row.position, heartbeat_us)
+    return Registration(ownership, row.instance_id, row.name, row.position, heartbeat_us, row.run_id)
 
 
 def judge(row: Any, run_id: str, extent: SpoolExtent, is_own_commit: Callable[[Any], bool]) -> Ownership:
