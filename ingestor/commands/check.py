@@ -102,6 +102,8 @@ def _check_schema(url: str, migrate_setting: str) -> CheckResult:
         migrate.refuse_unsupported(revision)
         if revision != migrate.head_revision() and migrate_setting == "never":
             migrate.verify_revision(engine)
+        if sqlite_path(url) is None:  # a server has permissions, and sessions that only read
+            migrate.verify_write_access(engine)
     if revision == migrate.head_revision():
         return CheckResult("database", f"{mask_url(url)}: schema {revision}")
     message = f"{mask_url(url)}: schema {revision or 'empty'}, `ingestor run` upgrades to {migrate.head_revision()}"

@@ -76,9 +76,12 @@ def open_salvage(config: Config, folder: Path) -> Iterator[Salvage]:
 
 def _open_spool(folder: Path) -> SalvagedSpool:
     try:
-        return SalvagedSpool(folder)
+        spool = SalvagedSpool(folder)
     except OSError as error:
         raise SpoolFailed(f"{error.filename}: cannot be read: {error.strerror}") from None
+    if not spool.recognized:
+        raise SpoolFailed(f"{folder}: nothing in it is recognized as part of a spool; name another folder")
+    return spool
 
 
 class Salvage:

@@ -27,7 +27,7 @@ from ingestor.daemon.control_socket import ControlError, control_server
 from ingestor.daemon.fact_limit import FactLimit
 from ingestor.daemon.reload import ConfigReloader
 from ingestor.daemon.status_snapshot import StatusSources, build_status
-from ingestor.errors import ConfigError, SpoolFailed
+from ingestor.errors import ConfigError, IngestorError, SpoolFailed
 from ingestor.monitoring import log_setup
 from ingestor.monitoring.coverage_strips import CoverageCache, StateSpan
 from ingestor.monitoring.http_server import StatusServer
@@ -222,7 +222,8 @@ class Service:
         """Shut down because of an error. The first one decides the exit code; systemd restarts the daemon."""
         if self._failure is None:
             self._failure = error
-            log.critical("fatal error, shutting down: %s", error, exc_info=error)
+            is_mistake = getattr(error, "exit_code", IngestorError.exit_code) == IngestorError.exit_code
+            log.critical("fatal error, shutting down: %s", error, exc_info=error if is_mistake else None)
         self._stop_requested.set()
 
     async def _shut_down(self) -> None:

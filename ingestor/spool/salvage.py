@@ -86,6 +86,11 @@ class SalvagedSpool:
         return [readable for readable in later if readable.first_seq <= readable.last_seq]
 
     @property
+    def recognized(self) -> bool:
+        """Whether anything in the folder is part of a spool."""
+        return bool(self._places or self.spool_id or self.run_ids)
+
+    @property
     def readable(self) -> list[SeqRange]:
         """The entries that can be read, in order. Ranges that adjoin are one."""
         ranges: list[SeqRange] = []

@@ -34,13 +34,15 @@ def make_daemon(simulator: FaultySimulator, tmp_path: Path) -> Callable[[str], I
 
 
 async def test_daemon_ends_at_its_start_if_the_database_is_in_sql_ascii(
-    make_daemon: Callable[[str], InProcessDaemon], postgres_server_url: str
+    make_daemon: Callable[[str], InProcessDaemon], postgres_server_url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     with fresh_database(postgres_server_url, encoding="SQL_ASCII") as url:
         with pytest.raises(DatabaseUnsupported, match="has the encoding SQL_ASCII") as ended:
             async with make_daemon(url):
                 pass
         assert ended.value.exit_code == 78
+        (fatal,) = [record for record in caplog.records if "fatal error" in record.getMessage()]
+        assert fatal.exc_info is None  # a traceback is for mistakes in the program
 
 
 async def test_running_daemon_waits_while_a_pooler_is_in_transaction_mode(

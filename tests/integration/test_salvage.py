@@ -228,6 +228,10 @@ def test_spool_in_use_and_missing_folder_are_refused(set_aside: SetAside, tmp_pa
     assert (in_use.code, "this is the spool in use" in in_use.err) == (2, True)
     missing = set_aside.command("spool", "salvage", tmp_path / "nothing")
     assert (missing.code, missing.err.count("\n")) == (74, 1)
+    for content in (b"", b"no spool" * 1000):
+        (tmp_path / "spool.db").write_bytes(content)
+        other = set_aside.command("spool", "salvage", tmp_path)
+        assert (other.code, "nothing in it is recognized as part of a spool" in other.err) == (74, True)
     set_aside.folder.rename(tmp_path / "elsewhere")
     assert "no spool was set aside in" in set_aside.command("spool", "salvage").err
     assert set_aside.salvage(tmp_path / "elsewhere")["written"] == 180

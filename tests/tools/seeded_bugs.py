@@ -719,6 +719,20 @@ BUGS = (
         "tests/integration/test_salvage.py",
     ),
     Bug(
+        "salvage: a folder that is no spool may be deleted",
+        "commands/salvage.py",
+        "    if not spool.recognized:\n",
+        "    if spool is None:\n",
+        "tests/integration/test_salvage.py",
+    ),
+    Bug(
+        "check takes a database for writable that is not",
+        "commands/check.py",
+        "            migrate.verify_write_access(engine)\n",
+        "            pass\n",
+        SESSIONS,
+    ),
+    Bug(
         "salvage: its facts claim coverage",
         "commands/salvage.py",
         "return Fact(item.kind, item.at_us, item.detail) if isinstance(item, Fact) else item",

@@ -337,6 +337,33 @@ def test_pooler_in_session_mode_works(postgres_url: str) -> None:
         assert fetch_all(engine, text("SELECT current_setting('extra_float_digits')"))[0][0] == "3"
 
 
+@pytest.mark.parametrize("migrated", [False, True])
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("-cdefault_transaction_read_only=on", "the session is read-only"),
+        ("-csearch_path=nowhere", "there is no such schema"),
+        ("-crole=pg_monitor", "a permission is missing"),
+    ],
+)
+def test_check_finds_that_a_database_cannot_be_written(
+    command: Command,
+    write_config_for: Callable[..., Path],
+    postgres_url: str,
+    migrated: bool,
+    options: str,
+    message: str,
+) -> None:
+    if migrated:
+        with opened(postgres_url) as engine:
+            migrate.upgrade(engine)
+    with psycopg.connect(postgres_url, autocommit=True) as owner:
+        owner.execute("GRANT SELECT ON ALL TABLES IN SCHEMA public TO pg_monitor")
+    result = command("check", "--config", write_config_for(f"{postgres_url}?options={quote(options)}"))
+    assert message in result.out
+    assert "✗ database" in result.out
+
+
 # -- encodings
 
 
