@@ -56,4 +56,5 @@ FROM coverage c
     LEFT JOIN uncontradicted k ON i.stepped_back AND c.state = 'live'
         AND k.subscription_id = c.subscription_id AND k.instance_id = c.instance_id
         AND k.from_at < COALESCE(c.ended_at, timestamptz '9999-12-31 23:59:59.999999Z') AND k.to_at > c.started_at
+        AND k.from_at < COALESCE(i.heartbeat_at, timestamptz '9999-12-31 23:59:59.999999Z')
 WHERE i.heartbeat_at IS NULL OR c.started_at <= i.heartbeat_at OR c.state = 'lost';

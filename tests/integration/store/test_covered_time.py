@@ -158,3 +158,13 @@ def minutes_by_subscription(db: Database, view: Any) -> dict[int, set[int]]:
         assert all(before[1] < after[0] for before, after in itertools.pairwise(spans)), spans
         minutes[number] = {minute for span in spans for minute in range(*span)}
     return minutes
+
+
+def test_nothing_is_wanted_after_the_last_byte_until_the_time_before_a_step_back_comes_again(engine: Engine) -> None:
+    db = Database(engine)
+    db.instance(3, "10:45", stepped_back=True)
+    db.add("connections", instance_id=3, path=PATH, params=PARAMS, heard_at=minute_at(40))
+    before = [Interval(3, "live", 50, 60), Interval(3, "silent", 60, 61)]
+    insert_histories(engine, {1: [*before, Interval(3, "live", 30, None)]})
+    assert read_spans(db, views.wanted) == {1: [(30, 40)]}
+    assert read_spans(db, views.gaps) == {}
