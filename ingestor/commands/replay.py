@@ -133,7 +133,7 @@ def _write(writer: BatchWriter, batch: Batch, before: ReplayResult) -> ReplayRes
         written = writer.write_samples(batch)
     except PositionConflict:
         raise AlreadyLocked(
-            "another process replays the same entries into this database; wait for it, then repeat the command"
+            "another process replays the same entries, or the database was replaced; repeat the command later"
         ) from None
     return replace(
         before,

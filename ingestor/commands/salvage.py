@@ -138,7 +138,9 @@ class Salvage:
                 result = replace(result, rows=rows, written=written)
                 advance(result.written_before + result.written)
         except PositionConflict:
-            raise AlreadyLocked("another process salvages this spool; wait for it, then repeat the command") from None
+            raise AlreadyLocked(
+                "another process salvages this spool, or the database was replaced; repeat the command later"
+            ) from None
         return result
 
     def _holes(self) -> Iterator[SeqRange]:

@@ -175,7 +175,7 @@ class Spool:
         """Why durable entries are lost; None if none are known to be."""
         if self.quarantined is None:
             return self.went_back
-        return f"the spool was unreadable; it was moved to {self.quarantined}, see `ingestor spool salvage`"
+        return f"the spool could not be read completely; it is now {self.quarantined}, see `ingestor spool salvage`"
 
     @property
     def believable_us(self) -> int | None:

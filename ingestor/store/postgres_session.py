@@ -72,9 +72,9 @@ def connection_parameters(url: str) -> dict[str, Any]:
         return _PARAMETERS | conninfo_to_dict("postgresql:" + url.partition(":")[2]) | _find_hosts(url)
     except ProgrammingError as error:  # its text may quote the password
         unknown = re.search(r'invalid URI query parameter: "(\w+)"', str(error))
-        problem = f'has the parameter "{unknown[1]}"' if unknown else "is written in a way"
+        problem = f'has the parameter "{unknown[1]}", which is unknown to' if unknown else "cannot be parsed by"
         raise DatabaseUnsupported(
-            f"database.url {problem} that PostgreSQL's library does not know; "
+            f"database.url {problem} PostgreSQL's library; "
             "see https://www.postgresql.org/docs/current/libpq-connect.html"
         ) from None
 

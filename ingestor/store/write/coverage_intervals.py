@@ -131,8 +131,6 @@ def load(connection: Connection, instance_id: int, not_before_us: int | None = N
 
 def save(connection: Connection, instance_id: int, timeline: CoverageTimeline) -> None:
     """Update the intervals that were closed, and insert the new ones."""
-    if timeline.stepped_back_to_us is not None:
-        _note_step_back(connection, instance_id, timeline.stepped_back_to_us)
     closed = [
         {"id_": i.subscription_id, "seq_": i.start_seq, "ended_at": to_optional_datetime(i.ended_us)}
         for i in timeline.changed_intervals
@@ -145,6 +143,8 @@ def save(connection: Connection, instance_id: int, timeline: CoverageTimeline) -
         connection.execute(update(coverage).where(*key), closed)
     if new:
         connection.execute(insert(coverage), new)
+    if timeline.stepped_back_to_us is not None:
+        _note_step_back(connection, instance_id, timeline.stepped_back_to_us)
 
 
 def _note_step_back(connection: Connection, instance_id: int, to_us: int) -> None:
@@ -155,7 +155,8 @@ def _note_step_back(connection: Connection, instance_id: int, to_us: int) -> Non
         mark.values(stepped_back=True, heartbeat_at=case((heartbeat_at > to_at, to_at), else_=heartbeat_at))
     )
     # They would cover time that has not come yet. Where a gap remains, another repair is opened for it.
-    connection.execute(delete(repairs).where(repairs.c.to_ts > to_datetime(to_us), repairs.c.kind != "manual"))
+    r, own = repairs.c, select(coverage.c.subscription_id).where(coverage.c.instance_id == instance_id)
+    connection.execute(delete(repairs).where(r.to_ts > to_at, r.kind != "manual", r.subscription_id.in_(own)))
 
 
 def _columns(instance_id: int, interval: CoverageInterval) -> dict[str, object]:

@@ -13,11 +13,12 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any, NamedTuple
 
-from sqlalchemy import Connection, literal, select, update
+from sqlalchemy import Connection, bindparam, literal, select, update
 
+from ingestor.core.entries import connection_params
 from ingestor.core.times import to_datetime, to_us
 from ingestor.store.engine import insert_or_ignore
-from ingestor.store.schema import coverage, instances
+from ingestor.store.schema import coverage, instances, subscriptions
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,6 +97,7 @@ def claim(
         connection.execute(update(instances).where(this_instance).values(_columns(instance)))
     if ownership is Ownership.NEW and lost:
         _record_lost(connection, row, lost)
+    _fill_connection_params(connection)
     heartbeat_us = None if row.heartbeat_at is None else to_us(row.heartbeat_at)
     return Registration(ownership, row.instance_id, row.name, row.position, heartbeat_us, row.run_id)
 
@@ -125,6 +127,16 @@ def _columns(instance: InstanceInfo) -> dict[str, Any]:
         "started_at": to_datetime(instance.started_us),
         "run_id": instance.run_id,
     }
+
+
+def _fill_connection_params(connection: Connection) -> None:
+    """Complete what a daemon of an older release has added: its coverage must end with its connection's last byte."""
+    c = subscriptions.c
+    rows = connection.execute(select(c.subscription_id, c.params).where(c.connection_params == "")).all()
+    if rows:
+        fill = update(subscriptions).where(c.subscription_id == bindparam("id_"))
+        values = [{"id_": row.subscription_id, "connection_params": connection_params(row.params)} for row in rows]
+        connection.execute(fill, values)
 
 
 def _record_lost(connection: Connection, row: Any, lost: LostSpan) -> None:

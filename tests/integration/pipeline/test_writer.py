@@ -693,7 +693,10 @@ async def test_repairs_of_time_that_is_still_to_come_are_forgotten(spool: Spool,
     with engine.begin() as connection:
         for us, kind in kinds.items():
             connection.execute(insert(repairs), repair | {"to_ts": to_datetime(T0 + us), "kind": kind})
+        of_others = {"subscription_id": 2, "to_ts": to_datetime(T0 + 14), "kind": "snapshot"}
+        connection.execute(insert(repairs), repair | of_others)
     await put(spool, fact(state="live", tickers=["A"], at_us=T0))
     await put(spool, structs.replace(fact("clock_restarted", since_us=T0 + 10), until_us=T0 + 100))
     make_writer(spool, engine).run()
-    assert query(engine, "SELECT kind FROM repairs ORDER BY to_ts") == [("window",), ("window",), ("manual",)]
+    kept = query(engine, "SELECT kind FROM repairs ORDER BY to_ts")
+    assert kept == [("window",), ("window",), ("manual",), ("snapshot",)]

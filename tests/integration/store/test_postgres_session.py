@@ -290,9 +290,9 @@ def test_hosts_of_the_url_are_all_read(written: str, found: tuple[str, str | Non
 
 
 WRONG_URLS = {
-    "postgresql://u:hunter2@h/d?statement_timeout=5": 'database.url has the parameter "statement_timeout" that',
-    "postgresql://u:hunter2@h/d?autocommit=1": 'database.url has the parameter "autocommit" that',
-    "postgresql://u:hunter%zz2@h/d": "database.url is written in a way that PostgreSQL's library does not know",
+    "postgresql://u:hunter2@h/d?statement_timeout=5": 'database.url has the parameter "statement_timeout", which',
+    "postgresql://u:hunter2@h/d?autocommit=1": 'database.url has the parameter "autocommit", which',
+    "postgresql://u:hunter%zz2@h/d": "database.url cannot be parsed by PostgreSQL's library",
     "postgresql://u:hunter2@/d?host=a,b&port=1,2,3": "database.url: number of hosts and ports don't match",
 }
 
