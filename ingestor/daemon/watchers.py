@@ -33,6 +33,8 @@ async def _on_level_change(
     spool: Spool, supervisor: Supervisor, record: Callable[[Fact], object], before: FillLevel, level: FillLevel
 ) -> None:
     reason = "the spool is filling" if level > before else "the spool is draining"
+    if level is FillLevel.FULL:
+        reason = "the spool is full"
     if spool.disk_full:
         reason = "the disk of the spool is full"
     used_percent = round(100 * spool.live_bytes / spool.max_bytes, 1)

@@ -118,6 +118,11 @@ class ReadAhead:
         self.invalidate()
         self._unbatched.clear()
 
+    def measure_backlog(self) -> None:
+        """Set ``status.oldest_us`` before a registration: that may fail for as long as the database is away."""
+        if self._status.oldest_us is None and (entries := self._spool.read(self._spool.acked, max_entries=1)):
+            self._status.oldest_us = _received_us(entries[0])
+
     def update_oldest(self) -> None:
         """Set ``status.oldest_us`` after a commit."""
         ahead = self.next_batch.entries if self.next_batch else ()

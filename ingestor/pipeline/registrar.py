@@ -103,7 +103,8 @@ class Registrar:
         """
         is_reported = self._spool.loss is not None  # by a fact at the start
         is_complete = self._is_registered and found.position >= self._spool.acked
-        if is_reported or is_complete or found.heartbeat_us is None or found.heartbeat_us >= until_us:
+        nothing_to_record = is_reported or is_complete or found.has_ended
+        if nothing_to_record or found.heartbeat_us is None or found.heartbeat_us >= until_us:
             return None
         return LostSpan(found.instance_id, found.heartbeat_us, until_us, reason)
 

@@ -207,10 +207,12 @@ class Writer:
 
     def register(self) -> None:
         """Become the run that writes as this spool's instance, and continue from the position that it has committed."""
+        self.read_ahead.measure_backlog()
         self._prepare()
         self.status.position = self._registrar.register(self._published_us or None)
         self.registrations += 1
         self.read_ahead.reset()
+        self.read_ahead.update_oldest()
         self._spool.ack(self.status.position)
         if self._retention:
             self._retention.begin_sweep()

@@ -232,7 +232,7 @@ async def test_full_spool_disconnects_then_resumes_without_loss(
     assert errors[:4] == ["spool_level", "spool_level", "spool_full", "disconnected"]
     assert daemon.db.states("ON") == ["pending", "live", "spool_full", "pending", "live", "stopped"]
     (full_gap,) = [gap for gap in daemon.db.gaps("ON") if "spool_full" in gap["states"]]
-    assert "the spool is filling" in full_gap["reason"]
+    assert "the spool is full" in full_gap["reason"]
     assert findings(database_url) == []
 
 

@@ -60,6 +60,7 @@ class Registration(NamedTuple):
     position: int
     heartbeat_us: int | None
     run_id: str = ""  # that registered last before
+    has_ended: bool = False  # FOREIGN, and its run came to a clean end: it received nothing after its heartbeat
 
 
 class LostSpan(NamedTuple):
@@ -99,7 +100,8 @@ def claim(
         _record_lost(connection, row, lost)
     _fill_connection_params(connection)
     heartbeat_us = None if row.heartbeat_at is None else to_us(row.heartbeat_at)
-    return Registration(ownership, row.instance_id, row.name, row.position, heartbeat_us, row.run_id)
+    has_ended = ownership is Ownership.FOREIGN and not _is_receiving(connection, row.instance_id)
+    return Registration(ownership, row.instance_id, row.name, row.position, heartbeat_us, row.run_id, has_ended)
 
 
 def judge(row: Any, run_id: str, extent: SpoolExtent, is_own_commit: Callable[[Any], bool]) -> Ownership:
@@ -127,6 +129,13 @@ def _columns(instance: InstanceInfo) -> dict[str, Any]:
         "started_at": to_datetime(instance.started_us),
         "run_id": instance.run_id,
     }
+
+
+def _is_receiving(connection: Connection, instance_id: int) -> bool:
+    """Whether a subscription is wanted by the instance, as far as the database knows."""
+    c = coverage.c
+    wanted = (c.instance_id == instance_id, c.ended_at.is_(None), c.state != "stopped")
+    return connection.execute(select(c.subscription_id).where(*wanted).limit(1)).first() is not None
 
 
 def _fill_connection_params(connection: Connection) -> None:

@@ -150,6 +150,24 @@ async def test_older_spool_stores_what_comes_and_tells_what_is_gone(
     assert audit(engine) == []
 
 
+async def test_older_spool_is_no_loss_if_the_later_run_came_to_its_end(
+    tmp_path: Path, open_run: Callable[..., Run], engine: Engine
+) -> None:
+    for name in ("first", "second"):
+        run = open_run("spool", name)
+        await run.receive()
+        await put(run.spool, fact("stopped", at_us=T0 + SECOND, state="stopped"))
+        await run.write(T0 + SECOND)
+        await run.close()
+        if name == "first":
+            shutil.copytree(tmp_path / "spool", tmp_path / "older")
+    third = open_run("older", "third", T0 + 60 * SECOND)
+    await third.write()
+    assert [kind for kind, _ in third.said] == ["copied"]
+    assert coverage_of(engine, 2) == []
+    assert audit(engine) == []
+
+
 async def test_older_spool_that_grew_before_it_was_written_is_recognised(
     tmp_path: Path, open_run: Callable[..., Run], engine: Engine
 ) -> None:

@@ -19,6 +19,7 @@ from sqlalchemy import Engine, event, insert, text
 from ingestor.core.entries import Frame
 from ingestor.core.times import to_datetime
 from ingestor.daemon.control_handlers import build_handlers
+from ingestor.errors import DatabaseUnavailable
 from ingestor.pipeline import dead_letters
 from ingestor.pipeline.dead_letters import requeue_dead_letters
 from ingestor.spool.chunk_store import SpoolUnreadable
@@ -700,3 +701,20 @@ async def test_repairs_of_time_that_is_still_to_come_are_forgotten(spool: Spool,
     make_writer(spool, engine).run()
     kept = query(engine, "SELECT kind FROM repairs ORDER BY to_ts")
     assert kept == [("window",), ("window",), ("manual",), ("snapshot",)]
+
+
+async def test_backlog_of_a_database_that_is_away_from_the_start_has_an_age(spool: Spool, engine: Engine) -> None:
+    is_away = True
+
+    def prepare() -> None:
+        if is_away:
+            raise DatabaseUnavailable("away")
+
+    writer = make_writer(spool, engine, prepare=prepare)
+    await put(spool, frame([row("A")], received_us=T0 + 5), frame([row("A")], received_us=T0 + 9))
+    with pytest.raises(DatabaseUnavailable):
+        writer.register()
+    assert writer.status.oldest_us == T0 + 5
+    is_away = False
+    writer.run()
+    assert writer.status.oldest_us is None

@@ -193,7 +193,7 @@ def _add_history(
         if stepped_back and choose.random() < 0.3:
             minute = choose.randrange(0, 3000, 10)
         length = choose.choice((0, 10, 10, 30, 200, 1500))
-        is_open = choose.random() < 0.02
+        is_open = choose.random() < 0.1
         start, end = (f"{m // 1440} {m % 1440 // 60}:{m % 60}" for m in (minute, minute + length))
         state = choose.choice(STATES)
         db.state(subscription_id, instance_id, state, start, None if is_open else end, choose.choice(("", "why", "so")))
