@@ -817,13 +817,6 @@ BUGS = (
         f"{PIPELINE}/test_identity.py",
     ),
     Bug(
-        "the position is compared with a head that has grown since opening",
-        "pipeline/registrar.py",
-        "spool.opened_head, spool.knows_run",
-        "spool.synced, spool.knows_run",
-        f"{PIPELINE}/test_identity.py",
-    ),
-    Bug(
         "a run that was replaced goes on writing",
         "store/write/batch_writer.py",
         "return (c.instance_id == self.instance_id) & (c.run_id == self._run_id)",
@@ -852,7 +845,7 @@ BUGS = (
         REPAIR_TESTS,
     ),
     Bug(
-        "an older copy that has grown is compared with its present end",
+        "the position is compared with a head that has grown since the copy",
         "store/write/registration.py",
         "extent.newest_seq if left is None else min(left, extent.newest_seq)",
         "extent.newest_seq",

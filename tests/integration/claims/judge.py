@@ -147,15 +147,26 @@ def _is_claimed_by_later(row: Said, claims: Iterable[Claim], memories: Mapping[s
     )
 
 
-def missing_gaps(engine: Engine, tables: Tables, said: Iterable[Said], memories: Mapping[str, Memory]) -> list[str]:
-    """Rows that are not stored, though wanted, and lie in no gap."""
+def missing_gaps(
+    engine: Engine, tables: Tables, said: Sequence[Said], memories: Mapping[str, Memory], complete_until_us: int | None
+) -> list[str]:
+    """Rows that are not stored, though wanted, and lie in no gap.
+
+    Unless history was lost (None), rows are wanted from the first to the last that is stored, by each setting of the
+    clock that a daemon has seen. What lies in the future of its present clock is not shown yet.
+    """
     suspects = []
+    seen_eras = {era for memory in memories.values() for era in memory.clock_eras}
+    stored_us = [row.ts_us for row in said if (row.ticker, row.ts_us) in tables.stored]
     for row in said:
         key = row.path, row.ticker
         if (row.ticker, row.ts_us) in tables.stored or key not in tables.wanted:
             continue
         at_edge = any(row.wall_us in span for span in tables.covered.get(key, ()))
         is_wanted = inside([tables.wanted[key]], row.wall_us)
+        is_shown = complete_until_us is not None and row.wall_us < complete_until_us and row.clock_era in seen_eras
+        if is_shown and stored_us and not row.is_unnoticed:
+            is_wanted |= min(stored_us) < row.ts_us < max(stored_us)
         if is_wanted and not (at_edge or inside(tables.gaps.get(key, ()), row.wall_us)):
             suspects += [] if _is_repaired_for_others(tables, row) else [row]
     claims = read_claims(engine) if suspects else []

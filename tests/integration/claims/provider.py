@@ -21,6 +21,7 @@ from .virtual_time import Clocks
 PING_SECONDS = 5.0
 PING_TIMEOUT_SECONDS = 4.0
 WINDOW_ROWS = 20
+NOTICE_SECONDS = 1.2  # between two checks of the clocks, and a bit
 FIELDS = {"/real-time/crowd-sentiment": "average_sentiment", "/real-time/tweet-volume": "volume"}
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -34,6 +35,7 @@ class Said(NamedTuple):
     wall_us: int  # what the daemons' wall clock showed
     clock_era: int  # how often that had been set before
     is_repeated: bool  # whether that had shown as much before it was set back
+    is_unnoticed: bool  # whether it was set so recently that no daemon may have noticed
 
     @property
     def row(self) -> dict[str, Any]:
@@ -48,6 +50,7 @@ class Provider:
         self.clocks = clocks
         self.clock_era = 0
         self._highest_wall_us = 0
+        self._stepped_at = -NOTICE_SECONDS
         self.window = window  # whether a subscribe is answered with a window of rows
         self.window_delay_seconds = window_delay_seconds  # of a window: it may come from a cache
         self.said: list[Said] = []
@@ -57,7 +60,9 @@ class Provider:
 
     def say(self, path: str, ticker: str) -> None:
         wall_us = self.clocks.wall_us
-        said = Said(path, ticker, self.clocks.true_us, wall_us, self.clock_era, wall_us <= self._highest_wall_us)
+        is_unnoticed = self.clocks.now < self._stepped_at + NOTICE_SECONDS
+        is_repeated = wall_us <= self._highest_wall_us
+        said = Said(path, ticker, self.clocks.true_us, wall_us, self.clock_era, is_repeated, is_unnoticed)
         self.said.append(said)
         for socket in self.sockets:
             if (path, ticker) in socket.subscribed:
@@ -66,6 +71,7 @@ class Provider:
     def note_clock_step(self) -> None:
         """Note that the daemons' wall clock is about to be set."""
         self.clock_era += 1
+        self._stepped_at = self.clocks.now
         self._highest_wall_us = max(self._highest_wall_us, self.clocks.wall_us)
 
     def connect(self, url: str, host: str) -> ServerSocket:

@@ -118,6 +118,7 @@ class World:
         self.durable: set[tuple[str, str]] = set()  # (ticker, ts) of what must be in the tables
         self._repairs = draw.random() < 0.3
         self._writes_along = draw.random() < 0.8
+        self._is_complete = True  # whether no history was lost
         self.problems: list[str] = []
 
     # -- the scenario
@@ -183,7 +184,8 @@ class World:
             return
         tables = judge.read_tables(self._database.engine)
         self.problems += judge.false_claims(self._database.engine, tables, said, self.memories)
-        self.problems += judge.missing_gaps(self._database.engine, tables, said, self.memories)
+        until_us = self.clocks.wall_us if self._is_complete else None
+        self.problems += judge.missing_gaps(self._database.engine, tables, said, self.memories, until_us)
         running = [host.spool.spool_id for host in self.hosts]
         self.problems += judge.future_claims(self._database.engine, running, self.clocks.wall_us)
         self.problems += self._audit_issues()
@@ -324,6 +326,8 @@ class World:
         for file in host.folder.glob("spool.db*"):
             file.unlink()
         shutil.copytree(copy, host.folder, dirs_exist_ok=True, ignore=_all_but_file if step.option == "file" else None)
+        if step.seed % 2:
+            host.faults.away = True  # so that it grows before it finds out
         host.start()
         return True
 
@@ -390,6 +394,7 @@ class World:
     def _forget_durable(self) -> None:
         """Durable entries may be lost by what happens now."""
         self.durable.clear()
+        self._is_complete = False
         for host in self.hosts:
             host.spool.appended.clear()
 
