@@ -870,7 +870,7 @@ BUGS = (
         "store/write/batch_writer.py",
         "self._not_before_us = batch.first_us",
         "self._not_before_us = None",
-        CLAIMS,
+        WRITER,
     ),
     Bug(
         "what is read after a pause is a sign of life",

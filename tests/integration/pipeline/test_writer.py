@@ -718,3 +718,16 @@ async def test_backlog_of_a_database_that_is_away_from_the_start_has_an_age(spoo
     is_away = False
     writer.run()
     assert writer.status.oldest_us is None
+
+
+async def test_instance_that_begins_late_claims_nothing_before_its_first_entry(spool: Spool, engine: Engine) -> None:
+    """What came before it is in another database, if anywhere."""
+    await put(spool, frame([row()], received_us=T0 + 5))
+    await put(spool, fact(at_us=T0 + 10, since_us=T0, state="live", tickers=["A"]))
+    spool.ack(1)
+    spool.purge_acknowledged()
+    await until(lambda: spool.first_seq() == 2)
+    writer = make_writer(spool, engine)
+    writer.register()
+    writer.step()
+    assert query(engine, "SELECT CAST(started_at AS TEXT) FROM coverage")[0][0].startswith("2026-01-01 00:00:00.00001")
