@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from ingestor.cli.options import Output
+from ingestor.cli.standard_streams import discard_output
 from ingestor.core.redaction import redactor
 from ingestor.errors import ConfigError, ConfigProblem
 
@@ -40,6 +41,7 @@ def exit_on_interrupt() -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
+        discard_output()
         raise typer.Exit from None
 
 

@@ -43,6 +43,11 @@ def open_standard_streams() -> None:
         sys.stderr = _open_text(_StandardError(STDERR, "w", closefd=False), sys.stderr)
 
 
+def discard_output() -> None:
+    """Drop what was not printed yet. After an interrupt it is unknown whether it was: a flush could print it twice."""
+    _discard(STDOUT)
+
+
 def _is_open(number: int) -> bool:
     try:
         os.fstat(number)

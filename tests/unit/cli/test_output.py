@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 
 import pytest
 import typer
@@ -57,3 +59,26 @@ def test_parse_time_accepts_duration_or_time(text: str, expected: object) -> Non
 def test_parse_time_rejects_other_text_with_examples(text: str) -> None:
     with pytest.raises(typer.BadParameter, match=r'" is neither a duration \(7d\) nor a time'):
         parse_time(text, at(6), "--since")
+
+
+INTERRUPTED_WRITE = """
+import typer
+from ingestor.cli import output, standard_streams
+
+def interrupt(*_):
+    standard_streams._written = written
+    raise KeyboardInterrupt
+
+standard_streams.open_standard_streams()
+written, standard_streams._written = standard_streams._written, interrupt
+try:
+    with output.exit_on_interrupt():
+        output.echo("once")
+except typer.Exit:
+    print("not printed")
+"""
+
+
+def test_line_that_was_printed_when_ctrl_c_came_is_not_printed_again() -> None:
+    result = subprocess.run([sys.executable, "-c", INTERRUPTED_WRITE], capture_output=True, text=True, check=True)
+    assert (result.stdout, result.stderr) == ("once\n", "")
