@@ -194,6 +194,7 @@ async def test_values_alternate_between_numbers_and_text(simulator: FaultySimula
 
 
 async def test_values_are_a_reproducible_random_walk(simulator: FaultySimulator) -> None:
+    simulator.interval_seconds = None  # so that its time stands still
     async with await connected(simulator) as client:
         await client.request("subscribe", CROWD, ticker="TSLA")
         await client.until(lambda: client.rows("res"))
