@@ -17,6 +17,8 @@ def run(config: ConfigOption = None) -> None:
       ingestor run --config /etc/ingestor/config.yaml
     """
     import asyncio
+    import logging
+    import os
     import signal
 
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})  # pending until the daemon can reload
@@ -35,3 +37,6 @@ def run(config: ConfigOption = None) -> None:
     service = Service(loaded, api_key)
     tune_interpreter()
     asyncio.run(service.run())
+    logging.shutdown()
+    # A thread that still waits for a server or a disk might not survive the end of the interpreter.
+    os._exit(0)
