@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import errno
 import os
 import resource
@@ -28,7 +29,12 @@ def describe_os_error(number: int | None, default: str = "") -> str:
 
 
 def raise_descriptor_limit() -> None:
-    """Raise the limit of open files to what the systemd unit sets, or as far as this process may."""
+    """Raise the limit of open files to what the systemd unit sets, or as far as this process may.
+
+    Also load the codecs for host names and config files: Python remembers for ever that it could not find one.
+    """
+    for name in ("idna", "utf-8-sig"):
+        codecs.lookup(name)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = WANTED_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(WANTED_DESCRIPTORS, hard)
     if resource.RLIM_INFINITY != soft < wanted:

@@ -11,7 +11,7 @@ EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 DAY_US = 86_400_000_000
 _MICROSECOND = timedelta(microseconds=1)
 
-_CLOCK = r"([01]\d|2[0-3]):[0-5]\d(:[0-5]\d([.,]\d{1,6}0*)?)?"
+_CLOCK = r"([01]\d|2[0-3]):[0-5]\d(:[0-5]\d([.,]\d{1,6}+0*+)?)?"
 _OFFSET = r"Z|[+-]([01]\d|2[0-3])(:?[0-5]\d)?"
 _TIME = re.compile(rf"\d{{4}}-\d\d-\d\d([T ]{_CLOCK}({_OFFSET})?)?", re.ASCII)
 
