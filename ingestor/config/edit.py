@@ -11,9 +11,9 @@ import re
 from collections.abc import Sequence
 from typing import Any, NoReturn, TypeAlias
 
-from ingestor.config.model import canonical_json
 from ingestor.config.subscriptions import expand_subscriptions
 from ingestor.config.yaml_document import YamlDocument, YamlNode, line_and_column, parse_yaml
+from ingestor.core.entries import canonical_json
 from ingestor.errors import ConfigError, ConfigProblem
 
 _PLAIN = re.compile(r"[A-Za-z0-9_/][A-Za-z0-9_/.^=+-]*")  # needs no quotes in any context

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from operator import attrgetter
@@ -30,8 +29,7 @@ from pydantic_core import PydanticCustomError
 from ingestor.config import urls, validators
 from ingestor.config.secret_file import SecretFile
 from ingestor.config.validators import ListenAddress, duration, size
-
-_CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+from ingestor.core.entries import canonical_json
 
 # Compared elsewhere, or not settings: not the name of a secret's file counts, but the secret in it.
 _NOT_COMPARED = frozenset(
@@ -199,11 +197,6 @@ class LogConfig(ConfigSection):
 
     level: Literal["debug", "info", "warning", "error"] = config_key("info", "Lowest level to log")
     format: Literal["auto", "console", "json"] = config_key("auto", "auto is console on a terminal, else json")
-
-
-def canonical_json(params: Mapping[str, str]) -> str:
-    """Return params as canonical JSON, which identifies them in the database: sorted, without spaces."""
-    return _CANONICAL.encode(dict(params))
 
 
 @dataclass(frozen=True, slots=True)

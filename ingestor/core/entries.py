@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Any, Literal, TypeAlias
 
 from msgspec import Struct
@@ -24,7 +25,6 @@ GroupKey: TypeAlias = tuple[str, str]
 # (path and params of a connection, ticker): what a frame has data for. Ticker "": any data of the connection.
 Channel: TypeAlias = tuple[str, str, str]
 UNNAMED = "\0"  # in a channel: no rows and no ticker, such as an empty list. No ticker contains it
-
 
 ROW_PARAMS = frozenset({"ticker", "user_id"})  # that each row names: columns of their own
 
@@ -68,7 +68,15 @@ class Fact(Struct, frozen=True, array_like=True, tag="e"):
 Entry: TypeAlias = tuple[int, Frame | Fact]  # (seq, frame or fact)
 
 
+_CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+
+
+def canonical_json(params: Mapping[str, str]) -> str:
+    """Return params as canonical JSON, which identifies them in the database: sorted, without spaces."""
+    return _CANONICAL.encode(dict(params))
+
+
 def connection_params(params: str) -> str:
     """Return the params of a connection for a subscription with these: all that no row names. Both canonical JSON."""
     shared = {name: value for name, value in json.loads(params).items() if name not in ROW_PARAMS}
-    return json.dumps(shared, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return canonical_json(shared)

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from ingestor.config import validators
-from ingestor.config.model import Subscription, canonical_json
+from ingestor.config.model import Subscription
 from ingestor.provider.catalog import feed_name
 from ingestor.provider.rest_api import has_history
 from ingestor.repair.plan import midnight, split_range
@@ -77,7 +77,7 @@ def _build_request(subscription: Subscription, start: datetime, end: datetime) -
     return BackfillRequest(
         path=subscription.path,
         method=subscription.method,
-        params=canonical_json(subscription.params),
+        params=subscription.key[2],
         feed=feed_name(subscription.path, subscription.params),
         ticker=subscription.ticker,
         from_ts=start,

@@ -17,10 +17,9 @@ from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any, TypeVar
 
-from ingestor.config.model import canonical_json
 from ingestor.core.backoff import Backoff, chance
 from ingestor.core.clock import boottime, wall_us
-from ingestor.core.entries import Fact, Frame, Source
+from ingestor.core.entries import Fact, Frame, Source, canonical_json
 from ingestor.errors import DatabaseUnavailable, ResponseTooLarge, RestRefused, RestUnavailable, TokenRefused
 from ingestor.pipeline.batch_builder import escape_unstorable
 from ingestor.pipeline.decoder import DecodedFrame, Decoder

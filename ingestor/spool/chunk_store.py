@@ -117,7 +117,7 @@ def unpack(row: ChunkRow) -> list[Entry]:
 
 
 def newest_entry(path: Path) -> int:
-    """Return the newest seq that SQLite finds in a spool that nobody has open, and leave its WAL as it is.
+    """Return the newest seq that SQLite finds in a spool that no process has open, and leave its WAL as it is.
 
     0 if there is none, or if the file cannot be read.
     """

@@ -78,8 +78,8 @@ class Spool:
             self._mark_path = folder / MARK
             self._last_mark = read_mark(self._mark_path)
             self._file = self._open_with_ballast(folder / "spool.db")
-            self.went_back = self._find_loss(self._last_mark)  # why durable entries are known to be lost
-            if not self.went_back:
+            self.found_loss = self._find_loss(self._last_mark)  # why durable entries are known to be lost
+            if not self.found_loss:
                 self._write_mark()
         except OSError as error:
             raise SpoolFailed(f"{folder}: {error.strerror}; fix that, or set spool.path to another folder") from error
@@ -174,7 +174,7 @@ class Spool:
     def loss(self) -> str | None:
         """Why durable entries are lost; None if none are known to be."""
         if self.quarantined is None:
-            return self.went_back
+            return self.found_loss
         return f"the spool could not be read completely; it is now {self.quarantined}, see `ingestor spool salvage`"
 
     @property
@@ -353,13 +353,13 @@ class Spool:
         for path, opened in self._identities.items():
             if is_missing(path) or identity(path) != opened:
                 raise SpoolFailed(
-                    f"{path}: was deleted or replaced while in use; ending, because no start would find what it gets"
+                    f"{path}: was deleted or replaced while in use; stopping, since no restart would find new entries"
                 )
 
     def _write_mark(self) -> None:
         """Mark what is durable now. If a loss was found, not before an entry is, because that one reports the loss."""
         header = self._file.header
-        if not self.went_back or header.next_seq - 1 > self.opened_head:
+        if not self.found_loss or header.next_seq - 1 > self.opened_head:
             at_us = header.heartbeat.at_us if header.heartbeat else 0
             write_mark(self._mark_path, Mark(self._file.run_id, header.next_seq - 1, at_us))
 

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 from pydantic import SecretStr
 
-from ingestor.config.model import ProviderConfig, Subscription, canonical_json
+from ingestor.config.model import ProviderConfig, Subscription
 from ingestor.core.clock import ClockReading, Clocks, Interruption, boottime, wall_us
 from ingestor.core.entries import Fact, GroupKey, SubscriptionKey, connection_params
 from ingestor.core.outage import Outage
@@ -50,7 +50,7 @@ class SubscriptionDiff:
 
 def shared_params(subscription: Subscription) -> str:
     """Return the params that a connection's subscriptions share, as canonical JSON: all that a row does not name."""
-    return connection_params(canonical_json(subscription.params))
+    return connection_params(subscription.key[2])
 
 
 def group_subscriptions(subscriptions: Iterable[Subscription]) -> dict[GroupKey, tuple[Subscription, ...]]:

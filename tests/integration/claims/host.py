@@ -62,7 +62,7 @@ class _Idle(BaseException):
 
 
 class _InlineQueue:
-    """The spool's queue, emptied by whoever puts something into it, as its thread would. ``stalled``: a slow disk."""
+    """The spool's queue: putting something into it empties it, as the thread would. ``stalled``: a slow disk."""
 
     def __init__(self, spool: InlineSpool) -> None:
         self._spool = spool

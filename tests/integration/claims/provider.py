@@ -104,7 +104,7 @@ class ServerSocket:
     def __init__(self, provider: Provider, host: str) -> None:
         self.host = host
         self.subscribed: set[tuple[str, str]] = set()
-        self.dead = False  # half-open: nothing comes through in either direction, and nobody is told
+        self.dead = False  # half-open: nothing comes through in either direction, and neither end notices
         self._provider = provider
         self._inbox: deque[WSMessage] = deque()
         self._waiter: asyncio.Future[None] | None = None

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from ingestor.config.model import canonical_json
+from ingestor.core.entries import canonical_json
 from ingestor.monitoring.coverage_strips import StateSpan
 from ingestor.monitoring.status import DatabaseStatus, Heartbeat, RecentError, SubscriptionStatus
 from tests.support.faulty_simulator import FaultySimulator

@@ -91,6 +91,14 @@ async def open_run(tmp_path: Path, engine: Engine) -> AsyncIterator[Callable[...
         yield open_
 
 
+async def begin_run(open_run: Callable[..., Run], name: str) -> Run:
+    """Start a run on the folder ``spool`` that has received something and written it."""
+    run: Run = open_run("spool", name)
+    await run.receive()
+    await run.write()
+    return run
+
+
 def stored(engine: Engine) -> set[str]:
     return {ticker for (ticker,) in query(engine, "SELECT ticker FROM observations")}
 
@@ -191,9 +199,7 @@ async def test_older_spool_that_grew_before_it_was_written_is_recognised(
 async def test_spool_without_its_last_entries_goes_on_as_the_same_instance(
     tmp_path: Path, open_run: Callable[..., Run], engine: Engine
 ) -> None:
-    first = open_run("spool", "first")
-    await first.receive()
-    await first.write()
+    first = await begin_run(open_run, "first")
     await first.close()
     second = open_run("spool", "second")
     await second.receive()
@@ -237,9 +243,7 @@ async def test_second_of_two_copies_becomes_another_instance(
 async def test_second_copy_leaves_the_first_one_alone_that_has_written_nothing_yet(
     tmp_path: Path, open_run: Callable[..., Run], engine: Engine
 ) -> None:
-    original = open_run("spool", "original")
-    await original.receive()
-    await original.write()
+    original = await begin_run(open_run, "original")
     await original.close()
     for name in ("one", "two"):
         shutil.copytree(tmp_path / "spool", tmp_path / name)
@@ -254,9 +258,7 @@ async def test_second_copy_leaves_the_first_one_alone_that_has_written_nothing_y
 async def test_run_whose_instance_was_taken_over_writes_nothing_as_that_instance(
     tmp_path: Path, open_run: Callable[..., Run], engine: Engine
 ) -> None:
-    original = open_run("spool", "original")
-    await original.receive()
-    await original.write()
+    original = await begin_run(open_run, "original")
     shutil.copytree(tmp_path / "spool", tmp_path / "copy")
     copy = open_run("copy", "copy")
     copy.writer.register()
@@ -270,9 +272,7 @@ async def test_run_whose_instance_was_taken_over_writes_nothing_as_that_instance
 async def test_original_that_a_copy_has_replaced_becomes_another_instance(
     tmp_path: Path, open_run: Callable[..., Run], engine: Engine
 ) -> None:
-    original = open_run("spool", "original")
-    await original.receive()
-    await original.write()
+    original = await begin_run(open_run, "original")
     shutil.copytree(tmp_path / "spool", tmp_path / "copy")
     copy = open_run("copy", "copy")  # idle since then, so that this looks like a restart
     await copy.receive()

@@ -179,12 +179,12 @@ async def test_loss_is_reported_until_an_entry_reports_it(killed: KilledSpool) -
     killed.remove(killed.wal)
     for _ in range(2):
         async with open_spool(killed.folder) as spool:
-            assert spool.went_back
+            assert spool.found_loss
             spool.heartbeat(3_000)
     async with open_spool(killed.folder) as spool:
         await receive(spool, killed.folder, spool.head + 1, 4_000)
     async with open_spool(killed.folder) as spool:
-        assert spool.went_back is None
+        assert spool.found_loss is None
 
 
 async def test_restored_copy_of_the_whole_folder_is_consistent(killed: KilledSpool) -> None:

@@ -122,7 +122,7 @@ def test_database_url_is_normalized(written: str, url: str) -> None:
         pytest.param("sqlite://x.db", "three slashes", id="two slashes"),
         pytest.param("sqlite:///data/", "names a folder", id="folder"),
         pytest.param("sqlite:///x.db?timeout=5", "not supported for SQLite", id="SQLite options"),
-        pytest.param("sqlite:///~nobody-here/x.db", "user who does not exist", id="unknown home"),
+        pytest.param("sqlite:///~unknown-user/x.db", "user who does not exist", id="unknown home"),
     ],
 )
 def test_invalid_database_url_is_rejected_without_quoting_it(written: str, says: str) -> None:
