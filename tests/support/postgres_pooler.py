@@ -28,6 +28,8 @@ class PostgresPooler:
         self.per_transaction = per_transaction
         self._idle: list[socket.socket] = []  # the last one is taken first
         self._opened: list[socket.socket] = []
+        self._has_ended = False
+        self._lock = threading.Lock()
         self._listener = socket.create_server(("127.0.0.1", 0))
         user = server.netloc.rpartition("@")[0]
         self.url = f"postgresql://{user}@127.0.0.1:{self._listener.getsockname()[1]}{server.path}"
@@ -40,6 +42,8 @@ class PostgresPooler:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self._listener.close()
+        with self._lock:
+            self._has_ended = True
         self.drop()
 
     def drop(self) -> None:
@@ -51,11 +55,20 @@ class PostgresPooler:
                 opened.shutdown(socket.SHUT_RDWR)
             opened.close()
 
+    def _keep(self, opened: socket.socket) -> None:
+        """Let ``drop`` close a connection. Raises OSError if it has come too late."""
+        with self._lock:
+            if not self._has_ended:
+                self._opened.append(opened)
+                return
+        opened.close()
+        raise ConnectionAbortedError
+
     def _accept(self) -> None:
         with suppress(OSError):
             while True:
                 client, _ = self._listener.accept()
-                self._opened.append(client)
+                self._keep(client)
                 client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 threading.Thread(target=self._serve, args=(client,), daemon=True).start()
 
@@ -73,7 +86,7 @@ class PostgresPooler:
 
     def _connect(self, startup: bytes) -> tuple[socket.socket, bytes]:
         server = socket.create_connection(self._server)
-        self._opened.append(server)
+        self._keep(server)
         server.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         server.sendall(startup)
         greeting = b""
