@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -106,10 +107,8 @@ async def test_page_follows_a_daemon_through_an_outage(
         assert len(await browser.run("return document.querySelector('.row .trace').getAttribute('points')")) > 100
         await browser.until("document.querySelectorAll('#charts .line').length === 3")
         await browser.until("document.querySelectorAll('.strip .live, .strip .missed').length >= 2")
-        assert await browser.run(f"return {text('#cards')}") == await browser.until(
-            f"/Connections 2 of 2 up .* 4 of 4 live .* new .* restated .* up SQLite .* left/.test({text('#cards')})"
-            f" && {text('#cards')}"
-        )
+        cards = await browser.run(f"return {text('#cards')}")
+        assert re.search("Connections 2 of 2 up .* 4 of 4 live .* new .* restated .* up SQLite .* left", cards)
 
         await simulator.stop()
         await until(lambda: set(daemon.states) == {"disconnected"})
