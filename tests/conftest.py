@@ -21,6 +21,7 @@ from tests.support.faulty_simulator import FaultySimulator
 
 from .support import postgres_server as pg
 from .support.node_server import NodeServer, start_installs
+from .support.postgres_cluster import PostgresCluster, own_cluster
 from .support.requirements import SKIP_PREFIX, skip_missing
 from .support.tcp_proxy import TcpProxy
 
@@ -107,6 +108,13 @@ def postgres(postgres_binaries: Path) -> Iterator[pg.Postgres]:
     """A running server for one test, to stop, kill, pause and start (takes 1.5 s)."""
     with pg.own_server(postgres_binaries) as server:
         yield server
+
+
+@pytest.fixture
+def postgres_cluster(postgres_binaries: Path) -> Iterator[PostgresCluster]:
+    """A primary and a standby that streams from it, for one test (takes 3 s)."""
+    with own_cluster(postgres_binaries) as cluster:
+        yield cluster
 
 
 @pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.postgres)])

@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 import psycopg
 import pytest
 
+from ..support.postgres_cluster import PostgresCluster
 from ..support.postgres_server import Postgres
 from ..support.tcp_proxy import Direction
 
@@ -46,6 +47,45 @@ def test_paused_postgres_does_not_respond_until_resumed(postgres: Postgres) -> N
             psycopg.connect(postgres.url(), connect_timeout=2)
         postgres.resume()
         assert connection.execute("select 1").fetchone() == (1,)
+
+
+def insert(cluster: PostgresCluster, number: int) -> None:
+    with psycopg.connect(cluster.url("numbers"), autocommit=True) as connection:
+        connection.execute("create table if not exists numbers (n int)")
+        connection.execute("insert into numbers values (%s)", [number])
+
+
+def numbers(server: Postgres) -> list[int]:
+    with psycopg.connect(server.url("numbers")) as connection:
+        return [number for (number,) in connection.execute("select n from numbers order by n")]
+
+
+@pytest.mark.postgres
+def test_promoted_standby_has_what_was_committed_before_the_cut(postgres_cluster: PostgresCluster) -> None:
+    postgres_cluster.create_database("numbers")
+    insert(postgres_cluster, 1)
+    postgres_cluster.cut()
+    insert(postgres_cluster, 2)
+    postgres_cluster.restore_flow()
+    postgres_cluster.cut()
+    insert(postgres_cluster, 3)
+    postgres_cluster.kill_primary()
+    postgres_cluster.promote()
+    insert(postgres_cluster, 4)
+    assert numbers(postgres_cluster.primary) == [1, 2, 4]
+    postgres_cluster.rebuild()
+    postgres_cluster.make_synchronous()
+    insert(postgres_cluster, 5)
+    assert numbers(postgres_cluster.standby) == [1, 2, 4, 5]
+
+
+@pytest.mark.postgres
+def test_restored_server_has_what_was_committed_before_the_backup(postgres: Postgres) -> None:
+    postgres.execute("create table numbers as select 1 as n")
+    backup = postgres.backup()
+    postgres.execute("insert into numbers values (2)")
+    postgres.restore(backup)
+    assert postgres.execute("select n from numbers") == [(1,)]
 
 
 def test_database_url_covers_both_databases(database_url: str) -> None:

@@ -44,9 +44,12 @@ def free_port() -> int:
 
 
 class Postgres:
-    """A server with its own cluster in a short temporary path. Close it, or use ``own_server``."""
+    """A server with its own cluster in a short temporary path. Close it, or use ``own_server``.
 
-    def __init__(self, binaries: Path, *, fsync: bool = False) -> None:
+    With ``primary``, it is a standby: its data is a copy of that server, from which it streams once it is started.
+    """
+
+    def __init__(self, binaries: Path, *, fsync: bool = False, primary: Postgres | None = None) -> None:
         self._binaries = binaries
         self._fsync = fsync
         self._account = _account()
@@ -56,6 +59,9 @@ class Postgres:
             shutil.chown(self._folder, self._account)
         self._process: subprocess.Popen[bytes] | None = None
         self.port = free_port()
+        if primary is not None:
+            self.follow(primary)
+            return
         options = ["-A", "trust", "-U", USER, "-E", "UTF8", "--locale=C", "--no-sync"]
         self._run("initdb", *options, "-D", self._data)
 
@@ -98,6 +104,12 @@ class Postgres:
         """Send SIGKILL, as the kernel does when memory is exhausted."""
         self._signal(signal.SIGKILL)
 
+    def kill_family(self) -> None:
+        """Send SIGKILL to the server and its sessions, as when the machine is lost: nothing commits any more."""
+        self._signal_family(signal.SIGSTOP)  # so that none forks while they are killed one by one
+        self._signal_family(signal.SIGKILL)
+        self.kill()
+
     def pause(self) -> None:
         """Send SIGSTOP to the server and its sessions: connections stay open without responses, until ``resume``."""
         self._signal_family(signal.SIGSTOP)
@@ -105,11 +117,50 @@ class Postgres:
     def resume(self) -> None:
         self._signal_family(signal.SIGCONT)
 
+    def execute(self, statement: str) -> list[tuple[Any, ...]]:
+        """Run a statement outside of a transaction, as the superuser in ``postgres``, and return its rows."""
+        with psycopg.connect(self.url(), autocommit=True) as connection:
+            cursor = connection.execute(statement.encode())
+            return cursor.fetchall() if cursor.description else []
+
+    def configure(self, name: str, value: str) -> None:
+        """Change a setting of the running server. It survives restarts."""
+        self.execute(f"ALTER SYSTEM SET {name} = '{value}'")
+        self.execute("SELECT pg_reload_conf()")
+
+    def follow(self, primary: Postgres) -> None:
+        """Replace the data by a copy of another server, and stream from that one once started. Stops this server."""
+        self.stop()
+        shutil.rmtree(self._data, ignore_errors=True)
+        self._copy(primary, Path(self._data), "--write-recovery-conf")
+
+    def promote(self) -> None:
+        """End the standby's recovery: it accepts writes when this returns, on a timeline of its own."""
+        ((promoted,),) = self.execute("SELECT pg_promote()")
+        assert promoted, self.log[-2000:]
+
+    def backup(self) -> Path:
+        """Return a new copy of the running server's data, for ``restore``. It is removed with the server."""
+        copy = self._folder / f"backup-{uuid.uuid4().hex[:8]}"
+        self._copy(self, copy)
+        return copy
+
+    def restore(self, backup: Path) -> None:
+        """Stop at once, replace the data by a backup, and start. The server's timeline stays what it was."""
+        self.stop()
+        shutil.rmtree(self._data)
+        subprocess.run(["cp", "-a", backup, self._data], check=True)
+        self.start()
+
     def close(self) -> None:
         """Stop the server if it runs, and remove the cluster."""
         self.resume()
         self.stop()
         shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _copy(self, server: Postgres, folder: Path, *options: str) -> None:
+        source = ("-h", "127.0.0.1", "-p", str(server.port), "-U", USER)
+        self._run("pg_basebackup", *source, "-D", str(folder), "-c", "fast", "-X", "fetch", "--no-sync", *options)
 
     def _signal(self, number: signal.Signals) -> None:
         if self._process is None:
@@ -155,6 +206,7 @@ class Postgres:
             "fsync": "on" if self._fsync else "off",
             "max_connections": 50,
             "shared_buffers": "64MB",
+            "wal_keep_size": "1GB",  # what a standby may lag behind and still go on
         }
         return [part for name, value in settings.items() for part in ("-c", f"{name}={value}")]
 
