@@ -19,11 +19,12 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from ingestor.store.maintenance.repairs import Repair
-    from ingestor.store.read.coverage_report import SubscriptionCoverage, TimeSpan
+    from ingestor.store.read.coverage_report import InstanceGap, SubscriptionCoverage, TimeSpan
 
 STRIP_DURATION = timedelta(days=1)
 STRIP_CELLS = 48
 MAX_ROWS = 200  # subscriptions in the table; --output json has all
+MAX_INSTANCES = 20  # below the table; --output json has all
 MAX_REPAIRS = 20  # below the table; --output json has all
 # The shape of a cell says how much of the wanted time was covered; its color repeats it for quick reading.
 FULL, PARTIAL, NONE, UNWANTED = "█", "▄", "x", "·"
@@ -39,14 +40,15 @@ def coverage(
     """Show the covered share and the gaps of each subscription.
 
     Subscriptions with the most missing time come first. The strip on the right is the last 24 hours, half an hour per
-    cell. Repairs that are in progress or have failed are listed below.
+    cell. A gap is time in which no instance received the subscription. Below: what each instance by itself did not
+    receive, and repairs that are in progress or have failed.
 
     \b
     Example:
       ingestor coverage --ticker AAPL --since 30d
     """
     from ingestor.store.maintenance.repairs import unfinished_repairs
-    from ingestor.store.read.coverage_report import load_coverage
+    from ingestor.store.read.coverage_report import load_coverage, load_instance_gaps
 
     loaded = load_config(config)
     now = datetime.now(UTC)
@@ -55,15 +57,18 @@ def coverage(
     with open_database(loaded) as engine:
         subscriptions = load_coverage(engine, start, now, ticker)
         last_day = subscriptions if start == strip_start else load_coverage(engine, strip_start, now, ticker)
+        instance_gaps = load_instance_gaps(engine, start, now, subscriptions)
         repairs = unfinished_repairs(engine, ticker)
     strips = {subscription.subscription_id: strip(subscription, now) for subscription in last_day}
     data = {
         "from": start,
         "to": now,
         "subscriptions": [_to_dict(subscription, strips) for subscription in subscriptions],
+        "instance_gaps": [_instance_gap_to_dict(gap) for gap in instance_gaps],
         "repairs": [repair_to_dict(repair) for repair in repairs],
     }
-    print_result(output, data, lambda: _render(_table(subscriptions, strips, start), _format_repairs(repairs)))
+    footer = [*_format_instances(instance_gaps), *_format_repairs(repairs)]
+    print_result(output, data, lambda: _render(_table(subscriptions, strips, start), footer))
 
 
 def strip(subscription: SubscriptionCoverage, end: datetime) -> str:
@@ -100,6 +105,11 @@ def _to_dict(subscription: SubscriptionCoverage, strips: Mapping[int, str]) -> d
         ],
         "last_day": strips[subscription.subscription_id],
     }
+
+
+def _instance_gap_to_dict(gap: InstanceGap) -> dict[str, Any]:
+    names = ("instance_id", "instance_name", "subscription_id", "states", "reason", "covered_seconds")
+    return {"from": gap.from_at, "to": gap.to_at} | {name: getattr(gap, name) for name in names}
 
 
 def _percent(subscription: SubscriptionCoverage) -> float | None:
@@ -144,6 +154,30 @@ def _columns(subscription: SubscriptionCoverage) -> tuple[str, ...]:
 def _round_down(percent: float) -> str:
     """Format with two digits, rounded down: "100.00" means that nothing is missing."""
     return f"{int(percent * 100) / 100:.2f}"
+
+
+def _format_instances(gaps: Sequence[InstanceGap]) -> list[str]:
+    """Say of each instance with gaps of its own how much it did not receive, one per line."""
+    from ingestor.config.units import format_duration
+    from ingestor.store.read.coverage_report import total_seconds
+
+    by_instance: dict[tuple[str, int], list[InstanceGap]] = {}
+    for gap in gaps:
+        by_instance.setdefault((gap.instance_name, gap.instance_id), []).append(gap)
+    lines = []
+    for (name, instance_id), own in sorted(by_instance.items()):
+        missed, covered = total_seconds(own), sum(gap.covered_seconds for gap in own)
+        lines.append(
+            f"{printable(name)} (instance {instance_id}) by itself: {len(own):,} gap{'s' * (len(own) > 1)},"
+            f" {format_duration(round(missed))} not received,"
+            f" of which {format_duration(round(covered))} covered by another instance or a repair;"
+            f" last reason: {printable(own[-1].reason or own[-1].states)}"
+        )
+    omitted = len(lines) - MAX_INSTANCES
+    return [
+        *lines[:MAX_INSTANCES],
+        *([f"and {omitted:,} more instances; --output json has all"] if omitted > 0 else []),
+    ]
 
 
 def _format_repairs(repairs: Sequence[Repair]) -> list[str]:

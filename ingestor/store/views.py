@@ -10,7 +10,19 @@ from sqlalchemy.types import TypeEngine
 from ingestor.store.schema import UtcDateTime
 
 # A column name means the same in every view and implies the type. Those not listed are times or measured numbers.
-_TEXTS = ("feed", "metric", "ticker", "user_id", "path", "params", "source", "state", "states", "reason")
+_TEXTS = (
+    "feed",
+    "metric",
+    "ticker",
+    "user_id",
+    "path",
+    "params",
+    "source",
+    "state",
+    "states",
+    "reason",
+    "instance_name",
+)
 _TYPES: dict[str, TypeEngine[Any]] = {
     **dict.fromkeys(_TEXTS, Text()),
     **dict.fromkeys(("subscription_id", "instance_id", "revision", "samples"), Integer()),
@@ -74,6 +86,9 @@ coverage_intervals = _view("coverage_intervals", f"subscription_id instance_id s
 wanted = _view("wanted", f"subscription_id {_SPAN}")
 covered = _view("covered", f"subscription_id {_SPAN}")
 gaps = _view("gaps", f"{_SUBSCRIPTION} {_SPAN} seconds states reason")
+instance_gaps = _view(
+    "instance_gaps", f"instance_id instance_name {_SUBSCRIPTION} {_SPAN} seconds covered_seconds states reason"
+)
 coverage_daily = _view("coverage_daily", f"{_SUBSCRIPTION} day wanted_seconds covered_seconds percent")
 crowd_sentiment_hourly = _view("crowd_sentiment_hourly", _CANDLE)
 crowd_sentiment_daily = _view("crowd_sentiment_daily", _CANDLE)

@@ -269,7 +269,7 @@ def test_coverage_shows_covered_share_gaps_and_repairs(
 ) -> None:
     engine = make_engine(migrated_url.replace("postgresql://", "postgresql+psycopg://"))
     database = Database(engine)
-    database.instance(1, "12:00")
+    database.instance(1, "12:00", name="host1")
     for number, ticker in ((1, "AAPL"), (2, "ON")):
         database.subscription(number, ticker)
         database.state(number, 1, "live", "08:00", "10:00")
@@ -277,6 +277,8 @@ def test_coverage_shows_covered_share_gaps_and_repairs(
         database.state(number, 1, "live", "10:30", None)
     database.repair(1, "10:00", "10:30")
     database.repair(2, "10:00", "10:30", "failed")
+    database.instance(2, "12:00", name="host2")
+    database.state(2, 2, "silent", "10:20", "10:40")
     engine.dispose()
     config = write_config_for(migrated_url)
     with time_machine.travel(at("12:00"), tick=False):
@@ -297,10 +299,12 @@ def test_coverage_shows_covered_share_gaps_and_repairs(
         {
             "from": "2024-03-10T10:00:00+00:00",
             "to": "2024-03-10T10:30:00+00:00",
-            "states": "disconnected",
+            "states": "disconnected, silent",
             "reason": "the cable was pulled",
         }
     ]
+    own = [(gap["instance_name"], gap["subscription_id"], gap["covered_seconds"]) for gap in found["instance_gaps"]]
+    assert own == [("host1", 1, 1800.0), ("host1", 2, 0.0), ("host2", 2, 600.0)]
     assert [repair["state"] for repair in found["repairs"]] == ["failed"]
     lines = text.out.split("\n")
     (row,) = (line.split() for line in lines if " ON " in line and "%" in line)
@@ -309,6 +313,11 @@ def test_coverage_shows_covered_share_gaps_and_repairs(
     assert lines.index(next(line for line in lines if " ON " in line)) < lines.index(
         next(line for line in lines if " AAPL " in line)
     )
+    assert (
+        "host1 (instance 1) by itself: 2 gaps, 1h not received, of which 30m covered by another instance or a repair;"
+        " last reason: the cable was pulled"
+    ) in lines
+    assert "host2 (instance 2) by itself: 1 gap, 20m not received, of which 10m covered" in text.out
     assert "failed: /real-time/crowd-sentiment ON 2024-03-10 10:00 to 2024-03-10 10:30" in text.out
     assert ("AAPL" in one_ticker.out, " 100.00 %" in one_ticker.out) == (False, True)
 

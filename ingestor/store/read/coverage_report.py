@@ -1,17 +1,21 @@
-"""Report for each subscription when it was wanted, when it was covered, and the gaps. Reads only views."""
+"""Report for each subscription when it was wanted, when it was covered, and the gaps: of all instances together, and
+of each by itself. Reads only views."""
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from itertools import takewhile
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, Engine, TableClause, select
 
 from ingestor.store import schema, views
-from ingestor.store.engine import translate_errors
+from ingestor.store.engine import fetch_all, translate_errors
 
 
 class TimeSpan(NamedTuple):
@@ -28,6 +32,19 @@ class CoverageGap(NamedTuple):
     to_at: datetime
     states: str  # coverage states during the gap
     reason: str
+
+
+class InstanceGap(NamedTuple):
+    """Time in which an instance by itself did not receive a subscription, within the reported time."""
+
+    instance_id: int
+    instance_name: str
+    subscription_id: int
+    from_at: datetime
+    to_at: datetime
+    states: str
+    reason: str
+    covered_seconds: float = 0.0  # by another instance, another path or a repair
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,7 +71,7 @@ class SubscriptionCoverage:
         return total_seconds(self.covered)
 
 
-def total_seconds(spans: Iterable[TimeSpan | CoverageGap]) -> float:
+def total_seconds(spans: Iterable[TimeSpan | CoverageGap | InstanceGap]) -> float:
     """Return the sum of the lengths of ``spans``."""
     return sum((span.to_at - span.from_at).total_seconds() for span in spans)
 
@@ -82,6 +99,29 @@ def load_coverage(engine: Engine, start: datetime, end: datetime, ticker: str = 
         )
         for row in subscriptions
     ]
+
+
+def load_instance_gaps(
+    engine: Engine, start: datetime, end: datetime, subscriptions: Iterable[SubscriptionCoverage]
+) -> list[InstanceGap]:
+    """Load what each instance by itself did not receive of the ``subscriptions``, which ``load_coverage`` has returned.
+
+    In the order of time. Raises DatabaseUnavailable.
+    """
+    c = views.instance_gaps.c
+    query = select(c.instance_id, c.instance_name, c.subscription_id, c.from_at, c.to_at, c.states, c.reason)
+    query = query.where(c.from_at < end, c.to_at > start).order_by(c.from_at, c.instance_id, c.subscription_id)
+    uncovered = {subscription.subscription_id: subscription.gaps for subscription in subscriptions}
+    gaps = (InstanceGap(*row) for row in fetch_all(engine, query) if row.subscription_id in uncovered)
+    clipped = (gap._replace(from_at=max(gap.from_at, start), to_at=min(gap.to_at, end)) for gap in gaps)
+    return [_measure(gap, uncovered[gap.subscription_id]) for gap in clipped]
+
+
+def _measure(gap: InstanceGap, uncovered: Sequence[CoverageGap]) -> InstanceGap:
+    first = bisect_right(uncovered, gap.from_at, key=attrgetter("to_at"))
+    overlaps = takewhile(lambda hole: hole.from_at < gap.to_at, uncovered[first:])
+    holes = [TimeSpan(max(hole.from_at, gap.from_at), min(hole.to_at, gap.to_at)) for hole in overlaps]
+    return gap._replace(covered_seconds=total_seconds([gap]) - total_seconds(holes))
 
 
 def _clip(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -17,6 +18,10 @@ def at(clock: str) -> datetime:
     days, _, clock = clock.rpartition(" ")
     hours, minutes, seconds = (*clock.split(":"), "0")[:3]
     return DAY + timedelta(days=int(days or 0), hours=int(hours), minutes=int(minutes), seconds=float(seconds))
+
+
+def _after(seconds: float) -> datetime:
+    return DAY + timedelta(seconds=seconds)
 
 
 class Database:
@@ -63,6 +68,17 @@ class Database:
             state=state,
             reason=reason,
         )
+
+    def add_states(self, states: Iterable[tuple[int, int, str, float, float]]) -> None:
+        """Insert many coverage intervals: subscription, instance, state, and seconds after the start of DAY."""
+        names = ("subscription_id", "instance_id", "state")
+        rows = [
+            dict(zip(names, names_, strict=True))
+            | {"start_seq": self._next_seq(), "started_at": _after(start), "ended_at": _after(end)}
+            for *names_, start, end in states
+        ]
+        with self.engine.begin() as connection:
+            connection.execute(insert(schema.coverage), rows)
 
     def repair(self, subscription_id: int, start: str, end: str, state: str = "done") -> None:
         defaults = {"kind": "historical", "state": state, "created_at": at("12:00")}

@@ -207,6 +207,7 @@ def test_upgrade_from_before_runs_keeps_every_row_and_every_answer(empty_engine:
     migrate.upgrade(empty_engine)
     migrate.check_metadata(empty_engine)
     after = read_everything(empty_engine)
+    assert len(after.pop("instance_gaps")) == len(after["gaps"])  # there was one instance
     shared = '{"period":"30"}'  # what subscriptions of one connection have in common
     (instance,), (subscription,) = after["instances"], after["subscriptions"]
     assert (instance.pop("run_id"), bool(instance.pop("stepped_back"))) == ("", False)
