@@ -52,11 +52,9 @@ class Postgres:
     def __init__(self, binaries: Path, *, fsync: bool = False, primary: Postgres | None = None) -> None:
         self._binaries = binaries
         self._fsync = fsync
-        self._account = _account()
         # Not in pytest's folder, because another account must have access, and a socket's path is limited to 107 bytes.
         self._folder = Path(tempfile.mkdtemp(prefix="ipg-", dir="/tmp"))
-        if self._account:
-            shutil.chown(self._folder, self._account)
+        give_to_account(self._folder)
         self._process: subprocess.Popen[bytes] | None = None
         self.port = free_port()
         if primary is not None:
@@ -195,7 +193,7 @@ class Postgres:
                 stderr=log,
                 cwd=self._folder,
                 start_new_session=True,  # Ctrl-C in a terminal reaches only pytest, which then stops the server
-                **_as_user(self._account),
+                **as_account(),
             )
 
     def _settings(self) -> list[str]:
@@ -225,13 +223,13 @@ class Postgres:
             capture_output=True,
             text=True,
             cwd=self._folder,
-            **_as_user(self._account),
+            **as_account(),
         )
         if result.returncode:
             raise RuntimeError(f"{program} failed:\n{result.stderr}")
 
 
-def _account() -> str | None:
+def account() -> str | None:
     """Return the account to run PostgreSQL as, because it refuses to run as root. None for the current one."""
     if os.geteuid() != 0:
         return None
@@ -239,10 +237,16 @@ def _account() -> str | None:
     return "postgres" if "postgres" in known else "nobody"
 
 
-def _as_user(account: str | None) -> dict[str, Any]:
-    if account is None:
-        return {}
-    return {"user": account, "group": pwd.getpwnam(account).pw_gid, "extra_groups": []}
+def as_account() -> dict[str, Any]:
+    """Return the arguments of ``subprocess`` that start a process as this account."""
+    name = account()
+    return {"user": name, "group": pwd.getpwnam(name).pw_gid, "extra_groups": []} if name else {}
+
+
+def give_to_account(path: Path) -> None:
+    """Change the owner of a file or folder to this account."""
+    if name := account():
+        shutil.chown(path, name)
 
 
 @contextmanager
