@@ -143,6 +143,12 @@ class SchemaUnsupported(IngestorError):
     exit_code = 78
 
 
+class SpoolTooNew(IngestorError):
+    """A newer version wrote the spool. Stop, and leave it as it is: this program has to be upgraded."""
+
+    exit_code = 78
+
+
 class AlreadyLocked(IngestorError):
     """Another process uses the spool or the SQLite database. Stop; the message names the process."""
 

@@ -169,16 +169,34 @@ class DatabaseConfig(ConfigSection):
     retention: RetentionConfig = config_key({}, "How long data is kept")
 
 
+class KeepConfig(ConfigSection):
+    """How much of what the database has committed stays in the spool, to be written again if the database goes back."""
+
+    # An editor accepts 0 instead of the mapping.
+    model_config = ConfigDict(
+        json_schema_extra={"type": ["object", "string", "integer"], "pattern": "^0$", "minimum": 0, "maximum": 0}
+    )
+
+    time: Annotated[float, duration("0s", "3650d")] = config_key("24h", "For how long; 0 keeps nothing")
+    size: Annotated[int, validators.size("0B", "64TiB")] = config_key("2GiB", "Up to which size; 0 keeps nothing")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _nothing(cls, data: Any) -> Any:
+        return {"time": "0", "size": "0"} if data == "0" else data
+
+
 class SpoolConfig(ConfigSection):
     """The durable queue between socket and database."""
 
     path: AbsolutePath = config_key("spool", "Folder of the spool")
     max_bytes: Annotated[int, size("64KiB", "64TiB")] = config_key(
-        "1GiB", "Maximum size; when it is reached, connections are closed"
+        "1GiB", "Maximum size of what the database does not have yet; when it is reached, connections are closed"
     )
     sync_every: Annotated[float, duration("1ms", "10s")] = config_key(
         "20ms", "Maximum time between receiving an entry and starting to sync it"
     )
+    keep: KeepConfig = config_key({}, "What stays after the database has committed it; 0 keeps nothing")
 
 
 class HttpConfig(ConfigSection):

@@ -25,6 +25,7 @@ from ingestor.provider import catalog
 from ingestor.provider.rest_api import RestClient
 from ingestor.repair import RepairWorker
 from ingestor.spool.header import SpoolHeartbeat
+from ingestor.spool.keep import Keep
 from ingestor.spool.spool import Spool
 from ingestor.store import migrate
 from ingestor.store.engine import Engine, make_engine, sqlite_path, translate_errors
@@ -117,8 +118,9 @@ def sync_seconds(config: Config) -> float:
 
 
 def build_spool(config: Config) -> Spool:
-    """Open the spool, or create it. Raises AlreadyLocked, SpoolFailed."""
-    return Spool(config.spool.path, max_bytes=config.spool.max_bytes, sync_every_seconds=sync_seconds(config))
+    """Open the spool, or create it. Raises AlreadyLocked, SpoolTooNew, SpoolFailed."""
+    spool, keep = config.spool, Keep(config.spool.keep.time, config.spool.keep.size)
+    return Spool(spool.path, max_bytes=spool.max_bytes, sync_every_seconds=sync_seconds(config), keep=keep)
 
 
 def build_writer(config: Config, spool: Spool, engine: Engine, **hooks: Any) -> Writer:

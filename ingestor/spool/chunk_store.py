@@ -8,18 +8,23 @@ and checkpoints (SQLite before 3.51.3 has a race between two); all others are re
 from __future__ import annotations
 
 import sqlite3
+import sys
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import closing, suppress
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import msgspec
 
+from ingestor.core.clock import boot_id
 from ingestor.core.entries import Entry, Fact, Frame, Source
 from ingestor.core.files import sync_folder
-from ingestor.errors import SpoolFailed
-from ingestor.spool.header import SpoolHeader, SpoolHeartbeat, begin_run, load_or_create
+from ingestor.errors import SpoolFailed, SpoolTooNew
+from ingestor.spool.header import SpoolHeader, SpoolHeartbeat, begin_run, check_format, load_or_create
+from ingestor.spool.keep import KEEP_NOTHING, AckTimes, Keep, SpoolClock
+
+DROP_BYTES = 16 << 20  # that one write deletes at most, and one chunk: a write must not take seconds
 
 
 class FrameRun(msgspec.Struct, frozen=True, array_like=True, tag="r"):
@@ -119,30 +124,38 @@ def unpack(row: ChunkRow) -> list[Entry]:
 def newest_entry(path: Path) -> int:
     """Return the newest seq that SQLite finds in a spool that no process has open, and leave its WAL as it is.
 
-    0 if there is none, or if the file cannot be read.
+    0 if there is none, or if the file cannot be read. Raises SpoolTooNew.
     """
     if not path.stat().st_size:
         return 0  # even a reader would delete the WAL of an empty file
     with suppress(sqlite3.Error), closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as db:
-        return int(db.execute("SELECT next_seq - 1 FROM head").fetchone()[0])
+        found, newest = db.execute("SELECT format, next_seq - 1 FROM head").fetchone() or (0, 0)
+        check_format(found, str(path))
+        return int(newest)
     return 0
 
 
 class ChunkWriter:
     """The connection that writes. A write is one transaction, durable when it returns, or raises SpoolFailed."""
 
-    def __init__(self, path: Path, *, released: bool = False) -> None:
-        """Open or create the spool, and begin a run of it. ``released``: see ``load_or_create``. Raises SpoolFailed."""
+    def __init__(self, path: Path, *, keep: Keep = KEEP_NOTHING, released: bool = False) -> None:
+        """Open or create the spool, and begin a run of it. ``released``: see ``load_or_create``.
+
+        Raises SpoolFailed, SpoolTooNew.
+        """
         self.path = path
+        self._keep = KEEP_NOTHING if keep.nothing else keep
         self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
         try:
             self._recover(released)
         except sqlite3.Error as error:
             self._db.close()
             raise _translate(error, path) from error
-        except SpoolFailed:
+        except (SpoolFailed, SpoolTooNew):
             self._db.close()
             raise
+        self._clock = SpoolClock(self.found, boot_id())
+        self._ack_times = AckTimes(self._db, self._keep)
 
     def _recover(self, released: bool) -> None:
         self._db.execute("PRAGMA journal_mode=WAL")
@@ -153,50 +166,82 @@ class ChunkWriter:
             self.found = load_or_create(self._db, released=released)
         except (ValueError, TypeError) as error:
             raise SpoolUnreadable(f"{self.path}: {error}") from error
-        self._verify(self.found.next_seq)
+        self._verify(self.found)
         self.header, self.run_id, self.left_by = begin_run(self._db, self.found)
         self._db.execute("COMMIT")
         sync_folder(self.path.parent)
 
-    def _verify(self, next_seq: int) -> None:
-        """Check that the oldest and newest chunks are readable, and that the newest ends where the counter says."""
+    def _verify(self, header: SpoolHeader) -> None:
+        """Check that the oldest and newest chunks that the database needs are readable, and where the newest ends.
+
+        What is kept is only read after a rewind: until then, damage there is no loss.
+        """
         ends = (
-            "SELECT * FROM chunks WHERE first_seq IN"
-            " (SELECT min(first_seq) FROM chunks UNION SELECT max(first_seq) FROM chunks)"
+            "SELECT * FROM chunks WHERE last_seq > ?1 AND first_seq IN"
+            " (SELECT max(first_seq) FROM chunks WHERE first_seq <= ?1 + 1 UNION SELECT max(first_seq) FROM chunks)"
         )
-        rows = self._db.execute(ends).fetchall()
-        for row in rows:
+        for row in self._db.execute(ends, (header.acked,)).fetchall():
             unpack(row)
-        newest = max((row[1] for row in rows), default=next_seq - 1)
-        if newest != next_seq - 1:
-            raise SpoolUnreadable(f"{self.path}: the newest entry is {newest}, the counter says {next_seq - 1}")
+        last = self._db.execute("SELECT last_seq FROM chunks ORDER BY first_seq DESC LIMIT 1").fetchone()
+        newest = last[0] if last else header.next_seq - 1
+        if newest != header.next_seq - 1:
+            raise SpoolUnreadable(f"{self.path}: the newest entry is {newest}, the counter says {header.next_seq - 1}")
 
     def write(
         self,
         chunks: Iterable[ChunkRow],
         *,
         acked: int,
+        held_from: int = sys.maxsize,
         heartbeat: SpoolHeartbeat | None = None,
-        spool_id: str | None = None,
         clean: bool = False,
     ) -> None:
-        """Add chunks, delete acknowledged ones, and update the header, in one transaction: the last if ``clean``."""
+        """Add chunks, and drop acknowledged ones that are not to be kept, in one transaction: the last if ``clean``.
+
+        Entries from ``held_from`` on are not dropped.
+        """
         rows = list(chunks)
-        header = self.header
-        added_bytes = sum(row[2] for row in rows)
+        with self._transaction():
+            self._db.executemany("INSERT INTO chunks VALUES (?, ?, ?, ?, ?)", rows)
+            header = self.header._replace(
+                next_seq=rows[-1][1] + 1 if rows else self.header.next_seq,
+                live_bytes=self.header.live_bytes + sum(row[2] for row in rows),
+                heartbeat=heartbeat or self.header.heartbeat,
+                clean=clean,
+            )
+            header = self._acknowledge(header, max(acked, header.acked))
+            if heartbeat and not self._keep.nothing:
+                header = header._replace(used_ms=self._clock.used_ms(heartbeat.boottime))
+                self._ack_times.note(header.used_ms, header.acked)
+            header = self._drop_excess(header, held_from)
+            header.save(self._db, with_heartbeat=heartbeat is not None)
+        self.header = header
+
+    def rewind(self, position: int) -> bool:
+        """Set ``acked`` back to ``position``. Returns False, and changes nothing, if the next entry was dropped."""
+        with self._transaction():
+            first_seq = self._db.execute("SELECT min(first_seq) FROM chunks").fetchone()[0]
+            is_possible = first_seq is not None and position >= max(first_seq - 1, self.header.forgotten)
+            header = self.header
+            if is_possible:
+                header = self._acknowledge(header, position)
+                self._ack_times.rewind(position)
+                header.save(self._db, with_heartbeat=False)
+        self.header = header
+        return is_possible
+
+    def update(self, **changes: Any) -> None:
+        """Change fields of the header that depend on no chunk."""
+        with self._transaction():
+            header = self.header._replace(**changes)
+            header.save(self._db, with_heartbeat=False)
+        self.header = header
+
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
         try:
             self._db.execute("BEGIN IMMEDIATE")
-            self._db.executemany("INSERT INTO chunks VALUES (?, ?, ?, ?, ?)", rows)
-            freed_bytes = self._delete_acknowledged(header.acked, acked)
-            header = SpoolHeader(
-                spool_id or header.spool_id,
-                rows[-1][1] + 1 if rows else header.next_seq,
-                max(acked, header.acked),
-                header.live_bytes + added_bytes - freed_bytes,
-                heartbeat or header.heartbeat,
-                clean,
-            )
-            header.save(self._db, with_heartbeat=heartbeat is not None)
+            yield
             self._db.execute("COMMIT")
         except sqlite3.Error as error:
             failure = _translate(error, self.path)
@@ -204,18 +249,59 @@ class ChunkWriter:
                 self._db.execute("ROLLBACK")
             # Otherwise no retry on this handle: after a failed fsync the kernel may drop the pages and report success.
             raise failure from error
-        self.header = header
 
-    def _delete_acknowledged(self, acked_before: int, acked: int) -> int:
-        """Returns the bytes that were freed."""
-        if acked <= acked_before:
+    def _acknowledge(self, header: SpoolHeader, acked: int) -> SpoolHeader:
+        """Move ``acked``, forward or back, and count the chunks that it passes."""
+        if acked == header.acked:
+            return header
+        low, high = sorted((acked, header.acked))
+        passed_bytes = self._sum_sizes(low, high) * (1 if acked > header.acked else -1)
+        highest_acked = max(acked, header.highest_acked)
+        first_time_bytes = self._sum_sizes(header.highest_acked, highest_acked)
+        return header._replace(
+            acked=acked,
+            highest_acked=highest_acked,
+            kept_bytes=header.kept_bytes + passed_bytes,
+            live_bytes=header.live_bytes - first_time_bytes,
+        )
+
+    def _sum_sizes(self, after_seq: int, upto_seq: int) -> int:
+        """Return the bytes of the chunks whose last entry is in this range. Takes as long as there are such chunks."""
+        if upto_seq <= after_seq:
             return 0
-        # first_seq is redundant, but it alone has an index: without it each call would read the whole backlog.
-        freed_bytes: int = self._db.execute(
-            "SELECT coalesce(sum(size), 0) FROM chunks WHERE first_seq <= ? AND last_seq <= ?", (acked, acked)
-        ).fetchone()[0]
-        self._db.execute("DELETE FROM chunks WHERE first_seq <= ? AND last_seq <= ?", (acked, acked))
-        return freed_bytes
+        # first_seq is redundant, but it alone has an index: without it each call would read the whole file.
+        query = (
+            "SELECT coalesce(sum(size), 0) FROM chunks WHERE last_seq > ?1 AND last_seq <= ?2 AND first_seq <= ?2"
+            " AND first_seq >= coalesce((SELECT max(first_seq) FROM chunks WHERE first_seq <= ?1 + 1), 0)"
+        )
+        return int(self._db.execute(query, (after_seq, upto_seq)).fetchone()[0])
+
+    def _drop_excess(self, header: SpoolHeader, held_from: int) -> SpoolHeader:
+        """Drop the oldest chunks that are acknowledged, and too many or too old."""
+        oldest, dropped_bytes, upto = self._oldest(min(header.acked, held_from - 1)), 0, 0
+        gone = max(self._ack_times.expired, header.forgotten)
+        for last_seq, size in oldest:
+            is_excess = last_seq <= gone or header.kept_bytes - dropped_bytes > self._keep.size_bytes
+            if not is_excess or dropped_bytes >= DROP_BYTES:
+                break
+            dropped_bytes, upto = dropped_bytes + size, last_seq
+        oldest.close()
+        return self._drop(header, upto, dropped_bytes)
+
+    def _oldest(self, upto_seq: int) -> Generator[tuple[int, int], None, None]:
+        """Yield (last_seq, size) of the chunks that end up to ``upto_seq``."""
+        query = "SELECT last_seq, size FROM chunks WHERE first_seq <= ? ORDER BY first_seq"
+        with closing(self._db.execute(query, (upto_seq,))) as rows:
+            for last_seq, size in rows:
+                if last_seq > upto_seq:
+                    return
+                yield last_seq, size
+
+    def _drop(self, header: SpoolHeader, upto_seq: int, size: int) -> SpoolHeader:
+        if not upto_seq:
+            return header
+        self._db.execute("DELETE FROM chunks WHERE first_seq <= ?", (upto_seq,))
+        return header._replace(kept_bytes=header.kept_bytes - size)
 
     def close(self) -> None:
         self._db.close()

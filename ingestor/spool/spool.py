@@ -10,13 +10,14 @@ import asyncio
 import errno
 import os
 import secrets
+import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from types import MappingProxyType
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias, TypeVar, cast
 
 from ingestor.core.clock import boot_id, boottime
 from ingestor.core.entries import Entry, Fact, Frame
@@ -34,6 +35,7 @@ from ingestor.spool.chunk_store import (
 )
 from ingestor.spool.fill_level import FillLevel, next_fill_level
 from ingestor.spool.header import SpoolHeartbeat
+from ingestor.spool.keep import KEEP_NOTHING, Keep
 from ingestor.spool.mark import MARK, Mark, read_mark, write_mark
 from ingestor.spool.salvage import SalvagedSpool
 
@@ -55,32 +57,33 @@ class _Chunk(NamedTuple):
     size: int
 
 
-class _NewId(NamedTuple):
-    spool_id: str
+class _Request:
+    """Something that the writer asks of the spool's thread, and waits for."""
+
+    def __init__(self, run: Callable[[], object]) -> None:
+        self.run = run
+        self.result: object = None
+        self.done = False
 
 
-_Work: TypeAlias = _Chunk | SpoolHeartbeat | _NewId | None  # None: end the thread
+T = TypeVar("T")
+_Work: TypeAlias = _Chunk | SpoolHeartbeat | _Request | None  # None: end the thread
 
 
 class Spool:
     """A spool that is locked by this process."""
 
-    def __init__(self, folder: Path, *, max_bytes: int, sync_every_seconds: float) -> None:
+    def __init__(self, folder: Path, *, max_bytes: int, sync_every_seconds: float, keep: Keep = KEEP_NOTHING) -> None:
         """Open or create the spool. One that cannot be read is moved to ``quarantined`` and replaced by a new one.
 
-        Raises AlreadyLocked if another process holds it, PermissionDenied, SpoolFailed.
+        ``max_bytes`` limits what was never acknowledged, ``keep`` what was.
+        Raises AlreadyLocked if another process holds it, PermissionDenied, SpoolTooNew, SpoolFailed.
         """
         _make_folder(folder)
+        self._keep = keep
         self.quarantined: Path | None = None  # the folder of the unreadable spool that this one replaces
         try:
-            self._lock = FileLock(folder / LOCK, "stop it, or give this daemon a spool.path of its own")
-            self._ballast = Ballast(folder / "ballast")
-            self._mark_path = folder / MARK
-            self._last_mark = read_mark(self._mark_path)
-            self._file = self._open_with_ballast(folder / "spool.db")
-            self.found_loss = self._find_loss(self._last_mark)  # why durable entries are known to be lost
-            if not self.found_loss:
-                self._write_mark()
+            self._open_files(folder)
         except OSError as error:
             raise SpoolFailed(f"{folder}: {error.strerror}; fix that, or set spool.path to another folder") from error
         self._reader = ChunkReader(self._file.path)
@@ -95,6 +98,8 @@ class Spool:
         self.head = self.opened_head  # the newest seq
         self.synced = self.head  # the newest seq that survives a power cut
         self.acked = header.acked
+        self.highest_acked = header.highest_acked  # past ``acked``: entries that are to be written again
+        self._held_from = sys.maxsize  # entries from here on are not dropped
         self._sync_every = sync_every_seconds
         self._pending: list[Frame | Fact] = []
         self._pending_bytes = 0
@@ -114,6 +119,16 @@ class Spool:
         self.failure: SpoolFailed | None = None
         self.synced_at = time.monotonic()  # when the thread last advanced, for the watchdog
 
+    def _open_files(self, folder: Path) -> None:
+        self._lock = FileLock(folder / LOCK, "stop it, or give this daemon a spool.path of its own")
+        self._ballast = Ballast(folder / "ballast")
+        self._mark_path = folder / MARK
+        self._last_mark = read_mark(self._mark_path)
+        self._file = self._open_with_ballast(folder / "spool.db")
+        self.found_loss = self._find_loss(self._last_mark)  # why durable entries are known to be lost
+        if not self.found_loss:
+            self._write_mark()
+
     def _open_with_ballast(self, path: Path) -> ChunkWriter:
         try:
             return self._open(path)
@@ -125,11 +140,12 @@ class Spool:
 
     def _open(self, path: Path) -> ChunkWriter:
         marker = path.with_name(CORRUPT_MARKER)
+        head = 0 if is_missing(path) else newest_entry(path)
         try:
             if not marker.exists():
                 check_private(path)
-                self._find_unread(path)
-                file = ChunkWriter(path, released=self._lock.released)
+                self._find_unread(path, head)
+                file = ChunkWriter(path, keep=self._keep, released=self._lock.released)
                 self.quarantined = _find_unreported(path.parent) if file.header.next_seq == 1 else None
                 return file
         except SpoolUnreadable:
@@ -141,15 +157,15 @@ class Spool:
         if self._last_mark:  # names the run, if the header of the spool cannot be read
             write_mark(self.quarantined / MARK, self._last_mark)
         marker.unlink(missing_ok=True)
-        return ChunkWriter(path)
+        return ChunkWriter(path, keep=self._keep)
 
-    def _find_unread(self, path: Path) -> None:
-        """Raise SpoolUnreadable if there are entries that SQLite does not read: it would overwrite them.
+    def _find_unread(self, path: Path, head: int) -> None:
+        """Raise SpoolUnreadable if there are entries past ``head`` that SQLite does not read: it would overwrite them.
 
         It ignores a WAL from the first damage in it on.
         """
         mark = self._last_mark
-        if mark is None or is_missing(path) or (head := newest_entry(path)) >= mark.seq:
+        if mark is None or is_missing(path) or head >= mark.seq:
             return
         newest = max((readable.last_seq for readable in SalvagedSpool(path.parent).readable), default=0)
         if newest > head:
@@ -267,7 +283,7 @@ class Spool:
         self._queue.put(SpoolHeartbeat(at_us, self.head, dict(heard_us), boottime(), self._boot_id))
 
     def purge_acknowledged(self) -> None:
-        """Delete what was acknowledged now, instead of with the next entry."""
+        """Count what was acknowledged, and drop what is not kept, now instead of with the next entry."""
         self._queue.put(_Chunk(self.head + 1, [], 0))
 
     async def flush(self) -> None:
@@ -319,11 +335,13 @@ class Spool:
     def _sync(self, work: list[_Work]) -> bool:
         chunks = [item for item in work if isinstance(item, _Chunk)]
         heartbeats = [item for item in work if isinstance(item, SpoolHeartbeat)]
-        new_ids = [item.spool_id for item in work if isinstance(item, _NewId)]
+        requests = [item for item in work if isinstance(item, _Request)]
         rows = [pack(chunk.first_seq, chunk.entries) for chunk in chunks if chunk.entries]
-        heartbeat, new_id = heartbeats[-1] if heartbeats else None, new_ids[-1] if new_ids else None
+        heartbeat = heartbeats[-1] if heartbeats else None
         ends = None in work
-        self._write(rows, heartbeat=heartbeat, spool_id=new_id, clean=ends)
+        self._write(rows, heartbeat=heartbeat, clean=ends)
+        for request in requests:
+            request.result = self._with_space(request.run)
         if heartbeat or ends:
             self._check_files()
             self._write_mark()
@@ -331,22 +349,28 @@ class Spool:
         with self._arrived:
             self.synced = self._file.header.next_seq - 1
             self.spool_id = self._file.header.spool_id
-            if new_ids or self.synced >= self._awaited_seq:
+            for request in requests:
+                request.done = True
+            if requests or self.synced >= self._awaited_seq:
                 self._arrived.notify_all()
         self._loop.call_soon_threadsafe(self._on_synced, sum(chunk.size for chunk in chunks))
         return not ends
 
     def _write(self, rows: list[ChunkRow], **changes: Any) -> None:
-        """Write one durable transaction. On a full disk, make space and repeat it."""
+        self._with_space(lambda: self._file.write(rows, acked=self.acked, held_from=self._held_from, **changes))
+
+    def _with_space(self, write: Callable[[], T]) -> T:
+        """Make one durable transaction. On a full disk, make space and repeat it."""
         while True:
             try:
-                self._file.write(rows, acked=self.acked, **changes)
+                result = write()
                 break
             except DiskFull:
                 self.synced_at = time.monotonic()
                 self._make_space()
         if not self._ballast.held:
             self._ballast.reserve()
+        return result
 
     def _check_files(self) -> None:
         """Raise SpoolFailed if what is open no longer has its name: the next start would not find it."""
@@ -413,26 +437,71 @@ class Spool:
         return self._reader.read(after_seq, max_entries=max_entries, max_bytes=READ_BYTES)
 
     def first_seq(self) -> int:
-        """Return the oldest seq that is not acknowledged, or the next one: older entries may go at any time."""
-        synced = self.synced  # before the query: an entry that is synced meanwhile is there, not deleted
-        return max(self._reader.first_seq() or synced + 1, self.acked + 1)
+        """Return the oldest entry that the spool has, kept ones included, or the next one.
 
-    def reset_id(self) -> None:
-        """Change ``spool_id``, so that this is a new instance for the database. Durable on return."""
-        spool_id = secrets.token_hex(16)
-        self._queue.put(_NewId(spool_id))
+        They stay until the next ``ack`` or ``rewind``, unless the disk is full.
+        """
+        self._held_from = 0
+        synced = self.synced  # before the query: an entry that is synced meanwhile is there, not deleted
+        forgotten = self.acked if self._keep.nothing else self._file.header.forgotten
+        self._held_from = max(self._reader.first_seq() or synced + 1, forgotten + 1)
+        return self._held_from
+
+    def rewind(self, position: int) -> bool:
+        """Set ``acked`` back: everything past ``position`` is to be written again, and not dropped before that is done.
+
+        Durable on return. Returns False, and changes nothing, if the entry after ``position`` was dropped.
+        """
+        if position >= self.acked:
+            self.ack(position)
+            return True
+        return bool(self._request(lambda: self._rewind(position)))
+
+    def _rewind(self, position: int) -> bool:
+        """In the spool's thread: what writes next must use the new ``acked``."""
+        if self._file.rewind(position):
+            self.acked, self._held_from = position, sys.maxsize
+            return True
+        return False
+
+    def reset_id(self, *, keep: bool = True) -> None:
+        """Change ``spool_id``, so that this is a new instance for the database. Durable on return.
+
+        Without ``keep`` what is acknowledged is dropped: another instance has written it.
+        """
+        changes: dict[str, Any] = {"spool_id": secrets.token_hex(16)}
+        if not keep:
+            changes["forgotten"] = self.acked
+        self._request(lambda: self._file.update(**changes))
+
+    @property
+    def server(self) -> tuple[str, int] | None:
+        """System identifier and timeline of the newest PostgreSQL server that this spool was written to."""
+        return self._file.header.server
+
+    def note_server(self, system: str, timeline: int) -> None:
+        """Remember the server that this spool is written to. Durable on return."""
+        self._request(lambda: self._file.update(server=(system, timeline)))
+
+    def _request(self, run: Callable[[], T]) -> T:
+        """Run a transaction in the spool's thread. Raises SpoolFailed."""
+        request = _Request(run)
+        self._queue.put(request)
         with self._arrived:
-            self._arrived.wait_for(lambda: self.spool_id == spool_id or self.failure is not None)
+            self._arrived.wait_for(lambda: request.done or self.failure is not None)
         if self.failure:
             raise self.failure
+        return cast(T, request.result)
 
     def mark_corrupt(self) -> None:
         """Let the next start quarantine this spool: what was read is not what was written."""
         _set(self._file.path.with_name(CORRUPT_MARKER))
 
     def ack(self, seq: int) -> None:
-        """Let the next sync delete everything up to ``seq``. The database's own position stays authoritative."""
+        """Let the next sync drop what is not kept up to ``seq``. The database's own position stays authoritative."""
+        self._held_from = sys.maxsize
         self.acked = max(self.acked, seq)
+        self.highest_acked = max(self.highest_acked, self.acked)
 
     # -- for status
 
@@ -442,7 +511,13 @@ class Spool:
 
     @property
     def live_bytes(self) -> int:
+        """The size of what was never acknowledged: only this counts towards ``max_bytes``."""
         return self._file.header.live_bytes + self._unsynced_bytes
+
+    @property
+    def kept_bytes(self) -> int:
+        """The size of what is acknowledged and still there."""
+        return self._file.header.kept_bytes
 
     @property
     def durable_heartbeat(self) -> SpoolHeartbeat | None:

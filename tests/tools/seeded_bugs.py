@@ -124,7 +124,7 @@ BUGS = (
     Bug(
         "seqs restart at 1 when the spool is empty",
         "spool/chunk_store.py",
-        "        self._verify(self.found.next_seq)\n",
+        "        self._verify(self.found)\n",
         "        self.found = self.found._replace(\n"
         '            next_seq=self._db.execute("SELECT coalesce(max(last_seq), 0) + 1 FROM chunks").fetchone()[0]\n'
         "        )\n",
@@ -203,8 +203,8 @@ BUGS = (
     Bug(
         "a partly committed chunk is acknowledged whole",
         "spool/chunk_store.py",
-        '"DELETE FROM chunks WHERE first_seq <= ? AND last_seq <= ?"',
-        '"DELETE FROM chunks WHERE first_seq <= ? AND first_seq <= ?"',
+        "                if last_seq > upto_seq:\n                    return\n",
+        "",
         SPOOL,
     ),
     Bug(
@@ -217,8 +217,8 @@ BUGS = (
     Bug(
         "acknowledged entries are written again",
         "spool/spool.py",
-        "return max(self._reader.first_seq() or synced + 1, self.acked + 1)",
-        "return self._reader.first_seq() or synced + 1",
+        "self.acked if self._keep.nothing else",
+        "0 if self._keep.nothing else",
         WRITER,
     ),
     Bug(

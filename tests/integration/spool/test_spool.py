@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from ingestor.daemon.factory import lock_database
-from ingestor.errors import AlreadyLocked, DatabaseUnavailable, SpoolFailed
+from ingestor.errors import AlreadyLocked, DatabaseUnavailable, SpoolFailed, SpoolTooNew
 from ingestor.spool.ballast import Ballast
 from ingestor.spool.chunk_store import ChunkWriter, pack
 from ingestor.spool.spool import CHUNK_ENTRIES, Spool
@@ -172,7 +172,7 @@ async def test_folder_is_accessible_to_its_owner_only(tmp_path: Path) -> None:
         assert (tmp_path / "spool").stat().st_mode & 0o777 == 0o700
 
 
-@pytest.mark.parametrize("damage", ["header", "body", "counter", "older format", "newer format"])
+@pytest.mark.parametrize("damage", ["header", "body", "counter", "older format"])
 async def test_unreadable_spool_is_quarantined_and_replaced(tmp_path: Path, damage: str) -> None:
     async with open_spool(tmp_path) as spool:
         old = spool.spool_id
@@ -185,7 +185,6 @@ async def test_unreadable_spool_is_quarantined_and_replaced(tmp_path: Path, dama
             "body": "UPDATE chunks SET body = zeroblob(length(body))",
             "counter": "UPDATE head SET next_seq = 99",
             "older format": "UPDATE head SET format = 1",
-            "newer format": "UPDATE head SET format = 99",
         }[damage]
         with sqlite3.connect(path) as db:
             db.execute(statement)
@@ -195,6 +194,22 @@ async def test_unreadable_spool_is_quarantined_and_replaced(tmp_path: Path, dama
         assert spool.quarantined is not None
         assert (spool.quarantined / "spool.db").exists()
         assert spool.append(fact()) == 1
+
+
+@pytest.mark.parametrize("marker", [False, True])
+async def test_spool_of_a_newer_format_is_refused_and_left_as_it_is(tmp_path: Path, marker: bool) -> None:
+    async with open_spool(tmp_path) as spool:
+        await spool.durable(spool.append(fact()))
+        if marker:
+            spool.mark_corrupt()
+    with sqlite3.connect(tmp_path / "spool.db") as db:
+        db.execute("UPDATE head SET format = 99")
+    db.close()
+    before = (tmp_path / "spool.db").read_bytes()
+    with pytest.raises(SpoolTooNew, match=r"spool.db: a newer version wrote format 99, this one reads formats 2 to 4"):
+        Spool(tmp_path, max_bytes=1 << 30, sync_every_seconds=1)
+    assert (tmp_path / "spool.db").read_bytes() == before
+    assert list(tmp_path.glob("unreadable-*")) == []
 
 
 async def test_corrupt_spool_is_reported_until_the_first_entry(
