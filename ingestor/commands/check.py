@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ingestor.config import Config, require_api_key
 from ingestor.config.units import format_duration
-from ingestor.config.urls import find_unencrypted_host, mask_url, origin
+from ingestor.config.urls import find_unencrypted_hosts, mask_url, origin
 from ingestor.errors import IngestorError
 from ingestor.provider.catalog import FEEDS, STREAMS, base_name
 from ingestor.store import migrate
@@ -111,11 +111,11 @@ def _check_schema(url: str, migrate_setting: str) -> CheckResult:
 
 
 def _check_database_tls(config: Config) -> Iterator[CheckResult]:
-    if found := find_unencrypted_host(config.database.url.get_secret_value(), os.environ):
-        host, sslmode = found
+    hosts, sslmode = find_unencrypted_hosts(config.database.url.get_secret_value(), os.environ)
+    if hosts:
         message = (
-            f"the connection to {host} may be unencrypted (sslmode {sslmode}), password and data included; append"
-            " ?sslmode=verify-full to database.url, or require if its certificate cannot be verified"
+            f"the connection to {', '.join(hosts)} may be unencrypted (sslmode {sslmode}), password and data included;"
+            " append ?sslmode=verify-full to database.url, or require if its certificate cannot be verified"
         )
         yield CheckResult("database TLS", message, warning=True)
 

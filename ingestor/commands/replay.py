@@ -22,7 +22,7 @@ from ingestor.pipeline.dead_letters import rebuild_frame
 from ingestor.pipeline.decoder import Decoder
 from ingestor.provider import catalog
 from ingestor.store import migrate
-from ingestor.store.engine import Connection, Engine, repeatable_read, translate_errors
+from ingestor.store.engine import Connection, Engine, repeatable_read, shown_url, translate_errors
 from ingestor.store.open_database import name_database, open_database
 from ingestor.store.read import replay_source
 from ingestor.store.read.replay_source import EntryRange, ReplayEntry
@@ -109,7 +109,7 @@ class Replayer:
         return result
 
     def _read_entries(self) -> Generator[ReplayEntry]:
-        with name_database(str(self._source.engine.url)), translate_errors():
+        with name_database(shown_url(self._source.engine)), translate_errors():
             yield from replay_source.read_entries(self._source, self._remaining)
 
 

@@ -159,7 +159,8 @@ class DatabaseConfig(ConfigSection):
 
     url: Annotated[SecretStr, BeforeValidator(_normalize_url), WithJsonSchema({"type": "string"})] = config_key(
         "sqlite:///ingestor.db",
-        "sqlite:/// and a path, literally, or postgresql://user@host/database; for a URL with a password, see url_file",
+        "sqlite:/// and a path, literally, or postgresql://user@host/database, or several hosts, as libpq writes them:"
+        " postgresql://user@host1:port1,host2:port2/database; for a URL with a password, see url_file",
     )
     url_file: AbsolutePath | None = config_key(
         None, "File with a URL that contains a password, mode 0600; or use systemd credential database_url"

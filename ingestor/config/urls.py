@@ -10,16 +10,26 @@ import ipaddress
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit, urlunsplit
+from typing import NamedTuple
+from urllib.parse import SplitResult, unquote, urlsplit, urlunsplit
 
 POSTGRES = "postgresql+psycopg"  # the only driver that is included
 SQLITE = "sqlite:///"  # and the path of the file, literally: nothing in it is percent-encoded or an option
 _POSTGRES_NAMES = frozenset({"postgres", "postgresql", POSTGRES})
 _SQLITE_NAMES = frozenset({"sqlite", "sqlite+pysqlite"})
 _SQLITE_OPTIONS = re.compile(r"\?\w+=[^/]*$")
+_POSTGRES_URL = re.compile(
+    r"(?P<scheme>[a-z0-9+]+)://(?:(?P<user>[^\s:/@?#]*)(?::(?P<password>[^\s/@?#]*))?@)?(?P<hosts>[^\s/@?#]*)"
+    r"(?:/(?P<database>[^\s/?#]*))?(?:\?(?P<query>[^\s#]*))?"
+)
+_HOST = re.compile(r"(?:\[(?P<address>[0-9A-Za-z:.%_-]+)\]|(?P<name>[^:\[\]]*))(?::(?P<port>[^:]*))?")
+_PORT = re.compile(r"[0-9]{1,5}")
 _PASSWORD = re.compile(r"://[^@]*:[^@]*@")  # finds it even if a character in it makes the URL invalid
 _ENCRYPTED = frozenset({"require", "verify-ca", "verify-full"})
 _SECRET_OPTIONS = frozenset({"password", "passfile", "sslpassword"})
+_SECRET_OPTION = re.compile(rf"[?&]({'|'.join(sorted(_SECRET_OPTIONS))})=")
+_SHOWN_OPTIONS = frozenset({"host", "hostaddr", "port", "dbname", "sslmode", "target_session_attrs"})
+_SHOWN_VALUE = re.compile(r"[\w.,:%/\[\]-]*")
 
 
 def is_loopback(host: str) -> bool:
@@ -95,33 +105,112 @@ def _sqlite_url(path: str, base: Path) -> str:
 
 
 def _postgres_url(text: str) -> str:
-    parts = _split(text)
-    if parts is None or parts.fragment or re.search(r"\s", text):
+    url = _PostgresUrl.parse(text)
+    if url is None:
         raise ValueError(
-            "is not of the form postgresql://user:password@host:port/database; "
+            "is not of the form postgresql://user:password@host:port/database, or …@host1:port1,host2:port2/database; "
             "in a password write %40 for @, %3A for :, %2F for /, %23 for #, %3F for ?"
         )
-    if len(parts.path) < 2 and not {"dbname", "service"} & {name for name, _ in parse_qsl(parts.query)}:
+    if not url.database and not {"dbname", "service"} & {name for name, _ in url.options}:
         raise ValueError("has no database name; write postgresql://user@host/database")
+    _check_hosts(url)
     return text
+
+
+def _check_hosts(url: _PostgresUrl) -> None:
+    options = dict(url.options)
+    hosts, ports, addresses = url.servers()
+    count = len(hosts) or len(addresses) or 1
+    hosts_twice = bool(url.hosts) and "host" in options and (count > 1 or "," in url.hosts)
+    ports_twice = count > 1 and bool(options.get("port")) and ports != options["port"].split(",")
+    if hosts_twice or ports_twice:
+        raise ValueError("names hosts or ports twice; write host1:port1,host2:port2 either before the / or in ?host=")
+    if count > 1 and "" in hosts:
+        raise ValueError("has an empty name in its list of hosts; write postgresql://host1:port1,host2:port2/database")
+    if not all(port == "" or (_PORT.fullmatch(port) and 0 < int(port) < 65536) for port in ports):
+        raise ValueError("has an invalid port; write a number from 1 to 65535")
+    if len(ports) not in (0, 1, count) or (hosts and len(addresses) not in (0, count)):
+        raise ValueError("has lists of different lengths: write a port, or an address, for each host, or one port")
+
+
+class _Servers(NamedTuple):
+    """The hosts of a PostgreSQL URL with their ports and addresses: lists as long as each other, or empty."""
+
+    hosts: list[str]
+    ports: list[str]
+    addresses: list[str]
+
+
+class _PostgresUrl(NamedTuple):
+    """The parts of a PostgreSQL URL as written, split as libpq does: urlsplit knows no lists of hosts."""
+
+    scheme: str
+    user: str
+    password: str | None
+    hosts: str  # host:port,host:port
+    database: str
+    query: str
+
+    @classmethod
+    def parse(cls, url: str) -> _PostgresUrl | None:
+        """Return the parts, None if the URL has another form."""
+        match = _POSTGRES_URL.fullmatch(url)
+        if match is None or not all(_HOST.fullmatch(host) for host in match["hosts"].split(",")):
+            return None
+        return cls(**{name: value or "" for name, value in match.groupdict().items()} | {"password": match["password"]})
+
+    @property
+    def options(self) -> list[tuple[str, str]]:
+        """The names and values after the ?, decoded."""
+        written = (option.partition("=") for option in self.query.split("&") if option)
+        return [(unquote(name), unquote(value)) for name, _, value in written]
+
+    def servers(self) -> _Servers:
+        """Return what the URL says of its servers.
+
+        ``?host=a:1&host=b:2`` means two, as SQLAlchemy has it; libpq would take "b:2" for the name of the only one.
+        """
+        in_query = ",".join(value for name, value in self.options if name == "host")
+        written = in_query.split(",") if in_query else [unquote(host) for host in self.hosts.split(",") if self.hosts]
+        named = [_split_host(host) for host in written]
+        options = dict(self.options)
+        by_host = [port for _, port in named] if any(port for _, port in named) else []
+        ports, addresses = (options[name].split(",") if options.get(name) else [] for name in ("port", "hostaddr"))
+        return _Servers([host for host, _ in named], by_host or ports, addresses)
+
+
+def _split_host(text: str) -> tuple[str, str]:
+    match = _HOST.fullmatch(text)
+    if match is None:  # an IPv6 address without brackets, in ?host=
+        return text, ""
+    return match["address"] or match["name"] or "", match["port"] or ""
+
+
+def find_hosts(url: str) -> dict[str, str]:
+    """Return host and port of a normalized PostgreSQL URL as libpq's parameters, each a list separated by commas."""
+    parts = _PostgresUrl.parse(url)
+    hosts, ports, _ = parts.servers() if parts else _Servers([], [], [])
+    return {name: ",".join(values) for name, values in (("host", hosts), ("port", ports)) if any(values)}
 
 
 def has_password(url: str) -> bool:
     """Return whether a database URL contains a password, even if the URL is invalid."""
     if url.partition(":")[0] in _SQLITE_NAMES:
         return False
-    options = parse_qsl(url.partition("?")[2])
-    return bool(_PASSWORD.search(url)) or any(name in _SECRET_OPTIONS for name, _ in options)
+    parts = _PostgresUrl.parse(url)
+    if parts is None:
+        return bool(_PASSWORD.search(url) or _SECRET_OPTION.search(url))
+    return bool(parts.password) or any(name in _SECRET_OPTIONS for name, _ in parts.options)
 
 
 def find_passwords(url: str) -> set[str]:
     """Return every password in a normalized database URL, as written and decoded."""
-    parts = _split(url)
-    if parts is None or url.startswith(SQLITE):
+    parts = _PostgresUrl.parse(url)
+    if parts is None:
         return set()
-    options = [value for name, value in parse_qsl(parts.query) if name in _SECRET_OPTIONS]
-    written = [parts.password or "", *options]
-    return {form for text in written for form in (text, unquote(text)) if form}
+    written = [option.partition("=") for option in parts.query.split("&")]
+    secrets = [value for name, _, value in written if unquote(name) in _SECRET_OPTIONS]
+    return {form for text in (parts.password or "", *secrets) for form in (text, unquote(text)) if form}
 
 
 def find_credentials(url: str) -> set[str]:
@@ -140,42 +229,42 @@ def origin(url: str) -> str:
     return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
 
 
-def find_unencrypted_host(url: str, env: Mapping[str, str]) -> tuple[str, str] | None:
-    """Return a remote PostgreSQL host that may be connected to without TLS, and the sslmode that allows it.
+def find_unencrypted_hosts(url: str, env: Mapping[str, str]) -> tuple[list[str], str]:
+    """Return the remote PostgreSQL hosts that may be connected to without TLS, and the sslmode that allows it.
 
     The rules are those of libpq, https://www.postgresql.org/docs/current/libpq-ssl.html: the default sslmode is
-    prefer, which connects without TLS if the server has none. Returns None for connections on this machine and SQLite.
+    prefer, which connects without TLS if the server has none. No hosts for connections on this machine and SQLite.
     """
-    parts = _split(url)
-    if parts is None or parts.scheme != POSTGRES:
-        return None
-    options = parse_qsl(parts.query)
-    sslmode = dict(options).get("sslmode") or env.get("PGSSLMODE") or "prefer"
-    if sslmode in _ENCRYPTED:
-        return None
-    written = {name: [value for key, value in options if key == name] for name in ("hostaddr", "host")}
-    hosts = written["hostaddr"] or written["host"] or [unquote(parts.hostname or "") or env.get("PGHOST", "")]
-    remote = [host for host in ",".join(hosts).split(",") if not _is_local(host)]
-    return (remote[0], sslmode) if remote else None
+    parts = _PostgresUrl.parse(url)
+    if parts is None:
+        return [], ""
+    sslmode = dict(parts.options).get("sslmode") or env.get("PGSSLMODE") or "prefer"
+    servers = parts.servers()
+    hosts = servers.addresses or servers.hosts or env.get("PGHOST", "").split(",")
+    return [host for host in hosts if sslmode not in _ENCRYPTED and not _is_local(host)], sslmode
 
 
 def _is_local(host: str) -> bool:
-    # Empty, a path or an abstract name: a Unix socket.
-    return host[:1] in ("", "/", "@") or is_loopback(host) or is_loopback(host.rpartition(":")[0].strip("[]"))
+    return host[:1] in ("", "/", "@") or is_loopback(host)  # empty, a path or an abstract name: a Unix socket
 
 
 def mask_url(url: str) -> str:
-    """Return a normalized database URL with the password and the values of all options replaced by ``***``."""
+    """Return a normalized database URL with the password replaced by ``***``, and the values of most options.
+
+    Hosts, ports, the database, sslmode and target_session_attrs stay: they say which server is meant.
+    """
     if url.startswith(SQLITE):
         return url
-    parts = _split(url)
+    parts = _PostgresUrl.parse(url)
     if parts is None:
         return "***"
-    user_part, at, host = parts.netloc.rpartition("@")
-    user, colon, _ = user_part.partition(":")
-    netloc = f"{user}{colon and ':***'}{at}{host}"
-    query = "&".join(f"{option.partition('=')[0]}=***" for option in parts.query.split("&") if option)
-    return f"{parts.scheme}://{netloc}{parts.path}{'?' if query else ''}{query}"
+    user = f"{parts.user}{'' if parts.password is None else ':***'}@" if parts.user or parts.password else ""
+    query = "&".join(_mask_option(*option.partition("=")) for option in parts.query.split("&") if option)
+    return f"{parts.scheme}://{user}{parts.hosts}/{parts.database}{'?' if query else ''}{query}"
+
+
+def _mask_option(name: str, _: str, value: str) -> str:
+    return f"{name}={value if name in _SHOWN_OPTIONS and _SHOWN_VALUE.fullmatch(value) else '***'}"
 
 
 def _split(url: str) -> SplitResult | None:

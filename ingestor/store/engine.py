@@ -16,12 +16,13 @@ from sqlalchemy import Engine as Engine
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.pool import QueuePool
 
-from ingestor.config.urls import SQLITE
+from ingestor.config.urls import POSTGRES, SQLITE, mask_url
 from ingestor.core.os_errors import describe_os_error
-from ingestor.errors import BatchRejected, DatabaseUnavailable, DatabaseUnsupported
+from ingestor.errors import BatchRejected, DatabaseUnavailable
 from ingestor.store import failures, postgres_session, sqlite_file
 
 TRANSACTION_TIMEOUT_SECONDS = 600.0  # see _TransactionWatchdog
+_SHOWN_URL = "ingestor_shown_url"  # an execution option
 _SQLITE_ROW_ERRORS = (sqlite3.SQLITE_CONSTRAINT, sqlite3.SQLITE_MISMATCH, sqlite3.SQLITE_TOOBIG)
 
 
@@ -30,11 +31,16 @@ def make_engine(url: str, *, read_only: bool = False) -> Engine:
     if path := sqlite_path(url):
         return _make_sqlite_engine(path, read_only=read_only)
     parameters = postgres_session.connection_parameters(url)
+    # The parameters are complete, as libpq reads the URL; SQLAlchemy would refuse `host1:port1,host2:port2`.
     # No pool_pre_ping: the writer retries a batch whose connection turns out to be dead.
-    try:
-        engine = create_engine(url, pool_size=1, max_overflow=2, hide_parameters=True, connect_args=parameters)
-    except exc.ArgumentError as error:  # hosts and ports that do not fit each other
-        raise DatabaseUnsupported(f"database.url: {failures.one_line(error)}") from None
+    engine = create_engine(
+        f"{POSTGRES}://",
+        pool_size=1,
+        max_overflow=2,
+        hide_parameters=True,
+        connect_args=parameters,
+        execution_options={_SHOWN_URL: mask_url(url)},
+    )
 
     def prepare(connection: Any, _: Any) -> None:
         with _watchdog.watch(connection):
@@ -53,6 +59,11 @@ def _discard_connections(context: ExceptionContext) -> None:
         # Not the whole pool: its connections would count as older than this moment, and so would each new one if the
         # clock is set back now.
         context.invalidate_pool_on_disconnect = False
+
+
+def shown_url(engine: Engine) -> str:
+    """Return the URL of an engine's database without secrets."""
+    return str(engine.get_execution_options().get(_SHOWN_URL, engine.url))
 
 
 def sqlite_path(url: str) -> Path | None:

@@ -12,8 +12,8 @@ import socket
 import threading
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
-from urllib.parse import parse_qsl, urlsplit
 
+from ingestor.config.urls import find_hosts
 from ingestor.errors import DatabaseUnsupported
 
 if TYPE_CHECKING:
@@ -33,6 +33,11 @@ _PARAMETERS = {  # unless the URL says otherwise
     "keepalives_interval": "10",
     "keepalives_count": "3",
     "tcp_user_timeout": "50000",
+}
+_HOST_VARIABLES = {"host": "PGHOST", "hostaddr": "PGHOSTADDR"}
+_CLUSTER = {  # unless the URL or libpq's variable says otherwise, if there are several hosts
+    # libpq's default is "any": the first server that answers, and a standby would refuse every write.
+    "target_session_attrs": ("PGTARGETSESSIONATTRS", "read-write"),
 }
 _REQUIRED = {  # whatever the URL says
     "DateStyle": "ISO, YMD",  # the driver reads no other
@@ -69,7 +74,7 @@ def connection_parameters(url: str) -> dict[str, Any]:
     from psycopg.conninfo import conninfo_to_dict
 
     try:
-        return _PARAMETERS | conninfo_to_dict("postgresql:" + url.partition(":")[2]) | _find_hosts(url)
+        written = conninfo_to_dict("postgresql:" + url.partition(":")[2]) | find_hosts(url)
     except ProgrammingError as error:  # its text may quote the password
         unknown = re.search(r'invalid URI query parameter: "(\w+)"', str(error))
         problem = f'has the parameter "{unknown[1]}", which is unknown to' if unknown else "cannot be parsed by"
@@ -77,17 +82,11 @@ def connection_parameters(url: str) -> dict[str, Any]:
             f"database.url {problem} PostgreSQL's library; "
             "see https://www.postgresql.org/docs/current/libpq-connect.html"
         ) from None
-
-
-def _find_hosts(url: str) -> dict[str, str]:
-    """Return host and port, as lists, of a URL with ``?host=a:1&host=b:2``: libpq would read the last one only."""
-    written = [value for name, value in parse_qsl(urlsplit(url).query) if name == "host"]
-    found = [re.fullmatch(r"([^:]*?)(?::(\d*))?", host) for host in ",".join(written).split(",")]
-    named = [(match[1], match[2] or "") for match in found if match]
-    if len(named) < len(found) or (len(written) < 2 and not any(port for _, port in named)):
-        return {}
-    hosts, ports = zip(*named, strict=True)
-    return {"host": ",".join(hosts)} | ({"port": ",".join(ports)} if any(ports) else {})
+    # What libpq's environment variables say comes before our defaults for several hosts.
+    hosts = [written.get(name) or os.environ.get(variable, "") for name, variable in _HOST_VARIABLES.items()]
+    is_cluster = any("," in str(listed) for listed in hosts)
+    defaults = {name: value for name, (variable, value) in _CLUSTER.items() if not os.environ.get(variable)}
+    return _PARAMETERS | (defaults if is_cluster else {}) | written
 
 
 def prepare_session(connection: Connection[Any], parameters: dict[str, Any], *, durable: bool) -> None:

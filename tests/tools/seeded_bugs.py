@@ -623,16 +623,30 @@ BUGS = (
     Bug(
         "PostgreSQL: the URL's parameters are replaced by ours",
         "store/postgres_session.py",
-        '_PARAMETERS | conninfo_to_dict("postgresql:" + url.partition(":")[2])',
-        'conninfo_to_dict("postgresql:" + url.partition(":")[2]) | _PARAMETERS | {"options": ""}',
+        "return _PARAMETERS | (defaults if is_cluster else {}) | written",
+        'return written | _PARAMETERS | {"options": ""}',
         SESSIONS,
     ),
     Bug(
         "PostgreSQL: of several hosts in the URL only the last one is used",
         "store/postgres_session.py",
-        "[2]) | _find_hosts(url)",
+        "[2]) | find_hosts(url)",
         "[2])",
         SESSIONS,
+    ),
+    Bug(
+        "PostgreSQL: with several hosts, a standby will do",
+        "store/postgres_session.py",
+        '("PGTARGETSESSIONATTRS", "read-write")',
+        '("PGTARGETSESSIONATTRS", "any")',
+        f"{SESSIONS} -k several_hosts",
+    ),
+    Bug(
+        "the values of a database URL's options are shown",
+        "config/urls.py",
+        "_SHOWN_VALUE.fullmatch(value) else '***'",
+        "_SHOWN_VALUE.fullmatch(value) else value",
+        "tests/unit/config/test_urls.py",
     ),
     Bug(
         "PostgreSQL: a session that became read-only is kept",

@@ -265,35 +265,46 @@ def test_service_file_and_socket_in_place_of_the_host_are_honoured(
 
 
 @pytest.mark.parametrize(
-    "hosts", ["host=127.0.0.1:{closed}&host=127.0.0.1:{open}", "host=127.0.0.1:{open}&host=localhost:{closed}"]
+    "written",
+    [
+        "{user}@127.0.0.1:{closed},127.0.0.1:{open}/postgres?target_session_attrs=read-write",
+        "{user}@127.0.0.1:{closed},127.0.0.1,127.0.0.1:{open}/postgres",
+        "{user}@127.0.0.1:{open},localhost:{closed}/postgres",
+        "{user}@/postgres?host=127.0.0.1:{closed}&host=127.0.0.1:{open}",
+        "{user}@/postgres?host=127.0.0.1,localhost&port={closed},{open}",
+        "{user}@not-there.invalid:{open},{folder}:{open}/postgres",
+        "{user}@/postgres?host=[::1]:{closed},127.0.0.1:{open}",
+    ],
 )
-def test_each_host_of_the_url_is_tried(postgres: Postgres, hosts: str) -> None:
-    names = hosts.format(closed=free_port(), open=postgres.port)
-    with opened(f"postgresql://{USER}@/postgres?{names}&target_session_attrs=read-write") as engine:
-        assert fetch_all(engine, text("SELECT inet_server_port()")) == [(postgres.port,)]
+def test_each_host_of_the_url_is_tried(postgres: Postgres, tmp_path: Path, written: str) -> None:
+    folder = quote(str(postgres.socket_folder), safe="")
+    url = written.format(user=USER, closed=free_port(), open=postgres.port, folder=folder)
+    with opened(normalize_database_url(f"postgresql://{url}", tmp_path)) as engine:
+        assert fetch_all(engine, text("SELECT current_setting('port')")) == [(str(postgres.port),)]
 
 
-HOSTS = {
-    "host=a&host=b": ("a,b", None),
-    "host=a:1&host=b": ("a,b", "1,"),
-    "host=a:1,b:2": ("a,b", "1,2"),
-    "host=a,b&port=1,2": ("a,b", "1,2"),
-    "host=/run/postgresql": ("/run/postgresql", None),
-    "host=::1": ("::1", None),
+TARGETS = {
+    ("h1,h2/d", ""): "read-write",
+    ("/d?hostaddr=10.0.0.1,10.0.0.2", ""): "read-write",
+    ("h1,h2/d?target_session_attrs=any", ""): "any",
+    ("h1,h2/d", "primary"): None,
+    ("h/d", ""): None,
 }
 
 
-@pytest.mark.parametrize(("written", "found"), HOSTS.items(), ids=HOSTS)
-def test_hosts_of_the_url_are_all_read(written: str, found: tuple[str, str | None]) -> None:
-    parameters = connection_parameters(f"postgresql+psycopg://u@/d?{written}")
-    assert (parameters["host"], parameters.get("port")) == found
+@pytest.mark.parametrize(("written", "target"), TARGETS.items(), ids=map(str, TARGETS))
+def test_several_hosts_are_searched_for_the_one_that_accepts_writes(
+    monkeypatch: pytest.MonkeyPatch, written: tuple[str, str], target: str | None
+) -> None:
+    monkeypatch.setenv("PGTARGETSESSIONATTRS", written[1])
+    assert connection_parameters(f"postgresql+psycopg://{written[0]}").get("target_session_attrs") == target
 
 
 WRONG_URLS = {
     "postgresql://u:hunter2@h/d?statement_timeout=5": 'database.url has the parameter "statement_timeout", which',
     "postgresql://u:hunter2@h/d?autocommit=1": 'database.url has the parameter "autocommit", which',
     "postgresql://u:hunter%zz2@h/d": "database.url cannot be parsed by PostgreSQL's library",
-    "postgresql://u:hunter2@/d?host=a,b&port=1,2,3": "database.url: number of hosts and ports don't match",
+    "postgresql://u:hunter2@/d?host=a,b&port=1,2,3": "database.url: has lists of different lengths",
 }
 
 
