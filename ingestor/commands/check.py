@@ -15,7 +15,7 @@ from ingestor.config.urls import find_unencrypted_hosts, mask_url, origin
 from ingestor.errors import IngestorError
 from ingestor.provider.catalog import FEEDS, STREAMS, base_name
 from ingestor.store import migrate
-from ingestor.store.engine import sqlite_path
+from ingestor.store.engine import postgres_hosts, sqlite_path
 from ingestor.store.open_database import open_database
 
 # Measured: 200,000 samples take 19.1 MB of a SQLite file, a row of a response has some 85 characters. A response of
@@ -104,9 +104,12 @@ def _check_schema(url: str, migrate_setting: str) -> CheckResult:
             migrate.verify_revision(engine)
         if sqlite_path(url) is None:  # a server has permissions, and sessions that only read
             migrate.verify_write_access(engine)
-    if revision == migrate.head_revision():
-        return CheckResult("database", f"{mask_url(url)}: schema {revision}")
-    message = f"{mask_url(url)}: schema {revision or 'empty'}, `ingestor run` upgrades to {migrate.head_revision()}"
+        hosts = postgres_hosts(engine)
+    message = f"{mask_url(url)}: schema {revision or 'empty'}"
+    if revision != migrate.head_revision():
+        message += f", `ingestor run` upgrades to {migrate.head_revision()}"
+    if hosts:
+        message += f"; {'; '.join((f'{hosts.answered} answers', *hosts.passed_over))}"
     return CheckResult("database", message)
 
 

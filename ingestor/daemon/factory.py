@@ -28,7 +28,7 @@ from ingestor.spool.header import SpoolHeartbeat
 from ingestor.spool.keep import Keep
 from ingestor.spool.spool import Spool
 from ingestor.store import migrate
-from ingestor.store.engine import Engine, make_engine, sqlite_path, translate_errors
+from ingestor.store.engine import Engine, make_engine, postgres_hosts, sqlite_path, translate_errors
 from ingestor.store.maintenance.retention import Retention
 from ingestor.store.write.batch_writer import BatchWriter
 from ingestor.store.write.registration import InstanceInfo
@@ -138,7 +138,7 @@ def build_writer(config: Config, spool: Spool, engine: Engine, **hooks: Any) -> 
         with translate_errors():
             (migrate.upgrade if database.migrate == "auto" else migrate.verify_revision)(engine)
 
-    return Writer(
+    writer = Writer(
         spool,
         BatchWriter(engine, database.retention.samples),
         Decoder(catalog.metrics_of, catalog.feed_name),
@@ -153,6 +153,9 @@ def build_writer(config: Config, spool: Spool, engine: Engine, **hooks: Any) -> 
         retention=Retention(engine, database.retention),
         **hooks,
     )
+    if hosts := postgres_hosts(engine):
+        hosts.on_slow_commit = writer.note_slow_commit
+    return writer
 
 
 def build_repair_worker(

@@ -140,6 +140,7 @@ def _database(kind: str, writer: WriterStatus, now: datetime) -> monitoring.Data
     return monitoring.DatabaseStatus(
         up=writer.database_up,
         kind=kind,
+        server=writer.server,
         position=writer.position,
         last_commit_at=datetime.fromtimestamp(writer.committed_at, UTC) if writer.committed_at else None,
         lag_seconds=commit_lag_seconds(writer, now),

@@ -78,6 +78,7 @@ class DatabaseStatus:
 
     up: bool = False
     kind: str = ""  # "sqlite", "postgresql"
+    server: str = ""  # host:port that answered last; empty for SQLite
     position: int = 0
     last_commit_at: datetime | None = None
     lag_seconds: float = 0.0

@@ -25,7 +25,8 @@ from ingestor.store.write.batch import Batch, SampleRow, WriteResult
 from ingestor.store.write.batch_writer import BatchWriter
 from ingestor.store.write.bisection import bisect_rejected
 
-BACKOFF = Backoff(first_seconds=0.25, cap_seconds=15.0)
+# A promoted standby is found within the cap, and the time that an attempt takes; see docs/high-availability.md.
+BACKOFF = Backoff(first_seconds=0.25, cap_seconds=5.0)
 DRAIN_RETRY_SECONDS = 0.5  # between two attempts while draining: there is not much time left
 
 _Outcome: TypeAlias = tuple[WriteResult, float]  # and the seconds that the transaction took

@@ -131,6 +131,11 @@ class Writer:
         self._spool.wake()
         return future
 
+    def note_slow_commit(self, waiting: str | None) -> None:
+        """Take the database for unavailable while a COMMIT waits; None: it has ended, and its outcome decides."""
+        if waiting:
+            self.status.database_up, self.status.error = False, waiting
+
     @property
     def drained(self) -> bool:
         """Whether everything that is synced is committed."""
@@ -210,6 +215,7 @@ class Writer:
         self.read_ahead.measure_backlog()
         self._prepare()
         self.status.position = self._registrar.register(self._published_us or None)
+        self.status.server = self._database.server_address
         self.registrations += 1
         self.read_ahead.reset()
         self.read_ahead.update_oldest()

@@ -20,6 +20,7 @@ class WriterStatus:
     expired: int = 0
     database_up: bool = False
     error: str | None = None
+    server: str = ""  # host:port of the PostgreSQL server that answered last
     failed_attempts: int = 0  # in a row
     retry_boottime: float = 0.0  # when the next attempt begins, if ``failed_attempts``
     committed_at: float | None = None  # time.time()

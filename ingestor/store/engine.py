@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import sqlite3
-import threading
-import time
+from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,35 +20,72 @@ from ingestor.config.urls import POSTGRES, SQLITE, mask_url
 from ingestor.core.os_errors import describe_os_error
 from ingestor.errors import BatchRejected, DatabaseUnavailable
 from ingestor.store import failures, postgres_session, sqlite_file
+from ingestor.store.postgres_hosts import PostgresHosts
+from ingestor.store.server_identity import KnownServer
+from ingestor.store.transaction_watchdog import watchdog
 
-TRANSACTION_TIMEOUT_SECONDS = 600.0  # see _TransactionWatchdog
-_SHOWN_URL = "ingestor_shown_url"  # an execution option
+_HOSTS = "ingestor_hosts"  # an execution option
+_WARNINGS = "ingestor_warnings"  # in the info of a connection
 _SQLITE_ROW_ERRORS = (sqlite3.SQLITE_CONSTRAINT, sqlite3.SQLITE_MISMATCH, sqlite3.SQLITE_TOOBIG)
 
 
-def make_engine(url: str, *, read_only: bool = False) -> Engine:
-    """Return an engine for the writer, or for a command that only reads. It connects when first used."""
+def make_engine(url: str, *, read_only: bool = False, known_server: KnownServer = lambda: None) -> Engine:
+    """Return an engine for the writer, or for a command that only reads. It connects when first used.
+
+    ``known_server`` returns the newest PostgreSQL server that was written to: a primary that it replaced is not used.
+    """
     if path := sqlite_path(url):
         return _make_sqlite_engine(path, read_only=read_only)
     parameters = postgres_session.connection_parameters(url)
-    # The parameters are complete, as libpq reads the URL; SQLAlchemy would refuse `host1:port1,host2:port2`.
+    hosts = PostgresHosts(mask_url(url), parameters, known_server, durable=not read_only)
+    # Without the URL, of which SQLAlchemy cannot read `host1:port1,host2:port2`.
     # No pool_pre_ping: the writer retries a batch whose connection turns out to be dead.
     engine = create_engine(
-        f"{POSTGRES}://",
-        pool_size=1,
-        max_overflow=2,
-        hide_parameters=True,
-        connect_args=parameters,
-        execution_options={_SHOWN_URL: mask_url(url)},
+        f"{POSTGRES}://", pool_size=1, max_overflow=2, hide_parameters=True, execution_options={_HOSTS: hosts}
     )
-
-    def prepare(connection: Any, _: Any) -> None:
-        with _watchdog.watch(connection):
-            postgres_session.prepare_session(connection, parameters, durable=not read_only)
-
-    event.listen(engine, "connect", prepare, insert=True)  # before SQLAlchemy reads settings
+    event.listen(engine, "do_connect", lambda _dialect, _record, _args, options: hosts.connect(options.get("context")))
+    event.listen(engine, "connect", _collect_warnings)
     event.listen(engine, "handle_error", _discard_connections)
+    engine.dialect.do_commit = partial(_commit, hosts)  # type: ignore[method-assign]
     return engine
+
+
+def postgres_hosts(engine: Engine) -> PostgresHosts | None:
+    """Return what an engine knows of its servers, None for SQLite."""
+    hosts: PostgresHosts | None = engine.get_execution_options().get(_HOSTS)
+    return hosts
+
+
+def _collect_warnings(connection: Any, record: Any) -> None:
+    warnings: deque[str] = deque(maxlen=1)  # of the present transaction
+    record.info[_WARNINGS] = warnings
+
+    def collect(notice: Any) -> None:
+        if notice.severity_nonlocalized == "WARNING":
+            warnings.append(notice.message_primary or "")
+
+    connection.add_notice_handler(collect)
+
+
+def _commit(hosts: PostgresHosts, connection: Any) -> None:
+    """Commit; report if it takes long. Raises DatabaseUnavailable if the commit may not have been replicated.
+
+    A wait for a synchronous standby that is cancelled ends as a COMMIT with a warning. The text may be translated, and
+    a COMMIT of ours has no other reason to warn, so each warning counts.
+    """
+    warnings = connection.info[_WARNINGS]
+    warnings.clear()
+    driver_connection = connection.driver_connection
+    with watchdog.watch_commit(
+        driver_connection, partial(hosts.describe_wait, driver_connection), hosts.report_slow_commit
+    ):
+        connection.commit()
+    if warnings:
+        raise DatabaseUnavailable(
+            f"a COMMIT ended with a warning ({warnings[0]}): it may be missing on the synchronous standby, so it counts"
+            " as not written until a later COMMIT ends without one; see whether the standby streams, and what cancels"
+            " the waits for it"
+        )
 
 
 def _discard_connections(context: ExceptionContext) -> None:
@@ -63,7 +100,8 @@ def _discard_connections(context: ExceptionContext) -> None:
 
 def shown_url(engine: Engine) -> str:
     """Return the URL of an engine's database without secrets."""
-    return str(engine.get_execution_options().get(_SHOWN_URL, engine.url))
+    hosts = postgres_hosts(engine)
+    return hosts.shown_url if hosts else str(engine.url)
 
 
 def sqlite_path(url: str) -> Path | None:
@@ -109,7 +147,7 @@ def transaction(engine: Engine) -> Iterator[Connection]:
     """
     with translate_errors(), engine.connect() as connection:
         driver_connection = connection.connection.driver_connection
-        with _watchdog.watch(driver_connection), _discarding(connection), connection.begin():
+        with watchdog.watch(driver_connection), _discarding(connection), connection.begin():
             yield connection
 
 
@@ -122,47 +160,6 @@ def _discarding(connection: Connection) -> Iterator[None]:
         if _is_driver_error(error) and not _is_row_error(error):
             connection.invalidate()
         raise
-
-
-class _TransactionWatchdog:
-    """Shuts down connections whose transaction takes longer than ``TRANSACTION_TIMEOUT_SECONDS``.
-
-    Nothing else finds a stopped backend: it does not enforce statement_timeout, its kernel still answers keepalives and
-    acknowledges what we send, and a COMMIT that waits for a standby has no timeout at all.
-    One thread watches all connections, since starting one takes longer than most transactions.
-    """
-
-    def __init__(self) -> None:
-        self._started: dict[Any, float] = {}  # driver connection → time.monotonic()
-        self._lock = threading.Lock()
-        self._thread: threading.Thread | None = None
-
-    @contextmanager
-    def watch(self, driver_connection: Any) -> Iterator[None]:
-        if isinstance(driver_connection, sqlite3.Connection):  # there is no server
-            yield
-            return
-        with self._lock:
-            self._started[driver_connection] = time.monotonic()
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name="transaction-watchdog", daemon=True)
-                self._thread.start()
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._started.pop(driver_connection, None)
-
-    def _run(self) -> None:
-        while True:
-            time.sleep(min(TRANSACTION_TIMEOUT_SECONDS / 20, 1.0))
-            deadline = time.monotonic() - TRANSACTION_TIMEOUT_SECONDS
-            with self._lock:  # a transaction that ends now waits, so that its connection is not shut down in the next
-                for connection in [connection for connection, at in self._started.items() if at < deadline]:
-                    postgres_session.shut_down(connection)
-
-
-_watchdog = _TransactionWatchdog()
 
 
 @contextmanager

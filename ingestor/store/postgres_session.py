@@ -10,7 +10,8 @@ import os
 import re
 import socket
 import threading
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 from ingestor.config.urls import find_hosts
@@ -38,6 +39,13 @@ _HOST_VARIABLES = {"host": "PGHOST", "hostaddr": "PGHOSTADDR"}
 _CLUSTER = {  # unless the URL or libpq's variable says otherwise, if there are several hosts
     # libpq's default is "any": the first server that answers, and a standby would refuse every write.
     "target_session_attrs": ("PGTARGETSESSIONATTRS", "read-write"),
+    # A host that drops packets costs an attempt this long, each time; it must not cost the time after a promotion.
+    "connect_timeout": ("PGCONNECT_TIMEOUT", "4"),
+    # The same for a session whose server is gone without a word. What was sent is sent again; that it was is no harm.
+    "tcp_user_timeout": ("", "8000"),
+    "keepalives_idle": ("", "4"),
+    "keepalives_interval": ("", "2"),
+    "keepalives_count": ("", "2"),
 }
 _REQUIRED = {  # whatever the URL says
     "DateStyle": "ISO, YMD",  # the driver reads no other
@@ -147,12 +155,8 @@ def _is_shared(connection: Connection[Any], parameters: dict[str, Any], backend_
     import psycopg
 
     with suppress(Exception), psycopg.connect(**parameters) as other:
-        timer = threading.Timer(PROBE_SECONDS, shut_down, [other])
-        timer.start()
-        try:
+        with shut_down_after(PROBE_SECONDS, other):
             other_pid = _read_backend_pid(other)
-        finally:
-            timer.cancel()
         return other_pid == backend_pid or _read_backend_pid(connection) != backend_pid
     return False
 
@@ -173,3 +177,15 @@ def shut_down(connection: Connection[Any]) -> None:
     """Shut down the socket, so that the thread that waits for it gets an error. Does nothing if it is closed."""
     with suppress(Exception), socket.socket(fileno=os.dup(connection.fileno())) as duplicate:
         duplicate.shutdown(socket.SHUT_RDWR)
+
+
+@contextmanager
+def shut_down_after(seconds: float, connection: Connection[Any]) -> Iterator[None]:
+    """Shut a connection down if the block takes longer."""
+    timer = threading.Timer(seconds, shut_down, [connection])
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()

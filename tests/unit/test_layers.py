@@ -40,7 +40,9 @@ INNER_LAYERS = {
         {"subscriptions", "rest_api"},
     ),
     "store": (
-        {"failures", "postgres_session", "sqlite_file"},
+        {"failures", "postgres_session", "server_identity", "sqlite_file"},
+        {"transaction_watchdog"},
+        {"postgres_hosts"},
         {"schema", "engine"},
         {"migrate", "key_lookup", "views"},
         {"open_database", "leases"},

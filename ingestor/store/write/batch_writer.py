@@ -22,6 +22,7 @@ from ingestor.core.times import day_start_us, to_datetime, to_us
 from ingestor.errors import BatchRejected, DatabaseUnavailable, FullBatchRequired, PositionConflict
 from ingestor.store import leases, schema
 from ingestor.store.engine import insert_or_ignore, transaction, translate_errors
+from ingestor.store.server_identity import ServerIdentity, describe_replaced, read_server_identity, server_address
 from ingestor.store.write import coverage_intervals, postgres_sql, sqlite_sql
 from ingestor.store.write.batch import Batch, DeadLetter, Origin, SubscriptionRow, Transition, WriteResult
 from ingestor.store.write.bisection import bisect_rejected
@@ -67,6 +68,7 @@ class BatchWriter:
             schema.subscriptions, ("path", "params"), INTERNED_NAMES
         )
         self.instance_id = 0
+        self.server_address = ""  # host:port of the PostgreSQL server that this run has registered on
         self.proven_time = ProvenTime()
         self._run_id = ""
         self._position = 0  # as this run has left it
@@ -89,12 +91,14 @@ class BatchWriter:
 
         A new instance's position is the seq before the spool's first. ``lost`` goes into the coverage of a new one.
         Until this has succeeded, and again after each error but BatchRejected, all writes raise PositionConflict.
+        Raises DatabaseUnavailable for a primary that was replaced by the server that the spool was written to.
         """
         self._registered_over = None
         self._series.clear()
         self._subscriptions.clear()
         self._published_heard = {}
         with self._begin() as connection:
+            server = self._find_server(connection, extent)
             is_own_commit = partial(self._is_own_commit, connection)
             found = claim(connection, instance, extent, is_own_commit=is_own_commit, lost=lost)
             driver_connection = connection.connection.driver_connection
@@ -104,7 +108,17 @@ class BatchWriter:
             self._registered_over = driver_connection
         if found.ownership is Ownership.NEW:
             self._late_first_seq, self._not_before_us = extent.first_seq if extent.first_seq > 1 else 0, None
-        return found
+        return found._replace(server=server)
+
+    def _find_server(self, connection: Connection, extent: SpoolExtent) -> ServerIdentity | None:
+        """Note which server was found, and refuse a primary that was replaced after this connection was made."""
+        driver_connection: Any = connection.connection.driver_connection
+        self.server_address = server_address(driver_connection) if connection.dialect.name == "postgresql" else ""
+        server = read_server_identity(connection)
+        if reason := describe_replaced(self.server_address, server, extent.server):
+            connection.invalidate()  # the next one may lead to another host
+            raise DatabaseUnavailable(reason)
+        return server
 
     def _is_own_commit(self, connection: Connection, row: Any) -> bool:
         """Return whether this process moved the position there. A copy of its memory has the same run id."""

@@ -19,6 +19,7 @@ from ingestor.core.entries import connection_params
 from ingestor.core.times import to_datetime, to_us
 from ingestor.store.engine import insert_or_ignore
 from ingestor.store.schema import coverage, instances, subscriptions
+from ingestor.store.server_identity import ServerIdentity
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,6 +41,7 @@ class SpoolExtent(NamedTuple):
     newest_seq: int = sys.maxsize  # the newest that was found in it
     knows_run: Callable[[str], bool] = lambda _run_id: True
     left_by: Callable[[str], int | None] = lambda _run_id: None  # the newest of an earlier run
+    server: tuple[str, int] | None = None  # system and timeline of the newest PostgreSQL server that it was written to
 
 
 class Ownership(Enum):
@@ -61,6 +63,7 @@ class Registration(NamedTuple):
     heartbeat_us: int | None
     run_id: str = ""  # that registered last before
     has_ended: bool = False  # FOREIGN, and its run came to a clean end: it received nothing after its heartbeat
+    server: ServerIdentity | None = None  # None: SQLite, or this role may not read it
 
 
 class LostSpan(NamedTuple):

@@ -17,8 +17,7 @@ from sqlalchemy import Engine, text
 from ingestor.config.urls import normalize_database_url
 from ingestor.errors import DatabaseUnavailable, DatabaseUnsupported
 from ingestor.pipeline.batch_builder import BatchBuilder
-from ingestor.store import engine as engine_module
-from ingestor.store import migrate
+from ingestor.store import migrate, transaction_watchdog
 from ingestor.store.engine import fetch_all, make_engine, transaction
 from ingestor.store.postgres_session import connection_parameters
 from ingestor.store.read.tail import latest_observations
@@ -180,7 +179,7 @@ def test_any_lasting_failure_is_followed_by_new_connection(postgres_url: str, st
 
 
 def test_server_that_falls_silent_after_login_becomes_unavailable(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine_module, "TRANSACTION_TIMEOUT_SECONDS", 0.2)
+    monkeypatch.setattr(transaction_watchdog, "TRANSACTION_TIMEOUT_SECONDS", 0.2)
     with PostgresPooler(f"postgresql://{USER}@127.0.0.1:1/x", per_transaction=False) as pooler:
         monkeypatch.setattr(pooler, "_connect", lambda _: (None, b"R\0\0\0\x08\0\0\0\0Z\0\0\0\5I"))
         monkeypatch.setattr(pooler, "_relay", lambda _client, _server: threading.Event().wait(60))

@@ -16,8 +16,7 @@ from sqlalchemy import Engine, event, text
 
 from ingestor.errors import BatchRejected, DatabaseUnavailable
 from ingestor.pipeline.batch_builder import BatchBuilder
-from ingestor.store import engine as engine_module
-from ingestor.store import migrate
+from ingestor.store import migrate, transaction_watchdog
 from ingestor.store.engine import make_engine, transaction, translate_errors
 from ingestor.store.write.batch import Batch
 from ingestor.store.write.batch_writer import BatchWriter
@@ -213,7 +212,7 @@ def waits_in(statement: str) -> Act:
 def test_server_that_stops_responding_becomes_unavailable(
     on_postgres: Engine, statement: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(engine_module, "TRANSACTION_TIMEOUT_SECONDS", 0.5)
+    monkeypatch.setattr(transaction_watchdog, "TRANSACTION_TIMEOUT_SECONDS", 0.5)
     assert classify(on_postgres, waits_in(statement)) is DatabaseUnavailable
     with on_postgres.connect() as another:
         assert another.exec_driver_sql("SELECT 1").scalar_one() == 1
@@ -223,7 +222,7 @@ def test_server_that_stops_responding_becomes_unavailable(
 def test_suspended_server_does_not_block_the_writer_forever(
     postgres: Postgres, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(engine_module, "TRANSACTION_TIMEOUT_SECONDS", 0.5)
+    monkeypatch.setattr(transaction_watchdog, "TRANSACTION_TIMEOUT_SECONDS", 0.5)
     engine = make_engine(postgres.url().replace("postgresql://", "postgresql+psycopg://"))
     migrate.upgrade(engine)
     database = BatchWriter(engine)
