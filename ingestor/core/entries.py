@@ -11,7 +11,17 @@ from msgspec import Struct
 Source = Literal["stream", "snapshot", "backfill"]
 
 State = Literal[
-    "pending", "live", "silent", "refused", "disconnected", "token_failed", "spool_full", "stopped", "crashed", "lost"
+    "pending",
+    "live",
+    "silent",
+    "refused",
+    "disconnected",
+    "token_failed",
+    "spool_full",
+    "standby",
+    "stopped",
+    "crashed",
+    "lost",
 ]
 
 SeriesKey: TypeAlias = tuple[str, str, str, str]  # (feed, metric, ticker, user_id)

@@ -15,6 +15,7 @@ from ingestor.config.model import TokenConfig
 from ingestor.config.secret_file import SecretFile
 from ingestor.core.backoff import Backoff, chance
 from ingestor.core.clock import boottime
+from ingestor.core.permit import Permit
 from ingestor.core.redaction import redactor
 from ingestor.core.threads import run_in_daemon_thread
 from ingestor.errors import IngestorError, InvalidTokenResponse, TokenRefused, TokenUnavailable
@@ -60,6 +61,7 @@ class TokenSource:
         proxy: SecretStr | None = None,
         key_file: SecretFile | None = None,  # where ``api_key`` was read from
         spacing_seconds: float = LOGIN_SPACING_SECONDS,
+        permit: Permit | None = None,  # no login without it
     ) -> None:
         self.on_renewed: list[Callable[[Token], None]] = []
         self.on_failed: list[Callable[[IngestorError, float], None]] = []
@@ -76,6 +78,7 @@ class TokenSource:
             proxy=proxy,
         )
         self._spacing = spacing_seconds
+        self._permit = permit or Permit()
         self.current: Token | None = None  # the newest token that was not rejected; it may have expired
         self._received_at = 0.0  # boottime of the current token's response
         self._login_task: asyncio.Task[Token] | None = None
@@ -90,7 +93,8 @@ class TokenSource:
         self._masked: deque[frozenset[str]] = deque()
 
     async def get(self, *, fresh: bool = False) -> Token:
-        """Return the current token or, with ``fresh``, a new one. Waits for the backoff of earlier failures.
+        """Return the current token or, with ``fresh``, a new one. Waits for the backoff of earlier failures, and for
+        the permit.
 
         Raises TokenRefused or TokenUnavailable if it failed. Call again at once: the next one waits as long as needed.
         """
@@ -141,6 +145,9 @@ class TokenSource:
 
     async def _login(self) -> Token:
         await self._wait_for_slot()
+        while not self._permit.held:
+            await self._permit.wait()
+            await self._wait_for_slot()
         api_key = self.api_key.value
         try:
             token = await self._fetch(api_key)

@@ -69,7 +69,7 @@ class Sink(Protocol):
 class CloseReason:
     """Why a connection is closed."""
 
-    cause: str  # kicked, closed, lost, limit, mute, renewed, spool_full, stopped: a metric label
+    cause: str  # kicked, closed, lost, limit, mute, renewed, spool_full, standby, stopped: a metric label
     reason: str  # for people; scrubbed
 
 

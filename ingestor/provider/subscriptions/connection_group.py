@@ -7,7 +7,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Collection, Coroutine
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 from ingestor.config.model import ProviderConfig, Subscription
 from ingestor.core.backoff import Backoff, chance
@@ -18,6 +18,7 @@ from ingestor.errors import ConnectionFailed, ConnectionRefused, IngestorError, 
 from ingestor.provider.auth import TokenSource
 from ingestor.provider.socket.connection import CloseReason, Connection, ConnectionSettings, Sink, sanitize
 from ingestor.provider.socket.protocol import ProtocolDetector
+from ingestor.provider.subscriptions.connect_gate import NOT_NOW, ConnectGate
 from ingestor.provider.subscriptions.counters import GroupCounters, GroupStatus
 from ingestor.provider.subscriptions.error_throttle import ErrorThrottle
 from ingestor.provider.subscriptions.eviction import EvictionDetector
@@ -36,7 +37,9 @@ EVICTED = (
     "the provider closed the old connection as soon as its replacement opened, twice in a row; it seems to allow one"
     " connection for each API key: set provider.renewal: reconnect"
 )
-SPOOL_FULL = "the spool is full"
+
+
+_CLOSED_BY_US: dict[str, Event] = {"spool_full": "spool_full", "standby": "standby"}  # causes that are states
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,7 +53,7 @@ class GroupContext:
     record: Callable[[Fact], object]
     provider_errors: Counter[str]  # by event, over all groups
     provider: ProviderConfig
-    may_connect: asyncio.Event  # cleared while the spool is full
+    gate: ConnectGate
     clocks: Clocks
 
 
@@ -94,17 +97,22 @@ class ConnectionGroup:
         self._track(self.keys, "not yet connected")
         try:
             while True:
-                await self._context.may_connect.wait()
+                await self._context.gate.wait()
                 await self._connect_and_serve()
         finally:
             await self._stop()
 
-    async def disconnect_all(self, reason: str) -> None:
-        """Close the connections, because the spool is full. None is opened until the context allows it."""
+    @property
+    def has_connections(self) -> bool:
+        """Whether a connection is in use, or about to be."""
+        return bool(self._sessions)
+
+    async def disconnect_all(self, cause: Literal["spool_full", "standby"], reason: str) -> None:
+        """Close the connections. None is opened until the gate is open."""
         for session in list(self._sessions):
-            await session.close("spool_full", reason)
-        if not self._sessions:
-            self._set_all("spool_full", reason=reason)
+            await session.close(cause, reason)
+        if not self._sessions and self._context.states.affected(cause, self._subscriptions):
+            self._set_all(cause, reason=reason)
 
     def add(self, subscriptions: Collection[Subscription]) -> None:
         """Add subscriptions, on the open connection if there is one."""
@@ -153,8 +161,13 @@ class ConnectionGroup:
         self._context.states.apply(
             "added", keys, {"path": self._settings.path, "reason": reason}, self._context.clocks.read().wall_us
         )
-        if not self._context.may_connect.is_set():
-            self._set_all("spool_full", reason=SPOOL_FULL)
+        self.record_gate()
+
+    def record_gate(self) -> None:
+        """Record why no connection is opened, if the gate is closed."""
+        closed = self._context.gate.closed_by
+        if closed and self._context.states.affected(closed[0], self._subscriptions):
+            self._set_all(closed[0], reason=closed[1])
 
     def _set_all(self, event: Event, since_at: float | None = None, kind: str | None = None, **detail: object) -> None:
         """Record an event that concerns every subscription, as of a boottime; default: the last byte, else now.
@@ -199,28 +212,31 @@ class ConnectionGroup:
     async def _open_connection(self) -> Connection:
         context = self._context
         token = await context.tokens.get()
+        context.gate.check()
         try:
-            version = await context.protocol_detector.detect(token.value)
-            connection = Connection(self._settings, version, context.sink, self._on_connection_fact)
-            await connection.open(token)
+            async with context.gate.time_limit():
+                version = await context.protocol_detector.detect(token.value)
+                context.gate.check()
+                connection = Connection(self._settings, version, context.sink, self._on_connection_fact)
+                await connection.open(token)
         except ConnectionFailed as error:
             if isinstance(error, ConnectionRefused):
                 context.tokens.discard(token)
             context.protocol_detector.reset()
             raise
-        if not context.may_connect.is_set():  # the spool became full meanwhile
-            await connection.close("spool_full", SPOOL_FULL)
-            raise ConnectionFailed(SPOOL_FULL)
+        if not context.gate.is_open:
+            await connection.close("closed", NOT_NOW)
+            raise ConnectionFailed(NOT_NOW)
         ended = self._outage.end(boottime())
         self._record_event("connected", connection=connection.id, protocol_version=version.value, **ended)
         return connection
 
     def _note_failure(self, error: IngestorError, backoff: Backoff) -> float:
         """Count a failed attempt, and record it if it changes a state or is news. Return the seconds to wait."""
+        if not self._context.gate.is_open:
+            return 0.0  # no attempt follows until it is
         self._failures += 1
         wait = backoff.full_jitter(self._failures, chance())
-        if not self._context.may_connect.is_set():
-            return wait
         reason, now = sanitize(error), boottime()
         is_news = self._outage.note_failure(reason, now)
         self._counters.note_failure(reason, self._outage.attempts, now + wait)
@@ -284,6 +300,8 @@ class ConnectionGroup:
 
     def _due_boottime(self, session: SubscriptionSession) -> float:
         """Return when to replace the connection: for a new token, or because nothing arrives on it."""
+        if not self._context.gate.permitted:
+            return math.inf  # what is open stays open; ``wake_up`` is set when the permit is held again
         if self._token_changed(session):
             return self._retry_boottime
         return max(session.connection.last_frame_at + self._context.provider.silence, self._retry_boottime)
@@ -364,7 +382,7 @@ class ConnectionGroup:
             self._healthy_until_boottime = boottime()
         self._counters.count_reconnect(closed)
         detail = {"connection": connection.id, "cause": closed.cause, "reason": closed.reason}
-        event: Event = "spool_full" if closed.cause == "spool_full" else "disconnected"
+        event: Event = _CLOSED_BY_US.get(closed.cause, "disconnected")
         self._set_all(event, connection.last_activity_at, "disconnected", **detail)
 
     async def _close_session(self, session: SubscriptionSession, cause: str = "lost", reason: str = "ended") -> None:

@@ -8,11 +8,13 @@
 
     any state ── disconnected ──▶ disconnected ─┐
     any state ── token_failed ──▶ token_failed ─┼─ requested, acknowledged, rejected ──▶ pending, live, refused
-    any state ── spool_full ────▶ spool_full ───┘
+    any state ── spool_full ────▶ spool_full ───┤
+    any state ── standby ───────▶ standby ──────┘
     any state ── stopped ───────▶ stopped, which is final: a subscription that is added again is a new one
 
     A new connection also takes subscriptions from silent and refused back to pending (requested), and from silent to
-    refused (rejected). A subscription is new until it is added; it may be token_failed or spool_full before that.
+    refused (rejected). A subscription is new until it is added; it may be token_failed, spool_full or standby before
+    that.
 
 ``crashed`` and ``lost`` are set elsewhere, because only the next run can tell. At its start ``daemon.factory`` records
 ``crashed`` after an unclean shutdown, ``lost`` if the spool was quarantined, and ``stopped`` for the subscriptions that
@@ -39,6 +41,7 @@ Event: TypeAlias = Literal[
     "disconnected",  # its connection was lost, or could not be opened
     "token_failed",  # there is no token to connect with
     "spool_full",  # its connection was closed, or not opened, because the spool is full
+    "standby",  # its connection was closed, or not opened, because another instance receives
     "stopped",  # it was removed from the config, or the daemon stops
 ]
 
@@ -47,17 +50,18 @@ _ANY = (None, *(state for state in get_args(State) if state not in ("stopped", "
 # Event, the states in which it has an effect, the state to which it leads. Some rows are for races, such as a token
 # failure between the end of a connection and its "disconnected".
 _RULES: tuple[tuple[Event, tuple[State | None, ...], State], ...] = (
-    ("added", (None, "token_failed", "spool_full"), "pending"),
-    ("requested", ("silent", "refused", "disconnected", "token_failed", "spool_full"), "pending"),
+    ("added", (None, "token_failed", "spool_full", "standby"), "pending"),
+    ("requested", ("silent", "refused", "disconnected", "token_failed", "spool_full", "standby"), "pending"),
     # From silent only after an interruption: an answer proves nothing about missing data (see StateTracker.publish).
-    ("acknowledged", ("pending", "silent", "refused", "disconnected", "token_failed", "spool_full"), "live"),
-    ("rejected", ("pending", "live", "silent", "disconnected", "token_failed", "spool_full"), "refused"),
+    ("acknowledged", ("pending", "silent", "refused", "disconnected", "token_failed", "spool_full", "standby"), "live"),
+    ("rejected", ("pending", "live", "silent", "disconnected", "token_failed", "spool_full", "standby"), "refused"),
     ("no_data", ("live",), "silent"),
     ("interrupted", ("live",), "silent"),
     ("confirmed", ("silent",), "live"),
-    ("disconnected", ("pending", "live", "silent", "refused", "token_failed", "spool_full"), "disconnected"),
+    ("disconnected", ("pending", "live", "silent", "refused", "token_failed", "spool_full", "standby"), "disconnected"),
     ("token_failed", _ANY, "token_failed"),
     ("spool_full", _ANY, "spool_full"),
+    ("standby", _ANY, "standby"),
     ("stopped", _ANY, "stopped"),
 )
 TRANSITIONS: Mapping[tuple[State | None, Event], State] = {

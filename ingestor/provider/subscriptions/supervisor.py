@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
+from typing import Any
 from urllib.parse import urlsplit
 
 from pydantic import SecretStr
@@ -16,11 +17,13 @@ from ingestor.config.model import ProviderConfig, Subscription
 from ingestor.core.clock import ClockReading, Clocks, Interruption, boottime, wall_us
 from ingestor.core.entries import Fact, GroupKey, SubscriptionKey, connection_params
 from ingestor.core.outage import Outage
+from ingestor.core.permit import Permit
 from ingestor.errors import IngestorError
 from ingestor.provider.auth import Token, TokenSource
 from ingestor.provider.socket.connection import ConnectionSettings, Sink, sanitize
 from ingestor.provider.socket.protocol import ProtocolDetector
 from ingestor.provider.subscriptions.activity import ActivityTracker
+from ingestor.provider.subscriptions.connect_gate import ConnectGate
 from ingestor.provider.subscriptions.connection_group import ConnectionGroup, GroupContext
 from ingestor.provider.subscriptions.counters import GroupStatus
 from ingestor.provider.subscriptions.state_tracker import grouped_by_time
@@ -77,8 +80,9 @@ class Supervisor:
         activity: ActivityTracker,
         clocks: Clocks,
         proxy: SecretStr | None = None,
+        permit: Permit | None = None,
     ) -> None:
-        """Must be called inside the running loop. Reads the CA file."""
+        """Must be called inside the running loop. Reads the CA file. No connection is opened without the permit."""
         self._activity = activity
         self._silence_check_seconds = min(SILENCE_CHECK_SECONDS, provider.silence / MIN_SILENCE_CHECKS)
         self._tokens = tokens
@@ -100,10 +104,9 @@ class Supervisor:
             record=record,
             provider_errors=Counter(),
             provider=provider,
-            may_connect=asyncio.Event(),
+            gate=ConnectGate(permit or Permit()),
             clocks=self.clocks,
         )
-        self._context.may_connect.set()
         groups = group_subscriptions(self._subscriptions)
         self._groups = {group_key: self._make_group(group_key, members) for group_key, members in groups.items()}
         self._tasks: dict[ConnectionGroup, asyncio.Task[None]] = {}  # also of removed groups, while they close
@@ -160,12 +163,37 @@ class Supervisor:
 
     async def disconnect_all(self, reason: str) -> None:
         """Close every connection, because the spool is full. None is opened until ``resume``."""
-        self._context.may_connect.clear()
-        await asyncio.gather(*(group.disconnect_all(reason) for group in self._groups.values()))
+        self._context.gate.note_space(False)
+        await asyncio.gather(*(group.disconnect_all("spool_full", reason) for group in self._groups.values()))
 
     def resume(self) -> None:
         """Connect again, because the spool has space."""
-        self._context.may_connect.set()
+        self._context.gate.note_space(True)
+        for group in self._groups.values():
+            group.record_gate()
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether any connection is open."""
+        return any(group.connection for group in self._groups.values())
+
+    async def stand_by(self, detail: dict[str, Any]) -> None:
+        """Close every connection, because another instance receives; ``detail`` says which, in its ``reason``.
+
+        None is opened until the permit is held again and ``end_standby`` was called.
+        """
+        gate, groups = self._context.gate, self._groups.values()
+        gate.standby_reason = detail["reason"]
+        unconnected = [key for group in groups if not group.has_connections for key in group.keys]
+        self._states.apply("standby", unconnected, detail, wall_us(), kind="standing_by")
+        connected = [group for group in groups if group.has_connections]
+        await asyncio.gather(*(group.disconnect_all("standby", gate.standby_reason) for group in connected))
+
+    def end_standby(self) -> None:
+        """Connect, and replace connections that are due, because the permit is held again."""
+        self._context.gate.standby_reason = ""
+        for group in self._groups.values():
+            group.wake_up.set()
 
     def _record_interruption(self, found: Interruption, before: ClockReading, now: ClockReading) -> None:
         """Record that data may have been missed between two readings of the clocks.
@@ -271,7 +299,8 @@ class Supervisor:
         reason = sanitize(error)
         is_news = self._token_outage.note_failure(reason, boottime())
         # One whose connection has just ended is recorded as disconnected first, as of the last byte.
-        keys = [key for group in self._groups.values() if not group.tracker.session for key in group.keys]
+        groups = self._groups.values() if self._context.gate.permitted else ()
+        keys = [key for group in groups if not group.tracker.session for key in group.keys]
         if is_news or self._states.affected("token_failed", keys):
             attempts = {"failed_attempts": self._token_outage.attempts, "retry_in_seconds": round(retry_in_seconds, 1)}
             self._states.apply("token_failed", keys, {"reason": reason, **attempts}, wall_us())

@@ -12,16 +12,17 @@ A, B = ("/a", "get", "{}"), ("/b", "get", "{}")
 
 # One row for each state, one column for each event. "-": the event has no effect in this state.
 TABLE = """
-              added    requested  acknowledged  rejected  no_data  interrupted  confirmed  disconnected  token_failed  spool_full  stopped
-new           pending  -          -             -         -        -            -          -             token_failed  spool_full  stopped
-pending       -        -          live          refused   -        -            -          disconnected  token_failed  spool_full  stopped
-live          -        -          -             refused   silent   silent       -          disconnected  token_failed  spool_full  stopped
-silent        -        pending    live          refused   -        -            live       disconnected  token_failed  spool_full  stopped
-refused       -        pending    live          -         -        -            -          disconnected  token_failed  spool_full  stopped
-disconnected  -        pending    live          refused   -        -            -          -             token_failed  spool_full  stopped
-token_failed  pending  pending    live          refused   -        -            -          disconnected  -             spool_full  stopped
-spool_full    pending  pending    live          refused   -        -            -          disconnected  token_failed  -           stopped
-stopped       -        -          -             -         -        -            -          -             -             -           -
+              added    requested  acknowledged  rejected  no_data  interrupted  confirmed  disconnected  token_failed  spool_full  standby  stopped
+new           pending  -          -             -         -        -            -          -             token_failed  spool_full  standby  stopped
+pending       -        -          live          refused   -        -            -          disconnected  token_failed  spool_full  standby  stopped
+live          -        -          -             refused   silent   silent       -          disconnected  token_failed  spool_full  standby  stopped
+silent        -        pending    live          refused   -        -            live       disconnected  token_failed  spool_full  standby  stopped
+refused       -        pending    live          -         -        -            -          disconnected  token_failed  spool_full  standby  stopped
+disconnected  -        pending    live          refused   -        -            -          -             token_failed  spool_full  standby  stopped
+token_failed  pending  pending    live          refused   -        -            -          disconnected  -             spool_full  standby  stopped
+spool_full    pending  pending    live          refused   -        -            -          disconnected  token_failed  -           standby  stopped
+standby       pending  pending    live          refused   -        -            -          disconnected  token_failed  spool_full  -        stopped
+stopped       -        -          -             -         -        -            -          -             -             -           -        -
 """  # noqa: E501
 
 # A shortest way into each state, from new.
@@ -34,6 +35,7 @@ PATHS: dict[str, tuple[Event, ...]] = {
     "disconnected": ("added", "disconnected"),
     "token_failed": ("token_failed",),
     "spool_full": ("spool_full",),
+    "standby": ("standby",),
     "stopped": ("stopped",),
 }
 
