@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 POLL_SECONDS = 1.0
 MAX_ERRORS = 5  # of the recent errors that the daemon reports
 MIN_SKEW_SECONDS = 60.0  # of the provider's publish clock; a smaller skew is not shown
+_STANDBY_TITLES = {"receiver": "receiving", "standby": "standing by", "waiting": "not receiving"}
 MAX_NOT_LIVE = 20  # subscriptions listed by name; the others are counted
 
 
@@ -144,6 +145,8 @@ def _format_status(status: Status) -> Iterator[str]:
 
     yield f"{status.instance}: running since {_format_time(status.started_at)}, version {status.version}"
     yield f"  reported by the daemon (process {status.pid})"
+    if status.standby:
+        yield f"  {_STANDBY_TITLES[status.standby.role]}: {status.standby.reason}"
     for reason in check_readiness(status).reasons:
         yield f"  not ready: {reason}"
     for connection in status.connections:

@@ -105,6 +105,10 @@ class ProviderConfig(ConfigSection):
     renewal: Literal["overlap", "reconnect"] = config_key(
         "overlap", "With a new token: overlap opens the new connection before closing the old one"
     )
+    standby: bool = config_key(
+        False,
+        "Receive only while no other daemon with this key and PostgreSQL database does; take over when it is silent",
+    )
     silence: Annotated[float, duration("100ms", "30d")] = config_key(
         "10m", "Resubscribe to a ticker after this time without data; reconnect if a connection has none"
     )
@@ -251,6 +255,17 @@ class Settings(ConfigSection):
     http: HttpConfig = config_key({}, "The HTTP server")
     log: LogConfig = config_key({}, "Logging to stderr")
     watch: bool = config_key(False, "Reload the configuration when this file changes")
+
+    @field_validator("database")
+    @classmethod
+    def _reject_standby_with_sqlite(cls, database: DatabaseConfig, info: ValidationInfo) -> DatabaseConfig:
+        provider = info.data.get("provider")
+        if provider and provider.standby and database.url.get_secret_value().startswith(urls.SQLITE):
+            raise ValueError(
+                "is SQLite, which only one daemon can write to, so there is no other to stand by for: "
+                "name a PostgreSQL in database.url, or remove provider.standby"
+            )
+        return database
 
 
 class Config(Settings):

@@ -165,6 +165,7 @@ def build_repair_worker(
     writer: Writer,
     engine: Engine,
     record: Callable[[Fact], object],
+    may_request: Callable[[], bool] = lambda: True,
 ) -> RepairWorker:
     """Build the worker that repairs gaps in the configured database. Must be called inside the running loop."""
     return RepairWorker(
@@ -175,4 +176,5 @@ def build_repair_worker(
         record,
         write_to=engine,
         read_from=make_engine(config.database.url.get_secret_value(), read_only=True),
+        may_request=may_request,
     )

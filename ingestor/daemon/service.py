@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import signal
 import threading
 from collections.abc import Callable, Coroutine, Iterator
@@ -21,11 +22,13 @@ from pydantic import SecretStr
 from ingestor.config import Config, require_api_key
 from ingestor.core.clock import Clocks, boottime, wall_us
 from ingestor.core.entries import Fact
+from ingestor.core.permit import Permit
 from ingestor.daemon import factory, heartbeat, scheduler, watchers
 from ingestor.daemon.control_handlers import build_handlers
 from ingestor.daemon.control_socket import ControlError, control_server
 from ingestor.daemon.fact_limit import FactLimit
 from ingestor.daemon.reload import ConfigReloader
+from ingestor.daemon.standby import Standby, build_standby
 from ingestor.daemon.status_snapshot import StatusSources, build_status
 from ingestor.errors import ConfigError, IngestorError, SpoolFailed
 from ingestor.monitoring import log_setup
@@ -142,7 +145,7 @@ class Service:
         self._start_tasks()
 
     def _build(self, stack: AsyncExitStack) -> None:
-        config, provider = self._config, self._config.provider
+        config = self._config
         self._spool.start(self._fail)
         clocks = Clocks()  # before what is recorded by it, so that a step after that is noticed
         for fact in factory.startup_facts(self._spool, config, clocks.read()):
@@ -150,30 +153,16 @@ class Service:
         self._scheduler = scheduler.JobScheduler()
         self._scheduler.start()
         stack.callback(self._scheduler.shutdown)
-        self._tokens = TokenSource(
-            provider.url + provider.token_path,
-            self._api_key,
-            provider.token,
-            self._scheduler.at,
-            ca_file=provider.ca_file,
-            proxy=config.proxy,
-            key_file=config.key_file,
-        )
-        self._tokens.api_key.on_changed.append(self._on_key_changed)
-        stack.push_async_callback(self._tokens.close)
-        self._supervisor = Supervisor(
-            provider,
-            config.subscriptions,
-            self._tokens,
-            self._spool,
-            self._record,
-            self._activity,
-            clocks,
-            config.proxy,
-        )
-        clocks.on_interruption.append(lambda *_: self._scheduler.reschedule_all())
+        permit = Permit(-math.inf) if config.provider.standby else Permit()
+        self._build_receiver(stack, clocks, permit)
         self._repair = factory.build_repair_worker(
-            config, lambda: self._tokens.api_key.value, self._spool, self._writer, self._engine, self._record
+            config,
+            lambda: self._tokens.api_key.value,
+            self._spool,
+            self._writer,
+            self._engine,
+            self._record,
+            lambda: permit.held,
         )
         self._reloader = ConfigReloader(
             config, self._apply, self._record, on_begin=self._systemd.reloading, on_end=self._on_reload_end
@@ -188,7 +177,41 @@ class Service:
             supervisor=self._supervisor.status,
             tokens=self._tokens.status,
             recent_errors=self._recent_errors,
+            standby=lambda: self._standby.status() if self._standby else None,
         )
+
+    def _build_receiver(self, stack: AsyncExitStack, clocks: Clocks, permit: Permit) -> None:
+        """Build what uses the API key to receive, and what keeps the permit for that."""
+        config, provider = self._config, self._config.provider
+        self._tokens = TokenSource(
+            provider.url + provider.token_path,
+            self._api_key,
+            provider.token,
+            self._scheduler.at,
+            ca_file=provider.ca_file,
+            proxy=config.proxy,
+            key_file=config.key_file,
+            permit=permit,
+        )
+        self._tokens.api_key.on_changed.append(self._on_key_changed)
+        stack.push_async_callback(self._tokens.close)
+        self._supervisor = Supervisor(
+            provider,
+            config.subscriptions,
+            self._tokens,
+            self._spool,
+            self._record,
+            self._activity,
+            clocks,
+            config.proxy,
+            permit,
+        )
+        clocks.on_interruption.append(lambda *_: self._scheduler.reschedule_all())
+        self._standby: Standby | None = None
+        if provider.standby:
+            standby = build_standby(config, self._spool.run_id, permit, self._supervisor, self._record)
+            clocks.on_interruption.append(lambda *_: standby.wake())
+            self._standby = standby
 
     def _start_tasks(self) -> None:
         first_seconds = scheduler.FIRST_RETENTION_SECONDS
@@ -198,6 +221,8 @@ class Service:
         self._start_task(self._supervisor.run(), "supervisor")
         self._start_task(heartbeat.send_heartbeats(self._spool, self._supervisor), "heartbeat")
         self._start_task(heartbeat.watch_clocks(self._supervisor.clocks), "clocks")
+        if self._standby:
+            self._start_task(self._standby.run(), "standby")
         self._start_task(watchers.watch_spool_level(self._spool, self._supervisor, self._record), "spool level")
         self._start_task(watchers.record_load(self._history, self._spool, self._writer.status), "history")
         if self._config.watch:
@@ -234,6 +259,8 @@ class Service:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        if self._standby:
+            await self._standby.release()
         if self._spool.failure is None:
             for summary in self._fact_limit.flush():
                 self._spool.append(summary)

@@ -44,13 +44,14 @@ class StatusSources:
     supervisor: Callable[[], SupervisorStatus]
     tokens: Callable[[], TokenState]
     recent_errors: monitoring.RecentErrors
+    standby: Callable[[], monitoring.StandbyStatus | None] = lambda: None
     cache: StatusCache = field(default_factory=dict)
 
 
 def build_status(sources: StatusSources) -> monitoring.Status:
     """Return the daemon's status. Must be called in the event loop."""
     now = datetime.now(UTC)
-    supervisor = sources.supervisor()
+    supervisor, standby = sources.supervisor(), sources.standby()
     writer = sources.writer
     age = time.monotonic() - sources.spool.synced_at
     return monitoring.Status(
@@ -75,7 +76,8 @@ def build_status(sources: StatusSources) -> monitoring.Status:
         dead_letters=monitoring.DeadLetterCounts(decode=writer.dead_at_decode, insert=writer.dead_at_insert),
         batches=writer.batches,
         publish_skew_seconds=dict(writer.publish_skew_seconds),
-        token=_token(sources.tokens(), now),
+        token=_token(sources.tokens(), now, is_used=not (standby and standby.role == "standby")),
+        standby=standby,
         pulses=(
             monitoring.Heartbeat(name="the spool's thread", age_seconds=age, limit_seconds=SPOOL_HEARTBEAT_SECONDS),
         ),
@@ -156,8 +158,8 @@ def _with_retry(error: str, failed_attempts: int, retry_boottime: float) -> str:
     return f"{error} ({failed_attempts} failed attempt{'s' * (failed_attempts > 1)}, the next one in {seconds} s)"
 
 
-def _token(token: TokenState, now: datetime) -> monitoring.TokenStatus:
-    seconds = token.expires_in_seconds
+def _token(token: TokenState, now: datetime, *, is_used: bool) -> monitoring.TokenStatus:
+    seconds = token.expires_in_seconds if is_used else None
     return monitoring.TokenStatus(
         expires_at=None if seconds is None else now + timedelta(seconds=seconds),
         life_seconds=token.life_seconds,

@@ -22,7 +22,10 @@ from ingestor.monitoring.status import Status
 OTHER = "other"
 LOGIN_OUTCOMES = ("ok", "refused", "unavailable", "nonsense")
 # The values of `cause` in a disconnected fact. Its `reason` is free text, which would make any number of labels.
-CAUSES = ("kicked", "closed", "lost", "limit", "mute", "paused", "renewed", "silent", "refused", "spool_full", OTHER)
+CAUSES = (
+    *("kicked", "closed", "lost", "limit", "mute", "paused", "renewed", "silent", "refused", "spool_full", "standby"),
+    OTHER,
+)
 PROVIDER_EVENTS = ("err", "error", OTHER)
 
 # A commit takes some milliseconds, or up to the statement timeout if the database is in trouble.
@@ -147,6 +150,8 @@ def _daemon_metrics(status: Status) -> Iterator[Metric]:
     if token.expires_at:
         expiry = token.expires_at.timestamp()
         yield GaugeMetricFamily("ingestor_token_expires_timestamp_seconds", "Time at which the token expires", expiry)
+    standby_help = "1 while another instance holds the lease and receives"
+    yield GaugeMetricFamily("ingestor_standing_by", standby_help, status.stands_by)
     reloaded = status.config_reload_successful
     yield GaugeMetricFamily("ingestor_config_last_reload_successful", "0 if the last reload was rejected", reloaded)
     build = {"version": status.version, "commit": source_commit(), "python": platform.python_version()}

@@ -25,6 +25,7 @@ _ERRORS = frozenset({"spool_full", "lost"})
 _WARNINGS = frozenset(
     {"silent", "refused", "disconnected", "token_failed", "provider_error", "paused", "clock_stepped", "crashed"}
     | {"spool_level", "connect_failed", "not_entitled", "evicted", "config_rejected", "repair_failed", "copied"}
+    | {"took_over", "lease_expired", "lease_yielded"}
 )
 
 
@@ -130,6 +131,15 @@ class Heartbeat:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class StandbyStatus:
+    """Which of the instances that stand by for each other receives."""
+
+    role: Literal["receiver", "standby", "waiting"]  # waiting: it is not known that any instance receives
+    reason: str
+    receiver: str | None = None  # the other instance that holds the lease
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RecentError:
     """A fact of severity warning or error, as text."""
 
@@ -158,8 +168,14 @@ class Status:
     batches: int = 0
     publish_skew_seconds: Mapping[str, float] = field(default_factory=dict)  # by feed; negative: behind our clock
     token: TokenStatus = field(default_factory=TokenStatus)
+    standby: StandbyStatus | None = None  # None: provider.standby is off
     pulses: tuple[Heartbeat, ...] = ()
     last_errors: tuple[RecentError, ...] = ()
+
+    @property
+    def stands_by(self) -> bool:
+        """Whether another instance receives instead of this one, as the database has just confirmed."""
+        return self.standby is not None and self.standby.role == "standby"
 
     def to_json(self) -> bytes:
         """Return status.json, including the results of both health checks.
@@ -195,14 +211,19 @@ def check_health(status: Status) -> HealthResult:
 
 
 def check_readiness(status: Status) -> HealthResult:
-    """Check that every connection is established and that received data can be stored."""
+    """Check that every connection is established and that received data can be stored.
+
+    While another instance is known to receive, no connection is needed.
+    """
     return HealthResult(tuple(_readiness_problems(status)))
 
 
 def _readiness_problems(status: Status) -> Iterator[str]:
+    if status.standby is not None and status.standby.role == "waiting":
+        yield f"no connection is opened: {redactor.scrub(status.standby.reason)}"
     if not status.connections:
         yield "no connection has been attempted yet"
-    for connection in status.connections:
+    for connection in () if status.stands_by else status.connections:
         if not connection.connected:
             yield f"{connection.path}: not connected"
     if not status.database.up:
@@ -251,5 +272,6 @@ def _scrubbed(status: Status) -> Status:
             for item in status.subscriptions
         ),
         database=replace(status.database, last_error=scrub(status.database.last_error)),
+        standby=status.standby and replace(status.standby, reason=scrub(status.standby.reason)),
         last_errors=tuple(replace(item, text=scrub(item.text)) for item in status.last_errors),
     )

@@ -50,7 +50,7 @@ log = logging.getLogger(__name__)
 
 
 class Cancelled(Exception):
-    """The worker stops; the outcome is not needed. Never leaves this module."""
+    """The worker stops or stands by; the outcome is not needed. Never leaves this module."""
 
 
 class Inconclusive(Exception):
@@ -74,14 +74,19 @@ class RepairWorker:
         *,
         write_to: Engine,
         read_from: Engine,
+        may_request: Callable[[], bool] = lambda: True,
     ) -> None:
-        """Must be created inside the running loop. ``write_to`` is used in the writer's thread only."""
+        """Must be created inside the running loop. ``write_to`` is used in the writer's thread only.
+
+        While ``may_request`` returns False, nothing is requested and no lease is held: another daemon may do the work.
+        """
         self._loop = asyncio.get_running_loop()
         self._rest = rest
         self._spool = spool
         self._writer = writer
         self._decoder = decoder
         self._record = record
+        self._may_request = may_request
         self._table = RepairTable(write_to)
         self._engine = read_from
         self.only_repair_ids: frozenset[int] | None = None
@@ -141,7 +146,7 @@ class RepairWorker:
         try:
             return self._round()
         except (Cancelled, LeaseHeldElsewhere):
-            pass  # another daemon does the repairs, or this one stops
+            pass  # another daemon does the repairs, or this one stops or stands by
         except DatabaseReplaced:
             return SHORT_PAUSE_SECONDS
         except DatabaseUnavailable as error:
@@ -156,6 +161,8 @@ class RepairWorker:
 
     def _round(self) -> float | None:
         """Repair what is due, and search for gaps in between. Return the seconds until the next round, if known."""
+        if not self._may_request():
+            return None
         self._begin_round()
         while not self._stopping.is_set():
             if self._search_requested.is_set():
@@ -340,6 +347,8 @@ class RepairWorker:
 
     def _fetch(self, repair: Repair, request: RestRequest, *, can_split: bool = False) -> DecodedFrame:
         """Send a request, and wait until its response is committed. Raises RestUnavailable if it is no list of rows."""
+        if not self._may_request():
+            raise Cancelled
         response = self._rest.get(request, can_split=can_split)
         connection, params = f"repair {repair.repair_id}", canonical_json(request.params)
         source: Source = "snapshot" if repair.kind == "snapshot" else "backfill"

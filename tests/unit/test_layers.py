@@ -46,6 +46,7 @@ INNER_LAYERS = {
         {"schema", "engine"},
         {"migrate", "key_lookup", "views"},
         {"open_database", "leases"},
+        {"receiver_lease"},
         {"write"},
         {"read", "maintenance"},
     ),

@@ -28,10 +28,13 @@ function meter(name, share) {
   return svgElement("svg", { class: "meter", role: "img", "aria-label": `${name}: ${Math.round(percent)} %`, height: 6 }, track, bar);
 }
 
-function connectionsCard({ connections }) {
+const standsBy = ({ standby }) => standby?.role === "standby";
+
+function connectionsCard(status) {
+  const { connections } = status;
   const up = connections.filter((connection) => connection.connected).length;
   const frames = connections.reduce((sum, connection) => sum + connection.frames, 0);
-  const level = up === connections.length && up ? "good" : "bad";
+  const level = standsBy(status) ? "idle" : up === connections.length && up ? "good" : "bad";
   return card("Connections", level, figure(`${up}`, `of ${connections.length} up`), [formatCount(frames, "frame")]);
 }
 
@@ -66,8 +69,9 @@ function databaseCard({ database: { up, kind, lag_seconds: lag, last_commit_at: 
   return card("Database", up ? "good" : "bad", figure(up ? "up" : "down", product), [lagNote, up ? lastCommit : error && element("p", { class: "error" }, error)]);
 }
 
-function tokenCard({ token: { expires_at: end, life_seconds: life, logins } }, now) {
-  if (!end) return card("Token", "bad", figure("none"), [formatLogins(logins)]);
+function tokenCard(status, now) {
+  const { expires_at: end, life_seconds: life, logins } = status.token;
+  if (!end) return card("Token", standsBy(status) ? "idle" : "bad", figure("none"), [formatLogins(logins)]);
   const left = (Date.parse(end) - now) / 1000;
   return card("Token", left > 0 ? "good" : "bad", figure(formatDuration(left), "left"), [formatLogins(logins)], life ? left / life : undefined);
 }

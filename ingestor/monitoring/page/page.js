@@ -134,7 +134,7 @@ function showVerdict() {
     element("strong", {}, title),
     ...reasons.map((reason) => element("span", {}, printable(reason))),
   );
-  document.title = `${{ good: "●", warn: "▲", bad: "✕" }[level]} ${status ? printable(status.instance) : "ingestor"}: ${title.toLowerCase()}`;
+  document.title = `${{ good: "●", warn: "▲", bad: "✕", idle: "○" }[level]} ${status ? printable(status.instance) : "ingestor"}: ${title.toLowerCase()}`;
   byId("outage").hidden = failingSince === null;
   if (failingSince !== null) {
     const age = status ? ` The data shown here is from ${formatDateTime(Date.parse(status.at))} UTC.` : "";
@@ -159,6 +159,7 @@ function verdict() {
   if (failingSince !== null) return ["bad", "cross", "No response", []];
   if (!status.healthy.ok) return ["bad", "cross", "Stuck", status.healthy.reasons];
   if (!status.ready.ok) return ["bad", "triangle", "Not ready", shorten(status.ready.reasons)];
+  if (status.standby?.role === "standby") return ["idle", "ring", "Standing by", [status.standby.reason]];
   const notLive = status.subscriptions.filter((subscription) => subscription.state !== "live").length;
   const warnings = [
     ...(notLive ? [`${formatInteger(notLive)} of ${formatInteger(status.subscriptions.length)} subscriptions are not live`] : []),

@@ -62,6 +62,7 @@ function populate(node, attributes, children) {
 const STYLES = {
   live: ["dot", "good"],
   pending: ["ring", "idle"],
+  standby: ["ring", "idle"],
   stopped: ["bars", "idle"],
   silent: ["half", "warn"],
   refused: ["cross", "bad"],
@@ -75,7 +76,8 @@ const UNKNOWN_STYLE = ["ring", "idle"];
 
 /** All states, the one that needs attention most comes first. */
 export const STATES = [
-  "lost", "crashed", "spool_full", "token_failed", "disconnected", "refused", "silent", "stopped", "pending", "live",
+  "lost", "crashed", "spool_full", "token_failed", "disconnected", "refused", "silent", "stopped", "pending",
+  "standby", "live",
 ];
 
 export const shapeOf = (state) => (STYLES[state] ?? UNKNOWN_STYLE)[0];

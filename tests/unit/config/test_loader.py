@@ -246,3 +246,10 @@ def test_spool_folder_is_found_in_invalid_file(tmp_path: Path, text: str, env: d
     file = tmp_path / "config.yaml"
     file.write_text(text)
     assert find_spool_folder(file, env) == tmp_path / folder
+
+
+def test_standby_with_sqlite_is_rejected(refused: Refused, loaded: Loaded) -> None:
+    standby = ONE + "provider: {standby: true}\n"
+    (problem,) = refused(standby)
+    assert "database" in str(problem) and "is SQLite" in str(problem) and "remove provider.standby" in str(problem)
+    assert loaded(standby + "database: {url: 'postgresql://u@h/b'}").provider.standby is True
