@@ -12,7 +12,7 @@ from ingestor.config import Config, load
 from ingestor.core.entries import State
 from ingestor.daemon import status_snapshot
 from ingestor.daemon.reload import ConfigReloader
-from ingestor.monitoring.status import RecentErrors
+from ingestor.monitoring.status import RecentErrors, StandbyStatus
 from ingestor.pipeline.writer_status import WriterStatus
 from ingestor.provider.auth import TokenState
 from ingestor.provider.subscriptions.states import SubscriptionState
@@ -99,3 +99,10 @@ def test_removed_subscription_leaves_cache(sources: status_snapshot.StatusSource
         '{"ticker":"ON"}'
     ]
     assert len(fewer.cache) == 1
+
+
+def test_token_that_is_not_used_while_standing_by_is_not_shown(sources: status_snapshot.StatusSources) -> None:
+    expired = replace(sources, tokens=lambda: replace(NO_TOKEN, expires_in_seconds=-5.0))
+    assert status_snapshot.build_status(expired).token.expires_at is not None
+    standby = StandbyStatus(role="standby", reason="instance 3 (host2) receives")
+    assert status_snapshot.build_status(replace(expired, standby=lambda: standby)).token.expires_at is None

@@ -93,7 +93,8 @@ function showCoverage(body) {
 }
 
 function connectionItem(connection) {
-  const [shape, level] = connection.connected ? ["dot", "good"] : ["triangle", "bad"];
+  const unconnected = status?.standby?.role === "standby" ? ["ring", "idle"] : ["triangle", "bad"];
+  const [shape, level] = connection.connected ? ["dot", "good"] : unconnected;
   const ago = (at) => formatDuration((now() - Date.parse(at)) / 1000);
   const since = connection.since ? ` for ${ago(connection.since)}` : "";
   const frames = `${formatInteger(connection.frames)} frames` + (connection.last_frame_at ? `, last ${ago(connection.last_frame_at)} ago` : "");

@@ -15,7 +15,7 @@ import pytest
 
 from ingestor.core.entries import canonical_json
 from ingestor.monitoring.coverage_strips import StateSpan
-from ingestor.monitoring.status import DatabaseStatus, Heartbeat, RecentError, SubscriptionStatus
+from ingestor.monitoring.status import DatabaseStatus, Heartbeat, RecentError, StandbyStatus, SubscriptionStatus
 from tests.support.faulty_simulator import FaultySimulator
 
 from ...support.browser import Browser, chromium
@@ -309,6 +309,12 @@ VERDICTS = {
     ),
     "Not ready the database is unavailable: database is locked": replace(
         GOOD, database=DatabaseStatus(kind="sqlite", last_error="database is locked")
+    ),
+    "Standing by instance 3 (host2) receives": replace(
+        GOOD,
+        connections=(replace(GOOD.connections[0], connected=False),),
+        subscriptions=(subscription("AAPL", "standby"),),
+        standby=StandbyStatus(role="standby", reason="instance 3 (host2) receives"),
     ),
     "Stuck spool has not advanced for 99 s (limit 30 s)": replace(
         GOOD, pulses=(Heartbeat(name="spool", age_seconds=99, limit_seconds=30),)

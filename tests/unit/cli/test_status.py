@@ -6,7 +6,7 @@ from datetime import timedelta
 import pytest
 
 from ingestor.cli.status import MAX_NOT_LIVE, StatusSample, _format_status
-from ingestor.monitoring.status import RecentError, Status, TokenStatus
+from ingestor.monitoring.status import RecentError, StandbyStatus, Status, TokenStatus
 from tests.unit.monitoring.healthy_status import AAPL, NOON, SENTIMENT, status
 
 
@@ -53,6 +53,13 @@ def test_subscriptions_not_live_are_listed_and_truncated() -> None:
     assert "    /real-time/crowd-sentiment ON: refused since 2026-11-01 12:00:00 UTC: no such ticker\n" in text
     assert '    /real-time/crowd-sentiment {"period":"30","ticker":"ON"}: pending\n' in text
     assert "    and 1 more that are not live\n" in text
+
+
+def test_role_of_a_daemon_with_standby_is_shown() -> None:
+    standby = StandbyStatus(role="standby", reason="instance 3 (host2) receives", receiver="instance 3 (host2)")
+    text = render(status(standby=standby, connections=(replace(SENTIMENT, connected=False),)))
+    assert "  standing by: instance 3 (host2) receives\n" in text
+    assert "not ready" not in text
 
 
 def test_status_before_first_connection_has_no_reason() -> None:

@@ -13,6 +13,7 @@ from ingestor.monitoring.status import (
     Heartbeat,
     RecentErrors,
     SpoolStatus,
+    StandbyStatus,
     Status,
     check_health,
     check_readiness,
@@ -51,11 +52,12 @@ def test_status_json_has_no_secret_from_outside_texts(secret: str) -> None:
         connections=(replace(SENTIMENT, last_error=f"no {secret}"),),
         subscriptions=(replace(AAPL, reason=f"no {secret}"),),
         database=DatabaseStatus(last_error=f"no {secret}"),
+        standby=StandbyStatus(role="waiting", reason=f"no {secret}"),
         last_errors=errors.newest(),
     )
     body = changed.to_json().decode()
     assert secret not in body
-    assert body.count("no ***") == 5
+    assert body.count("no ***") == 7
 
 
 @pytest.mark.parametrize(
@@ -83,6 +85,19 @@ def test_status_json_has_no_secret_from_outside_texts(secret: str) -> None:
 )
 def test_ready_means_connected_and_able_to_store(changes: dict[str, object], reasons: tuple[str, ...]) -> None:
     assert check_readiness(status(**changes)).reasons == reasons
+
+
+def test_daemon_that_stands_by_is_ready_without_connection_as_long_as_another_receives() -> None:
+    unconnected = status(connections=(replace(SENTIMENT, connected=False),))
+    standby = StandbyStatus(role="standby", reason="instance 3 (host2) receives", receiver="instance 3 (host2)")
+    assert check_readiness(replace(unconnected, standby=standby)).ok
+    assert check_readiness(replace(unconnected, standby=standby, database=DatabaseStatus(last_error="away"))).reasons
+    waiting = StandbyStatus(role="waiting", reason="the lease is not held: away")
+    assert check_readiness(replace(unconnected, standby=waiting)).reasons == (
+        "no connection is opened: the lease is not held: away",
+        "/real-time/crowd-sentiment: not connected",
+    )
+    assert check_health(replace(unconnected, standby=waiting)).ok
 
 
 @pytest.mark.parametrize(("age", "ok"), [(29.9, True), (30.1, False)])
