@@ -473,6 +473,33 @@ async def test_one_of_two_daemons_repairs(scenario: RepairScenario, postgres_url
     assert len(first.db.rows("SELECT * FROM events WHERE kind = 'repaired'")) == 2
 
 
+async def test_daemon_without_permission_to_request_leaves_repairs_to_others(tmp_path: Path, migrated_url: str) -> None:
+    engine = make_engine(migrated_url.replace("postgresql://", "postgresql+psycopg://"))
+    spool = Spool(tmp_path / "spool", max_bytes=1 << 30, sync_every_seconds=0.001)
+    spool.start(raise_failure)
+    writer = make_writer(spool, engine, drain=False)
+    rest = rest_api.RestClient("http://127.0.0.1:9", lambda: SecretStr(""))
+    permitted: list[bool] = []
+    engines: dict[str, Any] = {"write_to": engine, "read_from": engine}
+    repair = worker.RepairWorker(
+        rest, spool, writer, decoder(), spool.append, **engines, may_request=lambda: bool(permitted)
+    )
+    writing = asyncio.create_task(asyncio.to_thread(writer.run))
+    db = DbReader(migrated_url)
+
+    repair._search_requested.set()
+    await asyncio.to_thread(repair._try_round)
+    assert db.rows("SELECT * FROM leases WHERE name = 'repair'") == []
+    permitted.append(True)
+    await asyncio.to_thread(repair._try_round)
+    assert len(db.rows("SELECT * FROM leases WHERE name = 'repair'")) == 1
+
+    writer.stop()
+    await writing
+    await spool.close()
+    engine.dispose()
+
+
 async def test_ids_that_were_read_before_the_writer_registered_again_are_not_used(
     tmp_path: Path, migrated_url: str
 ) -> None:

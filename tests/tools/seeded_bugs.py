@@ -28,6 +28,7 @@ VALUES = f"tests/unit/store/test_revisions.py {WRITER} {PIPELINE}/test_two_insta
 MODEL = f"{PIPELINE}/test_two_instances_model.py"
 CLAIMS = "tests/integration/claims/test_claims_model.py"
 SESSIONS = f"{STORE}/test_postgres_session.py"
+PERMIT, RECEIVER_LEASE = "tests/integration/provider/test_permit.py", f"{STORE}/test_receiver_lease.py"
 REPAIR_TESTS, REPAIRS = "tests/integration/test_repair.py", f"{STORE}/test_repairs.py"
 
 
@@ -43,6 +44,62 @@ class Bug:
 
 
 BUGS = (
+    Bug(
+        "a lease counts from its answer",
+        "daemon/standby.py",
+        "self.held_until = None, True, asked_at + self._lease_seconds",
+        "self.held_until = None, True, boottime() + self._lease_seconds",
+        "tests/unit/daemon/test_standby.py",
+    ),
+    Bug(
+        "a login does not wait for the permit",
+        "provider/auth/token_source.py",
+        "while not self._permit.held:",
+        "while False:",
+        PERMIT,
+    ),
+    Bug(
+        "a connection is replaced without the permit",
+        "provider/subscriptions/connection_group.py",
+        "if not self._context.gate.permitted:",
+        "if False:",
+        PERMIT,
+    ),
+    Bug(
+        "a connection is used though the permit ended while it was opened",
+        "provider/subscriptions/connection_group.py",
+        "        if not context.gate.is_open:\n",
+        "        if False:\n",
+        PERMIT,
+    ),
+    Bug(
+        "a daemon that stops while it takes the lease holds up the others",
+        "store/receiver_lease.py",
+        'isolation_level="AUTOCOMMIT"',
+        'isolation_level="READ COMMITTED"',
+        RECEIVER_LEASE,
+    ),
+    Bug(
+        "a lease belongs to an instance whichever run writes as that",
+        "store/receiver_lease.py",
+        "if own_id is None or self._released:",
+        "own_id = own_id or 1\n            if self._released:",
+        RECEIVER_LEASE,
+    ),
+    Bug(
+        "a daemon that stands by repairs gaps",
+        "repair/worker.py",
+        "        if not self._may_request():\n            return None\n",
+        "",
+        REPAIR_TESTS,
+    ),
+    Bug(
+        "connections stay open when another instance receives",
+        "daemon/standby.py",
+        'if change == "other":',
+        "if False:",
+        "tests/acceptance/test_standby.py",
+    ),
     Bug(
         "the life of a token counts from the end of a slow answer",
         "provider/auth/login.py",

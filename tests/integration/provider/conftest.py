@@ -14,6 +14,7 @@ from ingestor.config.model import ProviderConfig, Subscription
 from ingestor.config.secret_file import SecretFile
 from ingestor.core.backoff import Backoff
 from ingestor.core.clock import boottime
+from ingestor.core.permit import Permit
 from ingestor.daemon.scheduler import JobScheduler
 from ingestor.provider.auth import Token, TokenSource, token_source
 from ingestor.provider.auth.login import fetch_token
@@ -142,13 +143,16 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 async def run(scheduler: JobScheduler, memory: Memory) -> AsyncIterator[StartSupervisor]:
-    """`await run(url, api_key, subscriptions, **provider_settings)`: a running supervisor."""
+    """`await run(url, api_key, subscriptions, permit=None, **provider_settings)`: a running supervisor."""
     started: list[RunningSupervisor] = []
 
-    async def start(url: str, api_key: str, subscriptions: list[Subscription], **settings: Any) -> RunningSupervisor:
+    async def start(
+        url: str, api_key: str, subscriptions: list[Subscription], permit: Permit | None = None, **settings: Any
+    ) -> RunningSupervisor:
         provider = ProviderConfig.model_validate({"url": url, **settings})
-        tokens = TokenSource(f"{url}/jwt", SecretStr(api_key), provider.token, scheduler.at, spacing_seconds=0.05)
-        started.append(RunningSupervisor(provider, subscriptions, tokens, memory))
+        options: dict[str, Any] = {"spacing_seconds": 0.05, "permit": permit}
+        tokens = TokenSource(f"{url}/jwt", SecretStr(api_key), provider.token, scheduler.at, **options)
+        started.append(RunningSupervisor(provider, subscriptions, tokens, memory, permit))
         return started[-1]
 
     yield start

@@ -8,6 +8,7 @@ from typing import Any
 
 from ingestor.config.model import ProviderConfig, Subscription
 from ingestor.core.clock import ClockReading, Clocks, Interruption, read_clocks
+from ingestor.core.permit import Permit
 from ingestor.pipeline.batch_builder import BatchBuilder
 from ingestor.pipeline.decoder import Decoder
 from ingestor.provider import catalog
@@ -29,13 +30,20 @@ class RunningSupervisor:
     """Starts at once. While ``decoding``, frames are decoded as the writer does; a database outage stops that."""
 
     def __init__(
-        self, provider: ProviderConfig, subscriptions: list[Subscription], tokens: TokenSource, memory: Memory
+        self,
+        provider: ProviderConfig,
+        subscriptions: list[Subscription],
+        tokens: TokenSource,
+        memory: Memory,
+        permit: Permit | None = None,
     ) -> None:
         self.tokens = tokens
         self.memory = memory
         self.decoding = True
         activity = ActivityTracker()
-        self.supervisor = Supervisor(provider, subscriptions, tokens, memory, memory.append, activity, Clocks())
+        self.supervisor = Supervisor(
+            provider, subscriptions, tokens, memory, memory.append, activity, Clocks(), permit=permit
+        )
         self.task = asyncio.create_task(self.supervisor.run())
         self._decoder_task = asyncio.create_task(self._decode(activity))
 
