@@ -209,7 +209,7 @@ class Service:
         clocks.on_interruption.append(lambda *_: self._scheduler.reschedule_all())
         self._standby: Standby | None = None
         if provider.standby:
-            standby = build_standby(config, self._spool.run_id, permit, self._supervisor, self._record)
+            standby = build_standby(config, self._spool, permit, self._supervisor, self._record)
             clocks.on_interruption.append(lambda *_: standby.wake())
             self._standby = standby
 

@@ -24,6 +24,7 @@ from ingestor.core.threads import run_in_daemon_thread
 from ingestor.errors import BatchRejected, DatabaseUnavailable
 from ingestor.monitoring.status import StandbyStatus
 from ingestor.provider.subscriptions.supervisor import Supervisor
+from ingestor.spool.spool import Spool
 from ingestor.store.engine import make_engine
 from ingestor.store.receiver_lease import LeaseAnswer, LeaseHolder, ReceiverLease
 
@@ -211,10 +212,12 @@ class Standby:
 
 
 def build_standby(
-    config: Config, run_id: str, permit: Permit, supervisor: Supervisor, record: Callable[[Fact], object]
+    config: Config, spool: Spool, permit: Permit, supervisor: Supervisor, record: Callable[[Fact], object]
 ) -> Standby:
     """Build what takes and renews the lease in the configured database, for this run of the spool."""
-    lease = ReceiverLease(make_engine(config.database.url.get_secret_value()), run_id, LEASE_SECONDS)
+    # A replaced primary that came back would give the lease to two.
+    engine = make_engine(config.database.url.get_secret_value(), known_server=lambda: spool.server)
+    lease = ReceiverLease(engine, spool.run_id, LEASE_SECONDS)
     seconds = {"lease_seconds": LEASE_SECONDS, "poll_seconds": POLL_SECONDS, "yield_seconds": YIELD_SECONDS}
     return Standby(lease, permit, supervisor, record, **seconds)
 

@@ -91,14 +91,9 @@ class ReceiverLease:
     def _session(self) -> Iterator[Connection]:
         with translate_errors(), self._engine.connect() as connection:
             connection = connection.execution_options(isolation_level="AUTOCOMMIT")
-            cut = [connection.connection.driver_connection]
-            timer = threading.Timer(self._limit_seconds, postgres_session.shut_down, cut)  # a server may hang
-            timer.daemon = True
-            timer.start()
-            try:
+            driver_connection: Any = connection.connection.driver_connection
+            with postgres_session.shut_down_after(self._limit_seconds, driver_connection):  # a server may hang
                 yield connection
-            finally:
-                timer.cancel()
 
 
 def _own_instance_id(connection: Connection, run_id: str) -> int | None:
