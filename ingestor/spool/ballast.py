@@ -20,19 +20,24 @@ class Ballast:
         self.held = False
         self.reserve()
 
-    def reserve(self) -> None:
-        """Allocate the file. Without enough space or a descriptor it is not ``held``. Raises OSError otherwise."""
+    def reserve(self) -> bool:
+        """Allocate the file. Without enough space or a descriptor it is not ``held``. Raises OSError otherwise.
+
+        Returns whether space is missing.
+        """
         try:
             handle = open_private(self._path, os.O_RDWR | os.O_CREAT)
             try:
                 os.posix_fallocate(handle, 0, BALLAST_BYTES)
             finally:
                 os.close(handle)
-            self.held = True
         except OSError as error:
             self.release()
             if error.errno not in (errno.ENOSPC, errno.EDQUOT, *EXHAUSTED):
                 raise
+            return error.errno not in EXHAUSTED
+        self.held = True
+        return False
 
     def release(self) -> None:
         """Delete the file, which frees its space."""

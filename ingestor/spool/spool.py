@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from types import MappingProxyType
@@ -48,6 +49,10 @@ QUARANTINE_PREFIX = "unreadable-"  # and a timestamp: the folder of a quarantine
 MAX_UNSYNCED_BYTES = 32 << 20  # what a power cut may take; beyond that, reading from the socket pauses
 DISK_FULL_RETRY_SECONDS = 0.5
 DISK_FULL_STOP_SECONDS = 5.0  # a stop waits this long for space; what is not synced by then was never received
+# Others that write 20 MB/s to the same disk need 200 MiB in two heartbeats, and the WALs of spool and database the
+# rest. A small disk is low at a tenth of its size.
+LOW_SPACE_BYTES = 256 << 20
+GIVE_BACK_SECONDS = 0.25  # for that much of each heartbeat, the thread may give space back
 _ENTRY_OVERHEAD_BYTES = 120  # of an entry beside its text, roughly: the bounds need no exact figure
 
 
@@ -105,6 +110,7 @@ class Spool:
         self._pending_bytes = 0
         self._unsynced_bytes = 0
         self._level = FillLevel.FINE
+        self.disk_full = not self._ballast.held  # even without what was kept
         self._timer: asyncio.TimerHandle | None = None
         self._queue: SimpleQueue[_Work] = SimpleQueue()
         self._progress = asyncio.Event()  # set and replaced at each sync
@@ -345,6 +351,8 @@ class Spool:
         if heartbeat or ends:
             self._check_files()
             self._write_mark()
+        if heartbeat and not ends:
+            self._relieve_disk()
         self.synced_at = time.monotonic()
         with self._arrived:
             self.synced = self._file.header.next_seq - 1
@@ -368,9 +376,15 @@ class Spool:
             except DiskFull:
                 self.synced_at = time.monotonic()
                 self._make_space()
-        if not self._ballast.held:
-            self._ballast.reserve()
+        self._reserve_ballast()
         return result
+
+    def _reserve_ballast(self) -> None:
+        while not self._ballast.held:
+            lacks_space = self._ballast.reserve()
+            if lacks_space and not self._give_back():
+                break
+        self.disk_full = not self._ballast.held
 
     def _check_files(self) -> None:
         """Raise SpoolFailed if what is open no longer has its name: the next start would not find it."""
@@ -388,24 +402,41 @@ class Spool:
             write_mark(self._mark_path, Mark(self._file.run_id, header.next_seq - 1, at_us))
 
     def _make_space(self) -> None:
-        """Release the ballast; if that was done before, wait for others to free some. Then delete acknowledged chunks.
+        """Drop what is kept; then release the ballast; then wait for others to free some space.
 
         Raises SpoolFailed if a stop has waited long enough.
         """
+        if self._give_back():
+            return
+        self.disk_full = True
         if self._ballast.held:
             self._ballast.release()
         elif self._closing.wait(DISK_FULL_RETRY_SECONDS):
             time.sleep(DISK_FULL_RETRY_SECONDS)
             if time.monotonic() >= self._close_by:
                 raise SpoolFailed("the disk is still full, stopping without the entries that could not be synced")
-        try:
+        with suppress(DiskFull):  # the caller repeats its own write
             self._file.write([], acked=self.acked)
-        except DiskFull:
-            pass  # the caller repeats its own write
 
-    @property
-    def disk_full(self) -> bool:
-        return not self._ballast.held
+    def _give_back(self) -> bool:
+        """Give a step of space back. Even to drop something, SQLite must write: if need be, where the ballast was.
+
+        Returns whether there was something to give.
+        """
+        try:
+            return self._file.give_back(self.acked)
+        except DiskFull:
+            self._ballast.release()
+        with suppress(DiskFull):
+            return self._file.give_back(self.acked)
+        return False
+
+    def _relieve_disk(self) -> None:
+        """Give kept space back to others before the disk is full: a database on it, which would have to stop."""
+        until = time.monotonic() + GIVE_BACK_SECONDS
+        while _is_low(self._file.path) and self._give_back() and time.monotonic() < until:
+            self.synced_at = time.monotonic()
+        self._reserve_ballast()
 
     def _on_synced(self, size: int) -> None:
         self._unsynced_bytes -= size
@@ -523,6 +554,12 @@ class Spool:
     def durable_heartbeat(self) -> SpoolHeartbeat | None:
         """The newest durable heartbeat."""
         return self._file.header.heartbeat
+
+
+def _is_low(path: Path) -> bool:
+    """Return whether the file system has little space left for this user."""
+    found = os.statvfs(path)
+    return found.f_bavail * found.f_frsize < min(LOW_SPACE_BYTES, found.f_blocks * found.f_frsize // 10)
 
 
 def _set(marker: Path) -> None:
