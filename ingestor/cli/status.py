@@ -195,7 +195,9 @@ def _format_flow(status: Status) -> Iterator[str]:
     spool, database, rows = status.spool, status.database, status.rows
     fill = f" ({spool.bytes / spool.limit_bytes:.0%})" if spool.limit_bytes else ""
     oldest = f", oldest {spool.oldest_age_seconds:.1f} s" if spool.entries else ""
-    yield f"  spool: {spool.entries:,} entries pending{oldest}, {spool.bytes:,} of {spool.limit_bytes:,} bytes{fill}"
+    kept = f", {spool.kept_bytes:,} bytes kept" if spool.kept_bytes else ""
+    size = f"{spool.bytes:,} of {spool.limit_bytes:,} bytes{fill}{kept}"
+    yield f"  spool: {spool.entries:,} entries pending{oldest}, {size}"
     state = "up" if database.up else f"unavailable: {database.last_error}"
     last = f", last commit {_format_distance(database.last_commit_at, status.at)}" if database.last_commit_at else ""
     server = f" at {database.server}" if database.server else ""

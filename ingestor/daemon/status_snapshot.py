@@ -131,6 +131,7 @@ def _spool(spool: Spool, writer: WriterStatus, now: datetime) -> monitoring.Spoo
         entries=spool.entries,
         bytes=spool.live_bytes,
         limit_bytes=spool.max_bytes,
+        kept_bytes=spool.kept_bytes,
         head_seq=spool.head,
         durable_seq=spool.synced,
         acked_seq=spool.acked,

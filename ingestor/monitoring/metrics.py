@@ -130,6 +130,8 @@ def _spool_metrics(status: Status) -> Iterator[Metric]:
     yield GaugeMetricFamily("ingestor_spool_entries", "Entries in the spool", spool.entries)
     yield GaugeMetricFamily("ingestor_spool_bytes", "Size of the entries in the spool", spool.bytes)
     yield GaugeMetricFamily("ingestor_spool_limit_bytes", "spool.max_bytes", spool.limit_bytes)
+    kept_help = "Size of the entries that are in the database and stay for spool.keep"
+    yield GaugeMetricFamily("ingestor_spool_kept_bytes", kept_help, spool.kept_bytes)
     yield GaugeMetricFamily("ingestor_commit_lag_seconds", "Age of the oldest uncommitted entry", database.lag_seconds)
     yield GaugeMetricFamily("ingestor_database_up", "1 if the last attempt reached the database", database.up)
 

@@ -61,8 +61,9 @@ class SpoolStatus:
     """The queue between socket and database."""
 
     entries: int = 0
-    bytes: int = 0
+    bytes: int = 0  # of what the database never had: only this counts towards the limit
     limit_bytes: int = 0
+    kept_bytes: int = 0  # of what it has, and which stays for ``spool.keep``
     head_seq: int = 0  # of the last entry appended
     durable_seq: int = 0  # of the last entry fsynced
     acked_seq: int = 0  # of the last entry committed and acknowledged

@@ -38,7 +38,7 @@ def test_healthy_daemon() -> None:
         "  /real-time/crowd-sentiment: connected since 2026-11-01 12:00:00 UTC, Socket.IO protocol 4, 7 frames,"
         " last 3s ago\n"
         "  1 subscriptions live\n"
-        "  spool: 3 entries pending, oldest 0.0 s, 900 of 1,000 bytes (90%)\n"
+        "  spool: 3 entries pending, oldest 0.0 s, 900 of 1,000 bytes (90%), 5,000 bytes kept\n"
         "  database: sqlite, up, lag 0.2 s, last commit 3s ago\n"
         "  rows: 5 new, 1 revised, 2 duplicate, 1 dead\n"
         "  token: expires 2026-11-01 13:00:00 UTC, in 59m57s"

@@ -41,6 +41,7 @@ def test_load_estimate_per_day(tmp_path: Path, subscriptions: str, expected: Loa
 
 
 ONE = f"subscriptions: [{{path: {CROWD}, ticker: A}}]\n"  # 7,344,000 bytes a day
+ALL = f"subscriptions: [{{path: {CROWD}}}]\n"  # 425,000 bytes a second
 
 
 @pytest.mark.parametrize(
@@ -66,8 +67,38 @@ def test_small_spool_and_small_disk_are_warnings(
     assert small["outage"].warning and not small["disk"].warning
     large = run_checks(tmp_path, f"spool: {{max_bytes: 60TiB}}\n{ONE}")
     assert large["disk"].warning and not large["outage"].warning
-    assert "less than spool.max_bytes: free some space, or lower it" in large["disk"].message
+    assert ", less than the 60.0 TiB for spool.max_bytes and spool.keep: free some, or lower" in large["disk"].message
     assert "days of data" in large["database disk"].message
+
+
+@pytest.mark.parametrize(
+    ("keep", "subscriptions", "expected"),
+    [
+        ("0", ONE, "nothing (spool.keep): if the database goes back, what it had committed is lost"),
+        ("{time: 0}", ONE, "nothing (spool.keep): if the database goes back, what it had committed is lost"),
+        ("{}", ONE, "the database may go back by 24.0 h without a loss (spool.keep.time, about 1 MiB)"),
+        ("{size: 300kB}", ONE, "the database may go back by 4.9 h without a loss (293 KiB, spool.keep.size)"),
+        ("{}", ALL, "the database may go back by 7.0 h without a loss (2 GiB, spool.keep.size)"),
+    ],
+)
+def test_check_says_how_far_the_database_may_go_back(
+    tmp_path: Path, keep: str, subscriptions: str, expected: str
+) -> None:
+    found = run_checks(tmp_path, f"spool: {{max_bytes: 200KiB, keep: {keep}}}\n{subscriptions}")
+    assert found["keep"].message.startswith(expected)
+    if subscriptions == ONE:  # what is kept is no space for an outage
+        assert found["outage"].message == "200 KiB (spool.max_bytes) last for a database outage of 0.7 h"
+
+
+def test_load_that_there_is_no_time_to_compress_is_kept_as_it_is() -> None:
+    assert LoadEstimate(0, 1e9).kept_bytes == pytest.approx(2e8)
+    assert LoadEstimate(0, 1e12).kept_bytes == pytest.approx(1e12 - 0.8 * 3e6 * 86_400)
+
+
+def test_kept_space_counts_on_the_disk(tmp_path: Path) -> None:
+    found = run_checks(tmp_path, f"spool: {{keep: {{time: 3650d, size: 60TiB}}}}\n{ALL}")
+    assert found["disk"].warning
+    assert "less than the 24.4 TiB for spool.max_bytes and spool.keep" in found["disk"].message
 
 
 def test_disk_of_database_server_is_not_checked(tmp_path: Path) -> None:

@@ -44,7 +44,7 @@ GOOD = Status(
     config_sha256="ab" * 32,
     connections=(SENTIMENT,),
     subscriptions=(AAPL,),
-    spool=SpoolStatus(entries=3, bytes=900, limit_bytes=1000, head_seq=10, durable_seq=9, acked_seq=7),
+    spool=SpoolStatus(entries=3, bytes=900, limit_bytes=1000, kept_bytes=5000, head_seq=10, durable_seq=9, acked_seq=7),
     database=DatabaseStatus(up=True, kind="sqlite", position=7, last_commit_at=NOON, lag_seconds=0.25),
     rows=RowCounts(new=5, revised=1, duplicate=2, dead=1),
     batches=2,
