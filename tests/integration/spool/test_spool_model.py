@@ -17,6 +17,7 @@ from hypothesis.stateful import invariant, precondition, rule
 from ingestor.core.entries import Fact, Frame
 from ingestor.spool import ballast
 from ingestor.spool import spool as module
+from ingestor.spool.keep import KEEP_NOTHING, Keep
 from ingestor.spool.spool import Spool
 from tests.support.entries import T0, fact, frame
 from tests.support.hypothesis_steps import StepCounter, fast_folder, run_for
@@ -35,7 +36,7 @@ class SpoolAgainstModel(StepCounter):
         self._copies = 0
         self._heartbeats = 0
         self._begin_model()
-        self._open(self._top / "0")
+        self._open(self._top / "0", KEEP_NOTHING)
         self.spool_id = self.spool.spool_id
 
     def teardown(self) -> None:
@@ -50,10 +51,11 @@ class SpoolAgainstModel(StepCounter):
         self.acked = 0  # how far the spool knows that, in this run
         self.heartbeat: tuple[int, int] | None = None
 
-    def _open(self, folder: Path) -> None:
+    def _open(self, folder: Path, keep: Keep | None = None) -> None:
         self._folder = folder
+        self._keep = self._keep if keep is None else keep
         # At 0 the sync is due as soon as the loop runs; until then entries are in memory only.
-        self.spool = Spool(folder, max_bytes=1 << 30, sync_every_seconds=0)
+        self.spool = Spool(folder, max_bytes=1 << 30, sync_every_seconds=0, keep=self._keep)
         self.acked = self.spool.acked
         self._await(self._start())
 
@@ -86,9 +88,14 @@ class SpoolAgainstModel(StepCounter):
         self.spool.heartbeat(self.heartbeat[0])
         self._await(self._published(self.heartbeat))
         self.synced = len(self.appended)
-        # Every write deletes what was acknowledged, chunk by chunk.
-        assert self.spool.first_seq() > self.acked - CHUNK_ENTRIES
+        # Every write drops what was acknowledged and is not kept, chunk by chunk.
+        if self._keep.nothing:
+            assert self.spool.first_seq() > self.acked - CHUNK_ENTRIES
+            self.spool.ack(0)  # no longer held
         assert self.spool.live_bytes == 0 or self.acked < len(self.appended)
+        self._wait_until_idle()
+        assert self.spool.kept_bytes <= self._keep.size_bytes
+        self._check_sizes()
 
     async def _published(self, heartbeat: tuple[int, int]) -> None:
         while (self.spool.durable_heartbeat or ())[:2] != heartbeat:
@@ -115,20 +122,40 @@ class SpoolAgainstModel(StepCounter):
         self.spool.ack(self.position)
         self.acked = self.position
 
+    @rule(data=st.data())
+    def rewind(self, data: st.DataObject) -> None:
+        """The database goes back, to a position that it had."""
+        position = data.draw(st.integers(0, self.acked), label="position")
+        first_seq = self.spool.first_seq()
+        done = self.spool.rewind(position)
+        assert done == (first_seq - 1 <= position)
+        if done:
+            self.position = self.acked = position
+            assert self.spool.read(position, max_entries=1)[0][0] == position + 1 if position < self.synced else True
+
     @rule()
-    def reset_id(self) -> None:
+    def make_space(self) -> None:
+        """The disk is full: everything that may go goes."""
         self._wait_until_idle()
-        self.spool.reset_id()
+        while self.spool._request(self.spool._give_back):
+            pass
+        assert self.spool.kept_bytes == 0
+
+    @rule(keep=st.booleans())
+    def reset_id(self, keep: bool) -> None:
+        self._wait_until_idle()
+        self.spool.reset_id(keep=keep)
+        assert keep or self.spool.first_seq() == self.acked + 1
         assert self.spool.spool_id != self.spool_id
         self.spool_id = self.spool.spool_id
 
     # -- restarts and crashes
 
-    @rule()
-    def stop_and_start(self) -> None:
+    @rule(keep=st.sampled_from([KEEP_NOTHING, Keep(1e9, 600), Keep(1e9, 1 << 30), Keep(1e-9, 1 << 30)]))
+    def stop_and_start(self, keep: Keep) -> None:
         acked = self.acked
         self._await(self.spool.close())
-        self._open(self._folder)
+        self._open(self._folder, keep)
         assert not self.spool.crashed
         assert (self.spool.head, self.spool.acked) == (len(self.appended), acked)
         self._recovered()
@@ -194,14 +221,17 @@ class SpoolAgainstModel(StepCounter):
         assert self.synced <= self.spool.head == self.spool.synced <= len(self.appended)
         assert self.spool.acked <= self.position
         assert (self.spool.durable_heartbeat or ())[:2] == (self.heartbeat or ())
-        assert self.spool.live_bytes == self._stored_bytes()
+        self._check_sizes()
         del self.appended[self.spool.head :]
         self.synced = self.spool.head
         self.spool_id = self.spool.spool_id
 
-    def _stored_bytes(self) -> int:
-        with closing(sqlite3.connect(self._folder / "spool.db")) as file:
-            return int(file.execute("SELECT coalesce(sum(size), 0) FROM chunks").fetchone()[0])
+    def _check_sizes(self) -> None:
+        with closing(sqlite3.connect(f"file:{self._folder}/spool.db?mode=ro", uri=True)) as file:
+            chunks = file.execute("SELECT last_seq, size FROM chunks").fetchall()
+        header = self.spool._file.header
+        assert header.live_bytes == sum(size for last_seq, size in chunks if last_seq > header.highest_acked)
+        assert header.kept_bytes == sum(size for last_seq, size in chunks if last_seq <= header.acked)
 
     # -- invariants
 
@@ -209,7 +239,7 @@ class SpoolAgainstModel(StepCounter):
     def durable_entries_are_complete_and_in_order(self) -> None:
         assert self.spool.head == len(self.appended)
         assert self.spool.entries == self.spool.head - self.acked
-        assert self.spool.first_seq() - 1 <= self.position <= self.spool.synced
+        assert (self.spool._reader.first_seq() or 0) - 1 <= self.position <= self.spool.synced
         read, after = [], self.position
         while after < self.synced:
             page = self.spool.read(after, max_entries=CHUNK_ENTRIES)
