@@ -21,7 +21,7 @@ from ingestor.core.entries import Fact
 from ingestor.core.permit import Permit
 from ingestor.core.redaction import redactor
 from ingestor.core.threads import run_in_daemon_thread
-from ingestor.errors import BatchRejected, DatabaseUnavailable
+from ingestor.errors import IngestorError
 from ingestor.monitoring.status import StandbyStatus
 from ingestor.provider.subscriptions.supervisor import Supervisor
 from ingestor.spool.spool import Spool
@@ -135,7 +135,7 @@ class Standby:
             async with asyncio.timeout(RELEASE_SECONDS):
                 await run_in_daemon_thread(self._lease.release, "lease")
                 self._lease.close()
-        except (DatabaseUnavailable, BatchRejected, OSError, TimeoutError) as error:
+        except (IngestorError, OSError, TimeoutError) as error:
             if self._standing.is_receiver:
                 reason = str(error) or "no answer"
                 log.info("the lease was not released; it ends by itself", extra={"reason": reason})
@@ -156,7 +156,7 @@ class Standby:
         only_look = asked_at < self._look_until
         try:
             answer = await run_in_daemon_thread(lambda: self._lease.take(only_look=only_look), "lease")
-        except (DatabaseUnavailable, BatchRejected, OSError) as error:
+        except (IngestorError, OSError) as error:  # an outage, whatever it is: the writer decides what is fatal
             self._error = redactor.scrub(str(error))
             return
         self._error = "" if answer.is_ours or answer.other else "no instance holds it, and this one may not take it yet"
@@ -197,7 +197,7 @@ class Standby:
         self._look_until = now + 2 * self._poll_seconds
         self._permit.revoke()
         self._standing.give_up()
-        with suppress(DatabaseUnavailable, BatchRejected, OSError):  # then it ends by itself
+        with suppress(IngestorError, OSError):  # then it ends by itself
             await run_in_daemon_thread(self._lease.release, "lease")
         self._lease.resume()
 

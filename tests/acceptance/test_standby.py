@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psycopg
 import pytest
 
 from ..support.daemon import until, write_config
@@ -213,6 +214,19 @@ async def test_database_outage_alone_loses_nothing(
     if receiver is first:
         assert (first.provider.accepted, second.provider.accepted) == opened
     await until(lambda: len(provider.connections) == 1)
+
+
+@pytest.mark.slow
+async def test_receiver_closes_when_the_database_went_back_to_a_lease_of_another(
+    add_host: AddHost, provider: FaultySimulator, postgres_url: str
+) -> None:
+    first, second = await start_pair(add_host)
+    with psycopg.connect(postgres_url, autocommit=True) as db:
+        db.execute("UPDATE leases SET instance_id = 2, until = now() + interval '1 s' WHERE name = 'receiver'")
+    await until(lambda: second.is_live)
+    await until(lambda: first.states == {"standby"})
+    await until(lambda: len(provider.connections) == 1)
+    assert (first.role, second.role) == ("standby", "receiver")
 
 
 @pytest.mark.slow
