@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import URL, ExceptionContext, Executable, Table, create_engine, event, exc
+from sqlalchemy import URL, ExceptionContext, Executable, Table, create_engine, event, exc, make_url
 from sqlalchemy import Connection as Connection
 from sqlalchemy import Engine as Engine
 from sqlalchemy.dialects import postgresql, sqlite
@@ -18,7 +18,7 @@ from sqlalchemy.pool import QueuePool
 
 from ingestor.config.urls import POSTGRES, SQLITE, mask_url
 from ingestor.core.os_errors import describe_os_error
-from ingestor.errors import BatchRejected, DatabaseUnavailable
+from ingestor.errors import BatchRejected, DatabaseUnavailable, DatabaseUnsupported
 from ingestor.store import failures, postgres_session, sqlite_file
 from ingestor.store.postgres_hosts import PostgresHosts
 from ingestor.store.server_identity import KnownServer
@@ -38,16 +38,38 @@ def make_engine(url: str, *, read_only: bool = False, known_server: KnownServer 
         return _make_sqlite_engine(path, read_only=read_only)
     parameters = postgres_session.connection_parameters(url)
     hosts = PostgresHosts(mask_url(url), parameters, known_server, durable=not read_only)
-    # Without the URL, of which SQLAlchemy cannot read `host1:port1,host2:port2`.
     # No pool_pre_ping: the writer retries a batch whose connection turns out to be dead.
     engine = create_engine(
-        f"{POSTGRES}://", pool_size=1, max_overflow=2, hide_parameters=True, execution_options={_HOSTS: hosts}
+        _engine_url(url, parameters),
+        pool_size=1,
+        max_overflow=2,
+        hide_parameters=True,
+        connect_args=parameters,
+        execution_options={_HOSTS: hosts},
     )
-    event.listen(engine, "do_connect", lambda _dialect, _record, _args, options: hosts.connect(options.get("context")))
+    engine.dialect.connect = lambda *_, **parameters: hosts.connect(parameters)  # type: ignore[method-assign, assignment]
     event.listen(engine, "connect", _collect_warnings)
     event.listen(engine, "handle_error", _discard_connections)
     engine.dialect.do_commit = partial(_commit, hosts)  # type: ignore[method-assign]
     return engine
+
+
+def _engine_url(url: str, parameters: dict[str, Any]) -> URL:
+    """Return the URL in a form that SQLAlchemy can read: it knows no `host1:port1,host2:port2`.
+
+    Raises DatabaseUnsupported.
+    """
+    count = str(parameters.get("host", "")).count(",") + 1
+    if count > 1:
+        user, password, database = (parameters.get(name) for name in ("user", "password", "dbname"))
+        query = {name: str(parameters[name]) for name in parameters.keys() - {"user", "password", "dbname"}}
+        if "," not in query.get("port", ","):  # one for all hosts, which only libpq understands
+            query["port"] = ",".join([query["port"]] * count)
+        return URL.create(POSTGRES, user, password, database=database, query=query)
+    try:
+        return make_url(url)
+    except (exc.ArgumentError, ValueError) as error:
+        raise DatabaseUnsupported(f"database.url: {failures.one_line(error)}") from None
 
 
 def postgres_hosts(engine: Engine) -> PostgresHosts | None:

@@ -40,16 +40,17 @@ class PostgresHosts:
         self._known_server = known_server
         self._durable = durable
 
-    def connect(self, context: Any = None) -> Connection[Any]:
-        """Return a session that is set up. ``context`` has the driver's adapters.
+    def connect(self, parameters: dict[str, Any]) -> Connection[Any]:
+        """Return a session that is set up. ``parameters`` are libpq's, and ``context``: the driver's adapters.
 
         Raises DatabaseUnsupported, DatabaseUnavailable, and with a single host the driver's error.
         """
         from psycopg import Error
         from psycopg.conninfo import conninfo_attempts
 
+        context = parameters.pop("context", None)
         failed: list[tuple[str, Exception]] = []
-        for attempt in conninfo_attempts(self._parameters):
+        for attempt in conninfo_attempts(parameters):
             try:
                 connection = self._open(attempt, context)
             except (Error, _ServerReplaced) as error:
