@@ -59,7 +59,7 @@ async def _write_path(config: Config) -> AsyncIterator[_WritePath]:
     """Run a writer, and drain the spool at the end. Raises what ended the writer: any other error follows from it."""
     spool = build_spool(config)
     spool.start(_raise_failure)
-    engine = make_engine(config.database.url.get_secret_value())
+    engine = make_engine(config.database.url.get_secret_value(), known_server=lambda: spool.server)
     loop = asyncio.get_running_loop()
 
     def record(kind: str, reason: str, _since_us: int | None = None) -> None:

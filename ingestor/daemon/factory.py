@@ -175,6 +175,8 @@ def build_repair_worker(
         Decoder(catalog.metrics_of, catalog.feed_name),
         record,
         write_to=engine,
-        read_from=make_engine(config.database.url.get_secret_value(), read_only=True),
+        read_from=make_engine(
+            config.database.url.get_secret_value(), read_only=True, known_server=lambda: spool.server
+        ),
         may_request=may_request,
     )

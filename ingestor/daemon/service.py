@@ -67,7 +67,7 @@ class Service:
         self._systemd = SystemdNotifier()
         self._database_lock = factory.lock_database(config.database.url.get_secret_value())
         self._spool = factory.build_spool(config)
-        self._engine = make_engine(config.database.url.get_secret_value())
+        self._engine = make_engine(config.database.url.get_secret_value(), known_server=lambda: self._spool.server)
         self._recent_errors = RecentErrors()
         self._values, self._history = LatestValues(), LoadHistory()
         self._metrics = Metrics(self.status)

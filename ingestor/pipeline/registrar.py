@@ -61,8 +61,11 @@ class Registrar:
     def _claim(self) -> Registration:
         instance = replace(self._instance, spool_id=self._spool.spool_id, run_id=self._spool.run_id)
         spool = self._spool
-        extent = SpoolExtent(spool.first_seq(), spool.opened_head, spool.knows_run, spool.left_by)
-        return self._database.register(instance, extent, self._lost)
+        extent = SpoolExtent(spool.first_seq(), spool.opened_head, spool.knows_run, spool.left_by, spool.server)
+        found = self._database.register(instance, extent, self._lost)
+        if found.server and found.server != spool.server:
+            spool.note_server(*found.server)  # before anything is acknowledged because it is there
+        return found
 
     def _leave(self, found: Registration) -> None:
         """Give the spool a new id: it becomes another instance, from its oldest entry on."""
