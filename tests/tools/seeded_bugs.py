@@ -29,6 +29,7 @@ MODEL = f"{PIPELINE}/test_two_instances_model.py"
 CLAIMS = "tests/integration/claims/test_claims_model.py"
 SESSIONS = f"{STORE}/test_postgres_session.py"
 PERMIT, RECEIVER_LEASE = "tests/integration/provider/test_permit.py", f"{STORE}/test_receiver_lease.py"
+HOSTS, FAILOVER = f"{STORE}/test_postgres_hosts.py", f"{PIPELINE}/test_database_failover.py"
 REPAIR_TESTS, REPAIRS = "tests/integration/test_repair.py", f"{STORE}/test_repairs.py"
 
 
@@ -697,6 +698,48 @@ BUGS = (
         '("PGTARGETSESSIONATTRS", "read-write")',
         '("PGTARGETSESSIONATTRS", "any")',
         f"{SESSIONS} -k several_hosts",
+    ),
+    Bug(
+        "PostgreSQL: a host that drops packets eats the time",
+        "store/postgres_session.py",
+        '("PGCONNECT_TIMEOUT", "4")',
+        '("PGCONNECT_TIMEOUT", "10")',
+        f"{HOSTS} -k drops_packets",
+    ),
+    Bug(
+        "PostgreSQL: a cancelled wait for a standby counts as replicated",
+        "store/engine.py",
+        "    if warnings:\n",
+        "    if False:\n",
+        f"{HOSTS} {FAILOVER}",
+    ),
+    Bug(
+        "PostgreSQL: nothing is said of a COMMIT that waits",
+        "store/transaction_watchdog.py",
+        "if commit.started_at < deadline and not commit.is_reported:",
+        "if False:",
+        f"{HOSTS} {FAILOVER}",
+    ),
+    Bug(
+        "PostgreSQL: a primary that was replaced is written to",
+        "store/server_identity.py",
+        "or found.timeline >= known[1]:",
+        "or found.timeline >= 0:",
+        f"{HOSTS} {FAILOVER}",
+    ),
+    Bug(
+        "PostgreSQL: a replaced primary hides the hosts behind it",
+        "store/postgres_hosts.py",
+        "except (Error, _ServerReplaced) as error:",
+        "except Error as error:",
+        f"{HOSTS} {FAILOVER}",
+    ),
+    Bug(
+        "PostgreSQL: the server that was written to is forgotten",
+        "pipeline/registrar.py",
+        "spool.note_server(*found.server)",
+        "pass",
+        FAILOVER,
     ),
     Bug(
         "the values of a database URL's options are shown",
