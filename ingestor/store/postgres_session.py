@@ -71,6 +71,10 @@ SELECT pg_backend_pid(), set_config(name, wanted, false)
 FROM unnest(%s::text[], %s::text[], %s::text[]) AS our (name, wanted, unless) JOIN pg_settings USING (name)
 WHERE unless = '' OR unless = 'client' AND source <> 'client' OR unless = 'on' AND setting = 'off'
 """
+_WRONG_MODE = (
+    "database.url leads to a connection pooler in {} mode, where a session loses its settings and prepared statements:"
+    " use session mode (PgBouncer: pool_mode = session), or connect to the server directly"
+)
 
 
 def connection_parameters(url: str) -> dict[str, Any]:
@@ -103,6 +107,8 @@ def prepare_session(connection: Connection[Any], parameters: dict[str, Any], *, 
     ``parameters`` open another connection, which happens only if a pooler is in between. ``durable``: commits must
     survive a crash of the server.
     """
+    from psycopg.errors import ProtocolViolation
+
     try:
         if connection.info.parameter_status("server_encoding") == "SQL_ASCII":
             raise DatabaseUnsupported(
@@ -115,12 +121,17 @@ def prepare_session(connection: Connection[Any], parameters: dict[str, Any], *, 
                 " with ALTER ROLE … SET or ALTER DATABASE … SET"
             )
         backend_pid = _apply_settings(connection, durable=durable)
-        if backend_pid != connection.info.backend_pid and _is_shared(connection, parameters, backend_pid):
-            raise DatabaseUnsupported(
-                "database.url leads to a connection pooler in transaction mode, where a session loses its settings"
-                " and prepared statements: use session mode (PgBouncer: pool_mode = session), or connect to the server"
-                " directly"
-            )
+        if backend_pid != connection.info.backend_pid:  # there is a pooler
+            if _is_shared(connection, parameters, backend_pid):
+                raise DatabaseUnsupported(_WRONG_MODE.format("transaction"))
+            # Those of an earlier client with our names are still there if its server_reset_query is empty.
+            connection.execute("DEALLOCATE ALL")
+            connection.commit()
+    except ProtocolViolation as error:
+        connection.close()
+        if "statement pooling" not in str(error):
+            raise
+        raise DatabaseUnsupported(_WRONG_MODE.format("statement")) from None
     except BaseException:
         connection.close()
         raise
@@ -157,7 +168,8 @@ def _is_shared(connection: Connection[Any], parameters: dict[str, Any], backend_
     with suppress(Exception), psycopg.connect(**parameters) as other:
         with shut_down_after(PROBE_SECONDS, other):
             other_pid = _read_backend_pid(other)
-        return other_pid == backend_pid or _read_backend_pid(connection) != backend_pid
+        # Twice, since a pooler with two servers may give each transaction the other one (server_round_robin).
+        return other_pid == backend_pid or {_read_backend_pid(connection) for _ in range(2)} != {backend_pid}
     return False
 
 

@@ -14,11 +14,12 @@ import pytest
 
 from ingestor.errors import DatabaseUnsupported
 from tests.support.faulty_simulator import FaultySimulator
-from tests.support.postgres_pooler import PostgresPooler
+from tests.support.pgbouncer import pgbouncer_for
 from tests.support.postgres_server import USER, fresh_database
 
 from ..support import expected_rows
 from ..support.daemon import InProcessDaemon, until, write_config
+from ..support.db_reader import DbReader
 
 pytestmark = pytest.mark.postgres
 CROWD = "/real-time/crowd-sentiment"
@@ -48,17 +49,18 @@ async def test_daemon_ends_at_its_start_if_the_database_is_in_sql_ascii(
 async def test_running_daemon_waits_while_a_pooler_is_in_transaction_mode(
     make_daemon: Callable[[str], InProcessDaemon], simulator: FaultySimulator, postgres_url: str
 ) -> None:
-    with PostgresPooler(postgres_url, per_transaction=False) as pooler:
+    with pgbouncer_for(postgres_url) as pooler:
         async with make_daemon(pooler.url) as daemon:
+            daemon.db = DbReader(postgres_url)
             await until(daemon.db.current)
-            pooler.per_transaction = True
-            pooler.drop()
+            pooler.stop()
+            pooler.start("transaction")
             await until(lambda: "pooler in transaction mode" in (daemon.status.database.last_error or ""))
             assert not await is_ready(daemon, "the database is unavailable: database.url leads to a connection pooler")
             waiting = daemon.status.spool.entries
             await until(lambda: daemon.status.spool.entries > waiting + 5)
-            pooler.per_transaction = False
-            pooler.drop()
+            pooler.stop()
+            pooler.start("session")
             simulator.interval_seconds = None
             await daemon.wait_for_samples(lambda: expected_rows.current(simulator.emitted))
 

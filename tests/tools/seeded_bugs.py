@@ -19,6 +19,7 @@ from pathlib import Path
 TOP = Path(__file__).parents[2]
 LIMIT_SECONDS = 600
 PIPELINE, STORE = "tests/integration/pipeline", "tests/integration/store"
+POOLER = f"{STORE}/test_pgbouncer.py"
 SPOOL_FOLDER = "tests/integration/spool"
 LOST_SPOOL = f"{SPOOL_FOLDER}/test_lost_spool.py"
 DURABILITY = f"{PIPELINE}/test_durability.py"
@@ -758,9 +759,30 @@ BUGS = (
     Bug(
         "PostgreSQL: a pooler in transaction mode is accepted",
         "store/postgres_session.py",
-        "return other_pid == backend_pid or _read_backend_pid(connection) != backend_pid",
+        "return other_pid == backend_pid or {_read_backend_pid(connection) for _ in range(2)} != {backend_pid}",
         "return False",
-        SESSIONS,
+        POOLER,
+    ),
+    Bug(
+        "PostgreSQL: a pooler in transaction mode is accepted if two servers take turns",
+        "store/postgres_session.py",
+        "for _ in range(2)} != {backend_pid}",
+        "for _ in range(1)} != {backend_pid}",
+        POOLER,
+    ),
+    Bug(
+        "PostgreSQL: a pooler in statement mode counts as a server that is away",
+        "store/postgres_session.py",
+        'if "statement pooling" not in str(error):',
+        "if True:",
+        POOLER,
+    ),
+    Bug(
+        "PostgreSQL: prepared statements that a pooler has kept are in the way",
+        "store/postgres_session.py",
+        'connection.execute("DEALLOCATE ALL")',
+        'connection.execute("SELECT 1")',
+        POOLER,
     ),
     Bug(
         "PostgreSQL: COPY gets characters that the database reads otherwise",

@@ -1,10 +1,8 @@
-"""PostgreSQL sessions: settings made by others, what the URL says, poolers, and encodings."""
+"""PostgreSQL sessions: settings made by others, what the URL says, and encodings."""
 
 from __future__ import annotations
 
 import json
-import re
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,9 +13,9 @@ import pytest
 from sqlalchemy import Engine, text
 
 from ingestor.config.urls import normalize_database_url
-from ingestor.errors import DatabaseUnavailable, DatabaseUnsupported
+from ingestor.errors import DatabaseUnavailable
 from ingestor.pipeline.batch_builder import BatchBuilder
-from ingestor.store import migrate, transaction_watchdog
+from ingestor.store import migrate
 from ingestor.store.engine import fetch_all, make_engine, transaction
 from ingestor.store.postgres_session import connection_parameters
 from ingestor.store.read.tail import latest_observations
@@ -25,7 +23,6 @@ from ingestor.store.write.batch_writer import BatchWriter
 from ingestor.store.write.registration import InstanceInfo
 from tests.integration.conftest import Command
 from tests.support.entries import T0, decoder, frame, row
-from tests.support.postgres_pooler import PostgresPooler
 from tests.support.postgres_server import USER, Postgres, free_port, fresh_database
 
 pytestmark = pytest.mark.postgres
@@ -178,15 +175,6 @@ def test_any_lasting_failure_is_followed_by_new_connection(postgres_url: str, st
         assert backend_pid() != before
 
 
-def test_server_that_falls_silent_after_login_becomes_unavailable(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(transaction_watchdog, "TRANSACTION_TIMEOUT_SECONDS", 0.2)
-    with PostgresPooler(f"postgresql://{USER}@127.0.0.1:1/x", per_transaction=False) as pooler:
-        monkeypatch.setattr(pooler, "_connect", lambda _: (None, b"R\0\0\0\x08\0\0\0\0Z\0\0\0\5I"))
-        monkeypatch.setattr(pooler, "_relay", lambda _client, _server: threading.Event().wait(60))
-        with opened(pooler.url) as engine, pytest.raises(DatabaseUnavailable, match="server cannot be reached"):
-            fetch_all(engine, text("SELECT 1"))
-
-
 # -- what the URL says
 
 
@@ -315,36 +303,6 @@ def test_wrong_url_is_refused_by_name_without_its_password(
     assert (result.code, result.out) == (78, "")
     assert sentence in result.err
     assert "hunter" not in result.err
-
-
-# -- poolers
-
-
-def test_pooler_in_transaction_mode_is_refused_by_name(
-    command: Command, write_config_for: Callable[..., Path], postgres_url: str
-) -> None:
-    with PostgresPooler(postgres_url, per_transaction=True) as pooler:
-        with opened(pooler.url) as engine, pytest.raises(DatabaseUnsupported, match="pooler in transaction mode"):
-            migrate.upgrade(engine)
-        for arguments in (["db", "upgrade"], ["check"]):
-            result = command(*arguments, "--config", write_config_for(pooler.url))
-            assert "leads to a connection pooler in transaction mode" in result.out + result.err
-            assert result.code == 78
-
-
-def test_pooler_that_drops_options_of_the_url_is_refused_by_name(postgres_url: str) -> None:
-    with PostgresPooler(postgres_url, per_transaction=False) as pooler:
-        url = f"{pooler.url}?options={quote('-c search_path=public --lock-timeout=1s')}"
-        said = re.escape("a connection pooler drops `options` of database.url (lock_timeout, search_path)")
-        with opened(url) as engine, pytest.raises(DatabaseUnsupported, match=said):
-            migrate.upgrade(engine)
-
-
-def test_pooler_in_session_mode_works(postgres_url: str) -> None:
-    with PostgresPooler(postgres_url, per_transaction=False) as pooler, opened(pooler.url) as engine:
-        migrate.upgrade(engine)
-        write_rows(engine, "AAPL")
-        assert fetch_all(engine, text("SELECT current_setting('extra_float_digits')"))[0][0] == "3"
 
 
 @pytest.mark.parametrize("migrated", [False, True])
