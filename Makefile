@@ -10,10 +10,10 @@ setup:  ## create .venv with the releases that CI tests
 	$(BIN)/pip install -q -c .ci/constraints.txt -e '.[dev]'
 
 test:  ## run every test that is not slow
-	$(BIN)/python -m pytest -q -n 4
+	$(BIN)/python -m pytest -q -n 4 --dist worksteal
 
 quick:  ## run the unit tests and those of spool and pipeline, in under a minute
-	$(BIN)/python -m pytest -q -n 4 $(QUICK)
+	$(BIN)/python -m pytest -q -n 4 --dist worksteal $(QUICK)
 
 lint:  ## check style and format
 	$(BIN)/ruff check .
