@@ -46,7 +46,7 @@ INNER_LAYERS = {
         {"schema", "engine"},
         {"migrate", "key_lookup", "views"},
         {"open_database", "leases"},
-        {"receiver_lease"},
+        {"receiver_lease", "instances"},
         {"write"},
         {"read", "maintenance"},
     ),

@@ -2,7 +2,8 @@
 
 The journal is compacted where deleting rows would leave gaps: the ledger keeps one row per instance and UTC day with
 the sums of that day, and ``coverage_compaction`` merges coverage. Dead letters are kept. The writer decides when to run
-a step; a lease ensures that one daemon at a time does.
+a step. Each daemon deletes its own payloads, by its own config: one of two hosts may keep them. What the instances
+share is left to one daemon at a time, by a lease, and with it the payloads of instances that are gone for good.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from ingestor.config.model import RetentionConfig
 from ingestor.core.times import day_start_us, to_datetime, to_us
 from ingestor.store import leases, schema
 from ingestor.store.engine import transaction
+from ingestor.store.instances import forgotten_instances
 from ingestor.store.maintenance import coverage_compaction
 
 LEASE = "retention"
@@ -62,20 +64,23 @@ class Retention:
         """Delete at most ``STEP_ROWS``, in about ``STEP_SECONDS``, in a transaction of its own.
 
         ``now_us``: a time that has certainly come (``ProvenTime``); the database's clock is used where it is earlier.
-        The first step of a sweep computes what has expired. Does nothing while another instance has the lease. Raises
-        DatabaseUnavailable, BatchRejected: this step has changed nothing then, and may be repeated.
+        The first step of a sweep computes what has expired. While another instance has the lease, deletes only payloads
+        of this one. Raises DatabaseUnavailable, BatchRejected: this step has changed nothing then, and may be repeated.
         """
         started = time.monotonic()
         tasks, self._tasks = self._tasks, []  # a step that fails ends its sweep
         with transaction(self._engine) as connection:
-            now = leases.acquire(connection, LEASE, instance_id, LEASE_TIME)
-            if now is None:
-                return RetentionResult()
-            now = min(now, to_datetime(now_us))
-            tasks = tasks or _new_sweep(connection, self._config, now, self._coverage_compacted_on)
+            leased_at = leases.acquire(connection, LEASE, instance_id, LEASE_TIME)
+            now = min(leased_at or leases.database_time(connection), to_datetime(now_us))
+            tasks = tasks or [
+                *_payload_tasks([instance_id], self._config, now),
+                *_shared_tasks(connection, self._config, now, self._coverage_compacted_on),
+            ]
+            if leased_at is None:
+                tasks = [task for task in tasks if isinstance(task, _Payloads) and task.is_of(instance_id)]
             progress = _run(connection, tasks, self._rows, started + STEP_SECONDS)
         self._tasks = progress.remaining
-        if not progress.remaining:
+        if leased_at and not progress.remaining:
             self._coverage_compacted_on = now.date()
         self._rows = next_step_rows(self._rows, time.monotonic() - started)
         return RetentionResult(progress.samples, bool(progress.remaining))
@@ -105,26 +110,31 @@ class _Task(Protocol):
         """Process about ``rows`` rows at most."""
 
 
-def _new_sweep(
+def _payload_tasks(instance_ids: Iterable[int], config: RetentionConfig, now: datetime) -> list[_Task]:
+    if config.payloads is None:
+        return []
+    return [_Payloads(expiry) for expiry in _expiries(instance_ids, config.payloads, now)]
+
+
+def _shared_tasks(
     connection: Connection, config: RetentionConfig, now: datetime, coverage_compacted_on: date | None
 ) -> list[_Task]:
-    """Return the tasks of a sweep. They include all instances, because those that no longer run have rows as well."""
-    instances = connection.execute(select(schema.instances.c.instance_id).order_by("instance_id")).scalars().all()
-
-    def expiries(keep_seconds: float) -> list[_Expiry]:
-        before, ahead = now - timedelta(seconds=keep_seconds), now + MAX_CLOCK_ERROR
-        return [_Expiry(instance_id=instance_id, before=before, ahead=ahead) for instance_id in instances]
-
-    tasks: list[_Task] = []
-    if config.payloads is not None:
-        tasks += [_Payloads(expiry) for expiry in expiries(config.payloads)]
+    """Return the tasks that one daemon does for all instances, because those that no longer run have rows as well."""
+    tasks = _payload_tasks(forgotten_instances(connection, now), config, now)
     if config.journal is not None:
-        tasks += [_Ledger(expiry) for expiry in expiries(config.journal)]
+        query = select(schema.instances.c.instance_id).order_by("instance_id")
+        every_instance = connection.execute(query).scalars().all()
+        tasks += [_Ledger(expiry) for expiry in _expiries(every_instance, config.journal, now)]
     if config.samples is not None:
         tasks.append(_Samples(samples_cutoff(now, config.samples)))
     if config.journal is not None and coverage_compacted_on != now.date():
         tasks.append(_Coverage(now - max(timedelta(seconds=config.journal), STATUS_PAGE_TIME)))
     return tasks
+
+
+def _expiries(instance_ids: Iterable[int], keep_seconds: float, now: datetime) -> list[_Expiry]:
+    before, ahead = now - timedelta(seconds=keep_seconds), now + MAX_CLOCK_ERROR
+    return [_Expiry(instance_id=instance_id, before=before, ahead=ahead) for instance_id in instance_ids]
 
 
 def _run(connection: Connection, tasks: list[_Task], rows: int, deadline: float) -> _Progress:
@@ -179,6 +189,9 @@ class _Payloads:
 
     expiry: _Expiry
     after_seq: int = 0
+
+    def is_of(self, instance_id: int) -> bool:
+        return self.expiry.instance_id == instance_id
 
     def run(self, connection: Connection, rows: int) -> _Progress:
         c = schema.payloads.c

@@ -42,12 +42,18 @@ def column(engine: Engine, query: str) -> list[Any]:
         return list(connection.execute(text(query)).scalars())
 
 
-def instance(engine: Engine, instance_id: int, ages_days: list[float], *, first_seq: int = 1) -> None:
+def instance(
+    engine: Engine, instance_id: int, ages_days: list[float], *, first_seq: int = 1, started_at: datetime = NOW
+) -> None:
     """Add an instance with a batch per age: a fact, a frame with a new and a dead row, and a dead frame."""
     seqs = [(first_seq + 3 * number, NOW - DAY * age) for number, age in enumerate(ages_days)]
     last_seq = first_seq + 3 * len(ages_days) - 1
     key: dict[str, Any] = {"instance_id": instance_id}
-    add(engine, "instances", [key | {"spool_id": f"spool {instance_id}", "position": last_seq, "started_at": NOW}])
+    add(
+        engine,
+        "instances",
+        [key | {"spool_id": f"spool {instance_id}", "position": last_seq, "started_at": started_at}],
+    )
     counts = {"facts": 1, "frames": 2, "row_count": 2, "new_rows": 1, "dead_rows": 1, "dead_frames": 1}
     add(
         engine,
@@ -98,13 +104,47 @@ def test_retention_forever_deletes_nothing(engine: Engine) -> None:
 
 
 @pytest.mark.usefixtures("small_steps")
-def test_retention_deletes_old_payloads_of_all_instances(engine: Engine) -> None:
+def test_retention_deletes_old_payloads(engine: Engine) -> None:
     instance(engine, 1, [3] * 9 + [0.5])
-    instance(engine, 2, [3, 0.5, 0.5])
     assert len(sweep(engine, keep(payloads="24h"))) > 2
-    assert column(engine, "SELECT seq FROM payloads WHERE instance_id = 1") == [29]
-    assert column(engine, "SELECT seq FROM payloads WHERE instance_id = 2 ORDER BY seq") == [5, 8]
-    assert len(column(engine, "SELECT seq FROM dead_letters")) == 26
+    assert column(engine, "SELECT seq FROM payloads") == [29]
+    assert len(column(engine, "SELECT seq FROM dead_letters")) == 20
+
+
+@pytest.mark.parametrize("order", [(1, 2), (2, 1)])
+def test_each_of_two_instances_keeps_payloads_by_its_own_config(engine: Engine, order: tuple[int, int]) -> None:
+    """Whichever of them has the lease, and sweeps first."""
+    for instance_id in (1, 2):
+        instance(engine, instance_id, [30, 3, 0.5])
+    configs = {1: keep(payloads="7d", journal="90d"), 2: keep(payloads="none", journal="90d")}
+    for _ in range(2):
+        for instance_id in order:
+            sweep(engine, configs[instance_id], instance_id=instance_id)
+    assert column(engine, "SELECT seq FROM payloads WHERE instance_id = 1 ORDER BY seq") == [5, 8]
+    assert column(engine, "SELECT seq FROM payloads WHERE instance_id = 2") == []
+    assert column(engine, "SELECT instance_id FROM leases") == [order[0]]
+
+
+@pytest.mark.parametrize(
+    ("silent_days", "kept"),
+    [pytest.param(6, 3, id="may come back"), pytest.param(8, 0, id="gone for good")],
+)
+def test_payloads_of_another_instance_are_deleted_a_week_after_its_last_sign(
+    engine: Engine, silent_days: float, kept: int
+) -> None:
+    instance(engine, 1, [0.5])
+    instance(engine, 2, [40, 30, silent_days], started_at=NOW - 40 * DAY)
+    sweep(engine, keep(payloads="24h"))
+    assert len(column(engine, "SELECT seq FROM payloads WHERE instance_id = 2")) == kept
+
+
+def test_instance_without_the_lease_deletes_no_payloads_of_one_that_is_gone(engine: Engine) -> None:
+    instance(engine, 1, [3])
+    instance(engine, 2, [30], started_at=NOW - 40 * DAY)
+    instance(engine, 3, [0.5])
+    sweep(engine, keep(), instance_id=3)  # takes the lease
+    sweep(engine, keep(payloads="none"), instance_id=1)
+    assert column(engine, "SELECT instance_id FROM payloads ORDER BY 1") == [2, 3]
 
 
 def test_retention_none_deletes_all_payloads(engine: Engine) -> None:
@@ -243,29 +283,29 @@ def test_retention_reads_all_pages_of_series(engine: Engine, monkeypatch: pytest
     assert len(column(engine, "SELECT ts FROM samples")) == 5
 
 
-def test_retention_does_nothing_without_the_lease(engine: Engine) -> None:
-    instance(engine, 1, [3, 3])
-    instance(engine, 2, [3, 3])
+def test_retention_deletes_nothing_shared_without_the_lease(engine: Engine) -> None:
+    instance(engine, 1, [103, 103])
+    instance(engine, 2, [103, 103])
     with engine.begin() as connection:
         lease = {"name": retention.LEASE, "instance_id": 2, "until": datetime.now(UTC) + timedelta(minutes=1)}
         connection.execute(schema.leases.insert(), lease)
-    assert sweep(engine, keep(payloads="24h"), instance_id=1) == [RetentionResult()]
-    assert len(column(engine, "SELECT seq FROM payloads")) == 4
+    assert sweep(engine, keep(journal="90d", samples="90d"), instance_id=1) == [RetentionResult()]
+    assert len(column(engine, "SELECT seq FROM events")) == 4
     with engine.begin() as connection:
         connection.execute(schema.leases.update().values(until=NOW - timedelta(minutes=1)))
-    sweep(engine, keep(payloads="24h"), instance_id=1)
-    assert column(engine, "SELECT seq FROM payloads") == []
+    sweep(engine, keep(journal="90d", samples="90d"), instance_id=1)
+    assert column(engine, "SELECT seq FROM events") == []
     assert column(engine, "SELECT instance_id FROM leases") == [1]
 
 
 def test_lease_from_before_the_clock_was_set_back_does_not_count(engine: Engine) -> None:
-    instance(engine, 1, [3])
-    instance(engine, 2, [3])
+    instance(engine, 1, [103])
+    instance(engine, 2, [103])
     with engine.begin() as connection:
         lease = {"name": retention.LEASE, "instance_id": 2, "until": datetime.now(UTC) + 365 * DAY}
         connection.execute(schema.leases.insert(), lease)
-    sweep(engine, keep(payloads="24h"), instance_id=1)
-    assert column(engine, "SELECT seq FROM payloads") == []
+    sweep(engine, keep(journal="90d"), instance_id=1)
+    assert column(engine, "SELECT seq FROM events") == []
 
 
 def test_retention_renews_the_lease(engine: Engine) -> None:
@@ -284,26 +324,26 @@ def test_concurrent_sweeps_do_the_work_once(engine: Engine, monkeypatch: pytest.
 
     def run(instance_id: int) -> int:
         begin.wait()
-        return len(sweep(engine, keep(payloads="24h", journal="90d"), instance_id=instance_id))
+        return len(sweep(engine, keep(journal="90d"), instance_id=instance_id))
 
     with ThreadPoolExecutor() as threads:
         steps = list(threads.map(run, (1, 2)))
     assert min(steps) == 1
     assert max(steps) > 20
-    assert column(engine, "SELECT seq FROM payloads ORDER BY seq") == [62, 62]
+    assert column(engine, "SELECT seq FROM events ORDER BY seq") == [61, 61]
     assert column(engine, "SELECT last_seq - first_seq + 1 FROM batches ORDER BY 1") == [3, 3, 60, 60]
 
 
 @pytest.mark.postgres
 @pytest.mark.parametrize("migrated_url", ["postgres"], indirect=True)  # a SQLite file has one daemon
 def test_retention_does_not_wait_for_a_hanging_step(engine: Engine) -> None:
-    instance(engine, 1, [3])
-    instance(engine, 2, [3])
-    Retention(engine, keep(payloads="24h")).step(2, NOW_US)
+    instance(engine, 1, [103])
+    instance(engine, 2, [103])
+    Retention(engine, keep(journal="90d")).step(2, NOW_US)
     with engine.begin() as connection:
         connection.execute(schema.leases.update().values(until=datetime.now(UTC) + timedelta(minutes=1)))
         began = time.monotonic()
-        assert Retention(engine, keep(payloads="24h")).step(1, NOW_US) == RetentionResult()
+        assert Retention(engine, keep(journal="90d")).step(1, NOW_US) == RetentionResult()
     assert time.monotonic() - began < 5
 
 
