@@ -20,7 +20,7 @@ from ingestor.errors import ConfigError, IngestorError
 
 if TYPE_CHECKING:
     from ingestor.config import Config
-    from ingestor.monitoring.status import ConnectionStatus, Status, SubscriptionStatus
+    from ingestor.monitoring.status import ConnectionStatus, InstanceStatus, Status, SubscriptionStatus
 
 POLL_SECONDS = 1.0
 MAX_ERRORS = 5  # of the recent errors that the daemon reports
@@ -153,6 +153,7 @@ def _format_status(status: Status) -> Iterator[str]:
         yield f"  {_format_connection(connection, status.at)}"
     yield from _format_subscriptions(status)
     yield from _format_flow(status)
+    yield from map(_format_instance, status.instances if len(status.instances) > 1 else ())
     for feed, seconds in status.publish_skew_seconds.items():
         if abs(seconds) >= MIN_SKEW_SECONDS:
             yield f"  {feed}: the provider's publish clock is {format_skew(seconds)}"
@@ -207,6 +208,17 @@ def _format_flow(status: Status) -> Iterator[str]:
     yield f"  rows: {counts}{expired}"
 
 
+def _format_instance(instance: InstanceStatus) -> str:
+    from ingestor.config.units import format_duration
+
+    heartbeat = _format_time(instance.heartbeat_at) if instance.heartbeat_at else "it has published none"
+    state = f"{instance.state}, last heartbeat {heartbeat}" if instance.state != "alive" else "alive"
+    behind = f", {format_duration(round(instance.behind_seconds))} behind" if instance.behind_seconds else ""
+    held = f", holds {', '.join(instance.leases)}" if instance.leases else ""
+    own = ", this daemon" if instance.own else ""
+    return f"  instance {instance.instance_id} ({instance.name}{own}): {state}{behind}{held}"
+
+
 def _format_time(at: datetime) -> str:
     return f"{at:%Y-%m-%d %H:%M:%S} UTC"
 
@@ -220,10 +232,18 @@ def _format_distance(at: datetime, now: datetime) -> str:
 
 
 def _database_sample(config: Config) -> StatusSample:
+    from ingestor.daemon.instance_cache import instance_status
+    from ingestor.store.instances import load_instances
     from ingestor.store.read.status_queries import load_status
 
     with open_database(config) as engine:
         result = load_status(engine)
+        shared = {record.instance_id: instance_status(record, "") for record in load_instances(engine)}
+    for row in result["instances"]:
+        current = shared.get(row["instance_id"])
+        row["state"] = current.state if current else "gone"
+        row["behind_seconds"] = current.behind_seconds if current else None
+        row["leases"] = list(current.leases) if current else []
     return StatusSample(
         at=time.monotonic(),
         source_id="the database",
@@ -236,12 +256,19 @@ def _database_sample(config: Config) -> StatusSample:
 
 def _format_database_status(result: dict[str, list[dict[str, Any]]]) -> Iterator[str]:
     yield "no running daemon could be reached; reported from the database"
-    for instance in result["instances"]:
+    shown = [instance for instance in result["instances"] if instance["state"] != "gone"]
+    for instance in shown:
         heartbeat = _format_time(instance["heartbeat_at"]) if instance["heartbeat_at"] else "never"
-        yield f"  {instance['name']}: {instance['new_rows']:,} rows, last heartbeat {heartbeat}"
+        holds = f", holds {', '.join(instance['leases'])}" if instance["leases"] else ""
+        yield (
+            f"  {instance['name']} (instance {instance['instance_id']}): {instance['state']},"
+            f" {instance['new_rows']:,} rows, last heartbeat {heartbeat}{holds}"
+        )
         for state in result["states"]:
             if state["instance_id"] == instance["instance_id"]:
                 yield f"    {state['subscriptions']:,} subscriptions {state['state']}"
+    if gone := len(result["instances"]) - len(shown):
+        yield f"  and {gone:,} earlier instances, which were replaced or silent for a week; --output json has all"
     for feed in result["feeds"]:
         yield f"  {feed['feed']}: {feed['series']:,} series up to {_format_time(feed['ts'])}"
     for count in result["dead"]:

@@ -27,6 +27,7 @@ from ingestor.daemon import factory, heartbeat, scheduler, watchers
 from ingestor.daemon.control_handlers import build_handlers
 from ingestor.daemon.control_socket import ControlError, control_server
 from ingestor.daemon.fact_limit import FactLimit
+from ingestor.daemon.instance_cache import InstanceCache, load_shared_status
 from ingestor.daemon.reload import ConfigReloader
 from ingestor.daemon.standby import Standby, build_standby
 from ingestor.daemon.status_snapshot import StatusSources, build_status
@@ -38,7 +39,7 @@ from ingestor.monitoring.latest_values import LatestValues
 from ingestor.monitoring.load_history import LoadHistory
 from ingestor.monitoring.metrics import Metrics
 from ingestor.monitoring.sd_notify import SystemdNotifier, feed_watchdog, watchdog_seconds
-from ingestor.monitoring.status import RecentErrors, Status, check_health
+from ingestor.monitoring.status import RecentErrors, SharedStatus, Status, check_health
 from ingestor.provider.auth import TokenSource
 from ingestor.provider.subscriptions.activity import ActivityTracker
 from ingestor.provider.subscriptions.supervisor import SubscriptionDiff, Supervisor
@@ -73,6 +74,7 @@ class Service:
         self._metrics = Metrics(self.status)
         self._fact_limit = FactLimit(lambda: self._spool.full)
         self._activity = ActivityTracker()
+        self._instances = InstanceCache(self._read_instances)
         self._writer = factory.build_writer(
             config,
             self._spool,
@@ -178,6 +180,7 @@ class Service:
             tokens=self._tokens.status,
             recent_errors=self._recent_errors,
             standby=lambda: self._standby.status() if self._standby else None,
+            shared=self._instances.newest,
         )
 
     def _build_receiver(self, stack: AsyncExitStack, clocks: Clocks, permit: Permit) -> None:
@@ -218,6 +221,9 @@ class Service:
         every = self._scheduler.every
         every("retention", self._writer.request_retention, scheduler.RETENTION_SECONDS, first_seconds=first_seconds)
         every("repair", self._repair.wake, scheduler.REPAIR_SECONDS, first_seconds=scheduler.FIRST_REPAIR_SECONDS)
+        every(
+            "instances", self._instances.refresh, scheduler.INSTANCES_SECONDS, first_seconds=scheduler.INSTANCES_SECONDS
+        )
         self._start_task(self._supervisor.run(), "supervisor")
         self._start_task(heartbeat.send_heartbeats(self._spool, self._supervisor), "heartbeat")
         self._start_task(heartbeat.watch_clocks(self._supervisor.clocks), "clocks")
@@ -324,6 +330,11 @@ class Service:
         with open_database(self._config.database.url.get_secret_value()) as engine:
             for row in status_queries.load_state_spans(engine, self._spool.spool_id, since):
                 yield StateSpan(**row)
+
+    def _read_instances(self) -> SharedStatus:
+        """Read which instances share the database. Blocking; called in a thread of its own."""
+        with open_database(self._config.database.url.get_secret_value()) as engine:
+            return load_shared_status(engine, self._spool.spool_id)
 
     # -- the writer's thread
 

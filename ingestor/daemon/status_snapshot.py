@@ -45,6 +45,7 @@ class StatusSources:
     tokens: Callable[[], TokenState]
     recent_errors: monitoring.RecentErrors
     standby: Callable[[], monitoring.StandbyStatus | None] = lambda: None
+    shared: Callable[[], monitoring.SharedStatus] = monitoring.SharedStatus
     cache: StatusCache = field(default_factory=dict)
 
 
@@ -53,6 +54,7 @@ def build_status(sources: StatusSources) -> monitoring.Status:
     now = datetime.now(UTC)
     supervisor, standby = sources.supervisor(), sources.standby()
     writer = sources.writer
+    shared = sources.shared()
     age = time.monotonic() - sources.spool.synced_at
     return monitoring.Status(
         at=now,
@@ -81,6 +83,8 @@ def build_status(sources: StatusSources) -> monitoring.Status:
         pulses=(
             monitoring.Heartbeat(name="the spool's thread", age_seconds=age, limit_seconds=SPOOL_HEARTBEAT_SECONDS),
         ),
+        instances=shared.instances,
+        unreceived_subscriptions=shared.unreceived_subscriptions,
         last_errors=sources.recent_errors.newest(),
     )
 

@@ -20,6 +20,7 @@ from ingestor.core.version import source_commit
 from ingestor.monitoring.status import Status
 
 OTHER = "other"
+MAX_INSTANCES = 20  # that have a metric of their own
 LOGIN_OUTCOMES = ("ok", "refused", "unavailable", "nonsense")
 # The values of `cause` in a disconnected fact. Its `reason` is free text, which would make any number of labels.
 CAUSES = (
@@ -82,7 +83,7 @@ class _StatusCollector(Collector):
 
     def collect(self) -> Iterator[Metric]:
         status = self._snapshot()
-        for metrics in (_frame_metrics, _row_metrics, _spool_metrics, _connection_metrics, _daemon_metrics):
+        for metrics in _STATUS_METRICS:
             yield from metrics(status)
 
     def describe(self) -> list[Metric]:
@@ -158,3 +159,36 @@ def _daemon_metrics(status: Status) -> Iterator[Metric]:
     yield GaugeMetricFamily("ingestor_config_last_reload_successful", "0 if the last reload was rejected", reloaded)
     build = {"version": status.version, "commit": source_commit(), "python": platform.python_version()}
     yield InfoMetricFamily("ingestor_build", "Version of the running program", build)
+
+
+def _instance_metrics(status: Status) -> Iterator[Metric]:
+    if not status.instances:
+        return  # not read yet, or too long ago
+    counts = collections.Counter(instance.state for instance in status.instances)
+    states = {state: counts[state] for state in ("alive", "silent", "stopped")}
+    instances_help = "Instances that share the database, by state"
+    yield _by_label(GaugeMetricFamily, "ingestor_instances", instances_help, "state", states)
+    behind = GaugeMetricFamily(
+        "ingestor_instance_behind_seconds",
+        "Age of the newest time before which everything that the instance received is in the database",
+        labels=["id", "name"],
+    )
+    running = [instance for instance in status.instances if instance.behind_seconds is not None]
+    for instance in running[-MAX_INSTANCES:]:
+        behind.add_metric([str(instance.instance_id), instance.name], instance.behind_seconds or 0.0)
+    yield behind
+    unreceived = status.unreceived_subscriptions
+    if unreceived is not None:
+        yield GaugeMetricFamily(
+            "ingestor_unreceived_subscriptions", "Subscriptions that no instance receives", unreceived
+        )
+
+
+_STATUS_METRICS = (
+    _frame_metrics,
+    _row_metrics,
+    _spool_metrics,
+    _connection_metrics,
+    _daemon_metrics,
+    _instance_metrics,
+)

@@ -150,6 +150,28 @@ class RecentError:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class InstanceStatus:
+    """An instance that shares the database, by the database's clock."""
+
+    instance_id: int
+    name: str
+    own: bool  # it is this daemon
+    state: Literal["alive", "silent", "stopped"]  # silent: no sign of life for a minute, and no clean end
+    behind_seconds: float | None = None  # the database has what it received before that; None if stopped
+    position: int = 0
+    heartbeat_at: datetime | None = None
+    leases: tuple[str, ...] = ()  # that it holds: "receiver", "repair", "retention"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SharedStatus:
+    """What the database says of all daemons that write to it."""
+
+    instances: tuple[InstanceStatus, ...] = ()
+    unreceived_subscriptions: int | None = None  # that no instance receives now; None: not known
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Status:
     """The whole daemon at the time ``at``. Counts start at ``started_at``; times are UTC."""
 
@@ -171,6 +193,8 @@ class Status:
     token: TokenStatus = field(default_factory=TokenStatus)
     standby: StandbyStatus | None = None  # None: provider.standby is off
     pulses: tuple[Heartbeat, ...] = ()
+    instances: tuple[InstanceStatus, ...] = ()  # of the database; empty if that cannot be read
+    unreceived_subscriptions: int | None = None  # by any instance of the database; None: not known
     last_errors: tuple[RecentError, ...] = ()
 
     @property

@@ -60,7 +60,7 @@ def load_instances(engine: Engine) -> list[InstanceRecord]:
     return [
         _to_record(row, now, tuple(sorted(lease.name for lease in holders if lease.instance_id == row.instance_id)))
         for row in sorted(newest, key=lambda row: row.instance_id)
-        if not _is_replaced(row, rows)
+        if not _is_replaced(row, rows, now)
     ]
 
 
@@ -85,11 +85,14 @@ def _query() -> Any:
 
 
 def _last_sign_at(row: Any) -> datetime:
-    return max(at for at in (row.started_at, row.heartbeat_at, row.committed_at) if at is not None)
+    last: datetime = max(at for at in (row.started_at, row.heartbeat_at, row.committed_at) if at is not None)
+    return last
 
 
-def _is_replaced(row: Any, rows: Iterable[Any]) -> bool:
+def _is_replaced(row: Any, rows: Iterable[Any], now: datetime) -> bool:
     """Whether its host began again with an empty spool."""
+    if _state(row, now) == "alive":
+        return False
     later = (other for other in rows if other.instance_id > row.instance_id and other.name == row.name)
     return any(other.started_at > _last_sign_at(row) for other in later)
 

@@ -1,13 +1,14 @@
 // The cards at the top: one figure each for connections, subscriptions, rows, spool, database and token.
 
 import {
-  element, formatBytes, formatCount, formatDuration, formatInteger, formatName, levelOf, shapeIcon, shapeOf, STATES, svgElement,
+  element, formatBytes, formatCount, formatDuration, formatInteger, formatName, levelOf, printable, shapeIcon, shapeOf, STATES, svgElement,
 } from "./text.js";
 
 /** `now`: the daemon's clock, in milliseconds. */
 export function renderCards(root, status, now) {
   root.replaceChildren(
     connectionsCard(status), subscriptionsCard(status), rowsCard(status), spoolCard(status), databaseCard(status, now), tokenCard(status, now),
+    ...instancesCards(status),
   );
 }
 
@@ -67,6 +68,18 @@ function databaseCard({ database: { up, kind, lag_seconds: lag, last_commit_at: 
   const product = { sqlite: "SQLite", postgresql: "PostgreSQL" }[kind] ?? kind;
   const lagNote = `commit lag ${lag < 10 ? `${lag.toFixed(1)} s` : formatDuration(lag)}`;
   return card("Database", up ? "good" : "bad", figure(up ? "up" : "down", product), [lagNote, up ? lastCommit : error && element("p", { class: "error" }, error)]);
+}
+
+/** A card only where several daemons share the database. */
+function instancesCards({ instances }) {
+  if (instances.length < 2) return [];
+  const running = instances.filter(({ state }) => state !== "stopped");
+  const alive = running.filter(({ state }) => state === "alive").length;
+  const notes = running.slice(-4).map(({ instance_id: id, name, own, state, behind_seconds: behind, leases }) => {
+    const about = [state === "alive" ? `${formatDuration(behind)} behind` : `${state} for ${formatDuration(behind)}`, ...leases];
+    return element("p", { "data-level": state === "alive" ? "good" : "warn" }, `${printable(name)} (${id}${own ? ", this daemon" : ""}): ${about.join(", ")}`);
+  });
+  return [card("Instances", alive === running.length ? "good" : "warn", figure(`${alive}`, `of ${running.length} alive`), notes)];
 }
 
 function tokenCard(status, now) {

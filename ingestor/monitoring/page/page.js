@@ -164,9 +164,10 @@ function verdict() {
   const notLive = status.subscriptions.filter((subscription) => subscription.state !== "live").length;
   const warnings = [
     ...(notLive ? [`${formatInteger(notLive)} of ${formatInteger(status.subscriptions.length)} subscriptions are not live`] : []),
+    ...status.instances.filter(({ state }) => state === "silent").map(({ name }) => `instance ${name} is silent`),
     ...(status.config_reload_successful ? [] : ["the changed config was rejected, the previous one is in use"]),
   ];
-  if (warnings.length) return ["warn", "half", notLive ? "Partly receiving" : "Receiving, config rejected", warnings];
+  if (warnings.length) return ["warn", "half", notLive ? "Partly receiving" : status.config_reload_successful ? "Receiving, alone" : "Receiving, config rejected", warnings];
   return ["good", "dot", "Receiving", []];
 }
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any, TypeAlias
 
-from sqlalchemy import Engine, Executable, Select, func, select
+from sqlalchemy import Engine, Executable, Select, exists, func, select
 
 from ingestor.store import schema, views
 from ingestor.store.engine import fetch_all, translate_errors
@@ -92,6 +92,25 @@ def load_state_spans(engine: Engine, spool_id: str, since: datetime, limit: int 
         .limit(limit)
     )
     return fetch_records(engine, query)
+
+
+def count_unreceived(engine: Engine, alive: Sequence[int]) -> int:
+    """Count the subscriptions that the instances of these ids want and none of them receives.
+
+    Raises DatabaseUnavailable.
+    """
+    wanted, other = schema.coverage.alias().c, schema.coverage.alias().c
+    is_received = exists().where(
+        other.subscription_id == wanted.subscription_id,
+        other.instance_id.in_(alive),
+        other.ended_at.is_(None),
+        other.state == "live",
+    )
+    query = select(func.count(wanted.subscription_id.distinct())).where(
+        wanted.instance_id.in_(alive), wanted.ended_at.is_(None), wanted.state != "stopped", ~is_received
+    )
+    ((count,),) = fetch_all(engine, query)
+    return int(count)
 
 
 def count_samples_by_ticker(engine: Engine, feed: str) -> dict[str, int]:

@@ -50,7 +50,7 @@ async def exposed(simulator: FaultySimulator, tmp_path: Path) -> dict[str, set[s
     config = write_config(tmp_path, url=simulator.url, database_url=url, subscriptions=subscriptions)
     async with InProcessDaemon(config, simulator.api_key) as daemon:
         await daemon.wait_until_live()
-        await until(lambda: daemon.status.rows.new)
+        await until(lambda: daemon.status.rows.new and daemon.status.instances)
         text = await daemon.metrics()
     found: dict[str, set[str]] = defaultdict(set)
     for family in text_string_to_metric_families(text):

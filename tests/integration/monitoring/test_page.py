@@ -20,6 +20,7 @@ from tests.support.faulty_simulator import FaultySimulator
 
 from ...support.browser import Browser, chromium
 from ...support.daemon import InProcessDaemon, until, write_config
+from ...unit.monitoring.healthy_status import HOST1, HOST2
 from .status_server import GOOD, StatusContent, row
 
 pytestmark = pytest.mark.chromium
@@ -301,6 +302,7 @@ async def test_coverage_strip_has_shapes_and_names_its_gaps(browser: Browser, co
 
 VERDICTS = {
     "Receiving": GOOD,
+    "Receiving, alone instance host2 is silent": replace(GOOD, instances=(HOST1, HOST2)),
     "Receiving, config rejected the changed config was rejected, the previous one is in use": replace(
         GOOD, config_reload_successful=False
     ),
@@ -327,6 +329,10 @@ async def test_verdict_names_the_state_and_its_reasons(browser: Browser, content
         for verdict, content.status in VERDICTS.items():
             await browser.run(POLL_NOW)
             await browser.until(f"{text('#verdict')} === '{verdict}'")
+            if content.status.instances:
+                cards = await browser.run(f"return {text('#cards')}")
+                assert "Instances 1 of 2 alive host1 (1, this daemon): 3 s behind" in cards
+                assert "host2 (2): silent for 1 min, repair" in cards
 
 
 async def test_page_marks_its_data_as_old_if_the_daemon_is_gone(browser: Browser, content: StatusContent) -> None:

@@ -7,7 +7,7 @@ import pytest
 
 from ingestor.cli.status import MAX_NOT_LIVE, StatusSample, _format_status
 from ingestor.monitoring.status import RecentError, StandbyStatus, Status, TokenStatus
-from tests.unit.monitoring.healthy_status import AAPL, NOON, SENTIMENT, status
+from tests.unit.monitoring.healthy_status import AAPL, HOST1, HOST2, NOON, SENTIMENT, status
 
 
 def sample(at: float, frames: int, rows: int, source_id: str = "42") -> StatusSample:
@@ -43,6 +43,14 @@ def test_healthy_daemon() -> None:
         "  rows: 5 new, 1 revised, 2 duplicate, 1 dead\n"
         "  token: expires 2026-11-01 13:00:00 UTC, in 59m57s"
     )
+
+
+def test_instances_are_listed_where_several_share_the_database() -> None:
+    text = render(status(instances=(HOST1, HOST2)))
+    assert "  instance 1 (host1, this daemon): alive, 3s behind\n" in text
+    silent = "silent, last heartbeat 2026-11-01 12:00:00 UTC, 1m30s behind, holds repair\n"
+    assert f"  instance 2 (host2): {silent}" in text
+    assert "instance" not in render(status(instances=(HOST1,)))
 
 
 def test_subscriptions_not_live_are_listed_and_truncated() -> None:

@@ -9,6 +9,7 @@ from ingestor.monitoring.status import (
     ConnectionStatus,
     DatabaseStatus,
     Heartbeat,
+    InstanceStatus,
     RowCounts,
     SpoolStatus,
     Status,
@@ -34,6 +35,12 @@ AAPL = SubscriptionStatus(
     feed="crowd-sentiment",
     state="live",
     since=NOON,
+)
+HOST1 = InstanceStatus(
+    instance_id=1, name="host1", own=True, state="alive", behind_seconds=3.0, position=7, heartbeat_at=NOON
+)
+HOST2 = InstanceStatus(
+    instance_id=2, name="host2", own=False, state="silent", behind_seconds=90.0, heartbeat_at=NOON, leases=("repair",)
 )
 GOOD = Status(
     at=NOON,

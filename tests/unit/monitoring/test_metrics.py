@@ -8,13 +8,13 @@ from prometheus_client.openmetrics.exposition import generate_latest as generate
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
 from ingestor.core.entries import Fact
-from ingestor.monitoring.metrics import Metrics
+from ingestor.monitoring.metrics import MAX_INSTANCES, Metrics
 from ingestor.monitoring.status import DeadLetterCounts, Status, TokenStatus
 
-from .healthy_status import AAPL, GOOD, NOON, SENTIMENT, status
+from .healthy_status import AAPL, GOOD, HOST1, HOST2, NOON, SENTIMENT, status
 
 
-def value(metrics: Metrics, name: str, **labels: str) -> float | None:
+def value(metrics: Metrics, name: str, /, **labels: str) -> float | None:
     return metrics.registry.get_sample_value(name, labels)
 
 
@@ -44,6 +44,25 @@ EVERY_NAME = [
     "ingestor_config_last_reload_successful",
     "ingestor_build_info",
 ]
+
+
+def test_instances_that_share_the_database_are_counted_by_state() -> None:
+    metrics = of(status(instances=(HOST1, HOST2), unreceived_subscriptions=4))
+    counts = {state: value(metrics, "ingestor_instances", state=state) for state in ("alive", "silent", "stopped")}
+    assert counts == {"alive": 1, "silent": 1, "stopped": 0}
+    assert value(metrics, "ingestor_instance_behind_seconds", id="2", name="host2") == 90
+    assert value(metrics, "ingestor_unreceived_subscriptions") == 4
+
+
+def test_no_instance_is_exported_while_the_database_cannot_be_read() -> None:
+    assert b"ingestor_instance" not in generate_latest(of(GOOD).registry)
+
+
+def test_metrics_of_instances_are_bounded() -> None:
+    ended = replace(HOST2, state="stopped", behind_seconds=None)
+    many = tuple(replace(HOST2, instance_id=number) for number in range(50))
+    text = generate_latest(of(status(instances=(ended, *many))).registry).decode()
+    assert text.count("\ningestor_instance_behind_seconds{") == MAX_INSTANCES
 
 
 @pytest.mark.parametrize("name", EVERY_NAME)
