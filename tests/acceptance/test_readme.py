@@ -1,4 +1,4 @@
-"""Run the commands of the README. The first two, which install, are tested by .ci/run."""
+"""Run the commands of the README and of the pages in docs/. The first two, which install, are tested by .ci/run."""
 
 from __future__ import annotations
 
@@ -16,26 +16,27 @@ from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
+import psycopg
 import pytest
 
 from tests.support.faulty_simulator import FaultySimulator
 
 from ..support.daemon import until
 from ..support.db_reader import DbReader
-from ..support.postgres_server import free_port
+from ..support.postgres_server import USER, Postgres, find_binaries, free_port
 from ..support.requirements import skip_missing
 
 TOP = Path(__file__).parents[2]
-TEXT = (TOP / "README.md").read_text()
 PROGRAM = Path(sys.executable).with_name("ingestor")
 UNIT = TOP / "systemd" / "ingestor.service"
 KEY = "the-key-of-this-test"
 CLEAN = {name: value for name, value in os.environ.items() if not name.startswith("INGESTOR_")}
 
 
-def block(containing: str, language: str = "sh") -> str:
-    """Return the only code block of the README that contains this text."""
-    (found,) = (code for code in re.findall(rf"```{language}\n(.*?)```", TEXT, re.DOTALL) if containing in code)
+def block(containing: str, language: str = "sh", page: str = "README.md") -> str:
+    """Return the only code block of the page that contains this text."""
+    text = (TOP / page).read_text()
+    (found,) = (code for code in re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL) if containing in code)
     return str(found)
 
 
@@ -77,7 +78,7 @@ async def test_try_it_steps_end_in_a_clean_check(simulator: FaultySimulator, tmp
 
 # The try-out in two terminals.
 
-Terminal = Callable[[str], "subprocess.Popen[str]"]
+Terminal = Callable[..., "subprocess.Popen[str]"]
 
 
 @pytest.fixture
@@ -90,10 +91,12 @@ def terminal(tmp_path: Path) -> Iterator[Terminal]:
     environment = CLEAN | {"INGESTOR_HTTP__LISTEN": "127.0.0.1:0"}
     with ExitStack() as running, (tmp_path / "said").open("a") as output:
 
-        def type_in(script: str) -> subprocess.Popen[str]:
+        def type_in(script: str, **more: str) -> subprocess.Popen[str]:
             here = script.replace("8700", port).replace("/tmp/ingestor-try", str(tmp_path / "try"))
             command = ["bash", "-c", f"exec env {here}"]
-            process = subprocess.Popen(command, cwd=checkout, env=environment, stdout=output, stderr=output, text=True)
+            process = subprocess.Popen(
+                command, cwd=checkout, env=environment | more, stdout=output, stderr=output, text=True
+            )
             running.callback(process.wait)
             running.callback(process.kill)
             return process
@@ -134,6 +137,57 @@ async def new_rows(db: DbReader) -> None:
 def kill(process: subprocess.Popen[str]) -> None:
     process.kill()
     process.wait()
+
+
+# Two hosts, as two folders.
+
+two_hosts = partial(block, page="docs/high-availability.md")
+
+
+@pytest.mark.slow
+@pytest.mark.postgres
+async def test_nothing_is_missing_after_a_host_dies_with_its_disk_while_the_database_is_away(
+    terminal: Terminal, postgres: Postgres, tmp_path: Path
+) -> None:
+    local = {"PGHOST": "127.0.0.1", "PGPORT": str(postgres.port), "PGUSER": USER}
+    local["PATH"] = f"{find_binaries()}:{os.environ['PATH']}"
+    port = free_port()
+
+    def adapted(script: str) -> str:
+        script = re.sub("127.0.0.1:865[12]", "127.0.0.1:0", script).replace("8701", str(port))
+        return script.replace("sleep 5", "sleep 2").replace("/tmp/host", f"{tmp_path}/host")
+
+    def paste(containing: str, **more: str) -> str:
+        return shell(adapted(two_hosts(containing)), folder=tmp_path / "checkout", **local, **more)
+
+    exported = dict(re.findall(r"(INGESTOR_\w+)=(\S+)", adapted(two_hosts("export INGESTOR_DATABASE__URL"))))
+    terminal(adapted(two_hosts("--port 8701")))
+    paste("createdb ingestor_try")
+    for host in ("host1", "host2"):
+        terminal(adapted(two_hosts(f"INGESTOR_INSTANCE={host}")), **local, **exported)
+    db = DbReader(postgres.url("ingestor_try"))
+    await until(lambda: both_have_stored(db), 60)
+    await asyncio.sleep(15)  # "after a quarter of a minute"
+    assert paste("grep instance", **exported).count("alive, ") == 2
+
+    stop, kill_host, start = two_hosts("systemctl stop postgresql").splitlines()
+    assert (stop.partition(";")[0], start) == ("sudo systemctl stop postgresql", "sudo systemctl start postgresql")
+    postgres.stop()
+    shell(adapted(kill_host), folder=tmp_path)
+    postgres.start()
+    back_at = db.scalar("SELECT now() AS now_at")
+    written = f"SELECT COUNT(*) FROM instances WHERE name = 'host2' AND heartbeat_at > '{back_at}'"
+    await until(lambda: db.scalar(written), 60)
+    answer = paste("psql ingestor_try", **exported)
+    assert re.findall(r"^ [A-Z0-9_]+ +\|.*\| +(-?\d+)$", answer, re.MULTILINE) == ["0"] * 4
+    assert re.search(r" gaps *\n-+\n +0\n", answer)
+
+
+def both_have_stored(db: DbReader) -> bool:
+    try:
+        return bool(db.scalar("SELECT COUNT(DISTINCT instance_id) FROM payloads") == 2)
+    except psycopg.errors.UndefinedTable:  # no tables yet
+        return False
 
 
 # The service.
