@@ -31,6 +31,7 @@ CLAIMS = "tests/integration/claims/test_claims_model.py"
 SESSIONS = f"{STORE}/test_postgres_session.py"
 PERMIT, RECEIVER_LEASE = "tests/integration/provider/test_permit.py", f"{STORE}/test_receiver_lease.py"
 HOSTS, FAILOVER = f"{STORE}/test_postgres_hosts.py", f"{PIPELINE}/test_database_failover.py"
+INSTANCES = f"{STORE}/test_instances.py"
 REPAIR_TESTS, REPAIRS = "tests/integration/test_repair.py", f"{STORE}/test_repairs.py"
 
 
@@ -129,6 +130,55 @@ BUGS = (
         "c.until.between(now, latest)",
         "c.until >= now",
         f"{STORE}/test_retention.py",
+    ),
+    Bug(
+        "the lease holder deletes the payloads of an instance that is alive",
+        "store/maintenance/retention.py",
+        "_payload_tasks(forgotten_instances(connection, now), config, now)",
+        "_payload_tasks(connection.execute(select(schema.instances.c.instance_id)).scalars().all(), config, now)",
+        f"{STORE}/test_retention.py",
+    ),
+    Bug(
+        "a daemon without the lease deletes what all share",
+        "store/maintenance/retention.py",
+        "            if leased_at is None:\n",
+        "            if False:\n",
+        f"{STORE}/test_retention.py",
+    ),
+    Bug(
+        "an instance that writes a backlog is taken for dead",
+        "store/instances.py",
+        "(row.started_at, row.heartbeat_at, row.committed_at)",
+        "(row.started_at, row.heartbeat_at)",
+        INSTANCES,
+    ),
+    Bug(
+        "an instance that stopped cleanly is reported as silent",
+        "store/instances.py",
+        'row.last_event == "stopped" or ',
+        "",
+        INSTANCES,
+    ),
+    Bug(
+        "what another instance receives counts as not received",
+        "store/read/status_queries.py",
+        'wanted.state != "stopped", ~is_received',
+        'wanted.state != "stopped", wanted.state != "live"',
+        INSTANCES,
+    ),
+    Bug(
+        "instances are shown as they were before the database went away",
+        "daemon/instance_cache.py",
+        "return self._last if time.monotonic() - self._read_at < MAX_AGE_SECONDS else SharedStatus()",
+        "return self._last",
+        "tests/integration/test_instance_cache.py",
+    ),
+    Bug(
+        "what each instance by itself did not receive counts what others covered as missing",
+        "../migrations/versions/0004_views.sqlite.sql",
+        "h LEFT JOIN covered c ON c.subscription_id = h.subscription_id",
+        "h LEFT JOIN covered c ON c.subscription_id = h.instance_id",
+        f"{STORE}/test_instance_gaps.py",
     ),
     Bug(
         "rows stamped by a clock that ran ahead hold up retention",
