@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import logging
 import threading
-import time
 from collections.abc import Callable
 
+from ingestor.core.clock import boottime
 from ingestor.core.redaction import redactor
 from ingestor.core.threads import start_thread
 from ingestor.errors import IngestorError
@@ -16,7 +16,8 @@ from ingestor.store.instances import InstanceRecord, load_instances
 from ingestor.store.read.status_queries import count_unreceived
 
 REFRESH_SECONDS = 15.0
-MAX_AGE_SECONDS = 60.0  # what is older says nothing about now
+REFRESH_PAUSE_FACTOR = 20  # a read that took long is repeated after this many times its duration
+MAX_AGE_SECONDS = 120.0  # what is older says nothing about now
 
 log = logging.getLogger(__name__)
 
@@ -28,20 +29,20 @@ class InstanceCache:
         """``read`` blocks, and may raise any IngestorError."""
         self._read = read
         self._last = SharedStatus()
-        self._read_at = 0.0  # time.monotonic()
+        self._read_at = 0.0  # boottime()
         self._refresh_at = 0.0
         self._refreshing = threading.Lock()
 
     def newest(self) -> SharedStatus:
         """Return what was last read. Never waits."""
-        return self._last if time.monotonic() - self._read_at < MAX_AGE_SECONDS else SharedStatus()
+        return self._last if boottime() - self._read_at < MAX_AGE_SECONDS else SharedStatus()
 
     def refresh(self) -> None:
         """Read in a thread if that is due and the last attempt has ended: a database may hang for a minute.
 
         Never waits. Due every REFRESH_SECONDS, and with each call until the writer has registered.
         """
-        if time.monotonic() < self._refresh_at or not self._refreshing.acquire(blocking=False):
+        if boottime() < self._refresh_at or not self._refreshing.acquire(blocking=False):
             return
         try:
             start_thread(threading.Thread(target=self._refresh, name="instances", daemon=True))
@@ -49,12 +50,13 @@ class InstanceCache:
             self._refreshing.release()  # the next call tries again
 
     def _refresh(self) -> None:
-        self._refresh_at = time.monotonic() + REFRESH_SECONDS
+        started = boottime()
+        self._refresh_at = started + REFRESH_SECONDS
         try:
             self._last = self._read()
-            self._read_at = time.monotonic()
-            if not self._last.instances:
-                self._refresh_at = 0.0
+            self._read_at = boottime()
+            pause = max(REFRESH_SECONDS, REFRESH_PAUSE_FACTOR * (self._read_at - started))
+            self._refresh_at = self._read_at + pause if self._last.instances else 0.0
         except IngestorError as error:  # the writer reports an outage
             log.debug("the instances cannot be read: %s", redactor.scrub(str(error)))
         finally:

@@ -169,7 +169,7 @@ BUGS = (
     Bug(
         "instances are shown as they were before the database went away",
         "daemon/instance_cache.py",
-        "return self._last if time.monotonic() - self._read_at < MAX_AGE_SECONDS else SharedStatus()",
+        "return self._last if boottime() - self._read_at < MAX_AGE_SECONDS else SharedStatus()",
         "return self._last",
         "tests/integration/test_instance_cache.py",
     ),
