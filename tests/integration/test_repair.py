@@ -487,14 +487,15 @@ async def test_daemon_without_permission_to_request_leaves_repairs_to_others(tmp
     writing = asyncio.create_task(asyncio.to_thread(writer.run))
     db = DbReader(migrated_url)
 
-    repair._search_requested.set()
-    await asyncio.to_thread(repair._try_round)
-    assert db.rows("SELECT * FROM leases WHERE name = 'repair'") == []
-    permitted.append(True)
-    await asyncio.to_thread(repair._try_round)
-    assert len(db.rows("SELECT * FROM leases WHERE name = 'repair'")) == 1
-
-    writer.stop()
+    try:
+        repair._search_requested.set()
+        await asyncio.to_thread(repair._try_round)
+        assert db.rows("SELECT * FROM leases WHERE name = 'repair'") == []
+        permitted.append(True)
+        await asyncio.to_thread(repair._try_round)
+        assert len(db.rows("SELECT * FROM leases WHERE name = 'repair'")) == 1
+    finally:
+        writer.stop()
     await writing
     await spool.close()
     engine.dispose()
