@@ -4,7 +4,7 @@
     core        what every package may import: entries, times, clock, backoff, threads, files, redaction, version
     config      YAML, environment and secrets as one frozen Config
     spool       the durable queue between socket and database
-    store       SQL: schema and migrations; write/, read/ and maintenance/
+    store       SQL: schema and migrations; write/, read/, maintenance/ and copy/
     provider    everything that knows the provider: catalog, REST, auth/, socket/, subscriptions/
     monitoring  what people, Prometheus and systemd see: status, metrics, logs, HTTP server, page, dashboards
     pipeline    from the spool to the store: decode, batch, write

@@ -117,6 +117,12 @@ class BatchRejected(IngestorError):
     """The database rejected a row. Split the batch until the row is found."""
 
 
+class CopyRejected(IngestorError):
+    """The target of a copy rejects a row. Stop; the message names its table and its key range."""
+
+    exit_code = 1
+
+
 class FullBatchRequired(IngestorError):
     """The batch lacks rows that dedup removed, and needs them. Nothing was written: write it again with all rows."""
 
@@ -138,7 +144,7 @@ class SchemaTooOld(IngestorError):
 
 
 class SchemaUnsupported(IngestorError):
-    """The database was created by a pre-release, whose schema cannot be upgraded. Use another database."""
+    """The database has the schema of a pre-release, or is an unfinished copy. Use another one, or finish the copy."""
 
     exit_code = 78
 

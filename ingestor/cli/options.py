@@ -76,3 +76,16 @@ def open_database(config: Config, *, read_only: bool = True) -> AbstractContextM
     from ingestor.store import open_database as store
 
     return store.open_database(config.database.url.get_secret_value(), read_only=read_only)
+
+
+def parse_target_url(text: str) -> str:
+    """Normalize the database URL of ``--into``, and register its passwords for masking. Raises typer.BadParameter."""
+    from ingestor.config.urls import find_passwords, normalize_database_url
+
+    try:
+        url = normalize_database_url(text, Path.cwd())
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--into") from None
+    for password in find_passwords(url):
+        redactor.add(password)
+    return url

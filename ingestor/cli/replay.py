@@ -4,14 +4,21 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ingestor.cli.options import TIME_HELP, ConfigOption, Output, OutputOption, load_config, open_database, parse_time
+from ingestor.cli.options import (
+    TIME_HELP,
+    ConfigOption,
+    Output,
+    OutputOption,
+    load_config,
+    open_database,
+    parse_target_url,
+    parse_time,
+)
 from ingestor.cli.output import print_result, progress_bar
-from ingestor.core.redaction import redactor
 
 if TYPE_CHECKING:
     from ingestor.commands.replay import ReplayResult
@@ -48,7 +55,7 @@ def replay(
     end = parse_time(until, now, "--to") if until else MAX_TIME
     with (
         open_database(load_config(config)) as engine,
-        open_target(engine, _database_url(into)) as target,
+        open_target(engine, parse_target_url(into)) as target,
         repeatable_read(engine) as source,  # excludes what the daemon writes in the meantime
     ):
         result = _replay(source, target, start, end)
@@ -76,18 +83,6 @@ def _replay(source: Connection, target: Engine, start: datetime, end: datetime) 
         raise typer.BadParameter(str(error), param_hint="--from") from None
     with progress_bar("entries", replayer.count) as advance:
         return replayer.run(advance)
-
-
-def _database_url(text: str) -> str:
-    from ingestor.config.urls import find_passwords, normalize_database_url
-
-    try:
-        url = normalize_database_url(text, Path.cwd())
-    except ValueError as error:
-        raise typer.BadParameter(str(error), param_hint="--into") from None
-    for password in find_passwords(url):
-        redactor.add(password)
-    return url
 
 
 def _format_result(result: ReplayResult, source: Fingerprint, target: Fingerprint) -> str:

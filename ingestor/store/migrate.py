@@ -23,6 +23,7 @@ _STAY_IN_SCHEMA = """
 SELECT set_config('search_path', quote_ident(nspname) || ', ' || current_setting('search_path'), true)
 FROM pg_class JOIN pg_namespace n ON n.oid = relnamespace WHERE pg_class.oid = to_regclass('alembic_version')
 """
+UNFINISHED_COPY = "copy_"  # begins the revision of a database into which `ingestor db copy` has not copied all rows
 _PRE_RELEASE_REVISIONS = {"0001", "0002", "0003", "0004", "0005", "0006"}
 
 
@@ -84,7 +85,12 @@ def check_metadata(engine: Engine) -> None:
 
 
 def refuse_unsupported(revision: str | None) -> None:
-    """Raise SchemaUnsupported for the revision of a pre-release, SchemaTooNew for one that this program lacks."""
+    """Raise SchemaUnsupported for a pre-release or an unfinished copy, SchemaTooNew for what this program lacks."""
+    if revision is not None and revision.startswith(UNFINISHED_COPY):
+        raise SchemaUnsupported(
+            "the database is an unfinished copy: start the same `ingestor db copy` again and let it end, or set"
+            " database.url to another database"
+        )
     if revision in _PRE_RELEASE_REVISIONS:
         raise SchemaUnsupported(
             f"the database has schema {revision} of a pre-release, which cannot be upgraded: export what you need with"

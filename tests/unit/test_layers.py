@@ -48,7 +48,7 @@ INNER_LAYERS = {
         {"open_database", "leases"},
         {"receiver_lease", "instances"},
         {"write"},
-        {"read", "maintenance"},
+        {"read", "maintenance", "copy"},
     ),
 }
 
