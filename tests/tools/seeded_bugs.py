@@ -46,7 +46,43 @@ class Bug:
     tests: str
 
 
+COPY = "tests/integration/test_db_copy.py"
 BUGS = (
+    Bug(
+        "a copy leaves what retention has deleted since",
+        "store/copy/copier.py",
+        "if table_access.is_full(rows) else None",
+        "if rows else None",
+        COPY,
+    ),
+    Bug(
+        "the sequences of a copy start at 1",
+        "store/copy/copier.py",
+        "            copy_target.set_sequences(target)\n",
+        "",
+        COPY,
+    ),
+    Bug(
+        "an unfinished copy is upgraded like any database",
+        "store/migrate.py",
+        "if revision is not None and revision.startswith(UNFINISHED_COPY):",
+        "if False:",
+        COPY,
+    ),
+    Bug(
+        "a copy overwrites what a daemon has written to it",
+        "store/copy/target.py",
+        "return ours is None or tuple(ours) == tuple(theirs)",
+        "return True",
+        COPY,
+    ),
+    Bug(
+        "a copy does not compare at its end",
+        "store/copy/copier.py",
+        "            if found != wanted:\n",
+        "            if False:\n",
+        COPY,
+    ),
     Bug(
         "a lease counts from its answer",
         "daemon/standby.py",

@@ -109,7 +109,8 @@ class DatabaseCopy:
             upto = form.key(rows[-1]) if table_access.is_full(rows) else None
             self._write_difference(form, after, upto, rows)
             compare(after, upto, rows)
-            self._advance(step, len(rows))
+            if rows:
+                self._advance(step, len(rows))
             if upto is None:
                 self._advance(step, 0)
                 return
