@@ -7,17 +7,22 @@ import random
 import re
 import shutil
 import sqlite3
+import subprocess
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
+from alembic import command
+
+from ingestor.store import migrate
+from ingestor.store.engine import make_engine
 
 from ..support.daemon import until, write_config
 from ..support.db_reader import DbReader
 from ..support.fork_server import ForkedCommand, ForkedDaemon, ForkServer
-from ..support.postgres_server import free_port
+from ..support.postgres_server import free_port, fresh_database
 
 KEY = "the-key-of-the-move"
 PATHS = {"/real-time/crowd-sentiment": ["AAPL", "ON"]}
@@ -80,6 +85,11 @@ async def stored(daemon: ForkedDaemon, more_than: int = 0) -> int:
     return int(await until(lambda: (n := daemon.status.get("rows", {}).get("new", 0)) > more_than and n, 40))
 
 
+async def store_more(daemon: ForkedDaemon) -> None:
+    """Wait until there are some more rows than now."""
+    await stored(daemon, 2 + await stored(daemon))
+
+
 def values(url: str) -> set[tuple[Any, ...]]:
     rows = DbReader(url).rows("SELECT feed, metric, ticker, ts, value FROM observations")
     return {tuple(row.values()) for row in rows}
@@ -97,7 +107,7 @@ async def test_move_to_postgres_while_the_daemon_runs_and_the_copy_is_killed(
         await run(*copy, kill_after=random.uniform(0.05, 1.5))
     code, out, err = await run(*copy)
     assert (code, "both databases are equal" in out) == (0, True), err
-    await stored(daemon, 10)
+    await store_more(daemon)
     assert await daemon.terminate() == 0
     code, out, err = await run(*copy)  # what came since
     assert code == 0, err
@@ -167,7 +177,7 @@ async def test_backup_of_running_daemon_can_be_restored(
     daemon = start(url)
     await stored(daemon, 4)
     back_up(database, tmp_path / "backup.db")
-    await stored(daemon, 10)
+    await store_more(daemon)
     assert await daemon.terminate() == 0
     shutil.copytree(spool, tmp_path / "backup-spool")
     daemon = start(url)
@@ -196,3 +206,71 @@ async def test_backup_of_running_daemon_can_be_restored(
     assert DbReader(url).scalar("SELECT count(*) FROM instances") == instances
     code, out, err = await run("audit")
     assert code == 0, out + err
+
+
+@pytest.mark.slow
+@pytest.mark.postgres
+async def test_dump_of_running_daemon_can_be_restored(
+    start: Callable[[str], ForkedDaemon],
+    run: Callable[..., Any],
+    tmp_path: Path,
+    postgres_url: str,
+    postgres_server_url: str,
+    postgres_binaries: Path,
+) -> None:
+    daemon = start(postgres_url)
+    await stored(daemon, 4)
+    dump = tmp_path / "dump"
+    subprocess.run([postgres_binaries / "pg_dump", "-Fc", "-f", dump, postgres_url], check=True)
+    await store_more(daemon)
+    daemon.kill()
+    written = values(postgres_url)
+    with fresh_database(postgres_server_url) as restored_url:
+        restore = [postgres_binaries / "pg_restore", "--no-owner", "-d", restored_url, dump]
+        subprocess.run(restore, check=True)
+        assert values(restored_url) < written
+        daemon = start(restored_url)
+        await until(lambda: written <= values(restored_url), 40)
+        assert await daemon.terminate() == 0
+        assert "lost" not in DbReader(restored_url).column("SELECT state FROM coverage")
+        assert DbReader(restored_url).column("SELECT count(*) FROM instances") == [1]
+        code, out, err = await run("audit")
+        assert code == 0, out + err
+
+
+async def test_database_of_older_schema_is_upgraded_under_its_spool(
+    start: Callable[[str], ForkedDaemon], run: Callable[..., Any], tmp_path: Path
+) -> None:
+    url = f"sqlite:///{tmp_path}/ingestor.db"
+    engine = make_engine(url)
+    with engine.connect() as connection, migrate._exclusive_transaction(connection):
+        command.upgrade(migrate._config(connection), "0003_runs_and_connections")
+    engine.dispose()
+    daemon = start(url)
+    await stored(daemon)
+    assert await daemon.terminate() == 0
+    daemon.db.assert_consistent()
+    assert (await run("db", "current"))[1] == f"database {migrate.head_revision()}, program {migrate.head_revision()}\n"
+
+
+async def test_daemon_leaves_a_newer_schema_as_it_is(
+    start: Callable[[str], ForkedDaemon], run: Callable[..., Any], tmp_path: Path
+) -> None:
+    database = tmp_path / "ingestor.db"
+    daemon = start(f"sqlite:///{database}")
+    await stored(daemon)
+    assert await daemon.terminate() == 0
+    with closing(sqlite3.connect(database)) as connection, connection:
+        connection.execute("UPDATE alembic_version SET version_num = '9999_later'")
+    before, seq = database.read_bytes(), daemon.db.scalar("SELECT max(position) FROM instances")
+    daemon = start(f"sqlite:///{database}")
+    assert await daemon.wait_for_exit(40) == 78
+    assert "schema 9999_later, made by a newer program" in daemon.stderr
+    assert database.read_bytes() == before
+    with closing(sqlite3.connect(database)) as connection, connection:
+        connection.execute(f"UPDATE alembic_version SET version_num = '{migrate.head_revision()}'")
+    daemon = start(f"sqlite:///{database}")  # the newer program again: it continues where it stopped
+    await stored(daemon, 2)
+    assert await daemon.terminate() == 0
+    daemon.db.assert_consistent()
+    assert daemon.db.scalar("SELECT max(position) FROM instances") > seq
