@@ -15,7 +15,9 @@ from ingestor.core.clock import read_clocks, wall_us
 from ingestor.core.entries import Fact
 from ingestor.daemon.factory import build_repair_worker, build_spool, build_writer, lock_database, startup_facts
 from ingestor.errors import DatabaseUnavailable, SpoolFailed
+from ingestor.monitoring.log_setup import log_fact
 from ingestor.pipeline.dead_letters import requeue_dead_letters
+from ingestor.pipeline.registrar import Rewind
 from ingestor.pipeline.writer import Writer
 from ingestor.spool.spool import Spool
 from ingestor.store.engine import Engine, make_engine
@@ -72,6 +74,7 @@ async def _write_path(config: Config) -> AsyncIterator[_WritePath]:
         on_outage=_raise_outage,
         on_lost=partial(record, "lost"),
         on_other_run=partial(record, "copied"),
+        on_rewound=lambda rewind: loop.call_soon_threadsafe(_record_rewind, spool, rewind),
     )
     for fact in startup_facts(spool, config, read_clocks()):
         spool.append(fact)
@@ -115,6 +118,12 @@ async def _backfill(
                 await asyncio.wait({path.writing}, timeout=POLL_SECONDS)
         finally:
             await repair.stop()
+
+
+def _record_rewind(spool: Spool, rewind: Rewind) -> None:
+    fact = rewind.to_fact(wall_us())
+    spool.append(fact)
+    log_fact(fact)
 
 
 def _raise_outage(error: str, _delay_seconds: float) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 from msgspec import Struct
 
@@ -39,6 +39,14 @@ UNNAMED = "\0"  # in a channel: no rows and no ticker, such as an empty list. No
 ROW_PARAMS = frozenset({"ticker", "user_id"})  # that each row names: columns of their own
 
 
+class LetterOrigin(NamedTuple):
+    """What a dead letter was made from. Its id may be another letter's, after the database went back in time."""
+
+    instance_id: int
+    seq: int
+    row_index: int | None
+
+
 class Frame(Struct, frozen=True, array_like=True, tag="f"):
     """The raw text of one data event or REST response, before decoding.
 
@@ -54,6 +62,7 @@ class Frame(Struct, frozen=True, array_like=True, tag="f"):
     params: str  # canonical JSON; without ticker, for REST with all params
     text: str  # socket: the message as received, `42["res",[…]]`; REST: the body
     retry_of: int | None = None  # the id of the dead letter that this frame retries
+    retry_origin: LetterOrigin | None = None  # of that letter; None in entries of older programs
 
 
 class Fact(Struct, frozen=True, array_like=True, tag="e"):
@@ -76,6 +85,11 @@ class Fact(Struct, frozen=True, array_like=True, tag="e"):
 
 
 Entry: TypeAlias = tuple[int, Frame | Fact]  # (seq, frame or fact)
+
+
+def recorded_us(item: Frame | Fact) -> int:
+    """Return when a frame was received, or a fact recorded."""
+    return item.received_us if isinstance(item, Frame) else item.at_us
 
 
 _CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False)

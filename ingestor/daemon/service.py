@@ -40,6 +40,7 @@ from ingestor.monitoring.load_history import LoadHistory
 from ingestor.monitoring.metrics import Metrics
 from ingestor.monitoring.sd_notify import SystemdNotifier, feed_watchdog, watchdog_seconds
 from ingestor.monitoring.status import RecentErrors, SharedStatus, Status, check_health
+from ingestor.pipeline.registrar import Rewind
 from ingestor.provider.auth import TokenSource
 from ingestor.provider.subscriptions.activity import ActivityTracker
 from ingestor.provider.subscriptions.supervisor import SubscriptionDiff, Supervisor
@@ -85,6 +86,8 @@ class Service:
             on_outage=_log_outage,
             on_lost=self._on_data_lost,
             on_other_run=self._on_other_run,
+            on_new_instance=self._on_new_instance,
+            on_rewound=self._on_rewound,
         )
         self._writer_thread = threading.Thread(target=self._run_writer, name="writer", daemon=True)
         self._failure: BaseException | None = None
@@ -356,20 +359,26 @@ class Service:
     def _on_data_lost(self, reason: str, since_us: int | None) -> None:
         """Record that the database lacks what the spool no longer has, with ``since_us`` in coverage too."""
         detail = {"reason": reason, "first_seq": self._spool.first_seq()}
-        self._call_in_loop(self._begin_instance, "lost", detail, since_us)
+        self._call_in_loop(self._record_loss, detail, since_us)
+
+    def _record_loss(self, detail: dict[str, Any], since_us: int | None) -> None:
+        fact = Fact("lost", wall_us(), detail)
+        if since_us is not None:
+            subscriptions = tuple(self._supervisor.status().subscriptions)
+            fact = Fact("lost", wall_us(), detail, "lost", subscriptions, since_us)
+        self._record(fact)
 
     def _on_other_run(self, reason: str) -> None:
         """Record that another run writes with a copy of our spool, so that we became another instance."""
-        self._call_in_loop(self._begin_instance, "copied", {"reason": reason}, None)
+        self._call_in_loop(self._record, Fact("copied", wall_us(), {"reason": reason}))
 
-    def _begin_instance(self, kind: str, detail: dict[str, Any], lost_since_us: int | None) -> None:
-        """Record a fact, and the state of every subscription again: a new instance begins without any."""
-        fact = Fact(kind, wall_us(), detail)
-        if lost_since_us is not None:
-            subscriptions = tuple(self._supervisor.status().subscriptions)
-            fact = Fact(kind, wall_us(), detail, "lost", subscriptions, lost_since_us)
-        self._record(fact)
-        self._supervisor.rerecord_states()
+    def _on_new_instance(self, complete_since_us: int | None) -> None:
+        """Record the state of every subscription again: a new instance begins without any."""
+        self._call_in_loop(self._supervisor.rerecord_states, complete_since_us)
+
+    def _on_rewound(self, rewind: Rewind) -> None:
+        """Record that entries are written again, because the database went back in time."""
+        self._call_in_loop(self._record, rewind.to_fact(wall_us()))
 
 
 def _log_outage(error: str, delay_seconds: float) -> None:

@@ -10,6 +10,7 @@ _MESSAGES = {
     "crashed": "the previous run did not shut down cleanly; its coverage ends at its last heartbeat",
     "last_heard": "coverage of this connection ends at the last byte that the previous run heard from it",
     "lost": "received entries are lost; recorded as lost in coverage, continuing with new data",
+    "rewound": "the database went back in time, writing again what the spool keeps of that time; nothing is lost",
     "copied": "another run writes with a copy of this spool; give each daemon a spool of its own. Continuing as another"
     " instance, which has everything that this spool receives",
     "connected": "connected to the provider, subscribing",

@@ -25,7 +25,7 @@ _ERRORS = frozenset({"spool_full", "lost"})
 _WARNINGS = frozenset(
     {"silent", "refused", "disconnected", "token_failed", "provider_error", "paused", "clock_stepped", "crashed"}
     | {"spool_level", "connect_failed", "not_entitled", "evicted", "config_rejected", "repair_failed", "copied"}
-    | {"took_over", "lease_expired", "lease_yielded"}
+    | {"took_over", "lease_expired", "lease_yielded", "rewound"}
 )
 
 

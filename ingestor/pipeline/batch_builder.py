@@ -6,7 +6,16 @@ import json
 
 from msgspec import structs
 
-from ingestor.core.entries import UNNAMED, Channel, Entry, Fact, Frame, SubscriptionKey, connection_params
+from ingestor.core.entries import (
+    UNNAMED,
+    Channel,
+    Entry,
+    Fact,
+    Frame,
+    SubscriptionKey,
+    connection_params,
+    recorded_us,
+)
 from ingestor.pipeline.decoder import DecodedFrame, Decoder, RejectedRow
 from ingestor.pipeline.dedup import RecentValueCache
 from ingestor.store.write.batch import (
@@ -15,6 +24,7 @@ from ingestor.store.write.batch import (
     EventRow,
     Origin,
     Payload,
+    RetriedLetter,
     SampleRow,
     SubscriptionRow,
     Transition,
@@ -36,6 +46,7 @@ class BatchBuilder:
         self.unknown_fields: set[tuple[str, str]] = set()  # (feed, field)
         self.skews_us: dict[str, int] = {}  # feed → its last envelope's timestamp minus the time of receipt
         self.last_received_us: dict[Channel, int] = {}  # of live data
+        self.news_after_seq = 0  # older entries say nothing of what is received now
         self._names: tuple[str, ...] = ()
         self._origin = Origin("", "", "", "", "")
         self._decoder = decoder
@@ -45,7 +56,7 @@ class BatchBuilder:
     def add(self, entry: Entry) -> None:
         seq, item = entry
         if not self.entries:
-            self.batch.first_us = item.received_us if isinstance(item, Frame) else item.at_us
+            self.batch.first_us = recorded_us(item)
         self.entries.append(entry)
         self.batch.last_seq = seq
         if isinstance(item, Frame):
@@ -76,11 +87,11 @@ class BatchBuilder:
         is_envelope = decoded.path is not frame.path and dead_frame is None
         batch.origins[seq] = origin._replace(path=decoded.path, params=decoded.params) if is_envelope else origin
         if frame.retry_of is not None:
-            batch.retries[seq] = frame.retry_of
+            batch.retries[seq] = RetriedLetter(frame.retry_of, frame.retry_origin)
         if self._keep_payloads and dead_frame is None:
             body = escape_unstorable(decoded.body)
             batch.payloads.append(_new(Payload, (seq, origin, received_us, published_us, decoded.rows, body)))
-        if source == "stream" and frame.retry_of is None:
+        if source == "stream" and frame.retry_of is None and seq > self.news_after_seq:
             self._record_receipt(frame, decoded)
             if published_us is not None:
                 self.skews_us[decoded.feed] = published_us - received_us

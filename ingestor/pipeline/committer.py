@@ -49,6 +49,7 @@ class Committer:
         self._read_ahead = read_ahead
         self._status = status
         self._on_rows = on_rows
+        self._reported_upto = 0  # ``on_rows`` gets the rows of each entry once
         self._on_batch = on_batch
         self._executor = DaemonExecutor("commit")
         self._started: tuple[Batch, Future[_Outcome]] | None = None  # until ``commit`` takes its outcome
@@ -114,9 +115,15 @@ class Committer:
             self._read_ahead.invalidate()
             raise
         self._read_ahead.confirm(result.uncertain_keys)
-        self._on_rows(batch.rows)
+        self._report_rows(batch)
         self._count(batch, result)
         self._on_batch(seconds)
+
+    def _report_rows(self, batch: Batch) -> None:
+        """Report the rows, but for those that were reported before the database went back: they are old."""
+        rows, upto = batch.rows, self._reported_upto
+        self._on_rows(rows if batch.first_seq > upto else [row for row in rows if row.seq > upto])
+        self._reported_upto = max(upto, batch.last_seq)
 
     def _outcome(self, batch: Batch) -> _Outcome:
         started, self._started = self._started, None

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ingestor.core.entries import Frame
+from ingestor.core.entries import Frame, LetterOrigin
 from ingestor.core.times import to_us
 from ingestor.spool.spool import Spool
 from ingestor.store.engine import Engine
@@ -23,6 +23,9 @@ def rebuild_frame(stored: Mapping[str, Any]) -> Frame:
     """
     source, event, body = stored["source"], stored["event"], stored["body"]
     needs_event = source == "stream" and event and not body.startswith("42")  # unreadable events are stored whole
+    letter_id, origin = stored.get("dead_letter_id"), None
+    if letter_id is not None and "row_index" in stored:
+        origin = LetterOrigin(stored["instance_id"], stored["seq"], stored["row_index"])
     return Frame(
         to_us(stored["received_at"]),
         stored["connection_id"],
@@ -31,7 +34,8 @@ def rebuild_frame(stored: Mapping[str, Any]) -> Frame:
         stored["path"],
         stored["params"],
         f'42["{event}",{body}]' if needs_event else body,
-        stored.get("dead_letter_id"),
+        letter_id,
+        origin,
     )
 
 

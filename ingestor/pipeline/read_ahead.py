@@ -9,7 +9,7 @@ from itertools import chain
 from typing import TypeAlias
 
 from ingestor.core.clock import boottime
-from ingestor.core.entries import Entry, Frame, SeriesKey
+from ingestor.core.entries import Entry, SeriesKey, recorded_us
 from ingestor.errors import SpoolFailed
 from ingestor.pipeline.batch_builder import BatchBuilder
 from ingestor.pipeline.batch_policy import BatchPolicy
@@ -55,6 +55,7 @@ class ReadAhead:
         self._cache = cache
         self._status = status
         self._is_draining = is_draining
+        self.decoded_upto = spool.highest_acked  # entries up to here tell nothing new of what is received
         self._unbatched: deque[Entry] = deque()  # entries that were read and are not in a batch
         self._started_at = 0.0  # time.monotonic() when the first entry was added to the batch that is being built
 
@@ -63,7 +64,7 @@ class ReadAhead:
 
         Without any entry it is returned empty after ``idle_seconds``. Raises SpoolFailed if no entry can be read.
         """
-        builder = self.next_batch or self._new_builder(first_seq=after_seq + 1, cache=self._cache)
+        builder = self.next_batch or self._begin_batch(after_seq + 1, self._cache)
         self.next_batch = None
         while not (self.is_full(builder) or (builder.units and self._is_draining())):
             wanted = self._policy.entries_to_full(rows=builder.units, entries=len(builder.entries))
@@ -75,13 +76,13 @@ class ReadAhead:
                     raise
                 break  # the entries that could be read are written first; the next call raises
             if not builder.units:
-                self._status.oldest_us = _received_us(self._unbatched[0])
+                self._status.oldest_us = recorded_us(self._unbatched[0][1])
             self._add_entries(builder, len(self._unbatched))
         return builder
 
     def build_next(self, after_seq: int, is_committed: Callable[[], bool]) -> None:
         """Build the batch that follows ``after_seq``, until it is full or the batch before it is committed."""
-        builder = self._new_builder(first_seq=after_seq + 1, cache=self._cache)
+        builder = self._begin_batch(after_seq + 1, self._cache)
         try:
             while not (is_committed() or self.is_full(builder)):
                 if self.read_entries(builder.batch.last_seq, AHEAD_WAIT_SECONDS):
@@ -92,9 +93,14 @@ class ReadAhead:
 
     def rebuild(self, entries: Sequence[Entry], *, deduplicate: bool = True) -> BatchBuilder:
         """Build a batch of entries that were in a batch before."""
-        builder = self._new_builder(first_seq=entries[0][0], cache=self._cache if deduplicate else None)
+        builder = self._begin_batch(entries[0][0], self._cache if deduplicate else None)
         for entry in entries:
             builder.add(entry)
+        return builder
+
+    def _begin_batch(self, first_seq: int, cache: RecentValueCache | None) -> BatchBuilder:
+        builder = self._new_builder(first_seq=first_seq, cache=cache)
+        builder.news_after_seq = self.decoded_upto
         return builder
 
     def confirm(self, not_current: Iterable[tuple[SeriesKey, int]]) -> None:
@@ -121,13 +127,13 @@ class ReadAhead:
     def measure_backlog(self) -> None:
         """Set ``status.oldest_us`` before a registration: that may fail for as long as the database is away."""
         if self._status.oldest_us is None and (entries := self._spool.read(self._spool.acked, max_entries=1)):
-            self._status.oldest_us = _received_us(entries[0])
+            self._status.oldest_us = recorded_us(entries[0][1])
 
     def update_oldest(self) -> None:
         """Set ``status.oldest_us`` after a commit."""
         ahead = self.next_batch.entries if self.next_batch else ()
         oldest = next(chain(ahead, self._unbatched), None)
-        self._status.oldest_us = oldest and _received_us(oldest)
+        self._status.oldest_us = oldest and recorded_us(oldest[1])
 
     def can_build_next(self, builder: BatchBuilder) -> bool:
         """Return whether the next batch can be built: there are entries, and memory for a second batch."""
@@ -163,8 +169,3 @@ class ReadAhead:
             if builder.units >= max_rows or builder.size_bytes >= max_bytes:  # is_full, without a call for each entry
                 return
             builder.add(next_entry())
-
-
-def _received_us(entry: Entry) -> int:
-    item = entry[1]
-    return item.received_us if isinstance(item, Frame) else item.at_us

@@ -23,7 +23,7 @@ from ingestor.pipeline.committer import Committer, DatabaseRetry
 from ingestor.pipeline.decoder import Decoder
 from ingestor.pipeline.dedup import RecentValueCache
 from ingestor.pipeline.read_ahead import ReadAhead
-from ingestor.pipeline.registrar import Registrar
+from ingestor.pipeline.registrar import Registrar, Rewind
 from ingestor.pipeline.writer_status import WriterStatus
 from ingestor.spool.spool import Spool
 from ingestor.store.maintenance.retention import Retention, RetentionResult
@@ -60,22 +60,22 @@ class Writer:
         on_outage: Callable[[str, float], None] = lambda _error, _delay_seconds: None,
         on_lost: Callable[[str, int | None], None] = lambda _reason, _since_us: None,
         on_other_run: Callable[[str], None] = lambda _reason: None,
+        on_new_instance: Callable[[int | None], None] = lambda _complete_since_us: None,
+        on_rewound: Callable[[Rewind], None] = lambda _rewind: None,
         cache: RecentValueCache | None = None,
         new_builder: Callable[..., BatchBuilder] = BatchBuilder,
         sleep: Callable[[float], None] | None = None,
     ) -> None:
         """``prepare`` brings the schema up to date before the first write; it may raise DatabaseUnavailable.
 
-        ``on_decoded`` receives, before the write, when live data came for which channel, and the last entry decoded.
-        ``on_lost`` receives why the database lacks entries that were received, and from when on; see ``Registrar``.
-        ``on_other_run`` receives why this spool became another instance without a loss. The last three options are for
-        tests.
+        ``on_decoded`` receives when live data came for which channel, and the last entry decoded: each entry once.
+        ``Registrar`` describes the four hooks after ``on_outage``. The last three options are for tests.
         """
         self.status = WriterStatus()
         self.registrations = 0  # ids that were read before the last one may be others' ids now
         self._spool = spool
         self._database = database
-        self._registrar = Registrar(spool, database, instance, on_lost, on_other_run)
+        self._registrar = Registrar(spool, database, instance, on_lost, on_other_run, on_new_instance, on_rewound)
         self._prepare = prepare
         self._retention = retention
         self._on_decoded = on_decoded
@@ -89,7 +89,7 @@ class Writer:
         self._work = WorkQueue()
         self._skews = ClockSkewMonitor()
         self._logged_fields: set[tuple[str, str]] = set()
-        self._published_us = 0
+        self._published_us, self._published_over = 0, 0  # the last heartbeat, and ``registrations`` at that time
         self._logged_waiting = False
 
     # -- life cycle, from any thread
@@ -157,9 +157,10 @@ class Writer:
         """
         idle_seconds = RETENTION_PAUSE_SECONDS if self.retention_pending else IDLE_SECONDS
         builder = self.read_ahead.collect_batch(self.status.position, idle_seconds)
-        self._on_decoded(builder.last_received_us, builder.batch.last_seq)
+        self._report_decoded(builder)
         if builder.entries and self._write_batch(builder):
             self._spool.ack(self.status.position)
+            self._note_rewound()
             self.read_ahead.update_oldest()
             self._log_unknown_fields(builder.unknown_fields)
             self._check_clock_skew(builder.skews_us)
@@ -167,6 +168,10 @@ class Writer:
         self._work.run(self._database.instance_id, self.status.position)
         if self.retention_pending and not (self._is_draining() or self.read_ahead.is_full(builder)):
             self._run_retention_step()
+
+    def _report_decoded(self, builder: BatchBuilder) -> None:
+        upto = self.read_ahead.decoded_upto = max(self.read_ahead.decoded_upto, builder.batch.last_seq)
+        self._on_decoded(builder.last_received_us, upto)
 
     def _write_batch(self, builder: BatchBuilder) -> bool:
         """Commit a batch, and build the next one meanwhile if there are entries. Returns False if stopped before."""
@@ -185,13 +190,16 @@ class Writer:
 
     def _publish_heartbeat(self) -> None:
         heartbeat = self._spool.durable_heartbeat
-        if heartbeat and heartbeat.seq <= self.status.position and heartbeat.at_us != self._published_us:
+        if heartbeat and heartbeat.seq <= self.status.position and not self._is_published(heartbeat.at_us):
             try:
                 self._database.publish_heartbeat(heartbeat.at_us, heartbeat.heard_us)
             except PositionConflict:
                 self.register()  # the next step publishes it, if everything before it is committed there
             else:
-                self._published_us = heartbeat.at_us
+                self._published_us, self._published_over = heartbeat.at_us, self.registrations
+
+    def _is_published(self, at_us: int) -> bool:
+        return at_us == self._published_us and self._published_over == self.registrations
 
     def _log_unknown_fields(self, fields: set[tuple[str, str]]) -> None:
         for feed, name in fields - self._logged_fields:
@@ -220,8 +228,15 @@ class Writer:
         self.read_ahead.reset()
         self.read_ahead.update_oldest()
         self._spool.ack(self.status.position)
+        self._note_rewound()
+        self.read_ahead.measure_backlog()
         if self._retention:
             self._retention.begin_sweep()
+
+    def _note_rewound(self) -> None:
+        """Set ``status.rewound_to`` while entries are written that were written before."""
+        highest = self._spool.highest_acked
+        self.status.rewound_to = highest if highest > self.status.position else 0
 
     # -- retention
 

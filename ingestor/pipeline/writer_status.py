@@ -11,6 +11,7 @@ class WriterStatus:
     """Counters and state of the writer. Other threads read it, so every field is replaced as a whole."""
 
     position: int = 0
+    rewound_to: int = 0  # entries up to here are written again, because the database went back in time; 0: none are
     batches: int = 0
     new: int = 0
     revised: int = 0

@@ -14,7 +14,7 @@ import pytest
 from sqlalchemy import Engine, select, text
 
 from ingestor.commands import replay as replay_command
-from ingestor.core.entries import Fact, Frame
+from ingestor.core.entries import Fact, Frame, LetterOrigin
 from ingestor.core.times import to_datetime
 from ingestor.errors import PermissionDenied
 from ingestor.pipeline.batch_builder import BatchBuilder
@@ -212,16 +212,20 @@ def blind() -> Decoder:
     return Decoder(metrics_of, catalog.feed_name)
 
 
-def letter_ids(engine: Engine) -> list[int]:
+def retried(engine: Engine, index: int) -> dict[str, Any]:
+    """Return the fields of a frame that retries the dead letter with this index."""
+    c = schema.dead_letters.c
     with engine.connect() as connection:
-        return list(connection.execute(select(schema.dead_letters.c.dead_letter_id)).scalars())
+        letters = connection.execute(select(c.dead_letter_id, c.instance_id, c.seq, c.row_index)).all()
+    letter_id, *origin = letters[index]
+    return {"retry_of": letter_id, "retry_origin": LetterOrigin(*origin)}
 
 
 def test_retried_dead_letter_keeps_its_age(source: Engine, target: Engine) -> None:
     daemon = Daemon(source, "one")
     daemon.write(frame([row(value=1)], received_us=T0), by=blind())
     daemon.write(frame([row(value=2)], received_us=T0 + 5))
-    daemon.write(frame([row(value=1)], received_us=T0, retry_of=letter_ids(source)[0]))
+    daemon.write(frame([row(value=1)], received_us=T0, **retried(source, 0)))
     assert [row["value"] for row in view_rows(source)["observations"]] == [2]
     assert replay(source, target).entries == 2
     assert view_rows(target) == view_rows(source)
@@ -316,7 +320,7 @@ def test_samples_without_payloads_are_not_compared(
     daemon.write(frame("no JSON", received_us=old), frame([row("A")], received_us=old), by=blind())
     daemon.write(frame([row("B")], received_us=old))
     daemon.write(frame([row("C", minute=301)], received_us=later))
-    daemon.write(frame([row("A")], received_us=old, retry_of=letter_ids(source)[1]))
+    daemon.write(frame([row("A")], received_us=old, **retried(source, 1)))
     with source.begin() as connection:
         connection.execute(text("DELETE FROM payloads WHERE seq < 4"))  # like retention
     for since in ([], ["--from", "2000-01-01"]):

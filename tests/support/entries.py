@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from ingestor.core.entries import Fact, Frame, Source, State
+from ingestor.core.entries import Fact, Frame, LetterOrigin, Source, State
 from ingestor.pipeline.decoder import Decoder
 from ingestor.provider import catalog
 
@@ -30,12 +30,13 @@ def frame(
     source: Source = "stream",
     params: str = "{}",
     retry_of: int | None = None,
+    retry_origin: LetterOrigin | None = None,
     connection: str = "c0ffee000001",
 ) -> Frame:
     """A frame with this payload: a JSON value, or text as it is."""
     body = payload if isinstance(payload, str) else json.dumps(payload)
     text = f'42["{event}",{body}]' if source == "stream" else body
-    return Frame(received_us, connection, source, event, path, params, text, retry_of)
+    return Frame(received_us, connection, source, event, path, params, text, retry_of, retry_origin)
 
 
 def fact(kind: str = "connected", *, at_us: int = T0, state: State | None = None, **options: Any) -> Fact:

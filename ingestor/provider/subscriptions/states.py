@@ -137,13 +137,20 @@ class SubscriptionStates:
         for key in keys:
             self._states.pop(key, None)
 
-    def record_all(self, now_us: int) -> None:
-        """Record every state again, as of now: one fact for each state."""
-        keys_by_state: dict[State, list[SubscriptionKey]] = {}
+    def record_all(self, now_us: int, live_since_us: int | None = None) -> None:
+        """Record every state again, as of now: one fact for each state.
+
+        Those that are live were so since ``live_since_us``, or since they became it: one fact for each of these times.
+        """
+        groups: dict[tuple[State, int | None], list[SubscriptionKey]] = {}
         for key, current in self._states.items():
-            keys_by_state.setdefault(current.state, []).append(key)
-        for state, keys in keys_by_state.items():
-            self._record(Fact("restated", now_us, {"reason": "re-recorded for a new instance id"}, state, tuple(keys)))
+            since_us = None
+            if current.state == "live" and live_since_us is not None:
+                since_us = min(max(current.since_us, live_since_us), now_us)  # the clock may have been set back
+            groups.setdefault((current.state, since_us), []).append(key)
+        detail = {"reason": "re-recorded for a new instance id"}
+        for (state, since_us), keys in groups.items():
+            self._record(Fact("restated", now_us, detail, state, tuple(keys), since_us))
 
     def _state_of(self, key: SubscriptionKey) -> State | None:
         return current.state if (current := self._states.get(key)) else None

@@ -219,9 +219,12 @@ class Supervisor:
         """Return when the connection in use of each group was last heard, by the wall clock as it is set now."""
         return {key: group.heard_us(now) for key, group in self._groups.items() if group.tracker.session}
 
-    def rerecord_states(self) -> None:
-        """Record the state of every subscription again, because a new spool or instance begins without any."""
-        self._states.record_all(wall_us())
+    def rerecord_states(self, complete_since_us: int | None = None) -> None:
+        """Record the state of every subscription again, because a new instance begins without any.
+
+        That has everything that was received since ``complete_since_us``; None: from now on.
+        """
+        self._states.record_all(wall_us(), complete_since_us)
 
     def status(self) -> SupervisorStatus:
         keys = [subscription.key for subscription in self._subscriptions]

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from ingestor.core.entries import GroupKey, SeriesKey
+from ingestor.core.entries import GroupKey, LetterOrigin, SeriesKey
 
 
 class SampleRow(NamedTuple):
@@ -93,6 +93,13 @@ class DeadLetter(NamedTuple):
     body: str
 
 
+class RetriedLetter(NamedTuple):
+    """A dead letter that was retried: the one with this id, if it has this origin."""
+
+    dead_letter_id: int
+    origin: LetterOrigin | None  # None: not known
+
+
 @dataclass(slots=True, kw_only=True)
 class Batch:
     """Whole entries without a gap between their seqs: what one transaction writes."""
@@ -111,7 +118,7 @@ class Batch:
     deduplicated_rows: int = 0  # left out, because the value was committed before
     expired: list[SampleRow] = field(default_factory=list)  # taken out of `rows`: older than the retention of samples
     origins: dict[int, Origin] = field(default_factory=dict)  # seq of a frame → its origin
-    retries: dict[int, int] = field(default_factory=dict)  # seq of a frame → id of the dead letter that it retries
+    retries: dict[int, RetriedLetter] = field(default_factory=dict)  # seq of a frame → the letter that it retries
 
     def expire(self, before_us: int) -> None:
         """Move rows with an earlier ts from ``rows`` to ``expired``. May be called again if the batch is retried."""

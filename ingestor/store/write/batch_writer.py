@@ -24,7 +24,15 @@ from ingestor.store import leases, schema
 from ingestor.store.engine import insert_or_ignore, transaction, translate_errors
 from ingestor.store.server_identity import ServerIdentity, describe_replaced, read_server_identity, server_address
 from ingestor.store.write import coverage_intervals, postgres_sql, sqlite_sql
-from ingestor.store.write.batch import Batch, DeadLetter, Origin, SubscriptionRow, Transition, WriteResult
+from ingestor.store.write.batch import (
+    Batch,
+    DeadLetter,
+    Origin,
+    RetriedLetter,
+    SubscriptionRow,
+    Transition,
+    WriteResult,
+)
 from ingestor.store.write.bisection import bisect_rejected
 from ingestor.store.write.interning import InternTable
 from ingestor.store.write.registration import InstanceInfo, LostSpan, Ownership, Registration, SpoolExtent, claim
@@ -72,6 +80,7 @@ class BatchWriter:
         self.proven_time = ProvenTime()
         self._run_id = ""
         self._position = 0  # as this run has left it
+        self._highest_position = 0  # that this run has committed: the database may go back, and forward again
         self._attempted_at: set[datetime] = set()  # by batches past that position, whose outcome may be unknown
         self._registered_over: Any = None  # the driver's connection; what is cached came over it, and ends with it
         self._published_heard: Mapping[tuple[str, str], int] = {}
@@ -104,6 +113,7 @@ class BatchWriter:
             driver_connection = connection.connection.driver_connection
         if found.ownership is not Ownership.FOREIGN:
             self.instance_id, self._run_id, self._position = found.instance_id, instance.run_id, found.position
+            self._highest_position = max(self._highest_position, found.position)
             self._attempted_at.clear()
             self._registered_over = driver_connection
         if found.ownership is Ownership.NEW:
@@ -125,7 +135,7 @@ class BatchWriter:
         c = schema.batches.c
         last = (c.instance_id == row.instance_id, c.last_seq == row.position)
         committed_at = connection.execute(select(c.committed_at).where(*last)).scalar()
-        return row.position <= self._position or committed_at in self._attempted_at
+        return row.position <= self._highest_position or committed_at in self._attempted_at
 
     @contextmanager
     def _transaction(self) -> Iterator[Connection]:
@@ -148,17 +158,17 @@ class BatchWriter:
         c = schema.instances.c
         return (c.instance_id == self.instance_id) & (c.run_id == self._run_id)
 
-    def close_coverage_as_lost(self, now_us: int) -> None:
-        """Close the coverage of this instance: what it received after its last heartbeat here is lost."""
+    def close_coverage_as_lost(self, until_us: int) -> None:
+        """End this instance: what it received between its last heartbeat here and ``until_us`` is lost."""
         with self._transaction() as connection:
             row = connection.execute(select(schema.instances).where(self._own_row()).with_for_update()).one_or_none()
             if row is None:
                 raise PositionConflict("another run has taken this instance over")
-            since_us = now_us if row.heartbeat_at is None else to_us(row.heartbeat_at)
+            since_us = until_us if row.heartbeat_at is None else to_us(row.heartbeat_at)
             timeline = coverage_intervals.load(connection, self.instance_id)
             reason = "the database lacks what was written after this: it is an older copy"
             timeline.apply(Transition(row.position + 1, since_us, "lost", reason, ()), {})
-            timeline.close_all(now_us)
+            timeline.close_all(until_us)
             coverage_intervals.save(connection, self.instance_id, timeline)
 
     def publish_heartbeat(self, at_us: int, heard_us: Mapping[tuple[str, str], int] | None = None) -> None:
@@ -251,6 +261,7 @@ class BatchWriter:
 
     def _note_commit(self, batch: Batch) -> None:
         self._position = batch.last_seq
+        self._highest_position = max(self._highest_position, batch.last_seq)
         self._attempted_at.clear()
 
     def _write_journal(
@@ -275,9 +286,7 @@ class BatchWriter:
             rows = [instance | _dead_letter_columns(letter, batch.origins[letter.seq]) for letter in dead_letters]
             connection.execute(insert_or_ignore(connection, schema.dead_letters), rows)
         if batch.retries:
-            table = schema.dead_letters
-            mark = update(table).where(table.c.dead_letter_id == bindparam("id_")).values(retried_at=datetime.now(UTC))
-            connection.execute(mark, [{"id_": letter_id} for letter_id in batch.retries.values()])
+            _mark_retried(connection, batch.retries.values())
         if batch.first_seq == self._late_first_seq:
             self._not_before_us = batch.first_us
         if batch.transitions:
@@ -322,6 +331,21 @@ def _dead_letter_columns(letter: DeadLetter, origin: Origin) -> dict[str, Any]:
     columns = letter._asdict() | origin._asdict() | {"received_at": to_datetime(letter.received_us)}
     del columns["received_us"]
     return columns
+
+
+def _mark_retried(connection: Connection, letters: Iterable[RetriedLetter]) -> None:
+    """Mark letters as retried. One of unknown origin is not marked: its id may be another letter's now."""
+    c = schema.dead_letters.c
+    key = ("instance_id", "seq", "row_index")
+    same = [c[name].is_not_distinct_from(bindparam(f"{name}_", type_=c[name].type)) for name in key]
+    mark = update(schema.dead_letters).where(c.dead_letter_id == bindparam("id_"), *same)
+    rows = [
+        {"id_": letter.dead_letter_id} | {f"{name}_": value for name, value in letter.origin._asdict().items()}
+        for letter in letters
+        if letter.origin is not None
+    ]
+    if rows:
+        connection.execute(mark.values(retried_at=datetime.now(UTC)), rows)
 
 
 def _ledger_columns(batch: Batch, result: WriteResult) -> dict[str, Any]:

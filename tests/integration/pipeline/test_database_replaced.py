@@ -4,64 +4,26 @@ from __future__ import annotations
 
 import shutil
 import sqlite3
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from pathlib import Path
-from typing import Any
 
 import pytest
-from sqlalchemy import Engine, event, update
+from msgspec import structs
+from sqlalchemy import Engine, update
 
 from ingestor.core.entries import Frame
 from ingestor.pipeline.batch_builder import BatchBuilder
 from ingestor.spool.spool import Spool
 from ingestor.store import migrate, schema
-from ingestor.store.engine import make_engine, sqlite_path
+from ingestor.store.engine import make_engine
 from ingestor.store.read.audit import audit, find_losses
 from tests.support.daemon import until
+from tests.support.database_copy import database_with_copy
 from tests.support.entries import T0, decoder, fact, frame, row
 from tests.support.flaky_commit import FlakyCommits
-from tests.support.postgres_server import fresh_database
 from tests.support.writers import make_writer, put, query, raise_failure
 
 SECOND = 1_000_000
-Switch = Callable[[], None]
-
-
-@contextmanager
-def database_with_copy(engine: Engine, folder: Path, server_url: str) -> Iterator[tuple[Engine, Switch]]:
-    """Yield an engine on a copy of the database, and what makes every later connection of ``engine`` lead there."""
-    path = sqlite_path(str(engine.url))
-    if path:
-        copy = folder / "copy.db"
-        with closing(sqlite3.connect(path)) as connection:
-            connection.execute(f"VACUUM INTO '{copy}'")
-        other = make_engine(f"sqlite:///{copy}")
-        yield other, lambda: _take_over(other, copy, path)
-        other.dispose()
-        return
-    engine.dispose()  # a database with connections cannot be copied
-    with fresh_database(server_url, engine.url.render_as_string(False).replace("+psycopg", "")) as url:
-        other = make_engine(url.replace("postgresql://", "postgresql+psycopg://"))
-
-        def switch() -> None:
-            @event.listens_for(engine, "do_connect")
-            def lead_there(_dialect: object, _record: object, _arguments: object, parameters: dict[str, Any]) -> None:
-                parameters["dbname"] = other.url.database
-
-        yield other, switch
-        engine.dispose()
-        other.dispose()
-
-
-def _take_over(other: Engine, copy: Path, path: Path) -> None:
-    other.dispose()
-    copy.replace(path)
-
-
-@pytest.fixture
-def server_url(request: pytest.FixtureRequest, engine: Engine) -> str:
-    return request.getfixturevalue("postgres_server_url") if engine.dialect.name == "postgresql" else ""
 
 
 def letters(prefix: str, number: int) -> Frame:
@@ -176,7 +138,7 @@ async def test_sqlite_file_that_is_gone_while_it_is_written_to_is_a_loss(
     spool.heartbeat(T0 + SECOND)
     await put(spool, letters("B", 1))
     writer.step()
-    await put(spool, letters("C", 1))  # this sync deletes what was acknowledged
+    await put(spool, structs.replace(letters("C", 1), received_us=T0 + 2 * SECOND))  # deletes what was acknowledged
     path.unlink()
     if change != "deleted":
         shutil.copy(sqlite_template if change == "replaced by a new one" else older, path)

@@ -25,6 +25,7 @@ class FakeSpool:
     def __init__(self, entries: list[Entry]) -> None:
         self._entries = entries
         self.synced = self.readable = len(entries)
+        self.highest_acked = 0
 
     def wait(self, after_seq: int, _max_wait_seconds: float, _min_entries: int = 1) -> bool:
         return self.synced > after_seq
