@@ -121,10 +121,14 @@ class InlineSpool(Spool):
             self._clock_facts.append((seq, self.host.provider.clock_era))
         return seq
 
-    def reset_id(self) -> None:
+    def reset_id(self, *, keep: bool = True) -> None:
         self.inline_queue.stalled = False  # the caller waits for the disk
-        super().reset_id()
+        super().reset_id(keep=keep)
         self.host.note_clock(self.first_seq(), self.host.provider.clock_era)
+
+    def rewind(self, position: int) -> bool:
+        self.inline_queue.stalled = False  # the caller waits for the disk
+        return super().rewind(position)
 
     def wait(self, after_seq: int, max_wait_seconds: float, min_entries: int = 1) -> bool:
         if max_wait_seconds > 0:

@@ -119,6 +119,7 @@ class World:
         self._repairs = draw.random() < 0.3
         self._writes_along = draw.random() < 0.8
         self._is_complete = True  # whether no history was lost
+        self._keep_bytes = draw.choice((1 << 30, 1 << 30, 1 << 30, 3_000, 0))  # of what was acknowledged
         self.problems: list[str] = []
 
     # -- the scenario
@@ -348,7 +349,8 @@ class World:
         }
 
     def _do_put_back_database(self, _: Host, __: Step) -> bool:
-        self._forget_durable()
+        if self._keep_bytes < 1 << 30:  # else everything is written again
+            self._forget_durable()
         for host in self.hosts:
             if not self._database.several_hosts:
                 host.kill()
@@ -370,7 +372,8 @@ class World:
         return True
 
     def _add_host(self, name: str) -> None:
-        spool = self._config.spool.model_copy(update={"path": self._folder / name})
+        keep = self._config.spool.keep.model_copy(update={"size": self._keep_bytes})
+        spool = self._config.spool.model_copy(update={"path": self._folder / name, "keep": keep})
         config = self._config.model_copy(
             update={
                 "instance": name,
