@@ -183,6 +183,7 @@ async def test_entries_after_a_copy_are_written_again_by_the_same_instance(
         assert_nothing_is_lost(daemon, before)
         ((heartbeat,),) = query(engine, "SELECT heartbeat_at FROM instances")
         assert "00:00:07" in str(heartbeat)
+    assert (daemon.spool.server is None) == (not server_url)
     rewinds = [(rewind.position, rewind.entries, rewind.since_us) for rewind in daemon.rewinds]
     assert rewinds == [(2, 6, T0 + 3 * SECOND)]
 
