@@ -256,7 +256,7 @@ def _database_sample(config: Config) -> StatusSample:
 
 def _format_database_status(result: dict[str, list[dict[str, Any]]]) -> Iterator[str]:
     yield "no running daemon could be reached; reported from the database"
-    shown = [instance for instance in result["instances"] if instance["state"] != "gone"]
+    shown = [instance for instance in result["instances"] if instance["state"] != "gone"] or result["instances"][-1:]
     for instance in shown:
         heartbeat = _format_time(instance["heartbeat_at"]) if instance["heartbeat_at"] else "never"
         holds = f", holds {', '.join(instance['leases'])}" if instance["leases"] else ""

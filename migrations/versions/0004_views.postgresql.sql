@@ -29,25 +29,25 @@ WITH intervals AS (
     WHERE h.from_at < h.to_at
     GROUP BY h.subscription_id, h.instance_id, h.from_at, h.to_at
 )
-SELECT m.instance_id, COALESCE(i.name, '') AS instance_name,
-    s.subscription_id, s.feed, s.path, s.params, s.ticker, m.from_at, m.to_at, m.seconds, m.covered_seconds,
+SELECT g.instance_id, COALESCE(i.name, '') AS instance_name,
+    s.subscription_id, s.feed, s.path, s.params, s.ticker, g.from_at, g.to_at, g.seconds, g.covered_seconds,
     COALESCE((
         SELECT string_agg(word, ', ' ORDER BY place, word) FROM (
             SELECT c.state AS word, MIN(c.started_at) AS place
             FROM coverage c
-            WHERE c.subscription_id = m.subscription_id AND c.instance_id = m.instance_id
+            WHERE c.subscription_id = g.subscription_id AND c.instance_id = g.instance_id
                 AND c.state <> 'live' AND c.state <> ''
-                AND c.started_at < m.to_at AND (c.ended_at IS NULL OR c.ended_at > m.from_at)
+                AND c.started_at < g.to_at AND (c.ended_at IS NULL OR c.ended_at > g.from_at)
             GROUP BY c.state ORDER BY place, word
         ) texts), 'unknown') AS states,
     COALESCE((
         SELECT string_agg(word, ', ' ORDER BY place, word) FROM (
             SELECT c.reason AS word, MIN(c.started_at) AS place
             FROM coverage c
-            WHERE c.subscription_id = m.subscription_id AND c.instance_id = m.instance_id
+            WHERE c.subscription_id = g.subscription_id AND c.instance_id = g.instance_id
                 AND c.state <> 'live' AND c.reason <> ''
-                AND c.started_at < m.to_at AND (c.ended_at IS NULL OR c.ended_at > m.from_at)
+                AND c.started_at < g.to_at AND (c.ended_at IS NULL OR c.ended_at > g.from_at)
             GROUP BY c.reason ORDER BY place, word
         ) texts), '') AS reason
-FROM measured m JOIN subscriptions s ON s.subscription_id = m.subscription_id
-    LEFT JOIN instances i ON i.instance_id = m.instance_id;
+FROM measured g JOIN subscriptions s ON s.subscription_id = g.subscription_id
+    LEFT JOIN instances i ON i.instance_id = g.instance_id;
