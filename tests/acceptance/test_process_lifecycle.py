@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import shutil
 import socket
+import sqlite3
 import tempfile
 from collections.abc import Iterator
+from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from pathlib import Path
@@ -14,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from ingestor.simulator import Market
+from ingestor.spool.chunk_store import ChunkWriter
 from tests.support.faulty_simulator import FaultySimulator
 
 from ..support import expected_rows
@@ -208,6 +211,21 @@ async def test_five_config_errors_are_reported_and_nothing_created(
     assert places == [":2:3", ":3:12", ":4:21", ":6:48", ":8:5"]
     assert program.stdout == ""
     assert list(file.parent.iterdir()) == [file]
+
+
+async def test_spool_of_a_newer_release_is_refused_and_left_as_it_is(tmp_path: Path) -> None:
+    folder, spool = tmp_path / "daemon", tmp_path / "spool"
+    config = idle_config(folder, spool=spool, database=tmp_path)
+    spool.mkdir()
+    ChunkWriter(spool / "spool.db").close()
+    with closing(sqlite3.connect(spool / "spool.db")) as db, db:
+        db.execute("UPDATE head SET format = 5")
+    before = (spool / "spool.db").read_bytes()
+    async with CommandProcess("run", "--config", config, folder=folder, INGESTOR_PROVIDER__API_KEY=KEY) as program:
+        assert await program.wait_for_exit() == 78
+        assert "spool.db: a newer version wrote format 5, this one reads formats 2 to 4" in program.stderr
+    assert (spool / "spool.db").read_bytes() == before
+    assert list(spool.glob("unreadable-*")) == []
 
 
 async def test_missing_api_key_is_reported_and_nothing_created(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ LIMIT_SECONDS = 600
 PIPELINE, STORE = "tests/integration/pipeline", "tests/integration/store"
 POOLER = f"{STORE}/test_pgbouncer.py"
 SPOOL_FOLDER = "tests/integration/spool"
+KEEP = f"{SPOOL_FOLDER}/test_keep.py"
 LOST_SPOOL = f"{SPOOL_FOLDER}/test_lost_spool.py"
 DURABILITY = f"{PIPELINE}/test_durability.py"
 SPOOL = f"{SPOOL_FOLDER}/test_spool.py {SPOOL_FOLDER}/test_spool_model.py"
@@ -365,6 +366,83 @@ BUGS = (
         "self.acked if self._keep.nothing else",
         "0 if self._keep.nothing else",
         WRITER,
+    ),
+    Bug(
+        "rewound entries are dropped",
+        "spool/chunk_store.py",
+        "            min(header.acked, held_from - 1),\n",
+        "            min(header.highest_acked, held_from - 1),\n",
+        KEEP,
+    ),
+    Bug(
+        "a full disk takes rewound entries",
+        "spool/chunk_store.py",
+        "self._drop_oldest(acknowledged, acknowledged.acked, ",
+        "self._drop_oldest(acknowledged, acknowledged.highest_acked, ",
+        KEEP,
+    ),
+    Bug(
+        "rewound entries count as live",
+        "spool/chunk_store.py",
+        "self._sum_sizes(header.highest_acked, highest_acked)",
+        "passed_bytes",
+        KEEP,
+    ),
+    Bug(
+        "the age counts from the first acknowledgement",
+        "spool/chunk_store.py",
+        "                self._ack_times.rewind(position)\n",
+        "",
+        KEEP,
+    ),
+    Bug(
+        "unproven down time makes entries older",
+        "spool/keep.py",
+        'last.boot_id == boot_id != "" and ',
+        "",
+        KEEP,
+    ),
+    Bug(
+        "the ballast goes before what is kept",
+        "spool/spool.py",
+        "        if self._give_back():\n            return\n        self.disk_full = True\n",
+        "        self.disk_full = True\n",
+        KEEP,
+    ),
+    Bug(
+        "kept space is not given back before the disk is full",
+        "spool/spool.py",
+        "            self._relieve_disk()\n",
+        "            pass\n",
+        KEEP,
+    ),
+    Bug(
+        "what first_seq has named is dropped",
+        "spool/spool.py",
+        "held_from=self._held_from, **changes",
+        "held_from=sys.maxsize, **changes",
+        KEEP,
+    ),
+    Bug(
+        "a run that the database may name is forgotten",
+        "spool/header.py",
+        "(KNOWN_RUNS, _lowest_position(db, header))",
+        "(KNOWN_RUNS, header.acked)",
+        KEEP,
+    ),
+    Bug(
+        "a spool of a newer release is set aside",
+        "spool/header.py",
+        "    if found > FORMAT:\n",
+        "    if found > FORMAT + 100:\n",
+        f"{SPOOL_FOLDER}/test_spool.py",
+    ),
+    Bug(
+        "a compressed chunk counts as small in memory",
+        "spool/chunk_store.py",
+        "for row in map(expand, rows):",
+        "for row in rows:",
+        KEEP,
     ),
     Bug(
         "missing spool entries are skipped",

@@ -484,8 +484,9 @@ async def test_rewound_entries_outlast_a_full_disk(tmp_path: Path) -> None:
             await fill(spool, 60, acked_behind=0)
             assert await asyncio.to_thread(spool.rewind, 30)
             while not spool.disk_full:
-                spool.append(frame(os.urandom(250_000).hex()))
-                await asyncio.sleep(0.005)
+                seq = spool.append(frame(os.urandom(250_000).hex()))
+                while spool.synced < seq and not spool.disk_full:
+                    await asyncio.sleep(0.001)
             assert spool.kept_bytes == 0
             assert spool.read(30, max_entries=1)[0][0] == 31
             assert spool.first_seq() == 31

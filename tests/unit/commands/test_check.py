@@ -92,7 +92,7 @@ def test_check_says_how_far_the_database_may_go_back(
 
 def test_load_that_there_is_no_time_to_compress_is_kept_as_it_is() -> None:
     assert LoadEstimate(0, 1e9).kept_bytes == pytest.approx(2e8)
-    assert LoadEstimate(0, 1e12).kept_bytes == pytest.approx(1e12 - 0.8 * 3e6 * 86_400)
+    assert LoadEstimate(0, 1e12).kept_bytes == pytest.approx(1e12 - 0.8 * 1.2e6 * 86_400)
 
 
 def test_kept_space_counts_on_the_disk(tmp_path: Path) -> None:

@@ -32,6 +32,7 @@ def test_defaults_apply_to_missing_keys(folder: Path, loaded: Loaded) -> None:
     assert (kept.payloads, kept.samples, kept.journal) == (86_400, None, 90 * 86_400)
     assert config.spool.path == folder / "spool"
     assert (config.spool.max_bytes, config.spool.sync_every) == (1 << 30, 0.02)
+    assert (config.spool.keep.time, config.spool.keep.size) == (86_400, 2 << 30)
     assert config.http.listen == ListenAddress("127.0.0.1", 8642)
     assert (config.log.level, config.log.format) == ("info", "auto")
     assert config.watch is False
@@ -96,6 +97,14 @@ def test_all_problems_are_reported_in_file_order(refused: Refused) -> None:
         ("database: {batch: {max_rows: 2000000}}", "must be at most 1,000,000"),
         ("database: {batch: {max_wait: 10m}}", '"10m" is out of range; write 0s to 60s'),
         ("database: {retention: {samples: none}}", '"none" is not a duration'),
+        (
+            "spool: {keep: 5}",
+            "spool.keep: must be a mapping",
+        ),
+        (
+            "spool: {keep: {size: 1000}}",
+            'spool.keep.size: "1000" has no unit; add one of B, KiB, MiB, GiB',
+        ),
         (
             "spool: {max_bytes: 1000}",
             '2:20: spool.max_bytes: "1000" has no unit; add one of B, KiB, MiB, GiB',

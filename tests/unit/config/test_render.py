@@ -5,6 +5,8 @@ import re
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from ingestor.config import load
 from ingestor.config.render import json_schema, render
 
@@ -59,6 +61,19 @@ def test_render_uses_units_and_masks_secrets(loaded: Loaded) -> None:
     assert shown["http"]["listen"] == "127.0.0.1:8642"
     assert shown["subscriptions"] == [{"path": "/real-time/crowd-sentiment", "method": "get", "params": {}}]
     assert "hunter2" not in json.dumps(shown)
+
+
+@pytest.mark.parametrize(
+    ("text", "keep"),
+    [
+        ("0", {"time": "0s", "size": "0B"}),
+        ("", {"time": "1d", "size": "2GiB"}),
+        ("{time: 0}", {"time": "0s", "size": "2GiB"}),
+        ("{size: 0}", {"time": "1d", "size": "0B"}),
+    ],
+)
+def test_keep_is_two_limits_or_nothing(loaded: Loaded, text: str, keep: dict[str, str]) -> None:
+    assert render(loaded(f"{ONE}spool: {{keep: {text}}}\n"))["spool"]["keep"] == keep
 
 
 def test_rendered_config_can_be_loaded(loaded: Loaded) -> None:
