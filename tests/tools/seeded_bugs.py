@@ -368,13 +368,6 @@ BUGS = (
         WRITER,
     ),
     Bug(
-        "rewound entries are dropped",
-        "spool/chunk_store.py",
-        "            min(header.acked, held_from - 1),\n",
-        "            min(header.highest_acked, held_from - 1),\n",
-        KEEP,
-    ),
-    Bug(
         "a full disk takes rewound entries",
         "spool/chunk_store.py",
         "self._drop_oldest(acknowledged, acknowledged.acked, ",

@@ -438,7 +438,15 @@ async def fill(spool: Spool, entries: int, *, acked_behind: int) -> None:
         spool.ack(seq - acked_behind)
 
 
-async def test_kept_entries_go_first_when_the_disk_is_full(tmp_path: Path) -> None:
+async def test_kept_entries_go_first_when_the_disk_is_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    was_full: list[object] = []
+
+    def note(spool: Spool, name: str, value: object) -> None:
+        if name == "disk_full":
+            was_full.append(value)
+        object.__setattr__(spool, name, value)
+
+    monkeypatch.setattr(Spool, "__setattr__", note, raising=False)
     with small_disk(tmp_path / "small", 112 << 20) as folder:
         async with open_spool(folder / "spool", Keep(DAY, 1 << 30), sync_every_seconds=0.001) as spool:
             await fill(spool, 300, acked_behind=5)  # 150 MB
@@ -452,6 +460,7 @@ async def test_kept_entries_go_first_when_the_disk_is_full(tmp_path: Path) -> No
                     os.write(filler, bytes(1 << 20))
             await fill(spool, 60, acked_behind=5)
             assert spool.entries == 5
+            assert True not in was_full  # not even for a moment: connections would be closed
             os.close(filler)
         async with open_spool(folder / "spool", Keep(DAY, 1 << 30)) as spool:
             assert spool.quarantined is None
