@@ -136,6 +136,10 @@ class InlineSpool(Spool):
         self._woken = False
         return self.synced > after_seq
 
+    def note_server(self, system: str, timeline: int) -> None:
+        self.inline_queue.stalled = False  # the caller waits for the disk
+        super().note_server(system, timeline)
+
     def note_clocks(self) -> None:
         while self._clock_facts and self._clock_facts[0][0] <= self.synced:
             self.host.note_clock(*self._clock_facts.pop(0))
