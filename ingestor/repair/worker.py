@@ -165,6 +165,8 @@ class RepairWorker:
             return None
         self._begin_round()
         while not self._stopping.is_set():
+            if self._writer.status.rewound_to:  # what seems to be missing may be about to be written again
+                return SHORT_PAUSE_SECONDS
             if self._search_requested.is_set():
                 self._search_requested.clear()
                 self._search()

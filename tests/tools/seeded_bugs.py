@@ -27,6 +27,7 @@ DURABILITY = f"{PIPELINE}/test_durability.py"
 SPOOL = f"{SPOOL_FOLDER}/test_spool.py {SPOOL_FOLDER}/test_spool_model.py"
 WRITER = f"{PIPELINE}/test_writer.py"
 VALUES = f"tests/unit/store/test_revisions.py {WRITER} {PIPELINE}/test_two_instances_model.py"
+REWIND = f"{PIPELINE}/test_rewind.py"
 MODEL = f"{PIPELINE}/test_two_instances_model.py"
 CLAIMS = "tests/integration/claims/test_claims_model.py"
 SESSIONS = f"{STORE}/test_postgres_session.py"
@@ -49,6 +50,48 @@ class Bug:
 
 COPY = "tests/integration/test_db_copy.py"
 BUGS = (
+    Bug(
+        "a spool is not set back to the position of a database that went back",
+        "pipeline/registrar.py",
+        "while found.position < self._spool.acked and not self._rewind(found):",
+        "while False:",
+        REWIND,
+    ),
+    Bug(
+        "old frames that are written again count as data that arrives",
+        "pipeline/batch_builder.py",
+        " and seq > self.news_after_seq:",
+        ":",
+        REWIND,
+    ),
+    Bug(
+        "the page gets the rows that are written again",
+        "pipeline/committer.py",
+        "rows if batch.first_seq > upto else [row for row in rows if row.seq > upto]",
+        "rows",
+        REWIND,
+    ),
+    Bug(
+        "a retried letter is marked by its id alone",
+        "store/write/batch_writer.py",
+        'where(c.dead_letter_id == bindparam("id_"), *same)',
+        'where(c.dead_letter_id == bindparam("id_"))',
+        REWIND,
+    ),
+    Bug(
+        "a copied spool drops what it keeps although the database lacks it",
+        "pipeline/registrar.py",
+        "found.ownership is Ownership.FOREIGN and found.position >= self._spool.acked",
+        "found.ownership is Ownership.FOREIGN",
+        REWIND,
+    ),
+    Bug(
+        "a lag beyond what is kept counts as lost until now",
+        "pipeline/registrar.py",
+        "return kept_us if kept_us is not None and is_later else now_us",
+        "return now_us",
+        REWIND,
+    ),
     Bug(
         "a copy leaves what retention has deleted since",
         "store/copy/copier.py",
