@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, Protocol
 from ingestor.provider.catalog import FEEDS, base_name
 
 KEY_FIELDS = frozenset({"ts", "ticker", "user_id"})
+PADDING = "padding"  # a field that no provider sends, and the daemon does not store
 
 
 class Key(NamedTuple):
@@ -56,5 +57,5 @@ def _samples(emission: Emitted) -> Iterable[tuple[Key, float]]:
     metrics = FEEDS[feed].metrics
     for row in emission.rows:
         for field, value in row.items():
-            if field not in KEY_FIELDS:
+            if field not in KEY_FIELDS and field != PADDING:
                 yield Key(feed, metrics[field], row["ticker"], row.get("user_id", ""), row["ts"]), float(value)

@@ -12,7 +12,7 @@ from .fork_server import ForkedCommand
 from .outage_scenario import OutageScenario
 from .reconciliation import reconcile, spool_head
 
-CRASH_SECONDS = timedelta(seconds=8)  # by which a gap may begin before the kill: the period of the heartbeat, and more
+CRASH_SECONDS = 8  # by which a gap may begin before a kill: the period of the heartbeat, and more
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,13 +58,18 @@ class FailoverScenario(OutageScenario):
 
     def kill_daemon(self) -> None:
         """Kill it with SIGKILL; ``restart_daemon`` must follow."""
-        self._note_end()
+        self.expect_gap(CRASH_SECONDS)
         self.daemon.kill()
 
     async def stop_daemon(self) -> None:
         """Stop it with SIGTERM; ``restart_daemon`` must follow."""
-        self._note_end()
+        self.expect_gap()
         assert await self.daemon.terminate(timeout_seconds=30) == 0
+
+    def expect_gap(self, earlier_seconds: float = 0) -> None:
+        """Expect that the daemon is not live from now, or earlier, until ``wait_for_return``."""
+        began_at = datetime.now(UTC) - timedelta(seconds=earlier_seconds)
+        self._away.append((began_at, datetime.max.replace(tzinfo=UTC)))
 
     async def receive_for(self, seconds: float) -> None:
         """Wait until the feed has sent for this time."""
@@ -106,13 +111,10 @@ class FailoverScenario(OutageScenario):
         gaps = self.daemon.db.rows("SELECT ticker, states, reason, from_at, to_at FROM gaps")
         return [gap for gap in gaps if not any(_is_within(gap, away) for away in self._away)]
 
-    def _note_end(self) -> None:
-        self._away.append((datetime.now(UTC), datetime.max.replace(tzinfo=UTC)))
-
     def _note_return(self) -> None:
         self._away[-1] = (self._away[-1][0], datetime.now(UTC))
 
 
 def _is_within(gap: Row, away: tuple[datetime, datetime]) -> bool:
     began_at, ended_at = away
-    return bool(gap["to_at"] <= ended_at and gap["from_at"] + CRASH_SECONDS >= began_at)
+    return bool(began_at <= gap["from_at"] and gap["to_at"] <= ended_at)

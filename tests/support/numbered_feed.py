@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import time
+from base64 import b64encode
 from bisect import bisect_right
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -16,6 +18,8 @@ from typing import Any, Self
 
 import socketio
 from aiohttp import web
+
+from .expected_rows import PADDING
 
 PATH = "/real-time/crowd-sentiment"
 TICKERS = ("AAPL", "ON")
@@ -39,10 +43,12 @@ class NumberedFeed:
     """``async with NumberedFeed() as feed``: sends ``rate`` events per second to every subscriber; 0 sends nothing.
 
     Every ``ack_every``-th event requests an acknowledgement. ``one_row``: each event contains only one new value.
+    ``padding_bytes``: of random text in each event, which hardly compresses.
     """
 
-    def __init__(self, *, rate: float = 300, ack_every: int = 7, one_row: bool = False) -> None:
+    def __init__(self, *, rate: float = 300, ack_every: int = 7, one_row: bool = False, padding_bytes: int = 0) -> None:
         self.rate = rate
+        self.padding_bytes = padding_bytes
         self.event_count = 0  # also the number of the next event
         self.acknowledged: set[int] = set()  # events that a daemon has reported as durable
         self.acknowledged_at = 0.0  # time.monotonic() of the last one
@@ -145,6 +151,8 @@ class NumberedFeed:
         return new and not self._one_row
 
     async def _send(self, sid: str, subscriber: Subscriber, number: int, rows: list[dict[str, Any]]) -> None:
+        if self.padding_bytes:
+            rows = [*rows[:-1], rows[-1] | {PADDING: b64encode(os.urandom(self.padding_bytes * 3 // 4)).decode()}]
         subscriber.sent.append(number)
         requests_ack = number % self._ack_every == 0
         callback = self._on_acknowledgement(subscriber, number) if requests_ack else None

@@ -47,6 +47,9 @@ class PatroniNode:
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
+        """Start Patroni, which starts PostgreSQL, unless it runs."""
+        if self._process is not None and self._process.poll() is None:
+            return
         with (self._folder / "log").open("ab") as log:
             self._process = subprocess.Popen(
                 ["/usr/bin/patroni", self._config],
@@ -169,9 +172,7 @@ class PatroniCluster:
         try:
             etcd_port = self._start_etcd()
             self.nodes = [PatroniNode(name, self._folder, binaries, etcd_port) for name in ("a", "b", "c")[:NODES]]
-            for node in self.nodes:
-                node.start()
-            self.wait_until_whole()
+            self.make_whole()
         except BaseException:
             self.close()
             raise
@@ -196,8 +197,10 @@ class PatroniCluster:
         except LookupError:
             return False
 
-    def wait_until_whole(self) -> None:
-        """Wait until one node leads and all others stream from it."""
+    def make_whole(self) -> None:
+        """Start the nodes that do not run, and wait until one leads and all others stream from it."""
+        for node in self.nodes:
+            node.start()
         _wait(self._is_whole, "one leader and two standbys that stream", self)
 
     def set_synchronous(self, synchronous: bool) -> None:

@@ -9,10 +9,12 @@ from __future__ import annotations
 import argparse
 import asyncio
 import random
+import statistics
 import sys
 import tempfile
 import time
 import traceback
+from collections import defaultdict
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -22,12 +24,22 @@ from typing import Any
 from ..support import failover_measures as measures
 from ..support.failover_measures import DATABASE
 from ..support.failover_scenario import FailoverScenario
+from ..support.faulty_disks import small_disk
+from ..support.faulty_simulator import FaultySimulator
 from ..support.fork_server import ForkServer
 from ..support.postgres_cluster import PostgresCluster, own_cluster
 from ..support.postgres_server import Postgres, find_binaries, own_server
+from .benchmarks.daemon_measures import Throughput
+from .benchmarks.environment import POSTGRES, open_environment
 
 NOTHING_LOST = "0 missing, 0 twice, 0 gaps, audit 0"
 WRITING_SECONDS = 15
+TAKEOVER_SECONDS = 30
+MEBIBYTE = 1 << 20
+DISK_BYTES = 96 * MEBIBYTE  # a third of which is the spool's ballast
+MAX_COST_PERCENT = 3
+MAX_MEMORY_PERCENT = 3
+KEEPS = ("", "keep: {size: 0B}")  # the default, and nothing
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,6 +52,8 @@ class Setting:
     seconds: float
     rate: float
     times: int
+    pairs: int
+    events: int
 
     def cluster(self) -> AbstractContextManager[PostgresCluster]:
         return own_cluster(self.binaries, fsync=True)
@@ -118,6 +132,64 @@ async def measure_lost_host(setting: Setting) -> list[Figure]:
             return [await losses_after(scenario, seconds, fault, hosts=2)]
 
 
+async def measure_takeover(setting: Setting) -> list[Figure]:
+    async with FaultySimulator(cadence_seconds=1, window_seconds=120) as provider:
+        with setting.server() as server:
+            server.execute(f"CREATE DATABASE {DATABASE}")
+            found = await measures.take_over(setting.fork_server, provider, setting.folder, server.url(DATABASE))
+    fault = "receiver killed, the stand-by takes over"
+    gap = f"{found.gap_seconds:.1f} s on record, healed after {found.healed_seconds:.0f} s"
+    return [
+        Figure(fault, f"within {TAKEOVER_SECONDS} s", f"{found.seconds:.1f} s", found.seconds <= TAKEOVER_SECONDS),
+        Figure("the gap of it", "on record, then healed", gap, found.gap_seconds > 0),
+        Figure("rows of that gap", "0 missing", f"{found.missing} seconds missing", found.missing == 0),
+    ]
+
+
+async def measure_full_disk(setting: Setting) -> list[Figure]:
+    with small_disk(setting.folder / "disk", DISK_BYTES) as disk, setting.server() as server:
+        server.execute(f"CREATE DATABASE {DATABASE}")
+        async with setting.scenario(server.url(DATABASE), spool={"path": str(disk / "spool")}) as scenario:
+            found = await measures.fill_spool_disk(scenario, server)
+            figure = await losses_after(scenario, 0, "the same, once both are back")
+    kept, received, left = (size / MEBIBYTE for size in (found.kept_bytes, found.received_bytes, found.left_bytes))
+    measured = f"{received:.1f} MiB received where {kept:.1f} MiB were kept, {left:.1f} MiB of these left"
+    fault = "disk full of kept entries, database away until the spool is full"
+    return [Figure(fault, "kept entries go first", measured, received > kept / 2 and left < 1), figure]
+
+
+async def measure_cost(setting: Setting) -> list[Figure]:
+    """Compare a daemon that keeps with one that does not, in alternating pairs."""
+    costs: dict[str, list[float]] = defaultdict(list)  # a figure with keeping, as a multiple of the one without
+    with setting.server() as server:
+        for number in range(setting.pairs):
+            order = KEEPS if number % 2 == 0 else KEEPS[::-1]
+            found = {keep: _measure_throughput(setting, server, keep) for keep in order}
+            for name, with_keep in found[KEEPS[0]].items():
+                costs[name].append(with_keep / found[KEEPS[1]][name])
+    percent = {name: 100 * (statistics.median(ratios) - 1) for name, ratios in costs.items()}
+    rate, used, memory = percent[""], percent["µs of processor each"], percent["peak MiB"]
+    return [
+        Figure(
+            f"keeping, {setting.pairs} pairs of {setting.events} events",
+            f"at most {MAX_COST_PERCENT} % of throughput",
+            f"{rate:+.1f} % events/s, {used:+.1f} % processor each",
+            rate >= -MAX_COST_PERCENT,
+        ),
+        Figure(
+            "its memory",
+            f"at most {MAX_MEMORY_PERCENT} %",
+            f"{memory:+.1f} % at the peak",
+            memory <= MAX_MEMORY_PERCENT,
+        ),
+    ]
+
+
+def _measure_throughput(setting: Setting, server: Postgres, keep: str) -> dict[str, float]:
+    with open_environment(POSTGRES, server.url()) as environment:
+        return Throughput(setting.events, spool_settings=keep)(environment)
+
+
 ROWS: dict[str, Callable[[Setting], Awaitable[list[Figure]]]] = {
     "failover": measure_failover,
     "restored-postgres-running": lambda setting: measure_restored_postgres(setting, running=True),
@@ -126,6 +198,9 @@ ROWS: dict[str, Callable[[Setting], Awaitable[list[Figure]]]] = {
     "restored-sqlite-stopped": lambda setting: measure_restored_sqlite(setting, running=False),
     "repeated": measure_repeated_failovers,
     "lost-host": measure_lost_host,
+    "takeover": measure_takeover,
+    "full-disk": measure_full_disk,
+    "cost": measure_cost,
 }
 
 
@@ -161,6 +236,7 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="a short look: some three minutes instead of half an hour")
     options = parser.parse_args()
     seconds, rate, times = (8.0, 300.0, 4) if options.quick else (110.0, 1000.0, 20)
+    pairs, events = (1, 30_000) if options.quick else (7, 100_000)
     binaries = find_binaries()
     if binaries is None:
         sys.exit("PostgreSQL: install it, or set INGESTOR_TEST_PG_BIN (folder)")
@@ -175,6 +251,8 @@ def main() -> int:
                     seconds=options.seconds or seconds,
                     rate=options.rate or rate,
                     times=options.times or times,
+                    pairs=pairs,
+                    events=events,
                 )
                 figures += measure(name, setting)
     print(f"\n{table(figures)}")

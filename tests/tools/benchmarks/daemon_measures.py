@@ -31,20 +31,22 @@ class Throughput:
     rows: int = 1
     rolling: bool = False
     tickers: int = 1
+    spool_settings: str = ""
 
     def __call__(self, environment: Environment) -> dict[str, float]:
-        with Daemon(environment, tickers=self.tickers) as daemon:
+        with Daemon(environment, tickers=self.tickers, spool_settings=self.spool_settings) as daemon:
             environment.load.prepare(self.events, self.rows, rolling=self.rolling)
             before, started_at = cpu_seconds(daemon.pid), time.monotonic()
             environment.load.push()
             ended_at = until(lambda: daemon.tables.row_count() >= self.events * self.rows)
             used = cpu_seconds(daemon.pid) - before
             stored = daemon.tables.scalar("SELECT count(*) FROM samples")
+            peak_mib = daemon.peak_mib
         expected = self.events + self.tickers * (self.rows - 1) if self.rolling else self.events * self.rows
         if stored != expected:
             raise RuntimeError(f"{stored} samples instead of {expected}")
         units = self.events * (self.rows if self.rolling else 1)
-        return {"": units / (ended_at - started_at), "µs of processor each": 1e6 * used / units}
+        return {"": units / (ended_at - started_at), "µs of processor each": 1e6 * used / units, "peak MiB": peak_mib}
 
 
 @dataclass(frozen=True, slots=True)

@@ -65,7 +65,13 @@ class Daemon:
     """
 
     def __init__(
-        self, environment: Environment, *, tickers: int = 1, settings: str = "", database_url: str = ""
+        self,
+        environment: Environment,
+        *,
+        tickers: int = 1,
+        settings: str = "",
+        spool_settings: str = "",
+        database_url: str = "",
     ) -> None:
         self._environment = environment
         self._tickers = tickers
@@ -76,6 +82,7 @@ class Daemon:
         self._config.write_text(
             f"provider: {{url: '{environment.load.url}'}}\n"
             f"database: {{url: '{database_url or environment.database_url}'{settings and ', ' + settings}}}\n"
+            f"spool: {{{spool_settings}}}\n"
             f"http: {{listen: '127.0.0.1:{free_port()}'}}\n"
             "log: {level: error}\n"
             f"subscriptions: [{{path: {PATH}, tickers: [{names}]}}]\n"
