@@ -101,7 +101,7 @@ async def test_losing_one_of_two_hosts_during_outage_loses_nothing(
 
 @pytest.mark.slow
 @pytest.mark.postgres
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(700)
 async def test_stand_by_takes_over_and_gap_is_healed(fork_server: ForkServer, url: str, tmp_path: Path) -> None:
     async with FaultySimulator(cadence_seconds=1, window_seconds=120) as provider:
         found = await measures.take_over(fork_server, provider, tmp_path, url)

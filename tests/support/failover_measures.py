@@ -32,6 +32,7 @@ Kill: TypeAlias = Literal["before", "during", "after", "never"]  # of the daemon
 KILLS = get_args(Kill)
 PADDING_BYTES = 4_000
 LOW_DISK = 0.15  # of it; with a tenth, the daemon begins to drop what is kept
+HEALING_SECONDS = 480  # the lease of repairs, which is the dead receiver's for five minutes, and a search or two
 WRITING_SECONDS = 60  # the longest wait for the first batch in a database that is there
 
 
@@ -164,7 +165,7 @@ class TakeOver:
 
 
 async def take_over(
-    fork_server: ForkServer, provider: FaultySimulator, folder: Path, url: str, healing_seconds: float = 240
+    fork_server: ForkServer, provider: FaultySimulator, folder: Path, url: str, healing_seconds: float = HEALING_SECONDS
 ) -> TakeOver:
     """Kill the receiver of two daemons that stand by for each other. ``provider``: with a value each second."""
     receiver, other = (
