@@ -44,7 +44,13 @@ class FailoverScenario(OutageScenario):
         self._away = [(datetime.min.replace(tzinfo=UTC), datetime.now(UTC))]
         await super().__aenter__()
         self._note_return()
+        self._live_at, self._first_event = time.monotonic(), self.feed.event_count
         return self
+
+    @property
+    def event_rate(self) -> float:
+        """The events per second that the feed has sent so far; fewer than its ``rate`` on a busy machine."""
+        return (self.feed.event_count - self._first_event) / (time.monotonic() - self._live_at)
 
     async def restart_daemon(self) -> None:
         """Start the daemon, which was killed or stopped, and wait until it is live."""

@@ -79,10 +79,14 @@ async def losses_after(scenario: FailoverScenario, seconds: float, fault: str, *
     """Return the line of a fault after which nothing may be missing."""
     await scenario.receive_for(2)
     assert scenario.daemon.status, "the daemon has ended:\n" + scenario.daemon.stderr[-2000:]
+    rate = scenario.event_rate
     losses = await scenario.measure_losses(hosts)
     reached = losses.none and seconds <= WRITING_SECONDS
     return Figure(
-        fault, f"{NOTHING_LOST}; writes within {WRITING_SECONDS} s", f"{losses}; wrote after {seconds:.1f} s", reached
+        fault,
+        f"{NOTHING_LOST}; writes within {WRITING_SECONDS} s",
+        f"{losses}; wrote after {seconds:.1f} s; {rate:.0f} events/s",
+        reached,
     )
 
 
