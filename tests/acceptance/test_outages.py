@@ -249,14 +249,16 @@ def assert_closed_on_purpose(scenario: OutageScenario, times: int) -> None:
         ]
 
 
-# A database is restored from an older copy.
+# A database is restored from an older copy, and the spool keeps nothing of what it lacks. test_failover.py keeps it.
+
+KEEP_NOTHING = {"keep": {"size": "0B"}}
 
 
 async def test_restored_sqlite_copy_is_recorded_as_lost(
     fork_server: ForkServer, sqlite_url: str, tmp_path: Path
 ) -> None:
     file, copy = tmp_path / "ingestor.db", tmp_path / "copy.db"
-    async with OutageScenario(fork_server, tmp_path, sqlite_url) as scenario:
+    async with OutageScenario(fork_server, tmp_path, sqlite_url, spool=KEEP_NOTHING) as scenario:
         await scenario.wait_until_drained()
         with closing(sqlite3.connect(file)) as db, closing(sqlite3.connect(copy)) as backup:
             db.backup(backup)
@@ -284,7 +286,7 @@ async def test_postgres_restored_under_daemon_is_recorded_as_lost(
 ) -> None:
     with psycopg.connect(postgres.url(), autocommit=True) as admin:
         admin.execute("CREATE DATABASE books")
-        async with OutageScenario(fork_server, tmp_path, postgres.url("books")) as scenario:
+        async with OutageScenario(fork_server, tmp_path, postgres.url("books"), spool=KEEP_NOTHING) as scenario:
             await scenario.wait_until_drained()
             await killed_and_copied(scenario, admin)
             kept = stored(postgres.url("copy"))
