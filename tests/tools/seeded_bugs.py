@@ -126,6 +126,8 @@ BUGS = (
         "            if found != wanted:\n",
         "            if False:\n",
         COPY,
+    ),
+    Bug(
         "the daemon's spool keeps nothing of what was written",
         "daemon/factory.py",
         "Keep(config.spool.keep.time, config.spool.keep.size)",
