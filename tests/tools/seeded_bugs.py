@@ -93,7 +93,7 @@ BUGS = (
         REWIND,
     ),
     Bug(
-        "a copy leaves what retention has deleted since",
+        "a copy does not end while the daemon writes a row per range",
         "store/copy/copier.py",
         "if table_access.is_full(rows) else None",
         "if rows else None",
