@@ -479,11 +479,12 @@ class ChunkReader:
         )
         try:
             rows = self._db.execute(query, (after_seq, after_seq + 1))
-            for row in map(expand, rows):
+            for row in rows:
                 if entries and (size + row[2] > max_bytes or len(entries) >= max_entries):
-                    break
-                size += row[2]
-                entries += _decode_entries(row)
+                    break  # before the chunk is expanded: it may be damaged, and those before it are to be written
+                chunk = expand(row)
+                size += chunk[2]
+                entries += _decode_entries(chunk)
             rows.close()  # an open cursor holds its snapshot, and the WAL could not be checkpointed
         except sqlite3.Error as error:
             raise _translate(error, self._path) from error
