@@ -15,6 +15,7 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 from ingestor.config.urls import find_hosts
+from ingestor.core.threads import start_thread
 from ingestor.errors import DatabaseUnsupported
 
 if TYPE_CHECKING:
@@ -193,10 +194,10 @@ def shut_down(connection: Connection[Any]) -> None:
 
 @contextmanager
 def shut_down_after(seconds: float, connection: Connection[Any]) -> Iterator[None]:
-    """Shut a connection down if the block takes longer."""
+    """Shut a connection down if the block takes longer. Raises OSError if no thread can be started."""
     timer = threading.Timer(seconds, shut_down, [connection])
     timer.daemon = True
-    timer.start()
+    start_thread(timer)
     try:
         yield
     finally:

@@ -10,7 +10,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-from ingestor.store import postgres_session
+from ingestor.core.threads import start_thread
+from ingestor.store import failures, postgres_session
 
 TRANSACTION_TIMEOUT_SECONDS = 600.0
 SLOW_COMMIT_SECONDS = 10.0
@@ -75,8 +76,9 @@ class TransactionWatchdog:
 
     def _start(self) -> None:
         if self._thread is None:
-            self._thread = threading.Thread(target=self._run, name="transaction-watchdog", daemon=True)
-            self._thread.start()
+            thread = threading.Thread(target=self._run, name="transaction-watchdog", daemon=True)
+            start_thread(thread)
+            self._thread = thread
 
     def _run(self) -> None:
         while True:
@@ -96,11 +98,18 @@ class TransactionWatchdog:
             commits = list(self._commits.items())
         for connection, commit in commits:
             if commit.started_at < deadline and not commit.is_reported:
-                text = commit.describe()
+                text = _describe(commit)
                 with self._lock:  # its end is reported after this
                     if self._commits.get(connection) is commit:
                         commit.is_reported = True
                         commit.report(text, time.monotonic() - commit.started_at)
+
+
+def _describe(commit: _Commit) -> str:
+    try:
+        return commit.describe()
+    except Exception as error:  # no descriptor left, or the connection has just been closed: the thread must go on
+        return f"a COMMIT gets no answer, and it is not known why: {failures.one_line(error)}"
 
 
 watchdog = TransactionWatchdog()
