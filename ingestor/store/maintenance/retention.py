@@ -80,7 +80,8 @@ class Retention:
                 tasks = [task for task in tasks if isinstance(task, _Payloads) and task.is_of(instance_id)]
             progress = _run(connection, tasks, self._rows, started + STEP_SECONDS)
         self._tasks = progress.remaining
-        if leased_at and not progress.remaining:
+        # A sweep that began without the lease has no such task, even if it ends with it.
+        if any(isinstance(task, _Coverage) for task in tasks) and not progress.remaining:
             self._coverage_compacted_on = now.date()
         self._rows = next_step_rows(self._rows, time.monotonic() - started)
         return RetentionResult(progress.samples, bool(progress.remaining))

@@ -298,6 +298,29 @@ def test_retention_deletes_nothing_shared_without_the_lease(engine: Engine) -> N
     assert column(engine, "SELECT instance_id FROM leases") == [1]
 
 
+@pytest.mark.usefixtures("small_steps")
+def test_sweep_that_got_the_lease_late_leaves_coverage_to_the_next_one(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compacted: list[None] = []
+    monkeypatch.setattr(retention.coverage_compaction, "compact", lambda *_: compacted.append(None) or (0, None))
+    instance(engine, 1, [103] * 6)
+    instance(engine, 2, [103])
+    with engine.begin() as connection:
+        lease = {"name": retention.LEASE, "instance_id": 2, "until": datetime.now(UTC) + timedelta(minutes=1)}
+        connection.execute(schema.leases.insert(), lease)
+    retention_ = Retention(engine, keep(payloads="24h", journal="90d"))
+    assert retention_.step(1, NOW_US).has_more
+    with engine.begin() as connection:
+        connection.execute(schema.leases.delete())
+    run_all_steps(retention_)  # the rest of this sweep
+    assert compacted == []
+    run_all_steps(retention_)
+    assert compacted == [None]
+    run_all_steps(retention_)  # once a day
+    assert compacted == [None]
+
+
 def test_lease_from_before_the_clock_was_set_back_does_not_count(engine: Engine) -> None:
     instance(engine, 1, [103])
     instance(engine, 2, [103])
