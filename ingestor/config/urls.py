@@ -9,6 +9,7 @@ import base64
 import ipaddress
 import re
 from collections.abc import Mapping
+from itertools import zip_longest
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import SplitResult, unquote, urlsplit, urlunsplit
@@ -240,7 +241,8 @@ def find_unencrypted_hosts(url: str, env: Mapping[str, str]) -> tuple[list[str],
         return [], ""
     sslmode = dict(parts.options).get("sslmode") or env.get("PGSSLMODE") or "prefer"
     servers = parts.servers()
-    hosts = servers.addresses or servers.hosts or env.get("PGHOST", "").split(",")
+    named = [address or host for address, host in zip_longest(servers.addresses, servers.hosts, fillvalue="")]
+    hosts = named or env.get("PGHOST", "").split(",")
     return [host for host in hosts if sslmode not in _ENCRYPTED and not _is_local(host)], sslmode
 
 

@@ -211,6 +211,7 @@ def test_hosts_and_ports_are_found_in_every_form(rest: str, servers: tuple[str |
         pytest.param("u@/d?host=localhost&host=db.example", ["db.example"], "prefer", id="one of two"),
         pytest.param("u@h1:1,localhost,h2:2/d", ["h1", "h2"], "prefer", id="two of three"),
         pytest.param("u@localhost/d?hostaddr=10.0.0.7", ["10.0.0.7"], "prefer", id="an address"),
+        pytest.param("u@h1,h2/d?hostaddr=10.0.0.7,", ["10.0.0.7", "h2"], "prefer", id="an address for one of two"),
         pytest.param("u@db.example/d?sslmode=require", [], "require", id="require"),
         pytest.param("u@db.example/d?sslmode=verify-ca", [], "verify-ca", id="verify-ca"),
         pytest.param("u@h1:1,h2:2/d?sslmode=verify-full", [], "verify-full", id="verify-full"),
