@@ -26,7 +26,8 @@ def build_handlers(
         ids = request.get("ids") or []
         if not isinstance(ids, list) or any(type(id_) is not int or not 0 < id_ < 1 << 63 for id_ in ids):
             raise InvalidRequest("ids must be a list of the ids of dead letters")
-        with open_database(database_url) as engine:  # not over the writer's connection, which it would have to replace
+        # Not over the writer's connection, which it would have to replace.
+        with open_database(database_url, known_server=lambda: spool.server) as engine:
             return {"retried": await requeue_dead_letters(spool, engine, ids)}
 
     async def reload(_request: dict[str, Any]) -> ControlResponse:

@@ -70,9 +70,11 @@ def load_shared_status(engine: Engine, spool_id: str) -> SharedStatus:
     """
     records = load_instances(engine)
     alive = [record.instance_id for record in records if record.alive]
+    # Where this daemon gives no sign of life, the database does not know what it receives now.
+    is_known = any(record.alive and record.spool_id == spool_id for record in records)
     return SharedStatus(
         instances=tuple(instance_status(record, spool_id) for record in records),
-        unreceived_subscriptions=count_unreceived(engine, alive),
+        unreceived_subscriptions=count_unreceived(engine, alive) if is_known else None,
     )
 
 

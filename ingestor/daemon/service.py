@@ -13,7 +13,7 @@ import math
 import signal
 import threading
 from collections.abc import Callable, Coroutine, Iterator
-from contextlib import AsyncExitStack, suppress
+from contextlib import AbstractContextManager, AsyncExitStack, suppress
 from datetime import UTC, datetime
 from typing import Any
 
@@ -45,7 +45,7 @@ from ingestor.provider.auth import TokenSource
 from ingestor.provider.subscriptions.activity import ActivityTracker
 from ingestor.provider.subscriptions.supervisor import SubscriptionDiff, Supervisor
 from ingestor.spool.chunk_store import SpoolUnreadable
-from ingestor.store.engine import make_engine
+from ingestor.store.engine import Engine, make_engine
 from ingestor.store.open_database import open_database
 from ingestor.store.read import status_queries
 
@@ -330,14 +330,19 @@ class Service:
 
     def _read_coverage(self, since: datetime) -> Iterator[StateSpan]:
         """Read this instance's coverage from the database. Blocking; called in a thread of its own."""
-        with open_database(self._config.database.url.get_secret_value()) as engine:
+        with self._open_database() as engine:
             for row in status_queries.load_state_spans(engine, self._spool.spool_id, since):
                 yield StateSpan(**row)
 
     def _read_instances(self) -> SharedStatus:
         """Read which instances share the database. Blocking; called in a thread of its own."""
-        with open_database(self._config.database.url.get_secret_value()) as engine:
+        with self._open_database() as engine:
             return load_shared_status(engine, self._spool.spool_id)
+
+    def _open_database(self) -> AbstractContextManager[Engine]:
+        """Open it to read. A primary that was replaced and came back would show a state of long ago."""
+        url = self._config.database.url.get_secret_value()
+        return open_database(url, known_server=lambda: self._spool.server)
 
     # -- the writer's thread
 

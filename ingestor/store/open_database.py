@@ -9,18 +9,19 @@ from ingestor.config.urls import mask_url
 from ingestor.core.files import is_missing
 from ingestor.errors import DatabaseUnavailable
 from ingestor.store.engine import Engine, make_engine, sqlite_path, translate_errors
+from ingestor.store.server_identity import KnownServer
 
 
 @contextmanager
-def open_database(url: str, *, read_only: bool = True) -> Iterator[Engine]:
-    """Yield an engine for a normalized URL, and dispose of it at the end of the block.
+def open_database(url: str, *, read_only: bool = True, known_server: KnownServer = lambda: None) -> Iterator[Engine]:
+    """Yield an engine for a normalized URL, and dispose of it at the end of the block. See ``make_engine``.
 
     Raises DatabaseUnavailable, which names the URL without its password.
     """
     path = sqlite_path(url)
     if read_only and path and is_missing(path):
         raise DatabaseUnavailable(f"{mask_url(url)}: does not exist; `ingestor run` creates it, or fix database.url")
-    engine = make_engine(url, read_only=read_only)
+    engine = make_engine(url, read_only=read_only, known_server=known_server)
     try:
         with name_database(url):
             yield engine

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine, event
 
+from ingestor.daemon.instance_cache import load_shared_status
 from ingestor.store.instances import load_instances
 from ingestor.store.read.status_queries import count_unreceived
 
@@ -141,6 +142,19 @@ def test_subscription_is_unreceived_if_no_alive_instance_has_it_live(db: Databas
         add_coverage(db, subscription_id, instance_id, state, None)
     assert count_unreceived(db.engine, [1, 2]) == 2
     assert count_unreceived(db.engine, []) == 0
+
+
+@pytest.mark.parametrize(
+    ("age_seconds", "unreceived"), [pytest.param(5, 1, id="alive"), pytest.param(300, None, id="silent")]
+)
+def test_unreceived_subscriptions_are_unknown_where_the_daemon_gives_no_sign(
+    db: Database, age_seconds: float, unreceived: int | None
+) -> None:
+    """Otherwise none would be missed while no instance can write, and IngestorNotConnected would not fire."""
+    add_instance(db, 1, started={"seconds": age_seconds}, spool_id="ours")
+    add_instance(db, 2, started={"seconds": 5})
+    add_coverage(db, 1, 1, "disconnected", None)
+    assert load_shared_status(db.engine, "ours").unreceived_subscriptions == unreceived
 
 
 def test_instances_are_read_in_few_statements(db: Database) -> None:

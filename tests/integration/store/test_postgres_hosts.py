@@ -20,6 +20,7 @@ from sqlalchemy import Engine, text
 from ingestor.errors import DatabaseUnavailable
 from ingestor.store import migrate, transaction_watchdog
 from ingestor.store.engine import fetch_all, make_engine, postgres_hosts, transaction
+from ingestor.store.open_database import open_database
 from ingestor.store.server_identity import ServerIdentity, read_server_identity
 from ingestor.store.write.batch_writer import BatchWriter
 from ingestor.store.write.registration import InstanceInfo, Registration, SpoolExtent
@@ -207,6 +208,18 @@ def test_restored_copy_and_another_system_are_accepted(postgres: Postgres) -> No
     with opened(postgres.url(), known_server=lambda: before) as engine:
         assert register(engine, before).server == before
         assert register(engine, ("1", 99)).server == before
+
+
+def test_replaced_primary_is_not_read_either_if_the_newest_server_is_known(postgres_url: str) -> None:
+    with opened(postgres_url) as engine, engine.connect() as connection:
+        found = read_server_identity(connection)
+    assert found is not None
+    url = postgres_url.replace("postgresql://", "postgresql+psycopg://")
+    with (
+        pytest.raises(DatabaseUnavailable, match="is a primary that was replaced"),
+        open_database(url, known_server=lambda: (found.system, found.timeline + 1)) as engine,
+    ):
+        fetch_all(engine, text("SELECT 1"))
 
 
 def test_server_that_hides_its_timeline_is_used(postgres_url: str, caplog: pytest.LogCaptureFixture) -> None:
