@@ -9,7 +9,7 @@ from ingestor.core.clock import boottime
 
 
 class Permit:
-    """Held until a boottime. Nobody has to take it away: after a suspend or a stop of the process it has ended.
+    """Held until a boottime. It ends by itself, also while the machine is suspended or the process stopped.
 
     Any thread may read ``held``. Everything else is for the event loop.
     """

@@ -3,7 +3,7 @@
 The lease is taken and renewed through a connection of its own, in threads that nothing else waits for. Here it ends by
 our own clock, before it ends by the database's, so that this daemon stops opening connections before another may begin,
 however long it was stopped or suspended in between. While the database is away, open connections stay open, since
-nobody can take over either.
+no other daemon can take over either.
 """
 
 from __future__ import annotations
