@@ -382,7 +382,7 @@ class Spool:
     def _reserve_ballast(self) -> None:
         while not self._ballast.held:
             lacks_space = self._ballast.reserve()
-            if lacks_space and not self._give_back():
+            if not (lacks_space and self._give_back()):
                 break
         self.disk_full = not self._ballast.held
 

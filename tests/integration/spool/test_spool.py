@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import sqlite3
 import subprocess
@@ -261,6 +262,23 @@ def test_start_on_a_full_disk_fails_with_a_retryable_exit_code(tmp_path: Path) -
             lock_database(f"sqlite:///{folder}/ingestor.db")
     no_restart = {77, 78, 2}  # in the systemd unit
     assert no_restart.isdisjoint({SpoolFailed.exit_code, DatabaseUnavailable.exit_code})
+
+
+async def test_entries_become_durable_while_the_ballast_finds_no_descriptor(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attempts = 0
+
+    def find_none(_handle: int, _offset: int, _size: int) -> None:
+        nonlocal attempts
+        attempts += 1
+        if attempts <= 50:  # so that a spool that repeats this for ever fails the test instead of hanging
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr(os, "posix_fallocate", find_none)
+    async with open_spool(tmp_path) as spool:
+        await spool.durable(spool.append(fact()))
+        assert attempts < 5
 
 
 def test_ballast_is_not_held_on_a_disk_without_inodes(tmp_path: Path) -> None:
