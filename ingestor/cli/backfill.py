@@ -57,7 +57,10 @@ def backfill(
         echo_stderr("interrupted; a running daemon continues, else repeat the command")
         raise typer.Exit(EXIT_INTERRUPTED) from None
     print_result(output, [repair_to_dict(repair) for repair in repairs], lambda: "\n".join(map(format_repair, repairs)))
-    if any(repair.state != "done" for repair in repairs):
+    are_missing = len(repairs) < len(requests)
+    if are_missing:
+        echo_stderr("the database went back to a time before it had all of these requests; repeat the command")
+    if are_missing or any(repair.state != "done" for repair in repairs):
         raise typer.Exit(EXIT_FAILED)
 
 
@@ -81,7 +84,7 @@ def _run(config: Config, requests: Sequence[BackfillRequest], count: int) -> lis
     engine = make_engine(config.database.url.get_secret_value(), read_only=True)
     try:
         with progress_bar("requests", lambda: count) as advance:
-            monitor = _RepairMonitor(engine, lambda remaining: advance(count - remaining))
+            monitor = _RepairMonitor(engine, requests, lambda remaining: advance(count - remaining))
             response = control_socket.send_request(
                 config.spool.path, "backfill", requests=backfill_requests.to_json(requests)
             )
@@ -100,9 +103,12 @@ def _run(config: Config, requests: Sequence[BackfillRequest], count: int) -> lis
 class _RepairMonitor:
     """Polls repairs and reports their progress and errors."""
 
-    def __init__(self, engine: Engine, show_remaining: Callable[[int], None]) -> None:
-        self.repairs: list[Repair] = []
+    def __init__(
+        self, engine: Engine, requests: Sequence[BackfillRequest], show_remaining: Callable[[int], None]
+    ) -> None:
+        self.repairs: list[Repair] = []  # as requested: a database that went back in time may lack them
         self._engine = engine
+        self._requested = {(request.path, request.params, request.from_ts, request.to_ts) for request in requests}
         self._show_remaining = show_remaining
         self._reported_errors: dict[int, str] = {}
 
@@ -111,7 +117,12 @@ class _RepairMonitor:
         from ingestor.repair.plan import UNPROVEN, remaining_queries
         from ingestor.store.maintenance.repairs import load_repairs
 
-        self.repairs = load_repairs(self._engine, repair_ids)
+        # A database that went back may have given an id to another repair.
+        self.repairs = [
+            repair
+            for repair in load_repairs(self._engine, repair_ids)
+            if (repair.path, repair.params, repair.from_ts, repair.to_ts) in self._requested
+        ]
         unfinished = [repair for repair in self.repairs if repair.state == "open"]
         self._show_remaining(sum(1 for repair in unfinished for _ in remaining_queries(repair, [repair.ticker])))
         for repair in unfinished:

@@ -17,13 +17,16 @@ from typing import Any
 
 import pytest
 import time_machine
+from sqlalchemy import text
 
 from ingestor.commands import check
 from ingestor.config import load
 from ingestor.daemon.control_socket import control_server
 from ingestor.errors import DatabaseUnavailable
+from ingestor.repair.backfill_requests import from_json
 from ingestor.store import migrate
 from ingestor.store.engine import make_engine
+from ingestor.store.maintenance.repairs import RepairTable
 from ingestor.store.open_database import open_database
 from tests.integration.conftest import Command
 from tests.integration.store.row_factory import Database, at
@@ -217,6 +220,29 @@ def test_check_reports_file_in_place_of_spool_folder(
     result = command("check", "--config", write_config_for(spool={"path": path}))
     assert f"✗ spool: {tmp_path / 'afile'} is a file instead of a folder" in result.out
     assert check._check_folder("spool", tmp_path / path).exit_code == 74
+
+
+@pytest.mark.parametrize("lost", ["DELETE FROM repairs", "UPDATE repairs SET from_ts = created_at, state = 'done'"])
+async def test_backfill_that_the_database_lost_is_not_taken_for_finished(
+    command: Command, write_config_for: Callable[..., Path], tmp_path: Path, database_url: str, lost: str
+) -> None:
+    engine = make_engine(database_url)
+    migrate.upgrade(engine)
+
+    async def lose(request: dict[str, Any]) -> dict[str, Any]:
+        repair_ids = RepairTable(engine).request(from_json(request["requests"]), NOON)
+        with engine.begin() as connection:  # as after a failover; the id may be another repair's then
+            connection.execute(text(lost))
+        return {"repairs": repair_ids}
+
+    (tmp_path / "spool").mkdir(mode=0o700)
+    arguments = ("backfill", "--ticker", "AAPL", "--from", "2026-01-01", "--to", "2026-01-02")
+    async with control_server(tmp_path / "spool", {"backfill": lose}):
+        result = await asyncio.to_thread(command, *arguments, "--config", write_config_for(database_url))
+    engine.dispose()
+    assert result.code == 69
+    assert result.err.endswith("went back to a time before it had all of these requests; repeat the command\n")
+    assert "done" not in result.out
 
 
 # Hostile text.
