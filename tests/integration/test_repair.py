@@ -525,3 +525,28 @@ async def test_ids_that_were_read_before_the_writer_registered_again_are_not_use
     await writing
     await spool.close()
     engine.dispose()
+
+
+async def test_repairs_wait_while_entries_are_written_again(tmp_path: Path, migrated_url: str) -> None:
+    engine = make_engine(migrated_url.replace("postgresql://", "postgresql+psycopg://"))
+    spool = Spool(tmp_path / "spool", max_bytes=1 << 30, sync_every_seconds=0.001)
+    spool.start(raise_failure)
+    writer = make_writer(spool, engine, drain=False)
+    rest = rest_api.RestClient("http://127.0.0.1:9", lambda: SecretStr(""))
+    repair = worker.RepairWorker(rest, spool, writer, decoder(), spool.append, write_to=engine, read_from=engine)
+    writing = asyncio.create_task(asyncio.to_thread(writer.run))
+
+    try:
+        await asyncio.to_thread(repair._begin_round)  # the writer has registered
+        repair._search_requested.set()
+        writer.status.rewound_to = 5
+        assert await asyncio.to_thread(repair._try_round) == worker.SHORT_PAUSE_SECONDS
+        assert repair._search_requested.is_set()
+        writer.status.rewound_to = 0
+        assert await asyncio.to_thread(repair._try_round) is None
+        assert not repair._search_requested.is_set()
+    finally:
+        writer.stop()
+    await writing
+    await spool.close()
+    engine.dispose()

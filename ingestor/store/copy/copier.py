@@ -5,8 +5,8 @@ week is brought up to date, by the same steps as the first one.
 
 The first pass reads each range in a transaction of its own: the daemon may go on for hours, and neither the WAL of
 SQLite nor dead rows of PostgreSQL pile up behind a long snapshot. The second pass reads one snapshot, writes what has
-changed meanwhile, and compares everything. Who reads the target must not take it for complete before that, so the rows
-of ``instances`` follow at the end, in one transaction with the mark that the copy is complete; see ``target``.
+changed meanwhile, and compares everything. Readers of the target must not take it for complete before that, so the
+rows of ``instances`` follow at the end, in one transaction with the mark that the copy is complete; see ``target``.
 """
 
 from __future__ import annotations

@@ -188,7 +188,7 @@ async def test_entries_after_a_copy_are_written_again_by_the_same_instance(
     assert rewinds == [(2, 6, T0 + 3 * SECOND)]
 
 
-async def test_rewind_is_told_once_with_how_much_and_why(start_daemon: Callable[..., Any], sqlite: Engine) -> None:
+async def test_rewind_is_reported_once_with_how_much_and_why(start_daemon: Callable[..., Any], sqlite: Engine) -> None:
     daemon = await start_daemon(sqlite)
     await begin(daemon)
     backup = Backup(sqlite)
@@ -202,15 +202,15 @@ async def test_rewind_is_told_once_with_how_much_and_why(start_daemon: Callable[
     daemon.write()
     assert daemon.writer.status.rewound_to == 0
     (rewind,) = daemon.rewinds
-    told = rewind.to_fact(T0)
-    assert told.detail == {
+    reported = rewind.to_fact(T0)
+    assert reported.detail == {
         "reason": "the database is back at entry 2: it was restored, or a standby has taken over",
         "entries": 1,
         "position": 2,
         "received_since": "2026-01-01 00:00:03 UTC",
     }
-    assert (told.kind, severity(told)) == ("rewound", "warning")
-    assert "writing again" in message_of(told)
+    assert (reported.kind, severity(reported)) == ("rewound", "warning")
+    assert "writing again" in message_of(reported)
 
 
 async def test_database_that_goes_back_again_while_it_catches_up_ends_up_complete(
@@ -442,7 +442,7 @@ async def test_ids_of_an_instance_that_the_database_gave_to_another_are_not_used
 # -- old entries are no news
 
 
-async def test_old_entries_are_reported_to_nobody_again(start_daemon: Callable[..., Any], sqlite: Engine) -> None:
+async def test_old_entries_are_not_reported_again(start_daemon: Callable[..., Any], sqlite: Engine) -> None:
     daemon = await start_daemon(sqlite)
     await begin(daemon)
     backup = Backup(sqlite)

@@ -539,15 +539,15 @@ asyncio.run(main(Path(sys.argv[1]), sys.argv[2]))
 """
 
 
-class ToldByTheKilled:
-    """What a killed process said of its spool: what must be there afterwards."""
+class ReportedState:
+    """What a killed process has printed about its spool, and what must be there afterwards."""
 
     def __init__(self) -> None:
         self.synced = 0
         self.lowest_acked = 0  # entries past it must be there
         self._before = 0
 
-    def hear(self, line: str) -> None:
+    def update(self, line: str) -> None:
         what, *numbers = line.split()
         number = int(numbers[0])
         if what == "open":
@@ -572,23 +572,23 @@ def test_killed_spool_has_everything_that_is_not_acknowledged(tmp_path: Path, se
             cwd=Path(__file__).parents[3],
         )
         assert process.stdout
-        told, lines = ToldByTheKilled(), choose.randrange(30, 200)
+        reported, lines = ReportedState(), choose.randrange(30, 200)
         for _ in range(lines):
-            told.hear(process.stdout.readline())
+            reported.update(process.stdout.readline())
         os.kill(process.pid, signal.SIGKILL)
         for line in process.stdout:
-            told.hear(line)
+            reported.update(line)
         process.wait()
         process.stdout.close()
         with closing(ChunkWriter(tmp_path / "spool.db", keep=LONG)) as file:
-            assert file.header.next_seq - 1 >= told.synced
+            assert file.header.next_seq - 1 >= reported.synced
             acked = file.header.acked
             chunks = stored(file.path)
             highest = file.header.highest_acked
             assert file.header.kept_bytes == sum(size for _, last_seq, size in chunks if last_seq <= acked)
             assert file.header.live_bytes == sum(size for _, last_seq, size in chunks if last_seq > highest)
         with closing(ChunkReader(tmp_path / "spool.db")) as reader:
-            after, entries = min(acked, told.lowest_acked), []
+            after, entries = min(acked, reported.lowest_acked), []
             while page := reader.read(after + len(entries), max_entries=500, max_bytes=1 << 20):
                 entries += page
         assert [seq for seq, _ in entries] == list(range(after + 1, file.header.next_seq))
