@@ -124,6 +124,31 @@ async def test_move_to_postgres_while_the_daemon_runs_and_the_copy_is_killed(
 
 
 @pytest.mark.postgres
+async def test_daemon_writes_into_the_copy_what_it_received_after_it(
+    start: Callable[[str], ForkedDaemon], run: Callable[..., Any], tmp_path: Path, postgres_url: str
+) -> None:
+    old_url = f"sqlite:///{tmp_path}/ingestor.db"
+    daemon = start(old_url)
+    await stored(daemon)
+    code, _, err = await run("db", "copy", "--into", postgres_url)
+    assert code == 0, err
+    await store_more(daemon)
+    assert await daemon.terminate() == 0
+    before = values(old_url)
+    assert values(postgres_url) < before
+    daemon = start(postgres_url)
+    async with asyncio.timeout(40):
+        while not before < values(postgres_url):
+            await asyncio.sleep(0.2)
+    assert await daemon.terminate() == 0
+    daemon.db.assert_consistent()
+    assert DbReader(postgres_url).column("SELECT count(*) FROM instances") == [1]
+    assert DbReader(postgres_url).column("SELECT count(*) FROM events WHERE kind = 'rewound'") == [1]
+    assert "lost" not in daemon.db.column("SELECT state FROM coverage")
+    assert (await run("audit"))[0] == 0
+
+
+@pytest.mark.postgres
 async def test_daemon_refuses_an_unfinished_copy(
     start: Callable[[str], ForkedDaemon], run: Callable[..., Any], tmp_path: Path, postgres_url: str
 ) -> None:
