@@ -35,10 +35,8 @@ OVERLAP_SECONDS = 1.0  # how long an old connection stays open for the first dat
 HEALTHY_SECONDS = 30.0  # a shorter session counts as another failure, so that a server that kicks is not hammered
 EVICTED = (
     "the provider closed the old connection as soon as its replacement opened, twice in a row; it seems to allow one"
-    " connection for each API key: set provider.renewal: reconnect"
+    " connection for each API key: set provider.renewal: reconnect, and provider.standby if several daemons use it"
 )
-
-
 _CLOSED_BY_US: dict[str, Event] = {"spool_full": "spool_full", "standby": "standby"}  # causes that are states
 
 
