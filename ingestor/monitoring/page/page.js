@@ -167,7 +167,8 @@ function verdict() {
     ...status.instances.filter(({ state }) => state === "silent").map(({ name }) => `instance ${name} is silent`),
     ...(status.config_reload_successful ? [] : ["the changed config was rejected, the previous one is in use"]),
   ];
-  if (warnings.length) return ["warn", "half", notLive ? "Partly receiving" : status.config_reload_successful ? "Receiving, alone" : "Receiving, config rejected", warnings];
+  const title = status.config_reload_successful ? "Receiving, instance silent" : "Receiving, config rejected";
+  if (warnings.length) return ["warn", "half", notLive ? "Partly receiving" : title, warnings];
   return ["good", "dot", "Receiving", []];
 }
 

@@ -302,7 +302,7 @@ async def test_coverage_strip_has_shapes_and_names_its_gaps(browser: Browser, co
 
 VERDICTS = {
     "Receiving": GOOD,
-    "Receiving, alone instance host2 is silent": replace(GOOD, instances=(HOST1, HOST2)),
+    "Receiving, instance silent instance host2 is silent": replace(GOOD, instances=(HOST1, HOST2)),
     "Receiving, config rejected the changed config was rejected, the previous one is in use": replace(
         GOOD, config_reload_successful=False
     ),
