@@ -195,7 +195,7 @@ async def test_receiver_that_was_stopped_for_long_closes_its_connection(
 
 
 @pytest.mark.slow
-async def test_database_outage_alone_loses_nothing(
+async def test_one_daemon_receives_after_a_database_outage(
     add_host: AddHost, provider: FaultySimulator, postgres_url: str
 ) -> None:
     first, second = await start_pair(add_host)
