@@ -85,7 +85,8 @@ class PostgresHosts:
             raise
 
     def _note(self, address: str, passed_over: tuple[str, ...]) -> None:
-        if passed_over and (address, passed_over) != (self.answered, self.passed_over):
+        is_new = (address, passed_over) != (self.answered, self.passed_over)
+        if self._durable and passed_over and is_new:  # engines that only read are made for each read of the status
             log.info("connected to the database server %s; not used: %s", address, "; ".join(passed_over))
         self.answered, self.passed_over = address, passed_over
 

@@ -198,13 +198,15 @@ async def test_unreadable_spool_is_quarantined_and_replaced(tmp_path: Path, dama
 
 
 @pytest.mark.parametrize("marker", [False, True])
-async def test_spool_of_a_newer_format_is_refused_and_left_as_it_is(tmp_path: Path, marker: bool) -> None:
+@pytest.mark.parametrize("change", ["UPDATE head SET clean = 1", "ALTER TABLE head RENAME next_seq TO newest"])
+async def test_spool_of_a_newer_format_is_refused_and_left_as_it_is(tmp_path: Path, marker: bool, change: str) -> None:
     async with open_spool(tmp_path) as spool:
         await spool.durable(spool.append(fact()))
         if marker:
             spool.mark_corrupt()
     with sqlite3.connect(tmp_path / "spool.db") as db:
         db.execute("UPDATE head SET format = 99")
+        db.execute(change)
     db.close()
     before = (tmp_path / "spool.db").read_bytes()
     with pytest.raises(SpoolTooNew, match=r"spool.db: a newer version wrote format 99, this one reads formats 2 to 4"):
