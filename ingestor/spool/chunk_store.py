@@ -169,9 +169,10 @@ def newest_entry(path: Path) -> int:
     if not path.stat().st_size:
         return 0  # even a reader would delete the WAL of an empty file
     with suppress(sqlite3.Error), closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as db:
-        found, newest = db.execute("SELECT format, next_seq - 1 FROM head").fetchone() or (0, 0)
-        check_format(found, str(path))
-        return int(newest)
+        found = db.execute("SELECT format FROM head").fetchone()
+        if found:
+            check_format(found[0], str(path))  # first: a newer one may have other columns
+            return int(db.execute("SELECT next_seq - 1 FROM head").fetchone()[0])
     return 0
 
 
