@@ -85,6 +85,22 @@ def test_host_that_drops_packets_costs_seconds_only(postgres_server_url: str) ->
         assert hosts.passed_over == (f"127.0.0.1:{silent}: connection timeout expired",)
 
 
+def test_hosts_that_were_passed_over_are_logged_once_and_not_by_readers(
+    postgres: Postgres, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    url = url_of(free_port(), postgres)
+    for _ in range(2):
+        with opened(url, read_only=True) as engine:
+            assert port_of(engine) == postgres.port
+    assert "not used" not in caplog.text
+    with opened(url) as engine:
+        for _ in range(2):
+            assert port_of(engine) == postgres.port
+            engine.dispose()
+    assert caplog.text.count("not used: 127.0.0.1:") == 1
+
+
 def test_error_names_every_host_and_what_each_one_said(command: Command, write_config_for: Callable[..., Path]) -> None:
     first, second = free_port(), free_port()
     result = command("db", "upgrade", "--config", write_config_for(url_of(first, second)))
