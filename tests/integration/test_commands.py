@@ -348,12 +348,13 @@ def test_coverage_shows_covered_share_gaps_and_repairs(
     assert ("AAPL" in one_ticker.out, " 100.00 %" in one_ticker.out) == (False, True)
 
 
+@pytest.mark.parametrize(("keep", "recorded"), [({}, "rewound"), ({"time": "0"}, "lost")], ids=["kept", "not kept"])
 def test_command_without_daemon_records_that_the_database_does_not_know_the_spool(
-    command: Command, write_config_for: Callable[..., Path], tmp_path: Path
+    command: Command, write_config_for: Callable[..., Path], tmp_path: Path, keep: dict[str, str], recorded: str
 ) -> None:
     for name in ("first", "second"):
-        config = write_config_for(f"sqlite:///{name}.db")
+        config = write_config_for(f"sqlite:///{name}.db", spool={"keep": keep})
         for arguments in (["db", "upgrade"], ["dead-letters", "retry"], ["dead-letters", "retry"]):
             assert command(*arguments, "--config", config).code == 0
-        kinds = [kind for (kind,) in sqlite3.connect(tmp_path / f"{name}.db").execute("SELECT kind FROM events")]
-        assert ("lost" in kinds) == (name == "second")
+        kinds = {kind for (kind,) in sqlite3.connect(tmp_path / f"{name}.db").execute("SELECT kind FROM events")}
+        assert kinds & {"lost", "rewound"} == ({recorded} if name == "second" else set())
