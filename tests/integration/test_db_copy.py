@@ -238,7 +238,7 @@ CHANGES_BY_OTHERS = {
     "a newer position": ("UPDATE instances SET position = 9", "instance 1 that the source lacks"),
     "another spool": ("UPDATE instances SET spool_id = 'z' WHERE instance_id = 1", "instance 1 that the source lacks"),
     "an instance more": ("UPDATE instances SET instance_id = 99 WHERE instance_id = 7", "instance 99 that the source"),
-    "another batch": ("UPDATE batches SET last_seq = 2", "a daemon has written to it as instance 1"),
+    "another batch": ("UPDATE batches SET last_seq = 2", "its ledger of instance 1 is not the source"),
     "rows without instances": ("DELETE FROM instances", "rows of unknown origin"),
 }
 

@@ -101,7 +101,10 @@ def _verify_copy(source: Connection, target: Connection) -> None:
         if our is None or our.spool_id != row.spool_id or our.position < row.position:
             raise PermissionDenied(f"it has data of instance {row.instance_id} that the source lacks; {_EMPTY_FIRST}")
         if not _has_newest_batch(source, target, row.instance_id):
-            raise PermissionDenied(f"a daemon has written to it as instance {row.instance_id}; {_EMPTY_FIRST}")
+            raise PermissionDenied(
+                f"its ledger of instance {row.instance_id} is not the source's: a daemon has written to it, or the"
+                f" source was set back to an older copy since; {_EMPTY_FIRST}"
+            )
     if not rows and any(target.execute(select(exists().select_from(table))).scalar() for table in _FILLED):
         raise PermissionDenied(f"it has rows of unknown origin; {_EMPTY_FIRST}")
 
