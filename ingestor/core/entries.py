@@ -36,6 +36,8 @@ GroupKey: TypeAlias = tuple[str, str]
 Channel: TypeAlias = tuple[str, str, str]
 UNNAMED = "\0"  # in a channel: no rows and no ticker, such as an empty list. No ticker contains it
 
+BACKFILL_REQUESTED = "backfill_requested"  # the kind of a fact; its detail has the requests
+
 ROW_PARAMS = frozenset({"ticker", "user_id"})  # that each row names: columns of their own
 
 

@@ -7,6 +7,7 @@ import os
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from ingestor.pipeline.decoder import Decoder
 from ingestor.pipeline.writer import Writer
 from ingestor.provider import catalog
 from ingestor.provider.rest_api import RestClient
-from ingestor.repair import RepairWorker
+from ingestor.repair import RepairWorker, repeat_backfill
 from ingestor.spool.header import SpoolHeartbeat
 from ingestor.spool.keep import Keep
 from ingestor.spool.spool import Spool
@@ -151,6 +152,7 @@ def build_writer(config: Config, spool: Spool, engine: Engine, **hooks: Any) -> 
         prepare=prepare,
         keep_payloads=database.retention.payloads != 0.0,
         retention=Retention(engine, database.retention),
+        repeat_backfill=partial(repeat_backfill, engine),
         **hooks,
     )
     if hosts := postgres_hosts(engine):

@@ -51,6 +51,7 @@ _MESSAGES = {
     "clock_stepped": "the wall clock was set; rescheduling jobs, and coverage of that time counts as silent",
     "clock_restarted": "coverage goes on by the clock as it is set now",
     "stood_still": "the process stood still; coverage of that time counts as silent",
+    "backfill_requested": "a backfill was requested, requesting it from the provider",
     "repaired": "gap repaired, none of its data is missing any longer",
     "repair_failed": "gap could not be repaired, it stays in the view gaps",
 }

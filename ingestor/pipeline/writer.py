@@ -13,7 +13,7 @@ from concurrent.futures import Future
 from functools import partial
 from typing import TypeVar
 
-from ingestor.core.entries import Channel
+from ingestor.core.entries import BACKFILL_REQUESTED, Channel
 from ingestor.core.threads import WorkQueue
 from ingestor.errors import BatchRejected, DatabaseUnavailable, PositionConflict
 from ingestor.pipeline.batch_builder import BatchBuilder
@@ -27,7 +27,7 @@ from ingestor.pipeline.registrar import Registrar, Rewind
 from ingestor.pipeline.writer_status import WriterStatus
 from ingestor.spool.spool import Spool
 from ingestor.store.maintenance.retention import Retention, RetentionResult
-from ingestor.store.write.batch import SampleRow
+from ingestor.store.write.batch import Batch, SampleRow
 from ingestor.store.write.batch_writer import BatchWriter
 from ingestor.store.write.registration import InstanceInfo
 
@@ -62,6 +62,7 @@ class Writer:
         on_other_run: Callable[[str], None] = lambda _reason: None,
         on_new_instance: Callable[[int | None], None] = lambda _complete_since_us: None,
         on_rewound: Callable[[Rewind], None] = lambda _rewind: None,
+        repeat_backfill: Callable[[str], None] = lambda _detail: None,
         cache: RecentValueCache | None = None,
         new_builder: Callable[..., BatchBuilder] = BatchBuilder,
         sleep: Callable[[float], None] | None = None,
@@ -69,7 +70,8 @@ class Writer:
         """``prepare`` brings the schema up to date before the first write; it may raise DatabaseUnavailable.
 
         ``on_decoded`` receives when live data came for which channel, and the last entry decoded: each entry once.
-        ``Registrar`` describes the four hooks after ``on_outage``. The last three options are for tests.
+        ``Registrar`` describes the four hooks after ``on_outage``. ``repeat_backfill`` receives the detail of the fact
+        that a backfill was requested, if the database may have lost it. The last three options are for tests.
         """
         self.status = WriterStatus()
         self.registrations = 0  # ids that were read before the last one may be others' ids now
@@ -79,9 +81,8 @@ class Writer:
         self._prepare = prepare
         self._retention = retention
         self._on_decoded = on_decoded
-        self._stop = threading.Event()
-        self._draining = threading.Event()
-        self._retention_requested = threading.Event()
+        self._repeat_backfill = repeat_backfill
+        self._stop, self._draining, self._retention_requested = (threading.Event() for _ in range(3))
         self._retry = DatabaseRetry(self.status, self._stop, self._draining, on_outage, sleep).run
         build = partial(new_builder, decoder=decoder, keep_payloads=keep_payloads)
         self.read_ahead = ReadAhead(spool, policy, build, cache or RecentValueCache(), self.status, self._is_draining)
@@ -158,7 +159,7 @@ class Writer:
         idle_seconds = RETENTION_PAUSE_SECONDS if self.retention_pending else IDLE_SECONDS
         builder = self.read_ahead.collect_batch(self.status.position, idle_seconds)
         self._report_decoded(builder)
-        if builder.entries and self._write_batch(builder):
+        if builder.entries and self._repeat_backfills(builder.batch) and self._write_batch(builder):
             self._spool.ack(self.status.position)
             self._note_rewound()
             self.read_ahead.update_oldest()
@@ -172,6 +173,15 @@ class Writer:
     def _report_decoded(self, builder: BatchBuilder) -> None:
         upto = self.read_ahead.decoded_upto = max(self.read_ahead.decoded_upto, builder.batch.last_seq)
         self._on_decoded(builder.last_received_us, upto)
+
+    def _repeat_backfills(self, batch: Batch) -> bool:
+        """Request what was requested since the time that the database is back at. Returns False if stopped before.
+
+        Before the position passes the request, so that a kill in between does not lose it again.
+        """
+        lost = [event for event in batch.events if event.kind == BACKFILL_REQUESTED]
+        lost = [event for event in lost if event.seq <= self.status.rewound_to]
+        return all(self._retry(partial(self._repeat_backfill, event.detail)) for event in lost)
 
     def _write_batch(self, builder: BatchBuilder) -> bool:
         """Commit a batch, and build the next one meanwhile if there are entries. Returns False if stopped before."""

@@ -11,6 +11,6 @@ from its end or after contains the whole gap. A REST response goes through the s
 only once its frames are committed.
 """
 
-from ingestor.repair.worker import RepairWorker
+from ingestor.repair.worker import RepairWorker, repeat_backfill
 
-__all__ = ["RepairWorker"]
+__all__ = ["RepairWorker", "repeat_backfill"]

@@ -8,6 +8,7 @@ lease works.
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -19,13 +20,13 @@ from typing import Any, TypeVar
 
 from ingestor.core.backoff import Backoff, chance
 from ingestor.core.clock import boottime, wall_us
-from ingestor.core.entries import Fact, Frame, Source, canonical_json
+from ingestor.core.entries import BACKFILL_REQUESTED, Fact, Frame, Source, canonical_json
 from ingestor.errors import DatabaseUnavailable, ResponseTooLarge, RestRefused, RestUnavailable, TokenRefused
 from ingestor.pipeline.batch_builder import escape_unstorable
 from ingestor.pipeline.decoder import DecodedFrame, Decoder
 from ingestor.pipeline.writer import Writer
 from ingestor.provider.rest_api import RestClient, RestRequest, bucket_length, current_request, history_request
-from ingestor.repair import plan, verification, window_scan
+from ingestor.repair import backfill_requests, plan, verification, window_scan
 from ingestor.spool.spool import Spool
 from ingestor.store.engine import Engine
 from ingestor.store.maintenance import repairs as store
@@ -55,6 +56,20 @@ class Cancelled(Exception):
 
 class Inconclusive(Exception):
     """The response proves nothing; request it again later. Never leaves this module."""
+
+
+def repeat_backfill(engine: Engine, detail: str) -> None:
+    """Request a backfill again, if the database has lost that: ``detail`` of the fact that it was requested.
+
+    Must be called in the writer's thread. A repair that is there and not failed does not change. Raises
+    DatabaseUnavailable.
+    """
+    try:
+        requests = backfill_requests.from_json(json.loads(detail)["requests"])
+    except (ValueError, KeyError) as error:  # by a program of another release
+        log.warning("a backfill may be lost with the database's rows, request it again", extra={"reason": str(error)})
+        return
+    RepairTable(engine).request(requests, _now())
 
 
 class DatabaseReplaced(Exception):
@@ -111,7 +126,13 @@ class RepairWorker:
         self._wake.set()
 
     async def request(self, requests: Sequence[BackfillRequest]) -> list[int]:
-        """Start repairs that a person requested, and return their ids. Raises DatabaseUnavailable."""
+        """Start repairs that a person requested, and return their ids. Raises DatabaseUnavailable.
+
+        The spool has the request first, so that it can be repeated if the database goes back in time.
+        """
+        detail = {"requests": backfill_requests.to_json(requests)}
+        self._record(Fact(BACKFILL_REQUESTED, wall_us(), detail))
+        await self._spool.durable(self._spool.head)
         stored = asyncio.wrap_future(self._writer.run_in_writer(lambda _: self._table.request(requests, _now())))
         await asyncio.wait({stored}, timeout=REQUEST_TIMEOUT_SECONDS)
         if stored.cancelled() or not stored.done():

@@ -51,6 +51,13 @@ class Bug:
 COPY = "tests/integration/test_db_copy.py"
 BUGS = (
     Bug(
+        "a backfill of the time that a database lost is not requested again",
+        "pipeline/writer.py",
+        "if event.seq <= self.status.rewound_to]",
+        "if event.seq < 0]",
+        REWIND,
+    ),
+    Bug(
         "a spool is not set back to the position of a database that went back",
         "pipeline/registrar.py",
         "while found.position < self._spool.acked and not self._rewind(found):",

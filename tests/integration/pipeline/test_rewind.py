@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 import sqlite3
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, closing, suppress
 from dataclasses import replace
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 from msgspec import structs
+from pydantic import SecretStr
 from sqlalchemy import Engine, text
 
+from ingestor.config.model import Subscription
 from ingestor.core.entries import Fact, Frame
 from ingestor.core.times import to_datetime
 from ingestor.errors import SpoolFailed
@@ -23,6 +27,8 @@ from ingestor.monitoring.latest_values import LatestValues
 from ingestor.monitoring.status import severity
 from ingestor.pipeline.dead_letters import requeue_dead_letters
 from ingestor.pipeline.registrar import Rewind
+from ingestor.provider.rest_api import RestClient
+from ingestor.repair import RepairWorker, backfill_requests, repeat_backfill
 from ingestor.spool.keep import Keep
 from ingestor.spool.spool import Spool
 from ingestor.store import schema
@@ -30,7 +36,7 @@ from ingestor.store.engine import make_engine
 from ingestor.store.read.audit import audit, find_losses
 from tests.support.daemon import until
 from tests.support.database_copy import contents, database_with_copy
-from tests.support.entries import CROWD, T0, fact, frame, row
+from tests.support.entries import CROWD, T0, decoder, fact, frame, row
 from tests.support.writers import make_writer, put, query, raise_failure
 
 from .conftest import KEEP_ALL
@@ -61,6 +67,7 @@ class Daemon:
             on_new_instance=self.begun.append,
             on_decoded=lambda received_us, _: self.heard.extend(received_us.values()),
             on_rows=lambda rows: self.shown.extend(row.value for row in rows),
+            repeat_backfill=partial(repeat_backfill, self.engine),
         )
         if register:
             self.writer.register()
@@ -544,6 +551,45 @@ async def test_letter_that_is_written_again_with_its_id_is_marked_as_retried(
     await daemon.notice()
     assert_nothing_is_lost(daemon, before)
     assert query(sqlite, "SELECT dead_letter_id FROM dead_letters WHERE retried_at IS NOT NULL") == [(2,)]
+
+
+# -- backfills
+
+
+async def test_backfill_that_was_requested_in_the_lost_time_is_requested_again(
+    start_daemon: Callable[..., Any], sqlite: Engine
+) -> None:
+    daemon = await start_daemon(sqlite)
+    await begin(daemon)
+    await request_backfill(daemon, day=1)
+    backup = Backup(sqlite)
+    await request_backfill(daemon, day=2)
+    await daemon.receive(said(1, at=3))
+    daemon.write()
+    find = "SELECT from_ts, to_ts, kind, state FROM repairs ORDER BY from_ts"
+    before = query(sqlite, find)
+    backup.restore()
+    assert len(query(sqlite, find)) == 1
+    await daemon.notice()
+    assert query(sqlite, find) == before
+    assert [kind for *_, kind, _ in before] == ["manual", "manual"]
+    assert audit(sqlite) == []
+
+
+async def request_backfill(daemon: Daemon, *, day: int) -> None:
+    """Request a day of A, as the daemon does for `ingestor backfill`."""
+    start = to_datetime(T0) - timedelta(days=day)
+    subscriptions = [Subscription(CROWD, params={"ticker": "A"})]
+    requests = backfill_requests.build_requests(
+        subscriptions, "A", None, start, start + timedelta(hours=1), to_datetime(T0)
+    )
+    rest = RestClient("http://127.0.0.1:9", lambda: SecretStr(""))
+    engines = {"write_to": daemon.engine, "read_from": daemon.engine}
+    worker = RepairWorker(rest, daemon.spool, daemon.writer, decoder(), daemon.spool.append, **engines)
+    stored = asyncio.create_task(worker.request(requests))
+    while not stored.done():
+        await asyncio.to_thread(daemon.writer.step)
+    assert len(await stored) == 1
 
 
 # -- coverage and retention
