@@ -179,7 +179,9 @@ async def test_spool_emptied_behind_its_mark_is_recorded_as_lost(simulator: Faul
 
 async def test_recreated_database_is_recorded_as_lost(simulator: FaultySimulator, tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path / 'ingestor.db'}"
-    config = write_config(tmp_path, url=simulator.url, database_url=url, subscriptions={CROWD: ["AAPL"]})
+    config = write_config(
+        tmp_path, url=simulator.url, database_url=url, subscriptions={CROWD: ["AAPL"]}, spool={"keep": {"size": "0B"}}
+    )
     async with InProcessDaemon(config, simulator.api_key) as first:
         await first.wait_until_live()
         await until(lambda: first.status.spool.acked_seq > 10)
