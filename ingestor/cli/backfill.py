@@ -59,7 +59,8 @@ def backfill(
     print_result(output, [repair_to_dict(repair) for repair in repairs], lambda: "\n".join(map(format_repair, repairs)))
     are_missing = len(repairs) < len(requests)
     if are_missing:
-        echo_stderr("the database went back to a time before it had all of these requests; repeat the command")
+        problem = "the database went back to a time before it had all of these requests"
+        echo_stderr(f"{problem}; the daemon requests them again")
     if are_missing or any(repair.state != "done" for repair in repairs):
         raise typer.Exit(EXIT_FAILED)
 

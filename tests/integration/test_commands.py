@@ -241,7 +241,9 @@ async def test_backfill_that_the_database_lost_is_not_taken_for_finished(
         result = await asyncio.to_thread(command, *arguments, "--config", write_config_for(database_url))
     engine.dispose()
     assert result.code == 69
-    assert result.err.endswith("went back to a time before it had all of these requests; repeat the command\n")
+    assert result.err.endswith(
+        "went back to a time before it had all of these requests; the daemon requests them again\n"
+    )
     assert "done" not in result.out
 
 
