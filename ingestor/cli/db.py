@@ -63,7 +63,7 @@ def copy(
     config: ConfigOption = None,
     output: OutputOption = Output.TEXT,
 ) -> None:
-    """Copy all history into another database, and prove that both are equal.
+    """Copy all history into another database, and prove it.
 
     May be interrupted and repeated: it goes on, or brings an older copy up to date, also by deleting what the source
     no longer has. The daemon may keep running. Exits with 1 if a table is not equal at the end; until the end, the

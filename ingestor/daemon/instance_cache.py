@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import threading
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from ingestor.store.engine import Engine
 from ingestor.store.instances import InstanceRecord, load_instances
 from ingestor.store.read.status_queries import count_unreceived
 
+CHECK_SECONDS = 1.0  # between two checks whether a read is due
 REFRESH_SECONDS = 15.0
 REFRESH_PAUSE_FACTOR = 20  # a read that took long is repeated after this many times its duration
 MAX_AGE_SECONDS = 120.0  # what is older says nothing about now
@@ -36,6 +38,12 @@ class InstanceCache:
     def newest(self) -> SharedStatus:
         """Return what was last read. Never waits."""
         return self._last if boottime() - self._read_at < MAX_AGE_SECONDS else SharedStatus()
+
+    async def keep_fresh(self) -> None:
+        """Read whenever that is due, until cancelled."""
+        while True:
+            self.refresh()
+            await asyncio.sleep(CHECK_SECONDS)
 
     def refresh(self) -> None:
         """Read in a thread if that is due and the last attempt has ended: a database may hang for a minute.

@@ -16,7 +16,6 @@ RETENTION_SECONDS = 600.0  # between two sweeps
 FIRST_RETENTION_SECONDS = 60.0  # after a start or a clock step: the backlog comes first
 REPAIR_SECONDS = 60.0  # between two searches for gaps
 FIRST_REPAIR_SECONDS = 10.0  # likewise; by then, the responses that follow a subscription have arrived
-INSTANCES_SECONDS = 1.0  # between two checks whether it is time to read the instances that share the database
 EARLY_SECONDS = 1.0  # a job that runs earlier than this was not due: the wall clock was set forward
 
 

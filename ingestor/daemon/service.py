@@ -224,15 +224,13 @@ class Service:
         every = self._scheduler.every
         every("retention", self._writer.request_retention, scheduler.RETENTION_SECONDS, first_seconds=first_seconds)
         every("repair", self._repair.wake, scheduler.REPAIR_SECONDS, first_seconds=scheduler.FIRST_REPAIR_SECONDS)
-        every(
-            "instances", self._instances.refresh, scheduler.INSTANCES_SECONDS, first_seconds=scheduler.INSTANCES_SECONDS
-        )
         self._start_task(self._supervisor.run(), "supervisor")
         self._start_task(heartbeat.send_heartbeats(self._spool, self._supervisor), "heartbeat")
         self._start_task(heartbeat.watch_clocks(self._supervisor.clocks), "clocks")
         if self._standby:
             self._start_task(self._standby.run(), "standby")
         self._start_task(watchers.watch_spool_level(self._spool, self._supervisor, self._record), "spool level")
+        self._start_task(self._instances.keep_fresh(), "instances")
         self._start_task(watchers.record_load(self._history, self._spool, self._writer.status), "history")
         if self._config.watch:
             self._start_task(self._reloader.watch(self._start_reload), "config file")
