@@ -134,7 +134,7 @@ async def test_kill_during_quarantine_keeps_and_reports_the_spool(
         daemon = ForkedDaemon(fork_server, config, KEY)
         await live_and_die(daemon)
         with closing(sqlite3.connect(spool / "spool.db", isolation_level=None)) as database:
-            database.execute("UPDATE head SET format = 99")
+            database.execute("UPDATE head SET format = 1")
         with inject_fault(fork_server.pid, replace(cut, path=cut.path and spool / cut.path)):
             daemon.start()
             assert await died(daemon)
@@ -142,7 +142,7 @@ async def test_kill_during_quarantine_keeps_and_reports_the_spool(
     assert daemon.db.scalar("SELECT count(*) FROM events WHERE kind = 'lost'") == 1
     assert {daemon.db.states(ticker).count("lost") for ticker in TICKERS} == {1}
     (kept,) = spool.glob("unreadable-*/spool.db")
-    assert spool_head(kept.parent)["format"] == 99
+    assert spool_head(kept.parent)["format"] == 1
 
 
 async def reference(daemon: ForkedDaemon, fork_server: ForkServer) -> Counter[tuple[str, str]]:
