@@ -55,6 +55,7 @@ async def test_half_open_line_is_claimed_up_to_its_last_byte_also_after_a_kill(
     proxy = await tcp_proxy(simulator.url)
     async with InProcessDaemon(config_in(tmp_path / "first", proxy.url), simulator.api_key) as daemon:
         await daemon.wait_until_live()
+        await until(lambda: heartbeat_at(daemon.db) and daemon.db.column("SELECT received_at FROM samples"))
         proxy.half_open = True
         await asyncio.sleep(0.1)  # until what was on its way has arrived
         last_byte = daemon.db.scalar("SELECT MAX(received_at) AS at_at FROM samples")
