@@ -38,13 +38,13 @@ PACE: dict[str, Any] = {
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--kills", type=int, default=15, help="Number of random kills of the daemon, on each database.")
-    parser.addoption("--scenarios", type=int, default=2_000, help="Number of scenarios of the claims model, in all.")
+    parser.addoption("--scenarios", type=int, default=800, help="Number of scenarios of the claims model, in all.")
     parser.addoption("--scenario", type=int, metavar="SEED", help="Run this scenario of the claims model only.")
 
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Spread the parts of the claims model, half a minute each: at the end, one worker would run most of them."""
+    """Spread the parts of the claims model, a minute each: at the end, one worker would run most of them."""
     parts = [item for item in items if "/claims/" in item.nodeid]
     if len(parts) < len(items):
         items[:] = [item for item in items if item not in parts]

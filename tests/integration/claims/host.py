@@ -30,7 +30,7 @@ from ingestor.config import Config
 from ingestor.core import backoff
 from ingestor.core.clock import boottime
 from ingestor.core.entries import Fact, Frame
-from ingestor.daemon import factory, service, watchers
+from ingestor.daemon import factory, instance_cache, service, watchers
 from ingestor.errors import IngestorError
 from ingestor.pipeline import committer
 from ingestor.provider.auth import token_source
@@ -474,6 +474,7 @@ def world_around(clocks: Clocks, seed: int) -> Iterator[None]:
         (service.log_setup, "log_fact", lambda _fact: None),
         (watchers, "SPOOL_CHECK_SECONDS", 2.0),
         (watchers, "HISTORY_SECONDS", 3600.0),
+        (instance_cache, "CHECK_SECONDS", 3600.0),  # only the status shows it
         (committer, "DaemonExecutor", InlineExecutor),
         (token_source, "fetch_token", _fetch_token),
         (token_source, "run_in_daemon_thread", _run_inline),

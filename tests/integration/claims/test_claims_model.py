@@ -24,7 +24,7 @@ from .databases import Database, PostgresDatabase, SqliteDatabase
 from .judge import Figures
 from .scenario import ALL_KINDS, KEYS, World, make_steps, shrink
 
-PARTS = 5  # of the scenarios on each database, for pytest-xdist
+PARTS = 2  # of the scenarios on each database, for pytest-xdist
 POSTGRES_SHARE = 0.4  # the rest is for SQLite, which takes half the time
 MIN_CLAIMED_PERCENT = 60  # of the rows that are stored: a daemon that claims nothing makes no false claims
 ENOUGH = 150  # scenarios, from which on the figures mean something
@@ -97,6 +97,7 @@ def _describe(folder: Path, config: Config, database: Database, failed: dict[int
     return "\n".join(lines)
 
 
+@pytest.mark.timeout(400)
 @pytest.mark.parametrize("part", range(PARTS))
 def test_no_row_is_claimed_that_is_not_stored_on_sqlite(
     request: pytest.FixtureRequest,
@@ -110,6 +111,7 @@ def test_no_row_is_claimed_that_is_not_stored_on_sqlite(
 
 
 @pytest.mark.postgres
+@pytest.mark.timeout(400)
 @pytest.mark.parametrize("part", range(PARTS))
 def test_no_row_is_claimed_that_is_not_stored_on_postgres(
     request: pytest.FixtureRequest,

@@ -256,5 +256,6 @@ def small_spool(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("small_spool")
+@pytest.mark.timeout(300)
 def test_spool_agrees_with_the_model() -> None:
     run_for(SpoolAgainstModel, 8_000)
