@@ -124,6 +124,7 @@ async def test_move_to_postgres_while_the_daemon_runs_and_the_copy_is_killed(
 
 
 @pytest.mark.postgres
+@pytest.mark.slow
 async def test_daemon_writes_into_the_copy_what_it_received_after_it(
     start: Callable[[str], ForkedDaemon], run: Callable[..., Any], tmp_path: Path, postgres_url: str
 ) -> None:

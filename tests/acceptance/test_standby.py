@@ -179,6 +179,7 @@ async def test_stopped_receiver_hands_over_within_seconds(add_host: AddHost, pos
     assert second.is_live
 
 
+@pytest.mark.slow
 async def test_receiver_that_was_stopped_for_long_closes_its_connection(
     add_host: AddHost, provider: FaultySimulator
 ) -> None:

@@ -61,6 +61,7 @@ def numbers(server: Postgres) -> list[int]:
 
 
 @pytest.mark.postgres
+@pytest.mark.slow
 def test_promoted_standby_has_what_was_committed_before_the_cut(postgres_cluster: PostgresCluster) -> None:
     postgres_cluster.create_database("numbers")
     insert(postgres_cluster, 1)
@@ -80,6 +81,7 @@ def test_promoted_standby_has_what_was_committed_before_the_cut(postgres_cluster
 
 
 @pytest.mark.postgres
+@pytest.mark.slow
 def test_restored_server_has_what_was_committed_before_the_backup(postgres: Postgres) -> None:
     postgres.execute("create table numbers as select 1 as n")
     backup = postgres.backup()
