@@ -1,4 +1,4 @@
-"""The lease ``receiver``: of the daemons that may use one API key by turns, its holder connects to the provider.
+"""The lease ``receiver``: of the daemons that may use one API key in turn, its holder connects to the provider.
 
 It belongs to a run, under the instance that this run writes as: whatever the database says after a failover, or after
 the spool became another instance, a lease is ours if the run that holds it is. It is taken by single statements, each
