@@ -182,8 +182,8 @@ def test_mode_without_sessions_is_refused_by_name(
 
 POOLS = {
     "a single server": ({"default_pool_size": 1}, 1),
-    "two servers by turns": ({"server_round_robin": 1}, 2),
-    "three servers by turns": ({"server_round_robin": 1}, 3),
+    "two servers in turn": ({"server_round_robin": 1}, 2),
+    "three servers in turn": ({"server_round_robin": 1}, 3),
 }
 
 
