@@ -37,8 +37,8 @@ PACE: dict[str, Any] = {
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--kills", type=int, default=8, help="Number of random kills of the daemon, on each database.")
-    parser.addoption("--scenarios", type=int, default=300, help="Number of scenarios of the claims model, in all.")
+    parser.addoption("--kills", type=int, default=15, help="Number of random kills of the daemon, on each database.")
+    parser.addoption("--scenarios", type=int, default=800, help="Number of scenarios of the claims model, in all.")
     parser.addoption("--scenario", type=int, metavar="SEED", help="Run this scenario of the claims model only.")
 
 

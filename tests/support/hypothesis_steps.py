@@ -10,6 +10,8 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis.stateful import RuleBasedStateMachine, invariant, run_state_machine_as_test
 
 STEPS_PER_RUN = 50
+# The default method raises an exception: a failure that hypothesis repeats, so that the test would hang for ever.
+MODEL_TIMEOUT_METHOD = "thread"
 _TMPFS = Path("/dev/shm")
 
 

@@ -24,10 +24,10 @@ from .databases import Database, PostgresDatabase, SqliteDatabase
 from .judge import Figures
 from .scenario import ALL_KINDS, KEYS, World, make_steps, shrink
 
-PARTS = 1  # of the scenarios on each database, for pytest-xdist
+PARTS = 2  # of the scenarios on each database, for pytest-xdist
 POSTGRES_SHARE = 0.4  # the rest is for SQLite, which takes half the time
 MIN_CLAIMED_PERCENT = 60  # of the rows that are stored: a daemon that claims nothing makes no false claims
-ENOUGH = 100  # scenarios, from which on the figures mean something
+ENOUGH = 150  # scenarios, from which on the figures mean something
 
 
 @pytest.fixture

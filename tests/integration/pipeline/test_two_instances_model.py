@@ -32,7 +32,7 @@ from ingestor.store.read.audit import audit
 from ingestor.store.write.batch import Batch
 from tests.support.entries import T0, fact, frame, row
 from tests.support.flaky_commit import CachedValues, CacheRecorder, FlakyCommits, latest_values
-from tests.support.hypothesis_steps import StepCounter, fast_folder, run_for
+from tests.support.hypothesis_steps import MODEL_TIMEOUT_METHOD, StepCounter, fast_folder, run_for
 from tests.support.postgres_server import fresh_database
 from tests.support.writers import make_writer, raise_failure
 
@@ -159,11 +159,11 @@ class Run:
 class Daemon:
     """A spool, and its runs."""
 
-    def __init__(self, url: str, folder: Path, name: str) -> None:
+    def __init__(self, url: str, spool: Spool, name: str) -> None:
         self._engine = make_engine(url)
         self.name = name
         self.commits = FlakyCommits(self._engine)
-        self.spool = Spool(folder, max_bytes=1 << 30, sync_every_seconds=0)
+        self.spool = spool
         self.received: dict[int, ModelFrame] = {}  # by seq
         self.written = 0  # the model's position
         self.connections = 1
@@ -232,9 +232,7 @@ class TwoDaemons(StepCounter):
         self._folder = fast_folder()
         url = type(self).fresh_url(self._folder)
         self._engine = make_engine(url)
-        self._daemons = [Daemon(url, self._folder / name, name) for name in ("one", "two")]
-        for daemon in self._daemons:
-            self._await(self._start(daemon.spool))
+        self._daemons = [Daemon(url, self._open_spool(self._folder / name), name) for name in ("one", "two")]
         self._model = Model()
 
     def teardown(self) -> None:
@@ -250,8 +248,13 @@ class TwoDaemons(StepCounter):
     def _await(self, work: Any) -> None:
         self._loop.run_until_complete(asyncio.wait_for(work, 20))
 
-    async def _start(self, spool: Spool) -> None:
-        spool.start(raise_failure)
+    def _open_spool(self, folder: Path) -> Spool:
+        async def start() -> None:
+            spool.start(raise_failure)
+
+        spool = Spool(folder, max_bytes=1 << 30, sync_every_seconds=0)
+        self._await(start())
+        return spool
 
     which = st.sampled_from([0, 1])
 
@@ -396,6 +399,7 @@ def small_ballast(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ballast, "BALLAST_BYTES", 4096)
 
 
+@pytest.mark.timeout(method=MODEL_TIMEOUT_METHOD)
 def test_two_instances_agree_with_the_model_on_sqlite(sqlite_template: Path) -> None:
     def fresh_url(folder: Path) -> str:
         return f"sqlite:///{shutil.copy(sqlite_template, folder / 'ingestor.db')}"
@@ -405,6 +409,7 @@ def test_two_instances_agree_with_the_model_on_sqlite(sqlite_template: Path) -> 
 
 
 @pytest.mark.postgres
+@pytest.mark.timeout(method=MODEL_TIMEOUT_METHOD)
 def test_two_instances_agree_with_the_model_on_postgres(postgres_template_url: str, postgres_server_url: str) -> None:
     with fresh_database(postgres_server_url, postgres_template_url) as plain:
         url = plain.replace("postgresql://", "postgresql+psycopg://")

@@ -20,7 +20,7 @@ from ingestor.spool import spool as module
 from ingestor.spool.keep import KEEP_NOTHING, Keep
 from ingestor.spool.spool import Spool
 from tests.support.entries import T0, fact, frame
-from tests.support.hypothesis_steps import StepCounter, fast_folder, run_for
+from tests.support.hypothesis_steps import MODEL_TIMEOUT_METHOD, StepCounter, fast_folder, run_for
 from tests.support.writers import raise_failure
 
 CHUNK_ENTRIES = 4  # small, so that the ends of chunks are everywhere
@@ -257,6 +257,6 @@ def small_spool(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("small_spool")
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(300, method=MODEL_TIMEOUT_METHOD)
 def test_spool_agrees_with_the_model() -> None:
     run_for(SpoolAgainstModel, 8_000)
