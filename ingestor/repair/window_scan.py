@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 from typing import TypeAlias
 
 from ingestor.core.entries import Frame
@@ -10,9 +11,10 @@ from ingestor.core.times import to_us
 from ingestor.pipeline.decoder import Decoder
 from ingestor.repair.verification import covers_end, covers_start
 from ingestor.store.engine import Engine
-from ingestor.store.maintenance.repairs import Repair, ResumedRepair, StoredPayload, stream_payloads
+from ingestor.store.maintenance.repairs import Repair, ResumedRepair, stream_payloads
+from ingestor.store.write.payload_blocks import StoredPayload
 
-PAGE_ROWS = 200  # payloads per query
+PAGE_ROWS = 200  # payloads between two calls of `stop`
 MAX_SCAN_ENTRIES = 100_000  # after the subscription; with ten thousand tickers, ten minutes of payloads
 
 _Pending: TypeAlias = dict[tuple[str, str], list[Repair]]  # by feed and ticker
@@ -88,14 +90,14 @@ def _payloads(
     """Yield what was received since the first of the subscriptions resumed, while a repair is ``pending``."""
     after = min((item.seq for item in waiting), default=0)
     last = max((item.seq for item in waiting), default=0) + MAX_SCAN_ENTRIES
-    while pending and not stop():
+    if not pending:
+        return
+    paths = {repair.path for repair in _repairs_in(pending)}
+    since = min(repair.to_ts for repair in _repairs_in(pending))
+    payloads = stream_payloads(engine, instance_id, range(after + 1, last + 1), since, paths)
+    while pending and not stop() and (page := list(islice(payloads, PAGE_ROWS))):
         paths = {repair.path for repair in _repairs_in(pending)}
-        since = min(repair.to_ts for repair in _repairs_in(pending))
-        page = stream_payloads(engine, instance_id, range(after + 1, last + 1), since, paths, PAGE_ROWS)
-        yield from page
-        if len(page) < PAGE_ROWS:
-            return
-        after = page[-1].seq
+        yield from (payload for payload in page if payload.path in paths)
 
 
 def _repairs_in(pending: _Pending) -> Iterator[Repair]:

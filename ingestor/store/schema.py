@@ -128,21 +128,27 @@ sample_revisions = Table(
     sqlite_with_rowid=False,
 )
 
-payloads = Table(
-    "payloads",
+# The frames of a batch that have the same origin, at most one batch to a block. A block of one frame has its text in
+# `body`; of several, `frames` has them, and the columns that may be NULL are not. The view `payloads` opens the blocks.
+payload_blocks = Table(
+    "payload_blocks",
     metadata,
     _int("instance_id"),
-    _big("seq"),
+    _big("first_seq"),
     _key("connection_id"),
     _term("source"),
     _text("event"),
     _text("path"),
     _text("params"),
-    _at("received_at"),
+    _at("received_at"),  # the earliest
     _at("published_at", nullable=True),
-    _count("row_count"),
+    _count("row_count"),  # of all frames
     _text("body"),
-    PrimaryKeyConstraint("instance_id", "seq"),
+    _big("last_seq", nullable=True),
+    Column("frame_count", Integer, nullable=False, server_default=text("1")),
+    _at("last_received_at", nullable=True),  # the latest
+    _text("frames", nullable=True, server_default=None),  # behind all others, for SQLite has to read what is before
+    PrimaryKeyConstraint("instance_id", "first_seq"),
 )
 
 dead_letters = Table(

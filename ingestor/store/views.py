@@ -22,11 +22,14 @@ _TEXTS = (
     "states",
     "reason",
     "instance_name",
+    "connection_id",
+    "event",
+    "body",
 )
 _TYPES: dict[str, TypeEngine[Any]] = {
     **dict.fromkeys(_TEXTS, Text()),
-    **dict.fromkeys(("subscription_id", "instance_id", "revision", "samples"), Integer()),
-    **dict.fromkeys(("seq", "start_seq"), BigInteger()),
+    **dict.fromkeys(("subscription_id", "instance_id", "revision", "samples", "row_count"), Integer()),
+    **dict.fromkeys(("seq", "start_seq", "first_seq", "last_seq"), BigInteger()),
     **{"day": Date(), "is_final": Boolean()},
 }
 
@@ -93,3 +96,7 @@ coverage_daily = _view("coverage_daily", f"{_SUBSCRIPTION} day wanted_seconds co
 crowd_sentiment_hourly = _view("crowd_sentiment_hourly", _CANDLE)
 crowd_sentiment_daily = _view("crowd_sentiment_daily", _CANDLE)
 ingest_lag = _view("ingest_lag", "feed metric ticker user_id ts received_at source lag_seconds")
+payloads = _view(
+    "payloads",
+    "instance_id seq connection_id source event path params received_at published_at row_count body first_seq last_seq",
+)

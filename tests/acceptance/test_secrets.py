@@ -171,11 +171,12 @@ def texts(db: DbReader) -> list[str]:
     return [
         str(value)
         for column in columns
-        if column != {"table_name": "payloads", "column_name": "body"}
+        if (column["table_name"], column["column_name"]) not in _PROVIDERS_TEXTS
         for value in db.column(f'SELECT "{column["column_name"]}" FROM "{column["table_name"]}"')
     ]
 
 
+_PROVIDERS_TEXTS = (("payload_blocks", "body"), ("payload_blocks", "frames"), ("payloads", "body"))
 _POSTGRES_TEXTS = (
     "SELECT table_name, column_name FROM information_schema.columns"
     " WHERE table_schema = 'public' AND data_type IN ('text', 'character varying')"

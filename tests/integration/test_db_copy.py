@@ -91,9 +91,9 @@ def fill(engine: Engine) -> None:
             value | {"series_id": -1, "value": 1.7976931348623157e308, "published_at": AT},
         ],
         "sample_revisions": [value | {"series_id": 1000, "value": 5e-324, "published_at": None}],
-        "payloads": [
+        "payload_blocks": [
             {
-                "instance_id": 7, "seq": seq, "source": "stream", "received_at": AT, "row_count": 1,
+                "instance_id": 7, "first_seq": seq, "source": "stream", "received_at": AT, "row_count": 1,
                 "body": body, "published_at": None,
             }
             for seq, body in enumerate(["", "\N{PILE OF POO}" * 2_000, "x" * 5_000, "[]"], start=1)
@@ -168,7 +168,7 @@ def test_copy_has_every_row_of_every_table(source: Engine, urls: tuple[str, str]
 @pytest.mark.usefixtures("small_ranges")
 def test_repeated_copy_follows_what_was_added_changed_and_deleted(source: Engine, urls: tuple[str, str]) -> None:
     run(source, urls[1])
-    execute(urls[0], "DELETE FROM payloads WHERE seq < 3")
+    execute(urls[0], "DELETE FROM payload_blocks WHERE first_seq < 3")
     execute(urls[0], "DELETE FROM samples WHERE series_id = 1000")
     execute(urls[0], "UPDATE coverage SET reason = 'x'")
     execute(urls[0], "UPDATE instances SET position = position + 1")
@@ -337,8 +337,8 @@ def test_password_of_the_target_is_not_printed(
 
 @ONE_DIRECTION
 def test_rejected_row_is_named_with_its_range(source: Engine, urls: tuple[str, str]) -> None:
-    execute(urls[0], "UPDATE payloads SET body = 'a' || char(0) || 'b' WHERE seq = 4")
-    with pytest.raises(CopyRejected, match=r"^payloads, from the first row to .*: the target rejects a row: "):
+    execute(urls[0], "UPDATE payload_blocks SET body = 'a' || char(0) || 'b' WHERE first_seq = 4")
+    with pytest.raises(CopyRejected, match=r"^payload_blocks, from the first row to .*: the target rejects a row: "):
         run(source, urls[1])
 
 

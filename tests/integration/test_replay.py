@@ -241,7 +241,7 @@ def test_newly_decodable_frame_is_replayed_in_its_place(source: Engine, target: 
     daemon.write(frame([row("ON"), row("6E")], received_us=T0 + 6), by=Decoder(half_blind, catalog.feed_name))
     daemon.write(frame([row("BA"), row("IT")], received_us=T0 + 7), by=Decoder(half_blind, catalog.feed_name))
     with source.begin() as connection:
-        connection.execute(text("DELETE FROM payloads WHERE seq = 4"))  # like retention
+        connection.execute(text("DELETE FROM payload_blocks WHERE first_seq = 4"))  # like retention
     done = replay(source, target)
     found = view_rows(target)
     assert [(row["ticker"], row["value"], row["seq"]) for row in found["observations"]] == [
@@ -322,7 +322,7 @@ def test_samples_without_payloads_are_not_compared(
     daemon.write(frame([row("C", minute=301)], received_us=later))
     daemon.write(frame([row("A")], received_us=old, **retried(source, 1)))
     with source.begin() as connection:
-        connection.execute(text("DELETE FROM payloads WHERE seq < 4"))  # like retention
+        connection.execute(text("DELETE FROM payload_blocks WHERE first_seq < 4"))  # like retention
     for since in ([], ["--from", "2000-01-01"]):
         arguments = ("replay", "--into", urls[1], "--config", write_config_for(urls[0]), "--output", "json")
         found = json.loads(command(*arguments, *since).out)

@@ -57,7 +57,7 @@ LIBRARIES = {
     "alembic": {"store", "migrations"},
     "apscheduler": {"daemon"},
     "engineio": {"provider", "simulator"},
-    "msgspec": {"core", "spool", "pipeline", "monitoring", "repair"},
+    "msgspec": {"core", "spool", "store", "pipeline", "monitoring", "repair"},
     "prometheus_client": {"monitoring"},
     "psycopg": {"store"},
     "pyarrow": {"store"},

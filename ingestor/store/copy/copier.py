@@ -34,7 +34,7 @@ HISTORY = tuple(
         schema.series,
         schema.samples,
         schema.sample_revisions,
-        schema.payloads,
+        schema.payload_blocks,
         schema.dead_letters,
         schema.subscriptions,
         schema.coverage,

@@ -129,7 +129,8 @@ def _limited_query(form: RowFormat, after: Key | None) -> str:
     page = f"{_select(form)}{_where(form, after, None)} ORDER BY {order} LIMIT {RANGE_ROWS}"
     if "body" not in form.columns:
         return page
-    size = f"sum(octet_length(body)) OVER (ORDER BY {order} ROWS UNBOUNDED PRECEDING) - octet_length(body)"
+    texts = " + ".join(f"coalesce(octet_length({name}), 0)" for name in ("body", "frames") if name in form.columns)
+    size = f"sum({texts}) OVER (ORDER BY {order} ROWS UNBOUNDED PRECEDING) - ({texts})"
     return (
         f"SELECT {_names(form.columns)} FROM (SELECT *, {size} AS size_before FROM ({page}) AS page) AS sized"  # noqa: S608
         f" WHERE size_before < {RANGE_BYTES} ORDER BY {order}"

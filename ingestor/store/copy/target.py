@@ -82,7 +82,7 @@ def set_sequences(target: Connection) -> None:
 
 
 _POSITION = (schema.instances.c.instance_id, schema.instances.c.spool_id, schema.instances.c.position)
-_FILLED = (schema.series, schema.samples, schema.payloads, schema.events, schema.batches, schema.subscriptions)
+_FILLED = (schema.series, schema.samples, schema.payload_blocks, schema.events, schema.batches, schema.subscriptions)
 
 
 def _mark(source: Connection) -> str:

@@ -11,6 +11,7 @@ from collections.abc import Collection, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import partial
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 from sqlalchemy import Connection, Engine, Select, and_, bindparam, case, func, or_, select, update
@@ -18,6 +19,8 @@ from sqlalchemy import Connection, Engine, Select, and_, bindparam, case, func, 
 from ingestor.core.entries import connection_params
 from ingestor.store import leases, schema, views
 from ingestor.store.engine import fetch_all, insert_or_ignore, translate_errors
+from ingestor.store.read.payloads import LAST_RECEIVED_AT, read_payloads
+from ingestor.store.write.payload_blocks import StoredPayload
 
 LEASE = "repair"
 LEASE_TIME = timedelta(minutes=5)  # longer than the provider takes to respond; renewed before each request
@@ -95,17 +98,6 @@ class SampleRange(NamedTuple):
 
     first: datetime
     last: datetime
-
-
-class StoredPayload(NamedTuple):
-    """The columns of a payload that are needed to decode it again."""
-
-    seq: int
-    received_at: datetime
-    event: str
-    path: str
-    params: str
-    body: str
 
 
 # Which repairs there are
@@ -222,18 +214,16 @@ def _repair(row: Any) -> Repair:
 
 
 def stream_payloads(
-    engine: Engine, instance_id: int, seqs: range, since: datetime, paths: Collection[str], limit: int
-) -> list[StoredPayload]:
-    """Return payloads received from the socket for ``paths`` from ``since`` on, the first ``limit`` of ``seqs``."""
-    c = schema.payloads.c
-    query = (
-        select(c.seq, c.received_at, c.event, c.path, c.params, c.body)
-        .where(c.instance_id == instance_id, c.seq >= seqs.start, c.seq < seqs.stop)
-        .where(c.path.in_(sorted(paths)), c.source == "stream", c.received_at >= since)
-        .order_by(c.seq)
-        .limit(limit)
-    )
-    return [StoredPayload(*row) for row in fetch_all(engine, query)]
+    engine: Engine, instance_id: int, seqs: range, since: datetime, paths: Collection[str]
+) -> Iterator[StoredPayload]:
+    """Yield payloads received from the socket for ``paths`` from ``since`` on, those of ``seqs``, in their order.
+
+    Holds no connection while the caller works.
+    """
+    c = schema.payload_blocks.c
+    conditions = (c.path.in_(sorted(paths)), c.source == "stream", since <= LAST_RECEIVED_AT)
+    found = read_payloads(partial(fetch_all, engine), instance_id, seqs.start, seqs.stop - 1, *conditions)
+    return (payload for payload in found if payload.received_at >= since)
 
 
 def known_tickers(engine: Engine, feed: str, limit: int) -> list[str]:

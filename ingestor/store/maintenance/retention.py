@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import date, datetime, timedelta
-from itertools import takewhile
+from itertools import accumulate, takewhile
 from typing import Any, Protocol, TypeVar
 
 from sqlalchemy import Connection, Engine, bindparam, delete, exists, select, update
@@ -23,6 +23,7 @@ from ingestor.store import leases, schema
 from ingestor.store.engine import transaction
 from ingestor.store.instances import forgotten_instances
 from ingestor.store.maintenance import coverage_compaction
+from ingestor.store.read.payloads import LAST_RECEIVED_AT, LAST_SEQ
 
 LEASE = "retention"
 LEASE_TIME = timedelta(minutes=1)  # renewed by every step; after that another daemon may take over
@@ -186,7 +187,10 @@ class _Expiry:
 
 @dataclass(frozen=True, slots=True)
 class _Payloads:
-    """Deletes the payloads of an instance, in the order of seq: no index on ``received_at`` is needed."""
+    """Deletes the payloads of an instance, in the order of seq: no index on ``received_at`` is needed.
+
+    A block of payloads is deleted once all of them expired.
+    """
 
     expiry: _Expiry
     after_seq: int = 0
@@ -195,15 +199,23 @@ class _Payloads:
         return self.expiry.instance_id == instance_id
 
     def run(self, connection: Connection, rows: int) -> _Progress:
-        c = schema.payloads.c
-        later = (c.instance_id == self.expiry.instance_id, c.seq > self.after_seq)
-        page = connection.execute(select(c.seq, c.received_at).where(*later).order_by(c.seq).limit(rows)).all()
+        c = schema.payload_blocks.c
+        later = (c.instance_id == self.expiry.instance_id, c.first_seq > self.after_seq)
+        columns = (c.first_seq, LAST_SEQ.label("last_seq"), LAST_RECEIVED_AT.label("received_at"), c.frame_count)
+        page = connection.execute(select(*columns).where(*later).order_by(c.first_seq).limit(rows)).all()
         # Stop at the first newer payload. A retried dead letter behind it has an older timestamp, and is deleted later.
-        expired = self.expiry.take(connection, page, "received_at", "seq")
+        expired = self.expiry.take(connection, _limit_frames(page, rows), "received_at", "last_seq")
         if not expired:
             return _Progress(0, [])
-        connection.execute(delete(schema.payloads).where(*later, c.seq <= expired[-1].seq))
-        return _Progress(len(expired), [replace(self, after_seq=expired[-1].seq)])
+        last = expired[-1].first_seq
+        connection.execute(delete(schema.payload_blocks).where(*later, c.first_seq <= last))
+        return _Progress(sum(block.frame_count for block in expired), [replace(self, after_seq=last)])
+
+
+def _limit_frames(page: Sequence[Any], limit: int) -> Sequence[Any]:
+    """Return the first blocks of a page, with ``limit`` frames at most; but one block at least."""
+    totals = accumulate(block.frame_count for block in page)
+    return page[: max(sum(total <= limit for total in totals), 1)]
 
 
 @dataclass(frozen=True, slots=True)

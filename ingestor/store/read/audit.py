@@ -62,7 +62,8 @@ _CHECKS: Sequence[_Check] = (
                 (SELECT MAX(b.last_seq) FROM batches b WHERE b.instance_id = i.instance_id), 0) AS last_seq
             FROM instances i JOIN (
                 SELECT instance_id, MAX(seq) AS seq FROM events GROUP BY instance_id
-                UNION ALL SELECT instance_id, MAX(seq) FROM payloads GROUP BY instance_id
+                UNION ALL
+                SELECT instance_id, MAX(COALESCE(last_seq, first_seq)) FROM payload_blocks GROUP BY instance_id
             ) n ON n.instance_id = i.instance_id) newest
         WHERE seq > last_seq GROUP BY instance_id, last_seq ORDER BY instance_id
         """,
@@ -96,12 +97,28 @@ _CHECKS: Sequence[_Check] = (
         """
         SELECT * FROM (
             SELECT b.instance_id, b.first_seq, b.last_seq, b.frames - b.dead_frames AS expected,
-                (SELECT COUNT(*) FROM payloads p
-                 WHERE p.instance_id = b.instance_id AND p.seq BETWEEN b.first_seq AND b.last_seq) AS found
-            FROM batches b
-            WHERE b.first_seq >= (SELECT MIN(p.seq) FROM payloads p WHERE p.instance_id = b.instance_id)
-                AND b.last_seq <= (SELECT MAX(p.seq) FROM payloads p WHERE p.instance_id = b.instance_id)) counted
+                (SELECT COALESCE(SUM(p.frame_count), 0) FROM payload_blocks p
+                 WHERE p.instance_id = b.instance_id AND p.first_seq BETWEEN b.first_seq AND b.last_seq) AS found
+            FROM batches b JOIN (
+                SELECT instance_id, MIN(first_seq) AS oldest, MAX(COALESCE(last_seq, first_seq)) AS newest
+                FROM payload_blocks GROUP BY instance_id) p ON p.instance_id = b.instance_id
+            WHERE b.first_seq >= p.oldest AND b.last_seq <= p.newest) counted
         WHERE found <> expected ORDER BY instance_id, first_seq
+        """,
+    ),
+    _Check(
+        "frames",
+        "instance {instance_id}, block of payloads from {first_seq} to {last_seq}: it has {found} up to {newest},"
+        " expected {frame_count}",
+        """
+        SELECT * FROM (
+            SELECT b.instance_id, b.first_seq, b.last_seq, b.frame_count, COALESCE(p.found, 0) AS found, p.newest
+            FROM payload_blocks b LEFT JOIN (
+                SELECT instance_id, first_seq, COUNT(*) AS found, MAX(seq) AS newest FROM payloads
+                WHERE last_seq > first_seq GROUP BY instance_id, first_seq) p
+            ON p.instance_id = b.instance_id AND p.first_seq = b.first_seq
+            WHERE b.frames IS NOT NULL) counted
+        WHERE found <> frame_count OR newest <> last_seq ORDER BY instance_id, first_seq
         """,
     ),
     _Check(

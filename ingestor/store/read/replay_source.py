@@ -9,17 +9,20 @@ from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import reduce
+from heapq import merge
 from itertools import groupby
 from operator import attrgetter
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
-from sqlalchemy import Connection, Engine, Row, and_, func, literal, or_, select, tuple_, union_all
+from sqlalchemy import Connection, Engine, and_, func, or_, select, tuple_
 
 from ingestor.store import schema
 from ingestor.store.engine import translate_errors
+from ingestor.store.read.payloads import FETCH_BLOCKS, LAST_RECEIVED_AT, LAST_SEQ, read_payloads
+from ingestor.store.write.payload_blocks import StoredPayload, open_block
 
-FETCH_ROWS = 20  # a payload may be several megabytes
+FETCH_ROWS = 20  # a dead letter may be several megabytes
 
 _COLUMNS = ("instance_id", "seq", "connection_id", "source", "event", "path", "params", "received_at", "body")
 _Origin: TypeAlias = tuple[str, datetime, bytes]  # connection_id, received_at, hash of the body
@@ -76,9 +79,9 @@ def oldest_payload_at(connection: Connection) -> datetime | None:
 
     This is not the lowest ``received_at``: a retried dead letter is a payload that keeps its old timestamp.
     """
-    p = schema.payloads.c
-    firsts = select(p.instance_id, func.min(p.seq)).group_by(p.instance_id)
-    query = select(func.min(p.received_at)).where(tuple_(p.instance_id, p.seq).in_(firsts))
+    p = schema.payload_blocks.c
+    firsts = select(p.instance_id, func.min(p.first_seq)).group_by(p.instance_id)
+    query = select(func.min(p.received_at)).where(tuple_(p.instance_id, p.first_seq).in_(firsts))
     received_at: datetime | None = connection.execute(query).scalar_one()
     return received_at
 
@@ -88,41 +91,61 @@ def entry_ranges(connection: Connection, start: datetime, end: datetime) -> list
 
     A range of seqs includes entries whose ``received_at`` is outside because the clock was set back.
     """
-    tables = (schema.payloads, schema.dead_letters)
-    queries = [select(t.c.instance_id, t.c.seq).where(t.c.received_at >= start, t.c.received_at < end) for t in tables]
-    c = union_all(*queries).subquery().c
-    query = select(c.instance_id, func.min(c.seq), func.max(c.seq)).group_by(c.instance_id).order_by(c.instance_id)
-    return [EntryRange(*row) for row in connection.execute(query)]
+    d, p = schema.dead_letters.c, schema.payload_blocks.c
+    received = (d.received_at >= start, d.received_at < end)
+    letters = select(d.instance_id, func.min(d.seq), func.max(d.seq)).where(*received).group_by(d.instance_id)
+    inside = and_(p.received_at >= start, end > LAST_RECEIVED_AT)
+    ends = select(p.instance_id, func.min(p.first_seq), func.max(LAST_SEQ)).where(inside).group_by(p.instance_id)
+    in_part = select(schema.payload_blocks).where(p.received_at < end, start <= LAST_RECEIVED_AT, ~inside)
+    found = [EntryRange(*row) for query in (letters, ends) for row in connection.execute(query)]
+    with connection.execute(in_part, execution_options={"yield_per": FETCH_BLOCKS}) as blocks:
+        payloads = (payload for block in blocks for payload in open_block(block))
+        found += [EntryRange(p.instance_id, p.seq, p.seq) for p in payloads if start <= p.received_at < end]
+    return _join_ranges(found)
+
+
+def _join_ranges(ranges: Sequence[EntryRange]) -> list[EntryRange]:
+    """Return one range for each instance, which contains all of its ranges."""
+    instances = groupby(sorted(ranges), key=attrgetter("instance_id"))
+    parts = [(instance_id, list(group)) for instance_id, group in instances]
+    return [EntryRange(id_, group[0].first_seq, max(part.last_seq for part in group)) for id_, group in parts]
 
 
 def count_entries(connection: Connection, ranges: Sequence[EntryRange]) -> int:
-    """Count the entries that ``read_entries`` yields."""
-    queries = [select(func.count()).select_from(_stored_frames(entries).subquery()) for entries in ranges]
-    return sum(connection.execute(query).scalar_one() for query in queries)
+    """Count the entries that ``read_entries`` yields. Reads them all."""
+    return sum(1 for entries in ranges for _ in _stored_frames(connection, entries))
 
 
 def read_entries(connection: Connection, ranges: Sequence[EntryRange]) -> Generator[ReplayEntry]:
     """Yield the entries of ``ranges`` in the order in which they were committed."""
     retried = _retried_letters(connection) if ranges else {}
     for entries in _in_commit_order(connection, ranges) if ranges else ():
-        with connection.execute(_stored_frames(entries), execution_options={"yield_per": FETCH_ROWS}) as rows:
-            for row in rows:
-                letters = retried.get(_origin(row), set())
-                is_retry = bool(letters) and (row.instance_id, row.seq) not in letters
-                yield ReplayEntry(instance_id=row.instance_id, seq=row.seq, columns=row._asdict(), is_retry=is_retry)
+        for frame in _stored_frames(connection, entries):
+            letters = retried.get(_origin(frame), set())
+            is_retry = bool(letters) and (frame.instance_id, frame.seq) not in letters
+            yield ReplayEntry(instance_id=frame.instance_id, seq=frame.seq, columns=frame._asdict(), is_retry=is_retry)
 
 
-def _stored_frames(entries: EntryRange) -> Any:
-    """Select the payloads, and the dead letters that were not retried and have no payload of the same entry."""
-    p, d = schema.payloads.c, schema.dead_letters.c
-    in_payloads, in_letters = (
-        (c.instance_id == entries.instance_id) & c.seq.between(entries.first_seq, entries.last_seq) for c in (p, d)
-    )
-    has_payload = select(p.seq).where(p.instance_id == d.instance_id, p.seq == d.seq).exists()
-    payloads = select(*(p[name] for name in _COLUMNS), literal(0).label("row_index")).where(in_payloads)
-    letters = select(*(d[name] for name in _COLUMNS), func.coalesce(d.row_index, 0))
-    letters = letters.where(in_letters, d.retried_at.is_(None), ~has_payload)
-    return union_all(payloads, letters).order_by("seq", "row_index")
+def _stored_frames(connection: Connection, entries: EntryRange) -> Iterator[Any]:
+    """Yield the payloads, and the dead letters that were not retried and have no payload of the same entry."""
+    payloads = read_payloads(lambda query: connection.execute(query).all(), *entries)
+    payload_seq = -1
+    # The payload comes first among entries of the same seq, because its iterator does.
+    for frame in merge(payloads, _letters(connection, entries), key=attrgetter("seq")):
+        if isinstance(frame, StoredPayload):
+            payload_seq = frame.seq
+            yield frame
+        elif frame.seq != payload_seq:
+            yield frame
+
+
+def _letters(connection: Connection, entries: EntryRange) -> Iterator[Any]:
+    d = schema.dead_letters.c
+    within = (d.instance_id == entries.instance_id, d.seq.between(entries.first_seq, entries.last_seq))
+    query = select(*(d[name] for name in _COLUMNS), func.coalesce(d.row_index, 0).label("row_index"))
+    query = query.where(*within, d.retried_at.is_(None)).order_by("seq", "row_index")
+    with connection.execute(query, execution_options={"yield_per": FETCH_ROWS}) as rows:
+        yield from rows
 
 
 def _retried_letters(connection: Connection) -> dict[_Origin, set[_EntryKey]]:
@@ -135,7 +158,7 @@ def _retried_letters(connection: Connection) -> dict[_Origin, set[_EntryKey]]:
     return letters
 
 
-def _origin(row: Row[Any]) -> _Origin:
+def _origin(row: Any) -> _Origin:
     return row.connection_id, row.received_at, hashlib.sha256(row.body.encode()).digest()
 
 

@@ -7,6 +7,7 @@ becomes a revision.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import partial
 from typing import Any, NamedTuple, TypeAlias
 
 from sqlalchemy import Engine, Select, Table, column, select, text
@@ -17,6 +18,7 @@ from ingestor.core.times import to_datetime
 from ingestor.store import schema, views
 from ingestor.store.engine import fetch_all, translate_errors
 from ingestor.store.key_lookup import select_by_keys
+from ingestor.store.read.payloads import read_payloads
 from ingestor.store.read.status_queries import Record, fetch_records
 
 SERIES_COLUMNS = ("feed", "metric", "ticker", "user_id")
@@ -87,7 +89,8 @@ def next_batch(engine: Engine, instance_id: int, after_seq: int) -> CommittedBat
 
 def batch_payloads(engine: Engine, batch: CommittedBatch) -> list[Record]:
     """Return the payloads of a batch, in the order of seq. Raises DatabaseUnavailable."""
-    return fetch_records(engine, _select_batch(schema.payloads, batch).order_by(schema.payloads.c.seq))
+    found = read_payloads(partial(fetch_all, engine), batch.instance_id, batch.first_seq, batch.last_seq)
+    return [payload._asdict() for payload in found]
 
 
 def recorded_values(engine: Engine, batch: CommittedBatch, keys: Iterable[ObservationKey]) -> list[Record]:

@@ -15,6 +15,7 @@ from sqlalchemy import Connection
 
 from ingestor.core.times import to_sqlite_text
 from ingestor.store.write.batch import Payload, SampleRow
+from ingestor.store.write.payload_blocks import COLUMNS, make_blocks
 from ingestor.store.write.revisions import SampleKey
 
 CACHED_TIMESTAMPS = 20_000
@@ -32,10 +33,7 @@ _CONFLICTS = """
 SELECT stage.series_id, stage.us FROM stage CROSS JOIN samples s ON s.series_id = stage.series_id AND s.ts = stage.ts
 WHERE (s.instance_id <> ? OR s.seq <> stage.seq) AND s.value <> stage.value
 """
-_INSERT_PAYLOADS = (
-    "INSERT INTO payloads (instance_id, seq, connection_id, source, event, path, params, received_at, published_at,"
-    " row_count, body) VALUES {}"
-)
+_INSERT_BLOCKS = f"INSERT INTO payload_blocks (instance_id, {COLUMNS}) VALUES {{}}"  # noqa: S608 -- constants
 
 
 def insert_samples(connection: Connection, instance_id: int, rows: Sequence[tuple[SampleKey, SampleRow]]) -> int:
@@ -63,10 +61,22 @@ def find_conflicts(
 
 def insert_payloads(connection: Connection, instance_id: int, payloads: Iterable[Payload]) -> None:
     values = [
-        (instance_id, seq, *origin, _times[received_us], _times[published_us], row_count, body)
-        for seq, origin, received_us, published_us, row_count, body in payloads
+        (
+            instance_id,
+            seq,
+            *origin,
+            _times[first_us],
+            _times[published_us],
+            row_count,
+            body,
+            last,
+            count,
+            _times[us],
+            frames,
+        )
+        for seq, origin, first_us, published_us, row_count, body, last, count, us, frames in make_blocks(payloads)
     ]
-    _insert(connection, _INSERT_PAYLOADS, values)
+    _insert(connection, _INSERT_BLOCKS, values)
 
 
 def _insert(connection: Connection, statement: str, rows: Sequence[tuple[Any, ...]]) -> int:

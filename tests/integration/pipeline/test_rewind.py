@@ -637,5 +637,7 @@ async def test_rows_and_payloads_that_expire_before_they_are_written_again_balan
     await daemon.notice()
     assert query(sqlite, "SELECT sum(expired_rows), sum(new_rows) FROM batches") == [(3, 1)]
     with sqlite.begin() as connection:
-        connection.execute(schema.payloads.delete().where(schema.payloads.c.received_at < to_datetime(T0 + 4 * SECOND)))
+        connection.execute(
+            schema.payload_blocks.delete().where(schema.payload_blocks.c.received_at < to_datetime(T0 + 4 * SECOND))
+        )
     assert audit(sqlite, samples_pruned=True) == []

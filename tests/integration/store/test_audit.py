@@ -97,7 +97,7 @@ def test_audit_of_written_batches_finds_nothing(sound: Engine) -> None:
             id="missing fact",
         ),
         pytest.param(
-            "DELETE FROM payloads WHERE instance_id = 1 AND seq = 7",
+            "DELETE FROM payload_blocks WHERE instance_id = 1 AND first_seq = 7",
             "frames",
             "instance 1, entries 5 to 8: 1 payloads for 2 good frames",
             id="missing payload in the middle",
@@ -161,9 +161,9 @@ def test_audit_reports_damage(sound: Engine, statement: str, check: str, message
 @pytest.mark.parametrize(
     "statement",
     [
-        pytest.param("DELETE FROM payloads", id="all payloads"),
-        pytest.param("DELETE FROM payloads WHERE seq < 7", id="older payloads"),
-        pytest.param("DELETE FROM payloads WHERE seq > 7", id="newer payloads, no longer kept"),
+        pytest.param("DELETE FROM payload_blocks", id="all payloads"),
+        pytest.param("DELETE FROM payload_blocks WHERE first_seq < 7", id="older payloads"),
+        pytest.param("DELETE FROM payload_blocks WHERE first_seq > 7", id="newer payloads, no longer kept"),
         pytest.param("DELETE FROM batches WHERE first_seq = 1", id="older ledger rows"),
     ],
 )
@@ -173,7 +173,7 @@ def test_audit_accepts_rows_deleted_by_retention(sound: Engine, statement: str) 
 
 
 def test_audit_accepts_instance_without_journal(sound: Engine) -> None:
-    for table in ("batches", "events", "payloads", "dead_letters"):
+    for table in ("batches", "events", "payload_blocks", "dead_letters"):
         damage(sound, f"DELETE FROM {table} WHERE instance_id = 1")
     assert audit(sound) == []
 

@@ -250,7 +250,7 @@ def test_window_is_proven_by_later_response_that_contains_all_of_it(
     def receive(seq: int, received: str, ticker: str, *rows: str, path: str = "/real-time/crowd-sentiment") -> None:
         body = json.dumps([{"ts": at(row).isoformat(), "ticker": ticker, "average_sentiment": 1} for row in rows])
         names = {"connection_id": "c", "source": "stream", "event": "res", "path": path, "params": "{}", "body": body}
-        db.add("payloads", instance_id=1, seq=seq, received_at=at(received), **names)
+        db.add("payload_blocks", instance_id=1, first_seq=seq, received_at=at(received), **names)
 
     receive(20, "09:29:59", "AAPL", "09:00")  # before the end of the gap
     receive(21, "09:30:01", "AAPL", "09:01")  # does not reach the start of the gap

@@ -61,7 +61,11 @@ def instance(
         [key | counts | {"first_seq": seq, "last_seq": seq + 2, "committed_at": at} for seq, at in seqs],
     )
     add(engine, "events", [key | {"seq": seq, "at": at, "kind": "connected"} for seq, at in seqs])
-    add(engine, "payloads", [key | {"seq": seq + 1, "source": "stream", "received_at": at} for seq, at in seqs])
+    add(
+        engine,
+        "payload_blocks",
+        [key | {"first_seq": seq + 1, "source": "stream", "received_at": at} for seq, at in seqs],
+    )
     letter = {"stage": "decode", "source": "stream"}
     dead = [(seq + 1, 0, at) for seq, at in seqs] + [(seq + 2, None, at) for seq, at in seqs]
     add(
@@ -172,7 +176,9 @@ def test_rows_stamped_by_a_clock_that_ran_ahead_do_not_hold_up_retention(engine:
 def test_payloads_are_kept_while_the_clock_runs_ahead(engine: Engine) -> None:
     instance(engine, 1, [3, -300, -300, -300])
     with engine.begin() as connection:  # a retried dead letter, and a live row after the clock was set back
-        connection.execute(text("UPDATE payloads SET received_at = :at WHERE seq = 8"), {"at": str(NOW - 3 * DAY)})
+        connection.execute(
+            text("UPDATE payload_blocks SET received_at = :at WHERE first_seq = 8"), {"at": str(NOW - 3 * DAY)}
+        )
     sweep(engine, keep(payloads="24h", journal="90d"))
     assert column(engine, "SELECT seq FROM payloads ORDER BY seq") == [5, 8, 11]
     assert column(engine, "SELECT seq FROM events ORDER BY seq") == [1, 4, 7, 10]

@@ -1,0 +1,15 @@
+-- The view that 0005 adds. Each change here belongs into 0005_views.sqlite.sql too.
+
+-- An element of `frames`: [text, µs after received_at, seqs left out before it, row_count, published: µs after
+-- received_at], with those at the end left out that are 0, 0, 1 and null.
+CREATE VIEW payloads AS /* Each frame as the provider sent it, for as long as retention.payloads says. The texts of one origin and batch are stored together: a condition on first_seq and last_seq, the ends of such a block, spares opening all others. */
+SELECT instance_id, first_seq AS seq, connection_id, source, event, path, params, received_at, published_at, row_count,
+    body, first_seq, first_seq AS last_seq
+FROM payload_blocks WHERE frames IS NULL
+UNION ALL
+SELECT b.instance_id, b.first_seq + f.n - 1 + COALESCE((f.frame ->> 2)::bigint, 0), b.connection_id, b.source, b.event,
+    b.path, b.params, b.received_at + COALESCE((f.frame ->> 1)::bigint, 0) * interval '1 microsecond',
+    b.received_at + (f.frame ->> 4)::bigint * interval '1 microsecond', COALESCE((f.frame ->> 3)::integer, 1),
+    f.frame ->> 0, b.first_seq, b.last_seq
+FROM payload_blocks b CROSS JOIN LATERAL json_array_elements(b.frames::json) WITH ORDINALITY AS f (frame, n)
+WHERE b.frames IS NOT NULL;

@@ -1,0 +1,29 @@
+-- The view that 0005 adds. Each change here belongs into 0005_views.postgresql.sql too.
+
+-- An element of `frames`: [text, µs after received_at, seqs left out before it, row_count, published: µs after
+-- received_at], with those at the end left out that are 0, 0, 1 and null.
+CREATE VIEW payloads AS /* Each frame as the provider sent it, for as long as retention.payloads says. The texts of one origin and batch are stored together: a condition on first_seq and last_seq, the ends of such a block, spares opening all others. */
+SELECT instance_id, first_seq AS seq, connection_id, source, event, path, params, received_at, published_at, row_count,
+    body, first_seq, first_seq AS last_seq
+FROM payload_blocks WHERE frames IS NULL
+UNION ALL
+SELECT instance_id, seq, connection_id, source, event, path, params,
+    strftime('%Y-%m-%d %H:%M:%S', (received_us - (received_us % 1000000 + 1000000) % 1000000) / 1000000, 'unixepoch')
+        || printf('.%06d', (received_us % 1000000 + 1000000) % 1000000),
+    strftime('%Y-%m-%d %H:%M:%S', (published_us - (published_us % 1000000 + 1000000) % 1000000) / 1000000, 'unixepoch')
+        || printf('.%06d', (published_us % 1000000 + 1000000) % 1000000),
+    row_count, body, first_seq, last_seq
+FROM (
+    SELECT instance_id, first_seq + n + COALESCE(json_extract(frame, '$[2]'), 0) AS seq, connection_id, source, event,
+        path, params, base_us + COALESCE(json_extract(frame, '$[1]'), 0) AS received_us,
+        base_us + json_extract(frame, '$[4]') AS published_us, COALESCE(json_extract(frame, '$[3]'), 1) AS row_count,
+        json_extract(frame, '$[0]') AS body, first_seq, last_seq
+    FROM (
+        SELECT b.instance_id, b.first_seq, b.last_seq, b.connection_id, b.source, b.event, b.path, b.params,
+            strftime('%s', substr(b.received_at, 1, 19)) * 1000000
+                + CAST(substr(substr(b.received_at, 21) || '000000', 1, 6) AS INTEGER) AS base_us,
+            f.key AS n, f.value AS frame
+        FROM payload_blocks b CROSS JOIN json_each(b.frames) f
+        WHERE b.frames IS NOT NULL
+    )
+);
