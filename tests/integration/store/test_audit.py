@@ -97,10 +97,28 @@ def test_audit_of_written_batches_finds_nothing(sound: Engine) -> None:
             id="missing fact",
         ),
         pytest.param(
-            "DELETE FROM payload_blocks WHERE instance_id = 1 AND first_seq = 7",
+            "DELETE FROM payload_blocks WHERE instance_id = 1 AND first_seq = 6",
+            "frames",
+            "instance 1, entries 5 to 8: 0 payloads for 2 good frames",
+            id="missing block of payloads in the middle",
+        ),
+        pytest.param(
+            "UPDATE payload_blocks SET frame_count = 1 WHERE instance_id = 1 AND first_seq = 6",
             "frames",
             "instance 1, entries 5 to 8: 1 payloads for 2 good frames",
             id="missing payload in the middle",
+        ),
+        pytest.param(
+            """UPDATE payload_blocks SET frames = '[["{}"]]' WHERE instance_id = 2 AND first_seq = 10""",
+            "frames",
+            "instance 2, block of payloads from 10 to 11: it has 1 up to 10, expected 2",
+            id="missing payload in a block",
+        ),
+        pytest.param(
+            """UPDATE payload_blocks SET frames = '[["{}"],["{}",0,5]]' WHERE instance_id = 1 AND first_seq = 6""",
+            "frames",
+            "instance 1, block of payloads from 6 to 7: it has 2 up to 12, expected 2",
+            id="payload of another seq in a block",
         ),
         pytest.param(
             "DELETE FROM dead_letters WHERE instance_id = 1 AND seq = 8",
