@@ -247,7 +247,7 @@ async def test_rejected_series_name_affects_its_own_rows_only(spool: Spool, engi
 
 @pytest.mark.parametrize(
     ("table", "message"),
-    [("samples", "rejects rows, and dead letters too"), ("payloads", "rejects even a plain-ASCII dead letter")],
+    [("samples", "rejects rows, and dead letters too"), ("payload_blocks", "rejects even a plain-ASCII dead letter")],
 )
 async def test_database_that_rejects_dead_letters_is_unavailable(
     spool: Spool, engine: Engine, table: str, message: str
@@ -628,14 +628,14 @@ async def test_unstorable_event_name_becomes_escapes(spool: Spool, engine: Engin
 
 async def test_entry_rejected_outside_its_rows_is_isolated(spool: Spool, engine: Engine) -> None:
     with engine.begin() as connection:
-        for table, column in (("payloads", "body"), ("events", "kind")):
+        for table, column in (("payload_blocks", "{0}body || coalesce({0}frames, '')"), ("events", "{0}kind")):
             if engine.dialect.name == "postgresql":
-                connection.execute(text(f"ALTER TABLE {table} ADD CHECK ({column} NOT LIKE '%nonsense%')"))
+                connection.execute(text(f"ALTER TABLE {table} ADD CHECK ({column.format('')} NOT LIKE '%nonsense%')"))
             else:
                 connection.execute(
                     text(
-                        f"CREATE TRIGGER refuse_{table} BEFORE INSERT ON {table} WHEN new.{column} LIKE '%nonsense%'"
-                        " BEGIN SELECT raise(ABORT, 'refused'); END"
+                        f"CREATE TRIGGER refuse_{table} BEFORE INSERT ON {table}"
+                        f" WHEN {column.format('new.')} LIKE '%nonsense%' BEGIN SELECT raise(ABORT, 'refused'); END"
                     )
                 )
     await put(spool, *(frame([row("nonsense" if i == 3 else "A", i)]) for i in range(8)))

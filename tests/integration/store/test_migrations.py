@@ -222,6 +222,33 @@ def test_upgrade_from_before_runs_keeps_every_row_and_every_answer(empty_engine:
     assert after == before
 
 
+@pytest.mark.postgres
+def test_upgrade_lets_readers_and_older_programs_go_on(postgres_url: str) -> None:
+    engine = make_engine(postgres_url.replace(*URL_OF_DRIVER))
+    with engine.connect() as connection, migrate._exclusive_transaction(connection):
+        command.upgrade(migrate._config(connection), "0004_instance_gaps")
+    with engine.begin() as connection:
+        connection.exec_driver_sql('CREATE ROLE "an analyst"; GRANT SELECT ON payloads TO "an analyst"')
+    migrate.upgrade(engine)
+    try:
+        with engine.begin() as connection:
+            columns = (
+                "instance_id, seq, received_at, row_count, published_at, connection_id, source, event, path, params"
+            )
+            row = "1\t7\t2024-03-10 10:00:00+00\t2\t\\N\tc\tstream\tres\t/p\t{}\t[]\n"
+            cursor = connection.connection.cursor()
+            with cursor.copy(f"COPY payloads ({columns}, body) FROM STDIN") as copy:  # as programs before 0005 do
+                copy.write(row + row.replace("\t7\t", "\t8\t"))
+            connection.exec_driver_sql("DELETE FROM payloads WHERE instance_id = 1 AND seq <= 7")
+            connection.exec_driver_sql('SET LOCAL ROLE "an analyst"')
+            (found,) = connection.execute(select(views.payloads)).mappings()
+        assert (found["seq"], found["row_count"], found["body"], found["last_seq"]) == (8, 2, "[]", 8)
+    finally:
+        with engine.begin() as connection:
+            connection.exec_driver_sql('DROP OWNED BY "an analyst"; DROP ROLE "an analyst"')
+        engine.dispose()
+
+
 def test_alembic_command_uses_the_configured_database(
     database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

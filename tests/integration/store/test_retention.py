@@ -151,6 +151,26 @@ def test_instance_without_the_lease_deletes_no_payloads_of_one_that_is_gone(engi
     assert column(engine, "SELECT instance_id FROM payloads ORDER BY 1") == [2, 3]
 
 
+def test_retention_deletes_a_block_once_all_of_it_is_old(engine: Engine) -> None:
+    block = {"instance_id": 1, "source": "stream", "frame_count": 60, "frames": "[]"}
+    ages = {1: (9, 3), 61: (9, 0.5), 121: (9, 3), 181: (9, 3)}  # days, of its oldest and of its newest frame
+    add(
+        engine,
+        "payload_blocks",
+        [
+            block | {"first_seq": seq, "last_seq": seq + 59, "received_at": NOW - first * DAY, "last_received_at": at}
+            for seq, first, at in [(seq, first, NOW - last * DAY) for seq, (first, last) in ages.items()]
+        ],
+    )
+    remaining = "SELECT first_seq FROM payload_blocks ORDER BY 1"
+    sweep(engine, keep(payloads="24h"))
+    assert column(engine, remaining) == [61, 121, 181]
+    with engine.begin() as connection:
+        connection.execute(text("UPDATE payload_blocks SET last_received_at = received_at WHERE first_seq = 61"))
+    Retention(engine, keep(payloads="24h")).step(1, NOW_US)  # the first step: until 100 frames are deleted
+    assert column(engine, remaining) == [181]
+
+
 def test_retention_none_deletes_all_payloads(engine: Engine) -> None:
     instance(engine, 1, [3, 0.001])
     sweep(engine, keep(payloads="none"))
