@@ -295,6 +295,27 @@ BUGS = (
         "if expired:",
         f"{STORE}/test_retention.py",
     ),
+    Bug(
+        "a block of payloads is deleted when its oldest one is old",
+        "store/maintenance/retention.py",
+        'LAST_RECEIVED_AT.label("received_at")',
+        'c.received_at.label("received_at")',
+        f"{STORE}/test_retention.py",
+    ),
+    Bug(
+        "payloads of connections that take turns get each other's seqs",
+        "store/write/payload_blocks.py",
+        "if not has_defaults or seqs[-1] - seqs[0] >= frame_count:",
+        "if not has_defaults:",
+        f"{STORE}/test_payload_blocks.py",
+    ),
+    Bug(
+        "readers of payloads skip a block that begins before their range",
+        "store/read/payloads.py",
+        "_c.first_seq >= func.coalesce(batch.scalar_subquery(), 0)",
+        "_c.first_seq >= first_seq",
+        f"{STORE}/test_payload_blocks.py",
+    ),
     Bug("spool: no fsync", "spool/chunk_store.py", "PRAGMA synchronous=FULL", "PRAGMA synchronous=OFF", DURABILITY),
     Bug(
         "spool: synchronous=NORMAL",
