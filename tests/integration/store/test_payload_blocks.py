@@ -13,8 +13,8 @@ from sqlalchemy import Engine, delete, func, insert, select, text
 
 from ingestor.core.times import to_datetime, to_us
 from ingestor.pipeline.batch_builder import escape_unstorable
-from ingestor.store import schema, views
-from ingestor.store.engine import fetch_all, transaction
+from ingestor.store import migrate, schema, views
+from ingestor.store.engine import fetch_all, make_engine, transaction
 from ingestor.store.read.payloads import read_payloads
 from ingestor.store.write import payload_blocks, postgres_sql, sqlite_sql
 from ingestor.store.write.batch import Origin, Payload
@@ -135,10 +135,11 @@ def test_view_names_the_block_of_each_payload(engine: Engine) -> None:
 
 
 @pytest.mark.postgres
-def test_server_with_lz4_compresses_by_it(engine: Engine) -> None:
-    if engine.dialect.name != "postgresql":
-        pytest.skip("SQLite does not compress")
+def test_server_with_lz4_compresses_by_it(postgres_url: str) -> None:
+    engine = make_engine(postgres_url.replace("postgresql://", "postgresql+psycopg://"))
+    migrate.upgrade(engine)
     has_lz4 = text("SELECT 'lz4' = ANY (enumvals) FROM pg_settings WHERE name = 'default_toast_compression'")
     write(engine, [payload(seq, '[{"ticker":"AAPL","average_sentiment":0.5}]') for seq in range(1, 1001)])
     [(compression,)] = fetch_all(engine, text("SELECT pg_column_compression(frames) FROM payload_blocks"))
     assert compression == ("lz4" if list(fetch_all(engine, has_lz4)) == [(True,)] else "pglz")
+    engine.dispose()
