@@ -36,7 +36,8 @@ def run(config: ConfigOption = None) -> None:
     raise_descriptor_limit()
     service = Service(loaded, api_key)
     tune_interpreter()
-    asyncio.run(service.run())
+    with asyncio.Runner(loop_factory=service.make_loop) as runner:
+        runner.run(service.run())
     logging.shutdown()
     # A thread that still waits for a server or a disk might not survive the end of the interpreter.
     os._exit(0)

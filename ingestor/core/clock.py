@@ -105,7 +105,10 @@ class Clocks:
     wall clock: a step is reported before the first reading after it is returned.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, came_at: Callable[[], float] = boottime, max_late_seconds: float = 0.0) -> None:
+        """``came_at`` returns since when what is read now may have waited; ``max_late_seconds`` is at most that ago."""
+        self.came_at = came_at
+        self.max_late_us = round(max_late_seconds * 1_000_000)
         self.on_interruption: list[Callable[[Interruption, ClockReading, ClockReading], None]] = []
         self._last_reading = read_clocks()
 

@@ -29,6 +29,7 @@ from ingestor.daemon.control_socket import ControlError, control_server
 from ingestor.daemon.fact_limit import FactLimit
 from ingestor.daemon.instance_cache import InstanceCache, load_shared_status
 from ingestor.daemon.reload import ConfigReloader
+from ingestor.daemon.resting_selector import MAX_REST_SECONDS, RestingSelector
 from ingestor.daemon.standby import Standby, build_standby
 from ingestor.daemon.status_snapshot import StatusSources, build_status
 from ingestor.errors import ConfigError, IngestorError, SpoolFailed
@@ -69,6 +70,7 @@ class Service:
         self._systemd = SystemdNotifier()
         self._database_lock = factory.lock_database(config.database.url.get_secret_value())
         self._spool = factory.build_spool(config)
+        self._selector: RestingSelector | None = None
         self._engine = make_engine(config.database.url.get_secret_value(), known_server=lambda: self._spool.server)
         self._recent_errors = RecentErrors()
         self._values, self._history = LatestValues(), LoadHistory()
@@ -93,6 +95,11 @@ class Service:
         self._failure: BaseException | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self.url: str | None = None  # of the status page, once its port is open
+
+    def make_loop(self) -> asyncio.AbstractEventLoop:
+        """Return an event loop to ``run`` in that rests while data flows. Any other works too, and costs more."""
+        self._selector = RestingSelector(min(factory.sync_seconds(self._config), MAX_REST_SECONDS))
+        return asyncio.SelectorEventLoop(self._selector)
 
     async def run(self) -> None:
         """Run until ``stop``, SIGTERM or SIGINT. Raises the error that ended it: SpoolFailed, SchemaTooNew, …"""
@@ -151,8 +158,10 @@ class Service:
 
     def _build(self, stack: AsyncExitStack) -> None:
         config = self._config
-        self._spool.start(self._fail)
-        clocks = Clocks()  # before what is recorded by it, so that a step after that is noticed
+        selector = self._selector
+        self._spool.start(self._fail, selector.rest if selector else None)
+        # Before what is recorded by it, so that a step after that is noticed.
+        clocks = Clocks(selector.came_at, selector.rest_seconds) if selector else Clocks()
         for fact in factory.startup_facts(self._spool, config, clocks.read()):
             self._record(fact)
         self._scheduler = scheduler.JobScheduler()

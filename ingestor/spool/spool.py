@@ -1,13 +1,14 @@
 """The durable first-in-first-out queue between socket and database.
 
 The event loop appends and never waits. The spool's thread writes and fsyncs all entries that have accumulated (group
-commit), at most ``sync_every`` after the first of them arrived. The writer reads and acknowledges from its own thread.
+commit): at once, or ``sync_every`` after it last did. The writer reads and acknowledges from its own thread.
 """
 
 from __future__ import annotations
 
 import asyncio
 import errno
+import math
 import os
 import secrets
 import sys
@@ -46,6 +47,7 @@ READ_BYTES = 8 << 20
 LOCK = "lock"
 CORRUPT_MARKER = "corrupt"  # a file in the spool's folder: the next start quarantines the spool
 QUARANTINE_PREFIX = "unreadable-"  # and a timestamp: the folder of a quarantined spool
+EARLY_SYNC = 0.25  # of ``sync_every``: a sync may begin that much too early, instead of a wake-up of its own
 MAX_UNSYNCED_BYTES = 32 << 20  # what a power cut may take; beyond that, reading from the socket pauses
 DISK_FULL_RETRY_SECONDS = 0.5
 DISK_FULL_STOP_SECONDS = 5.0  # a stop waits this long for space; what is not synced by then was never received
@@ -111,7 +113,8 @@ class Spool:
         self._unsynced_bytes = 0
         self._level = FillLevel.FINE
         self.disk_full = not self._ballast.held  # even without what was kept
-        self._timer: asyncio.TimerHandle | None = None
+        self._handing_over: asyncio.Handle | None = None  # the call that is due to do it
+        self._handed_over_at = -math.inf  # by the loop's clock
         self._queue: SimpleQueue[_Work] = SimpleQueue()
         self._progress = asyncio.Event()  # set and replaced at each sync
         self._arrived = threading.Condition()
@@ -122,6 +125,7 @@ class Spool:
         self._boot_id = boot_id()
         self._close_by = 0.0  # time.monotonic()
         self._on_failure: Callable[[SpoolFailed], None] = lambda _: None
+        self._on_handed_over: Callable[[int], object] = lambda _: None
         self.failure: SpoolFailed | None = None
         self.synced_at = time.monotonic()  # when the thread last advanced, for the watchdog
 
@@ -220,10 +224,17 @@ class Spool:
         """
         return self._file.left_by.get(run_id)
 
-    def start(self, on_failure: Callable[[SpoolFailed], None]) -> None:
-        """Start the thread. ``on_failure`` is called in the loop if the disk fails: nothing is durable from then on."""
+    def start(
+        self, on_failure: Callable[[SpoolFailed], None], on_handed_over: Callable[[int], object] | None = None
+    ) -> None:
+        """Start the thread. ``on_failure`` is called in the loop if the disk fails: nothing is durable from then on.
+
+        ``on_handed_over`` is called in the loop with the bytes that came since the last sync: the next one is not due
+        for ``sync_every``.
+        """
         self._loop = asyncio.get_running_loop()
         self._on_failure = on_failure
+        self._on_handed_over = on_handed_over or self._on_handed_over
         self._thread.start()
 
     # -- for the event loop
@@ -232,18 +243,36 @@ class Spool:
         """Queue an entry and return its seq. It counts as received once ``durable(seq)`` returns."""
         self.head += 1
         if not self._pending:
-            self._timer = self._loop.call_later(self._sync_every, self._hand_over)
+            self._handing_over = self._loop.call_soon(self._on_pass_end)
         self._pending.append(item)
         self._pending_bytes += _ENTRY_OVERHEAD_BYTES + (len(item.text) if type(item) is Frame else 0)
         if self._pending_bytes >= CHUNK_BYTES or len(self._pending) >= CHUNK_ENTRIES:
             self._hand_over()
         return self.head
 
+    def _on_pass_end(self) -> None:
+        """Hand over what came in this pass of the loop, or wait until the next sync is due."""
+        due_at = self._handed_over_at + self._sync_every
+        if self._loop.time() >= due_at - EARLY_SYNC * self._sync_every:
+            self._hand_over_on_time()
+        else:
+            self._handing_over = self._loop.call_at(due_at, self._on_sync_due)
+
+    def _on_sync_due(self) -> None:
+        # After what the loop has read in the same pass, which would wait for the next sync.
+        self._handing_over = self._loop.call_soon(self._hand_over_on_time)
+
+    def _hand_over_on_time(self) -> None:
+        size = self._pending_bytes
+        self._hand_over()
+        self._on_handed_over(size)
+
     def _hand_over(self) -> None:
         if not self._pending:
             return
-        if self._timer:
-            self._timer.cancel()
+        if self._handing_over:
+            self._handing_over.cancel()
+        self._handed_over_at = self._loop.time()
         chunk = _Chunk(self.head - len(self._pending) + 1, self._pending, self._pending_bytes)
         self._pending, self._pending_bytes = [], 0
         self._unsynced_bytes += chunk.size

@@ -1253,9 +1253,23 @@ BUGS = (
     Bug(
         "what is read after a pause is a sign of life",
         "provider/socket/connection.py",
-        "return self._heard_before_pause_at if self._read_at < self._resumed_at + BACKLOG_SECONDS else self._read_at",
-        "return self._read_at",
+        "return self._heard_before_pause_at if self._read_at < self._resumed_at + BACKLOG_SECONDS else self._came_at",
+        "return self._came_at",
         "tests/integration/provider/test_connection.py",
+    ),
+    Bug(
+        "a resting loop sleeps past its timers",
+        "daemon/resting_selector.py",
+        "rest = min(self._rest_until - began_at, left)",
+        "rest = min(self._rest_until - began_at, math.inf)",
+        "tests/integration/test_resting_selector.py",
+    ),
+    Bug(
+        "what waited in its socket while the loop rested counts as heard at the end of the rest",
+        "daemon/resting_selector.py",
+        "self._looked_at, self._came_at = boottime(), began_at",
+        "self._looked_at = self._came_at = boottime()",
+        "tests/integration/test_resting_selector.py",
     ),
 )
 

@@ -107,13 +107,16 @@ class Connection:
         protocol_version: ProtocolVersion,
         sink: Sink,
         record: Callable[[Fact], object],
+        came_at: Callable[[], float] = boottime,
     ) -> None:
+        """``came_at`` returns a boottime at or before which nothing that is read now had come."""
         self.id = secrets.token_hex(6)
         self.token: Token | None = None
         self.frames = 0
         self.last_frame_us: int | None = None
         self.last_frame_at = boottime()  # before the first, and after a standstill: since when one is expected
         self._read_at = self.last_frame_at  # when anything was read; likewise
+        self._came_at = self.last_frame_at  # when that came, or before; likewise
         self._resumed_at = 0.0  # when reading last went on after a pause
         self._heard_before_pause_at = 0.0
         self.opened_at: float | None = None
@@ -124,6 +127,7 @@ class Connection:
         self._sink = sink
         self._record = record
         self._append = sink.append
+        self._clock = came_at
         self._session: SessionWrapper | None = None
         self._client: FastClient | None = None
         self._close_reason: asyncio.Future[CloseReason] = asyncio.get_running_loop().create_future()
@@ -163,7 +167,7 @@ class Connection:
 
         What is read soon after a pause may have waited in buffers since the pause began.
         """
-        return self._heard_before_pause_at if self._read_at < self._resumed_at + BACKLOG_SECONDS else self._read_at
+        return self._heard_before_pause_at if self._read_at < self._resumed_at + BACKLOG_SECONDS else self._came_at
 
     @property
     def alive(self) -> bool:
@@ -194,6 +198,7 @@ class Connection:
         now = time.time_ns() // 1000
         self.last_frame_us = now
         self._read_at = self.last_frame_at = boottime()
+        self._came_at = self._clock()
         self.frames += 1
         settings = self._settings
         try:
@@ -205,6 +210,7 @@ class Connection:
 
     def on_activity(self) -> None:
         self._read_at = boottime()
+        self._came_at = self._clock()
 
     async def wait_for_space(self) -> None:
         self._heard_before_pause_at = self.last_activity_at

@@ -64,7 +64,9 @@ class ConnectionGroup:
         self._settings = settings
         self._subscriptions = {subscription.key: subscription for subscription in subscriptions}
         self._context = context
-        self.tracker = StateTracker(settings, self._subscriptions, context.states, context.provider.silence)
+        self.tracker = StateTracker(
+            settings, self._subscriptions, context.states, context.provider.silence, context.clocks.max_late_us
+        )
         self._tracker_timer: asyncio.TimerHandle | None = None
         self._sessions: set[SubscriptionSession] = set()  # the one in use, and the one that is to replace it
         self.wake_up = asyncio.Event()  # set to check whether the connection has to be replaced
@@ -215,7 +217,9 @@ class ConnectionGroup:
             async with context.gate.time_limit():
                 version = await context.protocol_detector.detect(token.value)
                 context.gate.check()
-                connection = Connection(self._settings, version, context.sink, self._on_connection_fact)
+                connection = Connection(
+                    self._settings, version, context.sink, self._on_connection_fact, context.clocks.came_at
+                )
                 await connection.open(token)
         except ConnectionFailed as error:
             if isinstance(error, ConnectionRefused):

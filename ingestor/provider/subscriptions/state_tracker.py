@@ -41,15 +41,20 @@ class StateTracker:
         subscriptions: Mapping[SubscriptionKey, Subscription],
         states: SubscriptionStates,
         silence_seconds: float,
+        max_late_us: int = 0,
     ) -> None:
-        """``subscriptions`` is the group's own mapping. Call ``rebuild_channels`` after changing it."""
+        """``subscriptions`` is the group's own mapping. Call ``rebuild_channels`` after changing it.
+
+        ``max_late_us``: for how long data may have waited in its socket before it was received.
+        """
         self.session: SubscriptionSession | None = None
         self._settings = settings
         self._subscriptions = subscriptions
         self._states = states
         self._silence_seconds = silence_seconds
         self._silence = SilenceDetector(silence_seconds)
-        self._last_data_us: dict[SubscriptionKey, int] = {}
+        self._last_data_us: dict[SubscriptionKey, int] = {}  # or somewhat before
+        self._max_late_us = max_late_us
         self._unconfirmed: set[SubscriptionKey] = set()  # live before an interruption, without a sign of life since
         self._interrupted_until = ClockReading(0, 0.0)
         self._publish_boottime = math.inf  # when the answers so far are published
@@ -159,7 +164,7 @@ class StateTracker:
         first_us: dict[SubscriptionKey, int] = {}
         for key, channels in self.channels.items():
             if spans := [activity[channel] for channel in channels if channel in activity]:
-                self._last_data_us[key] = max(span.last_us for span in spans)
+                self._last_data_us[key] = max(span.last_us for span in spans) - self._max_late_us
                 if self._silence.note_data(key, now.boottime):
                     first_us[key] = min(span.first_us for span in spans)
         # Data that was received before the clock was set seems to lie before that, or ahead of now.

@@ -15,7 +15,7 @@ from ingestor.config.model import Subscription
 from ingestor.errors import ConnectionFailed, ConnectionRefused, SpoolFailed
 from ingestor.provider.auth import Token
 from ingestor.provider.socket import connection as connection_module
-from ingestor.provider.socket.connection import Connection
+from ingestor.provider.socket.connection import Connection, ConnectionSettings
 from ingestor.provider.socket.protocol import ProtocolVersion
 
 from .conftest import TOKEN
@@ -219,6 +219,16 @@ async def test_reading_pauses_while_sink_is_congested(
     await receive(memory, 50)
     assert [fact.kind for fact in memory.facts()] == ["paused", "resumed"]
     assert memory.texts == [f'42["res",{n}]' for n in range(50)]
+
+
+async def test_server_was_there_when_what_is_read_had_certainly_come(memory: Memory) -> None:
+    settings, came_at = ConnectionSettings(url="http://127.0.0.1:9", path="", params="{}", events=("res",)), 5.0
+    connection = Connection(settings, ProtocolVersion.SOCKET_IO_4, memory, memory.append, lambda: came_at)
+    connection.on_activity()
+    assert connection.last_activity_at == 5.0
+    came_at = 6.0
+    connection.on_data("res", '42["res",[]]')
+    assert connection.last_activity_at == 6.0
 
 
 async def test_nothing_is_heard_while_reading_pauses(memory: Memory, make_connection: Make) -> None:

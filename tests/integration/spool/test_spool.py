@@ -6,7 +6,8 @@ import os
 import sqlite3
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -24,10 +25,14 @@ from tests.support.writers import raise_failure
 
 @asynccontextmanager
 async def open_spool(
-    folder: Path, *, max_bytes: int = 1 << 30, sync_every_seconds: float = 0.005
+    folder: Path,
+    *,
+    max_bytes: int = 1 << 30,
+    sync_every_seconds: float = 0.005,
+    on_handed_over: Callable[[int], object] | None = None,
 ) -> AsyncIterator[Spool]:
     spool = Spool(folder, max_bytes=max_bytes, sync_every_seconds=sync_every_seconds)
-    spool.start(raise_failure)
+    spool.start(raise_failure, on_handed_over)
     try:
         yield spool
     finally:
@@ -90,9 +95,10 @@ def test_cost_of_acknowledging_is_independent_of_the_backlog(tmp_path: Path) -> 
 
 async def test_full_chunk_is_synced_before_sync_every(tmp_path: Path) -> None:
     async with open_spool(tmp_path, sync_every_seconds=3600) as spool:
+        await spool.durable(spool.append(fact()))
         seq = spool.append(fact())
-        await asyncio.sleep(0)
-        assert spool.synced == 0
+        await asyncio.sleep(0.05)
+        assert spool.synced == 1
         for _ in range(CHUNK_ENTRIES):
             spool.append(fact())
         await spool.durable(seq)  # a full chunk does not wait for sync_every
@@ -138,12 +144,29 @@ async def test_heartbeat_has_the_last_seq_before_it(tmp_path: Path) -> None:
 
 async def test_heartbeat_is_durable_with_the_entries_before_it(tmp_path: Path) -> None:
     async with open_spool(tmp_path, sync_every_seconds=3600) as spool:
+        await spool.durable(spool.append(fact()))
         spool.append(fact())
+        await asyncio.sleep(0.05)
         spool.heartbeat(1234)
         async with asyncio.timeout(5):
-            await spool.durable(1)  # with the heartbeat, not after sync_every
+            await spool.durable(2)  # with the heartbeat, not after sync_every
         assert spool.durable_heartbeat is not None
-        assert spool.durable_heartbeat[:2] == (1234, 1)
+        assert spool.durable_heartbeat[:2] == (1234, 2)
+
+
+async def test_first_entry_is_synced_at_once_and_the_next_ones_together_after_sync_every(tmp_path: Path) -> None:
+    handed_over: list[int] = []
+    async with open_spool(tmp_path, sync_every_seconds=0.2, on_handed_over=handed_over.append) as spool:
+        started_at = time.monotonic()
+        await spool.durable(spool.append(frame("x" * 1000)))
+        assert time.monotonic() - started_at < 0.15
+        for _ in range(10):
+            seq = spool.append(frame("x" * 100))
+            await asyncio.sleep(0.005)
+        assert spool.synced == 1
+        await spool.durable(seq)
+        assert time.monotonic() - started_at > 0.15
+        assert [size // 1000 for size in handed_over] == [1, 2]
 
 
 async def test_first_seq_counts_entry_synced_during_the_query(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -54,11 +54,11 @@ def us(seconds: float) -> int:
 class TrackerScenario:
     """A tracker for some subscriptions, and the facts that it recorded."""
 
-    def __init__(self, *subscriptions: Subscription) -> None:
+    def __init__(self, *subscriptions: Subscription, max_late_us: int = 0) -> None:
         self.facts: list[Fact] = []
         self.subscriptions = {subscription.key: subscription for subscription in subscriptions}
         self.states = SubscriptionStates(self.facts.append)
-        self.tracker = StateTracker(SETTINGS, self.subscriptions, self.states, SILENCE_SECONDS)
+        self.tracker = StateTracker(SETTINGS, self.subscriptions, self.states, SILENCE_SECONDS, max_late_us)
         self.states.apply("added", self.subscriptions, {}, us(0))
 
     def follow(self, name: str, seconds: float) -> FakeSession:
@@ -241,6 +241,16 @@ def test_subscription_becomes_silent_as_of_its_last_data() -> None:
     assert scenario.facts[-1].detail["reason"] == "no data for 600 s"
     assert scenario.tracker.detect_silence(803, at(803), 0.5) == [], "resubscribed just now"
     assert scenario.tracker.detect_silence(1500, at(1500), 0.5) == [TSLA, AAPL]
+
+
+def test_silence_begins_before_the_last_data_and_ends_with_the_first_if_both_may_be_stamped_late() -> None:
+    scenario = TrackerScenario(AAPL, max_late_us=20_000)
+    scenario.live()
+    scenario.receive(100, 200, 201, AAPL)
+    scenario.tracker.detect_silence(801, at(802), 0.5)
+    assert (scenario.state(AAPL), scenario.since(AAPL)) == ("silent", 199.98)
+    scenario.receive(900, 900, 901, AAPL)
+    assert (scenario.state(AAPL), scenario.since(AAPL)) == ("live", 900)
 
 
 def test_subscription_without_any_data_is_silent_since_live() -> None:
