@@ -12,6 +12,7 @@ from .fork_server import ForkedCommand
 from .outage_scenario import OutageScenario
 from .reconciliation import reconcile, spool_head
 
+STOP_SECONDS = 1  # by which a gap may begin before a stop: with the last byte that was heard
 CRASH_SECONDS = 8  # by which a gap may begin before a kill: the period of the heartbeat, and more
 
 
@@ -69,7 +70,7 @@ class FailoverScenario(OutageScenario):
 
     async def stop_daemon(self) -> None:
         """Stop it with SIGTERM; ``restart_daemon`` must follow."""
-        self.expect_gap()
+        self.expect_gap(STOP_SECONDS)
         assert await self.daemon.terminate(timeout_seconds=30) == 0
 
     def expect_gap(self, earlier_seconds: float = 0) -> None:
