@@ -12,16 +12,14 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any
 
 import msgspec
 
 from ingestor.core.entries import Frame, SeriesKey
 from ingestor.core.times import DAY_US, EPOCH, parse_time
 from ingestor.pipeline import json_spans
-
-# (series, ts, value, row index); ts: µs since the epoch (UTC), the provider's bucket
-DecodedValue: TypeAlias = tuple[SeriesKey, int, float, int]
+from ingestor.pipeline.plain_rows import DecodedValue, PlainReader, PlainTimes
 
 KEY_CHARACTERS = 64  # of a feed, metric, ticker or user_id
 DEAD_ROWS_PER_FRAME = 1_000  # beyond these four limits the whole frame or row is one dead letter
@@ -70,10 +68,11 @@ class DecodedFrame(msgspec.Struct, kw_only=True):
         return next((row for row in self.dead if row.row_index is None), None) if self.dead else None
 
 
-class _FeedSchema(NamedTuple):
+class _FeedSchema(msgspec.Struct):
     name: str
     metrics: Mapping[str, str] | None  # field → metric; None for a path that is not documented
     plain: dict[str, tuple[SeriesKey, str]]  # ticker → series and field of a row that has one value, and no user
+    reader: PlainReader | None = None  # of rows like the last that was read one by one, and can be read by it
 
 
 class _Rejected(Exception):
@@ -101,9 +100,21 @@ class Decoder:
         self._clocks: dict[str, int] = {}  # T12:34:00.000Z → µs since then
         self._numbers: dict[str, float] = {}
         self._tickers = 0  # in ``plain`` of all feeds
+        self._times = PlainTimes(_parse_ts, int(_LATEST_US))
 
     def decode(self, frame: Frame) -> DecodedFrame:
         event, body = split_event(frame)
+        path, params = frame.path, frame.params
+        feed = self._feeds.get((path, params)) if event else None
+        if feed and feed.reader and (values := feed.reader.read(body)) is not None:
+            rows = len(values) // len(feed.reader.fields)
+            return DecodedFrame(
+                event=event, body=body, path=path, params=params, feed=feed.name, observations=values, rows=rows
+            )
+        return self.decode_any(frame, event, body)
+
+    def decode_any(self, frame: Frame, event: str, body: str) -> DecodedFrame:
+        """Decode a frame whose rows need not be plain, with its event and body."""
         decoded = DecodedFrame(event=event, body=body, path=frame.path, params=frame.params)
         try:
             self._read(frame, decoded)
@@ -230,9 +241,21 @@ class Decoder:
         if not found:
             raise _Rejected("no value", f"fields: {', '.join(map(_shorten, row))}")
         values = [((feed.name, metric, ticker, user_id), ts, value, index) for metric, value in found.items()]
-        if metrics is not None and len(row) == PLAIN_FIELDS and "user_id" not in row:
-            self._cache_series(feed, ticker, values[0][0], next(field for field in row if field not in _KEY_FIELDS))
+        if metrics is not None and len(row) == len(values) + 2 and "user_id" not in row:
+            self._expect_more(feed, tuple(field for field in row if field not in _KEY_FIELDS), ticker, values)
         return values
+
+    def _expect_more(self, feed: _FeedSchema, fields: tuple[str, ...], ticker: str, values: list[DecodedValue]) -> None:
+        """Expect that the next rows have the same fields: values only, and no user."""
+        if len(fields) == 1:
+            self._cache_series(feed, ticker, values[0][0], fields[0])
+        if feed.reader is None or feed.reader.fields != fields:
+            name, metrics = feed.name, [series[1] for series, *_ in values]
+            feed.reader = PlainReader(
+                fields,
+                lambda ticker: tuple((name, metric, _check_key("ticker", ticker), "") for metric in metrics),
+                self._times,
+            )
 
     def _cache_series(self, feed: _FeedSchema, ticker: str, series: SeriesKey, field: str) -> None:
         """Expect that the next row of this ticker has the same fields: one value, and no user."""

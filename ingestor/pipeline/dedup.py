@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from typing import TypeAlias
 
 from ingestor.core.entries import SeriesKey
-from ingestor.pipeline.decoder import DecodedValue
+from ingestor.pipeline.plain_rows import DecodedValue
 
 CAPACITY = 50_000  # values of a generation: some 5 MB, and the windows of 800 tickers
 GENERATION_SECONDS = 300.0  # a value expires after one to two generations

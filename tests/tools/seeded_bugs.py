@@ -775,6 +775,20 @@ BUGS = (
         f"{PIPELINE}/test_hostile_payloads.py",
     ),
     Bug(
+        "plain rows: a number may be of any length",
+        "pipeline/plain_rows.py",
+        "if len(body) > NUMBER_CHARACTERS and not _is_short(body):",
+        "if False:",
+        "tests/unit/pipeline/test_plain_rows.py",
+    ),
+    Bug(
+        "plain rows: a time is put together from parts that are out of range as a whole",
+        "pipeline/plain_rows.py",
+        "if not DAY_US <= us <= self._latest_us - 2 * DAY_US:",
+        "if False:",
+        "tests/unit/pipeline/test_plain_rows.py",
+    ),
+    Bug(
         "NUL in names goes to the database",
         "pipeline/decoder.py",
         'return "\\0" in text or (',

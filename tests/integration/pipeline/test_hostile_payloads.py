@@ -24,6 +24,7 @@ from ingestor.store.read.audit import audit
 from ingestor.store.write.batch_writer import BatchWriter
 from ingestor.store.write.registration import InstanceInfo
 from tests.support.entries import CROWD, T0, decoder, frame, row
+from tests.support.hostile_payloads import cut_payloads, payloads, texts
 from tests.support.hypothesis_steps import wanted_steps
 from tests.support.postgres_server import fresh_database
 
@@ -278,50 +279,10 @@ def test_frame_of_10_megabytes_is_stored_whole(stores: list[Store]) -> None:
 
 # -- fuzz
 
-_text = st.text(st.characters(exclude_categories=()), max_size=20)
-_odd = st.sampled_from(
-    ["\0", "\ud800", "%s", ":x", "'", "\u202e", "A" * 65, "2026-01-01T00:00:00Z", "results", "1e999"]
-)
-_leaf = st.none() | st.booleans() | st.integers() | st.integers(2**60, 2**80) | st.floats() | _text | _odd
-_anything = st.recursive(
-    _leaf, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(_text | _odd, inner, max_size=3), max_leaves=8
-)
-_mostly = lambda good: st.one_of(st.sampled_from(good), st.sampled_from(good), _leaf, _anything)  # noqa: E731
-_rows = st.fixed_dictionaries(
-    {},
-    optional={
-        "ts": _mostly(["2026-01-01T00:00:00.000Z", "2026-01-01T00:01:00Z", "2026-01-01", "9999-12-31T23:59:59Z"]),
-        "ticker": _mostly(["AAPL", "ON"]),
-        "user_id": _mostly([None, "", 7, "7"]),
-        "average_sentiment": _mostly([0.5, "0.25", 1]),
-        "crowd_sentiment": _leaf,
-        "volume": _leaf,
-    },
-)
-_envelopes = st.fixed_dictionaries(
-    {"results": st.lists(_rows, max_size=3) | _anything},
-    optional={
-        "path": _mostly(["crowd-sentiment", "/real-time/user-sentiment", "unheard-of"]),
-        "params": st.dictionaries(_text | st.sampled_from(["ticker", "period"]), _leaf, max_size=2) | _leaf,
-        "timestamp": _mostly(["2026-01-01T00:00:00.000Z"]),
-    },
-)
-_payloads = st.builds(
-    json.dumps, st.lists(_rows | _leaf, max_size=5) | _envelopes | _anything, ensure_ascii=st.booleans()
-)
-
-
-@st.composite
-def _cut(draw: st.DrawFn) -> str:
-    """JSON with a piece of it taken out or put in."""
-    whole = draw(_payloads)
-    start, end = sorted(draw(st.tuples(*[st.integers(0, len(whole))] * 2)))
-    return whole[:start] + draw(_text | _odd | st.sampled_from('[]{},:"\\')) + whole[end:]
-
 
 @settings(max_examples=wanted_steps(400), deadline=None, suppress_health_check=list(HealthCheck))
 @given(
-    _payloads | _payloads | _cut() | _text,
+    payloads | payloads | cut_payloads() | texts,
     st.sampled_from([CROWD, "crowd-sentiment-chart-data", "user-sentiment", "never-heard-of"]),
     st.sampled_from(["stream", "snapshot", "backfill"]),
 )
