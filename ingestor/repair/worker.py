@@ -21,7 +21,14 @@ from typing import Any, TypeVar
 from ingestor.core.backoff import Backoff, chance
 from ingestor.core.clock import boottime, wall_us
 from ingestor.core.entries import BACKFILL_REQUESTED, Fact, Frame, Source, canonical_json
-from ingestor.errors import DatabaseUnavailable, ResponseTooLarge, RestRefused, RestUnavailable, TokenRefused
+from ingestor.errors import (
+    BatchRejected,
+    DatabaseUnavailable,
+    ResponseTooLarge,
+    RestRefused,
+    RestUnavailable,
+    TokenRefused,
+)
 from ingestor.pipeline.batch_builder import escape_unstorable
 from ingestor.pipeline.decoder import DecodedFrame, Decoder
 from ingestor.pipeline.writer import Writer
@@ -65,11 +72,9 @@ def repeat_backfill(engine: Engine, detail: str) -> None:
     DatabaseUnavailable.
     """
     try:
-        requests = backfill_requests.from_json(json.loads(detail)["requests"])
-    except (ValueError, KeyError) as error:  # by a program of another release
+        RepairTable(engine).request(backfill_requests.from_json(json.loads(detail)["requests"]), _now())
+    except (ValueError, KeyError, BatchRejected) as error:  # of another release, or what the database cannot store
         log.warning("a backfill may be lost with the database's rows, request it again", extra={"reason": str(error)})
-        return
-    RepairTable(engine).request(requests, _now())
 
 
 class DatabaseReplaced(Exception):

@@ -79,6 +79,13 @@ BUGS = (
         REWIND,
     ),
     Bug(
+        "a lost backfill that the database cannot store ends the writer, again at each start",
+        "repair/worker.py",
+        "except (ValueError, KeyError, BatchRejected) as error:",
+        "except (ValueError, KeyError) as error:",
+        "tests/integration/pipeline/test_writer.py",
+    ),
+    Bug(
         "a retried letter is marked by its id alone",
         "store/write/batch_writer.py",
         'where(c.dead_letter_id == bindparam("id_"), *same)',

@@ -8,6 +8,7 @@ import sqlite3
 import threading
 import time
 from concurrent.futures import CancelledError
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +17,18 @@ import pytest
 from msgspec import structs
 from sqlalchemy import Engine, event, insert, text
 
-from ingestor.core.entries import Frame
+from ingestor.core.entries import BACKFILL_REQUESTED, Frame
 from ingestor.core.times import to_datetime
 from ingestor.daemon.control_handlers import build_handlers
 from ingestor.errors import DatabaseUnavailable
 from ingestor.pipeline import dead_letters
 from ingestor.pipeline.dead_letters import requeue_dead_letters
+from ingestor.repair import backfill_requests, repeat_backfill
 from ingestor.spool.chunk_store import SpoolUnreadable
 from ingestor.spool.spool import Spool
 from ingestor.store import migrate
 from ingestor.store.engine import make_engine
+from ingestor.store.maintenance.repairs import BackfillRequest
 from ingestor.store.read import status_queries as letters
 from ingestor.store.read.audit import audit
 from ingestor.store.schema import repairs
@@ -671,6 +674,29 @@ async def test_reason_that_the_encoding_of_the_database_lacks_does_not_cost_a_tr
             ("live", ""),
             ("disconnected", "обрыв".encode("ascii", "backslashreplace").decode()),
         ]
+        engine.dispose()
+
+
+@pytest.mark.postgres
+async def test_lost_backfill_that_the_database_cannot_store_does_not_stop_the_writer(
+    keeping_spool: Spool, postgres_server_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    with fresh_database(postgres_server_url, encoding="LATIN1") as url:
+        engine = make_engine(url.replace("postgresql://", "postgresql+psycopg://"))
+        migrate.upgrade(engine)
+        at = to_datetime(T0)
+        names = {"path": CROWD, "method": "get", "params": "{}", "feed": "crowd-sentiment", "ticker": "Ж"}
+        requests = backfill_requests.to_json([BackfillRequest(**names, from_ts=at, to_ts=at)])
+        await put(keeping_spool, fact(), fact(BACKFILL_REQUESTED, detail={"requests": requests}))
+        await asyncio.to_thread(make_writer(keeping_spool, engine).run)
+        with engine.begin() as connection:  # as an older copy would have it
+            for statement in ("UPDATE instances SET position = 0", "DELETE FROM batches", "DELETE FROM events"):
+                connection.execute(text(statement))
+        writer = make_writer(keeping_spool, engine, repeat_backfill=partial(repeat_backfill, engine))
+        await asyncio.to_thread(writer.run)
+        assert query(engine, "SELECT position FROM instances") == [(2,)]
+        (warning,) = [record for record in caplog.records if "a backfill may be lost" in record.getMessage()]
+        assert "LATIN1" in warning.__dict__["reason"]
         engine.dispose()
 
 
