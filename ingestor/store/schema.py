@@ -147,6 +147,7 @@ payload_blocks = Table(
     _big("last_seq", nullable=True),
     Column("frame_count", Integer, nullable=False, server_default=text("1")),
     _at("last_received_at", nullable=True),  # the latest
+    _text("pieces", nullable=True, server_default=None),  # JSON: what control characters in `frames` stand for
     _text("frames", nullable=True, server_default=None),  # behind all others, for SQLite has to read what is before
     PrimaryKeyConstraint("instance_id", "first_seq"),
 )

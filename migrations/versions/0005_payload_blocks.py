@@ -50,6 +50,7 @@ def upgrade() -> None:
     op.add_column("payload_blocks", sa.Column("last_seq", sa.BigInteger))
     op.add_column("payload_blocks", sa.Column("frame_count", sa.Integer, nullable=False, server_default=sa.text("1")))
     op.add_column("payload_blocks", sa.Column("last_received_at", TIMESTAMP))
+    op.add_column("payload_blocks", sa.Column("pieces", sa.Text))
     op.add_column("payload_blocks", sa.Column("frames", sa.Text))
     dialect = op.get_bind().dialect.name
     view = next(VIEW.finditer((FOLDER / f"0005_views.{dialect}.sql").read_text(encoding="utf-8")))

@@ -2,6 +2,8 @@
 
 -- An element of `frames`: [text, µs after received_at, seqs left out before it, row_count, published: µs after
 -- received_at], with those at the end left out that are 0, 0, 1 and null.
+-- `pieces` is a list of texts that are often in it. There the control characters 1 to 6, which JSON never has as they are,
+-- stand for them.
 CREATE VIEW payloads AS /* Each frame as the provider sent it, for as long as retention.payloads says. The texts of one origin and batch are stored together: a condition on first_seq and last_seq, the ends of such a block, spares opening all others. */
 SELECT instance_id, first_seq AS seq, connection_id, source, event, path, params, received_at, published_at, row_count,
     body, first_seq, first_seq AS last_seq
@@ -23,7 +25,11 @@ FROM (
             strftime('%s', substr(b.received_at, 1, 19)) * 1000000
                 + CAST(substr(substr(b.received_at, 21) || '000000', 1, 6) AS INTEGER) AS base_us,
             f.key AS n, f.value AS frame
-        FROM payload_blocks b CROSS JOIN json_each(b.frames) f
+        FROM payload_blocks b CROSS JOIN json_each(CASE WHEN b.pieces IS NULL THEN b.frames ELSE
+            replace(replace(replace(replace(replace(replace(b.frames
+            , char(1), COALESCE(json_extract(b.pieces, '$[0]'), '')), char(2), COALESCE(json_extract(b.pieces, '$[1]'), ''))
+            , char(3), COALESCE(json_extract(b.pieces, '$[2]'), '')), char(4), COALESCE(json_extract(b.pieces, '$[3]'), ''))
+            , char(5), COALESCE(json_extract(b.pieces, '$[4]'), '')), char(6), COALESCE(json_extract(b.pieces, '$[5]'), '')) END) f
         WHERE b.frames IS NOT NULL
     )
 );

@@ -7,9 +7,11 @@ row_count, published: µs after received_at]. A block leaves out what is 0, 1 an
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from datetime import datetime, timedelta
+from difflib import SequenceMatcher
 from typing import Any, NamedTuple
 
 import msgspec
@@ -19,11 +21,18 @@ from ingestor.store.write.batch import Origin, Payload
 BLOCK_CHARACTERS = 1 << 20  # of text, from which on a block is full: who wants one frame of it reads all
 COLUMNS = (
     "first_seq, connection_id, source, event, path, params, received_at, published_at, row_count, body, last_seq,"
-    " frame_count, last_received_at, frames"
+    " frame_count, last_received_at, pieces, frames"
 )
+
+COMPACT_CHARACTERS = 16_384  # of a block, from which on finding its pieces (some 0.3 ms) pays
+_MAX_PIECES = 6  # the view replaces as many
+_MIN_PIECE = 4  # characters
+_SAMPLE = 250  # characters
+_BETWEEN = "],["  # two elements, or something in a text that looks like it
 
 _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder(list[tuple[Any, ...]]).decode
+_decode_pieces = msgspec.json.Decoder(list[str]).decode
 
 
 class PayloadBlock(NamedTuple):
@@ -38,6 +47,7 @@ class PayloadBlock(NamedTuple):
     last_seq: int | None = None
     frame_count: int = 1
     last_received_us: int | None = None
+    pieces: str | None = None
     frames: str | None = None
 
 
@@ -106,13 +116,59 @@ def _make_block(group: list[Payload]) -> PayloadBlock:
     )
 
 
+def compact(block: PayloadBlock) -> PayloadBlock:
+    """Return the block with control characters for what is repeated in it: a quarter of the space, 0.6 µs for a frame.
+
+    For SQLite, which does not compress; the server does it better. JSON never has control characters as they are.
+    """
+    frames, pieces = block.frames, list[str]()
+    if frames is None or len(frames) < COMPACT_CHARACTERS:
+        return block
+    for piece in _find_repeated(frames):
+        shorter = frames.replace(piece, chr(len(pieces) + 1))
+        if len(shorter) < len(frames):
+            frames = shorter
+            pieces.append(piece)
+    return block._replace(frames=frames, pieces=_encode(pieces).decode())
+
+
+def _find_repeated(frames: str) -> list[str]:
+    """Return what the elements at a quarter, half and three quarters of a block have in common, the longest first."""
+    first, *others = (_words_of_element(frames, len(frames) * quarter // 4) for quarter in (1, 2, 3))
+    common = [first]
+    for other in others:
+        common = [part for words in common for part in _common_parts(words, other)]
+    pieces = {"".join(words) for words in common}
+    return sorted((piece for piece in pieces if len(piece) >= _MIN_PIECE), key=len, reverse=True)[:_MAX_PIECES]
+
+
+def _words_of_element(frames: str, place: int) -> list[str]:
+    """Return the beginning of the element before a place. By characters, comparing would take five times as long."""
+    start = max(frames.rfind(_BETWEEN, 0, place), 0)
+    end = frames.find(_BETWEEN, start + len(_BETWEEN), start + _SAMPLE)
+    return re.findall(r"\w+|\W+", frames[start : end if end > 0 else start + _SAMPLE])
+
+
+def _common_parts(first: list[str], second: list[str]) -> list[list[str]]:
+    matches = SequenceMatcher(None, first, second, autojunk=False).get_matching_blocks()
+    return [first[match.a : match.a + match.size] for match in matches if match.size]
+
+
+def _expand(block: Any) -> str:
+    frames: str = block.frames
+    if block.pieces is not None:
+        for place, piece in enumerate(_decode_pieces(block.pieces), 1):
+            frames = frames.replace(chr(place), piece)
+    return frames
+
+
 def open_block(block: Any) -> list[StoredPayload]:
     """Return the frames of a row of ``payload_blocks``, in the order of seq."""
     names = (block.instance_id, block.connection_id, block.source, block.event, block.path, block.params)
     if block.frames is None:
         return [StoredPayload(block.first_seq, *names, block.received_at, block.body)]
     payloads = []
-    for seq, element in enumerate(_decode(block.frames), block.first_seq):
+    for seq, element in enumerate(_decode(_expand(block)), block.first_seq):
         body, received_us, left_out = (*element, 0, 0)[:3]
         received_at = block.received_at + timedelta(microseconds=received_us)
         payloads.append(StoredPayload(seq + left_out, *names, received_at, body))

@@ -129,9 +129,9 @@ _INT4, _INT8 = struct.Struct(">ii"), struct.Struct(">iq")
 
 
 def _pack_block(instance_id: int, block: PayloadBlock) -> bytes:
-    seq, origin, received_us, published_us, row_count, body, last_seq, frame_count, last_received_us, frames = block
+    seq, origin, received_us, published_us, row_count, body, last_seq, frame_count, last_us, _, frames = block
     return b"".join((
-        struct.pack(">hiiiq", 15, 4, instance_id, 8, seq),
+        struct.pack(">hiiiq", 16, 4, instance_id, 8, seq),
         *map(_pack_text, origin),
         _pack_timestamp(received_us),
         _pack_timestamp(published_us),
@@ -139,6 +139,7 @@ def _pack_block(instance_id: int, block: PayloadBlock) -> bytes:
         _pack_text(body),
         _NULL if last_seq is None else _INT8.pack(8, last_seq),
         _INT4.pack(4, frame_count),
-        _pack_timestamp(last_received_us),
+        _pack_timestamp(last_us),
+        _NULL,  # pieces: the server compresses
         _NULL if frames is None else _pack_text(frames),
     ))  # fmt: skip

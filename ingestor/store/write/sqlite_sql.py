@@ -15,7 +15,7 @@ from sqlalchemy import Connection
 
 from ingestor.core.times import to_sqlite_text
 from ingestor.store.write.batch import Payload, SampleRow
-from ingestor.store.write.payload_blocks import COLUMNS, make_blocks
+from ingestor.store.write.payload_blocks import COLUMNS, PayloadBlock, compact, make_blocks
 from ingestor.store.write.revisions import SampleKey
 
 CACHED_TIMESTAMPS = 20_000
@@ -60,23 +60,14 @@ def find_conflicts(
 
 
 def insert_payloads(connection: Connection, instance_id: int, payloads: Iterable[Payload]) -> None:
-    values = [
-        (
-            instance_id,
-            seq,
-            *origin,
-            _times[first_us],
-            _times[published_us],
-            row_count,
-            body,
-            last,
-            count,
-            _times[us],
-            frames,
-        )
-        for seq, origin, first_us, published_us, row_count, body, last, count, us, frames in make_blocks(payloads)
-    ]
-    _insert(connection, _INSERT_BLOCKS, values)
+    blocks = map(compact, make_blocks(payloads))
+    _insert(connection, _INSERT_BLOCKS, [(instance_id, *_block_columns(block)) for block in blocks])
+
+
+def _block_columns(block: PayloadBlock) -> tuple[Any, ...]:
+    seq, origin, received_us, published_us, row_count, body, last_seq, frame_count, last_us, pieces, frames = block
+    times = _times[received_us], _times[published_us]
+    return seq, *origin, *times, row_count, body, last_seq, frame_count, _times[last_us], pieces, frames
 
 
 def _insert(connection: Connection, statement: str, rows: Sequence[tuple[Any, ...]]) -> int:

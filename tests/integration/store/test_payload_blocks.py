@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -56,7 +57,20 @@ def blocks(engine: Engine) -> list[tuple[int, int, int]]:
     return [tuple(row) for row in fetch_all(engine, query)]
 
 
-_bodies = st.text(st.characters(codec=None)) | st.sampled_from(["", "\0", "\\u0000", "\ud83d", '"', "null", "[1, 2 ]"])
+_bodies = st.text(st.characters(codec=None)) | st.sampled_from(
+    [
+        '[{"ticker":"A","ts":1}]',
+        '[{"ticker":"B","ts":2}]',
+        "\1\2",
+        "",
+        "\0",
+        "\\u0000",
+        "\ud83d",
+        '"',
+        "null",
+        "[1, 2 ]",
+    ]
+)
 _times = st.just(0) | st.integers(-SECOND, 3600 * SECOND) | st.just(-T0 - 1)  # the last is before 1970
 _frames = st.lists(
     st.tuples(st.integers(1, 3), st.sampled_from(ORIGINS), _times, st.none() | _times, st.integers(0, 2), _bodies),
@@ -66,9 +80,9 @@ _frames = st.lists(
 
 
 @settings(max_examples=wanted_steps(100), deadline=None, suppress_health_check=list(HealthCheck))
-@given(_frames, st.sampled_from([1 << 20, 5]))
+@given(_frames, st.sampled_from([1 << 20, 5]), st.sampled_from([16_384, 0]))
 def test_payloads_are_read_as_they_were_written(
-    engine: Engine, frames: list[tuple[int, Origin, int, int | None, int, str]], full: int
+    engine: Engine, frames: list[tuple[int, Origin, int, int | None, int, str]], full: int, compacted: int
 ) -> None:
     seq, payloads = 0, []
     for step, origin, received, published, rows, body in frames:
@@ -79,6 +93,7 @@ def test_payloads_are_read_as_they_were_written(
         connection.execute(delete(schema.payload_blocks))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(payload_blocks, "BLOCK_CHARACTERS", full)
+        patch.setattr(payload_blocks, "COMPACT_CHARACTERS", compacted)
         write(engine, payloads)
     assert read_view(engine) == payloads
     stored = [(item.seq, item.received_us, item.origin.connection_id, item.body) for item in payloads]
@@ -132,6 +147,21 @@ def test_view_names_the_block_of_each_payload(engine: Engine) -> None:
     assert [tuple(row) for row in fetch_all(engine, query)] == [(5, "[5]")]
     ends = text("SELECT seq, first_seq, last_seq FROM payloads ORDER BY seq")
     assert [tuple(row) for row in fetch_all(engine, ends)] == [(1, 1, 5), (2, 2, 8), (3, 1, 5), (5, 1, 5), (8, 2, 8)]
+
+
+def test_sqlite_stores_once_what_is_repeated(tmp_path: Path) -> None:
+    engine = make_engine(f"sqlite:///{tmp_path}/x.db")
+    migrate.upgrade(engine)
+    rows = [
+        f'[{{"ticker":"T{n % 50}","ts":"2026-11-30T07:0{n % 10}:00Z","average_sentiment":0.{n}}}]' for n in range(500)
+    ]
+    payloads = [payload(seq, body, ORIGINS[seq % 2]) for seq, body in enumerate(rows, 1)]
+    write(engine, payloads)
+    assert read_view(engine) == payloads
+    assert [body for *_, body in read_stored(engine, 1, 500)] == rows
+    [(stored,)] = fetch_all(engine, text("SELECT sum(length(frames) + length(pieces)) FROM payload_blocks"))
+    assert stored < sum(map(len, rows)) / 3
+    engine.dispose()
 
 
 @pytest.mark.postgres
