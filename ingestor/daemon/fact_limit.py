@@ -5,18 +5,19 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 
-from ingestor.core.entries import Fact
+from ingestor.core.entries import BACKFILL_REQUESTED, Fact
 from ingestor.core.throttle import Throttle
 
 WINDOW_SECONDS = 3600.0
-ALWAYS = frozenset({"started", "stopped", "crashed", "lost"})  # the audit needs each of them
+# The audit needs each of the first four. The last one, a command of an operator, repeats a backfill that is lost.
+ALWAYS = frozenset({"started", "stopped", "crashed", "lost", BACKFILL_REQUESTED})
 
 
 class FactLimit:
     """Selects the facts to spool. While the spool is full, facts that coverage does not need are counted.
 
     One of each kind and path passes per hour, with the number of those before it as ``suppressed``. Changes of a state
-    or of the clock always pass: coverage is made from them, and they are not repeated.
+    or of the clock always pass: coverage is made from them, and they are not repeated. So do the kinds of ALWAYS.
     """
 
     def __init__(self, is_full: Callable[[], bool]) -> None:

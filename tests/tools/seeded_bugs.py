@@ -425,6 +425,13 @@ BUGS = (
         "tests/unit/daemon/test_fact_limit.py",
     ),
     Bug(
+        "a full spool drops backfills that were requested",
+        "daemon/fact_limit.py",
+        '"lost", BACKFILL_REQUESTED}',
+        '"lost"}',
+        "tests/unit/daemon/test_fact_limit.py",
+    ),
+    Bug(
         "a full spool drops the changes of a state",
         "daemon/fact_limit.py",
         "is_news = fact.state is None and fact.since_us is None",

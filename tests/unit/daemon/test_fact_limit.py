@@ -25,13 +25,14 @@ def test_paths_are_counted_apart() -> None:
     assert [entry.detail["path"] for each in facts for entry in limit.select(each, 0)] == ["/a", "/b"]
 
 
-def test_what_coverage_needs_always_passes() -> None:
+def test_what_is_needed_later_always_passes() -> None:
     limit = FactLimit(lambda: True)
     changes = [
         Fact("token_failed", 0, {}, "token_failed", (("/a", "get", "{}"),)),
         Fact("clock_restarted", 0, {}, since_us=1, until_us=2),
         Fact("stopped", 0, {}),
         Fact("lost", 0, {}),
+        Fact("backfill_requested", 0, {}),
     ]
     for change in changes:
         assert [*limit.select(change, 0), *limit.select(change, 1)] == [change, change]
