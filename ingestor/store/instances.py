@@ -72,15 +72,15 @@ def forgotten_instances(connection: Connection, now: datetime) -> list[int]:
 
 def _query() -> Any:
     i, b, e, c = schema.instances.c, schema.batches.c, schema.events.c, schema.coverage.c
-    # Each subquery reads one row, by the primary key or by the index of open coverage.
+    # Each subquery reads one row, by the primary key, or few, by the index of open coverage.
     last_commit = select(b.committed_at).where(b.instance_id == i.instance_id).order_by(b.first_seq.desc()).limit(1)
     last_event = select(e.kind).where(e.instance_id == i.instance_id).order_by(e.seq.desc()).limit(1)
-    has_open_coverage = exists().where(c.instance_id == i.instance_id, c.ended_at.is_(None))
+    wanted = (c.instance_id == i.instance_id, c.ended_at.is_(None), c.state != "stopped")
     return select(
         schema.instances,
         last_commit.scalar_subquery().label("committed_at"),
         last_event.scalar_subquery().label("last_event"),
-        has_open_coverage.label("has_open_coverage"),
+        exists().where(*wanted).label("is_receiving"),
     ).order_by(i.instance_id)
 
 
@@ -117,6 +117,7 @@ def _to_record(row: Any, now: datetime, held: tuple[str, ...]) -> InstanceRecord
 def _state(row: Any, now: datetime) -> InstanceState:
     if now - _last_sign_at(row) <= SILENT_AFTER:
         return "alive"
-    # Coverage is closed when a spool becomes another instance. An instance that recorded nothing is not over.
-    has_ended = row.last_event == "stopped" or (row.last_event is not None and not row.has_open_coverage)
+    # Coverage is closed when a spool becomes another instance, and "stopped" while a command works without a daemon. An
+    # instance that recorded nothing is not over.
+    has_ended = row.last_event == "stopped" or (row.last_event is not None and not row.is_receiving)
     return "stopped" if has_ended else "silent"

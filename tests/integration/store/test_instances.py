@@ -82,7 +82,9 @@ def test_instance_that_rewinds_is_alive_and_behind(db: Database) -> None:
         pytest.param("stopped", "stopped", "stopped", id="clean end"),
         pytest.param("connected", "live", "silent", id="killed"),
         pytest.param("connected", None, "stopped", id="its spool became another instance"),
-        pytest.param("standing_by", "stopped", "silent", id="killed while it stood by"),
+        pytest.param("standing_by", "standby", "silent", id="killed while it stood by"),
+        pytest.param("started", "stopped", "stopped", id="clean end, then a command without a daemon"),
+        pytest.param("crashed", "crashed", "silent", id="killed, then a command without a daemon"),
     ],
 )
 def test_quiet_instance_is_stopped_only_after_an_end(
