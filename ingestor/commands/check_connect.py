@@ -21,7 +21,7 @@ from ingestor.commands.check import DAY_SECONDS, CheckResult
 from ingestor.config import Config, Subscription
 from ingestor.config.units import format_duration
 from ingestor.core.clock import boottime, wall_us
-from ingestor.core.entries import Fact, Frame
+from ingestor.core.entries import Fact, Frame, FrameRun
 from ingestor.core.threads import run_in_daemon_thread
 from ingestor.core.times import to_datetime
 from ingestor.daemon import control_socket
@@ -69,13 +69,16 @@ class InMemorySink:
     congested: bool = False
     head: int = 0
 
-    def append(self, item: Frame | Fact) -> int:
+    def append(self, item: FrameRun | Frame | Fact) -> int:
         if isinstance(item, Fact):
             self.facts.append(item)
         else:
-            self.frames.append(item)
+            self.frames += item.frames() if isinstance(item, FrameRun) else [item]
             self.received.set()
         return self.head
+
+    def begin_run(self, end: Callable[[], object]) -> None:
+        asyncio.get_running_loop().call_soon(end)
 
     async def wait_for_space(self) -> None:
         pass

@@ -67,6 +67,37 @@ class Frame(Struct, frozen=True, array_like=True, tag="f"):
     retry_origin: LetterOrigin | None = None  # of that letter; None in entries of older programs
 
 
+class FrameRun(Struct, frozen=True, array_like=True, tag="r"):
+    """Consecutive frames of one connection: what they have in common is stored and decoded once."""
+
+    connection_id: str
+    source: Source
+    event: str
+    path: str
+    params: str
+    received_us: list[int]
+    texts: list[str]
+
+    def continues_with(self, other: Frame | FrameRun) -> bool:
+        return (
+            other.connection_id == self.connection_id
+            and other.event == self.event
+            and other.source == self.source
+            and other.path == self.path
+            and other.params == self.params
+        )
+
+    def frames(self) -> list[Frame]:
+        """Return its frames."""
+        common = self.connection_id, self.source, self.event, self.path, self.params
+        return [Frame(at_us, *common, text) for at_us, text in zip(self.received_us, self.texts, strict=True)]
+
+    def part(self, start: int, count: int) -> FrameRun:
+        """Return a run of at most ``count`` of the frames, from number ``start`` on."""
+        stamps, texts = self.received_us[start : start + count], self.texts[start : start + count]
+        return FrameRun(self.connection_id, self.source, self.event, self.path, self.params, stamps, texts)
+
+
 class Fact(Struct, frozen=True, array_like=True, tag="e"):
     """An event of the daemon itself.
 

@@ -11,7 +11,7 @@ import sqlite3
 import sys
 import time
 import zlib
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -19,7 +19,7 @@ from typing import Any, TypeAlias
 import msgspec
 
 from ingestor.core.clock import boot_id
-from ingestor.core.entries import Entry, Fact, Frame, Source
+from ingestor.core.entries import Entry, Fact, Frame, FrameRun
 from ingestor.core.files import is_missing, sync_folder
 from ingestor.errors import SpoolFailed, SpoolTooNew
 from ingestor.spool.header import SpoolHeader, SpoolHeartbeat, begin_run, check_format, load_or_create
@@ -28,27 +28,6 @@ from ingestor.spool.keep import KEEP_NOTHING, AckTimes, Keep, SpoolClock
 DROP_BYTES = 16 << 20  # that one write deletes at most, and one chunk: a write must not take seconds
 SHRINK_PAGES = 2_048  # moved in one transaction: 8 MiB, so that the WAL stays smaller than the ballast
 CONVERT_BYTES = 32 << 20  # a file from before format 4 that is larger is not converted so that it can shrink
-
-
-class FrameRun(msgspec.Struct, frozen=True, array_like=True, tag="r"):
-    """Consecutive frames of one connection: what they have in common is stored and decoded once."""
-
-    connection_id: str
-    source: Source
-    event: str
-    path: str
-    params: str
-    received_us: list[int]
-    texts: list[str]
-
-    def continues_with(self, frame: Frame) -> bool:
-        return (
-            frame.connection_id == self.connection_id
-            and frame.event == self.event
-            and frame.source == self.source
-            and frame.path == self.path
-            and frame.params == self.params
-        )
 
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -72,30 +51,35 @@ class SpoolUnreadable(SpoolFailed):
     """The file does not hold what was written. Quarantine it (never delete it) and create a new spool."""
 
 
-def pack(first_seq: int, entries: Sequence[Frame | Fact]) -> ChunkRow:
+def pack(first_seq: int, entries: Iterable[FrameRun | Frame | Fact]) -> ChunkRow:
     """Encode entries as one chunk. Lone surrogates become escapes."""
     items = _group_into_runs(entries)
+    count = sum(len(item.texts) if isinstance(item, FrameRun) else 1 for item in items)
     try:
         body = _encode(items)
     except UnicodeEncodeError:  # a lone surrogate, which UTF-8 cannot encode
         body = _encode(_encodable(msgspec.to_builtins(items)))
-    return first_seq, first_seq + len(entries) - 1, len(body), zlib.crc32(body), body
+    return first_seq, first_seq + count - 1, len(body), zlib.crc32(body), body
 
 
-def _group_into_runs(entries: Iterable[Frame | Fact]) -> list[FrameRun | Frame | Fact]:
-    """Replace consecutive frames by runs, except those that retry a dead letter."""
+def _group_into_runs(entries: Iterable[FrameRun | Frame | Fact]) -> list[FrameRun | Frame | Fact]:
+    """Replace consecutive frames and runs by runs, except frames that retry a dead letter."""
     items: list[FrameRun | Frame | Fact] = []
     run: FrameRun | None = None
     for entry in entries:
-        if type(entry) is not Frame or entry.retry_of is not None:
+        if isinstance(entry, Fact) or (isinstance(entry, Frame) and entry.retry_of is not None):
             items.append(entry)
             run = None
             continue
         if run is None or not run.continues_with(entry):
             run = FrameRun(entry.connection_id, entry.source, entry.event, entry.path, entry.params, [], [])
             items.append(run)
-        run.received_us.append(entry.received_us)
-        run.texts.append(entry.text)
+        if isinstance(entry, FrameRun):
+            run.received_us.extend(entry.received_us)
+            run.texts.extend(entry.texts)
+        else:
+            run.received_us.append(entry.received_us)
+            run.texts.append(entry.text)
     return items
 
 

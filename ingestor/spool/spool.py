@@ -22,7 +22,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple, TypeAlias, TypeVar, cast
 
 from ingestor.core.clock import boot_id, boottime
-from ingestor.core.entries import Entry, Fact, Frame
+from ingestor.core.entries import Entry, Fact, Frame, FrameRun
 from ingestor.core.files import FileLock, check_private, identity, is_missing, open_private
 from ingestor.errors import PermissionDenied, SpoolFailed
 from ingestor.spool.ballast import Ballast
@@ -60,7 +60,7 @@ _ENTRY_OVERHEAD_BYTES = 120  # of an entry beside its text, roughly: the bounds 
 
 class _Chunk(NamedTuple):
     first_seq: int
-    entries: list[Frame | Fact]
+    entries: list[FrameRun | Frame | Fact]
     size: int
 
 
@@ -102,14 +102,15 @@ class Spool:
         self.last_heartbeat = header.heartbeat  # of the previous run
         self.opened_head = header.next_seq - 1  # the newest seq that was found
         self.max_bytes = max_bytes
-        self.head = self.opened_head  # the newest seq
-        self.synced = self.head  # the newest seq that survives a power cut
+        self._head = self.opened_head
+        self.synced = self._head  # the newest seq that survives a power cut
         self.acked = header.acked
         self.highest_acked = header.highest_acked  # past ``acked``: entries that are to be written again
         self._held_from = sys.maxsize  # entries from here on are not dropped
         self._sync_every = sync_every_seconds
-        self._pending: list[Frame | Fact] = []
-        self._pending_bytes = 0
+        self._open_runs: list[Callable[[], object]] = []  # to be ended in this pass of the loop
+        self._pending: list[FrameRun | Frame | Fact] = []
+        self._pending_entries = self._pending_bytes = 0
         self._unsynced_bytes = 0
         self._level = FillLevel.FINE
         self.disk_full = not self._ballast.held  # even without what was kept
@@ -239,16 +240,47 @@ class Spool:
 
     # -- for the event loop
 
-    def append(self, item: Frame | Fact) -> int:
-        """Queue an entry and return its seq. It counts as received once ``durable(seq)`` returns."""
-        self.head += 1
+    @property
+    def head(self) -> int:
+        """The newest seq. Runs under way end before it is returned."""
+        self._end_runs()
+        return self._head
+
+    def append(self, item: FrameRun | Frame | Fact) -> int:
+        """Queue an entry, or those of a run, and return the last seq. It is received once ``durable(seq)`` returns."""
+        if isinstance(item, FrameRun):
+            self._append_run(item)
+        else:
+            self._end_runs()  # their frames came before
+            self._add(item, 1, len(item.text) if isinstance(item, Frame) else 0)
+        return self._head
+
+    def begin_run(self, end: Callable[[], object]) -> None:
+        """Let ``end`` append a run before anything else is appended, at the latest at the end of this pass."""
+        if not self._open_runs:
+            self._loop.call_soon(self._end_runs)
+        self._open_runs.append(end)
+
+    def _end_runs(self) -> None:
+        while self._open_runs:
+            self._open_runs.pop(0)()
+
+    def _append_run(self, run: FrameRun) -> None:
+        start = 0
+        while start < len(run.texts):
+            part = run.part(start, CHUNK_ENTRIES - self._pending_entries)
+            self._add(part, len(part.texts), sum(map(len, part.texts)))
+            start += len(part.texts)
+
+    def _add(self, item: FrameRun | Frame | Fact, entries: int, text_bytes: int) -> None:
         if not self._pending:
             self._handing_over = self._loop.call_soon(self._on_pass_end)
+        self._head += entries
         self._pending.append(item)
-        self._pending_bytes += _ENTRY_OVERHEAD_BYTES + (len(item.text) if type(item) is Frame else 0)
-        if self._pending_bytes >= CHUNK_BYTES or len(self._pending) >= CHUNK_ENTRIES:
+        self._pending_entries += entries
+        self._pending_bytes += entries * _ENTRY_OVERHEAD_BYTES + text_bytes
+        if self._pending_bytes >= CHUNK_BYTES or self._pending_entries >= CHUNK_ENTRIES:
             self._hand_over()
-        return self.head
 
     def _on_pass_end(self) -> None:
         """Hand over what came in this pass of the loop, or wait until the next sync is due."""
@@ -263,6 +295,7 @@ class Spool:
         self._handing_over = self._loop.call_soon(self._hand_over_on_time)
 
     def _hand_over_on_time(self) -> None:
+        self._end_runs()
         size = self._pending_bytes
         self._hand_over()
         self._on_handed_over(size)
@@ -273,8 +306,8 @@ class Spool:
         if self._handing_over:
             self._handing_over.cancel()
         self._handed_over_at = self._loop.time()
-        chunk = _Chunk(self.head - len(self._pending) + 1, self._pending, self._pending_bytes)
-        self._pending, self._pending_bytes = [], 0
+        chunk = _Chunk(self._head - self._pending_entries + 1, self._pending, self._pending_bytes)
+        self._pending, self._pending_entries, self._pending_bytes = [], 0, 0
         self._unsynced_bytes += chunk.size
         self.update_fill_level()
         self._queue.put(chunk)
@@ -314,8 +347,9 @@ class Spool:
 
         ``heard_us``: for each group (path, shared params) that has live subscriptions, in µs since the epoch.
         """
+        self._end_runs()
         self._hand_over()
-        self._queue.put(SpoolHeartbeat(at_us, self.head, dict(heard_us), boottime(), self._boot_id))
+        self._queue.put(SpoolHeartbeat(at_us, self._head, dict(heard_us), boottime(), self._boot_id))
 
     def purge_acknowledged(self) -> None:
         """Count what was acknowledged, and drop what is not kept, now instead of with the next entry."""
@@ -336,6 +370,7 @@ class Spool:
 
     async def close(self) -> None:
         """Sync what is pending, end the thread, release the lock."""
+        self._end_runs()
         self._hand_over()
         self._limit_retries()
         self._queue.put(None)

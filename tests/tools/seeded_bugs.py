@@ -1286,6 +1286,20 @@ BUGS = (
         "tests/integration/provider/test_connection.py",
     ),
     Bug(
+        "a fact overtakes the frames that came before it in the same pass",
+        "spool/spool.py",
+        "            self._end_runs()  # their frames came before\n",
+        "",
+        SPOOL,
+    ),
+    Bug(
+        "a heartbeat claims the frames of runs that are not appended yet",
+        "spool/spool.py",
+        "        self._end_runs()\n        self._hand_over()\n        self._queue.put(SpoolHeartbeat",
+        "        self._hand_over()\n        self._queue.put(SpoolHeartbeat",
+        SPOOL,
+    ),
+    Bug(
         "a resting loop sleeps past its timers",
         "daemon/resting_selector.py",
         "rest = min(self._rest_until - began_at, left)",

@@ -62,6 +62,9 @@ class ClientListener(Protocol):
     def on_activity(self) -> None:
         """Note that something other than a data event arrived: the server is alive."""
 
+    def on_frame(self, event: str, text: str) -> bool:
+        """Store a data event as raw text, soon. Return whether reading must pause."""
+
     def on_data(self, event: str, text: str) -> int:
         """Store a data event as raw text and return its seq. ``event`` is "" for text that cannot be parsed."""
 
@@ -209,7 +212,7 @@ class FastEngine(engineio.AsyncClient):  # type: ignore[misc]
     async def _read_messages(self) -> tuple[str, str]:
         """Read until the socket closes; return cause and reason. The listener then has everything that was read."""
         receive, prefixes, listener = self.ws.receive, self.prefixes, self.listener
-        on_data = listener.on_data
+        on_frame = listener.on_frame
         while self.state == "connected" and self.write_loop_task:
             # Does not suspend while aiohttp has more buffered (about 100 kB): a burst is read in one go.
             message = await receive()
@@ -217,17 +220,19 @@ class FastEngine(engineio.AsyncClient):  # type: ignore[misc]
             if type(data) is str:
                 for prefix, event in prefixes:
                     if data.startswith(prefix) and data.endswith("]"):
-                        on_data(event, data)
+                        must_pause = on_frame(event, data)
                         break
                 else:
                     if not await self._handle_text(data):
                         return "closed", "the server closed the connection"
+                    must_pause = listener.congested
             elif type(data) is bytes:
                 listener.on_activity()
                 await self._parse_message(data, data)
+                must_pause = listener.congested
             else:
                 return _close_reason(message)
-            if listener.congested:
+            if must_pause:
                 await listener.wait_for_space()
         return "lost", "the connection can no longer be written to"
 

@@ -11,6 +11,7 @@ import secrets
 import ssl
 import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
 from urllib.parse import quote
@@ -21,7 +22,7 @@ from pydantic import SecretStr
 
 from ingestor.config.model import Subscription
 from ingestor.core.clock import boottime, wall_us
-from ingestor.core.entries import Fact, Frame
+from ingestor.core.entries import Fact, Frame, FrameRun
 from ingestor.core.redaction import redactor
 from ingestor.errors import ConnectionFailed, ConnectionRefused, IngestorError
 from ingestor.provider.auth import Token
@@ -55,8 +56,11 @@ class Sink(Protocol):
     def congested(self) -> bool:
         """Whether too much waits to be synced."""
 
-    def append(self, item: Frame | Fact) -> int:
-        """Append without waiting; return the seq."""
+    def append(self, item: FrameRun | Frame | Fact) -> int:
+        """Append without waiting; return the last seq."""
+
+    def begin_run(self, end: Callable[[], object]) -> None:
+        """Call ``end``, which appends a run, before anything else is appended, and in this pass of the loop."""
 
     async def wait_for_space(self) -> None:
         """Wait until not congested."""
@@ -112,7 +116,9 @@ class Connection:
         """``came_at`` returns a boottime at or before which nothing that is read now had come."""
         self.id = secrets.token_hex(6)
         self.token: Token | None = None
-        self.frames = 0
+        self._ended_frames = 0  # of runs that have ended
+        self._run_event: str | None = None  # of the run under way: frames that came in this pass of the loop
+        self._texts: list[str] = []  # of that
         self.last_frame_us: int | None = None
         self.last_frame_at = boottime()  # before the first, and after a standstill: since when one is expected
         self._read_at = self.last_frame_at  # when anything was read; likewise
@@ -126,7 +132,6 @@ class Connection:
         self._settings = settings
         self._sink = sink
         self._record = record
-        self._append = sink.append
         self._clock = came_at
         self._session: SessionWrapper | None = None
         self._client: FastClient | None = None
@@ -170,6 +175,11 @@ class Connection:
         return self._heard_before_pause_at if self._read_at < self._resumed_at + BACKLOG_SECONDS else self._came_at
 
     @property
+    def frames(self) -> int:
+        """How many frames it has received."""
+        return self._ended_frames + len(self._texts)
+
+    @property
     def alive(self) -> bool:
         """Whether the connection is not closed yet."""
         return not self._close_reason.done()
@@ -193,16 +203,49 @@ class Connection:
     def congested(self) -> bool:
         return self._sink.congested
 
-    def on_data(self, event: str, text: str) -> int:
+    def on_frame(self, event: str, text: str) -> bool:
         # No await anywhere here: order and speed depend on it.
-        now = time.time_ns() // 1000
-        self.last_frame_us = now
+        if event is self._run_event:
+            self._texts.append(text)
+            return False
+        self._begin_run(event)
+        self._texts.append(text)
+        return self._sink.congested
+
+    def _begin_run(self, event: str) -> None:
+        """Begin a run. Its frames have the time of the first: by then all that is read in this pass had come."""
+        self._end_run()
+        self._note_frame()
+        self._run_event = event
+        self._sink.begin_run(self._end_run)
+
+    def _end_run(self) -> None:
+        if self._run_event is None:
+            return
+        event, texts, self._run_event, self._texts = self._run_event, self._texts, None, []
+        self._ended_frames += len(texts)
+        stamps = [self.last_frame_us or 0] * len(texts)
+        settings = self._settings
+        run = FrameRun(self.id, "stream", event, settings.path, settings.params, stamps, texts)
+        with suppress(Exception):  # which closes the connection
+            self._append(run)
+
+    def on_data(self, event: str, text: str) -> int:
+        self._end_run()
+        at_us = self._note_frame()
+        self._ended_frames += 1
+        settings = self._settings
+        return self._append(Frame(at_us, self.id, "stream", event, settings.path, settings.params, text))
+
+    def _note_frame(self) -> int:
+        self.last_frame_us = at_us = time.time_ns() // 1000
         self._read_at = self.last_frame_at = boottime()
         self._came_at = self._clock()
-        self.frames += 1
-        settings = self._settings
+        return at_us
+
+    def _append(self, item: FrameRun | Frame) -> int:
         try:
-            return self._append(Frame(now, self.id, "stream", event, settings.path, settings.params, text))
+            return self._sink.append(item)
         except Exception as error:
             if self.alive:
                 self._close_reason.set_exception(error)

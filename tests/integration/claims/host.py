@@ -29,7 +29,7 @@ from sqlalchemy import event
 from ingestor.config import Config
 from ingestor.core import backoff
 from ingestor.core.clock import boottime
-from ingestor.core.entries import Fact, Frame
+from ingestor.core.entries import Fact, Frame, FrameRun
 from ingestor.daemon import factory, instance_cache, service, watchers
 from ingestor.errors import IngestorError
 from ingestor.pipeline import committer
@@ -111,11 +111,13 @@ class InlineSpool(Spool):
         self._queue = self.inline_queue  # type: ignore[assignment]
         self._thread = SimpleNamespace(start=lambda: None, join=lambda: None, is_alive=lambda: True)  # type: ignore[assignment]
 
-    def append(self, item: Frame | Fact) -> int:
+    def append(self, item: FrameRun | Frame | Fact) -> int:
         if self.inline_queue.dead:
             return self.head
         seq = super().append(item)
-        if isinstance(item, Frame):
+        if isinstance(item, FrameRun):
+            self.appended += enumerate(item.texts, seq - len(item.texts) + 1)
+        elif isinstance(item, Frame):
             self.appended.append((seq, item.text))
         elif item.kind in ("started", "clock_restarted"):
             self._clock_facts.append((seq, self.host.provider.clock_era))

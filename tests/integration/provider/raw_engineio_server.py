@@ -10,7 +10,7 @@ from typing import Any, Self
 
 from aiohttp import WSMsgType, web
 
-from ingestor.core.entries import Fact, Frame
+from ingestor.core.entries import Fact, Frame, FrameRun
 
 Talk = Callable[["ClientSocket"], Awaitable[None]]
 WAIT_SECONDS = 10
@@ -184,6 +184,7 @@ class Memory:
 
     def __init__(self) -> None:
         self.all: list[Frame | Fact] = []
+        self._open_runs: list[Callable[[], object]] = []
         self.congested = False
         self.synced = asyncio.Event()
         self.synced.set()
@@ -191,12 +192,22 @@ class Memory:
         self.fault: Exception | None = None
         self._changed = asyncio.Event()
 
-    def append(self, item: Frame | Fact) -> int:
-        if self.fault is not None and isinstance(item, Frame):
+    def append(self, item: FrameRun | Frame | Fact) -> int:
+        if not isinstance(item, FrameRun):
+            self._end_runs()
+        if self.fault is not None and not isinstance(item, Fact):
             raise self.fault
-        self.all.append(item)
+        self.all += item.frames() if isinstance(item, FrameRun) else [item]
         self._changed.set()
         return len(self.all)
+
+    def begin_run(self, end: Callable[[], object]) -> None:
+        self._open_runs.append(end)
+        asyncio.get_running_loop().call_soon(self._end_runs)
+
+    def _end_runs(self) -> None:
+        while self._open_runs:
+            self._open_runs.pop(0)()
 
     @property
     def head(self) -> int:

@@ -12,6 +12,7 @@ import pytest
 from engineio import base_client
 
 from ingestor.config.model import Subscription
+from ingestor.core.entries import Frame
 from ingestor.errors import ConnectionFailed, ConnectionRefused, SpoolFailed
 from ingestor.provider.auth import Token
 from ingestor.provider.socket import connection as connection_module
@@ -219,6 +220,35 @@ async def test_reading_pauses_while_sink_is_congested(
     await receive(memory, 50)
     assert [fact.kind for fact in memory.facts()] == ["paused", "resumed"]
     assert memory.texts == [f'42["res",{n}]' for n in range(50)]
+
+
+async def test_frames_of_one_pass_have_one_time_and_stay_in_order_with_what_came_between(
+    memory: Memory, raw_server: Serve, make_connection: Make, token: Token
+) -> None:
+    messages = [
+        '42["res",1]',
+        '42["data",2]',
+        '42["res",3]',
+        '42["err",{"message":"x"}]',
+        '42["res",4]',
+        '427["res",5]',
+    ]
+    server = await raw_server()
+    connection = make_connection(server.url)
+    await connection.open(token)
+    client = await server.client()
+    for message in messages:
+        await client.send(message)
+    await receive(memory, 5)
+    order = [entry.text if isinstance(entry, Frame) else entry.kind for entry in memory.all]
+    assert order == ['42["res",1]', '42["data",2]', '42["res",3]', "provider_error", '42["res",4]', '42["res",5]']
+    stamps = [entry.received_us if isinstance(entry, Frame) else entry.at_us for entry in memory.all]
+    assert stamps == sorted(stamps)
+    connection.on_frame("res", "6")
+    connection.on_frame("res", "7")
+    assert connection.frames == 7
+    await receive(memory, 7)
+    assert memory.frames[5].received_us == memory.frames[6].received_us == connection.last_frame_us
 
 
 async def test_server_was_there_when_what_is_read_had_certainly_come(memory: Memory) -> None:

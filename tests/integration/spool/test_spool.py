@@ -8,11 +8,12 @@ import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from pathlib import Path
 
 import pytest
 
+from ingestor.core.entries import Frame, FrameRun
 from ingestor.daemon.factory import lock_database
 from ingestor.errors import AlreadyLocked, DatabaseUnavailable, SpoolFailed, SpoolTooNew
 from ingestor.spool.ballast import Ballast
@@ -70,6 +71,21 @@ async def test_seqs_continue_after_restart_of_an_empty_spool(tmp_path: Path) -> 
         assert spool.append(fact()) == seq + 1
 
 
+class OpenRun:
+    """A run under way, as a connection has it."""
+
+    def __init__(self, spool: Spool, connection_id: str) -> None:
+        self.texts: list[str] = []
+        self._append = spool.append
+        self._connection_id = connection_id
+        spool.begin_run(self._end)
+
+    def _end(self) -> None:
+        like = frame("")
+        stamps = [like.received_us] * len(self.texts)
+        self._append(FrameRun(self._connection_id, "stream", like.event, like.path, like.params, stamps, self.texts[:]))
+
+
 async def test_acknowledged_chunk_is_deleted(tmp_path: Path) -> None:
     async with open_spool(tmp_path) as spool:
         await spool.durable(spool.append(frame("x" * 5000)))
@@ -102,6 +118,50 @@ async def test_full_chunk_is_synced_before_sync_every(tmp_path: Path) -> None:
         for _ in range(CHUNK_ENTRIES):
             spool.append(fact())
         await spool.durable(seq)  # a full chunk does not wait for sync_every
+
+
+async def test_runs_under_way_end_before_a_fact_and_with_the_pass(tmp_path: Path) -> None:
+    async with open_spool(tmp_path) as spool:
+        first, second = OpenRun(spool, "first"), OpenRun(spool, "second")
+        first.texts += ["a", "b"]
+        second.texts.append("c")
+        first.texts.append("d")
+        assert spool.append(fact()) == 5
+        third = OpenRun(spool, "third")
+        third.texts.append("e")
+        await asyncio.sleep(0)
+        third.texts.append("after the pass")
+        await spool.durable(6)
+        received = [item.text if isinstance(item, Frame) else item.kind for _, item in spool.read(0, max_entries=9)]
+        assert received == ["a", "b", "d", "c", fact().kind, "e"]
+        assert [seq for seq, _ in spool.read(0, max_entries=9)] == [1, 2, 3, 4, 5, 6]
+
+
+async def test_newest_seq_and_heartbeat_include_the_runs_under_way(tmp_path: Path) -> None:
+    async with open_spool(tmp_path) as spool:
+        OpenRun(spool, "first").texts.append("a")
+        assert spool.head == 1
+        OpenRun(spool, "second").texts.append("b")
+        spool.heartbeat(1234)
+        await spool.durable(2)
+        assert spool.durable_heartbeat is not None
+        assert spool.durable_heartbeat[:2] == (1234, 2)
+
+
+async def test_long_run_is_split_into_chunks(tmp_path: Path) -> None:
+    async with open_spool(tmp_path) as spool:
+        spool.append(frame("first"))
+        run = OpenRun(spool, "long")
+        run.texts += map(str, range(2 * CHUNK_ENTRIES))
+        await spool.durable(spool.head)
+        with closing(sqlite3.connect(tmp_path / "spool.db")) as db:
+            chunks = db.execute("SELECT first_seq, last_seq FROM chunks").fetchall()
+        assert chunks == [(1, 1000), (1001, 2000), (2001, 2001)]
+        entries = [item for _, item in spool.read(0, max_entries=3 * CHUNK_ENTRIES)]
+        assert [item.text for item in entries if isinstance(item, Frame)] == [
+            frame("first").text,
+            *map(str, range(2000)),
+        ]
 
 
 async def test_spool_is_congested_while_too_much_is_unsynced(tmp_path: Path) -> None:

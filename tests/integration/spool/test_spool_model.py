@@ -14,7 +14,7 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import invariant, precondition, rule
 
-from ingestor.core.entries import Fact, Frame
+from ingestor.core.entries import Fact, Frame, FrameRun
 from ingestor.spool import ballast
 from ingestor.spool import spool as module
 from ingestor.spool.keep import KEEP_NOTHING, Keep
@@ -66,6 +66,16 @@ class SpoolAgainstModel(StepCounter):
         self._loop.run_until_complete(asyncio.wait_for(work, 20))
 
     # -- input
+
+    @rule(size=st.integers(1, 2 * CHUNK_ENTRIES + 1))
+    def append_run(self, size: int) -> None:
+        seqs = range(len(self.appended) + 1, len(self.appended) + 1 + size)
+        frames = [frame("x" * (seq % 7), received_us=T0 + seq) for seq in seqs]
+        self.appended += frames
+        stamps, texts = [frame.received_us for frame in frames], [frame.text for frame in frames]
+        first = frames[0]
+        run = FrameRun(first.connection_id, first.source, first.event, first.path, first.params, stamps, texts)
+        assert self.spool.append(run) == len(self.appended)
 
     @rule(size=st.integers(1, 2 * CHUNK_ENTRIES + 1), facts=st.booleans())
     def append(self, size: int, facts: bool) -> None:
@@ -199,7 +209,7 @@ class SpoolAgainstModel(StepCounter):
 
     def _wait_until_idle(self) -> None:
         """Wait until the thread is idle: a copy made while it writes would be inconsistent."""
-        handed = self.spool.head - len(self.spool._pending)
+        handed = self.spool.head - self.spool._pending_entries
         assert handed == 0 or self.spool.wait(handed - 1, 20)
 
     def _copy(self) -> Path:
