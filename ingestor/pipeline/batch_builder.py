@@ -87,7 +87,7 @@ class BatchBuilder:
         is_envelope = decoded.path is not frame.path and dead_frame is None
         batch.origins[seq] = origin._replace(path=decoded.path, params=decoded.params) if is_envelope else origin
         if frame.retry_of is not None:
-            batch.retries[seq] = RetriedLetter(frame.retry_of, frame.retry_origin)
+            batch.retries[seq] = RetriedLetter(frame.retry_origin, frame.received_us)
         if self._keep_payloads and dead_frame is None:
             body = escape_unstorable(decoded.body)
             batch.payloads.append(_new(Payload, (seq, origin, received_us, published_us, decoded.rows, body)))

@@ -86,10 +86,10 @@ BUGS = (
         "tests/integration/pipeline/test_writer.py",
     ),
     Bug(
-        "a retried letter is marked by its id alone",
+        "a retry marks a letter of another instance that has its id now",
         "store/write/batch_writer.py",
-        'where(c.dead_letter_id == bindparam("id_"), *same)',
-        'where(c.dead_letter_id == bindparam("id_"))',
+        '        c.received_at == bindparam("received_at_"),\n',
+        "",
         REWIND,
     ),
     Bug(

@@ -94,10 +94,10 @@ class DeadLetter(NamedTuple):
 
 
 class RetriedLetter(NamedTuple):
-    """A dead letter that was retried: the one with this id, if it has this origin."""
+    """A dead letter that was retried. After a loss, another instance may have its id, and a letter of this origin."""
 
-    dead_letter_id: int
     origin: LetterOrigin | None  # None: not known
+    received_us: int
 
 
 @dataclass(slots=True, kw_only=True)

@@ -334,13 +334,17 @@ def _dead_letter_columns(letter: DeadLetter, origin: Origin) -> dict[str, Any]:
 
 
 def _mark_retried(connection: Connection, letters: Iterable[RetriedLetter]) -> None:
-    """Mark letters as retried. One of unknown origin is not marked: its id may be another letter's now."""
+    """Mark the letters whose origin is known. Ids do not identify: a letter that is written again may get another."""
     c = schema.dead_letters.c
-    key = ("instance_id", "seq", "row_index")
-    same = [c[name].is_not_distinct_from(bindparam(f"{name}_", type_=c[name].type)) for name in key]
-    mark = update(schema.dead_letters).where(c.dead_letter_id == bindparam("id_"), *same)
+    mark = update(schema.dead_letters).where(
+        c.instance_id == bindparam("instance_id_"),
+        c.seq == bindparam("seq_"),
+        c.row_index.is_not_distinct_from(bindparam("row_index_", type_=c.row_index.type)),
+        c.received_at == bindparam("received_at_"),
+    )
     rows = [
-        {"id_": letter.dead_letter_id} | {f"{name}_": value for name, value in letter.origin._asdict().items()}
+        {f"{name}_": value for name, value in letter.origin._asdict().items()}
+        | {"received_at_": to_datetime(letter.received_us)}
         for letter in letters
         if letter.origin is not None
     ]

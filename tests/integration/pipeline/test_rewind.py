@@ -19,7 +19,7 @@ from pydantic import SecretStr
 from sqlalchemy import Engine, text
 
 from ingestor.config.model import Subscription
-from ingestor.core.entries import Fact, Frame
+from ingestor.core.entries import Fact, Frame, LetterOrigin
 from ingestor.core.times import to_datetime
 from ingestor.errors import SpoolFailed
 from ingestor.monitoring.fact_messages import message_of
@@ -509,20 +509,24 @@ async def test_time_is_not_proven_to_be_earlier_by_old_rows(start_daemon: Callab
 # -- dead letters
 
 
-@pytest.mark.parametrize("origin", ["known", "of an older program"])
-async def test_retry_of_a_lost_letter_does_not_mark_the_one_that_has_its_id_now(
+@pytest.mark.parametrize("origin", ["known", "of an older program", "of another instance that had this id"])
+async def test_retry_of_a_lost_letter_marks_it_and_not_the_one_that_has_its_id_now(
     start_daemon: Callable[..., Any], sqlite: Engine, origin: str
 ) -> None:
     daemon, other = await start_daemon(sqlite), await start_daemon(sqlite, "other")
     await begin(daemon)
     await begin(other)
     backup = Backup(sqlite)
-    await daemon.receive(frame("{bad", received_us=T0 + 3 * SECOND))
+    bad = frame("{bad", received_us=T0 + 3 * SECOND)
+    await daemon.receive(bad)
     daemon.write()
-    assert await requeue_dead_letters(daemon.spool, sqlite, [1]) == 1
-    if origin != "known":
-        (retry,) = [entry for _, entry in daemon.spool.read(3, max_entries=1)]
-        await daemon.receive(structs.replace(retry, retry_origin=None))
+    if origin == "known":
+        assert await requeue_dead_letters(daemon.spool, sqlite, [1]) == 1
+    elif origin == "of an older program":
+        await daemon.receive(structs.replace(bad, retry_of=1))
+    else:
+        earlier = {"received_us": bad.received_us - 1, "retry_origin": LetterOrigin(1, 3, None)}
+        await daemon.receive(structs.replace(bad, retry_of=1, **earlier))
     daemon.write()
     backup.restore()
     await other.receive(frame("{other", received_us=T0 + 4 * SECOND))
@@ -531,7 +535,7 @@ async def test_retry_of_a_lost_letter_does_not_mark_the_one_that_has_its_id_now(
     found = query(sqlite, "SELECT dead_letter_id, body, retried_at IS NULL FROM dead_letters ORDER BY 1")
     assert [(letter_id, body, bool(is_open)) for letter_id, body, is_open in found][:2] == [
         (1, "{other", True),
-        (2, "{bad", True),
+        (2, "{bad", origin != "known"),
     ]
     assert audit(sqlite) == []
 
