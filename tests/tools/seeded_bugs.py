@@ -33,6 +33,7 @@ CLAIMS = "tests/integration/claims/test_claims_model.py"
 SESSIONS = f"{STORE}/test_postgres_session.py"
 PERMIT, RECEIVER_LEASE = "tests/integration/provider/test_permit.py", f"{STORE}/test_receiver_lease.py"
 HOSTS, FAILOVER = f"{STORE}/test_postgres_hosts.py", f"{PIPELINE}/test_database_failover.py"
+DIRECT_COPY = f"{STORE}/test_direct_copy.py tests/unit/store/test_copy_policy.py"
 INSTANCES = f"{STORE}/test_instances.py"
 REPAIR_TESTS, REPAIRS = "tests/integration/test_repair.py", f"{STORE}/test_repairs.py"
 
@@ -605,6 +606,20 @@ BUGS = (
         "{0} / 1000000 * interval '1 second' + {0} %% 1000000 * interval '1 microsecond'",
         "{0} * interval '1 microsecond'",
         f"{PIPELINE}/test_hostile_payloads.py",
+    ),
+    Bug(
+        "a batch with rows that are there is copied again and again",
+        "store/write/batch_writer.py",
+        "            self._copy_policy.note_failed()\n",
+        "",
+        DIRECT_COPY,
+    ),
+    Bug(
+        "rows are inserted in the order of receipt, so that two daemons deadlock",
+        "store/write/sample_writer.py",
+        "sorted(self._rows.first)",
+        "list(self._rows.first)",
+        DIRECT_COPY,
     ),
     Bug(
         "dedup removes repetitions that another instance made relevant",

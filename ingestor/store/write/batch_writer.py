@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from datetime import UTC, datetime
 from functools import partial
 from types import ModuleType
@@ -34,9 +34,10 @@ from ingestor.store.write.batch import (
     WriteResult,
 )
 from ingestor.store.write.bisection import bisect_rejected
+from ingestor.store.write.copy_policy import CopyPolicy
 from ingestor.store.write.interning import InternTable
 from ingestor.store.write.registration import InstanceInfo, LostSpan, Ownership, Registration, SpoolExtent, claim
-from ingestor.store.write.sample_writer import InsertCounts, SampleInsert, dead_letter_of
+from ingestor.store.write.sample_writer import InsertCounts, InsertMethod, SampleInsert, dead_letter_of
 
 PROVING_ROWS = 100  # the last rows of a batch, whose ts prove what time it is
 _NEW_SPOOL = SpoolExtent(first_seq=1)
@@ -83,6 +84,7 @@ class BatchWriter:
         self._highest_position = 0  # that this run has committed: the database may go back, and forward again
         self._attempted_at: set[datetime] = set()  # by batches past that position, whose outcome may be unknown
         self._registered_over: Any = None  # the driver's connection; what is cached came over it, and ends with it
+        self._copy_policy = CopyPolicy()
         self._published_heard: Mapping[tuple[str, str], int] = {}
         self._late_first_seq = 0  # of an instance that begins in the middle of its spool
         self._not_before_us: int | None = None  # when that entry was received: earlier ones belong to another instance
@@ -106,6 +108,7 @@ class BatchWriter:
         self._series.clear()
         self._subscriptions.clear()
         self._published_heard = {}
+        self._copy_policy = CopyPolicy()  # the database may have any rows now, also those of another instance
         with self._begin() as connection:
             server = self._find_server(connection, extent)
             is_own_commit = partial(self._is_own_commit, connection)
@@ -206,20 +209,34 @@ class BatchWriter:
         if series.rejections and batch.deduplicated_rows:
             raise FullBatchRequired("the database rejects the name of a series")
         subscriptions = self._intern_subscriptions(batch)
-        try:
-            return self._write(batch, series, subscriptions, isolate=False)
-        except BatchRejected:
-            return self._write(batch, series, subscriptions, isolate=True)  # only now: savepoints cost round trips
+        for method in self._methods():
+            with suppress(BatchRejected):
+                return self._write(batch, series, subscriptions, method)
+        return self._write(batch, series, subscriptions, InsertMethod.ISOLATE)  # only now: savepoints cost round trips
+
+    def _methods(self) -> Iterator[InsertMethod]:
+        """Give the methods to try first. One that fails changes nothing."""
+        if self._engine.dialect.name == "postgresql" and self._copy_policy.is_due:
+            yield InsertMethod.COPY
+            self._copy_policy.note_failed()
+        yield InsertMethod.MERGE
 
     def _write(
-        self, batch: Batch, series: _InternedSeries, subscriptions: dict[SubscriptionRow, int], *, isolate: bool
+        self,
+        batch: Batch,
+        series: _InternedSeries,
+        subscriptions: dict[SubscriptionRow, int],
+        method: InsertMethod,
     ) -> WriteResult:
         with self._transaction() as connection:
             self._advance(connection, batch)
-            counts = SampleInsert(connection, self.instance_id, batch, series.ids).run(isolate=isolate)
+            samples = SampleInsert(connection, self.instance_id, batch, series.ids)
+            counts = samples.run(method)
             result, dead_letters = _summarize(batch, counts, series)
             self._write_journal(connection, batch, dead_letters, subscriptions, result)
         self._note_commit(batch)
+        if samples.key_count:
+            self._copy_policy.note_written(all_new=counts.new == samples.key_count)
         return result
 
     def write_samples(self, batch: Batch) -> WriteResult:
@@ -230,7 +247,7 @@ class BatchWriter:
         series = self._intern_series(batch)
         with self._transaction() as connection:
             self._advance(connection, batch, gapless=False)
-            counts = SampleInsert(connection, self.instance_id, batch, series.ids).run(isolate=True)
+            counts = SampleInsert(connection, self.instance_id, batch, series.ids).run(InsertMethod.ISOLATE)
         self._note_commit(batch)
         return _summarize(batch, counts, series)[0]
 

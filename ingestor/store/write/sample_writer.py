@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from enum import Enum
 from types import ModuleType
 
 from sqlalchemy import Connection, insert
@@ -19,6 +20,14 @@ from ingestor.store.write import postgres_sql, revision_rows, sqlite_sql
 from ingestor.store.write.batch import Batch, DeadLetter, SampleRow
 from ingestor.store.write.bisection import bisect_rejected
 from ingestor.store.write.revisions import SampleKey, SampleValue, group_by_key
+
+
+class InsertMethod(Enum):
+    """How rows are inserted, from the fastest to the one that copes with all of them."""
+
+    COPY = "all are new: one that is not, or that the database rejects, raises BatchRejected (PostgreSQL only)"
+    MERGE = "some may be there already; one that the database rejects raises BatchRejected"
+    ISOLATE = "one that the database rejects is counted"
 
 
 @dataclass(slots=True)
@@ -52,21 +61,27 @@ class SampleInsert:
         self._keys = sorted(self._rows.first)  # two daemons that take locks in different order would deadlock
         self._counts = InsertCounts()
 
-    def run(self, *, isolate: bool) -> InsertCounts:
-        """Insert all rows. A row that the database rejects raises BatchRejected or, with ``isolate``, is counted.
+    @property
+    def key_count(self) -> int:
+        """The number of rows to be inserted, if their keys are new."""
+        return len(self._keys)
+
+    def run(self, method: InsertMethod) -> InsertCounts:
+        """Insert all rows.
 
         The bisection is here, inside the transaction, although entries are bisected as well: where every frame has a
         bad row, a transaction for each entry would hold up all others.
         """
-        if self._keys and not isolate:
-            return self._insert_rows(self._keys)
-        if self._keys:
+        if self._keys and method is InsertMethod.ISOLATE:
             bisect_rejected(self._keys, self._insert_in_savepoint, self._reject)
+        elif self._keys:
+            bulk_insert = self._bulk.copy_samples if method is InsertMethod.COPY else self._bulk.insert_samples
+            self._counts = self._insert_rows(self._keys, bulk_insert)
         return self._counts
 
     def _insert_in_savepoint(self, keys: Sequence[SampleKey]) -> None:
         with self._connection.begin_nested(), translate_errors():
-            part = self._insert_rows(keys)
+            part = self._insert_rows(keys, self._bulk.insert_samples)
         self._counts.add(part)
 
     def _reject(self, key: SampleKey, rejection: BatchRejected) -> None:
@@ -91,9 +106,9 @@ class SampleInsert:
         except BatchRejected as error:
             raise DatabaseUnavailable(f"the database rejects rows, and dead letters too, retrying: {error}") from None
 
-    def _insert_rows(self, keys: Sequence[SampleKey]) -> InsertCounts:
+    def _insert_rows(self, keys: Sequence[SampleKey], bulk_insert: Callable[..., int]) -> InsertCounts:
         rows = [(key, self._rows.first[key]) for key in keys]
-        new = self._bulk.insert_samples(self._connection, self._instance_id, rows)
+        new = bulk_insert(self._connection, self._instance_id, rows)
         disputed = self._rows.restated.intersection(keys) if self._rows.restated else set()
         if new < len(rows):
             # Only now: looking for differing values in every batch costs three times the insert.

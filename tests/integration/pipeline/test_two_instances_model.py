@@ -29,6 +29,7 @@ from ingestor.spool.spool import Spool
 from ingestor.store import schema
 from ingestor.store.engine import make_engine
 from ingestor.store.read.audit import audit
+from ingestor.store.write import copy_policy
 from ingestor.store.write.batch import Batch
 from tests.support.entries import T0, fact, frame, row
 from tests.support.flaky_commit import CachedValues, CacheRecorder, FlakyCommits, latest_values
@@ -410,7 +411,10 @@ def test_two_instances_agree_with_the_model_on_sqlite(sqlite_template: Path) -> 
 
 @pytest.mark.postgres
 @pytest.mark.timeout(method=MODEL_TIMEOUT_METHOD)
-def test_two_instances_agree_with_the_model_on_postgres(postgres_template_url: str, postgres_server_url: str) -> None:
+def test_two_instances_agree_with_the_model_on_postgres(
+    postgres_template_url: str, postgres_server_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(copy_policy, "FIRST_WAIT", 0)  # a try to copy before each merge
     with fresh_database(postgres_server_url, postgres_template_url) as plain:
         url = plain.replace("postgresql://", "postgresql+psycopg://")
 
