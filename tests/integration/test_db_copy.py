@@ -368,3 +368,14 @@ def test_what_a_daemon_writes_meanwhile_is_in_the_copy_or_behind_its_position(
             late = "SELECT count(*) FROM observations WHERE ticker = 'LATE'"
             assert 0 < position == connection.execute(text(late)).scalar_one() < seq
     reader.dispose()
+
+
+@pytest.mark.parametrize("urls", ["postgres sqlite"], indirect=True)
+def test_rows_are_counted_for_as_long_as_it_takes(source: Engine, urls: tuple[str, str]) -> None:
+    expected = 2 * sum(len(read_everything(urls[0])[form.table.name]) for form in copier.HISTORY)
+    with source.begin() as connection:
+        connection.execute(text("ALTER TABLE repairs RENAME TO stored"))
+        connection.execute(text("CREATE VIEW repairs AS SELECT * FROM stored WHERE pg_sleep(1.5) IS NOT NULL"))
+    impatient = make_engine(f"{urls[0]}{'&' if '?' in urls[0] else '?'}options=-c%20statement_timeout%3D1000")
+    assert copier.count_rows(impatient) == expected
+    impatient.dispose()
