@@ -204,7 +204,7 @@ class ChunkWriter:
     def _convert(self) -> None:
         """Let a small file from before format 4 shrink from now on. Without space for that it stays as it is."""
         used_bytes = (self._pragma("page_count") - self._pragma("freelist_count")) * self._pragma("page_size")
-        if self._can_shrink or used_bytes > CONVERT_BYTES:
+        if self.can_shrink or used_bytes > CONVERT_BYTES:
             return
         self._db.execute("PRAGMA temp_store=MEMORY")
         self._db.execute("PRAGMA auto_vacuum=INCREMENTAL")
@@ -215,7 +215,8 @@ class ChunkWriter:
                 raise
 
     @property
-    def _can_shrink(self) -> bool:
+    def can_shrink(self) -> bool:
+        """Whether free pages can be returned to the file system. Not in a large file from before format 4."""
         return self._pragma("auto_vacuum") == 2
 
     def _pragma(self, name: str) -> int:
@@ -301,7 +302,7 @@ class ChunkWriter:
 
     @property
     def _returnable_pages(self) -> int:
-        return self._pragma("freelist_count") if self._can_shrink else 0
+        return self._pragma("freelist_count") if self.can_shrink else 0
 
     def _shrink(self, pages: int) -> bool:
         """Move the last pages of the file into free ones, and cut it. Returns False if that is not possible."""

@@ -446,8 +446,9 @@ class Spool:
     def _reserve_ballast(self) -> None:
         while not self._ballast.held:
             lacks_space = self._ballast.reserve()
-            if not (lacks_space and self._give_back()):
+            if not (lacks_space and self._return_space()):
                 break
+            self.synced_at = time.monotonic()
         self.disk_full = not self._ballast.held
 
     def _check_files(self) -> None:
@@ -498,9 +499,16 @@ class Spool:
     def _relieve_disk(self) -> None:
         """Give kept space back to others before the disk is full: a database on it, which would have to stop."""
         until = time.monotonic() + GIVE_BACK_SECONDS
-        while _is_low(self._file.path) and self._give_back() and time.monotonic() < until:
+        while _is_low(self._file.path) and self._return_space() and time.monotonic() < until:
             self.synced_at = time.monotonic()
         self._reserve_ballast()
+
+    def _return_space(self) -> bool:
+        """Give a step of space back to the disk. Returns False if there is none.
+
+        What a file that cannot shrink keeps is of no use to others, so it stays until a write of ours needs its place.
+        """
+        return self._file.can_shrink and self._give_back()
 
     def _on_synced(self, size: int) -> None:
         self._unsynced_bytes -= size

@@ -496,6 +496,13 @@ BUGS = (
         KEEP,
     ),
     Bug(
+        "a file that cannot shrink drops all that it keeps when the disk is low",
+        "spool/spool.py",
+        "return self._file.can_shrink and self._give_back()",
+        "return self._give_back()",
+        "tests/integration/spool/test_keep.py",
+    ),
+    Bug(
         "the ballast goes before what is kept",
         "spool/spool.py",
         "        if self._give_back():\n            return\n        self.disk_full = True\n",

@@ -471,16 +471,48 @@ async def test_space_is_given_back_before_the_disk_is_full(tmp_path: Path) -> No
             await fill(spool, 80, acked_behind=2)
             size = (folder / "spool" / "spool.db").stat().st_size
             kept = spool.kept_bytes
-            free = os.statvfs(folder).f_bavail * os.statvfs(folder).f_frsize
-            (folder / "database").write_bytes(bytes(free - (4 << 20)))
-            for _ in range(20):
-                spool.heartbeat(1)
-                await settle(spool)
+            leave_free(folder, 4 << 20)
+            await beat_often(spool)
             assert spool.kept_bytes < kept
             assert (folder / "spool" / "spool.db").stat().st_size < size
             assert os.statvfs(folder).f_bavail * os.statvfs(folder).f_frsize > 12 << 20
             assert spool._ballast.held
             assert [seq for seq, _ in spool.read(spool.acked, max_entries=9)] == [79, 80]
+
+
+async def test_file_that_cannot_shrink_drops_nothing_for_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(chunk_store, "CONVERT_BYTES", 0)
+    with small_disk(tmp_path / "small", 128 << 20) as folder:
+        async with open_spool(folder / "spool", Keep(DAY, 1 << 30)):
+            pass
+        with closing(sqlite3.connect(folder / "spool" / "spool.db")) as db:
+            db.execute("PRAGMA auto_vacuum=NONE")
+            db.execute("VACUUM")
+        async with open_spool(folder / "spool", Keep(DAY, 1 << 30)) as spool:
+            await fill(spool, 80, acked_behind=2)
+            leave_free(folder, 8 << 20)
+            await beat_often(spool)
+            assert (spool.first_seq(), spool._ballast.held) == (1, True)
+        (folder / "spool" / "ballast").unlink()
+        leave_free(folder, 8 << 20)
+        async with open_spool(folder / "spool", Keep(DAY, 1 << 30)) as spool:
+            await beat_often(spool)
+            assert (spool.first_seq(), spool.disk_full) == (1, True)
+
+
+def leave_free(folder: Path, size_bytes: int) -> None:
+    """Fill the disk but for this much."""
+    found = os.statvfs(folder)
+    free = found.f_bavail * found.f_frsize
+    (folder / f"filler{free}").write_bytes(bytes(free - size_bytes))
+
+
+async def beat_often(spool: Spool) -> None:
+    for _ in range(20):
+        spool.heartbeat(1)
+        await settle(spool)
 
 
 async def test_rewound_entries_outlast_a_full_disk(tmp_path: Path) -> None:
