@@ -122,8 +122,7 @@ class Standby:
         while True:
             self._wake.clear()
             await self._poll()
-            if self._standing.has_expired(boottime()):
-                self._report("lease_expired", {"reason": f"not renewed for {self._lease_seconds:g} s: {self._error}"})
+            self._report_expiry()
             await self._yield_if_in_vain()
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._wake.wait(), self._pause_seconds())
@@ -159,6 +158,7 @@ class Standby:
         except (IngestorError, OSError) as error:  # an outage, whatever it is: the writer decides what is fatal
             self._error = redactor.scrub(str(error))
             return
+        self._report_expiry()  # also if the answer is that it is ours again
         self._error = "" if answer.is_ours or answer.other else "no instance holds it, and this one may not take it yet"
         change = self._standing.note(answer, asked_at)
         if answer.is_ours:
@@ -167,6 +167,11 @@ class Standby:
             await self._stand_by()
         elif change:
             self._receive(change, answer.other)
+
+    def _report_expiry(self) -> None:
+        if self._standing.has_expired(boottime()):
+            reason = f"not renewed for {self._lease_seconds:g} s: {self._error or 'the answer came too late'}"
+            self._report("lease_expired", {"reason": reason})
 
     async def _stand_by(self) -> None:
         self._permit.revoke()
@@ -217,7 +222,7 @@ def build_standby(
     """Build what takes and renews the lease in the configured database, for this run of the spool."""
     # A replaced primary that came back would give the lease to two.
     engine = make_engine(config.database.url.get_secret_value(), known_server=lambda: spool.server)
-    lease = ReceiverLease(engine, spool.run_id, LEASE_SECONDS)
+    lease = ReceiverLease(engine, spool.run_id, LEASE_SECONDS, known_server=lambda: spool.server)
     seconds = {"lease_seconds": LEASE_SECONDS, "poll_seconds": POLL_SECONDS, "yield_seconds": YIELD_SECONDS}
     return Standby(lease, permit, supervisor, record, **seconds)
 

@@ -17,6 +17,7 @@ from sqlalchemy import Connection, func, select, update
 
 from ingestor.store import leases, postgres_session, schema
 from ingestor.store.engine import Engine, translate_errors
+from ingestor.store.server_identity import KnownServer
 
 NAME = "receiver"
 
@@ -43,14 +44,18 @@ class LeaseAnswer(NamedTuple):
 class ReceiverLease:
     """Takes, renews and releases the lease of one run. For any thread, one call at a time."""
 
-    def __init__(self, engine: Engine, run_id: str, duration_seconds: float) -> None:
-        """``engine`` is not shared: its connection stays open between two calls."""
+    def __init__(
+        self, engine: Engine, run_id: str, duration_seconds: float, *, known_server: KnownServer = lambda: None
+    ) -> None:
+        """``engine`` is not shared: its connection stays open between two calls, until ``known_server`` changes."""
         self._engine = engine
         self._run_id = run_id
         self._duration = timedelta(seconds=duration_seconds)
         self._limit_seconds = duration_seconds / 2  # for one call: an answer that comes later is of little use
         self._lock = threading.Lock()
         self._released = False
+        self._known_server = known_server
+        self._known_at_connect = known_server()
 
     def take(self, *, only_look: bool = False) -> LeaseAnswer:
         """Take or renew the lease, unless another run holds it. Raises DatabaseUnavailable and BatchRejected."""
@@ -89,6 +94,10 @@ class ReceiverLease:
 
     @contextmanager
     def _session(self) -> Iterator[Connection]:
+        known = self._known_server()
+        if known != self._known_at_connect:  # connecting refuses a server that was replaced
+            self._engine.dispose()
+            self._known_at_connect = known
         with translate_errors(), self._engine.connect() as connection:
             connection = connection.execution_options(isolation_level="AUTOCOMMIT")
             driver_connection: Any = connection.connection.driver_connection

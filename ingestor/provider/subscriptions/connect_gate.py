@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import math
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -13,6 +12,7 @@ from ingestor.provider.subscriptions.states import Event
 
 SPOOL_FULL = "the spool is full"
 NOT_NOW = "connections must not be opened now"
+CHECK_SECONDS = 1.0
 
 
 class ConnectGate:
@@ -50,13 +50,22 @@ class ConnectGate:
 
     @asynccontextmanager
     async def time_limit(self) -> AsyncIterator[None]:
-        """End the block, by raising ConnectionFailed, when the permit ends as it was granted last before it."""
-        seconds = self._permit.seconds_left
+        """End the block, by raising ConnectionFailed, once the permit is no longer held."""
         try:
-            async with asyncio.timeout(seconds if seconds < math.inf else None):
-                yield
+            async with asyncio.timeout(None) as limit:
+                watch = asyncio.create_task(self._expire(limit))
+                try:
+                    yield
+                finally:
+                    watch.cancel()
         except TimeoutError:
             raise ConnectionFailed(NOT_NOW) from None
+
+    async def _expire(self, limit: asyncio.Timeout) -> None:
+        # The permit may be renewed meanwhile, and timers stand still while the machine is suspended.
+        while self._permit.held:  # noqa: ASYNC110
+            await asyncio.sleep(min(CHECK_SECONDS, self._permit.seconds_left))
+        limit.reschedule(asyncio.get_running_loop().time())
 
     def note_space(self, has_space: bool) -> None:
         """Note whether the spool has space."""

@@ -193,6 +193,7 @@ class Supervisor:
         """Connect, and replace connections that are due, because the permit is held again."""
         self._context.gate.standby_reason = ""
         for group in self._groups.values():
+            group.record_gate()  # the spool may be full
             group.wake_up.set()
 
     def _record_interruption(self, found: Interruption, before: ClockReading, now: ClockReading) -> None:

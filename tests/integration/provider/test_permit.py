@@ -129,6 +129,32 @@ async def test_opening_ends_with_the_permit(permit: Permit) -> None:
         pass
 
 
+async def test_opening_goes_on_while_the_permit_is_renewed(permit: Permit) -> None:
+    permit.grant(boottime() + 0.3)
+    opened = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    loop.call_later(0.1, lambda: permit.grant(boottime() + 5))
+    loop.call_later(0.5, opened.set)
+    async with ConnectGate(permit).time_limit():
+        await opened.wait()
+
+
+async def test_spool_that_is_full_when_standby_ends_is_the_state(
+    run: StartSupervisor, simulator: FaultySimulator, permit: Permit
+) -> None:
+    permit.revoke()
+    running = await run(simulator.url, simulator.api_key, [AAPL], permit)
+    await running.until("pending", AAPL)
+    await running.supervisor.disconnect_all("the spool is full")
+    await running.supervisor.stand_by(OTHER)
+    await running.until("standby", AAPL)
+    permit.grant(math.inf)
+    running.supervisor.end_standby()
+    await running.until("spool_full", AAPL)
+    running.supervisor.resume()
+    await running.until("live", AAPL)
+
+
 async def test_standing_by_closes_connections_as_of_the_last_byte(
     run: StartSupervisor, simulator: FaultySimulator, memory: Memory, permit: Permit
 ) -> None:

@@ -183,3 +183,15 @@ def test_server_that_hangs_delays_an_answer_by_half_the_lease_at_most(
     assert time.monotonic() - started < 2
     postgres.resume()
     lease.close()
+
+
+def test_open_connection_to_a_replaced_server_is_not_used(db: psycopg.Connection, url: str) -> None:
+    known: list[tuple[str, int] | None] = [None]
+    engine = make_engine(url.replace("postgresql://", "postgresql+psycopg://"), known_server=lambda: known[0])
+    lease = ReceiverLease(engine, "run-1", SECONDS, known_server=lambda: known[0])
+    assert lease.take().is_ours
+    (system,) = db.execute("SELECT system_identifier::text FROM pg_control_system()").fetchone() or ()
+    known[0] = (system, 2)
+    with pytest.raises(DatabaseUnavailable, match="replaced"):
+        lease.take()
+    lease.close()

@@ -1,0 +1,50 @@
+"""What a stand-by records about its lease. The lease answers late, as it does after a SIGSTOP."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Any
+
+from ingestor.core.entries import Fact
+from ingestor.core.permit import Permit
+from ingestor.daemon.standby import Standby
+from ingestor.store.receiver_lease import LeaseAnswer
+
+LEASE_SECONDS = 0.2
+
+
+class LateLease:
+    """Ours at each request; the second answer comes after the lease has ended."""
+
+    def __init__(self) -> None:
+        self.requests = 0
+
+    def take(self, *, only_look: bool) -> LeaseAnswer:
+        assert not only_look
+        self.requests += 1
+        if self.requests == 2:
+            time.sleep(2 * LEASE_SECONDS)
+        return LeaseAnswer(True)
+
+
+class ConnectedSupervisor:
+    is_connected = True
+
+    def end_standby(self) -> None: ...
+
+
+async def test_lease_that_ends_during_a_request_is_reported_as_expired_and_regained() -> None:
+    facts: list[Fact] = []
+    lease: Any = LateLease()
+    supervisor: Any = ConnectedSupervisor()
+    standby = Standby(
+        lease, Permit(), supervisor, facts.append, lease_seconds=LEASE_SECONDS, poll_seconds=0.01, yield_seconds=60
+    )
+    running = asyncio.create_task(standby.run())
+    async with asyncio.timeout(10):
+        while lease.requests < 4:
+            await asyncio.sleep(0.01)
+    running.cancel()
+    assert [fact.kind for fact in facts][:2] == ["lease_expired", "lease_regained"]
+    assert facts[0].detail["reason"] == "not renewed for 0.2 s: the answer came too late"
