@@ -137,8 +137,11 @@ async def test_standby_takes_over_from_killed_receiver_and_heals_the_gap(add_hos
     assert (found["took_over"]["instance_id"], found["took_over"]["name"]) == (1, "a")
     assert 0 < found["took_over"]["silent_seconds"] < 15
     await until(lambda: not db.rows("SELECT * FROM gaps"))
-    states = db.states("ON")
-    assert states[states.index("standby") :][:3] == ["standby", "pending", "live"]
+    states = db.column(
+        "SELECT state FROM coverage JOIN instances USING (instance_id) JOIN subscriptions USING (subscription_id)"
+        " WHERE name = 'b' AND ticker = 'ON' ORDER BY start_seq"
+    )
+    assert states[states.index("standby") :] == ["standby", "pending", "live"]
     healed = db.rows("SELECT new_rows FROM repairs WHERE state = 'done' ORDER BY to_ts DESC LIMIT 2")
     assert all(repair["new_rows"] > 0 for repair in healed)
     assert await second.daemon.terminate() == 0
