@@ -28,10 +28,22 @@ class LateLease:
         return LeaseAnswer(True)
 
 
+class PromptLease:
+    """Ours at each request, at once."""
+
+    def take(self, *, only_look: bool) -> LeaseAnswer:
+        assert not only_look
+        return LeaseAnswer(True)
+
+
 class ConnectedSupervisor:
     is_connected = True
 
-    def end_standby(self) -> None: ...
+    def __init__(self) -> None:
+        self.ends_of_standby = 0
+
+    def end_standby(self) -> None:
+        self.ends_of_standby += 1
 
 
 async def test_lease_that_ends_during_a_request_is_reported_as_expired_and_regained() -> None:
@@ -48,3 +60,23 @@ async def test_lease_that_ends_during_a_request_is_reported_as_expired_and_regai
     running.cancel()
     assert [fact.kind for fact in facts][:2] == ["lease_expired", "lease_regained"]
     assert facts[0].detail["reason"] == "not renewed for 0.2 s: the answer came too late"
+
+
+async def test_lease_that_ends_between_two_requests_is_reported_as_expired_and_regained() -> None:
+    facts: list[Fact] = []
+    lease: Any = PromptLease()
+    supervisor: Any = ConnectedSupervisor()
+    standby = Standby(
+        lease, Permit(), supervisor, facts.append, lease_seconds=LEASE_SECONDS, poll_seconds=60, yield_seconds=60
+    )
+    running = asyncio.create_task(standby.run())
+    async with asyncio.timeout(10):
+        while not supervisor.ends_of_standby:
+            await asyncio.sleep(0.01)
+    time.sleep(2 * LEASE_SECONDS)  # the process is stopped
+    standby.wake()
+    async with asyncio.timeout(10):
+        while supervisor.ends_of_standby < 2:
+            await asyncio.sleep(0.01)
+    running.cancel()
+    assert [fact.kind for fact in facts] == ["lease_expired", "lease_regained"]

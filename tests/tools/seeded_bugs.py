@@ -178,6 +178,20 @@ BUGS = (
         PERMIT,
     ),
     Bug(
+        "a lease that ended between two requests goes unnoticed",
+        "daemon/standby.py",
+        "        self._report_expiry()  # also if the answer is that it is ours again\n",
+        "",
+        "tests/integration/test_standby_facts.py",
+    ),
+    Bug(
+        "an open connection to a replaced server renews the lease",
+        "store/receiver_lease.py",
+        "if known != self._known_at_connect:",
+        "if False:",
+        RECEIVER_LEASE,
+    ),
+    Bug(
         "a daemon that stops while it takes the lease holds up the others",
         "store/receiver_lease.py",
         'isolation_level="AUTOCOMMIT"',
