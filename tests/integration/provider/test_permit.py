@@ -129,6 +129,14 @@ async def test_opening_ends_with_the_permit(permit: Permit) -> None:
         pass
 
 
+async def test_opening_ends_soon_if_the_permit_ends_earlier_than_granted(permit: Permit) -> None:
+    permit.grant(boottime() + 60)  # after a suspend it ends as early for a timer, which stood still
+    asyncio.get_running_loop().call_later(0.1, permit.revoke)
+    with pytest.raises(ConnectionFailed, match="must not be opened now"):
+        async with asyncio.timeout(10), ConnectGate(permit).time_limit():
+            await asyncio.Event().wait()
+
+
 async def test_opening_goes_on_while_the_permit_is_renewed(permit: Permit) -> None:
     permit.grant(boottime() + 0.3)
     opened = asyncio.Event()
