@@ -46,13 +46,15 @@ class ConnectedSupervisor:
         self.ends_of_standby += 1
 
 
+def make_standby(lease: Any, supervisor: Any, facts: list[Fact], *, poll_seconds: float) -> Standby:
+    seconds = {"lease_seconds": LEASE_SECONDS, "poll_seconds": poll_seconds, "yield_seconds": 60.0}
+    return Standby(lease, Permit(), supervisor, facts.append, **seconds)
+
+
 async def test_lease_that_ends_during_a_request_is_reported_as_expired_and_regained() -> None:
     facts: list[Fact] = []
-    lease: Any = LateLease()
-    supervisor: Any = ConnectedSupervisor()
-    standby = Standby(
-        lease, Permit(), supervisor, facts.append, lease_seconds=LEASE_SECONDS, poll_seconds=0.01, yield_seconds=60
-    )
+    lease, supervisor = LateLease(), ConnectedSupervisor()
+    standby = make_standby(lease, supervisor, facts, poll_seconds=0.01)
     running = asyncio.create_task(standby.run())
     async with asyncio.timeout(10):
         while lease.requests < 4:
@@ -64,11 +66,8 @@ async def test_lease_that_ends_during_a_request_is_reported_as_expired_and_regai
 
 async def test_lease_that_ends_between_two_requests_is_reported_as_expired_and_regained() -> None:
     facts: list[Fact] = []
-    lease: Any = PromptLease()
-    supervisor: Any = ConnectedSupervisor()
-    standby = Standby(
-        lease, Permit(), supervisor, facts.append, lease_seconds=LEASE_SECONDS, poll_seconds=60, yield_seconds=60
-    )
+    lease, supervisor = PromptLease(), ConnectedSupervisor()
+    standby = make_standby(lease, supervisor, facts, poll_seconds=60)
     running = asyncio.create_task(standby.run())
     async with asyncio.timeout(10):
         while not supervisor.ends_of_standby:

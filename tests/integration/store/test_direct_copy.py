@@ -1,4 +1,4 @@
-"""When a batch's samples are copied straight into their table, and what becomes of one that cannot be."""
+"""Samples are copied straight into their table while batches are new; a batch that fails is merged."""
 
 from __future__ import annotations
 
@@ -226,7 +226,7 @@ def test_failed_commit_of_a_copy_is_written_again(engine: Engine) -> None:
 def test_two_daemons_that_receive_the_same_store_it_once(engine: Engine, url: str) -> None:
     other_engine = make_engine(url)
     one, two = Daemon(engine), Daemon(other_engine, "two")
-    for minute in range(30):  # by turns the first
+    for minute in range(30):  # the first instance writes before the other in five of seven
         first, second = (one, two) if minute % 7 < 5 else (two, one)
         assert first.write(wide(minute)).new == MANY
         assert second.write(wide(minute)).duplicate == MANY
