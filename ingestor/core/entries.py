@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 from msgspec import Struct
+from msgspec.structs import astuple
 
 Source = Literal["stream", "snapshot", "backfill"]
 
@@ -89,8 +90,11 @@ class FrameRun(Struct, frozen=True, array_like=True, tag="r"):
 
     def frames(self) -> list[Frame]:
         """Return its frames."""
-        common = self.connection_id, self.source, self.event, self.path, self.params
-        return [Frame(at_us, *common, text) for at_us, text in zip(self.received_us, self.texts, strict=True)]
+        connection_id, source, event, path, params, stamps, texts = astuple(self)
+        return [
+            Frame(received_us, connection_id, source, event, path, params, text)
+            for received_us, text in zip(stamps, texts, strict=True)
+        ]
 
     def part(self, start: int, count: int) -> FrameRun:
         """Return a run of at most ``count`` of the frames, from number ``start`` on."""

@@ -85,12 +85,10 @@ def _group_into_runs(entries: Iterable[FrameRun | Frame | Fact]) -> list[FrameRu
 
 def _ungroup(items: Iterable[FrameRun | Frame | Fact]) -> Iterator[Frame | Fact]:
     for item in items:
-        if not isinstance(item, FrameRun):
+        if isinstance(item, FrameRun):
+            yield from item.frames()
+        else:
             yield item
-            continue
-        connection_id, source, event, path, params, stamps, texts = msgspec.structs.astuple(item)
-        for received_us, text in zip(stamps, texts, strict=True):
-            yield Frame(received_us, connection_id, source, event, path, params, text)
 
 
 def _encodable(value: Any) -> Any:
