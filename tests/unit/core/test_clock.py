@@ -56,11 +56,3 @@ def test_time_is_proven_by_rows_and_carried_forward(monkeypatch: pytest.MonkeyPa
     assert proven.now_us() == 9_000_000_001_000_000, "nor does it once our clock has jumped ahead"
     now = ClockReading(500, 112.0)
     assert proven.now_us() == 500, "our clock was set back"
-
-
-def test_reading_that_was_interrupted_is_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
-    boottimes = iter([1.0, 1.5, 2.0, 2.00001])  # half a second passes within the first reading
-    walls = iter([10, 20])
-    monkeypatch.setattr(clock, "boottime", lambda: next(boottimes))
-    monkeypatch.setattr(clock, "wall_us", lambda: next(walls))
-    assert clock.read_clocks() == ClockReading(20, 2.00001)
