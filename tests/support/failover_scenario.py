@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from typing import TypeAlias
 
 from .daemon import until
 from .db_reader import Row
@@ -14,6 +16,8 @@ from .reconciliation import reconcile, spool_head
 
 STOP_SECONDS = 1  # by which a gap may begin before a stop: with the last byte that was heard
 CRASH_SECONDS = 8  # by which a gap may begin before a kill: the period of the heartbeat, and more
+
+Span: TypeAlias = tuple[datetime, datetime]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,12 +120,23 @@ class FailoverScenario(OutageScenario):
 
     def _unexplained_gaps(self) -> list[Row]:
         gaps = self.daemon.db.rows("SELECT ticker, states, reason, from_at, to_at FROM gaps")
-        return [gap for gap in gaps if not any(_is_within(gap, away) for away in self._away)]
+        away = _join(self._away)
+        return [gap for gap in gaps if not any(_is_within(gap, span) for span in away)]
 
     def _note_return(self) -> None:
         self._away[-1] = (self._away[-1][0], datetime.now(UTC))
 
 
-def _is_within(gap: Row, away: tuple[datetime, datetime]) -> bool:
+def _join(spans: Iterable[Span]) -> list[Span]:
+    """Join spans that overlap: where kills follow each other faster than heartbeats, so do the gaps."""
+    joined: list[Span] = []
+    for began_at, ended_at in sorted(spans):
+        if joined and began_at <= joined[-1][1]:
+            began_at, ended_at = joined[-1][0], max(joined.pop()[1], ended_at)
+        joined.append((began_at, ended_at))
+    return joined
+
+
+def _is_within(gap: Row, away: Span) -> bool:
     began_at, ended_at = away
     return bool(began_at <= gap["from_at"] and gap["to_at"] <= ended_at)
