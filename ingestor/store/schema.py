@@ -129,7 +129,7 @@ sample_revisions = Table(
 )
 
 # The frames of a batch that have the same origin, at most one batch to a block. A block of one frame has its text in
-# `body`; of several, `frames` has them, and the columns that may be NULL are not. The view `payloads` opens the blocks.
+# `body`; of several, `frames` has them. The view `payloads` opens the blocks.
 payload_blocks = Table(
     "payload_blocks",
     metadata,
@@ -144,9 +144,9 @@ payload_blocks = Table(
     _at("published_at", nullable=True),
     _count("row_count"),  # of all frames
     _text("body"),
-    _big("last_seq", nullable=True),
-    Column("frame_count", Integer, nullable=False, server_default=text("1")),
-    _at("last_received_at", nullable=True),  # the latest
+    _big("last_seq"),
+    _int("frame_count"),
+    _at("last_received_at"),  # the latest
     _text("pieces", nullable=True, server_default=None),  # JSON: what control characters in `frames` stand for
     _text("frames", nullable=True, server_default=None),  # behind all others, for SQLite has to read what is before
     PrimaryKeyConstraint("instance_id", "first_seq"),

@@ -7,14 +7,18 @@ from typing import Any
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0001_tables"
+revision = "v1_0001_tables"
 down_revision = None
 branch_labels = None
 depends_on = None
 
 KEY = sa.String(64)  # also for our own terms: a state, a kind, a source
+PATH = sa.String(255)
+PARAMS = sa.String(512)
 TIMESTAMP = sa.DateTime(timezone=True)
 BIG_ID = sa.BigInteger().with_variant(sa.Integer, "sqlite")
+# A function of lz4 alone: servers before 14 lack the setting, others may be built without it.
+HAS_LZ4 = "SELECT 1 FROM pg_settings WHERE name = 'default_toast_compression' AND 'lz4' = ANY (enumvals)"
 
 
 def upgrade() -> None:
@@ -71,11 +75,12 @@ def create_names() -> None:
         "subscriptions",
         identity("subscription_id"),
         defaulted("feed", KEY),
-        required("path", sa.String(255)),
+        required("path", PATH),
         required("method", KEY),
-        required("params", sa.String(512)),
+        required("params", PARAMS),
         defaulted("ticker", KEY),
         required("first_seen_at", TIMESTAMP),
+        defaulted("connection_params", PARAMS),
         key=["subscription_id"],
         unique=["path", "params"],
     )
@@ -90,8 +95,18 @@ def create_names() -> None:
         defaulted("config_sha256"),
         required("started_at", TIMESTAMP),
         optional("heartbeat_at", TIMESTAMP),
+        sa.Column("stepped_back", sa.Boolean, nullable=False, server_default=sa.false()),
+        defaulted("run_id", KEY),
         key=["instance_id"],
         unique=["spool_id"],
+    )
+    create_table(
+        "connections",
+        required("instance_id", sa.Integer),
+        required("path", PATH),
+        required("params", PARAMS),
+        required("heard_at", TIMESTAMP),
+        key=["instance_id", "path", "params"],
     )
 
 
@@ -115,9 +130,9 @@ def create_values() -> None:
 
 def create_frames() -> None:
     create_table(
-        "payloads",
+        "payload_blocks",
         required("instance_id", sa.Integer),
-        required("seq", sa.BigInteger),
+        required("first_seq", sa.BigInteger),
         defaulted("connection_id", KEY),
         required("source", KEY),
         *(defaulted(name) for name in ("event", "path", "params")),
@@ -125,8 +140,14 @@ def create_frames() -> None:
         optional("published_at", TIMESTAMP),
         count("row_count"),
         defaulted("body"),
-        key=["instance_id", "seq"],
+        required("last_seq", sa.BigInteger),
+        required("frame_count", sa.Integer),
+        required("last_received_at", TIMESTAMP),
+        optional("pieces", sa.Text),
+        optional("frames", sa.Text),
+        key=["instance_id", "first_seq"],
     )
+    compress_texts()
     create_table(
         "dead_letters",
         identity("dead_letter_id", BIG_ID),
@@ -145,6 +166,14 @@ def create_frames() -> None:
     create_partial_index(
         "uq_dead_letters_frame", "dead_letters", ["instance_id", "seq"], "row_index IS NULL", unique=True
     )
+
+
+def compress_texts() -> None:
+    """Let PostgreSQL compress with lz4 where it can, in half the time that its default takes."""
+    connection = op.get_bind()
+    if connection.dialect.name == "postgresql" and connection.exec_driver_sql(HAS_LZ4).first():
+        for column in ("frames", "body"):
+            op.execute(f"ALTER TABLE payload_blocks ALTER COLUMN {column} SET COMPRESSION lz4")
 
 
 def create_coverage() -> None:

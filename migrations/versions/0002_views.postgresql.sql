@@ -13,11 +13,64 @@ SELECT n.feed, n.metric, n.ticker, n.user_id, m.ts, m.received_at, m.source,
     EXTRACT(EPOCH FROM m.received_at - m.ts)::double precision AS lag_seconds
 FROM series n JOIN samples m ON m.series_id = n.series_id;
 
-CREATE VIEW coverage_intervals AS /* Coverage with an end for each interval. An open interval counts up to the heartbeat of its instance; an open `stopped` interval has no length, because the subscription is no longer wanted. */
-SELECT c.subscription_id, c.instance_id, c.start_seq, c.state, c.reason, c.started_at AS from_at,
-    GREATEST(c.started_at, COALESCE(
-        c.ended_at, CASE WHEN c.state <> 'stopped' THEN i.heartbeat_at END, c.started_at)) AS to_at
-FROM coverage c LEFT JOIN instances i ON i.instance_id = c.instance_id;
+-- `seen` finds the intervals that are not live but overlap one that is, which only a clock that was set back can cause.
+-- What lies before, between and after them is not contradicted: `cuts` ends with a mark behind everything.
+-- An open `stopped` interval contradicts what came before by a clock that ran ahead, up to the heartbeat.
+-- `subscription_id BETWEEN ...` is true for every integer, as in 0002_candles.postgresql.sql: nearly always no clock was
+-- set back, and PostgreSQL would compile a query (JIT) for what it expects to read here.
+CREATE VIEW uncontradicted AS /* For instances whose clock was set back, so that their intervals overlap: the time in which no interval of a subscription says that it was not live. */
+WITH spans AS (
+    SELECT c.subscription_id, c.instance_id, c.start_seq, c.state, c.started_at AS from_at,
+        COALESCE(c.ended_at, CASE WHEN c.state = 'stopped' THEN i.heartbeat_at ELSE timestamptz '9999-12-31 23:59:59.999999Z' END) AS to_at
+    FROM instances i JOIN coverage c ON c.instance_id = i.instance_id
+    WHERE i.stepped_back AND COALESCE(c.ended_at > c.started_at, c.state <> 'stopped' OR i.heartbeat_at > c.started_at)
+        AND c.subscription_id BETWEEN (SELECT -2147483648) AND (SELECT 2147483647)
+), seen AS (
+    SELECT subscription_id, instance_id, state, from_at, to_at,
+        MAX(CASE WHEN state = 'live' THEN to_at END) OVER (
+            PARTITION BY subscription_id, instance_id ORDER BY from_at, to_at, start_seq
+            ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING) AS live_before,
+        MIN(CASE WHEN state = 'live' THEN from_at END) OVER (
+            PARTITION BY subscription_id, instance_id ORDER BY from_at DESC, to_at DESC, start_seq DESC
+            ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING) AS live_after
+    FROM spans
+), cuts AS (
+    SELECT subscription_id, instance_id, from_at, to_at
+    FROM seen
+    WHERE state <> 'live' AND (live_before > from_at OR live_after < to_at)
+    UNION ALL
+    SELECT DISTINCT subscription_id, instance_id,
+        timestamptz '9999-12-31 23:59:59.999999Z', timestamptz '9999-12-31 23:59:59.999999Z'
+    FROM spans
+), holes AS (
+    SELECT subscription_id, instance_id, COALESCE(MAX(to_at) OVER (
+        PARTITION BY subscription_id, instance_id ORDER BY from_at, to_at
+        ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING), timestamptz '0001-01-01Z') AS from_at, from_at AS to_at
+    FROM cuts
+)
+SELECT subscription_id, instance_id, from_at, to_at FROM holes WHERE from_at < to_at;
+
+-- Nothing counts beyond the heartbeat of its instance, and an open live interval not beyond what its connection heard.
+CREATE VIEW coverage_intervals AS /* Coverage with an end for each interval. An open interval counts up to the heartbeat of its instance, a live one up to the last byte from its connection; an open `stopped` interval has no length, because the subscription is no longer wanted. A live interval that others of its instance contradict (its clock was set back) is cut: each piece of it is a row. What begins after the heartbeat is left out, except for `lost`, which a later run records. */
+SELECT c.subscription_id, c.instance_id, c.start_seq, c.state, c.reason,
+    LEAST(CASE WHEN c.state <> 'lost' THEN i.heartbeat_at END, GREATEST(c.started_at, k.from_at)) AS from_at,
+    LEAST(CASE WHEN c.state <> 'lost' THEN i.heartbeat_at END, GREATEST(c.started_at, k.from_at, LEAST(
+        CASE WHEN k.to_at IS NULL AND i.stepped_back AND c.state = 'live' THEN c.started_at ELSE k.to_at END,
+        CASE
+            WHEN c.ended_at IS NOT NULL THEN c.ended_at
+            WHEN c.state = 'stopped' OR i.heartbeat_at IS NULL THEN c.started_at
+            ELSE LEAST(i.heartbeat_at, h.heard_at)
+        END))) AS to_at
+FROM coverage c
+    LEFT JOIN instances i ON i.instance_id = c.instance_id
+    LEFT JOIN subscriptions s ON s.subscription_id = c.subscription_id AND c.ended_at IS NULL AND c.state = 'live'
+    LEFT JOIN connections h
+        ON h.instance_id = c.instance_id AND h.path = s.path AND h.params = s.connection_params
+    LEFT JOIN uncontradicted k ON i.stepped_back AND c.state = 'live'
+        AND k.subscription_id = c.subscription_id AND k.instance_id = c.instance_id
+        AND k.from_at < COALESCE(c.ended_at, timestamptz '9999-12-31 23:59:59.999999Z') AND k.to_at > c.started_at
+        AND k.from_at < COALESCE(i.heartbeat_at, timestamptz '9999-12-31 23:59:59.999999Z')
+WHERE i.heartbeat_at IS NULL OR c.started_at <= i.heartbeat_at OR c.state = 'lost';
 
 CREATE VIEW wanted AS /* The time between the first and the last known coverage of each subscription. */
 SELECT subscription_id, MIN(from_at) AS from_at, MAX(to_at) AS to_at
@@ -93,6 +146,58 @@ SELECT h.subscription_id, s.feed, s.path, s.params, s.ticker, h.from_at, h.to_at
 FROM holes h JOIN subscriptions s ON s.subscription_id = h.subscription_id
 WHERE h.from_at < h.to_at;
 
+-- As `gaps`, with each instance apart: between its own live intervals, within the time that it knew the subscription.
+CREATE VIEW instance_gaps AS /* The time in which an instance by itself did not receive a subscription that it knew, with its states meanwhile. covered_seconds: how much of it is covered all the same, by another instance, another path or a repair; the rest is in gaps. Coverage that was compacted (retention.journal) no longer has what was covered. */
+WITH intervals AS (
+    SELECT subscription_id, instance_id, state, from_at, to_at FROM coverage_intervals
+), edges AS (
+    SELECT subscription_id, instance_id, from_at, to_at FROM intervals WHERE state = 'live'
+    UNION ALL
+    SELECT subscription_id, instance_id, MIN(from_at), MIN(from_at) FROM intervals
+    GROUP BY subscription_id, instance_id
+    UNION ALL
+    SELECT subscription_id, instance_id, MAX(to_at), MAX(to_at) FROM intervals
+    GROUP BY subscription_id, instance_id
+), holes AS (
+    SELECT subscription_id, instance_id, MAX(to_at) OVER (
+        PARTITION BY subscription_id, instance_id ORDER BY from_at, to_at
+        ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING) AS from_at, from_at AS to_at
+    FROM edges
+), measured AS (
+    SELECT h.subscription_id, h.instance_id, h.from_at, h.to_at,
+        EXTRACT(EPOCH FROM h.to_at - h.from_at)::double precision AS seconds,
+        -- Without a row to join, LEAST would ignore the NULL and count all of the gap.
+        COALESCE(SUM(CASE WHEN c.subscription_id IS NOT NULL THEN
+            EXTRACT(EPOCH FROM LEAST(c.to_at, h.to_at) - GREATEST(c.from_at, h.from_at))::double precision
+        END), 0.0) AS covered_seconds
+    FROM holes h LEFT JOIN covered c ON c.subscription_id = h.subscription_id
+        AND c.from_at < h.to_at AND c.to_at > h.from_at
+    WHERE h.from_at < h.to_at
+    GROUP BY h.subscription_id, h.instance_id, h.from_at, h.to_at
+)
+SELECT g.instance_id, COALESCE(i.name, '') AS instance_name,
+    s.subscription_id, s.feed, s.path, s.params, s.ticker, g.from_at, g.to_at, g.seconds, g.covered_seconds,
+    COALESCE((
+        SELECT string_agg(word, ', ' ORDER BY place, word) FROM (
+            SELECT c.state AS word, MIN(c.started_at) AS place
+            FROM coverage c
+            WHERE c.subscription_id = g.subscription_id AND c.instance_id = g.instance_id
+                AND c.state <> 'live' AND c.state <> ''
+                AND c.started_at < g.to_at AND (c.ended_at IS NULL OR c.ended_at > g.from_at)
+            GROUP BY c.state ORDER BY place, word
+        ) texts), 'unknown') AS states,
+    COALESCE((
+        SELECT string_agg(word, ', ' ORDER BY place, word) FROM (
+            SELECT c.reason AS word, MIN(c.started_at) AS place
+            FROM coverage c
+            WHERE c.subscription_id = g.subscription_id AND c.instance_id = g.instance_id
+                AND c.state <> 'live' AND c.reason <> ''
+                AND c.started_at < g.to_at AND (c.ended_at IS NULL OR c.ended_at > g.from_at)
+            GROUP BY c.reason ORDER BY place, word
+        ) texts), '') AS reason
+FROM measured g JOIN subscriptions s ON s.subscription_id = g.subscription_id
+    LEFT JOIN instances i ON i.instance_id = g.instance_id;
+
 CREATE VIEW coverage_daily AS /* Seconds wanted and seconds covered (live or repaired), per subscription and UTC day. */
 WITH RECURSIVE days AS (
     SELECT subscription_id, from_at, to_at, date_trunc('day', from_at, 'UTC') AS day_at
@@ -118,3 +223,23 @@ WITH RECURSIVE days AS (
 SELECT s.subscription_id, s.feed, s.path, s.params, s.ticker, (t.day_at AT TIME ZONE 'UTC')::date AS day,
     t.wanted_seconds, t.covered_seconds, 100.0 * t.covered_seconds / t.wanted_seconds AS percent
 FROM counted t JOIN subscriptions s ON s.subscription_id = t.subscription_id;
+
+-- An element of `frames`: [text, µs after received_at, seqs left out before it, row_count, published: µs after
+-- received_at], with those at the end left out that are 0, 0, 1 and null.
+-- `pieces` is a list of texts that are often in it. There the control characters 1 to 6, which JSON never has as they are,
+-- stand for them.
+CREATE VIEW payloads AS /* Each frame as the provider sent it, for as long as retention.payloads says. The texts of one origin and batch are stored together: a condition on first_seq and last_seq, the ends of such a block, spares opening all others. */
+SELECT instance_id, first_seq AS seq, connection_id, source, event, path, params, received_at, published_at, row_count,
+    body, first_seq, last_seq
+FROM payload_blocks WHERE frames IS NULL
+UNION ALL
+SELECT b.instance_id, b.first_seq + f.n - 1 + COALESCE((f.frame ->> 2)::bigint, 0), b.connection_id, b.source, b.event,
+    b.path, b.params, b.received_at + COALESCE((f.frame ->> 1)::bigint, 0) * interval '1 microsecond',
+    b.received_at + (f.frame ->> 4)::bigint * interval '1 microsecond', COALESCE((f.frame ->> 3)::integer, 1),
+    f.frame ->> 0, b.first_seq, b.last_seq
+FROM payload_blocks b CROSS JOIN LATERAL json_array_elements((CASE WHEN b.pieces IS NULL THEN b.frames ELSE
+            replace(replace(replace(replace(replace(replace(b.frames
+            , chr(1), COALESCE(b.pieces::json ->> 0, '')), chr(2), COALESCE(b.pieces::json ->> 1, ''))
+            , chr(3), COALESCE(b.pieces::json ->> 2, '')), chr(4), COALESCE(b.pieces::json ->> 3, ''))
+            , chr(5), COALESCE(b.pieces::json ->> 4, '')), chr(6), COALESCE(b.pieces::json ->> 5, '')) END)::json) WITH ORDINALITY AS f (frame, n)
+WHERE b.frames IS NOT NULL;

@@ -11,8 +11,8 @@ from string import Template
 
 from alembic import op
 
-revision = "0002_views"
-down_revision = "0001_tables"
+revision = "v1_0002_views"
+down_revision = "v1_0001_tables"
 branch_labels = None
 depends_on = None
 

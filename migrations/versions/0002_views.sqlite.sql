@@ -15,11 +15,64 @@ SELECT n.feed, n.metric, n.ticker, n.user_id, m.ts, m.received_at, m.source,
         + CAST(substr(m.received_at, 20) AS REAL) - CAST(substr(m.ts, 20) AS REAL), 6) AS lag_seconds
 FROM series n CROSS JOIN samples m ON m.series_id = n.series_id;
 
-CREATE VIEW coverage_intervals AS /* Coverage with an end for each interval. An open interval counts up to the heartbeat of its instance; an open `stopped` interval has no length, because the subscription is no longer wanted. */
-SELECT c.subscription_id, c.instance_id, c.start_seq, c.state, c.reason, c.started_at AS from_at,
-    MAX(c.started_at, COALESCE(
-        c.ended_at, CASE WHEN c.state <> 'stopped' THEN i.heartbeat_at END, c.started_at)) AS to_at
-FROM coverage c LEFT JOIN instances i ON i.instance_id = c.instance_id;
+-- `seen` finds the intervals that are not live but overlap one that is, which only a clock that was set back can cause.
+-- What lies before, between and after them is not contradicted: `cuts` ends with a mark behind everything.
+-- An open `stopped` interval contradicts what came before by a clock that ran ahead, up to the heartbeat.
+CREATE VIEW uncontradicted AS /* For instances whose clock was set back, so that their intervals overlap: the time in which no interval of a subscription says that it was not live. */
+WITH spans AS (
+    SELECT c.subscription_id, c.instance_id, c.start_seq, c.state, c.started_at AS from_at,
+        COALESCE(c.ended_at, CASE WHEN c.state = 'stopped' THEN i.heartbeat_at ELSE '9999-12-31 23:59:59.999999' END) AS to_at
+    FROM instances i JOIN coverage c ON c.instance_id = i.instance_id
+    WHERE i.stepped_back AND COALESCE(c.ended_at > c.started_at, c.state <> 'stopped' OR i.heartbeat_at > c.started_at)
+), seen AS (
+    SELECT subscription_id, instance_id, state, from_at, to_at,
+        MAX(CASE WHEN state = 'live' THEN to_at END) OVER (
+            PARTITION BY subscription_id, instance_id ORDER BY from_at, to_at, start_seq
+            ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING) AS live_before,
+        MIN(CASE WHEN state = 'live' THEN from_at END) OVER (
+            PARTITION BY subscription_id, instance_id ORDER BY from_at DESC, to_at DESC, start_seq DESC
+            ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING) AS live_after
+    FROM spans
+), cuts AS (
+    SELECT subscription_id, instance_id, from_at, to_at
+    FROM seen
+    WHERE state <> 'live' AND (live_before > from_at OR live_after < to_at)
+    UNION ALL
+    SELECT DISTINCT subscription_id, instance_id, '9999-12-31 23:59:59.999999', '9999-12-31 23:59:59.999999'
+    FROM spans
+), holes AS (
+    SELECT subscription_id, instance_id, COALESCE(MAX(to_at) OVER (
+        PARTITION BY subscription_id, instance_id ORDER BY from_at, to_at
+        ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING), '0001-01-01 00:00:00.000000') AS from_at, from_at AS to_at
+    FROM cuts
+)
+SELECT subscription_id, instance_id, from_at, to_at FROM holes WHERE from_at < to_at;
+
+-- Times are text. MIN and MAX of several arguments are NULL if one is.
+-- Nothing counts beyond the heartbeat of its instance, and an open live interval not beyond what its connection heard.
+CREATE VIEW coverage_intervals AS /* Coverage with an end for each interval. An open interval counts up to the heartbeat of its instance, a live one up to the last byte from its connection; an open `stopped` interval has no length, because the subscription is no longer wanted. A live interval that others of its instance contradict (its clock was set back) is cut: each piece of it is a row. What begins after the heartbeat is left out, except for `lost`, which a later run records. */
+SELECT c.subscription_id, c.instance_id, c.start_seq, c.state, c.reason,
+    MIN(COALESCE(CASE WHEN c.state <> 'lost' THEN i.heartbeat_at END, '9999-12-31 23:59:59.999999'),
+        MAX(c.started_at, COALESCE(k.from_at, ''))) AS from_at,
+    MIN(COALESCE(CASE WHEN c.state <> 'lost' THEN i.heartbeat_at END, '9999-12-31 23:59:59.999999'),
+        MAX(c.started_at, COALESCE(k.from_at, ''), MIN(
+        COALESCE(k.to_at, CASE WHEN i.stepped_back AND c.state = 'live' THEN '' ELSE '9999-12-31 23:59:59.999999' END),
+        CASE
+            WHEN c.ended_at IS NOT NULL THEN c.ended_at
+            WHEN c.state = 'stopped' OR i.heartbeat_at IS NULL THEN c.started_at
+            WHEN c.state <> 'live' THEN i.heartbeat_at
+            ELSE MIN(i.heartbeat_at, COALESCE((
+                SELECT h.heard_at FROM subscriptions s JOIN connections h
+                    ON h.instance_id = c.instance_id AND h.path = s.path AND h.params = s.connection_params
+                WHERE s.subscription_id = c.subscription_id), i.heartbeat_at))
+        END))) AS to_at
+FROM coverage c
+    LEFT JOIN instances i ON i.instance_id = c.instance_id
+    LEFT JOIN uncontradicted k ON i.stepped_back AND c.state = 'live'
+        AND k.subscription_id = c.subscription_id AND k.instance_id = c.instance_id
+        AND k.from_at < COALESCE(c.ended_at, '9999-12-31 23:59:59.999999') AND k.to_at > c.started_at
+        AND k.from_at < COALESCE(i.heartbeat_at, '9999-12-31 23:59:59.999999')
+WHERE i.heartbeat_at IS NULL OR c.started_at <= i.heartbeat_at OR c.state = 'lost';
 
 CREATE VIEW wanted AS /* The time between the first and the last known coverage of each subscription. */
 SELECT subscription_id, MIN(from_at) AS from_at, MAX(to_at) AS to_at
@@ -96,6 +149,61 @@ SELECT h.subscription_id, s.feed, s.path, s.params, s.ticker, h.from_at, h.to_at
 FROM holes h JOIN subscriptions s ON s.subscription_id = h.subscription_id
 WHERE h.from_at < h.to_at;
 
+-- As `gaps`, with each instance apart: between its own live intervals, within the time that it knew the subscription.
+CREATE VIEW instance_gaps AS /* The time in which an instance by itself did not receive a subscription that it knew, with its states meanwhile. covered_seconds: how much of it is covered all the same, by another instance, another path or a repair; the rest is in gaps. Coverage that was compacted (retention.journal) no longer has what was covered. */
+WITH intervals AS (
+    SELECT subscription_id, instance_id, state, from_at, to_at FROM coverage_intervals
+), edges AS (
+    SELECT subscription_id, instance_id, from_at, to_at FROM intervals WHERE state = 'live'
+    UNION ALL
+    SELECT subscription_id, instance_id, MIN(from_at), MIN(from_at) FROM intervals
+    GROUP BY subscription_id, instance_id
+    UNION ALL
+    SELECT subscription_id, instance_id, MAX(to_at), MAX(to_at) FROM intervals
+    GROUP BY subscription_id, instance_id
+), holes AS (
+    SELECT subscription_id, instance_id, MAX(to_at) OVER (
+        PARTITION BY subscription_id, instance_id ORDER BY from_at, to_at
+        ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING) AS from_at, from_at AS to_at
+    FROM edges
+), measured AS (
+    SELECT h.subscription_id, h.instance_id, h.from_at, h.to_at,
+        ROUND(strftime('%s', substr(h.to_at, 1, 19)) - strftime('%s', substr(h.from_at, 1, 19))
+            + CAST(substr(h.to_at, 20) AS REAL) - CAST(substr(h.from_at, 20) AS REAL), 6) AS seconds,
+        COALESCE(SUM(CASE WHEN c.subscription_id IS NOT NULL THEN
+            ROUND(strftime('%s', substr(MIN(c.to_at, h.to_at), 1, 19))
+                - strftime('%s', substr(MAX(c.from_at, h.from_at), 1, 19))
+                + CAST(substr(MIN(c.to_at, h.to_at), 20) AS REAL)
+                - CAST(substr(MAX(c.from_at, h.from_at), 20) AS REAL), 6)
+        END), 0.0) AS covered_seconds
+    FROM holes h LEFT JOIN covered c ON c.subscription_id = h.subscription_id
+        AND c.from_at < h.to_at AND c.to_at > h.from_at
+    WHERE h.from_at < h.to_at
+    GROUP BY h.subscription_id, h.instance_id, h.from_at, h.to_at
+)
+SELECT g.instance_id, COALESCE(i.name, '') AS instance_name,
+    s.subscription_id, s.feed, s.path, s.params, s.ticker, g.from_at, g.to_at, g.seconds, g.covered_seconds,
+    COALESCE((
+        SELECT group_concat(word, ', ') FROM (
+            SELECT c.state AS word, MIN(c.started_at) AS place
+            FROM coverage c
+            WHERE c.subscription_id = g.subscription_id AND c.instance_id = g.instance_id
+                AND c.state <> 'live' AND c.state <> ''
+                AND c.started_at < g.to_at AND (c.ended_at IS NULL OR c.ended_at > g.from_at)
+            GROUP BY c.state ORDER BY place, word
+        ) texts), 'unknown') AS states,
+    COALESCE((
+        SELECT group_concat(word, ', ') FROM (
+            SELECT c.reason AS word, MIN(c.started_at) AS place
+            FROM coverage c
+            WHERE c.subscription_id = g.subscription_id AND c.instance_id = g.instance_id
+                AND c.state <> 'live' AND c.reason <> ''
+                AND c.started_at < g.to_at AND (c.ended_at IS NULL OR c.ended_at > g.from_at)
+            GROUP BY c.reason ORDER BY place, word
+        ) texts), '') AS reason
+FROM measured g JOIN subscriptions s ON s.subscription_id = g.subscription_id
+    LEFT JOIN instances i ON i.instance_id = g.instance_id;
+
 CREATE VIEW coverage_daily AS /* Seconds wanted and seconds covered (live or repaired), per subscription and UTC day. */
 WITH RECURSIVE days AS (
     SELECT subscription_id, from_at, to_at, (substr(from_at, 1, 10) || ' 00:00:00.000000') AS day_at
@@ -124,3 +232,37 @@ WITH RECURSIVE days AS (
 SELECT s.subscription_id, s.feed, s.path, s.params, s.ticker, substr(t.day_at, 1, 10) AS day,
     t.wanted_seconds, t.covered_seconds, 100.0 * t.covered_seconds / t.wanted_seconds AS percent
 FROM counted t JOIN subscriptions s ON s.subscription_id = t.subscription_id;
+
+-- An element of `frames`: [text, µs after received_at, seqs left out before it, row_count, published: µs after
+-- received_at], with those at the end left out that are 0, 0, 1 and null.
+-- `pieces` is a list of texts that are often in it. There the control characters 1 to 6, which JSON never has as they are,
+-- stand for them.
+CREATE VIEW payloads AS /* Each frame as the provider sent it, for as long as retention.payloads says. The texts of one origin and batch are stored together: a condition on first_seq and last_seq, the ends of such a block, spares opening all others. */
+SELECT instance_id, first_seq AS seq, connection_id, source, event, path, params, received_at, published_at, row_count,
+    body, first_seq, last_seq
+FROM payload_blocks WHERE frames IS NULL
+UNION ALL
+SELECT instance_id, seq, connection_id, source, event, path, params,
+    strftime('%Y-%m-%d %H:%M:%S', (received_us - (received_us % 1000000 + 1000000) % 1000000) / 1000000, 'unixepoch')
+        || printf('.%06d', (received_us % 1000000 + 1000000) % 1000000),
+    strftime('%Y-%m-%d %H:%M:%S', (published_us - (published_us % 1000000 + 1000000) % 1000000) / 1000000, 'unixepoch')
+        || printf('.%06d', (published_us % 1000000 + 1000000) % 1000000),
+    row_count, body, first_seq, last_seq
+FROM (
+    SELECT instance_id, first_seq + n + COALESCE(json_extract(frame, '$[2]'), 0) AS seq, connection_id, source, event,
+        path, params, base_us + COALESCE(json_extract(frame, '$[1]'), 0) AS received_us,
+        base_us + json_extract(frame, '$[4]') AS published_us, COALESCE(json_extract(frame, '$[3]'), 1) AS row_count,
+        json_extract(frame, '$[0]') AS body, first_seq, last_seq
+    FROM (
+        SELECT b.instance_id, b.first_seq, b.last_seq, b.connection_id, b.source, b.event, b.path, b.params,
+            strftime('%s', substr(b.received_at, 1, 19)) * 1000000
+                + CAST(substr(substr(b.received_at, 21) || '000000', 1, 6) AS INTEGER) AS base_us,
+            f.key AS n, f.value AS frame
+        FROM payload_blocks b CROSS JOIN json_each(CASE WHEN b.pieces IS NULL THEN b.frames ELSE
+            replace(replace(replace(replace(replace(replace(b.frames
+            , char(1), COALESCE(json_extract(b.pieces, '$[0]'), '')), char(2), COALESCE(json_extract(b.pieces, '$[1]'), ''))
+            , char(3), COALESCE(json_extract(b.pieces, '$[2]'), '')), char(4), COALESCE(json_extract(b.pieces, '$[3]'), ''))
+            , char(5), COALESCE(json_extract(b.pieces, '$[4]'), '')), char(6), COALESCE(json_extract(b.pieces, '$[5]'), '')) END) f
+        WHERE b.frames IS NOT NULL
+    )
+);

@@ -31,6 +31,7 @@ from ingestor.store.engine import make_engine
 from ingestor.store.write.batch_writer import BatchWriter
 from ingestor.store.write.registration import InstanceInfo, SpoolExtent
 from tests.integration.conftest import Command
+from tests.integration.store.row_factory import single_payload
 from tests.support import postgres_server as pg
 from tests.support.db_reader import DbReader
 from tests.support.entries import T0, decoder, fact, frame, row
@@ -92,10 +93,7 @@ def fill(engine: Engine) -> None:
         ],
         "sample_revisions": [value | {"series_id": 1000, "value": 5e-324, "published_at": None}],
         "payload_blocks": [
-            {
-                "instance_id": 7, "first_seq": seq, "source": "stream", "received_at": AT, "row_count": 1,
-                "body": body, "published_at": None,
-            }
+            single_payload(7, seq, AT, row_count=1, body=body, published_at=None)
             for seq, body in enumerate(["", "\N{PILE OF POO}" * 2_000, "x" * 5_000, "[]"], start=1)
         ],
         "dead_letters": [
@@ -288,7 +286,7 @@ def test_source_itself_is_refused(source: Engine, urls: tuple[str, str]) -> None
 
 @ONE_DIRECTION
 def test_old_or_unfinished_source_is_refused(source: Engine, urls: tuple[str, str]) -> None:
-    execute(urls[0], "UPDATE alembic_version SET version_num = '0002_views'")
+    execute(urls[0], "UPDATE alembic_version SET version_num = 'v1_0001_tables'")
     with pytest.raises(SchemaTooOld, match="ingestor db upgrade"):
         run(source, urls[1])
     execute(urls[0], "UPDATE alembic_version SET version_num = 'copy_0'")

@@ -320,8 +320,8 @@ BUGS = (
     Bug(
         "a block of payloads is deleted when its oldest one is old",
         "store/maintenance/retention.py",
-        'LAST_RECEIVED_AT.label("received_at")',
-        'c.received_at.label("received_at")',
+        "c.last_received_at, c.frame_count)",
+        'c.received_at.label("last_received_at"), c.frame_count)',
         f"{STORE}/test_retention.py",
     ),
     Bug(

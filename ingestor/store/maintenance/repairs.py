@@ -19,7 +19,7 @@ from sqlalchemy import Connection, Engine, Select, and_, bindparam, case, func, 
 from ingestor.core.entries import connection_params
 from ingestor.store import leases, schema, views
 from ingestor.store.engine import fetch_all, insert_or_ignore, translate_errors
-from ingestor.store.read.payloads import LAST_RECEIVED_AT, read_payloads
+from ingestor.store.read.payloads import read_payloads
 from ingestor.store.write.payload_blocks import StoredPayload
 
 LEASE = "repair"
@@ -221,7 +221,7 @@ def stream_payloads(
     Holds no connection while the caller works.
     """
     c = schema.payload_blocks.c
-    conditions = (c.path.in_(sorted(paths)), c.source == "stream", since <= LAST_RECEIVED_AT)
+    conditions = (c.path.in_(sorted(paths)), c.source == "stream", since <= c.last_received_at)
     found = read_payloads(partial(fetch_all, engine), instance_id, seqs.start, seqs.stop - 1, *conditions)
     return (payload for payload in found if payload.received_at >= since)
 

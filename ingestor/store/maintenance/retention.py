@@ -23,7 +23,6 @@ from ingestor.store import leases, schema
 from ingestor.store.engine import transaction
 from ingestor.store.instances import forgotten_instances
 from ingestor.store.maintenance import coverage_compaction
-from ingestor.store.read.payloads import LAST_RECEIVED_AT, LAST_SEQ
 
 LEASE = "retention"
 LEASE_TIME = timedelta(minutes=1)  # renewed by every step; after that another daemon may take over
@@ -201,10 +200,10 @@ class _Payloads:
     def run(self, connection: Connection, rows: int) -> _Progress:
         c = schema.payload_blocks.c
         later = (c.instance_id == self.expiry.instance_id, c.first_seq > self.after_seq)
-        columns = (c.first_seq, LAST_SEQ.label("last_seq"), LAST_RECEIVED_AT.label("received_at"), c.frame_count)
+        columns = (c.first_seq, c.last_seq, c.last_received_at, c.frame_count)
         page = connection.execute(select(*columns).where(*later).order_by(c.first_seq).limit(rows)).all()
         # Stop at the first newer payload. A retried dead letter behind it has an older timestamp, and is deleted later.
-        expired = self.expiry.take(connection, _limit_frames(page, rows), "received_at", "last_seq")
+        expired = self.expiry.take(connection, _limit_frames(page, rows), "last_received_at", "last_seq")
         if not expired:
             return _Progress(0, [])
         last = expired[-1].first_seq

@@ -63,7 +63,7 @@ _CHECKS: Sequence[_Check] = (
             FROM instances i JOIN (
                 SELECT instance_id, MAX(seq) AS seq FROM events GROUP BY instance_id
                 UNION ALL
-                SELECT instance_id, MAX(COALESCE(last_seq, first_seq)) FROM payload_blocks GROUP BY instance_id
+                SELECT instance_id, MAX(last_seq) FROM payload_blocks GROUP BY instance_id
             ) n ON n.instance_id = i.instance_id) newest
         WHERE seq > last_seq GROUP BY instance_id, last_seq ORDER BY instance_id
         """,
@@ -100,7 +100,7 @@ _CHECKS: Sequence[_Check] = (
                 (SELECT COALESCE(SUM(p.frame_count), 0) FROM payload_blocks p
                  WHERE p.instance_id = b.instance_id AND p.first_seq BETWEEN b.first_seq AND b.last_seq) AS found
             FROM batches b JOIN (
-                SELECT instance_id, MIN(first_seq) AS oldest, MAX(COALESCE(last_seq, first_seq)) AS newest
+                SELECT instance_id, MIN(first_seq) AS oldest, MAX(last_seq) AS newest
                 FROM payload_blocks GROUP BY instance_id) p ON p.instance_id = b.instance_id
             WHERE b.first_seq >= p.oldest AND b.last_seq <= p.newest) counted
         WHERE found <> expected ORDER BY instance_id, first_seq

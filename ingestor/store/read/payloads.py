@@ -14,8 +14,6 @@ from ingestor.store.write.payload_blocks import StoredPayload, open_block
 FETCH_BLOCKS = 20  # a block may have a megabyte, or one payload of several
 
 _c = schema.payload_blocks.c
-LAST_SEQ = func.coalesce(_c.last_seq, _c.first_seq)
-LAST_RECEIVED_AT = func.coalesce(_c.last_received_at, _c.received_at)
 
 
 def read_payloads(
@@ -52,7 +50,7 @@ def _read_blocks(
     # A block is part of one batch, so none that begins before the batch of the first seq can reach to it.
     batch = select(func.max(b.first_seq)).where(b.instance_id == instance_id, b.first_seq <= first_seq)
     start: ColumnElement[bool] = _c.first_seq >= func.coalesce(batch.scalar_subquery(), 0)
-    within = (_c.instance_id == instance_id, _c.first_seq <= last_seq, first_seq <= LAST_SEQ, *conditions)
+    within = (_c.instance_id == instance_id, _c.first_seq <= last_seq, first_seq <= _c.last_seq, *conditions)
     query = select(schema.payload_blocks).where(*within).order_by(_c.first_seq).limit(FETCH_BLOCKS)
     while page := fetch(query.where(start)):
         yield from page

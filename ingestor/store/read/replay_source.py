@@ -19,7 +19,7 @@ from sqlalchemy import Connection, Engine, and_, func, or_, select, tuple_
 
 from ingestor.store import schema
 from ingestor.store.engine import translate_errors
-from ingestor.store.read.payloads import FETCH_BLOCKS, LAST_RECEIVED_AT, LAST_SEQ, read_payloads
+from ingestor.store.read.payloads import FETCH_BLOCKS, read_payloads
 from ingestor.store.write.payload_blocks import StoredPayload, open_block
 
 FETCH_ROWS = 20  # a dead letter may be several megabytes
@@ -94,9 +94,9 @@ def entry_ranges(connection: Connection, start: datetime, end: datetime) -> list
     d, p = schema.dead_letters.c, schema.payload_blocks.c
     received = (d.received_at >= start, d.received_at < end)
     letters = select(d.instance_id, func.min(d.seq), func.max(d.seq)).where(*received).group_by(d.instance_id)
-    inside = and_(p.received_at >= start, end > LAST_RECEIVED_AT)
-    ends = select(p.instance_id, func.min(p.first_seq), func.max(LAST_SEQ)).where(inside).group_by(p.instance_id)
-    in_part = select(schema.payload_blocks).where(p.received_at < end, start <= LAST_RECEIVED_AT, ~inside)
+    inside = and_(p.received_at >= start, end > p.last_received_at)
+    ends = select(p.instance_id, func.min(p.first_seq), func.max(p.last_seq)).where(inside).group_by(p.instance_id)
+    in_part = select(schema.payload_blocks).where(p.received_at < end, start <= p.last_received_at, ~inside)
     found = [EntryRange(*row) for query in (letters, ends) for row in connection.execute(query)]
     with connection.execute(in_part, execution_options={"yield_per": FETCH_BLOCKS}) as blocks:
         payloads = (payload for block in blocks for payload in open_block(block))

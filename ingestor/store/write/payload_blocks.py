@@ -36,7 +36,7 @@ _decode_pieces = msgspec.json.Decoder(list[str]).decode
 
 
 class PayloadBlock(NamedTuple):
-    """A row of ``payload_blocks``, as ``COLUMNS`` name them. One frame has the first fields of its ``Payload``."""
+    """A row of ``payload_blocks``, as ``COLUMNS`` name them. The first fields are those of a ``Payload``."""
 
     first_seq: int
     origin: Origin
@@ -44,9 +44,9 @@ class PayloadBlock(NamedTuple):
     published_us: int | None
     row_count: int
     body: str
-    last_seq: int | None = None
-    frame_count: int = 1
-    last_received_us: int | None = None
+    last_seq: int
+    frame_count: int
+    last_received_us: int
     pieces: str | None = None
     frames: str | None = None
 
@@ -92,7 +92,8 @@ def _split(group: list[Payload]) -> Iterator[list[Payload]]:
 
 def _make_block(group: list[Payload]) -> PayloadBlock:
     if len(group) == 1:
-        return PayloadBlock(*group[0])
+        (payload,) = group
+        return PayloadBlock(*payload, last_seq=payload.seq, frame_count=1, last_received_us=payload.received_us)
     # By columns: by payloads it takes twice as long.
     seqs, origins, received, published, row_counts, bodies = zip(*group, strict=True)
     since_us, frame_count = min(received), len(group)

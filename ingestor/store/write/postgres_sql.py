@@ -151,7 +151,7 @@ def _pack_block(instance_id: int, block: PayloadBlock) -> bytes:
         _pack_timestamp(published_us),
         _INT4.pack(4, row_count),
         _pack_text(body),
-        _NULL if last_seq is None else _INT8.pack(8, last_seq),
+        _INT8.pack(8, last_seq),
         _INT4.pack(4, frame_count),
         _pack_timestamp(last_us),
         _NULL,  # pieces: the server compresses

@@ -13,12 +13,11 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any, NamedTuple
 
-from sqlalchemy import Connection, bindparam, literal, select, update
+from sqlalchemy import Connection, literal, select, update
 
-from ingestor.core.entries import connection_params
 from ingestor.core.times import to_datetime, to_us
 from ingestor.store.engine import insert_or_ignore
-from ingestor.store.schema import coverage, instances, subscriptions
+from ingestor.store.schema import coverage, instances
 from ingestor.store.server_identity import ServerIdentity
 
 
@@ -101,7 +100,6 @@ def claim(
         connection.execute(update(instances).where(this_instance).values(_columns(instance)))
     if ownership is Ownership.NEW and lost:
         _record_lost(connection, row, lost)
-    _fill_connection_params(connection)
     heartbeat_us = None if row.heartbeat_at is None else to_us(row.heartbeat_at)
     has_ended = ownership is Ownership.FOREIGN and not _is_receiving(connection, row.instance_id)
     return Registration(ownership, row.instance_id, row.name, row.position, heartbeat_us, row.run_id, has_ended)
@@ -139,16 +137,6 @@ def _is_receiving(connection: Connection, instance_id: int) -> bool:
     c = coverage.c
     wanted = (c.instance_id == instance_id, c.ended_at.is_(None), c.state != "stopped")
     return connection.execute(select(c.subscription_id).where(*wanted).limit(1)).first() is not None
-
-
-def _fill_connection_params(connection: Connection) -> None:
-    """Complete what a daemon of an older release has added: its coverage must end with its connection's last byte."""
-    c = subscriptions.c
-    rows = connection.execute(select(c.subscription_id, c.params).where(c.connection_params == "")).all()
-    if rows:
-        fill = update(subscriptions).where(c.subscription_id == bindparam("id_"))
-        values = [{"id_": row.subscription_id, "connection_params": connection_params(row.params)} for row in rows]
-        connection.execute(fill, values)
 
 
 def _record_lost(connection: Connection, row: Any, lost: LostSpan) -> None:

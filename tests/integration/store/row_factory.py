@@ -24,6 +24,12 @@ def _after(seconds: float) -> datetime:
     return DAY + timedelta(seconds=seconds)
 
 
+def single_payload(instance_id: int, seq: int, received_at: datetime, **columns: Any) -> dict[str, Any]:
+    """Return a row of ``payload_blocks`` with one frame."""
+    ends = {"first_seq": seq, "last_seq": seq, "received_at": received_at, "last_received_at": received_at}
+    return {"instance_id": instance_id, "source": "stream", "frame_count": 1, **ends, **columns}
+
+
 class Database:
     """Inserts rows, with defaults for the columns that a test does not care about."""
 

@@ -10,7 +10,7 @@ from types import ModuleType
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from sqlalchemy import Engine, delete, func, insert, select, text
+from sqlalchemy import Engine, delete, insert, select, text
 
 from ingestor.core.times import to_datetime, to_us
 from ingestor.pipeline.batch_builder import escape_unstorable
@@ -53,7 +53,7 @@ def read_stored(engine: Engine, first_seq: int, last_seq: int) -> list[tuple[int
 
 def blocks(engine: Engine) -> list[tuple[int, int, int]]:
     c = schema.payload_blocks.c
-    query = select(c.first_seq, func.coalesce(c.last_seq, c.first_seq), c.frame_count).order_by(c.first_seq)
+    query = select(c.first_seq, c.last_seq, c.frame_count).order_by(c.first_seq)
     return [tuple(row) for row in fetch_all(engine, query)]
 
 

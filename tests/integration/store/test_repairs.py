@@ -14,7 +14,7 @@ from ingestor.store.maintenance import repairs
 from ingestor.store.maintenance.repairs import BackfillRequest, Gap, LeaseHeldElsewhere, RepairTable
 from tests.support.entries import decoder
 
-from .row_factory import Database, at
+from .row_factory import Database, at, single_payload
 
 MINUTE = timedelta(minutes=1)
 
@@ -249,8 +249,8 @@ def test_window_is_proven_by_later_response_that_contains_all_of_it(
 
     def receive(seq: int, received: str, ticker: str, *rows: str, path: str = "/real-time/crowd-sentiment") -> None:
         body = json.dumps([{"ts": at(row).isoformat(), "ticker": ticker, "average_sentiment": 1} for row in rows])
-        names = {"connection_id": "c", "source": "stream", "event": "res", "path": path, "params": "{}", "body": body}
-        db.add("payload_blocks", instance_id=1, first_seq=seq, received_at=at(received), **names)
+        names = {"connection_id": "c", "event": "res", "path": path, "params": "{}", "body": body}
+        db.add("payload_blocks", **single_payload(1, seq, at(received), **names))
 
     receive(20, "09:29:59", "AAPL", "09:00")  # before the end of the gap
     receive(21, "09:30:01", "AAPL", "09:01")  # does not reach the start of the gap

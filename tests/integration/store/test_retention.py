@@ -22,6 +22,8 @@ from ingestor.store.write.batch import Batch, SampleRow
 from ingestor.store.write.batch_writer import BatchWriter
 from ingestor.store.write.registration import InstanceInfo
 
+from .row_factory import single_payload
+
 NOW = datetime.now(UTC)
 NOW_US = int(NOW.timestamp() * 1_000_000)
 DAY = timedelta(days=1)
@@ -61,11 +63,7 @@ def instance(
         [key | counts | {"first_seq": seq, "last_seq": seq + 2, "committed_at": at} for seq, at in seqs],
     )
     add(engine, "events", [key | {"seq": seq, "at": at, "kind": "connected"} for seq, at in seqs])
-    add(
-        engine,
-        "payload_blocks",
-        [key | {"first_seq": seq + 1, "source": "stream", "received_at": at} for seq, at in seqs],
-    )
+    add(engine, "payload_blocks", [single_payload(instance_id, seq + 1, at) for seq, at in seqs])
     letter = {"stage": "decode", "source": "stream"}
     dead = [(seq + 1, 0, at) for seq, at in seqs] + [(seq + 2, None, at) for seq, at in seqs]
     add(
@@ -200,7 +198,8 @@ def test_payloads_are_kept_while_the_clock_runs_ahead(engine: Engine) -> None:
     instance(engine, 1, [3, -300, -300, -300])
     with engine.begin() as connection:  # a retried dead letter, and a live row after the clock was set back
         connection.execute(
-            text("UPDATE payload_blocks SET received_at = :at WHERE first_seq = 8"), {"at": str(NOW - 3 * DAY)}
+            text("UPDATE payload_blocks SET received_at = :at, last_received_at = :at WHERE first_seq = 8"),
+            {"at": str(NOW - 3 * DAY)},
         )
     sweep(engine, keep(payloads="24h", journal="90d"))
     assert column(engine, "SELECT seq FROM payloads ORDER BY seq") == [5, 8, 11]
