@@ -652,8 +652,8 @@ BUGS = (
     Bug(
         "position without compare-and-set",
         "store/write/batch_writer.py",
-        ".where(self._own_row(), follows)",
-        ".where(self._own_row())",
+        "AND position BETWEEN %s AND %s",
+        "AND position + %s + %s > 0",
         f"{WRITER} {MODEL}",
     ),
     Bug(
@@ -1261,8 +1261,8 @@ BUGS = (
     Bug(
         "a run that was replaced goes on writing",
         "store/write/batch_writer.py",
-        "return (c.instance_id == self.instance_id) & (c.run_id == self._run_id)",
-        "return c.instance_id == self.instance_id",
+        "AND run_id = %s AND",
+        "AND run_id >= substr(%s, 1, 0) AND",
         f"{PIPELINE}/test_identity.py {MODEL}",
     ),
     Bug(

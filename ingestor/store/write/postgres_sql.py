@@ -9,6 +9,7 @@ import json
 import re
 import struct
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from functools import partial
 from typing import Any
 
@@ -54,6 +55,13 @@ _CONFLICTS = """
 SELECT s.series_id, (extract(epoch from s.ts) * 1000000)::bigint FROM {stage} JOIN samples s USING (series_id, ts)
 WHERE (s.instance_id <> {me} OR s.seq <> stage.seq) AND s.value <> stage.value
 """
+
+
+def execute(connection: Connection, statement: str, parameters: Sequence[Any]) -> int:
+    """Run a statement without SQLAlchemy, and return how many rows it changed. The driver prepares what is repeated."""
+    with closing(connection.connection.cursor()) as cursor:
+        cursor.execute(statement, parameters)
+        return int(cursor.rowcount)
 
 
 def copy_samples(connection: Connection, instance_id: int, rows: Sequence[tuple[SampleKey, SampleRow]]) -> int:

@@ -7,13 +7,15 @@ between.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from contextlib import closing
+from datetime import datetime
 from functools import lru_cache
 from itertools import chain
 from typing import Any
 
 from sqlalchemy import Connection
 
-from ingestor.core.times import to_sqlite_text
+from ingestor.core.times import to_sqlite_text, to_us
 from ingestor.store.write.batch import Payload, SampleRow
 from ingestor.store.write.payload_blocks import COLUMNS, PayloadBlock, compact, make_blocks
 from ingestor.store.write.revisions import SampleKey
@@ -34,6 +36,14 @@ SELECT stage.series_id, stage.us FROM stage CROSS JOIN samples s ON s.series_id 
 WHERE (s.instance_id <> ? OR s.seq <> stage.seq) AND s.value <> stage.value
 """
 _INSERT_BLOCKS = f"INSERT INTO payload_blocks (instance_id, {COLUMNS}) VALUES {{}}"  # noqa: S608 -- constants
+
+
+def execute(connection: Connection, statement: str, parameters: Sequence[Any]) -> int:
+    """Run a statement without SQLAlchemy, and return how many rows it changed."""
+    values = [to_sqlite_text(to_us(value)) if isinstance(value, datetime) else value for value in parameters]
+    with closing(connection.connection.cursor()) as cursor:
+        cursor.execute(statement.replace("%s", "?"), values)
+        return int(cursor.rowcount)
 
 
 def insert_samples(connection: Connection, instance_id: int, rows: Sequence[tuple[SampleKey, SampleRow]]) -> int:
