@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from ..support.daemon import write_config
+from ..support.daemon import until, write_config
 from ..support.faulty_disks import CuttableDisk, cuttable_disk, ext4
 from ..support.fork_server import ForkedDaemon, ForkServer
 from ..support.numbered_feed import KEY, PATH, TICKERS, NumberedFeed
@@ -43,6 +43,7 @@ async def test_power_cut_keeps_acknowledged_events_once(
     async with NumberedFeed(rate=400) as feed:
         async with ForkedDaemon(fork_server, config_on(disk.folder, feed), KEY) as daemon:
             await daemon.wait_until_live()
+            await until(lambda: feed.acknowledged)
             for number in range(CUTS):
                 await asyncio.sleep(pick.uniform(0.2, 1))
                 power_cuts.append(cut(disk, feed, tmp_path / f"cut-{number}"))

@@ -168,7 +168,7 @@ class CommandProcess:
 
     async def wait_for_exit(self, timeout_seconds: float = TIMEOUT_SECONDS) -> int:
         """Wait for the end of the process, and return its exit code."""
-        await until(lambda: self._process is not None and self._process.poll() is not None, timeout_seconds)
+        await until(lambda: self.has_ended, timeout_seconds)
         assert self._process is not None
         return int(self._process.returncode)
 
@@ -180,6 +180,10 @@ class CommandProcess:
         """Send SIGTERM, wait for the end of the process, and return its exit code."""
         self.send_sigterm()
         return await self.wait_for_exit(timeout_seconds)
+
+    @property
+    def has_ended(self) -> bool:
+        return self._process is not None and self._process.poll() is not None
 
     @property
     def pid(self) -> int:
@@ -235,13 +239,15 @@ class DaemonProcess(CommandProcess):
 
     async def wait_until_live(self) -> None:
         """Wait until every subscription is live and the database is up."""
-        await until(lambda: self._is_live(self.status))
+        await until(lambda: self.is_live)
 
     async def wait_for_samples(self, expected: Callable[[], object]) -> None:
         """Wait until the database contains exactly the samples ``{Key: value}`` that ``expected`` returns by then."""
         await until(lambda: self.db.current() == expected())
 
-    @staticmethod
-    def _is_live(status: dict[str, Any]) -> bool:
+    @property
+    def is_live(self) -> bool:
+        """Whether every subscription is live and the database is up."""
+        status = self.status
         states = {subscription["state"] for subscription in status.get("subscriptions", ())}
         return states == {"live"} and bool(status["database"]["up"])
