@@ -7,7 +7,7 @@ import os
 import re
 import sqlite3
 import subprocess
-from collections.abc import Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -56,15 +56,13 @@ def test_check_json_exits_with_code_of_first_failure(shared_daemon: SharedDaemon
 
 
 @pytest.fixture
-def provider(fork_server: ForkServer, tmp_path: Path) -> Iterator[str]:
+async def provider(fork_server: ForkServer, tmp_path: Path) -> AsyncIterator[str]:
     """The URL of a simulator that accepts the key."""
     port = str(free_port())
-    program = ForkedCommand(
-        fork_server, "simulate", "--port", port, "--api-key", KEY, "--cadence", "1", folder=tmp_path
-    )
-    program.start()
-    yield f"http://127.0.0.1:{port}"
-    program.kill()
+    serve = ("simulate", "--port", port, "--api-key", KEY, "--cadence", "1")
+    async with ForkedCommand(fork_server, *serve, folder=tmp_path) as program:
+        await until(lambda: KEY in program.stdout)
+        yield f"http://127.0.0.1:{port}"
 
 
 async def test_steps_of_init_lead_to_stored_rows(provider: str, fork_server: ForkServer, tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ def test_export_to_file_while_daemon_writes_shows_progress(shared_daemon: Shared
     file = tmp_path / "x.csv"
     screen, terminal = pty.openpty()
     command = shared_daemon.command_line("export", "--feed", "crowd-sentiment", "-o", file)
-    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=terminal, text=True, timeout=20)
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=terminal, text=True, timeout=60)
     os.close(terminal)
     shown = os.read(screen, 100_000).decode()
     os.close(screen)

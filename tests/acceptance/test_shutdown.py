@@ -76,7 +76,7 @@ async def test_second_signal_ends_daemon_despite_hanging_statement(
             began = time.monotonic()
             daemon.send_sigterm()
             assert await daemon.wait_for_exit() == 0
-            assert time.monotonic() - began < 4
+            assert time.monotonic() - began < 7  # without it, the daemon tries to write for nine seconds
         daemon.start()
         await daemon.wait_until_live()
         assert await daemon.terminate() == 0
