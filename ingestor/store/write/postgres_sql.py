@@ -30,11 +30,11 @@ _NULL = b"\xff\xff\xff\xff"
 _2000_US = 946_684_800_000_000  # PostgreSQL counts from 2000-01-01
 _ROWS_PER_WRITE = 500  # a write per row would cost more than packing the row
 
-_STAGE_COLUMNS = "series_id, ts, value, received_at, seq, source, published_at"
+_SAMPLE_COLUMNS = "instance_id, series_id, ts, value, received_at, seq, source, published_at"
 _MAX_ARRAY_ROWS = 500  # COPY is faster for more rows
 _CREATE_STAGE = """
 CREATE TEMPORARY TABLE IF NOT EXISTS stage (
-    series_id integer NOT NULL, ts timestamptz NOT NULL, value double precision NOT NULL,
+    instance_id integer NOT NULL, series_id integer NOT NULL, ts timestamptz NOT NULL, value double precision NOT NULL,
     received_at timestamptz NOT NULL, seq bigint NOT NULL, source text NOT NULL, published_at timestamptz
 ) ON COMMIT DELETE ROWS; DELETE FROM stage
 """
@@ -66,9 +66,7 @@ def execute(connection: Connection, statement: str, parameters: Sequence[Any]) -
 
 def copy_samples(connection: Connection, instance_id: int, rows: Sequence[tuple[SampleKey, SampleRow]]) -> int:
     """Insert the rows, whose keys must be new, and return how many they are. The driver raises UniqueViolation."""
-    head = struct.pack(">hii", 8, 4, instance_id)  # instead of the number of fields, two bytes
-    target = f"samples (instance_id, {_STAGE_COLUMNS})"
-    copied = _copy(connection, target, lambda row: head + _pack_sample(row)[2:], rows)
+    copied = _copy(connection, f"samples ({_SAMPLE_COLUMNS})", partial(_pack_samples, instance_id), rows)
     if copied < len(rows):
         raise BatchRejected("the database has left out rows")  # a trigger of its owner; the merge counts them
     return copied
@@ -78,7 +76,7 @@ def insert_samples(connection: Connection, instance_id: int, rows: Sequence[tupl
     """Insert the rows whose key is new, and return how many those are. The rows must have distinct keys."""
     if len(rows) > _MAX_ARRAY_ROWS:
         connection.exec_driver_sql(_CREATE_STAGE)
-        _copy(connection, f"stage ({_STAGE_COLUMNS})", _pack_sample, rows)
+        _copy(connection, f"stage ({_SAMPLE_COLUMNS})", partial(_pack_samples, instance_id), rows)
     return connection.exec_driver_sql(*_with_rows(_MERGE, instance_id, rows)).rowcount
 
 
@@ -103,36 +101,35 @@ def insert_payloads(connection: Connection, instance_id: int, payloads: Sequence
     if not is_utf8(connection):  # a frame with one name that the database's encoding lacks is kept nevertheless
         payloads = [payload._replace(body=_escape_non_ascii(payload.body)) for payload in payloads]
     blocks = list(make_blocks(payloads))
-    _copy(connection, f"payload_blocks (instance_id, {COLUMNS})", partial(_pack_block, instance_id), blocks)
+    _copy(connection, f"payload_blocks (instance_id, {COLUMNS})", partial(_pack_blocks, instance_id), blocks)
 
 
 def _escape_non_ascii(json_text: str) -> str:
     return re.sub(r"[^\x00-\x7f]", lambda match: json.dumps(match[0])[1:-1], json_text)
 
 
-def _copy(connection: Connection, target: str, pack: Callable[[Any], bytes], rows: Sequence[Any]) -> int:
+def _copy(connection: Connection, target: str, pack: Callable[[Sequence[Any]], bytes], rows: Sequence[Any]) -> int:
     """Copy the rows, and return how many the server has inserted."""
-    cursor = connection.connection.cursor()
-    try:
+    with closing(connection.connection.cursor()) as cursor:
         with cursor.copy(f"COPY {target} FROM STDIN (FORMAT BINARY)") as copy:
             copy.write(_HEADER)
             for start in range(0, len(rows), _ROWS_PER_WRITE):
-                copy.write(b"".join(map(pack, rows[start : start + _ROWS_PER_WRITE])))
+                copy.write(pack(rows[start : start + _ROWS_PER_WRITE]))
             copy.write(_TRAILER)
         return int(cursor.rowcount)
-    finally:
-        cursor.close()
 
 
-# The number of fields, then length and value of each: int4, timestamptz, float8, timestamptz, int8.
-_SAMPLE_STRUCT = struct.Struct(">hiiiqidiqiq")
+# The number of fields, then length and value of each: int4 twice, timestamptz, float8, timestamptz, int8.
+_pack_sample = struct.Struct(">hiiiiiqidiqiq").pack
 
 
-def _pack_sample(row: tuple[SampleKey, SampleRow]) -> bytes:
-    (series_id, ts_us), (_, _, value, published_us, received_us, source, seq, _) = row
-    return _SAMPLE_STRUCT.pack(
-        7, 4, series_id, 8, ts_us - _2000_US, 8, value, 8, received_us - _2000_US, 8, seq
-    ) + _PACKED_SOURCES[source] + (_NULL if published_us is None else _pack_timestamp(published_us))  # fmt: skip
+def _pack_samples(instance_id: int, rows: Sequence[tuple[SampleKey, SampleRow]]) -> bytes:
+    # In one loop: with a function call for each row it takes 0.51 instead of 0.37 µs a row.
+    return b"".join([
+        _pack_sample(8, 4, instance_id, 4, series_id, 8, ts_us - _2000_US, 8, value, 8, received_us - _2000_US, 8, seq)
+        + _PACKED_SOURCES[source] + (_NULL if published_us is None else _pack_timestamp(published_us))
+        for (series_id, ts_us), (_, _, value, published_us, received_us, source, seq, _) in rows
+    ])  # fmt: skip
 
 
 def _pack_text(text: str) -> bytes:
@@ -148,6 +145,10 @@ def _pack_timestamp(us: int | None) -> bytes:
 
 
 _INT4, _INT8 = struct.Struct(">ii"), struct.Struct(">iq")
+
+
+def _pack_blocks(instance_id: int, blocks: Sequence[PayloadBlock]) -> bytes:
+    return b"".join([_pack_block(instance_id, block) for block in blocks])
 
 
 def _pack_block(instance_id: int, block: PayloadBlock) -> bytes:
