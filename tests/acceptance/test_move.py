@@ -270,7 +270,7 @@ async def test_database_of_older_schema_is_upgraded_under_its_spool(
     url = f"sqlite:///{tmp_path}/ingestor.db"
     engine = make_engine(url)
     with engine.connect() as connection, migrate._exclusive_transaction(connection):
-        command.upgrade(migrate._config(connection), "0003_runs_and_connections")
+        command.upgrade(migrate._config(connection), "v1_0001_tables")
     engine.dispose()
     daemon = start(url)
     await stored(daemon)

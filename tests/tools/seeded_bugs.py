@@ -298,7 +298,7 @@ BUGS = (
     ),
     Bug(
         "what each instance by itself did not receive counts what others covered as missing",
-        "../migrations/versions/0004_views.sqlite.sql",
+        "../migrations/versions/0002_views.sqlite.sql",
         "h LEFT JOIN covered c ON c.subscription_id = h.subscription_id",
         "h LEFT JOIN covered c ON c.subscription_id = h.instance_id",
         f"{STORE}/test_instance_gaps.py",

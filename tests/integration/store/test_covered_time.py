@@ -11,8 +11,6 @@ from typing import Any, NamedTuple
 from sqlalchemy import Engine, insert
 
 from ingestor.store import schema, views
-from ingestor.store.write.batch_writer import BatchWriter
-from ingestor.store.write.registration import InstanceInfo, SpoolExtent
 from tests.support.hypothesis_steps import wanted_steps
 
 from .row_factory import Database, at
@@ -170,10 +168,3 @@ def test_nothing_is_wanted_after_the_last_byte_until_the_time_before_a_step_back
     insert_histories(engine, {1: [*before, Interval(3, "live", 30, None)]})
     assert read_spans(db, views.wanted) == {1: [(30, 40)]}
     assert read_spans(db, views.gaps) == {}
-
-
-def test_subscription_of_an_older_release_gets_its_connection(engine: Engine) -> None:
-    Database(engine).subscription(1, "A", params='{"period":"30","ticker":"A"}')
-    instance = InstanceInfo(spool_id="s", name="n", version="0", config_sha256="", started_us=1, run_id="r")
-    BatchWriter(engine).register(instance, SpoolExtent(first_seq=1))
-    assert Database(engine).read(schema.subscriptions, "connection_params") == [('{"period":"30"}',)]
