@@ -38,7 +38,7 @@ PACE: dict[str, Any] = {
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--kills", type=int, default=15, help="Number of random kills of the daemon, on each database.")
-    parser.addoption("--scenarios", type=int, default=800, help="Number of scenarios of the claims model, in all.")
+    parser.addoption("--scenarios", type=int, default=400, help="Number of scenarios of the claims model, in all.")
     parser.addoption("--scenario", type=int, metavar="SEED", help="Run this scenario of the claims model only.")
 
 
