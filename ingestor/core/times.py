@@ -59,12 +59,16 @@ def split_into_cells(
 
 
 def to_sqlite_text(us: int | None) -> str | None:
-    """Return ``YYYY-MM-DD HH:MM:SS.ffffff`` in UTC, the form of a time in our SQLite databases."""
+    """Return ``YYYY-MM-DD HH:MM:SS`` in UTC, the form of a time in our SQLite databases.
+
+    A fraction follows only where there is one, without zeros at its end, so that texts compare like times.
+    """
     if us is None:
         return None
     second, rest = divmod(us, 1_000_000)
     day, clock = divmod(second, 86_400)
-    return f"{_text_day(day)} {_text_clock(clock)}.{rest:06}"
+    text = f"{_text_day(day)} {_text_clock(clock)}"
+    return f"{text}.{rest:06}".rstrip("0") if rest else text
 
 
 @lru_cache(maxsize=1_000)

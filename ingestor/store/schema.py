@@ -7,6 +7,7 @@ they are used. ``ingestor audit`` looks for orphans instead.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any
@@ -31,20 +32,34 @@ from sqlalchemy import (
     false,
     text,
 )
+from sqlalchemy.dialects import sqlite
+from sqlalchemy.types import TypeEngine
+
+from ingestor.core.times import to_sqlite_text, to_us
 
 KEY_LENGTH = 64  # characters of a feed, metric, ticker or user_id
 PATH_LENGTH = 255  # characters
 PARAMS_LENGTH = 512  # characters of canonical JSON; together with the path it fits an index key of any database
 
 
+class _SqliteTime(sqlite.DATETIME):
+    """Stores a time as ``to_sqlite_text`` writes it."""
+
+    def bind_processor(self, dialect: Dialect) -> Callable[[datetime | None], str | None]:
+        return lambda at: None if at is None else to_sqlite_text(to_us(at))
+
+
 class UtcDateTime(TypeDecorator[datetime]):
-    """An aware datetime, converted to UTC. SQLite stores it as text, ``YYYY-MM-DD HH:MM:SS.ffffff``.
+    """An aware datetime, converted to UTC. SQLite stores it as text, see ``to_sqlite_text``.
 
     Raises ValueError for a naive datetime, because its time zone cannot be guessed.
     """
 
     impl = DateTime(timezone=True)
     cache_ok = True
+
+    def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
+        return dialect.type_descriptor(_SqliteTime() if dialect.name == "sqlite" else self.impl_instance)  # type: ignore[no-untyped-call]
 
     def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
         if value is None:

@@ -21,7 +21,7 @@ WITH RECURSIVE stretches (from_at) AS (
     UNION ALL
     SELECT substr((
         SELECT MIN((SELECT MIN(m.ts) FROM samples m WHERE m.series_id = n.series_id
-            AND m.ts >= strftime('%Y-%m-%d %H:%M:%S.000000', s.from_at, '+8784 hours')))
+            AND m.ts >= datetime(s.from_at, '+8784 hours')))
         FROM series n
         WHERE n.feed = 'crowd-sentiment' AND n.metric = 'crowd_sentiment'
     ), 1, $prefix) || '$suffix'
@@ -29,10 +29,10 @@ WITH RECURSIVE stretches (from_at) AS (
 ), numbers (number) AS (
     SELECT 0 UNION ALL SELECT number + 1 FROM numbers WHERE number < 8784 / $hours - 1
 ), starts AS (
-    SELECT strftime('%Y-%m-%d %H:%M:%S.000000', s.from_at, (n.number * $hours) || ' hours') AS from_at
+    SELECT datetime(s.from_at, (n.number * $hours) || ' hours') AS from_at
     FROM stretches s CROSS JOIN numbers n WHERE s.from_at IS NOT NULL
 ), hours AS (
-    SELECT from_at, strftime('%Y-%m-%d %H:%M:%S.000000', from_at, '+$hours hours') AS to_at FROM starts
+    SELECT from_at, datetime(from_at, '+$hours hours') AS to_at FROM starts
 ), buckets AS (
     -- CROSS JOIN fixes the join order. A condition on a column of the GROUP BY is pushed down into the group.
     SELECT h.from_at, h.to_at, n.series_id, n.ticker,
@@ -75,25 +75,25 @@ SELECT b.ticker, b.from_at AS bucket_at,
     (SELECT p.value FROM samples p WHERE p.series_id = b.series_id AND p.ts = b.last_ts) AS close, b.mean, b.samples,
     b.covered_seconds / 60 AS covered_minutes, b.covered_seconds / (36 * $hours) AS coverage_percent,
     COALESCE((SELECT MAX(i.heartbeat_at) FROM instances i)
-            >= strftime('%Y-%m-%d %H:%M:%S.000000', b.to_at, '+1 hours'), FALSE)
+            >= datetime(b.to_at, '+1 hours'), FALSE)
         AND NOT EXISTS (
             SELECT 1 FROM subscriptions l JOIN repairs c ON c.subscription_id = l.subscription_id
             WHERE l.feed = 'crowd-sentiment' AND l.ticker IN ('', b.ticker)
                 AND l.params NOT LIKE '%"user_id"%'
-                AND c.state = 'open' AND c.from_ts < strftime('%Y-%m-%d %H:%M:%S.000000', b.to_at, '+1 hours')
+                AND c.state = 'open' AND c.from_ts < datetime(b.to_at, '+1 hours')
                 AND c.to_ts > b.from_at)
         AND (EXISTS (
             SELECT 1 FROM subscriptions l JOIN coverage_intervals c ON c.subscription_id = l.subscription_id
             WHERE l.feed = 'crowd-sentiment' AND l.ticker IN ('', b.ticker)
                 AND l.params NOT LIKE '%"user_id"%'
-                AND c.state = 'live' AND c.from_at <= strftime('%Y-%m-%d %H:%M:%S.000000', b.to_at, '+1.1 hours')
-                AND c.to_at >= strftime('%Y-%m-%d %H:%M:%S.000000', b.to_at, '+1.1 hours'))
+                AND c.state = 'live' AND c.from_at <= datetime(b.to_at, '+1.1 hours')
+                AND c.to_at >= datetime(b.to_at, '+1.1 hours'))
         OR EXISTS (
             SELECT 1 FROM subscriptions l JOIN repairs c ON c.subscription_id = l.subscription_id
             WHERE l.feed = 'crowd-sentiment' AND l.ticker IN ('', b.ticker)
                 AND l.params NOT LIKE '%"user_id"%'
-                AND c.state <> 'open' AND c.from_ts <= strftime('%Y-%m-%d %H:%M:%S.000000', b.to_at, '+1.1 hours')
-                AND c.to_ts >= strftime('%Y-%m-%d %H:%M:%S.000000', b.to_at, '+1.1 hours'))
+                AND c.state <> 'open' AND c.from_ts <= datetime(b.to_at, '+1.1 hours')
+                AND c.to_ts >= datetime(b.to_at, '+1.1 hours'))
         OR NOT EXISTS (
             SELECT 1 FROM subscriptions l JOIN coverage c ON c.subscription_id = l.subscription_id
             WHERE l.feed = 'crowd-sentiment' AND l.ticker IN ('', b.ticker)
@@ -103,5 +103,5 @@ SELECT b.ticker, b.from_at AS bucket_at,
             SELECT 1 FROM subscriptions l JOIN coverage c ON c.subscription_id = l.subscription_id
             WHERE l.feed = 'crowd-sentiment' AND l.ticker IN ('', b.ticker)
                 AND l.params NOT LIKE '%"user_id"%'
-                AND c.started_at <= strftime('%Y-%m-%d %H:%M:%S.000000', b.to_at, '+1.1 hours'))) AS is_final
+                AND c.started_at <= datetime(b.to_at, '+1.1 hours'))) AS is_final
 FROM filled b;

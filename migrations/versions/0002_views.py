@@ -20,8 +20,8 @@ FOLDER = Path(__file__).parent
 VIEW = re.compile(r"^CREATE VIEW (?P<name>\w+) AS /\* (?P<comment>.*?) \*/.*?(?=;$)", re.DOTALL | re.MULTILINE)
 # SQLite cuts the text of a time behind `prefix` characters and appends `suffix` to get the start of the bucket.
 CANDLES = (
-    {"view": "crowd_sentiment_hourly", "hours": 1, "unit": "hour", "prefix": 13, "suffix": ":00:00.000000"},
-    {"view": "crowd_sentiment_daily", "hours": 24, "unit": "day", "prefix": 10, "suffix": " 00:00:00.000000"},
+    {"view": "crowd_sentiment_hourly", "hours": 1, "unit": "hour", "prefix": 13, "suffix": ":00:00"},
+    {"view": "crowd_sentiment_daily", "hours": 24, "unit": "day", "prefix": 10, "suffix": " 00:00:00"},
 )
 
 

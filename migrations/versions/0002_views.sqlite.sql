@@ -43,7 +43,7 @@ WITH spans AS (
 ), holes AS (
     SELECT subscription_id, instance_id, COALESCE(MAX(to_at) OVER (
         PARTITION BY subscription_id, instance_id ORDER BY from_at, to_at
-        ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING), '0001-01-01 00:00:00.000000') AS from_at, from_at AS to_at
+        ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING), '0001-01-01 00:00:00') AS from_at, from_at AS to_at
     FROM cuts
 )
 SELECT subscription_id, instance_id, from_at, to_at FROM holes WHERE from_at < to_at;
@@ -206,14 +206,14 @@ FROM measured g JOIN subscriptions s ON s.subscription_id = g.subscription_id
 
 CREATE VIEW coverage_daily AS /* Seconds wanted and seconds covered (live or repaired), per subscription and UTC day. */
 WITH RECURSIVE days AS (
-    SELECT subscription_id, from_at, to_at, (substr(from_at, 1, 10) || ' 00:00:00.000000') AS day_at
+    SELECT subscription_id, from_at, to_at, (substr(from_at, 1, 10) || ' 00:00:00') AS day_at
     FROM wanted WHERE from_at < to_at
     UNION ALL
-    SELECT subscription_id, from_at, to_at, strftime('%Y-%m-%d %H:%M:%S.000000', day_at, '+24 hours')
-    FROM days WHERE strftime('%Y-%m-%d %H:%M:%S.000000', day_at, '+24 hours') < to_at
+    SELECT subscription_id, from_at, to_at, datetime(day_at, '+24 hours')
+    FROM days WHERE datetime(day_at, '+24 hours') < to_at
 ), clipped AS (
     SELECT subscription_id, day_at, MAX(from_at, day_at) AS from_at,
-        MIN(to_at, strftime('%Y-%m-%d %H:%M:%S.000000', day_at, '+24 hours')) AS to_at
+        MIN(to_at, datetime(day_at, '+24 hours')) AS to_at
     FROM days
 ), counted AS (
     SELECT d.subscription_id, d.day_at,
@@ -243,10 +243,10 @@ SELECT instance_id, first_seq AS seq, connection_id, source, event, path, params
 FROM payload_blocks WHERE frames IS NULL
 UNION ALL
 SELECT instance_id, seq, connection_id, source, event, path, params,
-    strftime('%Y-%m-%d %H:%M:%S', (received_us - (received_us % 1000000 + 1000000) % 1000000) / 1000000, 'unixepoch')
-        || printf('.%06d', (received_us % 1000000 + 1000000) % 1000000),
-    strftime('%Y-%m-%d %H:%M:%S', (published_us - (published_us % 1000000 + 1000000) % 1000000) / 1000000, 'unixepoch')
-        || printf('.%06d', (published_us % 1000000 + 1000000) % 1000000),
+    datetime((received_us - (received_us % 1000000 + 1000000) % 1000000) / 1000000, 'unixepoch')
+        || rtrim(printf('.%06d', (received_us % 1000000 + 1000000) % 1000000), '.0'),
+    datetime((published_us - (published_us % 1000000 + 1000000) % 1000000) / 1000000, 'unixepoch')
+        || rtrim(printf('.%06d', (published_us % 1000000 + 1000000) % 1000000), '.0'),
     row_count, body, first_seq, last_seq
 FROM (
     SELECT instance_id, first_seq + n + COALESCE(json_extract(frame, '$[2]'), 0) AS seq, connection_id, source, event,

@@ -172,8 +172,8 @@ async def test_backfill_without_daemon_ignores_other_repairs(
         columns = "subscription_id, from_ts, to_ts, kind, state, created_at"
         database.executemany(
             f"INSERT INTO repairs ({columns}) VALUES (1, ?, ?, 'snapshot', 'open', ?)",
-            [[f"2026-01-01 00:{minute:02}:{second:02}.000000" for second in (0, 1, 2)] for minute in range(60)]
-            + [[f"2026-01-01 01:{minute:02}:{second:02}.000000" for second in (0, 1, 2)] for minute in range(60)],
+            [[f"2026-01-01 00:{minute:02}:{second:02}" for second in (0, 1, 2)] for minute in range(60)]
+            + [[f"2026-01-01 01:{minute:02}:{second:02}" for second in (0, 1, 2)] for minute in range(60)],
         )
     async with backfill.command() as command:
         assert await command.wait_for_exit() == 0

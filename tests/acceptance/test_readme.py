@@ -123,7 +123,7 @@ async def test_simulator_and_daemon_restart_with_the_same_command(terminal: Term
 
 async def new_rows(db: DbReader) -> None:
     """Wait until a value from after now is stored, which only a running daemon can have written."""
-    began = f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S.%f}"
+    began = f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S}"
 
     def stored() -> object:
         try:

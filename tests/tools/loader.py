@@ -23,6 +23,7 @@ from typing import Any
 from sqlalchemy import Engine, insert, text
 
 from ingestor.config.urls import normalize_database_url
+from ingestor.core.times import to_sqlite_text, to_us
 from ingestor.store import migrate, schema
 from ingestor.store.engine import make_engine
 
@@ -59,7 +60,7 @@ class Query:
 def queries(engine: Engine, ticker: str) -> list[Query]:
     zone = "+00" if engine.dialect.name == "postgresql" else ""
     ages = (30 * DAY, 2 * DAY, timedelta(hours=30))
-    month, day, hour = (f"'{END - age:%Y-%m-%d %H:%M:%S.%f}{zone}'" for age in ages)
+    month, day, hour = (f"'{to_sqlite_text(to_us(END - age))}{zone}'" for age in ages)
     of_ticker = f"ticker = '{ticker}'"
     return [
         Query(
@@ -99,7 +100,7 @@ def fill(engine: Engine, rows: int, tickers: int) -> None:
 def _minute(start: datetime, number: int) -> dict[str, Any]:
     at = start + number * MINUTE
     stamps = {"ts": at, "received_at": at + timedelta(seconds=62)}
-    return {"seq": number + 1} | {name: f"{stamp:%Y-%m-%d %H:%M:%S.%f}" for name, stamp in stamps.items()}
+    return {"seq": number + 1} | {name: to_sqlite_text(to_us(stamp)) for name, stamp in stamps.items()}
 
 
 def _names(start: datetime, tickers: int) -> Iterator[tuple[str, list[dict[str, Any]]]]:

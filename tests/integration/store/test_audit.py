@@ -236,13 +236,11 @@ def test_loss_starts_at_heartbeat_of_previous_instance(sound: Engine) -> None:
     damage(
         sound,
         "UPDATE coverage SET state = 'lost' WHERE instance_id = 2 AND start_seq = 1",
-        "UPDATE instances SET name = 'one', heartbeat_at = '2025-12-31 22:00:00.000000' WHERE instance_id = 1",
+        "UPDATE instances SET name = 'one', heartbeat_at = '2025-12-31 22:00:00' WHERE instance_id = 1",
         "UPDATE instances SET name = 'one' WHERE instance_id = 2",
     )
     (loss,) = find_losses(sound)
     assert "received from 2025-12-31 22:00:00 to 2026-01-01 00:00:00 UTC" in loss.message
-    damage(
-        sound, "UPDATE instances SET heartbeat_at = '2026-01-02 00:00:00.000000' WHERE instance_id = 1"
-    )  # still running
+    damage(sound, "UPDATE instances SET heartbeat_at = '2026-01-02 00:00:00' WHERE instance_id = 1")  # still running
     (loss,) = find_losses(sound)
     assert "received from 2026-01-01 00:00:00" in loss.message

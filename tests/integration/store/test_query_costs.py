@@ -22,11 +22,11 @@ from tests.support.postgres_server import fresh_database
 FILL = (  # series, with a sample and a revision each
     """
     WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < {0})
-    INSERT INTO series SELECT i, 'crowd-sentiment', 'crowd_sentiment', 'OTHER' || i, '', '2026-01-01 00:00:00.000000'
+    INSERT INTO series SELECT i, 'crowd-sentiment', 'crowd_sentiment', 'OTHER' || i, '', '2026-01-01 00:00:00'
     FROM n
     """,
     """
-    INSERT INTO {0} SELECT series_id, {1}, '2026-01-01 00:00:00.000000', 0.25, '2026-01-01 00:00:00.000000', NULL,
+    INSERT INTO {0} SELECT series_id, {1}, '2026-01-01 00:00:00', 0.25, '2026-01-01 00:00:00', NULL,
         series_id, 7, 'stream' FROM series
     """,
 )

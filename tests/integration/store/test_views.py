@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from datetime import date, timedelta
 
 import pytest
 from sqlalchemy import Engine, insert, text
 
 from ingestor.store import schema, views
+from ingestor.store.write import sqlite_sql
+from ingestor.store.write.batch import Origin, Payload
+from tests.support.entries import T0
 
 from .row_factory import Database, at
 
@@ -150,6 +154,31 @@ def test_ticker_query_does_not_scan_all_samples(db: Database, query: str) -> Non
 def test_ingest_lag_is_exact_to_the_microsecond(db: Database, ts: str, received: str, seconds: float) -> None:
     db.sample(*CROWD, "AAPL", ts, 0.5, received_at=at(received))
     assert db.read(views.ingest_lag, "lag_seconds") == [(pytest.approx(seconds, abs=1e-7),)]
+
+
+@pytest.mark.parametrize("migrated_url", ["sqlite"], indirect=True)
+def test_sqlite_times_have_no_zeros_at_their_end(db: Database) -> None:
+    """A time has one spelling in every table and view, so that ``=`` finds it."""
+    db.instance(1, "12:00:00.25")
+    db.subscription(1, "AAPL")
+    db.add_states(
+        [(1, 1, "live", 36_000, 37_000.5), (1, 1, "silent", 37_000.5, 40_000.125), (1, 1, "live", 41_000, 42_000)]
+    )
+    for ts in ("10:00", "10:00:00.5", "10:01:00.000010"):
+        db.sample(*CROWD, "AAPL", ts, 0.5, published_at=at("10:02"))
+    names = Origin("c", "stream", "res", "/real-time/crowd-sentiment", "{}")
+    stamps = [T0, T0 + 500_000, T0 + 1_000_000]
+    with db.engine.begin() as connection:
+        frames = [Payload(seq, names, us, us - 250_000, 1, "[]") for seq, us in enumerate(stamps, 1)]
+        sqlite_sql.insert_payloads(connection, 1, frames)
+    found = set()
+    with db.engine.connect() as connection:
+        for name in (*schema.metadata.tables, *(view.name for view in views.VIEWS)):
+            rows = connection.exec_driver_sql(f"SELECT * FROM {name}").all()
+            texts = {value for row in rows for value in row if isinstance(value, str)}
+            found |= {text_ for text_ in texts if re.match(r"\d{4}-\d\d-\d\d ", text_)}
+    assert len(found) > 15
+    assert [text_ for text_ in found if not re.fullmatch(r"[-\d]{10} [:\d]{8}(\.\d*[1-9])?", text_)] == []
 
 
 # A case is: intervals (subscription, instance, state, start, end), heartbeats of instances, expected gaps of
