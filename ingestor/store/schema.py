@@ -275,6 +275,7 @@ batches = Table(
     _at("committed_at"),
     *(_count(name) for name in LEDGER_COUNTS),
     PrimaryKeyConstraint("instance_id", "first_seq"),
+    sqlite_with_rowid=False,  # 60 instead of 70 bytes; the other tables would gain nothing, or lose
 )
 
 instances = Table(

@@ -228,6 +228,7 @@ def create_ledger() -> None:
         *(count(name) for name in ("frames", "facts", "row_count", "new_rows", "revised_rows", "duplicate_rows")),
         *(count(name) for name in ("dead_frames", "dead_rows", "expired_rows")),
         key=["instance_id", "first_seq"],
+        sqlite_with_rowid=False,
     )
     create_table(
         "leases",
