@@ -294,8 +294,6 @@ class BatchWriter:
         result: WriteResult,
     ) -> None:
         instance = {"instance_id": self.instance_id}
-        if batch.payloads:
-            self._bulk.insert_payloads(connection, self.instance_id, batch.payloads)
         if batch.events:
             events = [
                 instance
@@ -318,7 +316,8 @@ class BatchWriter:
         committed_at = datetime.now(UTC)
         self._attempted_at.add(committed_at)
         ledger = _ledger_columns(batch, result) | instance | {"committed_at": committed_at}
-        self._bulk.execute(connection, _INSERT_LEDGER, [ledger[name] for name in _LEDGER_COLUMNS])
+        then = _INSERT_LEDGER, [ledger[name] for name in _LEDGER_COLUMNS]
+        self._bulk.insert_payloads(connection, self.instance_id, batch.payloads, then)
 
     def _intern_series(self, batch: Batch) -> _InternedSeries:
         series = _InternedSeries({}, {})

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from datetime import datetime, timedelta
 from difflib import SequenceMatcher
 from typing import Any, NamedTuple
@@ -49,6 +49,13 @@ class PayloadBlock(NamedTuple):
     last_received_us: int
     pieces: str | None = None
     frames: str | None = None
+
+
+def columns_of(block: PayloadBlock, to_time: Callable[[int | None], Any]) -> tuple[Any, ...]:
+    """Return the values of ``COLUMNS``, with times as a database takes them."""
+    seq, origin, received_us, published_us, row_count, body, last_seq, frame_count, last_us, pieces, frames = block
+    times = to_time(received_us), to_time(published_us)
+    return seq, *origin, *times, row_count, body, last_seq, frame_count, to_time(last_us), pieces, frames
 
 
 class StoredPayload(NamedTuple):

@@ -17,7 +17,7 @@ from sqlalchemy import Connection
 
 from ingestor.core.times import to_sqlite_text, to_us
 from ingestor.store.write.batch import Payload, SampleRow
-from ingestor.store.write.payload_blocks import COLUMNS, PayloadBlock, compact, make_blocks
+from ingestor.store.write.payload_blocks import COLUMNS, columns_of, compact, make_blocks
 from ingestor.store.write.revisions import SampleKey
 
 CACHED_TIMESTAMPS = 20_000
@@ -69,15 +69,14 @@ def find_conflicts(
     return [(row[0], row[1]) for row in connection.exec_driver_sql(_CONFLICTS, (instance_id,))]
 
 
-def insert_payloads(connection: Connection, instance_id: int, payloads: Iterable[Payload]) -> None:
+def insert_payloads(
+    connection: Connection, instance_id: int, payloads: Iterable[Payload], then: tuple[str, Sequence[Any]]
+) -> None:
+    """Insert the payloads, and execute a statement with its parameters."""
     blocks = map(compact, make_blocks(payloads))
-    _insert(connection, _INSERT_BLOCKS, [(instance_id, *_block_columns(block)) for block in blocks])
-
-
-def _block_columns(block: PayloadBlock) -> tuple[Any, ...]:
-    seq, origin, received_us, published_us, row_count, body, last_seq, frame_count, last_us, pieces, frames = block
-    times = _times[received_us], _times[published_us]
-    return seq, *origin, *times, row_count, body, last_seq, frame_count, _times[last_us], pieces, frames
+    rows = [(instance_id, *columns_of(block, _times.__getitem__)) for block in blocks]
+    _insert(connection, _INSERT_BLOCKS, rows)
+    execute(connection, *then)
 
 
 def _insert(connection: Connection, statement: str, rows: Sequence[tuple[Any, ...]]) -> int:

@@ -29,7 +29,7 @@ ORIGINS = [Origin(f"c{n}", "stream", "res", "/real-time/crowd-sentiment", f'{{"p
 def write(engine: Engine, payloads: Sequence[Payload], instance_id: int = 1) -> None:
     bulk: ModuleType = postgres_sql if engine.dialect.name == "postgresql" else sqlite_sql
     with transaction(engine) as connection:
-        bulk.insert_payloads(connection, instance_id, payloads)
+        bulk.insert_payloads(connection, instance_id, payloads, ("DELETE FROM events WHERE seq = %s", (0,)))
 
 
 def payload(seq: int, body: str = "[]", origin: Origin = ORIGINS[0], received_us: int = T0) -> Payload:
