@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -13,6 +14,7 @@ from sqlalchemy import Engine, text
 from ingestor.core.entries import Frame
 from ingestor.errors import DatabaseUnavailable
 from ingestor.pipeline.batch_builder import BatchBuilder
+from ingestor.store import migrate
 from ingestor.store.engine import make_engine
 from ingestor.store.read.audit import audit
 from ingestor.store.write.batch import WriteResult
@@ -21,7 +23,7 @@ from ingestor.store.write.copy_policy import FIRST_WAIT
 from ingestor.store.write.registration import InstanceInfo
 from tests.support.check_constraint import refuse
 from tests.support.entries import CROWD, T0, decoder, frame, row
-from tests.support.postgres_server import fresh_database
+from tests.support.postgres_server import Postgres, fresh_database
 
 pytestmark = pytest.mark.postgres
 MANY = 600  # more rows than a merge takes as arrays
@@ -187,6 +189,18 @@ def test_batch_with_rows_left_out_by_a_trigger_is_merged(engine: Engine) -> None
     result = daemon.write([row("A", value=7), row("B")])
     assert (result.new, result.duplicate) == (1, 1)
     assert tried(engine) == (1, FIRST_WAIT + 1)
+
+
+def test_new_batch_takes_five_statements_prepared_where_they_can_be(postgres: Postgres) -> None:
+    postgres.configure("log_statement", "all")
+    engine = make_engine(postgres.url().replace("postgresql://", "postgresql+psycopg://"))
+    migrate.upgrade(engine)
+    daemon = Daemon(engine)
+    daemon.write_new(10)
+    kinds = re.findall(r"LOG:  (statement|execute) ?\w*: (\w+)", postgres.log)
+    executed = [" ".join(kind) for kind in kinds]
+    assert executed[-5:] == ["statement BEGIN", "execute UPDATE", "statement COPY", "execute WITH", "statement COMMIT"]
+    engine.dispose()
 
 
 @pytest.mark.parametrize("again", ["registered", "restarted"])
