@@ -33,7 +33,10 @@ def exclusive(target: Engine) -> Iterator[None]:
         if not connection.execute(select(func.pg_try_advisory_lock(_ADVISORY_LOCK))).scalar_one():
             raise AlreadyLocked("another process copies into this database; wait until it has ended")
         connection.commit()
-        yield
+        try:
+            yield
+        finally:  # a server notices late that a connection was closed, and would refuse a copy that follows at once
+            connection.execute(select(func.pg_advisory_unlock(_ADVISORY_LOCK)))
 
 
 def begin(source: Engine, target: Engine) -> None:
