@@ -16,6 +16,7 @@ from ingestor.core.backoff import Backoff
 from ingestor.core.clock import Clocks, boottime
 from ingestor.errors import ConnectionRefused
 from ingestor.provider.auth import Token, TokenSource, token_source
+from ingestor.provider.socket import connection
 from ingestor.provider.socket.connection import Connection
 from ingestor.provider.socket.protocol import ProtocolVersion
 from ingestor.provider.subscriptions import connection_group, state_tracker
@@ -88,21 +89,20 @@ def live(memory: Memory) -> int:
 async def test_version_is_detected_and_both_shapes_are_received(
     memory: Memory, make_node_server: Any, run_against: Run, generation: str
 ) -> None:
-    server = await make_node_server(generation)
+    server = await make_node_server(generation, interval_seconds=None)
     supervisor = await run_against(server, BOTH_SHAPES)
     await memory.until(lambda: live(memory) == len(BOTH_SHAPES))
-    enough = len(memory.frames) + 10
-    await memory.until(lambda: len(memory.frames) > enough)
+    for _ in range(5):
+        await server.emit()  # afterwards everything that it sent is recorded
+    await memory.until(lambda: len(memory.frames) == len(server.emitted))
     await supervisor.stop()
-    await server.emit()  # afterwards everything that it sent is recorded
     assert {fact.detail["protocol_version"] for fact in memory.facts("connected")} == {protocol_of(generation).value}
     assert memory.facts("disconnected", "connect_failed", "refused", "provider_error") == []
     for path, event in ((PATH, "res"), (STREAM, "data")):
         texts = [frame.text for frame in memory.frames if (frame.path, frame.event) == (path, event)]
         rows = [emission.rows for emission in server.emitted if emission.path == path]
-        # Events in transit when we closed were not received; all others were, in the order in which they were sent.
-        assert [_rows(event, text) for text in texts] == rows[: len(texts)]
-        assert 3 < len(texts) > len(rows) - 10
+        assert len(texts) > 5
+        assert [_rows(event, text) for text in texts] == rows
 
 
 def _rows(event: str, text: str) -> Any:
@@ -113,8 +113,12 @@ def _rows(event: str, text: str) -> Any:
 
 @pytest.mark.parametrize("generation", SUPPORTED)
 async def test_bad_token_is_refused_with_server_message(
-    make_connection: Callable[..., Connection], make_node_server: Any, generation: str
+    make_connection: Callable[..., Connection],
+    make_node_server: Any,
+    generation: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(connection, "LATE_ERROR_SECONDS", 5.0)  # on a busy machine, it comes later
     server = await make_node_server(generation)
     bad = Token(value="e30.e30.e30", requested_at=boottime(), life_seconds=3600)
     with pytest.raises(ConnectionRefused, match="invalid signature"):
@@ -156,10 +160,10 @@ async def test_socket_io_0_9_is_reported_as_unsupported(
 async def test_connection_lasts_longer_than_two_ping_windows(
     memory: Memory, make_node_server: Any, run_against: Run, generation: str
 ) -> None:
-    server = await make_node_server(generation, ping_interval_seconds=0.4, ping_timeout_seconds=0.3)
+    server = await make_node_server(generation, ping_interval_seconds=0.5, ping_timeout_seconds=2)
     await run_against(server, protocol=protocol_of(generation).value)
     await memory.until(lambda: live(memory) == 3)
-    await asyncio.sleep(1.6)
+    await asyncio.sleep(5.5)
     assert memory.facts("disconnected", "connect_failed") == []
     assert server.count("disconnected") == 0
 
@@ -216,5 +220,5 @@ async def test_silent_server_is_noticed_within_ping_window(
     await memory.until(lambda: memory.facts("disconnected"))
     noticed_after = boottime() - silent_from
     print(f"noticed after {noticed_after:.2f} s")
-    assert noticed_after < 0.6 + 0.4 + 1
+    assert noticed_after < 0.6 + 0.4 + 3  # where the machine stands still for two seconds
     assert supervisor.status().groups[0].reconnects == {"mute": 1}

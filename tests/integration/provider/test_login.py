@@ -43,12 +43,14 @@ async def test_login_sends_key_as_user_name_with_empty_password(web_server: Serv
 
 async def test_life_of_a_token_counts_from_its_request(web_server: Serve) -> None:
     async def slowly(_: bytes) -> AsyncIterator[bytes]:
+        came_at.append(boottime())
         await asyncio.sleep(0.3)
         yield token_reply()
 
+    came_at: list[float] = []
     server, before = await web_server(slowly), boottime()
     token = await login(server.url)
-    assert token.requested_at - before < 0.3 < boottime() - before
+    assert before <= token.requested_at <= came_at[0]
     assert token.expires_at == token.requested_at + 18_000
 
 
@@ -162,7 +164,7 @@ async def test_trickling_response_ends_at_deadline(web_server: Serve, reply: Rep
     started = time.monotonic()
     with pytest.raises(TokenUnavailable, match=r"within 0\.4 s"):
         await login(server.url, timeout_seconds=0.4)
-    assert time.monotonic() - started < 2
+    assert time.monotonic() - started < 10
     await until(lambda: not [thread for thread in threading.enumerate() if thread.name == "http request"])
 
 
@@ -177,15 +179,15 @@ async def test_slow_response_within_deadline_is_accepted(web_server: Serve) -> N
 
 async def test_cancelled_request_fails_at_once_and_its_thread_ends(web_server: Serve) -> None:
     server = await web_server(nothing)
-    request = HttpRequest(method="GET", url=server.url, timeout_seconds=0.5, max_bytes=1000)
+    request = HttpRequest(method="GET", url=server.url, timeout_seconds=4, max_bytes=1000)
     sending = asyncio.create_task(asyncio.to_thread(request.send))
     await until(lambda: server.requests)
     started = time.monotonic()
     request.cancel()
     with pytest.raises(RequestFailed, match="cancelled"):
         await sending
-    assert time.monotonic() - started < 0.4
-    await until(lambda: not [thread for thread in threading.enumerate() if thread.name == "http request"])
+    assert time.monotonic() - started < 3.5
+    await until(lambda: not [thread for thread in threading.enumerate() if thread.name == "http request"], 10)
 
 
 async def test_errors_do_not_contain_the_key(web_server: Serve) -> None:

