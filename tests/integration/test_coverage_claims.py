@@ -58,6 +58,8 @@ async def test_half_open_line_is_claimed_up_to_its_last_byte_also_after_a_kill(
         await until(lambda: heartbeat_at(daemon.db) and daemon.db.column("SELECT received_at FROM samples"))
         proxy.half_open = True
         await asyncio.sleep(0.1)  # until what was on its way has arrived
+        frames = daemon.status.connections[0].frames
+        await until(lambda: daemon.db.scalar("SELECT count(*) FROM payloads") == frames)
         last_byte = daemon.db.scalar("SELECT MAX(received_at) AS at_at FROM samples")
         await until(lambda: heartbeat_at(daemon.db) > last_byte + 6 * MOMENT)
         assert claimed_until(daemon.db) <= last_byte + MOMENT
@@ -82,7 +84,7 @@ async def test_downtime_in_which_the_clock_was_set_is_a_gap(
     async with InProcessDaemon(config, simulator.api_key) as daemon:
         await daemon.wait_until_live()
     (gap,) = (gap for gap in daemon.db.gaps("AAPL") if "stopped" in gap["states"])
-    assert 20 <= (gap["to_at"] - gap["from_at"]).total_seconds() - max(step, 0.0) < 25
+    assert 20 <= (gap["to_at"] - gap["from_at"]).total_seconds() - max(step, 0.0) < 60
 
 
 async def test_outage_after_the_clock_was_set_back_is_a_gap(
@@ -121,7 +123,7 @@ async def test_time_is_tracked_after_a_clock_that_was_a_year_ahead_is_set_right(
             -1
         ]
         await until(lambda: restarted_at + 4 * MOMENT < heartbeat_at(daemon.db) < restarted_at + 400 * MOMENT)
-        assert abs(claimed_until(daemon.db) - heartbeat_at(daemon.db)) < 4 * MOMENT
+        await until(lambda: abs(claimed_until(daemon.db) - heartbeat_at(daemon.db)) < 4 * MOMENT)
         assert daemon.db.rows("SELECT * FROM gaps WHERE seconds > 5") == []
     assert json.loads(daemon.db.scalar("SELECT detail FROM events WHERE kind = 'clock_stepped' LIMIT 1"))["seconds"] > 0
 

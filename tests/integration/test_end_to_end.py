@@ -293,10 +293,11 @@ async def test_token_renewal_loses_no_row_and_leaves_no_gap(
         at_first = await daemon.wait_until_live()
         await until(lambda: simulator.logins == 2)
         await asyncio.sleep(2)  # until the first token has expired
+        simulator.kick_expired = False  # the others may expire while a busy machine compares
         simulator.interval_seconds = None
         await daemon.wait_for_samples(lambda: expected_rows.current(simulator.emitted))
         assert set(await daemon.wait_until_live()).isdisjoint(at_first)
-        assert len(simulator.connections) == 2
+        await until(lambda: len(simulator.connections) == 2)
         assert RECONNECTS.findall(await daemon.metrics()) == []
     for ticker in ("AAPL", "TSLA"):
         assert daemon.db.states(ticker) == ["pending", "live", "stopped"]
@@ -361,30 +362,31 @@ async def test_silent_ticker_is_a_gap_but_database_outage_is_not(
     simulator: FaultySimulator, sqlite_url: str, tmp_path: Path
 ) -> None:
     subscriptions = {CROWD: ["AAPL", "TSLA"]}
-    provider = {"silence": "1s"}
+    provider = {"silence": "3s"}  # longer than a busy machine stands still
     config = write_config(
         tmp_path, url=simulator.url, database_url=sqlite_url, subscriptions=subscriptions, provider=provider
     )
     async with InProcessDaemon(config, simulator.api_key) as daemon:
         ids = await daemon.wait_until_live()
         with daemon.db.write_locked():
-            await asyncio.sleep(2)
+            await asyncio.sleep(4)
             assert daemon.states == ["live", "live"]
         simulator.mute("TSLA")
-        muted_at = now()
         await until(lambda: daemon.states == ["live", "silent"])
-        assert daemon.status.subscriptions[1].reason == "no data for 1 s"
+        assert daemon.status.subscriptions[1].reason == "no data for 3 s"
         assert 'ingestor_subscriptions{state="silent"} 1.0' in await daemon.metrics()
         simulator.unmute("TSLA")
-        unmuted_at = now()
         await daemon.wait_until_live()
         assert daemon.connection_ids == ids
     assert daemon.db.states("AAPL") == ["pending", "live", "stopped"]
     assert daemon.db.states("TSLA") == ["pending", "live", "silent", "live", "stopped"]
     gap = daemon.db.gaps("TSLA")[1]
     assert gap["states"] == "silent"
-    assert abs(gap["from_at"] - muted_at) < timedelta(seconds=0.2)
-    assert abs(gap["to_at"] - unmuted_at) < timedelta(seconds=0.2)
+    received = sorted(set(daemon.db.column("SELECT received_at FROM observations WHERE ticker = 'TSLA'")))
+    resumed_at = received[received.index(gap["from_at"]) + 1]
+    assert resumed_at - gap["from_at"] > timedelta(seconds=3)
+    assert gap["to_at"] in received, "of the batch that begins with the first data again"
+    assert gap["to_at"] - resumed_at < timedelta(seconds=3)
 
 
 @pytest.mark.parametrize("path", [CROWD, "crowd-sentiment"], ids=["bare list", "envelope"])
@@ -444,7 +446,7 @@ async def test_publish_clock_skew_is_reported_once_and_shown(
     subscriptions = {"crowd-sentiment": ["AAPL"], CROWD: ["ON"]}
     config = write_config(tmp_path, url=simulator.url, database_url=sqlite_url, subscriptions=subscriptions)
     async with InProcessDaemon(config, simulator.api_key) as daemon:
-        await until(lambda: daemon.status.batches > 20)
+        await until(lambda: daemon.status.batches > 20, 60)
         assert daemon.status.publish_skew_seconds == {"crowd-sentiment": pytest.approx(-4 * 3600, abs=30)}
         assert 'ingestor_publish_skew_seconds{feed="crowd-sentiment"} -14' in await daemon.metrics()
     warnings = [record.getMessage() for record in caplog.records if "publish clock" in record.getMessage()]

@@ -107,6 +107,7 @@ async def test_refusal_has_reason_and_unsubscribe_ends_data(server: NodeServer) 
         assert "No such endpoint" in (await client.request("subscribe", "/real-time/nonsense", ticker="A"))["message"]
         await client.request("subscribe", CROWD, ticker="AAPL")
         assert await client.request("unsubscribe", CROWD, ticker="AAPL") is None
+        await server.emit()  # afterwards everything that it sent before is recorded
         seen = len(server.emitted)
         await server.emit()
         assert len(server.emitted) == seen
@@ -115,9 +116,9 @@ async def test_refusal_has_reason_and_unsubscribe_ends_data(server: NodeServer) 
 async def test_pings_keep_session_alive_and_its_end_is_reported(
     generation: str, make_node_server: Callable[..., Any]
 ) -> None:
-    server = await make_node_server(generation, ping_interval_seconds=0.3, ping_timeout_seconds=0.3)
+    server = await make_node_server(generation, ping_interval_seconds=0.5, ping_timeout_seconds=2)
     async with await connected(server) as client:
-        await asyncio.sleep(1.5)
+        await asyncio.sleep(3)
         assert client.end_reasons == []
     await server.until(lambda: server.count("disconnected") == 1)
 

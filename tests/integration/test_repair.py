@@ -436,7 +436,7 @@ async def test_too_large_response_is_requested_in_smaller_ranges(
         scenario.simulator.rest_requests.clear()
         await asyncio.to_thread(control_socket.send_request, scenario.folder / "spool", "backfill", requests=requests)
         finished = "SELECT state, error, cursor FROM repairs WHERE kind = 'manual' AND state <> 'open' ORDER BY state"
-        done, failed = await until(lambda: (rows := daemon.db.rows(finished))[1:] and rows)
+        done, failed = await until(lambda: (rows := daemon.db.rows(finished))[1:] and rows, 60)
         assert (done["state"], failed["state"]) == ("done", "failed")
         assert failed["error"].endswith(" bytes, and a smaller range cannot be requested")
         paths = [request.partition("?")[0].removeprefix("/historical/") for request in scenario.simulator.rest_requests]
@@ -444,7 +444,7 @@ async def test_too_large_response_is_requested_in_smaller_ranges(
         assert paths.count(CHART) == len(["4 days", "2 days", "1 day"])
         monkeypatch.setattr(rest_api, "MAX_RESPONSE_BYTES", 1 << 20)  # for ranges that cannot be split
         await asyncio.to_thread(control_socket.send_request, scenario.folder / "spool", "backfill", requests=requests)
-        await until(lambda: [repair["state"] for repair in daemon.db.rows(finished)] == ["done"] * 2)
+        await until(lambda: [repair["state"] for repair in daemon.db.rows(finished)] == ["done"] * 2, 60)
         everything = {**scenario.rows(CROWD, "AAPL", start, end), **scenario.rows(CHART, "AAPL", start, end)}
         held = daemon.db.current()
         assert {key: held.get(key) for key in everything} == everything

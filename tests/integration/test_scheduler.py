@@ -9,6 +9,7 @@ import pytest
 
 from ingestor.core.clock import boottime
 from ingestor.daemon.scheduler import JobScheduler
+from tests.support.daemon import until
 
 
 @pytest.fixture
@@ -28,14 +29,13 @@ async def test_job_runs_once_and_is_not_rescheduled(scheduler: JobScheduler) -> 
 
     scheduler.at("once", run, boottime() + 0.05)
     scheduler.at("once", run, boottime() + 0.1)  # replaces the first
-    await asyncio.sleep(0.3)
+    await until(lambda: runs)
     scheduler.reschedule_all()
-    await asyncio.sleep(0.05)
+    await asyncio.sleep(0.3)
     assert len(runs) == 1
 
 
 async def test_interval_job_repeats(scheduler: JobScheduler) -> None:
     runs: list[float] = []
     scheduler.every("often", lambda: runs.append(boottime()), 0.05, first_seconds=0)
-    await asyncio.sleep(0.3)
-    assert len(runs) > 2
+    await until(lambda: len(runs) > 2)

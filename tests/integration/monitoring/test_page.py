@@ -103,7 +103,7 @@ async def test_page_follows_a_daemon_through_an_outage(
         state, ticker, feed, value, _, age, rows, _ = await browser.run(f"return {cells}")
         assert (state, ticker, feed) == ("live", "AAPL", "crowd-sentiment")
         assert -1 <= float(value) <= 1
-        assert age in {"0 s", "1 s", "2 s", "3 s"}
+        assert re.fullmatch(r"\d s", age)
         await browser.until(f"{cells}[3] !== '{value}' && +{cells}[6].replace(',', '') > {rows.replace(',', '')}")
         assert len(await browser.run("return document.querySelector('.row .trace').getAttribute('points')")) > 100
         await browser.until("document.querySelectorAll('#charts .line').length === 3")

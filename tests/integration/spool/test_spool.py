@@ -186,7 +186,7 @@ async def test_wake_ends_a_wait_for_entries(tmp_path: Path) -> None:
         waiting = asyncio.create_task(asyncio.to_thread(spool.wait, 0, 5))
         await asyncio.sleep(0.05)
         spool.wake()
-        assert await asyncio.wait_for(waiting, 2) is False
+        assert await asyncio.wait_for(waiting, 4) is False
 
 
 async def test_heartbeat_has_the_last_seq_before_it(tmp_path: Path) -> None:
@@ -216,16 +216,16 @@ async def test_heartbeat_is_durable_with_the_entries_before_it(tmp_path: Path) -
 
 async def test_first_entry_is_synced_at_once_and_the_next_ones_together_after_sync_every(tmp_path: Path) -> None:
     handed_over: list[int] = []
-    async with open_spool(tmp_path, sync_every_seconds=0.2, on_handed_over=handed_over.append) as spool:
+    async with open_spool(tmp_path, sync_every_seconds=3, on_handed_over=handed_over.append) as spool:
         started_at = time.monotonic()
         await spool.durable(spool.append(frame("x" * 1000)))
-        assert time.monotonic() - started_at < 0.15
+        assert time.monotonic() - started_at < 2.5
         for _ in range(10):
             seq = spool.append(frame("x" * 100))
             await asyncio.sleep(0.005)
         assert spool.synced == 1
         await spool.durable(seq)
-        assert time.monotonic() - started_at > 0.15
+        assert time.monotonic() - started_at > 2.5
         assert [size // 1000 for size in handed_over] == [1, 2]
 
 

@@ -78,7 +78,7 @@ def test_host_that_drops_packets_costs_seconds_only(postgres_server_url: str) ->
     with silent_port() as silent, opened(url_of(silent, port)) as engine:
         started_at = time.monotonic()
         assert port_of(engine) == port
-        assert time.monotonic() - started_at < 6
+        assert time.monotonic() - started_at < 9
         hosts = postgres_hosts(engine)
         assert hosts is not None
         assert hosts.answered == f"127.0.0.1:{port}"

@@ -371,13 +371,9 @@ def test_one_bad_row_of_1000_costs_22_savepoints_at_most(engine: Engine, bad: in
     database.write(batch(1, bad=None))
     attempts = Counter[str]()
     event.listen(engine, "savepoint", lambda _connection, name: attempts.update(["savepoints"]))
-    started = time.perf_counter()
     written = database.write(batch(2, bad=bad))
-    print("SECONDS", engine.dialect.name, time.perf_counter() - started)
-    seconds = time.perf_counter() - started
     assert (written.new, written.dead_rows) == (999, 1)
     assert attempts["savepoints"] <= 2 * 10 + 2  # 1,000 is halved ten times; and the whole batch, and the probe
-    assert seconds < 1  # some 30 ms on a machine with nothing else to do
 
 
 def test_unwell_database_is_unavailable_at_the_first_rejected_row(engine: Engine) -> None:
