@@ -22,5 +22,5 @@ lint:  ## check style and format
 types:  ## check types
 	$(BIN)/mypy
 
-bench:  ## measure, and compare with what others would use
-	$(BIN)/python -m tests.tools.benchmarks --quick
+bench:  ## measure, compare with what others would use, and write docs/benchmarks.md; some half an hour
+	$(BIN)/python -m tests.tools.benchmarks --out docs

@@ -29,8 +29,9 @@ from ..support.faulty_simulator import FaultySimulator
 from ..support.fork_server import ForkServer
 from ..support.postgres_cluster import PostgresCluster, own_cluster
 from ..support.postgres_server import Postgres, find_binaries, own_server
-from .benchmarks.daemon_measures import Throughput
 from .benchmarks.environment import POSTGRES, open_environment
+from .benchmarks.meter import CLIENT
+from .benchmarks.throughput_measures import Throughput
 
 NOTHING_LOST = "0 missing, 0 twice, 0 gaps, audit 0"
 WRITING_SECONDS = 15
@@ -172,7 +173,7 @@ async def measure_cost(setting: Setting) -> list[Figure]:
             for name, with_keep in found[KEEPS[0]].items():
                 costs[name].append(with_keep / found[KEEPS[1]][name])
     percent = {name: 100 * (statistics.median(ratios) - 1) for name, ratios in costs.items()}
-    rate, used, memory = percent[""], percent["µs of processor each"], percent["peak MiB"]
+    rate, used, memory = percent[""], percent[CLIENT], percent["peak MiB"]
     return [
         Figure(
             f"keeping, {setting.pairs} pairs of {setting.events} events",
@@ -190,7 +191,7 @@ async def measure_cost(setting: Setting) -> list[Figure]:
 
 
 def _measure_throughput(setting: Setting, server: Postgres, keep: str) -> dict[str, float]:
-    with open_environment(POSTGRES, server.url()) as environment:
+    with open_environment(POSTGRES, server) as environment:
         return Throughput(setting.events, spool_settings=keep)(environment)
 
 

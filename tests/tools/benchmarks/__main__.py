@@ -1,7 +1,7 @@
 """``python -m tests.tools.benchmarks``: compare the daemon with other programs, and measure what it uses.
 
 Every round measures every subject once, so that the ratios within a round come from the same machine under the same
-load. Prints a Markdown table; ``--out`` names a folder for the table and a chart.
+load. Prints Markdown tables; ``--out`` names a folder for a page with them, and a chart.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from tests.support.postgres_server import find_binaries, own_server
+from tests.support.postgres_server import Postgres, find_binaries, own_server
 from tests.tools.benchmarks.cases import Case, cases, guards
 from tests.tools.benchmarks.chart import draw
-from tests.tools.benchmarks.environment import Measure, open_environment
-from tests.tools.benchmarks.report import Result, table
+from tests.tools.benchmarks.environment import Measure, describe_machine, open_environment
+from tests.tools.benchmarks.report import Result, page, table
 
-BUDGET_SECONDS = {"quick": 300.0, "full": 1500.0, "long": 5400.0}
+BUDGET_SECONDS = {"quick": 600.0, "full": 1900.0, "long": 3600.0}
 GUARD_ROUNDS = 3
 
 console = Console(stderr=True)
@@ -30,32 +30,37 @@ console = Console(stderr=True)
 class Run:
     """Rounds of measurements, until all are done or the time budget is used up."""
 
-    def __init__(self, chosen: Sequence[Case], server_url: str, budget_seconds: float) -> None:
+    def __init__(self, chosen: Sequence[Case], server: Postgres, budget_seconds: float) -> None:
         self.results = [Result(case) for case in chosen]
-        self._server_url = server_url
+        self._server = server
         self._deadline = time.monotonic() + budget_seconds
 
     def run_rounds(self, count: int) -> None:
+        """Measure every subject once in each round, those of long cases only in the first."""
+        jobs = [
+            (result, name, measure)
+            for number in range(count)
+            for result in self.results
+            if number == 0 or not result.case.long
+            for name, measure in result.case.subjects.items()
+        ]
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
         with Progress(*columns, console=console) as progress:
-            total = count * sum(len(result.case.subjects) for result in self.results)
-            task = progress.add_task("", total=total)
-            for _ in range(count):
-                for result in self.results:
-                    for name, measure in result.case.subjects.items():
-                        progress.update(task, description=f"{result.case.name}: {name}")
-                        self._measure(result, name, measure)
-                        progress.advance(task)
+            task = progress.add_task("", total=len(jobs))
+            for result, name, measure in jobs:
+                progress.update(task, description=f"{result.case.name}: {name}")
+                self._measure(result, name, measure)
+                progress.advance(task)
 
     def _measure(self, result: Result, name: str, measure: Measure) -> None:
         if name in result.failures:
             return
         if time.monotonic() > self._deadline:
-            if not any(figure.startswith(name) for figure in result.figures):
+            if name not in result.measured:
                 result.failures[name] = "no time left"
             return
         try:
-            with open_environment(result.case.database, self._server_url) as environment:
+            with open_environment(result.case.database, self._server) as environment:
                 figures = measure(environment)
         except Exception as error:  # must not prevent the other measurements
             result.failures[name] = f"{type(error).__name__}: {error}"[:200]
@@ -117,18 +122,20 @@ def main() -> int:
     if binaries is None:
         raise SystemExit("PostgreSQL is not installed: the benchmarks need its binaries")
     budget = BUDGET_SECONDS["long" if options.long else "quick" if options.quick or options.guard else "full"]
+    rounds = options.rounds or (1 if options.quick else 3)
     with own_server(binaries, fsync=True) as server:
-        run = Run(_chosen(options), server.url(), budget)
+        run = Run(_chosen(options), server, budget)
         results = list(run.results)
+        code = 0
         if options.guard:
             code = guard(run)
         else:
-            run.run_rounds(options.rounds or (1 if options.quick else 3))
-            code = 0
+            run.run_rounds(rounds)
+        conditions = f"Rounds: {rounds}. Measured on {describe_machine(server)}."
     print(table(results))
     if options.out:
         options.out.mkdir(parents=True, exist_ok=True)
-        (options.out / "benchmarks.md").write_text(table(results) + "\n")
+        (options.out / "benchmarks.md").write_text(page(results, conditions))
         draw(results, options.out / "benchmarks.png")
     return code
 

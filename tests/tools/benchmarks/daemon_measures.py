@@ -1,4 +1,4 @@
-"""Measures of the installed daemon: throughput, latency, processor, memory, backlog, start."""
+"""Measures of the installed daemon: latency, processor, memory, backlog, start."""
 
 from __future__ import annotations
 
@@ -10,43 +10,16 @@ from pathlib import Path
 
 from ingestor.core.entries import Frame
 from ingestor.spool.chunk_store import ChunkWriter, pack
-from tests.support.process_usage import cpu_seconds, resident_mib
-from tests.tools.benchmarks.environment import POLL_SECONDS, Environment, until
+from tests.support.process_usage import resident_mib
+from tests.tools.benchmarks.environment import Environment, until
 from tests.tools.benchmarks.installed_daemon import PATH, Daemon
+from tests.tools.benchmarks.meter import Meter
 
 POSITION_POLL_SECONDS = 0.002  # between two reads of the committed position; the resolution of a latency
 WARM_SECONDS = 3.0
+GOLDEN = 0.6180339887498949  # spreads the values of following minutes, as load_generator.js does
 _CHUNK_ENTRIES = 500  # as in the spool of a daemon under load
 _DRAIN_SECONDS = 1200.0
-
-
-@dataclass(frozen=True, slots=True)
-class Throughput:
-    """Events per second from the first push to the commit of the last row; fails if a row is missing.
-
-    The daemon's processor time per event is measured too, because a busy machine affects it less.
-    """
-
-    events: int
-    rows: int = 1
-    rolling: bool = False
-    tickers: int = 1
-    spool_settings: str = ""
-
-    def __call__(self, environment: Environment) -> dict[str, float]:
-        with Daemon(environment, tickers=self.tickers, spool_settings=self.spool_settings) as daemon:
-            environment.load.prepare(self.events, self.rows, rolling=self.rolling)
-            before, started_at = cpu_seconds(daemon.pid), time.monotonic()
-            environment.load.push()
-            ended_at = until(lambda: daemon.tables.row_count() >= self.events * self.rows)
-            used = cpu_seconds(daemon.pid) - before
-            stored = daemon.tables.scalar("SELECT count(*) FROM samples")
-            peak_mib = daemon.peak_mib
-        expected = self.events + self.tickers * (self.rows - 1) if self.rolling else self.events * self.rows
-        if stored != expected:
-            raise RuntimeError(f"{stored} samples instead of {expected}")
-        units = self.events * (self.rows if self.rolling else 1)
-        return {"": units / (ended_at - started_at), "µs of processor each": 1e6 * used / units, "peak MiB": peak_mib}
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +52,7 @@ class Latency:
 
 @dataclass(frozen=True, slots=True)
 class Processor:
-    """Percent of a core at a constant rate, after a warm-up."""
+    """Percent of a core that the daemon and PostgreSQL take at a constant rate, after a warm-up."""
 
     rate: int
     seconds: float
@@ -88,16 +61,16 @@ class Processor:
         with Daemon(environment) as daemon:
             environment.load.pace(self.rate, self.seconds + WARM_SECONDS + 2)
             time.sleep(WARM_SECONDS)
-            before, began_at = cpu_seconds(daemon.pid), time.monotonic()
+            meter = Meter(environment, daemon.tables, daemon.pid)
             time.sleep(self.seconds)
-            used = (cpu_seconds(daemon.pid) - before) / (time.monotonic() - began_at)
+            wall, client, database = meter.seconds()
             until(lambda: daemon.tables.row_count() >= self.rate * self.seconds)
-        return {"": 100 * used}
+        return {"": 100 * client / wall, "% of a core, database": 100 * database / wall}
 
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """Peak resident MiB at a constant rate, and the growth since the daemon was ready."""
+    """Peak resident MiB at a constant rate, and its growth since the daemon was ready and in the second half."""
 
     rate: int
     seconds: float
@@ -106,26 +79,33 @@ class Memory:
         with Daemon(environment) as daemon:
             ready = resident_mib(daemon.pid)
             environment.load.pace(self.rate, self.seconds)
+            time.sleep(self.seconds / 2)
+            first_half = daemon.peak_mib
             environment.load.wait_for_push(self.seconds + 60)
             until(lambda: daemon.tables.row_count() >= self.rate * self.seconds)
-            return {"peak": daemon.peak_mib, "above ready": daemon.peak_mib - ready}
+            peak = daemon.peak_mib
+            return {"peak": peak, "above ready": peak - ready, "growth in the second half": peak - first_half}
 
 
 @dataclass(frozen=True, slots=True)
 class Backlog:
-    """Events per second drained from a spool that is full at the start, and the peak resident MiB."""
+    """Events per second drained from a spool that is full at the start, and the peak resident MiB.
+
+    The events of several connections alternate.
+    """
 
     events: int
+    connections: int = 1
 
     def __call__(self, environment: Environment) -> dict[str, float]:
-        fill_spool(environment.folder / "spool", self.events, rows=1)
+        fill_spool(environment.folder / "spool", self.events, rows=1, connections=self.connections)
         with Daemon(environment) as daemon:
             ready = resident_mib(daemon.pid)
-            began_at = until(lambda: daemon.tables.row_count() > 0)
-            before = daemon.tables.row_count()
-            ended_at = until(lambda: daemon.tables.row_count() >= self.events, _DRAIN_SECONDS)
-            rate = (self.events - before) / max(ended_at - began_at, POLL_SECONDS)
-            return {"": rate, "peak MiB": daemon.peak_mib, "MiB above ready": daemon.peak_mib - ready}
+            until(lambda: daemon.tables.row_count() > 0)
+            before, meter = daemon.tables.row_count(), Meter(environment, daemon.tables, daemon.pid)
+            until(lambda: daemon.tables.row_count() >= self.events, _DRAIN_SECONDS)
+            figures = meter.figures(self.events - before)
+            return figures | {"peak MiB": daemon.peak_mib, "MiB above ready": daemon.peak_mib - ready}
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,14 +143,14 @@ class Start:
             daemon.stop()
 
 
-def fill_spool(folder: Path, events: int, rows: int) -> None:
-    """Create a spool like that of a daemon that could not reach its database."""
+def fill_spool(folder: Path, events: int, rows: int, connections: int = 1) -> None:
+    """Create a spool like that of a daemon that could not reach its database. Its connections take turns."""
     folder.mkdir(mode=0o700)
     file = ChunkWriter(folder / "spool.db")
     now = time.time_ns() // 1000 - events
     for first in range(0, events, _CHUNK_ENTRIES):
         frames = [
-            Frame(now + number, "0" * 12, "stream", "res", PATH, "{}", _text(number * rows, rows))
+            Frame(now + number, f"{number % connections:012}", "stream", "res", PATH, "{}", _text(number * rows, rows))
             for number in range(first, min(first + _CHUNK_ENTRIES, events))
         ]
         file.write([pack(first + 1, frames)], acked=0)
@@ -185,4 +165,4 @@ def _row(minute: int) -> str:
     day, rest = divmod(minute, 1440)
     date = f"{2000 + day // 336}-{day // 28 % 12 + 1:02}-{day % 28 + 1:02}"  # months of 28 days need no calendar
     ts = f"{date}T{rest // 60:02}:{rest % 60:02}:00.000Z"
-    return f'{{"ts":"{ts}","ticker":"T0","average_sentiment":"{(minute % 2000) / 1000 - 1:.16f}"}}'
+    return f'{{"ts":"{ts}","ticker":"T0","average_sentiment":"{minute * GOLDEN % 1 * 2 - 1:.16f}"}}'

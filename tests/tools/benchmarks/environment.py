@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import os
+import platform
+import re
+import sqlite3
+import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
-from tests.support.postgres_server import fresh_database
+from ingestor.core.version import source_commit
+from tests.support.postgres_server import Postgres, fresh_database
 from tests.tools.benchmarks.load_generator import LoadGenerator
 
-SQLITE, POSTGRES = "SQLite", "PostgreSQL"
+SQLITE, POSTGRES, NO_DATABASE = "SQLite", "PostgreSQL", ""
 TIMEOUT_SECONDS = 120.0
 POLL_SECONDS = 0.01
 
@@ -21,7 +28,8 @@ POLL_SECONDS = 0.01
 class Environment:
     load: LoadGenerator
     folder: Path
-    database_url: str
+    database_url: str = ""
+    server_pid: int = 0  # of PostgreSQL
 
 
 # Returns figures by name; the name of a single figure is "".
@@ -29,14 +37,14 @@ Measure = Callable[[Environment], dict[str, float]]
 
 
 @contextmanager
-def open_environment(database: str, server_url: str) -> Iterator[Environment]:
+def open_environment(database: str, server: Postgres) -> Iterator[Environment]:
     with tempfile.TemporaryDirectory(prefix="bench-") as name, LoadGenerator() as load:
         folder = Path(name)
-        if database == SQLITE:
-            yield Environment(load, folder, f"sqlite:///{folder / 'x.db'}")
-            return
-        with fresh_database(server_url) as url:
-            yield Environment(load, folder, url)
+        if database == POSTGRES:
+            with fresh_database(server.url()) as url:
+                yield Environment(load, folder, url, server.pid)
+        else:
+            yield Environment(load, folder, f"sqlite:///{folder / 'x.db'}" if database == SQLITE else "")
 
 
 def until(condition: Callable[[], object], timeout_seconds: float = TIMEOUT_SECONDS) -> float:
@@ -47,3 +55,15 @@ def until(condition: Callable[[], object], timeout_seconds: float = TIMEOUT_SECO
             raise TimeoutError(f"not within {timeout_seconds:g} s")
         time.sleep(POLL_SECONDS)
     return time.monotonic()
+
+
+def describe_machine(server: Postgres) -> str:
+    """Return the date, the commit, the processor, and the releases of what is measured."""
+    model = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
+    node = subprocess.run(["node", "--version"], capture_output=True, text=True, check=True).stdout.strip()
+    ((postgres,),) = server.execute("SHOW server_version")
+    return (
+        f"{datetime.now(UTC):%Y-%m-%d}, commit {source_commit()}, {os.cpu_count()} cores"
+        f"{f' ({model[1].strip()})' if model else ''}, Python {platform.python_version()},"
+        f" PostgreSQL {postgres.split()[0]}, SQLite {sqlite3.sqlite_version}, Node {node}"
+    )

@@ -1,61 +1,22 @@
-"""The installed daemon as a process, with default settings except those given, and a reader of its tables."""
+"""The installed daemon as a process, with default settings except those given."""
 
 from __future__ import annotations
 
 import os
 import re
 import socket
-import sqlite3
 import subprocess
 import sys
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
-
-import psycopg
+from typing import Self
 
 from tests.support.postgres_server import free_port
+from tests.tools.benchmarks.committed_rows import CommittedRows
 from tests.tools.benchmarks.environment import Environment, until
 
 PATH = "/real-time/crowd-sentiment"
 END_SECONDS = 20.0
-
-
-class CommittedRows:
-    """Reads committed rows from the database, because requests to the daemon would take time from its work."""
-
-    def __init__(self, url: str) -> None:
-        self._url = url
-        self._connection: Any = None
-
-    def rows_of(self, query: str) -> list[tuple[Any, ...]]:
-        """Return all rows; an empty list while the table does not exist."""
-        try:
-            if self._connection is None:
-                self._connection = self._connect()
-            return list(self._connection.execute(query).fetchall())
-        except (sqlite3.OperationalError, psycopg.errors.UndefinedTable):
-            return []
-
-    def scalar(self, query: str) -> int:
-        rows = self.rows_of(query)
-        return int(rows[0][0] or 0) if rows else 0
-
-    def has_instance(self) -> bool:
-        return self.scalar("SELECT count(*) FROM instances") == 1
-
-    def row_count(self) -> int:
-        """Return the number of decoded and committed rows, whatever their outcome."""
-        return self.scalar("SELECT sum(row_count) FROM batches")
-
-    def close(self) -> None:
-        if self._connection is not None:
-            self._connection.close()
-
-    def _connect(self) -> Any:
-        if self._url.startswith("sqlite"):
-            return sqlite3.connect(f"file:{self._url.removeprefix('sqlite:///')}?mode=ro", uri=True)
-        return psycopg.connect(self._url, autocommit=True)
 
 
 class Daemon:

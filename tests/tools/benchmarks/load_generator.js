@@ -18,6 +18,7 @@ const load = createRequire(path.join(process.argv[2], "package.json"));
 const report = (event) => process.stdout.write(JSON.stringify(event) + "\n");
 const START_MS = Date.UTC(2000, 0, 1);
 const BLOCK_BYTES = 1 << 16;
+const BAD_VALUE = 7;
 
 const server = http.createServer((request, response) => {
   response.writeHead(200, { "Content-Type": "application/json" });
@@ -37,11 +38,14 @@ io.on("connection", (socket) => {
   socket.on("disconnect", () => (subscriptions = subscriptions.filter((subscription) => subscription.socket !== socket)));
 });
 
-// Return a row as JSON text. The value depends only on the minute, because windows repeat rows. It is never 0, which
-// cryptofeed writes as NULL.
-function row(ticker, at) {
+// Return a value that depends only on the minute, because windows repeat rows. It has sixteen digits, as the provider's
+// have: texts of fewer compress too well. It is never 0, which cryptofeed writes as NULL.
+const valueAt = (at) => ((at * 0.6180339887498949) % 1) * 2 - 1;
+
+// Return a row as JSON text.
+function row(ticker, at, value = valueAt(at)) {
   const ts = new Date(START_MS + at * 60_000).toISOString();
-  return `{"ts":"${ts}","ticker":"${ticker}","average_sentiment":"${((at % 2000) / 1000 - 0.9995).toFixed(16)}"}`;
+  return `{"ts":"${ts}","ticker":"${ticker}","average_sentiment":"${value.toFixed(16)}"}`;
 }
 
 // Return a server's WebSocket frame: final, text, not masked.
@@ -52,15 +56,15 @@ function framed(text) {
   return Buffer.concat([Buffer.from([0x81, 126, body.length >> 8, body.length & 255]), body]);
 }
 
-// Encode events of `rows` rows each: all new, or the last `rows` of a window that moves by one row per event.
-function prepare({ events, rows, rolling }) {
+// Encode events of `rows` rows each: all new, or as load_generator.py describes.
+function prepare({ events, ...kind }) {
   blocks = [];
   let block = [];
   let size = 0;
   const windows = new Map();
   for (let event = 0; event < events; event += 1) {
     const { ticker } = subscriptions[event % subscriptions.length];
-    const frame = framed(`42["res",[${(rolling ? roll(windows, ticker, rows) : fresh(ticker, rows)).join(",")}]]`);
+    const frame = framed(`42["res",[${rowsOf(event, ticker, windows, kind).join(",")}]]`);
     block.push(frame);
     size += frame.length;
     if (size >= BLOCK_BYTES || event === events - 1) {
@@ -72,7 +76,12 @@ function prepare({ events, rows, rolling }) {
   report({ event: "prepared" });
 }
 
-const fresh = (ticker, rows) => Array.from({ length: rows }, () => row(ticker, (minute += 1)));
+function rowsOf(event, ticker, windows, { rows, rolling, restated, badEvery }) {
+  if (rolling) return roll(windows, ticker, rows);
+  if (restated && event % 2) return [row(ticker, (event + 1) / 2, -valueAt((event + 1) / 2))];
+  if (badEvery && event % badEvery === 0) return [row(ticker, (minute += 1), BAD_VALUE)];
+  return Array.from({ length: rows }, () => row(ticker, (minute += 1)));
+}
 
 function roll(windows, ticker, rows) {
   if (!windows.has(ticker)) windows.set(ticker, { next: 0, rows: [] });
@@ -83,12 +92,16 @@ function roll(windows, ticker, rows) {
 }
 
 async function push() {
-  const socket = subscriptions[0].socket.conn.transport.socket._socket;
   const started = performance.now();
+  await Promise.all([...new Set(subscriptions.map(({ socket }) => socket))].map(pushTo));
+  report({ event: "pushed", seconds: (performance.now() - started) / 1000 });
+}
+
+async function pushTo(client) {
+  const socket = client.conn.transport.socket._socket;
   for (const block of blocks) {
     if (!socket.write(block)) await once(socket, "drain");
   }
-  report({ event: "pushed", seconds: (performance.now() - started) / 1000 });
 }
 
 // Emit one-row events through socket.io at a rate. A value is its emission time, in ms since the epoch. Timers fire

@@ -13,6 +13,7 @@ from typing import Any, Self
 from tests.support.node_server import install
 
 TIMEOUT_SECONDS = 120.0
+BAD_VALUE = 7  # all other values are between -1 and 1
 
 
 class LoadGenerator:
@@ -43,13 +44,19 @@ class LoadGenerator:
         for _ in range(count):
             self._wait_for("subscribed")
 
-    def prepare(self, events: int, rows: int, *, rolling: bool = False) -> None:
-        """Create events for the subscriptions, of ``rows`` new rows each; ``rolling``: of a window with one new row."""
-        self._send(do="prepare", events=events, rows=rows, rolling=rolling)
+    def prepare(
+        self, events: int, rows: int = 1, *, rolling: bool = False, restated: bool = False, bad_every: int = 0
+    ) -> None:
+        """Create events for the subscriptions, of ``rows`` new rows each.
+
+        ``rolling``: of a window with one new row. ``restated``: every other event is another value for a row of an
+        earlier push, from the first row on. ``bad_every``: one event in so many has the value BAD_VALUE.
+        """
+        self._send(do="prepare", events=events, rows=rows, rolling=rolling, restated=restated, badEvery=bad_every)
         self._wait_for("prepared")
 
     def push(self) -> None:
-        """Start to push the prepared events. ``wait_for_push`` waits for the end."""
+        """Start to push the prepared events, to every connection. ``wait_for_push`` waits for the end."""
         self._send(do="push")
 
     def pace(self, rate: int, seconds: float) -> None:

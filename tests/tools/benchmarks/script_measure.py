@@ -6,14 +6,15 @@ import os
 import select
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from tests.tools.benchmarks import competitor_installs
+from tests.tools.benchmarks.committed_rows import CommittedRows
 from tests.tools.benchmarks.environment import TIMEOUT_SECONDS, Environment
+from tests.tools.benchmarks.meter import Meter
 
 SCRIPTS = Path(__file__).with_name("scripts")
 ROOT = Path(__file__).parents[3]
@@ -21,7 +22,7 @@ ROOT = Path(__file__).parents[3]
 
 @dataclass(frozen=True, slots=True)
 class Script:
-    """Events per second from the first push until the program prints ``done``."""
+    """Events per second from the first push until the program prints ``done``, and what an event took."""
 
     name: str
     events: int
@@ -30,14 +31,15 @@ class Script:
 
     def __call__(self, environment: Environment) -> dict[str, float]:
         database = "-" if self.counts else environment.database_url
-        with _running([*self._program(), environment.load.url, database, str(self.events), str(self.rows)]) as process:
+        command = [*self._program(), environment.load.url, database, str(self.events), str(self.rows)]
+        with _running(command) as process, closing(CommittedRows(environment.database_url)) as tables:
             _wait_for_line(process, "ready")
             environment.load.wait_for_subscriptions()
             environment.load.prepare(self.events, self.rows)
-            started = time.monotonic()
+            meter = Meter(environment, tables, process.pid)
             environment.load.push()
             _wait_for_line(process, "done")
-            return {"": self.events / (time.monotonic() - started)}
+            return meter.figures(self.events)
 
     def _program(self) -> list[str]:
         if self.name == "pg_unnest":

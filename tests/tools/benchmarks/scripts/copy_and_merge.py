@@ -1,7 +1,7 @@
 """Receive, decode, COPY, merge and commit on PostgreSQL, without spool, ledger, coverage or revisions.
 
-It shows the cost of the daemon's guarantees: a crash loses data here. Statements, tables and the number of rows per
-transaction are the daemon's.
+It shows the cost of the daemon's guarantees: a crash loses data here. Columns and the number of rows per transaction
+are the daemon's, which merges only where rows may be there already, and stores texts in blocks.
 """
 
 import asyncio
