@@ -122,7 +122,7 @@ def create_values() -> None:
             optional("published_at", TIMESTAMP),
             required("seq", sa.BigInteger),
             required("instance_id", sa.Integer),
-            required("source", KEY),
+            required("source", sa.SmallInteger),  # 1 stream, 2 snapshot, 3 backfill
             key=key,
             sqlite_with_rowid=False,
         )
@@ -131,18 +131,17 @@ def create_values() -> None:
 def create_frames() -> None:
     create_table(
         "payload_blocks",
-        required("instance_id", sa.Integer),
         required("first_seq", sa.BigInteger),
+        required("last_seq", sa.BigInteger),
+        required("received_at", TIMESTAMP),
+        required("last_received_at", TIMESTAMP),
+        optional("published_at", TIMESTAMP),
+        required("instance_id", sa.Integer),
+        required("frame_count", sa.Integer),
+        count("row_count"),
         defaulted("connection_id", KEY),
         required("source", KEY),
-        *(defaulted(name) for name in ("event", "path", "params")),
-        required("received_at", TIMESTAMP),
-        optional("published_at", TIMESTAMP),
-        count("row_count"),
-        defaulted("body"),
-        required("last_seq", sa.BigInteger),
-        required("frame_count", sa.Integer),
-        required("last_received_at", TIMESTAMP),
+        *(defaulted(name) for name in ("event", "path", "params", "body")),
         optional("pieces", sa.Text),
         optional("frames", sa.Text),
         key=["instance_id", "first_seq"],
@@ -221,10 +220,10 @@ def create_ledger() -> None:
     )
     create_table(
         "batches",
-        required("instance_id", sa.Integer),
         required("first_seq", sa.BigInteger),
         required("last_seq", sa.BigInteger),
         required("committed_at", TIMESTAMP),
+        required("instance_id", sa.Integer),
         *(count(name) for name in ("frames", "facts", "row_count", "new_rows", "revised_rows", "duplicate_rows")),
         *(count(name) for name in ("dead_frames", "dead_rows", "expired_rows")),
         key=["instance_id", "first_seq"],

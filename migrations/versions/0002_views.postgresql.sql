@@ -4,12 +4,15 @@
 
 CREATE VIEW latest AS /* The newest value of each series, by one index probe per series. */
 SELECT n.feed, n.metric, n.ticker, n.user_id, m.ts, m.value,
-    m.revision, m.published_at, m.received_at, m.source, m.instance_id, m.seq
+    m.revision, m.published_at, m.received_at,
+    CASE m.source WHEN 1 THEN 'stream' WHEN 2 THEN 'snapshot' ELSE 'backfill' END AS source,
+    m.instance_id, m.seq
 FROM series n CROSS JOIN LATERAL (
     SELECT * FROM samples p WHERE p.series_id = n.series_id ORDER BY p.ts DESC LIMIT 1) m;
 
 CREATE VIEW ingest_lag AS /* Seconds from the time that a value is for until we received it. */
-SELECT n.feed, n.metric, n.ticker, n.user_id, m.ts, m.received_at, m.source,
+SELECT n.feed, n.metric, n.ticker, n.user_id, m.ts, m.received_at,
+    CASE m.source WHEN 1 THEN 'stream' WHEN 2 THEN 'snapshot' ELSE 'backfill' END AS source,
     EXTRACT(EPOCH FROM m.received_at - m.ts)::double precision AS lag_seconds
 FROM series n JOIN samples m ON m.series_id = n.series_id;
 

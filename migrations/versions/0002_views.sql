@@ -1,68 +1,83 @@
 -- The views whose SQL PostgreSQL and SQLite share: values with their names, and one view per documented feed.
 --
 -- The view of a feed shows the feed without further params; `crowd-sentiment?period=30` is in `observations` only.
+-- Samples have a code for their source, to be small.
 -- CROSS JOIN fixes the join order in SQLite, which without statistics may read every sample to find one ticker's.
 
 CREATE VIEW observations AS /* Current values with their names. */
 SELECT n.feed, n.metric, n.ticker, n.user_id, m.ts, m.value,
-    m.revision, m.published_at, m.received_at, m.source, m.instance_id, m.seq
+    m.revision, m.published_at, m.received_at,
+    CASE m.source WHEN 1 THEN 'stream' WHEN 2 THEN 'snapshot' ELSE 'backfill' END AS source,
+    m.instance_id, m.seq
 FROM series n CROSS JOIN samples m
 WHERE m.series_id = n.series_id;
 
 CREATE VIEW revisions AS /* Values that are not current: replaced, or received late. */
 SELECT n.feed, n.metric, n.ticker, n.user_id, m.ts, m.value,
-    m.revision, m.published_at, m.received_at, m.source, m.instance_id, m.seq
+    m.revision, m.published_at, m.received_at,
+    CASE m.source WHEN 1 THEN 'stream' WHEN 2 THEN 'snapshot' ELSE 'backfill' END AS source,
+    m.instance_id, m.seq
 FROM series n CROSS JOIN sample_revisions m
 WHERE m.series_id = n.series_id;
 
 CREATE VIEW crowd_sentiment AS /* Feed crowd-sentiment without further params. */
-SELECT m.ts, n.ticker, m.value AS sentiment, m.revision, m.published_at, m.received_at, m.source
+SELECT m.ts, n.ticker, m.value AS sentiment, m.revision, m.published_at, m.received_at,
+    CASE m.source WHEN 1 THEN 'stream' WHEN 2 THEN 'snapshot' ELSE 'backfill' END AS source
 FROM series n CROSS JOIN samples m
 WHERE m.series_id = n.series_id AND n.feed = 'crowd-sentiment' AND n.metric = 'crowd_sentiment';
 
 CREATE VIEW crowd_sentiment_moving_average AS /* Feed crowd-sentiment-moving-average without further params. */
-SELECT m.ts, n.ticker, m.value AS moving_average, m.revision, m.published_at, m.received_at, m.source
+SELECT m.ts, n.ticker, m.value AS moving_average, m.revision, m.published_at, m.received_at,
+    CASE m.source WHEN 1 THEN 'stream' WHEN 2 THEN 'snapshot' ELSE 'backfill' END AS source
 FROM series n CROSS JOIN samples m
 WHERE m.series_id = n.series_id AND n.feed = 'crowd-sentiment-moving-average' AND n.metric = 'moving_average';
 
 CREATE VIEW crowd_sentiment_z_score AS /* Feed crowd-sentiment-z-score without further params. */
-SELECT m.ts, n.ticker, m.value AS z_score, m.revision, m.published_at, m.received_at, m.source
+SELECT m.ts, n.ticker, m.value AS z_score, m.revision, m.published_at, m.received_at,
+    CASE m.source WHEN 1 THEN 'stream' WHEN 2 THEN 'snapshot' ELSE 'backfill' END AS source
 FROM series n CROSS JOIN samples m
 WHERE m.series_id = n.series_id AND n.feed = 'crowd-sentiment-z-score' AND n.metric = 'z_score';
 
 CREATE VIEW crowd_sentiment_z_score_moving_average AS /* Feed crowd-sentiment-z-score-moving-average without further params. */
-SELECT m.ts, n.ticker, m.value AS moving_average, m.revision, m.published_at, m.received_at, m.source
+SELECT m.ts, n.ticker, m.value AS moving_average, m.revision, m.published_at, m.received_at,
+    CASE m.source WHEN 1 THEN 'stream' WHEN 2 THEN 'snapshot' ELSE 'backfill' END AS source
 FROM series n CROSS JOIN samples m
 WHERE m.series_id = n.series_id AND n.feed = 'crowd-sentiment-z-score-moving-average' AND n.metric = 'moving_average';
 
 CREATE VIEW market_prophit_sentiment AS /* Feed market-prophit-sentiment without further params. */
-SELECT m.ts, n.ticker, m.value AS sentiment, m.revision, m.published_at, m.received_at, m.source
+SELECT m.ts, n.ticker, m.value AS sentiment, m.revision, m.published_at, m.received_at,
+    CASE m.source WHEN 1 THEN 'stream' WHEN 2 THEN 'snapshot' ELSE 'backfill' END AS source
 FROM series n CROSS JOIN samples m
 WHERE m.series_id = n.series_id AND n.feed = 'market-prophit-sentiment' AND n.metric = 'mp_sentiment';
 
 CREATE VIEW market_prophit_sentiment_moving_average AS /* Feed market-prophit-sentiment-moving-average without further params. */
-SELECT m.ts, n.ticker, m.value AS moving_average, m.revision, m.published_at, m.received_at, m.source
+SELECT m.ts, n.ticker, m.value AS moving_average, m.revision, m.published_at, m.received_at,
+    CASE m.source WHEN 1 THEN 'stream' WHEN 2 THEN 'snapshot' ELSE 'backfill' END AS source
 FROM series n CROSS JOIN samples m
 WHERE m.series_id = n.series_id AND n.feed = 'market-prophit-sentiment-moving-average' AND n.metric = 'moving_average';
 
 CREATE VIEW market_prophit_sentiment_z_score AS /* Feed market-prophit-sentiment-z-score without further params. */
-SELECT m.ts, n.ticker, m.value AS z_score, m.revision, m.published_at, m.received_at, m.source
+SELECT m.ts, n.ticker, m.value AS z_score, m.revision, m.published_at, m.received_at,
+    CASE m.source WHEN 1 THEN 'stream' WHEN 2 THEN 'snapshot' ELSE 'backfill' END AS source
 FROM series n CROSS JOIN samples m
 WHERE m.series_id = n.series_id AND n.feed = 'market-prophit-sentiment-z-score' AND n.metric = 'z_score';
 
 CREATE VIEW market_prophit_sentiment_z_score_moving_average AS /* Feed market-prophit-sentiment-z-score-moving-average without further params. */
-SELECT m.ts, n.ticker, m.value AS moving_average, m.revision, m.published_at, m.received_at, m.source
+SELECT m.ts, n.ticker, m.value AS moving_average, m.revision, m.published_at, m.received_at,
+    CASE m.source WHEN 1 THEN 'stream' WHEN 2 THEN 'snapshot' ELSE 'backfill' END AS source
 FROM series n CROSS JOIN samples m
 WHERE m.series_id = n.series_id AND n.feed = 'market-prophit-sentiment-z-score-moving-average'
     AND n.metric = 'moving_average';
 
 CREATE VIEW tweet_volume AS /* Feed tweet-volume without further params. */
-SELECT m.ts, n.ticker, m.value AS volume, m.revision, m.published_at, m.received_at, m.source
+SELECT m.ts, n.ticker, m.value AS volume, m.revision, m.published_at, m.received_at,
+    CASE m.source WHEN 1 THEN 'stream' WHEN 2 THEN 'snapshot' ELSE 'backfill' END AS source
 FROM series n CROSS JOIN samples m
 WHERE m.series_id = n.series_id AND n.feed = 'tweet-volume' AND n.metric = 'volume';
 
 CREATE VIEW tweet_buzz AS /* Feed tweet-buzz without further params. */
-SELECT m.ts, n.ticker, m.value AS buzz, m.revision, m.published_at, m.received_at, m.source
+SELECT m.ts, n.ticker, m.value AS buzz, m.revision, m.published_at, m.received_at,
+    CASE m.source WHEN 1 THEN 'stream' WHEN 2 THEN 'snapshot' ELSE 'backfill' END AS source
 FROM series n CROSS JOIN samples m
 WHERE m.series_id = n.series_id AND n.feed = 'tweet-buzz' AND n.metric = 'buzz';
 
@@ -75,7 +90,8 @@ SELECT m.ts, n.ticker, n.user_id,
     SUM(m.revision) AS revision,
     MAX(m.published_at) AS published_at,
     MAX(m.received_at) AS received_at,
-    CASE WHEN MIN(m.source) = MAX(m.source) THEN MAX(m.source) ELSE 'mixed' END AS source
+    CASE WHEN MIN(m.source) < MAX(m.source) THEN 'mixed'
+        ELSE CASE MAX(m.source) WHEN 1 THEN 'stream' WHEN 2 THEN 'snapshot' ELSE 'backfill' END END AS source
 FROM series n CROSS JOIN samples m
 WHERE m.series_id = n.series_id AND n.feed = 'user-sentiment'
 GROUP BY m.ts, n.ticker, n.user_id;
@@ -87,7 +103,8 @@ SELECT m.ts, n.ticker, n.user_id,
     SUM(m.revision) AS revision,
     MAX(m.published_at) AS published_at,
     MAX(m.received_at) AS received_at,
-    CASE WHEN MIN(m.source) = MAX(m.source) THEN MAX(m.source) ELSE 'mixed' END AS source
+    CASE WHEN MIN(m.source) < MAX(m.source) THEN 'mixed'
+        ELSE CASE MAX(m.source) WHEN 1 THEN 'stream' WHEN 2 THEN 'snapshot' ELSE 'backfill' END END AS source
 FROM series n CROSS JOIN samples m
 WHERE m.series_id = n.series_id AND n.feed = 'user-sentiment-last-minute'
 GROUP BY m.ts, n.ticker, n.user_id;
@@ -104,7 +121,8 @@ SELECT m.ts, n.ticker,
     SUM(m.revision) AS revision,
     MAX(m.published_at) AS published_at,
     MAX(m.received_at) AS received_at,
-    CASE WHEN MIN(m.source) = MAX(m.source) THEN MAX(m.source) ELSE 'mixed' END AS source
+    CASE WHEN MIN(m.source) < MAX(m.source) THEN 'mixed'
+        ELSE CASE MAX(m.source) WHEN 1 THEN 'stream' WHEN 2 THEN 'snapshot' ELSE 'backfill' END END AS source
 FROM series n CROSS JOIN samples m
 WHERE m.series_id = n.series_id AND n.feed = 'crowd-sentiment-chart-data'
 GROUP BY m.ts, n.ticker;
@@ -121,7 +139,8 @@ SELECT m.ts, n.ticker,
     SUM(m.revision) AS revision,
     MAX(m.published_at) AS published_at,
     MAX(m.received_at) AS received_at,
-    CASE WHEN MIN(m.source) = MAX(m.source) THEN MAX(m.source) ELSE 'mixed' END AS source
+    CASE WHEN MIN(m.source) < MAX(m.source) THEN 'mixed'
+        ELSE CASE MAX(m.source) WHEN 1 THEN 'stream' WHEN 2 THEN 'snapshot' ELSE 'backfill' END END AS source
 FROM series n CROSS JOIN samples m
 WHERE m.series_id = n.series_id AND n.feed = 'market-prophit-sentiment-chart-data'
 GROUP BY m.ts, n.ticker;

@@ -5,12 +5,15 @@
 
 CREATE VIEW latest AS /* The newest value of each series, by one index probe per series. */
 SELECT n.feed, n.metric, n.ticker, n.user_id, m.ts, m.value,
-    m.revision, m.published_at, m.received_at, m.source, m.instance_id, m.seq
+    m.revision, m.published_at, m.received_at,
+    CASE m.source WHEN 1 THEN 'stream' WHEN 2 THEN 'snapshot' ELSE 'backfill' END AS source,
+    m.instance_id, m.seq
 FROM series n CROSS JOIN samples m ON m.series_id = n.series_id
     AND m.ts = (SELECT MAX(p.ts) FROM samples p WHERE p.series_id = n.series_id);
 
 CREATE VIEW ingest_lag AS /* Seconds from the time that a value is for until we received it. */
-SELECT n.feed, n.metric, n.ticker, n.user_id, m.ts, m.received_at, m.source,
+SELECT n.feed, n.metric, n.ticker, n.user_id, m.ts, m.received_at,
+    CASE m.source WHEN 1 THEN 'stream' WHEN 2 THEN 'snapshot' ELSE 'backfill' END AS source,
     ROUND(strftime('%s', substr(m.received_at, 1, 19)) - strftime('%s', substr(m.ts, 1, 19))
         + CAST(substr(m.received_at, 20) AS REAL) - CAST(substr(m.ts, 20) AS REAL), 6) AS lag_seconds
 FROM series n CROSS JOIN samples m ON m.series_id = n.series_id;

@@ -183,7 +183,7 @@ def filled(tmp_path_factory: pytest.TempPathFactory, sqlite_template: Path) -> P
             "WITH RECURSIVE n(i) AS (SELECT 0 UNION ALL SELECT i + 1 FROM n WHERE i < ? - 1)"
             " INSERT INTO samples (series_id, ts, value, received_at, seq, instance_id, source) SELECT 1,"
             " strftime('%Y-%m-%d %H:%M:%S', '2026-01-01', i || ' seconds'), 0.5, '2026-01-01 00:00:00',"
-            " i, 1, 'stream' FROM n",
+            " i, 1, 1 FROM n",
             (SAMPLES,),
         )
     return file

@@ -38,7 +38,7 @@ MAX_REPEATED_MS = 5_000  # a slower query runs once
 FILL = """
 INSERT INTO samples (series_id, ts, value, revision, received_at, source, instance_id, seq)
 SELECT n.series_id, m.ts, ((n.series_id * 7919 + m.seq * 104729) % 20001 - 10000) / 10000.0,
-    0, m.received_at, 'stream', 1, m.seq
+    0, m.received_at, 1, 1, m.seq
 FROM {minutes} CROSS JOIN series n ORDER BY m.seq, n.series_id
 """
 MINUTES = {

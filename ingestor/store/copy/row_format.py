@@ -15,7 +15,7 @@ from typing import Any, TypeAlias
 from sqlalchemy import BigInteger, Boolean, Column, Double, Integer, Table, Text
 
 from ingestor.core.times import to_sqlite_text
-from ingestor.store.schema import UtcDateTime
+from ingestor.store.schema import SourceCode, UtcDateTime
 
 Key: TypeAlias = tuple[Any, ...]  # the values of a primary key, times as µs since the epoch
 
@@ -23,7 +23,7 @@ NULL = b"\xff\xff\xff\xff"
 _2000 = datetime(2000, 1, 1)  # noqa: DTZ001 -- SQLite's text has no zone. PostgreSQL counts from here
 _2000_US = 946_684_800_000_000
 _MICROSECOND = timedelta(microseconds=1)
-_INT4, _INT8, _FLOAT8, _BOOL = (struct.Struct(f">i{code}") for code in "iqd?")
+_INT2, _INT4, _INT8, _FLOAT8, _BOOL = (struct.Struct(f">i{code}") for code in "hiqd?")
 _LENGTH = struct.Struct(">i")
 
 
@@ -96,11 +96,12 @@ def _expression(column: Column[Any]) -> str:
 def _bytea_expression(column: Column[Any]) -> str:
     """Return the SQL with which PostgreSQL packs a column: the length and the value."""
     name, kind = f'"{column.name}"', column.type
-    if not isinstance(kind, UtcDateTime | Boolean | Double | Integer):
+    if not isinstance(kind, UtcDateTime | SourceCode | Boolean | Double | Integer):
         packed = f"int4send(octet_length({name})) || textsend({name})"
     else:
         by_type = (
             (UtcDateTime, 8, "timestamptz_send({})"),
+            (SourceCode, 2, "int2send({})"),
             (Boolean, 1, "boolsend({})"),
             (Double, 8, "float8send({} + 0)"),
             (BigInteger, 8, "int8send({})"),
@@ -127,6 +128,8 @@ def _value_codec(column: Column[Any]) -> tuple[Callable[[Any], bytes], Callable[
     kind = column.type
     if isinstance(kind, UtcDateTime):
         return _pack_time, _unpack_time
+    if isinstance(kind, SourceCode):
+        return partial(_INT2.pack, 2), _unpack_int
     if isinstance(kind, Boolean):
         return partial(_BOOL.pack, 1), (lambda data: data != b"\0")
     if isinstance(kind, Double):

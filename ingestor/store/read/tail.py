@@ -128,6 +128,7 @@ def _select_batch(table: Table, batch: CommittedBatch) -> Select[Any]:
 def _newest(engine: Engine, clauses: str) -> TextualSelect:
     """Select the newest ``:per_series`` observations of each series, restricted by SQL ``clauses``."""
     source = _NEWEST_POSTGRESQL if engine.dialect.name == "postgresql" else _NEWEST_SQLITE
-    columns = [column(clause.name, clause.type) for clause in views.observations.columns]
+    types = {stored.name: stored.type for stored in (*schema.series.c, *schema.samples.c)}
+    columns = [column(clause.name, types[clause.name]) for clause in views.observations.columns]
     names = ", ".join(f"{'n' if clause.name in schema.series.c else 'm'}.{clause.name}" for clause in columns)
     return text(f"SELECT {names} FROM {source} {clauses}").columns(*columns)  # noqa: S608 -- constants of this module

@@ -19,6 +19,7 @@ from sqlalchemy import Connection
 from ingestor.core.times import to_optional_datetime
 from ingestor.errors import BatchRejected
 from ingestor.store.postgres_session import is_utf8
+from ingestor.store.schema import SOURCE_CODES
 from ingestor.store.write.batch import Payload, SampleRow
 from ingestor.store.write.payload_blocks import COLUMNS, PayloadBlock, columns_of, make_blocks
 from ingestor.store.write.revisions import SampleKey
@@ -37,7 +38,7 @@ _MAX_ARRAY_ROWS = 500  # COPY is faster for more rows
 _CREATE_STAGE = """
 CREATE TEMPORARY TABLE IF NOT EXISTS stage (
     instance_id integer NOT NULL, series_id integer NOT NULL, ts timestamptz NOT NULL, value double precision NOT NULL,
-    received_at timestamptz NOT NULL, seq bigint NOT NULL, source text NOT NULL, published_at timestamptz
+    received_at timestamptz NOT NULL, seq bigint NOT NULL, source smallint NOT NULL, published_at timestamptz
 ) ON COMMIT DELETE ROWS; DELETE FROM stage
 """
 # Seconds and microseconds apart: an interval is multiplied by a double, which is exact to the µs only until 2255.
@@ -45,7 +46,8 @@ _TIMESTAMP = "timestamptz 'epoch' + {0} / 1000000 * interval '1 second' + {0} %%
 _ARRAYS = f"""
 (SELECT series_id, {_TIMESTAMP.format("ts_us")} AS ts, value, {_TIMESTAMP.format("received_us")} AS received_at, seq,
     source, {_TIMESTAMP.format("published_us")} AS published_at
-FROM unnest(%s::integer[], %s::bigint[], %s::double precision[], %s::bigint[], %s::bigint[], %s::text[], %s::bigint[])
+FROM unnest(%s::integer[], %s::bigint[], %s::double precision[], %s::bigint[], %s::bigint[], %s::smallint[],
+    %s::bigint[])
 AS arrays (series_id, ts_us, value, received_us, seq, source, published_us)) AS stage
 """  # noqa: S608 -- only constants of this module
 _MERGE = """
@@ -100,7 +102,9 @@ def _with_rows(
     """Return a query over the rows with its parameters: over the temporary table, or over arrays if they are few."""
     if len(rows) > _MAX_ARRAY_ROWS:
         return query.format(stage="stage", me=instance_id), None
-    records = [(*key, row.value, row.received_us, row.seq, row.source, row.published_us) for key, row in rows]
+    records = [
+        (*key, row.value, row.received_us, row.seq, SOURCE_CODES[row.source], row.published_us) for key, row in rows
+    ]
     return query.format(stage=_ARRAYS, me=instance_id), tuple(map(list, zip(*records, strict=True)))
 
 
@@ -136,15 +140,17 @@ def _copy(connection: Connection, target: str, pack: Callable[[Sequence[Any]], b
         return int(cursor.rowcount)
 
 
-# The number of fields, then length and value of each: int4 twice, timestamptz, float8, timestamptz, int8.
-_pack_sample = struct.Struct(">hiiiiiqidiqiq").pack
+# The number of fields, then length and value of each: int4 twice, timestamptz, float8, timestamptz, int8, int2.
+_pack_sample = struct.Struct(">hiiiiiqidiqiqih").pack
 
 
 def _pack_samples(instance_id: int, rows: Sequence[tuple[SampleKey, SampleRow]]) -> bytes:
     # In one loop: with a function call for each row it takes 0.51 instead of 0.37 µs a row.
     return b"".join([
-        _pack_sample(8, 4, instance_id, 4, series_id, 8, ts_us - _2000_US, 8, value, 8, received_us - _2000_US, 8, seq)
-        + _PACKED_SOURCES[source] + (_NULL if published_us is None else _pack_timestamp(published_us))
+        _pack_sample(
+            8, 4, instance_id, 4, series_id, 8, ts_us - _2000_US, 8, value, 8, received_us - _2000_US, 8, seq,
+            2, SOURCE_CODES[source],
+        ) + (_NULL if published_us is None else _pack_timestamp(published_us))
         for (series_id, ts_us), (_, _, value, published_us, received_us, source, seq, _) in rows
     ])  # fmt: skip
 
@@ -152,9 +158,6 @@ def _pack_samples(instance_id: int, rows: Sequence[tuple[SampleKey, SampleRow]])
 def _pack_text(text: str) -> bytes:
     data = text.encode()
     return struct.pack(">i", len(data)) + data
-
-
-_PACKED_SOURCES = {source: _pack_text(source) for source in ("stream", "snapshot", "backfill")}
 
 
 def _pack_timestamp(us: int | None) -> bytes:

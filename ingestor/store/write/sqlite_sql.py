@@ -16,6 +16,7 @@ from typing import Any
 from sqlalchemy import Connection
 
 from ingestor.core.times import to_sqlite_text, to_us
+from ingestor.store.schema import SOURCE_CODES
 from ingestor.store.write.batch import Payload, SampleRow
 from ingestor.store.write.payload_blocks import COLUMNS, columns_of, compact, make_blocks
 from ingestor.store.write.revisions import SampleKey
@@ -52,7 +53,17 @@ def insert_samples(connection: Connection, instance_id: int, rows: Sequence[tupl
         connection,
         _INSERT_SAMPLES,
         [
-            (series_id, _times[ts_us], value, 0, _times[published_us], _times[received_us], source, instance_id, seq)
+            (
+                series_id,
+                _times[ts_us],
+                value,
+                0,
+                _times[published_us],
+                _times[received_us],
+                SOURCE_CODES[source],
+                instance_id,
+                seq,
+            )
             for (series_id, ts_us), (_, _, value, published_us, received_us, source, seq, _) in rows
         ],
     )

@@ -27,7 +27,7 @@ FILL = (  # series, with a sample and a revision each
     """,
     """
     INSERT INTO {0} SELECT series_id, {1}, '2026-01-01 00:00:00', 0.25, '2026-01-01 00:00:00', NULL,
-        series_id, 7, 'stream' FROM series
+        series_id, 7, 1 FROM series
     """,
 )
 
@@ -75,7 +75,7 @@ def test_postgresql_key_lookup_reads_only_its_rows(postgres_server_url: str, pos
             )
             connection.exec_driver_sql(
                 "INSERT INTO samples (series_id, ts, value, received_at, seq, instance_id, source)"
-                " SELECT i, '2026-01-01Z', 1, now(), i, 1, 'stream' FROM generate_series(1, 20000) i"
+                " SELECT i, '2026-01-01Z', 1, now(), i, 1, 1 FROM generate_series(1, 20000) i"
             )
         names: InternTable[tuple[str, ...]] = InternTable(schema.series, ("feed", "metric", "ticker", "user_id"), 1000)
         with engine.begin() as connection:

@@ -21,9 +21,9 @@ url, database, wanted = sys.argv[1], sys.argv[2], int(sys.argv[3]) * int(sys.arg
 ROWS = 5_000
 TABLES = """
 CREATE TABLE samples (
-    series_id integer, ts timestamptz, value double precision NOT NULL, revision integer NOT NULL,
-    published_at timestamptz, received_at timestamptz NOT NULL, source text NOT NULL, instance_id integer NOT NULL,
-    seq bigint NOT NULL, PRIMARY KEY (series_id, ts)
+    series_id integer, revision integer NOT NULL, ts timestamptz, value double precision NOT NULL,
+    received_at timestamptz NOT NULL, published_at timestamptz, seq bigint NOT NULL, instance_id integer NOT NULL,
+    source smallint NOT NULL, PRIMARY KEY (series_id, ts)
 );
 CREATE TABLE payloads (
     instance_id integer, seq bigint, received_at timestamptz NOT NULL, row_count integer NOT NULL, body text NOT NULL,
@@ -34,7 +34,7 @@ CREATE TEMPORARY TABLE stage (
 ) ON COMMIT DELETE ROWS;
 """
 MERGE = """
-INSERT INTO samples SELECT series_id, ts, value, 0, NULL, received_at, 'stream', 1, seq FROM stage
+INSERT INTO samples SELECT series_id, 0, ts, value, received_at, NULL, seq, 1, 1 FROM stage
 ORDER BY series_id, ts ON CONFLICT DO NOTHING
 """
 SAMPLE = struct.Struct(">hiiiqidiqiq")
