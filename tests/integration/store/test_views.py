@@ -170,7 +170,7 @@ def test_sqlite_times_have_no_zeros_at_their_end(db: Database) -> None:
     stamps = [T0, T0 + 500_000, T0 + 1_000_000]
     with db.engine.begin() as connection:
         frames = [Payload(seq, names, us, us - 250_000, 1, "[]") for seq, us in enumerate(stamps, 1)]
-        sqlite_sql.insert_payloads(connection, 1, frames)
+        sqlite_sql.insert_payloads(connection, 1, frames, ("DELETE FROM events WHERE seq = %s", (0,)))
     found = set()
     with db.engine.connect() as connection:
         for name in (*schema.metadata.tables, *(view.name for view in views.VIEWS)):
