@@ -66,7 +66,7 @@ _BLOCK = f"({', '.join(['%s'] * 16)})"
 _MAX_INSERTED_BLOCKS = 2
 
 
-def execute(connection: Connection, statement: str, parameters: Sequence[Any]) -> int:
+def execute(connection: Connection, statement: str, parameters: Sequence[Any] | None) -> int:
     """Run a statement without SQLAlchemy, and return how many rows it changed. The driver prepares what is repeated."""
     with closing(connection.connection.cursor()) as cursor:
         cursor.execute(statement, parameters)
@@ -84,9 +84,9 @@ def copy_samples(connection: Connection, instance_id: int, rows: Sequence[tuple[
 def insert_samples(connection: Connection, instance_id: int, rows: Sequence[tuple[SampleKey, SampleRow]]) -> int:
     """Insert the rows whose key is new, and return how many those are. The rows must have distinct keys."""
     if len(rows) > _MAX_ARRAY_ROWS:
-        connection.exec_driver_sql(_CREATE_STAGE)
+        execute(connection, _CREATE_STAGE, None)
         _copy(connection, f"stage ({_SAMPLE_COLUMNS})", partial(_pack_samples, instance_id), rows)
-    return connection.exec_driver_sql(*_with_rows(_MERGE, instance_id, rows)).rowcount
+    return execute(connection, *_with_rows(_MERGE, instance_id, rows))
 
 
 def find_conflicts(
