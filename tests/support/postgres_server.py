@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pwd
+import secrets
 import shutil
 import signal
 import socket
@@ -21,6 +22,7 @@ from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict
 
 USER = "ingestor"
+FIRST_PORT, END_PORT = 20_000, 32_768  # below those for clients and for servers that ask for any
 _STOP_SIGNALS = {"smart": signal.SIGTERM, "fast": signal.SIGINT, "immediate": signal.SIGQUIT}
 
 
@@ -37,10 +39,15 @@ def find_binaries() -> Path | None:
 
 
 def free_port() -> int:
-    """Return a port of 127.0.0.1 that is free at the moment."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """Return a port of 127.0.0.1 that is free, and which Linux does not give to another socket by itself."""
+    while True:
+        port = FIRST_PORT + secrets.randbelow(END_PORT - FIRST_PORT)
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return port
 
 
 class Postgres:
