@@ -225,7 +225,7 @@ async def test_first_entry_is_synced_at_once_and_the_next_ones_together_after_sy
             await asyncio.sleep(0.005)
         assert spool.synced == 1
         await spool.durable(seq)
-        assert time.monotonic() - started_at > 2.5
+        assert time.monotonic() - started_at > 2.2  # a sync may begin a quarter early
         assert [size // 1000 for size in handed_over] == [1, 2]
 
 
