@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from ingestor.core.entries import Fact, Frame, LetterOrigin, Source, State
+from ingestor.core.entries import Fact, Frame, FrameRun, LetterOrigin, Source, State
 from ingestor.pipeline.decoder import Decoder
 from ingestor.provider import catalog
 
@@ -13,8 +13,14 @@ CROWD = "/real-time/crowd-sentiment"
 T0 = 1_767_225_600_000_000  # 2026-01-01 00:00 UTC, µs
 
 
-def decoder() -> Decoder:
-    return Decoder(catalog.metrics_of, catalog.feed_name)
+def decoder(*, fast: bool = True) -> Decoder:
+    return Decoder(catalog.metrics_of, catalog.feed_name, fast=fast)
+
+
+def run(*frames: Frame) -> FrameRun:
+    """A run of frames that have their connection, source, event, path and params in common."""
+    common = frames[0].connection_id, frames[0].source, frames[0].event, frames[0].path, frames[0].params
+    return FrameRun(*common, [frame.received_us for frame in frames], [frame.text for frame in frames])
 
 
 def row(ticker: str = "AAPL", minute: int = 0, value: Any = 0.5, field: str = "average_sentiment") -> dict[str, Any]:
