@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 from msgspec import Struct
-from msgspec.structs import astuple
 
 Source = Literal["stream", "snapshot", "backfill"]
 
@@ -88,16 +88,17 @@ class FrameRun(Struct, frozen=True, array_like=True, tag="r"):
             and other.params == self.params
         )
 
-    def frames(self) -> list[Frame]:
-        """Return its frames."""
-        connection_id, source, event, path, params, stamps, texts = astuple(self)
-        return [
-            Frame(received_us, connection_id, source, event, path, params, text)
-            for received_us, text in zip(stamps, texts, strict=True)
-        ]
+    def frame(self, number: int) -> Frame:
+        common = self.connection_id, self.source, self.event, self.path, self.params
+        return Frame(self.received_us[number], *common, self.texts[number])
 
-    def part(self, start: int, count: int) -> FrameRun:
+    def frames(self) -> list[Frame]:
+        return [self.frame(number) for number in range(len(self.texts))]
+
+    def part(self, start: int, count: int = sys.maxsize) -> FrameRun:
         """Return a run of at most ``count`` of the frames, from number ``start`` on."""
+        if start == 0 and count >= len(self.texts):
+            return self
         stamps, texts = self.received_us[start : start + count], self.texts[start : start + count]
         return FrameRun(self.connection_id, self.source, self.event, self.path, self.params, stamps, texts)
 
@@ -121,12 +122,37 @@ class Fact(Struct, frozen=True, array_like=True, tag="e"):
     until_us: int | None = None
 
 
+Item: TypeAlias = FrameRun | Frame | Fact  # a frame or fact, or several frames at once
 Entry: TypeAlias = tuple[int, Frame | Fact]  # (seq, frame or fact)
+SpooledItem: TypeAlias = tuple[int, Item]  # (seq of its first entry, item)
 
 
-def recorded_us(item: Frame | Fact) -> int:
-    """Return when a frame was received, or a fact recorded."""
+def recorded_us(item: Item) -> int:
+    """Return when a fact was recorded, or the first frame received."""
+    if isinstance(item, FrameRun):
+        return item.received_us[0]
     return item.received_us if isinstance(item, Frame) else item.at_us
+
+
+def count_entries(item: Item) -> int:
+    return len(item.texts) if isinstance(item, FrameRun) else 1
+
+
+def split_into_entries(items: Iterable[SpooledItem]) -> Iterator[Entry]:
+    for seq, item in items:
+        if isinstance(item, FrameRun):
+            yield from enumerate(item.frames(), seq)
+        else:
+            yield seq, item
+
+
+def items_after(seq: int, items: Iterable[SpooledItem]) -> Iterator[SpooledItem]:
+    """Leave out the entries up to ``seq``."""
+    for first_seq, item in items:
+        if first_seq > seq:
+            yield first_seq, item
+        elif isinstance(item, FrameRun) and first_seq + len(item.texts) > seq + 1:
+            yield seq + 1, item.part(seq + 1 - first_seq)
 
 
 _CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False)

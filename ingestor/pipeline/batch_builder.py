@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 
 from msgspec import structs
 
@@ -12,12 +13,16 @@ from ingestor.core.entries import (
     Entry,
     Fact,
     Frame,
+    FrameRun,
+    SpooledItem,
     SubscriptionKey,
     connection_params,
+    count_entries,
     recorded_us,
 )
-from ingestor.pipeline.decoder import DecodedFrame, Decoder, RejectedRow
-from ingestor.pipeline.dedup import RecentValueCache
+from ingestor.pipeline.decoder import DecodedFrame, Decoder, RejectedRow, split_event
+from ingestor.pipeline.dedup import PlainResponse, RecentValueCache
+from ingestor.pipeline.plain_rows import DecodedValue, PlainReader
 from ingestor.store.write.batch import (
     Batch,
     DeadLetter,
@@ -34,13 +39,13 @@ _new = tuple.__new__  # makes a named tuple in 0.24 µs; its own constructor tak
 
 
 class BatchBuilder:
-    """Takes entries one by one, in seq order. Values that are in ``cache`` are left out of the batch."""
+    """Takes entries in seq order. Values that are in ``cache`` are left out of the batch."""
 
     def __init__(
         self, first_seq: int, decoder: Decoder, cache: RecentValueCache | None = None, *, keep_payloads: bool = True
     ) -> None:
         self.batch = Batch(first_seq=first_seq, last_seq=first_seq - 1)
-        self.entries: list[Entry] = []
+        self.items: list[SpooledItem] = []
         self.units = 0  # rows, and entries without any: one bound of a batch
         self.size_bytes = 0  # of raw text: the other bound
         self.unknown_fields: set[tuple[str, str]] = set()  # (feed, field)
@@ -53,19 +58,89 @@ class BatchBuilder:
         self._cache = cache
         self._keep_payloads = keep_payloads
 
-    def add(self, entry: Entry) -> None:
-        seq, item = entry
-        if not self.entries:
-            self.batch.first_us = recorded_us(item)
-        self.entries.append(entry)
-        self.batch.last_seq = seq
-        if isinstance(item, Frame):
-            self._add_frame(seq, item)
-        else:
-            self._add_fact(seq, item)
+    @property
+    def entry_count(self) -> int:
+        return self.batch.frames + self.batch.facts
 
-    def _add_frame(self, seq: int, frame: Frame) -> None:
-        decoded = self._decoder.decode(frame)
+    def add(self, item: SpooledItem) -> None:
+        seq, entry = item
+        if isinstance(entry, FrameRun):
+            self.add_run(seq, entry)
+            return
+        self._note_item(item)
+        if isinstance(entry, Frame):
+            self._add_frame(seq, entry, self._decoder.decode(entry))
+        else:
+            self._add_fact(seq, entry)
+
+    def add_run(self, first_seq: int, run: FrameRun, max_units: int = sys.maxsize, max_bytes: int = sys.maxsize) -> int:
+        """Add frames until the batch has as many units or bytes. Return their number."""
+        added = 0
+        while added < len(run.texts) and self.units < max_units and self.size_bytes < max_bytes:
+            if plain := self._add_plain_frames(first_seq + added, run.part(added), max_units, max_bytes):
+                added += plain
+                continue
+            frame = run.frame(added)
+            self._add_frame(first_seq + added, frame, self._decoder.decode_any(frame, *split_event(frame)))
+            added += 1
+        self._note_item((first_seq, run.part(0, added)))
+        return added
+
+    def _note_item(self, item: SpooledItem) -> None:
+        seq, entry = item
+        if not self.items:
+            self.batch.first_us = recorded_us(entry)
+        self.items.append(item)
+        self.batch.last_seq = seq + count_entries(entry) - 1
+
+    def _add_plain_frames(self, seq: int, run: FrameRun, max_units: int, max_bytes: int) -> int:
+        """Add frames until one is not plain, or the batch is full. Return their number."""
+        reader = self._decoder.reader_of(run.path, run.params)
+        if reader is None or run.source != "stream" or not run.event or '"user_id"' in run.params:
+            return 0
+        batch, rows, payloads = self.batch, self.batch.rows, self.batch.payloads
+        first_seq, first_row, offered = seq, len(rows), 0
+        read_new = self._cache.read_new if self._cache is not None else _read_all
+        origin, prefix, fields = self._origin_of(run, run.event), f'42["{run.event}",', len(reader.fields)
+        for text, received_us in zip(run.texts, run.received_us, strict=True):
+            if self.units >= max_units or self.size_bytes >= max_bytes:
+                break
+            if not (text.startswith(prefix) and text.endswith("]")):
+                break  # with blanks, or escapes in the name
+            body = text[len(prefix) : -1]
+            found = read_new(reader, body, run.connection_id)
+            if found is None:
+                break
+            known_rows, values, new = found
+            for series, ts, value, index in new:
+                rows.append(_new(SampleRow, (series, ts, value, None, received_us, "stream", seq, known_rows + index)))
+            if self._keep_payloads:
+                row_count = known_rows + len(values) // fields
+                payloads.append(_new(Payload, (seq, origin, received_us, None, row_count, body)))
+            if seq > self.news_after_seq:
+                self._record_tickers(run, values, received_us)
+            offered += known_rows + len(values)
+            self.units += len(new) or 1
+            self.size_bytes += len(text)
+            seq += 1
+        batch.frames += seq - first_seq
+        batch.row_count += offered
+        batch.deduplicated_rows += offered - (len(rows) - first_row)
+        batch.set_origin(first_seq, origin)
+        return seq - first_seq
+
+    def _record_tickers(self, run: FrameRun, values: list[DecodedValue], received_us: int) -> None:
+        """As ``_record_receipt`` does, for plain rows and no user."""
+        last_received_us, path, params, last = self.last_received_us, run.path, run.params, None
+        for series, _, _, _ in values:
+            if series is not last:
+                last = series
+                last_received_us[path, params, series[2]] = received_us
+        if last is None:
+            last_received_us[path, params, UNNAMED] = received_us
+        last_received_us[path, params, ""] = received_us
+
+    def _add_frame(self, seq: int, frame: Frame, decoded: DecodedFrame) -> None:
         batch = self.batch
         published_us, received_us, source = decoded.published_us, frame.received_us, frame.source
         observations = decoded.observations
@@ -85,7 +160,10 @@ class BatchBuilder:
         origin = self._origin_of(frame, decoded.event)
         # A row's dead letter needs the path that its envelope named; a frame's dead letter contains the envelope.
         is_envelope = decoded.path is not frame.path and dead_frame is None
-        batch.origins[seq] = origin._replace(path=decoded.path, params=decoded.params) if is_envelope else origin
+        if is_envelope:
+            batch.set_origin(seq, origin._replace(path=decoded.path, params=decoded.params))
+        else:
+            batch.set_origin(seq, origin)
         if frame.retry_of is not None:
             batch.retries[seq] = RetriedLetter(frame.retry_origin, frame.received_us)
         if self._keep_payloads and dead_frame is None:
@@ -111,7 +189,7 @@ class BatchBuilder:
         ]
         return decoded.dead_frame
 
-    def _origin_of(self, frame: Frame, event: str) -> Origin:
+    def _origin_of(self, frame: Frame | FrameRun, event: str) -> Origin:
         """Return the same object for consecutive frames of a connection: it is made, and encoded, once."""
         names = (frame.connection_id, frame.source, event, frame.path, frame.params)
         if names != self._names:
@@ -162,6 +240,12 @@ class BatchBuilder:
         return SubscriptionRow(path, method, params, feed, ticker, connection_params(params))
 
 
+def _read_all(reader: PlainReader, body: str, _connection: str) -> PlainResponse | None:
+    """As ``RecentValueCache.read_new`` does, with no value that is known."""
+    values = reader.read(body)
+    return None if values is None else (0, values, values)
+
+
 def rejected_batch(entry: Entry, rejection: str) -> Batch:
     """Return a batch that makes one entry a dead letter, in plain ASCII, so that the database accepts it."""
     seq, item = entry
@@ -171,7 +255,7 @@ def rejected_batch(entry: Entry, rejection: str) -> Batch:
         batch.events.append(EventRow(seq, item.at_us, _ascii(item.kind), json.dumps({"refused": _ascii(rejection)})))
         return batch
     batch.frames = 1
-    batch.origins[seq] = Origin(item.connection_id, item.source, _ascii(item.event), _ascii(item.path), "{}")
+    batch.set_origin(seq, Origin(item.connection_id, item.source, _ascii(item.event), _ascii(item.path), "{}"))
     detail = _ascii(rejection)[:1000]
     batch.dead_letters.append(
         DeadLetter(seq, None, item.received_us, "insert", "rejected by the database", detail, _ascii(item.text))

@@ -14,7 +14,7 @@ from typing import TypeAlias
 
 from ingestor.core.backoff import Backoff, chance
 from ingestor.core.clock import boottime
-from ingestor.core.entries import Entry, Fact
+from ingestor.core.entries import Entry, Fact, split_into_entries
 from ingestor.core.outage import Outage
 from ingestor.core.threads import DaemonExecutor
 from ingestor.errors import BatchRejected, DatabaseUnavailable, DatabaseUnsupported, FullBatchRequired
@@ -69,22 +69,20 @@ class Committer:
 
         After either error some of its first entries may be committed. A repeated call then raises PositionConflict.
         """
-        bisect_rejected(
-            builder.entries,
-            lambda entries: self._commit_entries(
-                builder if entries is builder.entries else self._read_ahead.rebuild(entries)
-            ),
-            self._reject,
-        )
+        try:
+            self._commit_items(builder)
+        except BatchRejected:
+            entries = list(split_into_entries(builder.items))
+            bisect_rejected(entries, lambda part: self._commit_items(self._read_ahead.rebuild(part)), self._reject)
 
     def close(self) -> None:
         self._executor.close()
 
-    def _commit_entries(self, builder: BatchBuilder) -> None:
+    def _commit_items(self, builder: BatchBuilder) -> None:
         try:
             self._commit_batch(builder.batch)
         except FullBatchRequired:
-            self._commit_batch(self._read_ahead.rebuild(builder.entries, deduplicate=False).batch)
+            self._commit_batch(self._read_ahead.rebuild(builder.items, deduplicate=False).batch)
 
     def _reject(self, entry: Entry, rejection: BatchRejected) -> None:
         """Make one entry a dead letter: the database rejects it, though its samples were isolated already."""

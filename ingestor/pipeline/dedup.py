@@ -12,15 +12,32 @@ from collections.abc import Iterable
 from typing import TypeAlias
 
 from ingestor.core.entries import SeriesKey
-from ingestor.pipeline.plain_rows import DecodedValue
+from ingestor.pipeline.plain_rows import DecodedValue, PlainReader
 
 CAPACITY = 50_000  # values of a generation: some 5 MB, and the windows of 800 tickers
 GENERATION_SECONDS = 300.0  # a value expires after one to two generations
 
 CONNECTIONS = 4  # of a series: a connection and its replacement, for two paths that deliver the same feed
 
+# How many known rows a response begins with, the values of the others, and those of them that are new.
+PlainResponse: TypeAlias = tuple[int, list[DecodedValue], list[DecodedValue]]
 _Values: TypeAlias = dict[int, float]  # ts → value
-_Generation: TypeAlias = dict[SeriesKey, dict[str, _Values]]  # series → connection → values
+
+
+class _Said:
+    """What a connection said of a series, in two generations."""
+
+    __slots__ = ("by_connection", "old", "young")
+
+    def __init__(self, by_connection: dict[str, _Said]) -> None:
+        self.by_connection = by_connection  # what was said of this series
+        self.young: _Values = {}
+        self.old: _Values = {}
+
+    def discard(self, ts_us: int) -> None:
+        """Remove a value, or make place for another."""
+        self.young.pop(ts_us, None)
+        self.old.pop(ts_us, None)
 
 
 class RecentValueCache:
@@ -36,32 +53,39 @@ class RecentValueCache:
         """Return the values that ``connection`` did not say before, or not last, and cache them."""
         new: list[DecodedValue] = []
         last: SeriesKey | None = None
-        young: _Values = {}
-        old: _Values | None = None
-        is_shared = False
+        by_series = self._by_connection.get(connection) or self._by_connection.setdefault(connection, {})
         for decoded in values:
             series, ts_us, value, _ = decoded
             if series is not last:  # most responses have one series
-                last, by_connection = series, self._old.get(series)
-                old = by_connection.get(connection) if by_connection else None
-                is_shared = by_connection is not None and len(by_connection) > (old is not None)
-                by_connection = self._young.get(series) or self._young.setdefault(series, {})
-                young = by_connection.get(connection) or _add_connection(by_connection, connection)
-                is_shared = is_shared or len(by_connection) > 1
+                last, said = series, by_series.get(series) or self._add(connection, series)
+                young, old = said.young, said.old
             cached = young.get(ts_us)
-            if cached is None:
-                if old is not None:
-                    if old.get(ts_us) == value:
-                        continue
-                    old.pop(ts_us, None)
-                self._count += 1
-            elif cached == value:
+            if cached is None and old:
+                cached = old.get(ts_us)
+            if cached == value:
                 continue
+            if cached is not None:
+                said.discard(ts_us)
             young[ts_us] = value
-            if is_shared:
+            self._count += 1
+            if len(said.by_connection) > 1:
                 self._discard_others(series, ts_us, value)
             new.append(decoded)
         return new
+
+    def read_new(self, reader: PlainReader, body: str, connection: str) -> PlainResponse | None:
+        """Read a response that ``connection`` received, or return None if its rows are not plain."""
+        values = reader.read(body)
+        return None if values is None else (0, values, self.filter_new(values, connection))
+
+    def _add(self, connection: str, series: SeriesKey) -> _Said:
+        """Add a connection to those of a series, at the expense of the one that was added first."""
+        by_connection = self._by_series.setdefault(series, {})
+        if len(by_connection) >= CONNECTIONS:
+            first = next(iter(by_connection))
+            del by_connection[first], self._by_connection[first][series]
+        said = by_connection[connection] = self._by_connection[connection][series] = _Said(by_connection)
+        return said
 
     def discard_others(self, values: Iterable[DecodedValue]) -> None:
         """Remove the values that differ from these, which no connection said."""
@@ -69,43 +93,39 @@ class RecentValueCache:
             self._discard_others(series, ts_us, value)
 
     def _discard_others(self, series: SeriesKey, ts_us: int, value: float) -> None:
-        for generation in (self._young, self._old):
-            for values in generation.get(series, {}).values():
-                if values.get(ts_us, value) != value:
-                    del values[ts_us]
+        for said in self._by_series.get(series, {}).values():
+            if said.young.get(ts_us, value) != value or said.old.get(ts_us, value) != value:
+                said.discard(ts_us)
 
     def discard(self, keys: Iterable[tuple[SeriesKey, int]]) -> None:
         """Remove the values of these (series, ts)."""
         for series, ts_us in keys:
-            for generation in (self._young, self._old):
-                for values in generation.get(series, {}).values():
-                    values.pop(ts_us, None)
+            for said in self._by_series.get(series, {}).values():
+                said.discard(ts_us)
 
     def clear(self) -> None:
-        self._young: _Generation = {}
-        self._old: _Generation = {}
+        self._by_connection: dict[str, dict[SeriesKey, _Said]] = {}
+        self._by_series: dict[SeriesKey, dict[str, _Said]] = {}
         self._count = 0
 
     def rotate(self, now_seconds: float) -> None:
         """Begin another generation if the young one is full, or has lasted long enough."""
         if self._count >= self._capacity or now_seconds - self._rotated_at >= self._generation_seconds:
-            self._old, self._young = self._young, {}
-            self._count = 0
+            before = self._by_connection
+            self.clear()
+            for connection, by_series in before.items():
+                for series, said in by_series.items():
+                    if said.young:
+                        self._by_connection.setdefault(connection, {})
+                        self._add(connection, series).old = said.young
             self._rotated_at = now_seconds
 
     def snapshot(self) -> dict[tuple[str, SeriesKey, int], float]:
         """Return every cached value by connection, series and ts."""
         return {
             (connection, series, ts_us): value
-            for generation in (self._old, self._young)
-            for series, by_connection in generation.items()
-            for connection, values in by_connection.items()
+            for connection, by_series in self._by_connection.items()
+            for series, said in by_series.items()
+            for values in (said.old, said.young)
             for ts_us, value in values.items()
         }
-
-
-def _add_connection(by_connection: dict[str, _Values], connection: str) -> _Values:
-    """Return the values of a connection that has none yet, at the expense of the one that was added first."""
-    if connection not in by_connection and len(by_connection) >= CONNECTIONS:
-        del by_connection[next(iter(by_connection))]
-    return by_connection.setdefault(connection, {})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
@@ -9,7 +10,7 @@ from itertools import chain
 from typing import TypeAlias
 
 from ingestor.core.clock import boottime
-from ingestor.core.entries import Entry, SeriesKey, recorded_us
+from ingestor.core.entries import FrameRun, SeriesKey, SpooledItem, count_entries, recorded_us
 from ingestor.errors import SpoolFailed
 from ingestor.pipeline.batch_builder import BatchBuilder
 from ingestor.pipeline.batch_policy import BatchPolicy
@@ -56,7 +57,7 @@ class ReadAhead:
         self._status = status
         self._is_draining = is_draining
         self.decoded_upto = spool.highest_acked  # entries up to here tell nothing new of what is received
-        self._unbatched: deque[Entry] = deque()  # entries that were read and are not in a batch
+        self._unbatched: deque[SpooledItem] = deque()  # what was read and is not in a batch
         self._started_at = 0.0  # time.monotonic() when the first entry was added to the batch that is being built
 
     def collect_batch(self, after_seq: int, idle_seconds: float) -> BatchBuilder:
@@ -67,17 +68,17 @@ class ReadAhead:
         builder = self.next_batch or self._begin_batch(after_seq + 1, self._cache)
         self.next_batch = None
         while not (self.is_full(builder) or (builder.units and self._is_draining())):
-            wanted = self._policy.entries_to_full(rows=builder.units, entries=len(builder.entries))
+            wanted = self._policy.entries_to_full(rows=builder.units, entries=builder.entry_count)
             try:
                 if not self.read_entries(builder.batch.last_seq, self._wait_seconds(builder, idle_seconds), wanted):
                     break
             except SpoolFailed:
-                if not builder.entries:
+                if not builder.items:
                     raise
                 break  # the entries that could be read are written first; the next call raises
             if not builder.units:
                 self._status.oldest_us = recorded_us(self._unbatched[0][1])
-            self._add_entries(builder, len(self._unbatched))
+            self._add_entries(builder, sys.maxsize)
         return builder
 
     def build_next(self, after_seq: int, is_committed: Callable[[], bool]) -> None:
@@ -91,11 +92,11 @@ class ReadAhead:
             pass  # the entries that could be read are written first; collect_batch raises
         self.next_batch = builder
 
-    def rebuild(self, entries: Sequence[Entry], *, deduplicate: bool = True) -> BatchBuilder:
+    def rebuild(self, items: Sequence[SpooledItem], *, deduplicate: bool = True) -> BatchBuilder:
         """Build a batch of entries that were in a batch before."""
-        builder = self._begin_batch(entries[0][0], self._cache if deduplicate else None)
-        for entry in entries:
-            builder.add(entry)
+        builder = self._begin_batch(items[0][0], self._cache if deduplicate else None)
+        for item in items:
+            builder.add(item)
         return builder
 
     def _begin_batch(self, first_seq: int, cache: RecentValueCache | None) -> BatchBuilder:
@@ -116,7 +117,7 @@ class ReadAhead:
         """Clear the cache, and take the next batch apart: both rest on what may not be in the database."""
         self._cache.clear()
         if self.next_batch is not None:
-            self._unbatched.extendleft(reversed(self.next_batch.entries))
+            self._unbatched.extendleft(reversed(self.next_batch.items))
             self.next_batch = None
 
     def reset(self) -> None:
@@ -131,7 +132,7 @@ class ReadAhead:
 
     def update_oldest(self) -> None:
         """Set ``status.oldest_us`` after a commit."""
-        ahead = self.next_batch.entries if self.next_batch else ()
+        ahead = self.next_batch.items if self.next_batch else ()
         oldest = next(chain(ahead, self._unbatched), None)
         self._status.oldest_us = oldest and recorded_us(oldest[1])
 
@@ -149,10 +150,10 @@ class ReadAhead:
         If the spool has none, wait for ``min_entries`` of them, for up to ``max_wait_seconds``. Raises SpoolFailed.
         """
         if not self._unbatched and self._spool.wait(after_seq, max_wait_seconds, min_entries):
-            entries = self._spool.read(after_seq, max_entries=self._policy.max_rows)
-            if [seq for seq, _ in entries] != list(range(after_seq + 1, after_seq + 1 + len(entries))) or not entries:
+            items = self._spool.read_items(after_seq, max_entries=self._policy.max_rows)
+            if not _follow(after_seq, items) or not items:
                 raise SpoolUnreadable(f"spool entries after {after_seq}: some are missing, the disk lost them")
-            self._unbatched.extend(entries)
+            self._unbatched.extend(items)
         return bool(self._unbatched)
 
     def _wait_seconds(self, builder: BatchBuilder, idle_seconds: float) -> float:
@@ -164,8 +165,22 @@ class ReadAhead:
     def _add_entries(self, builder: BatchBuilder, limit: int) -> None:
         if not builder.units:
             self._started_at = time.monotonic()
-        max_rows, max_bytes, next_entry = self._policy.max_rows, self._policy.max_bytes, self._unbatched.popleft
-        for _ in range(min(limit, len(self._unbatched))):
-            if builder.units >= max_rows or builder.size_bytes >= max_bytes:  # is_full, without a call for each entry
-                return
-            builder.add(next_entry())
+        max_units, max_bytes = self._policy.max_rows, self._policy.max_bytes
+        until = builder.entry_count + limit
+        while self._unbatched and builder.entry_count < until and not self.is_full(builder):
+            seq, item = self._unbatched.popleft()
+            if not isinstance(item, FrameRun):
+                builder.add((seq, item))
+                continue
+            added = builder.add_run(seq, item.part(0, until - builder.entry_count), max_units, max_bytes)
+            if added < len(item.texts):
+                self._unbatched.appendleft((seq + added, item.part(added)))
+
+
+def _follow(after_seq: int, items: Iterable[SpooledItem]) -> bool:
+    """Return whether the entries have the seqs that follow, without a gap."""
+    for seq, item in items:
+        if seq != after_seq + 1:
+            return False
+        after_seq += count_entries(item)
+    return True

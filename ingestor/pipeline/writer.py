@@ -159,7 +159,7 @@ class Writer:
         idle_seconds = RETENTION_PAUSE_SECONDS if self.retention_pending else IDLE_SECONDS
         builder = self.read_ahead.collect_batch(self.status.position, idle_seconds)
         self._report_decoded(builder)
-        if builder.entries and self._repeat_backfills(builder.batch) and self._write_batch(builder):
+        if builder.items and self._repeat_backfills(builder.batch) and self._write_batch(builder):
             self._spool.ack(self.status.position)
             self._note_rewound()
             self.read_ahead.update_oldest()

@@ -19,7 +19,17 @@ from typing import Any, TypeAlias
 import msgspec
 
 from ingestor.core.clock import boot_id
-from ingestor.core.entries import Entry, Fact, Frame, FrameRun
+from ingestor.core.entries import (
+    Entry,
+    Fact,
+    Frame,
+    FrameRun,
+    Item,
+    SpooledItem,
+    count_entries,
+    items_after,
+    split_into_entries,
+)
 from ingestor.core.files import is_missing, sync_folder
 from ingestor.errors import SpoolFailed, SpoolTooNew
 from ingestor.spool.header import SpoolHeader, SpoolHeartbeat, begin_run, check_format, load_or_create
@@ -31,7 +41,7 @@ CONVERT_BYTES = 32 << 20  # a file from before format 4 that is larger is not co
 
 
 _encode = msgspec.msgpack.Encoder().encode
-_decode = msgspec.msgpack.Decoder(list[FrameRun | Frame | Fact]).decode
+_decode = msgspec.msgpack.Decoder(list[Item]).decode
 
 ChunkRow: TypeAlias = tuple[int, int, int, int, bytes]  # first_seq, last_seq, size, crc, body
 
@@ -51,10 +61,10 @@ class SpoolUnreadable(SpoolFailed):
     """The file does not hold what was written. Quarantine it (never delete it) and create a new spool."""
 
 
-def pack(first_seq: int, entries: Iterable[FrameRun | Frame | Fact]) -> ChunkRow:
+def pack(first_seq: int, entries: Iterable[Item]) -> ChunkRow:
     """Encode entries as one chunk. Lone surrogates become escapes."""
     items = _group_into_runs(entries)
-    count = sum(len(item.texts) if isinstance(item, FrameRun) else 1 for item in items)
+    count = sum(map(count_entries, items))
     try:
         body = _encode(items)
     except UnicodeEncodeError:  # a lone surrogate, which UTF-8 cannot encode
@@ -62,9 +72,9 @@ def pack(first_seq: int, entries: Iterable[FrameRun | Frame | Fact]) -> ChunkRow
     return first_seq, first_seq + count - 1, len(body), zlib.crc32(body), body
 
 
-def _group_into_runs(entries: Iterable[FrameRun | Frame | Fact]) -> list[FrameRun | Frame | Fact]:
+def _group_into_runs(entries: Iterable[Item]) -> list[Item]:
     """Replace consecutive frames and runs by runs, except frames that retry a dead letter."""
-    items: list[FrameRun | Frame | Fact] = []
+    items: list[Item] = []
     run: FrameRun | None = None
     for entry in entries:
         if isinstance(entry, Fact) or (isinstance(entry, Frame) and entry.retry_of is not None):
@@ -81,14 +91,6 @@ def _group_into_runs(entries: Iterable[FrameRun | Frame | Fact]) -> list[FrameRu
             run.received_us.append(entry.received_us)
             run.texts.append(entry.text)
     return items
-
-
-def _ungroup(items: Iterable[FrameRun | Frame | Fact]) -> Iterator[Frame | Fact]:
-    for item in items:
-        if isinstance(item, FrameRun):
-            yield from item.frames()
-        else:
-            yield item
 
 
 def _encodable(value: Any) -> Any:
@@ -132,15 +134,22 @@ def _checked(row: ChunkRow) -> ChunkRow:
 
 def unpack(row: ChunkRow) -> list[Entry]:
     """Decode a chunk. Raises SpoolUnreadable."""
-    return _decode_entries(expand(row))
+    return list(split_into_entries(_decode_items(expand(row))))
 
 
-def _decode_entries(row: ChunkRow) -> list[Entry]:
+def _decode_items(row: ChunkRow) -> list[SpooledItem]:
     first_seq, last_seq, _, _, body = row
+    items: list[SpooledItem] = []
+    seq = first_seq
     try:
-        return list(enumerate(_ungroup(_decode(body)), first_seq))
+        for item in _decode(body):
+            items.append((seq, item))
+            seq += count_entries(item)
+            if isinstance(item, FrameRun) and not 0 < len(item.texts) == len(item.received_us):
+                raise ValueError("a run without as many times as texts")
     except (msgspec.MsgspecError, ValueError) as error:
         raise SpoolUnreadable(f"spool entries {first_seq} to {last_seq}: {error}") from error
+    return items
 
 
 def newest_entry(path: Path) -> int:
@@ -453,10 +462,10 @@ class ChunkReader:
         self._path = path
         self._db = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, check_same_thread=False)
 
-    def read(self, after_seq: int, *, max_entries: int, max_bytes: int) -> list[Entry]:
+    def read_items(self, after_seq: int, *, max_entries: int, max_bytes: int) -> list[SpooledItem]:
         """Return the oldest durable entries past ``after_seq``: within both bounds, but at least one chunk."""
-        entries: list[Entry] = []
-        size = 0
+        items: list[SpooledItem] = []
+        size = entries = 0
         query = (
             "SELECT * FROM chunks WHERE last_seq > ? AND first_seq >="
             " coalesce((SELECT max(first_seq) FROM chunks WHERE first_seq <= ?), 0) ORDER BY first_seq"
@@ -464,15 +473,16 @@ class ChunkReader:
         try:
             rows = self._db.execute(query, (after_seq, after_seq + 1))
             for row in rows:
-                if entries and (size + row[2] > max_bytes or len(entries) >= max_entries):
+                if items and (size + row[2] > max_bytes or entries >= max_entries):
                     break  # before the chunk is expanded: it may be damaged, and those before it are to be written
                 chunk = expand(row)
                 size += chunk[2]
-                entries += _decode_entries(chunk)
+                items += _decode_items(chunk)
+                entries += row[1] - row[0] + 1
             rows.close()  # an open cursor holds its snapshot, and the WAL could not be checkpointed
         except sqlite3.Error as error:
             raise _translate(error, self._path) from error
-        return [entry for entry in entries if entry[0] > after_seq]
+        return list(items_after(after_seq, items))
 
     def first_seq(self) -> int | None:
         row = self._db.execute("SELECT min(first_seq) FROM chunks").fetchone()

@@ -22,7 +22,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple, TypeAlias, TypeVar, cast
 
 from ingestor.core.clock import boot_id, boottime
-from ingestor.core.entries import Entry, Fact, Frame, FrameRun
+from ingestor.core.entries import Entry, Frame, FrameRun, Item, SpooledItem, split_into_entries
 from ingestor.core.files import FileLock, check_private, identity, is_missing, open_private
 from ingestor.errors import PermissionDenied, SpoolFailed
 from ingestor.spool.ballast import Ballast
@@ -60,7 +60,7 @@ _ENTRY_OVERHEAD_BYTES = 120  # of an entry beside its text, roughly: the bounds 
 
 class _Chunk(NamedTuple):
     first_seq: int
-    entries: list[FrameRun | Frame | Fact]
+    entries: list[Item]
     size: int
 
 
@@ -109,7 +109,7 @@ class Spool:
         self._held_from = sys.maxsize  # entries from here on are not dropped
         self._sync_every = sync_every_seconds
         self._open_runs: list[Callable[[], object]] = []  # to be ended in this pass of the loop
-        self._pending: list[FrameRun | Frame | Fact] = []
+        self._pending: list[Item] = []
         self._pending_entries = self._pending_bytes = 0
         self._unsynced_bytes = 0
         self._level = FillLevel.FINE
@@ -246,7 +246,7 @@ class Spool:
         self._end_runs()
         return self._head
 
-    def append(self, item: FrameRun | Frame | Fact) -> int:
+    def append(self, item: Item) -> int:
         """Queue an entry, or those of a run, and return the last seq. It is received once ``durable(seq)`` returns."""
         if isinstance(item, FrameRun):
             self._append_run(item)
@@ -272,7 +272,7 @@ class Spool:
             self._add(part, len(part.texts), sum(map(len, part.texts)))
             start += len(part.texts)
 
-    def _add(self, item: FrameRun | Frame | Fact, entries: int, text_bytes: int) -> None:
+    def _add(self, item: Item, entries: int, text_bytes: int) -> None:
         if not self._pending:
             self._handing_over = self._loop.call_soon(self._on_pass_end)
         self._head += entries
@@ -536,8 +536,11 @@ class Spool:
             self._woken = True
             self._arrived.notify_all()
 
+    def read_items(self, after_seq: int, *, max_entries: int) -> list[SpooledItem]:
+        return self._reader.read_items(after_seq, max_entries=max_entries, max_bytes=READ_BYTES)
+
     def read(self, after_seq: int, *, max_entries: int) -> list[Entry]:
-        return self._reader.read(after_seq, max_entries=max_entries, max_bytes=READ_BYTES)
+        return list(split_into_entries(self.read_items(after_seq, max_entries=max_entries)))
 
     def first_seq(self) -> int:
         """Return the oldest entry that the spool has, kept ones included, or the next one.

@@ -68,8 +68,8 @@ BUGS = (
     Bug(
         "old frames that are written again count as data that arrives",
         "pipeline/batch_builder.py",
-        " and seq > self.news_after_seq:",
-        ":",
+        "            if seq > self.news_after_seq:",
+        "            if True:",
         REWIND,
     ),
     Bug(
@@ -561,8 +561,8 @@ BUGS = (
     Bug(
         "missing spool entries are skipped",
         "pipeline/read_ahead.py",
-        " or not entries:\n                raise",
-        " and not entries:\n                raise",
+        "if not _follow(after_seq, items) or not items:",
+        "if not items:",
         WRITER,
     ),
     Bug(
@@ -610,7 +610,7 @@ BUGS = (
     Bug(
         "a partial batch is lost when the spool fails",
         "pipeline/read_ahead.py",
-        "                if not builder.entries:\n                    raise\n",
+        "                if not builder.items:\n                    raise\n",
         "                raise\n",
         WRITER,
     ),
@@ -827,8 +827,8 @@ BUGS = (
     Bug(
         "plain rows: a number may be of any length",
         "pipeline/plain_rows.py",
-        "if len(body) > NUMBER_CHARACTERS and not _is_short(body):",
-        "if False:",
+        "return values if len(body) <= NUMBER_CHARACTERS or is_short(body) else None",
+        "return values",
         "tests/unit/pipeline/test_plain_rows.py",
     ),
     Bug(
@@ -862,14 +862,14 @@ BUGS = (
     Bug(
         "a known value outlives its connection",
         "pipeline/batch_builder.py",
-        "filter_new(observations, frame.connection_id)",
-        'filter_new(observations, "")',
+        "read_new(reader, body, run.connection_id)",
+        'read_new(reader, body, "")',
         f"{WRITER} {MODEL}",
     ),
     Bug(
         "a value of another connection is not forgotten when it is restated",
         "pipeline/dedup.py",
-        "            if is_shared:\n                self._discard_others(series, ts_us, value)\n",
+        "            if len(said.by_connection) > 1:\n                self._discard_others(series, ts_us, value)\n",
         "",
         f"tests/unit/pipeline/test_dedup.py {MODEL}",
     ),

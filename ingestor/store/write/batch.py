@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from operator import itemgetter
 from typing import NamedTuple
 
 from ingestor.core.entries import GroupKey, LetterOrigin, SeriesKey
@@ -117,8 +119,17 @@ class Batch:
     row_count: int = 0  # rows decoded: those in `rows`, and the deduplicated, expired and dead ones
     deduplicated_rows: int = 0  # left out, because the value was committed before
     expired: list[SampleRow] = field(default_factory=list)  # taken out of `rows`: older than the retention of samples
-    origins: dict[int, Origin] = field(default_factory=dict)  # seq of a frame → its origin
+    origins: list[tuple[int, Origin]] = field(default_factory=list)  # (seq, origin of the frames from there on)
     retries: dict[int, RetriedLetter] = field(default_factory=dict)  # seq of a frame → the letter that it retries
+
+    def set_origin(self, seq: int, origin: Origin) -> None:
+        """Set the origin of the frames from ``seq`` on."""
+        if not self.origins or self.origins[-1][1] is not origin:
+            self.origins.append((seq, origin))
+
+    def origin_of(self, seq: int) -> Origin:
+        """Return the origin of a frame."""
+        return self.origins[bisect_right(self.origins, seq, key=itemgetter(0)) - 1][1]
 
     def expire(self, before_us: int) -> None:
         """Move rows with an earlier ts from ``rows`` to ``expired``. May be called again if the batch is retried."""

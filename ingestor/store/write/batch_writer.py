@@ -302,7 +302,7 @@ class BatchWriter:
             ]
             connection.execute(insert(schema.events), events)
         if dead_letters:
-            rows = [instance | _dead_letter_columns(letter, batch.origins[letter.seq]) for letter in dead_letters]
+            rows = [instance | _dead_letter_columns(letter, batch.origin_of(letter.seq)) for letter in dead_letters]
             connection.execute(insert_or_ignore(connection, schema.dead_letters), rows)
         if batch.retries:
             _mark_retried(connection, batch.retries.values())

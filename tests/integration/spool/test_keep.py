@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from ingestor.core.clock import boot_id, boottime
-from ingestor.core.entries import Frame
+from ingestor.core.entries import Frame, count_entries, split_into_entries
 from ingestor.spool import chunk_store
 from ingestor.spool.chunk_store import ChunkReader, ChunkWriter, SpoolUnreadable, compress, expand, pack, unpack
 from ingestor.spool.header import SpoolHeartbeat
@@ -335,9 +335,10 @@ def test_acknowledged_chunks_are_compressed_and_read_like_others(tmp_path: Path)
         assert SalvagedSpool(tmp_path).readable == [(1, 200)]
         assert list(SalvagedSpool(tmp_path).read()) == list(enumerate([*entries, *entries], 1))
         with closing(ChunkReader(path)) as reader:
-            read = reader.read(40, max_entries=1_000, max_bytes=1 << 20)
+            read = list(split_into_entries(reader.read_items(40, max_entries=1_000, max_bytes=1 << 20)))
             assert read == list(enumerate([*entries, *entries], 1))[40:]
-            assert len(reader.read(0, max_entries=1_000, max_bytes=size * 3 // 2)) == 100  # as large as before
+            [(seq, item)] = reader.read_items(0, max_entries=1_000, max_bytes=size * 3 // 2)  # as large as before
+            assert (seq, count_entries(item)) == (1, 100)
 
 
 def test_compression_takes_a_bounded_share_of_the_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -621,7 +622,7 @@ def test_killed_spool_has_everything_that_is_not_acknowledged(tmp_path: Path, se
             assert file.header.live_bytes == sum(size for _, last_seq, size in chunks if last_seq > highest)
         with closing(ChunkReader(tmp_path / "spool.db")) as reader:
             after, entries = min(acked, reported.lowest_acked), []
-            while page := reader.read(after + len(entries), max_entries=500, max_bytes=1 << 20):
-                entries += page
+            while page := reader.read_items(after + len(entries), max_entries=500, max_bytes=1 << 20):
+                entries += split_into_entries(page)
         assert [seq for seq, _ in entries] == list(range(after + 1, file.header.next_seq))
         assert all(isinstance(item, Frame) and item.received_us == seq for seq, item in entries)
