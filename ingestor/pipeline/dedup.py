@@ -13,10 +13,12 @@ from typing import TypeAlias
 
 from ingestor.core.entries import SeriesKey
 from ingestor.pipeline.plain_rows import DecodedValue, PlainReader
+from ingestor.pipeline.windows import MAX_CHARACTERS, MIN_CHARACTERS, KnownWindow, are_window
 
 CAPACITY = 50_000  # values of a generation: some 5 MB, and the windows of 800 tickers
 GENERATION_SECONDS = 300.0  # a value expires after one to two generations
 
+WINDOW_CHARACTERS = 8 << 20  # of all windows
 CONNECTIONS = 4  # of a series: a connection and its replacement, for two paths that deliver the same feed
 
 # How many known rows a response begins with, the values of the others, and those of them that are new.
@@ -27,17 +29,24 @@ _Values: TypeAlias = dict[int, float]  # ts → value
 class _Said:
     """What a connection said of a series, in two generations."""
 
-    __slots__ = ("by_connection", "old", "young")
+    __slots__ = ("by_connection", "old", "window", "young")
 
     def __init__(self, by_connection: dict[str, _Said]) -> None:
         self.by_connection = by_connection  # what was said of this series
         self.young: _Values = {}
         self.old: _Values = {}
+        self.window: KnownWindow | None = None  # of values that are all here
 
     def discard(self, ts_us: int) -> None:
         """Remove a value, or make place for another."""
         self.young.pop(ts_us, None)
         self.old.pop(ts_us, None)
+        self.forget_window()
+
+    def forget_window(self) -> None:
+        if self.window is not None:
+            self.window.forget()
+            self.window = None
 
 
 class RecentValueCache:
@@ -75,15 +84,42 @@ class RecentValueCache:
 
     def read_new(self, reader: PlainReader, body: str, connection: str) -> PlainResponse | None:
         """Read a response that ``connection`` received, or return None if its rows are not plain."""
+        if not MIN_CHARACTERS < len(body) < MAX_CHARACTERS:
+            values = reader.read(body)
+            return None if values is None else (0, values, self.filter_new(values, connection))
+        start = body.find('"ticker"')
+        key = connection, body[start : body.find(",", start)]  # the window to compare with: any other just differs
+        window = self._windows.get(key)
+        if window and (found := window.read(reader, body)):
+            known_rows, values = found
+            new = self.filter_new(values, connection)
+            window.replace(body, known_rows, values)
+            self._by_connection[connection][values[0][0]].window = window
+            return known_rows, values, new
         values = reader.read(body)
-        return None if values is None else (0, values, self.filter_new(values, connection))
+        if values is None:
+            return None
+        new = self.filter_new(values, connection)
+        if len(new) < len(values) and are_window(body, values, values[0][0], -1):
+            self._remember(key, reader, body, values)
+        return 0, values, new
+
+    def _remember(self, key: tuple[str, str], reader: PlainReader, body: str, values: list[DecodedValue]) -> None:
+        said = self._by_connection[key[0]][values[0][0]]
+        said.forget_window()
+        self._window_characters += len(body)
+        if self._window_characters > WINDOW_CHARACTERS:
+            self._windows.clear()
+            self._window_characters = len(body)
+        said.window = self._windows[key] = KnownWindow(reader, body, values)
 
     def _add(self, connection: str, series: SeriesKey) -> _Said:
         """Add a connection to those of a series, at the expense of the one that was added first."""
         by_connection = self._by_series.setdefault(series, {})
         if len(by_connection) >= CONNECTIONS:
             first = next(iter(by_connection))
-            del by_connection[first], self._by_connection[first][series]
+            by_connection.pop(first).forget_window()
+            del self._by_connection[first][series]
         said = by_connection[connection] = self._by_connection[connection][series] = _Said(by_connection)
         return said
 
@@ -103,9 +139,13 @@ class RecentValueCache:
             for said in self._by_series.get(series, {}).values():
                 said.discard(ts_us)
 
+    _window_characters: int
+
     def clear(self) -> None:
         self._by_connection: dict[str, dict[SeriesKey, _Said]] = {}
         self._by_series: dict[SeriesKey, dict[str, _Said]] = {}
+        self._windows: dict[tuple[str, str], KnownWindow] = {}
+        self._window_characters = 0
         self._count = 0
 
     def rotate(self, now_seconds: float) -> None:

@@ -29,6 +29,7 @@ WRITER = f"{PIPELINE}/test_writer.py"
 VALUES = f"tests/unit/store/test_revisions.py {WRITER} {PIPELINE}/test_two_instances_model.py"
 REWIND = f"{PIPELINE}/test_rewind.py"
 MODEL = f"{PIPELINE}/test_two_instances_model.py"
+WINDOWS = "tests/unit/pipeline/test_windows.py tests/unit/pipeline/test_runs.py"
 CLAIMS = "tests/integration/claims/test_claims_model.py"
 SESSIONS = f"{STORE}/test_postgres_session.py"
 PERMIT, RECEIVER_LEASE = "tests/integration/provider/test_permit.py", f"{STORE}/test_receiver_lease.py"
@@ -872,6 +873,34 @@ BUGS = (
         "            if len(said.by_connection) > 1:\n                self._discard_others(series, ts_us, value)\n",
         "",
         f"tests/unit/pipeline/test_dedup.py {MODEL}",
+    ),
+    Bug(
+        "windows: rows are known although a value of them is not",
+        "pipeline/dedup.py",
+        "            self.window.forget()\n",
+        "",
+        WINDOWS,
+    ),
+    Bug(
+        "windows: a value may be repeated within a response",
+        "pipeline/windows.py",
+        "if other is not series or ts_us <= after_us:",
+        "if other is not series:",
+        WINDOWS,
+    ),
+    Bug(
+        "windows: a brace in a name begins a row",
+        "pipeline/windows.py",
+        'return body.count("{") == len(values)',
+        "return True",
+        WINDOWS,
+    ),
+    Bug(
+        "windows: a comma at the end is valid",
+        "pipeline/windows.py",
+        "if not values or not are_window(",
+        "if values is None or not are_window(",
+        WINDOWS,
     ),
     Bug(
         "any data counts for the only subscription",
