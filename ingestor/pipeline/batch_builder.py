@@ -52,8 +52,7 @@ class BatchBuilder:
         self.skews_us: dict[str, int] = {}  # feed → its last envelope's timestamp minus the time of receipt
         self.last_received_us: dict[Channel, int] = {}  # of live data
         self.news_after_seq = 0  # older entries say nothing of what is received now
-        self._names: tuple[str, ...] = ()
-        self._origin = Origin("", "", "", "", "")
+        self._origins: dict[tuple[str, ...], Origin] = {}
         self._decoder = decoder
         self._cache = cache
         self._keep_payloads = keep_payloads
@@ -190,12 +189,12 @@ class BatchBuilder:
         return decoded.dead_frame
 
     def _origin_of(self, frame: Frame | FrameRun, event: str) -> Origin:
-        """Return the same object for consecutive frames of a connection: it is made, and encoded, once."""
+        """Return the same object for all frames of a connection."""
         names = (frame.connection_id, frame.source, event, frame.path, frame.params)
-        if names != self._names:
-            self._names = names
-            self._origin = Origin(*names)._replace(event=escape_unstorable(event))
-        return self._origin
+        origin = self._origins.get(names)
+        if origin is None:
+            origin = self._origins[names] = Origin(*names)._replace(event=escape_unstorable(event))
+        return origin
 
     def _record_receipt(self, frame: Frame, decoded: DecodedFrame) -> None:
         """Record for which subscriptions of its connection a frame has data: rows, or the answer that there are none.

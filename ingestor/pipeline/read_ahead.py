@@ -166,15 +166,17 @@ class ReadAhead:
         if not builder.units:
             self._started_at = time.monotonic()
         max_units, max_bytes = self._policy.max_rows, self._policy.max_bytes
-        until = builder.entry_count + limit
-        while self._unbatched and builder.entry_count < until and not self.is_full(builder):
+        # As ``is_full``, without a call for each item.
+        while limit > 0 and self._unbatched and builder.units < max_units and builder.size_bytes < max_bytes:
             seq, item = self._unbatched.popleft()
-            if not isinstance(item, FrameRun):
+            if isinstance(item, FrameRun):
+                added = builder.add_run(seq, item.part(0, limit), max_units, max_bytes)
+                if added < len(item.texts):
+                    self._unbatched.appendleft((seq + added, item.part(added)))
+            else:
                 builder.add((seq, item))
-                continue
-            added = builder.add_run(seq, item.part(0, until - builder.entry_count), max_units, max_bytes)
-            if added < len(item.texts):
-                self._unbatched.appendleft((seq + added, item.part(added)))
+                added = 1
+            limit -= added
 
 
 def _follow(after_seq: int, items: Iterable[SpooledItem]) -> bool:
