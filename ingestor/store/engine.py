@@ -175,11 +175,12 @@ def transaction(engine: Engine) -> Iterator[Connection]:
 
 @contextmanager
 def _discarding(connection: Connection) -> Iterator[None]:
-    """Do what ``_discard_connections`` does for COPY, which bypasses the engine's events."""
+    """Do what ``_discard_connections`` does for the driver's cursors, which bypass the engine's events."""
     try:
         yield
     except Exception as error:
-        if _is_driver_error(error) and not _is_row_error(error):
+        is_translated = isinstance(error, DatabaseUnavailable)  # in a savepoint
+        if is_translated or (_is_driver_error(error) and not _is_row_error(error)):
             connection.invalidate()
         raise
 
@@ -224,7 +225,7 @@ def translate_errors() -> Iterator[None]:
         raise DatabaseUnavailable(describe_os_error(error.errno, failures.one_line(error))) from None
     except Exception as error:
         if _is_driver_error(error):
-            raise _translate(error) from None  # COPY bypasses SQLAlchemy
+            raise _translate(error) from None  # of a cursor that bypasses SQLAlchemy
         raise
 
 

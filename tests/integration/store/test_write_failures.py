@@ -390,6 +390,37 @@ def test_unwell_database_is_unavailable_at_the_first_rejected_row(engine: Engine
     assert attempts["savepoints"] <= 12
 
 
+@pytest.fixture
+def failing_engine(postgres_server_url: str, postgres_template_url: str) -> Iterator[Engine]:
+    """A database that rejects 666, and has no space left for 667."""
+    with fresh_database(postgres_server_url, postgres_template_url) as url:
+        engine = make_engine(url.replace("postgresql://", "postgresql+psycopg://"))
+        refuse(engine, 666)
+        with engine.begin() as connection:
+            connection.exec_driver_sql(
+                "CREATE FUNCTION fail() RETURNS trigger LANGUAGE plpgsql AS"
+                " $$ BEGIN RAISE 'disk full' USING ERRCODE = '53100'; END $$;"
+                "CREATE TRIGGER fail BEFORE INSERT ON samples FOR EACH ROW WHEN (new.value = 667)"
+                " EXECUTE FUNCTION fail()"
+            )
+        yield engine
+        engine.dispose()
+
+
+@pytest.mark.postgres
+def test_connection_that_fails_while_rows_are_isolated_is_replaced(failing_engine: Engine) -> None:
+    database = BatchWriter(failing_engine)
+    database.register(InstanceInfo(spool_id="s", name="", version="", config_sha256="", started_us=T0))
+    builder = BatchBuilder(1, decoder())
+    builder.add((1, frame([row("A", value=666), row("B", value=667)])))
+    used = []
+    event.listen(failing_engine, "savepoint", lambda connection, _: used.append(connection.connection.dbapi_connection))
+    with pytest.raises(DatabaseUnavailable, match="disk"):
+        database.write(builder.batch)
+    with transaction(failing_engine) as connection:
+        assert connection.connection.dbapi_connection is not used[-1]
+
+
 def test_connection_is_kept_although_the_clock_was_set_back_after_a_failure(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
