@@ -164,6 +164,18 @@ def test_sqlite_stores_once_what_is_repeated(tmp_path: Path) -> None:
     engine.dispose()
 
 
+def test_sqlite_stores_once_what_is_repeated_in_windows(tmp_path: Path) -> None:
+    engine = make_engine(f"sqlite:///{tmp_path}/x.db")
+    migrate.upgrade(engine)
+    row_ = '{{"ts":"2026-11-30T07:{:02}:00Z","ticker":"T{}","average_sentiment":"0.{}"}}'
+    windows = [f"[{','.join(row_.format(59 - n, ticker, n * ticker) for n in range(60))}]" for ticker in range(10, 50)]
+    write(engine, [payload(seq, body) for seq, body in enumerate(windows, 1)])
+    assert [body for *_, body in read_stored(engine, 1, 40)] == windows
+    [(stored,)] = fetch_all(engine, text("SELECT sum(length(frames) + length(pieces)) FROM payload_blocks"))
+    assert stored < sum(map(len, windows)) / 3
+    engine.dispose()
+
+
 @pytest.mark.postgres
 def test_server_with_lz4_compresses_by_it(postgres_url: str) -> None:
     engine = make_engine(postgres_url.replace("postgresql://", "postgresql+psycopg://"))
