@@ -47,16 +47,22 @@ ALL = f"subscriptions: [{{path: {CROWD}}}]\n"  # 425,000 bytes a second
 @pytest.mark.parametrize(
     ("retention", "expected"),
     [
-        ("{payloads: 12h}", "at most 1,440 samples per day, about 141 KiB; payloads, kept for 12h, add 4 MiB in total"),
-        ("{payloads: none}", "at most 1,440 samples per day, about 141 KiB"),
+        ("{payloads: 12h}", "at most 1,440 samples per day, about 112 KiB; payloads, kept for 12h, add 2 MiB in total"),
+        ("{payloads: none}", "at most 1,440 samples per day, about 112 KiB"),
         (
             "{payloads: forever}",
-            "at most 1,440 samples per day, about 141 KiB; payloads add 7 MiB per day, see database",
+            "at most 1,440 samples per day, about 112 KiB; payloads add 4 MiB per day, see database",
         ),
     ],
 )
 def test_growth_includes_payloads(tmp_path: Path, retention: str, expected: str) -> None:
     assert run_checks(tmp_path, f"database: {{retention: {retention}}}\n{ONE}")["growth"].message.startswith(expected)
+
+
+def test_growth_counts_what_postgresql_compresses(tmp_path: Path) -> None:
+    config = "database: {url: 'postgresql://u@127.0.0.1:1/d', retention: {payloads: forever}}\n"
+    growth = run_checks(tmp_path, f"{config}{ONE}")["growth"].message
+    assert growth.startswith("at most 1,440 samples per day, about 169 KiB; payloads add 2 MiB per day")
 
 
 def test_small_spool_and_small_disk_are_warnings(
