@@ -67,7 +67,7 @@ class RecentValueCache:
             series, ts_us, value, _ = decoded
             if series is not last:  # most responses have one series
                 last, said = series, by_series.get(series) or self._add(connection, series)
-                young, old = said.young, said.old
+                young, old, is_shared = said.young, said.old, len(said.by_connection) > 1
             cached = young.get(ts_us)
             if cached is None and old:
                 cached = old.get(ts_us)
@@ -76,10 +76,10 @@ class RecentValueCache:
             if cached is not None:
                 said.discard(ts_us)
             young[ts_us] = value
-            self._count += 1
-            if len(said.by_connection) > 1:
+            if is_shared:
                 self._discard_others(series, ts_us, value)
             new.append(decoded)
+        self._count += len(new)
         return new
 
     def read_new(self, reader: PlainReader, body: str, connection: str) -> PlainResponse | None:

@@ -870,7 +870,7 @@ BUGS = (
     Bug(
         "a value of another connection is not forgotten when it is restated",
         "pipeline/dedup.py",
-        "            if len(said.by_connection) > 1:\n                self._discard_others(series, ts_us, value)\n",
+        "            if is_shared:\n                self._discard_others(series, ts_us, value)\n",
         "",
         f"tests/unit/pipeline/test_dedup.py {MODEL}",
     ),
