@@ -161,8 +161,8 @@ sample_revisions = Table(
     sqlite_with_rowid=False,
 )
 
-# The frames of a batch that have the same origin, at most one batch to a block. A block of one frame has its text in
-# `body`; of several, `frames` has them. The view `payloads` opens the blocks.
+# The frames of a batch that have the same origin, at most one batch to a block. A block of one short frame has its text
+# in `body`; of others, `frames` has them. The view `payloads` opens the blocks.
 payload_blocks = Table(
     "payload_blocks",
     metadata,

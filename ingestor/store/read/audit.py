@@ -114,8 +114,8 @@ _CHECKS: Sequence[_Check] = (
         SELECT * FROM (
             SELECT b.instance_id, b.first_seq, b.last_seq, b.frame_count, COALESCE(p.found, 0) AS found, p.newest
             FROM payload_blocks b LEFT JOIN (
-                SELECT instance_id, first_seq, COUNT(*) AS found, MAX(seq) AS newest FROM payloads
-                WHERE last_seq > first_seq GROUP BY instance_id, first_seq) p
+                SELECT instance_id, first_seq, COUNT(*) AS found, MAX(seq) AS newest
+                FROM payloads GROUP BY instance_id, first_seq) p
             ON p.instance_id = b.instance_id AND p.first_seq = b.first_seq
             WHERE b.frames IS NOT NULL) counted
         WHERE found <> frame_count OR newest <> last_seq ORDER BY instance_id, first_seq

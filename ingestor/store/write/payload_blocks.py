@@ -98,8 +98,8 @@ def _split(group: list[Payload]) -> Iterator[list[Payload]]:
 
 
 def _make_block(group: list[Payload]) -> PayloadBlock:
-    if len(group) == 1:
-        (payload,) = group
+    payload = group[0]
+    if len(group) == 1 and len(payload.body) < COMPACT_CHARACTERS:
         return PayloadBlock(*payload, last_seq=payload.seq, frame_count=1, last_received_us=payload.received_us)
     # By columns: by payloads it takes twice as long.
     seqs, origins, received, published, row_counts, bodies = zip(*group, strict=True)

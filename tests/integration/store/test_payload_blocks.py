@@ -164,12 +164,16 @@ def test_sqlite_stores_once_what_is_repeated(tmp_path: Path) -> None:
     engine.dispose()
 
 
-def test_sqlite_stores_once_what_is_repeated_in_windows(tmp_path: Path) -> None:
+@pytest.mark.parametrize("frames_a_batch", [40, 1])
+def test_sqlite_stores_once_what_is_repeated_in_windows(tmp_path: Path, frames_a_batch: int) -> None:
     engine = make_engine(f"sqlite:///{tmp_path}/x.db")
     migrate.upgrade(engine)
     row_ = '{{"ts":"2026-11-30T07:{:02}:00Z","ticker":"T{}","average_sentiment":"0.{}"}}'
     windows = [f"[{','.join(row_.format(59 - n, ticker, n * ticker) for n in range(60))}]" for ticker in range(10, 50)]
-    write(engine, [payload(seq, body) for seq, body in enumerate(windows, 1)])
+    payloads = [payload(seq, body)._replace(row_count=60) for seq, body in enumerate(windows, 1)]
+    for start in range(0, 40, frames_a_batch):
+        write(engine, payloads[start : start + frames_a_batch])
+    assert read_view(engine) == payloads
     assert [body for *_, body in read_stored(engine, 1, 40)] == windows
     [(stored,)] = fetch_all(engine, text("SELECT sum(length(frames) + length(pieces)) FROM payload_blocks"))
     assert stored < sum(map(len, windows)) / 3
