@@ -168,7 +168,7 @@ def test_sqlite_stores_once_what_is_repeated(tmp_path: Path) -> None:
 def test_sqlite_stores_once_what_is_repeated_in_windows(tmp_path: Path, frames_a_batch: int) -> None:
     engine = make_engine(f"sqlite:///{tmp_path}/x.db")
     migrate.upgrade(engine)
-    row_ = '{{"ts":"2026-11-30T07:{:02}:00Z","ticker":"T{}","average_sentiment":"0.{}"}}'
+    row_ = '{{"ts":"2026-11-30T07:{:02}:00Z","ticker":"T{}","average_sentiment":"0.{:04}"}}'
     windows = [f"[{','.join(row_.format(59 - n, ticker, n * ticker) for n in range(60))}]" for ticker in range(10, 50)]
     payloads = [payload(seq, body)._replace(row_count=60) for seq, body in enumerate(windows, 1)]
     for start in range(0, 40, frames_a_batch):

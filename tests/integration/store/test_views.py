@@ -69,6 +69,29 @@ def test_feed_view_shows_only_its_feed(db: Database) -> None:
     assert found == [[(at("10:00"), "AAPL", float(number))] for number in range(len(SINGLE_FEEDS))]
 
 
+SOURCES = ["backfill", "snapshot", "stream"]
+FEEDS_OF_VIEWS = [
+    *((feed, metric, view) for feed, metric, view, _ in SINGLE_FEEDS),
+    ("user-sentiment", "sentiment", views.user_sentiment),
+    ("user-sentiment-last-minute", "sentiment", views.user_sentiment_last_minute),
+    ("crowd-sentiment-chart-data", "volume", views.crowd_sentiment_chart_data),
+    ("market-prophit-sentiment-chart-data", "volume", views.market_prophit_sentiment_chart_data),
+]
+
+
+def test_views_have_the_word_of_each_source(db: Database) -> None:
+    for feed, metric, _ in FEEDS_OF_VIEWS:
+        for source in SOURCES:
+            db.sample(feed, metric, source, "10:00", 0.5, source=source)
+    for source in SOURCES:
+        db.sample(*CROWD, source, "10:00", 0.25, source=source, table="sample_revisions")
+    expected = [(source, source) for source in SOURCES]
+    found = {view.name: db.read(view, "ticker", "source") for *_, view in FEEDS_OF_VIEWS}
+    assert found == dict.fromkeys(found, expected)
+    for view in (views.observations, views.revisions, views.latest, views.ingest_lag):
+        assert db.read(view, "ticker", "source", feed="crowd-sentiment") == expected, view.name
+
+
 def test_feed_view_shows_origin_of_value(db: Database) -> None:
     db.sample(*CROWD, "AAPL", "10:00", 0.5, revision=2, published_at=at("05:00"), received_at=at("10:01"))
     assert db.read(views.crowd_sentiment) == [
