@@ -623,6 +623,13 @@ BUGS = (
         "tests/unit/core/test_daemon_executor.py",
     ),
     Bug(
+        "a connection that fails while rows are isolated is kept",
+        "store/engine.py",
+        "if is_translated or (",
+        "if (",
+        f"{STORE}/test_write_failures.py",
+    ),
+    Bug(
         "timestamps are computed as doubles",
         "store/write/postgres_sql.py",
         "{0} / 1000000 * interval '1 second' + {0} %% 1000000 * interval '1 microsecond'",
