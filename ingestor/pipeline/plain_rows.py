@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Annotated, Any, TypeAlias, TypeVar
 
 import msgspec
@@ -75,7 +75,7 @@ class PlainReader:
     def __init__(self, fields: tuple[str, ...], series_of: Callable[[str], tuple[SeriesKey, ...]], times: PlainTimes):
         """``series_of`` returns the series of a ticker, one for each field, and raises if its name cannot be stored."""
         self.fields = fields
-        self._row_type, self._decode = _row_decoder(fields)
+        self._convert, self._decode = _row_decoder(fields)
         self._series, self._times = Memo(series_of), times
         self._add_values = self._add_one_value if len(fields) == 1 else self._add_several
 
@@ -94,7 +94,7 @@ class PlainReader:
     def read_rows(self, rows: list[Any], start: int) -> list[DecodedValue]:
         """Return the values of rows from number ``start`` on until one is not plain. Their text must be short."""
         values: list[DecodedValue] = []
-        plain = (msgspec.convert(rows[index], self._row_type, strict=False) for index in range(start, len(rows)))
+        plain = map(self._convert, map(rows.__getitem__, range(start, len(rows))))
         with suppress(Exception):  # whatever it is: the decoder finds out
             self._add_values(values, plain, start)
         return values
@@ -121,9 +121,13 @@ def is_short(body: str) -> bool:
 
 
 @lru_cache(maxsize=100)
-def _row_decoder(fields: tuple[str, ...]) -> tuple[Any, Callable[[str], list[Any]]]:
-    """Return the type of objects with exactly these keys, and a decoder of lists of them. A number may be a text."""
+def _row_decoder(fields: tuple[str, ...]) -> tuple[Callable[[Any], Any], Callable[[str], list[Any]]]:
+    """Return what reads an object with exactly these keys, and what reads a text with a list of them.
+
+    A number may be a text.
+    """
     names = {f"value{index}": field for index, field in enumerate(fields)}
     columns = [("ts", str), ("ticker", str), *((name, _Number) for name in names)]
     row = msgspec.defstruct("PlainRow", columns, rename=names, forbid_unknown_fields=True, gc=False)
-    return row, msgspec.json.Decoder(list[row], strict=False).decode  # type: ignore[valid-type]
+    decode = msgspec.json.Decoder(list[row], strict=False).decode  # type: ignore[valid-type]
+    return partial(msgspec.convert, type=row, strict=False), decode
