@@ -24,6 +24,7 @@ SELECT set_config('search_path', quote_ident(nspname) || ', ' || current_setting
 FROM pg_class JOIN pg_namespace n ON n.oid = relnamespace WHERE pg_class.oid = to_regclass('alembic_version')
 """
 UNFINISHED_COPY = "copy_"  # begins the revision of a database into which `ingestor db copy` has not copied all rows
+# Two of them have names that files have again today, whose revisions therefore begin with `v1_`.
 _PRE_RELEASE_REVISIONS = {
     *("0001", "0002", "0003", "0004", "0005", "0006"),
     *("0001_tables", "0002_views", "0003_runs_and_connections", "0004_instance_gaps", "0005_payload_blocks"),
