@@ -196,7 +196,7 @@ class Decoder:
         if len(rejected) > DEAD_ROWS_PER_FRAME:
             raise _Rejected("too many bad rows", f"{len(rejected)} of {len(rows)}, the first: {rejected[0][1].reason}")
         if rejected:
-            texts = json_spans.row_texts(decoded.body, rows)
+            texts = json_spans.row_texts(decoded.body, rows, rejected[-1][0] + 1)
             decoded.dead = [
                 RejectedRow(reason=error.reason, detail=error.detail, body=texts(index), row_index=index)
                 for index, error in rejected

@@ -6,6 +6,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Iterator
+from itertools import islice
 from typing import Any
 
 _BLANKS = re.compile(r"[ \t\n\r]*")
@@ -33,26 +34,26 @@ def first_argument(text: str) -> str:
     return text[start:end]
 
 
-def row_texts(body: str, rows: list[Any]) -> Callable[[int], str]:
-    """Return a function from a row's index to its original text."""
+def row_texts(body: str, rows: list[Any], count: int) -> Callable[[int], str]:
+    """Return a function from the index of one of the first ``count`` rows to its original text."""
     try:
-        spans = _row_spans(body)
-        if len(spans) == len(rows):
+        spans = _row_spans(body, count)
+        if len(spans) == count:
             return lambda index: body[slice(*spans[index])]
     except (ValueError, RecursionError):
         pass  # parsed by a parser that accepts more than this one: encode the row again
     return lambda index: json.dumps(rows[index])
 
 
-def _row_spans(body: str) -> list[tuple[int, int]]:
-    """(start, end) of each row: in a list, in an envelope's ``results``, or the only one."""
+def _row_spans(body: str, count: int) -> list[tuple[int, int]]:
+    """(start, end) of the first rows: in a list, in an envelope's ``results``, or the only one."""
     start = _skip_blanks(body, 0)
     if body[start] == "{":
         results = _find_value("results", body, start)
         start = start if results is None else results
     if body[start] == "{":
         return [(start, _LENIENT.raw_decode(body, start)[1])]
-    return [(first, last) for first, last, _ in _items(body, start)]
+    return [(first, last) for first, last, _ in islice(_items(body, start), count)]
 
 
 def _find_value(key: str, body: str, start: int) -> int | None:
