@@ -65,7 +65,7 @@ class Store:
         letter = "row_index, stage, reason, detail, body"
         return Outcome(
             dict(zip(counts.split(", "), ledger, strict=True)),
-            self.query(f"SELECT row_count, body FROM payloads WHERE seq = {self._seq}"),
+            self.query(f"SELECT row_count, body FROM payloads WHERE first_seq = {self._seq}"),  # opens one block
             self.query(f"SELECT {letter} FROM dead_letters WHERE seq = {self._seq} ORDER BY row_index"),
         )
 
