@@ -9,7 +9,7 @@ from pathlib import Path
 from ingestor.core.files import open_private
 from ingestor.core.os_errors import EXHAUSTED
 
-BALLAST_BYTES = 32 << 20  # twice the size that the WAL reaches between two checkpoints
+BALLAST_BYTES = 32 << 20  # several times what the WAL reaches between two checkpoints
 
 
 class Ballast:

@@ -196,7 +196,9 @@ class ChunkWriter:
         self._db.execute("PRAGMA journal_mode=WAL")
         self._db.execute("PRAGMA synchronous=FULL")
         self._db.execute("PRAGMA secure_delete=OFF")  # Debian's default writes every freed page, with zeros
-        self._db.execute("PRAGMA wal_autocheckpoint=4000")  # 16 MB: a checkpoint fsyncs the file itself
+        # 4 MiB: a checkpoint fsyncs the file itself, but until the first one each sync lengthens the WAL, which takes
+        # 0.34 instead of 0.29 ms of processor time.
+        self._db.execute("PRAGMA wal_autocheckpoint=1000")
         self._db.execute("BEGIN IMMEDIATE")
         try:
             self.found = load_or_create(self._db, released=released)
