@@ -189,6 +189,7 @@ class ChunkWriter:
         self._clock = SpoolClock(self.found, boot_id())
         self._ack_times = AckTimes(self._db, self._keep)
         self._compressor = _Compressor(self._db, self.found.acked)
+        self._has_more_to_tidy = True
 
     def _recover(self, released: bool) -> None:
         if is_missing(self.path) or not self.path.stat().st_size:
@@ -269,15 +270,23 @@ class ChunkWriter:
                 heartbeat=heartbeat or self.header.heartbeat,
                 clean=clean,
             )
-            header = self._acknowledge(header, max(acked, header.acked))
-            if heartbeat and not self._keep.nothing:
-                header = header._replace(used_ms=self._clock.used_ms(heartbeat.boottime))
-                self._ack_times.note(header.used_ms, header.acked)
-            header = self._drop_excess(header, held_from)
-            if not self._keep.nothing:
-                header = self._compressor.step(header, refill=heartbeat is not None)
+            # Most writes only add entries, between two commits of the database: they need not look for what to drop.
+            if acked > header.acked or heartbeat or not rows or self._has_more_to_tidy:
+                header = self._tidy(header, max(acked, header.acked), held_from, heartbeat)
             header.save(self._db, with_heartbeat=heartbeat is not None)
         self.header = header
+
+    def _tidy(self, header: SpoolHeader, acked: int, held_from: int, heartbeat: SpoolHeartbeat | None) -> SpoolHeader:
+        """Count what is acknowledged, and drop or compress some of it."""
+        header = self._acknowledge(header, acked)
+        if heartbeat and not self._keep.nothing:
+            header = header._replace(used_ms=self._clock.used_ms(heartbeat.boottime))
+            self._ack_times.note(header.used_ms, header.acked)
+        tidied = self._drop_excess(header, held_from)
+        if not self._keep.nothing:
+            tidied = self._compressor.step(tidied, refill=heartbeat is not None)
+        self._has_more_to_tidy = tidied.kept_bytes != header.kept_bytes
+        return tidied
 
     def rewind(self, position: int) -> bool:
         """Set ``acked`` back to ``position``. Returns False, and changes nothing, if the next entry was dropped."""
@@ -336,6 +345,7 @@ class ChunkWriter:
             header = self.header._replace(**changes)
             header.save(self._db, with_heartbeat=False)
         self.header = header
+        self._has_more_to_tidy = True
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:

@@ -108,9 +108,9 @@ def test_lower_limit_takes_effect_at_the_next_start_in_bounded_steps(
         file.write([], acked=10)
     counts = []
     with open_file(path, KEEP_NOTHING) as file:
-        for _ in range(4):
-            file.write([], acked=10)
-            counts.append(len(stored(path)))
+        for seq in range(11, 15):
+            file.write([row(seq)], acked=10)
+            counts.append(sum(last_seq <= 10 for _, last_seq, _ in stored(path)))
     assert counts == [7, 4, 1, 0]
 
 
