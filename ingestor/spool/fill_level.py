@@ -21,4 +21,6 @@ def next_fill_level(before: FillLevel, *, used_percent: float, disk_full: bool) 
     """Return the level that follows ``before``. A full disk counts as FULL, however little the spool holds."""
     if disk_full or used_percent >= FillLevel.FULL or (before is FillLevel.FULL and used_percent > RESUME_PERCENT):
         return FillLevel.FULL
-    return max(level for level in FillLevel if level is FillLevel.FINE or level <= used_percent < FillLevel.FULL)
+    if used_percent >= FillLevel.FILLING:
+        return FillLevel.CRITICAL if used_percent >= FillLevel.CRITICAL else FillLevel.FILLING
+    return FillLevel.FINE
