@@ -110,14 +110,14 @@ class Spool:
         self._sync_every = sync_every_seconds
         self._open_runs: list[Callable[[], object]] = []  # to be ended in this pass of the loop
         self._pending: list[Item] = []
-        self._pending_entries = self._pending_bytes = 0
-        self._unsynced_bytes = 0
+        self._pending_entries = self._pending_bytes = self._handed_over_bytes = self._synced_bytes = 0
         self._level = FillLevel.FINE
         self.disk_full = not self._ballast.held  # even without what was kept
-        self._handing_over: asyncio.Handle | None = None  # the call that is due to do it
+        self._pass_ending = False  # ``_on_pass_end`` is called in this pass of the loop
+        self._timer: asyncio.TimerHandle | None = None  # for when the next sync is due
         self._handed_over_at = -math.inf  # by the loop's clock
         self._queue: SimpleQueue[_Work] = SimpleQueue()
-        self._progress = asyncio.Event()  # set and replaced at each sync
+        self._progress: asyncio.Event | None = None  # set after the next sync; None: nobody waits for it
         self._arrived = threading.Condition()
         self._awaited_seq = 0  # by ``wait``
         self._woken = False
@@ -257,9 +257,8 @@ class Spool:
 
     def begin_run(self, end: Callable[[], object]) -> None:
         """Let ``end`` append a run before anything else is appended, at the latest at the end of this pass."""
-        if not self._open_runs:
-            self._loop.call_soon(self._end_runs)
         self._open_runs.append(end)
+        self._await_pass_end()
 
     def _end_runs(self) -> None:
         while self._open_runs:
@@ -273,8 +272,7 @@ class Spool:
             start += len(part.texts)
 
     def _add(self, item: Item, entries: int, text_bytes: int) -> None:
-        if not self._pending:
-            self._handing_over = self._loop.call_soon(self._on_pass_end)
+        self._await_pass_end()
         self._head += entries
         self._pending.append(item)
         self._pending_entries += entries
@@ -282,33 +280,36 @@ class Spool:
         if self._pending_bytes >= CHUNK_BYTES or self._pending_entries >= CHUNK_ENTRIES:
             self._hand_over()
 
+    def _await_pass_end(self) -> None:
+        if not self._pass_ending:
+            self._pass_ending = True
+            self._loop.call_soon(self._on_pass_end)
+
     def _on_pass_end(self) -> None:
-        """Hand over what came in this pass of the loop, or wait until the next sync is due."""
+        """Hand over what came in this pass of the loop, or let it wait until the next sync is due."""
+        self._end_runs()
+        self._pass_ending = False
+        if not self._pending:
+            return
         due_at = self._handed_over_at + self._sync_every
         if self._loop.time() >= due_at - EARLY_SYNC * self._sync_every:
-            self._hand_over_on_time()
-        else:
-            self._handing_over = self._loop.call_at(due_at, self._on_sync_due)
-
-    def _on_sync_due(self) -> None:
-        # After what the loop has read in the same pass, which would wait for the next sync.
-        self._handing_over = self._loop.call_soon(self._hand_over_on_time)
-
-    def _hand_over_on_time(self) -> None:
-        self._end_runs()
-        size = self._pending_bytes
-        self._hand_over()
-        self._on_handed_over(size)
+            size = self._pending_bytes
+            self._hand_over()
+            self._on_handed_over(size)
+        elif not self._timer:
+            # After what the loop reads in the same pass, which would wait for the next sync.
+            self._timer = self._loop.call_at(due_at, self._await_pass_end)
 
     def _hand_over(self) -> None:
         if not self._pending:
             return
-        if self._handing_over:
-            self._handing_over.cancel()
+        if self._timer:
+            self._timer.cancel()
+            self._timer = None
         self._handed_over_at = self._loop.time()
         chunk = _Chunk(self._head - self._pending_entries + 1, self._pending, self._pending_bytes)
         self._pending, self._pending_entries, self._pending_bytes = [], 0, 0
-        self._unsynced_bytes += chunk.size
+        self._handed_over_bytes += chunk.size
         self.update_fill_level()
         self._queue.put(chunk)
 
@@ -328,19 +329,25 @@ class Spool:
         """Whether readers of sockets should await ``wait_for_space``: too much is unsynced, or the spool is full."""
         return self._unsynced_bytes > MAX_UNSYNCED_BYTES or self.full
 
+    @property
+    def _unsynced_bytes(self) -> int:
+        return self._handed_over_bytes - self._synced_bytes  # the loop adds to the first, the thread to the second
+
     async def wait_for_space(self) -> None:
-        while self.congested:
-            await self._next_sync()
+        await self._wait_until(lambda: not self.congested)
 
     async def durable(self, seq: int) -> None:
         """Wait until ``seq`` is on the disk. Raises SpoolFailed if it never will be."""
-        while self.synced < seq:
-            await self._next_sync()
+        await self._wait_until(lambda: self.synced >= seq)
 
-    async def _next_sync(self) -> None:
-        if self.failure:
-            raise self.failure
-        await self._progress.wait()
+    async def _wait_until(self, is_fulfilled: Callable[[], bool]) -> None:
+        while True:
+            progress = self._progress = self._progress or asyncio.Event()  # before the look, so that no sync is missed
+            if is_fulfilled():
+                return
+            if self.failure:
+                raise self.failure
+            await progress.wait()
 
     def heartbeat(self, at_us: int, heard_us: Mapping[tuple[str, str], int] = MappingProxyType({})) -> None:
         """Record that everything received before ``at_us`` has been appended, and when connections were last heard.
@@ -425,7 +432,9 @@ class Spool:
                 request.done = True
             if requests or self.synced >= self._awaited_seq:
                 self._arrived.notify_all()
-        self._loop.call_soon_threadsafe(self._on_synced, sum(chunk.size for chunk in chunks))
+        self._synced_bytes += sum(chunk.size for chunk in chunks)
+        if self._progress:  # usually not: 50 syncs a second that wake the loop take 0.5 % of a core
+            self._loop.call_soon_threadsafe(self._on_progress)
         return not ends
 
     def _write(self, rows: list[ChunkRow], **changes: Any) -> None:
@@ -510,14 +519,14 @@ class Spool:
         """
         return self._file.can_shrink and self._give_back()
 
-    def _on_synced(self, size: int) -> None:
-        self._unsynced_bytes -= size
+    def _on_progress(self) -> None:
         self.update_fill_level()
-        self._progress.set()
-        self._progress = asyncio.Event()
+        if self._progress:
+            self._progress.set()
+            self._progress = None
 
     def _on_thread_failed(self, failure: SpoolFailed) -> None:
-        self._progress.set()
+        self._on_progress()
         self._on_failure(failure)
 
     # -- for the writer

@@ -371,8 +371,8 @@ BUGS = (
     Bug(
         "data counts as received before it is synced",
         "spool/spool.py",
-        "while self.synced < seq:",
-        "while self.head < seq:",
+        "self._wait_until(lambda: self.synced >= seq)",
+        "self._wait_until(lambda: self.head >= seq)",
         f"{DURABILITY} {SPOOL}",
     ),
     Bug(

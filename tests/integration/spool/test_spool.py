@@ -10,6 +10,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -162,6 +163,29 @@ async def test_long_run_is_split_into_chunks(tmp_path: Path) -> None:
             frame("first").text,
             *map(str, range(2000)),
         ]
+
+
+async def test_sync_wakes_the_loop_only_if_something_waits_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loop = asyncio.get_running_loop()
+    calls: list[Callable[..., object]] = []
+
+    wake = loop.call_soon_threadsafe
+
+    def count(callback: Callable[..., object], *args: Any, **options: Any) -> asyncio.Handle:
+        calls.append(callback)
+        return wake(callback, *args, **options)
+
+    monkeypatch.setattr(loop, "call_soon_threadsafe", count)
+    async with open_spool(tmp_path) as spool:
+        for seq in (1, 2, 3):
+            spool.append(fact())
+            while spool.synced < seq:
+                await asyncio.sleep(0.001)
+        assert calls == []
+        await spool.durable(spool.append(fact()))
+        assert len(calls) == 1
 
 
 async def test_spool_is_congested_while_too_much_is_unsynced(tmp_path: Path) -> None:
