@@ -51,7 +51,6 @@ class BatchBuilder:
         self.unknown_fields: set[tuple[str, str]] = set()  # (feed, field)
         self.skews_us: dict[str, int] = {}  # feed → its last envelope's timestamp minus the time of receipt
         self.last_received_us: dict[Channel, int] = {}  # of live data
-        self.started_at: float | None = None  # time.monotonic() when the writer first saw an entry for it
         self.news_after_seq = 0  # older entries say nothing of what is received now
         self._origins: dict[tuple[str, ...], Origin] = {}
         self._decoder = decoder
