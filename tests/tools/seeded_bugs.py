@@ -28,6 +28,7 @@ SPOOL = f"{SPOOL_FOLDER}/test_spool.py {SPOOL_FOLDER}/test_spool_model.py"
 WRITER = f"{PIPELINE}/test_writer.py"
 VALUES = f"tests/unit/store/test_revisions.py {WRITER} {PIPELINE}/test_two_instances_model.py"
 REWIND = f"{PIPELINE}/test_rewind.py"
+BUILDER = "tests/unit/pipeline/test_batch_builder.py"
 MODEL = f"{PIPELINE}/test_two_instances_model.py"
 WINDOWS = "tests/unit/pipeline/test_windows.py tests/unit/pipeline/test_runs.py"
 CLAIMS = "tests/integration/claims/test_claims_model.py"
@@ -71,7 +72,14 @@ BUGS = (
         "pipeline/batch_builder.py",
         "            if seq > self.news_after_seq:",
         "            if True:",
-        REWIND,
+        f"{REWIND} {BUILDER}",
+    ),
+    Bug(
+        "old frames that are not plain and are written again count as data that arrives",
+        "pipeline/batch_builder.py",
+        " and frame.retry_of is None and seq > self.news_after_seq:",
+        " and frame.retry_of is None:",
+        BUILDER,
     ),
     Bug(
         "the page gets the rows that are written again",

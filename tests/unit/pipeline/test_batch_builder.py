@@ -7,7 +7,7 @@ import pytest
 
 from ingestor.core.entries import UNNAMED, Frame
 from ingestor.pipeline.batch_builder import BatchBuilder
-from tests.support.entries import CROWD, T0, decoder, fact, frame, row
+from tests.support.entries import CROWD, T0, decoder, fact, frame, row, run
 
 
 def envelope(*rows: dict[str, Any], **params: str) -> dict[str, Any]:
@@ -67,6 +67,24 @@ def test_builder_records_the_last_live_receipt_of_a_channel() -> None:
     builder.add((5, fact(at_us=T0 + 9)))
     at = T0 + 5
     assert builder.last_received_us == {(CROWD, "{}", ""): at, (CROWD, "{}", "AAPL"): at, (CROWD, "{}", "ON"): at}
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        pytest.param([row("AAPL")], id="plain rows"),
+        pytest.param(envelope(row("AAPL")) | {"timestamp": "2026-01-01T00:00:00.000Z"}, id="an envelope"),
+    ],
+)
+def test_old_entries_that_are_built_again_count_as_no_receipt(payload: Any) -> None:
+    frames = [frame(payload, path="crowd-sentiment", params='{"period":"30"}', received_us=T0 + n) for n in range(4)]
+    builders = [BatchBuilder(1, decoder()) for _ in range(2)]
+    for builder, news_after_seq in zip(builders, (3, 4), strict=True):
+        builder.news_after_seq = news_after_seq
+        builder.add((1, run(*frames)))
+    with_new, all_old = builders
+    assert set(with_new.last_received_us.values()) == {T0 + 3}
+    assert (all_old.last_received_us, all_old.skews_us) == ({}, {})
 
 
 def values_and_seqs(*frames: Frame) -> list[tuple[float, int]]:
