@@ -67,7 +67,7 @@ class DecodedFrame(msgspec.Struct, kw_only=True):
 class _FeedSchema(msgspec.Struct):
     name: str
     metrics: Mapping[str, str] | None  # field → metric; None for a path that is not documented
-    reader: PlainReader | None = None  # of rows like the last that it could not read
+    reader: PlainReader | None = None  # of rows with the same fields as the last row that was read by itself
 
 
 class _Rejected(Exception):

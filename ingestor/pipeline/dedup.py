@@ -21,7 +21,7 @@ GENERATION_SECONDS = 300.0  # a value expires after one to two generations
 WINDOW_CHARACTERS = 8 << 20  # of all windows
 CONNECTIONS = 4  # of a series: a connection and its replacement, for two paths that deliver the same feed
 
-# How many known rows a response begins with, the values of the others, and those of them that are new.
+# The number of known rows that a response begins with, the values of its other rows, and the new ones among these.
 PlainResponse: TypeAlias = tuple[int, list[DecodedValue], list[DecodedValue]]
 _Values: TypeAlias = dict[int, float]  # ts → value
 
@@ -32,13 +32,13 @@ class _Said:
     __slots__ = ("by_connection", "old", "window", "young")
 
     def __init__(self, by_connection: dict[str, _Said]) -> None:
-        self.by_connection = by_connection  # what was said of this series
+        self.by_connection = by_connection  # all connections of this series
         self.young: _Values = {}
         self.old: _Values = {}
         self.window: KnownWindow | None = None  # of values that are all here
 
     def discard(self, ts_us: int) -> None:
-        """Remove a value, or make place for another."""
+        """Remove a value, if there is one, and the window that contains it."""
         self.young.pop(ts_us, None)
         self.old.pop(ts_us, None)
         self.forget_window()
@@ -88,7 +88,7 @@ class RecentValueCache:
             values = reader.read(body)
             return None if values is None else (0, values, self.filter_new(values, connection))
         start = body.find('"ticker"')
-        key = connection, body[start : body.find(",", start)]  # the window to compare with: any other just differs
+        key = connection, body[start : body.find(",", start)]  # finds the window; a wrong one has another text
         window = self._windows.get(key)
         if window and (found := window.read(reader, body)):
             known_rows, values = found

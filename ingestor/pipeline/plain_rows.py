@@ -46,9 +46,10 @@ class Memo(dict[str, V]):
 
 
 class PlainTimes:
-    """Both parts of the times of rows, whose sum is in µs since the epoch: a stream brings each time only once.
+    """Reads the times of rows, in µs since the epoch, as the sum of two parts: the hour, and the rest.
 
-    ``parse`` reads a whole one, and raises for what is not a time.
+    A stream has each time only once, but its parts again and again. ``parse`` reads a whole time, and raises for a text
+    that is none.
     """
 
     def __init__(self, parse: Callable[[str], int], latest_us: int) -> None:

@@ -83,7 +83,7 @@ class RowFormat:
         return f"({', '.join(texts)})"
 
     def describe(self, key: Key) -> str:
-        """Return a key for people: ``series_id 3, ts 2026-01-31 14:05:00.000000``."""
+        """Return a key for people: ``series_id 3, ts 2026-01-31 14:05:00``."""
         names = zip(self.key_columns, self.sqlite_key(key), strict=True)
         return ", ".join(f"{name} {value}" for name, value in names)
 

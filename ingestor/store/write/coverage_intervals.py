@@ -29,7 +29,7 @@ class CoverageInterval:
     reason: str
     ended_us: int | None = None
     stored: bool = False  # its row exists, so that closing it is an UPDATE
-    group: GroupKey = ("", "")  # path and params of the connection; empty in rows of older programs
+    group: GroupKey = ("", "")  # path and params of the connection
 
 
 class CoverageTimeline:
