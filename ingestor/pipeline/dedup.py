@@ -109,6 +109,8 @@ class RecentValueCache:
         said.forget_window()
         self._window_characters += len(body)
         if self._window_characters > WINDOW_CHARACTERS:
+            for window in self._windows.values():
+                window.forget()  # their values refer to them, too
             self._windows.clear()
             self._window_characters = len(body)
         said.window = self._windows[key] = KnownWindow(reader, body, values)

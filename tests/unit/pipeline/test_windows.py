@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from ingestor.pipeline import dedup
 from ingestor.pipeline.dedup import RecentValueCache
 from ingestor.pipeline.plain_rows import PlainReader
 from tests.support.entries import CROWD, T0, decoder, frame, row
@@ -108,3 +109,14 @@ def test_window_with_a_brace_in_a_text_is_decoded_whole() -> None:
     cache, by = RecentValueCache(), reader()
     bodies = [window(newest).replace('"ticker"', '"ticker": "{", "ticker"', 9) for newest in (10, 11, 12)]
     assert [known(cache, by, body) for body in bodies] == [(0, 10), (0, 1), (0, 1)]
+
+
+def test_texts_of_windows_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dedup, "WINDOW_CHARACTERS", 2 * len(window(10)))
+    cache, by = RecentValueCache(), reader()
+    for ticker in ("AAPL", "ON", "TSLA"):
+        for newest in (10, 11):
+            known(cache, by, window(newest).replace("AAPL", ticker))
+    held = [said.window for by_series in cache._by_connection.values() for said in by_series.values() if said.window]
+    assert [found._body for found in held if found._body] == [window(11).replace("AAPL", "TSLA")]
+    assert [known(cache, by, window(12).replace("AAPL", ticker))[0] for ticker in ("TSLA", "ON", "AAPL")] == [8, 0, 0]
