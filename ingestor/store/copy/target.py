@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from sqlalchemy import Connection, Engine, delete, exists, func, select, text
+from sqlalchemy.exc import SQLAlchemyError
 
 from ingestor.errors import AlreadyLocked, DatabaseUnsupported, PermissionDenied
 from ingestor.store import migrate, schema
@@ -36,7 +37,8 @@ def exclusive(target: Engine) -> Iterator[None]:
         try:
             yield
         finally:  # a server notices late that a connection was closed, and would refuse a copy that follows at once
-            connection.execute(select(func.pg_advisory_unlock(_ADVISORY_LOCK)))
+            with suppress(SQLAlchemyError):  # a session that has ended, such as an idle one, has no lock any more
+                connection.execute(select(func.pg_advisory_unlock(_ADVISORY_LOCK)))
 
 
 def begin(source: Engine, target: Engine) -> None:
