@@ -1,9 +1,9 @@
-"""Values that each connection said lately, so that its rolling window is not sent to the database again and again.
+"""Cache the values that each connection delivered lately, so that known rows of a window are not written repeatedly.
 
-Nearly every row of a response was in the response before. A value is left out only if the same connection said it
-before, and no connection has said another one since. A new connection is another witness: what it says must be compared
-with the database, where another instance may have written a value that came over neither. For the same reason cached
-values expire. ``read_ahead.ReadAhead`` has the rule of when the content is valid.
+Nearly every row of a response was in the response before. A value is left out only if the same connection delivered it
+before, and no connection has delivered another one since. The values of a new connection must be compared with the
+database, where another instance may have written a value that came over neither. For the same reason cached values
+expire. ``read_ahead.ReadAhead`` has the rule of when the content is valid.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ PlainResponse: TypeAlias = tuple[int, list[DecodedValue], list[DecodedValue]]
 _Values: TypeAlias = dict[int, float]  # ts → value
 
 
-class _Said:
-    """What a connection said of a series, in two generations."""
+class _KnownValues:
+    """The values of a series that a connection has delivered, in two generations."""
 
     __slots__ = ("by_connection", "old", "window", "young")
 
-    def __init__(self, by_connection: dict[str, _Said]) -> None:
+    def __init__(self, by_connection: dict[str, _KnownValues]) -> None:
         self.by_connection = by_connection  # all connections of this series
         self.young: _Values = {}
         self.old: _Values = {}
@@ -59,22 +59,22 @@ class RecentValueCache:
         self.clear()
 
     def filter_new(self, values: Iterable[DecodedValue], connection: str) -> list[DecodedValue]:
-        """Return the values that ``connection`` did not say before, or not last, and cache them."""
+        """Return the values that ``connection`` did not deliver before, or not last, and cache them."""
         new: list[DecodedValue] = []
         last: SeriesKey | None = None
         by_series = self._by_connection.get(connection) or self._by_connection.setdefault(connection, {})
         for decoded in values:
             series, ts_us, value, _ = decoded
             if series is not last:  # most responses have one series
-                last, said = series, by_series.get(series) or self._add(connection, series)
-                young, old, is_shared = said.young, said.old, len(said.by_connection) > 1
+                last, known = series, by_series.get(series) or self._add(connection, series)
+                young, old, is_shared = known.young, known.old, len(known.by_connection) > 1
             cached = young.get(ts_us)
             if cached is None and old:
                 cached = old.get(ts_us)
             if cached == value:
                 continue
             if cached is not None:
-                said.discard(ts_us)
+                known.discard(ts_us)
             young[ts_us] = value
             if is_shared:
                 self._discard_others(series, ts_us, value)
@@ -105,47 +105,47 @@ class RecentValueCache:
         return 0, values, new
 
     def _remember(self, key: tuple[str, str], reader: PlainReader, body: str, values: list[DecodedValue]) -> None:
-        said = self._by_connection[key[0]][values[0][0]]
-        said.forget_window()
+        known = self._by_connection[key[0]][values[0][0]]
+        known.forget_window()
         self._window_characters += len(body)
         if self._window_characters > WINDOW_CHARACTERS:
             for window in self._windows.values():
                 window.forget()  # their values refer to them, too
             self._windows.clear()
             self._window_characters = len(body)
-        said.window = self._windows[key] = KnownWindow(reader, body, values)
+        known.window = self._windows[key] = KnownWindow(reader, body, values)
 
-    def _add(self, connection: str, series: SeriesKey) -> _Said:
+    def _add(self, connection: str, series: SeriesKey) -> _KnownValues:
         """Add a connection to those of a series, at the expense of the one that was added first."""
         by_connection = self._by_series.setdefault(series, {})
         if len(by_connection) >= CONNECTIONS:
             first = next(iter(by_connection))
             by_connection.pop(first).forget_window()
             del self._by_connection[first][series]
-        said = by_connection[connection] = self._by_connection[connection][series] = _Said(by_connection)
-        return said
+        known = by_connection[connection] = self._by_connection[connection][series] = _KnownValues(by_connection)
+        return known
 
     def discard_others(self, values: Iterable[DecodedValue]) -> None:
-        """Remove the values that differ from these, which no connection said."""
+        """Remove the values that differ from these, which came over no connection."""
         for series, ts_us, value, _ in values:
             self._discard_others(series, ts_us, value)
 
     def _discard_others(self, series: SeriesKey, ts_us: int, value: float) -> None:
-        for said in self._by_series.get(series, {}).values():
-            if said.young.get(ts_us, value) != value or said.old.get(ts_us, value) != value:
-                said.discard(ts_us)
+        for known in self._by_series.get(series, {}).values():
+            if known.young.get(ts_us, value) != value or known.old.get(ts_us, value) != value:
+                known.discard(ts_us)
 
     def discard(self, keys: Iterable[tuple[SeriesKey, int]]) -> None:
         """Remove the values of these (series, ts)."""
         for series, ts_us in keys:
-            for said in self._by_series.get(series, {}).values():
-                said.discard(ts_us)
+            for known in self._by_series.get(series, {}).values():
+                known.discard(ts_us)
 
     _window_characters: int
 
     def clear(self) -> None:
-        self._by_connection: dict[str, dict[SeriesKey, _Said]] = {}
-        self._by_series: dict[SeriesKey, dict[str, _Said]] = {}
+        self._by_connection: dict[str, dict[SeriesKey, _KnownValues]] = {}
+        self._by_series: dict[SeriesKey, dict[str, _KnownValues]] = {}
         self._windows: dict[tuple[str, str], KnownWindow] = {}
         self._window_characters = 0
         self._count = 0
@@ -156,10 +156,10 @@ class RecentValueCache:
             before = self._by_connection
             self.clear()
             for connection, by_series in before.items():
-                for series, said in by_series.items():
-                    if said.young:
+                for series, known in by_series.items():
+                    if known.young:
                         self._by_connection.setdefault(connection, {})
-                        self._add(connection, series).old = said.young
+                        self._add(connection, series).old = known.young
             self._rotated_at = now_seconds
 
     def snapshot(self) -> dict[tuple[str, SeriesKey, int], float]:
@@ -167,7 +167,7 @@ class RecentValueCache:
         return {
             (connection, series, ts_us): value
             for connection, by_series in self._by_connection.items()
-            for series, said in by_series.items()
-            for values in (said.old, said.young)
+            for series, known in by_series.items()
+            for values in (known.old, known.young)
             for ts_us, value in values.items()
         }

@@ -117,6 +117,6 @@ def test_texts_of_windows_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     for ticker in ("AAPL", "ON", "TSLA"):
         for newest in (10, 11):
             known(cache, by, window(newest).replace("AAPL", ticker))
-    held = [said.window for by_series in cache._by_connection.values() for said in by_series.values() if said.window]
-    assert [found._body for found in held if found._body] == [window(11).replace("AAPL", "TSLA")]
+    held = [values.window for found in cache._by_connection.values() for values in found.values() if values.window]
+    assert [kept._body for kept in held if kept._body] == [window(11).replace("AAPL", "TSLA")]
     assert [known(cache, by, window(12).replace("AAPL", ticker))[0] for ticker in ("TSLA", "ON", "AAPL")] == [8, 0, 0]
