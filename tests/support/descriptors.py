@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import gc
 import os
 import resource
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ def only_descriptors(number: int) -> Iterator[None]:
     """Let this process open only this many descriptors more."""
     for name in ("idna", "utf-8-sig"):  # Python remembers for ever that it could not load a codec
         codecs.lookup(name)
+    gc.collect()  # what earlier tests left open would be closed meanwhile
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     newest = max(int(file.name) for file in Path("/proc/self/fd").iterdir())
     fillers = [os.open("/dev/null", os.O_RDONLY)]  # in the gaps between those that are open
