@@ -50,8 +50,9 @@ def current(config: ConfigOption = None, output: OutputOption = Output.TEXT) -> 
       ingestor db current
     """
     from ingestor.store import migrate
+    from ingestor.store import open_database as store
 
-    with open_database(load_config(config)) as engine:
+    with store.open_database(load_config(config).database.url.get_secret_value()) as engine:
         revision = migrate.current_revision(engine)
     data = {"current": revision, "head": migrate.head_revision()}
     print_result(output, data, lambda: f"database {revision or 'empty'}, program {migrate.head_revision()}")

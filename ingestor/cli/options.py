@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from pathlib import Path
@@ -71,11 +72,15 @@ def load_config(path: Path | None) -> Config:
     return config
 
 
-def open_database(config: Config, *, read_only: bool = True) -> AbstractContextManager[Engine]:
-    """Open the database of the configuration. Raises DatabaseUnavailable."""
+@contextmanager
+def open_database(config: Config, *, read_only: bool = True) -> Iterator[Engine]:
+    """Open the database of the configuration. Raises DatabaseUnavailable, SchemaUnsupported for a pre-release."""
+    from ingestor.store import migrate
     from ingestor.store import open_database as store
 
-    return store.open_database(config.database.url.get_secret_value(), read_only=read_only)
+    with store.open_database(config.database.url.get_secret_value(), read_only=read_only) as engine:
+        migrate.refuse_pre_release(migrate.current_revision(engine))
+        yield engine
 
 
 def parse_target_url(text: str) -> str:

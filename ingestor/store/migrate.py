@@ -95,15 +95,20 @@ def refuse_unsupported(revision: str | None) -> None:
             "the database is an unfinished copy: start the same `ingestor db copy` again and let it end, or set"
             " database.url to another database"
         )
-    if revision in _PRE_RELEASE_REVISIONS:
-        raise SchemaUnsupported(
-            f"the database has schema {revision} of a pre-release, which cannot be upgraded: export what you need with"
-            " the release that wrote it (`ingestor export`), then set database.url to a new database"
-        )
+    refuse_pre_release(revision)
     if revision is not None and revision not in {script.revision for script in _scripts().walk_revisions()}:
         raise SchemaTooNew(
             f"the database has schema {revision}, made by a newer program; this one knows schemas up to"
             f" {head_revision()}: install the newer ingestor, or restore a backup from before its first start"
+        )
+
+
+def refuse_pre_release(revision: str | None) -> None:
+    """Raise SchemaUnsupported for a pre-release, whose tables are not even read: others have the same names today."""
+    if revision in _PRE_RELEASE_REVISIONS:
+        raise SchemaUnsupported(
+            f"the database has schema {revision} of a pre-release, which cannot be upgraded: export what you need with"
+            " the release that wrote it (`ingestor export`), then set database.url to a new database"
         )
 
 

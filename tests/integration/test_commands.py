@@ -57,6 +57,28 @@ def test_missing_database_is_reported_with_remedy(
     assert [file.name for file in tmp_path.iterdir()] == ["config.yaml"]
 
 
+@pytest.mark.parametrize("arguments", [*ASKING, ["replay", "--into", "sqlite:///new.db"]], ids=" ".join)
+def test_database_of_a_pre_release_is_not_read(
+    command: Command,
+    write_config_for: Callable[..., Path],
+    migrated_url: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: list[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    engine = make_engine(migrated_url.replace("postgresql://", "postgresql+psycopg://"))
+    with engine.begin() as connection:
+        connection.execute(text("UPDATE alembic_version SET version_num = '0005_payload_blocks'"))
+    engine.dispose()
+    config = write_config_for(migrated_url)
+    result = command(*arguments, "--config", config)
+    assert (result.code, result.out) == (78, "")
+    assert "schema 0005_payload_blocks of a pre-release" in result.err
+    shown = command("db", "current", "--config", config)
+    assert (shown.code, "0005_payload_blocks" in shown.out) == (0, True)
+
+
 @pytest.mark.parametrize("arguments", [*READING, ["db", "upgrade"]], ids=" ".join)
 def test_file_that_is_no_database_is_left_unchanged(
     command: Command, write_config_for: Callable[..., Path], tmp_path: Path, arguments: list[str]
