@@ -223,6 +223,22 @@ def test_unfinished_copy_is_refused_by_name_and_can_be_continued(source: Engine,
     assert read_everything(urls[1]) == read_everything(urls[0])
 
 
+_END_CONNECTION_WITH_LOCK = """
+SELECT pg_terminate_backend(pid) FROM pg_locks JOIN pg_database d ON d.oid = database
+WHERE locktype = 'advisory' AND datname = current_database()
+"""
+
+
+@ONE_DIRECTION
+def test_copy_is_complete_although_the_idle_connection_with_the_lock_was_lost(
+    source: Engine, urls: tuple[str, str]
+) -> None:
+    with open_target(source, urls[1]) as target:
+        assert DbReader(urls[1].replace("+psycopg", "")).column(_END_CONNECTION_WITH_LOCK) == [True]
+        assert all(table.equal for table in copy_database(source, target, lambda _step, _rows: None))
+    assert read_everything(urls[1]) == read_everything(urls[0])
+
+
 @ONE_DIRECTION
 def test_unfinished_copy_of_another_database_is_refused(source: Engine, urls: tuple[str, str]) -> None:
     with open_target(source, urls[1]):
