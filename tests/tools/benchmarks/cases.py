@@ -205,7 +205,7 @@ def guards() -> list[Case]:
                 {naive: Script("naive_async", 600), OURS: Throughput(40_000)},
                 (Goal(OURS, "at least", bound, naive),),
             )
-            for database, bound in ((POSTGRES, 18), (SQLITE, 60))
+            for database, bound in ((POSTGRES, 18), (SQLITE, 38))
         ),
     ]
 
