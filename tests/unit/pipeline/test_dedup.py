@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import gc
+
+from ingestor.pipeline import dedup
 from ingestor.pipeline.dedup import CONNECTIONS, RecentValueCache
 
 SERIES = ("crowd-sentiment", "crowd_sentiment", "AAPL", "")
@@ -45,6 +48,21 @@ def test_dedup_cache_is_bounded() -> None:
         is_new(cache, ts_us, 0.5)
         cache.rotate(0.0)
     assert sum(not is_new(cache, ts_us, 0.5) for ts_us in range(100)) <= 20
+
+
+def test_expired_values_are_released_without_the_garbage_collector() -> None:
+    def count() -> int:
+        return sum(isinstance(known, dedup._KnownValues) for known in gc.get_objects())
+
+    cache, before = RecentValueCache(generation_seconds=10), count()
+    gc.disable()
+    try:
+        for ts_us in range(9):
+            is_new(cache, ts_us, 0.5)
+            cache.rotate(10.0 * (ts_us + 1))
+        assert count() - before == 1
+    finally:
+        gc.enable()
 
 
 def test_discard_removes_value_from_both_generations() -> None:
