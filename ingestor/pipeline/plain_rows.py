@@ -85,12 +85,14 @@ class PlainReader:
 
         -0.0 becomes 0.0, as in the decoder.
         """
+        if len(body) > NUMBER_CHARACTERS and not is_short(body):
+            return None
         values: list[DecodedValue] = []
         try:
             self._add_values(values, self._decode(body), 0)
-            return values if len(body) <= NUMBER_CHARACTERS or is_short(body) else None
         except Exception:  # whatever it is: the decoder finds out
             return None
+        return values
 
     def read_rows(self, rows: list[Any], start: int) -> list[DecodedValue]:
         """Return the values of rows from number ``start`` on until one is not plain. Their text must be short."""

@@ -117,7 +117,7 @@ class Spool:
         self._timer: asyncio.TimerHandle | None = None  # for when the next sync is due
         self._handed_over_at = -math.inf  # by the loop's clock
         self._queue: SimpleQueue[_Work] = SimpleQueue()
-        self._progress: asyncio.Event | None = None  # set after the next sync; None: nobody waits for it
+        self._progress: asyncio.Event | None = None  # set after the next sync; None: no task waits for it
         self._arrived = threading.Condition()
         self._awaited_seq = 0  # by ``wait``
         self._woken = False

@@ -55,7 +55,7 @@ def rows_each(events: int, count: int) -> Iterator[list[str]]:
 
 
 def windows(events: int, *, restated: bool = False, bad: bool = False) -> Iterator[list[str]]:
-    """Windows of 60 rows, of which one is new, of 20 tickers by turns."""
+    """Windows of 60 rows, of which one is new, of 20 tickers in turn."""
     rows = {f"T{number}": [row(minute, f"T{number}") for minute in range(60)] for number in range(20)}
     for event in range(events):
         minute, ticker = 60 + event // 20, f"T{event % 20}"
@@ -88,12 +88,12 @@ Shape = tuple[Callable[[], Sequence[str]], int, str]  # texts, frames of a run, 
 SHAPES: dict[str, Shape] = {
     "one row, runs of 50": (lambda: lists(rows_each(20_000, 1)), 50, REAL_TIME),
     "one row, runs of 5": (lambda: lists(rows_each(20_000, 1)), 5, REAL_TIME),
-    "one row, two connections by turns": (lambda: lists(rows_each(20_000, 1)), 1, REAL_TIME),
+    "one row, two alternating connections": (lambda: lists(rows_each(20_000, 1)), 1, REAL_TIME),
     "one row, half of them restated": (lambda: lists(restated(20_000)), 50, REAL_TIME),
     "one row, a bad one in each batch": (lambda: lists(with_bad_rows(20_000)), 50, REAL_TIME),
     "100 rows": (lambda: lists(rows_each(500, 100)), 10, REAL_TIME),
     "windows": (lambda: lists(windows(2_000)), 20, REAL_TIME),
-    "windows, two connections by turns": (lambda: lists(windows(2_000)), 1, REAL_TIME),
+    "windows, two alternating connections": (lambda: lists(windows(2_000)), 1, REAL_TIME),
     "windows, one row restated": (lambda: lists(windows(2_000, restated=True)), 20, REAL_TIME),
     "windows with a bad row": (lambda: lists(windows(1_000, bad=True)), 20, REAL_TIME),
     "envelopes of one row": (lambda: envelopes(rows_each(5_000, 1)), 50, STREAM),

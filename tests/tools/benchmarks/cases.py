@@ -13,7 +13,7 @@ from tests.tools.benchmarks.throughput_measures import BadRows, Restated, Throug
 
 OURS = "ours"
 NODE = "Node, pg, unnest"
-GENERATOR = "load generator, read by nobody"
+GENERATOR = "load generator, bytes only counted"
 FAST = "{max_wait: 5ms}"
 
 Direction = Literal["at least", "at most"]
