@@ -28,12 +28,13 @@ from ingestor.store.write.batch import (
     DeadLetter,
     EventRow,
     Origin,
-    Payload,
     RetriedLetter,
     SampleRow,
     SubscriptionRow,
     Transition,
 )
+
+SINGLE_ROWS = 100  # frames of one row that are added at once
 
 _new = tuple.__new__  # makes a named tuple in 0.24 µs; its own constructor takes 0.36 µs, and a batch has thousands
 
@@ -76,12 +77,15 @@ class BatchBuilder:
         """Add frames until the batch has as many units or bytes. Return their number."""
         added = 0
         while added < len(run.texts) and self.units < max_units and self.size_bytes < max_bytes:
-            if plain := self._add_plain_frames(first_seq + added, run.part(added), max_units, max_bytes):
+            seq = first_seq + added
+            if several := self._add_single_rows(seq, run.part(added, SINGLE_ROWS), max_units, max_bytes):
+                added += several
+            elif plain := self._add_plain_frames(seq, run.part(added), max_units, max_bytes):
                 added += plain
-                continue
-            frame = run.frame(added)
-            self._add_frame(first_seq + added, frame, self._decoder.decode_any(frame, *split_event(frame)))
-            added += 1
+            else:
+                frame = run.frame(added)
+                self._add_frame(seq, frame, self._decoder.decode_any(frame, *split_event(frame)))
+                added += 1
         self._note_item((first_seq, run.part(0, added)))
         return added
 
@@ -92,23 +96,72 @@ class BatchBuilder:
         self.items.append(item)
         self.batch.last_seq = seq + count_entries(entry) - 1
 
+    def _add_single_rows(self, first_seq: int, run: FrameRun, max_units: int, max_bytes: int) -> int:
+        """Add frames of one plain row each, and return their number: all of them, or none if one may be anything else.
+
+        From the spool's file to the batch, such a frame takes 1.7 µs; by ``_add_plain_frames``, it took 3.4 µs.
+        """
+        batch, stamps_us, texts, count = self.batch, run.received_us, run.texts, len(run.texts)
+        size_bytes, reader = self.size_bytes + sum(map(len, texts)), self._plain_reader_of(run)
+        if reader is None or count == 1 or self.units + count > max_units or size_bytes >= max_bytes:
+            return 0
+        prefix = _prefix_of(run)
+        bodies = [text[len(prefix) : -1] for text in texts if text.startswith(prefix) and text.endswith("]")]
+        values = reader.read_single_rows(bodies) if len(bodies) == count else None
+        if values is None:
+            return 0
+        new = self._cache.filter_new(values, run.connection_id) if self._cache is not None else values
+        batch.rows += [
+            _new(SampleRow, (series, ts, value, None, stamps_us[place], "stream", first_seq + place, 0))
+            for series, ts, value, place in new
+        ]
+        origin = self._origin_of(run, run.event)
+        batch.set_origin(first_seq, origin)
+        if self._keep_payloads:
+            batch.payloads[origin].add_single_rows(first_seq, stamps_us, bodies)
+        self._record_single_rows(run, values[max(self.news_after_seq + 1 - first_seq, 0) :])
+        batch.frames += count
+        batch.row_count += count
+        batch.deduplicated_rows += count - len(new)
+        self.units += count
+        self.size_bytes = size_bytes
+        return count
+
+    def _record_single_rows(self, run: FrameRun, values: list[DecodedValue]) -> None:
+        """As ``_record_tickers`` does, for frames of one row each."""
+        path, params, stamps_us = run.path, run.params, run.received_us
+        last_received_us: dict[Channel, int] = {}
+        last = None
+        for series, _, _, place in reversed(values):
+            if series is not last:
+                last = series
+                last_received_us.setdefault((path, params, series[2]), stamps_us[place])
+        if last is not None:
+            self.last_received_us |= last_received_us
+            self.last_received_us[path, params, ""] = stamps_us[-1]
+
+    def _plain_reader_of(self, run: FrameRun) -> PlainReader | None:
+        if run.source != "stream" or not run.event or '"user_id"' in run.params:
+            return None
+        return self._decoder.reader_of(run.path, run.params)
+
     def _add_plain_frames(self, seq: int, run: FrameRun, max_units: int, max_bytes: int) -> int:
         """Add frames until one is not plain, or the batch is full. Return their number.
 
         From the spool's file to the batch, a frame of one row takes 3.5 µs; one by one, each took 6 µs.
         """
-        reader = self._decoder.reader_of(run.path, run.params)
-        if reader is None or run.source != "stream" or not run.event or '"user_id"' in run.params:
+        reader = self._plain_reader_of(run)
+        if reader is None:
             return 0
-        batch, rows, payloads = self.batch, self.batch.rows, self.batch.payloads
+        batch, rows = self.batch, self.batch.rows
         first_seq, first_row, offered = seq, len(rows), 0
         read_new = self._cache.read_new if self._cache is not None else _read_all
-        origin, prefix, fields = self._origin_of(run, run.event), f'42["{run.event}",', len(reader.fields)
+        origin, prefix, fields = self._origin_of(run, run.event), _prefix_of(run), len(reader.fields)
         for text, received_us in zip(run.texts, run.received_us, strict=True):
             if self.units >= max_units or self.size_bytes >= max_bytes:
                 break
             if not (text.startswith(prefix) and text.endswith("]")):
-                break  # with blanks, or escapes in the name
+                break
             body = text[len(prefix) : -1]
             found = read_new(reader, body, run.connection_id)
             if found is None:
@@ -118,7 +171,7 @@ class BatchBuilder:
                 rows.append(_new(SampleRow, (series, ts, value, None, received_us, "stream", seq, known_rows + index)))
             if self._keep_payloads:
                 row_count = known_rows + len(values) // fields
-                payloads.append(_new(Payload, (seq, origin, received_us, None, row_count, body)))
+                batch.payloads[origin].add(seq, received_us, None, row_count, body)
             if seq > self.news_after_seq:
                 self._record_tickers(run, values, received_us)
             offered += known_rows + len(values)
@@ -170,7 +223,7 @@ class BatchBuilder:
             batch.retries[seq] = RetriedLetter(frame.retry_origin, frame.received_us)
         if self._keep_payloads and dead_frame is None:
             body = escape_unstorable(decoded.body)
-            batch.payloads.append(_new(Payload, (seq, origin, received_us, published_us, decoded.rows, body)))
+            batch.payloads[origin].add(seq, received_us, published_us, decoded.rows, body)
         if source == "stream" and frame.retry_of is None and seq > self.news_after_seq:
             self._record_receipt(frame, decoded)
             if published_us is not None:
@@ -240,6 +293,11 @@ class BatchBuilder:
         names: dict[str, str] = json.loads(params)
         feed, ticker = self._decoder.feed_name(path, names), names.get("ticker", "")
         return SubscriptionRow(path, method, params, feed, ticker, connection_params(params))
+
+
+def _prefix_of(run: FrameRun) -> str:
+    """Return what a text begins with, unless it has blanks, or escapes in the event's name."""
+    return f'42["{run.event}",'
 
 
 def _read_all(reader: PlainReader, body: str, _connection: str) -> PlainResponse | None:

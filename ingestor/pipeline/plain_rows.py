@@ -7,7 +7,7 @@ is not plain it leaves to the decoder, which alone knows why something is reject
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from functools import lru_cache, partial
 from typing import Annotated, Any, TypeAlias, TypeVar
@@ -91,6 +91,17 @@ class PlainReader:
         try:
             self._add_values(values, self._decode(body), 0)
         except Exception:  # whatever it is: the decoder finds out
+            return None
+        return values
+
+    def read_single_rows(self, bodies: Sequence[str]) -> list[DecodedValue] | None:
+        """Return the value of each body, with its place as row index, or None unless each has one row and one value."""
+        if len(self.fields) > 1 or max(map(len, bodies)) > NUMBER_CHARACTERS:
+            return None
+        values: list[DecodedValue] = []
+        try:
+            self._add_values(values, [row for (row,) in map(self._decode, bodies)], 0)
+        except Exception:  # whatever it is: each body is read by itself
             return None
         return values
 

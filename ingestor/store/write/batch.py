@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from bisect import bisect_right
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from operator import itemgetter
 from typing import NamedTuple
 
@@ -34,15 +36,40 @@ class Origin(NamedTuple):
     params: str
 
 
-class Payload(NamedTuple):
-    """A frame as it was received."""
+@dataclass(slots=True)
+class PayloadColumns:
+    """Frames of one origin as they were received, in the order of seq: an element for each in every list."""
 
-    seq: int
-    origin: Origin
-    received_us: int
-    published_us: int | None
-    row_count: int
-    body: str
+    seqs: list[int] = field(default_factory=list)
+    received_us: list[int] = field(default_factory=list)
+    published_us: list[int | None] = field(default_factory=list)
+    row_counts: list[int] = field(default_factory=list)
+    bodies: list[str] = field(default_factory=list)
+
+    def add(self, seq: int, received_us: int, published_us: int | None, row_count: int, body: str) -> None:
+        self.seqs.append(seq)
+        self.received_us.append(received_us)
+        self.published_us.append(published_us)
+        self.row_counts.append(row_count)
+        self.bodies.append(body)
+
+    def add_single_rows(self, first_seq: int, received_us: Sequence[int], bodies: Sequence[str]) -> None:
+        """Add consecutive frames of one row each."""
+        count = len(bodies)
+        self.seqs += range(first_seq, first_seq + count)
+        self.received_us += received_us
+        self.published_us += [None] * count
+        self.row_counts += [1] * count
+        self.bodies += bodies
+
+    def part(self, start: int, end: int) -> PayloadColumns:
+        return PayloadColumns(
+            self.seqs[start:end],
+            self.received_us[start:end],
+            self.published_us[start:end],
+            self.row_counts[start:end],
+            self.bodies[start:end],
+        )
 
 
 class EventRow(NamedTuple):
@@ -110,7 +137,7 @@ class Batch:
     last_seq: int
     first_us: int = 0  # when its first entry was received or recorded
     rows: list[SampleRow] = field(default_factory=list)
-    payloads: list[Payload] = field(default_factory=list)
+    payloads: defaultdict[Origin, PayloadColumns] = field(default_factory=partial(defaultdict, PayloadColumns))
     events: list[EventRow] = field(default_factory=list)
     transitions: list[Transition] = field(default_factory=list)
     dead_letters: list[DeadLetter] = field(default_factory=list)

@@ -8,8 +8,9 @@ from __future__ import annotations
 import json
 import re
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
+from dataclasses import replace
 from functools import partial
 from itertools import chain
 from typing import Any
@@ -20,7 +21,7 @@ from ingestor.core.times import to_optional_datetime
 from ingestor.errors import BatchRejected
 from ingestor.store.postgres_session import is_utf8
 from ingestor.store.schema import SOURCE_CODES
-from ingestor.store.write.batch import Payload, SampleRow
+from ingestor.store.write.batch import Origin, PayloadColumns, SampleRow
 from ingestor.store.write.payload_blocks import COLUMNS, PayloadBlock, columns_of, make_blocks
 from ingestor.store.write.revisions import SampleKey
 
@@ -109,11 +110,17 @@ def _with_rows(
 
 
 def insert_payloads(
-    connection: Connection, instance_id: int, payloads: Sequence[Payload], then: tuple[str, Sequence[Any]]
+    connection: Connection,
+    instance_id: int,
+    payloads: Mapping[Origin, PayloadColumns],
+    then: tuple[str, Sequence[Any]],
 ) -> None:
     """Insert the payloads, and execute a statement with its parameters: at once, if they make few blocks."""
     if not is_utf8(connection):  # a frame with one name that the database's encoding lacks is kept nevertheless
-        payloads = [payload._replace(body=_escape_non_ascii(payload.body)) for payload in payloads]
+        payloads = {
+            origin: replace(columns, bodies=list(map(_escape_non_ascii, columns.bodies)))
+            for origin, columns in payloads.items()
+        }
     blocks = list(make_blocks(payloads))
     statement, parameters = then
     if 0 < len(blocks) <= _MAX_INSERTED_BLOCKS:

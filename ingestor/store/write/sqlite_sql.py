@@ -6,7 +6,7 @@ between.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from datetime import datetime
 from functools import lru_cache
@@ -17,7 +17,7 @@ from sqlalchemy import Connection
 
 from ingestor.core.times import to_sqlite_text, to_us
 from ingestor.store.schema import SOURCE_CODES
-from ingestor.store.write.batch import Payload, SampleRow
+from ingestor.store.write.batch import Origin, PayloadColumns, SampleRow
 from ingestor.store.write.payload_blocks import COLUMNS, columns_of, compact, make_blocks
 from ingestor.store.write.revisions import SampleKey
 
@@ -81,7 +81,10 @@ def find_conflicts(
 
 
 def insert_payloads(
-    connection: Connection, instance_id: int, payloads: Iterable[Payload], then: tuple[str, Sequence[Any]]
+    connection: Connection,
+    instance_id: int,
+    payloads: Mapping[Origin, PayloadColumns],
+    then: tuple[str, Sequence[Any]],
 ) -> None:
     """Insert the payloads, and execute a statement with its parameters."""
     blocks = map(compact, make_blocks(payloads))

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from types import ModuleType
+from typing import NamedTuple
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -18,7 +19,7 @@ from ingestor.store import migrate, schema, views
 from ingestor.store.engine import fetch_all, make_engine, transaction
 from ingestor.store.read.payloads import read_payloads
 from ingestor.store.write import payload_blocks, postgres_sql, sqlite_sql
-from ingestor.store.write.batch import Origin, Payload
+from ingestor.store.write.batch import Batch, Origin
 from tests.support.entries import T0
 from tests.support.hypothesis_steps import wanted_steps
 
@@ -26,10 +27,24 @@ SECOND = 1_000_000
 ORIGINS = [Origin(f"c{n}", "stream", "res", "/real-time/crowd-sentiment", f'{{"period":"{n}"}}') for n in range(3)]
 
 
+class Payload(NamedTuple):
+    """A frame as it was received."""
+
+    seq: int
+    origin: Origin
+    received_us: int
+    published_us: int | None
+    row_count: int
+    body: str
+
+
 def write(engine: Engine, payloads: Sequence[Payload], instance_id: int = 1) -> None:
     bulk: ModuleType = postgres_sql if engine.dialect.name == "postgresql" else sqlite_sql
+    batch = Batch(first_seq=1, last_seq=0)
+    for seq, origin, *columns in payloads:
+        batch.payloads[origin].add(seq, *columns)
     with transaction(engine) as connection:
-        bulk.insert_payloads(connection, instance_id, payloads, ("DELETE FROM events WHERE seq = %s", (0,)))
+        bulk.insert_payloads(connection, instance_id, batch.payloads, ("DELETE FROM events WHERE seq = %s", (0,)))
 
 
 def payload(seq: int, body: str = "[]", origin: Origin = ORIGINS[0], received_us: int = T0) -> Payload:

@@ -32,11 +32,12 @@ class Builders:
         self._decoders = decoder(), decoder(fast=False)
         self._next_seq = 1
 
-    def add(self, *frames: Frame, most: int = 100) -> None:
+    def add(self, *frames: Frame, most: int = 100, news_after_seq: int = 0) -> None:
         """Give both the frames, as runs of at most ``most``, and compare what they make of them."""
         by_run, by_row = (
             BatchBuilder(self._next_seq, made, cache) for made, cache in zip(self._decoders, self.caches, strict=True)
         )
+        by_run.news_after_seq = by_row.news_after_seq = news_after_seq
         entries = list(enumerate(frames, self._next_seq))
         for _, group in groupby(entries, lambda entry: (entry[0] // most, entry[1].connection_id, entry[1].source)):
             first, *others = group
@@ -75,6 +76,47 @@ def test_runs_of_any_payload_are_read_like_frames(
     bodies = [json.dumps([row(field=field)]), *bodies, json.dumps([row(minute=1, field=field)])]
     frames = [frame(body, path=path, source=source, params=params) for body in bodies]
     Builders().add(*frames, most=most)
+
+
+# -- one row each
+
+
+def single_rows(random: Random, count: int) -> list[Frame]:
+    """Frames of one row each, now and then repeated or restated, and at most one that has anything else."""
+    tickers = random.choice([["AAPL"], ["AAPL", "ON"], [f"T{number}" for number in range(20)]])
+    minutes = random.choice([3, count])
+    rows = [
+        row(random.choice(tickers), random.randrange(minutes), random.choice([0.5, random.random()]))
+        for _ in range(count)
+    ]
+    bodies = [json.dumps([row]) for row in rows]
+    others = ["[]", "17", json.dumps(rows[:2]), json.dumps([row() | {"mood": 1}]), json.dumps(row()), "[ ]", "[", "x" * 500]
+    if random.random() < 0.5:
+        bodies[random.randrange(count)] = random.choice(others)
+    return [frame(body, received_us=T0 + random.randrange(1000)) for body in bodies]
+
+
+@pytest.mark.parametrize("seed", range(wanted_steps(200)))
+def test_single_rows_are_read_like_frames(seed: int) -> None:
+    random, builders, seq = Random(seed), Builders(), 1
+    for count in (random.randrange(1, 250) for _ in range(random.randrange(1, 5))):
+        frames, most = single_rows(random, count), random.choice([1, 2, 7, 300])
+        builders.add(*frames, most=most, news_after_seq=random.choice([0, seq + random.randrange(count), seq + 999]))
+        seq += count
+
+
+@pytest.mark.parametrize("seed", range(wanted_steps(100)))
+def test_single_rows_fill_a_batch_like_frames(seed: int) -> None:
+    random = Random(seed)
+    frames = single_rows(random, random.randrange(1, 250))
+    max_units, max_bytes = random.choice([(random.randrange(1, 300), 10**6), (10**6, random.randrange(1, 30_000))])
+    by_run, by_row = (BatchBuilder(1, made, RecentValueCache()) for made in (decoder(), decoder(fast=False)))
+    added = by_run.add_run(1, run(*frames), max_units, max_bytes)
+    for entry in enumerate(frames, 1):
+        if by_row.units < max_units and by_row.size_bytes < max_bytes:
+            by_row.add(entry)
+    assert added == by_row.entry_count
+    assert outcome(by_run) == outcome(by_row)
 
 
 # -- windows
