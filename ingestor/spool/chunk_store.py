@@ -34,6 +34,7 @@ from ingestor.core.files import is_missing, sync_folder
 from ingestor.errors import SpoolFailed, SpoolTooNew
 from ingestor.spool.header import SpoolHeader, SpoolHeartbeat, begin_run, check_format, load_or_create
 from ingestor.spool.keep import KEEP_NOTHING, AckTimes, Keep, SpoolClock
+from ingestor.spool.window_texts import WindowPacker, WindowRun, WindowUnpacker
 
 DROP_BYTES = 16 << 20  # that one write deletes at most, and one chunk: a write must not take seconds
 SHRINK_PAGES = 2_048  # moved in one transaction: 8 MiB, so that the WAL stays smaller than the ballast
@@ -41,7 +42,7 @@ CONVERT_BYTES = 32 << 20  # a file from before format 4 that is larger is not co
 
 
 _encode = msgspec.msgpack.Encoder().encode
-_decode = msgspec.msgpack.Decoder(list[Item]).decode
+_decode = msgspec.msgpack.Decoder(list[Item | WindowRun]).decode
 
 ChunkRow: TypeAlias = tuple[int, int, int, int, bytes]  # first_seq, last_seq, size, crc, body
 
@@ -66,7 +67,7 @@ def pack(first_seq: int, entries: Iterable[Item]) -> ChunkRow:
     items = _group_into_runs(entries)
     count = sum(map(count_entries, items))
     try:
-        body = _encode(items)
+        body = _encode(_pack_windows(items))
     except UnicodeEncodeError:  # a lone surrogate, which UTF-8 cannot encode
         body = _encode(_encodable(msgspec.to_builtins(items)))
     return first_seq, first_seq + count - 1, len(body), zlib.crc32(body), body
@@ -91,6 +92,11 @@ def _group_into_runs(entries: Iterable[Item]) -> list[Item]:
             run.received_us.append(entry.received_us)
             run.texts.append(entry.text)
     return items
+
+
+def _pack_windows(items: Iterable[Item]) -> list[Item | WindowRun]:
+    packer = WindowPacker()
+    return [packer.pack(item) if isinstance(item, FrameRun) else item for item in items]
 
 
 def _encodable(value: Any) -> Any:
@@ -134,22 +140,24 @@ def _checked(row: ChunkRow) -> ChunkRow:
 
 def unpack(row: ChunkRow) -> list[Entry]:
     """Decode a chunk. Raises SpoolUnreadable."""
-    return list(split_into_entries(_decode_items(expand(row))))
+    return list(split_into_entries(_decode_items(expand(row))[0]))
 
 
-def _decode_items(row: ChunkRow) -> list[SpooledItem]:
-    first_seq, last_seq, _, _, body = row
+def _decode_items(row: ChunkRow) -> tuple[list[SpooledItem], int]:
+    """Return the items of a chunk that is not compressed, and about how many bytes they are."""
+    first_seq, last_seq, size, _, body = row
     items: list[SpooledItem] = []
-    seq = first_seq
+    seq, unpacker = first_seq, WindowUnpacker()
     try:
-        for item in _decode(body):
+        for stored in _decode(body):
+            item = unpacker.unpack(stored) if isinstance(stored, WindowRun) else stored
             items.append((seq, item))
             seq += count_entries(item)
             if isinstance(item, FrameRun) and not 0 < len(item.texts) == len(item.received_us):
                 raise ValueError("a run without as many times as texts")
     except (msgspec.MsgspecError, ValueError) as error:
         raise SpoolUnreadable(f"spool entries {first_seq} to {last_seq}: {error}") from error
-    return items
+    return items, size + unpacker.characters
 
 
 def newest_entry(path: Path) -> int:
@@ -487,9 +495,9 @@ class ChunkReader:
             for row in rows:
                 if items and (size + row[2] > max_bytes or entries >= max_entries):
                     break  # before the chunk is expanded: it may be damaged, and those before it are to be written
-                chunk = expand(row)
-                size += chunk[2]
-                items += _decode_items(chunk)
+                chunk_items, chunk_size = _decode_items(expand(row))
+                size += chunk_size
+                items += chunk_items
                 entries += row[1] - row[0] + 1
             rows.close()  # an open cursor holds its snapshot, and the WAL could not be checkpointed
         except sqlite3.Error as error:

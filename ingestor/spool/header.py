@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from ingestor.errors import SpoolTooNew
 
-FORMAT = 4
+FORMAT = 5  # 4 has each text as a whole
 _OLDEST_FORMAT = 2
 KNOWN_RUNS = 1_000  # that a spool remembers at least
 
@@ -122,7 +122,7 @@ def _parse(row: tuple[Any, ...], *, released: bool) -> SpoolHeader:
         case 2, _, _, _, _, heartbeat_us, heartbeat_seq:
             heartbeat = None if heartbeat_us is None else SpoolHeartbeat(heartbeat_us, heartbeat_seq, {}, 0.0, "")
             return header._replace(heartbeat=heartbeat, clean=released)
-        case 3 | 4, _, _, _, _, heartbeat, clean, *later:
+        case 3 | 4 | 5, _, _, _, _, heartbeat, clean, *later:
             header = header._replace(heartbeat=heartbeat and SpoolHeartbeat.from_text(heartbeat), clean=bool(clean))
             if not later:
                 return header

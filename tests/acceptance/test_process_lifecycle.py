@@ -219,11 +219,11 @@ async def test_spool_of_a_newer_release_is_refused_and_left_as_it_is(tmp_path: P
     spool.mkdir()
     ChunkWriter(spool / "spool.db").close()
     with closing(sqlite3.connect(spool / "spool.db")) as db, db:
-        db.execute("UPDATE head SET format = 5")
+        db.execute("UPDATE head SET format = 6")
     before = (spool / "spool.db").read_bytes()
     async with CommandProcess("run", "--config", config, folder=folder, INGESTOR_PROVIDER__API_KEY=KEY) as program:
         assert await program.wait_for_exit() == 78
-        assert "spool.db: a newer version wrote format 5, this one reads formats 2 to 4" in program.stderr
+        assert "spool.db: a newer version wrote format 6, this one reads formats 2 to 5" in program.stderr
     assert (spool / "spool.db").read_bytes() == before
     assert list(spool.glob("unreadable-*")) == []
 

@@ -7,11 +7,13 @@ import sqlite3
 import subprocess
 import sys
 import time
+import zlib
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, closing
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from ingestor.core.entries import Frame, FrameRun
@@ -20,7 +22,7 @@ from ingestor.errors import AlreadyLocked, DatabaseUnavailable, SpoolFailed, Spo
 from ingestor.spool.ballast import Ballast
 from ingestor.spool.chunk_store import ChunkWriter, pack
 from ingestor.spool.spool import CHUNK_ENTRIES, Spool
-from tests.support.entries import fact, frame
+from tests.support.entries import fact, frame, run
 from tests.support.faulty_disks import fill_disk, small_disk
 from tests.support.writers import raise_failure
 
@@ -304,6 +306,25 @@ async def test_unreadable_spool_is_quarantined_and_replaced(tmp_path: Path, dama
         assert spool.append(fact()) == 1
 
 
+async def test_spool_of_format_4_is_continued(tmp_path: Path) -> None:
+    window = frame("x" * 1_000)
+    async with open_spool(tmp_path) as spool:
+        old = spool.spool_id
+        await spool.durable(spool.append(fact()))
+    body = msgspec.msgpack.encode([run(window, window)])
+    with sqlite3.connect(tmp_path / "spool.db") as db:
+        db.execute("INSERT INTO chunks VALUES (2, 3, ?, ?, ?)", (len(body), zlib.crc32(body), body))
+        db.execute("UPDATE head SET format = 4, next_seq = 4")
+    db.close()
+    async with open_spool(tmp_path) as spool:
+        assert spool.spool_id == old
+        assert spool.quarantined is None
+        await spool.durable(spool.append(window))
+        assert spool.read(1, max_entries=9) == [(2, window), (3, window), (4, window)]
+    with closing(sqlite3.connect(tmp_path / "spool.db")) as db:
+        assert db.execute("SELECT format FROM head").fetchone() == (5,)
+
+
 @pytest.mark.parametrize("marker", [False, True])
 @pytest.mark.parametrize("change", ["UPDATE head SET clean = 1", "ALTER TABLE head RENAME next_seq TO newest"])
 async def test_spool_of_a_newer_format_is_refused_and_left_as_it_is(tmp_path: Path, marker: bool, change: str) -> None:
@@ -316,7 +337,7 @@ async def test_spool_of_a_newer_format_is_refused_and_left_as_it_is(tmp_path: Pa
         db.execute(change)
     db.close()
     before = (tmp_path / "spool.db").read_bytes()
-    with pytest.raises(SpoolTooNew, match=r"spool.db: a newer version wrote format 99, this one reads formats 2 to 4"):
+    with pytest.raises(SpoolTooNew, match=r"spool.db: a newer version wrote format 99, this one reads formats 2 to 5"):
         Spool(tmp_path, max_bytes=1 << 30, sync_every_seconds=1)
     assert (tmp_path / "spool.db").read_bytes() == before
     assert list(tmp_path.glob("unreadable-*")) == []

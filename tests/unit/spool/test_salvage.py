@@ -21,8 +21,8 @@ CHUNK, ENTRIES, PAGE = 5, 200, 4096
 def entry(seq: int) -> Frame | Fact:
     if seq % 50 == 0:
         return fact(detail={"seq": seq})
-    if seq == 102:
-        return frame([row(minute=seq, value=0.5)] * 300)  # 20 kB: a chain of pages
+    if seq in (102, 103):  # 20 kB: a chain of pages; the second repeats the first
+        return frame([row(minute=seq + number) for number in range(300)])
     return frame([row(minute=seq)])
 
 
