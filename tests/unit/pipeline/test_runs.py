@@ -90,7 +90,16 @@ def single_rows(random: Random, count: int) -> list[Frame]:
         for _ in range(count)
     ]
     bodies = [json.dumps([row]) for row in rows]
-    others = ["[]", "17", json.dumps(rows[:2]), json.dumps([row() | {"mood": 1}]), json.dumps(row()), "[ ]", "[", "x" * 500]
+    others = [
+        "[]",
+        "17",
+        json.dumps(rows[:2]),
+        json.dumps([row() | {"mood": 1}]),
+        json.dumps(row()),
+        "[ ]",
+        "[",
+        "x" * 500,
+    ]
     if random.random() < 0.5:
         bodies[random.randrange(count)] = random.choice(others)
     return [frame(body, received_us=T0 + random.randrange(1000)) for body in bodies]
