@@ -16,8 +16,9 @@ import msgspec
 
 from ingestor.core.entries import SeriesKey
 
-WINDOW_VALUES = 60
-MAX_WINDOWS = 10_000  # some 15 MB
+WINDOW_VALUES = 60  # that are shown
+MAX_VALUES = 80  # that are held: to remove the oldest with each row would take 0.1 µs
+MAX_WINDOWS = 10_000  # some 22 MB
 LEVELS = "0123456789abcdefghijklmnopqrstuvwxyz"  # the digits by which a window's values are scaled
 # Encoding thousands of lines at once would keep the event loop waiting for the interpreter lock, 20 ms and more.
 LINES_PER_SLICE = 100
@@ -42,22 +43,20 @@ class ValueWindow:
         self.restated = 0
         self.version = 0
 
-    def add(self, ts_us: int, value: float) -> bool:
-        """Insert a value in order of time, unless it is older than a full window. Return whether it restates one."""
+    def insert(self, ts_us: int, value: float) -> bool:
+        """Insert a value that is not the newest. Return whether it restates one."""
         stamps, values = self.stamps, self.values
-        if not stamps or ts_us > stamps[-1]:  # nearly always
-            stamps.append(ts_us)
-            values.append(value)
-        elif stamps[index := bisect_left(stamps, ts_us)] == ts_us:
+        index = bisect_left(stamps, ts_us)
+        if stamps[index] == ts_us:
             restated = values[index] != value
             values[index] = value
             return restated
-        else:
-            stamps.insert(index, ts_us)
-            values.insert(index, value)
-        if len(stamps) > WINDOW_VALUES:
-            del stamps[0], values[0]
+        stamps.insert(index, ts_us)
+        values.insert(index, value)
         return False
+
+    def trim(self) -> None:
+        del self.stamps[:-WINDOW_VALUES], self.values[:-WINDOW_VALUES]
 
 
 class ValueLine(msgspec.Struct, array_like=True, frozen=True, gc=False):
@@ -94,12 +93,19 @@ class LatestValues:
                 if series is not last:
                     last, (feed, metric, ticker, user_id) = series, series
                     window = self._windows.get((feed, ticker)) or self._add_window(feed, ticker, metric)
-                if window.metric == metric:
-                    if window.add(ts_us, value) and not user_id:  # the values of different users do not restate
-                        window.restated += 1
-                    window.rows += 1
-                    window.received_us = received_us
-                    window.version = version
+                    stamps, is_shown = window.stamps, window.metric == metric
+                if not is_shown:
+                    continue
+                if not stamps or ts_us > stamps[-1]:  # nearly always
+                    stamps.append(ts_us)
+                    window.values.append(value)
+                elif window.insert(ts_us, value) and not user_id:  # the values of different users do not restate
+                    window.restated += 1
+                if len(stamps) > MAX_VALUES:
+                    window.trim()
+                window.rows += 1
+                window.received_us = received_us
+                window.version = version
 
     def changed_since(self, version: int) -> bytes:
         """Return values.json: the lines that changed after ``version``, and the current version.
@@ -119,7 +125,7 @@ class LatestValues:
 
     def _line(self, feed: str, ticker: str, window: ValueWindow) -> ValueLine:
         with self._lock:
-            values, ts_us, received_us = window.values[:], window.stamps[-1], window.received_us
+            values, ts_us, received_us = window.values[-WINDOW_VALUES:], window.stamps[-1], window.received_us
             rows, restated = window.rows, window.restated
         least, greatest = min(values), max(values)
         low, span = least / 4, greatest / 4 - least / 4  # quarters, because the difference of two doubles may overflow

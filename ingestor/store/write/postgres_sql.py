@@ -147,17 +147,20 @@ def _copy(connection: Connection, target: str, pack: Callable[[Sequence[Any]], b
         return int(cursor.rowcount)
 
 
-# The number of fields, then length and value of each: int4 twice, timestamptz, float8, timestamptz, int8, int2.
-_pack_sample = struct.Struct(">hiiiiiqidiqiqih").pack
+# Length and value of series_id, ts, value, received_at and seq. What is the same in many rows is packed before.
+_pack_sample = struct.Struct(">14siiqidiqiq10s").pack
+_ENDS = {source: struct.pack(">ihi", 2, code, -1) for source, code in SOURCE_CODES.items()}  # with published_at NULL
 
 
 def _pack_samples(instance_id: int, rows: Sequence[tuple[SampleKey, SampleRow]]) -> bytes:
+    start = struct.pack(">hiii", 8, 4, instance_id, 4)  # the number of fields, instance_id, the length of series_id
     # In one loop: with a function call for each row it takes 0.51 instead of 0.37 µs a row.
     return b"".join([
         _pack_sample(
-            8, 4, instance_id, 4, series_id, 8, ts_us - _2000_US, 8, value, 8, received_us - _2000_US, 8, seq,
-            2, SOURCE_CODES[source],
-        ) + (_NULL if published_us is None else _pack_timestamp(published_us))
+            start, series_id, 8, ts_us - _2000_US, 8, value, 8, received_us - _2000_US, 8, seq, _ENDS[source]
+        ) if published_us is None else _pack_sample(
+            start, series_id, 8, ts_us - _2000_US, 8, value, 8, received_us - _2000_US, 8, seq, _ENDS[source]
+        )[:-4] + _pack_timestamp(published_us)
         for (series_id, ts_us), (_, _, value, published_us, received_us, source, seq, _) in rows
     ])  # fmt: skip
 
