@@ -22,9 +22,9 @@ from ingestor.store.write.payload_blocks import COLUMNS, columns_of, compact, ma
 from ingestor.store.write.revisions import SampleKey
 
 CACHED_TIMESTAMPS = 20_000
-_ROWS_PER_STATEMENT = 64
+_ROWS_PER_STATEMENT = 100
 _INSERT_SAMPLES = (
-    "INSERT INTO samples (series_id, ts, value, revision, published_at, received_at, source, instance_id, seq)"
+    "INSERT INTO samples (series_id, ts, value, received_at, source, seq, published_at, instance_id, revision)"
     " VALUES {} ON CONFLICT (series_id, ts) DO NOTHING"
 )
 _CREATE_STAGE = (
@@ -49,24 +49,11 @@ def execute(connection: Connection, statement: str, parameters: Sequence[Any]) -
 
 def insert_samples(connection: Connection, instance_id: int, rows: Sequence[tuple[SampleKey, SampleRow]]) -> int:
     """Insert the rows whose key is new, and return how many those are. The rows must have distinct keys."""
-    return _insert(
-        connection,
-        _INSERT_SAMPLES,
-        [
-            (
-                series_id,
-                _times[ts_us],
-                value,
-                0,
-                _times[published_us],
-                _times[received_us],
-                SOURCE_CODES[source],
-                instance_id,
-                seq,
-            )
-            for (series_id, ts_us), (_, _, value, published_us, received_us, source, seq, _) in rows
-        ],
-    )
+    records = [
+        (series_id, _times[ts_us], value, _times[received_us], SOURCE_CODES[source], seq, _times[published_us])
+        for (series_id, ts_us), (_, _, value, published_us, received_us, source, seq, _) in rows
+    ]
+    return _insert(connection, _INSERT_SAMPLES, records, f", {instance_id}, 0")
 
 
 def find_conflicts(
@@ -93,14 +80,16 @@ def insert_payloads(
     execute(connection, *then)
 
 
-def _insert(connection: Connection, statement: str, rows: Sequence[tuple[Any, ...]]) -> int:
-    """Insert the rows, and return how many were not ignored."""
+def _insert(connection: Connection, statement: str, rows: Sequence[tuple[Any, ...]], constants: str = "") -> int:
+    """Insert the rows, each followed by ``constants``, and return how many were not ignored."""
     cursor = connection.connection.cursor()
     try:
         inserted = 0
         for start in range(0, len(rows), _ROWS_PER_STATEMENT):
             page = rows[start : start + _ROWS_PER_STATEMENT]
-            cursor.execute(statement.format(_placeholders(len(page), len(page[0]))), tuple(chain.from_iterable(page)))
+            cursor.execute(
+                statement.format(_placeholders(len(page), len(page[0]), constants)), tuple(chain.from_iterable(page))
+            )
             inserted += cursor.rowcount
         return inserted
     finally:
@@ -108,8 +97,8 @@ def _insert(connection: Connection, statement: str, rows: Sequence[tuple[Any, ..
 
 
 @lru_cache
-def _placeholders(rows: int, columns: int) -> str:
-    return ", ".join([f"({', '.join('?' * columns)})"] * rows)
+def _placeholders(rows: int, columns: int, constants: str) -> str:
+    return ", ".join([f"({', '.join('?' * columns)}{constants})"] * rows)
 
 
 class _TimestampCache(dict[int | None, str | None]):
