@@ -38,17 +38,23 @@ async def receive(ours: socket.socket) -> bytes:
     return await asyncio.get_running_loop().sock_recv(ours, 1 << 16)
 
 
-def test_data_is_read_at_the_end_of_the_rest() -> None:
+def test_data_is_read_at_the_end_of_a_rest_that_begins_when_it_comes() -> None:
     async def scenario(selector: RestingSelector) -> None:
         with open_pair() as (ours, theirs):
             await asyncio.sleep(0)
             selector.rest(0)
-            sent_at = boottime()
-            sending = threading.Timer(0.05, theirs.send, [b"x"])
-            sending.start()
-            assert await receive(ours) == b"x"
-            assert boottime() - sent_at >= 0.15
-            assert selector.came_at() <= sent_at + 0.05  # it may have waited since then
+            sent_at: list[float] = []
+
+            def send() -> None:
+                theirs.send(b"x")
+                sent_at.append(boottime())
+                time.sleep(0.15)
+                theirs.send(b"y")
+
+            threading.Timer(0.05, send).start()
+            assert await receive(ours) == b"xy"
+            assert boottime() - sent_at[0] >= 0.19
+            assert selector.came_at() <= sent_at[0] + 0.05  # it may have waited since then
 
     run_resting(0.2, scenario)
 
@@ -80,9 +86,15 @@ def test_data_after_a_rest_in_which_nothing_came_is_read_at_once() -> None:
 
 def test_rest_ends_at_the_next_timer() -> None:
     async def scenario(selector: RestingSelector) -> None:
-        for _ in range(20):
-            selector.rest(0)
-            await asyncio.sleep(0.005)
+        with open_pair() as (ours, theirs):
+            theirs.send(b"x")
+            reader_called = asyncio.Event()
+            asyncio.get_running_loop().add_reader(ours, reader_called.set)
+            for _ in range(20):
+                selector.rest(0)
+                await asyncio.sleep(0.005)
+            assert reader_called.is_set()
+            asyncio.get_running_loop().remove_reader(ours)
 
     run_resting(LONG_SECONDS, scenario)
 

@@ -1389,15 +1389,15 @@ BUGS = (
     Bug(
         "a resting loop sleeps past its timers",
         "daemon/resting_selector.py",
-        "rest = min(self._rest_until - began_at, left)",
-        "rest = min(self._rest_until - began_at, math.inf)",
+        "min(self.rest_seconds, timer_at - self._came_at)",
+        "min(self.rest_seconds, math.inf)",
         "tests/integration/test_resting_selector.py",
     ),
     Bug(
         "what waited in its socket while the loop rested counts as heard at the end of the rest",
         "daemon/resting_selector.py",
-        "self._looked_at, self._came_at = boottime(), began_at",
-        "self._looked_at = self._came_at = boottime()",
+        "            self._looked_at = boottime()\n",
+        "            self._looked_at = self._came_at = boottime()\n",
         "tests/integration/test_resting_selector.py",
     ),
 )
