@@ -10,7 +10,7 @@ from sqlalchemy import Engine, insert, text
 
 from ingestor.store import schema, views
 from ingestor.store.write import sqlite_sql
-from ingestor.store.write.batch import Origin, Payload
+from ingestor.store.write.batch import Origin, PayloadColumns
 from tests.support.entries import T0
 
 from .row_factory import Database, at
@@ -192,8 +192,10 @@ def test_sqlite_times_have_no_zeros_at_their_end(db: Database) -> None:
     names = Origin("c", "stream", "res", "/real-time/crowd-sentiment", "{}")
     stamps = [T0, T0 + 500_000, T0 + 1_000_000]
     with db.engine.begin() as connection:
-        frames = [Payload(seq, names, us, us - 250_000, 1, "[]") for seq, us in enumerate(stamps, 1)]
-        sqlite_sql.insert_payloads(connection, 1, frames, ("DELETE FROM events WHERE seq = %s", (0,)))
+        frames = PayloadColumns()
+        for seq, us in enumerate(stamps, 1):
+            frames.add(seq, us, us - 250_000, 1, "[]")
+        sqlite_sql.insert_payloads(connection, 1, {names: frames}, ("DELETE FROM events WHERE seq = %s", (0,)))
     found = set()
     with db.engine.connect() as connection:
         for name in (*schema.metadata.tables, *(view.name for view in views.VIEWS)):
