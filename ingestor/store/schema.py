@@ -162,7 +162,8 @@ sample_revisions = Table(
 )
 
 # The frames of a batch that have the same origin, at most one batch to a block. A block of one short frame has its text
-# in `body`; of others, `frames` has them. The view `payloads` opens the blocks.
+# in `body`; of others, `frames` has them, but `body` has the rows of rolling windows. The view `payloads` opens the
+# blocks.
 payload_blocks = Table(
     "payload_blocks",
     metadata,

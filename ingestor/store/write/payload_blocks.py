@@ -3,12 +3,13 @@
 A row for each frame would cost three times the processor time and eight times the space. A block is JSON, so that SQL
 can open it: the view ``payloads`` does. An element of its list is [text, µs after received_at, seqs left out before it,
 row_count, published: µs after received_at]. A block leaves out what is 0, 1 and null at the end of all of its elements.
+If ``body`` has the rows of rolling windows, each text is a ``Place`` in it.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
 from difflib import SequenceMatcher
 from typing import Any, NamedTuple
@@ -16,6 +17,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from ingestor.store.write.batch import Origin, PayloadColumns
+from ingestor.store.write.window_strips import Place, cut_window, join_windows
 
 BLOCK_CHARACTERS = 1 << 20  # of text, from which on a block is full: who wants one frame of it reads all
 COLUMNS = (
@@ -101,25 +103,28 @@ def _make_block(origin: Origin, payloads: PayloadColumns) -> PayloadBlock:
     )
     frame_count, since_us = len(seqs), min(received)
     is_single = frame_count == 1 and len(payloads.bodies[0]) < COMPACT_CHARACTERS
+    windows = None if frame_count == 1 else join_windows(payloads.bodies)
     return PayloadBlock(
         first_seq=seqs[0],
         origin=origin,
         received_us=since_us,
         published_us=published[0] if is_single else None,
         row_count=sum(row_counts),
-        body=payloads.bodies[0] if is_single else "",
+        body=payloads.bodies[0] if is_single else windows.text if windows else "",
         last_seq=seqs[-1],
         frame_count=frame_count,
         last_received_us=max(received),
-        frames=None if is_single else _encode_frames(payloads, since_us),
+        frames=None
+        if is_single
+        else _encode_frames(windows.places if windows else payloads.bodies, payloads, since_us),
     )
 
 
-def _encode_frames(payloads: PayloadColumns, since_us: int) -> str:
+def _encode_frames(texts: Sequence[str | Place], payloads: PayloadColumns, since_us: int) -> str:
     """Return the frames of a block. Built by columns: frame by frame it takes twice as long."""
     seqs, row_counts, published = payloads.seqs, payloads.row_counts, payloads.published_us
     frame_count = len(seqs)
-    columns: list[list[Any]] = [payloads.bodies, [received_us - since_us for received_us in payloads.received_us]]
+    columns: list[Sequence[Any]] = [texts, [received_us - since_us for received_us in payloads.received_us]]
     has_defaults = published.count(None) == row_counts.count(1) == frame_count
     if not has_defaults or seqs[-1] - seqs[0] >= frame_count:
         columns.append([seq - place for place, seq in enumerate(seqs, seqs[0])])
@@ -134,7 +139,7 @@ def compact(block: PayloadBlock) -> PayloadBlock:
     For SQLite, which does not compress; the server does it better. JSON never has control characters as they are.
     """
     frames, pieces = block.frames, list[str]()
-    if frames is None or len(frames) < COMPACT_CHARACTERS:
+    if frames is None or block.body or len(frames) < COMPACT_CHARACTERS:  # of windows, nothing is left to find
         return block
     for piece in _find_repeated(frames):
         shorter = frames.replace(piece, chr(len(pieces) + 1))
@@ -180,7 +185,8 @@ def open_block(block: Any) -> list[StoredPayload]:
         return [StoredPayload(block.first_seq, *names, block.received_at, block.body)]
     payloads = []
     for seq, element in enumerate(_decode(_expand(block)), block.first_seq):
-        body, received_us, left_out = (*element, 0, 0)[:3]
+        text, received_us, left_out = (*element, 0, 0)[:3]
+        body = cut_window(block.body, text) if block.body else text
         received_at = block.received_at + timedelta(microseconds=received_us)
         payloads.append(StoredPayload(seq + left_out, *names, received_at, body))
     return payloads

@@ -18,7 +18,7 @@ from ingestor.pipeline.batch_builder import escape_unstorable
 from ingestor.store import migrate, schema, views
 from ingestor.store.engine import fetch_all, make_engine, transaction
 from ingestor.store.read.payloads import read_payloads
-from ingestor.store.write import payload_blocks, postgres_sql, sqlite_sql
+from ingestor.store.write import payload_blocks, postgres_sql, sqlite_sql, window_strips
 from ingestor.store.write.batch import Batch, Origin
 from tests.support.entries import T0
 from tests.support.hypothesis_steps import wanted_steps
@@ -74,6 +74,11 @@ def blocks(engine: Engine) -> list[tuple[int, int, int]]:
 
 _bodies = st.text(st.characters(codec=None)) | st.sampled_from(
     [
+        '[{"ticker":"A","ts":1},{"ticker":"A","ts":2}]',
+        '[{"ticker":"A","ts":2},{"ticker":"A","ts":3},{"ticker":"A","ts":4}]',
+        '{"results":[{"ticker":"A","ts":3},{"ticker":"A","ts":4}],"é":[{}]}',
+        '[{"ticker":"💩","ts":1},{"ticker":"💩","ts":2}]',
+        '[{"ticker":"💩","ts":2},{"ticker":"💩","ts":3}]',
         '[{"ticker":"A","ts":1}]',
         '[{"ticker":"B","ts":2}]',
         "\1\2",
@@ -95,9 +100,9 @@ _frames = st.lists(
 
 
 @settings(max_examples=wanted_steps(100), deadline=None, suppress_health_check=list(HealthCheck))
-@given(_frames, st.sampled_from([1 << 20, 5]), st.sampled_from([16_384, 0]))
+@given(_frames, st.sampled_from([1 << 20, 5]), st.sampled_from([16_384, 0]), st.booleans())
 def test_payloads_are_read_as_they_were_written(
-    engine: Engine, frames: list[tuple[int, Origin, int, int | None, int, str]], full: int, compacted: int
+    engine: Engine, frames: list[tuple[int, Origin, int, int | None, int, str]], full: int, compacted: int, joined: bool
 ) -> None:
     seq, payloads = 0, []
     for step, origin, received, published, rows, body in frames:
@@ -109,6 +114,9 @@ def test_payloads_are_read_as_they_were_written(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(payload_blocks, "BLOCK_CHARACTERS", full)
         patch.setattr(payload_blocks, "COMPACT_CHARACTERS", compacted)
+        if joined:
+            patch.setattr(window_strips, "MIN_CHARACTERS", 0)
+            patch.setattr(window_strips, "_LEAST_GAIN", 0)
         write(engine, payloads)
     assert read_view(engine) == payloads
     stored = [(item.seq, item.received_us, item.origin.connection_id, item.body) for item in payloads]
@@ -193,6 +201,26 @@ def test_sqlite_stores_once_what_is_repeated_in_windows(tmp_path: Path, frames_a
     [(stored,)] = fetch_all(engine, text("SELECT sum(length(frames) + length(pieces)) FROM payload_blocks"))
     assert stored < sum(map(len, windows)) / 3
     engine.dispose()
+
+
+def rolling_windows(count: int) -> list[Payload]:
+    """Windows of two tickers in turn, each of which has one row that the one before it has not."""
+    row_ = '{{"ts":"2026-11-30T{:02}:{:02}:00Z","ticker":"T{}","average_sentiment":"0.{:04}"}}'
+    bodies = []
+    for number in range(count):
+        rows = [row_.format(*divmod(minute, 60), number % 2, minute) for minute in range(number // 2, number // 2 + 60)]
+        bodies.append(f"[{','.join(rows)}]")
+    return [payload(seq, body)._replace(row_count=60) for seq, body in enumerate(bodies, 1)]
+
+
+def test_rows_of_rolling_windows_are_stored_once(engine: Engine) -> None:
+    payloads = rolling_windows(100)
+    write(engine, payloads)
+    assert read_view(engine) == payloads
+    assert [body for *_, body in read_stored(engine, 1, 100)] == [item.body for item in payloads]
+    [(stored,)] = fetch_all(engine, text("SELECT sum(length(frames) + length(body)) FROM payload_blocks"))
+    rows_once = 2 * len(payloads[0].body) + 100 * len(payloads[0].body) / 60
+    assert stored < rows_once + 100 * 40
 
 
 @pytest.mark.postgres
