@@ -348,6 +348,27 @@ BUGS = (
         f"{STORE}/test_payload_blocks.py",
     ),
     Bug(
+        "a window whose newest row was restated is stored with the old one",
+        "store/write/window_strips.py",
+        "if not rows.startswith(known):",
+        "if not known:",
+        "tests/unit/store/test_window_strips.py",
+    ),
+    Bug(
+        "the spool takes a text for a repetition that differs behind its first row",
+        "spool/window_texts.py",
+        "if end > start and text.startswith(base[start:end], first):",
+        "if end > start:",
+        "tests/unit/spool/test_window_texts.py",
+    ),
+    Bug(
+        "a read of the spool counts windows as small as they are stored",
+        "spool/chunk_store.py",
+        "return items, size + unpacker.characters",
+        "return items, size",
+        "tests/unit/spool/test_window_texts.py",
+    ),
+    Bug(
         "what one write of the spool does not drop stays until the next heartbeat",
         "spool/chunk_store.py",
         " or not rows or self._has_more_to_tidy:",
