@@ -591,7 +591,7 @@ BUGS = (
     Bug(
         "a compressed chunk counts as small in memory",
         "spool/chunk_store.py",
-        "size += chunk[2]",
+        "size += chunk_size",
         "size += row[2]",
         KEEP,
     ),
