@@ -6,6 +6,7 @@ import json
 import secrets
 import sqlite3
 from collections.abc import Mapping
+from functools import lru_cache
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -78,10 +79,14 @@ class SpoolHeader(NamedTuple):
             "UPDATE head SET (spool_id, next_seq, acked, live_bytes, clean, highest_acked, kept_bytes, forgotten,"
             " used_ms, server) = (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
         )
-        server = self.server and json.dumps(self.server)
-        db.execute(counters, (*self[:4], self.clean, *self[6:10], server))
+        db.execute(counters, (*self[:4], self.clean, *self[6:10], _server_text(self.server)))
         if with_heartbeat and self.heartbeat:
             db.execute("UPDATE head SET heartbeat = ?", (self.heartbeat.to_text(),))
+
+
+@lru_cache(maxsize=1)  # each write of the spool has the same
+def _server_text(server: tuple[str, int] | None) -> str | None:
+    return server and json.dumps(server)
 
 
 def check_format(found: int, file: str) -> None:
