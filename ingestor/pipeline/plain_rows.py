@@ -95,8 +95,11 @@ class PlainReader:
         return values
 
     def read_single_rows(self, bodies: Sequence[str]) -> list[DecodedValue] | None:
-        """Return the value of each body, with its place as row index, or None unless each has one row and one value."""
-        if len(self.fields) > 1 or max(map(len, bodies)) > NUMBER_CHARACTERS:
+        """Return the value of each body, with its place as row index, or None unless each has one row and one value.
+
+        A body may have ``NUMBER_CHARACTERS``.
+        """
+        if len(self.fields) > 1:
             return None
         values: list[DecodedValue] = []
         try:
