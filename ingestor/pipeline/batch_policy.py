@@ -21,6 +21,6 @@ class BatchPolicy:
         """Estimate how many more entries make the batch full, from those in it: the writer need not wake for fewer."""
         return max((self.max_rows - rows) * entries // rows, 1) if rows else 1
 
-    def wait_seconds(self, *, age_seconds: float) -> float:
-        """Return how long a batch whose first entry the writer has seen so long ago may still wait for others."""
-        return max(self.max_wait_seconds - self.already_waited_seconds - age_seconds, 0.0)
+    def wait_seconds(self, *, rows: int, age_seconds: float, idle_seconds: float) -> float:
+        """Return how long to wait for an entry: the rest of ``max_wait_seconds``, or ``idle_seconds`` without rows."""
+        return max(self.max_wait_seconds - self.already_waited_seconds - age_seconds, 0.0) if rows else idle_seconds

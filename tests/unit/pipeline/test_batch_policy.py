@@ -19,9 +19,12 @@ def test_batch_is_full_by_rows_or_by_bytes(rows: int, size_bytes: int, full: boo
     assert POLICY.full(rows=rows, size_bytes=size_bytes) is full
 
 
-@pytest.mark.parametrize(("age_seconds", "expected"), [(0.04, pytest.approx(0.06)), (7.0, 0.0)])
-def test_wait_ends_when_the_first_entry_has_waited_long_enough(age_seconds: float, expected: float) -> None:
-    assert POLICY.wait_seconds(age_seconds=age_seconds) == expected
+@pytest.mark.parametrize(
+    ("rows", "age_seconds", "expected"),
+    [(0, 5.0, 1.0), (1, 0.04, pytest.approx(0.06)), (1, 7.0, 0.0)],
+)
+def test_wait_is_limited_once_the_batch_has_rows(rows: int, age_seconds: float, expected: float) -> None:
+    assert POLICY.wait_seconds(rows=rows, age_seconds=age_seconds, idle_seconds=1.0) == expected
 
 
 @pytest.mark.parametrize(
@@ -42,4 +45,4 @@ def test_entries_to_full_follow_the_rows_per_entry(rows: int, entries: int, expe
 )
 def test_time_already_waited_counts(age_seconds: float, expected: float) -> None:
     policy = BatchPolicy(max_rows=100, max_wait_seconds=0.1, already_waited_seconds=0.02)
-    assert policy.wait_seconds(age_seconds=age_seconds) == expected
+    assert policy.wait_seconds(rows=1, age_seconds=age_seconds, idle_seconds=1.0) == expected

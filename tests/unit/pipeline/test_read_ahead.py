@@ -27,14 +27,11 @@ class FakeSpool:
         self._items = items
         self.synced = self.readable = len(list(split_into_entries(items)))
         self.highest_acked = 0
-        self.calls: list[tuple[Any, ...]] = []
 
-    def wait(self, after_seq: int, max_wait_seconds: float, min_entries: int = 1) -> bool:
-        self.calls.append(("wait", after_seq, max_wait_seconds, min_entries))
+    def wait(self, after_seq: int, _max_wait_seconds: float, _min_entries: int = 1) -> bool:
         return self.synced > after_seq
 
     def read_items(self, after_seq: int, *, max_entries: int) -> list[SpooledItem]:
-        self.calls.append(("read", after_seq))
         if after_seq >= self.readable:
             raise SpoolFailed("unreadable")
         return [item for item in items_after(after_seq, self._items) if item[0] <= self.readable][:max_entries]
@@ -45,13 +42,11 @@ def read_ahead(*values: float, max_rows: int = 1) -> tuple[ReadAhead, RecentValu
     return read_items([(seq, frame([row("A", value=value)])) for seq, value in enumerate(values, 1)], max_rows=max_rows)
 
 
-def read_items(
-    items: list[SpooledItem], *, max_wait_seconds: float = 0, **limits: int
-) -> tuple[ReadAhead, RecentValueCache, FakeSpool]:
+def read_items(items: list[SpooledItem], **limits: int) -> tuple[ReadAhead, RecentValueCache, FakeSpool]:
     spool: Any = FakeSpool(items)
     cache = RecentValueCache()
     build = partial(BatchBuilder, decoder=decoder())
-    policy = BatchPolicy(max_wait_seconds=max_wait_seconds, **limits)
+    policy = BatchPolicy(max_wait_seconds=0, **limits)
     return ReadAhead(spool, policy, build, cache, WriterStatus(), lambda: False), cache, spool
 
 
@@ -152,20 +147,3 @@ def test_next_batch_is_built_in_parts_of_a_run() -> None:
     ahead.build_next(0, lambda: next(committed))
     assert seqs(ahead.next_batch) == list(range(1, AHEAD_ENTRIES + 1))
     assert seqs(ahead.collect_batch(0, 0)) == list(range(1, AHEAD_ENTRIES + 6))
-
-
-def test_batch_is_read_at_once_after_a_wait_for_as_many_entries_as_filled_the_last_one() -> None:
-    frames = [(seq, frame([row("A", value=seq), row("B", value=seq)])) for seq in range(1, 7)]
-    ahead, _, spool = read_items(frames, max_rows=6, max_wait_seconds=5)
-    assert seqs(ahead.collect_batch(0, 1.0)) == [1, 2, 3]
-    ahead.reset()
-    spool.calls.clear()
-    assert seqs(ahead.collect_batch(3, 1.0)) == [4, 5, 6]
-    assert spool.calls[:2] == [("wait", 3, 1.0, 1), ("wait", 3, pytest.approx(5, abs=4), 3)]
-    assert [call for call in spool.calls if call[0] == "read"] == [("read", 3)]
-
-
-def test_batch_without_entries_is_returned_after_one_wait() -> None:
-    ahead, _, spool = read_items([], max_rows=6)
-    assert not ahead.collect_batch(0, 1.0).items
-    assert spool.calls == [("wait", 0, 1.0, 1)]
