@@ -13,14 +13,15 @@ import pytest
 
 from ..support import node_server
 from ..support.node_server import NodeServer
-from ..support.reference_clients import EngineIo3Client, EngineIo4Client, HandshakeRefused, login
+from ..support.reference_clients import EngineIo3Client, EngineIo4Client, HandshakeRefused, SocketIo09Client, login
 
+Client = EngineIo4Client | EngineIo3Client | SocketIo09Client
 CROWD = "/real-time/crowd-sentiment"
 
 pytestmark = pytest.mark.node
 
 
-@pytest.fixture(params=["1", "2", "4"])
+@pytest.fixture(params=["0.9", "1", "2", "4"])
 def generation(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
@@ -31,12 +32,13 @@ async def server(generation: str, make_node_server: Callable[..., Any]) -> NodeS
     return made
 
 
-async def connected(server: NodeServer) -> EngineIo4Client | EngineIo3Client:
+async def connected(server: NodeServer) -> Client:
     return client_of(server, await login(server.url, server.api_key))
 
 
-def client_of(server: NodeServer, token: str) -> EngineIo4Client | EngineIo3Client:
-    return (EngineIo4Client if server.version.startswith("4") else EngineIo3Client)(server.url, token)
+def client_of(server: NodeServer, token: str) -> Client:
+    kind = {"0": SocketIo09Client, "4": EngineIo4Client}.get(server.version[0], EngineIo3Client)
+    return kind(server.url, token)
 
 
 @pytest.mark.parametrize("generation", node_server.VERSIONS)
@@ -56,8 +58,9 @@ async def test_handshake_without_valid_token_is_refused(server: NodeServer, toke
     with pytest.raises(HandshakeRefused) as refusal:
         async with client_of(server, token):
             pass
-    # An object in 3.x/4.x, a string in 1.x/2.x.
-    assert refusal.value.args[0] == ({"message": message} if server.version.startswith("4") else message)
+    # An object in 3.x/4.x, a string in 1.x/2.x, no reason in 0.x.
+    told = {"0": "403 handshake unauthorized", "4": {"message": message}}.get(server.version[0], message)
+    assert refusal.value.args[0] == told
 
 
 async def test_revoked_token_is_refused(server: NodeServer) -> None:
@@ -70,11 +73,13 @@ async def test_revoked_token_is_refused(server: NodeServer) -> None:
 
 async def test_expired_token_is_refused(generation: str, make_node_server: Callable[..., Any]) -> None:
     server = await make_node_server(generation, lifetime_seconds=-1)
-    with pytest.raises(HandshakeRefused, match="jwt expired"):
+    with pytest.raises(HandshakeRefused, match="403" if generation == "0.9" else "jwt expired"):
         async with await connected(server):
             pass
+    assert "jwt expired" in [event.get("error") for event in server.events]
 
 
+@pytest.mark.parametrize("generation", ["0.8", "0.9.16", "0.9", "1", "2", "4"])
 async def test_subscribed_rows_arrive_as_emitted(server: NodeServer) -> None:
     async with await connected(server) as client:
         assert await client.request("subscribe", CROWD, ticker="AAPL") is None
@@ -123,6 +128,7 @@ async def test_pings_keep_session_alive_and_its_end_is_reported(
     await server.until(lambda: server.count("disconnected") == 1)
 
 
+@pytest.mark.parametrize("generation", ["1", "2", "4"])
 async def test_client_without_pings_is_disconnected(generation: str, make_node_server: Callable[..., Any]) -> None:
     server = await make_node_server(generation, ping_interval_seconds=0.3, ping_timeout_seconds=0.3)
     async with aiohttp.ClientSession() as session:
@@ -136,7 +142,37 @@ async def test_client_without_pings_is_disconnected(generation: str, make_node_s
             assert socket.closed
 
 
-@pytest.mark.parametrize("generation", ["1.0", "4"])
+async def test_0_9_client_without_heartbeats_is_disconnected(make_node_server: Callable[..., Any]) -> None:
+    server = await make_node_server("0.9", ping_interval_seconds=0.3, ping_timeout_seconds=0.3)
+    async with await connected(server) as client:
+        client.answers_heartbeats = False
+        await client.until(lambda: client.end_reasons)
+    assert [event["reason"] for event in server.events if event["event"] == "disconnected"] == ["heartbeat timeout"]
+
+
+@pytest.mark.parametrize(
+    ("generation", "seconds"), [("0.8", ["15", "25"]), ("0.9.16", ["60", "60"]), ("0.9", ["60", "60"])]
+)
+async def test_0_9_server_announces_its_own_timeouts(server: NodeServer, generation: str, seconds: list[str]) -> None:
+    async with await connected(server) as client:
+        assert client.handshake[1:3] == seconds
+
+
+@pytest.mark.parametrize(
+    ("fault", "answer"),
+    [("error", "500 handshake error"), (None, "403 handshake unauthorized")],
+)
+async def test_0_9_authorization_fails_on_demand(
+    make_node_server: Callable[..., Any], fault: str | None, answer: str
+) -> None:
+    server = await make_node_server("0.9")
+    await server.run_command("fail", how=fault)
+    with pytest.raises(HandshakeRefused, match=answer):
+        async with client_of(server, "a.b.c"):
+            pass
+
+
+@pytest.mark.parametrize("generation", ["0.9", "1.0", "4"])
 async def test_expired_token_ends_its_session(generation: str, make_node_server: Callable[..., Any]) -> None:
     server = await make_node_server(generation, lifetime_seconds=2, kick_expired=True)
     async with await connected(server) as client:
@@ -189,14 +225,16 @@ async def test_muted_ticker_sends_nothing_and_raw_text_is_sent(
     async with await connected(server) as client:
         await client.request("subscribe", CROWD, ticker="AAPL")
         await server.emit()
-        await server.run_command("raw", text='2["res",[]]')
+        empty = '5:::{"name":"res","args":[[]]}' if generation == "0.9" else '2["res",[]]'
+        await server.run_command("raw", text=empty)
         await server.run_command("error", name="err", error={"message": "not today"})
         await client.until(lambda: client.events[-2:] == [("res", []), ("err", {"message": "not today"})])
     assert client.rows("res") == []
 
 
-async def test_data_event_can_request_an_ack(make_node_server: Callable[..., Any]) -> None:
-    server = await make_node_server("4", interval_seconds=None)
+@pytest.mark.parametrize("generation", ["0.9", "4"])
+async def test_data_event_can_request_an_ack(generation: str, make_node_server: Callable[..., Any]) -> None:
+    server = await make_node_server(generation, interval_seconds=None)
     async with await connected(server) as client:
         await client.request("subscribe", CROWD, ticker="AAPL")
         await server.run_command("ask")

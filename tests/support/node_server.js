@@ -1,52 +1,84 @@
 "use strict";
-// A stand-in for the provider on Node: a small server for socket.io 1.x to 4.x. With 0.9 it only listens.
+// A stand-in for the provider on Node: a small server for socket.io 0.8 to 4.x.
 //
-//   node --max-http-header-size=65536 node_server.js FOLDER      (the folder that socket.io is installed in)
+//   node node_server.js FOLDER      (the folder that socket.io is installed in)
 //
 // The first line on stdin contains the settings, each further line a command. Each line on stdout reports an event. All
-// lines are JSON objects. node_server.py is the client.
+// lines are JSON objects. node_server.py is the client. Written in ES5: socket.io 0.8 and 0.9 run on node 0.10 as well.
 
-const crypto = require("crypto");
-const fs = require("fs");
-const http = require("http");
-const path = require("path");
-const readline = require("readline");
-const { createRequire } = require("module");
+var crypto = require("crypto");
+var events = require("events");
+var fs = require("fs");
+var http = require("http");
+var path = require("path");
+var readline = require("readline");
 
-const load = createRequire(path.join(process.argv[2], "package.json"));
-const MINUTE_MS = 60_000;
+var LIBRARY = path.join(path.resolve(process.argv[2]), "node_modules", "socket.io");
+var MINUTE_MS = 60000;
 
-const report = (event, details) => process.stdout.write(JSON.stringify({ event, ...details }) + "\n");
-const refusal = (message) => ({ type: "invalid_request_error", message });
+// Read instead of required, because 4.x does not export package.json.
+var version = JSON.parse(fs.readFileSync(path.join(LIBRARY, "package.json"), "utf8")).version;
+var is09 = version.slice(0, 2) === "0.";
+
+function report(event, details) {
+  var line = { event: event };
+  for (var name in details) line[name] = details[name];
+  process.stdout.write(JSON.stringify(line) + "\n");
+}
+
+function refusal(message) {
+  return { type: "invalid_request_error", message: message };
+}
 
 // Tokens are signed with a secret that survives a restart, as on a real server.
 
-const part = (value) => Buffer.from(JSON.stringify(value)).toString("base64url");
-const sign = (body, secret) => crypto.createHmac("sha256", secret).update(body).digest("base64url");
-
-function issue(settings) {
-  const issued = Math.floor(Date.now() / 1000);
-  const claims = { api: settings.apiKey, iat: issued, exp: issued + settings.lifetimeSeconds, jti: crypto.randomUUID() };
-  const pad = "AAPL,".repeat(settings.tokenBytes).slice(0, Math.max(0, Math.floor((settings.tokenBytes - 330) * 0.75)));
-  const body = `${part({ typ: "JWT", alg: "HS256" })}.${part({ ...claims, tickers: pad })}`;
-  return `${body}.${sign(body, settings.secret)}`;
+function bytes(text, encoding) {
+  return Buffer.from && Buffer.from !== Uint8Array.from ? Buffer.from(text, encoding) : new Buffer(text, encoding);
 }
 
-const remainingMs = (token) => JSON.parse(Buffer.from(token.split(".")[1], "base64url")).exp * 1000 - Date.now();
+function urlSafe(base64) {
+  return base64.replace(/\+/g, "-").replace(/\//g, "_").replace(/=/g, "");
+}
+
+function part(value) {
+  return urlSafe(bytes(JSON.stringify(value)).toString("base64"));
+}
+
+function sign(body, secret) {
+  return urlSafe(crypto.createHmac("sha256", secret).update(body).digest("base64"));
+}
+
+function issue(settings) {
+  var issued = Math.floor(Date.now() / 1000);
+  var characters = Math.max(0, Math.floor((settings.tokenBytes - 330) * 0.75));
+  var claims = {
+    api: settings.apiKey,
+    iat: issued,
+    exp: issued + settings.lifetimeSeconds,
+    jti: crypto.randomBytes(18).toString("hex"),
+    tickers: new Array(settings.tokenBytes + 1).join("AAPL,").slice(0, characters),
+  };
+  var body = part({ typ: "JWT", alg: "HS256" }) + "." + part(claims);
+  return body + "." + sign(body, settings.secret);
+}
+
+function remainingMs(token) {
+  return JSON.parse(bytes(token.split(".")[1], "base64").toString()).exp * 1000 - Date.now();
+}
 
 function tokenError(token, settings) {
   if (!token) return "no token given";
-  const [head, claims, signature] = token.split(".");
-  if (signature !== sign(`${head}.${claims}`, settings.secret)) return "invalid signature";
+  var parts = token.split(".");
+  if (parts[2] !== sign(parts[0] + "." + parts[1], settings.secret)) return "invalid signature";
   return remainingMs(token) <= 0 ? "jwt expired" : null;
 }
 
 function answerLogin(request, response, settings) {
-  const reply = (status, body) => {
+  function reply(status, body) {
     response.writeHead(status, { "Content-Type": "application/json" });
     response.end(JSON.stringify(body));
-  };
-  const credentials = "Basic " + Buffer.from(`${settings.apiKey}:`).toString("base64");
+  }
+  var credentials = "Basic " + bytes(settings.apiKey + ":").toString("base64");
   if (request.method !== "POST" || request.url !== "/jwt") return reply(404, refusal("No such endpoint"));
   if (request.headers.authorization !== credentials) return reply(401, refusal("Invalid API Key provided"));
   report("login", { at: Date.now() / 1000 });
@@ -56,164 +88,267 @@ function answerLogin(request, response, settings) {
 // Values depend only on seed, path, field, ticker and bucket, so that a test can recompute them.
 
 function value(settings, name, field, ticker, bucket) {
-  const key = `${settings.seed}/${name}/${field}/${ticker}/${bucket}`;
-  return crypto.createHash("sha256").update(key).digest().readUIntBE(0, 6) / 2 ** 47 - 1;
+  var key = [settings.seed, name, field, ticker, bucket].join("/");
+  var digest = crypto.createHash("sha256").update(bytes(key)).digest();
+  return (digest.readUInt32BE(0) * 65536 + digest.readUInt16BE(4)) / Math.pow(2, 47) - 1;
 }
 
 function rowOf(settings, name, ticker, bucket) {
-  const row = { ts: new Date(settings.startMs + bucket * MINUTE_MS).toISOString(), ticker };
-  for (const field of settings.fields[name]) {
-    const number = value(settings, name, field, ticker, bucket);
+  var row = { ts: new Date(settings.startMs + bucket * MINUTE_MS).toISOString(), ticker: ticker };
+  settings.fields[name].forEach(function (field) {
+    var number = value(settings, name, field, ticker, bucket);
     row[field] = settings.text ? number.toFixed(16) : number;
-  }
+  });
   return row;
 }
 
-const range = (first, last) => Array.from({ length: last - first + 1 }, (_, index) => first + index);
+function range(first, last) {
+  var numbers = [];
+  for (var number = first; number <= last; number += 1) numbers.push(number);
+  return numbers;
+}
 
-class Provider {
-  constructor(io, settings) {
-    this.io = io;
-    this.settings = settings;
-    this.bucket = settings.bucket; // the newest
-    this.burstBucket = -1; // bursts go back in time, so that their rows are always new
-    this.requests = new Map(); // socket → key → {path, params}
-    this.refused = new Map();
-    this.muted = new Set();
-  }
+function Provider(io, settings) {
+  this.io = io;
+  this.settings = settings;
+  this.bucket = settings.bucket; // the newest
+  this.burstBucket = -1; // bursts go back in time, so that their rows are always new
+  this.sockets = {}; // by id
+  this.requests = {}; // socket id → key → {path, params}
+  this.refused = {}; // path or ticker → message
+  this.muted = {}; // tickers
+  this.fault = null; // of authorization in 0.x: "error" or "never", instead of an answer
+}
 
-  check(token) {
-    return tokenError(token, this.settings);
-  }
+Provider.prototype.connected = function (socket) {
+  var self = this;
+  this.sockets[socket.id] = socket;
+  this.requests[socket.id] = {};
+  report("connected", { sid: socket.id });
+  if (this.settings.kickExpired)
+    setTimeout(function () {
+      socket.disconnect();
+    }, remainingMs(socket.handshake.query.token));
+  socket.on("subscribe", function (request, callback) {
+    self.subscribe(socket, request, callback);
+  });
+  socket.on("unsubscribe", function (request, callback) {
+    self.unsubscribe(socket, request, callback);
+  });
+  socket.on("disconnect", function (reason) {
+    delete self.sockets[socket.id];
+    delete self.requests[socket.id];
+    report("disconnected", { sid: socket.id, reason: reason });
+  });
+};
 
-  connected(socket) {
-    this.requests.set(socket, new Map());
-    report("connected", { sid: socket.id });
-    if (this.settings.kickExpired) setTimeout(() => socket.disconnect(), remainingMs(socket.handshake.query.token));
-    socket.on("subscribe", (request, callback) => this.subscribe(socket, request, callback));
-    socket.on("unsubscribe", (request, callback) => this.unsubscribe(socket, request, callback));
-    socket.on("disconnect", (reason) => {
-      this.requests.delete(socket);
-      report("disconnected", { sid: socket.id, reason });
-    });
-  }
+Provider.prototype.subscribe = function (socket, request, callback) {
+  var name = request.path;
+  var error = this.refused[name] || this.refused[request.params.ticker];
+  if (error) return callback(refusal(error));
+  if (!this.settings.fields[name]) return callback(refusal("No such endpoint: " + name));
+  var known = { path: name, params: request.params };
+  this.requests[socket.id][JSON.stringify(known)] = known;
+  report("subscribed", { sid: socket.id, path: name, params: request.params });
+  callback(null);
+  return this.send(socket, known);
+};
 
-  subscribe(socket, { path: name, params }, callback) {
-    const error = this.refused.get(name) || this.refused.get(params.ticker);
-    if (error) return callback(refusal(error));
-    if (!this.settings.fields[name]) return callback(refusal(`No such endpoint: ${name}`));
-    const request = { path: name, params };
-    this.requests.get(socket).set(JSON.stringify(request), request);
-    report("subscribed", { sid: socket.id, ...request });
-    callback(null);
-    return this.send(socket, request);
-  }
+Provider.prototype.unsubscribe = function (socket, request, callback) {
+  var key = JSON.stringify({ path: request.path, params: request.params });
+  var known = delete_(this.requests[socket.id], key);
+  report("unsubscribed", { sid: socket.id, path: request.path, params: request.params });
+  callback(known ? null : refusal("Not subscribed"));
+};
 
-  unsubscribe(socket, { path: name, params }, callback) {
-    const known = this.requests.get(socket).delete(JSON.stringify({ path: name, params }));
-    report("unsubscribed", { sid: socket.id, path: name, params });
-    callback(known ? null : refusal("Not subscribed"));
-  }
+function delete_(map, key) {
+  var known = key in map;
+  delete map[key];
+  return known;
+}
 
-  send(socket, { path, params }, buckets = range(this.bucket - this.settings.windowRows + 1, this.bucket), ...callback) {
-    if (this.muted.has(params.ticker)) return;
-    const rows = buckets.map((bucket) => rowOf(this.settings, path, params.ticker, bucket));
-    const envelope = { path, params, timestamp: new Date().toISOString(), results: rows };
-    const [event, payload] = path.startsWith("/") ? ["res", rows] : ["data", envelope];
-    socket.emit(event, payload, ...callback);
-    report("emitted", { sid: socket.id, name: event, path, params, rows, bucket: this.bucket });
-  }
+Provider.prototype.send = function (socket, request, buckets, callback) {
+  var settings = this.settings;
+  if (this.muted[request.params.ticker]) return;
+  var rows = (buckets || range(this.bucket - settings.windowRows + 1, this.bucket)).map(function (bucket) {
+    return rowOf(settings, request.path, request.params.ticker, bucket);
+  });
+  var isStream = request.path.charAt(0) !== "/";
+  var stamp = new Date().toISOString();
+  var payload = isStream ? { path: request.path, params: request.params, timestamp: stamp, results: rows } : rows;
+  var event = isStream ? "data" : "res";
+  if (callback) socket.emit(event, payload, callback);
+  else socket.emit(event, payload);
+  report("emitted", {
+    sid: socket.id,
+    name: event,
+    path: request.path,
+    params: request.params,
+    rows: rows,
+    bucket: this.bucket,
+  });
+};
 
-  sendAll(...arguments_) {
-    for (const [socket, requests] of this.requests)
-      for (const request of requests.values()) this.send(socket, request, ...arguments_);
-  }
+Provider.prototype.sendAll = function (buckets, callback) {
+  for (var id in this.requests)
+    for (var key in this.requests[id]) this.send(this.sockets[id], this.requests[id][key], buckets, callback);
+};
 
-  sockets() {
-    return [...this.requests.keys()];
-  }
+Provider.prototype.each = function (action) {
+  for (var id in this.sockets) action(this.sockets[id]);
+};
+
+// What one socket is made of in each generation.
+
+function transportOf(provider, socket) {
+  return is09 ? provider.io.transports[socket.id] : socket.conn;
+}
+
+function tcpSocketOf(provider, socket) {
+  return is09 ? transportOf(provider, socket).socket : socket.request.socket;
 }
 
 // Commands, by the name in `do`.
 
-const commands = {
-  emit(provider) {
+var commands = {
+  emit: function (provider) {
     provider.bucket += 1;
     provider.sendAll();
   },
-  burst(provider, { frames, rows }) {
-    for (let frame = 0; frame < frames; frame += 1) {
-      const first = provider.burstBucket - rows + 1;
-      provider.sendAll(range(first, provider.burstBucket));
-      provider.burstBucket -= rows;
+  burst: function (provider, command) {
+    for (var frame = 0; frame < command.frames; frame += 1) {
+      provider.sendAll(range(provider.burstBucket - command.rows + 1, provider.burstBucket));
+      provider.burstBucket -= command.rows;
     }
   },
-  ask: (provider) => provider.sendAll(undefined, () => report("acknowledged")),
-  raw: (provider, { text }) => provider.sockets().forEach((socket) => socket.conn.write(text)),
-  error: (provider, { name, error }) => provider.sockets().forEach((socket) => socket.emit(name, error)),
-  kick: (provider) => provider.sockets().forEach((socket) => socket.disconnect()),
-  close: (provider) => provider.sockets().forEach((socket) => socket.conn.close()),
-  reset: (provider) => provider.sockets().forEach((socket) => socket.request.socket.destroy()),
-  refuse: (provider, { name, message }) => provider.refused.set(name, message),
-  allow: (provider, { name }) => provider.refused.delete(name),
-  mute: (provider, { ticker }) => provider.muted.add(ticker),
-  unmute: (provider, { ticker }) => provider.muted.delete(ticker),
-  revoke(provider) {
+  ask: function (provider) {
+    provider.sendAll(undefined, function () {
+      report("acknowledged");
+    });
+  },
+  raw: function (provider, command) {
+    provider.each(function (socket) {
+      transportOf(provider, socket).write(command.text);
+    });
+  },
+  error: function (provider, command) {
+    provider.each(function (socket) {
+      socket.emit(command.name, command.error);
+    });
+  },
+  kick: function (provider) {
+    provider.each(function (socket) {
+      socket.disconnect();
+    });
+  },
+  close: function (provider) {
+    provider.each(function (socket) {
+      var transport = transportOf(provider, socket);
+      if (is09) transport.end();
+      else transport.close();
+    });
+  },
+  reset: function (provider) {
+    provider.each(function (socket) {
+      tcpSocketOf(provider, socket).destroy();
+    });
+  },
+  refuse: function (provider, command) {
+    provider.refused[command.name] = command.message;
+  },
+  allow: function (provider, command) {
+    delete provider.refused[command.name];
+  },
+  mute: function (provider, command) {
+    provider.muted[command.ticker] = true;
+  },
+  unmute: function (provider, command) {
+    delete provider.muted[command.ticker];
+  },
+  revoke: function (provider) {
     provider.settings.secret = crypto.randomBytes(32).toString("hex");
   },
-  stop(provider) {
-    if (provider.io.close) provider.io.close();
+  fail: function (provider, command) {
+    provider.fault = command.how;
+  },
+  stop: function (provider) {
+    if (is09) commands.kick(provider);
+    else if (provider.io.close) provider.io.close();
     else commands.close(provider); // 1.0 cannot be closed as a whole
-    setImmediate(() => process.exit(0));
+    setImmediate(function () {
+      process.exit(0);
+    });
   },
 };
 
-// Read instead of required, because 4.x does not export package.json.
-function installedVersion() {
-  const file = path.join(process.argv[2], "node_modules", "socket.io", "package.json");
-  return JSON.parse(fs.readFileSync(file, "utf8")).version;
-}
-
 function attach(server, settings) {
-  const io = load("socket.io")(server, {
-    pingInterval: settings.pingIntervalMs,
-    pingTimeout: settings.pingTimeoutMs,
-    maxHttpBufferSize: 1e8,
-    serveClient: false,
-  });
-  const provider = new Provider(io, settings);
-  io.use((socket, next) => {
-    const error = provider.check(socket.handshake.query.token);
-    if (error) report("refused", { error });
+  var options = settings.options;
+  options.pingInterval = settings.pingIntervalMs || 25000;
+  options.pingTimeout = settings.pingTimeoutMs || 20000;
+  options.maxHttpBufferSize = 1e8;
+  options.serveClient = false;
+  var io = require(LIBRARY)(server, options);
+  var provider = new Provider(io, settings);
+  io.use(function (socket, next) {
+    var error = tokenError(socket.handshake.query.token, settings);
+    if (error) report("refused", { error: error });
     next(error ? new Error(error) : undefined);
   });
-  io.on("connection", (socket) => provider.connected(socket));
-  if (settings.intervalMs) emitEvery(settings.intervalMs, provider);
+  io.on("connection", function (socket) {
+    provider.connected(socket);
+  });
+  return provider;
+}
+
+function attach09(server, settings) {
+  process.EventEmitter = process.EventEmitter || events.EventEmitter; // gone since node 7; used before 0.9.17
+  var options = settings.options;
+  options["log level"] = 0;
+  options["browser client"] = false;
+  if (settings.pingIntervalMs) options["heartbeat interval"] = settings.pingIntervalMs / 1000;
+  if (settings.pingTimeoutMs)
+    options["heartbeat timeout"] = options["close timeout"] = settings.pingTimeoutMs / 1000;
+  var io = require(LIBRARY).listen(server, options);
+  var provider = new Provider(io, settings);
+  io.set("authorization", function (handshake, accept) {
+    if (provider.fault === "never") return undefined;
+    if (provider.fault === "error") return accept("the store is away");
+    var error = tokenError(handshake.query.token, settings);
+    if (error) report("refused", { error: error });
+    return accept(null, !error); // the reason cannot be sent
+  });
+  io.sockets.on("connection", function (socket) {
+    provider.connected(socket);
+  });
   return provider;
 }
 
 // Timers fire late, so each tick sends everything that is due, to keep the rate.
 function emitEvery(intervalMs, provider) {
-  const startedAt = Date.now();
-  let times = 0;
-  setInterval(() => {
+  var startedAt = Date.now();
+  var times = 0;
+  setInterval(function () {
     for (; times + 1 <= (Date.now() - startedAt) / intervalMs; times += 1) commands.emit(provider);
   }, intervalMs);
 }
 
 function serve(settings) {
-  const version = installedVersion();
-  const server = http.createServer((request, response) => answerLogin(request, response, settings));
-  const provider = version.startsWith("0.") ? load("socket.io").listen(server, { log: false }) : attach(server, settings);
-  server.listen(settings.port, "127.0.0.1", () => report("listening", { port: server.address().port, version }));
+  var server = http.createServer(function (request, response) {
+    answerLogin(request, response, settings);
+  });
+  var provider = (is09 ? attach09 : attach)(server, settings);
+  if (settings.intervalMs) emitEvery(settings.intervalMs, provider);
+  server.listen(settings.port, "127.0.0.1", function () {
+    report("listening", { port: server.address().port, version: version });
+  });
   return provider;
 }
 
-let provider = null;
+var provider = null;
 readline
-  .createInterface({ input: process.stdin })
-  .on("line", (line) => {
-    const message = JSON.parse(line);
+  .createInterface({ input: process.stdin, output: process.stdout, terminal: false })
+  .on("line", function (line) {
+    var message = JSON.parse(line);
     if (provider === null) {
       provider = serve(message);
     } else {
@@ -221,4 +356,6 @@ readline
       report("did", { id: message.id });
     }
   })
-  .on("close", () => process.exit(0)); // the parent process has ended
+  .on("close", function () {
+    process.exit(0); // the parent process has ended
+  });

