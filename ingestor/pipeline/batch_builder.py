@@ -136,16 +136,11 @@ class BatchBuilder:
 
     def _record_single_rows(self, run: FrameRun, values: list[DecodedValue]) -> None:
         """As ``_record_tickers`` does, for frames of one row each."""
-        path, params, stamps_us = run.path, run.params, run.received_us
-        last_received_us: dict[Channel, int] = {}
-        last = None
-        for series, _, _, place in reversed(values):
-            if series is not last:
-                last = series
-                last_received_us.setdefault((path, params, series[2]), stamps_us[place])
-        if last is not None:
-            self.last_received_us |= last_received_us
-            self.last_received_us[path, params, ""] = stamps_us[-1]
+        last_places = {series[2]: place for series, _, _, place in values}
+        for ticker, place in last_places.items():
+            self.last_received_us[run.path, run.params, ticker] = run.received_us[place]
+        if values:
+            self.last_received_us[run.path, run.params, ""] = run.received_us[-1]
 
     def _plain_reader_of(self, run: FrameRun) -> PlainReader | None:
         if run.source != "stream" or not run.event or '"user_id"' in run.params:
