@@ -157,7 +157,7 @@ def _decode_items(row: ChunkRow) -> tuple[list[SpooledItem], int]:
                 raise ValueError("a run without as many times as texts")
     except (msgspec.MsgspecError, ValueError) as error:
         raise SpoolUnreadable(f"spool entries {first_seq} to {last_seq}: {error}") from error
-    return items, size + unpacker.characters
+    return items, size + unpacker.repeated_characters
 
 
 def newest_entry(path: Path) -> int:

@@ -7,7 +7,6 @@ by one.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Annotated, TypeAlias
 
 from msgspec import Meta, Struct
@@ -83,23 +82,19 @@ class WindowUnpacker:
 
     def __init__(self) -> None:
         self._texts: list[str] = []
-
-    @property
-    def characters(self) -> int:
-        """The characters of the restored texts."""
-        return sum(map(len, self._texts))
+        self.repeated_characters = 0  # by which the texts are longer than what the chunk has of them
 
     def unpack(self, run: WindowRun) -> FrameRun:
         """Raises ValueError."""
         first = len(self._texts)
         for text in run.texts:
-            self._texts.append(text if isinstance(text, str) else _restore(self._texts, text))
+            self._texts.append(text if isinstance(text, str) else self._restore(text))
         texts = self._texts[first:]
         return FrameRun(run.connection_id, run.source, run.event, run.path, run.params, run.received_us, texts)
 
-
-def _restore(texts: Sequence[str], difference: Difference) -> str:
-    if difference.base >= len(texts):
-        raise ValueError("a text refers to one that does not come before it")
-    repeated = texts[difference.base][difference.start : difference.end]
-    return f"{difference.before}{repeated}{difference.after}"
+    def _restore(self, difference: Difference) -> str:
+        if difference.base >= len(self._texts):
+            raise ValueError("a text refers to one that does not come before it")
+        repeated = self._texts[difference.base][difference.start : difference.end]
+        self.repeated_characters += len(repeated)
+        return f"{difference.before}{repeated}{difference.after}"

@@ -366,7 +366,7 @@ BUGS = (
     Bug(
         "a read of the spool counts windows as small as they are stored",
         "spool/chunk_store.py",
-        "return items, size + unpacker.characters",
+        "return items, size + unpacker.repeated_characters",
         "return items, size",
         "tests/unit/spool/test_window_texts.py",
     ),

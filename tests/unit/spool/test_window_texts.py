@@ -93,12 +93,13 @@ def test_difference_to_a_text_that_does_not_come_before_is_unreadable(base: int)
         unpack((1, 1, len(body), zlib.crc32(body), body))
 
 
-def test_read_is_bounded_by_the_restored_size(tmp_path: Path) -> None:
-    writer, frames = ChunkWriter(tmp_path / "spool.db"), windows(40)
+@pytest.mark.parametrize(("tickers", "most_windows"), [(1, 15), (40, 25)])
+def test_read_is_bounded_by_the_restored_size(tmp_path: Path, tickers: int, most_windows: int) -> None:
+    writer, frames = ChunkWriter(tmp_path / "spool.db"), windows(40, tickers=tickers)
     for start in range(0, 40, 10):
         writer.write([pack(start + 1, frames[start : start + 10])], acked=0)
     writer.close()
     reader = ChunkReader(tmp_path / "spool.db")
-    items = reader.read_items(0, max_entries=1_000, max_bytes=15 * len(frames[0].text))
+    items = reader.read_items(0, max_entries=1_000, max_bytes=most_windows * len(frames[0].text))
     reader.close()
     assert [seq for seq, _ in items] == [1, 11]
