@@ -95,28 +95,27 @@ def _split(columns: PayloadColumns) -> Iterator[PayloadColumns]:
 
 
 def _make_block(origin: Origin, payloads: PayloadColumns) -> PayloadBlock:
-    seqs, received, published, row_counts = (
-        payloads.seqs,
-        payloads.received_us,
-        payloads.published_us,
-        payloads.row_counts,
-    )
-    frame_count, since_us = len(seqs), min(received)
-    is_single = frame_count == 1 and len(payloads.bodies[0]) < COMPACT_CHARACTERS
-    windows = None if frame_count == 1 else join_windows(payloads.bodies)
+    seqs, received, bodies = payloads.seqs, payloads.received_us, payloads.bodies
+    since_us, body = min(received), ""
+    published_us: int | None = None
+    frames: str | None = None
+    if len(seqs) == 1 and len(bodies[0]) < COMPACT_CHARACTERS:
+        published_us, body = payloads.published_us[0], bodies[0]
+    elif windows := join_windows(bodies):
+        body, frames = windows.text, _encode_frames(windows.places, payloads, since_us)
+    else:
+        frames = _encode_frames(bodies, payloads, since_us)
     return PayloadBlock(
         first_seq=seqs[0],
         origin=origin,
         received_us=since_us,
-        published_us=published[0] if is_single else None,
-        row_count=sum(row_counts),
-        body=payloads.bodies[0] if is_single else windows.text if windows else "",
+        published_us=published_us,
+        row_count=sum(payloads.row_counts),
+        body=body,
         last_seq=seqs[-1],
-        frame_count=frame_count,
+        frame_count=len(seqs),
         last_received_us=max(received),
-        frames=None
-        if is_single
-        else _encode_frames(windows.places if windows else payloads.bodies, payloads, since_us),
+        frames=frames,
     )
 
 

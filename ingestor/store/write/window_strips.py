@@ -28,10 +28,11 @@ class JoinedWindows(NamedTuple):
 def join_windows(bodies: Sequence[str]) -> JoinedWindows | None:
     """Join the rows of texts.
 
-    None if they are short, have no rows, or more than a third of them would be left. Also if the rows are not ASCII:
-    the view finds a place by bytes, many times as fast as by characters.
+    None if they are few or short, have no rows, or more than a third of them would be left. Also if the rows are not
+    ASCII: the view finds a place by bytes, many times as fast as by characters.
     """
-    if len(bodies[0]) < MIN_CHARACTERS:  # as a rule, the texts of one origin are alike
+    # As a rule, the texts of one origin are alike. Of fewer, more would be left.
+    if len(bodies) < _LEAST_GAIN or len(bodies[0]) < MIN_CHARACTERS:
         return None
     strips: dict[str, _Strip] = {}
     found: list[tuple[str, _Strip, int, int, str]] = []
@@ -43,7 +44,8 @@ def join_windows(bodies: Sequence[str]) -> JoinedWindows | None:
         strip = strips.get(name) or strips.setdefault(name, _Strip())
         found.append((body[:start], strip, strip.add(rows), len(rows), body[start + len(rows) :]))
     kept = sum(strip.size for strip in strips.values())
-    if not kept or _LEAST_GAIN * kept > sum(map(len, bodies)):
+    around = sum(len(before) + len(after) for before, *_, after in found)
+    if not kept or _LEAST_GAIN * (kept + around) > sum(map(len, bodies)):
         return None
     offset = 0
     for strip in strips.values():

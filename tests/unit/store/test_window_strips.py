@@ -50,6 +50,11 @@ def test_texts_that_are_short_or_have_no_rows_are_left_as_they_are(text: str) ->
     assert join_windows([text] * 50) is None
 
 
+def test_texts_with_more_around_their_rows_than_in_them_are_left_as_they_are() -> None:
+    note = "x" * len(window(0))
+    assert join_windows([f'{{"note":"{note}","results":{window(0)}}}' for _ in range(50)]) is None
+
+
 def test_windows_with_other_characters_than_ascii_are_left_as_they_are() -> None:
     bodies = [window(minute) for minute in range(50)]
     assert join_windows(bodies)
