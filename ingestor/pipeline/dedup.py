@@ -12,8 +12,9 @@ from collections.abc import Iterable
 from typing import TypeAlias
 
 from ingestor.core.entries import SeriesKey
+from ingestor.core.windows import MIN_CHARACTERS, first_ticker
 from ingestor.pipeline.plain_rows import DecodedValue, PlainReader
-from ingestor.pipeline.windows import MAX_CHARACTERS, MIN_CHARACTERS, KnownWindow, are_window
+from ingestor.pipeline.windows import MAX_CHARACTERS, KnownWindow, are_window
 
 CAPACITY = 50_000  # values of a generation: some 5 MB, and the windows of 800 tickers
 GENERATION_SECONDS = 300.0  # a value expires after one to two generations
@@ -88,8 +89,7 @@ class RecentValueCache:
         if not MIN_CHARACTERS < len(body) < MAX_CHARACTERS:
             values = reader.read(body)
             return None if values is None else (0, values, self.filter_new(values, connection))
-        start = body.find('"ticker"')
-        key = connection, body[start : body.find(",", start)]  # finds the window; a wrong one has another text
+        key = connection, first_ticker(body)
         window = self._windows.get(key)
         if window and (found := window.read(reader, body)):
             known_rows, values = found

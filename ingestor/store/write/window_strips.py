@@ -1,8 +1,7 @@
 """Rolling windows in a block of payloads: the rows of a series are put one behind the other, and each once.
 
-A response of a minute feed has 60 rows, of which 59 were in the response before. So each response is a part of the
-strip of its series, between what stands before and after its rows. That takes a quarter of the time that JSON of all
-rows takes, and a tenth of the space.
+Each response is a part of the strip of its series, between what stands before and after its rows. That takes a quarter
+of the time that JSON of all rows takes, and a tenth of the space.
 """
 
 from __future__ import annotations
@@ -10,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple, TypeAlias
 
-MIN_CHARACTERS = 500  # of a text: with shorter ones, there is little to save
+from ingestor.core.windows import MIN_CHARACTERS, first_ticker
+
 _LEAST_GAIN = 3  # as compressing the whole texts does
 
 # What stands before the rows, the place of the first character of the rows, their number of characters, what stands
@@ -39,9 +39,8 @@ def join_windows(bodies: Sequence[str]) -> JoinedWindows | None:
     for body in bodies:
         start, end = body.find("[{") + 1, body.rfind("}]") + 1
         rows = body[start:end] if start < end else ""
-        ticker = rows.find('"ticker"')
-        name = rows[ticker : rows.find(",", ticker)]  # finds the strip; with a wrong one, the rows are not found in it
-        strip = strips.get(name) or strips.setdefault(name, _Strip())
+        ticker = first_ticker(rows)
+        strip = strips.get(ticker) or strips.setdefault(ticker, _Strip())
         found.append((body[:start], strip, strip.add(rows), len(rows), body[start + len(rows) :]))
     kept = sum(strip.size for strip in strips.values())
     around = sum(len(before) + len(after) for before, *_, after in found)
