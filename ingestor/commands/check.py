@@ -39,7 +39,8 @@ class StoredSize:
 
 
 # Measured with samples of 500 tickers, and with the texts of windows, 1 to 100 a batch: of these SQLite stores 0.32 to
-# 0.46, PostgreSQL 0.19 to 0.38. A text of a single row takes up to three times its length if few come in a batch.
+# 0.46, PostgreSQL 0.19 to 0.38, and less of several windows of one ticker in a batch. A text of a single row takes up
+# to three times its length if few come in a batch.
 IN_SQLITE = StoredSize(80, 0.5)
 IN_POSTGRES = StoredSize(120, 0.3)
 
