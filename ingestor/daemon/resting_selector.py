@@ -15,7 +15,7 @@ MAX_RESTING_BYTES = 48 << 10
 
 
 class RestingSelector(selectors.DefaultSelector):
-    """After ``rest``, waits for more of what came first, but never past a timer. Ready callbacks do not wait."""
+    """After ``rest``, lets what comes wait for more, but never past a timer. Ready callbacks do not wait."""
 
     def __init__(self, rest_seconds: float) -> None:
         super().__init__()
@@ -24,9 +24,9 @@ class RestingSelector(selectors.DefaultSelector):
         self._flows_until = 0.0
 
     def rest(self, received_bytes: int) -> None:
-        """If something comes within ``rest_seconds`` after the last look, rest so long before it is read.
+        """If something comes within ``rest_seconds`` after the last look, read it that much later, with what follows.
 
-        Unless so much was received that a socket might be full at the end of the rest.
+        If so much was received that a socket might be full by then, read it at once.
         """
         if received_bytes <= MAX_RESTING_BYTES:
             self._flows_until = self._looked_at + self.rest_seconds
