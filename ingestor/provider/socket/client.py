@@ -1,45 +1,22 @@
-"""Socket.IO clients whose read loop hands data events over as raw text, without parsing them.
-
-The library starts a task for every message: the order is lost at the first await, a message that cannot be parsed
-disappears in an exception that is never reported, and a burst creates thousands of tasks. Our read loop passes whatever
-is certain to be a data event to the listener as it arrived, before JSON. The library parses everything else, in order;
-what it cannot parse is kept as raw text. This depends on private names of both libraries, so pyproject.toml pins them
-to the minor release that tests/unit/provider/test_engine_contract.py was written for.
-"""
+"""What the clients of all Socket.IO versions have in common: their interface, their listener and their limits."""
 
 from __future__ import annotations
 
 import asyncio
 import base64
-import json
-import logging
-from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import aiohttp
-import engineio
-import socketio
-from engineio import base_client, packet
-from socketio import packet as socketio_packet
 
-from ingestor.errors import IngestorError
+from ingestor.errors import ConnectionFailed
 
 MAX_MESSAGE_BYTES = 64 << 20  # aiohttp's default of 4 MiB would close the connection on every larger message
-# Beyond one of these limits the connection is closed, and the reason names it.
-MAX_UNSENT_BYTES = 1 << 20  # pongs and acknowledgements that the server does not read
-MAX_ATTACHMENTS = 1000  # that one message announces
-MAX_ATTACHED_BYTES = MAX_MESSAGE_BYTES  # of its attachments, and of what they are as text
-ATTACHMENT_SECONDS = 60.0  # until the last of them
-MAX_NAMESPACE_CHARACTERS = 256  # of an event that is to be acknowledged
+MAX_UNSENT_BYTES = 1 << 20  # that the server does not read; beyond it the connection is closed
 MAX_CALLBACKS = 10_000  # of requests that the server has not acknowledged; the oldest are dropped
-_PACKET_OVERHEAD_BYTES = 500  # of a queued packet beside its data, roughly
+SILENCE_SECONDS = (0.05, 7200.0)  # that a server may announce, and between two pings that the client sends
 
 ERROR_EVENTS = frozenset({"err", "error"})
-
-# Outside the logger tree: the library logs the URL, which contains the token, and installs handlers of its own.
-_null_logger = logging.Logger("socketio, silenced", level=logging.CRITICAL + 1)
-_null_logger.propagate = False
 
 
 class LimitExceeded(Exception):
@@ -78,39 +55,26 @@ class ClientListener(Protocol):
         """Note that the socket is closed. Only the first call counts."""
 
 
-class SessionWrapper:
-    """The aiohttp session that the library is given.
+class Client(Protocol):
+    """One socket to the server, in one version of the protocol. It is connected once, and owns its aiohttp session."""
 
-    It keeps two things that the library drops: the websocket, which the library does not close when the Engine.IO
-    handshake fails, and the exception with which ``ws_connect`` failed. ``__getattr__`` passes everything else on,
-    because a release of the library may use any other part of a session.
-    """
+    max_in_flight: int  # requests that may wait for their acknowledgement
 
-    def __init__(self, session: aiohttp.ClientSession) -> None:
-        self.error: aiohttp.ClientError | None = None
-        self._session = session
-        self._socket: aiohttp.ClientWebSocketResponse | None = None
+    @property
+    def silence_seconds(self) -> float:
+        """How long the server may be silent before it counts as gone. Known once connected."""
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._session, name)
+    async def connect(self, url: str, token: str) -> None:
+        """Connect to the API's root ``url``, without a limit of time.
 
-    async def ws_connect(self, url: str, **options: Any) -> aiohttp.ClientWebSocketResponse:
-        try:
-            self._socket = await self._session.ws_connect(url, **options)
-        except aiohttp.ClientError as error:
-            self.error = error
-            raise
-        return self._socket
+        Raises ConnectionRefused if the server refuses the token, else ConnectionFailed; the listener may know more.
+        """
 
-    async def close(self, timeout_seconds: float) -> None:
-        """Close the websocket, with a closing handshake if the server answers within ``timeout_seconds``."""
-        try:
-            async with asyncio.timeout(timeout_seconds):
-                if self._socket is not None:
-                    await self._socket.close()
-        except TimeoutError:
-            pass  # aiohttp aborts the transport when close() is cancelled
-        await self._session.close()
+    async def emit(self, event: str, payload: dict[str, Any], on_ack: Callable[..., object]) -> None:
+        """Send an event; ``on_ack`` is called with the server's answer. Raises ConnectionFailed once closed."""
+
+    async def abandon(self, timeout_seconds: float) -> None:
+        """Stop reading and writing at once; then close the websocket, for at most ``timeout_seconds``."""
 
 
 def raw_text(data: str | bytes) -> str:
@@ -118,32 +82,8 @@ def raw_text(data: str | bytes) -> str:
     return data if isinstance(data, str) else "b" + base64.b64encode(data).decode()
 
 
-def event_text(event: str, args: Iterable[Any]) -> str:
-    """Encode a parsed event as message text; binary arguments in base64. Raises LimitExceeded if they are too long."""
-    encoded_bytes = 0
-
-    def encode_binary(value: object) -> dict[str, str]:
-        nonlocal encoded_bytes
-        if not isinstance(value, bytes | bytearray):
-            raise TypeError(type(value).__name__)
-        encoded_bytes += len(value)  # one attachment may have thousands of placeholders
-        _check_attached(encoded_bytes)
-        return {"base64": base64.b64encode(value).decode()}
-
-    return "42" + json.dumps([event, *args], ensure_ascii=False, separators=(",", ":"), default=encode_binary)
-
-
-def _check_attached(size: int) -> None:
-    if size > MAX_ATTACHED_BYTES:
-        raise LimitExceeded(f"the attachments of a message are more than {MAX_ATTACHED_BYTES} bytes")
-
-
-def event_prefixes(events: Iterable[str]) -> tuple[tuple[str, str], ...]:
-    """Return (prefix, event): how a message begins that has no namespace, no ack id and at least one argument."""
-    return tuple((f"42{json.dumps([event], ensure_ascii=False)[:-1]},", event) for event in events)
-
-
-def _close_reason(message: aiohttp.WSMessage) -> tuple[str, str]:
+def close_reason(message: aiohttp.WSMessage) -> tuple[str, str]:
+    """Return cause and reason of a message that is not data."""
     match message.type:
         case aiohttp.WSMsgType.CLOSE:
             return "closed", f"the server closed the websocket ({message.data})"
@@ -153,270 +93,18 @@ def _close_reason(message: aiohttp.WSMessage) -> tuple[str, str]:
             return "lost", "the connection was cut"
 
 
-class SendQueue(asyncio.Queue[Any]):
-    """The packets that are to be sent, and their size."""
-
-    unsent_bytes = 0
-
-    def _put(self, item: Any) -> None:
-        super()._put(item)
-        self.unsent_bytes += _size(item)
-
-    def _get(self) -> Any:
-        item = super()._get()
-        self.unsent_bytes -= _size(item)
-        return item
+async def close_websocket(socket: aiohttp.ClientWebSocketResponse | None, timeout_seconds: float) -> None:
+    """Close a websocket, with a closing handshake if the server answers in time."""
+    try:
+        async with asyncio.timeout(timeout_seconds):
+            if socket is not None:
+                await socket.close()
+    except TimeoutError:
+        pass  # aiohttp aborts the transport when close() is cancelled
 
 
-def _size(item: packet.Packet | None) -> int:
-    return 0 if item is None else _PACKET_OVERHEAD_BYTES + len(item.data or "")
-
-
-class FastEngine(engineio.AsyncClient):  # type: ignore[misc]
-    """An Engine.IO client whose read loop needs no task, no JSON and no await for a data event."""
-
-    listener: ClientListener
-    state: str
-    prefixes: tuple[tuple[str, str], ...]
-
-    def create_queue(self, *args: Any, **kwargs: Any) -> SendQueue:
-        return SendQueue(*args, **kwargs)
-
-    async def _send_packet(self, pkt: packet.Packet) -> None:
-        await super()._send_packet(pkt)
-        if self.queue.unsent_bytes > MAX_UNSENT_BYTES:
-            self.cut("the provider does not read what is sent to it")
-
-    def cut(self, reason: str) -> None:
-        """Read no further, because the server exceeds a limit."""
-        if self.state == "connected":
-            self.listener.on_closed("limit", reason)
-            self.state = "disconnected"  # ends the loops
-
-    async def _read_loop_websocket(self) -> None:
-        try:
-            closed = await self._read_messages()
-        except LimitExceeded as error:
-            closed = "limit", str(error)
-        except Exception as error:  # raised by the listener, which has reported it, or by the library
-            closed = "lost", type(error).__name__
-        self.listener.on_closed(*closed)
-        await self.queue.put(None)  # ends the write loop
-        if self.write_loop_task:
-            await self.write_loop_task
-        if self.state == "connected":
-            await self._trigger_event("disconnect", self.reason.TRANSPORT_ERROR, run_async=False)
-            unregister_engine(self)
-            await self._reset()
-
-    async def _read_messages(self) -> tuple[str, str]:
-        """Read until the socket closes; return cause and reason. The listener then has everything that was read."""
-        receive, prefixes, listener = self.ws.receive, self.prefixes, self.listener
-        on_frame = listener.on_frame
-        while self.state == "connected" and self.write_loop_task:
-            # Does not suspend while aiohttp has more buffered (about 100 kB): a burst is read in one go.
-            message = await receive()
-            data = message.data
-            if type(data) is str:
-                for prefix, event in prefixes:
-                    if data.startswith(prefix) and data.endswith("]"):
-                        must_pause = on_frame(event, data)
-                        break
-                else:
-                    if not await self._handle_text(data):
-                        return "closed", "the server closed the connection"
-                    must_pause = listener.congested
-            elif type(data) is bytes:
-                listener.on_activity()
-                await self._parse_message(data, data)
-                must_pause = listener.congested
-            else:
-                return _close_reason(message)
-            if must_pause:
-                await listener.wait_for_space()
-        return "lost", "the connection can no longer be written to"
-
-    async def _handle_text(self, text: str) -> bool:
-        """Handle a message that is not certain to be a data event. Return False for a CLOSE packet."""
-        self.listener.on_activity()
-        match text[:1]:
-            case "1":
-                return False
-            case "2":
-                await self._send_packet(packet.Packet(packet.PONG, text[1:]))
-            case "3" | "6":
-                pass  # PONG, NOOP
-            case "4" if text[1:2] in tuple("0123456"):
-                await self._parse_message(text, text[1:])
-            case _:
-                self.listener.on_data("", text)
-        return True
-
-    async def _parse_message(self, raw: str | bytes, data: str | bytes) -> None:
-        try:
-            # Called directly, not in a task as the library does, to keep parsed messages in order with the others.
-            await self.handlers["message"](data)
-        except LimitExceeded:
-            raise
-        except Exception:  # bad JSON, 42[], an integer of 4301 digits, an unknown packet type: keep it as it arrived
-            self.listener.on_data("", raw_text(raw))
-
-
-def unregister_engine(engine: engineio.AsyncClient) -> None:
-    """Remove a client from the library's process-wide list, which otherwise keeps every client that was aborted."""
-    if engine in base_client.connected_clients:
-        base_client.connected_clients.remove(engine)
-
-
-class FastEngineV3(FastEngine):
-    """The same for Engine.IO revision 3: the client pings, and binary messages begin with a type byte."""
-
-    def _get_engineio_url(self, *args: Any, **kwargs: Any) -> str:
-        url: str = super()._get_engineio_url(*args, **kwargs)
-        return url.removesuffix("EIO=4") + "EIO=3"
-
-    async def send_pings(self) -> None:
-        """Ping at the interval that the server requested, while connected."""
-        while self.state == "connected":
-            await self._send_packet(packet.Packet(packet.PING))
-            await asyncio.sleep(self.ping_interval)
-
-    async def _parse_message(self, raw: str | bytes, data: str | bytes) -> None:
-        await super()._parse_message(raw, data[1:] if isinstance(data, bytes) and data[:1] == b"\x04" else data)
-
-
-class FastClient(socketio.AsyncClient):  # type: ignore[misc]
-    """A Socket.IO client that passes every event to its listener, whatever the event's name.
-
-    No handler is registered by name, because a server may name an event ``connect`` or ``disconnect``. No handler
-    waits, because a disconnect packet that arrived meanwhile would leave a connection that is neither open nor closed.
-    """
-
-    engine: type[FastEngine] = FastEngine
-    _binary_packet: Any
-
-    def __init__(self, listener: ClientListener, events: tuple[str, ...], session: SessionWrapper) -> None:
-        super().__init__(
-            reconnection=False,  # the library does not reconnect after a disconnect packet; the supervisor does
-            handle_sigint=False,
-            logger=_null_logger,
-            engineio_logger=_null_logger,
-            http_session=session,
-            websocket_extra_options={"max_msg_size": MAX_MESSAGE_BYTES},
-        )
-        self.eio.listener = listener
-        self.eio.prefixes = event_prefixes(events)
-        self._listener = listener
-        self._text = ""  # the message that is being parsed
-        self._attached_bytes = 0  # of its attachments
-        self._attachment_timer: asyncio.TimerHandle | None = None  # of the last message that announced some
-        self._last_id = 0  # of our requests
-        self._acks: deque[tuple[str | None, int, int | None]] = deque()  # namespace, id, and seq of the entry
-        self._ack_task: asyncio.Task[None] | None = None
-
-    def _engineio_client_class(self) -> type[FastEngine]:
-        return self.engine
-
-    async def _handle_eio_message(self, data: str | bytes) -> None:
-        if isinstance(data, str):
-            if self._binary_packet is not None:  # its attachments never arrived; without this it would consume `data`
-                self._binary_packet = None
-                self._listener.on_data("", f"4{self._text}")
-            self._text = data
-        elif self._binary_packet is None:
-            raise ValueError("an attachment without an event")
-        try:
-            await self._handle_within_limits(data)
-        except LimitExceeded:
-            self._listener.on_data("", f"4{self._text}")
-            raise
-
-    async def _handle_within_limits(self, data: str | bytes) -> None:
-        if isinstance(data, bytes):
-            self._attached_bytes += len(data)
-            _check_attached(self._attached_bytes)
-        await super()._handle_eio_message(data)
-        if isinstance(data, str) and self._binary_packet is not None:
-            self._attached_bytes = 0
-            if (count := self._binary_packet.attachment_count) > MAX_ATTACHMENTS:
-                raise LimitExceeded(f"a message announces {count} attachments, more than {MAX_ATTACHMENTS}")
-            self._await_attachments()
-
-    def _await_attachments(self) -> None:
-        # One timer, which does not refer to the message: it would keep the attachments in memory.
-        if self._attachment_timer is not None:
-            self._attachment_timer.cancel()
-        loop = asyncio.get_running_loop()
-        self._attachment_timer = loop.call_later(ATTACHMENT_SECONDS, self._on_attachments_due)
-
-    def _on_attachments_due(self) -> None:
-        if self._binary_packet is not None and self.eio.state == "connected":
-            self._listener.on_data("", f"4{self._text}")
-            self.eio.cut(f"the attachments of a message did not arrive within {ATTACHMENT_SECONDS:g} s")
-
-    async def _handle_event(self, namespace: str | None, id: int | None, data: Any) -> None:
-        if not (isinstance(data, list) and data and isinstance(data[0], str)):
-            raise ValueError("an event without a name")
-        event, args = data[0], data[1:]
-        if id is not None and namespace and len(namespace) > MAX_NAMESPACE_CHARACTERS:
-            raise LimitExceeded(f"an event has a namespace of {len(namespace)} characters")
-        seq = None
-        if event in ERROR_EVENTS and namespace in (None, "/"):
-            self._listener.on_provider_error(event, args)
-        else:
-            seq = self._listener.on_data(event, self._event_text(event, args))
-        if id is not None:
-            self._acks.append((namespace, id, seq))
-            if self._ack_task is None or self._ack_task.done():
-                self._ack_task = asyncio.create_task(self._send_acks(), name="acknowledgements")
-
-    def _event_text(self, event: str, args: list[Any]) -> str:
-        # The text as it arrived, without namespace and ack id, so that numbers keep all their digits.
-        if not self._text.startswith("2"):
-            return event_text(event, args)
-        text = self._text[1:]
-        if text.startswith("/"):
-            text = text.partition(",")[2]
-        return "42" + text[text.index("[") :]
-
-    async def _send_acks(self) -> None:
-        while self._acks:
-            namespace, id, seq = self._acks.popleft()
-            if seq is not None:
-                try:
-                    await self._listener.durable(seq)
-                except IngestorError:
-                    continue  # not durable, so not acknowledged; the spool reports the error to the service
-            await self._send_packet(self.packet_class(socketio_packet.ACK, namespace=namespace, id=id, data=[]))
-
-    def _generate_ack_id(self, namespace: str | None, callback: Callable[..., object]) -> int:
-        # The library keeps its counter among the callbacks, as number 0, and an ACK with that number deletes it.
-        self._last_id += 1
-        waiting = self.callbacks.setdefault(namespace or "/", {})
-        waiting[self._last_id] = callback
-        if len(waiting) > MAX_CALLBACKS:
-            del waiting[next(iter(waiting))]
-        return self._last_id
-
-    async def _handle_connect(self, namespace: str | None, data: Any) -> None:
-        if namespace in (None, "/"):  # the library would keep any number of others
-            await super()._handle_connect(namespace, data)
-
-    async def _handle_disconnect(self, namespace: str | None) -> None:
-        # The library ignores this packet until connect() has returned, and would then report a connection.
-        if namespace in (None, "/"):
-            self._listener.on_closed("kicked", "the server disconnected the socket")
-
-    async def _handle_error(self, namespace: str | None, data: Any) -> None:
-        self._listener.on_error_packet(data)
-        if "/" not in self.namespaces:  # otherwise the library would treat an open connection as closed
-            await super()._handle_error(namespace, data)
-
-
-class FastClientV3(FastClient):
-    """The same for Socket.IO 1.x and 2.x, which connect ``/`` unasked: requesting it would open a second socket."""
-
-    engine = FastEngineV3
-
-    async def _handle_eio_connect(self) -> None:
-        self.sid = self.eio.sid
+def check_silence_seconds(seconds: float) -> None:
+    """Raise ConnectionFailed for a limit that the server cannot mean, such as a negative one."""
+    shortest, longest = SILENCE_SECONDS
+    if not shortest <= seconds <= longest:
+        raise ConnectionFailed(f"the server announces an unusable ping interval ({seconds:g} s)")

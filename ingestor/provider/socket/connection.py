@@ -14,10 +14,7 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
-from urllib.parse import quote
 
-import aiohttp
-import socketio
 from pydantic import SecretStr
 
 from ingestor.config.model import Subscription
@@ -26,17 +23,15 @@ from ingestor.core.entries import Fact, Frame, FrameRun
 from ingestor.core.redaction import redactor
 from ingestor.errors import ConnectionFailed, ConnectionRefused, IngestorError
 from ingestor.provider.auth import Token
-from ingestor.provider.socket.client import FastClient, FastClientV3, FastEngineV3, SessionWrapper, unregister_engine
-from ingestor.provider.socket.protocol import REFUSED_STATUSES, ProtocolVersion, socketio_path
-from ingestor.provider.transport import describe_error, http_session
+from ingestor.provider.socket.client import Client
+from ingestor.provider.socket.client_factory import make_client
+from ingestor.provider.socket.protocol import ProtocolVersion
+from ingestor.provider.transport import http_session
 
-OPEN_SECONDS = 30.0  # from the first packet to the server's CONNECT
-LATE_ERROR_SECONDS = 0.1  # from that CONNECT to an ERROR that revokes it, on Socket.IO 1.x and 2.x
+OPEN_SECONDS = 30.0  # from the first request to the server's CONNECT
 ACK_SECONDS = 10.0
-MAX_IN_FLIGHT = 200  # requests that are not acknowledged yet
 CLOSE_SECONDS = 2.0  # for the server to answer the closing handshake; then the socket is aborted
 ABORT_SECONDS = 0.1  # the same where the server is gone or seems to be
-PING_SECONDS = (0.05, 7200.0)  # between two pings that the client sends, and until a silent server counts as gone
 BACKLOG_SECONDS = 1.0  # after a pause, in which what is read may be what had arrived before the pause
 GRACE_SECONDS = 0.25  # before a silence counts: after a stop of the whole process, the timer runs before the reader
 MAX_TEXT_CHARACTERS = 500  # of an error text of the provider
@@ -133,13 +128,11 @@ class Connection:
         self._sink = sink
         self._record = record
         self._clock = came_at
-        self._session: SessionWrapper | None = None
-        self._client: FastClient | None = None
+        self._client: Client | None = None
         self._close_reason: asyncio.Future[CloseReason] = asyncio.get_running_loop().create_future()
         self._rejection: str | None = None
         self._paused = False
         self._silence_timer: asyncio.TimerHandle | None = None
-        self._pinger: asyncio.Task[None] | None = None
 
     async def open(self, token: Token) -> None:
         """Connect, once. Raises ConnectionRefused if the server rejects the token, else ConnectionFailed."""
@@ -190,10 +183,7 @@ class Connection:
         self.on_closed(cause, reason)
         client, self._client = self._client, None
         if client is not None:
-            await _abort(client, self._pinger)
-        session, self._session = self._session, None
-        if session is not None:
-            await session.close(CLOSE_SECONDS if handshake else ABORT_SECONDS)
+            await client.abandon(CLOSE_SECONDS if handshake else ABORT_SECONDS)
         if not self._close_reason.cancelled():
             self._close_reason.exception()  # retrieve it: the caller of close() need not wait for the reason
 
@@ -290,15 +280,18 @@ class Connection:
     # --- opening ---
 
     async def _connect(self, token: Token) -> None:
-        self._session = SessionWrapper(http_session(self._settings.tls_context, self._settings.proxy))
-        client_class = FastClient if self.protocol_version is ProtocolVersion.SOCKET_IO_4 else FastClientV3
-        self._client = client_class(self, self._settings.events, self._session)
-        # The library waits for the server's OPEN without a limit, and for its CONNECT even when the socket is closed.
-        attempt = asyncio.create_task(self._handshake(self._client, token))
+        settings = self._settings
+        session = http_session(settings.tls_context, settings.proxy)
+        self._client = client = make_client(self.protocol_version, self, settings.events, session)
+        # A client may wait for an answer without a limit, even when the socket is closed.
+        attempt = asyncio.create_task(client.connect(settings.url, token.value))
         try:
             either: list[asyncio.Future[Any]] = [attempt, self._close_reason]
             await asyncio.wait(either, timeout=OPEN_SECONDS, return_when=asyncio.FIRST_COMPLETED)
-            self._check_handshake(attempt.exception() if attempt.done() else None)
+            if self._rejection is not None:
+                raise ConnectionRefused(f"the server refused the token: {self._rejection}")
+            if attempt.done():
+                attempt.result()
             if not self.alive:
                 raise ConnectionFailed(self._close_reason.result().reason)
             if not attempt.done():
@@ -308,38 +301,7 @@ class Connection:
             await asyncio.wait({attempt})
             if not attempt.cancelled():
                 attempt.exception()
-        engine = self._client.eio
-        _check_pings(engine.ping_interval + engine.ping_timeout)
-        if isinstance(engine, FastEngineV3):
-            _check_pings(engine.ping_interval)
-            # 2.0.0 and 2.0.1 send CONNECT before they check the token, and an ERROR right after it.
-            await asyncio.wait([self._close_reason], timeout=LATE_ERROR_SECONDS)
-            self._check_handshake(None)
-            self._pinger = asyncio.create_task(engine.send_pings(), name=f"pings of {self.id}")
-        self._check_silence(engine.ping_interval + engine.ping_timeout)
-
-    async def _handshake(self, client: socketio.AsyncClient, token: Token) -> None:
-        await client.connect(
-            f"{self._settings.url}?token={quote(token.value, safe='')}",
-            transports=["websocket"],
-            namespaces=["/"],
-            socketio_path=socketio_path(self._settings.url),
-            wait_timeout=OPEN_SECONDS,
-        )
-
-    def _check_handshake(self, error: BaseException | None) -> None:
-        """Raise what the handshake's error, or an ERROR packet of the server, means."""
-        if self._rejection is not None:
-            raise ConnectionRefused(f"the server refused the token: {self._rejection}")
-        if error is None:
-            return
-        failure = self._session.error if self._session is not None else None
-        status = failure.status if isinstance(failure, aiohttp.WSServerHandshakeError) else None
-        if status in REFUSED_STATUSES:
-            raise ConnectionRefused(f"HTTP {status}: the server refused the token")
-        if status not in (None, 101):
-            raise ConnectionFailed(f"HTTP {status} instead of a websocket")
-        raise ConnectionFailed(_describe_failure(failure or error))  # without its cause, whose text may hold the token
+        self._check_silence(client.silence_seconds)
 
     def _check_silence(self, limit_seconds: float, grace: bool = False) -> None:
         # One timer, instead of a timeout around every read.
@@ -355,7 +317,9 @@ class Connection:
     # --- subscribing ---
 
     async def _request(self, event: str, subscriptions: Iterable[Subscription], on_ack: AckCallback) -> None:
-        slots = asyncio.Semaphore(MAX_IN_FLIGHT)
+        if self._client is None:
+            return
+        slots = asyncio.Semaphore(self._client.max_in_flight)
         remaining = iter(subscriptions)
         async with asyncio.TaskGroup() as group:
             # Take the next subscription only when a slot is free: it may have been removed meanwhile.
@@ -376,34 +340,11 @@ class Connection:
             return
         payload = {"path": subscription.path, "method": subscription.method, "params": dict(subscription.params)}
         try:
-            await self._client.emit(event, payload, callback=handle_ack)
+            await self._client.emit(event, payload, handle_ack)
             async with asyncio.timeout(ACK_SECONDS):
                 await acknowledged.wait()
-        except socketio.exceptions.SocketIOError:
+        except ConnectionFailed:
             pass  # the connection has just been closed, which on_closed reports
         except TimeoutError:
             if self.alive:
                 on_ack(subscription, f"not acknowledged within {ACK_SECONDS:g} s")
-
-
-async def _abort(client: socketio.AsyncClient, pinger: asyncio.Task[None] | None) -> None:
-    # Not with disconnect(), which waits for a server that may be gone, and then does not get to send its packets.
-    engine = client.eio
-    # The write loop may swallow the cancellation (a race in wait_for); it checks the state next.
-    engine.state = "disconnected"
-    tasks = [task for task in (engine.read_loop_task, engine.write_loop_task, pinger) if task is not None]
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
-    unregister_engine(engine)
-
-
-def _check_pings(seconds: float) -> None:
-    if not PING_SECONDS[0] <= seconds <= PING_SECONDS[1]:
-        raise ConnectionFailed(f"the server announces an unusable ping interval ({seconds:g} s)")
-
-
-def _describe_failure(error: BaseException) -> str:
-    text = describe_error(error)
-    # A single word is the name of an exception class: not a network error, but a reply that the library cannot parse.
-    return text if " " in text else f"the server's reply is not an Engine.IO handshake ({text})"

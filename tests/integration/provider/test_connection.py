@@ -16,6 +16,7 @@ from ingestor.core.entries import Frame
 from ingestor.errors import ConnectionFailed, ConnectionRefused, SpoolFailed
 from ingestor.provider.auth import Token
 from ingestor.provider.socket import connection as connection_module
+from ingestor.provider.socket import engineio_client
 from ingestor.provider.socket.connection import Connection, ConnectionSettings
 from ingestor.provider.socket.protocol import ProtocolVersion
 
@@ -307,7 +308,7 @@ async def test_refused_token_raises_connection_refused(
     why: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(connection_module, "LATE_ERROR_SECONDS", 5.0)  # on a busy machine, it comes later
+    monkeypatch.setattr(engineio_client, "LATE_ERROR_SECONDS", 5.0)  # on a busy machine, it comes later
 
     async def talk(client: ClientSocket) -> None:
         await client.send(OPEN)
@@ -615,7 +616,7 @@ async def test_missing_ack_is_an_error_and_late_ack_is_reported(
 async def test_requests_in_flight_are_bounded(
     raw_server: Serve, make_connection: Make, token: Token, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(connection_module, "MAX_IN_FLIGHT", 5)
+    monkeypatch.setattr(engineio_client.EngineIoClient, "max_in_flight", 5)
     server = await raw_server()
     connection = make_connection(server.url)
     await connection.open(token)

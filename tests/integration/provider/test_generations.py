@@ -16,7 +16,7 @@ from ingestor.core.backoff import Backoff
 from ingestor.core.clock import Clocks, boottime
 from ingestor.errors import ConnectionRefused
 from ingestor.provider.auth import Token, TokenSource, token_source
-from ingestor.provider.socket import connection
+from ingestor.provider.socket import engineio_client
 from ingestor.provider.socket.connection import Connection
 from ingestor.provider.socket.protocol import ProtocolVersion
 from ingestor.provider.subscriptions import connection_group, state_tracker
@@ -118,7 +118,7 @@ async def test_bad_token_is_refused_with_server_message(
     generation: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(connection, "LATE_ERROR_SECONDS", 5.0)  # on a busy machine, it comes later
+    monkeypatch.setattr(engineio_client, "LATE_ERROR_SECONDS", 5.0)  # on a busy machine, it comes later
     server = await make_node_server(generation)
     bad = Token(value="e30.e30.e30", requested_at=boottime(), life_seconds=3600)
     with pytest.raises(ConnectionRefused, match="invalid signature"):

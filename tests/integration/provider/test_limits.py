@@ -14,7 +14,7 @@ from socketio.packet import Packet
 from ingestor.config.model import Subscription
 from ingestor.errors import ConnectionFailed
 from ingestor.provider.auth import Token
-from ingestor.provider.socket import client as client_module
+from ingestor.provider.socket import engineio_client as client_module
 from ingestor.provider.socket.connection import Connection
 from ingestor.provider.socket.protocol import ProtocolVersion
 
@@ -55,7 +55,7 @@ async def test_provider_that_does_not_read_is_cut(
     connection = make_connection(server.url)
     await connection.open(token)
     talking = asyncio.create_task(talk(server.clients[0]))
-    engine = connection._client.eio  # type: ignore[union-attr]
+    engine = connection._client.engine  # type: ignore[union-attr]
     assert "does not read" in await closed(connection)
     talking.cancel()
     assert engine.queue.unsent_bytes < 2 * client_module.MAX_UNSENT_BYTES + len(message)
@@ -157,7 +157,7 @@ async def test_callbacks_and_namespaces_are_bounded(
     connection = make_connection(server.url)
     await connection.open(token)
     await memory.until(lambda: memory.frames)
-    client: Any = connection._client
+    client: Any = connection._client.library  # type: ignore[union-attr]
     assert list(client.namespaces) == ["/"]
     for _ in range(9):
         await client.emit("subscribe", {}, callback=print)

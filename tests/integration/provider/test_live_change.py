@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from ingestor.config.model import Subscription
-from ingestor.provider.socket import connection
+from ingestor.provider.socket import connection, engineio_client
 from ingestor.provider.subscriptions.supervisor import SubscriptionDiff
 from tests.support.faulty_simulator import FaultySimulator
 
@@ -181,7 +181,7 @@ async def test_removed_and_readded_ticker_ends_up_subscribed(
 async def test_delayed_unsubscribe_does_not_undo_a_new_subscribe(
     run: StartSupervisor, raw_server: Any, memory: Memory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(connection, "MAX_IN_FLIGHT", 1)
+    monkeypatch.setattr(engineio_client.EngineIoClient, "max_in_flight", 1)
     server = await raw_server(replies := ScriptedReplies())
     running = await run(server.url, "key", [ON, AAPL, TSLA], protocol="4")
     await running.until("live", ON, AAPL, TSLA)
@@ -200,7 +200,7 @@ async def test_delayed_unsubscribe_does_not_undo_a_new_subscribe(
 async def test_ticker_removed_before_its_turn_is_never_subscribed(
     run: StartSupervisor, raw_server: Any, memory: Memory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(connection, "MAX_IN_FLIGHT", 1)
+    monkeypatch.setattr(engineio_client.EngineIoClient, "max_in_flight", 1)
     server = await raw_server(replies := ScriptedReplies())
     replies.unanswered = {"AAPL"}
     running = await run(server.url, "key", [AAPL, TSLA, ON], protocol="4")

@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from ingestor.provider.socket.client import SessionWrapper, event_prefixes, event_text, raw_text
+from ingestor.provider.socket.client import raw_text
+from ingestor.provider.socket.engineio_client import SessionWrapper, event_prefixes, event_text
 from ingestor.provider.transport import http_session
 
 

@@ -1,4 +1,4 @@
-"""The private names and behaviors of python-engineio and python-socketio that ``provider/socket/client.py`` depends on.
+"""The private names and behaviors of python-engineio and python-socketio that ``engineio_client.py`` depends on.
 
 pyproject.toml pins both libraries to the minor release that these tests were written for. To move the pin to a new
 minor release: install it, run these tests and tests/integration/provider, adapt the client to what changed, and change
@@ -19,7 +19,7 @@ import socketio
 from engineio import base_client, packet
 from socketio import packet as socketio_packet
 
-from ingestor.provider.socket import client
+from ingestor.provider.socket import engineio_client as client
 
 TESTED = {"python-engineio": "4.15", "python-socketio": "5.18"}
 PYPROJECT = Path(__file__).parents[3] / "pyproject.toml"
