@@ -47,7 +47,11 @@ _DECODER = Decoder(catalog.metrics_of, catalog.feed_name)
 CLOCK_SECONDS = 10.0  # to wait for the provider's time
 MAX_SKEW_SECONDS = 2.0  # the Date header has whole seconds, and takes time to arrive
 
-_PROTOCOLS = {ProtocolVersion.SOCKET_IO_4: "Socket.IO 3.x or 4.x", ProtocolVersion.SOCKET_IO_2: "Socket.IO 1.x or 2.x"}
+_PROTOCOLS = {
+    ProtocolVersion.SOCKET_IO_4: "Socket.IO 3.x or 4.x",
+    ProtocolVersion.SOCKET_IO_2: "Socket.IO 1.x or 2.x",
+    ProtocolVersion.SOCKET_IO_0: "Socket.IO 0.8 or 0.9",
+}
 
 ReportResult: TypeAlias = Callable[[CheckResult], None]
 Finding: TypeAlias = tuple[str, bool]  # a message, and whether it is a warning

@@ -95,8 +95,11 @@ class ProviderConfig(ConfigSection):
     api_key: SkipJsonSchema[Annotated[SecretStr, AfterValidator(validators.api_key)] | None] = Field(
         default=None, exclude=True
     )
-    protocol: Annotated[Literal["auto", "4", "3"], WithJsonSchema({"enum": ["auto", "4", "3", 4, 3]})] = config_key(
-        "auto", "Protocol version: auto detects it; 4 is Socket.IO 3.x-4.x, 3 is Socket.IO 1.x-2.x"
+    protocol: Annotated[
+        Literal["auto", "4", "3", "0.9"], WithJsonSchema({"enum": ["auto", "4", "3", "0.9", 4, 3, 0.9]})
+    ] = config_key(
+        "auto",
+        "Protocol version: auto detects it; 4 is Socket.IO 3.x-4.x, 3 is Socket.IO 1.x-2.x, 0.9 is Socket.IO 0.8, 0.9",
     )
     events: Annotated[tuple[Text, ...], Field(min_length=1)] = config_key(
         ["res", "data"], "Names of the events that contain data"

@@ -37,7 +37,7 @@ class ConnectionStatus:
     path: str
     feed: str
     connected: bool
-    dialect: str | None = None  # protocol version "4" or "3"; None until it was detected
+    dialect: str | None = None  # protocol version "4", "3" or "0.9"; None until it was detected
     frames: int = 0  # since the daemon started, on all connections of this group
     last_frame_at: datetime | None = None
     since: datetime | None = None  # when ``connected`` last changed

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import base64
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Awaitable, Callable
 from typing import Any, Protocol
 
 import aiohttp
 
-from ingestor.errors import ConnectionFailed
+from ingestor.errors import ConnectionFailed, IngestorError
 
 MAX_MESSAGE_BYTES = 64 << 20  # aiohttp's default of 4 MiB would close the connection on every larger message
 MAX_UNSENT_BYTES = 1 << 20  # that the server does not read; beyond it the connection is closed
@@ -74,7 +75,33 @@ class Client(Protocol):
         """Send an event; ``on_ack`` is called with the server's answer. Raises ConnectionFailed once closed."""
 
     async def abandon(self, timeout_seconds: float) -> None:
-        """Stop reading and writing at once; then close the websocket, for at most ``timeout_seconds``."""
+        """Stop reading and writing at once; then close the websocket within this time. May be called more than once."""
+
+
+class AckQueue:
+    """Acknowledges events of the server in order, each once its entry is durable."""
+
+    def __init__(self, durable: Callable[[int], Awaitable[None]], send: Callable[..., Awaitable[None]]) -> None:
+        self._durable = durable
+        self._send = send
+        self._waiting: deque[tuple[int | None, tuple[Any, ...]]] = deque()
+        self._task: asyncio.Task[None] | None = None  # one for all: a burst must not create thousands
+
+    def add(self, seq: int | None, *ack: Any) -> None:
+        """Call ``send(*ack)`` once ``seq`` is durable; None: nothing was stored."""
+        self._waiting.append((seq, ack))
+        if self._task is None or self._task.done():
+            self._task = asyncio.create_task(self._run(), name="acknowledgements")
+
+    async def _run(self) -> None:
+        while self._waiting:
+            seq, ack = self._waiting.popleft()
+            if seq is not None:
+                try:
+                    await self._durable(seq)
+                except IngestorError:
+                    continue  # not durable, so not acknowledged; the spool reports the error to the service
+            await self._send(*ack)
 
 
 def raw_text(data: str | bytes) -> str:
@@ -82,7 +109,7 @@ def raw_text(data: str | bytes) -> str:
     return data if isinstance(data, str) else "b" + base64.b64encode(data).decode()
 
 
-def close_reason(message: aiohttp.WSMessage) -> tuple[str, str]:
+def close_reason(message: aiohttp.WSMessage | aiohttp.http.WSMessageTextBytes) -> tuple[str, str]:
     """Return cause and reason of a message that is not data."""
     match message.type:
         case aiohttp.WSMsgType.CLOSE:
@@ -93,14 +120,18 @@ def close_reason(message: aiohttp.WSMessage) -> tuple[str, str]:
             return "lost", "the connection was cut"
 
 
-async def close_websocket(socket: aiohttp.ClientWebSocketResponse | None, timeout_seconds: float) -> None:
-    """Close a websocket, with a closing handshake if the server answers in time."""
+async def close_session(
+    session: aiohttp.ClientSession, socket: aiohttp.ClientWebSocketResponse[Any] | None, timeout_seconds: float
+) -> None:
+    """Close a session and its websocket, with a closing handshake if the server answers in time."""
     try:
         async with asyncio.timeout(timeout_seconds):
             if socket is not None:
                 await socket.close()
     except TimeoutError:
         pass  # aiohttp aborts the transport when close() is cancelled
+    finally:
+        await session.close()
 
 
 def check_silence_seconds(seconds: float) -> None:

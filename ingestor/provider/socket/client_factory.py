@@ -7,6 +7,7 @@ import aiohttp
 from ingestor.provider.socket.client import Client, ClientListener
 from ingestor.provider.socket.engineio_client import EngineIo3Client, EngineIoClient
 from ingestor.provider.socket.protocol import ProtocolVersion
+from ingestor.provider.socket.socketio_09_client import SocketIo09Client
 
 
 def make_client(
@@ -18,3 +19,5 @@ def make_client(
             return EngineIoClient(listener, events, session)
         case ProtocolVersion.SOCKET_IO_2:
             return EngineIo3Client(listener, events, session)
+        case ProtocolVersion.SOCKET_IO_0:
+            return SocketIo09Client(listener, events, session)

@@ -181,9 +181,9 @@ class Connection:
         """Close with a closing handshake if the socket is open, else abort. May be called more than once."""
         handshake = self.alive and self.opened_at is not None
         self.on_closed(cause, reason)
-        client, self._client = self._client, None
-        if client is not None:
-            await client.abandon(CLOSE_SECONDS if handshake else ABORT_SECONDS)
+        if self._client is not None:
+            await self._client.abandon(CLOSE_SECONDS if handshake else ABORT_SECONDS)
+            self._client = None  # not before: if this is cancelled, the next call of close() does the rest
         if not self._close_reason.cancelled():
             self._close_reason.exception()  # retrieve it: the caller of close() need not wait for the reason
 

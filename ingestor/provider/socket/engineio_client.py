@@ -13,7 +13,6 @@ import asyncio
 import base64
 import json
 import logging
-from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Any
 from urllib.parse import quote
@@ -24,17 +23,18 @@ import socketio
 from engineio import base_client, packet
 from socketio import packet as socketio_packet
 
-from ingestor.errors import ConnectionFailed, ConnectionRefused, IngestorError
+from ingestor.errors import ConnectionFailed, ConnectionRefused
 from ingestor.provider.socket.client import (
     ERROR_EVENTS,
     MAX_CALLBACKS,
     MAX_MESSAGE_BYTES,
     MAX_UNSENT_BYTES,
+    AckQueue,
     ClientListener,
     LimitExceeded,
     check_silence_seconds,
     close_reason,
-    close_websocket,
+    close_session,
     raw_text,
 )
 from ingestor.provider.socket.protocol import REFUSED_STATUSES, socketio_path
@@ -80,8 +80,7 @@ class SessionWrapper:
 
     async def close(self, timeout_seconds: float) -> None:
         """Close the websocket, with a closing handshake if the server answers within ``timeout_seconds``."""
-        await close_websocket(self._socket, timeout_seconds)
-        await self._session.close()
+        await close_session(self._session, self._socket, timeout_seconds)
 
 
 def event_text(event: str, args: Iterable[Any]) -> str:
@@ -267,8 +266,7 @@ class FastClient(socketio.AsyncClient):  # type: ignore[misc]
         self._attached_bytes = 0  # of its attachments
         self._attachment_timer: asyncio.TimerHandle | None = None  # of the last message that announced some
         self._last_id = 0  # of our requests
-        self._acks: deque[tuple[str | None, int, int | None]] = deque()  # namespace, id, and seq of the entry
-        self._ack_task: asyncio.Task[None] | None = None
+        self._acks = AckQueue(listener.durable, self._send_ack)
 
     def _engineio_client_class(self) -> type[FastEngine]:
         return self.engine
@@ -322,9 +320,7 @@ class FastClient(socketio.AsyncClient):  # type: ignore[misc]
         else:
             seq = self._listener.on_data(event, self._event_text(event, args))
         if id is not None:
-            self._acks.append((namespace, id, seq))
-            if self._ack_task is None or self._ack_task.done():
-                self._ack_task = asyncio.create_task(self._send_acks(), name="acknowledgements")
+            self._acks.add(seq, namespace, id)
 
     def _event_text(self, event: str, args: list[Any]) -> str:
         # The text as it arrived, without namespace and ack id, so that numbers keep all their digits.
@@ -335,15 +331,8 @@ class FastClient(socketio.AsyncClient):  # type: ignore[misc]
             text = text.partition(",")[2]
         return "42" + text[text.index("[") :]
 
-    async def _send_acks(self) -> None:
-        while self._acks:
-            namespace, id, seq = self._acks.popleft()
-            if seq is not None:
-                try:
-                    await self._listener.durable(seq)
-                except IngestorError:
-                    continue  # not durable, so not acknowledged; the spool reports the error to the service
-            await self._send_packet(self.packet_class(socketio_packet.ACK, namespace=namespace, id=id, data=[]))
+    async def _send_ack(self, namespace: str | None, id: int) -> None:
+        await self._send_packet(self.packet_class(socketio_packet.ACK, namespace=namespace, id=id, data=[]))
 
     def _generate_ack_id(self, namespace: str | None, callback: Callable[..., object]) -> int:
         # The library keeps its counter among the callbacks, as number 0, and an ACK with that number deletes it.
@@ -436,9 +425,11 @@ class EngineIoClient:
         tasks = [task for task in (engine.read_loop_task, engine.write_loop_task, self._pinger) if task is not None]
         for task in tasks:
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        unregister_engine(engine)
-        await self._session.close(timeout_seconds)
+        try:
+            await asyncio.gather(*tasks, return_exceptions=True)
+        finally:
+            unregister_engine(engine)
+            await self._session.close(timeout_seconds)
 
 
 class EngineIo3Client(EngineIoClient):

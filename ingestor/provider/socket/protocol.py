@@ -1,4 +1,4 @@
-"""Detect with one request which Socket.IO protocol version a server speaks. The clients are in ``client``."""
+"""Detect with one request which Socket.IO protocol version a server speaks. The clients are in ``client_factory``."""
 
 from __future__ import annotations
 
@@ -27,10 +27,11 @@ _SID = re.compile(rb'"sid":"([^"]{1,200})"')
 
 
 class ProtocolVersion(Enum):
-    """The Engine.IO revision, as in the config key ``provider.protocol``."""
+    """The Engine.IO revision, if there is one, as in the config key ``provider.protocol``."""
 
     SOCKET_IO_4 = "4"  # Socket.IO 3.x and 4.x: the server pings
     SOCKET_IO_2 = "3"  # Socket.IO 1.x and 2.x: the client pings, and the server connects "/" by itself
+    SOCKET_IO_0 = "0.9"  # Socket.IO 0.8 and 0.9, which have no Engine.IO; the number is that of Socket.IO
 
 
 def socketio_path(url: str) -> str:
@@ -53,7 +54,7 @@ async def probe(
             http_session(tls_context, proxy) as session,
             session.get(address) as response,
         ):
-            head = await _read_head(response)
+            head = await read_head(response)
             version = classify(response.status, head)
             await _close_session(session, address, version, head)
             return version
@@ -73,7 +74,7 @@ async def _close_session(session: aiohttp.ClientSession, address: str, version: 
     headers = {"Content-Type": "text/plain;charset=UTF-8"}
     try:
         async with session.post(f"{address}&sid={quote(sid[1], safe='')}", data=close, headers=headers) as response:
-            await _read_head(response)
+            await read_head(response)
     except (aiohttp.ClientError, OSError):
         pass  # the server times the session out
 
@@ -84,7 +85,7 @@ class ProtocolDetector:
     def __init__(
         self, url: str, protocol: str, tls_context: ssl.SSLContext | None, proxy: SecretStr | None = None
     ) -> None:
-        """``protocol``: "4" or "3" to use that version; "auto" to detect it."""
+        """``protocol``: "4", "3" or "0.9" to use that version; "auto" to detect it."""
         self._url = url
         self._tls_context = tls_context
         self._proxy = proxy
@@ -104,7 +105,8 @@ class ProtocolDetector:
         self._version = self._configured
 
 
-async def _read_head(response: aiohttp.ClientResponse) -> bytes:
+async def read_head(response: aiohttp.ClientResponse) -> bytes:
+    """Return the first 4 KiB of a response's body."""
     head = b""
     async for chunk in response.content.iter_any():
         head += chunk
@@ -122,21 +124,22 @@ def classify(status: int, body: bytes) -> ProtocolVersion:
         return ProtocolVersion.SOCKET_IO_4
     if status == 200 and _HANDSHAKE_V3.match(body):
         return ProtocolVersion.SOCKET_IO_2
-    if body.startswith(b"Welcome to socket.io"):
-        raise ProtocolUnsupported("the server speaks Socket.IO 0.9, which is not supported; 1.0 or later is needed")
+    if status == 200 and body.startswith(b"Welcome to socket.io"):
+        return ProtocolVersion.SOCKET_IO_0
     if b"Transport unknown" in body:
         raise ProtocolUnsupported(
             "the server does not allow polling, so its version cannot be detected; set provider.protocol to 4 or 3"
         )
     if status in REFUSED_STATUSES:
-        raise ConnectionRefused(f"HTTP {status}: the server does not accept the token{_quote(body)}")
+        raise ConnectionRefused(f"HTTP {status}: the server does not accept the token{quote_body(body)}")
     if status == 404:
         raise ProtocolUnsupported("HTTP 404: no Socket.IO server at this URL; check provider.url")
     if status != 200:
-        raise ConnectionFailed(f"HTTP {status}{_quote(body)}")
-    raise ProtocolUnsupported(f"the response is not from a Socket.IO server{_quote(body)}; check provider.url")
+        raise ConnectionFailed(f"HTTP {status}{quote_body(body)}")
+    raise ProtocolUnsupported(f"the response is not from a Socket.IO server{quote_body(body)}; check provider.url")
 
 
-def _quote(body: bytes) -> str:
+def quote_body(body: bytes) -> str:
+    """Return the beginning of a body for an error message, in brackets and without secrets."""
     text = redactor.scrub(body.decode("utf-8", "replace"))[:QUOTED_CHARACTERS]
     return f" ({text!r})" if text else ""

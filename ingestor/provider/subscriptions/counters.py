@@ -17,7 +17,7 @@ class GroupStatus:
     path: str
     params: str
     connection_id: str  # empty without a connection
-    protocol: str  # "4" or "3"; empty without a connection
+    protocol: str  # "4", "3" or "0.9"; empty without a connection
     connected: bool
     since_us: int | None  # when it connected or disconnected; None before the first connection
     frames: int  # over all its connections

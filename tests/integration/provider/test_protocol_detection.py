@@ -82,7 +82,7 @@ async def test_probe_reports_unreachable_server(url: str) -> None:
 
 @pytest.mark.parametrize(
     ("reply", "error"),
-    [(http(403, "Forbidden"), ConnectionRefused), (http(200, "Welcome to socket.io."), ProtocolUnsupported)],
+    [(http(403, "Forbidden"), ConnectionRefused), (http(200, "Welcome to us."), ProtocolUnsupported)],
 )
 async def test_probe_distinguishes_refusal_and_unknown_version(
     web_server: Serve, reply: bytes, error: type[ConnectionFailed]
@@ -104,7 +104,12 @@ async def test_detector_probes_once_for_all_connections(raw_server: RawServe) ->
 
 
 @pytest.mark.parametrize(
-    ("protocol", "chosen"), [("3", ProtocolVersion.SOCKET_IO_2), ("4", ProtocolVersion.SOCKET_IO_4)]
+    ("protocol", "chosen"),
+    [
+        ("3", ProtocolVersion.SOCKET_IO_2),
+        ("4", ProtocolVersion.SOCKET_IO_4),
+        ("0.9", ProtocolVersion.SOCKET_IO_0),
+    ],
 )
 async def test_configured_version_is_not_probed(protocol: Any, chosen: ProtocolVersion) -> None:
     detector = ProtocolDetector("http://127.0.0.1:9", protocol, None)

@@ -13,6 +13,7 @@ from ingestor.provider.socket.protocol import ProtocolVersion, classify, socketi
         pytest.param(b'97:0{"sid":"a"}2:40', ProtocolVersion.SOCKET_IO_2, id="2.x"),
         pytest.param(b'\x00\x09\x07\xff0{"sid":"a"}', ProtocolVersion.SOCKET_IO_2, id="1.x"),
         pytest.param(b'\x00\x01\x00\x05\xff0{"sid"', ProtocolVersion.SOCKET_IO_2, id="1.x, truncated"),
+        pytest.param(b"Welcome to socket.io.", ProtocolVersion.SOCKET_IO_0, id="0.9"),
     ],
 )
 def test_classify_detects_version_by_first_bytes(body: bytes, version: ProtocolVersion) -> None:
@@ -22,7 +23,6 @@ def test_classify_detects_version_by_first_bytes(body: bytes, version: ProtocolV
 @pytest.mark.parametrize(
     ("status", "body", "error", "words"),
     [
-        pytest.param(200, b"Welcome to socket.io.", ProtocolUnsupported, "0.9", id="0.9"),
         pytest.param(200, b"<html>", ProtocolUnsupported, "check provider.url", id="web site"),
         pytest.param(200, b"", ProtocolUnsupported, "check provider.url", id="empty body"),
         pytest.param(404, b"Cannot GET", ProtocolUnsupported, "check provider.url", id="404"),

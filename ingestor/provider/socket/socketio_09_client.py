@@ -1,0 +1,313 @@
+"""A client of Socket.IO 0.8 and 0.9, on aiohttp alone: no library speaks this version any more.
+
+It hands data events over in the form of the later versions, ``42["res",…]``, which the spool and the decoder know.
+A session is one websocket: the servers resume nothing, and tell a client of a session that is used twice nothing more.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import time
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from typing import Any, Literal, TypeAlias
+from urllib.parse import quote, urlsplit
+
+import aiohttp
+
+from ingestor.errors import ConnectionFailed, ConnectionRefused, ProtocolUnsupported
+from ingestor.provider.socket.client import (
+    ERROR_EVENTS,
+    MAX_CALLBACKS,
+    MAX_MESSAGE_BYTES,
+    MAX_UNSENT_BYTES,
+    AckQueue,
+    ClientListener,
+    check_silence_seconds,
+    close_reason,
+    close_session,
+    raw_text,
+)
+from ingestor.provider.socket.protocol import quote_body, read_head, socketio_path
+from ingestor.provider.transport import describe_error
+
+REFUSED_STATUSES = frozenset({401, 403})  # 500 is an error of the server's authorization, not its verdict
+SLACK_SECONDS = 5.0  # beyond the longest time that the server announces
+ASK_SECONDS = 25.0  # between two questions to a server without heartbeats; theirs are 25 s apart
+_MESSAGE_OVERHEAD_BYTES = 100  # of a message that waits to be sent, roughly
+_ERRORS = {"0": "transport not supported", "1": "client not handshaken", "2": "unauthorized"}
+
+_PACKET = re.compile(r"([0-8]):([0-9]{0,15})\+?:([^:]*)(?::(.*))?", re.DOTALL)  # type, id, endpoint, data
+_ACK = re.compile(r"([0-9]{1,15})(?:\+(.*))?", re.DOTALL)  # id, arguments
+_BEFORE_KEY = re.compile(r"[ \t\r\n]*[{,][ \t\r\n]*(?=\")")
+_BEFORE_VALUE = re.compile(r"[ \t\r\n]*:[ \t\r\n]*")
+_END = re.compile(r"[ \t\r\n]*\}[ \t\r\n]*")
+_SURROGATE = re.compile("[\ud800-\udfff]")
+_parse_json = json.JSONDecoder().raw_decode
+
+WebSocket: TypeAlias = "aiohttp.ClientWebSocketResponse[Literal[False]]"  # whose text is bytes
+
+
+class SocketIo09Client:
+    """A client for Socket.IO 0.8 and 0.9 (see ``client.Client``)."""
+
+    # 0.9.17 to 0.9.19 disconnect whoever has made them send 100 MB, and count an answer again for every request that
+    # they read with it: 5,000 requests cost 2.5 MB one by one, 25 MB with 20 in flight, and 250 MB with 200.
+    max_in_flight = 20
+
+    def __init__(self, listener: ClientListener, events: tuple[str, ...], session: aiohttp.ClientSession) -> None:
+        self.silence_seconds = 0.0
+        self._listener = listener
+        self._prefixes = event_prefixes(events)
+        self._session = session
+        self._socket: WebSocket | None = None
+        self._connected = asyncio.Event()
+        self._ended = False
+        self._tasks: list[asyncio.Task[None]] = []
+        self._unsent: asyncio.Queue[str] = asyncio.Queue()
+        self._unsent_bytes = 0
+        self._last_id = 0  # of our requests
+        self._callbacks: dict[int, Callable[..., object]] = {}
+        self._acks = AckQueue(listener.durable, self._send_ack)
+
+    async def connect(self, url: str, token: str) -> None:
+        try:
+            return await self._connect(url, token)
+        except aiohttp.ServerDisconnectedError:
+            failure = "the server closed the connection instead of opening a websocket, as Socket.IO 0.7 does"
+        except aiohttp.WSServerHandshakeError as error:
+            failure = f"HTTP {error.status} instead of a websocket"
+        except (aiohttp.ClientError, OSError, ValueError) as error:
+            failure = describe_error(error)
+        raise ConnectionFailed(failure)  # without its cause, whose text may hold the token
+
+    async def _connect(self, url: str, token: str) -> None:
+        root = urlsplit(url)
+        address = f"{root.scheme}://{root.netloc}/{socketio_path(url)}/1"
+        # The servers read the token here only; without it, the address of the websocket is no secret.
+        query = f"?token={quote(token, safe='')}&t={time.time_ns() // 1_000_000}"
+        async with self._session.get(f"{address}/{query}") as response:
+            session_id = self._read_handshake(response.status, await read_head(response))
+            # The session has no cookie jar. A balancer may find the server that knows the session by its cookie.
+            cookies = "; ".join(f"{cookie.key}={cookie.coded_value}" for cookie in response.cookies.values())
+        socket = await self._session.ws_connect(
+            f"{address}/websocket/{quote(session_id, safe='')}",
+            headers={"Cookie": cookies} if cookies else None,
+            max_msg_size=MAX_MESSAGE_BYTES,
+            decode_text=False,  # or aiohttp ends the connection at text that is no UTF-8
+            # No heartbeat=: the servers answer a ping of the websocket with bytes that are no frame.
+        )
+        self._socket = socket
+        self._tasks += [asyncio.create_task(self._read(socket)), asyncio.create_task(self._write(socket))]
+        await self._connected.wait()
+
+    def _read_handshake(self, status: int, body: bytes) -> str:
+        """Return the id of the session, and note how long the server may be silent."""
+        if status in REFUSED_STATUSES:
+            raise ConnectionRefused(f"HTTP {status}: the server refused the token{quote_body(body)}")
+        if status in (400, 404):
+            raise ProtocolUnsupported(f"HTTP {status}: no server of Socket.IO 0.9 at this URL{quote_body(body)}")
+        if status != 200:
+            raise ConnectionFailed(f"HTTP {status}{quote_body(body)}")
+        session_id, *timeouts, transports = body.decode("utf-8", "replace").strip().rsplit(":", 3)
+        if not session_id or len(timeouts) != 2:
+            raise ConnectionFailed(f"the server's reply is not a Socket.IO 0.9 handshake{quote_body(body)}")
+        if "websocket" not in transports.split(","):
+            raise ProtocolUnsupported(f"the server offers no websocket, only {transports[:100]}")
+        self._note_timeouts(*(float(seconds or 0) for seconds in timeouts))
+        return session_id
+
+    def _note_timeouts(self, heartbeat_seconds: float, close_seconds: float) -> None:
+        # The interval of the heartbeats is not announced, and 0.8 announces a timeout that is shorter than it. Its own
+        # clients wait for one of the two times; without heartbeats, we ask.
+        asks = not heartbeat_seconds
+        self.silence_seconds = max(heartbeat_seconds, close_seconds, 2 * ASK_SECONDS * asks) + SLACK_SECONDS
+        check_silence_seconds(self.silence_seconds)
+        if asks:
+            self._tasks.append(asyncio.create_task(self._ask(), name="questions"))
+
+    async def emit(self, event: str, payload: dict[str, Any], on_ack: Callable[..., object]) -> None:
+        if self._ended:
+            raise ConnectionFailed("the connection is closed")
+        self._last_id += 1
+        self._callbacks[self._last_id] = on_ack
+        if len(self._callbacks) > MAX_CALLBACKS:
+            del self._callbacks[next(iter(self._callbacks))]
+        text = json.dumps({"name": event, "args": [payload]}, separators=(",", ":"))
+        self._send(f"5:{self._last_id}+::{text}")  # without the + the server acknowledges by itself
+
+    async def abandon(self, timeout_seconds: float) -> None:
+        self._ended = True
+        for task in self._tasks:
+            task.cancel()
+        try:
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+        finally:
+            await close_session(self._session, self._socket, timeout_seconds)
+
+    # --- writing ---
+
+    def _send(self, text: str) -> None:
+        """Send soon, in order: the read loop must not wait for a server that does not read."""
+        self._unsent.put_nowait(text)
+        self._unsent_bytes += len(text) + _MESSAGE_OVERHEAD_BYTES
+        if self._unsent_bytes > MAX_UNSENT_BYTES:
+            self._end("limit", "the provider does not read what is sent to it")
+
+    async def _send_ack(self, id: str) -> None:
+        self._send(f"6:::{id}")
+
+    async def _write(self, socket: WebSocket) -> None:
+        with suppress(aiohttp.ClientError, OSError):  # the connection has just been closed, which the read loop reports
+            while not self._ended:
+                text = await self._unsent.get()
+                await socket.send_str(text)
+                self._unsent_bytes -= len(text) + _MESSAGE_OVERHEAD_BYTES
+
+    async def _ask(self) -> None:
+        """Send something that any server answers, regularly: it has no heartbeats."""
+        while not self._ended:
+            await asyncio.sleep(ASK_SECONDS)
+            self._last_id += 1
+            self._send(f"8:{self._last_id}::")
+
+    # --- reading ---
+
+    def _end(self, cause: str, reason: str) -> None:
+        self._ended = True
+        self._listener.on_closed(cause, reason)
+
+    async def _read(self, socket: WebSocket) -> None:
+        try:
+            closed = await self._read_messages(socket)
+        except Exception as error:  # raised by the listener, which has reported it
+            closed = "lost", type(error).__name__
+        self._end(*closed)
+
+    async def _read_messages(self, socket: WebSocket) -> tuple[str, str]:
+        """Read until the socket closes; return cause and reason. The listener then has everything that was read."""
+        receive, prefixes, listener = socket.receive, self._prefixes, self._listener
+        on_frame = listener.on_frame
+        while not self._ended:
+            # Does not suspend while aiohttp has more buffered (about 100 kB): a burst is read in one go.
+            message = await receive()
+            data: Any = message.data
+            if type(data) is not bytes:
+                return close_reason(message)
+            try:
+                text = data.decode()
+            except UnicodeDecodeError:
+                text = repair_text(data)
+            for prefix, head, size, event in prefixes:
+                if text.startswith(prefix) and text.endswith("]}") and len(text) > size:
+                    must_pause = on_frame(event, head + text[size - 2 : -1])
+                    break
+            else:
+                if closed := self._handle_message(text, data, message.type is aiohttp.WSMsgType.BINARY):
+                    return closed
+                must_pause = listener.congested
+            if must_pause:
+                await listener.wait_for_space()
+        return "lost", "the connection can no longer be written to"
+
+    def _handle_message(self, text: str, data: bytes, is_binary: bool) -> tuple[str, str] | None:
+        """Handle a message that is not certain to be a data event; return cause and reason if it ends the session."""
+        self._listener.on_activity()
+        packet = _PACKET.fullmatch(text)
+        if packet is None or is_binary:
+            self._listener.on_data("", raw_text(data) if is_binary else text)
+            return None
+        try:
+            return self._handle_packet(*packet.groups())
+        except Exception:  # bad JSON, an integer of 4301 digits, an event without a name: keep it as it arrived
+            self._listener.on_data("", text)
+            return None
+
+    def _handle_packet(self, kind: str, id: str, endpoint: str, data: str | None) -> tuple[str, str] | None:
+        match kind:
+            case "0" if not endpoint:
+                return "kicked", "the server disconnected the socket"
+            case "1" if not endpoint:
+                self._connected.set()
+            case "2":
+                self._send("2::")
+            case "3" | "4" | "5":
+                self._handle_event(*parse_event(kind, data or ""), id, endpoint)
+            case "6":
+                self._handle_ack(data or "")
+            case "7":
+                return self._handle_error(endpoint, data or "")
+        return None
+
+    def _handle_event(self, event: str, text: str, id: str, endpoint: str) -> None:
+        seq = None
+        if event in ERROR_EVENTS and not endpoint:
+            self._listener.on_provider_error(event, json.loads(text[2:])[1:])
+        else:
+            seq = self._listener.on_data(event, text)
+        if id:
+            self._acks.add(seq, id)
+
+    def _handle_ack(self, data: str) -> None:
+        ack = _ACK.fullmatch(data)
+        if ack is None:
+            raise ValueError("an acknowledgement of nothing")
+        args = json.loads(ack[2]) if ack[2] else []
+        if callback := self._callbacks.pop(int(ack[1]), None):
+            callback(*args)
+
+    def _handle_error(self, endpoint: str, data: str) -> tuple[str, str] | None:
+        code = data.partition("+")[0]
+        text = _ERRORS.get(code, data)
+        if endpoint:
+            self._listener.on_provider_error("error", [f"{endpoint}: {text}"])
+        elif code == "1":
+            return "closed", f"{text}: the server that was reached does not know the session"
+        elif self._connected.is_set() or code == "2":
+            self._listener.on_error_packet(text)
+        return None if self._connected.is_set() else ("closed", text)
+
+
+def event_prefixes(events: Iterable[str]) -> tuple[tuple[str, str, int, str], ...]:
+    """Return how a data event begins here and in later versions, how long it is without arguments, and its name."""
+    names = ((event, json.dumps(event, ensure_ascii=False)) for event in events)
+    prefixes = ((f'5:::{{"name":{name},"args":[', f"42[{name},", event) for event, name in names)
+    return tuple((prefix, head, len(prefix) + 2, event) for prefix, head, event in prefixes)
+
+
+def repair_text(data: bytes) -> str:
+    """Decode text that is no UTF-8: half a surrogate pair, which node 0.10.28 sends, is escaped as node 20 does it."""
+    try:
+        return _SURROGATE.sub(lambda half: f"\\u{ord(half[0]):04x}", data.decode("utf-8", "surrogatepass"))
+    except UnicodeDecodeError:
+        return data.decode("utf-8", "replace")
+
+
+def parse_event(kind: str, data: str) -> tuple[str, str]:
+    """Return the name of an event, and its text in the form of later versions. Raises ValueError."""
+    if kind == "3":
+        return "message", f'42["message",{json.dumps(data, ensure_ascii=False)}]'
+    if kind == "4":
+        return "message", f'42["message",{data}]'
+    members = split_members(data)
+    name, args = members.get("name", ""), members.get("args", "[]")
+    if not (name.startswith('"') and args.startswith("[")):
+        raise ValueError("an event without a name")
+    arguments = args[1:-1].strip()
+    return json.loads(name), f"42[{name},{arguments}]" if arguments else f"42[{name}]"
+
+
+def split_members(text: str) -> dict[str, str]:
+    """Return the members of a JSON object as raw text, so that numbers keep all their digits. Raises ValueError."""
+    members, at = dict[str, str](), 0
+    while before := _BEFORE_KEY.match(text, at):
+        name, at = _parse_json(text, before.end())
+        colon = _BEFORE_VALUE.match(text, at)
+        start = colon.end() if colon else at
+        at = _parse_json(text, start)[1]
+        members[name] = text[start:at]
+    if not _END.fullmatch(text, at):
+        raise ValueError("not a JSON object")
+    return members
