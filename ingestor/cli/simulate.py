@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from enum import StrEnum
 from typing import Annotated
 
 import typer
@@ -10,11 +11,21 @@ import typer
 from ingestor.cli.output import echo
 
 
+class SimulatedProtocol(StrEnum):
+    """Generations of Socket.IO that the simulator serves."""
+
+    SOCKET_IO_4 = "4"
+    SOCKET_IO_0 = "0.9"
+
+
 def simulate(
     port: Annotated[int, typer.Option(help="Port on 127.0.0.1. 0: any free port.")] = 0,
     api_key: Annotated[str, typer.Option(help="API key to accept. Default: a random one.")] = "",
     seed: Annotated[int, typer.Option(help="Seed of the random walk that produces the values.")] = 0,
     cadence: Annotated[int, typer.Option(help="Seconds between two values of a ticker. 0: as documented.")] = 0,
+    protocol: Annotated[
+        SimulatedProtocol, typer.Option(help="Generation of Socket.IO: 4, or 0.9 as in 2014.")
+    ] = SimulatedProtocol.SOCKET_IO_4,
 ) -> None:
     """Run a simulated provider on this machine.
 
@@ -26,10 +37,10 @@ def simulate(
     """
     import asyncio
 
-    asyncio.run(_serve(port, api_key, seed, cadence))
+    asyncio.run(_serve(port, api_key, seed, cadence, protocol))
 
 
-async def _serve(port: int, api_key: str, seed: int, cadence: int) -> None:
+async def _serve(port: int, api_key: str, seed: int, cadence: int, protocol: SimulatedProtocol) -> None:
     import asyncio
     import signal
 
@@ -37,7 +48,12 @@ async def _serve(port: int, api_key: str, seed: int, cadence: int) -> None:
 
     window = 60 * (cadence or 60)
     simulator = Simulator(
-        seed=seed, port=port, api_key=api_key or None, cadence_seconds=cadence or None, window_seconds=window
+        seed=seed,
+        port=port,
+        api_key=api_key or None,
+        cadence_seconds=cadence or None,
+        window_seconds=window,
+        protocol=protocol.value,
     )
     try:
         await simulator.start()

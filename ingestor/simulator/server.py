@@ -7,20 +7,26 @@ import json
 import secrets
 import time
 from collections.abc import Iterator, Mapping
-from typing import Any, Self
-from urllib.parse import parse_qs
+from typing import Any, Literal, Self
 
 from aiohttp import web
-from socketio.exceptions import ConnectionRefusedError as HandshakeRefused
 
 from ingestor.simulator.market import Market, Row, Style, envelope, is_stream
 from ingestor.simulator.rest_api import BadRequest, check_key, check_request, historical_buckets, respond
 from ingestor.simulator.sessions import ClientSession, SubscribeRequest, parse_request
 from ingestor.simulator.socket_server import SocketServer
+from ingestor.simulator.socket_server_09 import SocketServer09
 from ingestor.simulator.tokens import TokenIssuer
 
 TICKERS = ("AAPL", "TSLA", "ON", "6E_F", "CMGO", "EURAUD", "GOOG", "MSFT")
 TOKEN_LIFETIME_SECONDS = 5 * 3600
+SocketIoVersion = Literal["4", "0.9"]
+_SOCKET_SERVERS: Mapping[SocketIoVersion, type[SocketServer | SocketServer09]] = {
+    "4": SocketServer,
+    "0.9": SocketServer09,
+}
+_PING_TIMEOUT_SECONDS: Mapping[SocketIoVersion, float] = {"4": 20, "0.9": 60}  # of their servers
+_MAX_LINE_BYTES = 65_536  # a token of 9 kB is part of the request line
 
 
 class Simulator:
@@ -30,13 +36,12 @@ class Simulator:
     at once, and again with every tick that starts a new bucket of its path. Buckets have the feed's length (a minute, a
     second) unless ``cadence_seconds`` is given; REST and ``/real-time/`` paths return a window of ``window_seconds``.
     Values are written alternately as numbers and as text. With every ``restate_every``-th tick the last bucket but one
-    changes its value in all subscriptions.
+    changes its value in all subscriptions. ``protocol`` is the generation of Socket.IO.
     """
 
     interval_seconds: float | None = 1.0  # between two ticks; None: only when ``tick`` is called
     step_seconds = 1.0
     ping_interval_seconds: float = 25
-    ping_timeout_seconds: float = 20
     ticks = 0
 
     def __init__(
@@ -48,6 +53,7 @@ class Simulator:
         cadence_seconds: int | None = None,
         window_seconds: float = 3600,
         restate_every: int = 0,
+        protocol: SocketIoVersion = "4",
     ) -> None:
         self.api_key = api_key or secrets.token_hex(12)
         self.market = Market(seed, TICKERS, cadence_seconds)
@@ -55,6 +61,8 @@ class Simulator:
         self.now = time.time()
         self.window_seconds = window_seconds
         self.restate_every = restate_every
+        self.protocol: SocketIoVersion = protocol
+        self.ping_timeout_seconds = _PING_TIMEOUT_SECONDS[protocol]
         self._port = port
         self._sessions: dict[str, ClientSession] = {}
         self._messages = 0
@@ -79,12 +87,15 @@ class Simulator:
         app.router.add_post("/jwt", self._login)
         app.router.add_get("/real-time/{name}", self._real_time)
         app.router.add_get("/historical/{name}", self._historical)
-        self._socket_server = SocketServer(
-            app, ping_interval_seconds=self.ping_interval_seconds, ping_timeout_seconds=self.ping_timeout_seconds
+        self._socket_server = _SOCKET_SERVERS[self.protocol](
+            app, self, ping_interval_seconds=self.ping_interval_seconds, ping_timeout_seconds=self.ping_timeout_seconds
         )
-        for event in ("connect", "disconnect", "subscribe", "unsubscribe"):
-            self._socket_server.sio.on(event, getattr(self, f"_on_{event}"))
-        self._port = await self._socket_server.listen(self._port)
+        self._runner = web.AppRunner(
+            app, access_log=None, shutdown_timeout=0.2, max_line_size=_MAX_LINE_BYTES, max_field_size=_MAX_LINE_BYTES
+        )
+        await self._runner.setup()
+        await web.TCPSite(self._runner, "127.0.0.1", self._port).start()
+        self._port = int(self._runner.addresses[0][1])
         self._ticker = asyncio.create_task(self._tick_forever())
 
     async def stop(self) -> None:
@@ -94,6 +105,7 @@ class Simulator:
         for sid in list(self._sessions):
             await self._socket_server.close(sid)
         await self._socket_server.stop()
+        await self._runner.cleanup()
         self._sessions.clear()
         if not self._ticker.cancelled():
             self._ticker.result()  # raises the error that ended it
@@ -147,37 +159,39 @@ class Simulator:
 
     # --- socket ---
 
-    def _on_connect(self, sid: str, environ: dict[str, Any], _auth: object = None) -> None:
-        token = parse_qs(environ["QUERY_STRING"]).get("token", [""])[0]
-        if reason := self.tokens.why_rejected(token):
-            raise HandshakeRefused(reason)
-        self._sessions[sid] = ClientSession(sid, environ["aiohttp.request"], token)
+    def why_refused(self, token: str) -> str | None:
+        """Return why a client with this token is refused; None accepts it."""
+        return self.tokens.why_rejected(token)
 
-    def _on_disconnect(self, sid: str, _reason: str) -> None:
+    def on_connect(self, sid: str, token: str, request: web.Request) -> None:
+        """Note a new session. ``request`` is that of its transport."""
+        self._sessions[sid] = ClientSession(sid, request, token)
+
+    def on_disconnect(self, sid: str) -> None:
+        """Note the end of a session."""
         self._sessions.pop(sid, None)
 
-    def _on_subscribe(self, sid: str, payload: Any) -> Any:
-        try:
-            request = parse_request(sid, payload)
-            self._check(request)
-        except BadRequest as error:
-            return (error.error,)
+    def on_request(self, event: str, sid: str, payload: Any) -> tuple[Any, ...] | None:
+        """Answer ``subscribe`` or ``unsubscribe`` with the arguments of the acknowledgement; None: do not answer."""
         session = self._sessions.get(sid)
         if session is None:
-            return self._socket_server.sio.not_handled  # the client has gone: acknowledge nothing
+            return None  # the client has gone
+        try:
+            request = parse_request(sid, payload)
+            self._subscribe(session, request) if event == "subscribe" else self._unsubscribe(session, request)
+        except BadRequest as error:
+            return (error.error,)
+        return (None,)
+
+    def _subscribe(self, session: ClientSession, request: SubscribeRequest) -> None:
+        self._check(request)
         session.add(request)
         self._new.append((session, request))
         self._wake.set()
-        return (None,)
 
-    def _on_unsubscribe(self, sid: str, payload: Any) -> Any:
-        try:
-            session = self._sessions.get(sid)
-            if session and session.subscriptions.pop(parse_request(sid, payload).key, None) is None:
-                raise BadRequest("Not subscribed")
-        except BadRequest as error:
-            return (error.error,)
-        return (None,)
+    def _unsubscribe(self, session: ClientSession, request: SubscribeRequest) -> None:
+        if session.subscriptions.pop(request.key, None) is None:
+            raise BadRequest("Not subscribed")
 
     def _check(self, request: SubscribeRequest) -> None:
         check_request(request.path, request.method, request.params)
@@ -225,7 +239,7 @@ class Simulator:
     async def _send_rows(self, request: SubscribeRequest, rows: list[Row]) -> bool:
         event = event_name(request.path)
         payload = envelope(request.path, request.params, rows, self.now) if event == "data" else rows
-        return await self._socket_server.send(request.sid, "2" + json.dumps([event, payload], separators=(",", ":")))
+        return await self._socket_server.send_event(request.sid, event, json.dumps(payload, separators=(",", ":")))
 
     def _subscribed(self) -> Iterator[tuple[ClientSession, SubscribeRequest]]:
         return ((session, request) for session in self._sessions.values() for request in session.subscriptions.values())

@@ -32,7 +32,7 @@ class ClientSession:
     """One connected client."""
 
     sid: str
-    request: web.Request  # of the handshake
+    request: web.Request  # of its transport
     token: str = field(repr=False)
     subscriptions: dict[str, SubscribeRequest] = field(default_factory=dict)  # by key
     last_bucket: dict[str, int] = field(default_factory=dict)  # the newest that was sent, by key

@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from aiohttp import web
-from socketio.exceptions import ConnectionRefusedError as HandshakeRefused
 
 from ingestor.simulator import Simulator
 from ingestor.simulator.market import Row, Style
@@ -86,7 +85,7 @@ class FaultySimulator(Simulator):
         time_claims: TimeClaims = "iat+exp",
         kick_expired: bool = False,
         ping_interval_seconds: float = 25,
-        ping_timeout_seconds: float = 20,
+        ping_timeout_seconds: float | None = None,
         record_limit: int = 0,
         **options: Any,
     ) -> None:
@@ -100,7 +99,7 @@ class FaultySimulator(Simulator):
         self.style = style
         self.kick_expired = kick_expired
         self.ping_interval_seconds = ping_interval_seconds
-        self.ping_timeout_seconds = ping_timeout_seconds
+        self.ping_timeout_seconds = ping_timeout_seconds or self.ping_timeout_seconds
         self.refused: dict[str, str] = {}  # path or ticker → message of the refusal
         self.unanswered: set[str] = set()  # paths or tickers whose subscribe is never acknowledged
         self.muted: set[str] = set()  # tickers for which nothing is sent
@@ -142,9 +141,9 @@ class FaultySimulator(Simulator):
         self.muted.discard(ticker)
 
     async def kick(self) -> None:
-        """Disconnect every session with a Socket.IO packet (``41``); the client has to close the transport."""
+        """Disconnect every session with a Socket.IO packet; with 4.x, the client has to close the transport."""
         for sid in self.connections:
-            await self._socket_server.sio.disconnect(sid)
+            await self._socket_server.kick(sid)
 
     async def close_transport(self, how: Literal["close", "reset"] = "close") -> None:
         """End every transport: with an Engine.IO close packet (``1``), or with a TCP reset."""
@@ -171,11 +170,12 @@ class FaultySimulator(Simulator):
     async def emit_raw(self, path: str, payload: str) -> None:
         """Send this text, unchecked, as the payload of a data event to all that subscribed to the path."""
         for sid in {request.sid for request in self.subscriptions() if request.path == path}:
-            await self._socket_server.send(sid, f'2["{event_name(path)}",{payload}]')
+            await self._socket_server.send_event(sid, event_name(path), payload)
 
     async def send_event(self, event: str, payload: object) -> None:
         """Send any event (``err``, ``error``) to every session."""
-        await self.send_text("2" + json.dumps([event, payload]))
+        for sid in self.connections:
+            await self._socket_server.send_event(sid, event, json.dumps(payload))
 
     async def send_text(self, text: str) -> None:
         """Send any text as a Socket.IO packet to every session; ``2["res",[]]`` is a data event."""
@@ -206,20 +206,18 @@ class FaultySimulator(Simulator):
             response.text = json.dumps([row for row in json.loads(response.text) if not first <= row["ts"] < last])
         return response
 
-    def _on_connect(self, sid: str, environ: dict[str, Any], _auth: object = None) -> None:
-        if self.refusal:
-            raise HandshakeRefused(self.refusal)
-        super()._on_connect(sid, environ)
+    def why_refused(self, token: str) -> str | None:
+        return self.refusal or super().why_refused(token)
+
+    def on_connect(self, sid: str, token: str, request: web.Request) -> None:
+        super().on_connect(sid, token, request)
         self.handshakes += 1
 
-    def _on_subscribe(self, sid: str, payload: Any) -> Any:
-        if self._count("subscribe", sid, payload) & self.unanswered:
-            return self._socket_server.sio.not_handled
-        return super()._on_subscribe(sid, payload)
-
-    def _on_unsubscribe(self, sid: str, payload: Any) -> Any:
-        self._count("unsubscribe", sid, payload)
-        return super()._on_unsubscribe(sid, payload)
+    def on_request(self, event: str, sid: str, payload: Any) -> tuple[Any, ...] | None:
+        names = self._count(event, sid, payload)
+        if event == "subscribe" and names & self.unanswered:
+            return None
+        return super().on_request(event, sid, payload)
 
     def _count(self, event: str, sid: str, payload: Any) -> set[str]:
         try:
@@ -257,12 +255,12 @@ class FaultySimulator(Simulator):
             await asyncio.sleep(0.05)
             for session in list(self._sessions.values()) if self.kick_expired else []:
                 if self.tokens.remaining_seconds(session.token) <= 0:
-                    await self._socket_server.sio.disconnect(session.sid)
+                    await self._socket_server.kick(session.sid)
 
     async def _wait_for_space(self, sid: str) -> None:
         await asyncio.sleep(0)
         # The library's queue has no event to wait for.
-        while (engine := self._socket_server.engine_socket(sid)) and engine.queue.qsize() > MAX_QUEUED_MESSAGES:
+        while self._socket_server.queued(sid) > MAX_QUEUED_MESSAGES:
             await asyncio.sleep(0.001)
 
 
