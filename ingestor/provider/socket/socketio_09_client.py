@@ -39,6 +39,7 @@ ASK_SECONDS = 25.0  # between two questions to a server without heartbeats; thei
 _MESSAGE_OVERHEAD_BYTES = 100  # of a message that waits to be sent, roughly
 _ERRORS = {"0": "transport not supported", "1": "client not handshaken", "2": "unauthorized"}
 
+_HANDSHAKE = re.compile(r"(.+):([0-9]{0,9}):([0-9]{0,9}):([^:]*)")  # session id, two timeouts, transports
 _PACKET = re.compile(r"([0-8]):([0-9]{0,15})\+?:([^:]*)(?::(.*))?", re.DOTALL)  # type, id, endpoint, data
 _ACK = re.compile(r"([0-9]{1,15})(?:\+(.*))?", re.DOTALL)  # id, arguments
 _BEFORE_KEY = re.compile(r"[ \t\r\n]*[{,][ \t\r\n]*(?=\")")
@@ -111,12 +112,13 @@ class SocketIo09Client:
             raise ProtocolUnsupported(f"HTTP {status}: no server of Socket.IO 0.9 at this URL{quote_body(body)}")
         if status != 200:
             raise ConnectionFailed(f"HTTP {status}{quote_body(body)}")
-        session_id, *timeouts, transports = body.decode("utf-8", "replace").strip().rsplit(":", 3)
-        if not session_id or len(timeouts) != 2:
+        handshake = _HANDSHAKE.fullmatch(body.decode("utf-8", "replace").strip())
+        if handshake is None:
             raise ConnectionFailed(f"the server's reply is not a Socket.IO 0.9 handshake{quote_body(body)}")
+        session_id, heartbeat_timeout, close_timeout, transports = handshake.groups()
         if "websocket" not in transports.split(","):
             raise ProtocolUnsupported(f"the server offers no websocket, only {transports[:100]}")
-        self._note_timeouts(*(float(seconds or 0) for seconds in timeouts))
+        self._note_timeouts(float(heartbeat_timeout or 0), float(close_timeout or 0))
         return session_id
 
     def _note_timeouts(self, heartbeat_seconds: float, close_seconds: float) -> None:
@@ -265,9 +267,13 @@ class SocketIo09Client:
             self._listener.on_provider_error("error", [f"{endpoint}: {text}"])
         elif code == "1":
             return "closed", f"{text}: the server that was reached does not know the session"
-        elif self._connected.is_set() or code == "2":
-            self._listener.on_error_packet(text)
-        return None if self._connected.is_set() else ("closed", text)
+        elif self._connected.is_set():
+            self._listener.on_provider_error("error", [text])
+        else:
+            if code == "2":
+                self._listener.on_error_packet(text)
+            return "closed", text
+        return None
 
 
 def event_prefixes(events: Iterable[str]) -> tuple[tuple[str, str, int, str], ...]:

@@ -26,6 +26,7 @@ from ingestor.provider.transport import make_tls_context
 
 from .raw_engineio_server import Memory, RawServer
 from .raw_http_server import RawHttpServer
+from .raw_socketio_09_server import RawSocketIo09Server
 from .running_supervisor import RunningSupervisor, StartSupervisor
 
 WAYS = ("token", "probe", "socket")
@@ -51,6 +52,17 @@ async def raw_server() -> AsyncIterator[Callable[..., Any]]:
 
         async def make(*args: Any, **settings: Any) -> RawServer:
             return await running.enter_async_context(RawServer(*args, **settings))
+
+        yield make
+
+
+@pytest.fixture
+async def raw_09_server() -> AsyncIterator[Callable[..., Any]]:
+    """`await raw_09_server(talk, **settings)`: a running server that sends hand-written Socket.IO 0.9."""
+    async with AsyncExitStack() as running:
+
+        async def make(*args: Any, **settings: Any) -> RawSocketIo09Server:
+            return await running.enter_async_context(RawSocketIo09Server(*args, **settings))
 
         yield make
 

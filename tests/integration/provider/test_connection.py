@@ -429,7 +429,7 @@ async def test_close_reason_has_the_cause(
         assert (await connection.wait_closed()).cause == cause
 
 
-@pytest.mark.parametrize("version", list(ProtocolVersion))
+@pytest.mark.parametrize("version", [ProtocolVersion.SOCKET_IO_4, ProtocolVersion.SOCKET_IO_2])
 async def test_silent_connection_is_closed(
     raw_server: Serve, make_connection: Make, token: Token, version: ProtocolVersion
 ) -> None:
