@@ -141,9 +141,12 @@ def _connection_metrics(status: Status) -> Iterator[Metric]:
     paths: dict[str, bool] = {}
     for connection in status.connections:
         paths[connection.path] = paths.get(connection.path, True) and connection.connected
+    protocols = collections.Counter(open_.dialect for open_ in status.connections if open_.connected and open_.dialect)
     counts = collections.Counter(subscription.state for subscription in status.subscriptions)
     states = {state: counts[state] for state in get_args(State)}
     yield _by_label(GaugeMetricFamily, "ingestor_connected", "1 if all connections of the path are up", "path", paths)
+    connections_help = "Open connections, by protocol version of Socket.IO"
+    yield _by_label(GaugeMetricFamily, "ingestor_connections", connections_help, "protocol", protocols)
     yield _by_label(GaugeMetricFamily, "ingestor_subscriptions", "Subscriptions by state", "state", states)
 
 

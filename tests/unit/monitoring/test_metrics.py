@@ -34,6 +34,7 @@ EVERY_NAME = [
     "ingestor_commit_lag_seconds",
     "ingestor_last_frame_timestamp_seconds",
     "ingestor_connected",
+    "ingestor_connections",
     "ingestor_subscriptions",
     "ingestor_reconnects_total",
     "ingestor_provider_errors_total",
@@ -125,6 +126,15 @@ def test_path_is_connected_if_all_its_connections_are() -> None:
     other_params = replace(SENTIMENT, connected=False)
     metrics = of(status(connections=(other_params, SENTIMENT)))
     assert value(metrics, "ingestor_connected", path=SENTIMENT.path) == 0
+
+
+def test_open_connections_are_counted_by_protocol() -> None:
+    closed = replace(SENTIMENT, connected=False)
+    metrics = of(status(connections=(SENTIMENT, replace(SENTIMENT, dialect="0.9"), SENTIMENT, closed)))
+    assert {version: value(metrics, "ingestor_connections", protocol=version) for version in ("4", "0.9")} == {
+        "4": 2,
+        "0.9": 1,
+    }
 
 
 def test_feed_without_subscription_is_labeled_other() -> None:
