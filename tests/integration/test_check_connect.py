@@ -86,6 +86,16 @@ async def test_all_checks_pass_in_order_and_change_nothing(
         assert tables(database_url) == set()
 
 
+@pytest.mark.parametrize(("setting", "source"), [("auto", "detected"), ("0.9", "set by provider.protocol")])
+async def test_protocol_0_9_is_named(
+    check: Check, make_simulator: Callable[..., Any], setting: str, source: str
+) -> None:
+    simulator = await make_simulator(protocol="0.9")
+    results = await check(simulator, provider={"protocol": setting})
+    assert failures(results) == {}
+    assert results["server"].message == f"uses Socket.IO 0.8 or 0.9, {source}"
+
+
 async def no_connections(simulator: FaultySimulator) -> None:
     await until(lambda: simulator.connections == [])
 

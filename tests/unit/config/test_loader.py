@@ -40,6 +40,11 @@ def test_defaults_apply_to_missing_keys(folder: Path, loaded: Loaded) -> None:
     assert config.sha256 == hashlib.sha256(ONE.encode()).hexdigest()
 
 
+@pytest.mark.parametrize("text", ["0.9", '"0.9"', "4", "auto"])
+def test_protocol_is_a_number_or_text(loaded: Loaded, text: str) -> None:
+    assert loaded(ONE + f"provider: {{protocol: {text}}}").provider.protocol == text.strip('"')
+
+
 def test_config_is_frozen(loaded: Loaded) -> None:
     config = loaded(ONE)
     for place in (config, config.provider, config.database.batch, config.spool):
@@ -87,6 +92,7 @@ def test_all_problems_are_reported_in_file_order(refused: Refused) -> None:
         ("provider: {events: []}", "2:20: provider.events: is empty; add at least one"),
         ("provider: {events: res}", "2:20: provider.events: must be a list"),
         ("provider: {events: [res, ~]}", "2:26: provider.events.1: has no value"),
+        ("provider: {protocol: 0.8}", '2:22: provider.protocol: "0.8" is not one of the choices; did you mean "0.9"?'),
         ("provider: {renewal: overlp}", '"overlp" is not one of the choices; did you mean "overlap"?'),
         ("provider: {ca_file: nowhere.pem}", "2:21: provider.ca_file: the file /"),
         (
