@@ -16,11 +16,11 @@ from typing import Any
 import msgspec
 import pytest
 
-from ingestor.core.entries import Frame, FrameRun
+from ingestor.core.entries import Frame, FrameRun, split_into_entries
 from ingestor.daemon.factory import lock_database
 from ingestor.errors import AlreadyLocked, DatabaseUnavailable, SpoolFailed, SpoolTooNew
 from ingestor.spool.ballast import Ballast
-from ingestor.spool.chunk_store import ChunkWriter, pack
+from ingestor.spool.chunk_store import ChunkReader, ChunkWriter, pack
 from ingestor.spool.spool import CHUNK_ENTRIES, Spool
 from tests.support.entries import fact, frame, run
 from tests.support.faulty_disks import fill_disk, small_disk
@@ -97,6 +97,17 @@ async def test_acknowledged_chunk_is_deleted(tmp_path: Path) -> None:
         await spool.durable(spool.append(fact()))
         assert spool.live_bytes < 5000
         assert [seq for seq, _ in spool.read(0, max_entries=9)] == [2]
+
+
+def test_full_disk_takes_no_chunk_that_is_acknowledged_in_part(tmp_path: Path) -> None:
+    file = ChunkWriter(tmp_path / "spool.db")
+    file.write([pack(first_seq, [frame("a"), frame("b"), frame("c")]) for first_seq in (1, 4)], acked=0)
+    while file.give_back(5):
+        pass
+    file.close()
+    reader = ChunkReader(tmp_path / "spool.db")
+    assert [seq for seq, _ in split_into_entries(reader.read_items(0, max_entries=9, max_bytes=1 << 20))] == [4, 5, 6]
+    reader.close()
 
 
 def test_cost_of_acknowledging_is_independent_of_the_backlog(tmp_path: Path) -> None:
