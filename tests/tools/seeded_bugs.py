@@ -465,6 +465,27 @@ BUGS = (
         "tests/integration/provider/test_limits.py",
     ),
     Bug(
+        "a server of 0.9 ends the connection with half a surrogate pair",
+        "provider/socket/socketio_09_client.py",
+        "decode_text=False,",
+        "decode_text=True,  # type: ignore[arg-type]",
+        "tests/integration/provider/test_socketio_09.py",
+    ),
+    Bug(
+        "a quiet connection to 0.8 counts as silent between two heartbeats",
+        "provider/socket/socketio_09_client.py",
+        "max(heartbeat_seconds, close_seconds,",
+        "max(heartbeat_seconds,",
+        "tests/integration/provider/test_socketio_09.py",
+    ),
+    Bug(
+        "a balancer's cookie is lost between handshake and websocket",
+        "provider/socket/socketio_09_client.py",
+        '{"Cookie": cookies} if cookies else {}',
+        "{}",
+        "tests/integration/provider/test_socketio_09.py",
+    ),
+    Bug(
         "each request to reload is a reload",
         "daemon/reload.py",
         "        if self._waiting is None:\n",

@@ -76,12 +76,10 @@ class SocketIo09Client:
     async def connect(self, url: str, token: str) -> None:
         try:
             return await self._connect(url, token)
-        except aiohttp.ServerDisconnectedError:
-            failure = "the server closed the connection instead of opening a websocket, as Socket.IO 0.7 does"
-        except aiohttp.WSServerHandshakeError as error:
-            failure = f"HTTP {error.status} instead of a websocket"
         except (aiohttp.ClientError, OSError, ValueError) as error:
             failure = describe_error(error)
+        if " " not in failure:  # the name of an exception class
+            failure = f"the server's reply is not a Socket.IO 0.9 handshake ({failure})"
         raise ConnectionFailed(failure)  # without its cause, whose text may hold the token
 
     async def _connect(self, url: str, token: str) -> None:
@@ -93,16 +91,26 @@ class SocketIo09Client:
             session_id = self._read_handshake(response.status, await read_head(response))
             # The session has no cookie jar. A balancer may find the server that knows the session by its cookie.
             cookies = "; ".join(f"{cookie.key}={cookie.coded_value}" for cookie in response.cookies.values())
-        socket = await self._session.ws_connect(
-            f"{address}/websocket/{quote(session_id, safe='')}",
-            headers={"Cookie": cookies} if cookies else None,
-            max_msg_size=MAX_MESSAGE_BYTES,
-            decode_text=False,  # or aiohttp ends the connection at text that is no UTF-8
-            # No heartbeat=: the servers answer a ping of the websocket with bytes that are no frame.
+        self._socket = socket = await self._open_websocket(
+            f"{address}/websocket/{quote(session_id, safe='')}", {"Cookie": cookies} if cookies else {}
         )
-        self._socket = socket
         self._tasks += [asyncio.create_task(self._read(socket)), asyncio.create_task(self._write(socket))]
         await self._connected.wait()
+
+    async def _open_websocket(self, address: str, headers: dict[str, str]) -> WebSocket:
+        try:
+            return await self._session.ws_connect(
+                address,
+                headers=headers,
+                max_msg_size=MAX_MESSAGE_BYTES,
+                decode_text=False,  # or aiohttp ends the connection at text that is no UTF-8
+                # No heartbeat=: the servers answer a ping of the websocket with bytes that are no frame.
+            )
+        except aiohttp.ServerDisconnectedError:
+            reason = "the server closed the connection instead of opening a websocket, as Socket.IO 0.7 does"
+        except aiohttp.WSServerHandshakeError as error:
+            reason = f"HTTP {error.status} instead of a websocket"
+        raise ConnectionFailed(reason)
 
     def _read_handshake(self, status: int, body: bytes) -> str:
         """Return the id of the session, and note how long the server may be silent."""

@@ -29,6 +29,7 @@ class RawSocketIo09Server:
         self.clients: list[ClientSocket] = []
         self.handshakes: list[web.Request] = []
         self.cookies: dict[str, str] = {}  # that the handshake sets
+        self.websocket_status: int | None = None  # answers the websocket with this instead
         self._talk = talk
         self._handshake = handshake
         self._status = status
@@ -72,6 +73,8 @@ class RawSocketIo09Server:
             assert request.transport is not None
             request.transport.close()
             return web.Response()
+        if self.websocket_status is not None:
+            return web.Response(status=self.websocket_status)
         socket = web.WebSocketResponse(max_msg_size=0)
         await socket.prepare(request)
         client = ClientSocket(socket, request)

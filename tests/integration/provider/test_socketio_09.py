@@ -237,6 +237,19 @@ async def test_refused_handshake_says_why(
     assert server.clients == []
 
 
+async def test_handshake_answered_by_fin_is_named(web_server: Any, make: Connect, token: Token) -> None:
+    server = await web_server(b"")
+    with pytest.raises(ConnectionFailed, match=r"not a Socket\.IO 0\.9 handshake \(ServerDisconnectedError\)"):
+        await make(server.url).open(token)
+
+
+async def test_http_status_instead_of_websocket_is_named(raw_09_server: Serve, make: Connect, token: Token) -> None:
+    server = await raw_09_server(handshake="a/b:60:60:websocket")
+    server.websocket_status = 502
+    with pytest.raises(ConnectionFailed, match="HTTP 502 instead of a websocket"):
+        await make(server.url).open(token)
+
+
 async def test_websocket_answered_by_fin_names_socket_io_0_7(raw_09_server: Serve, make: Connect, token: Token) -> None:
     server = await raw_09_server(upgrades=False)
     with pytest.raises(ConnectionFailed, match=r"as Socket\.IO 0\.7 does"):
