@@ -89,6 +89,7 @@ def sent_ids(client: ClientSocket) -> list[str]:
         pytest.param("6:::1+[", "", "6:::1+[", id="acknowledgement with bad JSON"),
         pytest.param("", "", "", id="empty message"),
         pytest.param(b"\x01\x02", "", "bAQI=", id="binary"),
+        pytest.param(b"0::", "", "bMDo6", id="binary that looks like a packet"),
     ],
 )
 async def test_any_message_is_kept_in_the_form_of_later_versions(
@@ -369,6 +370,13 @@ async def test_server_with_heartbeats_is_not_asked(
     await make(server.url).open(token)
     await asyncio.sleep(0.2)
     assert (await server.client()).received == []
+
+
+async def test_websocket_is_never_pinged(raw_09_server: Serve, make: Connect, token: Token) -> None:
+    connection = make((await raw_09_server()).url)
+    await connection.open(token)
+    client: Any = connection._client
+    assert client._socket._heartbeat is None, "the real servers answer a ping with bytes that are no frame"
 
 
 async def test_close_leaves_nothing(raw_09_server: Serve, make: Connect, token: Token) -> None:
