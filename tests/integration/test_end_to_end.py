@@ -51,7 +51,7 @@ def now() -> datetime:
 
 
 @pytest.mark.node
-@pytest.mark.parametrize("generation", ["2", "4"])
+@pytest.mark.parametrize("generation", ["0.9", "2", "4"])
 async def test_every_row_is_stored_once_over_two_ping_windows(
     generation: str, make_node_server: Callable[..., Any], database_url: str, tmp_path: Path
 ) -> None:
@@ -106,7 +106,7 @@ def received(daemon: InProcessDaemon) -> dict[str, list[Any]]:
 
 
 @pytest.mark.node
-@pytest.mark.parametrize("generation", ["1", "2", "4"])
+@pytest.mark.parametrize("generation", ["0.9", "1", "2", "4"])
 async def test_event_with_ack_request_is_acknowledged_and_stored(
     generation: str, make_node_server: Callable[..., Any], sqlite_url: str, tmp_path: Path
 ) -> None:
@@ -218,7 +218,9 @@ def blankless(text: str) -> str:
 
 @pytest.mark.node
 @pytest.mark.parametrize(
-    ("generation", "end"), [("4", NodeServer.stop), ("2", NodeServer.kill)], ids=["4 in order", "2 by SIGKILL"]
+    ("generation", "end"),
+    [("4", NodeServer.stop), ("2", NodeServer.kill), ("0.9", NodeServer.kill)],
+    ids=["4 in order", "2 by SIGKILL", "0.9 by SIGKILL"],
 )
 async def test_restarted_server_is_found_and_gap_is_recorded(
     generation: str,
@@ -259,6 +261,8 @@ async def test_restarted_server_is_found_and_gap_is_recorded(
 @pytest.mark.parametrize(
     ("generation", "how", "cause"),
     [
+        ("0.8", "kick", "kicked"),
+        ("0.9", "reset", "lost"),
         ("1", "kick", "kicked"),
         ("2", "kick", "kicked"),
         ("4", "kick", "kicked"),

@@ -339,7 +339,7 @@ function serve(settings) {
   var provider = (is09 ? attach09 : attach)(server, settings);
   if (settings.intervalMs) emitEvery(settings.intervalMs, provider);
   server.listen(settings.port, "127.0.0.1", function () {
-    report("listening", { port: server.address().port, version: version });
+    report("listening", { port: server.address().port, version: version, node: process.version });
   });
   return provider;
 }

@@ -144,7 +144,8 @@ class NodeServer:
     Each subscription gets the newest ``window_rows`` buckets at once, and then every ``interval_seconds`` (None: at
     each ``emit``); one bucket is new each time. With ``kick_expired``, a socket is disconnected when its token expires.
     By default the server pings every 25 s with a timeout of 20 s, and 0.x has its own default. In 0.x, the timeout is
-    that of heartbeats and of closing. ``options`` are passed to socket.io, such as ``transports``.
+    that of heartbeats and of closing. The server accepts the key and the tokens of its ``twin``. ``options`` are passed
+    to socket.io, such as ``transports``.
     """
 
     def __init__(
@@ -160,10 +161,11 @@ class NodeServer:
         ping_interval_seconds: float | None = None,
         ping_timeout_seconds: float | None = None,
         kick_expired: bool = False,
+        twin: NodeServer | None = None,
         options: Mapping[str, Any] | None = None,
     ) -> None:
         self.version = VERSIONS[generation]
-        self.api_key = secrets.token_hex(12)
+        self.api_key: str = twin.api_key if twin else secrets.token_hex(12)
         self.emitted: list[Emission] = []
         self.events: list[dict[str, Any]] = []  # every other event that the server reported
         self._folder = install(generation)
@@ -181,7 +183,7 @@ class NodeServer:
             "pingTimeoutMs": ping_timeout_seconds and ping_timeout_seconds * 1000,
             "kickExpired": kick_expired,
             "apiKey": self.api_key,
-            "secret": secrets.token_hex(32),
+            "secret": twin._settings["secret"] if twin else secrets.token_hex(32),
             "startMs": START.timestamp() * 1000,
             "bucket": 1_000,
             "fields": _fields(),
