@@ -131,6 +131,31 @@ async def test_half_open_connection_is_a_gap_from_the_last_byte_heard(
     assert live["ended_at"] <= half_open_at
 
 
+async def test_reset_connection_is_a_gap_from_the_last_byte_heard(
+    make_node_server: Callable[..., Any],
+    tcp_proxy: Callable[[str], Any],
+    config_for: Callable[..., Path],
+    database_url: str,
+) -> None:
+    server: NodeServer = await make_node_server("0.8", interval_seconds=None)
+    proxy = await tcp_proxy(server.url)
+    async with InProcessDaemon(config_for(proxy.url, database_url), server.api_key) as daemon:
+        await daemon.wait_until_live()
+        await daemon.wait_for_samples(lambda: expected_rows.current(server.emitted))
+        heard_at = datetime.now(UTC)
+        await asyncio.sleep(0.3)
+        proxy.cut()
+        await until(lambda: server.count("subscribed") == 2)
+        await daemon.wait_until_live()
+        await server.emit()
+        await daemon.wait_for_samples(lambda: expected_rows.current(server.emitted))
+        assert RECONNECTS.findall(await daemon.metrics()) == ['ingestor_reconnects_total{reason="lost"} 1.0']
+    before, after = (interval for interval in daemon.db.coverage("AAPL") if interval["state"] == "live")
+    (gap,) = daemon.db.gaps("AAPL")[1:]  # the first is before the first acknowledgement
+    assert (gap["from_at"], gap["to_at"]) == (before["ended_at"], after["started_at"])
+    assert before["ended_at"] <= heard_at
+
+
 async def test_quiet_connection_outlasts_a_timeout_shorter_than_the_interval(
     make_node_server: Callable[..., Any], config_for: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
