@@ -22,6 +22,7 @@ from tests.support.faulty_simulator import FaultySimulator
 from ..support import expected_rows
 from ..support.daemon import CommandProcess, DaemonProcess, until, write_config
 from ..support.postgres_server import Postgres, free_port
+from ..support.reference_clients import SocketIo09Client, login
 
 CROWD = "/real-time/crowd-sentiment"
 KEY = "the-key-of-this-test"
@@ -70,6 +71,16 @@ async def test_killed_simulator_or_daemon_loses_and_duplicates_nothing(sqlite_ur
     assert daemon.db.states("ON") == states
     live, crashed = daemon.db.coverage("ON")[1:3]
     assert live["ended_at"] == crashed["started_at"] <= killed_at
+
+
+async def test_simulator_serves_socket_io_0_9_on_request(tmp_path: Path) -> None:
+    port = free_port()
+    options = ("--port", str(port), "--api-key", KEY, "--protocol", "0.9")
+    async with CommandProcess("simulate", *options, folder=tmp_path) as provider:
+        await until(lambda: KEY in provider.stdout)
+        url = f"http://127.0.0.1:{port}"
+        async with SocketIo09Client(url, await login(url, KEY)) as client:
+            assert await client.request("subscribe", CROWD, ticker="AAPL") is None
 
 
 async def newer_rows(daemon: DaemonProcess) -> None:
