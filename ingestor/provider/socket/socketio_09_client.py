@@ -39,7 +39,7 @@ ASK_SECONDS = 25.0  # between two questions to a server without heartbeats; thei
 _MESSAGE_OVERHEAD_BYTES = 100  # of a message that waits to be sent, roughly
 _ERRORS = {"0": "transport not supported", "1": "client not handshaken", "2": "unauthorized"}
 
-_HANDSHAKE = re.compile(r"(.+):([0-9]{0,9}):([0-9]{0,9}):([^:]*)")  # session id, two timeouts, transports
+_HANDSHAKE = re.compile(r"(.+):([0-9.]{0,9}):([0-9.]{0,9}):([^:]*)")  # session id, two timeouts, transports
 _PACKET = re.compile(r"([0-8]):([0-9]{0,15})\+?:([^:]*)(?::(.*))?", re.DOTALL)  # type, id, endpoint, data
 _ACK = re.compile(r"([0-9]{1,15})(?:\+(.*))?", re.DOTALL)  # id, arguments
 _BEFORE_KEY = re.compile(r"[ \t\r\n]*[{,][ \t\r\n]*(?=\")")

@@ -219,6 +219,7 @@ async def test_token_is_sent_in_the_handshake_only_and_cookies_go_along(
         pytest.param(404, "", ProtocolUnsupported, "no server of Socket.IO 0.9", id="404"),
         pytest.param(200, "<html>", ConnectionFailed, "not a Socket.IO 0.9 handshake", id="web site"),
         pytest.param(200, ":60:60:websocket", ConnectionFailed, "not a Socket.IO 0.9 handshake", id="no session"),
+        pytest.param(200, "a:.:60:websocket", ConnectionFailed, "not a Socket.IO 0.9 handshake", id="no number"),
         pytest.param(200, "a:x:60:websocket", ConnectionFailed, "not a Socket.IO 0.9 handshake", id="no time"),
         pytest.param(200, "a:60:60:xhr-polling", ProtocolUnsupported, "only xhr-polling", id="polling only"),
         pytest.param(200, "a:99999:60:websocket", ConnectionFailed, "unusable", id="timeout of a day"),
@@ -343,6 +344,7 @@ async def test_frame_of_65_536_bytes_ends_the_connection_and_is_named(
         pytest.param("a:15::websocket", 20, id="no close timeout"),
         pytest.param("a::60:websocket", 65, id="no heartbeats"),
         pytest.param("a:::websocket", 55, id="no times"),
+        pytest.param("a:1.5:0.5:websocket", 6.5, id="fractions of a second"),
         pytest.param("a:b:15:25:websocket,htmlfile", 30, id="session id with a colon"),
     ],
 )
