@@ -146,6 +146,15 @@ def test_older_schema_is_refused_until_upgraded(empty_engine: Engine) -> None:
     migrate.check_metadata(empty_engine)
 
 
+def test_older_view_of_payloads_is_replaced(engine: Engine) -> None:
+    with engine.begin() as connection:
+        connection.execute(text("UPDATE alembic_version SET version_num = 'v1_0002_views'"))
+    migrate.upgrade(engine)
+    migrate.verify_revision(engine)
+    with engine.connect() as connection:
+        assert connection.execute(text("SELECT count(*) FROM payloads")).scalar() == 0
+
+
 def test_alembic_command_uses_the_configured_database(
     database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
