@@ -1,8 +1,8 @@
 """Run the daemon against every release of socket.io in the tests: ``python -m tests.tools.generations --seconds 180``.
 
-All releases run at the same time, each with a daemon of its own that has to detect the generation, and with the timing
-of the server itself. A busy and a quiet connection are open for this long; then the server disconnects all sockets, is
-killed, and starts again. Writes docs/generations.md. Exits with 1 if a row is missing, or a connection ended by itself.
+All releases run at the same time, each with a daemon of its own that has to detect the generation. A busy and a quiet
+connection are open for this long; then the server disconnects all sockets, is killed, and starts again. Writes
+docs/generations.md. Exits with 1 if a row is missing, or a connection ended by itself.
 """
 
 from __future__ import annotations
@@ -26,9 +26,10 @@ HEAD = """\
 # Releases of Socket.IO
 
 Made by `python -m tests.tools.generations`: servers from npm, each with a daemon that detects the generation, one busy
-connection (20 events a second) and a quiet one, with the heartbeats or pings of the server's own defaults. After the
-time in the table the server disconnects both sockets, later it is killed and started again. *Ended* counts connections
-that ended before that. Sent and stored are rows; `protocol` is what was detected, in the terms of `provider.protocol`.
+connection (20 events a second) and a quiet one. 0.x has the heartbeats of its own defaults, the others ping every 25 s
+with a timeout of 20 s. After the time in the table the server disconnects both sockets, later it is killed and started
+again. *Ended* counts connections that ended before that. Sent and stored are rows; `protocol` is what was detected, in
+the terms of `provider.protocol`.
 
 | socket.io | node | protocol | seconds | sent | stored | ended | after disconnect and kill |
 |---|---|---|---|---|---|---|---|
