@@ -35,6 +35,7 @@ from ingestor.provider.transport import describe_error
 
 REFUSED_STATUSES = frozenset({401, 403})  # 500 is an error of the server's authorization, not its verdict
 SLACK_SECONDS = 5.0  # beyond the longest time that the server announces
+MAX_CLOSE_SECONDS = 300.0  # a longer close timeout, such as a day, is meant for polling
 ASK_SECONDS = 25.0  # between two questions to a server without heartbeats; theirs are 25 s apart
 _MESSAGE_OVERHEAD_BYTES = 100  # of a message that waits to be sent, roughly
 _ERRORS = {"0": "transport not supported", "1": "client not handshaken", "2": "unauthorized"}
@@ -133,6 +134,7 @@ class SocketIo09Client:
         # The interval of the heartbeats is not announced, and 0.8 announces a timeout that is shorter than it. Its own
         # clients wait for one of the two times; without heartbeats, we ask.
         asks = not heartbeat_seconds
+        close_seconds = min(close_seconds, MAX_CLOSE_SECONDS)
         self.silence_seconds = max(heartbeat_seconds, close_seconds, 2 * ASK_SECONDS * asks) + SLACK_SECONDS
         check_silence_seconds(self.silence_seconds)
         if asks:

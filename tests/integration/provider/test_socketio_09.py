@@ -345,6 +345,7 @@ async def test_frame_of_65_536_bytes_ends_the_connection_and_is_named(
         pytest.param("a::60:websocket", 65, id="no heartbeats"),
         pytest.param("a:::websocket", 55, id="no times"),
         pytest.param("a:1.5:0.5:websocket", 6.5, id="fractions of a second"),
+        pytest.param("a:60:86400:websocket", 305, id="close timeout of a day"),
         pytest.param("a:b:15:25:websocket,htmlfile", 30, id="session id with a colon"),
     ],
 )
