@@ -43,7 +43,7 @@ _ERRORS = {"0": "transport not supported", "1": "client not handshaken", "2": "u
 _HANDSHAKE = re.compile(r"(.+):([0-9.]{0,9}):([0-9.]{0,9}):([^:]*)")  # session id, two timeouts, transports
 _PACKET = re.compile(r"([0-8]):([0-9]{0,15})\+?:([^:]*)(?::(.*))?", re.DOTALL)  # type, id, endpoint, data
 _ACK = re.compile(r"([0-9]{1,15})(?:\+(.*))?", re.DOTALL)  # id, arguments
-_BEFORE_KEY = re.compile(r"[ \t\r\n]*[{,][ \t\r\n]*(?=\")")
+_BEFORE_KEY = re.compile(r"[ \t\r\n]*([{,])[ \t\r\n]*(?=\")")
 _BEFORE_VALUE = re.compile(r"[ \t\r\n]*:[ \t\r\n]*")
 _END = re.compile(r"[ \t\r\n]*\}[ \t\r\n]*")
 _SURROGATE = re.compile("[\ud800-\udfff]")
@@ -323,8 +323,9 @@ def split_members(text: str) -> dict[str, str]:
     while before := _BEFORE_KEY.match(text, at):
         name, at = _parse_json(text, before.end())
         colon = _BEFORE_VALUE.match(text, at)
-        start = colon.end() if colon else at
-        at = _parse_json(text, start)[1]
+        if colon is None or before[1] != ("," if members else "{"):
+            raise ValueError("not a JSON object")
+        start, at = colon.end(), _parse_json(text, colon.end())[1]
         members[name] = text[start:at]
     if not _END.fullmatch(text, at):
         raise ValueError("not a JSON object")
