@@ -270,7 +270,7 @@ class SocketIo09Client:
             raise ValueError("an acknowledgement of nothing")
         args = json.loads(ack[2]) if ack[2] else []
         if callback := self._callbacks.pop(int(ack[1]), None):
-            callback(*args)
+            callback(*(args if isinstance(args, list) else [args]))
 
     def _handle_error(self, endpoint: str, data: str) -> tuple[str, str] | None:
         code = data.partition("+")[0]

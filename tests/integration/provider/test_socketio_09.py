@@ -439,6 +439,8 @@ async def test_provider_that_does_not_read_is_cut(
         ("+[null]", None),
         ("+[]", None),
         ("+[false]", None),
+        ("+null", None),
+        ('+"plain text"', "plain text"),
         ('+["plain text"]', "plain text"),
         ('+[{"type":"invalid_request_error","message":"No such ticker"}]', "invalid_request_error: No such ticker"),
         ("+[{}]", "{}"),
