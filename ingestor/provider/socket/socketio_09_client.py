@@ -46,7 +46,6 @@ _ACK = re.compile(r"([0-9]{1,15})(?:\+(.*))?", re.DOTALL)  # id, arguments
 _BEFORE_KEY = re.compile(r"[ \t\r\n]*([{,])[ \t\r\n]*(?=\")")
 _BEFORE_VALUE = re.compile(r"[ \t\r\n]*:[ \t\r\n]*")
 _END = re.compile(r"[ \t\r\n]*\}[ \t\r\n]*")
-_SURROGATE = re.compile("[\ud800-\udfff]")
 _parse_json = json.JSONDecoder().raw_decode
 
 WebSocket: TypeAlias = "aiohttp.ClientWebSocketResponse[Literal[False]]"  # whose text is bytes
@@ -298,7 +297,7 @@ def event_prefixes(events: Iterable[str]) -> tuple[tuple[str, str, int, str], ..
 def repair_text(data: bytes) -> str:
     """Decode text that is no UTF-8: half a surrogate pair, which node 0.10.28 sends, is escaped as node 20 does it."""
     try:
-        return _SURROGATE.sub(lambda half: f"\\u{ord(half[0]):04x}", data.decode("utf-8", "surrogatepass"))
+        return data.decode("utf-8", "surrogatepass").encode("utf-8", "backslashreplace").decode()
     except UnicodeDecodeError:
         return data.decode("utf-8", "replace")
 
