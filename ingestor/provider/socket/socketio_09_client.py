@@ -273,7 +273,7 @@ class SocketIo09Client:
 
     def _handle_error(self, endpoint: str, data: str) -> tuple[str, str] | None:
         code = data.partition("+")[0]
-        text = _ERRORS.get(code, data)
+        text = _ERRORS.get(code, data) or "an error without a text"
         if endpoint:
             self._listener.on_provider_error("error", [f"{endpoint}: {text}"])
         elif code == "1":

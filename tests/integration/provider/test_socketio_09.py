@@ -266,6 +266,7 @@ async def test_websocket_answered_by_fin_names_socket_io_0_7(raw_09_server: Serv
         pytest.param("7:::1+0", ConnectionFailed, "does not know the session", id="unknown session"),
         pytest.param("7:::2", ConnectionRefused, "unauthorized", id="unauthorized"),
         pytest.param("7:::0", ConnectionFailed, "transport not supported", id="transport"),
+        pytest.param("7::", ConnectionFailed, "an error without a text", id="no text"),
         pytest.param("0::", ConnectionFailed, "disconnected", id="kick"),
     ],
 )
