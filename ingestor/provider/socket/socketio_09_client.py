@@ -114,7 +114,7 @@ class SocketIo09Client:
 
     def _read_handshake(self, status: int, body: bytes) -> str:
         """Return the id of the session, and note how long the server may be silent."""
-        if status in REFUSED_STATUSES:
+        if status in REFUSED_STATUSES and b"bad origin" not in body:  # which another token would not change
             raise ConnectionRefused(f"HTTP {status}: the server refused the token{quote_body(body)}")
         if status in (400, 404):
             raise ProtocolUnsupported(f"HTTP {status}: no server of Socket.IO 0.9 at this URL{quote_body(body)}")

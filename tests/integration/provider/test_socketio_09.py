@@ -217,6 +217,7 @@ async def test_token_is_sent_in_the_handshake_only_and_cookies_go_along(
     [
         pytest.param(403, "handshake unauthorized", ConnectionRefused, "403.*handshake unauthorized", id="403"),
         pytest.param(401, "", ConnectionRefused, "401", id="401"),
+        pytest.param(403, "handshake bad origin", ConnectionFailed, "403.*bad origin", id="origin"),
         pytest.param(500, "handshake error", ConnectionFailed, "500.*handshake error", id="500"),
         pytest.param(400, '{"code":0}', ProtocolUnsupported, "no server of Socket.IO 0.9", id="4.x"),
         pytest.param(404, "", ProtocolUnsupported, "no server of Socket.IO 0.9", id="404"),
