@@ -76,7 +76,9 @@ class SocketIo09Client:
     async def connect(self, url: str, token: str) -> None:
         try:
             return await self._connect(url, token)
-        except (aiohttp.ClientError, OSError, ValueError) as error:
+        except ConnectionFailed:
+            raise
+        except Exception as error:  # aiohttp asserts, too, what a server may do otherwise
             failure = describe_error(error)
         if " " not in failure:  # the name of an exception class
             failure = f"the server's reply is not a Socket.IO 0.9 handshake ({failure})"

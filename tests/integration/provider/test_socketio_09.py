@@ -8,6 +8,7 @@ import logging
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+import aiohttp
 import pytest
 
 from ingestor.config.model import Subscription
@@ -246,6 +247,17 @@ async def test_handshake_answered_by_fin_is_named(web_server: Any, make: Connect
     server = await web_server(b"")
     with pytest.raises(ConnectionFailed, match=r"not a Socket\.IO 0\.9 handshake \(ServerDisconnectedError\)"):
         await make(server.url).open(token)
+
+
+async def test_any_exception_of_the_http_client_is_a_failed_connection(
+    raw_09_server: Serve, make: Connect, token: Token, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fail(*_: object, **__: object) -> None:
+        raise AssertionError("a text that may hold the token")
+
+    monkeypatch.setattr(aiohttp.ClientSession, "ws_connect", fail)
+    with pytest.raises(ConnectionFailed, match=r"\(AssertionError\)"):
+        await make((await raw_09_server()).url).open(token)
 
 
 async def test_http_status_instead_of_websocket_is_named(raw_09_server: Serve, make: Connect, token: Token) -> None:
