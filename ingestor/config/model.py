@@ -99,7 +99,7 @@ class ProviderConfig(ConfigSection):
         Literal["auto", "4", "3", "0.9"], WithJsonSchema({"enum": ["auto", "4", "3", "0.9", 4, 3, 0.9]})
     ] = config_key(
         "auto",
-        "Protocol version: auto detects it; 4 is Socket.IO 3.x-4.x, 3 is Socket.IO 1.x-2.x, 0.9 is Socket.IO 0.8, 0.9",
+        "Protocol version: auto detects it; 4 is Socket.IO 3.x-4.x, 3 is Socket.IO 1.x-2.x, 0.9 is Socket.IO 0.8-0.9",
     )
     events: Annotated[tuple[Text, ...], Field(min_length=1)] = config_key(
         ["res", "data"], "Names of the events that contain data"

@@ -25,11 +25,11 @@ PAGE = Path(__file__).parents[2] / "docs" / "generations.md"
 HEAD = """\
 # Releases of Socket.IO
 
-Made by `python -m tests.tools.generations`: servers from npm, each with a daemon that detects the generation, one busy
-connection (20 events a second) and a quiet one. 0.x has the heartbeats of its own defaults, the others ping every 25 s
-with a timeout of 20 s. After the time in the table the server disconnects both sockets, later it is killed and started
-again. *Ended* counts connections that ended before that. Sent and stored are rows; `protocol` is what was detected, in
-the terms of `provider.protocol`.
+Made by `python -m tests.tools.generations`: servers from npm, each with a daemon that detects the generation. A daemon
+has a busy connection (20 events a second) and a quiet one. 0.x has the heartbeats of its own defaults, the others ping
+every 25 s with a timeout of 20 s. After the time in the table the server disconnects both sockets, later it is killed
+and started again. *Ended* counts connections that ended before that. Sent and stored are rows; `protocol` is what was
+detected, in the terms of `provider.protocol`.
 
 | socket.io | node | protocol | seconds | sent | stored | ended | after disconnect and kill |
 |---|---|---|---|---|---|---|---|
@@ -42,7 +42,7 @@ class Outcome:
 
     version: str
     node: str
-    dialect: str
+    protocol: str
     seconds: float
     sent: int
     stored: int
@@ -50,11 +50,11 @@ class Outcome:
     is_back: bool
 
     @property
-    def good(self) -> bool:
+    def is_good(self) -> bool:
         return self.sent == self.stored and self.ended == 0 and self.is_back
 
     def __str__(self) -> str:
-        cells = (self.version, self.node, self.dialect, f"{self.seconds:g}", f"{self.sent:,}", f"{self.stored:,}")
+        cells = (self.version, self.node, self.protocol, f"{self.seconds:g}", f"{self.sent:,}", f"{self.stored:,}")
         return f"| {' | '.join(cells)} | {self.ended} | {'complete' if self.is_back else 'NOT COMPLETE'} |"
 
 
@@ -69,11 +69,11 @@ async def run(generation: str, seconds: float, folder: Path) -> Outcome:
             await until(lambda: daemon.is_live, START_SECONDS)
             await asyncio.sleep(seconds)
             ended = len(sids(server, "subscribed") & sids(server, "disconnected"))  # without the probe's session
-            dialect = daemon.status["connections"][0]["dialect"] or "none"
+            protocol = daemon.status["connections"][0]["dialect"] or "none"
             sent, stored = await settle(server, daemon)
             is_back = await comes_back(server, daemon)
     node = next(event["node"] for event in server.events if event["event"] == "listening")
-    return Outcome(server.version, node, dialect, seconds, sent, stored, ended, is_back)
+    return Outcome(server.version, node, protocol, seconds, sent, stored, ended, is_back)
 
 
 def sids(server: NodeServer, event: str) -> set[str]:
@@ -110,7 +110,7 @@ async def main(seconds: float) -> int:
     table = "".join(f"{outcome}\n" for outcome in outcomes)
     PAGE.write_text(HEAD + table)
     print(table)
-    return 0 if all(outcome.good for outcome in outcomes) else 1
+    return 0 if all(outcome.is_good for outcome in outcomes) else 1
 
 
 if __name__ == "__main__":
