@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import aiohttp
 
 from ingestor.errors import ConnectionFailed, IngestorError
+from ingestor.provider.transport import describe_error
 
 MAX_MESSAGE_BYTES = 64 << 20  # aiohttp's default of 4 MiB would close the connection on every larger message
 MAX_UNSENT_BYTES = 1 << 20  # that the server does not read; beyond it the connection is closed
@@ -132,6 +133,13 @@ async def close_session(
         pass  # aiohttp aborts the transport when close() is cancelled
     finally:
         await session.close()
+
+
+def describe_failure(error: BaseException, expected: str) -> str:
+    """Return why a connection could not be opened, in words. ``expected`` is what the reply should be."""
+    text = describe_error(error)
+    # A single word is the name of an exception class: not a network error, but a reply that cannot be parsed.
+    return text if " " in text else f"the server's reply is not {expected} ({text})"
 
 
 def check_silence_seconds(seconds: float) -> None:

@@ -35,10 +35,10 @@ from ingestor.provider.socket.client import (
     check_silence_seconds,
     close_reason,
     close_session,
+    describe_failure,
     raw_text,
 )
 from ingestor.provider.socket.protocol import REFUSED_STATUSES, socketio_path
-from ingestor.provider.transport import describe_error
 
 WAIT_SECONDS = 3600.0  # in connect(), of the library; the caller has a limit of its own
 LATE_ERROR_SECONDS = 0.1  # from the server's CONNECT to an ERROR that revokes it, on Socket.IO 1.x and 2.x
@@ -409,7 +409,7 @@ class EngineIoClient:
             return ConnectionRefused(f"HTTP {status}: the server refused the token")
         if status not in (None, 101):
             return ConnectionFailed(f"HTTP {status} instead of a websocket")
-        return ConnectionFailed(_describe_failure(failure or error))
+        return ConnectionFailed(describe_failure(failure or error, "an Engine.IO handshake"))
 
     async def emit(self, event: str, payload: dict[str, Any], on_ack: Callable[..., object]) -> None:
         try:
@@ -444,9 +444,3 @@ class EngineIo3Client(EngineIoClient):
         # 2.0.0 and 2.0.1 send CONNECT before they check the token, and an ERROR right after it.
         await asyncio.sleep(LATE_ERROR_SECONDS)
         self._pinger = asyncio.create_task(self.engine.send_pings(), name="pings")
-
-
-def _describe_failure(error: BaseException) -> str:
-    text = describe_error(error)
-    # A single word is the name of an exception class: not a network error, but a reply that the library cannot parse.
-    return text if " " in text else f"the server's reply is not an Engine.IO handshake ({text})"

@@ -1,7 +1,7 @@
 """A client of Socket.IO 0.8 and 0.9, on aiohttp alone: no library speaks this version any more.
 
 It hands data events over in the form of the later versions, ``42["res",…]``, which the spool and the decoder know.
-A session is one websocket: the servers resume nothing, and tell a client of a session that is used twice nothing more.
+A session is one websocket: the servers resume nothing, and a second websocket of a session silences the first.
 """
 
 from __future__ import annotations
@@ -28,12 +28,13 @@ from ingestor.provider.socket.client import (
     check_silence_seconds,
     close_reason,
     close_session,
+    describe_failure,
     raw_text,
 )
 from ingestor.provider.socket.protocol import quote_body, read_head, socketio_path
-from ingestor.provider.transport import describe_error
 
 REFUSED_STATUSES = frozenset({401, 403})  # 500 is an error of the server's authorization, not its verdict
+EXPECTED_REPLY = "a Socket.IO 0.9 handshake"
 SLACK_SECONDS = 5.0  # beyond the longest time that the server announces
 MAX_CLOSE_SECONDS = 300.0  # a longer close timeout, such as a day, is meant for polling
 ASK_SECONDS = 25.0  # between two questions to a server without heartbeats; theirs are 25 s apart
@@ -79,9 +80,7 @@ class SocketIo09Client:
         except ConnectionFailed:
             raise
         except Exception as error:  # aiohttp asserts, too, what a server may do otherwise
-            failure = describe_error(error)
-        if " " not in failure:  # the name of an exception class
-            failure = f"the server's reply is not a Socket.IO 0.9 handshake ({failure})"
+            failure = describe_failure(error, EXPECTED_REPLY)
         raise ConnectionFailed(failure)  # without its cause, whose text may hold the token
 
     async def _connect(self, url: str, token: str) -> None:
@@ -124,7 +123,7 @@ class SocketIo09Client:
             raise ConnectionFailed(f"HTTP {status}{quote_body(body)}")
         handshake = _HANDSHAKE.fullmatch(body.decode("utf-8", "replace").strip())
         if handshake is None:
-            raise ConnectionFailed(f"the server's reply is not a Socket.IO 0.9 handshake{quote_body(body)}")
+            raise ConnectionFailed(f"the server's reply is not {EXPECTED_REPLY}{quote_body(body)}")
         session_id, heartbeat_timeout, close_timeout, transports = handshake.groups()
         if "websocket" not in transports.split(","):
             raise ProtocolUnsupported(f"the server offers no websocket, only {transports[:100]}")
