@@ -34,6 +34,7 @@ from ingestor.provider.socket.client import (
 from ingestor.provider.socket.protocol import quote_body, read_head, socketio_path
 
 REFUSED_STATUSES = frozenset({401, 403})  # 500 is an error of the server's authorization, not its verdict
+BAD_ORIGIN = b"handshake bad origin"  # with status 403: the server requires a header Origin, whatever the token is
 EXPECTED_REPLY = "a Socket.IO 0.9 handshake"
 SLACK_SECONDS = 5.0  # beyond the longest time that the server announces
 MAX_CLOSE_SECONDS = 300.0  # a longer close timeout, such as a day, is meant for polling
@@ -115,7 +116,7 @@ class SocketIo09Client:
 
     def _read_handshake(self, status: int, body: bytes) -> str:
         """Return the id of the session, and note how long the server may be silent."""
-        if status in REFUSED_STATUSES and b"bad origin" not in body:  # which another token would not change
+        if status in REFUSED_STATUSES and body != BAD_ORIGIN:
             raise ConnectionRefused(f"HTTP {status}: the server refused the token{quote_body(body)}")
         if status in (400, 404):
             raise ProtocolUnsupported(f"HTTP {status}: no server of Socket.IO 0.9 at this URL{quote_body(body)}")
@@ -261,7 +262,7 @@ class SocketIo09Client:
             self._listener.on_provider_error(event, json.loads(text[2:])[1:])
         else:
             seq = self._listener.on_data(event, text)
-        if id:
+        if id and not endpoint:  # no other namespace is connected, and this one may have the same id
             self._acks.add(seq, id)
 
     def _handle_ack(self, data: str) -> None:

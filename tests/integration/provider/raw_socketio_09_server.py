@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 from typing import Self
 
 from aiohttp import web
@@ -13,8 +14,8 @@ from .raw_engineio_server import WAIT_SECONDS, ClientSocket, Talk
 class RawSocketIo09Server:
     """``async with RawSocketIo09Server(talk) as server``: answers the handshake, sends ``1::``, then calls ``talk``.
 
-    ``handshake`` None: never answered. ``upgrades`` False: the websocket is answered by FIN. The server closes as the
-    real ones do, without a websocket close frame.
+    ``handshake`` None: never answered. ``upgrades`` False: the websocket is answered by FIN. ``prefix`` is the path of
+    the API. The server closes as the real ones do, without a websocket close frame.
     """
 
     def __init__(
@@ -25,6 +26,8 @@ class RawSocketIo09Server:
         status: int = 200,
         greets: bool = True,
         upgrades: bool = True,
+        prefix: str = "",
+        tls: ssl.SSLContext | None = None,
     ) -> None:
         self.clients: list[ClientSocket] = []
         self.handshakes: list[web.Request] = []
@@ -35,15 +38,17 @@ class RawSocketIo09Server:
         self._status = status
         self._greets = greets
         self._upgrades = upgrades
+        self._prefix = prefix
+        self._tls = tls
 
     async def __aenter__(self) -> Self:
         app = web.Application()
-        app.router.add_get("/socket.io/1/", self._answer_handshake)
-        app.router.add_get("/socket.io/1/websocket/{sid}", self._serve)
+        app.router.add_get(f"{self._prefix}/socket.io/1/", self._answer_handshake)
+        app.router.add_get(f"{self._prefix}/socket.io/1/websocket/{{sid}}", self._serve)
         self._runner = web.AppRunner(app, shutdown_timeout=0.1)
         await self._runner.setup()
-        await web.TCPSite(self._runner, "127.0.0.1", 0).start()
-        self.url = f"http://127.0.0.1:{self._runner.addresses[0][1]}"
+        await web.TCPSite(self._runner, "127.0.0.1", 0, ssl_context=self._tls).start()
+        self.url = f"{'https' if self._tls else 'http'}://127.0.0.1:{self._runner.addresses[0][1]}"
         return self
 
     async def __aexit__(self, *_: object) -> None:

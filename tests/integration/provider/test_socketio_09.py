@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import ssl
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 import aiohttp
@@ -16,8 +18,9 @@ from ingestor.errors import ConnectionFailed, ConnectionRefused, ProtocolUnsuppo
 from ingestor.provider.auth import Token
 from ingestor.provider.socket import connection as connection_module
 from ingestor.provider.socket import socketio_09_client
-from ingestor.provider.socket.connection import Connection
+from ingestor.provider.socket.connection import Connection, ConnectionSettings
 from ingestor.provider.socket.protocol import ProtocolVersion
+from ingestor.provider.transport import make_tls_context
 
 from .conftest import TOKEN
 from .raw_engineio_server import ClientSocket, Memory
@@ -180,6 +183,19 @@ async def test_event_is_acknowledged_once_it_is_durable(
     assert client.received[1:] == ["6:::1", "6:::2"]
 
 
+async def test_event_of_another_namespace_is_stored_and_not_acknowledged(
+    memory: Memory, raw_09_server: Serve, make: Connect, token: Token
+) -> None:
+    server = await raw_09_server(
+        lambda client: client.send('5:7+:/ns:{"name":"res","args":[1]}', '5:8+::{"name":"res","args":[2]}')
+    )
+    await make(server.url).open(token)
+    client = await server.client()
+    await client.until(lambda: client.received)
+    assert client.received == ["6:::8"]
+    assert memory.texts == ['42["res",1]', '42["res",2]']
+
+
 async def test_reading_pauses_while_sink_is_congested(
     memory: Memory, raw_09_server: Serve, make: Connect, token: Token
 ) -> None:
@@ -218,7 +234,8 @@ async def test_token_is_sent_in_the_handshake_only_and_cookies_go_along(
     [
         pytest.param(403, "handshake unauthorized", ConnectionRefused, "403.*handshake unauthorized", id="403"),
         pytest.param(401, "", ConnectionRefused, "401", id="401"),
-        pytest.param(403, "handshake bad origin", ConnectionFailed, "403.*bad origin", id="origin"),
+        pytest.param(403, "handshake bad origin", ConnectionFailed, "403.*handshake bad origin", id="bad origin"),
+        pytest.param(431, "", ConnectionFailed, "431", id="token too long"),
         pytest.param(500, "handshake error", ConnectionFailed, "500.*handshake error", id="500"),
         pytest.param(400, '{"code":0}', ProtocolUnsupported, "no server of Socket.IO 0.9", id="4.x"),
         pytest.param(404, "", ProtocolUnsupported, "no server of Socket.IO 0.9", id="404"),
@@ -291,6 +308,39 @@ async def test_error_instead_of_connect_fails_at_once(
         with pytest.raises(ConnectionFailed, match=words) as caught:
             await make(server.url).open(token)
     assert type(caught.value) is error
+
+
+async def test_certificate_is_verified(
+    memory: Memory, raw_09_server: Serve, token: Token, server_side: ssl.SSLContext, certificate: Path
+) -> None:
+    async def open_with(ca_file: Path | None) -> None:
+        settings = ConnectionSettings(
+            url=server.url, path="/p", params="{}", events=("res",), tls_context=make_tls_context(ca_file)
+        )
+        connection = Connection(settings, ProtocolVersion.SOCKET_IO_0, memory, memory.append)
+        await connection.open(token)
+        await connection.close("stopped", "opened")
+
+    server = await raw_09_server(tls=server_side)
+    with pytest.raises(ConnectionFailed, match="server's certificate was not accepted"):
+        await open_with(None)
+    assert server.handshakes == []
+    await open_with(certificate)
+    assert len(server.clients) == 1
+
+
+async def test_path_of_the_url_is_kept(raw_09_server: Serve, make: Connect, token: Token) -> None:
+    server = await raw_09_server(handshake="a:60:60:websocket", prefix="/api/v1")
+    await make(f"{server.url}/api/v1").open(token)
+    assert server.handshakes[0].path == "/api/v1/socket.io/1/"
+    assert (await server.client()).request.path == "/api/v1/socket.io/1/websocket/a"
+
+
+async def test_each_connection_has_a_session_of_its_own(raw_09_server: Serve, make: Connect, token: Token) -> None:
+    server = await raw_09_server()
+    for number in (1, 2):  # a session that is used twice leaves its first websocket mute
+        await make(server.url).open(token)
+        assert len(server.handshakes) == len(server.clients) == number
 
 
 @pytest.mark.parametrize("settings", [{"handshake": None}, {"greets": False}], ids=["handshake", "websocket"])
