@@ -1,4 +1,7 @@
-"""A small server of Socket.IO 0.9, with websockets only: what its Node servers send, byte for byte."""
+"""A small server of Socket.IO 0.9, with websockets only. It sends what the Node servers send, byte for byte.
+
+But for one thing: it refuses a second websocket of a session, which a Node server lets silence the first.
+"""
 
 from __future__ import annotations
 

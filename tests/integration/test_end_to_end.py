@@ -219,8 +219,8 @@ def blankless(text: str) -> str:
 @pytest.mark.node
 @pytest.mark.parametrize(
     ("generation", "end"),
-    [("4", NodeServer.stop), ("2", NodeServer.kill), ("0.9", NodeServer.kill)],
-    ids=["4 in order", "2 by SIGKILL", "0.9 by SIGKILL"],
+    [("4", NodeServer.stop), ("2", NodeServer.kill), ("0.9", NodeServer.stop), ("0.9", NodeServer.kill)],
+    ids=["4 in order", "2 by SIGKILL", "0.9 in order", "0.9 by SIGKILL"],
 )
 async def test_restarted_server_is_found_and_gap_is_recorded(
     generation: str,
@@ -284,6 +284,9 @@ async def test_connection_ended_by_server_is_replaced(
         await daemon.wait_for_samples(lambda: expected_rows.current(server.emitted))
         assert RECONNECTS.findall(await daemon.metrics()) == [f'ingestor_reconnects_total{{reason="{cause}"}} 1.0']
     assert daemon.db.states("AAPL") == INTERRUPTED
+    _, before, _, _, after, _ = daemon.db.coverage("AAPL")
+    (gap,) = daemon.db.gaps("AAPL")[1:]  # the first is before the first acknowledgement
+    assert (gap["from_at"], gap["to_at"]) == (before["ended_at"], after["started_at"])
 
 
 async def test_token_renewal_loses_no_row_and_leaves_no_gap(

@@ -17,6 +17,7 @@ import pytest
 from aiohttp import web
 
 from ingestor.provider.catalog import FEEDS, PATHS, base_name
+from ingestor.provider.socket import connection as connection_module
 from ingestor.provider.socket import socketio_09_client
 from tests.support.faulty_simulator import FaultySimulator
 
@@ -185,16 +186,23 @@ async def test_quiet_server_without_heartbeats_is_asked(
     assert server.count("connected") == 1
 
 
-async def test_authorization_error_is_no_verdict_on_the_token(
-    make_node_server: Callable[..., Any], config_for: Callable[..., Path]
+@pytest.mark.parametrize(("how", "error"), [("error", "HTTP 500"), ("never", "no answer within")])
+async def test_authorization_that_fails_is_no_verdict_on_the_token(
+    how: str,
+    error: str,
+    make_node_server: Callable[..., Any],
+    config_for: Callable[..., Path],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     server: NodeServer = await make_node_server("0.9")
     async with InProcessDaemon(config_for(server.url), server.api_key) as daemon:
         await daemon.wait_until_live()
-        await server.run_command("fail", how="error")
-        await server.run_command("kick")
-        await until(lambda: "HTTP 500" in (daemon.status.connections[0].last_error or ""))
-        await server.run_command("fail", how=None)
+        await server.run_command("fail", how=how)
+        with monkeypatch.context() as patched:
+            patched.setattr(connection_module, "OPEN_SECONDS", 1.0)
+            await server.run_command("kick")
+            await until(lambda: error in (daemon.status.connections[0].last_error or ""))
+            await server.run_command("fail", how=None)
         await daemon.wait_until_live()
     assert server.count("login") == 1
 
