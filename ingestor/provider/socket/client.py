@@ -61,6 +61,7 @@ class Client(Protocol):
     """One socket to the server, in one version of the protocol. It is connected once, and owns its aiohttp session."""
 
     max_in_flight: int  # requests that may wait for their acknowledgement
+    max_repeats_in_flight: int  # the same, of requests for what is subscribed already
 
     @property
     def silence_seconds(self) -> float:

@@ -151,6 +151,10 @@ class Connection:
         """Subscribe to all, a bounded number at a time. A missing ack counts as an error after 10 s, while open."""
         await self._request("subscribe", subscriptions, on_ack)
 
+    async def resubscribe(self, subscriptions: Iterable[Subscription], on_ack: AckCallback) -> None:
+        """Subscribe again to what is subscribed already, in the same way, but as sparingly as the server needs it."""
+        await self._request("subscribe", subscriptions, on_ack, is_repeat=True)
+
     async def unsubscribe(self, subscriptions: Iterable[Subscription], on_ack: AckCallback) -> None:
         """Unsubscribe from all, in the same way."""
         await self._request("unsubscribe", subscriptions, on_ack)
@@ -316,10 +320,13 @@ class Connection:
 
     # --- subscribing ---
 
-    async def _request(self, event: str, subscriptions: Iterable[Subscription], on_ack: AckCallback) -> None:
-        if self._client is None:
+    async def _request(
+        self, event: str, subscriptions: Iterable[Subscription], on_ack: AckCallback, is_repeat: bool = False
+    ) -> None:
+        client = self._client
+        if client is None:
             return
-        slots = asyncio.Semaphore(self._client.max_in_flight)
+        slots = asyncio.Semaphore(client.max_repeats_in_flight if is_repeat else client.max_in_flight)
         remaining = iter(subscriptions)
         async with asyncio.TaskGroup() as group:
             # Take the next subscription only when a slot is free: it may have been removed meanwhile.

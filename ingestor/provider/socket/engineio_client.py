@@ -370,7 +370,7 @@ class FastClientV3(FastClient):
 class EngineIoClient:
     """A client for Socket.IO 3.x and 4.x (see ``client.Client``): the library's, which we keep from doing harm."""
 
-    max_in_flight = 200
+    max_in_flight = max_repeats_in_flight = 200
     library_class: type[FastClient] = FastClient
 
     def __init__(self, listener: ClientListener, events: tuple[str, ...], session: aiohttp.ClientSession) -> None:

@@ -56,9 +56,11 @@ WebSocket: TypeAlias = "aiohttp.ClientWebSocketResponse[Literal[False]]"  # whos
 class SocketIo09Client:
     """A client for Socket.IO 0.8 and 0.9 (see ``client.Client``)."""
 
-    # 0.9.17 to 0.9.19 disconnect whoever has made them send 100 MB, and count an answer again for every request that
-    # they read with it: 5,000 requests cost 2.5 MB one by one, 25 MB with 20 in flight, and 250 MB with 200.
+    # 0.9.17 to 0.9.19 disconnect a client that has sent 100 MB, and count what they read at once again for every part
+    # of a message in it: 5,000 requests count as 2.5 MB one by one, 25 MB with 20 in flight, and 250 MB with 200. What
+    # is silent for hours is requested up to ten times on one connection.
     max_in_flight = 20
+    max_repeats_in_flight = 1
 
     def __init__(self, listener: ClientListener, events: tuple[str, ...], session: aiohttp.ClientSession) -> None:
         self.silence_seconds = 0.0

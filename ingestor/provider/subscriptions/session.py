@@ -94,7 +94,7 @@ class SubscriptionSession:
                     rounds.create_task(self._subscribe(due))
                 if self._to_resubscribe:
                     silent, self._to_resubscribe = self._to_resubscribe, []
-                    rounds.create_task(self._send("asked_again", self.connection.subscribe, silent))
+                    rounds.create_task(self._send("asked_again", self.connection.resubscribe, silent))
 
     async def _wait_for_work(self) -> None:
         """Wait until there is something to send: added by a call, or due for a retry."""

@@ -545,6 +545,24 @@ async def test_twenty_requests_are_in_flight(raw_09_server: Serve, make: Connect
     assert answers == [None] * 100
 
 
+async def test_repeated_requests_are_in_flight_one_by_one(raw_09_server: Serve, make: Connect, token: Token) -> None:
+    async def talk(client: ClientSocket) -> None:
+        for answered in range(10):
+            await client.until(lambda: len(sent_ids(client)) > answered)  # noqa: B023
+            await asyncio.sleep(0.02)
+            in_flight.append(len(sent_ids(client)) - answered)
+            await client.send(f"6:::{sent_ids(client)[answered]}+[null]")
+
+    in_flight: list[int] = []
+    server = await raw_09_server(talk)
+    connection = make(server.url)
+    await connection.open(token)
+    answers: list[str | None] = []
+    await connection.resubscribe([AAPL] * 10, lambda _, error: answers.append(error))
+    assert answers == [None] * 10
+    assert in_flight == [1] * 10
+
+
 async def test_subscribe_on_closed_connection_returns_at_once(
     raw_09_server: Serve, make: Connect, token: Token
 ) -> None:
