@@ -156,7 +156,7 @@ class SocketServer09:
         args = event.get("args")
         payload = args[0] if isinstance(args, list) and args else None
         if event.get("name") not in ("subscribe", "unsubscribe"):
-            return  # nobody listens
+            return  # like a server that has no handler for this event
         ack = self._listener.on_request(str(event["name"]), sid, payload)
         if ack is not None:
             await client.socket.send_str(f"6:::{number}+{json.dumps(ack, separators=(',', ':'))}")

@@ -314,7 +314,7 @@ async def test_busy_and_quiet_connections_outlast_the_timing_of_the_server_itsel
 
 
 class StickyBalancer:
-    """A balancer in front of two servers: by turns, unless a request has the cookie of an earlier response."""
+    """A balancer: it sends requests to two servers in turn, but to the same one if they have its cookie."""
 
     def __init__(self, *servers: NodeServer) -> None:
         self._servers = servers
