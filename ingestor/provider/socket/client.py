@@ -60,9 +60,6 @@ class ClientListener(Protocol):
 class Client(Protocol):
     """One socket to the server, in one version of the protocol. It is connected once, and owns its aiohttp session."""
 
-    max_in_flight: int  # requests that may wait for their acknowledgement
-    max_repeats_in_flight: int  # the same, of requests for what is subscribed already
-
     @property
     def silence_seconds(self) -> float:
         """How long the server may be silent before it counts as gone. Known once connected."""
@@ -75,6 +72,9 @@ class Client(Protocol):
 
     async def emit(self, event: str, payload: dict[str, Any], on_ack: Callable[..., object]) -> None:
         """Send an event; ``on_ack`` is called with the server's answer. Raises ConnectionFailed once closed."""
+
+    def slots(self, is_repeat: bool) -> asyncio.Semaphore:
+        """Return what bounds the requests in flight, for one round of them. A repeat: of what is subscribed already."""
 
     async def abandon(self, timeout_seconds: float) -> None:
         """Stop reading and writing at once; then close the websocket within this time. May be called more than once."""

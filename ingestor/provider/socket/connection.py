@@ -323,16 +323,16 @@ class Connection:
     async def _request(
         self, event: str, subscriptions: Iterable[Subscription], on_ack: AckCallback, is_repeat: bool = False
     ) -> None:
-        client = self._client
-        if client is None:
+        if self._client is None:
             return
-        slots = asyncio.Semaphore(client.max_repeats_in_flight if is_repeat else client.max_in_flight)
+        slots = self._client.slots(is_repeat)
         remaining = iter(subscriptions)
         async with asyncio.TaskGroup() as group:
             # Take the next subscription only when a slot is free: it may have been removed meanwhile.
             while await slots.acquire() and self.alive and (subscription := next(remaining, None)):
                 task = group.create_task(self._request_one(event, subscription, on_ack))
                 task.add_done_callback(lambda _: slots.release())
+            slots.release()  # the one that was not needed
 
     async def _request_one(self, event: str, subscription: Subscription, on_ack: AckCallback) -> None:
         acknowledged = asyncio.Event()

@@ -370,7 +370,7 @@ class FastClientV3(FastClient):
 class EngineIoClient:
     """A client for Socket.IO 3.x and 4.x (see ``client.Client``): the library's, which we keep from doing harm."""
 
-    max_in_flight = max_repeats_in_flight = 200
+    max_in_flight = 200  # requests of one round
     library_class: type[FastClient] = FastClient
 
     def __init__(self, listener: ClientListener, events: tuple[str, ...], session: aiohttp.ClientSession) -> None:
@@ -416,6 +416,9 @@ class EngineIoClient:
             await self.library.emit(event, payload, callback=on_ack)
         except socketio.exceptions.SocketIOError as error:
             raise ConnectionFailed("the connection is closed") from error
+
+    def slots(self, is_repeat: bool) -> asyncio.Semaphore:
+        return asyncio.Semaphore(self.max_in_flight)
 
     async def abandon(self, timeout_seconds: float) -> None:
         # Not with disconnect(), which waits for a server that may be gone, and then does not get to send its packets.

@@ -56,12 +56,6 @@ WebSocket: TypeAlias = "aiohttp.ClientWebSocketResponse[Literal[False]]"  # whos
 class SocketIo09Client:
     """A client for Socket.IO 0.8 and 0.9 (see ``client.Client``)."""
 
-    # 0.9.17 to 0.9.19 disconnect a client that has sent 100 MB, and count what they read at once again for every part
-    # of a message in it: 5,000 requests count as 2.5 MB one by one, 25 MB with 20 in flight, and 250 MB with 200. What
-    # is silent for hours is requested up to ten times on one connection.
-    max_in_flight = 20
-    max_repeats_in_flight = 1
-
     def __init__(self, listener: ClientListener, events: tuple[str, ...], session: aiohttp.ClientSession) -> None:
         self.silence_seconds = 0.0
         self._listener = listener
@@ -76,6 +70,10 @@ class SocketIo09Client:
         self._last_id = 0  # of our requests
         self._callbacks: dict[int, Callable[..., object]] = {}
         self._acks = AckQueue(listener.durable, self._send_ack)
+        # 0.9.17 to 0.9.19 disconnect a client that has sent 100 MB, and count what they read at once again for every
+        # part of a message in it: 5,000 requests count as 2.5 MB one by one, 25 MB with 20 in flight, and 250 MB with
+        # 200. What is silent for hours is requested up to ten times on one connection. So 20 are in flight together.
+        self._slots, self._repeat_slots = asyncio.Semaphore(19), asyncio.Semaphore(1)
 
     async def connect(self, url: str, token: str) -> None:
         try:
@@ -152,6 +150,9 @@ class SocketIo09Client:
             del self._callbacks[next(iter(self._callbacks))]
         text = json.dumps({"name": event, "args": [payload]}, separators=(",", ":"))
         self._send(f"5:{self._last_id}+::{text}")  # without the + the server acknowledges by itself
+
+    def slots(self, is_repeat: bool) -> asyncio.Semaphore:
+        return self._repeat_slots if is_repeat else self._slots
 
     async def abandon(self, timeout_seconds: float) -> None:
         self._ended = True

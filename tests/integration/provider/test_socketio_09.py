@@ -529,20 +529,28 @@ async def test_request_is_answered_by_an_ack_of_any_shape(
     assert (head, json.loads(body)) == ("5:1+", {"name": "subscribe", "args": args})
 
 
-async def test_twenty_requests_are_in_flight(raw_09_server: Serve, make: Connect, token: Token) -> None:
+async def test_twenty_requests_of_all_rounds_are_in_flight(raw_09_server: Serve, make: Connect, token: Token) -> None:
     async def talk(client: ClientSocket) -> None:
         for answered in range(100):
             await client.until(lambda: len(sent_ids(client)) >= min(answered + 20, 100))  # noqa: B023
-            assert len(sent_ids(client)) <= answered + 20
+            in_flight.append(len(sent_ids(client)) - answered)
             await client.send(f"6:::{sent_ids(client)[answered]}+[null]")
 
+    in_flight: list[int] = []
+    answers: list[str | None] = []
     server = await raw_09_server(talk)
     connection = make(server.url)
     await connection.open(token)
     subscriptions = [Subscription("/p", "get", {"ticker": f"T{n}"}) for n in range(100)]
-    answers: list[str | None] = []
-    await connection.subscribe(subscriptions, lambda _, error: answers.append(error))
+    rounds = [
+        connection.subscribe(subscriptions[:40], lambda _, error: answers.append(error)),
+        connection.subscribe(subscriptions[40:85], lambda _, error: answers.append(error)),
+        connection.unsubscribe(subscriptions[85:95], lambda _, error: answers.append(error)),
+        connection.resubscribe(subscriptions[95:], lambda _, error: answers.append(error)),
+    ]
+    await asyncio.gather(*rounds)
     assert answers == [None] * 100
+    assert max(in_flight) == 20
 
 
 async def test_repeated_requests_are_in_flight_one_by_one(raw_09_server: Serve, make: Connect, token: Token) -> None:
