@@ -264,8 +264,10 @@ def test_window_is_proven_by_later_response_that_contains_all_of_it(
     assert scanned == {(1, 1): 27, (2, 1): 27}
     receive(28, "09:31:02", "AAPL", "09:30", "09:00")
     assert proven() == [at("09:00")]
-    receive(29, "13:01", "AAPL", "11:59", "13:00")
-    assert proven() == [at("09:00"), at("12:00")]  # the first is still among those passed in, and is scanned from 27 on
+    receive(29, "12:59:59", "AAPL", "12:00", "13:00")  # from within the second gap: the provider's clock is ahead
+    assert proven() == [at("09:00")]  # it is still among those passed in, and is scanned from 27 on
+    receive(30, "13:01", "AAPL", "11:59", "13:00")
+    assert proven() == [at("09:00"), at("12:00")]
     resumed = [again for again in resumed if again.repair.from_ts == at("12:00")]
     proven()
     assert scanned.keys() == {(2, 1)}
