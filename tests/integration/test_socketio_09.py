@@ -19,6 +19,7 @@ from aiohttp import web
 from ingestor.provider.catalog import FEEDS, PATHS, base_name
 from ingestor.provider.socket import connection as connection_module
 from ingestor.provider.socket import socketio_09_client
+from ingestor.spool import spool as spool_module
 from tests.support.faulty_simulator import FaultySimulator
 
 from ..support import expected_rows
@@ -182,6 +183,27 @@ async def test_quiet_server_without_heartbeats_is_asked(
     async with InProcessDaemon(config_for(server.url), server.api_key) as daemon:
         at_first = await daemon.wait_until_live()
         await asyncio.sleep(3)
+        assert daemon.connection_ids == at_first
+    assert server.count("connected") == 1
+
+
+@pytest.mark.parametrize("generation", ["0.8", "0.9"])
+async def test_connection_outlasts_a_pause_longer_than_the_heartbeat_timeout(
+    generation: str,
+    make_node_server: Callable[..., Any],
+    config_for: Callable[..., Path],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    server: NodeServer = await make_node_server(generation, ping_interval_seconds=1, ping_timeout_seconds=2)
+    async with InProcessDaemon(config_for(server.url), server.api_key) as daemon:
+        at_first = await daemon.wait_until_live()
+        with monkeypatch.context() as patched:
+            patched.setattr(spool_module, "MAX_UNSYNCED_BYTES", -1)  # always congested
+            await asyncio.sleep(7)
+            stored = len(daemon.db.current())
+        assert len(server.emitted) > stored + 100
+        await server.run_command("mute", ticker="AAPL")
+        await daemon.wait_for_samples(lambda: expected_rows.current(server.emitted))
         assert daemon.connection_ids == at_first
     assert server.count("connected") == 1
 

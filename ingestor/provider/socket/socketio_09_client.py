@@ -58,6 +58,7 @@ class SocketIo09Client:
 
     def __init__(self, listener: ClientListener, events: tuple[str, ...], session: aiohttp.ClientSession) -> None:
         self.silence_seconds = 0.0
+        self._beat_seconds = 0.0
         self._listener = listener
         self._prefixes = event_prefixes(events)
         self._session = session
@@ -138,6 +139,7 @@ class SocketIo09Client:
         close_seconds = min(close_seconds, MAX_CLOSE_SECONDS)
         self.silence_seconds = max(heartbeat_seconds, close_seconds, 2 * ASK_SECONDS * asks) + SLACK_SECONDS
         check_silence_seconds(self.silence_seconds)
+        self._beat_seconds = max(heartbeat_seconds / 3, 0.3) if heartbeat_seconds else ASK_SECONDS
         if asks:
             self._tasks.append(asyncio.create_task(self._ask(), name="questions"))
 
@@ -189,6 +191,11 @@ class SocketIo09Client:
             self._last_id += 1
             self._send(f"8:{self._last_id}::")
 
+    async def _beat(self) -> None:
+        while not self._ended:
+            self._send("2::")
+            await asyncio.sleep(self._beat_seconds)
+
     # --- reading ---
 
     def _end(self, cause: str, reason: str) -> None:
@@ -225,8 +232,16 @@ class SocketIo09Client:
                     return closed
                 must_pause = listener.congested
             if must_pause:
-                await listener.wait_for_space()
+                await self._pause()
         return "lost", "the connection can no longer be written to"
+
+    async def _pause(self) -> None:
+        """Wait until reading may continue. The server's heartbeats are not read, but it accepts unasked answers."""
+        beating = asyncio.create_task(self._beat(), name="heartbeats")
+        try:
+            await self._listener.wait_for_space()
+        finally:
+            beating.cancel()
 
     def _handle_message(self, text: str, data: bytes, is_binary: bool) -> tuple[str, str] | None:
         """Handle a message that is not certain to be a data event; return cause and reason if it ends the session."""

@@ -212,6 +212,29 @@ async def test_reading_pauses_while_sink_is_congested(
     assert memory.texts == [f'42["res",{n}]' for n in range(50)]
 
 
+async def test_heartbeats_are_sent_while_reading_pauses_and_not_after(
+    memory: Memory, raw_09_server: Serve, make: Connect, token: Token
+) -> None:
+    server = await raw_09_server(handshake="a:1:1:websocket")
+    connection = make(server.url)
+    await connection.open(token)
+    client = await server.client()
+    memory.congested = True
+    await client.send(END, "2::", "2::", "2::")
+    await client.until(lambda: len(client.received) >= 5)
+    assert set(client.received) == {"2::"}
+    assert memory.texts == [END_TEXT]
+    memory.congested = False
+    memory.has_space.set()
+    await memory.until(lambda: memory.facts("resumed"))
+    await client.send("8::")
+    await asyncio.sleep(0.1)
+    count = len(client.received)
+    await asyncio.sleep(0.7)
+    assert len(client.received) == count
+    assert connection.alive
+
+
 # --- opening ---
 
 
