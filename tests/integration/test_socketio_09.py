@@ -241,6 +241,26 @@ async def test_revoked_token_is_replaced(make_node_server: Callable[..., Any], c
     assert "handshake unauthorized" in str(reason)
 
 
+@pytest.mark.parametrize("generation", ["0.8", "0.9.16", "0.9"])
+async def test_server_that_requires_its_own_origin_is_received(
+    generation: str, make_node_server: Callable[..., Any], config_for: Callable[..., Path]
+) -> None:
+    server: NodeServer = await make_node_server(generation, interval_seconds=None, options={"origins": "127.0.0.1:*"})
+    async with InProcessDaemon(config_for(server.url), server.api_key) as daemon:
+        await daemon.wait_until_live()
+        await daemon.wait_for_samples(lambda: expected_rows.current(server.emitted))
+
+
+async def test_server_that_requires_another_origin_is_named_and_the_token_kept(
+    make_node_server: Callable[..., Any], config_for: Callable[..., Path]
+) -> None:
+    server: NodeServer = await make_node_server("0.9", options={"origins": "elsewhere.test:*"})
+    async with InProcessDaemon(config_for(server.url), server.api_key) as daemon:
+        error = await until(lambda: daemon.status.connections[0].last_error)
+    assert error.startswith("HTTP 403: the server wants another origin than provider.url ('handshake bad origin')")
+    assert server.count("login") == 1
+
+
 @NAMED
 async def test_polling_only_server_is_named(
     protocol: str, make_node_server: Callable[..., Any], config_for: Callable[..., Path]

@@ -34,7 +34,7 @@ from ingestor.provider.socket.client import (
 from ingestor.provider.socket.protocol import quote_body, read_head, socketio_path
 
 REFUSED_STATUSES = frozenset({401, 403})  # 500 is an error of the server's authorization, not its verdict
-BAD_ORIGIN = b"handshake bad origin"  # with status 403: the server requires a header Origin, whatever the token is
+BAD_ORIGIN = b"handshake bad origin"  # with status 403: the server requires another Origin, whatever the token is
 EXPECTED_REPLY = "a Socket.IO 0.9 handshake"
 SLACK_SECONDS = 5.0  # beyond the longest time that the server announces
 MAX_CLOSE_SECONDS = 300.0  # a longer close timeout, such as a day, is meant for polling
@@ -90,13 +90,15 @@ class SocketIo09Client:
         address = f"{root.scheme}://{root.netloc}/{socketio_path(url)}/1"
         # The servers read the token here only; without it, the address of the websocket is no secret.
         query = f"?token={quote(token, safe='')}&t={time.time_ns() // 1_000_000}"
-        async with self._session.get(f"{address}/{query}") as response:
+        # The servers may require an Origin. Their own is what a browser with a page of theirs sends.
+        headers = {"Origin": f"{root.scheme}://{root.netloc}"}
+        async with self._session.get(f"{address}/{query}", headers=headers) as response:
             session_id = self._read_handshake(response.status, await read_head(response))
             # The session has no cookie jar. A balancer may find the server that knows the session by its cookie.
             cookies = "; ".join(f"{cookie.key}={cookie.coded_value}" for cookie in response.cookies.values())
-        self._socket = socket = await self._open_websocket(
-            f"{address}/websocket/{quote(session_id, safe='')}", {"Cookie": cookies} if cookies else {}
-        )
+        headers |= {"Cookie": cookies} if cookies else {}
+        websocket_address = f"{address}/websocket/{quote(session_id, safe='')}"
+        self._socket = socket = await self._open_websocket(websocket_address, headers)
         self._tasks += [asyncio.create_task(self._read(socket)), asyncio.create_task(self._write(socket))]
         await self._connected.wait()
 
@@ -117,7 +119,11 @@ class SocketIo09Client:
 
     def _read_handshake(self, status: int, body: bytes) -> str:
         """Return the id of the session, and note how long the server may be silent."""
-        if status in REFUSED_STATUSES and body != BAD_ORIGIN:
+        if body == BAD_ORIGIN:
+            raise ConnectionFailed(
+                f"HTTP {status}: the server wants another origin than provider.url{quote_body(body)}"
+            )
+        if status in REFUSED_STATUSES:
             raise ConnectionRefused(f"HTTP {status}: the server refused the token{quote_body(body)}")
         if status in (400, 404):
             raise ProtocolUnsupported(f"HTTP {status}: no server of Socket.IO 0.9 at this URL{quote_body(body)}")
