@@ -271,6 +271,17 @@ async def test_polling_only_server_is_named(
     assert error.startswith("the server offers no websocket, only xhr-polling,jsonp-polling")
 
 
+@NAMED
+async def test_socket_io_0_7_is_named(
+    protocol: str, make_node_server: Callable[..., Any], config_for: Callable[..., Path]
+) -> None:
+    server: NodeServer = await make_node_server("0.7")
+    async with InProcessDaemon(config_for(server.url, protocol=protocol), server.api_key) as daemon:
+        error = await until(lambda: daemon.status.connections[0].last_error)
+    assert "instead of opening a websocket, as Socket.IO 0.7 does" in error
+    assert server.count("login") == 1
+
+
 # In the form of later versions, as decoder and `dead-letters retry` know it.
 DEAD_TEXTS = {
     '5:::{"name":"res"}': '42["res"]',

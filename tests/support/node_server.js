@@ -1,5 +1,5 @@
 "use strict";
-// A stand-in for the provider on Node: a small server for socket.io 0.8 to 4.x.
+// A stand-in for the provider on Node: a small server for socket.io 0.7 to 4.x.
 //
 //   node node_server.js FOLDER      (the folder that socket.io is installed in)
 //

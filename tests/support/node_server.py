@@ -38,6 +38,8 @@ VERSIONS: Mapping[str, str] = {
     "4.0": "4.0.0",
     "4": "4.8.4",
 }
+_NOT_SPOKEN: Mapping[str, str] = {"0.7": "0.7.11"}  # its websocket is a draft of 2010
+_RELEASES = {**_NOT_SPOKEN, **VERSIONS}
 # 1.0.6 depends on packages by addresses that no longer exist. Nearly the same code was released under these names. The
 # server itself uses only the first.
 _OVERRIDES: Mapping[str, Mapping[str, str]] = {
@@ -78,17 +80,17 @@ def install(generation: str) -> Path:
 
     Skips the test without node, npm or npm's registry.
     """
-    return _start_install("socket.io", VERSIONS[generation]).result()
+    return _start_install("socket.io", _RELEASES[generation]).result()
 
 
 def start_installs() -> None:
     """Start to install all generations in parallel, because npm mostly waits. ``install`` waits for one of them."""
-    for version in VERSIONS.values():
+    for version in _RELEASES.values():
         _start_install("socket.io", version)
     _start_install(*_NODE_0_10)
 
 
-_pool = ThreadPoolExecutor(len(VERSIONS) + 1)
+_pool = ThreadPoolExecutor(len(_RELEASES) + 1)
 _installs: dict[str, Future[Path]] = {}  # by package and version; a failed one is not tried again in the same run
 
 
@@ -164,7 +166,7 @@ class NodeServer:
         twin: NodeServer | None = None,
         options: Mapping[str, Any] | None = None,
     ) -> None:
-        self.version = VERSIONS[generation]
+        self.version = _RELEASES[generation]
         self.api_key: str = twin.api_key if twin else secrets.token_hex(12)
         self.emitted: list[Emission] = []
         self.events: list[dict[str, Any]] = []  # every other event that the server reported
