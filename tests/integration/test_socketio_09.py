@@ -7,6 +7,7 @@ import itertools
 import json
 import re
 import time
+from collections import Counter
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,6 +20,7 @@ from aiohttp import web
 from ingestor.provider.catalog import FEEDS, PATHS, base_name
 from ingestor.provider.socket import connection as connection_module
 from ingestor.provider.socket import socketio_09_client
+from ingestor.provider.subscriptions import silence as silence_module
 from ingestor.spool import spool as spool_module
 from tests.support.faulty_simulator import FaultySimulator
 
@@ -38,11 +40,10 @@ pytestmark = pytest.mark.node
 
 @pytest.fixture
 def config_for(tmp_path: Path) -> Callable[..., Path]:
-    """`config_for(server, database_url="sqlite:///…", subscriptions=AAPL, protocol="auto")`: a config file."""
+    """`config_for(server, database_url="sqlite:///…", subscriptions=AAPL, protocol="auto", …)`: a config file."""
 
-    def write(url: str, database_url: str | None = None, subscriptions: Any = AAPL, protocol: str = "auto") -> Path:
+    def write(url: str, database_url: str | None = None, subscriptions: Any = AAPL, **provider: Any) -> Path:
         database_url = database_url or f"sqlite:///{tmp_path / 'ingestor.db'}"
-        provider = {"protocol": protocol}
         return write_config(
             tmp_path, url=url, database_url=database_url, subscriptions=subscriptions, provider=provider
         )
@@ -77,6 +78,24 @@ async def test_thousands_of_subscriptions_are_live_without_a_kick(
         await daemon.wait_for_samples(lambda: expected_rows.current(server.emitted))
         assert len(server.emitted) == len(tickers)
         assert server.count("disconnected") == 0
+
+
+@pytest.mark.slow
+async def test_silent_subscriptions_are_requested_ten_times_without_a_kick(
+    make_node_server: Callable[..., Any], config_for: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A repeat counts as some 0.6 kB alone, and 5 kB with 20 in flight."""
+    monkeypatch.setattr(silence_module, "MAX_RETRY_SECONDS", 1.0)
+    silent = [f"T{number:03}" for number in range(1000)]
+    budget = {"destroy buffer size": len(silent) * 20_000}
+    server: NodeServer = await make_node_server("0.9", interval_seconds=0.2, window_rows=1, options=budget)
+    for ticker in silent:
+        await server.run_command("mute", ticker=ticker)
+    config = config_for(server.url, subscriptions={CROWD: ["AAPL", *silent]}, silence="1s")
+    async with InProcessDaemon(config, server.api_key) as daemon:
+        await until(lambda: server.count("subscribed") > 11 * len(silent), 120)
+        assert Counter(daemon.states) == {"live": 1, "silent": len(silent)}
+        assert (server.count("connected"), server.count("disconnected")) == (1, 0)
 
 
 async def test_frame_of_65_536_bytes_costs_the_connection_and_no_other_row(
