@@ -17,15 +17,19 @@ from pydantic import SecretStr
 from ingestor.config.model import ProviderConfig, Subscription
 from ingestor.core.clock import Clocks
 from ingestor.errors import ConnectionFailed, ConnectionRefused, IngestorError, TokenUnavailable
-from ingestor.provider.auth import TokenSource
+from ingestor.provider.auth import Token, TokenSource
 from ingestor.provider.auth.login import fetch_token
+from ingestor.provider.socket.connection import Connection, ConnectionSettings
+from ingestor.provider.socket.protocol import ProtocolVersion
 from ingestor.provider.subscriptions.activity import ActivityTracker
 from ingestor.provider.subscriptions.supervisor import Supervisor
+from ingestor.provider.transport import make_tls_context
 
 from ...support.connect_proxy import ConnectProxy
 from .conftest import KEY, WAYS, Reach
 from .raw_engineio_server import ClientSocket, Memory, RawServer
 from .raw_http_server import RawHttpServer, http
+from .raw_socketio_09_server import RawSocketIo09Server
 
 CREDENTIALS = "somebody:s3cret"
 AAPL = Subscription("/real-time/crowd-sentiment", "get", {"ticker": "AAPL"})
@@ -81,6 +85,33 @@ async def test_plain_http_uses_proxy(raw_server: Any, make_proxy: Any, reach: Re
     server, proxy = await raw_server(), await make_proxy(CREDENTIALS)
     await reach(way, proxied_url(server.url), proxy_url(proxy, CREDENTIALS))
     assert proxy.requests
+
+
+async def test_socket_io_0_9_uses_proxy_for_handshake_and_websocket(
+    raw_09_server: Any,
+    make_proxy: Any,
+    server_side: ssl.SSLContext,
+    certificate: Path,
+    memory: Memory,
+    token: Token,
+) -> None:
+    server: RawSocketIo09Server = await raw_09_server(tls=server_side)
+    proxy: ConnectProxy = await make_proxy(CREDENTIALS)
+    settings = ConnectionSettings(
+        url=proxied_url(server.url),
+        path="/p",
+        params="{}",
+        events=("res",),
+        tls_context=make_tls_context(certificate),
+        proxy=proxy_url(proxy, CREDENTIALS),
+    )
+    connection = Connection(settings, ProtocolVersion.SOCKET_IO_0, memory, memory.append)
+    await connection.open(token)
+    await connection.close("stopped", "opened")
+    assert len(server.clients) == 1
+    assert set(proxy.requests) == {f"CONNECT {urlsplit(settings.url).netloc}"}
+    assert b"token=" not in b"".join(proxy.request_heads)
+    assert "Proxy-Authorization" not in server.clients[0].request.headers
 
 
 @pytest.mark.parametrize("way", WAYS)
