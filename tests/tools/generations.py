@@ -17,6 +17,7 @@ from pathlib import Path
 from ..support import expected_rows
 from ..support.daemon import DaemonProcess, until, write_config
 from ..support.node_server import VERSIONS, NodeServer
+from .benchmarks.environment import describe_machine
 
 BUSY = {"/real-time/crowd-sentiment": ["AAPL"]}  # with 20 events a second
 START_SECONDS = 120  # of all daemons at once
@@ -30,6 +31,8 @@ has a busy connection (20 events a second) and a quiet one. 0.x has the heartbea
 every 25 s with a timeout of 20 s. After the time in the table the server disconnects both sockets, later it is killed
 and started again. *Ended* counts connections that ended before that. Sent and stored are rows; `protocol` is what was
 detected, in the terms of `provider.protocol`.
+
+Run on {machine}.
 
 | socket.io | node | protocol | seconds | sent | stored | ended | after disconnect and kill |
 |---|---|---|---|---|---|---|---|
@@ -108,7 +111,7 @@ async def main(seconds: float) -> int:
     with tempfile.TemporaryDirectory() as folder:
         outcomes = await asyncio.gather(*(run(key, seconds, Path(folder, key)) for key in VERSIONS))
     table = "".join(f"{outcome}\n" for outcome in outcomes)
-    PAGE.write_text(HEAD + table)
+    PAGE.write_text(HEAD.format(machine=describe_machine()) + table)
     print(table)
     return 0 if all(outcome.is_good for outcome in outcomes) else 1
 

@@ -18,7 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from tests.support.postgres_server import Postgres, find_binaries, own_server
 from tests.tools.benchmarks.cases import Case, cases, guards
 from tests.tools.benchmarks.chart import draw
-from tests.tools.benchmarks.environment import Measure, describe_machine, open_environment
+from tests.tools.benchmarks.environment import Measure, describe_databases, describe_machine, open_environment
 from tests.tools.benchmarks.report import Result, page, table
 
 BUDGET_SECONDS = {"quick": 600.0, "full": 1900.0, "long": 3600.0}
@@ -131,7 +131,7 @@ def main() -> int:
             code = guard(run)
         else:
             run.run_rounds(rounds)
-        conditions = f"Rounds: {rounds}. Measured on {describe_machine(server)}."
+        conditions = f"Rounds: {rounds}. Measured on {describe_machine()}, {describe_databases(server)}."
     print(table(results))
     if options.out:
         options.out.mkdir(parents=True, exist_ok=True)

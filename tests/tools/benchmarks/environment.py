@@ -57,13 +57,17 @@ def until(condition: Callable[[], object], timeout_seconds: float = TIMEOUT_SECO
     return time.monotonic()
 
 
-def describe_machine(server: Postgres) -> str:
-    """Return the date, the commit, the processor, and the releases of what is measured."""
+def describe_machine() -> str:
+    """Return the date, the commit, the processor, and the releases of Python and Node."""
     model = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
     node = subprocess.run(["node", "--version"], capture_output=True, text=True, check=True).stdout.strip()
-    ((postgres,),) = server.execute("SHOW server_version")
     return (
         f"{datetime.now(UTC):%Y-%m-%d}, commit {source_commit()}, {os.cpu_count()} cores"
-        f"{f' ({model[1].strip()})' if model else ''}, Python {platform.python_version()},"
-        f" PostgreSQL {postgres.split()[0]}, SQLite {sqlite3.sqlite_version}, Node {node}"
+        f"{f' ({model[1].strip()})' if model else ''}, Python {platform.python_version()}, Node {node}"
     )
+
+
+def describe_databases(server: Postgres) -> str:
+    """Return the releases of the databases."""
+    ((postgres,),) = server.execute("SHOW server_version")
+    return f"PostgreSQL {postgres.split()[0]}, SQLite {sqlite3.sqlite_version}"
