@@ -81,6 +81,7 @@ def test_instance_that_rewinds_is_alive_and_behind(db: Database) -> None:
     [
         pytest.param("stopped", "stopped", "stopped", id="clean end"),
         pytest.param("connected", "live", "silent", id="killed"),
+        pytest.param("stopped", "crashed", "stopped", id="killed, then stopped before it subscribed"),
         pytest.param("connected", None, "stopped", id="its spool became another instance"),
         pytest.param("standing_by", "standby", "silent", id="killed while it stood by"),
         pytest.param("started", "stopped", "stopped", id="clean end, then a command without a daemon"),
