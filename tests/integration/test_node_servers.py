@@ -76,7 +76,7 @@ async def test_expired_token_is_refused(generation: str, make_node_server: Calla
     with pytest.raises(HandshakeRefused, match="403" if generation == "0.9" else "jwt expired"):
         async with await connected(server):
             pass
-    assert "jwt expired" in [event.get("error") for event in server.events]
+    await server.until(lambda: "jwt expired" in [event.get("error") for event in server.events])
 
 
 @pytest.mark.parametrize("generation", ["0.8", "0.9.16", "0.9", "1", "2", "4"])
@@ -86,10 +86,14 @@ async def test_subscribed_rows_arrive_as_emitted(server: NodeServer) -> None:
         assert await client.request("subscribe", "crowd-sentiment", ticker="ON") is None
         await client.until(lambda: len(client.rows("res")) > 50 and len(client.rows("data")) > 50)
 
-    for event in ("res", "data"):
-        arrived = client.rows(event)
-        emitted = [row for emission in server.emitted if emission.event == event for row in emission.rows]
-        assert arrived == emitted[: len(arrived)]
+    def emitted(event: str) -> list[dict[str, Any]]:
+        return [row for emission in server.emitted if emission.event == event for row in emission.rows]
+
+    arrived = {event: client.rows(event) for event in ("res", "data")}
+    # The server's report of an emission may come after its data.
+    await server.until(lambda: all(len(emitted(event)) >= len(rows) for event, rows in arrived.items()))
+    for event, rows in arrived.items():
+        assert rows == emitted(event)[: len(rows)]
 
 
 async def test_values_can_be_recomputed(server: NodeServer) -> None:
@@ -147,6 +151,7 @@ async def test_0_9_client_without_heartbeats_is_disconnected(make_node_server: C
     async with await connected(server) as client:
         client.answers_heartbeats = False
         await client.until(lambda: client.end_reasons)
+    await server.until(lambda: server.count("disconnected"))
     assert [event["reason"] for event in server.events if event["event"] == "disconnected"] == ["heartbeat timeout"]
 
 
