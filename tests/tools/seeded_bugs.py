@@ -831,8 +831,8 @@ BUGS = (
     Bug(
         "a pause in reading is a sign of life",
         "provider/socket/connection.py",
-        "            self._resumed_at = boottime()",
-        "            self.last_activity_at = boottime()",
+        "self._heard_before_pause_at = self.last_activity_at",
+        "self._heard_before_pause_at = boottime()",
         "tests/integration/provider/test_connection.py",
     ),
     Bug(
