@@ -6,38 +6,17 @@ With ``-`` for DATABASE there is no spool, and frames are only counted.
 import asyncio
 import sys
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 
 from ingestor.config.model import Subscription
-from ingestor.core.entries import Fact, Frame, FrameRun
 from ingestor.provider.auth import Token
 from ingestor.provider.socket.connection import Connection, ConnectionSettings, Sink
 from ingestor.provider.socket.protocol import ProtocolVersion
 from ingestor.spool.spool import Spool
+from tests.tools.benchmarks.scripts.counting_sink import CountingSink
 
 url, database, wanted = sys.argv[1], sys.argv[2], int(sys.argv[3])
 PATH = "/real-time/crowd-sentiment"
-
-
-class CountingSink:
-    """A sink that only counts."""
-
-    head = 0
-    congested = False
-
-    def append(self, entry: FrameRun | Frame | Fact) -> int:
-        self.head += len(entry.texts) if isinstance(entry, FrameRun) else 1
-        return self.head
-
-    def begin_run(self, end: Callable[[], object]) -> None:
-        asyncio.get_running_loop().call_soon(end)
-
-    async def wait_for_space(self) -> None:
-        """Return at once, because there is always space."""
-
-    async def durable(self, seq: int) -> None:
-        """Return at once, because nothing is stored."""
 
 
 async def measure(sink: Sink) -> None:
