@@ -152,6 +152,11 @@ samples = Table(
     "samples", metadata, *_value_columns(), PrimaryKeyConstraint("series_id", "ts"), sqlite_with_rowid=False
 )
 
+# Retention deleted samples with a ts before `before`. The row is older than the first of these deletions.
+deletions = Table(
+    "deletions", metadata, _at("before"), _at("deleted_at"), _int("instance_id"), PrimaryKeyConstraint("before")
+)
+
 # Every value that is not current.
 sample_revisions = Table(
     "sample_revisions",

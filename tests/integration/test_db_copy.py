@@ -92,6 +92,7 @@ def fill(engine: Engine) -> None:
             value | {"series_id": -1, "value": 1.7976931348623157e308, "published_at": AT},
         ],
         "sample_revisions": [value | {"series_id": 1000, "value": 5e-324, "published_at": None}],
+        "deletions": [{"before": AT - timedelta(days=n), "deleted_at": AT, "instance_id": 7} for n in range(3)],
         "payload_blocks": [
             single_payload(7, seq, AT, row_count=1, body=body, published_at=None)
             for seq, body in enumerate(["", "\N{PILE OF POO}" * 2_000, "x" * 5_000, "[]"], start=1)
@@ -131,7 +132,7 @@ def read_everything(url: str) -> dict[str, list[Any]]:
     return {
         name: sorted((tuple(row[column] for column in names) for row in reader.rows(f"SELECT * FROM {name}")), key=repr)
         for name, names in (
-            (name, [n for n in columns[name] if n not in ("stepped_back", "at", "until", "from_ts", "to_ts")])
+            (name, [n for n in columns[name] if n not in ("stepped_back", "at", "until", "before", "from_ts", "to_ts")])
             for name in EVERYTHING
         )
     }

@@ -34,6 +34,7 @@ HISTORY = tuple(
         schema.series,
         schema.samples,
         schema.sample_revisions,
+        schema.deletions,
         schema.payload_blocks,
         schema.dead_letters,
         schema.subscriptions,

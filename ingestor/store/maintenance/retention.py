@@ -20,7 +20,7 @@ from sqlalchemy import Connection, Engine, bindparam, delete, exists, select, up
 from ingestor.config.model import RetentionConfig
 from ingestor.core.times import day_start_us, to_datetime, to_us
 from ingestor.store import leases, schema
-from ingestor.store.engine import transaction
+from ingestor.store.engine import insert_or_ignore, transaction
 from ingestor.store.instances import forgotten_instances
 from ingestor.store.maintenance import coverage_compaction
 
@@ -74,7 +74,7 @@ class Retention:
             now = min(leased_at or leases.database_time(connection), to_datetime(now_us))
             tasks = tasks or [
                 *_payload_tasks([instance_id], self._config, now),
-                *_shared_tasks(connection, self._config, now, self._coverage_compacted_on),
+                *_shared_tasks(connection, instance_id, self._config, now, self._coverage_compacted_on),
             ]
             if leased_at is None:
                 tasks = [task for task in tasks if isinstance(task, _Payloads) and task.is_of(instance_id)]
@@ -118,7 +118,11 @@ def _payload_tasks(instance_ids: Iterable[int], config: RetentionConfig, now: da
 
 
 def _shared_tasks(
-    connection: Connection, config: RetentionConfig, now: datetime, coverage_compacted_on: date | None
+    connection: Connection,
+    instance_id: int,
+    config: RetentionConfig,
+    now: datetime,
+    coverage_compacted_on: date | None,
 ) -> list[_Task]:
     """Return the tasks that one daemon does for all instances, because those that no longer run have rows as well."""
     tasks = _payload_tasks(forgotten_instances(connection, now), config, now)
@@ -127,7 +131,7 @@ def _shared_tasks(
         every_instance = connection.execute(query).scalars().all()
         tasks += [_Ledger(expiry) for expiry in _expiries(every_instance, config.journal, now)]
     if config.samples is not None:
-        tasks.append(_Samples(samples_cutoff(now, config.samples)))
+        tasks.append(_Samples(instance_id, samples_cutoff(now, config.samples)))
     if config.journal is not None and coverage_compacted_on != now.date():
         tasks.append(_Coverage(now - max(timedelta(seconds=config.journal), STATUS_PAGE_TIME)))
     return tasks
@@ -299,8 +303,12 @@ class _Coverage:
 
 @dataclass(frozen=True, slots=True)
 class _Samples:
-    """Deletes samples by ``ts`` with their revisions, a few series at a time. Keeps the rows of ``series``."""
+    """Deletes samples by ``ts`` with their revisions, a few series at a time. Keeps the rows of ``series``.
 
+    Table ``deletions`` tells readers what is missing since: its row is committed with the first deletion.
+    """
+
+    instance_id: int
     before: datetime
     after_series: int = 0
 
@@ -315,8 +323,13 @@ class _Samples:
         if not expired:
             return _Progress(0, [replace(self, after_series=page[-1].series_id)])
         expired = expired[: max(rows // SAMPLES_PER_SERIES, 1)]
+        self._record(connection)
         deleted = self._delete(connection, expired, max(rows // len(expired), 1))
         return _Progress(deleted, [self], deleted)  # read the same page again, until none of it has expired samples
+
+    def _record(self, connection: Connection) -> None:
+        row = {"before": self.before, "deleted_at": leases.database_time(connection), "instance_id": self.instance_id}
+        connection.execute(insert_or_ignore(connection, schema.deletions).values(row))
 
     def _delete(self, connection: Connection, series_ids: Sequence[int], per_series: int) -> int:
         """Delete the ``per_series`` oldest samples of each series. Revisions first: the samples say what expired."""

@@ -146,13 +146,14 @@ def test_older_schema_is_refused_until_upgraded(empty_engine: Engine) -> None:
     migrate.check_metadata(empty_engine)
 
 
-def test_older_view_of_payloads_is_replaced(engine: Engine) -> None:
-    with engine.begin() as connection:
-        connection.execute(text("UPDATE alembic_version SET version_num = 'v1_0002_views'"))
-    migrate.upgrade(engine)
-    migrate.verify_revision(engine)
-    with engine.connect() as connection:
-        assert connection.execute(text("SELECT count(*) FROM payloads")).scalar() == 0
+def test_older_view_of_payloads_is_replaced(empty_engine: Engine) -> None:
+    with empty_engine.connect() as connection, migrate._exclusive_transaction(connection):
+        command.upgrade(migrate._config(connection), "v1_0003_payloads")
+        connection.exec_driver_sql("UPDATE alembic_version SET version_num = 'v1_0002_views'")
+    migrate.upgrade(empty_engine)
+    migrate.verify_revision(empty_engine)
+    with empty_engine.connect() as connection:
+        assert connection.execute(select(views.payloads)).all() == []
 
 
 def test_alembic_command_uses_the_configured_database(

@@ -311,6 +311,37 @@ def test_retention_reads_all_pages_of_series(engine: Engine, monkeypatch: pytest
     assert len(column(engine, "SELECT ts FROM samples")) == 5
 
 
+@pytest.mark.usefixtures("small_steps")
+def test_first_step_that_deletes_samples_says_so(engine: Engine) -> None:
+    instance(engine, 1, [*range(380, 400), 1])
+    instance(engine, 2, [390, 1])
+    retention_ = Retention(engine, keep(samples="365d"))
+    while not retention_.step(1, NOW_US).deleted_samples:
+        assert column(engine, "SELECT before FROM deletions") == []
+    assert len(column(engine, "SELECT ts FROM samples")) > 3  # there is more to delete
+    before = retention.samples_cutoff(NOW, 365 * 86_400)
+    with engine.connect() as connection:
+        first = connection.execute(select(schema.deletions)).one()
+    assert (first.before, first.instance_id) == (before, 1)
+    assert abs(datetime.now(UTC) - first.deleted_at) < timedelta(minutes=5)
+    run_all_steps(retention_)
+    Retention(engine, keep(samples="300d")).step(1, NOW_US)  # finds nothing to delete
+    with engine.connect() as connection:
+        assert connection.execute(select(schema.deletions)).all() == [first]
+    assert audit(engine, samples_pruned=False) == []  # samples are kept forever from now on, but some are missing
+
+
+def test_step_that_fails_leaves_no_deletion(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any) -> int:
+        raise RuntimeError("cut off")
+
+    instance(engine, 1, [400, 1])
+    monkeypatch.setattr(retention._Samples, "_delete", fail)
+    with pytest.raises(RuntimeError, match="cut off"):
+        run_all_steps(Retention(engine, keep(samples="365d")))
+    assert column(engine, "SELECT before FROM deletions") == []
+
+
 def test_retention_deletes_nothing_shared_without_the_lease(engine: Engine) -> None:
     instance(engine, 1, [103, 103])
     instance(engine, 2, [103, 103])
