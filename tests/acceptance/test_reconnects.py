@@ -91,6 +91,7 @@ def summary(seconds: list[float]) -> str:
     [
         pytest.param("4", (0.6, 0.4)),
         *[pytest.param(generation, (25, 20), marks=pytest.mark.slow) for generation in ("1.0", "2", "4")],
+        pytest.param("0.9", (25, 60), marks=pytest.mark.slow),
     ],
 )
 async def test_half_open_connection_is_detected_within_ping_limits(

@@ -131,6 +131,7 @@ async def test_half_open_connection_is_a_gap_from_the_last_byte_heard(
     make_node_server: Callable[..., Any],
     tcp_proxy: Callable[[str], Any],
     config_for: Callable[..., Path],
+    database_url: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(socketio_09_client, "SLACK_SECONDS", 1.0)
@@ -138,7 +139,7 @@ async def test_half_open_connection_is_a_gap_from_the_last_byte_heard(
         "0.9", interval_seconds=None, ping_interval_seconds=0.5, ping_timeout_seconds=1
     )
     proxy = await tcp_proxy(server.url)
-    async with InProcessDaemon(config_for(proxy.url), server.api_key) as daemon:
+    async with InProcessDaemon(config_for(proxy.url, database_url), server.api_key) as daemon:
         await daemon.wait_until_live()
         await asyncio.sleep(1.5)
         half_open_at = datetime.now(UTC)
