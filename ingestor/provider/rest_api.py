@@ -27,7 +27,9 @@ from ingestor.provider.socket.connection import error_text
 
 MAX_RESPONSE_BYTES = 8 << 20  # on its way into the database it takes about twenty times as much memory
 MAX_SPLITTABLE_BYTES = 2 << 20  # where the range can be split: twice the largest documented response
-REQUEST_SECONDS = 180.0
+REQUEST_SECONDS = (
+    180.0  # the view `history` relies on it: nothing that was requested earlier than this is still to come
+)
 SPACING_SECONDS = 2.0  # from the end of a response to the next request
 UNAVAILABLE_BACKOFF = Backoff(first_seconds=15.0, cap_seconds=3600.0)
 REFUSED_STATUSES = frozenset({400, 403, 404, 405, 406, 410, 414})
@@ -140,6 +142,8 @@ class RestClient:
             response = self._send(request, MAX_SPLITTABLE_BYTES if can_split else MAX_RESPONSE_BYTES)
             if response.status != 200:
                 _raise_for_status(request, response)
+            if wall_us() - sent_us > REQUEST_SECONDS * 1_000_000:
+                raise RestUnavailable(f"{request.path}: the clock was set, or the machine slept, during the request")
             result = RestResponse(text=_decode_body(request, response), sent_us=sent_us)
         except (RestUnavailable, TokenRefused):
             self._failures += 1

@@ -28,7 +28,7 @@ _TEXTS = (
 )
 _TYPES: dict[str, TypeEngine[Any]] = {
     **dict.fromkeys(_TEXTS, Text()),
-    **dict.fromkeys(("subscription_id", "instance_id", "revision", "samples", "row_count"), Integer()),
+    **dict.fromkeys(("subscription_id", "instance_id", "series_id", "revision", "samples", "row_count"), Integer()),
     **dict.fromkeys(("seq", "start_seq", "first_seq", "last_seq"), BigInteger()),
     **{"day": Date(), "is_final": Boolean()},
 }
@@ -37,7 +37,8 @@ VIEWS: list[TableClause] = []
 
 
 def _type(name: str) -> TypeEngine[Any]:
-    return UtcDateTime() if name == "ts" or name.endswith("_at") else _TYPES.get(name, Double())
+    is_time = name in ("ts", "known_from", "known_until") or name.endswith("_at")
+    return UtcDateTime() if is_time else _TYPES.get(name, Double())
 
 
 def _view(name: str, columns: str) -> TableClause:
@@ -66,6 +67,9 @@ def _chart(name: str, metric: str) -> TableClause:
 observations = _view("observations", _OBSERVATION)
 revisions = _view("revisions", _OBSERVATION)
 latest = _view("latest", _OBSERVATION)
+history = _view(
+    "history", "feed metric ticker user_id ts value known_from known_until source instance_id seq series_id"
+)
 
 crowd_sentiment = _feed("crowd_sentiment", "sentiment")
 crowd_sentiment_moving_average = _feed("crowd_sentiment_moving_average", "moving_average")

@@ -7,6 +7,7 @@ import sqlite3
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from datetime import datetime
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,22 @@ FOUND: dict[str, list[tuple[Any, ...]]] = {
         ("stream", 4, 135.0, 360.0),
     ],
     "How dependable is each host": [("host1", 1, 600.0, 0.0)],
+    "How was a minute restated": [(0.2, "14:01", "14:06", "stream"), (0.3, "14:06", None, "stream")],
+}
+KNOWN = [
+    ("AAPL", "14:01", "14:00", 0.2),
+    ("ON", "14:05", "14:00", -0.5),
+    ("AAPL", "14:07", "14:01", 0.4),
+    ("ON", "14:30", None, None),
+]
+# The same for recipes of one database.
+FOUND_IN: dict[str, dict[str, list[tuple[Any, ...]]]] = {
+    "postgresql": {
+        "In PostgreSQL, what did we know at 14": [("13:59", 0.1), ("14:00", 0.2), ("14:01", 0.4)],
+        "In PostgreSQL, what was known at many moments": KNOWN,
+        "In PostgreSQL, the last hour of a ticker without sorting its past": FOUND["The last hour of a ticker"],
+    },
+    "sqlite": {"In SQLite, what was known at many moments": KNOWN},
 }
 
 
@@ -105,7 +122,7 @@ def plain(row: Sequence[Any]) -> tuple[Any, ...]:
 
 
 def test_every_documented_recipe_has_an_expected_result() -> None:
-    assert sorted(question for question, _ in RECIPES) == sorted([*FOUND, ROLE])
+    assert sorted(question for question, _ in RECIPES) == sorted([*FOUND, *chain(*FOUND_IN.values()), ROLE])
 
 
 @pytest.mark.parametrize("question", FOUND)
@@ -113,6 +130,13 @@ def test_recipe_returns_expected_rows(engine: Engine, question: str) -> None:
     query = dict(RECIPES)[question]
     assert rows_of(engine, query) == FOUND[question]
     assert full_scans(engine, (query, {}), "samples", "m", "sample_revisions") == []
+
+
+def test_recipe_for_one_database_returns_expected_rows(engine: Engine) -> None:
+    for question, rows in FOUND_IN[engine.dialect.name].items():
+        query = dict(RECIPES)[question]
+        assert rows_of(engine, query) == rows, question
+        assert full_scans(engine, (query, {}), "samples", "m", "sample_revisions") == []
 
 
 def test_not_observed_recipe_returns_gaps(engine: Engine) -> None:

@@ -120,3 +120,17 @@ async def test_history_request_returns_the_requested_range(simulator: FaultySimu
         response = await get(RestClient(simulator.url, lambda: SecretStr(simulator.api_key)), request)
         assert '"2026-01-04T23:59:00.000Z"' in response.text
         assert '"2026-01-05T' not in response.text
+
+
+async def test_response_longer_after_its_request_than_the_limit_is_dropped(
+    web_server: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The machine slept, or its clock was set: what was requested before must not count as known then."""
+    late_us = round(rest_api.REQUEST_SECONDS * 1_000_000) + 1
+    times = iter([1_000, 1_000 + late_us, 2_000, 2_000 + late_us - 1])
+    monkeypatch.setattr(rest_api, "wall_us", lambda: next(times))
+    server = await web_server(http(200, "[]"), http(200, "[]"))
+    rest = client(server.url)
+    with pytest.raises(RestUnavailable, match="the clock was set, or the machine slept, during the request"):
+        await get(rest)
+    assert (await get(rest)).sent_us == 2_000
