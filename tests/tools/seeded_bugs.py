@@ -720,8 +720,15 @@ BUGS = (
         "position without compare-and-set",
         "store/write/batch_writer.py",
         "AND position BETWEEN %s AND %s",
-        "AND position + %s + %s > 0",
-        f"{WRITER} {MODEL}",
+        "AND position + %s + %s >= 0",
+        f"{STORE}/test_position.py",
+    ),
+    Bug(
+        "a batch is committed although entries before it are missing",
+        "store/write/batch_writer.py",
+        "before if gapless else 0, before",
+        "0, before",
+        f"{STORE}/test_position.py",
     ),
     Bug(
         "ids of a rolled back transaction are kept",
