@@ -179,6 +179,12 @@ class MissingExtra(IngestorError):
     exit_code = 69
 
 
+class UnknownName(IngestorError):
+    """A feed, ticker or column does not exist. Stop; the message names similar ones."""
+
+    exit_code = 2
+
+
 class FileWriteFailed(IngestorError):
     """An output file cannot be written. Stop; no partial file is left."""
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from datetime import UTC, datetime
 from enum import StrEnum
 from functools import partial
@@ -16,75 +15,119 @@ import typer
 
 from ingestor.cli.options import TIME_HELP, ConfigOption, load_config, open_database, parse_time
 from ingestor.cli.output import echo, progress_bar
-from ingestor.core.files import sync_folder
-from ingestor.errors import FileWriteFailed
+from ingestor.core.files import replace_atomically
 
 if TYPE_CHECKING:
-    from ingestor.store.engine import Engine
+    from ingestor.store.engine import Connection, Engine
     from ingestor.store.read.export import ExportQuery
     from ingestor.store.read.export_formats import ExportWriter
 
 
 class ExportFormat(StrEnum):
-    """File formats of an export."""
+    """File formats of an export; each is a file name's suffix, too."""
 
     CSV = "csv"
     JSONL = "jsonl"
     PARQUET = "parquet"
 
 
+FormatOption = Annotated[
+    ExportFormat | None,
+    typer.Option("--format", help="File format.", show_default="the suffix of the file, else csv"),
+]
+FileOption = Annotated[
+    Path | None,
+    typer.Option("-o", "--file", help="Output file. It appears only when complete.", show_default="stdout"),
+]
+
+
 def export(
-    feed: Annotated[str, typer.Option(help="Feed, as in the view `observations`, for example crowd-sentiment.")],
+    feed: Annotated[
+        list[str], typer.Option(help="Feed, as in the view `observations`, such as crowd-sentiment; may be repeated.")
+    ],
     ticker: Annotated[list[str] | None, typer.Option(help="Only this ticker; may be repeated. Default: all.")] = None,
     since: Annotated[str, typer.Option(help=f"First ts. {TIME_HELP}", show_default="the first")] = "",
     until: Annotated[str, typer.Option(help="End of the range; this ts is excluded.", show_default="the last")] = "",
-    format_: Annotated[ExportFormat, typer.Option("--format", help="File format.")] = ExportFormat.CSV,
-    file: Annotated[
-        Path | None,
-        typer.Option("-o", "--file", help="Output file. It appears only when complete.", show_default="stdout"),
-    ] = None,
+    format_: FormatOption = None,
+    file: FileOption = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace the output file if it exists.")] = False,
+    revisions: Annotated[
+        bool, typer.Option("--revisions", help="The values that are not current, in place of those that are.")
+    ] = False,
     config: ConfigOption = None,
 ) -> None:
-    """Export the observations of a feed as CSV, JSON or Parquet.
+    """Export the observations of feeds as CSV, JSON or Parquet.
 
-    The columns are those of the feed's view.
+    The columns are those of the view `observations`. Rows are ordered by feed, metric, ticker, user_id and ts.
 
     \b
     Example:
-      ingestor export --feed crowd-sentiment --since 7d --format parquet -o week.parquet
+      ingestor export --feed crowd-sentiment --since 7d -o week.parquet
     """
-    from ingestor.store.read.export import ExportQuery
+    from ingestor.provider.catalog import FEEDS
+    from ingestor.store.engine import repeatable_read
+    from ingestor.store.read.export import ExportQuery, check_names
 
     now = datetime.now(UTC)
-    if file is None and format_ is ExportFormat.PARQUET and sys.stdout.isatty():
-        raise typer.BadParameter("Parquet cannot be shown on a terminal; name a file with -o, or redirect the output")
+    format_ = _choose_format(format_, file, force=force)
     query = ExportQuery(
-        feed=feed,
+        feeds=tuple(feed),
         tickers=tuple(ticker or ()),
         since=parse_time(since, now, "--since") if since else None,
         until=parse_time(until, now, "--until") if until else None,
+        revisions=revisions,
     )
     with open_database(load_config(config)) as engine:
-        _check_feed(engine, feed)
-        with _open_atomically(file) if file else _open_stdout() as target:
-            rows = _export(engine, query, format_, target)
+        check_names(engine, query, FEEDS)
+        with (
+            repeatable_read(engine) as connection,
+            replace_atomically(file) if file else _open_stdout() as target,
+            _show_progress(engine, query, target) as advance,
+        ):
+            rows = _export(connection, query, format_, target, advance)
     if file:
         echo(f"{file}: {rows:,} rows")
 
 
-def _check_feed(engine: Engine, feed: str) -> None:
-    from ingestor.provider.catalog import FEEDS
-    from ingestor.store.read.export import list_feeds
+def _choose_format(format_: ExportFormat | None, file: Path | None, *, force: bool) -> ExportFormat:
+    """Return the format, by the option or the name of the file. Raises typer.BadParameter."""
+    if file is None:
+        if format_ is ExportFormat.PARQUET and sys.stdout.isatty():
+            raise typer.BadParameter(
+                "Parquet cannot be shown on a terminal; name a file with -o, or redirect the output"
+            )
+        return format_ or ExportFormat.CSV
+    if file.is_file() and not force:
+        raise typer.BadParameter(f"{file} exists; name another file, or replace it with --force", param_hint="-o")
+    suffix = file.suffix.lower().removeprefix(".")
+    by_name = ExportFormat(suffix) if suffix in list(ExportFormat) else None
+    if format_ and by_name and format_ is not by_name:
+        raise typer.BadParameter(f"{file} is named like {by_name}, not {format_}", param_hint="--format")
+    if not format_ and not by_name and suffix:
+        raise typer.BadParameter(
+            f"the suffix of {file} is none of {', '.join(ExportFormat)}; add --format", param_hint="-o"
+        )
+    return format_ or by_name or ExportFormat.CSV
 
-    stored = list_feeds(engine)
-    if feed not in stored and feed not in FEEDS:
-        names = ", ".join(stored) or "no feed yet"
-        raise typer.BadParameter(f'unknown feed "{feed}"; in the database: {names}', param_hint="--feed")
+
+def _show_progress(
+    engine: Engine, query: ExportQuery, target: BinaryIO
+) -> AbstractContextManager[Callable[[int], None]]:
+    from ingestor.store.read.export import count_series
+
+    data_on_terminal = target is sys.stdout.buffer and sys.stdout.isatty()
+    return progress_bar("series", partial(count_series, engine, query), visible=not data_on_terminal)
 
 
-def _export(engine: Engine, query: ExportQuery, format_: ExportFormat, target: BinaryIO) -> int:
+def _export(
+    connection: Connection,
+    query: ExportQuery,
+    format_: ExportFormat,
+    target: BinaryIO,
+    advance: Callable[[int], None],
+) -> int:
     """Write the rows and return their number."""
-    from ingestor.store.read.export import count_series, read_pages
+    from ingestor.store.read.export import read_pages
     from ingestor.store.read.export_formats import CsvWriter, JsonLinesWriter, ParquetWriter
 
     rows = 0
@@ -94,15 +137,10 @@ def _export(engine: Engine, query: ExportQuery, format_: ExportFormat, target: B
         ExportFormat.PARQUET: ParquetWriter,
     }
     writer = writers[format_](target)
-    data_on_terminal = target is sys.stdout.buffer and sys.stdout.isatty()
-    with (
-        progress_bar("series", partial(count_series, engine, query), visible=not data_on_terminal) as advance,
-        closing(read_pages(engine, query)) as result,
-    ):
-        for series_done, page in result:
-            writer.write(page)
-            rows += len(page)
-            advance(series_done)
+    for series_done, page in read_pages(connection, query):
+        writer.write(page)
+        rows += len(page)
+        advance(series_done)
     writer.close()
     return rows
 
@@ -111,26 +149,3 @@ def _export(engine: Engine, query: ExportQuery, format_: ExportFormat, target: B
 def _open_stdout() -> Iterator[BinaryIO]:
     yield sys.stdout.buffer
     sys.stdout.buffer.flush()
-
-
-@contextmanager
-def _open_atomically(path: Path) -> Iterator[BinaryIO]:
-    """Open a file that appears under its name once it is complete and synced. On failure, nothing is left."""
-    path = path.resolve()
-    try:
-        if path.exists() and not path.is_file():  # a pipe or a device cannot be replaced
-            with path.open("wb") as file:
-                yield file
-            return
-        part = path.with_name(f".{path.name}.{os.getpid()}.part")
-        try:
-            with part.open("xb") as file:
-                yield file
-                file.flush()
-                os.fsync(file.fileno())
-            part.replace(path)
-            sync_folder(path.parent)
-        finally:
-            part.unlink(missing_ok=True)
-    except OSError as error:
-        raise FileWriteFailed(f"{path}: cannot be written: {error.strerror or error}") from None

@@ -15,6 +15,8 @@ from pydantic_core import ErrorDetails
 
 from ingestor.config.yaml_document import Loc
 
+MAX_LISTED = 20  # names in a message
+
 
 @dataclass(frozen=True, slots=True)
 class ValidationIssue:
@@ -53,10 +55,12 @@ def to_issues(error: ValidationError, model: type[BaseModel], at: Loc = ()) -> I
 
 
 def suggest(name: str, known: Iterable[str]) -> str:
-    """Return ``; did you mean "x"?`` with the most similar known name, or a list of all if none is similar."""
+    """Return ``; did you mean "x"?`` with the most similar known name, or a list of the first if none is similar."""
     names = list(known)
     similar = difflib.get_close_matches(name, names, n=1)
-    return f'; did you mean "{similar[0]}"?' if similar else f"; write one of {', '.join(names)}"
+    more = ", …" if len(names) > MAX_LISTED else ""
+    listed = f"; write one of {', '.join(names[:MAX_LISTED])}{more}" if names else ""
+    return f'; did you mean "{similar[0]}"?' if similar else listed
 
 
 def _message(details: ErrorDetails) -> str:

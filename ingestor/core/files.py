@@ -5,9 +5,12 @@ from __future__ import annotations
 import fcntl
 import os
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
-from ingestor.errors import AlreadyLocked, PermissionDenied
+from ingestor.errors import AlreadyLocked, FileWriteFailed, PermissionDenied
 
 LOCK_BYTES = 16  # a process id, padded with blanks, and a newline
 RELEASED = b"\n"  # the first byte of a lock file that was released
@@ -20,6 +23,32 @@ def sync_folder(folder: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+@contextmanager
+def replace_atomically(path: Path) -> Iterator[BinaryIO]:
+    """Open a file that appears under its name once it is complete and synced. On failure, nothing is left.
+
+    A pipe or a device is written to as it is. Raises FileWriteFailed.
+    """
+    path = path.resolve()
+    try:
+        if path.exists() and not path.is_file():
+            with path.open("wb") as file:
+                yield file
+            return
+        part = path.with_name(f".{path.name}.{os.getpid()}.part")
+        try:
+            with part.open("xb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            part.replace(path)
+            sync_folder(path.parent)
+        finally:
+            part.unlink(missing_ok=True)
+    except OSError as error:
+        raise FileWriteFailed(f"{path}: cannot be written: {error.strerror or error}") from None
 
 
 def is_missing(path: Path) -> bool:

@@ -18,15 +18,16 @@ from collections.abc import Callable, Iterator
 from contextlib import closing
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import pyarrow
 import pytest
 import time_machine
 from pyarrow import parquet
 
-from ingestor.store.engine import make_engine
+from ingestor.store.engine import make_engine, repeatable_read
 from ingestor.store.open_database import open_database
-from ingestor.store.read import export
+from ingestor.store.read import export, sample_columns
 from tests.integration.conftest import Command
 from tests.integration.store.row_factory import Database, at
 from tests.support.daemon import COMMAND
@@ -52,6 +53,20 @@ def exported(command: Command, write_config_for: Callable[..., Path], migrated_u
         return result.out
 
     return run
+
+
+@pytest.fixture
+def config(write_config_for: Callable[..., Path], migrated_url: str) -> Path:
+    return write_config_for(migrated_url)
+
+
+def run_export(command: Command, config: Path, *arguments: str | Path) -> Any:
+    return command("export", "--feed", "crowd-sentiment", *arguments, "--config", config)
+
+
+def unboxed(text: str) -> str:
+    """Return an error of typer without its line breaks."""
+    return " ".join(text.replace("│", " ").split())
 
 
 def tickers(text: str) -> list[tuple[str, str]]:
@@ -111,7 +126,7 @@ def test_csv_escapes_formulas_but_not_numbers(db: Database, exported: Export) ->
 def test_export_selects_in_order_for_any_page_size(
     db: Database, exported: Export, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(export, "PAGE_ROWS", 3)
+    monkeypatch.setattr(sample_columns, "PAGE_ROWS", 3)
     monkeypatch.setattr(export, "SERIES_PER_QUERY", 2)
     for ticker in ("C", "A", "B"):
         for minute in range(7 if ticker == "A" else 3):
@@ -128,19 +143,88 @@ def test_export_selects_in_order_for_any_page_size(
         assert tickers(exported(*crowd, "--since", "90s")) == [("A", "10:05"), ("A", "10:06")]
 
 
+def test_export_reads_several_feeds_and_times_of_any_year(db: Database, exported: Export) -> None:
+    db.sample("tweet-volume", "volume", "A", "10:00", 3.0)
+    db.sample(*CROWD, "A", "-9000 10:00:00.000001", 0.5, published_at=at("-9000 09:59:59.5"))
+    db.sample(*CROWD, "B", "10:00", 0.25)
+    db.sample("tweet-buzz", "buzz", "A", "10:00", 1.0)
+    text = exported("--feed", "tweet-volume", "--feed", "crowd-sentiment", "--ticker", "A")
+    rows = [(row["feed"], row["ts"], row["published_at"]) for row in csv.DictReader(io.StringIO(text))]
+    assert rows == [
+        ("crowd-sentiment", "1999-07-20T10:00:00.000001+00:00", "1999-07-20T09:59:59.500000+00:00"),
+        ("tweet-volume", "2024-03-10T10:00:00+00:00", ""),
+    ]
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3, 50])
+def test_export_has_every_revision_for_any_page_size(
+    db: Database, exported: Export, monkeypatch: pytest.MonkeyPatch, rows: int
+) -> None:
+    monkeypatch.setattr(sample_columns, "PAGE_ROWS", rows)
+    db.sample(*CROWD, "A", "10:00", 0.5)
+    expected = [(ticker, ts, number) for ticker in "AB" for ts in ("10:00", "10:01") for number in range(4)]
+    for ticker, ts, number in expected:
+        db.sample(*CROWD, ticker, ts, number / 8, table="sample_revisions", revision=number)
+    text = exported("--feed", "crowd-sentiment", "--revisions")
+    found = [(r["ticker"], r["ts"][11:16], int(r["revision"])) for r in csv.DictReader(io.StringIO(text))]
+    assert found == expected
+
+
+def test_file_name_decides_the_format(db: Database, command: Command, config: Path, tmp_path: Path) -> None:
+    db.sample(*CROWD, "A", "10:00", 0.5)
+    first_bytes = {}
+    for name in ("x.csv", "x.JSONL", "x.parquet", "plain"):
+        assert run_export(command, config, "-o", tmp_path / name).code == 0
+        first_bytes[name] = (tmp_path / name).read_bytes()[:4]
+    assert first_bytes == {"x.csv": b"feed", "x.JSONL": b'{"fe', "x.parquet": b"PAR1", "plain": b"feed"}
+    assert run_export(command, config, "-o", tmp_path / "x.txt", "--format", "jsonl").code == 0
+    contradiction = run_export(command, config, "-o", tmp_path / "y.csv", "--format", "parquet")
+    unknown = run_export(command, config, "-o", tmp_path / "x.json")
+    assert (contradiction.code, unknown.code) == (2, 2)
+    assert "is named like csv, not parquet" in unboxed(contradiction.err)
+    assert "is none of csv, jsonl, parquet; add --format" in unboxed(unknown.err)
+    assert not (tmp_path / "y.csv").exists()
+
+
+def test_existing_file_is_replaced_only_with_force(
+    db: Database, command: Command, config: Path, tmp_path: Path
+) -> None:
+    db.sample(*CROWD, "A", "10:00", 0.5)
+    file = tmp_path / "x.csv"
+    file.write_text("previous")
+    refused = run_export(command, config, "-o", file)
+    assert (refused.code, file.read_text()) == (2, "previous")
+    assert "exists; name another file, or replace it with --force" in unboxed(refused.err)
+    assert run_export(command, config, "-o", file, "--force").code == 0
+    assert file.read_text().startswith("feed,")
+
+
+def test_unknown_ticker_names_similar_one_but_subscribed_one_is_known(
+    db: Database, command: Command, config: Path
+) -> None:
+    db.sample(*CROWD, "AAPL", "10:00", 0.5)
+    db.sample("tweet-volume", "volume", "AAPM", "10:00", 3.0)
+    db.subscription(1, "TSLA")
+    assert run_export(command, config, "--ticker", "AAPL", "--ticker", "TSLA").out.count("\n") == 2
+    unknown = run_export(command, config, "--ticker", "AAPL", "--ticker", "AAPN")
+    message = 'unknown ticker "AAPN" of crowd-sentiment; did you mean "AAPL"?\n'
+    assert (unknown.code, unknown.out, unknown.err) == (2, "", message)
+
+
 def test_export_reads_one_snapshot_while_daemon_writes(
     db: Database, migrated_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(export, "PAGE_ROWS", 1)
+    monkeypatch.setattr(sample_columns, "PAGE_ROWS", 1)
     for ticker in "AB":
         db.sample(*CROWD, ticker, "10:00", 0.5)
-    with open_database(migrated_url.replace("postgresql://", "postgresql+psycopg://")) as engine:
-        pages = export.read_pages(engine, export.ExportQuery(feed="crowd-sentiment"))
-        found = list(next(pages)[1])
+    url = migrated_url.replace("postgresql://", "postgresql+psycopg://")
+    with open_database(url) as engine, repeatable_read(engine) as connection:
+        pages = export.read_pages(connection, export.ExportQuery(feeds=("crowd-sentiment",)))
+        found = [next(pages)[1]]
         db.sample(*CROWD, "A", "10:01", 0.5)
         db.sample(*CROWD, "B", "10:01", 0.5)
-        found += [row for _, page in pages for row in page]
-    assert [row[2] for row in found] == ["A", "B"]
+        found += [page for _, page in pages]
+    assert [page.names[number][2] for page in found for number in page.columns["series"]] == ["A", "B"]
 
 
 def test_export_refuses_unknown_feed_but_not_empty_one(
@@ -150,7 +234,7 @@ def test_export_refuses_unknown_feed_but_not_empty_one(
     assert exported("--feed", "tweet-buzz").count("\n") == 1
     result = command("export", "--feed", "crowd", "--config", write_config_for(migrated_url))
     assert (result.code, result.out) == (2, "")
-    assert 'unknown feed "crowd"; in the database: crowd-sentiment' in result.err
+    assert result.err == 'unknown feed "crowd"; write one of crowd-sentiment\n'
 
 
 def test_parquet_without_pyarrow_names_the_extra(
@@ -158,13 +242,18 @@ def test_parquet_without_pyarrow_names_the_extra(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     monkeypatch.setitem(sys.modules, "pyarrow", None)
+    monkeypatch.delitem(sys.modules, "ingestor.store.read.arrow_table", raising=False)
+    monkeypatch.delattr("ingestor.store.read.arrow_table", raising=False)
     file = tmp_path / "x.parquet"
     result = command(
         "export", "--feed", "tweet-buzz", "--format", "parquet", "-o", file, "--config", write_config_for(migrated_url)
     )
     assert (result.code, result.out) == (69, "")
-    assert result.err == "Parquet needs pyarrow: pip install 'ingestor[export]', or choose csv or jsonl\n"
+    needed = "Parquet and ingestor.read need pyarrow: pip install 'ingestor[export]'; csv and jsonl do not\n"
+    assert result.err == needed
     assert [file.name for file in tmp_path.iterdir() if "parquet" in file.name] == []
+    db.sample(*CROWD, "A", "10:00", 0.5)
+    assert tickers(command("export", "--feed", "crowd-sentiment", "--config", write_config_for(migrated_url)).out)
 
 
 # The command in a process of its own, with a database whose export takes a while.
@@ -202,7 +291,9 @@ def parts(folder: Path) -> list[Path]:
 def test_ctrl_c_keeps_previous_file_and_removes_partial_one(large: list[str | Path], tmp_path: Path) -> None:
     file = tmp_path / "x.csv"
     file.write_text("previous")
-    process = subprocess.Popen([*large, "-o", file], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [*large, "-o", file, "--force"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
     while not any(part.stat().st_size for part in parts(tmp_path)):
         assert process.poll() is None
         time.sleep(0.005)

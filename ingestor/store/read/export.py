@@ -1,45 +1,55 @@
-"""Read the observations of a feed page by page, ordered by series and time, in one snapshot."""
+"""Read observations page by page, as columns, ordered by feed, metric, ticker, user_id and ts, in one snapshot."""
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, TypeAlias
 
-from sqlalchemy import ColumnElement, Connection, Engine, Row, func, select, tuple_
+from sqlalchemy import ColumnElement, Connection, Engine, Row, Select, func, select, tuple_, union
 
+from ingestor.config.validation_errors import suggest
+from ingestor.errors import UnknownName
 from ingestor.store import schema, views
-from ingestor.store.engine import fetch_all, repeatable_read
+from ingestor.store.engine import fetch_all
+from ingestor.store.read import sample_columns
+from ingestor.store.read.sample_columns import Columns
 
-PAGE_ROWS = 10_000
 SERIES_PER_QUERY = 1_000
 COLUMNS = tuple(column.name for column in views.observations.columns)
+NAMES = tuple(name for name in COLUMNS if name in schema.series.c)
 
-ExportRow: TypeAlias = tuple[Any, ...]  # in the order of COLUMNS; times are aware, UTC
-
-_NAMES = tuple(schema.series.c[name] for name in COLUMNS if name in schema.series.c)
-_VALUES = tuple(schema.samples.c[name] for name in COLUMNS if name not in schema.series.c)
+SeriesNames: TypeAlias = tuple[str, ...]  # in the order of NAMES
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExportQuery:
-    """Selects the observations of a feed with ``since <= ts < until``, of some tickers or (none given) of all."""
+    """Selects values with ``since <= ts < until`` of some feeds, and of some tickers or (none given) of all.
 
-    feed: str
+    ``revisions`` selects the values that are not current, in place of those that are.
+    """
+
+    feeds: tuple[str, ...]
     tickers: tuple[str, ...] = ()
     since: datetime | None = None
     until: datetime | None = None
+    revisions: bool = False
 
     def series_conditions(self) -> list[ColumnElement[bool]]:
         c = schema.series.c
-        return [c.feed == self.feed, *([c.ticker.in_(self.tickers)] if self.tickers else [])]
+        return [c.feed.in_(self.feeds), *([c.ticker.in_(self.tickers)] if self.tickers else [])]
 
-    def time_conditions(self) -> list[ColumnElement[bool]]:
-        ts = schema.samples.c.ts
-        since = [ts >= self.since] if self.since else []
-        until = [ts < self.until] if self.until else []
-        return since + until
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """Values as columns. Column ``series`` has, for each row, an index into the list of names."""
+
+    names: Sequence[SeriesNames]
+    columns: Columns
+
+    def __len__(self) -> int:
+        return len(self.columns["ts"])
 
 
 def list_feeds(engine: Engine) -> list[str]:
@@ -48,42 +58,58 @@ def list_feeds(engine: Engine) -> list[str]:
     return [row.feed for row in fetch_all(engine, select(c.feed).distinct().order_by(c.feed))]
 
 
+def check_names(engine: Engine, query: ExportQuery, documented_feeds: Iterable[str] = ()) -> None:
+    """Raise UnknownName for a feed or ticker that is neither stored nor subscribed to; the message has similar ones.
+
+    A feed may also be a documented one. Raises DatabaseUnavailable.
+    """
+    for feed in query.feeds:
+        known = _known(engine, "feed")
+        if feed not in known and feed not in documented_feeds:
+            raise UnknownName(f'unknown feed "{feed}"{suggest(feed, known)}')
+    tickers = _known(engine, "ticker", query.feeds) if query.tickers else []
+    for ticker in query.tickers:
+        if ticker not in tickers:
+            raise UnknownName(f'unknown ticker "{ticker}" of {", ".join(query.feeds)}{suggest(ticker, tickers)}')
+
+
+def _known(engine: Engine, column: str, feeds: Sequence[str] | None = None) -> list[str]:
+    queries: list[Select[Any]] = []
+    for table in (schema.series, schema.subscriptions):
+        conditions = [] if feeds is None else [table.c.feed.in_(feeds)]
+        queries.append(select(table.c[column].label("name")).where(table.c[column] != "", *conditions))
+    return sorted(row.name for row in fetch_all(engine, union(*queries)))
+
+
 def count_series(engine: Engine, query: ExportQuery) -> int:
     """Count the series that ``query`` selects. Raises DatabaseUnavailable."""
     ((count,),) = fetch_all(engine, select(func.count()).where(*query.series_conditions()))
     return int(count)
 
 
-def read_pages(engine: Engine, query: ExportQuery) -> Generator[tuple[int, list[ExportRow]]]:
-    """Yield (number of completed series, at most ``PAGE_ROWS`` observations), from one snapshot of the database.
+def read_pages(connection: Connection, query: ExportQuery) -> Iterator[tuple[int, Page]]:
+    """Yield (number of series begun, page). A page has at most ``sample_columns.PAGE_ROWS`` rows.
 
-    The observations are ordered by metric, ticker, user_id and ts. Raises DatabaseUnavailable.
+    ``connection``: of ``repeatable_read``, so that all pages are from one snapshot.
     """
     done = 0
-    with repeatable_read(engine) as connection:
-        for series in _read_series(connection, query):
-            for page in _read_samples(connection, series.series_id, query):
-                yield done, [(*series[1:], *row) for row in page]
-            done += 1
-            yield done, []
+    table = schema.sample_revisions if query.revisions else schema.samples
+    read: Callable[..., Iterator[Columns]] = (
+        sample_columns.read_postgres if connection.dialect.name == "postgresql" else sample_columns.read_sqlite
+    )
+    for series in read_series(connection, query):
+        names: list[SeriesNames] = [tuple(row[1:]) for row in series]
+        for columns in read(connection, table.name, [row.series_id for row in series], query.since, query.until):
+            yield done + columns["series"][-1] + 1, Page(names, columns)
+        done += len(series)
 
 
-def _read_series(connection: Connection, query: ExportQuery) -> Iterator[Row[Any]]:
-    c = schema.series.c
-    order = (c.metric, c.ticker, c.user_id)
-    series = select(c.series_id, *_NAMES).where(*query.series_conditions()).order_by(*order).limit(SERIES_PER_QUERY)
+def read_series(connection: Connection, query: ExportQuery) -> Iterator[Sequence[Row[Any]]]:
+    """Yield the series of a query, at most ``SERIES_PER_QUERY`` at a time: series_id, and NAMES."""
+    names = [schema.series.c[name] for name in NAMES]
+    series = select(schema.series.c.series_id, *names).where(*query.series_conditions()).order_by(*names)
+    series = series.limit(SERIES_PER_QUERY)
     page = connection.execute(series).all()
     while page:
-        yield from page
-        last = page[-1]
-        page = connection.execute(series.where(tuple_(*order) > (last.metric, last.ticker, last.user_id))).all()
-
-
-def _read_samples(connection: Connection, series_id: int, query: ExportQuery) -> Iterator[Sequence[Row[Any]]]:
-    c = schema.samples.c
-    samples = select(*_VALUES).where(c.series_id == series_id, *query.time_conditions())
-    samples = samples.order_by(c.ts).limit(PAGE_ROWS)
-    page = connection.execute(samples).all()
-    while page:
         yield page
-        page = connection.execute(samples.where(c.ts > page[-1].ts)).all() if len(page) == PAGE_ROWS else []
+        page = connection.execute(series.where(tuple_(*names) > tuple(page[-1][1:]))).all()

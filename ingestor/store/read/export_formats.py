@@ -1,27 +1,32 @@
-"""Write pages of exported observations to a binary file as CSV, JSON lines or Parquet."""
+"""Write pages of observations to a binary file as CSV, JSON lines or Parquet."""
 
 from __future__ import annotations
 
 import csv
 import io
 import json
-from collections.abc import Sequence
-from datetime import datetime
+from collections.abc import Iterable, Iterator, Mapping
+from datetime import timedelta
+from functools import lru_cache
 from typing import Any, BinaryIO
 
-from ingestor.errors import MissingExtra
-from ingestor.store.read.export import COLUMNS, ExportRow
+from ingestor.core.times import to_datetime
+from ingestor.store.read.export import COLUMNS, NAMES, Page
+from ingestor.store.read.sample_columns import EPOCH_US, NULL_TIME
+from ingestor.store.schema import SOURCE_CODES
 
-GROUP_ROWS = 50_000  # per row group of a Parquet file; buffered in memory
+MAX_KNOWN_TIMES = 100_000  # whose text is kept in memory
+GROUP_ROWS = 250_000  # of a row group of a Parquet file, at least; buffered in memory, some 100 bytes each
 
 # Spreadsheets interpret a cell that starts with one of these as a formula: https://owasp.org/www-community/attacks/CSV_Injection
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
+_SOURCES = {code: source for source, code in SOURCE_CODES.items()}
 
 
 class ExportWriter:
     """Writes one file."""
 
-    def write(self, page: Sequence[ExportRow]) -> None:
+    def write(self, page: Page) -> None:
         """Append a page of rows."""
         raise NotImplementedError
 
@@ -34,18 +39,27 @@ class CsvWriter(ExportWriter):
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
-        self.write([COLUMNS])
+        self._file.write(_csv_line(COLUMNS).encode())
 
-    def write(self, page: Sequence[ExportRow]) -> None:
-        text = io.StringIO()
-        csv.writer(text).writerows([_cell(value) for value in row] for row in page)
-        self._file.write(text.getvalue().encode())
+    def write(self, page: Page) -> None:
+        names = [_csv_line(map(_cell, row)).removesuffix("\r\n") for row in page.names]
+        # One format for a row: in half the time of csv.writer. Only names can need quotes.
+        lines = [
+            f"{names[series]},{_cached_iso(ts)},{value!r},{revision},{_csv_time(published)},{_iso(received)},"
+            f"{_SOURCES[source]},{instance},{seq}\r\n"
+            for series, ts, value, revision, published, received, source, instance, seq in _rows(page)
+        ]
+        self._file.write("".join(lines).encode())
 
 
-def _cell(value: Any) -> Any:
-    if isinstance(value, str):
-        return f"'{value}" if value.startswith(_FORMULA) else value
-    return value.isoformat() if isinstance(value, datetime) else value
+def _csv_line(cells: Iterable[str]) -> str:
+    text = io.StringIO()
+    csv.writer(text).writerow(cells)
+    return text.getvalue()
+
+
+def _cell(text: str) -> str:
+    return f"'{text}" if text.startswith(_FORMULA) else text
 
 
 class JsonLinesWriter(ExportWriter):
@@ -53,31 +67,61 @@ class JsonLinesWriter(ExportWriter):
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
-        self._encode = json.JSONEncoder(ensure_ascii=False, default=datetime.isoformat).encode
+        self._encode = json.JSONEncoder(ensure_ascii=False).encode
 
-    def write(self, page: Sequence[ExportRow]) -> None:
-        self._file.write("".join(f"{self._encode(dict(zip(COLUMNS, row, strict=True)))}\n" for row in page).encode())
+    def write(self, page: Page) -> None:
+        names = [self._encode(dict(zip(NAMES, row, strict=True))).removesuffix("}") for row in page.names]
+        lines = [
+            f'{names[series]}, "ts": "{_cached_iso(ts)}", "value": {value!r}, "revision": {revision}, "published_at": '
+            f'{_json_time(published)}, "received_at": "{_iso(received)}", "source": "{_SOURCES[source]}", '
+            f'"instance_id": {instance_id}, "seq": {seq}}}\n'
+            for series, ts, value, revision, published, received, source, instance_id, seq in _rows(page)
+        ]
+        self._file.write("".join(lines).encode())
+
+
+def _rows(page: Page) -> Iterator[tuple[Any, ...]]:
+    return zip(*page.columns.values(), strict=True)
+
+
+def _csv_time(us: int) -> str:
+    return _iso(us) if us > NULL_TIME else ""
+
+
+def _json_time(us: int) -> str:
+    return f'"{_iso(us)}"' if us > NULL_TIME else "null"
+
+
+def _iso(us: int) -> str:
+    """Return the text of µs since 2000, as ``datetime.isoformat`` does."""
+    second, fraction = divmod(us, 1_000_000)
+    return f"{_second_text(second)}.{fraction:06}+00:00" if fraction else f"{_second_text(second)}+00:00"
+
+
+@lru_cache(maxsize=MAX_KNOWN_TIMES)
+def _second_text(second: int) -> str:
+    return (to_datetime(EPOCH_US) + timedelta(seconds=second)).isoformat().removesuffix("+00:00")
+
+
+_cached_iso = lru_cache(maxsize=MAX_KNOWN_TIMES)(_iso)  # all series have values at the same times
 
 
 class ParquetWriter(ExportWriter):
     """Writes typed columns: timestamps in microseconds with time zone, doubles, integers. Raises MissingExtra."""
 
-    def __init__(self, file: BinaryIO) -> None:
-        try:
-            import pyarrow
-            from pyarrow import parquet
-        except ImportError:
-            raise MissingExtra(
-                "Parquet needs pyarrow: pip install 'ingestor[export]', or choose csv or jsonl"
-            ) from None
-        self._arrow = pyarrow
-        self._schema = _arrow_schema(pyarrow)
-        self._writer = parquet.ParquetWriter(pyarrow.PythonFile(file, mode="w"), self._schema)
-        self._buffer: list[ExportRow] = []
+    def __init__(
+        self, file: BinaryIO, columns: tuple[str, ...] = COLUMNS, metadata: Mapping[str, str] | None = None
+    ) -> None:
+        from ingestor.store.read import arrow_table
 
-    def write(self, page: Sequence[ExportRow]) -> None:
-        self._buffer += page
-        if len(self._buffer) >= GROUP_ROWS:
+        self._arrow = arrow_table
+        self._columns = list(columns)
+        self._writer = arrow_table.open_parquet(file, self._columns, metadata or {})
+        self._buffer: list[Any] = []
+
+    def write(self, page: Page) -> None:
+        self._buffer.append(self._arrow.to_batch(page, self._columns))
+        if sum(batch.num_rows for batch in self._buffer) >= GROUP_ROWS:
             self._write_group()
 
     def close(self) -> None:
@@ -86,17 +130,5 @@ class ParquetWriter(ExportWriter):
         self._writer.close()
 
     def _write_group(self) -> None:
-        columns = zip(zip(*self._buffer, strict=True), self._schema.types, strict=True)
-        arrays = [self._arrow.array(values, type_) for values, type_ in columns]
-        self._writer.write_table(self._arrow.Table.from_arrays(arrays, schema=self._schema))
+        self._writer.write_table(self._arrow.to_table(self._buffer))
         self._buffer = []
-
-
-def _arrow_schema(arrow: Any) -> Any:
-    timestamp = arrow.timestamp("us", tz="UTC")
-    numbers = {"value": arrow.float64(), "revision": arrow.int32(), "instance_id": arrow.int32(), "seq": arrow.int64()}
-    types = {
-        name: timestamp if name == "ts" or name.endswith("_at") else numbers.get(name, arrow.string())
-        for name in COLUMNS
-    }
-    return arrow.schema([arrow.field(name, type_, nullable=name == "published_at") for name, type_ in types.items()])
