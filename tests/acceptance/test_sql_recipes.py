@@ -24,6 +24,7 @@ from ..support.query_plans import full_scans
 TOP = Path(__file__).parents[2]
 TEXT = (TOP / "README.md").read_text()
 PAGES = "".join(page.read_text() for page in sorted(TOP.glob("docs/*.md")))
+PYTHON = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
 RECIPES = re.findall(r"```sql\n-- ([^.?:\n]+)[^\n]*\n(.*?)```", TEXT + PAGES, re.DOTALL)
 ROLE = "PostgreSQL, once, as the role that the daemon connects as"
 CROWD = ("crowd-sentiment", "crowd_sentiment")
@@ -170,8 +171,23 @@ def test_analyst_role_reads_all_tables_and_writes_none(engine: Engine) -> None:
             connection.execute("DROP OWNED BY analyst; DROP ROLE analyst")
 
 
+def test_arrow_example_reads_what_the_view_has(engine: Engine) -> None:
+    (example,) = [block for block in PYTHON if "ingestor.read" in block]
+    url = engine.url.render_as_string(hide_password=False)
+    example = example.replace("sqlite:////var/lib/ingestor/ingestor.db", url).replace(".to_pandas()", "")
+    names: dict[str, Any] = {}
+    exec(example, names)
+    query = "SELECT ts, ticker, value FROM observations WHERE feed = 'crowd-sentiment' AND ticker IN ('AAPL', 'ON')"
+    with engine.connect() as connection:
+        expected = connection.execute(text(f"SELECT count(*), sum(value) FROM ({query}) q")).one()
+    minutes = names["minutes"].to_pydict()
+    assert list(minutes) == ["ts", "ticker", "value"]
+    assert (len(minutes["ts"]), sum(minutes["value"])) == pytest.approx(tuple(expected))
+    assert len(minutes["ts"]) > 0
+
+
 def test_python_example_reads_without_writing(engine: Engine) -> None:
-    (example,) = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
+    (example,) = [block for block in PYTHON if "read_sql" in block]
     (url,) = re.findall(r'create_engine\("(.*?)"\)', example)
     (query,) = re.findall(r'query = "(.*?)"', example)
     if engine.dialect.name == "sqlite":
