@@ -486,6 +486,27 @@ BUGS = (
         "tests/integration/provider/test_socketio_09.py",
     ),
     Bug(
+        "each round of requests to 0.9 has a limit of its own",
+        "provider/socket/socketio_09_client.py",
+        "return self._repeat_slots if is_repeat else self._slots",
+        "return asyncio.Semaphore(1 if is_repeat else 19)",
+        "tests/integration/provider/test_socketio_09.py",
+    ),
+    Bug(
+        "a server of 0.9 gets no heartbeats while reading pauses",
+        "provider/socket/socketio_09_client.py",
+        "await self._pause()",
+        "await listener.wait_for_space()",
+        "tests/integration/provider/test_socketio_09.py",
+    ),
+    Bug(
+        "a server of 0.9 gets no origin",
+        "provider/socket/socketio_09_client.py",
+        '{"Origin": f"{root.scheme}://{root.netloc}"}',
+        "dict[str, str]()",
+        "tests/integration/provider/test_socketio_09.py",
+    ),
+    Bug(
         "each request to reload is a reload",
         "daemon/reload.py",
         "        if self._waiting is None:\n",
