@@ -17,22 +17,24 @@
 Imports point one way: errors < core < (config, spool) < (store, provider, monitoring) < (pipeline, simulator) < repair
 < daemon < commands < cli. tests/unit/test_layers.py checks this, and the order inside provider and store.
 
-For analysts: ``ingestor.read`` and ``ingestor.read_batches`` return observations as Arrow tables.
+For analysts: ``ingestor.read`` and ``ingestor.read_batches`` return observations as Arrow tables, ``ingestor.changes``
+what became known since a cursor.
 """
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ingestor.store.read.arrow_table import read as read
     from ingestor.store.read.arrow_table import read_batches as read_batches
+    from ingestor.store.read.changes import changes as changes
 
 __version__ = "0.1.0"
+_MODULES = {"read": "arrow_table", "read_batches": "arrow_table", "changes": "changes"}
 
 
 def __getattr__(name: str) -> Any:
-    """Import ``read`` and ``read_batches`` when they are first used: SQLAlchemy and pyarrow take a second."""
-    if name not in ("read", "read_batches"):
+    """Import what is for analysts when it is first used: SQLAlchemy and pyarrow take a second."""
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from ingestor.store.read import arrow_table
-
-    return getattr(arrow_table, name)
+    return getattr(import_module(f"ingestor.store.read.{_MODULES[name]}"), name)

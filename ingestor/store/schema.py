@@ -290,6 +290,10 @@ LEDGER_COUNTS = (
     "expired_rows",
 )
 
+# The ts of a batch's rows: the first and the last, and if those are more than a day apart, JSON with both for each
+# series, [[series_id, from, to], …]. NULL without rows, and where it is not known, as for batches that were compacted.
+LEDGER_RANGES = ("from_ts", "to_ts", "series_ranges")
+
 batches = Table(
     "batches",
     metadata,
@@ -298,6 +302,9 @@ batches = Table(
     _at("committed_at"),
     _int("instance_id"),
     *(_count(name) for name in LEDGER_COUNTS),
+    _at("from_ts", nullable=True),
+    _at("to_ts", nullable=True),
+    _text("series_ranges", nullable=True, server_default=None),
     PrimaryKeyConstraint("instance_id", "first_seq"),
     sqlite_with_rowid=False,  # 60 instead of 70 bytes; the other tables would gain nothing, or lose
 )

@@ -25,6 +25,9 @@ _TEXTS = (
     "connection_id",
     "event",
     "body",
+    "cursor",
+    "kind",
+    "next_cursor",
 )
 _TYPES: dict[str, TypeEngine[Any]] = {
     **dict.fromkeys(_TEXTS, Text()),
@@ -41,9 +44,13 @@ def _type(name: str) -> TypeEngine[Any]:
     return UtcDateTime() if is_time else _TYPES.get(name, Double())
 
 
+def typed_columns(names: str) -> list[ColumnClause[Any]]:
+    """Return columns of views or of statements like them, with the types that their names imply."""
+    return [column(name, _type(name)) for name in names.split()]
+
+
 def _view(name: str, columns: str) -> TableClause:
-    clauses: list[ColumnClause[Any]] = [column(column_name, _type(column_name)) for column_name in columns.split()]
-    view = table(name, *clauses)
+    view = table(name, *typed_columns(columns))
     VIEWS.append(view)
     return view
 
@@ -100,6 +107,7 @@ coverage_daily = _view("coverage_daily", f"{_SUBSCRIPTION} day wanted_seconds co
 crowd_sentiment_hourly = _view("crowd_sentiment_hourly", _CANDLE)
 crowd_sentiment_daily = _view("crowd_sentiment_daily", _CANDLE)
 ingest_lag = _view("ingest_lag", "feed metric ticker user_id ts received_at source lag_seconds")
+change_cursor = _view("change_cursor", "cursor")
 payloads = _view(
     "payloads",
     "instance_id seq connection_id source event path params received_at published_at row_count body first_seq last_seq",

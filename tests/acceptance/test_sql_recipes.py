@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import sqlite3
 from collections.abc import Iterator, Sequence
@@ -16,6 +17,7 @@ import pytest
 from sqlalchemy import Engine, create_engine, text
 from sqlalchemy.exc import DatabaseError
 
+import ingestor
 from ingestor.store.engine import make_engine
 
 from ..integration.store.row_factory import DAY, Database, at
@@ -50,6 +52,7 @@ FOUND: dict[str, list[tuple[Any, ...]]] = {
     "How dependable is each host": [("host1", 1, 600.0, 0.0)],
     "How was a minute restated": [(0.2, "14:01", "14:06", "stream"), (0.3, "14:06", None, "stream")],
 }
+CURSOR = "Where would a reader that knows everything continue"
 KNOWN = [
     ("AAPL", "14:01", "14:00", 0.2),
     ("ON", "14:05", "14:00", -0.5),
@@ -61,6 +64,15 @@ FOUND_IN: dict[str, dict[str, list[tuple[Any, ...]]]] = {
     "postgresql": {
         "In PostgreSQL, what did we know at 14": [("13:59", 0.1), ("14:00", 0.2), ("14:01", 0.4)],
         "In PostgreSQL, what was known at many moments": KNOWN,
+        "In PostgreSQL, what is new since a cursor": [
+            ("revision", "AAPL", "13:59", 0.05, "stream"),
+            ("current", "AAPL", "13:59", 0.1, "stream"),
+            ("revision", "AAPL", "14:00", 0.2, "stream"),
+            ("current", "ON", "14:00", -0.5, "stream"),
+            ("current", "AAPL", "14:01", 0.4, "stream"),
+            ("current", "AAPL", "14:00", 0.3, "stream"),
+            ("current", "AAPL", "14:30", 0.5, "backfill"),
+        ],
         "In PostgreSQL, the last hour of a ticker without sorting its past": FOUND["The last hour of a ticker"],
     },
     "sqlite": {"In SQLite, what was known at many moments": KNOWN},
@@ -77,7 +89,7 @@ def engine(migrated_url: str) -> Iterator[Engine]:
 
 def fill(db: Database) -> None:
     """Fill a day: AAPL is always covered, ON misses ten minutes. A value is restated, one is backfilled at night."""
-    db.instance(1, when("23:00"), name="host1")
+    db.instance(1, when("23:00"), name="host1", position=1_000)
     for subscription_id, ticker in ((1, "AAPL"), (2, "ON")):
         db.subscription(subscription_id, ticker)
     db.state(1, 1, "live", when("00:00"), None)
@@ -123,7 +135,7 @@ def plain(row: Sequence[Any]) -> tuple[Any, ...]:
 
 
 def test_every_documented_recipe_has_an_expected_result() -> None:
-    assert sorted(question for question, _ in RECIPES) == sorted([*FOUND, *chain(*FOUND_IN.values()), ROLE])
+    assert sorted(question for question, _ in RECIPES) == sorted([*FOUND, *chain(*FOUND_IN.values()), CURSOR, ROLE])
 
 
 @pytest.mark.parametrize("question", FOUND)
@@ -138,6 +150,20 @@ def test_recipe_for_one_database_returns_expected_rows(engine: Engine) -> None:
         query = dict(RECIPES)[question]
         assert rows_of(engine, query) == rows, question
         assert full_scans(engine, (query, {}), "samples", "m", "sample_revisions") == []
+
+
+def test_cursor_recipe_continues_where_all_is_known(engine: Engine) -> None:
+    ((cursor,),) = rows_of(engine, dict(RECIPES)[CURSOR])
+    url = engine.url.render_as_string(hide_password=False).replace("+psycopg", "")
+    assert json.loads(cursor) == {"positions": {"spool-1": 1_000}, "deleted": None}
+    assert ingestor.changes(url, cursor) == ([], cursor)
+    rows, later = ingestor.changes(url)
+    assert (len(rows), json.loads(later)) == (8, json.loads(cursor))
+    (example,) = re.findall(r"```python\n(import ingestor\n.*?)```", PAGES, re.DOTALL)
+    names = {"cursor": ""}
+    exec(example.replace("sqlite:////var/lib/ingestor/ingestor.db", url), names)
+    assert (names["rows"], names["cursor"]) == (rows, later)
+    assert "from ingestor.store.read.changes import SQLITE" in PAGES
 
 
 def test_not_observed_recipe_returns_gaps(engine: Engine) -> None:

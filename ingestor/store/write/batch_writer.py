@@ -23,7 +23,7 @@ from ingestor.errors import BatchRejected, DatabaseUnavailable, FullBatchRequire
 from ingestor.store import leases, schema
 from ingestor.store.engine import insert_or_ignore, transaction, translate_errors
 from ingestor.store.server_identity import ServerIdentity, describe_replaced, read_server_identity, server_address
-from ingestor.store.write import coverage_intervals, postgres_sql, sqlite_sql
+from ingestor.store.write import coverage_intervals, postgres_sql, sqlite_sql, ts_ranges
 from ingestor.store.write.batch import (
     Batch,
     DeadLetter,
@@ -44,7 +44,7 @@ _NEW_SPOOL = SpoolExtent(first_seq=1)
 INTERNED_NAMES = 200_000  # that are cached, of series and of subscriptions each
 # Every batch executes these two: made, compiled and executed by SQLAlchemy, half as much again for a batch of 100 rows.
 _ADVANCE = "UPDATE instances SET position = %s WHERE instance_id = %s AND run_id = %s AND position BETWEEN %s AND %s"
-_LEDGER_COLUMNS = ("instance_id", "first_seq", "last_seq", "committed_at", *schema.LEDGER_COUNTS)
+_LEDGER_COLUMNS = ("instance_id", "first_seq", "last_seq", "committed_at", *schema.LEDGER_COUNTS, *schema.LEDGER_RANGES)
 _LEDGER_VALUES = ", ".join(["%s"] * len(_LEDGER_COLUMNS))
 _INSERT_LEDGER = f"INSERT INTO batches ({', '.join(_LEDGER_COLUMNS)}) VALUES ({_LEDGER_VALUES})"  # noqa: S608 -- constants
 
@@ -238,10 +238,11 @@ class BatchWriter:
             samples = SampleInsert(connection, self.instance_id, batch, series.ids)
             counts = samples.run(method)
             result, dead_letters = _summarize(batch, counts, series)
-            self._write_journal(connection, batch, dead_letters, subscriptions, result)
+            ranges = ts_ranges.ledger_columns(samples.keys)
+            self._write_journal(connection, batch, dead_letters, subscriptions, _ledger_columns(batch, result) | ranges)
         self._note_commit(batch)
-        if samples.key_count:
-            self._copy_policy.note_written(all_new=counts.new == samples.key_count)
+        if samples.keys:
+            self._copy_policy.note_written(all_new=counts.new == len(samples.keys))
         return result
 
     def write_samples(self, batch: Batch) -> WriteResult:
@@ -291,7 +292,7 @@ class BatchWriter:
         batch: Batch,
         dead_letters: Sequence[DeadLetter],
         subscriptions: dict[SubscriptionRow, int],
-        result: WriteResult,
+        ledger: dict[str, Any],
     ) -> None:
         instance = {"instance_id": self.instance_id}
         if batch.events:
@@ -315,7 +316,7 @@ class BatchWriter:
             coverage_intervals.save(connection, self.instance_id, timeline)
         committed_at = datetime.now(UTC)
         self._attempted_at.add(committed_at)
-        ledger = _ledger_columns(batch, result) | instance | {"committed_at": committed_at}
+        ledger = ledger | instance | {"committed_at": committed_at}
         then = _INSERT_LEDGER, [ledger[name] for name in _LEDGER_COLUMNS]
         self._bulk.insert_payloads(connection, self.instance_id, batch.payloads, then)
 

@@ -58,13 +58,9 @@ class SampleInsert:
         self._is_deduplicated = batch.deduplicated_rows > 0
         rows = [row for row in batch.rows if row.series in ids]
         self._rows = group_by_key([(ids[row[0]], row[1]) for row in rows], rows)
-        self._keys = sorted(self._rows.first)  # two daemons that take locks in different order would deadlock
+        # Of the rows that are inserted if they are new. Two daemons that take locks in different order would deadlock.
+        self.keys = sorted(self._rows.first)
         self._counts = InsertCounts()
-
-    @property
-    def key_count(self) -> int:
-        """The number of rows to be inserted, if their keys are new."""
-        return len(self._keys)
 
     def run(self, method: InsertMethod) -> InsertCounts:
         """Insert all rows.
@@ -72,11 +68,11 @@ class SampleInsert:
         The bisection is here, inside the transaction, although entries are bisected as well: where every frame has a
         bad row, a transaction for each entry would hold up all others.
         """
-        if self._keys and method is InsertMethod.ISOLATE:
-            bisect_rejected(self._keys, self._insert_in_savepoint, self._reject)
-        elif self._keys:
+        if self.keys and method is InsertMethod.ISOLATE:
+            bisect_rejected(self.keys, self._insert_in_savepoint, self._reject)
+        elif self.keys:
             bulk_insert = self._bulk.copy_samples if method is InsertMethod.COPY else self._bulk.insert_samples
-            self._counts = self._insert_rows(self._keys, bulk_insert)
+            self._counts = self._insert_rows(self.keys, bulk_insert)
         return self._counts
 
     def _insert_in_savepoint(self, keys: Sequence[SampleKey]) -> None:
