@@ -152,6 +152,15 @@ def test_recipe_for_one_database_returns_expected_rows(engine: Engine) -> None:
         assert full_scans(engine, (query, {}), "samples", "m", "sample_revisions") == []
 
 
+@pytest.mark.parametrize("migrated_url", ["sqlite"], indirect=True)
+def test_example_of_aware_time_in_sqlite_returns_rows_from_then_on(engine: Engine) -> None:
+    (example,) = re.findall(r"```python\n(import sqlite3\n.*?)```", PAGES, re.DOTALL)
+    names: dict[str, Any] = {}
+    exec(example.replace("/var/lib/ingestor/ingestor.db", str(engine.url.database)), names)
+    assert list(map(plain, names["rows"])) == [("14:00", 0.3), ("14:01", 0.4), ("14:30", 0.5)]
+    names["database"].close()
+
+
 def test_cursor_recipe_continues_where_all_is_known(engine: Engine) -> None:
     ((cursor,),) = rows_of(engine, dict(RECIPES)[CURSOR])
     url = engine.url.render_as_string(hide_password=False).replace("+psycopg", "")
