@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime
 from enum import StrEnum
 from functools import partial
@@ -41,10 +42,33 @@ FileOption = Annotated[
 ]
 
 
+class Partition(StrEnum):
+    """What a file of a lake contains."""
+
+    DAY = "day"
+
+
+FeedOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="Feed, as in the view `observations`, such as crowd-sentiment; may be repeated.",
+        show_default="with --partition all, else none",
+    ),
+]
+PartitionOption = Annotated[
+    Partition | None,
+    typer.Option(
+        "--partition", help="Write a Parquet file for each feed and UTC day into FOLDER, where it is new or changed."
+    ),
+]
+AllDaysOption = Annotated[
+    bool, typer.Option("--all-days", help="With --partition: also days that are not final, such as today.")
+]
+
+
 def export(
-    feed: Annotated[
-        list[str], typer.Option(help="Feed, as in the view `observations`, such as crowd-sentiment; may be repeated.")
-    ],
+    folder: Annotated[Path | None, typer.Argument(help="With --partition: the folder.", show_default=False)] = None,
+    feed: FeedOption = None,
     ticker: Annotated[list[str] | None, typer.Option(help="Only this ticker; may be repeated. Default: all.")] = None,
     since: Annotated[str, typer.Option(help=f"First ts. {TIME_HELP}", show_default="the first")] = "",
     until: Annotated[str, typer.Option(help="End of the range; this ts is excluded.", show_default="the last")] = "",
@@ -54,6 +78,8 @@ def export(
     revisions: Annotated[
         bool, typer.Option("--revisions", help="The values that are not current, in place of those that are.")
     ] = False,
+    partition: PartitionOption = None,
+    all_days: AllDaysOption = False,
     config: ConfigOption = None,
 ) -> None:
     """Export the observations of feeds as CSV, JSON or Parquet.
@@ -61,22 +87,36 @@ def export(
     The columns are those of the view `observations`. Rows are ordered by feed, metric, ticker, user_id and ts.
 
     \b
-    Example:
+    Examples:
       ingestor export --feed crowd-sentiment --since 7d -o week.parquet
+      ingestor export --partition day lake
     """
-    from ingestor.provider.catalog import FEEDS
-    from ingestor.store.engine import repeatable_read
-    from ingestor.store.read.export import ExportQuery, check_names
+    from ingestor.store.read.export import ExportQuery
 
     now = datetime.now(UTC)
-    format_ = _choose_format(format_, file, force=force)
     query = ExportQuery(
-        feeds=tuple(feed),
+        feeds=tuple(feed or ()),
         tickers=tuple(ticker or ()),
         since=parse_time(since, now, "--since") if since else None,
         until=parse_time(until, now, "--until") if until else None,
         revisions=revisions,
     )
+    if partition:
+        _check_lake_options(folder, {"--file": file, "--format": format_, "--ticker": ticker, "--force": force})
+        _export_lake(query, Path(folder or ""), all_days=all_days, config=config)
+        return
+    if folder or all_days:
+        raise typer.BadParameter("only with --partition day", param_hint="FOLDER" if folder else "--all-days")
+    if not feed:
+        raise typer.BadParameter("name at least one, such as --feed crowd-sentiment", param_hint="--feed")
+    _export_file(query, file, _choose_format(format_, file, force=force), config)
+
+
+def _export_file(query: ExportQuery, file: Path | None, format_: ExportFormat, config: Path | None) -> None:
+    from ingestor.provider.catalog import FEEDS
+    from ingestor.store.engine import repeatable_read
+    from ingestor.store.read.export import check_names
+
     with open_database(load_config(config)) as engine:
         check_names(engine, query, FEEDS)
         with (
@@ -143,6 +183,35 @@ def _export(
         advance(series_done)
     writer.close()
     return rows
+
+
+def _check_lake_options(folder: Path | None, others: Mapping[str, object]) -> None:
+    """Raise typer.BadParameter for an option that --partition has no use for."""
+    if folder is None:
+        raise typer.BadParameter("name the folder, too: --partition day FOLDER", param_hint="--partition")
+    for name, value in others.items():
+        if value:
+            raise typer.BadParameter("cannot be combined with --partition", param_hint=name)
+
+
+def _export_lake(query: ExportQuery, folder: Path, *, all_days: bool, config: Path | None) -> None:
+    from ingestor.commands.lake import Lake, describe, export_days, find_days
+    from ingestor.provider.catalog import FEEDS
+    from ingestor.store.engine import repeatable_read
+    from ingestor.store.read.export import check_names, list_feeds
+
+    lake = Lake(folder, revisions=query.revisions)
+    with open_database(load_config(config)) as engine:
+        check_names(engine, query, FEEDS)
+        query = replace(query, feeds=query.feeds or tuple(list_feeds(engine)))
+        with repeatable_read(engine) as connection:
+            days = find_days(connection, query)
+            with progress_bar("days", lambda: len(days)) as advance:
+                outcomes = []
+                for outcome in export_days(connection, lake, query, days, all_days=all_days):
+                    outcomes.append(outcome)
+                    advance(len(outcomes))
+    echo(f"{folder}: {describe(outcomes)}")
 
 
 @contextmanager

@@ -8,6 +8,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import timedelta
 from functools import lru_cache
+from pathlib import Path
 from typing import Any, BinaryIO
 
 from ingestor.core.times import to_datetime
@@ -104,6 +105,13 @@ def _second_text(second: int) -> str:
 
 
 _cached_iso = lru_cache(maxsize=MAX_KNOWN_TIMES)(_iso)  # all series have values at the same times
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """Return the metadata of a Parquet file. Raises FileWriteFailed if it is none, MissingExtra."""
+    from ingestor.store.read import arrow_table
+
+    return arrow_table.read_metadata(path)
 
 
 class ParquetWriter(ExportWriter):
