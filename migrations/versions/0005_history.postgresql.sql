@@ -35,13 +35,14 @@ AS $$ /* The values that were known at a moment: the rows of history that say so
 SELECT * FROM $schema.history h WHERE h.known_from <= moment AND (h.known_until > moment OR h.known_until IS NULL) $$;
 
 -- PostgreSQL does not know that a ticker has one series, and would sort all rows of the ticker.
-CREATE FUNCTION newest(feed text, ticker text, count bigint) RETURNS SETOF observations LANGUAGE sql STABLE PARALLEL SAFE
-AS $$ /* The newest values of a ticker, count of each of its series, read backwards by index. */
+CREATE FUNCTION newest(feed text, metric text, ticker text, count bigint)
+RETURNS SETOF observations LANGUAGE sql STABLE PARALLEL SAFE
+AS $$ /* The newest values of a ticker, of a feed without users, read backwards by index. */
 SELECT n.feed, n.metric, n.ticker, n.user_id, m.ts, m.value, m.revision, m.published_at, m.received_at,
     CASE m.source WHEN 1 THEN 'stream' WHEN 2 THEN 'snapshot' ELSE 'backfill' END, m.instance_id, m.seq
 FROM $schema.series n CROSS JOIN LATERAL (
-    SELECT * FROM $schema.samples p WHERE p.series_id = n.series_id ORDER BY p.ts DESC LIMIT $3) m
-WHERE n.feed = $1 AND n.ticker = $2 $$;
+    SELECT * FROM $schema.samples p WHERE p.series_id = n.series_id ORDER BY p.ts DESC LIMIT $4) m
+WHERE n.feed = $1 AND n.metric = $2 AND n.ticker = $3 AND n.user_id = '' $$;
 
 -- The current value that was known is found first: a revision counts only if its ts is later. Two index descents.
 CREATE FUNCTION known_at(feed text, metric text, ticker text, moment timestamptz, tolerance interval)

@@ -185,7 +185,7 @@ def test_newest_reads_backwards_without_a_sort(db: Database, engine: Engine) -> 
     for minute in range(10, 20):
         for ticker in ("ON", "AAPL"):
             db.sample(*CROWD, ticker, f"10:{minute}", minute / 100)
-    query = "SELECT ts, value FROM newest('crowd-sentiment', 'ON', 3) ORDER BY ts DESC"
+    query = "SELECT ts, value FROM newest('crowd-sentiment', 'crowd_sentiment', 'ON', 3) ORDER BY ts DESC"
     with engine.connect() as connection:
         rows = [tuple(row) for row in connection.exec_driver_sql(query)]
     assert rows == [(at("10:19"), 0.19), (at("10:18"), 0.18), (at("10:17"), 0.17)]
@@ -199,7 +199,7 @@ def test_functions_find_their_tables_from_another_search_path(db: Database, engi
     db.sample(*CROWD, "ON", "10:00", 0.25)
     with engine.connect() as connection:
         connection.execute(text("SET LOCAL search_path = pg_catalog"))
-        newest = text("SELECT value FROM public.newest('crowd-sentiment', 'ON', 3)")
+        newest = text("SELECT value FROM public.newest('crowd-sentiment', 'crowd_sentiment', 'ON', 3)")
         assert connection.execute(newest).scalars().all() == [0.25]
         known = text("SELECT value FROM public.as_of('2024-03-10 10:00:00+00')")
         assert connection.execute(known).scalars().all() == [0.25]
