@@ -194,6 +194,8 @@ def test_analyst_role_reads_all_tables_and_writes_none(engine: Engine) -> None:
             assert connection.execute("SHOW timezone").fetchone() == ("UTC",)
             for view in ("crowd_sentiment_hourly", "gaps", "latest", "payloads", "later"):
                 connection.execute(f"SELECT * FROM {view}")
+            for question, rows in FOUND_IN["postgresql"].items():  # the functions
+                assert [plain(row) for row in connection.execute(dict(RECIPES)[question])] == rows
             for statement in (
                 "DELETE FROM samples",
                 "UPDATE instances SET position = 0",
