@@ -1472,6 +1472,34 @@ BUGS = (
         "            self._looked_at = self._came_at = boottime()\n",
         "tests/integration/test_resting_selector.py",
     ),
+    Bug(
+        "a response that arrives long after its request counts as known before",
+        "provider/rest_api.py",
+        "if wall_us() - sent_us > REQUEST_SECONDS * 1_000_000:",
+        "if False:",
+        "tests/integration/provider/test_rest_api.py",
+    ),
+    Bug(
+        "a batch notes the ts of its first and last series only",
+        "store/write/ts_ranges.py",
+        "min(times_us), max(times_us)",
+        "times_us[0], times_us[-1]",
+        "tests/unit/store/test_ts_ranges.py",
+    ),
+    Bug(
+        "a compacted ledger keeps the note of its first batch",
+        "store/maintenance/retention.py",
+        "        sums |= dict.fromkeys(schema.LEDGER_RANGES)",
+        "        pass",
+        f"{STORE}/test_changes.py",
+    ),
+    Bug(
+        "the cursor of changes goes back with the database",
+        "store/read/changes.py",
+        "SELECT spool_id, MAX(position) AS position",
+        "SELECT spool_id, MIN(position) AS position",
+        f"{STORE}/test_changes.py",
+    ),
 )
 
 
