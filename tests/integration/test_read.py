@@ -15,6 +15,7 @@ import pytest
 
 import ingestor
 from ingestor.errors import DatabaseUnavailable, MissingExtra, UnknownName
+from ingestor.store import views
 from ingestor.store.engine import make_engine
 from ingestor.store.read import sample_columns
 from tests.integration.store.row_factory import Database, at
@@ -44,8 +45,6 @@ def test_read_returns_what_the_view_has(db: Database, migrated_url: str) -> None
     with db.engine.connect() as connection:
         view = connection.exec_driver_sql("SELECT * FROM observations WHERE feed = 'crowd-sentiment'")
         assert table.column_names == list(view.keys())
-    from ingestor.store import views
-
     found = sorted(tuple(row.values()) for row in table.to_pylist())
     assert found == db.read(views.observations, feed="crowd-sentiment")
     assert keys(table) == [("A", minute) for minute in range(6)] + [("B", minute) for minute in range(5)]
@@ -62,6 +61,44 @@ def test_read_selects_tickers_times_and_columns(db: Database, migrated_url: str)
     assert table["value"].to_pylist() == [0.0, 0.25, 0.5, 0.75, 1.0] * 2
 
 
+@pytest.mark.parametrize("rows", [1, 50_000])
+def test_read_as_of_returns_what_history_has(
+    db: Database, migrated_url: str, monkeypatch: pytest.MonkeyPatch, rows: int
+) -> None:
+    monkeypatch.setattr(sample_columns, "PAGE_ROWS", rows)
+    for number, clock in enumerate(("10:03", "10:05:00.25", "10:20")):  # restated twice; the last value is current
+        table = "sample_revisions" if number < 2 else "samples"
+        ts = "09:00"
+        db.sample(*CROWD, "A", ts, number / 8, table=table, revision=number, received_at=at(clock), source="backfill")
+    moments = ("10:05:59.999999", "10:06", "10:08:00.25", "10:23", "10:02:01.5")
+    for moment in map(at, moments):
+        found = ingestor.read(migrated_url, "crowd-sentiment", as_of=moment).to_pylist()
+        names = list(found[0])
+        expected = [
+            row
+            for row in db.read(views.history, *names, "known_until", feed="crowd-sentiment")
+            if row[names.index("known_from")] <= moment and (row[-1] is None or row[-1] > moment)
+        ]
+        assert sorted(tuple(row.values()) for row in found) == [row[:-1] for row in expected]
+        assert names == [
+            "feed",
+            "metric",
+            "ticker",
+            "user_id",
+            "ts",
+            "value",
+            "known_from",
+            "source",
+            "instance_id",
+            "seq",
+        ]
+    values = [
+        ingestor.read(migrated_url, "crowd-sentiment", end=at("10:00"), as_of=at(moment))["value"].to_pylist()
+        for moment in moments
+    ]
+    assert values == [[], [0.0], [0.125], [0.25], []]
+
+
 def test_read_opens_in_polars_with_utc(db: Database, migrated_url: str) -> None:
     frame = polars.from_arrow(ingestor.read(migrated_url, "crowd-sentiment"))
     assert isinstance(frame, polars.DataFrame)
@@ -70,7 +107,7 @@ def test_read_opens_in_polars_with_utc(db: Database, migrated_url: str) -> None:
 
 
 @pytest.mark.parametrize("value", [datetime(2024, 3, 10, 10), date(2024, 3, 10), "2024-03-10"])  # noqa: DTZ001
-@pytest.mark.parametrize("name", ["start", "end"])
+@pytest.mark.parametrize("name", ["start", "end", "as_of"])
 def test_read_refuses_time_without_zone(migrated_url: str, name: str, value: Any) -> None:
     with pytest.raises(ValueError, match=f"{name}=.*: pass a datetime with a time zone"):
         ingestor.read(migrated_url, "crowd-sentiment", **{name: value})

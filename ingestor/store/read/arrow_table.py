@@ -27,6 +27,9 @@ except ImportError:
         "Parquet and ingestor.read need pyarrow: pip install 'ingestor[export]'; csv and jsonl do not"
     ) from None
 
+_KNOWN = {"received_at": "known_from", "revision": "", "published_at": ""}  # "": a column that the past has not
+KNOWN_COLUMNS = tuple(known for name in COLUMNS if (known := _KNOWN.get(name, name)))  # with ``as_of``
+
 _TIME = pyarrow.timestamp("us", tz="UTC")
 _NUMBERS = {
     "value": pyarrow.float64(),
@@ -48,6 +51,7 @@ def read(
     tickers: str | Iterable[str] | None = None,
     start: datetime | None = None,
     end: datetime | None = None,
+    as_of: datetime | None = None,
     columns: Sequence[str] | None = None,
 ) -> pyarrow.Table:
     """Return the observations of a feed as a ``pyarrow.Table``, all from one snapshot of the database.
@@ -56,6 +60,8 @@ def read(
     ``feed``: as in the view ``observations``, such as ``crowd-sentiment``.
     ``tickers``: one or several; all without it.
     ``start``, ``end``: aware datetimes; ``start <= ts < end``.
+    ``as_of``: an aware datetime; the values that were known at that moment, of the view ``history``, with
+    ``known_from`` in place of ``revision``, ``published_at`` and ``received_at``. Without it, the current values.
     ``columns``: some of those of the view ``observations``, in this order; all without it.
 
     Rows are ordered by metric, ticker, user_id and ts. Times have microseconds and the zone UTC. The table takes some
@@ -65,7 +71,7 @@ def read(
     Raises ValueError for a naive datetime or an invalid URL, UnknownName for a feed, ticker or column that does not
     exist, DatabaseUnavailable, MissingExtra without pyarrow.
     """
-    with read_batches(url, feed, tickers=tickers, start=start, end=end, columns=columns) as batches:
+    with read_batches(url, feed, tickers=tickers, start=start, end=end, as_of=as_of, columns=columns) as batches:
         return batches.read_all()
 
 
@@ -76,6 +82,7 @@ def read_batches(
     tickers: str | Iterable[str] | None = None,
     start: datetime | None = None,
     end: datetime | None = None,
+    as_of: datetime | None = None,
     columns: Sequence[str] | None = None,
 ) -> pyarrow.RecordBatchReader:
     """Return the same as ``read``, as a ``pyarrow.RecordBatchReader`` of at most 50,000 rows a batch.
@@ -83,15 +90,17 @@ def read_batches(
     All are from one snapshot, which keeps PostgreSQL from cleaning up, and SQLite's WAL from being emptied, until the
     last batch is read or the reader is dropped. Reading a batch raises DatabaseUnavailable, too.
     """
-    names = list(COLUMNS if columns is None else columns)
+    available = COLUMNS if as_of is None else KNOWN_COLUMNS
+    names = list(available if columns is None else columns)
     for name in names:
-        if name not in COLUMNS:
-            raise UnknownName(f'unknown column "{name}"{suggest(name, COLUMNS)}')
+        if name not in available:
+            raise UnknownName(f'unknown column "{name}"{suggest(name, available)}')
     query = ExportQuery(
         feeds=(feed,),
         tickers=tuple([tickers] if isinstance(tickers, str) else tickers or ()),
         since=_aware("start", start),
         until=_aware("end", end),
+        as_of=_aware("as_of", as_of),
     )
     batches = _read(normalize_database_url(url, Path.cwd()), query, names)
     first = next(batches)  # raises what is wrong with the arguments here, not where the rows are used
@@ -127,7 +136,7 @@ def _type(name: str) -> Any:
 
 
 def _is_time(name: str) -> bool:
-    return name == "ts" or name.endswith("_at")
+    return name in ("ts", "known_from") or name.endswith("_at")
 
 
 def to_batch(page: Page, columns: Sequence[str]) -> pyarrow.RecordBatch:
@@ -140,7 +149,7 @@ def _to_array(page: Page, name: str) -> pyarrow.Array:
     if name in NAMES:
         place = NAMES.index(name)
         return pyarrow.array([row[place] for row in page.names], pyarrow.string()).take(_numbers(page, "series"))
-    numbers = _numbers(page, name)
+    numbers = _numbers(page, "received_at" if name == "known_from" else name)
     if name == "source":
         return _SOURCES.take(numbers)
     if not _is_time(name):

@@ -27,7 +27,8 @@ SeriesNames: TypeAlias = tuple[str, ...]  # in the order of NAMES
 class ExportQuery:
     """Selects values with ``since <= ts < until`` of some feeds, and of some tickers or (none given) of all.
 
-    ``revisions`` selects the values that are not current, in place of those that are.
+    ``revisions`` selects the values that are not current, in place of those that are; ``as_of`` those that were known
+    at a moment, which have ``known_from`` as ``received_at``, no revision and no ``published_at``.
     """
 
     feeds: tuple[str, ...]
@@ -35,6 +36,7 @@ class ExportQuery:
     since: datetime | None = None
     until: datetime | None = None
     revisions: bool = False
+    as_of: datetime | None = None
 
     def series_conditions(self) -> list[ColumnElement[bool]]:
         c = schema.series.c
@@ -93,13 +95,14 @@ def read_pages(connection: Connection, query: ExportQuery) -> Iterator[tuple[int
     ``connection``: of ``repeatable_read``, so that all pages are from one snapshot.
     """
     done = 0
-    table = schema.sample_revisions if query.revisions else schema.samples
-    read: Callable[..., Iterator[Columns]] = (
-        sample_columns.read_postgres if connection.dialect.name == "postgresql" else sample_columns.read_sqlite
-    )
+    is_postgres = connection.dialect.name == "postgresql"
+    read: Callable[..., Iterator[Columns]] = sample_columns.read_postgres if is_postgres else sample_columns.read_sqlite
+    source = schema.sample_revisions.name if query.revisions else schema.samples.name
+    if query.as_of:
+        source = sample_columns.known_values(query.as_of, is_postgres=is_postgres)
     for series in read_series(connection, query):
         names: list[SeriesNames] = [tuple(row[1:]) for row in series]
-        for columns in read(connection, table.name, [row.series_id for row in series], query.since, query.until):
+        for columns in read(connection, source, [row.series_id for row in series], query.since, query.until):
             yield done + columns["series"][-1] + 1, Page(names, columns)
         done += len(series)
 

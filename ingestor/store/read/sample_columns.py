@@ -47,7 +47,7 @@ COPY (
         AS k (series_id, after_ts, after_revision, number)
     CROSS JOIN LATERAL (
         SELECT ts, value, revision, COALESCE(published_at, '-infinity'), received_at, source, instance_id, seq
-        FROM {table} s
+        FROM {source} s
         WHERE s.series_id = k.series_id AND (s.ts, s.revision) > (k.after_ts, k.after_revision)
             AND s.ts < %s::timestamptz
         ORDER BY s.ts, s.revision LIMIT %s) m
@@ -56,8 +56,16 @@ COPY (
 """
 _SQLITE = """
 SELECT ?, ts, value, revision, published_at, received_at, source, instance_id, seq
-FROM {table} WHERE series_id = ? AND ts >= ? AND ts < ? ORDER BY ts, revision
+FROM {source} s WHERE series_id = ? AND ts >= ? AND ts < ? ORDER BY ts, revision
 """
+
+# The function and the view are part of the query, so that the conditions on series and ts reach the indexes.
+_KNOWN = """
+(SELECT series_id, ts, value, 0 AS revision, {null} AS published_at, known_from AS received_at,
+    CAST(CASE source WHEN 'stream' THEN 1 WHEN 'snapshot' THEN 2 ELSE 3 END AS smallint) AS source, instance_id, seq
+FROM {known})
+"""
+_SQLITE_KNOWN = "history WHERE known_from <= '{0}' AND (known_until > '{0}' OR known_until IS NULL)"
 
 # A row of binary COPY: the number of fields, and of each its length and value, all big-endian. No field is NULL, so all
 # rows have the same length.
@@ -67,8 +75,15 @@ _SIZES = {name: array(code).itemsize for name, code in TYPES.items()}
 _ROW_BYTES = 2 + sum(4 + size for size in _SIZES.values())
 
 
+def known_values(moment: datetime, *, is_postgres: bool) -> str:
+    """Return SQL for the values that were known at a moment, to read instead of a table."""
+    if is_postgres:
+        return _KNOWN.format(null="NULL::timestamptz", known=f"as_of('{moment.isoformat()}')")
+    return _KNOWN.format(null="NULL", known=_SQLITE_KNOWN.format(to_sqlite_text(to_us(moment))))
+
+
 def read_postgres(
-    connection: Connection, table: str, series_ids: Sequence[int], since: datetime | None, until: datetime | None
+    connection: Connection, source: str, series_ids: Sequence[int], since: datetime | None, until: datetime | None
 ) -> Iterator[Columns]:
     """Yield the samples of the series, at most ``PAGE_ROWS`` at a time."""
     after: list[str] = [since.isoformat() if since else "-infinity"] * len(series_ids)
@@ -80,7 +95,7 @@ def read_postgres(
     while start < len(series_ids):
         rest = (list(series_ids[start:]), after[start:], revisions[start:])
         parameters = (start - 1, *rest, end, PAGE_ROWS, PAGE_ROWS)
-        columns = _unpack(_copy(connection, _POSTGRES.format(table=table), parameters))
+        columns = _unpack(_copy(connection, _POSTGRES.format(source=source), parameters))
         if rows := len(columns["series"]):
             yield columns
         if rows < PAGE_ROWS:
@@ -115,7 +130,7 @@ def _unpack(data: bytearray) -> Columns:
 
 
 def read_sqlite(
-    connection: Connection, table: str, series_ids: Sequence[int], since: datetime | None, until: datetime | None
+    connection: Connection, source: str, series_ids: Sequence[int], since: datetime | None, until: datetime | None
 ) -> Iterator[Columns]:
     """Yield the samples of the series, at most ``PAGE_ROWS`` at a time."""
     span = (to_sqlite_text(to_us(since)) if since else "", to_sqlite_text(to_us(until)) if until else ":")
@@ -123,7 +138,7 @@ def read_sqlite(
         rows = (
             row
             for number, series_id in enumerate(series_ids)
-            for row in cursor.execute(_SQLITE.format(table=table), (number, series_id, *span))
+            for row in cursor.execute(_SQLITE.format(source=source), (number, series_id, *span))
         )
         while page := list(islice(rows, PAGE_ROWS)):
             yield _columns(page)
