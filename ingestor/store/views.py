@@ -33,7 +33,7 @@ _TYPES: dict[str, TypeEngine[Any]] = {
     **dict.fromkeys(_TEXTS, Text()),
     **dict.fromkeys(("subscription_id", "instance_id", "series_id", "revision", "samples", "row_count"), Integer()),
     **dict.fromkeys(("seq", "start_seq", "first_seq", "last_seq"), BigInteger()),
-    **{"day": Date(), "is_final": Boolean()},
+    **{"day": Date(), "is_final": Boolean(), "samples_deleted": Boolean()},
 }
 
 VIEWS: list[TableClause] = []
@@ -59,7 +59,7 @@ _ORIGIN = "revision published_at received_at source"
 _OBSERVATION = f"feed metric ticker user_id ts value {_ORIGIN} instance_id seq"
 _SUBSCRIPTION = "subscription_id feed path params ticker"
 _SPAN = "from_at to_at"
-_CANDLE = "ticker bucket_at open high low close mean samples covered_minutes coverage_percent is_final"
+_CANDLE = "bucket_at open high low close mean samples covered_minutes coverage_percent is_final"
 
 
 def _feed(name: str, metrics: str, key: str = "ticker") -> TableClause:
@@ -96,16 +96,22 @@ crowd_sentiment_chart_data = _chart("crowd_sentiment_chart_data", "crowd_sentime
 market_prophit_sentiment_chart_data = _chart("market_prophit_sentiment_chart_data", "mp_sentiment")
 
 uncontradicted = _view("uncontradicted", f"subscription_id instance_id {_SPAN}")
-coverage_intervals = _view("coverage_intervals", f"subscription_id instance_id start_seq state reason {_SPAN}")
+coverage_intervals = _view(
+    "coverage_intervals", f"subscription_id instance_id start_seq state reason {_SPAN} started_at ended_at"
+)
 wanted = _view("wanted", f"subscription_id {_SPAN}")
 covered = _view("covered", f"subscription_id {_SPAN}")
 gaps = _view("gaps", f"{_SUBSCRIPTION} {_SPAN} seconds states reason")
 instance_gaps = _view(
     "instance_gaps", f"instance_id instance_name {_SUBSCRIPTION} {_SPAN} seconds covered_seconds states reason"
 )
-coverage_daily = _view("coverage_daily", f"{_SUBSCRIPTION} day wanted_seconds covered_seconds percent")
-crowd_sentiment_hourly = _view("crowd_sentiment_hourly", _CANDLE)
-crowd_sentiment_daily = _view("crowd_sentiment_daily", _CANDLE)
+coverage_daily = _view(
+    "coverage_daily", f"{_SUBSCRIPTION} day wanted_seconds covered_seconds percent coverage_percent samples_deleted"
+)
+candles_hourly = _view("candles_hourly", f"feed metric ticker user_id {_CANDLE} samples_deleted")
+candles_daily = _view("candles_daily", f"feed metric ticker user_id {_CANDLE} samples_deleted")
+crowd_sentiment_hourly = _view("crowd_sentiment_hourly", f"ticker {_CANDLE}")
+crowd_sentiment_daily = _view("crowd_sentiment_daily", f"ticker {_CANDLE}")
 ingest_lag = _view("ingest_lag", "feed metric ticker user_id ts received_at source lag_seconds")
 change_cursor = _view("change_cursor", "cursor")
 payloads = _view(

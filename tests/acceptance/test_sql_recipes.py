@@ -39,6 +39,7 @@ FOUND: dict[str, list[tuple[Any, ...]]] = {
     "Was it observed": [(True,)],
     "And if not": [("ON", "14:10", "14:20", "disconnected", "the server closed")],
     "Is this hour complete": [("AAPL", 3, 100.0, True), ("ON", 1, pytest.approx(250 / 3), True)],
+    "The mean of a day, by coverage": [("AAPL", pytest.approx(0.25)), ("ON", -0.5)],
     "What did we know at 14": [("13:59", 0.1, "14:00"), ("14:00", 0.2, "14:01"), ("14:01", 0.4, "14:02")],
     "All values received for one minute, in the order in which they came": [
         (0.2, "14:01", "stream", "replaced"),

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import random
+from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime, timedelta
-from itertools import groupby
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
-from sqlalchemy import Engine, insert, select, text
+from sqlalchemy import Engine, delete, insert, select, text
 
 from ingestor.pipeline.batch_builder import BatchBuilder
 from ingestor.store import schema, views
@@ -25,6 +26,35 @@ HOUR = timedelta(hours=1)
 Span = tuple[datetime, datetime]
 
 
+class Series(NamedTuple):
+    feed: str
+    metric: str
+    ticker: str
+    user_id: str = ""
+
+
+class Subscription(NamedTuple):
+    feed: str
+    ticker: str = ""
+    user_id: str | None = None
+
+    def says_something_about(self, series: Series) -> bool:
+        return (
+            self.feed == series.feed and self.ticker in ("", series.ticker) and self.user_id in (None, series.user_id)
+        )
+
+
+USERS = "user-sentiment"
+SUBSCRIPTIONS = {
+    1: Subscription("crowd-sentiment", "AAPL"),
+    2: Subscription("crowd-sentiment", "TSLA"),
+    3: Subscription("crowd-sentiment"),
+    4: Subscription(USERS, "AAPL", "u1"),
+    5: Subscription(USERS, "AAPL"),
+}
+OTHERS = [Series(USERS, metric, "AAPL", user) for metric in ("sentiment", "user_score") for user in ("u1", "u2")]
+
+
 class CandleModel:
     """A database, and the candles that it must have, computed in the simplest way."""
 
@@ -34,76 +64,122 @@ class CandleModel:
         self._writer = batch_writer.BatchWriter(engine)
         self._writer.register(InstanceInfo(spool_id="s", name="", version="", config_sha256="", started_us=0))
         self._seq = 0
-        self._values: dict[tuple[str, datetime], float] = {}
-        self._live: dict[str, list[Span]] = {ticker: [] for ticker in TICKERS}
-        self._open_repairs: list[tuple[str, Span]] = []  # (ticker or "" for all, time)
-        for subscription_id, ticker in ((1, "AAPL"), (2, "TSLA"), (3, "")):
-            self.db.subscription(subscription_id, ticker)
+        self._values: dict[tuple[Series, datetime], float] = {}
+        self._series = set(OTHERS)  # crowd sentiment follows with its first values
+        for series_id, series in enumerate(OTHERS, 1000):
+            self.db.add("series", series_id=series_id, first_seen_at=DAY, **series._asdict())
+            self.db._series[tuple(series)] = series_id
+        self._live: dict[int, list[Span]] = defaultdict(list)  # by subscription, with finished repairs
+        self._observed: dict[int, list[Span]] = defaultdict(list)  # in any state
+        self._open_repairs: list[tuple[int, Span]] = []
+        self._deleted_before: datetime | None = None
+        for subscription_id, (feed, ticker, user_id) in SUBSCRIPTIONS.items():
+            params = {"ticker": ticker, "user_id": user_id}
+            text_ = json.dumps({name: value for name, value in params.items() if value})
+            self.db.subscription(subscription_id, ticker, feed=feed, path=f"/real-time/{feed}", params=text_)
         self.heartbeat = DAY
 
     def write_values(self) -> None:
         """Write new, late and restated values, from the socket or from REST."""
         source = self.random.choice(("stream", "snapshot", "backfill"))
-        minutes = self.random.sample(range(3 * 1440), 20)
+        first = 0 if self._deleted_before is None else (self._deleted_before - DAY) // timedelta(minutes=1)
+        minutes = self.random.sample(range(first, 3 * 1440), 20)
         values = [(self.random.choice(TICKERS), DAY + timedelta(minutes=m), self.random.random()) for m in minutes]
-        values += [
-            (*key, self.random.random()) for key in self.random.sample(sorted(self._values), len(self._values) // 5)
-        ]
+        crowd = sorted((series.ticker, ts) for series, ts in self._values if series[:2] == CROWD)
+        values += [(*key, self.random.random()) for key in self.random.sample(crowd, len(crowd) // 5)]
         self._seq += 1
         builder = BatchBuilder(self._seq, decoder())
         rows = [{"ts": ts.isoformat(), "ticker": ticker, "average_sentiment": value} for ticker, ts, value in values]
         received_us = int((DAY + timedelta(days=4)).timestamp() * 1e6) + self._seq
         builder.add((self._seq, frame(rows, received_us=received_us, source=source)))
         self._writer.write(builder.batch)
-        self._values |= {(ticker, ts): value for ticker, ts, value in values}
+        self._note({(Series(*CROWD, ticker), ts): value for ticker, ts, value in values})
+
+    def write_values_of_users(self) -> None:
+        for series in self.random.sample(OTHERS, 2):
+            moment, value = DAY + timedelta(seconds=self.random.randrange(2 * 86_400, 3 * 86_400)), self.random.random()
+            if (series, moment) not in self._values:
+                self.db.sample(*series[:3], _clock(moment), value, series.user_id)
+                self._note({(series, moment): value})
+
+    def _note(self, values: dict[tuple[Series, datetime], float]) -> None:
+        self._values |= values
+        self._series.update(series for series, _ in values)
 
     def add_coverage(self) -> None:
-        """Add live or disconnected time of one of two other instances, for one ticker or all."""
-        instance_id, (subscription_id, ticker), span = self.random.choice((7, 8)), self._subscription(), self._span()
+        """Add live or disconnected time of one of two other instances."""
+        instance_id, subscription_id, span = self.random.choice((7, 8)), self._subscription(), self._span()
         state = self.random.choice(("live", "live", "disconnected"))
         self.db.state(subscription_id, instance_id, state, *map(_clock, span))
+        self._observed[subscription_id].append(span)
         if state == "live":
-            self._add_live(ticker, span)
+            self._live[subscription_id].append(span)
 
     def add_repair(self) -> None:
-        (subscription_id, ticker), span = self._subscription(), self._span()
+        subscription_id, span = self._subscription(), self._span()
         state = self.random.choice(("done", "open", "failed"))
         self.db.repair(subscription_id, *map(_clock, span), state=state)
         if state == "done":
-            self._add_live(ticker, span)
+            self._live[subscription_id].append(span)
         if state == "open":
-            self._open_repairs.append((ticker, span))
+            self._open_repairs.append((subscription_id, span))
 
     def advance_heartbeat(self) -> None:
         self.heartbeat += timedelta(hours=self.random.randrange(20))
         with self.db.engine.begin() as connection:
             connection.execute(schema.instances.update().values(heartbeat_at=self.heartbeat))
 
+    def delete_a_day(self) -> None:
+        """Do what retention does, at most twice."""
+        if self.random.random() < 0.8 or (self._deleted_before or DAY) >= DAY + timedelta(days=2):
+            return
+        before = self._deleted_before = (self._deleted_before or DAY) + timedelta(days=1)
+        with self.db.engine.begin() as connection:
+            for table in (schema.samples, schema.sample_revisions):
+                connection.execute(delete(table).where(table.c.ts < before))
+        self.db.add("deletions", before=before, deleted_at=before, instance_id=1)
+        self._values = {(series, ts): value for (series, ts), value in self._values.items() if ts >= before}
+
     def candles(self, width: timedelta) -> list[tuple[Any, ...]]:
-        def bucket(item: tuple[tuple[str, datetime], float]) -> tuple[str, datetime]:
-            (ticker, ts), _ = item
-            return ticker, DAY + (ts - DAY) // width * width
+        values: dict[tuple[Series, datetime], list[float]] = defaultdict(list)
+        for (series, ts), value in sorted(self._values.items()):
+            values[series, DAY + (ts - DAY) // width * width].append(value)
+        for series in self._series:
+            for wanted_from, wanted_to in self._wanted(series):
+                start = DAY + (wanted_from - DAY) // width * width
+                while start < wanted_to:
+                    values[series, start] += []
+                    start += width
+        return [self._candle(*key, width, found) for key, found in sorted(values.items())]
 
-        values = sorted(self._values.items())
-        return [
-            self._candle(*name, width, [value for _, value in group]) for name, group in groupby(values, key=bucket)
-        ]
+    def _wanted(self, series: Series) -> Iterator[Span]:
+        for subscription_id in self._subscriptions_of(series):
+            if spans := self._observed[subscription_id]:
+                yield min(start for start, _ in spans), max(end for _, end in spans)
 
-    def _candle(self, ticker: str, start: datetime, width: timedelta, values: list[float]) -> tuple[Any, ...]:
-        end = start + width
-        covered = sum((_union_of(self._live[ticker], start, end)), timedelta()).total_seconds()
-        is_repairing = any(name in ("", ticker) and a < end + HOUR and b > start for name, (a, b) in self._open_repairs)
-        final = self.heartbeat >= end + HOUR and not is_repairing
-        ends = (values[0], max(values), min(values), values[-1], pytest.approx(sum(values) / len(values)), len(values))
-        share = pytest.approx(100 * covered / width.total_seconds())
-        return (ticker, start, *ends, pytest.approx(covered / 60), share, final)
+    def _subscriptions_of(self, series: Series) -> list[int]:
+        return [number for number, other in SUBSCRIPTIONS.items() if other.says_something_about(series)]
 
-    def _add_live(self, ticker: str, span: Span) -> None:
-        for name in (ticker,) if ticker else TICKERS:
-            self._live[name].append(span)
+    def _candle(self, series: Series, start: datetime, width: timedelta, values: list[float]) -> tuple[Any, ...]:
+        end, subscriptions = start + width, self._subscriptions_of(series)
+        live = [span for number in subscriptions for span in self._live[number]]
+        covered = sum((_union_of(live, start, end)), timedelta())
+        is_repairing = any(
+            number in subscriptions and a < end + HOUR and b > start for number, (a, b) in self._open_repairs
+        )
+        first = min((wanted_from for wanted_from, _ in self._wanted(series)), default=start)
+        is_deleted = self._deleted_before is not None and start < self._deleted_before
+        final = self.heartbeat >= end + HOUR and not is_repairing and not is_deleted
+        final = final and (first <= start or covered == width)
+        ends: tuple[Any, ...] = (None, None, None, None, None, 0)
+        if values:
+            mean = pytest.approx(sum(values) / len(values))
+            ends = (values[0], max(values), min(values), values[-1], mean, len(values))
+        share = pytest.approx(100 * (covered / width))
+        return (*series, start, *ends, pytest.approx(covered.total_seconds() / 60), share, final, is_deleted)
 
-    def _subscription(self) -> tuple[int, str]:
-        return self.random.choice(((1, "AAPL"), (2, "TSLA"), (3, "")))
+    def _subscription(self) -> int:
+        return self.random.choice(sorted(SUBSCRIPTIONS))
 
     def _span(self) -> Span:
         start = DAY + timedelta(seconds=self.random.randrange(-7_200, 3 * 86_400))
@@ -123,20 +199,53 @@ def _union_of(spans: list[Span], start: datetime, end: datetime) -> Iterator[tim
         reached = max(reached, min(b, end))
 
 
+STEPS = (
+    CandleModel.write_values,
+    CandleModel.write_values_of_users,
+    CandleModel.add_coverage,
+    CandleModel.add_repair,
+    CandleModel.advance_heartbeat,
+    CandleModel.delete_a_day,
+)
+CANDLES = (
+    (views.candles_hourly, views.crowd_sentiment_hourly, HOUR),
+    (views.candles_daily, views.crowd_sentiment_daily, 24 * HOUR),
+)
+
+
 @pytest.mark.parametrize("seed", range(2))
 def test_candles_match_model_after_every_change(engine: Engine, seed: int) -> None:
     model = CandleModel(engine, seed)
-    steps = (CandleModel.write_values, CandleModel.add_coverage, CandleModel.add_repair, CandleModel.advance_heartbeat)
     model.write_values()
     for _ in range(12):
-        for step in steps:
+        for step in STEPS:
             step(model)
-        for view, width in ((views.crowd_sentiment_hourly, HOUR), (views.crowd_sentiment_daily, 24 * HOUR)):
+        for view, crowd_view, width in CANDLES:
             expected = model.candles(width)
             assert model.db.read(view) == expected
             candle = model.random.choice(expected)
-            assert model.db.read(view, ticker=candle[0]) == [other for other in expected if other[0] == candle[0]]
-            assert model.db.read(view, bucket_at=candle[1]) == [other for other in expected if other[1] == candle[1]]
+            assert model.db.read(view, ticker=candle[2]) == [other for other in expected if other[2] == candle[2]]
+            assert model.db.read(view, bucket_at=candle[4]) == [other for other in expected if other[4] == candle[4]]
+            crowd = [(other[2], *other[4:-1]) for other in expected if other[:2] == CROWD]
+            assert model.db.read(crowd_view) == crowd
+        assert_same_percentages(model.db)
+
+
+def assert_same_percentages(db: Database) -> None:
+    """Compare the days of subscriptions with the candles of their ticker."""
+    days = {
+        (ticker, day): (pytest.approx(percent), deleted)
+        for feed, ticker, day, percent, deleted in db.read(
+            views.coverage_daily, "feed", "ticker", "day", "coverage_percent", "samples_deleted"
+        )
+        if feed == CROWD[0]
+    }
+    columns = ("ticker", "bucket_at", "coverage_percent", "samples_deleted")
+    candles = db.read(views.candles_daily, *columns, feed=CROWD[0])
+    compared = {(ticker, at_.date()): (percent, deleted) for ticker, at_, percent, deleted in candles}
+    assert {key: found for key, found in compared.items() if key in days} == {
+        key: found for key, found in days.items() if key in compared
+    }
 
 
 def test_sample_centuries_off_has_its_candle(engine: Engine) -> None:
@@ -148,7 +257,7 @@ def test_sample_centuries_off_has_its_candle(engine: Engine) -> None:
 
 
 def test_cost_of_one_hour_does_not_grow_with_history(engine: Engine) -> None:
-    _add_series(engine, tickers=20)
+    _add_series(engine, tickers=100)
     _add_samples(engine, range(19, 21))
     before = _count_work(engine, at("20:00"))
     _add_samples(engine, [*range(19), *range(21, 150)])
@@ -190,7 +299,7 @@ def _count_work(engine: Engine, hour: datetime) -> int:
         if engine.dialect.name == "sqlite":
             raw = connection.connection.driver_connection
             raw.set_progress_handler(lambda: steps.append(None), 100)
-        assert len(connection.execute(select(c).where(c.bucket_at == hour)).all()) == 20
+        assert len(connection.execute(select(c).where(c.bucket_at == hour)).all()) == 100
         if engine.dialect.name == "sqlite":
             return len(steps)
         rows_read = "SELECT sum(seq_tup_read + idx_tup_fetch) FROM pg_stat_xact_user_tables WHERE relname = 'samples'"

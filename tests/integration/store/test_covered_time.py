@@ -8,6 +8,7 @@ from collections import defaultdict
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 
+import pytest
 from sqlalchemy import Engine, insert
 
 from ingestor.store import schema, views
@@ -120,6 +121,26 @@ def test_covered_time_of_random_histories_is_never_contradicted(engine: Engine) 
         assert start == min(c.start for c in counts), histories[number]
         assert max(sure, default=start) <= end <= max(c.stop for c in counts), histories[number]
         assert gaps[number] == set(range(start, end)) - wanted[number], histories[number]
+    assert_candles(db, wanted, {number: span for number, (span,) in read_spans(db, views.wanted).items()})
+
+
+def assert_candles(db: Database, covered: dict[int, set[int]], wanted: dict[int, tuple[int, int]]) -> None:
+    """Compare the candles, of tickers without a sample, with minutes; START begins an hour."""
+    names = [{"series_id": n, "ticker": f"T{n}", "feed": "crowd-sentiment", "metric": "m"} for n in covered]
+    with db.engine.begin() as connection:
+        connection.execute(insert(schema.series).values(first_seen_at=START), names)
+    expected = {
+        (f"T{number}", minute_at(hour)): len(minutes & set(range(hour, hour + 60)))
+        for number, minutes in covered.items()
+        for hour in range(0, END, 60)
+        if number in wanted and max(wanted[number][0], hour) < min(wanted[number][1], hour + 60)
+    }
+    hours = db.read(views.candles_hourly, "ticker", "bucket_at", "covered_minutes", "coverage_percent", "samples")
+    assert {(ticker, at_): minutes for ticker, at_, minutes, _, _ in hours} == expected
+    assert all(percent == pytest.approx(100 * minutes / 60) and not samples for *_, minutes, percent, samples in hours)
+    days = db.read(views.candles_daily, "ticker", "covered_minutes")
+    shares = dict(db.read(views.coverage_daily, "ticker", "coverage_percent"))
+    assert {ticker: pytest.approx(minutes / 14.4) for ticker, minutes in days} == shares
 
 
 def insert_histories(engine: Engine, histories: dict[int, list[Interval]]) -> None:

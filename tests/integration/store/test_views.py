@@ -517,7 +517,7 @@ def test_candles_report_covered_minutes(
     for interval in intervals:
         watched.state(*interval)
     columns = ("covered_minutes", "coverage_percent")
-    hours = watched.read(views.crowd_sentiment_hourly, *columns)
+    hours = watched.read(views.crowd_sentiment_hourly, *columns, bucket_at=at("10:00"))
     days = watched.read(views.crowd_sentiment_daily, *columns)
     assert hours == [(hour_minutes, pytest.approx(hour_minutes / 60 * 100))]
     assert days == [(day_minutes, pytest.approx(day_minutes / 1440 * 100))]
@@ -562,7 +562,7 @@ SILENT = ((1, 1, "live", "09:00", "10:50"), (1, 1, "silent", "10:50", "12:58"))
             id="gap began while the provider may restate",
         ),
         pytest.param([*SILENT, (1, 1, "live", "12:58", None)], False, id="gap ended, repair not created yet"),
-        pytest.param([(1, 1, "live", "12:30", None)], True, id="before the subscription was wanted"),
+        pytest.param([(1, 1, "live", "12:30", None)], False, id="before the subscription was wanted"),
         pytest.param(
             [(1, 1, "live", "09:00", "10:50"), (1, 1, "silent", "10:50", None), (2, 2, "live", "10:00", None)],
             True,
@@ -579,7 +579,7 @@ def test_candle_is_not_final_while_gap_awaits_repair(
     _add_instances_and_sample(watched)
     for state in states:
         watched.state(*state)
-    assert watched.read(views.crowd_sentiment_hourly, "is_final") == [(final,)]
+    assert watched.read(views.crowd_sentiment_hourly, "is_final", bucket_at=at("10:00")) == [(final,)]
 
 
 @pytest.mark.parametrize(
@@ -590,7 +590,76 @@ def test_candle_is_final_once_its_repair_has_ended(watched: Database, state: str
     for interval in (*SILENT, (1, 1, "live", "12:58", None)):
         watched.state(*interval)
     watched.repair(1, "10:50", "12:58", state)
-    assert watched.read(views.crowd_sentiment_hourly, "is_final") == [(final,)]
+    assert watched.read(views.crowd_sentiment_hourly, "is_final", bucket_at=at("10:00")) == [(final,)]
+
+
+@pytest.mark.parametrize(
+    ("first", "repair", "final"),
+    [
+        pytest.param("10:00", None, True, id="subscribed at its start"),
+        pytest.param("10:56", None, False, id="subscribed in it"),
+        pytest.param("12:30", None, False, id="subscribed after it"),
+        pytest.param("10:56", ("10:00", "10:56"), True, id="backfilled since"),
+        pytest.param("10:56", ("10:01", "10:56"), False, id="backfilled in part"),
+    ],
+)
+def test_candle_of_time_before_the_first_subscription_is_not_final(
+    watched: Database, first: str, repair: tuple[str, str] | None, final: bool
+) -> None:
+    _add_instances_and_sample(watched)
+    watched.state(1, 1, "live", first, None)
+    if repair:
+        watched.repair(1, *repair)
+    assert watched.read(views.crowd_sentiment_hourly, "is_final", bucket_at=at("10:00")) == [(final,)]
+
+
+def test_wanted_hour_without_samples_has_a_candle(watched: Database) -> None:
+    watched.instance(1, "16:00")
+    watched.sample(*CROWD, "AAPL", "10:00", 0.5)
+    watched.state(1, 1, "live", "09:30", "11:00")
+    watched.state(1, 1, "silent", "11:00", "12:30")
+    watched.state(1, 1, "live", "12:30", "13:00")
+    columns = ("bucket_at", "open", "mean", "samples", "covered_minutes", "is_final")
+    assert watched.read(views.candles_hourly, *columns) == [
+        (at("09:00"), None, None, 0, 30, False),
+        (at("10:00"), 0.5, 0.5, 1, 60, True),
+        (at("11:00"), None, None, 0, 0, True),
+        (at("12:00"), None, None, 0, 30, True),
+    ]
+    (day,) = watched.read(views.candles_daily, "samples", "covered_minutes", "coverage_percent")
+    assert day == (1, 120, pytest.approx(100 * 120 / 1440))
+
+
+def test_deleted_samples_are_told_from_none(watched: Database) -> None:
+    watched.instance(1, "+1 04:00")
+    watched.sample(*CROWD, "AAPL", "10:00", 0.5)
+    watched.state(1, 1, "live", "-1 00:00", "+1 01:00")
+    watched.add("deletions", before=at("00:00"), deleted_at=at("00:00"), instance_id=1)
+    days = watched.read(views.coverage_daily, "day", "percent", "coverage_percent", "samples_deleted")
+    assert days == [
+        (date(2024, 3, 9), 100, 100, True),
+        (date(2024, 3, 10), 100, 100, False),
+        (date(2024, 3, 11), 100, pytest.approx(100 / 24), False),
+    ]
+    candles = watched.read(views.candles_daily, "bucket_at", "samples", "is_final", "samples_deleted")
+    assert candles == [
+        (at("-1 00:00"), 0, False, True),
+        (at("00:00"), 1, True, False),
+        (at("+1 00:00"), 0, False, False),
+    ]
+
+
+def test_candles_of_a_user_are_covered_by_subscriptions_to_the_user_or_to_all(watched: Database) -> None:
+    feed = {"feed": "user-sentiment", "path": "/real-time/user-sentiment"}
+    watched.subscription(11, "AAPL", params='{"ticker":"AAPL","user_id":"bob"}', **feed)
+    watched.subscription(12, "AAPL", params='{"ticker":"AAPL","user_id":7}', **feed)
+    watched.subscription(13, "AAPL", params='{"ticker":"AAPL"}', **feed)
+    for user_id in ("bob", "7", "eve"):
+        watched.sample("user-sentiment", "sentiment", "AAPL", "10:00", 0.5, user_id)
+    for subscription_id, end in ((11, "10:10"), (12, "10:20"), (13, "10:05")):
+        watched.state(subscription_id, 1, "live", "10:00", end)
+    found = watched.read(views.candles_hourly, "user_id", "covered_minutes")
+    assert found == [("7", 20), ("bob", 10), ("eve", 5)]
 
 
 def _add_instances_and_sample(watched: Database) -> None:
