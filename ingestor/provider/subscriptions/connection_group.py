@@ -361,7 +361,7 @@ class ConnectionGroup:
         repeated = [subscription for key, subscription in self._subscriptions.items() if key in old.acknowledged][:1]
         if not repeated or old.connection.last_activity_at >= answered_at:
             return
-        ask = old.connection.subscribe(repeated, lambda *_: None)
+        ask = old.connection.resubscribe(repeated, lambda *_: None)
         waits = (_first_activity(old.connection, answered_at), ask, new.connection.wait_closed())
         await _wait_for_any(*waits, seconds=OVERLAP_SECONDS)
 

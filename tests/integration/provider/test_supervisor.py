@@ -579,6 +579,23 @@ async def test_handover_of_a_quiet_feed_leaves_a_gap_only_if_the_old_connection_
     assert running.states(AAPL) == ["pending", "live", "disconnected", "live"]
 
 
+async def test_handover_of_a_quiet_feed_leaves_no_gap_while_requests_are_unanswered(
+    run: StartSupervisor, make_simulator: Any, memory: Memory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They take all slots of 0.9 but the one for repeated subscribes."""
+    monkeypatch.setattr(connection, "ACK_SECONDS", 5.0)
+    simulator: FaultySimulator = await make_simulator(protocol="0.9", interval_seconds=None)
+    others = [Subscription(CROWD, "get", {"ticker": f"T{number}"}) for number in range(20)]
+    simulator.unanswered |= {other.params["ticker"] for other in others}
+    running = await run(simulator.url, simulator.api_key, [AAPL, *others])
+    await running.until("live", AAPL)
+    simulator.unanswered.clear()
+    await asyncio.sleep(0.1)
+    await running.tokens.get(fresh=True)
+    await running.until("live", *others)
+    assert running.states(AAPL) == ["pending", "live"]
+
+
 async def test_eviction_is_reported_with_a_remedy(run: StartSupervisor, raw_server: Any, memory: Memory) -> None:
     async def talk(client: ClientSocket) -> None:
         for earlier in server.clients[:-1]:
