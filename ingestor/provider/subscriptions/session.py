@@ -94,7 +94,7 @@ class SubscriptionSession:
                     rounds.create_task(self._subscribe(due))
                 if self._to_resubscribe:
                     silent, self._to_resubscribe = self._to_resubscribe, []
-                    rounds.create_task(self._send("asked_again", self.connection.resubscribe, silent))
+                    rounds.create_task(self._resubscribe(silent))
 
     async def _wait_for_work(self) -> None:
         """Wait until there is something to send: added by a call, or due for a retry."""
@@ -149,6 +149,11 @@ class SubscriptionSession:
         # A subscription that was added again and sent before its turn must not be unsubscribed.
         still_unwanted = (subscription for subscription in unwanted if subscription.key not in self._sent)
         await self._send("unsubscribed", self.connection.unsubscribe, still_unwanted)
+
+    async def _resubscribe(self, silent: list[Subscription]) -> None:
+        # A subscription that was removed before its turn must not be subscribed again.
+        still_subscribed = (subscription for subscription in silent if subscription.key in self._sent)
+        await self._send("asked_again", self.connection.resubscribe, still_subscribed)
 
     async def _send(self, kind: str, send: Send, subscriptions: Iterable[Subscription]) -> None:
         """Send requests and record one fact for all, with the errors among the answers."""

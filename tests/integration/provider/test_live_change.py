@@ -211,6 +211,23 @@ async def test_ticker_removed_before_its_turn_is_never_subscribed(
     assert count_requests(client, "TSLA") == count_requests(client, "TSLA", "unsubscribe") == 0
 
 
+async def test_silent_ticker_removed_before_its_turn_is_not_resubscribed(
+    run: StartSupervisor, make_simulator: Any, memory: Memory
+) -> None:
+    simulator: FaultySimulator = await make_simulator(protocol="0.9", interval_seconds=0.05)  # one repeat at a time
+    simulator.muted |= {"TSLA", "ON"}
+    running = await run_simulated(run, simulator, AAPL, TSLA, ON, silence="300ms")
+    simulator.unanswered |= {"TSLA", "ON"}
+    counts = simulator.request_counts
+    await memory.until(lambda: counts["subscribe", "TSLA"] + counts["subscribe", "ON"] == 3)
+    await running.until("silent", TSLA, ON)
+    waiting = TSLA if counts["subscribe", "TSLA"] == 1 else ON
+    running.supervisor.apply([AAPL, ON if waiting is TSLA else TSLA])
+    await memory.until(lambda: memory.facts("asked_again") and memory.facts("unsubscribed"))
+    await asyncio.sleep(0.2)
+    assert counts["subscribe", waiting.params["ticker"]] == 1
+
+
 async def test_refused_ticker_is_not_retried_once_removed(
     run: StartSupervisor, raw_server: Any, memory: Memory
 ) -> None:
