@@ -493,6 +493,20 @@ BUGS = (
         "tests/integration/provider/test_socketio_09.py",
     ),
     Bug(
+        "a repeated subscribe of a handover waits for unanswered requests",
+        "provider/subscriptions/connection_group.py",
+        "old.connection.resubscribe(",
+        "old.connection.subscribe(",
+        "tests/integration/provider/test_supervisor.py",
+    ),
+    Bug(
+        "a removed ticker is subscribed again because it was silent",
+        "provider/subscriptions/session.py",
+        "for subscription in silent if subscription.key in self._sent)",
+        "for subscription in silent)",
+        "tests/integration/provider/test_live_change.py",
+    ),
+    Bug(
         "a server of 0.9 gets no heartbeats while reading pauses",
         "provider/socket/socketio_09_client.py",
         "await self._pause()",
