@@ -143,9 +143,9 @@ def test_batches_are_bounded_and_of_one_snapshot(
     assert keys(pyarrow.Table.from_batches(batches)) == expected
 
 
+@pytest.mark.parametrize("migrated_url", ["postgres"], indirect=True)  # SQLite has no list of transactions
+@pytest.mark.postgres
 def test_dropped_reader_ends_its_transaction(db: Database, migrated_url: str) -> None:
-    if migrated_url.startswith("sqlite"):
-        pytest.skip("SQLite has no list of transactions")
     reader = ingestor.read_batches(migrated_url, "crowd-sentiment")
     reader.read_next_batch()
     reader.read_next_batch()
