@@ -25,6 +25,7 @@ import pytest
 import time_machine
 from pyarrow import parquet
 
+from ingestor.errors import BatchRejected
 from ingestor.store.engine import make_engine, repeatable_read
 from ingestor.store.open_database import open_database
 from ingestor.store.read import export, sample_columns
@@ -254,6 +255,17 @@ def test_parquet_without_pyarrow_names_the_extra(
     assert [file.name for file in tmp_path.iterdir() if "parquet" in file.name] == []
     db.sample(*CROWD, "A", "10:00", 0.5)
     assert tickers(command("export", "--feed", "crowd-sentiment", "--config", write_config_for(migrated_url)).out)
+
+
+def test_statement_that_fails_among_its_rows_is_an_error_of_the_database(postgres_url: str) -> None:
+    statement = (
+        "COPY (SELECT repeat('x', 100), 1 / (2000 - i) FROM generate_series(1, 3000) i) TO STDOUT (FORMAT BINARY)"
+    )
+    with open_database(postgres_url.replace("postgresql://", "postgresql+psycopg://")) as engine:
+        with pytest.raises(BatchRejected, match="division by zero"), repeatable_read(engine) as connection:
+            sample_columns._copy(connection, statement, ())
+        with repeatable_read(engine) as connection:
+            assert connection.exec_driver_sql("SELECT 1").scalar() == 1
 
 
 # The command in a process of its own, with a database whose export takes a while.

@@ -13,7 +13,7 @@ from contextlib import closing
 from datetime import datetime
 from functools import lru_cache
 from itertools import islice
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, NoReturn, TypeAlias
 
 from sqlalchemy import Connection
 
@@ -108,9 +108,27 @@ def read_postgres(
 def _copy(connection: Connection, statement: str, parameters: tuple[Any, ...]) -> bytearray:
     data = bytearray()
     with closing(connection.connection.cursor()) as cursor, cursor.copy(statement, parameters) as copy:
-        for row in copy:  # joining them at the end takes three times as long: each has a buffer of libpq's
+        server = copy.connection.pgconn
+        while row := copy.read():  # waits for the server
             data += row
+            # What has arrived is taken from libpq, in half the time of a read for each row. After the last row only
+            # the driver may ask.
+            while len(row) >= _ROW_BYTES:
+                size, row = server.get_copy_data(1)
+                if size < 0:
+                    _raise_failure(server)
+                data += row
     return data
+
+
+def _raise_failure(server: Any) -> NoReturn:
+    """Raise what ended a COPY before its last row, and leave nothing of it to the driver."""
+    from psycopg.errors import error_from_result
+
+    failure = server.get_result()
+    while server.get_result():
+        pass
+    raise error_from_result(failure)
 
 
 def _unpack(data: bytearray) -> Columns:
