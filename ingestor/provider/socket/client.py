@@ -74,7 +74,7 @@ class Client(Protocol):
         """Send an event; ``on_ack`` is called with the server's answer. Raises ConnectionFailed once closed."""
 
     def slots(self, is_repeat: bool) -> asyncio.Semaphore:
-        """Return what bounds the requests in flight, for one round of them. A repeat: of what is subscribed already."""
+        """Return the limit of requests in flight for one round. A repeat requests what is subscribed already."""
 
     async def abandon(self, timeout_seconds: float) -> None:
         """Stop reading and writing at once; then close the websocket within this time. May be called more than once."""

@@ -73,7 +73,7 @@ class SocketIo09Client:
         self._acks = AckQueue(listener.durable, self._send_ack)
         # 0.9.17 to 0.9.19 disconnect a client that has sent 100 MB, and count what they read at once again for every
         # part of a message in it: 5,000 requests count as 2.5 MB one by one, 25 MB with 20 in flight, and 250 MB with
-        # 200. What is silent for hours is requested up to ten times on one connection. So 20 are in flight together.
+        # 200. What is silent for hours is requested up to ten times on one connection. So 20 are in flight at a time.
         self._slots, self._repeat_slots = asyncio.Semaphore(19), asyncio.Semaphore(1)
 
     async def connect(self, url: str, token: str) -> None:
@@ -81,7 +81,7 @@ class SocketIo09Client:
             return await self._connect(url, token)
         except ConnectionFailed:
             raise
-        except Exception as error:  # aiohttp asserts, too, what a server may do otherwise
+        except Exception as error:  # aiohttp also fails assertions at what a server may send
             failure = describe_failure(error, EXPECTED_REPLY)
         raise ConnectionFailed(failure)  # without its cause, whose text may hold the token
 
@@ -90,7 +90,7 @@ class SocketIo09Client:
         address = f"{root.scheme}://{root.netloc}/{socketio_path(url)}/1"
         # The servers read the token here only; without it, the address of the websocket is no secret.
         query = f"?token={quote(token, safe='')}&t={time.time_ns() // 1_000_000}"
-        # The servers may require an Origin. Their own is what a browser with a page of theirs sends.
+        # A server may require an Origin. Its own address is what a browser sends from a page of that site.
         headers = {"Origin": f"{root.scheme}://{root.netloc}"}
         async with self._session.get(f"{address}/{query}", headers=headers) as response:
             session_id = self._read_handshake(response.status, await read_head(response))
@@ -242,7 +242,7 @@ class SocketIo09Client:
         return "lost", "the connection can no longer be written to"
 
     async def _pause(self) -> None:
-        """Wait until reading may continue. The server's heartbeats are not read, but it accepts unasked answers."""
+        """Wait until reading may continue. Heartbeats are not read meanwhile; the server accepts unasked answers."""
         beating = asyncio.create_task(self._beat(), name="heartbeats")
         try:
             await self._listener.wait_for_space()
