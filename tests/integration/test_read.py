@@ -61,6 +61,13 @@ def test_read_selects_tickers_times_and_columns(db: Database, migrated_url: str)
     assert table["value"].to_pylist() == [0.0, 0.25, 0.5, 0.75, 1.0] * 2
 
 
+def test_read_takes_tickers_of_any_collection_but_none_of_an_empty_one(db: Database, migrated_url: str) -> None:
+    table = ingestor.read(migrated_url, "crowd-sentiment", tickers=polars.Series(["A", "B"]))
+    assert table.num_rows == 10
+    with pytest.raises(ValueError, match="tickers is empty"):
+        ingestor.read(migrated_url, "crowd-sentiment", tickers=[])
+
+
 @pytest.mark.parametrize("rows", [1, 50_000])
 def test_read_as_of_returns_what_history_has(
     db: Database, migrated_url: str, monkeypatch: pytest.MonkeyPatch, rows: int

@@ -68,8 +68,8 @@ def read(
     130 bytes of memory a row; ``read_batches`` reads more than fits. Convert it by ``table.to_pandas()`` or
     ``polars.from_arrow(table)``.
 
-    Raises ValueError for a naive datetime or an invalid URL, UnknownName for a feed, ticker or column that does not
-    exist, DatabaseUnavailable, MissingExtra without pyarrow.
+    Raises ValueError for a naive datetime, an empty ``tickers`` or an invalid URL, UnknownName for a feed, ticker or
+    column that does not exist, DatabaseUnavailable, MissingExtra without pyarrow.
     """
     with read_batches(url, feed, tickers=tickers, start=start, end=end, as_of=as_of, columns=columns) as batches:
         return batches.read_all()
@@ -97,7 +97,7 @@ def read_batches(
             raise UnknownName(f'unknown column "{name}"{suggest(name, available)}')
     query = ExportQuery(
         feeds=(feed,),
-        tickers=tuple([tickers] if isinstance(tickers, str) else tickers or ()),
+        tickers=_ticker_names(tickers),
         since=_aware("start", start),
         until=_aware("end", end),
         as_of=_aware("as_of", as_of),
@@ -105,6 +105,15 @@ def read_batches(
     batches = _read(normalize_database_url(url, Path.cwd()), query, names)
     first = next(batches)  # raises what is wrong with the arguments here, not where the rows are used
     return pyarrow.RecordBatchReader.from_batches(make_schema(names), chain([first], batches))
+
+
+def _ticker_names(tickers: str | Iterable[str] | None) -> tuple[str, ...]:
+    if tickers is None:
+        return ()
+    names = (tickers,) if isinstance(tickers, str) else tuple(tickers)
+    if not names:
+        raise ValueError("tickers is empty: name at least one, or leave it out to read all")
+    return names
 
 
 def _aware(name: str, at: datetime | None) -> datetime | None:
@@ -186,4 +195,4 @@ def read_metadata(path: Path) -> dict[str, str]:
         found = parquet.read_schema(path).metadata or {}
     except (OSError, pyarrow.ArrowException) as error:
         raise FileWriteFailed(f"{path}: cannot be read: {error}; move it away") from None
-    return {name.decode(): value.decode() for name, value in found.items()}
+    return {name.decode(errors="replace"): value.decode(errors="replace") for name, value in found.items()}
