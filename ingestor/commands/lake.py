@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TypeAlias
 from urllib.parse import quote
 
-from ingestor.core.files import replace_atomically
+from ingestor.core.files import is_missing, replace_atomically
 from ingestor.core.times import DAY_US, day_start_us, to_datetime, to_us
 from ingestor.errors import FileWriteFailed
 from ingestor.store.engine import Connection
@@ -52,9 +52,17 @@ class Lake:
         return self._folder / f"feed={quote(feed, safe='')}" / f"date={day}" / self._file
 
     def read_content(self, feed: str, day: date) -> DayContent | None:
-        """Return what the database had when the file of this day was written, None without one."""
+        """Return what the database had when the file of this day was written, None without one.
+
+        Raises FileWriteFailed for a file that is not of this lake: it is left as it is.
+        """
         path = self.path(feed, day)
-        return DayContent.from_text(read_metadata(path)[CONTENT]) if path.exists() else None
+        if is_missing(path):
+            return None
+        try:
+            return DayContent.from_text(read_metadata(path)[CONTENT])
+        except (KeyError, TypeError, ValueError):
+            raise FileWriteFailed(f"{path}: was not written by `ingestor export`; move it away") from None
 
     def write(self, connection: Connection, query: ExportQuery, day: date, content: DayContent) -> None:
         """Write the values of the only feed of the query. Raises FileWriteFailed, DatabaseUnavailable."""

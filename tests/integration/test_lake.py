@@ -11,6 +11,7 @@ from typing import Any
 
 import duckdb
 import polars
+import pyarrow
 import pytest
 from pyarrow import parquet
 from sqlalchemy import delete, update
@@ -238,6 +239,20 @@ def test_revisions_have_a_folder_of_their_own(
     mixed = command("export", "--partition", "day", folder, "--config", tmp_path / "config.yaml")
     assert (mixed.code, mixed.out) == (74, "")
     assert mixed.err == f"{folder}: has revisions.parquet of another kind; name a folder of its own\n"
+
+
+@pytest.mark.parametrize("metadata", [{}, {"ingestor.day": "0"}, {"ingestor.day": "{"}, {"ingestor.day": b"\xff"}])
+def test_file_of_another_program_is_left_as_it_is(
+    db: Database, lake: Lake, folder: Path, command: Command, tmp_path: Path, metadata: dict[str, Any]
+) -> None:
+    lake()
+    table = pyarrow.table({"value": [1.0]}).replace_schema_metadata(metadata)
+    parquet.write_table(table, file(folder, 0))
+    before = contents(folder)
+    result = command("export", "--partition", "day", folder, "--config", tmp_path / "config.yaml")
+    assert (result.code, result.out) == (74, "")
+    assert result.err == f"{file(folder, 0)}: was not written by `ingestor export`; move it away\n"
+    assert contents(folder) == before
 
 
 def test_times_select_whole_days_and_feeds_are_selected(db: Database, lake: Lake, folder: Path) -> None:
