@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from contextlib import suppress
 from pathlib import Path
 
 from sqlalchemy import text
@@ -97,11 +99,22 @@ def changes(url: str, cursor: str = "") -> tuple[list[Record], str]:
 
     The rows are those of the function ``changes`` in PostgreSQL, see docs/queries.md; times are aware, in UTC. Each
     value is returned once, whatever wrote it. ``url`` is that of the config; the schema must be current. Raises
-    DatabaseUnavailable.
+    ValueError for what is not a cursor, DatabaseUnavailable.
     """
+    _check(cursor)
     with open_database(normalize_database_url(url, Path.cwd())) as engine:
         query = text(POSTGRESQL if engine.dialect.name == "postgresql" else SQLITE)
         rows = fetch_records(engine, query.columns(*typed_columns(COLUMNS)), {"cursor": cursor})
     for row in rows:
         cursor = row.pop("next_cursor")
     return rows, cursor
+
+
+def _check(cursor: str) -> None:
+    """Raise ValueError unless this is a cursor: SQLite would find nothing new behind a text that it cannot compare."""
+    with suppress(ValueError, KeyError, TypeError, AttributeError):
+        found = json.loads(cursor or '{"positions": {}}')
+        are_numbers = all(type(position) is int and position < 2**63 for position in found["positions"].values())
+        if are_numbers and isinstance(found.get("deleted"), str | None):
+            return
+    raise ValueError(f"cursor={cursor!r}: pass the one that was returned before, or an empty text to read everything")

@@ -226,6 +226,25 @@ def test_deletions_are_told_once(spool: Spool, reader: Reader, db: Database) -> 
     assert reader.deleted == [at("00:00"), at("+1 00:00")]
 
 
+@pytest.mark.parametrize(
+    "cursor",
+    [
+        "x",
+        "[]",
+        "{}",
+        '{"positions": 5}',
+        '{"positions": {"spool-a": "x"}}',
+        '{"positions": {"spool-a": null}}',
+        '{"positions": {"spool-a": 9223372036854775808}}',
+        '{"positions": {}, "deleted": 5}',
+    ],
+)
+def test_text_that_is_no_cursor_is_refused(spool: Spool, reader: Reader, cursor: str) -> None:
+    spool.write("A", range(1))
+    with pytest.raises(ValueError, match="cursor="):
+        changes(reader.url, cursor)
+
+
 def test_cursor_of_now_begins_with_what_comes_next(engine: Engine, spool: Spool, reader: Reader, db: Database) -> None:
     assert db.read(views.change_cursor) != []
     spool.write("AB", range(3))
