@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta, timezone
+from datetime import timedelta, timezone
 from typing import Any
 
+import pandas
 import pytest
 from sqlalchemy import DateTime, Engine, bindparam, text
 
@@ -59,12 +60,11 @@ def test_type_of_sqlalchemy_cuts_off_the_zone(db: Database) -> None:
     assert clock_times(db, query, START.astimezone(NEW_YORK)) == MINUTES
 
 
-def test_subclass_of_datetime_is_an_error_of_the_driver(db: Database) -> None:
-    class Timestamp(datetime):  # as that of pandas
-        pass
-
+def test_pandas_timestamp_is_an_error_of_the_driver(db: Database) -> None:
+    start = pandas.Timestamp(START).tz_convert("America/New_York")
+    assert clock_times(db, text(QUERY.format("datetime(:start)")), start.isoformat()) == FROM_TWO
     with pytest.raises(Exception, match="type 'Timestamp' is not supported"):
-        clock_times(db, text(QUERY.format(":start")), Timestamp(2024, 3, 10, 14, tzinfo=UTC))
+        clock_times(db, text(QUERY.format(":start")), start)
 
 
 def test_datetime_of_a_parameter_leaves_the_index_in_use(engine: Engine) -> None:
