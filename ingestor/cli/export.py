@@ -176,12 +176,11 @@ def _export(
         ExportFormat.JSONL: JsonLinesWriter,
         ExportFormat.PARQUET: ParquetWriter,
     }
-    writer = writers[format_](target)
-    for series_done, page in read_pages(connection, query):
-        writer.write(page)
-        rows += len(page)
-        advance(series_done)
-    writer.close()
+    with writers[format_](target) as writer:
+        for series_done, page in read_pages(connection, query):
+            writer.write(page)
+            rows += len(page)
+            advance(series_done)
     return rows
 
 

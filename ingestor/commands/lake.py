@@ -72,11 +72,10 @@ class Lake:
             path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise FileWriteFailed(f"{path.parent}: cannot be made: {error.strerror}") from None
-        with replace_atomically(path) as file:
-            writer = ParquetWriter(file, FILE_COLUMNS, {CONTENT: content.to_text()})
+        metadata = {CONTENT: content.to_text()}
+        with replace_atomically(path) as file, ParquetWriter(file, FILE_COLUMNS, metadata) as writer:
             for _, page in read_pages(connection, of_day):
                 writer.write(page)
-            writer.close()
 
 
 def find_days(connection: Connection, query: ExportQuery) -> Days:

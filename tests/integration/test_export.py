@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import gc
 import io
 import json
 import os
@@ -29,6 +30,7 @@ from ingestor.errors import BatchRejected
 from ingestor.store.engine import make_engine, repeatable_read
 from ingestor.store.open_database import open_database
 from ingestor.store.read import export, sample_columns
+from ingestor.store.read.export_formats import ParquetWriter
 from tests.integration.conftest import Command
 from tests.integration.store.row_factory import Database, at
 from tests.support.daemon import COMMAND
@@ -236,6 +238,16 @@ def test_export_refuses_unknown_feed_but_not_empty_one(
     result = command("export", "--feed", "crowd", "--config", write_config_for(migrated_url))
     assert (result.code, result.out) == (2, "")
     assert result.err == 'unknown feed "crowd"; write one of crowd-sentiment\n'
+
+
+def test_parquet_file_of_an_interrupted_export_is_not_complete() -> None:
+    """pyarrow would write its end when the writer is forgotten; a redirected stdout would look complete."""
+    file = io.BytesIO()
+    with pytest.raises(KeyboardInterrupt), ParquetWriter(file) as writer:
+        raise KeyboardInterrupt
+    del writer
+    gc.collect()
+    assert file.getvalue() == b"PAR1"
 
 
 def test_parquet_without_pyarrow_names_the_extra(

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from itertools import chain
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from ingestor.config.urls import normalize_database_url
 from ingestor.config.validation_errors import suggest
@@ -178,8 +178,8 @@ def to_table(batches: list[pyarrow.RecordBatch]) -> pyarrow.Table:
     return pyarrow.Table.from_batches(batches).combine_chunks()
 
 
-def open_parquet(file: BinaryIO, columns: Sequence[str], metadata: Mapping[str, str]) -> parquet.ParquetWriter:
-    """Return a writer of tables with these columns, which keeps ``metadata`` in the file."""
+def open_parquet(file: Any, columns: Sequence[str], metadata: Mapping[str, str]) -> parquet.ParquetWriter:
+    """Return a writer of tables with these columns, which keeps ``metadata`` in the file: an object with ``write``."""
     return parquet.ParquetWriter(
         pyarrow.PythonFile(file, mode="w"),
         make_schema(columns).with_metadata(metadata),

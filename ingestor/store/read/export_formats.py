@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from datetime import timedelta
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Self
 
 from ingestor.core.times import to_datetime
 from ingestor.store.read.export import COLUMNS, NAMES, Page
@@ -25,7 +25,17 @@ _SOURCES = {code: source for source, code in SOURCE_CODES.items()}
 
 
 class ExportWriter:
-    """Writes one file."""
+    """Writes one file. It is complete at the end of a ``with`` block, but after an exception it stays incomplete."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        try:
+            if kind is None:
+                self.close()
+        finally:
+            self.abandon()
 
     def write(self, page: Page) -> None:
         """Append a page of rows."""
@@ -33,6 +43,9 @@ class ExportWriter:
 
     def close(self) -> None:
         """Write what is still buffered. Does not close the file."""
+
+    def abandon(self) -> None:
+        """Write nothing more."""
 
 
 class CsvWriter(ExportWriter):
@@ -114,6 +127,23 @@ def read_metadata(path: Path) -> dict[str, str]:
     return arrow_table.read_metadata(path)
 
 
+class _Output:
+    """Writes to a file until it is abandoned: pyarrow ends each file when it forgets the writer, also after an error.
+
+    A reader would take such a file for a complete one.
+    """
+
+    closed = False  # pyarrow asks
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.abandoned = False
+
+    def write(self, data: bytes) -> None:
+        if not self.abandoned:
+            self._file.write(data)
+
+
 class ParquetWriter(ExportWriter):
     """Writes typed columns: timestamps in microseconds with time zone, doubles, integers. Raises MissingExtra."""
 
@@ -124,7 +154,8 @@ class ParquetWriter(ExportWriter):
 
         self._arrow = arrow_table
         self._columns = list(columns)
-        self._writer = arrow_table.open_parquet(file, self._columns, metadata or {})
+        self._output = _Output(file)
+        self._writer = arrow_table.open_parquet(self._output, self._columns, metadata or {})
         self._buffer: list[Any] = []
 
     def write(self, page: Page) -> None:
@@ -136,6 +167,9 @@ class ParquetWriter(ExportWriter):
         if self._buffer:
             self._write_group()
         self._writer.close()
+
+    def abandon(self) -> None:
+        self._output.abandoned = True
 
     def _write_group(self) -> None:
         self._writer.write_table(self._arrow.to_table(self._buffer))
