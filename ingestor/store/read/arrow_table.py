@@ -88,7 +88,8 @@ def read_batches(
     """Return the same as ``read``, as a ``pyarrow.RecordBatchReader`` of at most 50,000 rows a batch.
 
     All are from one snapshot, which keeps PostgreSQL from cleaning up, and SQLite's WAL from being emptied, until the
-    last batch is read or the reader is dropped. Reading a batch raises DatabaseUnavailable, too.
+    last batch is read or the reader is dropped; to close it is not enough. Reading a batch raises DatabaseUnavailable,
+    too.
     """
     available = COLUMNS if as_of is None else KNOWN_COLUMNS
     names = list(available if columns is None else columns)
