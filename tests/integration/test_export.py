@@ -26,6 +26,7 @@ import pytest
 import time_machine
 from pyarrow import parquet
 
+from ingestor.core.files import replace_atomically
 from ingestor.errors import BatchRejected
 from ingestor.store.engine import make_engine, repeatable_read
 from ingestor.store.open_database import open_database
@@ -238,6 +239,17 @@ def test_export_refuses_unknown_feed_but_not_empty_one(
     result = command("export", "--feed", "crowd", "--config", write_config_for(migrated_url))
     assert (result.code, result.out) == (2, "")
     assert result.err == 'unknown feed "crowd"; write one of crowd-sentiment\n'
+
+
+def test_exports_with_the_same_process_id_do_not_share_a_part(tmp_path: Path) -> None:
+    """As in two containers, or after a kill in one of them."""
+    path = tmp_path / "x.csv"
+    with replace_atomically(path) as first:
+        first.write(b"first")
+        with replace_atomically(path) as second:
+            second.write(b"second")
+    assert path.read_bytes() == b"first"
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_parquet_file_of_an_interrupted_export_is_not_complete() -> None:
