@@ -17,7 +17,7 @@ COLUMNS = (
     "kind feed metric ticker user_id ts value revision published_at received_at source instance_id seq next_cursor"
 )
 POSTGRESQL = f"SELECT {COLUMNS.replace(' ', ', ')} FROM changes(:cursor)"  # noqa: S608 -- a constant of this module
-# The function `changes` of PostgreSQL as a statement with a parameter, see migrations/versions/0007_changes.
+# The function `changes` of PostgreSQL as a statement with a parameter, see migrations/versions/0006_changes.
 SQLITE = """
 WITH since (cursor) AS (
     SELECT CASE :cursor WHEN '' THEN '{}' ELSE :cursor END

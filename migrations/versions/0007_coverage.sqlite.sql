@@ -1,4 +1,4 @@
--- Replaces views of 0002_views.sqlite.sql. Each change here belongs into 0008_coverage.postgresql.sql too.
+-- Replaces views of 0002_views.sqlite.sql. Each change here belongs into 0007_coverage.postgresql.sql too.
 --
 -- `coverage_intervals` gets the columns with which it can be read by time, before it computes anything.
 -- `uncontradicted` reads no coverage unless the clock of an instance was set back: CROSS JOIN fixes the order.

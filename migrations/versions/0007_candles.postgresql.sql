@@ -1,5 +1,5 @@
--- The candles, once per bucket length: 0008_completeness.py fills in $$view, $$hours and $$unit.
--- Each change here belongs into 0008_candles.sqlite.sql too.
+-- The candles, once per bucket length: 0007_completeness.py fills in $$view, $$hours and $$unit.
+-- Each change here belongs into 0007_candles.sqlite.sql too.
 --
 -- Nothing is stored besides the samples: late, repaired and restated values count at once. Only the samples of the
 -- requested buckets are read, by index.

@@ -1,4 +1,4 @@
--- Replaces views of 0002_views.postgresql.sql. Each change here belongs into 0008_coverage.sqlite.sql too.
+-- Replaces views of 0002_views.postgresql.sql. Each change here belongs into 0007_coverage.sqlite.sql too.
 --
 -- `coverage_intervals` gets the columns with which it can be read by time, before it computes anything.
 

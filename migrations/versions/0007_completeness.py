@@ -11,8 +11,8 @@ from string import Template
 
 from alembic import op
 
-revision = "v1_0008_completeness"
-down_revision = "v1_0007_changes"
+revision = "v1_0007_completeness"
+down_revision = "v1_0006_changes"
 branch_labels = None
 depends_on = None
 
@@ -43,12 +43,12 @@ CANDLES = (
 def upgrade() -> None:
     dialect = op.get_bind().dialect.name
     match = MATCH.format(user=USER[dialect])
-    candles = Template(read(f"0008_candles.{dialect}.sql"))
-    execute_all(read(f"0008_coverage.{dialect}.sql"))
+    candles = Template(read(f"0007_candles.{dialect}.sql"))
+    execute_all(read(f"0007_coverage.{dialect}.sql"))
     for names in CANDLES:
         comment = COMMENT.format(unit=names["unit"])
         execute_all(candles.substitute(names, match=match, comment=comment, after=names["hours"] + 1.1))
-    execute_all(read(f"0008_crowd_sentiment.{dialect}.sql"))
+    execute_all(read(f"0007_crowd_sentiment.{dialect}.sql"))
 
 
 def downgrade() -> None:

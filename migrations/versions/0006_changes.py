@@ -11,7 +11,7 @@ from pathlib import Path
 import sqlalchemy as sa
 from alembic import op
 
-revision = "v1_0007_changes"
+revision = "v1_0006_changes"
 down_revision = "v1_0005_history"
 branch_labels = None
 depends_on = None
@@ -26,7 +26,7 @@ def upgrade() -> None:
     op.add_column("batches", sa.Column("series_ranges", sa.Text, nullable=True))
     dialect = op.get_bind().dialect.name
     schema = scalar("SELECT quote_ident(current_schema())") if dialect == "postgresql" else ""
-    script = Path(__file__).with_name(f"0007_changes.{dialect}.sql").read_text(encoding="utf-8")
+    script = Path(__file__).with_name(f"0006_changes.{dialect}.sql").read_text(encoding="utf-8")
     for statement in STATEMENT.findall(script.replace("$schema", schema)):
         execute(statement)
         if dialect == "postgresql":  # SQLite keeps the statement, and the comment with it
