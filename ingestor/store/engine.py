@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sqlite3
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -27,6 +28,8 @@ from ingestor.store.transaction_watchdog import watchdog
 _HOSTS = "ingestor_hosts"  # an execution option
 _WARNINGS = "ingestor_warnings"  # in the info of a connection
 _SQLITE_ROW_ERRORS = (sqlite3.SQLITE_CONSTRAINT, sqlite3.SQLITE_MISMATCH, sqlite3.SQLITE_TOOBIG)
+
+log = logging.getLogger(__name__)
 
 
 def make_engine(url: str, *, read_only: bool = False, known_server: KnownServer = lambda: None) -> Engine:
@@ -145,7 +148,13 @@ def _make_sqlite_engine(path: Path, *, read_only: bool) -> Engine:
     # The driver's own BEGIN is late and DEFERRED: a second writer would fail in the middle of its transaction.
     event.listen(engine, "begin", lambda c: c.exec_driver_sql("BEGIN" if read_only else "BEGIN IMMEDIATE"))
     event.listen(engine, "handle_error", _discard_connections)
+    event.listen(engine, "handle_error", lambda context: _note_file(context.original_exception, str(path)))
     return engine
+
+
+def _note_file(error: BaseException, path: str | None) -> None:
+    if isinstance(error, sqlite3.Error) and path:
+        failures.note_file(error, Path(path))
 
 
 def _configure_writer(connection: sqlite3.Connection, _: Any) -> None:
@@ -179,6 +188,7 @@ def _discarding(connection: Connection) -> Iterator[None]:
     try:
         yield
     except Exception as error:
+        _note_file(error, connection.engine.url.database)
         is_translated = isinstance(error, DatabaseUnavailable)  # in a savepoint
         if is_translated or (_is_driver_error(error) and not _is_row_error(error)):
             connection.invalidate()
@@ -232,6 +242,7 @@ def translate_errors() -> Iterator[None]:
 def _translate(error: BaseException) -> DatabaseUnavailable | BatchRejected:
     if _is_row_error(error):
         return BatchRejected(failures.one_line(error))
+    log.debug("error of the database's driver: %s", failures.one_line(error))
     return DatabaseUnavailable(*failures.describe(error))
 
 

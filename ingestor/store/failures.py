@@ -1,13 +1,16 @@
 """What an error of PostgreSQL or SQLite means for the operator: what has happened, and what to do.
 
 Errors are distinguished by SQLSTATE, not by their text, which a server may translate. Refused connections are the
-exception: libpq does not pass on their SQLSTATE, so the English text decides.
+exception: libpq does not pass on their SQLSTATE, so the English text decides. SQLite does not pass on the system's
+errno either, so the file system is asked why a file cannot be written.
 """
 
 from __future__ import annotations
 
+import os
 import re
 import sqlite3
+from pathlib import Path
 from typing import NamedTuple
 
 
@@ -23,8 +26,24 @@ _CREATE_TABLES = "`ingestor run` or `ingestor db upgrade` creates the tables"
 _RETRY = "nothing to do unless this lasts"
 _UNKNOWN = Failure("the database failed", "see the log of the database server")
 _UNREACHABLE = Failure("the database server cannot be reached", "check that it runs, and host and port in database.url")
+_NO_ANSWER = Failure(
+    "the database server does not answer", "check host and port in database.url, the network and the firewall"
+)
+_UNKNOWN_HOST = Failure(
+    "the host of the database server is unknown",
+    "correct it in database.url, or let this machine resolve it",
+)
 _REFUSED = Failure("the database server refused the connection", "see the log of the database server")
 _LOGIN = Failure("the database server refused the login", "check the user and its password, and pg_hba.conf", 77)
+_PASSWORD = Failure(
+    "the database server refused the password", "correct user and password in database.url or in its url_file", 77
+)
+_NOT_ADMITTED = Failure(
+    "pg_hba.conf does not admit this user from this host", "add a line for it there, and reload the server", 77
+)
+_NO_ROLE = Failure("there is no such database user", "create it (CREATE ROLE … LOGIN), or fix it in database.url", 77)
+_NO_LOGIN = Failure("this database user may not log in", "ALTER ROLE … LOGIN, or name another one in database.url", 77)
+_STARTING = Failure("the database server is starting", _RETRY)
 _STOPPING = Failure("the database server stops or restarts", _RETRY)
 _OUT_OF_DATE = Failure("tables and program do not match", "run `ingestor db upgrade`")
 _TIMEOUT = Failure(
@@ -52,6 +71,7 @@ _SQLSTATES = {
     "25P": Failure("the database server ended a transaction that took too long", _RETRY),
     "26000": _PREPARED,
     "28": _LOGIN,
+    "28P01": _PASSWORD,
     "3D000": Failure(
         "there is no such database", "create it (CREATE DATABASE … ENCODING 'UTF8'), or fix its name in database.url"
     ),
@@ -86,35 +106,81 @@ _SCHEMA_PERMISSION = Failure(
 # A part of the text with which a server or a pooler refuses a connection → SQLSTATE, or a failure of its own.
 _CONNECTION_TEXTS: tuple[tuple[str, str | Failure], ...] = (
     (r"database .* does not exist|no such database", "3D000"),
-    (r"role .* does not exist|authentication failed|no pg_hba\.conf entry|no password supplied", "28000"),
-    (r"not permitted to log in|no such user", "28000"),
+    (r"role .* does not exist|no such user", _NO_ROLE),
+    (r"not permitted to log in", _NO_LOGIN),
+    (r"pg_hba\.conf", _NOT_ADMITTED),
+    (r"authentication failed|no password supplied", _PASSWORD),
     (r"too many (clients|connections)|connection slots are|no more connections allowed", "53300"),
+    (r"the database system is (starting|in recovery|not yet)", _STARTING),
     (r"the database system is", "57P03"),
-    (r"session is (not )?read-only|hot standby", "25006"),
+    (
+        r"session is not read-only|not in hot standby",
+        Failure("this is not the server that was asked for", "remove target_session_attrs from database.url"),
+    ),
+    (r"session is read-only|hot standby", "25006"),
     (r"permission denied", "42501"),
     (r"unsupported startup parameter", "08P01"),
     (r"unrecognized configuration parameter|invalid value for parameter|command-line argument", "42704"),
-    (r"SSL|certificate|GSSAPI", Failure("the connection cannot be encrypted as asked", "see sslmode in database.url")),
+    (
+        r"certificate",
+        Failure("the certificate of the database server was not accepted", "see sslrootcert in database.url"),
+    ),
+    (r"SSL|GSSAPI", Failure("the connection cannot be encrypted as asked", "see sslmode in database.url")),
+    (r"failed to resolve host|could not translate host name", _UNKNOWN_HOST),
+    (r"timeout expired|No route to host|unreachable|timed out", _NO_ANSWER),
 )
 _SERVER_ANSWERED = re.compile(r": \S+:  ")  # libpq writes two spaces after the server's, translated, "FATAL:"
-
-_SQLITE_CODES = {
-    sqlite3.SQLITE_PERM: Failure("", "let this user read and write the file, or fix database.url", 77),
-    sqlite3.SQLITE_BUSY: Failure("", "another process writes to the file: end it, or wait until it has finished"),
-    sqlite3.SQLITE_LOCKED: Failure("", "another process writes to the file: end it, or wait until it has finished"),
-    sqlite3.SQLITE_READONLY: Failure(
-        "", "without a running daemon, opening it needs write access: run this as the daemon's user", 77
-    ),
-    sqlite3.SQLITE_IOERR: Failure("", "the disk or its file system failed: see the kernel's log"),
-    sqlite3.SQLITE_CORRUPT: Failure("", "restore the file from a backup, or move it out of the way and keep it"),
-    sqlite3.SQLITE_FULL: Failure("", "free some space there"),
-    sqlite3.SQLITE_CANTOPEN: Failure("", "check that this user may read it, and database.url"),
-    sqlite3.SQLITE_NOTADB: Failure("", "name another file in database.url, or move this one out of the way"),
-}
-_SQLITE_TEXTS = (
-    ("no such table", Failure("", _CREATE_TABLES)),
-    ("column ", Failure("", "the schema is older than this program; run `ingestor db upgrade`")),
+# What libpq puts before the reason.
+_SERVER = re.compile(
+    r'connection (?:failed|is bad): connection to server (?:at "(?P<host>[^"]*)"(?: \([^)]*\))?, port (?P<port>\d+)|on'
+    r' socket "(?P<socket>[^"]*)") failed: (?:FATAL: )?'
 )
+
+_NOT_PERMITTED = Failure(
+    "a permission is missing", "let this user read and write the file and its folder, or fix database.url", 77
+)
+_LOCKED = Failure(
+    "another program holds a lock on the database file", "end its transaction, or the program, which `fuser` names"
+)
+_DISK_FULL = Failure("the disk of the database is full", "free some space there")
+_READ_ONLY_DISK = Failure(
+    "the file system of the database is read-only",
+    "mount it writable; see the kernel's log, since an error of the disk may have done this",
+)
+_IS_FOLDER = Failure("the path of the database is a folder", "add the name of the file in database.url")
+_NO_FOLDER = Failure("the folder of the database does not exist", "create it, or fix database.url")
+_SQLITE_CODES = {
+    sqlite3.SQLITE_PERM: _NOT_PERMITTED,
+    sqlite3.SQLITE_BUSY: _LOCKED,
+    sqlite3.SQLITE_LOCKED: _LOCKED,
+    sqlite3.SQLITE_READONLY: Failure(
+        "this user may not write to the database file",
+        "let it write the file and its folder, which even reading needs while no daemon runs, or run this as the"
+        " daemon's user",
+        77,
+    ),
+    sqlite3.SQLITE_IOERR: Failure("the disk of the database failed", "see the kernel's log"),
+    sqlite3.SQLITE_CORRUPT: Failure(
+        "the database file is damaged", "restore the file from a backup, or move it out of the way and keep it"
+    ),
+    sqlite3.SQLITE_FULL: _DISK_FULL,
+    sqlite3.SQLITE_CANTOPEN: Failure(
+        "the database file cannot be opened", "check that this user may read it, and database.url"
+    ),
+    sqlite3.SQLITE_NOTADB: Failure(
+        "the file is not a SQLite database", "name another file in database.url, or move this one out of the way"
+    ),
+}
+_OF_THE_DISK = (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN)  # which may have several causes
+_SQLITE_TEXTS = (
+    ("no such table", Failure("a table is missing", _CREATE_TABLES)),
+    ("column ", Failure("the schema is older than this program", "run `ingestor db upgrade`")),
+)
+
+
+def note_file(error: BaseException, path: Path) -> None:
+    """Note the database file of a SQLite error, for ``describe``."""
+    vars(error)["database_file"] = path
 
 
 def describe(error: BaseException) -> tuple[str, int]:
@@ -134,13 +200,18 @@ def one_line(error: BaseException) -> str:
 
 def _message(error: BaseException) -> str:
     primary = getattr(getattr(error, "diag", None), "message_primary", None)
-    return primary or re.sub(r"\s*Is the server running [^?]*\?", "", one_line(error))
+    return primary or _SERVER.sub(_server_name, re.sub(r"\s*Is the server running [^?]*\?", "", one_line(error)))
+
+
+def _server_name(match: re.Match[str]) -> str:
+    host = match["host"] or match["socket"]
+    port = f":{match['port']}" if match["port"] else ""
+    return f"{f'[{host}]' if ':' in host else host}{port}: "
 
 
 def _find_failure(error: BaseException, text: str) -> Failure:
     if isinstance(error, sqlite3.Error):
-        by_text = next((failure for fragment, failure in _SQLITE_TEXTS if fragment in text), _UNKNOWN_SQLITE)
-        return _SQLITE_CODES.get(getattr(error, "sqlite_errorcode", 0) & 0xFF, by_text)
+        return _sqlite_failure(error, text)
     state = getattr(error, "sqlstate", None)
     if state == "42501" and "schema" in text:
         return _SCHEMA_PERMISSION
@@ -151,7 +222,35 @@ def _find_failure(error: BaseException, text: str) -> Failure:
     )
 
 
-_UNKNOWN_SQLITE = Failure("", "see database.url")
+_UNKNOWN_SQLITE = Failure("the database failed", "see database.url")
+
+
+def _sqlite_failure(error: sqlite3.Error, text: str) -> Failure:
+    code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+    path: Path | None = getattr(error, "database_file", None)
+    if path and code in _OF_THE_DISK and (found := _disk_failure(path.resolve())):
+        return found
+    by_text = next((failure for fragment, failure in _SQLITE_TEXTS if fragment in text), _UNKNOWN_SQLITE)
+    return _SQLITE_CODES.get(code, by_text)
+
+
+def _disk_failure(path: Path) -> Failure | None:
+    """Return why SQLite can neither open nor write a file, as far as the file system says."""
+    try:
+        disk = os.statvfs(path.parent)
+        is_folder = path.is_dir()
+    except FileNotFoundError:
+        return _NO_FOLDER
+    except OSError as error:
+        return _NOT_PERMITTED if isinstance(error, PermissionError) else None
+    if is_folder:
+        return _IS_FOLDER
+    if disk.f_flag & os.ST_RDONLY:
+        return _READ_ONLY_DISK
+    if not disk.f_bavail or (disk.f_files and not disk.f_favail):
+        return _DISK_FULL
+    place = path if path.exists() else path.parent
+    return None if os.access(place, os.R_OK, effective_ids=True) else _NOT_PERMITTED
 
 
 def _by_state(state: str) -> Failure:

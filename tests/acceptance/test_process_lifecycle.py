@@ -296,7 +296,7 @@ async def test_daemon_without_database_receives_and_writes_later(
     daemon.db.assert_consistent()
 
 
-UNREACHABLE = '"reasons":["the database is unavailable: the database server cannot be reached: connection failed: '
+UNREACHABLE = '"reasons":["the database is unavailable: the database server cannot be reached: 127.0.0.1:'
 
 
 @pytest.fixture

@@ -87,7 +87,7 @@ def test_file_that_is_no_database_is_left_unchanged(
     file.write_text("no database, but text\n" * 50)
     result = command(*arguments, "--config", write_config_for())
     assert (result.code, result.out) == (69, "")
-    assert result.err == f"sqlite:///{file}: file is not a database; {MOVE}\n"
+    assert result.err == f"sqlite:///{file}: the file is not a SQLite database: file is not a database; {MOVE}\n"
     assert file.read_text() == "no database, but text\n" * 50
 
 
@@ -199,7 +199,7 @@ def test_unreadable_database_is_not_reported_missing(tmp_path: Path) -> None:
     closed.mkdir()
     (closed / "ingestor.db").touch()
     closed.chmod(0)
-    said = f"{closed}/ingestor.db: unable to open database file; check that this user may read"
+    said = f"{closed}/ingestor.db: a permission is missing: unable to open database file; let this user read"
     try:
         with (
             other_user(),
@@ -226,7 +226,7 @@ def test_other_user_reads_live_database_or_with_immutable() -> None:
         Path(folder).chmod(0o755)
         writer.dispose()
         Path(folder).chmod(0o555)
-        refused = pytest.raises(DatabaseUnavailable, match="readonly database; without a running daemon")
+        refused = pytest.raises(DatabaseUnavailable, match="readonly database; let it write the file")
         with other_user(), refused, open_database(url) as engine:
             migrate.current_revision(engine)
         with other_user(), closing(sqlite3.connect(f"file:{file}?immutable=1", uri=True)) as reader:

@@ -75,6 +75,11 @@ class Postgres:
         return str(self._folder / "data")
 
     @property
+    def data_folder(self) -> Path:
+        """The folder of the cluster, with its configuration files."""
+        return Path(self._data)
+
+    @property
     def socket_folder(self) -> Path:
         """The folder of the unix socket."""
         return self._folder
@@ -110,6 +115,11 @@ class Postgres:
     def stop(self, mode: Literal["smart", "fast", "immediate"] = "immediate") -> None:
         """Stop the server and wait for its end. After ``immediate``, the next start runs crash recovery."""
         self._signal(_STOP_SIGNALS[mode])
+
+    def request_stop(self) -> None:
+        """Let the server stop once its sessions have ended. It admits no other ones meanwhile."""
+        assert self._process is not None
+        self._process.send_signal(_STOP_SIGNALS["smart"])
 
     def kill(self) -> None:
         """Send SIGKILL, as the kernel does when memory is exhausted."""

@@ -367,11 +367,11 @@ def unreachable(_: str) -> str:
 
 
 REFUSALS = {
-    "the database server cannot be reached: connection failed": unreachable,
+    r"the database server cannot be reached: 127.0.0.1:\d+: Connection refused": unreachable,
     'there is no such database: .*"nowhere" does not exist': lambda url: url.rpartition("/")[0] + "/nowhere",
-    "the database server refused the login: .*role": lambda url: url.replace(USER, "nobody_known", 1),
+    "there is no such database user: .*role": lambda url: url.replace(USER, "nobody_known", 1),
     "the connection cannot be encrypted as asked: ": lambda url: f"{url}?sslmode=require",
-    "the session is read-only: ": lambda url: f"{url}?target_session_attrs=standby",
+    "this is not the server that was asked for: ": lambda url: f"{url}?target_session_attrs=standby",
     "the database server refused a setting: .*no_such": lambda url: f"{url}?options=-cno_such%3D1",
 }
 
