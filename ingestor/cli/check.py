@@ -11,7 +11,7 @@ from ingestor.cli.options import ConfigOption, Output, OutputOption, load_config
 from ingestor.cli.output import echo, printable, to_json
 
 if TYPE_CHECKING:
-    from ingestor.commands.check import CheckResult
+    from ingestor.commands.check_result import CheckResult
 
 
 def check(
@@ -24,7 +24,8 @@ def check(
     """Check everything that `run` needs. Changes nothing.
 
     Prints one line per check: ✓ passed, ! warning, ✗ failed. Exits with the code of the first failed check: 69 if a
-    service cannot be reached, 77 if permission is missing, 78 if the configuration or the schema is wrong.
+    service cannot be reached, 74 if the spool cannot be written, 75 if another daemon holds the SQLite database, 77 if
+    permission is missing or the key is refused, 78 if the configuration or the schema is wrong.
 
     \b
     Example:

@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from ingestor.commands.check_conflicts import check_listen, refuse_other_daemon
+from ingestor.commands.check_result import CheckResult
 from ingestor.config import Config, require_api_key
 from ingestor.config.units import format_duration
 from ingestor.config.urls import find_unencrypted_hosts, mask_url, origin
@@ -45,17 +47,6 @@ IN_SQLITE = StoredSize(80, 0.5)
 IN_POSTGRES = StoredSize(120, 0.3)
 
 
-@dataclass(slots=True)
-class CheckResult:
-    """The outcome of one check. ``exit_code`` is 0 unless the check failed."""
-
-    name: str
-    message: str
-    exit_code: int = 0
-    warning: bool = False
-    seconds: float | None = None  # how long it took, if that is of interest
-
-
 def run_offline_checks(config: Config) -> Iterator[CheckResult]:
     """Run every check that needs no provider. The database is only read."""
     count = len(config.subscriptions)
@@ -67,7 +58,9 @@ def run_offline_checks(config: Config) -> Iterator[CheckResult]:
         yield CheckResult("proxy", f"{config.provider.url} is reached through {proxy}, set by the environment")
     yield _check_database(config)
     yield from _check_database_tls(config)
-    yield _check_sqlite_version()
+    if sqlite_path(config.database.url.get_secret_value()):
+        yield _check_sqlite_version()
+    yield check_listen(config)
     load = estimate_load(config)
     yield _check_growth(config, load)
     hours = config.spool.max_bytes / load.received_bytes * 24
@@ -90,6 +83,9 @@ def _check_folder(name: str, path: Path) -> CheckResult:
     if not existing.is_dir():
         message = f"{existing} is a file instead of a folder; move it, or choose another path in config.yaml"
         return CheckResult(name, message, 74)
+    if os.statvfs(existing).f_flag & os.ST_RDONLY:
+        message = f"{existing} is on a read-only file system; mount it writable, or choose another path in config.yaml"
+        return CheckResult(name, message, 74)
     if not os.access(existing, os.W_OK | os.X_OK, effective_ids=True):
         message = f"{existing} is not writable by this user; chown it, or choose another path in config.yaml"
         return CheckResult(name, message, 77)
@@ -109,6 +105,8 @@ def _check_database(config: Config) -> CheckResult:
         folder = _check_folder("database", path)
         return folder if folder.exit_code else CheckResult("database", f"{path} is created by the first run")
     try:
+        if path:
+            refuse_other_daemon(config, path)
         return _check_schema(url, config.database.migrate)
     except IngestorError as error:
         return CheckResult("database", str(error), error.exit_code)
@@ -122,13 +120,19 @@ def _check_schema(url: str, migrate_setting: str) -> CheckResult:
             migrate.verify_revision(engine)
         if sqlite_path(url) is None:  # a server has permissions, and sessions that only read
             migrate.verify_write_access(engine)
+        closed_schema = migrate.find_closed_schema(engine) if migrate_setting == "auto" else None
         hosts = postgres_hosts(engine)
     message = f"{mask_url(url)}: schema {revision or 'empty'}"
     if revision != migrate.head_revision():
         message += f", `ingestor run` upgrades to {migrate.head_revision()}"
     if hosts:
         message += f"; {'; '.join((f'{hosts.answered} answers', *hosts.passed_over))}"
-    return CheckResult("database", message)
+    if closed_schema:
+        message += (
+            f"; the next upgrade needs a permission that this user lacks: GRANT CREATE ON SCHEMA {closed_schema} to it,"
+            " or set database.migrate to never, and let the owner run `ingestor db upgrade`"
+        )
+    return CheckResult("database", message, warning=bool(closed_schema))
 
 
 def _check_database_tls(config: Config) -> Iterator[CheckResult]:

@@ -17,15 +17,24 @@ from typing import TypeAlias
 from urllib.parse import urlsplit
 
 from ingestor import __version__
-from ingestor.commands.check import DAY_SECONDS, CheckResult
+from ingestor.commands.check import DAY_SECONDS
+from ingestor.commands.check_result import CheckResult
 from ingestor.config import Config, Subscription
+from ingestor.config.loader import find_location
 from ingestor.config.units import format_duration
 from ingestor.core.clock import boottime, wall_us
 from ingestor.core.entries import Fact, Frame, FrameRun
 from ingestor.core.threads import run_in_daemon_thread
 from ingestor.core.times import to_datetime
 from ingestor.daemon import control_socket
-from ingestor.errors import BatchRejected, ConnectionFailed, DatabaseUnavailable, IngestorError
+from ingestor.errors import (
+    BatchRejected,
+    ConnectionFailed,
+    ConnectionRefused,
+    DatabaseUnavailable,
+    IngestorError,
+    TokenUnavailable,
+)
 from ingestor.pipeline.batch_builder import BatchBuilder
 from ingestor.pipeline.decoder import DecodedFrame, Decoder
 from ingestor.provider import catalog
@@ -132,7 +141,10 @@ async def _check_token(config: Config, report: ReportResult) -> Token | None:
         proxy=config.proxy,
     )
     with _checking("token", report) as result:
-        token = await run_in_daemon_thread(login, "token")
+        try:
+            token = await run_in_daemon_thread(login, "token")
+        except TokenUnavailable as error:
+            raise _provider_failed(config, str(error)) from None
         result.message = f"API key accepted, tokens are valid for {format_duration(round(token.life_seconds))}"
         paths = {subscription.path for subscription in config.subscriptions}
         if missing := sorted(path for path in paths if not token.allows(path)):
@@ -158,7 +170,7 @@ async def _check_clock(config: Config, report: ReportResult) -> None:
         try:
             response = await run_in_daemon_thread(request.send, "clock")
         except RequestFailed as error:
-            raise ProbeFailed(f"{provider.url}: {error}") from None
+            raise _provider_failed(config, f"{provider.url}: {error}") from None
         now = (sent_at + time.time()) / 2
         try:
             # The header is truncated to whole seconds.
@@ -167,6 +179,16 @@ async def _check_clock(config: Config, report: ReportResult) -> None:
             result.message = "not compared: the provider does not send its time"
         else:
             result.message, result.warning = _compare_clocks(now - provider_now)
+
+
+def _provider_failed(config: Config, reason: str) -> ProbeFailed:
+    """Return the error that the provider cannot be reached, with the place of its URL and a remedy."""
+    remedy = ""
+    if "; " not in reason:
+        remedy = "; correct it, or see what is between here and there: network, firewall, proxy, name resolution"
+    if "certificate" in reason:
+        remedy = "; name the authority that signed it in provider.ca_file, or correct the URL"
+    return ProbeFailed(f"{find_location(config, 'provider', 'url')}: provider.url: {reason}{remedy}")
 
 
 def _compare_clocks(ahead_seconds: float) -> Finding:
@@ -183,7 +205,12 @@ async def _check_connections(config: Config, token: Token, report: ReportResult)
     tls_context = make_tls_context(provider.ca_file) if urlsplit(provider.url).scheme == "https" else None
     with _checking("server", report) as result:
         detector = ProtocolDetector(provider.url, provider.protocol, tls_context, config.proxy)
-        protocol = await detector.detect(token.value)
+        try:
+            protocol = await detector.detect(token.value)
+        except ConnectionRefused:
+            raise
+        except ConnectionFailed as error:
+            raise _provider_failed(config, str(error)) from None
         source = "detected" if provider.protocol == "auto" else "set by provider.protocol"
         result.message = f"uses {_PROTOCOLS[protocol]}, {source}"
     if result.exit_code:

@@ -118,6 +118,13 @@ def require_api_key(config: Config) -> SecretStr:
     return config.provider.api_key
 
 
+def find_location(config: Config, *loc: str, env: Mapping[str, str] | None = None) -> str:
+    """Return where a setting comes from: ``file:line:column``, or the name of a variable. Raises ConfigError."""
+    draft = Draft(parse_yaml(read_file(config.source)[0], str(config.source)))
+    apply_environment(draft, os.environ if env is None else env, SECRET_LOCS)
+    return draft.location_of(loc)
+
+
 def read_file(source: Path) -> tuple[bytes, bool]:
     """Return the contents of the file, and whether only its owner can read it.
 

@@ -117,12 +117,31 @@ class FileLock:
         os.close(self._handle)
 
 
+def lock_holder(path: Path) -> str | None:
+    """Return the process id in a lock file that a process holds now; None if it is free or cannot be read."""
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)  # until the handle is closed
+    except BlockingIOError:
+        return _read_holder(handle)
+    finally:
+        os.close(handle)
+    return None
+
+
+def _read_holder(handle: int) -> str:
+    return os.pread(handle, LOCK_BYTES, 0).decode("ascii", "replace").strip() or "unknown"
+
+
 def _open_locked(path: Path, remedy: str) -> int:
     handle = open_private(path, os.O_RDWR | os.O_CREAT)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        holder = os.read(handle, LOCK_BYTES).decode("ascii", "replace").strip() or "unknown"
+        holder = _read_holder(handle)
         os.close(handle)
         raise AlreadyLocked(f"{path}: held by process {holder}; {remedy}") from None
     return handle

@@ -6,6 +6,7 @@ The daemon runs without it if the port is taken.
 from __future__ import annotations
 
 import asyncio
+import errno
 import ipaddress
 import logging
 import os
@@ -20,6 +21,7 @@ from prometheus_client.aiohttp import make_aiohttp_handler
 
 from ingestor.config.urls import is_loopback
 from ingestor.config.validators import ListenAddress
+from ingestor.core.listeners import describe_listener
 from ingestor.monitoring.http_listener import HttpListener
 from ingestor.monitoring.latest_values import LatestValues
 from ingestor.monitoring.metrics import Metrics
@@ -117,8 +119,14 @@ class StatusServer:
             "http.listen: cannot listen on %s (%s), continuing without status page and /metrics: "
             "free the port or change http.listen, then restart",
             self._listen,
-            os.strerror(number) if number and number > 0 else error,
+            _describe(error, number, self._listen.port),
         )
+
+
+def _describe(error: Exception, number: int | None, port: int) -> str:
+    if number == errno.EADDRINUSE:
+        return f"{describe_listener(port)} listens there"
+    return os.strerror(number) if number and number > 0 else str(error)
 
 
 def is_host_allowed(header: str, listen_host: str) -> bool:

@@ -23,6 +23,10 @@ _STAY_IN_SCHEMA = """
 SELECT set_config('search_path', quote_ident(nspname) || ', ' || current_setting('search_path'), true)
 FROM pg_class JOIN pg_namespace n ON n.oid = relnamespace WHERE pg_class.oid = to_regclass('alembic_version')
 """
+_CLOSED_SCHEMA = """
+SELECT quote_ident(nspname) FROM pg_class JOIN pg_namespace n ON n.oid = relnamespace
+WHERE pg_class.oid = to_regclass('alembic_version') AND NOT has_schema_privilege(n.oid, 'CREATE')
+"""
 UNFINISHED_COPY = "copy_"  # begins the revision of a database into which `ingestor db copy` has not copied all rows
 # Two of them have names that files have again today, whose revisions therefore begin with `v1_`.
 _PRE_RELEASE_REVISIONS = {
@@ -77,6 +81,14 @@ def verify_write_access(engine: Engine) -> None:
         connection.execute(
             text("UPDATE instances SET position = position WHERE 1 = 0" if is_current else "CREATE TABLE probe (x INT)")
         )
+
+
+def find_closed_schema(engine: Engine) -> str | None:
+    """Return the PostgreSQL schema of the tables if this user may not create others there, as an upgrade does."""
+    if engine.dialect.name != "postgresql":
+        return None
+    with engine.connect() as connection:
+        return connection.execute(text(_CLOSED_SCHEMA)).scalar()
 
 
 def check_metadata(engine: Engine) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import ssl
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,7 +13,7 @@ import psycopg
 import pytest
 
 from ingestor.commands import check_connect
-from ingestor.commands.check import CheckResult
+from ingestor.commands.check_result import CheckResult
 from ingestor.config import load
 from ingestor.errors import PermissionDenied
 from ingestor.pipeline.decoder import Decoder
@@ -156,10 +158,30 @@ async def test_outage_is_estimated_from_size_of_responses(check: Check, make_sim
     assert results["outage"].message.endswith("spool.max_bytes lasts for a database outage of 0.0 h")
 
 
-async def test_unreachable_provider_fails_token_and_clock(check: Check, simulator: FaultySimulator) -> None:
-    results = await check(simulator, url=f"http://127.0.0.1:{free_port()}")
+async def test_unreachable_provider_fails_token_and_clock(
+    check: Check, simulator: FaultySimulator, tmp_path: Path
+) -> None:
+    url = f"http://127.0.0.1:{free_port()}"
+    results = await check(simulator, url=url)
     assert failures(results) == {"token": 69, "clock": 69}
-    assert "connection refused" in results["token"].message
+    remedy = "connection refused; correct it, or see what is between here and there: network, firewall, proxy, name"
+    place = f"{tmp_path / 'config.yaml'}:3:10: provider.url"
+    assert results["token"].message.startswith(f"{place}: {url}/jwt: {remedy}")
+    assert results["clock"].message.startswith(f"{place}: {url}: {remedy}")
+
+
+async def test_place_of_an_unknown_host_and_of_a_wrong_certificate_is_named(
+    check: Check, simulator: FaultySimulator, server_side: ssl.SSLContext
+) -> None:
+    unknown = await check(simulator, url="https://no-such-host.invalid")
+    assert unknown["token"].exit_code == 69
+    assert "config.yaml:3:10: provider.url: https://no-such-host.invalid/jwt: " in unknown["token"].message
+    async with await asyncio.start_server(lambda *_: None, "127.0.0.1", ssl=server_side) as server:
+        port = server.sockets[0].getsockname()[1]
+        untrusted = await check(simulator, url=f"https://127.0.0.1:{port}")
+    assert untrusted["token"].exit_code == 69
+    assert "certificate was not accepted: self" in untrusted["token"].message
+    assert "name the authority that signed it in provider.ca_file" in untrusted["token"].message
 
 
 async def test_socket_that_rejects_token_fails_connect(check: Check, simulator: FaultySimulator) -> None:

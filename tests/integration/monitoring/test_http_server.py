@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import socket
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
@@ -172,7 +173,7 @@ async def test_taken_port_is_logged_and_not_raised(content: StatusContent, caplo
             assert server.url is None
     (record,) = caplog.records
     assert record.levelname == "ERROR"
-    assert record.getMessage().startswith(f"http.listen: cannot listen on 127.0.0.1:{port} (Address already in use)")
+    assert record.getMessage().startswith(f"http.listen: cannot listen on 127.0.0.1:{port} (process {os.getpid()} (")
 
 
 async def test_invalid_host_name_is_logged_and_not_raised(

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from ingestor.commands.check import CheckResult, LoadEstimate, estimate_load, run_offline_checks
+from ingestor.commands.check import LoadEstimate, estimate_load, run_offline_checks
+from ingestor.commands.check_result import CheckResult
 from ingestor.config import load
 
 CROWD = "/real-time/crowd-sentiment"
