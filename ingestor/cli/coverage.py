@@ -11,7 +11,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ingestor.cli.options import TIME_HELP, ConfigOption, Output, OutputOption, load_config, open_database, parse_time
+from ingestor.cli.options import (
+    TIME_HELP,
+    ConfigOption,
+    Output,
+    OutputOption,
+    load_config,
+    open_database,
+    parse_time,
+    require_order,
+)
 from ingestor.cli.output import format_repair, print_result, printable, repair_to_dict
 from ingestor.core.times import DAY_US, split_into_cells
 
@@ -53,6 +62,7 @@ def coverage(
     loaded = load_config(config)
     now = datetime.now(UTC)
     start = parse_time(since, now, "--since")
+    require_order(start, now, "--since")
     strip_start = now - STRIP_DURATION
     with open_database(loaded) as engine:
         subscriptions = load_coverage(engine, start, now, ticker)

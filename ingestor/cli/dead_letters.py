@@ -12,6 +12,8 @@ from ingestor.cli.output import echo, print_result, printable
 if TYPE_CHECKING:
     from ingestor.config import Config
 
+MAX_ID = 2**63 - 1  # of a database's integers
+
 dead_letters_app = typer.Typer(name="dead-letters", help="List and retry data that could not be stored.")
 
 
@@ -20,7 +22,7 @@ def list_letters(
     config: ConfigOption = None,
     output: OutputOption = Output.TEXT,
     include_retried: Annotated[bool, typer.Option("--all", help="Include those already retried.")] = False,
-    limit: Annotated[int, typer.Option(help="Maximum number of dead letters.")] = 100,
+    limit: Annotated[int, typer.Option(min=1, max=MAX_ID, help="Maximum number of dead letters.")] = 100,
 ) -> None:
     """List the dead letters that have not been retried.
 
@@ -36,7 +38,9 @@ def list_letters(
 
 @dead_letters_app.command("show")
 def show(
-    letter_id: Annotated[int, typer.Argument(help="Id of the dead letter, as listed.", metavar="ID")],
+    letter_id: Annotated[
+        int, typer.Argument(min=1, max=MAX_ID, help="Id of the dead letter, as listed.", metavar="ID")
+    ],
     config: ConfigOption = None,
     output: OutputOption = Output.TEXT,
 ) -> None:
@@ -46,10 +50,7 @@ def show(
     Example:
       ingestor dead-letters show 42
     """
-    letters = _fetch(load_config(config), ids=[letter_id])
-    if not letters:
-        raise typer.BadParameter(f"there is no dead letter {letter_id}")
-    (letter,) = letters
+    (letter,) = _find(load_config(config), [letter_id])
     print_result(output, letter, lambda: "\n".join(f"{name}: {printable(value)}" for name, value in letter.items()))
 
 
@@ -57,7 +58,9 @@ def show(
 def retry(
     letter_ids: Annotated[
         list[int] | None,
-        typer.Argument(help="Ids of dead letters. Default: all that have not been retried.", metavar="ID"),
+        typer.Argument(
+            min=1, max=MAX_ID, help="Ids of dead letters. Default: all that have not been retried.", metavar="ID"
+        ),
     ] = None,
     config: ConfigOption = None,
 ) -> None:
@@ -73,12 +76,23 @@ def retry(
     from ingestor.daemon import control_socket
 
     loaded = load_config(config)
+    if letter_ids:
+        _find(loaded, letter_ids)
     response = control_socket.send_request(loaded.spool.path, "retry", ids=letter_ids or [])
     if response is None:
         from ingestor.commands import without_daemon
 
         response = {"retried": without_daemon.retry_dead_letters(loaded, letter_ids or [])}
     echo(f"retrying {response['retried']} dead letters; `ingestor dead-letters list` shows those that fail again")
+
+
+def _find(config: Config, ids: list[int]) -> list[dict[str, Any]]:
+    """Return these dead letters. Raises typer.BadParameter for one that does not exist."""
+    letters = _fetch(config, ids=ids, limit=len(ids))
+    if missing := sorted(set(ids) - {letter["dead_letter_id"] for letter in letters}):
+        message = f"there is no dead letter {missing[0]}; `ingestor dead-letters list --all` shows which there are"
+        raise typer.BadParameter(message, param_hint="ID")
+    return letters
 
 
 def _fetch(config: Config, **filters: Any) -> list[dict[str, Any]]:

@@ -18,7 +18,9 @@ _BARS = "▁▂▃▄▅▆▇█"
 
 
 def demo(
-    seconds: Annotated[float | None, typer.Option(help="End after this many seconds. Default: at Ctrl-C.")] = None,
+    seconds: Annotated[
+        float | None, typer.Option(min=0, help="End after this many seconds. Default: at Ctrl-C.")
+    ] = None,
 ) -> None:
     """Try the ingestor without an account, with a live view.
 

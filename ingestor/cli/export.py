@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, BinaryIO
 
 import typer
 
-from ingestor.cli.options import TIME_HELP, ConfigOption, load_config, open_database, parse_time
+from ingestor.cli.options import TIME_HELP, ConfigOption, load_config, open_database, parse_time, require_order
 from ingestor.cli.output import echo, progress_bar
 from ingestor.core.files import replace_atomically
 
@@ -101,6 +101,7 @@ def export(
         until=parse_time(until, now, "--until") if until else None,
         revisions=revisions,
     )
+    require_order(query.since, query.until, "--until")
     if partition:
         _check_lake_options(folder, {"--file": file, "--format": format_, "--ticker": ticker, "--force": force})
         _export_lake(query, Path(folder or ""), all_days=all_days, config=config)
@@ -188,6 +189,8 @@ def _check_lake_options(folder: Path | None, others: Mapping[str, object]) -> No
     """Raise typer.BadParameter for an option that --partition has no use for."""
     if folder is None:
         raise typer.BadParameter("name the folder, too: --partition day FOLDER", param_hint="--partition")
+    if folder.exists() and not folder.is_dir():
+        raise typer.BadParameter(f"{folder} is not a folder; name another one", param_hint="FOLDER")
     for name, value in others.items():
         if value:
             raise typer.BadParameter("cannot be combined with --partition", param_hint=name)

@@ -56,6 +56,13 @@ def parse_time(text: str, now: datetime, option: str) -> datetime:
         raise typer.BadParameter(message, param_hint=option) from None
 
 
+def require_order(start: datetime | None, end: datetime | None, option: str) -> None:
+    """Raise typer.BadParameter, which names the ``option``, if the range from ``start`` to ``end`` is empty."""
+    if start and end and end <= start:
+        message = f"the range from {start:%Y-%m-%d %H:%M} to {end:%Y-%m-%d %H:%M} UTC is empty; write a later end"
+        raise typer.BadParameter(message, param_hint=option)
+
+
 def load_config(path: Path | None) -> Config:
     """Load the configuration and register its secrets for masking. Print warnings to stderr. Raises ConfigError."""
     from ingestor.config import list_secrets, load

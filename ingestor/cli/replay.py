@@ -17,6 +17,7 @@ from ingestor.cli.options import (
     open_database,
     parse_target_url,
     parse_time,
+    require_order,
 )
 from ingestor.cli.output import print_result, progress_bar
 
@@ -53,6 +54,7 @@ def replay(
     now = datetime.now(UTC)
     start = parse_time(since, now, "--from") if since else MIN_TIME
     end = parse_time(until, now, "--to") if until else MAX_TIME
+    require_order(start, end, "--to")
     with (
         open_database(load_config(config)) as engine,
         open_target(engine, parse_target_url(into)) as target,

@@ -24,13 +24,15 @@ def run(config: ConfigOption = None) -> None:
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})  # pending until the daemon can reload
 
     from ingestor.config import require_api_key
+
+    loaded = load_config(config)  # before the imports that take long: its errors appear at once
+    api_key = require_api_key(loaded)
+
     from ingestor.core.os_errors import raise_descriptor_limit
     from ingestor.daemon.interpreter_tuning import tune_interpreter
     from ingestor.daemon.service import Service
     from ingestor.monitoring import log_setup
 
-    loaded = load_config(config)
-    api_key = require_api_key(loaded)
     log_setup.configure(loaded.log.level, loaded.log.format)
     log_setup.log_uncaught_errors()
     raise_descriptor_limit()

@@ -19,10 +19,10 @@ class SimulatedProtocol(StrEnum):
 
 
 def simulate(
-    port: Annotated[int, typer.Option(help="Port on 127.0.0.1. 0: any free port.")] = 0,
+    port: Annotated[int, typer.Option(min=0, max=65_535, help="Port on 127.0.0.1. 0: any free port.")] = 0,
     api_key: Annotated[str, typer.Option(help="API key to accept. Default: a random one.")] = "",
     seed: Annotated[int, typer.Option(help="Seed of the random walk that produces the values.")] = 0,
-    cadence: Annotated[int, typer.Option(help="Seconds between two values of a ticker. 0: as documented.")] = 0,
+    cadence: Annotated[int, typer.Option(min=0, help="Seconds between two values of a ticker. 0: as documented.")] = 0,
     protocol: Annotated[
         SimulatedProtocol, typer.Option(help="Generation of Socket.IO: 4, or 0.9 as in 2014.")
     ] = SimulatedProtocol.SOCKET_IO_4,

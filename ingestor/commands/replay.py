@@ -53,7 +53,9 @@ def open_target(source: Engine, url: str) -> Iterator[Engine]:
     """
     with open_database(url, read_only=False) as target:
         if replay_source.is_same_database(source, target):
-            raise PermissionDenied("this is the database to read from; name another one, which may be empty or new")
+            raise PermissionDenied(
+                "--into: this is the database to read from; name another one, which may be empty or new"
+            )
         with lock_database(url):
             migrate.upgrade(target)
             yield target

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import ipaddress
+import os
 import re
 from collections.abc import Mapping
 from itertools import zip_longest
@@ -100,9 +101,12 @@ def _sqlite_url(path: str, base: Path) -> str:
     if _SQLITE_OPTIONS.search(name):
         raise ValueError("has options after ?, which are not supported for SQLite; end it with the name of the file")
     try:
-        return f"{SQLITE}{base / Path(name).expanduser()}"
+        file = base / Path(name).expanduser()
     except RuntimeError:
         raise ValueError("begins with ~ and a user who does not exist; write the full path") from None
+    if os.path.isdir(file):  # noqa: PTH112  # unlike Path.is_dir, this does not raise below a closed folder
+        raise ValueError(f"names the folder {file}; add the name of the file: sqlite:////var/lib/ingestor/ingestor.db")
+    return f"{SQLITE}{file}"
 
 
 def _postgres_url(text: str) -> str:

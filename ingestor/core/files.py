@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import secrets
@@ -50,7 +51,13 @@ def replace_atomically(path: Path) -> Iterator[BinaryIO]:
         finally:
             part.unlink(missing_ok=True)
     except OSError as error:
-        raise FileWriteFailed(f"{path}: cannot be written: {error.strerror or error}") from None
+        raise FileWriteFailed(f"{path}: cannot be written ({error.strerror or error}); {_remedy(error)}") from None
+
+
+def _remedy(error: OSError) -> str:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return "free some space there, or name a file on another disk"
+    return "name a file in a folder that you may write to"
 
 
 def is_missing(path: Path) -> bool:

@@ -238,7 +238,8 @@ def test_export_refuses_unknown_feed_but_not_empty_one(
     assert exported("--feed", "tweet-buzz").count("\n") == 1
     result = command("export", "--feed", "crowd", "--config", write_config_for(migrated_url))
     assert (result.code, result.out) == (2, "")
-    assert result.err == 'unknown feed "crowd"; write one of crowd-sentiment\n'
+    assert result.err.startswith('unknown feed "crowd"; write one of ')
+    assert "crowd-sentiment" in result.err
 
 
 def test_exports_with_the_same_process_id_do_not_share_a_part(tmp_path: Path) -> None:
@@ -346,7 +347,10 @@ def test_full_disk_exits_74_and_leaves_no_file(large: list[str | Path], tmp_path
     limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, 1_000_000))  # noqa: E731
     done = subprocess.run([*large, "-o", file], preexec_fn=limit, capture_output=True, text=True, timeout=30)
     assert (done.returncode, done.stdout) == (74, "")
-    assert done.stderr == f"{file}: cannot be written: File too large\n"
+    assert (
+        done.stderr
+        == f"{file}: cannot be written (File too large); free some space there, or name a file on another disk\n"
+    )
     assert not file.exists()
     assert parts(tmp_path) == []
 

@@ -66,13 +66,14 @@ def check_names(engine: Engine, query: ExportQuery, documented_feeds: Iterable[s
     A feed may also be a documented one. Raises DatabaseUnavailable.
     """
     for feed in query.feeds:
-        known = _known(engine, "feed")
-        if feed not in known and feed not in documented_feeds:
+        known = sorted({*_known(engine, "feed"), *documented_feeds})
+        if feed not in known:
             raise UnknownName(f'unknown feed "{feed}"{suggest(feed, known)}')
     tickers = _known(engine, "ticker", query.feeds) if query.tickers else []
     for ticker in query.tickers:
         if ticker not in tickers:
-            raise UnknownName(f'unknown ticker "{ticker}" of {", ".join(query.feeds)}{suggest(ticker, tickers)}')
+            similar = suggest(ticker, tickers) or "; the database has none yet"
+            raise UnknownName(f'unknown ticker "{ticker}" of {", ".join(query.feeds)}{similar}')
 
 
 def _known(engine: Engine, column: str, feeds: Sequence[str] | None = None) -> list[str]:
