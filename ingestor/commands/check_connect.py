@@ -44,7 +44,7 @@ from ingestor.provider.http_client import HttpRequest, RequestFailed
 from ingestor.provider.socket.connection import Connection, ConnectionSettings
 from ingestor.provider.socket.protocol import ProtocolDetector, ProtocolVersion
 from ingestor.provider.subscriptions.supervisor import group_subscriptions
-from ingestor.provider.transport import make_tls_context
+from ingestor.provider.transport import make_tls_context, with_remedy
 from ingestor.store import migrate
 from ingestor.store.engine import sqlite_path
 from ingestor.store.maintenance.dry_run import dry_run
@@ -170,7 +170,7 @@ async def _check_clock(config: Config, report: ReportResult) -> None:
         try:
             response = await run_in_daemon_thread(request.send, "clock")
         except RequestFailed as error:
-            raise _provider_failed(config, f"{provider.url}: {error}") from None
+            raise _provider_failed(config, f"{provider.url}: {with_remedy(str(error))}") from None
         now = (sent_at + time.time()) / 2
         try:
             # The header is truncated to whole seconds.
@@ -182,13 +182,8 @@ async def _check_clock(config: Config, report: ReportResult) -> None:
 
 
 def _provider_failed(config: Config, reason: str) -> ProbeFailed:
-    """Return the error that the provider cannot be reached, with the place of its URL and a remedy."""
-    remedy = ""
-    if "; " not in reason:
-        remedy = "; correct it, or see what is between here and there: network, firewall, proxy, name resolution"
-    if "certificate" in reason:
-        remedy = "; name the authority that signed it in provider.ca_file, or correct the URL"
-    return ProbeFailed(f"{find_location(config, 'provider', 'url')}: provider.url: {reason}{remedy}")
+    """Return the error that the provider cannot be reached, with the place of its URL."""
+    return ProbeFailed(f"{find_location(config, 'provider', 'url')}: provider.url: {reason}")
 
 
 def _compare_clocks(ahead_seconds: float) -> Finding:

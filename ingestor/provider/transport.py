@@ -17,6 +17,14 @@ from ingestor.core.redaction import redactor
 _PROXY_ERRORS = (requests.exceptions.ProxyError, aiohttp.ClientProxyConnectionError, aiohttp.ClientHttpProxyError)
 _TUNNEL_REFUSED = re.compile(r"Tunnel connection failed: (\d{3})")  # the message of http.client
 
+_REMEDIES = (
+    (r"proxy from the environment", "see whether the proxy runs, or correct HTTPS_PROXY and NO_PROXY"),
+    (r"certificate", "name the authority that signed it in provider.ca_file, or correct provider.url"),
+    (r"^HTTP (429|5\d\d)$", "the provider is at fault, or busy"),
+    (r"[Nn]ame|resolution|[Nn]o address", "correct provider.url, or let this machine resolve the name"),
+    (r"", "correct provider.url, or see network, firewall and proxy"),
+)
+
 
 def make_tls_context(ca_file: Path | None) -> ssl.SSLContext:
     """Return a context for TLS 1.2 or later that always verifies; ``ca_file`` replaces the system's authorities.
@@ -56,6 +64,13 @@ def describe_error(error: BaseException) -> str:
     chain = _error_chain(error)
     through_proxy = any(isinstance(link, _PROXY_ERRORS) for link in chain)
     return ("the proxy from the environment: " if through_proxy else "") + _describe_chain(chain)
+
+
+def with_remedy(reason: str) -> str:
+    """Return the reason why the provider could not be reached, of ``describe_error`` or a status, with what to do."""
+    if "; " in reason or ": raise " in reason:  # of a redirect, or of an exhausted resource: it has one
+        return reason
+    return f"{reason}; {next(remedy for pattern, remedy in _REMEDIES if re.search(pattern, reason))}"
 
 
 def _describe_chain(chain: list[BaseException]) -> str:

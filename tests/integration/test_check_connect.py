@@ -164,7 +164,7 @@ async def test_unreachable_provider_fails_token_and_clock(
     url = f"http://127.0.0.1:{free_port()}"
     results = await check(simulator, url=url)
     assert failures(results) == {"token": 69, "clock": 69}
-    remedy = "connection refused; correct it, or see what is between here and there: network, firewall, proxy, name"
+    remedy = "connection refused; correct provider.url, or see network, firewall and proxy"
     place = f"{tmp_path / 'config.yaml'}:3:10: provider.url"
     assert results["token"].message.startswith(f"{place}: {url}/jwt: {remedy}")
     assert results["clock"].message.startswith(f"{place}: {url}: {remedy}")

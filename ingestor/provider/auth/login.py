@@ -15,6 +15,7 @@ from ingestor.core.redaction import redactor
 from ingestor.errors import InvalidTokenResponse, TokenRefused, TokenUnavailable
 from ingestor.provider.auth.claims import Token, decode_claims, feeds_in, lifetime, parse_http_date, secrets_in
 from ingestor.provider.http_client import BodyTooLarge, HttpRequest, HttpResponse, RequestFailed
+from ingestor.provider.transport import with_remedy
 
 MAX_RESPONSE_BYTES = 64 * 1024  # the largest response in the documentation has 9,311
 MAX_RETRY_AFTER_SECONDS = 3600.0  # a longer Retry-After is shortened to this
@@ -61,7 +62,7 @@ def fetch_token(
     except BodyTooLarge as error:
         raise InvalidTokenResponse(f"{url}: {error}") from None
     except RequestFailed as error:
-        raise TokenUnavailable(f"{url}: {error}") from None
+        raise TokenUnavailable(f"{url}: {with_remedy(str(error))}") from None
     return _parse_token(url, response, lifetime_seconds, sent_at)
 
 
@@ -85,7 +86,7 @@ def _raise_for_status(url: str, response: HttpResponse) -> NoReturn:
     if status in (401, 403):
         raise TokenRefused(f"{url}: HTTP {status}: the API key is not accepted; check provider.api_key_file")
     if status == 429 or status >= 500:
-        raise TokenUnavailable(f"{url}: HTTP {status}", retry_after_seconds(response.headers))
+        raise TokenUnavailable(f"{url}: {with_remedy(f'HTTP {status}')}", retry_after_seconds(response.headers))
     if 300 <= status < 400:
         raise InvalidTokenResponse(f"{url}: HTTP {status}: redirects are not followed; check provider.url")
     raise InvalidTokenResponse(f"{url}: HTTP {status}; check provider.url and provider.token_path")

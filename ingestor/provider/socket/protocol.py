@@ -13,7 +13,7 @@ from pydantic import SecretStr
 
 from ingestor.core.redaction import redactor
 from ingestor.errors import ConnectionFailed, ConnectionRefused, ProtocolUnsupported
-from ingestor.provider.transport import describe_error, http_session
+from ingestor.provider.transport import describe_error, http_session, with_remedy
 
 PROBE_BYTES = 4096  # of the response that are read
 PROBE_SECONDS = 30.0
@@ -59,9 +59,11 @@ async def probe(
             await _close_session(session, address, version, head)
             return version
     except TimeoutError:
-        raise ConnectionFailed(f"{url}: no answer within {PROBE_SECONDS:g} s") from None
+        raise ConnectionFailed(f"{url}: {with_remedy(f'no answer within {PROBE_SECONDS:g} s')}") from None
     except (aiohttp.ClientError, OSError, ValueError) as error:
-        raise ConnectionFailed(f"{url}: {describe_error(error)}") from None  # the cause's text holds the token
+        raise ConnectionFailed(
+            f"{url}: {with_remedy(describe_error(error))}"
+        ) from None  # the cause's text holds the token
 
 
 async def _close_session(session: aiohttp.ClientSession, address: str, version: ProtocolVersion, head: bytes) -> None:
