@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
+import os
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from ingestor.cli.output import PACKAGE, echo, package_file, write_new_file
+from ingestor.errors import ConfigError, ConfigProblem
 
 service_app = typer.Typer(name="service", help="Print the systemd unit.")
 dashboards_app = typer.Typer(name="dashboards", help="Write a Grafana dashboard and Prometheus alert rules.")
@@ -40,8 +41,11 @@ def dashboards_export(
     Example:
       ingestor dashboards export monitoring
     """
-    with suppress(OSError):  # write_new_file reports the reason
+    try:
         folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        message = f"cannot be created ({os.strerror(error.errno or 0)}); name a folder that you may write to"
+        raise ConfigError([ConfigProblem(str(folder), "", message)]) from None
     for name, usage in _DASHBOARDS.items():
         write_new_file(folder / name, (PACKAGE / "monitoring" / "dashboards" / name).read_text(encoding="utf-8"))
         echo(f"{folder / name}: {usage}")

@@ -14,7 +14,7 @@ import typer
 
 from ingestor.core import times
 from ingestor.core.redaction import redactor
-from ingestor.errors import ConfigProblem
+from ingestor.errors import BatchRejected, ConfigProblem, UnknownName
 
 if TYPE_CHECKING:
     from ingestor.config import Config
@@ -87,7 +87,10 @@ def open_database(config: Config, *, read_only: bool = True) -> Iterator[Engine]
 
     with store.open_database(config.database.url.get_secret_value(), read_only=read_only) as engine:
         migrate.refuse_pre_release(migrate.current_revision(engine))
-        yield engine
+        try:
+            yield engine
+        except BatchRejected as error:  # of a query: the driver cannot pass an argument on
+            raise UnknownName(f"an argument is nothing that the database can contain: {error}; correct it") from None
 
 
 def parse_target_url(text: str) -> str:

@@ -78,7 +78,9 @@ def _open_spool(folder: Path) -> SalvagedSpool:
     try:
         spool = SalvagedSpool(folder)
     except OSError as error:
-        raise SpoolFailed(f"{error.filename}: cannot be read: {error.strerror}") from None
+        raise SpoolFailed(
+            f"{error.filename}: cannot be read ({error.strerror}); run this as the daemon's user"
+        ) from None
     if not spool.recognized:
         raise SpoolFailed(f"{folder}: nothing in it is recognized as part of a spool; name another folder")
     return spool

@@ -141,6 +141,27 @@ WRONG = {
         78,
         config(http={"listen": "127.0.0.1:99999"}),
     ),
+    "unknown protocol": Wrong(
+        "check", r"^config.yaml:1:\d+: provider.protocol: .*; write one of auto", 78, config(provider={"protocol": "5"})
+    ),
+    "unknown level of the log": Wrong(
+        "check", r"^config.yaml:1:\d+: log.level: .*; write one of debug", 78, config(log={"level": "loud"})
+    ),
+    "name of 65 characters": Wrong(
+        "check", r"^config.yaml:1:\d+: instance: .*; at most 64 can be stored", 78, config(instance="x" * 65)
+    ),
+    "negative retention": Wrong(
+        "check",
+        r"^config.yaml:1:\d+: database.retention.payloads: .*; write for example",
+        78,
+        config(database={"retention": {"payloads": "-1d"}}),
+    ),
+    "wrong config of a daemon": Wrong(
+        "reload", r"^config.yaml:1:\d+: http.listen: .*; write", 78, config(http={"listen": "x"})
+    ),
+    "wrong config to add to": Wrong(
+        "add TSLA", r"^config.yaml:1:\d+: http.listen: .*; write", 78, config(http={"listen": "x"})
+    ),
     "listen without a port": Wrong(
         "check", r"^config.yaml:1:\d+: http.listen: must be host:port; write", 78, config(http={"listen": "localhost"})
     ),
@@ -169,6 +190,7 @@ WRONG = {
         78,
         config(subscriptions=[{**SUBSCRIPTION, "ticker": "B"}]),
     ),
+    "ticker that is not UTF-8": Wrong("tail \udcff", r"argument .* the database can contain: .*; correct it", 2),
     "last ticker removed": Wrong(
         "remove AAPL", r"^config.yaml:1:\d+: subscriptions: .*; stop the daemon instead", 78, process=True
     ),
@@ -402,7 +424,7 @@ WRONG = {
     ),
     "id that is no number": Wrong("dead-letters retry seven", r"'ID'.*valid integer", 2),
     "dashboards into a file": Wrong(
-        "dashboards export key", r"^key/.*: cannot be written .*; name a file in a folder", 78
+        "dashboards export key", r"^key: cannot be created .*; name a folder that you may", 78
     ),
 }
 
