@@ -83,6 +83,11 @@ def install(generation: str) -> Path:
     return _start_install("socket.io", _RELEASES[generation]).result()
 
 
+def install_package(package: str, version: str) -> Path:
+    """Return a folder with this npm package in its node_modules. Skips the test as ``install`` does."""
+    return _start_install(package, version).result()
+
+
 def start_installs() -> None:
     """Start to install all generations in parallel, because npm mostly waits. ``install`` waits for one of them."""
     for version in _RELEASES.values():
@@ -103,7 +108,7 @@ def _start_install(package: str, version: str) -> Future[Path]:
 
 def _install(package: str, version: str) -> Path:
     if not shutil.which("node") or not shutil.which("npm"):
-        skip_missing("socket.io servers: install node (18 or newer) and npm")
+        skip_missing("npm packages: install node (18 or newer) and npm")
     return build_once(f"{package}-{version}", lambda folder: _npm_install(folder, package, version))
 
 

@@ -35,7 +35,7 @@ function connectionsCard(status) {
   const { connections } = status;
   const up = connections.filter((connection) => connection.connected).length;
   const frames = connections.reduce((sum, connection) => sum + connection.frames, 0);
-  const level = standsBy(status) ? "idle" : up === connections.length && up ? "good" : "bad";
+  const level = standsBy(status) || !connections.some(({ connected, last_error: error }) => connected || error) ? "idle" : up === connections.length ? "good" : "bad";
   return card("Connections", level, figure(`${up}`, `of ${connections.length} up`), [formatCount(frames, "frame")]);
 }
 
@@ -51,8 +51,8 @@ function subscriptionsCard({ subscriptions }) {
 }
 
 function rowsCard({ rows: { new: added, revised, duplicate, dead } }) {
-  const deadNote = dead && element("p", { "data-level": "warn" }, shapeIcon("triangle"), `${formatInteger(dead)} dead letters`);
-  const notes = [`${formatInteger(revised)} restated`, `${formatInteger(duplicate)} duplicates`, deadNote];
+  const deadNote = dead && element("p", { "data-level": "warn" }, shapeIcon("triangle"), formatCount(dead, "dead letter"));
+  const notes = [`${formatInteger(revised)} restated`, formatCount(duplicate, "duplicate"), deadNote];
   return card("Rows written", dead ? "warn" : "good", figure(formatInteger(added), "new"), notes);
 }
 
@@ -67,7 +67,8 @@ function databaseCard({ database: { up, kind, lag_seconds: lag, last_commit_at: 
   const lastCommit = committed && `last commit ${formatDuration((now - Date.parse(committed)) / 1000)} ago`;
   const product = { sqlite: "SQLite", postgresql: "PostgreSQL" }[kind] ?? kind;
   const lagNote = `commit lag ${lag < 10 ? `${lag.toFixed(1)} s` : formatDuration(lag)}`;
-  return card("Database", up ? "good" : "bad", figure(up ? "up" : "down", product), [lagNote, up ? lastCommit : error && element("p", { class: "error" }, error)]);
+  if (!up && !error) return card("Database", "idle", figure("opening", product), []);
+  return card("Database", up ? "good" : "bad", figure(up ? "up" : "down", product), [lagNote, lastCommit]);
 }
 
 /** A card only where several daemons share the database. */
@@ -84,7 +85,7 @@ function instancesCards({ instances }) {
 
 function tokenCard(status, now) {
   const { expires_at: end, life_seconds: life, logins } = status.token;
-  if (!end) return card("Token", standsBy(status) ? "idle" : "bad", figure("none"), [formatLogins(logins)]);
+  if (!end) return card("Token", standsBy(status) || !formatLogins(logins) ? "idle" : "bad", figure("none"), [formatLogins(logins)]);
   const left = (Date.parse(end) - now) / 1000;
   return card("Token", left > 0 ? "good" : "bad", figure(formatDuration(left), "left"), [formatLogins(logins)], life ? left / life : undefined);
 }

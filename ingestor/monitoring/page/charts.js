@@ -28,7 +28,7 @@ export function drawSparkline(svg, line, width, height) {
 // -- load
 
 const CHARTS = [
-  { title: "Received", unit: "entries per second, maximum", column: 1, format: (number) => `${formatInteger(number)}/s` },
+  { title: "Received", unit: "entries per second", column: 1, format: (number) => `${formatInteger(number)}/s` },
   { title: "Spool", unit: "entries waiting", column: 2, format: (number) => formatInteger(number) },
   { title: "Commit lag", unit: "age of the oldest entry", column: 3, format: (number) => (number < 10 ? `${number.toFixed(1)} s` : formatDuration(number)) },
 ];
@@ -56,7 +56,14 @@ export class LoadCharts {
       return panel;
     });
     this.ring = { step_seconds: 10, points: [] };
+    this.current = []; // the numbers at this moment, by column; a ring has the maximum of each step
     new ResizeObserver(() => this.render()).observe(root);
+  }
+
+  /** Take the numbers that the cards show, so that chart and card agree. */
+  setCurrent({ spool, database }) {
+    this.current = [, , spool.entries, database.lag_seconds];
+    for (const panel of this.panels) if (!panel.pointed) this.showPoint(panel, null);
   }
 
   /** Show a ring of history.json, without the current step: its maxima are still too low. */
@@ -124,10 +131,13 @@ export class LoadCharts {
     const points = this.ring.points;
     const age = x === null ? 0 : panel.span * (1 - x / panel.width);
     const nearest = points.reduce((best, point) => (Math.abs(point[0] - age) < Math.abs(best[0] - age) ? point : best), points.at(-1));
-    const number = nearest ? chart.format(nearest[chart.column]) : "–";
+    const current = x === null ? this.current[chart.column] : undefined;
+    const shown = current ?? nearest?.[chart.column];
+    const number = shown === undefined ? "–" : chart.format(shown);
+    const maximum = chart.format(Math.max(...points.map((point) => point[chart.column]), current ?? 0));
+    panel.pointed = x !== null;
     panel.now.textContent = number;
-    panel.note.textContent = x === null || !nearest ? chart.unit : `${formatDuration(nearest[0])} ago`;
-    const maximum = chart.format(Math.max(...points.map((point) => point[chart.column]), 0));
+    panel.note.textContent = x === null || !nearest ? `${chart.unit} · at most ${maximum}` : `at most, ${formatDuration(nearest[0])} ago`;
     panel.svg.setAttribute("aria-label", `${chart.title}: now ${number}, maximum ${maximum} in ${formatDuration(panel.span)}`);
     panel.svg.querySelector(".pointer")?.setAttribute("d", x === null || !nearest ? "" : `M${this.xOf(panel, nearest[0])} 12V${HEIGHT}`);
   }
@@ -169,7 +179,7 @@ function stripElement(strip, end, cellSeconds) {
   return element(
     "div",
     { class: "day" },
-    element("span", { class: "label" }, printable(strip.feed)),
+    element("span", { class: "label", title: printable(strip.feed) }, printable(strip.feed)),
     svg,
     element("span", { class: "percent" }, percent),
     element("p", { class: "note gaps" }, describeGaps(runs)),

@@ -3,7 +3,7 @@
 import { renderCards } from "./cards.js";
 import { LoadCharts, renderStrips } from "./charts.js";
 import { Table } from "./table.js";
-import { element, formatDateTime, formatDuration, formatInteger, formatName, formatTime, printable, shapeIcon } from "./text.js";
+import { element, formatCount, formatDateTime, formatDuration, formatInteger, formatName, formatShare, formatTime, printable, shapeIcon } from "./text.js";
 
 const POLL_MS = 2000;
 const TIMEOUT_MS = 5000;
@@ -66,10 +66,11 @@ function showStatus(body) {
   failingSince = null;
   byId("instance").textContent = printable(body.instance);
   renderCards(byId("cards"), body, now());
+  charts.setCurrent(body);
   table.setSubscriptions(body.subscriptions);
   byId("connections").replaceChildren(...body.connections.map(connectionItem));
-  byId("errors").replaceChildren(...body.last_errors.toReversed().map(errorItem));
-  if (!body.last_errors.length) byId("errors").append(element("li", { class: "none" }, "none"));
+  const errors = [...currentTrouble(body), ...body.last_errors.toReversed().map(errorItem)];
+  byId("errors").replaceChildren(...(errors.length ? errors : [element("li", { class: "none" }, "none since the daemon started")]));
   showVerdict();
 }
 
@@ -85,10 +86,14 @@ function showRange() {
 
 function showCoverage(body) {
   if (body.as_of) renderStrips(byId("strips"), body);
+  // The database's own words are in the verdict; here only their consequence is said.
+  const stale = body.as_of && body.error ? `The database cannot be read: this is the state of ${formatTime(Date.parse(body.as_of))} UTC.` : "";
+  const missing = body.error ? "Not known yet: the database cannot be read." : "Not read yet.";
+  byId("coverage-stale").hidden = !body.error;
+  byId("coverage-stale").textContent = body.error ? stale || missing : "";
   byId("coverage-note").textContent = [
-    body.as_of ? "share of the subscribed time that was live; times are UTC" : "not read yet",
-    ...(body.more ? [`and ${formatInteger(body.more)} more feeds with fewer gaps`] : []),
-    ...(body.error ? [body.as_of ? `as of ${formatTime(Date.parse(body.as_of))}: ${printable(body.error)}` : printable(body.error)] : []),
+    ...(body.as_of ? ["share of the subscribed time that was live; times are UTC"] : body.error ? [] : [missing]),
+    ...(body.more ? [`and ${formatCount(body.more, "more feed")} with fewer gaps`] : []),
   ].join(" · ");
 }
 
@@ -97,7 +102,7 @@ function connectionItem(connection) {
   const [shape, level] = connection.connected ? ["dot", "good"] : unconnected;
   const ago = (at) => formatDuration((now() - Date.parse(at)) / 1000);
   const since = connection.since ? ` for ${ago(connection.since)}` : "";
-  const frames = `${formatInteger(connection.frames)} frames` + (connection.last_frame_at ? `, last ${ago(connection.last_frame_at)} ago` : "");
+  const frames = formatCount(connection.frames, "frame") + (connection.last_frame_at ? `, last ${ago(connection.last_frame_at)} ago` : "");
   const protocol = connection.connected && connection.dialect ? ` · Socket.IO protocol ${connection.dialect}` : "";
   return element(
     "li",
@@ -109,6 +114,12 @@ function connectionItem(connection) {
       ...(connection.last_error ? [element("span", { class: "error" }, printable(connection.last_error))] : []),
     ),
   );
+}
+
+/** What is wrong now and is no event of the past: the database, which events are written to. */
+function currentTrouble({ database: { up, last_error: error } }) {
+  if (up || !error) return [];
+  return [element("li", { class: "now" }, element("time", {}, "now"), element("strong", {}, "database unavailable"), element("span", {}, printable(error)))];
 }
 
 function errorItem(error) {
@@ -133,7 +144,7 @@ function showVerdict() {
     title + reasons.join(),
     shapeIcon(shape),
     element("strong", {}, title),
-    ...reasons.map((reason) => element("span", {}, printable(reason))),
+    ...(reasons.length ? [element("ul", {}, ...reasons.map((reason) => element("li", {}, printable(reason))))] : []),
   );
   document.title = `${{ good: "●", warn: "▲", bad: "✕", idle: "○" }[level]} ${status ? printable(status.instance) : "ingestor"}: ${title.toLowerCase()}`;
   byId("outage").hidden = failingSince === null;
@@ -159,17 +170,37 @@ function replaceIfChanged(root, content, ...children) {
 function verdict() {
   if (failingSince !== null) return ["bad", "cross", "No response", []];
   if (!status.healthy.ok) return ["bad", "cross", "Stuck", status.healthy.reasons];
-  if (!status.ready.ok) return ["bad", "triangle", "Not ready", shorten(status.ready.reasons)];
+  if (isStarting(status)) return ["idle", "ring", "Starting", shorten(status.ready.reasons)];
+  if (!status.ready.ok) return ["bad", "triangle", "Not ready", shorten(withCauses(status))];
   if (status.standby?.role === "standby") return ["idle", "ring", "Standing by", [status.standby.reason]];
   const notLive = status.subscriptions.filter((subscription) => subscription.state !== "live").length;
   const warnings = [
-    ...(notLive ? [`${formatInteger(notLive)} of ${formatInteger(status.subscriptions.length)} subscriptions are not live`] : []),
+    ...(notLive ? [`${formatShare(notLive, status.subscriptions.length, "subscription")} not live`] : []),
     ...status.instances.filter(({ state }) => state === "silent").map(({ name }) => `instance ${name} is silent`),
     ...(status.config_reload_successful ? [] : ["the changed config was rejected, the previous one is in use"]),
   ];
   const title = status.config_reload_successful ? "Receiving, instance silent" : "Receiving, config rejected";
   if (warnings.length) return ["warn", "half", notLive ? "Partly receiving" : title, warnings];
   return ["good", "dot", "Receiving", []];
+}
+
+/** Whether nothing has failed yet, and nothing has worked yet. */
+function isStarting({ ready, connections, database }) {
+  const tried = connections.some((connection) => connection.connected || connection.frames || connection.last_error);
+  return !ready.ok && !tried && !database.last_error;
+}
+
+/** The reasons why the daemon is not ready. Connections that fail alike are one reason, with its cause. */
+function withCauses({ ready, connections, standby }) {
+  const causes = new Map();
+  for (const { path, connected, last_error: error } of standby?.role === "standby" ? [] : connections) {
+    if (connected || !error) continue;
+    const cause = error.replace(/ \(\d+ failed attempts?, the next one in \d+ s\)$/, "");
+    causes.set(cause, [...(causes.get(cause) ?? []), path]);
+  }
+  const explained = new Set([...causes.values()].flat().map((path) => `${path}: not connected`));
+  const lines = [...causes].map(([cause, paths]) => `${paths.length > 1 ? `${paths.length} connections` : paths[0]}: not connected: ${cause}`);
+  return [...lines, ...ready.reasons.filter((reason) => !explained.has(reason))];
 }
 
 const shorten = (reasons) => (reasons.length > 4 ? [...reasons.slice(0, 3), `and ${reasons.length - 3} more`] : reasons);

@@ -8,7 +8,10 @@ export const printable = (text) =>
 
 export const formatInteger = (number) => INTEGER.format(Math.round(number));
 
-export const formatCount = (count, noun) => `${formatInteger(count)} ${noun}${count === 1 ? "" : "s"}`;
+export const formatCount = (count, noun, plural = `${noun}s`) => `${formatInteger(count)} ${count === 1 ? noun : plural}`;
+
+/** Say of how many of all something is true: "1 of 309 subscriptions is", "2 of 309 subscriptions are". */
+export const formatShare = (count, total, noun) => `${formatInteger(count)} of ${formatCount(total, noun)} ${count === 1 ? "is" : "are"}`;
 
 /** Format a provider's value, with four decimals unless it is an integer. */
 export function formatValue(number) {

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from datetime import UTC, datetime
 
 from ingestor.config.validators import ListenAddress
+from ingestor.errors import IngestorError
 from ingestor.monitoring.coverage_strips import CoverageCache, StateSpan
 from ingestor.monitoring.http_server import StatusServer
 from ingestor.monitoring.latest_values import LatestValues
@@ -34,7 +35,7 @@ def row(ticker: str = "AAPL", *, feed: str = "crowd-sentiment", ts_us: int = NOO
 
 
 class StatusContent:
-    """What the server serves. A test changes ``status``, ``values`` and ``spans`` while it runs."""
+    """What the server serves. A test changes ``status``, ``values``, ``spans`` and ``failure`` while it runs."""
 
     def __init__(self) -> None:
         self.status = GOOD
@@ -44,11 +45,14 @@ class StatusContent:
         self.history.record(1.0, head_seq=0, waiting=0, lag_seconds=0.0)
         self.history.record(2.0, head_seq=7, waiting=3, lag_seconds=0.25)
         self.spans: list[StateSpan] = []
+        self.failure: IngestorError | None = None  # of reading them
 
     def snapshot(self) -> Status:
         return self.status
 
     def read_spans(self, _since: datetime) -> Iterable[StateSpan]:
+        if self.failure:
+            raise self.failure
         return self.spans
 
     def server(self, host: str = "127.0.0.1", port: int = 0) -> StatusServer:

@@ -14,12 +14,14 @@ from urllib.parse import urlsplit
 import pytest
 
 from ingestor.core.entries import canonical_json
+from ingestor.errors import DatabaseUnavailable
 from ingestor.monitoring.coverage_strips import StateSpan
 from ingestor.monitoring.status import DatabaseStatus, Heartbeat, RecentError, StandbyStatus, SubscriptionStatus
 from tests.support.faulty_simulator import FaultySimulator
 
 from ...support.browser import Browser, chromium
 from ...support.daemon import InProcessDaemon, until, write_config
+from ...support.node_server import install_package
 from ...unit.monitoring.healthy_status import HOST1, HOST2
 from .status_server import GOOD, StatusContent, row
 
@@ -114,7 +116,7 @@ async def test_page_follows_a_daemon_through_an_outage(
         await simulator.stop()
         await until(lambda: set(daemon.states) == {"disconnected"})
         await browser.run(POLL_NOW)  # before the daemon waits longer between its attempts
-        await browser.until(f"{text('#verdict')}.startsWith('Not ready {CROWD}: not connected')")
+        await browser.until(f"{text('#verdict')}.startsWith('Not ready 2 connections: not connected: ')")
         await browser.until(f"{cells}[0] === 'disconnected'")
         assert await browser.run("return document.querySelector('.row use').getAttribute('href')") == "#shape-triangle"
         await browser.until(f"{text('#errors')}.includes('disconnected')")
@@ -306,11 +308,22 @@ VERDICTS = {
     "Receiving, config rejected the changed config was rejected, the previous one is in use": replace(
         GOOD, config_reload_successful=False
     ),
-    "Partly receiving 1 of 2 subscriptions are not live": replace(
+    "Partly receiving 1 of 2 subscriptions is not live": replace(
         GOOD, subscriptions=(subscription("AAPL"), subscription("ON", "silent"))
     ),
     "Not ready the database is unavailable: database is locked": replace(
         GOOD, database=DatabaseStatus(kind="sqlite", last_error="database is locked")
+    ),
+    "Starting tweet-buzz: not connected": replace(GOOD, connections=(replace(GOOD.connections[0], connected=False),)),
+    "Not ready tweet-buzz: not connected: the API key was refused": replace(
+        GOOD,
+        connections=(
+            replace(
+                GOOD.connections[0],
+                connected=False,
+                last_error="the API key was refused (2 failed attempts, the next one in 9 s)",
+            ),
+        ),
     ),
     "Standing by instance 3 (host2) receives": replace(
         GOOD,
@@ -322,6 +335,62 @@ VERDICTS = {
         GOOD, pulses=(Heartbeat(name="spool", age_seconds=99, limit_seconds=30),)
     ),
 }
+
+
+@pytest.mark.node
+async def test_no_state_violates_accessibility_rules(browser: Browser, content: StatusContent) -> None:
+    axe = (install_package("axe-core", "4.10.2") / "node_modules/axe-core/axe.min.js").read_text()
+    content.spans = [a_live_day()]
+    async with content.server() as server, page(browser, server.url):
+        await browser.run(axe)
+        for width in (1280, 390):
+            await browser.size(width, 900, phone=width < 700)
+            for verdict, content.status in VERDICTS.items():
+                await browser.run(POLL_NOW)
+                await browser.until(f"{text('#verdict')} === '{verdict}' && document.querySelector('.strip')")
+                assert await browser.run(AXE) == [], (verdict, width)
+
+
+AXE = """
+const { violations } = await axe.run();
+return violations.map(({ id, nodes }) => [id, ...nodes.map((node) => `${node.target}: ${node.failureSummary}`)]);
+"""
+
+
+async def test_page_keeps_the_strip_and_names_the_trouble_of_a_database_outage(
+    browser: Browser, content: StatusContent
+) -> None:
+    content.spans = [a_live_day()]
+    async with content.server() as server, page(browser, server.url):
+        await browser.until("document.querySelector('.strip .live')")
+        assert "none since the daemon started" in await browser.run(f"return {text('#errors')}")
+        content.failure = DatabaseUnavailable("FATAL: role does not exist")
+        content.status = replace(
+            GOOD,
+            database=DatabaseStatus(kind="postgresql", last_error="it cannot be reached", lag_seconds=7),
+            spool=replace(GOOD.spool, entries=4),
+        )
+        await browser.until(f"{text('#errors')} === 'now database unavailable it cannot be reached'")
+        charts = await browser.run(f"return {text('#charts')}")
+        assert "Spool 4 entries waiting" in charts
+        assert "Commit lag 7.0 s" in charts
+        await browser.until("!document.getElementById('coverage-stale').hidden")
+        stale = await browser.run(f"return {text('#coverage-stale')}")
+        assert re.fullmatch(r"The database cannot be read: this is the state of \d\d:\d\d:\d\d UTC\.", stale)
+        assert await browser.run("return document.querySelectorAll('.strip .live').length") > 0
+        await browser.size(390, 900, phone=True)
+        assert await browser.run(f"return {CLIPPED}") == []
+
+
+# What is wider than the box that hides the rest of it.
+CLIPPED = """[...document.querySelectorAll('header *, main *')]
+  .filter((node) => node.scrollWidth > node.clientWidth + 1 && getComputedStyle(node).overflowX === 'hidden')
+  .filter((node) => !node.matches('.unseen')).map((node) => `${node.className}: ${node.textContent}`)"""
+
+
+def a_live_day() -> StateSpan:
+    now = datetime.now(UTC)
+    return StateSpan(feed="tweet-buzz", state="live", from_at=now - timedelta(days=2), to_at=now, subscriptions=1)
 
 
 async def test_verdict_names_the_state_and_its_reasons(browser: Browser, content: StatusContent) -> None:
