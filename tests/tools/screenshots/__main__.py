@@ -27,6 +27,7 @@ from ingestor.spool.spool import Spool
 from tests.support.browser import Browser, chromium
 from tests.support.daemon import until, write_config
 from tests.support.faulty_simulator import FaultySimulator
+from tests.tools.screenshots import states
 
 PICTURE = Path(__file__).with_name("status.png")
 WIDTH, HEIGHT = 1280, 1000
@@ -95,7 +96,26 @@ async def take_screenshot(browser: Browser, url: str, file: Path, *, width: int 
         "document.querySelectorAll('.row .trace').length > 10 && document.querySelector('.strip .live')"
     )
     await asyncio.sleep(0.5)  # until the answers of the first requests are drawn
-    with Image.open(BytesIO(await browser.screenshot())) as picture:
+    save(await browser.screenshot(), file)
+
+
+async def take_states(folder: Path, pictures: Path) -> None:
+    """Take two pictures of each state: ``NAME-1280.png`` and ``NAME-390.png``."""
+    pictures.mkdir(parents=True, exist_ok=True)
+    with chromium(folder / "profile") as browser:
+
+        async def look(name: str) -> None:
+            for width in states.WIDTHS:
+                await browser.size(width, HEIGHT, phone=width < 700)
+                await asyncio.sleep(0.3)  # until the page has drawn itself in this width
+                save(await browser.screenshot(), pictures / f"{name}-{width}.png")
+                print(pictures / f"{name}-{width}.png", flush=True)
+
+        await states.visit_states(folder, browser, look)
+
+
+def save(screenshot: bytes, file: Path) -> None:
+    with Image.open(BytesIO(screenshot)) as picture:
         # The page has few colors: a palette makes the file a third as large.
         picture.quantize(256, dither=Image.Dither.NONE).save(file, optimize=True)
 
@@ -130,8 +150,12 @@ if __name__ == "__main__":
         "--seconds", type=float, default=240, help="how long the daemon runs before the screenshot (default 240)"
     )
     parser.add_argument("--extra", type=Path, help="a folder for two further screenshots: dark.png and phone.png")
+    parser.add_argument("--states", type=Path, help="take pictures of every state into this folder instead")
     options = parser.parse_args()
     log_setup.configure("critical", "console")
     logging.getLogger("ingestor").setLevel(logging.CRITICAL)
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as name:
-        asyncio.run(main(Path(name), options.seconds, options.extra))
+        if options.states:
+            asyncio.run(take_states(Path(name), options.states))
+        else:
+            asyncio.run(main(Path(name), options.seconds, options.extra))
