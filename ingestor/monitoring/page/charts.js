@@ -30,7 +30,7 @@ export function drawSparkline(svg, line, width, height) {
 const CHARTS = [
   { title: "Received", unit: "entries per second", column: 1, format: (number) => `${formatInteger(number)}/s` },
   { title: "Spool", unit: "entries waiting", column: 2, format: (number) => formatInteger(number) },
-  { title: "Commit lag", unit: "age of the oldest entry", column: 3, format: (number) => (number < 10 ? `${number.toFixed(1)} s` : formatDuration(number)) },
+  { title: "Commit lag", unit: "oldest entry", column: 3, format: (number) => (number < 10 ? `${number.toFixed(1)} s` : formatDuration(number)) },
 ];
 const HEIGHT = 96;
 

@@ -199,7 +199,7 @@ function withCauses({ ready, connections, standby }) {
     causes.set(cause, [...(causes.get(cause) ?? []), path]);
   }
   const explained = new Set([...causes.values()].flat().map((path) => `${path}: not connected`));
-  const lines = [...causes].map(([cause, paths]) => `${paths.length > 1 ? `${paths.length} connections` : paths[0]}: not connected: ${cause}`);
+  const lines = [...causes].map(([cause, paths]) => `${paths.length > 1 ? `${paths.length} connections are` : `${paths[0]}:`} not connected: ${cause}`);
   return [...lines, ...ready.reasons.filter((reason) => !explained.has(reason))];
 }
 

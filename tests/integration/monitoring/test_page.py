@@ -116,7 +116,7 @@ async def test_page_follows_a_daemon_through_an_outage(
         await simulator.stop()
         await until(lambda: set(daemon.states) == {"disconnected"})
         await browser.run(POLL_NOW)  # before the daemon waits longer between its attempts
-        await browser.until(f"{text('#verdict')}.startsWith('Not ready 2 connections: not connected: ')")
+        await browser.until(f"{text('#verdict')}.startsWith('Not ready 2 connections are not connected: ')")
         await browser.until(f"{cells}[0] === 'disconnected'")
         assert await browser.run("return document.querySelector('.row use').getAttribute('href')") == "#shape-triangle"
         await browser.until(f"{text('#errors')}.includes('disconnected')")
