@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import signal
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ingestor.cli.output import echo
+from ingestor.cli.output import echo, exit_on_interrupt
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -21,10 +23,12 @@ def demo(
     seconds: Annotated[
         float | None, typer.Option(min=0, help="End after this many seconds. Default: at Ctrl-C.")
     ] = None,
+    keep: Annotated[bool, typer.Option("--keep", help="Keep the folder with the database, and print queries.")] = False,
 ) -> None:
     """Try the ingestor without an account, with a live view.
 
-    Runs a simulated provider and the daemon, and writes to a SQLite database in a temporary folder.
+    Runs a simulated provider and the daemon, and writes to a SQLite database in a temporary folder, which is removed in
+    the end.
 
     \b
     Example:
@@ -35,19 +39,33 @@ def demo(
     from rich.console import Console
     from rich.live import Live
 
-    from ingestor.commands.demo import QUERIES, run
+    from ingestor.commands.demo import QUERIES, demo_folder, run
     from ingestor.monitoring import log_setup
 
     log_setup.configure("warning", "auto")
     console = Console(stderr=True)
-    with Live(console=console, auto_refresh=False, transient=not console.is_terminal) as live:
-        path = asyncio.run(run(seconds, lambda view: live.update(_table(view), refresh=True)))
-        last = live.get_renderable()
-    if not console.is_terminal:
-        console.print(last)
-    echo(f"The database is {path}. Two queries to try:")
+    with _end_at_sigterm(), exit_on_interrupt(), demo_folder(keep=keep) as folder:
+        with Live(console=console, auto_refresh=False, transient=not console.is_terminal) as live:
+            asyncio.run(run(folder, seconds, lambda view: live.update(_table(view), refresh=True)))
+            last = live.get_renderable()
+        if not console.is_terminal:
+            console.print(last)
+    if not keep:
+        echo(f"The demo's folder {folder} was removed. To query its database: ingestor demo --keep")
+        return
+    echo(f"The demo's folder is {folder}. Two queries to try:")
     for query in QUERIES:
-        echo(f'  sqlite3 {path} "{query}"')
+        echo(f'  sqlite3 {folder / "ingestor.db"} "{query}"')
+
+
+@contextmanager
+def _end_at_sigterm() -> Iterator[None]:
+    """Let SIGTERM end the command as Ctrl-C does, also before the daemon handles it."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _table(view: DemoView) -> Table:

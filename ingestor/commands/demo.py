@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
@@ -57,9 +59,19 @@ class DemoView(NamedTuple):
     page: str | None  # URL of the status page
 
 
-async def run(seconds: float | None, show: Callable[[DemoView], None]) -> Path:
-    """Run for ``seconds`` (None: until stopped), and call ``show`` regularly. Return the database's path."""
+@contextmanager
+def demo_folder(*, keep: bool) -> Iterator[Path]:
+    """Create a folder, and remove it in the end unless it is kept."""
     folder = Path(tempfile.mkdtemp(prefix="ingestor-demo-"))
+    try:
+        yield folder
+    finally:
+        if not keep:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+async def run(folder: Path, seconds: float | None, show: Callable[[DemoView], None]) -> None:
+    """Run in this folder for ``seconds`` (None: until stopped), and call ``show`` regularly."""
     # A minute's bucket every second, so that the view changes.
     async with Simulator(cadence_seconds=1, window_seconds=60, restate_every=7) as simulator:
         redactor.add(simulator.api_key)
@@ -72,8 +84,9 @@ async def run(seconds: float | None, show: Callable[[DemoView], None]) -> Path:
         await asyncio.wait([daemon, watching], return_when=asyncio.FIRST_COMPLETED)
         if not daemon.done():
             service.stop()
+        watching.cancel()
+        await asyncio.wait([watching])  # it reads the database in the folder
         await daemon
-    return folder / "ingestor.db"
 
 
 async def _watch(service: Service, folder: Path, show: Callable[[DemoView], None], seconds: float | None) -> None:
