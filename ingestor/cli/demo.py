@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from ingestor.commands.demo import DemoView
 
 _BARS = "▁▂▃▄▅▆▇█"
+_OTHER_COLUMNS = 34  # characters of a row beside the sparkline
 
 
 def demo(
@@ -46,7 +47,7 @@ def demo(
     console = Console(stderr=True)
     with _end_at_sigterm(), exit_on_interrupt(), demo_folder(keep=keep) as folder:
         with Live(console=console, auto_refresh=False, transient=not console.is_terminal) as live:
-            asyncio.run(run(folder, seconds, lambda view: live.update(_table(view), refresh=True)))
+            asyncio.run(run(folder, seconds, lambda view: live.update(_table(view, console.width), refresh=True)))
             last = live.get_renderable()
         if not console.is_terminal:
             console.print(last)
@@ -68,7 +69,7 @@ def _end_at_sigterm() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _table(view: DemoView) -> Table:
+def _table(view: DemoView, width: int) -> Table:
     from rich.table import Table
     from rich.text import Text
 
@@ -76,12 +77,14 @@ def _table(view: DemoView) -> Table:
     rows, frames = view.status.rows, sum(connection.frames for connection in view.status.connections)
     title = f"{rows.new:,} rows from {frames:,} frames, {rows.revised:,} restated"
     title += f", {view.status.spool.entries} spooled{page}"
-    table = Table(title=title, title_justify="left")
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
     for name in ("ticker", "last", "", "rows", "lag"):
-        table.add_column(name, justify="left" if name in ("ticker", "") else "right")
+        table.add_column(name, justify="left" if name in ("ticker", "") else "right", no_wrap=True)
     for line in view.tickers:
         value, lag = f"{line.values[-1]:+.4f}", f"{line.lag_seconds:.1f} s"
-        table.add_row(Text(line.ticker), value, _sparkline(line.values), f"{line.rows:,}", lag)
+        table.add_row(
+            Text(line.ticker), value, _sparkline(line.values[-max(4, width - _OTHER_COLUMNS) :]), f"{line.rows:,}", lag
+        )
     return table
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
 from pathlib import Path
+from textwrap import wrap
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
@@ -26,6 +27,7 @@ POLL_SECONDS = 1.0
 MAX_ERRORS = 5  # of the recent errors that the daemon reports
 MIN_SKEW_SECONDS = 60.0  # of the provider's publish clock; a smaller skew is not shown
 _STANDBY_TITLES = {"receiver": "receiving", "standby": "standing by", "waiting": "not receiving"}
+_SCREEN_ORDER = (("  not ready", "  config:"), ("  rows:", "  rate:", "  spool:", "  database:"))
 MAX_NOT_LIVE = 20  # subscriptions listed by name; the others are counted
 
 
@@ -96,7 +98,33 @@ def _watch(take_sample: Callable[[], StatusSample], output: Output) -> None:
     elif not console.is_terminal or console.is_dumb_terminal:
         _poll(take_sample, lambda lines, _data: echo("\n".join([*lines, ""])))
     with Live(console=console, auto_refresh=False) as live:
-        _poll(take_sample, lambda lines, _data: live.update(Text("\n".join(lines)), refresh=True))
+        _poll(
+            take_sample,
+            lambda lines, _data: live.update(
+                Text("\n".join(fit_screen(lines, console.width, console.height))), refresh=True
+            ),
+        )
+
+
+def fit_screen(lines: list[str], width: int, height: int) -> list[str]:
+    """Fit a status into a terminal: trouble first and in full, then the values, and each other line cut at its end."""
+    title, *others = lines
+    fitted = [_cut(title, width)]
+    for line in sorted(others, key=_screen_rank):  # stable
+        is_trouble = _screen_rank(line) == 0
+        fitted += wrap(line, width, subsequent_indent="    ") if is_trouble else [_cut(line, width)]
+    room = height - 1  # the cursor is below
+    if len(fitted) <= room:
+        return fitted
+    return [*fitted[: room - 1], _cut(f"  and {len(fitted) - room + 1:,} more lines", width)]
+
+
+def _screen_rank(line: str) -> int:
+    return next((rank for rank, start in enumerate(_SCREEN_ORDER) if line.startswith(start)), len(_SCREEN_ORDER))
+
+
+def _cut(line: str, width: int) -> str:
+    return line if len(line) <= width else f"{line[: width - 1]}…"
 
 
 def _poll(take_sample: Callable[[], StatusSample], show: Callable[[list[str], dict[str, Any]], None]) -> NoReturn:

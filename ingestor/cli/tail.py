@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from shutil import get_terminal_size
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -59,8 +61,22 @@ def _print(records: list[dict[str, Any]], output: Output) -> None:
 
 
 def _format_observation(record: dict[str, Any]) -> str:
+    width = get_terminal_size().columns if sys.stdout.isatty() else None
+    return fit(record, width)
+
+
+def fit(record: dict[str, Any], width: int | None) -> str:
+    """Format as one line of at most ``width`` characters; what is left out first matters least, the value most."""
     owner = f"{record['ticker']} {record['user_id']}".rstrip()
     value = f"{record['feed']}  {record['metric']} {record['value']:.6g}"
     restated = f", revision {record['revision']}" if record["revision"] else ""
     received = f"(received {record['received_at']:%H:%M:%S}{restated})"
-    return printable(f"{record['ts']:%Y-%m-%d %H:%M:%S}  {owner:<8}  {value}  {received}")
+    short = f"{record['metric']} {record['value']:.6g}"
+    candidates = (
+        f"{record['ts']:%Y-%m-%d %H:%M:%S}  {owner:<8}  {value}  {received}",
+        f"{record['ts']:%Y-%m-%d %H:%M:%S}  {owner:<8}  {value}",
+        f"{record['ts']:%m-%d %H:%M}  {owner:<8}  {short}",
+        f"{record['ts']:%H:%M} {owner} {record['value']:.6g}",
+    )
+    lines = list(map(printable, candidates))
+    return next((line for line in lines if width is None or len(line) <= width), lines[-1][:width])

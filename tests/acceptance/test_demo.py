@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+import pty
 import re
 import signal
 import sqlite3
+import struct
+import subprocess
+import termios
 from pathlib import Path
 
 import pytest
 
-from ..support.daemon import CommandProcess, until
+from ..support.daemon import COMMAND, CommandProcess, until
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -33,3 +38,27 @@ async def test_demo_keeps_its_folder_and_names_queries_that_work(tmp_path: Path)
     with sqlite3.connect(database) as connection:
         assert connection.execute(query).fetchall()
     connection.close()
+
+
+@pytest.mark.parametrize(("columns", "lines"), [(80, 24), (40, 20)])
+def test_demo_shows_whole_values_in_a_small_terminal(tmp_path: Path, columns: int, lines: int) -> None:
+    screen, terminal = pty.openpty()
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", lines, columns, 0, 0))
+    environment = {**os.environ, "TERM": "xterm", "TMPDIR": str(tmp_path)}
+    command = [COMMAND, "demo", "--seconds", "2"]
+    with subprocess.Popen(command, stdout=terminal, stderr=terminal, env=environment):
+        os.close(terminal)
+        output = read_all(screen)
+    assert re.search(r"AAPL +[+-]\d\.\d{4}  [▁-█]{4,} +\d+  \d+\.\d s", output)
+    assert "…" not in output
+
+
+def read_all(descriptor: int) -> str:
+    """Return what a terminal was sent, without its control sequences."""
+    parts = []
+    try:
+        while part := os.read(descriptor, 65536):
+            parts.append(part)
+    except OSError:  # the other end is closed
+        os.close(descriptor)
+    return re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", b"".join(parts).decode(errors="replace"))

@@ -5,7 +5,7 @@ from datetime import timedelta
 
 import pytest
 
-from ingestor.cli.status import MAX_NOT_LIVE, StatusSample, _format_status
+from ingestor.cli.status import MAX_NOT_LIVE, StatusSample, _format_status, fit_screen
 from ingestor.monitoring.status import RecentError, StandbyStatus, Status, TokenStatus
 from tests.unit.monitoring.healthy_status import AAPL, HOST1, HOST2, NOON, SENTIMENT, status
 
@@ -91,3 +91,21 @@ def test_problems_are_shown() -> None:
     assert "  crowd-sentiment: the provider's publish clock is 3h59m58s behind ours\n" in text
     assert "tweet-buzz" not in text
     assert text.endswith("  12:00:00 refused: path: /x")
+
+
+@pytest.mark.parametrize(("width", "height"), [(80, 24), (40, 20)])
+def test_screen_shows_trouble_in_full_then_values(width: int, height: int) -> None:
+    reason = "the database is unavailable: " + "it cannot be reached; " * 3
+    many = [f"    /real-time/crowd-sentiment T{number:04}: refused since noon" for number in range(30)]
+    lines = ["desk: running", "  reported by the daemon", *many, "  spool: 7 entries pending", f"  not ready: {reason}"]
+    screen = fit_screen(lines, width, height)
+    assert len(screen) == height - 1
+    assert max(map(len, screen)) <= width
+    assert screen[0] == "desk: running"
+    end = screen.index("  spool: 7 entries pending")
+    assert " ".join(" ".join(screen[1:end]).split()) == f"not ready: {reason}".strip()
+    assert screen[-1].startswith("  and ")
+
+
+def test_screen_shows_a_short_status_as_it_is() -> None:
+    assert fit_screen(["desk: running", "  rows: 1 new"], 80, 24) == ["desk: running", "  rows: 1 new"]
