@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from io import StringIO
 from itertools import groupby
+from shutil import get_terminal_size
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
 
 STRIP_DURATION = timedelta(days=1)
 STRIP_CELLS = 48
+FILE_WIDTH = 200  # of the output that is not for a terminal
+STRIP_WIDTH, REASON_WIDTH = 120, 60  # the narrowest terminal that has room for the strips, for the reasons
 MAX_ROWS = 200  # subscriptions in the table; --output json has all
 MAX_INSTANCES = 20  # below the table; --output json has all
 MAX_REPAIRS = 20  # below the table; --output json has all
@@ -78,7 +81,7 @@ def coverage(
         "repairs": [repair_to_dict(repair) for repair in repairs],
     }
     footer = [*_format_instances(instance_gaps), *_format_repairs(repairs)]
-    print_result(output, data, lambda: _render(_table(subscriptions, strips, start), footer))
+    print_result(output, data, lambda: _render(_table(subscriptions, strips, start, _width()), footer))
 
 
 def strip(subscription: SubscriptionCoverage, end: datetime) -> str:
@@ -127,7 +130,14 @@ def _percent(subscription: SubscriptionCoverage) -> float | None:
     return 100 * subscription.covered_seconds / wanted if wanted else None
 
 
-def _table(subscriptions: Sequence[SubscriptionCoverage], strips: Mapping[int, str], start: datetime) -> Table:
+def _width() -> int:
+    """Return the width of the terminal, or one with room for everything."""
+    return get_terminal_size().columns if sys.stdout.isatty() else FILE_WIDTH
+
+
+def _table(
+    subscriptions: Sequence[SubscriptionCoverage], strips: Mapping[int, str], start: datetime, width: int
+) -> Table:
     from rich.table import Table
     from rich.text import Text
 
@@ -135,17 +145,26 @@ def _table(subscriptions: Sequence[SubscriptionCoverage], strips: Mapping[int, s
     total = len(subscriptions)
     truncated = f", the {MAX_ROWS} worst of {total:,} (--output json has all)" if total > MAX_ROWS else ""
     legend = f"{FULL} covered  {PARTIAL} partly covered  {NONE} not covered  {UNWANTED} not subscribed"
-    title = f"since {start:%Y-%m-%d %H:%M} UTC{truncated}; right: the last 24 hours: {legend}"
+    title = f"since {start:%Y-%m-%d %H:%M} UTC{truncated}"
+    with_strip, with_reason = width >= STRIP_WIDTH, width >= REASON_WIDTH
+    if with_strip:
+        title += f"; right: the last 24 hours: {legend}"
     table = Table(title=title, title_justify="left", box=None, pad_edge=False)
-    table.add_column("subscription", overflow="fold")
+    table.add_column("subscription", overflow="fold" if with_strip else "ellipsis", no_wrap=not with_strip)
     for name in ("covered", "gaps", "missing"):
         table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("last reason", overflow="fold")
-    table.add_column("last 24 hours", no_wrap=True, min_width=STRIP_CELLS)
+    if with_reason:
+        table.add_column("last reason", overflow="fold")
+    if with_strip:
+        table.add_column("last 24 hours", no_wrap=True, min_width=STRIP_CELLS)
     for subscription in worst[:MAX_ROWS]:
         runs = ((cell, "".join(group)) for cell, group in groupby(strips[subscription.subscription_id]))
         cells = Text.assemble(*((text, _STYLES[cell]) for cell, text in runs))
-        table.add_row(*(Text(printable(text)) for text in _columns(subscription)), cells)
+        name, covered, gaps, missing, reason = _columns(subscription)
+        if not with_strip:
+            name = f"{subscription.ticker or subscription.params} {subscription.feed}"
+        texts = [name, covered, gaps, missing, *([reason] if with_reason else [])]
+        table.add_row(*(Text(printable(text)) for text in texts), *([cells] if with_strip else []))
     return table
 
 
@@ -202,5 +221,5 @@ def _render(table: Table, footer: Sequence[str]) -> str:
 
     is_terminal = sys.stdout.isatty()
     file = StringIO()
-    Console(file=file, force_terminal=is_terminal, width=None if is_terminal else 200).print(table)
+    Console(file=file, force_terminal=is_terminal, width=_width()).print(table)
     return "\n".join([file.getvalue().rstrip("\n"), *footer])

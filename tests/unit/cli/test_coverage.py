@@ -1,9 +1,14 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import timedelta
+from io import StringIO
+
+import pytest
+from rich.console import Console
 
 from ingestor.cli import coverage
-from ingestor.store.read.coverage_report import SubscriptionCoverage, TimeSpan
+from ingestor.store.read.coverage_report import CoverageGap, SubscriptionCoverage, TimeSpan
 from tests.support.repairs import at, repair
 
 END = at(6)
@@ -41,3 +46,21 @@ def test_percentage_is_rounded_down() -> None:
     assert percent is not None
     assert coverage._round_down(percent) == "99.99"
     assert coverage._round_down(100.0) == "100.00"
+
+
+@pytest.mark.parametrize(
+    ("width", "has_strip", "has_reason"), [(200, True, True), (80, False, True), (40, False, False)]
+)
+def test_table_fits_the_terminal(width: int, has_strip: bool, has_reason: bool) -> None:
+    wanted = TimeSpan(at(5), END)
+    gap = CoverageGap(at(5), END, "disconnected", "the server closed the connection")
+    row = replace(make_coverage(wanted), path="/real-time/crowd-sentiment", feed="crowd-sentiment", gaps=(gap,))
+    table = coverage._table([row], {1: coverage.strip(row, END)}, at(5), width)
+    file = StringIO()
+    Console(file=file, width=width).print(table)
+    lines = file.getvalue().splitlines()
+    assert max(map(len, lines)) <= width
+    (shown,) = [line for line in lines if "0.00 %" in line]
+    assert "AAPL" in shown
+    assert ("x" * 48 in shown) == has_strip
+    assert ("the server" in file.getvalue()) == has_reason
