@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 STRIP_DURATION = timedelta(days=1)
 STRIP_CELLS = 48
+FIGURES_WIDTH = 24  # of the three columns of figures
 FILE_WIDTH = 200  # of the output that is not for a terminal
 STRIP_WIDTH, REASON_WIDTH = 120, 60  # the narrowest terminal that has room for the strips, for the reasons
 MAX_ROWS = 200  # subscriptions in the table; --output json has all
@@ -150,7 +151,12 @@ def _table(
     if with_strip:
         title += f"; right: the last 24 hours: {legend}"
     table = Table(title=title, title_justify="left", box=None, pad_edge=False)
-    table.add_column("subscription", overflow="fold" if with_strip else "ellipsis", no_wrap=not with_strip)
+    table.add_column(
+        "subscription",
+        overflow="fold" if with_strip else "ellipsis",
+        no_wrap=not with_strip,
+        max_width=None if with_reason else max(8, width - FIGURES_WIDTH),
+    )
     for name in ("covered", "gaps", "missing"):
         table.add_column(name, justify="right", no_wrap=True)
     if with_reason:

@@ -62,5 +62,7 @@ def test_table_fits_the_terminal(width: int, has_strip: bool, has_reason: bool) 
     assert max(map(len, lines)) <= width
     (shown,) = [line for line in lines if "0.00 %" in line]
     assert "AAPL" in shown
+    assert "covered" in file.getvalue()
+    assert "missing" in file.getvalue()
     assert ("x" * 48 in shown) == has_strip
     assert ("the server" in file.getvalue()) == has_reason
