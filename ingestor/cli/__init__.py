@@ -42,6 +42,7 @@ from ingestor.errors import IngestorError
 app = typer.Typer(
     help="Write Market Prophit's crowd sentiment to SQL: complete, without duplicates, with every gap on record.",
     pretty_exceptions_enable=False,  # its tracebacks print local variables, and secrets with them
+    context_settings={"help_option_names": ["--help", "-h"]},  # groups and commands inherit it
     rich_markup_mode=None,  # importing rich would take longer than printing the help
 )
 for command in (

@@ -32,6 +32,7 @@ ConfigOption = Annotated[
     Path | None,
     typer.Option(
         "--config",
+        "-c",
         help="Configuration file. Default: $INGESTOR_CONFIG, ./config.yaml, /etc/ingestor/config.yaml.",
         show_default=False,
     ),
