@@ -42,7 +42,7 @@ def check(
         if output is Output.TEXT:
             echo(printable(_format_result(result)))
 
-    loaded = load_config(config)
+    loaded = load_config(config, warn=False)
     for result in run_offline_checks(loaded):
         report(result)
     if connect:

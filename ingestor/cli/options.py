@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
@@ -14,7 +13,7 @@ import typer
 
 from ingestor.core import times
 from ingestor.core.redaction import redactor
-from ingestor.errors import BatchRejected, ConfigProblem, UnknownName
+from ingestor.errors import BatchRejected, UnknownName
 
 if TYPE_CHECKING:
     from ingestor.config import Config
@@ -64,19 +63,17 @@ def require_order(start: datetime | None, end: datetime | None, option: str) -> 
         raise typer.BadParameter(message, param_hint=option)
 
 
-def load_config(path: Path | None) -> Config:
+def load_config(path: Path | None, *, warn: bool = True) -> Config:
     """Load the configuration and register its secrets for masking. Print warnings to stderr. Raises ConfigError."""
+    from ingestor.cli.output import echo_stderr
     from ingestor.config import list_secrets, load
-    from ingestor.provider.catalog import feed_name, unknown_path_warning
+    from ingestor.provider.catalog import feed_name, find_warnings
 
     config = load(path, feed_name=feed_name)
     for secret in list_secrets(config):
         redactor.add(secret)
-    # One warning per place in the file, not one per ticker of a list.
-    by_location = {subscription.location: subscription for subscription in config.subscriptions}
-    for location, subscription in by_location.items():
-        if warning := unknown_path_warning(subscription.path):
-            print(ConfigProblem(location, f"{subscription.config_path}.path", warning), file=sys.stderr)
+    for warning in find_warnings(config) if warn else ():
+        echo_stderr(str(warning))
     return config
 
 

@@ -15,7 +15,7 @@ from ingestor.config import Config, require_api_key
 from ingestor.config.units import format_duration
 from ingestor.config.urls import find_unencrypted_hosts, mask_url, origin
 from ingestor.errors import IngestorError
-from ingestor.provider.catalog import FEEDS, STREAMS, base_name
+from ingestor.provider.catalog import FEEDS, STREAMS, base_name, find_warnings
 from ingestor.store import migrate
 from ingestor.store.engine import postgres_hosts, sqlite_path
 from ingestor.store.open_database import open_database
@@ -51,6 +51,7 @@ def run_offline_checks(config: Config) -> Iterator[CheckResult]:
     """Run every check that needs no provider. The database is only read."""
     count = len(config.subscriptions)
     yield CheckResult("config", f"{config.source}: {count} subscription{'s' if count != 1 else ''}")
+    yield from (CheckResult("config", str(problem), warning=True) for problem in find_warnings(config))
     yield _check_api_key(config)
     yield _check_folder("spool", config.spool.path)
     if config.proxy is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from ingestor.config.validation_errors import ValidationIssue
+from ingestor.config.validation_errors import ValidationIssue, limit_problems
 from ingestor.config.yaml_document import Loc, YamlDocument
 from ingestor.errors import ConfigError, ConfigProblem, InsecureSecretFile
 
@@ -18,6 +18,7 @@ class Draft:
         self._origins: dict[Loc, str] = {}  # where values that are not in the document come from
         self._problems = list(document.problems)
         self._exposed: list[ConfigProblem] = []
+        self._warnings: list[ConfigProblem] = []
         self.value: dict[str, Any] = document.value
 
     def get(self, *loc: str) -> Any:
@@ -54,21 +55,26 @@ class Draft:
 
     def add_issue(self, issue: ValidationIssue) -> None:
         """Add an issue at its location."""
-        location = self.location_of(issue.loc, key=issue.key)
-        self._problems.append(ConfigProblem(location, ".".join(map(str, issue.loc)), issue.message))
+        location = issue.location or self.location_of(issue.loc, key=issue.key)
+        problem = ConfigProblem(location, "" if issue.location else ".".join(map(str, issue.loc)), issue.message)
+        (self._warnings if issue.warning else self._problems).append(problem)
 
     def add_problem(self, problem: ConfigProblem, *, exposed: bool = False) -> None:
         """Add a problem. ``exposed``: others can read a secret."""
         (self._exposed if exposed else self._problems).append(problem)
 
+    @property
+    def warnings(self) -> tuple[ConfigProblem, ...]:
+        return limit_problems(self._warnings)
+
     def check(self) -> None:
         """Raise all problems in file order: InsecureSecretFile if there are no others, else ConfigError."""
         if self._problems:
-            raise ConfigError(sorted(self._problems + self._exposed, key=_sort_key))
+            raise ConfigError(sorted(self._problems + self._exposed, key=self._sort_key))
         if self._exposed:
             raise InsecureSecretFile(self._exposed)
 
-
-def _sort_key(problem: ConfigProblem) -> tuple[bool, int, int]:
-    position = re.search(r":(\d+):(\d+)$", problem.location)
-    return (False, int(position[1]), int(position[2])) if position else (True, 0, 0)
+    def _sort_key(self, problem: ConfigProblem) -> tuple[int, int, int]:
+        name, *position = re.match(r"(.*?)(?::(\d+):(\d+))?$", problem.location, re.DOTALL).groups()  # type: ignore[union-attr]
+        line, column = (int(number or 0) for number in position)
+        return (0 if name == self._document.name else 1) if line else 2, line, column

@@ -1,17 +1,19 @@
 """Add tickers to the YAML file or remove them, and leave the rest of the text unchanged.
 
 The text is cut at the offsets of its values and then parsed again. An edit whose result does not mean exactly what
-was requested is rejected with the location to edit by hand.
+was requested is rejected with the location to edit by hand. Where a subscription has a file of tickers, that file is
+edited instead.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn, TypeAlias
 
 from ingestor.config.subscriptions import expand_subscriptions
+from ingestor.config.ticker_file import TickerFiles, append_lines, remove_lines
 from ingestor.config.yaml_document import YamlDocument, YamlNode, line_and_column, parse_yaml
 from ingestor.core.entries import canonical_json
 from ingestor.errors import ConfigError, ConfigProblem
@@ -23,52 +25,62 @@ _LINE_END = re.compile(r"[ \t]*(#[^\n]*)?\r?")
 ConfiguredKeys: TypeAlias = set[tuple[str, str, str]]  # (path, method, canonical params) of each subscription
 
 
-def add_tickers(text: str, name: str, path: str, tickers: Sequence[str]) -> tuple[str, list[str]]:
+def add_tickers(
+    text: str, name: str, path: str, tickers: Sequence[str], files: TickerFiles | None = None, *, narrow: bool = False
+) -> tuple[str, list[str]]:
     """Subscribe to tickers of a path in the text of the file ``name``. Return the new text and the tickers added.
 
-    Raises ConfigError, with the location, if the text cannot be edited safely.
+    Adds to the file of tickers in ``files`` if the path has one of its own. An entry without tickers subscribes to all,
+    so that nothing has to be added; with ``narrow`` it gets the tickers. Raises ConfigError, with the location, if the
+    text cannot be edited safely.
     """
-    editor = _Editor(text, name)
+    editor = _Editor(text, name, files or TickerFiles())
     entries = editor.entries_for(path)
-    known = {ticker for entry in entries for ticker in _tickers(entry)}
-    has_all = any(not _tickers(entry) for entry in entries)  # an entry without tickers subscribes to all
-    added = [] if has_all else [ticker for ticker in dict.fromkeys(tickers) if ticker not in known]
-    if not added:
+    known = {ticker for entry in entries for ticker in editor.tickers(entry)}
+    all_entry = next((entry for entry in entries if not editor.tickers(entry)), None)
+    missing = [ticker for ticker in dict.fromkeys(tickers) if ticker not in known]
+    if not missing or (all_entry and not narrow):
         return text, []
-    lists = [tickers_node for entry in entries if (tickers_node := _field(entry, "tickers"))]
-    if lists:
-        last = _items(lists[-1])[-1]
-        words = [editor.format_like(ticker, last) for ticker in added]
-        changed = editor.insert(lists[-1], last, ", ".join(words), [[word] for word in words])
+    keys = editor.keys | {_key(path, ticker) for ticker in missing}
+    if all_entry:
+        changed, keys = editor.insert_tickers(all_entry, missing), keys - {(path, "get", canonical_json({}))}
     else:
-        changed = editor.insert_entry(entries[-1] if entries else None, path, added)
-    return editor.verify(changed, editor.keys | {_key(path, ticker) for ticker in added}), added
+        changed = editor.add(entries, path, missing)
+    return editor.verify(changed, keys), missing
 
 
-def remove_tickers(text: str, name: str, path: str, tickers: Sequence[str]) -> tuple[str, list[str]]:
+def remove_tickers(
+    text: str, name: str, path: str, tickers: Sequence[str], files: TickerFiles | None = None
+) -> tuple[str, list[str]]:
     """Remove tickers of a path. Return the new text and the tickers removed.
 
-    A comment in a removed line is removed too. Raises ConfigError as ``add_tickers`` does, and if no subscription would
+    An entry without tickers would subscribe to all, so that it goes with its last one; its file of tickers stays. A
+    comment in a removed line is removed too. Raises ConfigError as ``add_tickers`` does, and if no subscription would
     be left.
     """
-    removed = []
-    for ticker in dict.fromkeys(tickers):
-        editor = _Editor(text, name)
-        entry = next((entry for entry in editor.entries_for(path) if ticker in _tickers(entry)), None)
-        if entry is not None:
-            text = editor.verify(editor.remove(entry, ticker), editor.keys - {_key(path, ticker)})
-            removed.append(ticker)
-    return text, removed
+    files, unwanted = files or TickerFiles(), set(tickers)
+    original = editor = _Editor(text, name, files)
+    known = {ticker for entry in editor.entries_for(path) for ticker in editor.tickers(entry)}
+    removed = [ticker for ticker in dict.fromkeys(tickers) if ticker in known]
+    keys = original.keys - {_key(path, ticker) for ticker in removed}
+    while entry := next((item for item in editor.entries_for(path) if unwanted & set(editor.tickers(item))), None):
+        text = editor.remove(entry, unwanted)
+        editor = _Editor(text, name, files)
+    return original.verify(text, keys), removed
 
 
 class _Editor:
     """A text, its meaning, and the operations that edit it."""
 
-    def __init__(self, text: str, name: str) -> None:
+    def __init__(self, text: str, name: str, files: TickerFiles) -> None:
         self._text = text
         self._document = parse_yaml(text.encode(), name)
-        self.keys = _subscription_keys(self._document)
+        self._files = files
         self._newline = "\r\n" if "\r\n" in text else "\n"
+
+    @property
+    def keys(self) -> ConfiguredKeys:
+        return _subscription_keys(self._document, self._files)
 
     @property
     def subscriptions(self) -> YamlNode:
@@ -79,6 +91,55 @@ class _Editor:
     def entries_for(self, path: str) -> list[YamlNode]:
         """Return the entries for this path that have only tickers, or nothing else."""
         return [entry for entry in _items(self.subscriptions) if _value(entry, "path") == path and _is_simple(entry)]
+
+    def tickers(self, entry: YamlNode) -> list[str]:
+        """Return the tickers that an entry names."""
+        nodes = [*_items(_field(entry, "tickers")), _field(entry, "ticker"), _field(_field(entry, "params"), "ticker")]
+        written = _value(entry, "tickers_file")
+        listed = [found.ticker for found in self._files.read(written).tickers] if written else []
+        return listed + [node.content for node in nodes if node and isinstance(node.content, str)]
+
+    def add(self, entries: list[YamlNode], path: str, tickers: list[str]) -> str:
+        """Add tickers to the last list of these entries, or in an entry after them."""
+        with_file = [entry for entry in entries if _field(entry, "tickers_file")]
+        own = [entry for entry in with_file if not self._is_shared(entry)]
+        lists = [tickers_node for entry in entries if (tickers_node := _field(entry, "tickers"))]
+        if own or (with_file and not lists):
+            return self._edit_file((own or with_file)[-1], lambda text: append_lines(text, tickers))
+        if lists:
+            last = _items(lists[-1])[-1]
+            words = [self.format_like(ticker, last) for ticker in tickers]
+            return self.insert(lists[-1], last, ", ".join(words), [[word] for word in words])
+        return self.insert_entry(entries[-1] if entries else None, path, tickers)
+
+    def insert_tickers(self, entry: YamlNode, tickers: list[str]) -> str:
+        """Insert the key ``tickers`` at the end of an entry."""
+        content: Any = entry.content
+        key, last = list(content.values())[-1]
+        self._reject_alias(entry, last)
+        text, quoted = self._text, self._text[key.start] == '"'
+        words = ", ".join(json.dumps(ticker) if quoted else _format(ticker) for ticker in tickers)
+        added = f'"tickers": [{words}]' if quoted else f"tickers: [{words}]"
+        if entry.flow:
+            return f"{text[: last.end]}, {added}{text[last.end :]}"
+        offset, indentation = self._line_end(last), " " * (key.column - 1)
+        newline = "" if text[:offset].endswith("\n") else self._newline
+        return f"{text[:offset]}{newline}{indentation}{added}{'' if newline else self._newline}{text[offset:]}"
+
+    def _edit_file(self, entry: YamlNode, edit: Callable[[str], str]) -> str:
+        """Edit the file of tickers of an entry. Returns the text of the configuration, which stays as it is."""
+        path = self._files.resolve(_value(entry, "tickers_file"))
+        if self._is_shared(entry):
+            self._fail(
+                entry, f"other subscriptions use {path} too", "edit that file by hand, which changes all of them"
+            )
+        self._files.replace(path, edit(self._files.lists[path].text))
+        return self._text
+
+    def _is_shared(self, entry: YamlNode) -> bool:
+        names = [_value(item, "tickers_file") for item in _items(self.subscriptions)]
+        paths = [self._files.resolve(name) for name in names if name]
+        return paths.count(self._files.resolve(_value(entry, "tickers_file"))) > 1
 
     def insert_entry(self, after: YamlNode | None, path: str, tickers: list[str]) -> str:
         """Insert an entry after another, or at the end."""
@@ -105,13 +166,17 @@ class _Editor:
             return f"{text}{self._newline}{added}"
         return f"{text[:offset]}{added}{self._newline}{text[offset:]}"
 
-    def remove(self, entry: YamlNode, ticker: str) -> str:
-        """Remove a ticker, or the whole entry if it has no other."""
-        tickers = _field(entry, "tickers")
-        if tickers and len(_items(tickers)) > 1:
-            return self._remove_item(tickers, _tickers(entry).index(ticker))
-        parent = self.subscriptions
-        return self._remove_item(parent, next(i for i, item in enumerate(_items(parent)) if item is entry))
+    def remove(self, entry: YamlNode, unwanted: set[str]) -> str:
+        """Remove the whole entry if all its tickers are unwanted, else those in its file or the first of its list."""
+        tickers = self.tickers(entry)
+        if unwanted.issuperset(tickers):
+            parent = self.subscriptions
+            return self._remove_item(parent, next(i for i, item in enumerate(_items(parent)) if item is entry))
+        if _field(entry, "tickers_file"):
+            return self._edit_file(entry, lambda text: remove_lines(text, unwanted))
+        listed = _field(entry, "tickers")
+        assert listed is not None  # noqa: S101  # only a list has several
+        return self._remove_item(listed, next(i for i, ticker in enumerate(tickers) if ticker in unwanted))
 
     def _remove_item(self, parent: YamlNode, index: int) -> str:
         items = _items(parent)
@@ -153,7 +218,8 @@ class _Editor:
         """Return the text if it has exactly these subscriptions and is otherwise equivalent. Raises ConfigError."""
         try:
             changed = parse_yaml(text.encode(), self._document.name)
-            is_correct = _settings(changed) == _settings(self._document) and _subscription_keys(changed) == keys
+            is_correct = _settings(changed) == _settings(self._document)
+            is_correct = is_correct and _subscription_keys(changed, self._files) == keys
         except ConfigError:
             is_correct = False
         if not is_correct:
@@ -214,19 +280,14 @@ def _is_simple(entry: YamlNode) -> bool:
     return set(params) <= {"ticker"} and str(_value(entry, "method") or "get").lower() == "get"
 
 
-def _tickers(entry: YamlNode) -> list[str]:
-    """Return the tickers that an entry names."""
-    nodes = [*_items(_field(entry, "tickers")), _field(entry, "ticker"), _field(_field(entry, "params"), "ticker")]
-    return [node.content for node in nodes if node and isinstance(node.content, str)]
-
-
 def _key(path: str, ticker: str) -> tuple[str, str, str]:
     return path, "get", canonical_json({"ticker": ticker})
 
 
-def _subscription_keys(document: YamlDocument) -> ConfiguredKeys:
+def _subscription_keys(document: YamlDocument, files: TickerFiles) -> ConfiguredKeys:
     written = document.value.get("subscriptions")
-    return {found.key for found in expand_subscriptions(written, document.location_of, lambda _issue: None)}
+    found = expand_subscriptions(written, document.location_of, lambda _issue: None, files=files)
+    return {subscription.key for subscription in found}
 
 
 def _settings(document: YamlDocument) -> dict[str, Any]:

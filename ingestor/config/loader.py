@@ -6,6 +6,7 @@ import hashlib
 import os
 import stat
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from pydantic import SecretStr, ValidationError
@@ -15,6 +16,7 @@ from ingestor.config.environment import FILE_VARIABLE, apply_environment, find_p
 from ingestor.config.model import Config, Settings, SpoolConfig
 from ingestor.config.secrets import API_KEY, API_KEY_REMEDY, SECRET_LOCS, place_secrets
 from ingestor.config.subscriptions import ConfigFile, FeedNamer, expand_subscriptions
+from ingestor.config.ticker_file import TickerFiles
 from ingestor.config.validation_errors import to_issues
 from ingestor.config.validators import resolve_path
 from ingestor.config.yaml_document import MAX_BYTES, parse_yaml
@@ -42,15 +44,24 @@ def load(
 
 
 def parse_config(
-    source: Path, raw: bytes, file_is_private: bool, env: Mapping[str, str], feed_name: FeedNamer | None = None
+    source: Path,
+    raw: bytes,
+    file_is_private: bool,
+    env: Mapping[str, str],
+    feed_name: FeedNamer | None = None,
+    files: TickerFiles | None = None,
 ) -> Config:
-    """Build the configuration from the contents of the file. Raises as ``load`` does."""
+    """Build the configuration from the contents of the file. Raises as ``load`` does.
+
+    ``files`` are the files of tickers, if they have been read, or are to have another text.
+    """
+    files = files or ticker_files(source, env)
     draft = Draft(parse_yaml(raw, str(source)))
     base = base_folder(source, env)
     apply_environment(draft, env, SECRET_LOCS)
     key_file = place_secrets(draft, env, base, file_is_private=file_is_private)
     written = draft.value.pop("subscriptions", None)
-    subscriptions = expand_subscriptions(written, draft.location_of, draft.add_issue, feed_name)
+    subscriptions = expand_subscriptions(written, draft.location_of, draft.add_issue, feed_name, files)
     settings = _validate_settings(draft, base)
     proxy = find_proxy(settings.provider.url, env, draft.add_problem) if settings else None
     draft.check()
@@ -61,8 +72,34 @@ def parse_config(
         key_file=key_file,
         proxy=proxy,
         source=source.absolute(),
-        sha256=hashlib.sha256(raw).hexdigest(),
+        sha256=_sha256(raw, files),
+        warnings=draft.warnings,
     )
+
+
+def ticker_files(source: Path, env: Mapping[str, str]) -> TickerFiles:
+    """Return the files of tickers that a configuration may name. Messages show their paths as they show the source."""
+    return TickerFiles(base_folder(source, env) if env.get("STATE_DIRECTORY") else source.parent)
+
+
+def list_files(source: Path, env: Mapping[str, str]) -> tuple[Path, ...]:
+    """Return the configuration file and the files of tickers that it names, even if something in it is invalid."""
+    try:
+        written = parse_yaml(read_file(source)[0], str(source)).value.get("subscriptions")
+    except ConfigError:
+        written = None
+    files, found = ticker_files(source, env), [source]
+    for item in written if isinstance(written, list) else ():
+        with suppress(ValueError):
+            found.append(files.resolve(item.get("tickers_file") if isinstance(item, dict) else None))
+    return tuple(found)
+
+
+def _sha256(raw: bytes, files: TickerFiles) -> str:
+    digest = hashlib.sha256(raw)
+    for found in files.lists.values():
+        digest.update(hashlib.sha256(found.text.encode()).digest())
+    return digest.hexdigest()
 
 
 def find_file(path: Path | None, env: Mapping[str, str]) -> Path:

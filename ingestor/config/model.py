@@ -30,10 +30,20 @@ from ingestor.config import urls, validators
 from ingestor.config.secret_file import SecretFile
 from ingestor.config.validators import ListenAddress, duration, size
 from ingestor.core.entries import canonical_json
+from ingestor.errors import ConfigProblem
 
 # Compared elsewhere, or not settings: not the name of a secret's file counts, but the secret in it.
 _NOT_COMPARED = frozenset(
-    {"subscriptions", "source", "sha256", "key_file", "provider.api_key", "provider.api_key_file", "database.url_file"}
+    {
+        "subscriptions",
+        "source",
+        "sha256",
+        "warnings",
+        "key_file",
+        "provider.api_key",
+        "provider.api_key_file",
+        "database.url_file",
+    }
 )
 
 # Editors parse an unquoted 007 or TRUE as a number or a boolean; here both are text.
@@ -278,7 +288,8 @@ class Config(Settings):
     key_file: SecretFile | None = None  # that provider.api_key was read from, and can be read from again
     proxy: SecretStr | None = None  # for provider.url; may contain a password
     source: Path  # absolute path of the file
-    sha256: str  # of the file's contents, hexadecimal
+    sha256: str  # of the contents of the file and of the files of tickers that it names, hexadecimal
+    warnings: tuple[ConfigProblem, ...] = ()  # what is valid, but probably a mistake
 
 
 def changed_settings(old: Config, new: Config) -> tuple[str, ...]:

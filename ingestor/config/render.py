@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import groupby
 from typing import Any
 
 import yaml
@@ -20,7 +21,9 @@ def json_schema() -> dict[str, Any]:
 
 def render(config: Config) -> dict[str, Any]:
     """Return the configuration in the shape of its file, with units, and with secrets as ``***``."""
-    values = config.model_dump(mode="json", exclude={"subscriptions", "key_file", "proxy", "source", "sha256"})
+    values = config.model_dump(
+        mode="json", exclude={"subscriptions", "key_file", "proxy", "source", "sha256", "warnings"}
+    )
     values["provider"]["api_key"] = "***" if config.provider.api_key else None
     values["database"]["url"] = mask_url(config.database.url.get_secret_value())
     values["subscriptions"] = [
@@ -31,9 +34,21 @@ def render(config: Config) -> dict[str, Any]:
 
 
 def render_yaml(config: Config) -> str:
-    """Return the result of ``render`` as YAML, after a comment with the name of the file."""
-    text = yaml.safe_dump(render(config), sort_keys=False, allow_unicode=True, default_flow_style=None, width=110)
+    """Return the configuration as YAML, after a comment with the name of the file: tickers of one entry as a list."""
+    values = render(config) | {"subscriptions": list(_subscription_entries(config))}
+    text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True, default_flow_style=None, width=110)
     return f"# {config.source}\n{text.rstrip()}"
+
+
+def _subscription_entries(config: Config) -> Iterator[dict[str, Any]]:
+    """Yield the entries of the file, with the tickers of their files."""
+    for _, group in groupby(config.subscriptions, key=lambda subscription: subscription.config_path):
+        first, *others = group
+        entry: dict[str, Any] = {"path": first.path, "method": first.method, "params": dict(first.params)}
+        if others:
+            del entry["params"]["ticker"]
+            entry["tickers"] = [subscription.ticker for subscription in (first, *others)]
+        yield entry
 
 
 def describe_keys() -> Iterator[str]:

@@ -8,9 +8,10 @@ import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from ingestor.config.loader import find_file, parse_config, read_file
+from ingestor.config.loader import find_file, parse_config, read_file, ticker_files
 from ingestor.config.model import Config
 from ingestor.config.subscriptions import FeedNamer
+from ingestor.config.ticker_file import TickerFiles
 from ingestor.core.files import sync_folder
 from ingestor.errors import ConfigError, ConfigProblem
 
@@ -23,20 +24,25 @@ def rewrite_file(
     env: Mapping[str, str] | None = None,
     *,
     feed_name: FeedNamer | None = None,
+    files: TickerFiles | None = None,
 ) -> tuple[Config, str, str]:
     """Replace the file's text by ``edit(text, name)``. Return the new configuration, and the text before and after.
 
-    Keeps the file's mode, owner and attributes, and follows symbolic links. Raises ConfigError, without changing
-    anything, if the file is invalid before or after the edit, or cannot be replaced.
+    Also replaces the files of tickers that ``edit`` has changed in ``files``. Keeps a file's mode, owner and
+    attributes, and follows symbolic links. Raises ConfigError, without changing anything, if the configuration is
+    invalid before or after the edit, or a file cannot be replaced.
     """
     env = os.environ if env is None else env
     source = find_file(path, env)
     raw, is_private = read_file(source)
-    parse_config(source, raw, is_private, env, feed_name)
+    files = files or ticker_files(source, env)
+    parse_config(source, raw, is_private, env, feed_name, files)
     before = raw.decode()
     bom = _BOM if before.startswith(_BOM) else ""
     after = bom + edit(before.removeprefix(bom), str(source))
-    config = parse_config(source, after.encode(), is_private, env, feed_name)
+    config = parse_config(source, after.encode(), is_private, env, feed_name, files)
+    for file, text in files.original.items():
+        _replace(file, text.encode(), files.lists[file].text.encode())
     if after != before:
         _replace(source, raw, after.encode())
     return config, before, after
@@ -53,7 +59,7 @@ def _replace(source: Path, before: bytes, after: bytes) -> None:
                 file.write(after)
                 file.flush()
                 os.fsync(handle)
-            if read_file(source)[0] != before:
+            if source.read_bytes() != before:
                 raise ConfigError([ConfigProblem(str(source), "", "was changed by somebody else; repeat the command")])
             part.replace(target)
         finally:

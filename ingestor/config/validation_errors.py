@@ -14,8 +14,9 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from ingestor.config.yaml_document import Loc
+from ingestor.errors import ConfigProblem
 
-MAX_LISTED = 20  # names in a message
+MAX_LISTED = 20  # names in a message, problems of a file of tickers
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +26,8 @@ class ValidationIssue:
     loc: Loc
     message: str
     key: bool = False  # the key is wrong, not its value
+    warning: bool = False
+    location: str = ""  # file:line:column, if it is not the document's
 
 
 _MESSAGES = {
@@ -39,6 +42,14 @@ _MESSAGES = {
     "tuple_type": "must be a list; write [first, second]",
     "too_short": "is empty; add at least one, or remove the line",
 }
+
+
+def limit_problems(problems: list[ConfigProblem]) -> tuple[ConfigProblem, ...]:
+    """Return the first problems, and how many more there are."""
+    more = len(problems) - MAX_LISTED
+    if more <= 0:
+        return tuple(problems)
+    return (*problems[:MAX_LISTED], ConfigProblem(problems[MAX_LISTED].location, "", f"{more:,} more from here on"))
 
 
 def to_issues(error: ValidationError, model: type[BaseModel], at: Loc = ()) -> Iterator[ValidationIssue]:

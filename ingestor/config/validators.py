@@ -19,6 +19,7 @@ from pydantic_core import core_schema
 from ingestor.config import units
 
 MAX_KEY_LENGTH = 64  # characters of a text key in the database
+_NOT_IN_A_TICKER = re.compile(r"[*?@$#,;|<>(){}\[\]\\\"'`´\u2018-\u201f\u00ab\u00bb\u2039\u203a]+")
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 
@@ -54,6 +55,21 @@ def url_path(value: Any) -> str:
 def ticker(value: Any) -> str:
     """Return a ticker as written. Almost anything is allowed, because the provider has tickers such as ``6E_F``."""
     return _key_text(value, "a ticker")
+
+
+def doubt_ticker(text: str) -> str | None:
+    """Return why a text that can be stored is surely no ticker, with what may be meant; None if it may be one.
+
+    Tickers such as ``6E_F``, ``BRK.B``, ``BRK/B``, ``BTC-USD``, ``^GSPC``, ``EURUSD=X``, ``ES1!`` and ``ALL`` may be.
+    """
+    if text == "*" or (text.lower() == "all" and text != "ALL"):
+        return f'"{text}" is no ticker; name each one'
+    if not _NOT_IN_A_TICKER.search(text):
+        return None
+    words = [word for word in _NOT_IN_A_TICKER.split(text) if word]
+    if len(words) > 1:
+        return f'"{text}" is no ticker; did you mean {len(words)} of them: {" ".join(words)}?'
+    return f'"{text}" is no ticker' + (f'; did you mean "{words[0]}"?' if words else "; write letters and digits")
 
 
 def user_id(value: Any) -> str:

@@ -7,15 +7,15 @@ config changes nothing.
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import logging
+import os
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ingestor.config import Config, changed_settings, list_secrets, load, require_api_key
+from ingestor.config import Config, changed_settings, list_files, list_secrets, load, require_api_key
 from ingestor.core.clock import wall_us
 from ingestor.core.entries import Fact
 from ingestor.core.os_errors import describe_os_error
@@ -96,16 +96,19 @@ class ConfigReloader:
                 self._on_end()
 
     async def watch(self, on_change: Callable[[], object]) -> None:
-        """Call ``on_change`` each time the config file was changed and stays unchanged for a second. Never returns."""
-        source = self.config.source
-        before = stat = await _in_thread(partial(_stat_fields, source))
-        # The file may have changed between the daemon's start and now.
-        is_loaded = await _in_thread(partial(_sha256, source)) == self.config.sha256
+        """Call ``on_change`` each time a file was changed and stays unchanged for a second. Never returns.
+
+        These are the config file and the files of tickers that it names, even if what it contains is invalid.
+        """
+        files = _WatchedFiles(self.config.source)
+        before = stat = await _in_thread(files.look)
+        # A file may have changed between the daemon's start and now.
+        is_loaded = await _in_thread(partial(_read_sha256, self.config.source)) == self.config.sha256
         reported = stat if is_loaded else ()
         while True:
             await asyncio.sleep(WATCH_SECONDS)
             with suppress(ConfigError):  # no thread
-                before, stat = stat, await _in_thread(partial(_stat_fields, source))
+                before, stat = stat, await _in_thread(files.look)
             if stat == before != reported:  # not while somebody is still writing it
                 reported = stat
                 on_change()
@@ -129,6 +132,8 @@ class ConfigReloader:
             self._record(Fact("config_reloaded", wall_us(), {"sha256": config.sha256, **changes}))
         else:
             log.info("config reloaded, nothing has changed since the last reload")
+        for warning in catalog.find_warnings(config):
+            log.warning("config: %s", warning)
         if needs_restart:
             log.warning("restart required for changes to: %s", ", ".join(needs_restart))
         return changes
@@ -155,11 +160,27 @@ def read_config(source: Path) -> Config:
     return config
 
 
-def _sha256(path: Path) -> str:
+def _read_sha256(source: Path) -> str:
     try:
-        return hashlib.sha256(path.read_bytes()).hexdigest()
-    except OSError:
+        return load(source).sha256
+    except ConfigError:
         return ""
+
+
+class _WatchedFiles:
+    """The config file and what it refers to. Reads the config again only if it was changed."""
+
+    def __init__(self, source: Path) -> None:
+        self._source = source
+        self._stat: tuple[int, ...] | None = None
+        self._files: tuple[Path, ...] = ()
+
+    def look(self) -> tuple[tuple[int, ...], ...]:
+        """Return what changes with any of the files. Blocking."""
+        stat = _stat_fields(self._source)
+        if stat != self._stat:
+            self._stat, self._files = stat, list_files(self._source, os.environ)
+        return stat, *map(_stat_fields, self._files)
 
 
 def _stat_fields(path: Path) -> tuple[int, ...]:

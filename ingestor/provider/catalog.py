@@ -11,9 +11,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
+from ingestor.config import Config
 from ingestor.core.entries import ROW_PARAMS
+from ingestor.errors import ConfigProblem
 
 RANGE_PARAMS = frozenset({"start_ts", "end_ts", "start_date", "end_date"})  # of REST: how much of a feed is requested
+TICKER_MISSING = (
+    "names no ticker, and the provider refuses this endpoint without one; write tickers: [AAPL, …] or tickers_file: …"
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,6 +97,16 @@ def metrics_of(path: str) -> Mapping[str, str] | None:
     return feed.metrics if feed else None
 
 
+def requires_ticker(path: str, params: Mapping[str, str]) -> bool:
+    """Return whether the provider refuses these params for want of a ticker.
+
+    An endpoint below ``/real-time/`` is for one ticker, or one user if its rows have a user_id. A stream sends all.
+    """
+    if path not in PATHS or path in STREAMS or params.get("ticker"):
+        return False
+    return not (FEEDS[base_name(path)].by_user and params.get("user_id"))
+
+
 def unknown_path_warning(path: str) -> str | None:
     """Return a warning that names the closest documented path; None if ``path`` is documented."""
     if path in PATHS:
@@ -99,3 +114,16 @@ def unknown_path_warning(path: str) -> str | None:
     matches = difflib.get_close_matches(path, PATHS, n=1)
     hint = f'; did you mean "{matches[0]}"?' if matches else "; subscribing to it anyway"
     return f'unknown endpoint "{path}"{hint}'
+
+
+def find_warnings(config: Config) -> list[ConfigProblem]:
+    """Return what is valid, but what the provider will probably refuse: once per place in the file, in its order."""
+    by_location = {subscription.location: subscription for subscription in config.subscriptions}
+    warnings = []
+    for location, subscription in by_location.items():
+        place = subscription.config_path
+        if message := unknown_path_warning(subscription.path):
+            warnings.append(ConfigProblem(location, f"{place}.path", message))
+        if requires_ticker(subscription.path, subscription.params):
+            warnings.append(ConfigProblem(location, place, TICKER_MISSING))
+    return [*warnings, *config.warnings]

@@ -48,8 +48,7 @@ def check_request(path: str, method: str, params: Mapping[str, str]) -> None:
         raise BadRequest(f"Unsupported method: {method}")
     if path not in catalog.PATHS:
         raise BadRequest(f"No such endpoint: {path}", status=404)
-    by_user = catalog.FEEDS[catalog.base_name(path)].by_user and "user_id" in params
-    if path.startswith("/") and not params.get("ticker") and not by_user:
+    if catalog.requires_ticker(path, params):
         raise BadRequest("Missing required parameter: ticker")
 
 

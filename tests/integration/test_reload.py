@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from ingestor.daemon import control_socket
+from ingestor.config import load
+from ingestor.daemon import control_socket, reload
 from tests.support.faulty_simulator import FaultySimulator
 
 from ..support.daemon import InProcessDaemon, until, write_config
@@ -96,3 +97,31 @@ async def test_change_during_startup_is_reloaded(
     file.write_text(file.read_text().replace('"AAPL"', '"AAPL", "ON"'))
     async with starting as daemon:
         await until(lambda: len(daemon.states) == 2)
+
+
+async def test_file_of_tickers_is_watched_and_its_errors_keep_the_old_config(
+    simulator: FaultySimulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("INGESTOR_PROVIDER__API_KEY", simulator.api_key)
+    monkeypatch.setattr(reload, "WATCH_SECONDS", 0.05)
+    url = f"sqlite:///{tmp_path / 'ingestor.db'}"
+    file = write_config(tmp_path, url=simulator.url, database_url=url, subscriptions={CROWD: ["AAPL"]})
+    document = json.loads(file.read_text()) | {"watch": "true"}
+    listed = {"subscriptions": [{"path": CROWD, "tickers_file": "t.txt"}]}
+    tickers = tmp_path / "t.txt"
+    file.write_text(json.dumps(document))
+    async with InProcessDaemon(file, simulator.api_key) as daemon:
+        await daemon.wait_until_live()
+        file.write_text(json.dumps(document | listed))  # the file does not exist yet
+        await until(lambda: "t.txt does not exist; create it, or correct the path" in caplog.text)
+        tickers.write_text("AAPL\nON # and more\n")
+        await until(lambda: len(daemon.states) == 2)
+        await daemon.wait_until_live()
+        sha256 = daemon.status.config_sha256
+        tickers.write_text("AAPL\nON\nA B\n")
+        await until(lambda: f"{tickers}:3:1: a ticker must not contain spaces" in caplog.text)
+        assert (len(daemon.states), daemon.status.config_sha256) == (2, sha256)
+        tickers.write_text("ON\n@x\n")
+        await until(lambda: f'config: {tickers}:2:1: "@x" is no ticker' in caplog.text)
+        assert daemon.status.config_sha256 == load(file).sha256 != sha256
+        assert max(len(record.getMessage()) for record in caplog.records) < 500

@@ -110,3 +110,10 @@ def test_kept_space_counts_on_the_disk(tmp_path: Path) -> None:
 
 def test_disk_of_database_server_is_not_checked(tmp_path: Path) -> None:
     assert "database disk" not in run_checks(tmp_path, f"database: {{url: 'postgresql://u@127.0.0.1:1/d'}}\n{ONE}")
+
+
+def test_check_warns_of_what_the_provider_will_refuse(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("subscriptions:\n- path: /real-time/crowd-sentiment\n")
+    warnings = [result for result in run_offline_checks(load(tmp_path / "config.yaml", {})) if result.name == "config"]
+    assert [result.warning for result in warnings] == [False, True]
+    assert warnings[1].message.startswith(f"{tmp_path}/config.yaml:2:9: subscriptions.0: names no ticker, and")

@@ -24,7 +24,7 @@ def subscribed(text: str) -> set[tuple[str, str]]:
     document = parse_yaml(text.encode(), "c.yaml")
     problems: list[Any] = []
     found = expand_subscriptions(document.value.get("subscriptions"), document.location_of, problems.append)
-    assert not problems and not document.problems
+    assert all(problem.warning for problem in problems) and not document.problems
     return {(subscription.path, subscription.key[2]) for subscription in found}
 
 
@@ -147,6 +147,35 @@ def test_removing_a_ticker_keeps_the_rest(before: str, ticker: str, after: str) 
 )
 def test_adding_existing_ticker_changes_nothing(text: str, path: str, ticker: str) -> None:
     assert add_tickers(f"subscriptions: {text}", "c", path, [ticker]) == (f"subscriptions: {text}", [])
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        pytest.param("- path: p # c\n", "- path: p # c\n  tickers: [T, 007]\n", id="block"),
+        pytest.param("- path: p", "- path: p\n  tickers: [T, 007]", id="no newline at the end"),
+        pytest.param(
+            "- method: get\n  path: p\n\n# c", "- method: get\n  path: p\n  tickers: [T, 007]\n\n# c", id="keys"
+        ),
+        pytest.param("- {path: p} # c", "- {path: p, tickers: [T, 007]} # c", id="brackets"),
+        pytest.param('- {"path": "p"}', '- {"path": "p", "tickers": ["T", "007"]}', id="JSON"),
+        pytest.param("- path: p\r\n- path: q\r\n", "- path: p\r\n  tickers: [T, 007]\r\n- path: q\r\n", id="CR LF"),
+    ],
+)
+def test_narrowing_gives_tickers_to_entry_without(before: str, after: str) -> None:
+    head = "subscriptions:\n"
+    edited = add_tickers(head + before, "c.yaml", "p", ["T", "007"], narrow=True)
+    assert edited == (head + after, ["T", "007"])
+
+
+def test_hundreds_of_tickers_are_added_and_removed() -> None:
+    tickers = [f"T{number:03}" for number in range(500)]
+    text, added = add_tickers("subscriptions:\n- path: p\n  tickers: [A]\n", "c.yaml", "p", tickers)
+    assert added == tickers
+    assert remove_tickers(text, "c.yaml", "p", [*tickers, "X"]) == (
+        "subscriptions:\n- path: p\n  tickers: [A]\n",
+        tickers,
+    )
 
 
 @pytest.mark.parametrize("text", ["[{path: p, tickers: [A]}]", "[{path: p}]", "[{path: q, tickers: [T]}]"])
