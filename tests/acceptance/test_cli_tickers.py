@@ -54,15 +54,6 @@ def test_add_and_remove_restore_the_file(config: Path) -> None:
     assert config.read_text() == CONFIG
 
 
-def test_add_warns_of_unknown_endpoint(config: Path) -> None:
-    added = run_cli("add", "ON", "--path", "/real-time/tweet-buz", cwd=config.parent)
-    assert added.returncode == 0
-    assert added.stderr == 'unknown endpoint "/real-time/tweet-buz"; did you mean "/real-time/tweet-buzz"?\n'
-    assert config.read_text() == CONFIG.replace(
-        "[AAPL, ON]\n", "[AAPL, ON]\n  - path: /real-time/tweet-buz\n    tickers: [ON]\n"
-    )
-
-
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
