@@ -1,4 +1,4 @@
-"""Run the shipped unit under a booted systemd, installed as in the README, with the simulator on the same machine.
+"""Run the shipped unit under a booted systemd, installed as in docs/deploy.md, with the simulator on the same machine.
 
 `pytest -m nspawn -v --durations=0` shows every step with its time. The first time on a machine it fetches two Debians.
 """
@@ -22,7 +22,7 @@ from ..support.db_reader import DbReader
 from ..support.nspawn_machine import PYTHONS, NspawnMachine
 from ..support.requirements import skip_missing
 from ..support.sandbox_probe import NOT_ITS_OWN
-from .test_readme import block
+from .test_readme import deploy
 
 pytestmark = [pytest.mark.slow, pytest.mark.nspawn, pytest.mark.timeout(900)]
 
@@ -44,14 +44,14 @@ class Unit:
         self.db = DbReader(f"sqlite:///{self.database}")
 
     def install(self) -> None:
-        """Run the README's steps, with a config that names the simulator."""
+        """Run the steps of docs/deploy.md, with a config that names the simulator."""
         run = self.machine.run
-        run(f"cd /src\n{block('service print')}")
+        run(f"cd /src\n{deploy('sudo python3 -m venv')}")
         self.configure(CONFIG)
         simulate = f"/opt/ingestor/bin/ingestor simulate --port 8700 --api-key {KEY} --cadence 1"
         run(f"systemd-run -q --unit=simulator {simulate}")
-        run(block("credentials/api_key\n"), stdin=KEY)
-        output = run(block("systemctl enable"))
+        run(deploy("credentials/api_key\n"), stdin=KEY)
+        output = run(deploy("systemctl enable"))
         assert "✗" not in output, output
 
     def restore(self) -> None:

@@ -78,6 +78,8 @@ async def test_try_it_steps_end_in_a_clean_check(simulator: FaultySimulator, tmp
 
 # The try-out in two terminals.
 
+deploy = partial(block, page="docs/deploy.md")
+
 Terminal = Callable[..., "subprocess.Popen[str]"]
 
 
@@ -105,7 +107,7 @@ def terminal(tmp_path: Path) -> Iterator[Terminal]:
 
 
 async def test_simulator_and_daemon_restart_with_the_same_command(terminal: Terminal, tmp_path: Path) -> None:
-    simulate, run = block("ingestor simulate"), block("INGESTOR_PROVIDER__URL")
+    simulate, run = deploy("ingestor simulate"), deploy("INGESTOR_PROVIDER__URL")
     db = DbReader(f"sqlite:///{tmp_path / 'try' / 'ingestor.db'}")
     provider, daemon = terminal(simulate), terminal(run)
     await new_rows(db)
@@ -117,7 +119,7 @@ async def test_simulator_and_daemon_restart_with_the_same_command(terminal: Term
     await new_rows(db)
     daemon.terminate()
     assert daemon.wait(20) == 0
-    assert terminal(block(".venv/bin/ingestor audit")).wait(20) == 0
+    assert terminal(deploy(".venv/bin/ingestor audit")).wait(20) == 0
     db.assert_consistent()
 
 
@@ -198,7 +200,7 @@ def test_service_setup_steps_are_in_a_working_order(tmp_path: Path) -> None:
     if shutil.which("systemd-sysusers") is None:
         skip_missing("systemd-sysusers: install systemd")
     machine = a_machine(tmp_path)
-    steps = [block(step) for step in ("service print", "credentials/api_key\n", "systemctl enable")]
+    steps = [deploy(step) for step in ("sudo python3 -m venv", "credentials/api_key\n", "systemctl enable")]
     for step in steps:
         shell(
             re.sub(r"(?<=[ =])/(?=etc/|opt/|var/)", f"{machine}/", step),

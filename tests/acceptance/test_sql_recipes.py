@@ -24,10 +24,9 @@ from ..integration.store.row_factory import DAY, Database, at
 from ..support.query_plans import full_scans
 
 TOP = Path(__file__).parents[2]
-TEXT = (TOP / "README.md").read_text()
-PAGES = "".join(page.read_text() for page in sorted(TOP.glob("docs/*.md")))
-PYTHON = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
-RECIPES = re.findall(r"```sql\n-- ([^.?:\n]+)[^\n]*\n(.*?)```", TEXT + PAGES, re.DOTALL)
+PAGES = "".join(page.read_text() for page in [TOP / "README.md", *sorted(TOP.glob("docs/*.md"))])
+PYTHON = re.findall(r"```python\n(.*?)```", PAGES, re.DOTALL)
+RECIPES = set(re.findall(r"```sql\n-- ([^.?:\n]+)[^\n]*\n(.*?)```", PAGES, re.DOTALL))  # some are on two pages
 ROLE = "PostgreSQL, once, as the role that the daemon connects as"
 CROWD = ("crowd-sentiment", "crowd_sentiment")
 THEN = datetime(2026, 11, 2, tzinfo=DAY.tzinfo)
@@ -226,7 +225,7 @@ def test_arrow_example_reads_what_the_view_has(engine: Engine) -> None:
 
 def test_pandas_example_reads_without_writing(engine: Engine) -> None:
     (example,) = [block for block in PYTHON if "read_sql" in block]
-    assert "`postgresql+psycopg://analyst@host/name`" in TEXT
+    assert "`postgresql+psycopg://analyst@host/name`" in PAGES
     if engine.dialect.name == "sqlite":
         example = example.replace("/var/lib/ingestor/ingestor.db", str(engine.url.database))
     else:

@@ -14,9 +14,10 @@ from ingestor.store import failures
 
 PACKAGE = Path(ingestor.__file__).parent
 PAGE = (PACKAGE.parent / "docs" / "operations.md").read_text()
+SECTION = PAGE[PAGE.index("\n## Messages\n") : PAGE.index("\n## States of a subscription\n")]
 FIRST_COLUMN = re.compile(r"^\| `(.+?)` \|", re.MULTILINE)
 MESSAGES, REASONS = (
-    FIRST_COLUMN.findall(part) for part in PAGE.split("### Reasons why the database is unavailable", maxsplit=1)
+    FIRST_COLUMN.findall(part) for part in SECTION.split("### Reasons why the database is unavailable", maxsplit=1)
 )
 LEVELS = {"warning", "error", "critical", "exception"}
 
