@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from ingestor.store.read.arrow_table import read_batches as read_batches
     from ingestor.store.read.changes import changes as changes
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 _MODULES = {"read": "arrow_table", "read_batches": "arrow_table", "changes": "changes"}
 
 

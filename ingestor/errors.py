@@ -174,9 +174,9 @@ class SpoolFailed(IngestorError):
 
 
 class MissingExtra(IngestorError):
-    """An optional library is not installed. Stop; the message names the extra to install."""
+    """An optional library is not installed. Stop; the message has the command that installs it."""
 
-    exit_code = 69
+    exit_code = 78
 
 
 class UnknownName(IngestorError):

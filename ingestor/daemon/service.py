@@ -68,10 +68,10 @@ class Service:
         self._api_key = api_key
         self._started_at = datetime.now(UTC)
         self._systemd = SystemdNotifier()
+        self._engine = make_engine(config.database.url.get_secret_value(), known_server=lambda: self._spool.server)
         self._database_lock = factory.lock_database(config.database.url.get_secret_value())
         self._spool = factory.build_spool(config)
         self._selector: RestingSelector | None = None
-        self._engine = make_engine(config.database.url.get_secret_value(), known_server=lambda: self._spool.server)
         self._recent_errors = RecentErrors()
         self._values, self._history = LatestValues(), LoadHistory()
         self._metrics = Metrics(self.status)

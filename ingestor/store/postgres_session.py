@@ -15,6 +15,7 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 from ingestor.config.urls import find_hosts
+from ingestor.core.extras import missing_extra
 from ingestor.core.threads import start_thread
 from ingestor.errors import DatabaseUnsupported
 
@@ -81,10 +82,14 @@ _WRONG_MODE = (
 def connection_parameters(url: str) -> dict[str, Any]:
     """Return what a normalized URL says, read as libpq reads it, and our defaults where it says nothing.
 
-    Raises DatabaseUnsupported, which names a parameter that libpq does not know and quotes nothing else.
+    Raises DatabaseUnsupported, which names a parameter that libpq does not know and quotes nothing else, or
+    MissingExtra without psycopg.
     """
-    from psycopg import ProgrammingError
-    from psycopg.conninfo import conninfo_to_dict
+    try:
+        from psycopg import ProgrammingError
+        from psycopg.conninfo import conninfo_to_dict
+    except ImportError:
+        raise missing_extra("postgres", "database.url: PostgreSQL") from None
 
     try:
         written = conninfo_to_dict("postgresql:" + url.partition(":")[2]) | find_hosts(url)

@@ -26,6 +26,7 @@ import pytest
 import time_machine
 from pyarrow import parquet
 
+from ingestor.core.extras import install_command
 from ingestor.core.files import replace_atomically
 from ingestor.errors import BatchRejected
 from ingestor.store.engine import make_engine, repeatable_read
@@ -274,9 +275,9 @@ def test_parquet_without_pyarrow_names_the_extra(
     result = command(
         "export", "--feed", "tweet-buzz", "--format", "parquet", "-o", file, "--config", write_config_for(migrated_url)
     )
-    assert (result.code, result.out) == (69, "")
-    needed = "Parquet and ingestor.read need pyarrow: pip install 'ingestor[export]'; csv and jsonl do not\n"
-    assert result.err == needed
+    assert (result.code, result.out) == (78, "")
+    needed = "Parquet or ingestor.read needs pyarrow, which is not installed; run: "
+    assert result.err == f"{needed}{install_command('export')}\n"
     assert [file.name for file in tmp_path.iterdir() if "parquet" in file.name] == []
     db.sample(*CROWD, "A", "10:00", 0.5)
     assert tickers(command("export", "--feed", "crowd-sentiment", "--config", write_config_for(migrated_url)).out)

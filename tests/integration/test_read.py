@@ -172,7 +172,7 @@ def test_read_without_pyarrow_names_the_extra(migrated_url: str, monkeypatch: py
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     monkeypatch.delitem(sys.modules, "ingestor.store.read.arrow_table", raising=False)
     monkeypatch.delattr("ingestor.store.read.arrow_table", raising=False)
-    with pytest.raises(MissingExtra, match=r"ingestor\[export\]"):
+    with pytest.raises(MissingExtra, match=r"-m pip install.*pyarrow"):
         ingestor.read(migrated_url, "crowd-sentiment")
 
 

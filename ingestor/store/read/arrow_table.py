@@ -10,8 +10,9 @@ from typing import Any
 
 from ingestor.config.urls import normalize_database_url
 from ingestor.config.validation_errors import suggest
+from ingestor.core.extras import missing_extra
 from ingestor.core.times import to_datetime, to_us
-from ingestor.errors import FileWriteFailed, MissingExtra, UnknownName
+from ingestor.errors import FileWriteFailed, UnknownName
 from ingestor.store import migrate
 from ingestor.store.engine import repeatable_read
 from ingestor.store.open_database import open_database
@@ -23,9 +24,7 @@ try:
     import pyarrow
     from pyarrow import compute, parquet
 except ImportError:
-    raise MissingExtra(
-        "Parquet and ingestor.read need pyarrow: pip install 'ingestor[export]'; csv and jsonl do not"
-    ) from None
+    raise missing_extra("export", "Parquet or ingestor.read") from None
 
 _KNOWN = {"received_at": "known_from", "revision": "", "published_at": ""}  # "": a column that the past has not
 KNOWN_COLUMNS = tuple(known for name in COLUMNS if (known := _KNOWN.get(name, name)))  # with ``as_of``
