@@ -48,8 +48,9 @@ def add(
     reload: ReloadOption = False,
     config: ConfigOption = None,
 ) -> None:
-    """Add tickers to the configuration file, or to the tickers_file that it names.
+    """Add tickers to the configuration file.
 
+    Adds them to the tickers_file where the configuration names one.
     Keeps the comments and layout of the file, and prints the changed lines; of more than ten tickers, a summary.
 
     \b
@@ -82,8 +83,9 @@ def remove(
     reload: ReloadOption = False,
     config: ConfigOption = None,
 ) -> None:
-    """Remove tickers from the configuration file, or from the tickers_file that it names.
+    """Remove tickers from the configuration file.
 
+    Removes them from the tickers_file where the configuration names one.
     Keeps the comments and layout of the file, and prints the changed lines; of more than ten tickers, a summary. With
     its last ticker, the subscription is removed. Stored data is kept.
 
