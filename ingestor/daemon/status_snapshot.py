@@ -140,6 +140,8 @@ def _spool(spool: Spool, writer: WriterStatus, now: datetime) -> monitoring.Spoo
         durable_seq=spool.synced,
         acked_seq=spool.acked,
         oldest_age_seconds=commit_lag_seconds(writer, now),
+        disk_full=spool.disk_full,
+        set_aside=spool.set_aside,
     )
 
 
@@ -168,6 +170,7 @@ def _token(token: TokenState, now: datetime, *, is_used: bool) -> monitoring.Tok
     return monitoring.TokenStatus(
         expires_at=None if seconds is None else now + timedelta(seconds=seconds),
         life_seconds=token.life_seconds,
+        key_refused=token.key_refused and is_used,
         logins=dict(token.logins),
     )
 

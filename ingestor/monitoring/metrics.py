@@ -133,6 +133,10 @@ def _spool_metrics(status: Status) -> Iterator[Metric]:
     yield GaugeMetricFamily("ingestor_spool_limit_bytes", "spool.max_bytes", spool.limit_bytes)
     kept_help = "Size of the entries that are in the database and stay for spool.keep"
     yield GaugeMetricFamily("ingestor_spool_kept_bytes", kept_help, spool.kept_bytes)
+    disk_help = "1 while the disk of the spool is full and nothing is received"
+    yield GaugeMetricFamily("ingestor_disk_full", disk_help, spool.disk_full)
+    aside_help = "Spools that could not be read completely and are still in the spool's folder"
+    yield GaugeMetricFamily("ingestor_spools_set_aside", aside_help, spool.set_aside)
     yield GaugeMetricFamily("ingestor_commit_lag_seconds", "Age of the oldest uncommitted entry", database.lag_seconds)
     yield GaugeMetricFamily("ingestor_database_up", "1 if the last attempt reached the database", database.up)
 
@@ -153,6 +157,7 @@ def _connection_metrics(status: Status) -> Iterator[Metric]:
 def _daemon_metrics(status: Status) -> Iterator[Metric]:
     token, logins = status.token, {outcome: status.token.logins.get(outcome, 0) for outcome in LOGIN_OUTCOMES}
     yield _by_label(CounterMetricFamily, "ingestor_logins", "Token requests, by outcome", "outcome", logins)
+    yield GaugeMetricFamily("ingestor_key_refused", "1 if the provider refused the API key last", token.key_refused)
     if token.expires_at:
         expiry = token.expires_at.timestamp()
         yield GaugeMetricFamily("ingestor_token_expires_timestamp_seconds", "Time at which the token expires", expiry)

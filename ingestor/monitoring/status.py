@@ -68,6 +68,8 @@ class SpoolStatus:
     durable_seq: int = 0  # of the last entry fsynced
     acked_seq: int = 0  # of the last entry committed and acknowledged
     oldest_age_seconds: float = 0.0  # of the oldest entry; 0 if empty
+    disk_full: bool = False  # its disk is: nothing more is received, whatever the size of the spool
+    set_aside: int = 0  # folders of spools that could not be read completely
 
     @property
     def full(self) -> bool:
@@ -112,6 +114,7 @@ class TokenStatus:
 
     expires_at: datetime | None = None
     life_seconds: float | None = None
+    key_refused: bool = False  # by the last login
     logins: Mapping[str, int] = field(default_factory=dict)  # by outcome: ok, refused, unavailable, nonsense
 
 
@@ -256,6 +259,8 @@ def _readiness_problems(status: Status) -> Iterator[str]:
         yield f"the database is unavailable: {redactor.scrub(error)}"
     if status.spool.full:
         yield "the spool is full"
+    if status.spool.disk_full:
+        yield "the disk of the spool is full"
 
 
 def severity(fact: Fact) -> Severity:

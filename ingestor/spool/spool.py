@@ -139,6 +139,7 @@ class Spool:
         self.found_loss = self._find_loss(self._last_mark)  # why durable entries are known to be lost
         if not self.found_loss:
             self._write_mark()
+        self.set_aside = self._count_set_aside()  # quarantined spools that are still in the folder
 
     def _open_with_ballast(self, path: Path) -> ChunkWriter:
         try:
@@ -421,6 +422,7 @@ class Spool:
             request.result = self._with_space(request.run)
         if heartbeat or ends:
             self._check_files()
+            self.set_aside = self._count_set_aside()
             self._write_mark()
         if heartbeat and not ends:
             self._relieve_disk()
@@ -467,6 +469,9 @@ class Spool:
                 raise SpoolFailed(
                     f"{path}: was deleted or replaced while in use; stopping, since no restart would find new entries"
                 )
+
+    def _count_set_aside(self) -> int:
+        return len(list(self._file.path.parent.glob(f"{QUARANTINE_PREFIX}*")))
 
     def _write_mark(self) -> None:
         """Mark what is durable now. If a loss was found, not before an entry is, because that one reports the loss."""

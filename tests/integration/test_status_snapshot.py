@@ -21,7 +21,9 @@ from ingestor.spool.spool import Spool
 
 from ..support.daemon import write_config
 
-NO_TOKEN = TokenState(expires_in_seconds=None, renews_in_seconds=None, life_seconds=None, logins={}, last_error="")
+NO_TOKEN = TokenState(
+    expires_in_seconds=None, renews_in_seconds=None, life_seconds=None, key_refused=False, logins={}, last_error=""
+)
 
 
 class FakeSupervisor:
@@ -106,3 +108,16 @@ def test_token_that_is_not_used_while_standing_by_is_not_shown(sources: status_s
     assert status_snapshot.build_status(expired).token.expires_at is not None
     standby = StandbyStatus(role="standby", reason="instance 3 (host2) receives")
     assert status_snapshot.build_status(replace(expired, standby=lambda: standby)).token.expires_at is None
+
+
+def test_refused_key_is_shown_unless_another_instance_receives(sources: status_snapshot.StatusSources) -> None:
+    refused = replace(sources, tokens=lambda: replace(NO_TOKEN, key_refused=True))
+    assert status_snapshot.build_status(refused).token.key_refused
+    standby = StandbyStatus(role="standby", reason="instance 3 (host2) receives")
+    assert not status_snapshot.build_status(replace(refused, standby=lambda: standby)).token.key_refused
+
+
+def test_state_of_disk_and_set_aside_spools_is_shown(sources: status_snapshot.StatusSources) -> None:
+    sources.spool.disk_full, sources.spool.set_aside = True, 2
+    spool = status_snapshot.build_status(sources).spool
+    assert (spool.disk_full, spool.set_aside) == (True, 2)

@@ -38,6 +38,7 @@ class TokenState:
     expires_in_seconds: float | None
     renews_in_seconds: float | None
     life_seconds: float | None
+    key_refused: bool  # by the last login
     logins: Mapping[str, int]  # by outcome: ok, refused, unavailable, nonsense
     last_error: str
 
@@ -127,6 +128,7 @@ class TokenSource:
             expires_in_seconds=token.expires_at - now if token else None,
             renews_in_seconds=self._renewal_due(token) - now if token else None,
             life_seconds=token.life_seconds if token else None,
+            key_refused=self._key_refused,
             logins=dict(self._logins),
             last_error=self._last_error,
         )

@@ -80,12 +80,12 @@ async def test_metrics_and_labels_exist_and_all_metrics_are_shown(
 
 
 @pytest.mark.parametrize("rule", ALERTS, ids=lambda rule: str(rule["alert"]))
-def test_alert_has_summary_and_description(rule: dict[str, Any]) -> None:
+def test_alert_has_summary_description_and_runbook(rule: dict[str, Any]) -> None:
     assert rule.keys() <= {"alert", "expr", "for", "labels", "annotations"}
     assert re.fullmatch(r"Ingestor[A-Z][A-Za-z]+", rule["alert"])
     assert rule["labels"]["severity"] in ("warning", "critical")
     assert re.fullmatch(r"[1-9][0-9]*[smh]", rule.get("for", "1m"))
-    assert rule["annotations"].keys() == {"summary", "description"}
+    assert rule["annotations"].keys() == {"summary", "description", "runbook"}
 
 
 def test_each_way_to_miss_data_has_an_alert() -> None:
@@ -95,6 +95,29 @@ def test_each_way_to_miss_data_has_an_alert() -> None:
     assert rules["IngestorSpoolFilling"].endswith("> 0.7") and rules["IngestorSpoolAlmostFull"].endswith("> 0.9")
     assert {"IngestorLagging", "IngestorDeadLetters", "IngestorTokenEnding"} <= rules.keys()
     assert {"IngestorReloadFailed", "IngestorNoFrames", "IngestorAbsent"} <= rules.keys()
+
+
+def test_alert_on_events_is_the_exception() -> None:
+    events = {rule["alert"] for rule in ALERTS if "increase(" in rule["expr"]}
+    assert events == {"IngestorRepairFailed", "IngestorReconnecting", "IngestorDeadLetters", "IngestorUncaughtErrors"}
+
+
+@pytest.mark.parametrize("panel", DASHBOARD["panels"], ids=lambda panel: str(panel["title"]))
+def test_panel_has_the_unit_of_its_metrics(panel: dict[str, Any]) -> None:
+    unit = panel["fieldConfig"]["defaults"]["unit"]
+    assert unit in {"short", "s", "bytes", "percentunit", "cps"}
+    queries = [target["expr"] for target in panel["targets"]]
+    if unit == "bytes":
+        assert all("_bytes" in query for query in queries)
+    if unit == "s":
+        assert all("_seconds" in query for query in queries)
+    assert len({target["refId"] for target in panel["targets"]}) == len(queries)
+
+
+def test_dashboard_uses_its_variables_and_no_other() -> None:
+    defined = {item["name"] for item in DASHBOARD["templating"]["list"]}
+    used = set(re.findall(r"\$\{?([a-z]+)\b", json.dumps(DASHBOARD)))
+    assert used == defined
 
 
 def test_dashboard_panels_do_not_overlap() -> None:

@@ -123,9 +123,11 @@ async def test_login_waits_for_retry_after(web_server: Serve, make_token_source:
 
 async def test_logins_are_counted_by_outcome(web_server: Serve, make_token_source: Make) -> None:
     source = make_token_source(await web_server(http(403), http(200, "{}")))
-    for _ in range(2):
+    assert not source.status().key_refused
+    for refused in (True, False):  # the second response is no token, and says nothing of the key
         with pytest.raises((TokenRefused, TokenUnavailable)):
             await source.get()
+        assert source.status().key_refused is refused
     assert dict(source.status().logins) == {"refused": 1, "nonsense": 1}
 
 

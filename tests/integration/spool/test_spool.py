@@ -315,6 +315,11 @@ async def test_unreadable_spool_is_quarantined_and_replaced(tmp_path: Path, dama
         assert spool.quarantined is not None
         assert (spool.quarantined / "spool.db").exists()
         assert spool.append(fact()) == 1
+        assert spool.set_aside == 1
+        spool.quarantined.rename(tmp_path / "elsewhere")
+        spool.heartbeat(1, {})
+        await spool.flush()
+        assert spool.set_aside == 0
 
 
 async def test_spool_of_format_4_is_continued(tmp_path: Path) -> None:

@@ -31,6 +31,9 @@ EVERY_NAME = [
     "ingestor_spool_bytes",
     "ingestor_spool_limit_bytes",
     "ingestor_spool_kept_bytes",
+    "ingestor_disk_full",
+    "ingestor_spools_set_aside",
+    "ingestor_key_refused",
     "ingestor_commit_lag_seconds",
     "ingestor_last_frame_timestamp_seconds",
     "ingestor_connected",
@@ -100,6 +103,17 @@ def test_every_metric_is_exported_from_the_first_scrape(name: str) -> None:
 )
 def test_scrape_shows_the_snapshot(name: str, labels: dict[str, str], expected: float) -> None:
     assert value(of(status(dead_letters=DeadLetterCounts(decode=4, insert=6))), name, **labels) == expected
+
+
+def test_states_that_alerts_watch_are_exported_and_end_with_the_cure() -> None:
+    trouble = status(
+        spool=replace(GOOD.spool, disk_full=True, set_aside=2), token=replace(GOOD.token, key_refused=True)
+    )
+    names = ("ingestor_key_refused", "ingestor_disk_full", "ingestor_spools_set_aside")
+    snapshots = iter([trouble] * 3 + [GOOD] * 3)
+    metrics = Metrics(lambda: next(snapshots))
+    assert [value(metrics, name) for name in names] == [1, 1, 2]
+    assert [value(metrics, name) for name in names] == [0, 0, 0]
 
 
 def test_each_scrape_takes_a_new_snapshot() -> None:

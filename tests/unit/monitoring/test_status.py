@@ -81,6 +81,7 @@ def test_status_json_has_no_secret_from_outside_texts(secret: str) -> None:
             id="database fails",
         ),
         pytest.param({"spool": SpoolStatus(bytes=1000, limit_bytes=1000)}, ("the spool is full",), id="spool full"),
+        pytest.param({"spool": SpoolStatus(disk_full=True)}, ("the disk of the spool is full",), id="disk full"),
     ],
 )
 def test_ready_means_connected_and_able_to_store(changes: dict[str, object], reasons: tuple[str, ...]) -> None:
