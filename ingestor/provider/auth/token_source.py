@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -27,6 +27,7 @@ from ingestor.provider.transport import describe_error
 LOGIN_SPACING_SECONDS = 5.0  # between two logins, whatever happens
 RAPID_REJECTION_SECONDS = 60.0  # a token rejected sooner than this after its login was never valid
 UNAVAILABLE_BACKOFF = Backoff(first_seconds=5.0, cap_seconds=300.0)
+MAX_WAIT_WITHOUT_TOKEN_SECONDS = 30.0  # nothing can be received meanwhile
 REFUSED_BACKOFF = Backoff(first_seconds=30.0, cap_seconds=900.0)  # slow, because only a person can fix it
 KEPT_TOKENS = 4  # whose secrets stay masked: the current one, those it overlaps with, and a margin
 
@@ -41,6 +42,12 @@ class TokenState:
     key_refused: bool  # by the last login
     logins: Mapping[str, int]  # by outcome: ok, refused, unavailable, nonsense
     last_error: str
+
+
+def unavailable_backoff(token_seconds: float) -> Backoff:
+    """Return the backoff of a login that failed while a token is valid for so long: it ends soon after the token."""
+    cap_seconds = max(token_seconds, MAX_WAIT_WITHOUT_TOKEN_SECONDS)
+    return replace(UNAVAILABLE_BACKOFF, cap_seconds=min(UNAVAILABLE_BACKOFF.cap_seconds, cap_seconds))
 
 
 class TokenSource:
@@ -120,6 +127,11 @@ class TokenSource:
         if rapid:
             delay = UNAVAILABLE_BACKOFF.equal_jitter(self._rapid_rejections, chance())
             self._not_before = max(self._not_before, now + delay)
+
+    @property
+    def _token_seconds(self) -> float:
+        """For how long the current token is valid; 0 if it has expired or there is none."""
+        return max(0.0, self.current.expires_at - boottime()) if self.current else 0.0
 
     def status(self) -> TokenState:
         """Return a snapshot that contains no secret."""
@@ -205,7 +217,7 @@ class TokenSource:
             self.api_key.watch(self._report)
         else:
             outcome = "nonsense" if isinstance(error, InvalidTokenResponse) else "unavailable"
-            backoff, retry_after = UNAVAILABLE_BACKOFF, error.retry_after_seconds or 0.0
+            backoff, retry_after = unavailable_backoff(self._token_seconds), error.retry_after_seconds or 0.0
             self.api_key.unwatch()
         self._logins[outcome] += 1
         delay = max(backoff.equal_jitter(self._failures, chance()), retry_after)

@@ -9,6 +9,7 @@ import pytest
 from ingestor.provider.auth import Token
 from ingestor.provider.auth.claims import decode_claims, lifetime, renewal_time, secrets_in
 from ingestor.provider.auth.login import retry_after_seconds
+from ingestor.provider.auth.token_source import unavailable_backoff
 
 CONFIGURED = 18_000.0
 DATE = "Mon, 09 Jun 2014 20:00:00 GMT"
@@ -133,3 +134,18 @@ def test_token_allows_feeds_named_by_claims_or_all(feeds: frozenset[str] | None,
 
 def test_repr_does_not_contain_the_token() -> None:
     assert "s3cret" not in repr(Token(value="s3cret", requested_at=1.0, life_seconds=2.0))
+
+
+@pytest.mark.parametrize(
+    ("token_seconds", "failures", "longest"),
+    [
+        pytest.param(0, 1, 5, id="without a token, first"),
+        pytest.param(0, 50, 30, id="without a token"),
+        pytest.param(100, 50, 100, id="until the token ends"),
+        pytest.param(600, 50, 300, id="while there is a token"),
+    ],
+)
+def test_login_is_tried_again_soon_while_nothing_can_be_received(
+    token_seconds: float, failures: int, longest: float
+) -> None:
+    assert unavailable_backoff(token_seconds).ceiling(failures) == longest
