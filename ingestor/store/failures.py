@@ -126,7 +126,7 @@ _CONNECTION_TEXTS: tuple[tuple[str, str | Failure], ...] = (
         Failure("the certificate of the database server was not accepted", "see sslrootcert in database.url"),
     ),
     (r"SSL|GSSAPI", Failure("the connection cannot be encrypted as asked", "see sslmode in database.url")),
-    (r"failed to resolve host|could not translate host name", _UNKNOWN_HOST),
+    (r"failed to resolve host|could not translate host name|Name or service not known", _UNKNOWN_HOST),
     (r"timeout expired|No route to host|unreachable|timed out", _NO_ANSWER),
 )
 _SERVER_ANSWERED = re.compile(r": \S+:  ")  # libpq writes two spaces after the server's, translated, "FATAL:"

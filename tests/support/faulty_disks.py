@@ -100,7 +100,7 @@ def _mounted(folder: Path, *source: str | Path) -> Iterator[None]:
     try:
         yield
     finally:
-        _run("umount", folder)
+        _run("umount", "-l", folder)  # a connection may not be collected yet
 
 
 def _need_root() -> None:
