@@ -25,8 +25,10 @@ EXIT_INTERRUPTED = 130
 
 def backfill(
     ticker: Annotated[str, typer.Option(help="Ticker to backfill.")],
-    since: Annotated[str, typer.Option("--from", help=f"Start of the range. {TIME_HELP}")],
-    until: Annotated[str, typer.Option("--to", help="End of the range, excluded; at the latest today, 00:00 UTC.")],
+    since: Annotated[str, typer.Option("--since", "--from", help=f"Start of the range. {TIME_HELP}")],
+    until: Annotated[
+        str, typer.Option("--until", "--to", help="End of the range, excluded; at the latest today, 00:00 UTC.")
+    ] = "today",
     path: Annotated[str | None, typer.Option(help="Endpoint. Default: every subscribed endpoint.")] = None,
     config: ConfigOption = None,
     output: OutputOption = Output.TEXT,
@@ -38,13 +40,13 @@ def backfill(
 
     \b
     Example:
-      ingestor backfill --ticker AAPL --from 2026-01-01 --to 2026-02-01
+      ingestor backfill --ticker AAPL --since 2026-01-01 --until 2026-02-01
     """
     from ingestor.repair.backfill_requests import build_requests, count_queries
 
     loaded = load_config(config)
     now = datetime.now(UTC)
-    start, end = parse_time(since, now, "--from"), parse_time(until, now, "--to")
+    start, end = parse_time(since, now, "--since"), parse_time(until, now, "--until")
     try:
         requests = build_requests(loaded.subscriptions, ticker, path, start, end, now)
     except ValueError as error:

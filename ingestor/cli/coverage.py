@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 STRIP_DURATION = timedelta(days=1)
 STRIP_CELLS = 48
-FIGURES_WIDTH = 24  # of the three columns of figures
+FIGURES_WIDTH = 26  # of the three columns of figures
 FILE_WIDTH = 200  # of the output that is not for a terminal
 STRIP_WIDTH, REASON_WIDTH = 120, 60  # the narrowest terminal that has room for the strips, for the reasons
 MAX_ROWS = 200  # subscriptions in the table; --output json has all
@@ -47,6 +47,7 @@ _STYLES = {FULL: "green", PARTIAL: "yellow", NONE: "red", UNWANTED: "dim"}
 def coverage(
     ticker: Annotated[str, typer.Option(help="Only subscriptions that deliver this ticker.")] = "",
     since: Annotated[str, typer.Option(help=f"Start of the report. {TIME_HELP}")] = "24h",
+    until: Annotated[str, typer.Option(help="End of the report.", show_default="now")] = "",
     config: ConfigOption = None,
     output: OutputOption = Output.TEXT,
 ) -> None:
@@ -66,17 +67,20 @@ def coverage(
     loaded = load_config(config)
     now = datetime.now(UTC)
     start = parse_time(since, now, "--since")
-    require_order(start, now, "--since")
+    end = min(parse_time(until, now, "--until"), now) if until else now
+    require_order(start, end, "--until" if until else "--since")
     strip_start = now - STRIP_DURATION
     with open_database(loaded) as engine:
-        subscriptions = load_coverage(engine, start, now, ticker)
-        last_day = subscriptions if start == strip_start else load_coverage(engine, strip_start, now, ticker)
-        instance_gaps = load_instance_gaps(engine, start, now, subscriptions)
+        subscriptions = load_coverage(engine, start, end, ticker)
+        last_day = (
+            subscriptions if (start, end) == (strip_start, now) else load_coverage(engine, strip_start, now, ticker)
+        )
+        instance_gaps = load_instance_gaps(engine, start, end, subscriptions)
         repairs = unfinished_repairs(engine, ticker)
     strips = {subscription.subscription_id: strip(subscription, now) for subscription in last_day}
     data = {
         "from": start,
-        "to": now,
+        "to": end,
         "subscriptions": [_to_dict(subscription, strips) for subscription in subscriptions],
         "instance_gaps": [_instance_gap_to_dict(gap) for gap in instance_gaps],
         "repairs": [repair_to_dict(repair) for repair in repairs],

@@ -38,13 +38,15 @@ ConfigOption = Annotated[
 ]
 OutputOption = Annotated[Output, typer.Option("--output", help="Output format.")]
 
-TIME_HELP = "A UTC time (2026-01-31 or 2026-01-31T14:05) or a duration before now (7d)."
+TIME_HELP = "A UTC time (2026-01-31, 2026-01-31T14:05, today, yesterday) or a duration before now (7d)."
 
 
 def parse_time(text: str, now: datetime, option: str) -> datetime:
     """Return the UTC time that ``TIME_HELP`` describes. Raises typer.BadParameter, which names the ``option``."""
     from ingestor.config.units import parse_duration
 
+    if text in (days := {"today": 0, "yesterday": 1}):
+        return now.replace(hour=0, minute=0, second=0, microsecond=0) - timedelta(days=days[text])
     try:
         return now - timedelta(seconds=parse_duration(text))
     except (ValueError, OverflowError):

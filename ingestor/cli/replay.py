@@ -32,8 +32,10 @@ MAX_TIME = datetime.max.replace(tzinfo=UTC)
 
 def replay(
     into: Annotated[str, typer.Option(help="URL of another database. It may be empty or a SQLite file to create.")],
-    since: Annotated[str, typer.Option("--from", help=f"Received at or after. {TIME_HELP}", show_default="all")] = "",
-    until: Annotated[str, typer.Option("--to", help="Received before.", show_default="now")] = "",
+    since: Annotated[
+        str, typer.Option("--since", "--from", help=f"Received at or after. {TIME_HELP}", show_default="all")
+    ] = "",
+    until: Annotated[str, typer.Option("--until", "--to", help="Received before.", show_default="now")] = "",
     config: ConfigOption = None,
     output: OutputOption = Output.TEXT,
 ) -> None:
@@ -44,7 +46,7 @@ def replay(
 
     \b
     Example:
-      ingestor replay --into sqlite:///copy.db --from 24h
+      ingestor replay --into sqlite:///copy.db --since 24h
     """
     from ingestor.commands.replay import open_target
     from ingestor.store.engine import repeatable_read
@@ -52,9 +54,9 @@ def replay(
     from ingestor.store.read.replay_source import oldest_payload_at
 
     now = datetime.now(UTC)
-    start = parse_time(since, now, "--from") if since else MIN_TIME
-    end = parse_time(until, now, "--to") if until else MAX_TIME
-    require_order(start, end, "--to")
+    start = parse_time(since, now, "--since") if since else MIN_TIME
+    end = parse_time(until, now, "--until") if until else MAX_TIME
+    require_order(start, end, "--until")
     with (
         open_database(load_config(config)) as engine,
         open_target(engine, parse_target_url(into)) as target,
@@ -82,7 +84,7 @@ def _replay(source: Connection, target: Engine, start: datetime, end: datetime) 
     try:
         replayer = Replayer(source, target, entry_ranges(source, start, end))
     except ValueError as error:
-        raise typer.BadParameter(str(error), param_hint="--from") from None
+        raise typer.BadParameter(str(error), param_hint="--since") from None
     with progress_bar("entries", replayer.count) as advance:
         return replayer.run(advance)
 

@@ -372,7 +372,7 @@ WRONG = {
     "salvage of no spool": Wrong("spool salvage .", r"spool.db: does not exist; name the folder of a spool", 74),
     # Time ranges, exports, ids
     "time in words": Wrong(
-        "coverage --since yesterday", r"--since: \"yesterday\" is neither .*\(7d\) nor", 2, process=True
+        "coverage --since tomorrow", r"--since: \"tomorrow\" is neither .*\(7d\) nor", 2, process=True
     ),
     "start in the future": Wrong("coverage --since 2999-01-01", r"--since: the range from 2999.* is empty; write", 2),
     "end before the start": Wrong(
@@ -382,7 +382,7 @@ WRONG = {
     ),
     "end of a replay before its start": Wrong(
         "replay --into sqlite:///copy.db --from 2026-01-02 --to 2026-01-01",
-        r"--to: the range .* is empty; write a later",
+        r"--until: the range .* is empty; write a later",
         2,
     ),
     "backfill of another ticker": Wrong(
