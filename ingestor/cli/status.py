@@ -16,7 +16,16 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from ingestor.cli.options import ConfigOption, Output, OutputOption, load_config, open_database
-from ingestor.cli.output import echo, exit_on_interrupt, print_result, printable, sleep_until_closed, to_json_line
+from ingestor.cli.output import (
+    echo,
+    echo_stderr,
+    exit_on_interrupt,
+    print_result,
+    printable,
+    sleep_until_closed,
+    to_json_line,
+)
+from ingestor.core.clock import boottime
 from ingestor.errors import ConfigError, IngestorError
 
 if TYPE_CHECKING:
@@ -24,6 +33,8 @@ if TYPE_CHECKING:
     from ingestor.monitoring.status import ConnectionStatus, InstanceStatus, Status, SubscriptionStatus
 
 POLL_SECONDS = 1.0
+EXIT_NOT_READY = 1
+EXIT_NO_DAEMON = 3
 MAX_ERRORS = 5  # of the recent errors that the daemon reports
 MIN_SKEW_SECONDS = 60.0  # of the provider's publish clock; a smaller skew is not shown
 _STANDBY_TITLES = {"receiver": "receiving", "standby": "standing by", "waiting": "not receiving"}
@@ -41,6 +52,7 @@ class StatusSample:
     rows: int
     data: dict[str, Any]  # for JSON output
     lines: tuple[str, ...]  # for text output
+    exit_code: int
 
     def rates(self, before: StatusSample | None) -> dict[str, float]:
         """Return the rates per second since the sample before, or nothing if the two cannot be compared."""
@@ -56,23 +68,50 @@ class StatusSample:
 def status(
     config: ConfigOption = None,
     watch: Annotated[bool, typer.Option("--watch", "-w", help="Refresh every second until Ctrl-C.")] = False,
+    wait_ready: Annotated[
+        float,
+        typer.Option("--wait-ready", min=0.0, help="Seconds to wait until the daemon is ready.", metavar="SECONDS"),
+    ] = 0.0,
     output: OutputOption = Output.TEXT,
 ) -> None:
     """Show connections, subscriptions, spool and database.
 
-    From the running daemon, or from the database if no daemon runs here.
+    From the running daemon, or from the database if no daemon runs here. Exits with 0 if the daemon is ready: it
+    receives, and what it receives can be stored; with 1 if it is not, with 3 if no daemon runs.
 
     \b
-    Example:
+    Examples:
       ingestor status --watch
+      ingestor status --wait-ready 60
     """
     spool, loaded = _load(config)
     if watch:
         with exit_on_interrupt():
             _watch(partial(_take_sample, spool, loaded), output)
         return
-    sample = _take_sample(spool, loaded)
+    sample = _wait_until_ready(partial(_take_sample, spool, loaded), wait_ready)
     print_result(output, sample.data, lambda: "\n".join(map(printable, sample.lines)))
+    if sample.exit_code:
+        raise typer.Exit(sample.exit_code)
+
+
+def _wait_until_ready(take_sample: Callable[[], StatusSample], seconds: float) -> StatusSample:
+    """Take samples until one is ready, or the time is over; then return or raise what the last one is."""
+    end = boottime() + seconds
+    while True:
+        try:
+            sample = take_sample()
+            if not sample.exit_code:
+                return sample
+        except IngestorError:  # neither daemon nor database can be reached yet
+            if boottime() >= end:
+                raise
+        else:
+            if boottime() >= end:
+                if seconds:
+                    echo_stderr(f"not ready within {seconds:g} s")
+                return sample
+        sleep_until_closed(min(POLL_SECONDS, max(0.0, end - boottime())))
 
 
 def _load(path: Path | None) -> tuple[Path, Config | ConfigError]:
@@ -147,7 +186,7 @@ def _poll(take_sample: Callable[[], StatusSample], show: Callable[[list[str], di
 def _take_sample(spool: Path, config: Config | ConfigError) -> StatusSample:
     """Ask the daemon, else the database. Raises ControlError, DatabaseUnavailable and ``config`` if it is an error."""
     from ingestor.daemon import control_socket
-    from ingestor.monitoring.status import Status
+    from ingestor.monitoring.status import Status, check_readiness
 
     response = control_socket.send_request(spool, "status")
     if response is None:
@@ -164,6 +203,7 @@ def _take_sample(spool: Path, config: Config | ConfigError) -> StatusSample:
         rows=rows.new + rows.revised + rows.duplicate + rows.dead + rows.expired,
         data={"source": "daemon", **json.loads(live.to_json())},
         lines=(*_format_status(live), *problems),
+        exit_code=0 if check_readiness(live).ok else EXIT_NOT_READY,
     )
 
 
@@ -279,6 +319,7 @@ def _database_sample(config: Config) -> StatusSample:
         rows=sum(instance["row_count"] for instance in result["instances"]),
         data={"source": "database", **result},
         lines=tuple(_format_database_status(result)),
+        exit_code=EXIT_NO_DAEMON,
     )
 
 

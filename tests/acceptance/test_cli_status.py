@@ -87,9 +87,16 @@ def test_status_asks_the_daemon_despite_invalid_config(shared_daemon: SharedDaem
     assert no_daemon.stderr.startswith(f"{alone}:2:")
 
 
+def test_status_waits_until_the_daemon_is_ready(shared_daemon: SharedDaemon) -> None:
+    done = subprocess.run(shared_daemon.command_line("status", "--wait-ready", "30"), capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "running since" in done.stdout
+
+
 def test_status_without_daemon_reads_the_database(tmp_path: Path) -> None:
     config = quiet_database(tmp_path)
-    text = run_cli("status", "--config", str(config))
+    text = run_cli("status", "--config", str(config), "--wait-ready", "0.1")
+    assert (text.returncode, text.stderr) == (3, "not ready within 0.1 s\n")
     assert text.stdout.startswith("no running daemon could be reached; reported from the database\n")
     data = json.loads(run_cli("status", "--config", str(config), "--output", "json").stdout)
     assert data["source"] == "database"

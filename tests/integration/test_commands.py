@@ -285,6 +285,7 @@ async def test_status_escapes_hostile_text_of_provider(
     async with control_server(tmp_path / "spool", {"status": send_status}):
         text = await asyncio.to_thread(command, "status", "--config", config)
         as_json = await asyncio.to_thread(command, "status", "--config", config, "--output", "json")
+    assert (text.code, as_json.code) == (1, 1)
     assert f"not connected: {HARMLESS}, 7 frames" in text.out
     assert json.loads(as_json.out)["connections"][0]["last_error"] == HOSTILE
     assert all(line.isprintable() for line in (text.out + as_json.out).split("\n"))

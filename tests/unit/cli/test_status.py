@@ -11,7 +11,7 @@ from tests.unit.monitoring.healthy_status import AAPL, HOST1, HOST2, NOON, SENTI
 
 
 def sample(at: float, frames: int, rows: int, source_id: str = "42") -> StatusSample:
-    return StatusSample(at, source_id, frames, rows, {}, ())
+    return StatusSample(at, source_id, frames, rows, {}, (), 0)
 
 
 @pytest.mark.parametrize(
