@@ -55,7 +55,7 @@ def add(
 
     \b
     Examples:
-      ingestor add TSLA NVDA --reload
+      ingestor add TSLA NVDA --path /real-time/crowd-sentiment --reload
       ingestor add --from sp500.csv --path /real-time/tweet-volume
     """
     from ingestor.config.edit import add_tickers
