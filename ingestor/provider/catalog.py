@@ -98,7 +98,7 @@ def metrics_of(path: str) -> Mapping[str, str] | None:
 
 
 def requires_ticker(path: str, params: Mapping[str, str]) -> bool:
-    """Return whether the provider refuses these params for want of a ticker.
+    """Return whether the provider refuses these params because they name no ticker.
 
     An endpoint below ``/real-time/`` is for one ticker, or one user if its rows have a user_id. A stream sends all.
     """

@@ -416,7 +416,7 @@ WRONG = {
     "dead letter that does not exist": Wrong(
         "dead-letters show 7", r"no dead letter 7; `ingestor dead-letters list", 2
     ),
-    "retry of one that does not exist": Wrong(
+    "retry of an unknown dead letter": Wrong(
         "dead-letters retry 7", r"no dead letter 7; `ingestor dead-letters list", 2
     ),
     "id beyond all integers": Wrong(
